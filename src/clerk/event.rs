@@ -1,0 +1,263 @@
+//! From a proven body to a typed delivery, tolerantly.
+//!
+//! Absent, `null` and present are three different things: what is absent keeps what is stored. Only allow-listed
+//! fields are looked at, so nothing odd in any other field can spoil an event. What cannot be used becomes
+//! [`Content::Unusable`] with a reason that names fields and types, never values.
+//!
+//! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, except where the envelope has seconds.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::value::RawValue;
+
+use super::{signature::Verified, text::storable};
+use crate::model::{
+    Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, News, Patch, Source, Value, Version,
+};
+
+/// Below this an envelope's `timestamp` is in seconds: published examples have them, the wire has milliseconds.
+const FIRST_MILLISECOND_TIMESTAMP: i64 = 100_000_000_000;
+
+/// The longest event type that is kept, in bytes; Clerk's longest has 33.
+const MAX_TYPE_BYTES: usize = 255;
+
+/// The longest part of an actor's address or user agent that is kept, in characters.
+const MAX_ACTOR_CHARS: usize = 512;
+
+/// The event types that change something here.
+pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+
+/// A proven body, understood as far as we need it.
+#[derive(Debug)]
+pub struct Event {
+    pub delivery: Delivery,
+    /// Clerk's `instance_id`; absent in older deliveries and in Dashboard examples.
+    pub instance_id: Option<String>,
+    /// Whether an escaped NUL or lone surrogate became U+FFFD.
+    pub replaced_characters: bool,
+}
+
+type Object<'a> = HashMap<String, &'a RawValue>;
+
+/// What an event would be if nothing were wrong with it, or the reason why it is unusable.
+type Usable<T> = Result<T, String>;
+
+/// Understand a proven body. Never fails: what is wrong with it is part of the answer.
+pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event {
+    let lossy = String::from_utf8_lossy(verified.body());
+    let json = storable(&lossy);
+    let replaced_characters = matches!(json, Cow::Owned(_)) || matches!(lossy, Cow::Owned(_));
+    let mut event = Event {
+        delivery: Delivery {
+            svix_id: Some(verified.svix_id().clone()),
+            event_type: None,
+            clerk_id: None,
+            event_at: verified.attempted_at(),
+            received_at: now,
+            source: Source::Webhook,
+            payload: Bytes::clone(verified.body()),
+            content: Content::Ignored,
+        },
+        instance_id: None,
+        replaced_characters,
+    };
+    event.delivery.content = match object(&json) {
+        Some(envelope) => read_envelope(&envelope, &mut event, fields, now).unwrap_or_else(Content::Unusable),
+        None => Content::Unusable("the body is not a JSON object".to_owned()),
+    };
+    event
+}
+
+/// Fill in what is known of the event as early as possible, so that even an unusable one is kept under its user.
+fn read_envelope(
+    envelope: &Object<'_>,
+    event: &mut Event,
+    fields: FieldSet,
+    now: DateTime<Utc>,
+) -> Usable<Content> {
+    event.instance_id = envelope.get("instance_id").and_then(|raw| string(raw));
+    if let Some(at) =
+        envelope.get("timestamp").and_then(|raw| integer(raw)).and_then(|at| envelope_time(at, now))
+    {
+        event.delivery.event_at = at;
+    }
+    let data = envelope.get("data").and_then(|raw| object(raw.get()));
+    let id = data.as_ref().and_then(|data| data.get("id").copied()).filter(|raw| !is_null(raw));
+    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
+
+    let event_type = envelope
+        .get("type")
+        .and_then(|raw| string(raw))
+        .filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
+        .ok_or("the envelope has no usable `type`")?;
+    event.delivery.event_type = Some(event_type.clone());
+    if !SYNCED_TYPES.contains(&event_type.as_str()) {
+        // Whatever this id names, it is not a user.
+        event.delivery.clerk_id = None;
+        return Ok(Content::Ignored);
+    }
+    let deletion = event_type == "user.deleted";
+    if deletion && id.is_none() && data.is_some() {
+        return Ok(Content::Ignored);
+    }
+    let data = data.ok_or("`data` is not an object")?;
+    let clerk_id = event.delivery.clerk_id.clone().ok_or("`data.id` is not a string of 1 to 255 bytes")?;
+    let event_at = event.delivery.event_at;
+    let news = if deletion {
+        News::Delete
+    } else {
+        News::Upsert {
+            patch: read_patch(&data, fields)?,
+            created_at: data.get("created_at").and_then(|raw| integer(raw)).and_then(instant),
+        }
+    };
+    let updated_at = data
+        .get("updated_at")
+        .and_then(|raw| integer(raw))
+        .and_then(instant)
+        .filter(|at| plausible(*at, now));
+    Ok(Content::Change(Change {
+        clerk_id,
+        version: Version {
+            version: updated_at.unwrap_or(event_at).timestamp_millis(),
+            event_at: event_at.timestamp_millis(),
+            tie: event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        },
+        // The deletion itself stores no actor: it would be the first thing to erase.
+        actor: if deletion { None } else { read_actor(envelope) },
+        news,
+    }))
+}
+
+fn envelope_time(timestamp: i64, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let milliseconds =
+        if timestamp < FIRST_MILLISECOND_TIMESTAMP { timestamp.checked_mul(1000)? } else { timestamp };
+    instant(milliseconds).filter(|at| at.timestamp() >= 0 && plausible(*at, now))
+}
+
+/// A time more than a day ahead of us is a mistake, and would freeze the user until then.
+fn plausible(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    at - now <= TimeDelta::days(1)
+}
+
+/// Unix milliseconds within the years that every store can hold.
+fn instant(milliseconds: i64) -> Option<DateTime<Utc>> {
+    const YEAR_1: i64 = -62_135_596_800_000;
+    const YEAR_9999: i64 = 253_402_300_799_999;
+    (YEAR_1..=YEAR_9999).contains(&milliseconds).then(|| DateTime::from_timestamp_millis(milliseconds))?
+}
+
+/// The allow-listed fields of a user; anything else in `data` is not even looked at.
+fn read_patch(data: &Object<'_>, fields: FieldSet) -> Usable<Patch> {
+    let mut patch = Patch::default();
+    for field in fields.iter() {
+        let value = match field {
+            Field::Email => primary(data, "primary_email_address_id", "email_addresses")?
+                .map(|entry| entry.map_or(Ok(Value::Null), |entry| text_in(&entry, "email_address")))
+                .transpose()?,
+            Field::EmailVerified => primary(data, "primary_email_address_id", "email_addresses")?
+                .map(|entry| entry.map_or(Value::Null, |entry| Value::Bool(is_verified(&entry)))),
+            Field::PhoneNumber => primary(data, "primary_phone_number_id", "phone_numbers")?
+                .map(|entry| entry.map_or(Ok(Value::Null), |entry| text_in(&entry, "phone_number")))
+                .transpose()?,
+            Field::FirstName | Field::LastName | Field::ImageUrl | Field::Username | Field::ExternalId => {
+                data.get(field.name()).map(|raw| text(raw, field.name())).transpose()?
+            }
+            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
+                data.get(field.name()).map(|raw| json(raw))
+            }
+            Field::Banned | Field::Locked => {
+                data.get(field.name()).map(|raw| boolean(raw, field.name())).transpose()?
+            }
+            Field::LastSignInAt | Field::LastActiveAt => {
+                data.get(field.name()).map(|raw| time(raw, field.name())).transpose()?
+            }
+        };
+        if let Some(value) = value {
+            patch.set(field, value);
+        }
+    }
+    Ok(patch)
+}
+
+/// The entry of `list` that `id_field` points to. `None`: nothing is said. `Some(None)`: there is none, be it that
+/// the id is null or that it dangles.
+fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Usable<Option<Option<Object<'a>>>> {
+    let Some(id) = data.get(id_field) else { return Ok(None) };
+    if is_null(id) {
+        return Ok(Some(None));
+    }
+    let id = string(id).ok_or_else(|| format!("`data.{id_field}` is neither a string nor null"))?;
+    let Some(entries) = data.get(list) else { return Ok(None) };
+    if is_null(entries) {
+        return Ok(Some(None));
+    }
+    let entries: Vec<&RawValue> =
+        serde_json::from_str(entries.get()).map_err(|_| format!("`data.{list}` is not an array"))?;
+    let named = |entry: &Object<'_>| entry.get("id").and_then(|raw| string(raw)).is_some_and(|own| own == id);
+    Ok(Some(entries.into_iter().filter_map(|entry| object(entry.get())).find(named)))
+}
+
+fn is_verified(entry: &Object<'_>) -> bool {
+    let verification = entry.get("verification").and_then(|raw| object(raw.get()));
+    let status = verification.and_then(|verification| verification.get("status").and_then(|raw| string(raw)));
+    status.is_some_and(|status| status == "verified")
+}
+
+fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
+    let attributes = object(envelope.get("event_attributes")?.get())?;
+    let request = object(attributes.get("http_request")?.get())?;
+    let filled = |name: &str| {
+        let value: String = string(request.get(name)?)?.chars().take(MAX_ACTOR_CHARS).collect();
+        (!value.is_empty()).then_some(value)
+    };
+    let actor = Actor { ip: filled("client_ip"), user_agent: filled("user_agent") };
+    (actor.ip.is_some() || actor.user_agent.is_some()).then_some(actor)
+}
+
+/// Of repeated keys the last one counts, as everywhere in JSON.
+fn object(json: &str) -> Option<Object<'_>> {
+    serde_json::from_str(json).ok()
+}
+
+fn is_null(raw: &RawValue) -> bool {
+    raw.get() == "null"
+}
+
+fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+fn integer(raw: &RawValue) -> Option<i64> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+fn text_in(entry: &Object<'_>, name: &str) -> Usable<Value> {
+    entry.get(name).map_or(Ok(Value::Null), |raw| text(raw, name))
+}
+
+fn text(raw: &RawValue, name: &str) -> Usable<Value> {
+    let text: Option<String> =
+        serde_json::from_str(raw.get()).map_err(|_| format!("`{name}` is neither a string nor null"))?;
+    Ok(text.map_or(Value::Null, Value::Text))
+}
+
+fn boolean(raw: &RawValue, name: &str) -> Usable<Value> {
+    let truth: Option<bool> =
+        serde_json::from_str(raw.get()).map_err(|_| format!("`{name}` is neither a boolean nor null"))?;
+    Ok(truth.map_or(Value::Null, Value::Bool))
+}
+
+fn time(raw: &RawValue, name: &str) -> Usable<Value> {
+    if is_null(raw) {
+        return Ok(Value::Null);
+    }
+    let at = integer(raw).and_then(instant);
+    at.map(Value::Time).ok_or_else(|| format!("`{name}` is neither unix milliseconds nor null"))
+}
+
+fn json(raw: &RawValue) -> Value {
+    if is_null(raw) { Value::Null } else { Value::Json(raw.get().to_owned()) }
+}

@@ -1,0 +1,1 @@
+//! Sample events, as Clerk would send them, for trying things out.

@@ -1,0 +1,1 @@
+//! Configuration: read only by `cli`.

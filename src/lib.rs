@@ -1,0 +1,22 @@
+//! clerk-sync keeps a database in step with Clerk: webhooks, verified, applied exactly once and in the right order.
+//!
+//! The rooms, in the order in which data meets them. A room imports only rooms to its left (a test holds it to that):
+//!
+//! `model < clerk < store < sync < work < http < cli`, and the leaves `config` and `telemetry`.
+
+pub mod model;
+
+pub mod clerk;
+
+pub mod store;
+
+pub mod sync;
+
+pub mod work;
+
+pub mod http;
+
+pub mod cli;
+
+pub mod config;
+pub mod telemetry;

@@ -1,0 +1,44 @@
+//! The audit trail: who changed when and in which fields, never to what.
+
+use chrono::{DateTime, Utc};
+
+use super::{Actor, ClerkId, Field, Source, SvixId};
+
+/// What happened to the *row* (not the type of the event that caused it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditAction {
+    UserCreated,
+    UserUpdated,
+    UserHardDeleted,
+    UserAnonymized,
+}
+
+impl AuditAction {
+    /// The public name, as in `audit_log.action`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UserCreated => "USER_CREATED",
+            Self::UserUpdated => "USER_UPDATED",
+            Self::UserHardDeleted => "USER_HARD_DELETED",
+            Self::UserAnonymized => "USER_ANONYMIZED",
+        }
+    }
+}
+
+/// One line of `audit_log`, with what goes to `audit_actors`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditEntry {
+    /// When we wrote it.
+    pub at: DateTime<Utc>,
+    pub action: AuditAction,
+    pub clerk_id: ClerkId,
+    /// The delivery that caused it, if one did.
+    pub svix_id: Option<SvixId>,
+    pub source: Source,
+    /// Names only.
+    pub changed_fields: Vec<Field>,
+    /// When it happened at Clerk.
+    pub event_at: DateTime<Utc>,
+    /// Personal data, kept apart in `audit_actors` so that an erasure can empty it.
+    pub actor: Option<Actor>,
+}

@@ -1,0 +1,91 @@
+//! A delivery: one piece of news about one entity, from wherever it came.
+
+use std::fmt;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use super::{ClerkId, Patch, SvixId, Version};
+
+/// Where news came from; kept in `audit_log.source`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Webhook,
+    Cli,
+}
+
+impl Source {
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Cli => "cli",
+        }
+    }
+}
+
+/// One delivery, parsed as far as we sync it.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// `None` for news that did not come as a webhook.
+    pub svix_id: Option<SvixId>,
+    /// Clerk's name of the event, such as `user.updated`, if it could be read.
+    pub event_type: Option<String>,
+    /// The user it is about, where known.
+    pub clerk_id: Option<ClerkId>,
+    /// When it happened at Clerk.
+    pub event_at: DateTime<Utc>,
+    /// When it came to us.
+    pub received_at: DateTime<Utc>,
+    pub source: Source,
+    /// The raw body, kept until its fate is known so that it can be parked byte for byte.
+    pub payload: Bytes,
+    pub content: Content,
+}
+
+/// What a delivery says.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A change of a user.
+    Change(Change),
+    /// Nothing that we sync.
+    Ignored,
+    /// Genuine, but cannot be understood. The reason names fields and types, never values.
+    Unusable(String),
+}
+
+/// A change of one user.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub clerk_id: ClerkId,
+    pub version: Version,
+    pub news: News,
+    /// Who caused it, where Clerk says so.
+    pub actor: Option<Actor>,
+}
+
+/// What the change is.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// The user exists and looks like this, as far as the patch goes.
+    Upsert {
+        patch: Patch,
+        /// When the user signed up, Clerk's own time.
+        created_at: Option<DateTime<Utc>>,
+    },
+    /// The user is gone, for ever.
+    Delete,
+}
+
+/// The person behind an event: personal data.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Actor {
+    pub ip: Option<String>,
+    pub user_agent: Option<String>,
+}
+
+impl fmt::Debug for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Actor(redacted)")
+    }
+}

@@ -1,0 +1,93 @@
+//! Identifiers, checked once at the door.
+
+use std::fmt;
+
+/// The longest identifier we keep, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// Clerk's id of a user, such as `user_29w83sxmDNGwOuEthce5gg56FcC`. Case matters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClerkId(String);
+
+impl ClerkId {
+    /// `None` if `id` is empty or longer than [`MAX_ID_BYTES`].
+    pub fn new(id: impl Into<String>) -> Option<Self> {
+        let id = id.into();
+        (1..=MAX_ID_BYTES).contains(&id.len()).then_some(Self(id))
+    }
+
+    /// The id as Clerk writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether these bytes name exactly this id, and not merely a longer one that contains it.
+    pub fn is_named_in(&self, bytes: &[u8]) -> bool {
+        let id = self.0.as_bytes();
+        let part_of_an_id = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        bytes.windows(id.len()).enumerate().any(|(start, window)| {
+            window == id
+                && !part_of_an_id(start.checked_sub(1).and_then(|before| bytes.get(before)))
+                && !part_of_an_id(bytes.get(start + id.len()))
+        })
+    }
+}
+
+/// Svix's id of a message (`svix-id`): the same over retries and replays of one event.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SvixId(String);
+
+impl SvixId {
+    /// `None` unless `id` is 1 to [`MAX_ID_BYTES`] visible ASCII characters.
+    pub fn new(id: impl Into<String>) -> Option<Self> {
+        let id = id.into();
+        let plausible = (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+        plausible.then_some(Self(id))
+    }
+
+    /// The id as Svix writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! show_as_text {
+    ($($id:ty),+) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )+};
+}
+show_as_text!(ClerkId, SvixId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_named_only_where_it_stands_alone() {
+        let id = ClerkId::new("user_1").expect("valid");
+        assert!(id.is_named_in(br#"{"id":"user_1","#));
+        assert!(id.is_named_in(b"user_1"));
+        assert!(!id.is_named_in(br#"{"id":"user_12"}"#));
+        assert!(!id.is_named_in(br#"{"id":"superuser_1"}"#));
+        assert!(id.is_named_in(br#""user_12","user_1""#));
+    }
+
+    #[test]
+    fn ids_that_no_index_can_hold_are_refused() {
+        assert!(ClerkId::new("").is_none());
+        assert!(ClerkId::new("x".repeat(256)).is_none());
+        assert!(SvixId::new("msg 1").is_none());
+        assert!(SvixId::new("msg_é").is_none());
+        assert!(SvixId::new("msg_1").is_some());
+    }
+}

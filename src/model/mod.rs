@@ -1,0 +1,20 @@
+//! Values: what a user, a delivery, a version and an outcome *are*.
+//!
+//! Everything here is plain data with its own small laws. No I/O, no async, no clock.
+//! Values of people never appear in `Debug` output.
+
+pub mod audit;
+pub mod delivery;
+pub mod field;
+pub mod id;
+pub mod outcome;
+pub mod user;
+pub mod version;
+
+pub use audit::{AuditAction, AuditEntry};
+pub use delivery::{Actor, Change, Content, Delivery, News, Source};
+pub use field::{Field, FieldSet};
+pub use id::{ClerkId, SvixId};
+pub use outcome::Outcome;
+pub use user::{Patch, Profile, User, Value};
+pub use version::{Register, Version};

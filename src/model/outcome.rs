@@ -1,0 +1,44 @@
+//! What became of a delivery.
+
+use std::fmt;
+
+/// The answer's `status`, also kept in `processed_webhooks.outcome` and used as a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The database changed.
+    Applied,
+    /// Newer, but no allow-listed field differs: only `updated_at` and `synced_at` moved.
+    Unchanged,
+    /// Not newer than what is stored, or the user is deleted.
+    Stale,
+    /// This `svix-id` was processed before.
+    Duplicate,
+    /// A type we do not sync, or a deletion without an id; recorded all the same.
+    Ignored,
+    /// Genuine but unusable for now: kept in `webhook_queue`.
+    Parked,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 6] =
+        [Self::Applied, Self::Unchanged, Self::Stale, Self::Duplicate, Self::Ignored, Self::Parked];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Stale => "stale",
+            Self::Duplicate => "duplicate",
+            Self::Ignored => "ignored",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

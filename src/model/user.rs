@@ -1,0 +1,233 @@
+//! A user as the database holds them, and the patches that change them.
+
+use std::{fmt, ops::Index};
+
+use chrono::{DateTime, Utc};
+
+use super::{ClerkId, Field, FieldSet};
+
+/// The value of one synced field.
+#[derive(Clone, Default)]
+pub enum Value {
+    #[default]
+    Null,
+    Text(String),
+    Bool(bool),
+    Time(DateTime<Utc>),
+    /// JSON text. Equal if it means the same, however it is written.
+    Json(String),
+}
+
+impl Value {
+    /// The text of a text field.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The truth of a boolean field.
+    pub fn bool(&self) -> Option<bool> {
+        match self {
+            Self::Bool(truth) => Some(*truth),
+            _ => None,
+        }
+    }
+
+    /// The instant of a time field.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Time(time) => Some(*time),
+            _ => None,
+        }
+    }
+
+    /// The JSON text of a metadata field.
+    pub fn json(&self) -> Option<&str> {
+        match self {
+            Self::Json(json) => Some(json),
+            _ => None,
+        }
+    }
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Null, Self::Null) => true,
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Bool(a), Self::Bool(b)) => a == b,
+            (Self::Time(a), Self::Time(b)) => a == b,
+            (Self::Json(a), Self::Json(b)) => a == b || json::means_the_same(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Null => "null",
+            Self::Text(_) => "text",
+            Self::Bool(_) => "bool",
+            Self::Time(_) => "time",
+            Self::Json(_) => "json",
+        })
+    }
+}
+
+/// Everything synced of a user: one value per [`Field`], `Null` where there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile([Value; Field::ALL.len()]);
+
+impl Profile {
+    /// Replace the value of one field.
+    pub fn set(&mut self, field: Field, value: Value) {
+        self.0[field as usize] = value;
+    }
+
+    /// Apply a patch and tell which fields it really changed, in the order of the columns.
+    pub fn apply(&mut self, patch: &Patch, allowed: FieldSet) -> Vec<Field> {
+        let mut changed = Vec::new();
+        for field in allowed.iter() {
+            if let Some(value) = patch.get(field)
+                && self[field] != *value
+            {
+                self.set(field, value.clone());
+                changed.push(field);
+            }
+        }
+        changed
+    }
+}
+
+impl Index<Field> for Profile {
+    type Output = Value;
+
+    fn index(&self, field: Field) -> &Value {
+        &self.0[field as usize]
+    }
+}
+
+/// What an event says of a user. A field that is absent keeps what is stored; `Null` clears it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Patch([Option<Value>; Field::ALL.len()]);
+
+impl Patch {
+    /// Say that `field` now has this value.
+    pub fn set(&mut self, field: Field, value: Value) {
+        self.0[field as usize] = Some(value);
+    }
+
+    /// What is said of `field`; `None` if nothing is.
+    pub fn get(&self, field: Field) -> Option<&Value> {
+        self.0[field as usize].as_ref()
+    }
+}
+
+/// A row of `users`, without the columns that belong to the application.
+#[derive(Clone, Debug, PartialEq)]
+pub struct User {
+    pub clerk_id: ClerkId,
+    pub profile: Profile,
+    /// Clerk's own time of the sign-up, if it was ever told.
+    pub created_at: Option<DateTime<Utc>>,
+    /// Clerk's own time of the newest change.
+    pub updated_at: DateTime<Utc>,
+    /// When we last wrote the row for news.
+    pub synced_at: DateTime<Utc>,
+    /// Set once the row is anonymised.
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+mod json {
+    //! JSON by meaning: key order, white space and the spelling of numbers do not matter.
+
+    use serde_json::{Number, Value};
+
+    pub(super) fn means_the_same(a: &str, b: &str) -> bool {
+        match (serde_json::from_str(a), serde_json::from_str(b)) {
+            (Ok(a), Ok(b)) => same(&a, &b),
+            // Nested deeper than the parser goes: what cannot be compared counts as different, and is written.
+            _ => false,
+        }
+    }
+
+    fn same(a: &Value, b: &Value) -> bool {
+        match (a, b) {
+            (Value::Array(a), Value::Array(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+            }
+            (Value::Object(a), Value::Object(b)) => {
+                a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+            }
+            (Value::Number(a), Value::Number(b)) => a == b || decimal(a) == decimal(b),
+            _ => a == b,
+        }
+    }
+
+    /// A number as (negative, significant digits, power of ten of the last digit): exact, whatever its size.
+    fn decimal(number: &Number) -> (bool, String, i128) {
+        let text = number.as_str();
+        let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{fraction}");
+        let significant = digits.trim_start_matches('0').trim_end_matches('0');
+        if significant.is_empty() {
+            return (false, String::new(), 0);
+        }
+        let trailing_zeros = digits.len() - digits.trim_end_matches('0').len();
+        let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX);
+        let power = i128::from(exponent) - fraction.len() as i128 + trailing_zeros as i128;
+        (negative, significant.to_owned(), power)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> Value {
+        Value::Json(text.to_owned())
+    }
+
+    #[test]
+    fn json_is_compared_by_meaning() {
+        assert_eq!(json(r#"{"a":1,"b":[true,null]}"#), json(r#"{ "b": [true, null], "a": 1.0 }"#));
+        assert_eq!(json("1e2"), json("100"));
+        assert_eq!(json("-0"), json("0.00"));
+        assert_ne!(json("12345678901234567890123"), json("12345678901234567890124"));
+        assert_ne!(json("0.1"), json("0.10000000000000001"));
+        assert_ne!(json("1"), json("-1"));
+        assert_ne!(json("[1,2]"), json("[2,1]"));
+    }
+
+    #[test]
+    fn json_too_deep_to_compare_counts_as_different_unless_it_is_the_same_text() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        assert_eq!(json(&deep), json(&deep));
+        assert_ne!(json(&deep), json(&format!(" {deep}")));
+    }
+
+    #[test]
+    fn a_patch_changes_only_what_is_allowed_and_differs() {
+        let allowed: FieldSet = [Field::Email, Field::FirstName].into_iter().collect();
+        let mut profile = Profile::default();
+        profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+        let mut patch = Patch::default();
+        patch.set(Field::FirstName, Value::Text("Ada".to_owned()));
+        patch.set(Field::Email, Value::Text("ada@example.com".to_owned()));
+        patch.set(Field::Username, Value::Text("ada".to_owned()));
+
+        assert_eq!(profile.apply(&patch, allowed), vec![Field::Email]);
+        assert_eq!(profile[Field::Username], Value::Null);
+    }
+
+    #[test]
+    fn debug_output_shows_no_values() {
+        let value = Value::Text("ada@example.com".to_owned());
+        assert_eq!(format!("{value:?}"), "text");
+    }
+}

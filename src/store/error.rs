@@ -1,0 +1,75 @@
+//! What can go wrong in a store, in neutral words.
+//!
+//! Databases put row values into their messages and details. An error of ours carries the code and the names of
+//! table, column and constraint, and never the message itself.
+
+use std::fmt;
+
+/// What kind of trouble it is, which decides what happens to the delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The database is away, full, read-only or shutting down. Try later.
+    Unavailable,
+    /// Serialisation failure or deadlock: trying again at once is likely to work.
+    Conflict,
+    /// Somebody holds a lock for too long.
+    Locked,
+    /// An entity appeared or vanished while we worked. Begin again.
+    Raced,
+    /// The data can never be stored.
+    BadData,
+    /// A constraint or trigger of the application refuses.
+    Refused,
+    /// The tables are not what we need; the message explains.
+    Schema,
+    /// Anything else: our fault.
+    Broken,
+}
+
+/// A store's error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreError {
+    pub trouble: Trouble,
+    /// SQLSTATE or the store's own code.
+    pub code: Option<String>,
+    /// Names only, such as `table orders, constraint orders_user_id_fkey`; for [`Trouble::Schema`] a sentence.
+    pub place: Option<String>,
+}
+
+impl StoreError {
+    /// Trouble without a code.
+    pub fn new(trouble: Trouble) -> Self {
+        Self { trouble, code: None, place: None }
+    }
+
+    /// The tables are not what we need.
+    pub fn schema(explanation: String) -> Self {
+        Self { trouble: Trouble::Schema, code: None, place: Some(explanation) }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.trouble == Trouble::Schema {
+            return f.write_str(self.place.as_deref().unwrap_or("the tables are not what is needed"));
+        }
+        f.write_str(match self.trouble {
+            Trouble::Unavailable => "the database is not available",
+            Trouble::Conflict => "the database saw a conflict",
+            Trouble::Locked => "somebody holds a lock for too long",
+            Trouble::Raced => "somebody else wrote the same entity",
+            Trouble::BadData => "the database cannot store the data",
+            Trouble::Refused => "a constraint or trigger refuses",
+            Trouble::Schema | Trouble::Broken => "the database refused a statement",
+        })?;
+        if let Some(code) = &self.code {
+            write!(f, " ({code})")?;
+        }
+        if let Some(place) = &self.place {
+            write!(f, ": {place}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for StoreError {}

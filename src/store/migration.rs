@@ -1,0 +1,85 @@
+//! Migrations: SQL files embedded in the binary, applied in order and remembered with a checksum.
+
+use sha2::{Digest, Sha256};
+
+/// One migration of one keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migration {
+    /// 1, 2, 3, …
+    pub version: i64,
+    pub name: &'static str,
+    pub(super) sql: &'static str,
+}
+
+impl Migration {
+    /// SHA-256 of the file, in hexadecimal: a file that was changed after it was applied is noticed.
+    pub(super) fn checksum(&self) -> String {
+        use std::fmt::Write;
+        Sha256::digest(self.sql).iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+
+    /// Which of `known` are still to be applied, given versions and checksums of those that are.
+    ///
+    /// # Errors
+    /// If the database is newer than this program, or a file differs from what was applied.
+    pub(super) fn pending(known: &[Self], applied: &[(i64, String)]) -> super::Result<Vec<Self>> {
+        for (version, checksum) in applied {
+            let Some(migration) = known.iter().find(|migration| migration.version == *version) else {
+                return Err(super::StoreError::schema(format!(
+                    "the database has migration {version}, which this version of clerk-sync does not know: run a newer one"
+                )));
+            };
+            if migration.checksum() != *checksum {
+                return Err(super::StoreError::schema(format!(
+                    "migration {version} ({}) was applied from a different file: run the version of clerk-sync that applied it",
+                    migration.name
+                )));
+            }
+        }
+        let is_applied = |migration: &Self| applied.iter().any(|(version, _)| *version == migration.version);
+        Ok(known.iter().copied().filter(|migration| !is_applied(migration)).collect())
+    }
+}
+
+/// A migration and whether it is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationStatus {
+    pub migration: Migration,
+    pub applied: bool,
+}
+
+/// Embed `migrations/<keeper>/<version>_<name>.sql`.
+macro_rules! migrations {
+    ($keeper:literal: $($version:literal $name:literal),+ $(,)?) => {
+        [$($crate::store::Migration {
+            version: $version,
+            name: $name,
+            sql: include_str!(concat!("../../../migrations/", $keeper, "/000", $version, "_", $name, ".sql")),
+        }),+]
+    };
+}
+pub(super) use migrations;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: [Migration; 2] =
+        [Migration { version: 1, name: "one", sql: "a" }, Migration { version: 2, name: "two", sql: "b" }];
+
+    #[test]
+    fn only_what_is_not_applied_is_pending() {
+        let first = (1, KNOWN[0].checksum());
+        assert_eq!(Migration::pending(&KNOWN, &[]).expect("fine").len(), 2);
+        assert_eq!(Migration::pending(&KNOWN, &[first]).expect("fine"), [KNOWN[1]]);
+    }
+
+    #[test]
+    fn a_newer_database_and_a_changed_file_are_refused() {
+        assert!(Migration::pending(&KNOWN, &[(3, "x".to_owned())]).is_err());
+        assert!(Migration::pending(&KNOWN, &[(1, "x".to_owned())]).is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! The store contract: what every database must be able to do for us, in verbs.
+//!
+//! The rules stay in `sync`; a keeper only carries out. Two keepers stand here, [`postgres`] and [`sqlite`], and
+//! one suite of promises (`tests/it/promises.rs`) is this contract in executable form.
+//!
+//! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
+//! its connection is closed rather than handed to anybody else.
+
+mod error;
+mod migration;
+pub mod postgres;
+pub mod schema;
+pub mod sqlite;
+
+use std::collections::{HashMap, HashSet};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+pub use error::{StoreError, Trouble};
+pub use migration::{Migration, MigrationStatus};
+
+use crate::model::{AuditEntry, ClerkId, FieldSet, Outcome, Profile, Register, SvixId, User};
+
+/// What a store call gives.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A database that keeps users.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// How many transactions it can usefully run side by side.
+    fn writers(&self) -> usize;
+
+    /// Begin a transaction.
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>>;
+
+    /// Apply pending migrations in one transaction, safe when several processes do it at once, and check that the
+    /// tables are what we need. Returns what was applied.
+    async fn migrate(&self) -> Result<Vec<Migration>>;
+
+    /// Every migration we know, and whether it is applied.
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>>;
+
+    /// Reachable, and every migration applied?
+    async fn ready(&self) -> Result<Readiness>;
+
+    /// One user's row.
+    async fn user(&self, id: &ClerkId) -> Result<Option<User>>;
+
+    /// Take up to `limit` parked deliveries whose time has come, and put the others off until `lease`, so that
+    /// nobody else takes them meanwhile.
+    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>>;
+
+    /// How many deliveries are parked.
+    async fn queue_depth(&self) -> Result<QueueDepth>;
+
+    /// Forget up to `limit` processed ids older than `before`; returns how many.
+    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
+
+    /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
+    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
+
+    /// Finish what runs and close every connection.
+    async fn close(&self);
+}
+
+/// One transaction. Ids are given sorted and each at most once; empty slices cost nothing.
+#[async_trait]
+pub trait Transaction: Send {
+    /// Record deliveries as processed; returns those that were not recorded before.
+    /// What was parked under a fresh id leaves the queue.
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
+
+    /// Correct the outcome of recorded deliveries.
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()>;
+
+    /// Lock and read the version register of these users, as far as there is one.
+    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
+
+    /// Lock and read one user's register, making a blank one where there is none.
+    async fn hold(&mut self, id: &ClerkId) -> Result<Register>;
+
+    /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
+    /// [`registers`](Self::registers) read.
+    async fn advance(&mut self, registers: &[Advance]) -> Result<()>;
+
+    /// Load the rows of these users.
+    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>>;
+
+    /// Insert rows. [`Trouble::Raced`] if one is there already.
+    async fn insert_users(&mut self, users: &[User]) -> Result<()>;
+
+    /// Update the allow-listed columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
+    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
+
+    /// Delete rows; returns those that were there. If the application's constraint or trigger refuses any of them,
+    /// nothing is deleted, the error is [`Trouble::Refused`], and the transaction can go on.
+    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>>;
+
+    /// Anonymise rows that are not yet; returns those that were there. Refusals are as in
+    /// [`delete_users`](Self::delete_users).
+    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
+
+    /// Remove everything else that is kept of these users: parked deliveries and audit actors.
+    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()>;
+
+    /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one.
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
+
+    /// Remove parked deliveries.
+    async fn discard(&mut self, ids: &[SvixId]) -> Result<()>;
+
+    /// How often each of these parked deliveries was tried.
+    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>>;
+
+    /// Keep deliveries for later, in place of a record that they were processed.
+    async fn park(&mut self, parked: &[Parked]) -> Result<()>;
+
+    /// Append to the audit trail.
+    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()>;
+
+    /// Make it last. An error may also mean that the answer was lost.
+    async fn commit(self: Box<Self>) -> Result<()>;
+
+    /// Undo it all and give the connection back.
+    async fn rollback(self: Box<Self>);
+}
+
+/// How long a transaction waits for locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// 1.5 s: somebody is working, and will soon be done.
+    Normal,
+    /// 50 ms: one of many small steps, which together must not outlast the sender's patience.
+    Short,
+}
+
+/// Whether a store can work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// Reachable, but migrations are pending.
+    SchemaNotCurrent,
+}
+
+/// A delivery that was processed.
+#[derive(Debug)]
+pub struct Record<'a> {
+    pub svix_id: &'a SvixId,
+    pub event_type: Option<&'a str>,
+    pub outcome: Outcome,
+    pub clerk_id: Option<&'a ClerkId>,
+    pub event_at: DateTime<Utc>,
+    pub processed_at: DateTime<Utc>,
+}
+
+/// A step of one user's register.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advance {
+    pub clerk_id: ClerkId,
+    pub register: Register,
+    /// Whether the register had no entry when it was read.
+    pub new: bool,
+}
+
+/// A delivery in `webhook_queue`.
+#[derive(Clone, Debug)]
+pub struct Parked {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub clerk_id: Option<ClerkId>,
+    /// The raw body.
+    pub payload: Bytes,
+    pub attempts: u32,
+    /// When to try again; `None` if never, which is the state `dead`.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub received_at: DateTime<Utc>,
+    /// Why, without anybody's data.
+    pub last_error: String,
+}
+
+impl Parked {
+    /// `webhook_queue.state`.
+    pub fn state(&self) -> &'static str {
+        if self.next_attempt_at.is_some() { "pending" } else { "dead" }
+    }
+}
+
+/// Parked deliveries by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepth {
+    pub pending: u64,
+    pub dead: u64,
+}
+
+/// A user in a table that is not ours.
+#[derive(Clone, Debug)]
+pub struct ForeignUser {
+    /// As the table has it: it may be no usable id.
+    pub clerk_id: String,
+    pub profile: Profile,
+    pub created_at: Option<DateTime<Utc>>,
+    pub updated_at: Option<DateTime<Utc>>,
+    /// Whether the table says that the user is deleted.
+    pub deleted: bool,
+}

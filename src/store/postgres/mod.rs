@@ -1,0 +1,1 @@
+//! PostgreSQL, the first-class keeper.

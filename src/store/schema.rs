@@ -1,0 +1,155 @@
+//! The tables and columns that every keeper has, in neutral types.
+//!
+//! At start a table of ours that exists with a required column missing or of another type is refused with an
+//! explanation. Extra columns are the application's.
+
+use std::fmt;
+
+use super::StoreError;
+
+/// The type of a column, whatever a keeper calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    BigInt,
+    Int,
+    Text,
+    Bool,
+    Time,
+    Json,
+    Bytes,
+    TextArray,
+}
+
+/// A table of ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    pub name: &'static str,
+    pub columns: &'static [(&'static str, Kind)],
+}
+
+/// Every table, as users rely on it.
+pub const TABLES: [Table; 6] = [
+    Table {
+        name: "users",
+        columns: &[
+            ("id", Kind::BigInt),
+            ("clerk_id", Kind::Text),
+            ("email", Kind::Text),
+            ("email_verified", Kind::Bool),
+            ("first_name", Kind::Text),
+            ("last_name", Kind::Text),
+            ("image_url", Kind::Text),
+            ("username", Kind::Text),
+            ("phone_number", Kind::Text),
+            ("external_id", Kind::Text),
+            ("public_metadata", Kind::Json),
+            ("unsafe_metadata", Kind::Json),
+            ("private_metadata", Kind::Json),
+            ("banned", Kind::Bool),
+            ("locked", Kind::Bool),
+            ("last_sign_in_at", Kind::Time),
+            ("last_active_at", Kind::Time),
+            ("preferences", Kind::Json),
+            ("created_at", Kind::Time),
+            ("updated_at", Kind::Time),
+            ("synced_at", Kind::Time),
+            ("deleted_at", Kind::Time),
+        ],
+    },
+    Table {
+        name: "processed_webhooks",
+        columns: &[
+            ("svix_id", Kind::Text),
+            ("event_type", Kind::Text),
+            ("outcome", Kind::Text),
+            ("clerk_id", Kind::Text),
+            ("event_at", Kind::Time),
+            ("processed_at", Kind::Time),
+        ],
+    },
+    Table {
+        name: "entity_versions",
+        columns: &[
+            ("kind", Kind::Text),
+            ("clerk_id", Kind::Text),
+            ("version", Kind::BigInt),
+            ("event_at", Kind::BigInt),
+            ("tie", Kind::Text),
+            ("deleted", Kind::Bool),
+        ],
+    },
+    Table {
+        name: "audit_log",
+        columns: &[
+            ("id", Kind::BigInt),
+            ("at", Kind::Time),
+            ("action", Kind::Text),
+            ("clerk_id", Kind::Text),
+            ("svix_id", Kind::Text),
+            ("source", Kind::Text),
+            ("changed_fields", Kind::TextArray),
+            ("event_at", Kind::Time),
+        ],
+    },
+    Table {
+        name: "audit_actors",
+        columns: &[("audit_id", Kind::BigInt), ("ip", Kind::Text), ("user_agent", Kind::Text)],
+    },
+    Table {
+        name: "webhook_queue",
+        columns: &[
+            ("svix_id", Kind::Text),
+            ("event_type", Kind::Text),
+            ("clerk_id", Kind::Text),
+            ("payload", Kind::Bytes),
+            ("state", Kind::Text),
+            ("attempts", Kind::Int),
+            ("next_attempt_at", Kind::Time),
+            ("received_at", Kind::Time),
+            ("last_error", Kind::Text),
+        ],
+    },
+];
+
+/// A column that the database has.
+#[derive(Clone, Debug)]
+pub(super) struct Column {
+    pub(super) table: String,
+    pub(super) name: String,
+    /// In the database's own words.
+    pub(super) type_name: String,
+}
+
+/// Compare the tables that exist with what is needed. A table without any column does not exist, which is fine:
+/// a migration makes it.
+pub(super) fn check(
+    columns: &[Column],
+    place: &impl fmt::Display,
+    fits: impl Fn(Kind, &str) -> bool,
+    remedy: &str,
+) -> Result<(), StoreError> {
+    let mut mistakes = Vec::new();
+    for table in TABLES {
+        let found: Vec<&Column> = columns.iter().filter(|column| column.table == table.name).collect();
+        if found.is_empty() {
+            continue;
+        }
+        for (name, kind) in table.columns {
+            match found.iter().find(|column| column.name == *name) {
+                None => mistakes.push(format!("table {}: column {name} is missing", table.name)),
+                Some(column) if !fits(*kind, &column.type_name) => {
+                    mistakes
+                        .push(format!("table {}: column {name} is of type {}", table.name, column.type_name));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    if mistakes.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::schema(format!(
+        "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
+        mistakes.join("; ")
+    )))
+}

@@ -1,0 +1,1 @@
+//! Logs and metrics: their form and their names.

@@ -1,0 +1,1 @@
+//! Rows that wait in the database to be worked on.
