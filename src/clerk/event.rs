@@ -70,6 +70,17 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
     event
 }
 
+/// What Clerk sends when a user is deleted, with nothing in it but the id.
+pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
+    let body = serde_json::json!({
+        "data": { "deleted": true, "id": id.as_str(), "object": "user" },
+        "object": "event",
+        "timestamp": at.timestamp_millis(),
+        "type": "user.deleted",
+    });
+    Bytes::from(body.to_string())
+}
+
 /// Fill in what is known of the event as early as possible, so that even an unusable one is kept under its user.
 fn read_envelope(
     envelope: &Object<'_>,
@@ -85,8 +96,6 @@ fn read_envelope(
     }
     let data = envelope.get("data").and_then(|raw| object(raw.get()));
     let id = data.as_ref().and_then(|data| data.get("id").copied()).filter(|raw| !is_null(raw));
-    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
-
     let event_type = envelope
         .get("type")
         .and_then(|raw| string(raw))
@@ -95,9 +104,9 @@ fn read_envelope(
     event.delivery.event_type = Some(event_type.clone());
     if !SYNCED_TYPES.contains(&event_type.as_str()) {
         // Whatever this id names, it is not a user.
-        event.delivery.clerk_id = None;
         return Ok(Content::Ignored);
     }
+    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
     let deletion = event_type == "user.deleted";
     if deletion && id.is_none() && data.is_some() {
         return Ok(Content::Ignored);

@@ -144,6 +144,11 @@ pub struct Verified {
 }
 
 impl Verified {
+    /// A body that was verified when it came, and has been kept by us since. For nothing else.
+    pub(crate) fn kept(svix_id: SvixId, attempted_at: DateTime<Utc>, body: Bytes) -> Self {
+        Self { svix_id, attempted_at, body }
+    }
+
     /// Svix's id of the message.
     pub fn svix_id(&self) -> &SvixId {
         &self.svix_id

@@ -7,6 +7,7 @@
 //! its connection is closed rather than handed to anybody else.
 
 mod error;
+mod foreign;
 mod migration;
 pub mod postgres;
 pub mod schema;
@@ -93,6 +94,9 @@ pub trait Transaction: Send {
 
     /// Update the allow-listed columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
+
+    /// Make the application's deferred constraints speak now rather than at the commit, where the database can.
+    async fn check_constraints(&mut self) -> Result<()>;
 
     /// Delete rows; returns those that were there. If the application's constraint or trigger refuses any of them,
     /// nothing is deleted, the error is [`Trouble::Refused`], and the transaction can go on.

@@ -1,12 +1,74 @@
-//! Group commit: whatever is waiting is committed in one transaction, then everybody is answered.
+//! Group commit: a task per lane takes everything that is waiting and commits it in one transaction, then answers
+//! all. Nothing waits on purpose: a batch forms while the previous one commits. A user always takes the same lane.
+//!
+//! The work belongs to the lanes, so nothing that a client does can cancel it.
 
-use tokio::sync::oneshot;
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::model::{Delivery, Outcome};
+use metrics::histogram;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Clock, Rules, apply};
+use crate::{
+    model::{Delivery, Outcome},
+    store::{Store, Trouble},
+    telemetry,
+};
+
+/// How much work is taken on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Deliveries in one transaction.
+    pub batch: usize,
+    /// Deliveries that wait in one lane.
+    pub waiting: usize,
+    /// Bytes of bodies that wait in all lanes.
+    pub waiting_bytes: usize,
+    /// How long a batch may take, with the search for whoever spoils it.
+    pub batch_time: Duration,
+    /// After this a waiting delivery has been answered already, and is not begun.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            batch: 512,
+            waiting: 4096,
+            waiting_bytes: 16 * 1024 * 1024,
+            batch_time: Duration::from_secs(7),
+            patience: Duration::from_millis(9_500),
+        }
+    }
+}
 
 /// Hands deliveries to the lanes. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Committer;
+pub struct Committer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lanes: Vec<mpsc::Sender<Job>>,
+    hasher: RandomState,
+    waiting_bytes: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+/// The lanes' tasks, to be waited for at the end.
+#[derive(Debug)]
+pub struct Lanes {
+    tasks: JoinSet<()>,
+    closing: CancellationToken,
+}
 
 /// Why a delivery was not applied now. It may be sent again at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,16 +81,149 @@ pub enum Refusal {
     ShuttingDown,
 }
 
+#[derive(Debug)]
+struct Job {
+    delivery: Delivery,
+    since: Instant,
+    answer: oneshot::Sender<Result<Outcome, Refusal>>,
+    _bytes: OwnedSemaphorePermit,
+}
+
 impl Committer {
+    /// Start as many lanes as the store can use.
+    pub fn start(store: &Arc<dyn Store>, rules: Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
+        let closing = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let lanes = (0..store.writers())
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(limits.waiting);
+                let lane = Lane { store: Arc::clone(store), rules, limits, clock: Arc::clone(clock) };
+                tasks.spawn(lane.run(receiver, closing.clone()));
+                sender
+            })
+            .collect();
+        let waiting_bytes = Arc::new(Semaphore::new(limits.waiting_bytes));
+        let inner = Inner { lanes, hasher: RandomState::new(), waiting_bytes, closing: closing.clone() };
+        (Self(Arc::new(inner)), Lanes { tasks, closing })
+    }
+
     /// Queue a delivery. Returns at once; the receiver yields what became of it once that is durable. Dropping the
     /// receiver cancels nothing.
     ///
     /// # Errors
     /// If too many are waiting, or the service is shutting down.
-    pub fn submit(
-        &self,
-        _delivery: Delivery,
-    ) -> Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal> {
-        Err(Refusal::Overloaded)
+    pub fn submit(&self, delivery: Delivery) -> Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal> {
+        let inner = &self.0;
+        if inner.closing.is_cancelled() {
+            return Err(Refusal::ShuttingDown);
+        }
+        let size = u32::try_from(delivery.payload.len()).unwrap_or(u32::MAX);
+        let bytes =
+            Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
+        let (answer, receiver) = oneshot::channel();
+        let lane = inner.lane(&delivery);
+        let job = Job { delivery, since: Instant::now(), answer, _bytes: bytes };
+        lane.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Refusal::ShuttingDown,
+        })?;
+        Ok(receiver)
+    }
+}
+
+impl Inner {
+    /// A user always takes the same lane, so that two lanes never wait for each other's user.
+    fn lane(&self, delivery: &Delivery) -> &mpsc::Sender<Job> {
+        let hash = match (&delivery.clerk_id, &delivery.svix_id) {
+            (Some(user), _) => self.hasher.hash_one(user),
+            (None, id) => self.hasher.hash_one(id),
+        };
+        let count = self.lanes.len() as u64;
+        let lane = usize::try_from(hash % count).unwrap_or(0);
+        &self.lanes[lane]
+    }
+}
+
+impl Lanes {
+    /// Take nothing more on, finish what is waiting, and return.
+    pub async fn finish(mut self) {
+        self.closing.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+struct Lane {
+    store: Arc<dyn Store>,
+    rules: Rules,
+    limits: Limits,
+    clock: Clock,
+}
+
+impl Lane {
+    async fn run(self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
+        let mut jobs = Vec::with_capacity(self.limits.batch);
+        loop {
+            let taken = tokio::select! {
+                taken = receiver.recv_many(&mut jobs, self.limits.batch) => taken,
+                () = closing.cancelled(), if !receiver.is_closed() => {
+                    receiver.close();
+                    continue;
+                }
+            };
+            if taken == 0 {
+                return;
+            }
+            self.commit(jobs.drain(..)).await;
+        }
+    }
+
+    async fn commit(&self, jobs: impl Iterator<Item = Job>) {
+        let began = Instant::now();
+        let mut deliveries = Vec::new();
+        let mut answers = Vec::new();
+        for job in jobs {
+            if began.duration_since(job.since) > self.limits.patience {
+                let _ = job.answer.send(Err(Refusal::Unavailable));
+            } else {
+                deliveries.push(job.delivery);
+                answers.push(job.answer);
+            }
+        }
+        if deliveries.is_empty() {
+            return;
+        }
+        histogram!(telemetry::COMMIT_BATCH_SIZE)
+            .record(f64::from(u32::try_from(deliveries.len()).unwrap_or(u32::MAX)));
+        let store = Arc::clone(&self.store);
+        let (rules, now, deadline) = (self.rules, (self.clock)(), began + self.limits.batch_time);
+        // In a task of its own, so that a panic costs one batch and not the lane.
+        let batch = tokio::spawn(async move { apply(&*store, &deliveries, &rules, now, deadline).await });
+        let results = batch.await.unwrap_or_else(|_| {
+            tracing::error!(
+                "a batch was abandoned because of a bug in clerk-sync; its senders are asked to try again"
+            );
+            Vec::new()
+        });
+        histogram!(telemetry::COMMIT_DURATION_SECONDS).record(began.elapsed().as_secs_f64());
+        log_failures(&results);
+        let mut results = results.into_iter();
+        for answer in answers {
+            let result = results.next().and_then(Result::ok).ok_or(Refusal::Unavailable);
+            let _ = answer.send(result);
+        }
+    }
+}
+
+/// One line a batch and kind of trouble, not one a delivery.
+fn log_failures(results: &[crate::store::Result<Outcome>]) {
+    let mut errors: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    let deliveries = errors.len();
+    errors.dedup();
+    for error in errors {
+        if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+            tracing::error!(%error, deliveries, "the database refused a statement of ours: deliveries are answered 503");
+        } else {
+            tracing::warn!(%error, deliveries, "deliveries could not be stored and are answered 503");
+        }
     }
 }

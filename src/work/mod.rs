@@ -1,1 +1,116 @@
-//! Rows that wait in the database to be worked on.
+//! Rows that wait in the database to be worked on, and those that have stayed long enough.
+//!
+//! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use metrics::gauge;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clerk::{event, signature::Verified},
+    model::FieldSet,
+    store::{Parked, Store, StoreError, Trouble},
+    sync::{Clock, Committer},
+    telemetry,
+};
+
+/// How often we look for what is due.
+const POLL: Duration = Duration::from_secs(5);
+
+/// How often we look for what is old.
+const PRUNE: Duration = Duration::from_secs(3600);
+
+/// Parked deliveries taken at once.
+const CLAIM: u32 = 100;
+
+/// Until then nobody else takes what we have claimed; a process that dies gives it up.
+const LEASE: TimeDelta = TimeDelta::minutes(1);
+
+/// Processed ids forgotten in one transaction.
+const PRUNE_AT_ONCE: u32 = 1000;
+
+/// No call of the store may hold up the loop for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The loop that tries parked deliveries again and forgets old ids.
+pub struct Upkeep {
+    pub store: Arc<dyn Store>,
+    pub committer: Committer,
+    pub fields: FieldSet,
+    pub clock: Clock,
+    /// How long processed ids are kept.
+    pub retention: TimeDelta,
+}
+
+impl Upkeep {
+    /// Run until the shutdown. Trouble is logged, and tried again at the next turn.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut prune_at = Instant::now();
+        loop {
+            tokio::select! {
+                _ = poll.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            if let Err(error) = self.retry_due().await {
+                tracing::warn!(%error, "parked deliveries could not be looked at");
+                continue;
+            }
+            if prune_at <= Instant::now() {
+                prune_at = Instant::now() + PRUNE;
+                if let Err(error) = self.prune().await {
+                    tracing::warn!(%error, "old processed ids could not be forgotten");
+                }
+            }
+        }
+    }
+
+    async fn retry_due(&self) -> Result<(), StoreError> {
+        let now = (self.clock)();
+        let due = patient(self.store.claim_due(now, now + LEASE, CLAIM)).await?;
+        for parked in due {
+            self.retry(parked).await;
+        }
+        let depth = patient(self.store.queue_depth()).await?;
+        for (state, count) in [("pending", depth.pending), ("dead", depth.dead)] {
+            gauge!(telemetry::QUEUE_DEPTH, "state" => state).set(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+        Ok(())
+    }
+
+    /// The tolerance is not checked again: the body was proven when it came.
+    async fn retry(&self, parked: Parked) {
+        let svix_id = parked.svix_id.clone();
+        let verified = Verified::kept(parked.svix_id, parked.received_at, parked.payload);
+        let mut delivery = event::parse(&verified, self.fields, (self.clock)()).delivery;
+        delivery.received_at = parked.received_at;
+        let event_type = delivery.event_type.clone();
+        let answer = match self.committer.submit(delivery) {
+            Ok(answer) => answer.await.ok(),
+            Err(refusal) => Some(Err(refusal)),
+        };
+        match answer {
+            Some(Ok(outcome)) => {
+                tracing::info!(%svix_id, event = event_type, %outcome, "a parked delivery was tried again");
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%svix_id, event = event_type, %error, "a parked delivery waits for its next turn");
+            }
+            None => {}
+        }
+    }
+
+    async fn prune(&self) -> Result<(), StoreError> {
+        let before = (self.clock)() - self.retention;
+        while patient(self.store.prune_processed(before, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
+        Ok(())
+    }
+}
+
+async fn patient<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+}

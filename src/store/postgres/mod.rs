@@ -1,1 +1,402 @@
 //! PostgreSQL, the first-class keeper.
+//!
+//! Sessions hold no state, so that PgBouncer in transaction mode works: every statement runs inside a transaction
+//! that opens with one simple query setting all that it needs, and no statement is prepared under a name. That
+//! also keeps the planner honest: each statement is planned for the values it runs with, on the table as it is now,
+//! and none falls to a generic plan.
+//!
+//! A transaction that is dropped before its end closes its connection; nobody else ever gets it.
+
+mod error;
+mod foreign;
+mod transaction;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Executor, PgPool, Postgres as Pg, Row,
+    pool::PoolConnection,
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    query::Query,
+};
+
+use self::{error::store_error, transaction::PostgresTransaction};
+use super::{
+    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
+    StoreError, Transaction, Trouble,
+    migration::migrations,
+    schema::{self, Column, Kind},
+};
+use crate::model::{ClerkId, FieldSet, SvixId, User};
+
+const MIGRATIONS: [Migration; 1] = migrations!("postgres": 1 "users");
+
+/// Two lanes keep a batch forming while another commits; more only wait for the same disk.
+const WRITERS: usize = 2;
+
+/// How long to wait for a connection of the pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Any number that no other program is likely to use.
+const MIGRATION_LOCK: i64 = 0x63_6c65_726b_7379;
+
+/// What the keeper needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub connect: PgConnectOptions,
+    /// The schema of all our tables; made if it is missing.
+    pub schema: String,
+    pub max_connections: u32,
+    /// Columns of the application in `users` that an anonymisation empties.
+    pub anonymize_columns: Vec<String>,
+}
+
+/// A pool of connections, and the texts that open transactions.
+#[derive(Debug)]
+pub struct Postgres {
+    pool: PgPool,
+    schema: String,
+    anonymize_columns: Vec<String>,
+    begin_normal: String,
+    begin_short: String,
+    begin_migration: String,
+    anonymize: String,
+}
+
+impl Postgres {
+    /// Connections are made when they are needed; nothing is sent yet.
+    pub fn new(options: Options) -> Self {
+        // PgBouncer refuses start-up parameters that it does not track, and we read no floats.
+        let connect =
+            options.connect.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(connect);
+        let path = format!("SET LOCAL search_path = {}, public", quoted(&options.schema));
+        let begin = |lock_timeout: &str, statement_timeout: &str| {
+            format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; {path}; \
+                 SET LOCAL lock_timeout = '{lock_timeout}'; \
+                 SET LOCAL statement_timeout = '{statement_timeout}'; \
+                 SET LOCAL idle_in_transaction_session_timeout = '10s'; \
+                 SET LOCAL client_min_messages = error"
+            )
+        };
+        Self {
+            pool,
+            begin_normal: begin("1500ms", "3s"),
+            begin_short: begin("50ms", "3s"),
+            begin_migration: begin("30s", "10min"),
+            anonymize: transaction::anonymize_statement(&options.anonymize_columns),
+            schema: options.schema,
+            anonymize_columns: options.anonymize_columns,
+        }
+    }
+
+    async fn session(&self, begin: &str) -> Result<Session> {
+        let connection = self.pool.acquire().await.map_err(store_error)?;
+        let mut session = Session { connection: Some(connection) };
+        session.run(begin).await?;
+        Ok(session)
+    }
+
+    async fn applied(&self, session: &mut Session) -> Result<Vec<(i64, String)>> {
+        if !session.has_table("_clerk_sync_migrations", &self.schema).await? {
+            return Ok(Vec::new());
+        }
+        let rows = session
+            .rows(sql("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version"))
+            .await?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+    }
+
+    async fn check_tables(&self, session: &mut Session) -> Result<()> {
+        let rows = session
+            .rows(
+                sql("SELECT table_name::text, column_name::text, data_type::text
+                     FROM information_schema.columns WHERE table_schema = $1")
+                .bind(&self.schema),
+            )
+            .await?;
+        let columns: Vec<Column> = rows
+            .iter()
+            .map(|row| Ok(Column { table: get(row, 0)?, name: get(row, 1)?, type_name: get(row, 2)? }))
+            .collect::<Result<_>>()?;
+        schema::check(
+            &columns,
+            &format!("schema {}", self.schema),
+            |kind, type_name| type_name == postgres_type(kind),
+            "Name another schema in DATABASE_SCHEMA; `clerk-sync migrate adopt --from TABLE` then takes the rows over.",
+        )?;
+        let has_users = columns.iter().any(|column| column.table == "users");
+        let is_ours = |name: &String| schema::TABLES[0].columns.iter().any(|(column, _)| column == name);
+        for name in &self.anonymize_columns {
+            if is_ours(name) {
+                return Err(StoreError::schema(format!(
+                    "ANONYMIZE_COLUMNS names {name}, which clerk-sync anonymises anyway: name only columns that the application added"
+                )));
+            }
+            if has_users && !columns.iter().any(|column| column.table == "users" && column.name == *name) {
+                return Err(StoreError::schema(format!(
+                    "ANONYMIZE_COLUMNS names {name}, but table users in schema {} has no such column",
+                    self.schema
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    fn writers(&self) -> usize {
+        WRITERS
+    }
+
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        let begin = match patience {
+            Patience::Normal => &self.begin_normal,
+            Patience::Short => &self.begin_short,
+        };
+        let session = self.session(begin).await?;
+        Ok(Box::new(PostgresTransaction::new(session, self.anonymize.clone())))
+    }
+
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        let mut session = self.session(&self.begin_migration).await?;
+        // Whoever comes second waits here, and finds everything done.
+        session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK)).await?;
+        if !session.has_schema(&self.schema).await? {
+            session.run(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await?;
+        }
+        let pending = Migration::pending(&MIGRATIONS, &self.applied(&mut session).await?)?;
+        if pending.len() == MIGRATIONS.len() {
+            self.check_tables(&mut session).await?;
+        }
+        if !pending.is_empty() {
+            session
+                .run(
+                    "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
+                         version bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
+                         applied_at timestamptz NOT NULL DEFAULT now()
+                     )",
+                )
+                .await?;
+        }
+        for migration in &pending {
+            session.run(migration.sql).await?;
+            session
+                .execute(
+                    sql("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES ($1, $2, $3)")
+                        .bind(migration.version)
+                        .bind(migration.name)
+                        .bind(migration.checksum()),
+                )
+                .await?;
+        }
+        self.check_tables(&mut session).await?;
+        session.commit().await?;
+        Ok(pending)
+    }
+
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let applied = self.applied(&mut session).await?;
+        session.commit().await?;
+        let pending = Migration::pending(&MIGRATIONS, &applied)?;
+        let status = |migration| MigrationStatus { migration, applied: !pending.contains(&migration) };
+        Ok(MIGRATIONS.into_iter().map(status).collect())
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        let current = self.migration_status().await?.iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+    }
+
+    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
+        let mut transaction = self.begin(Patience::Normal).await?;
+        let mut found = transaction.users(std::slice::from_ref(id), FieldSet::ALL).await?;
+        transaction.commit().await?;
+        Ok(found.remove(id))
+    }
+
+    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let rows = session
+            .rows(
+                sql("UPDATE webhook_queue AS q
+                     SET next_attempt_at = $2
+                     FROM (
+                         SELECT svix_id FROM webhook_queue
+                         WHERE state = 'pending' AND next_attempt_at <= $1
+                         ORDER BY next_attempt_at
+                         LIMIT $3
+                         -- Another replica takes other rows.
+                         FOR UPDATE SKIP LOCKED
+                     ) AS due
+                     WHERE q.svix_id = due.svix_id
+                     RETURNING q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at,
+                               q.received_at, coalesce(q.last_error, '')")
+                .bind(now)
+                .bind(lease)
+                .bind(i64::from(limit)),
+            )
+            .await?;
+        session.commit().await?;
+        rows.iter().map(parked).collect()
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let rows = session
+            .rows(sql(
+                "SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'dead')
+                       FROM webhook_queue",
+            ))
+            .await?;
+        session.commit().await?;
+        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        Ok(QueueDepth { pending: count(row, 0)?, dead: count(row, 1)? })
+    }
+
+    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let pruned = session
+            .execute(
+                sql("DELETE FROM processed_webhooks WHERE ctid = ANY (ARRAY(
+                         SELECT ctid FROM processed_webhooks WHERE processed_at < $1
+                         LIMIT $2
+                         FOR UPDATE SKIP LOCKED
+                     ))")
+                .bind(before)
+                .bind(i64::from(limit)),
+            )
+            .await?;
+        session.commit().await?;
+        Ok(pruned)
+    }
+
+    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
+        foreign::read(self, table, after, limit).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A connection in a transaction.
+#[derive(Debug)]
+struct Session {
+    /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
+    /// abandoned, perhaps in the middle of a statement.
+    connection: Option<PoolConnection<Pg>>,
+}
+
+impl Session {
+    fn connection(&mut self) -> &mut PoolConnection<Pg> {
+        self.connection.as_mut().expect("a session has its connection until it ends")
+    }
+
+    /// Run a text of our own making, perhaps of several statements, as one simple query.
+    async fn run(&mut self, text: &str) -> Result<()> {
+        let text = sqlx::raw_sql(AssertSqlSafe(text));
+        self.connection().execute(text).await.map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
+        Ok(self.connection().execute(query).await.map_err(store_error)?.rows_affected())
+    }
+
+    async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
+        self.connection().fetch_all(query).await.map_err(store_error)
+    }
+
+    async fn has_schema(&mut self, schema: &str) -> Result<bool> {
+        let query = sql("SELECT 1 FROM pg_namespace WHERE nspname = $1").bind(schema);
+        Ok(!self.rows(query).await?.is_empty())
+    }
+
+    async fn has_table(&mut self, table: &str, schema: &str) -> Result<bool> {
+        let query =
+            sql("SELECT 1 FROM pg_tables WHERE schemaname = $1 AND tablename = $2").bind(schema).bind(table);
+        Ok(!self.rows(query).await?.is_empty())
+    }
+
+    /// End the transaction; on failure the connection is closed.
+    async fn end(mut self, how: &str) -> Result<()> {
+        self.run(how).await?;
+        self.connection.take();
+        Ok(())
+    }
+
+    async fn commit(self) -> Result<()> {
+        self.end("COMMIT").await
+    }
+
+    async fn rollback(self) {
+        // If this fails the connection is closed, which rolls back as well.
+        let _ = self.end("ROLLBACK").await;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // Out of the pool, and closed by being dropped.
+            drop(connection.detach());
+        }
+    }
+}
+
+/// A statement without a name on the server.
+fn sql<'q>(text: &'static str) -> Query<'q, Pg, PgArguments> {
+    sqlx::query(text).persistent(false)
+}
+
+fn get<'r, T>(row: &'r PgRow, index: usize) -> Result<T>
+where
+    T: sqlx::Decode<'r, Pg> + sqlx::Type<Pg>,
+{
+    row.try_get(index).map_err(store_error)
+}
+
+fn count(row: &PgRow, index: usize) -> Result<u64> {
+    Ok(get::<i64>(row, index)?.unsigned_abs())
+}
+
+fn parked(row: &PgRow) -> Result<Parked> {
+    let svix_id = SvixId::new(get::<String>(row, 0)?).ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    Ok(Parked {
+        svix_id,
+        event_type: get(row, 1)?,
+        clerk_id: get::<Option<String>>(row, 2)?.and_then(ClerkId::new),
+        payload: get::<Vec<u8>>(row, 3)?.into(),
+        attempts: get::<i32>(row, 4)?.unsigned_abs(),
+        next_attempt_at: get(row, 5)?,
+        received_at: get(row, 6)?,
+        last_error: get(row, 7)?,
+    })
+}
+
+/// An identifier as SQL writes it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn postgres_type(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BigInt => "bigint",
+        Kind::Int => "integer",
+        Kind::Text => "text",
+        Kind::Bool => "boolean",
+        Kind::Time => "timestamp with time zone",
+        Kind::Json => "jsonb",
+        Kind::Bytes => "bytea",
+        Kind::TextArray => "ARRAY",
+    }
+}

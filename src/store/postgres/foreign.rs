@@ -1,0 +1,84 @@
+//! Reading a table that is not ours, made by Prisma or Drizzle, to take its users over.
+
+use serde_json::{Map, Value as Json};
+use sqlx::AssertSqlSafe;
+
+use super::{Postgres, Session, get, quoted, sql};
+use crate::store::{ForeignUser, Result, StoreError, foreign};
+
+/// Opened without our search path: the name is looked up as the application would.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'; \
+                     SET LOCAL client_min_messages = error";
+
+/// One page of users, in the order of their ids.
+pub(super) async fn read(
+    store: &Postgres,
+    table: &str,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<ForeignUser>> {
+    let mut session = store.session(BEGIN).await?;
+    let found = find(&mut session, table).await?;
+    if found.schema == store.schema && found.name == "users" {
+        return Err(StoreError::schema(format!(
+            "{table} is clerk-sync's own table in schema {}: name the application's table, such as public.users",
+            store.schema
+        )));
+    }
+    let id = foreign::id_column(&found.columns).ok_or_else(|| {
+        StoreError::schema(format!(
+            "{table} has no column clerkId or clerk_id, only: {}",
+            found.columns.join(", ")
+        ))
+    })?;
+    // The names are the catalogue's own, quoted.
+    let statement = format!(
+        "SELECT to_jsonb(t)::text FROM {table} AS t WHERE t.{id}::text COLLATE \"C\" > $1
+         ORDER BY t.{id}::text COLLATE \"C\" LIMIT $2",
+        table = format_args!("{}.{}", quoted(&found.schema), quoted(&found.name)),
+        id = quoted(id),
+    );
+    let query = sqlx::query(AssertSqlSafe(statement))
+        .persistent(false)
+        .bind(after.unwrap_or(""))
+        .bind(i64::from(limit));
+    let rows = session.rows(query).await?;
+    session.commit().await?;
+    let mut users = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let json: String = get(row, 0)?;
+        let columns: Map<String, Json> = serde_json::from_str(&json).unwrap_or_default();
+        users.extend(foreign::user(&columns));
+    }
+    Ok(users)
+}
+
+struct Found {
+    schema: String,
+    name: String,
+    columns: Vec<String>,
+}
+
+/// The table of this name, written as in SQL (`public."User"`) or plainly (`User`).
+async fn find(session: &mut Session, table: &str) -> Result<Found> {
+    let plain = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
+    let candidates: Vec<&str> = if table.contains('"') { vec![table] } else { vec![&plain, table] };
+    let rows = session
+        .rows(
+            sql("SELECT s.nspname::text, c.relname::text,
+                        array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum > 0 AND NOT a.attisdropped)
+                 FROM unnest($1::text[]) WITH ORDINALITY AS n (name, rank)
+                 JOIN pg_class AS c ON c.oid = to_regclass(n.name)
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 JOIN pg_attribute AS a ON a.attrelid = c.oid
+                 GROUP BY s.nspname, c.relname, n.rank
+                 ORDER BY n.rank
+                 LIMIT 1")
+            .bind(candidates),
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| {
+        StoreError::schema(format!("there is no table {table}: write it as in SQL, such as public.\"User\""))
+    })?;
+    Ok(Found { schema: get(row, 0)?, name: get(row, 1)?, columns: get(row, 2)? })
+}

@@ -1,0 +1,480 @@
+//! The verbs of a transaction, one statement each, for all rows of a batch at once.
+
+use std::collections::{HashMap, HashSet};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use sqlx::{
+    AssertSqlSafe, Postgres as Pg,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+
+use super::{Session, get, quoted, sql};
+use crate::{
+    model::{AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version},
+    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble},
+};
+
+/// A transaction of PostgreSQL.
+pub(super) struct PostgresTransaction {
+    session: Session,
+    anonymize: String,
+}
+
+impl PostgresTransaction {
+    pub(super) fn new(session: Session, anonymize: String) -> Self {
+        Self { session, anonymize }
+    }
+
+    /// Run a deletion of `ids` so that a refusal leaves the transaction as it was.
+    async fn refusable(&mut self, deletion: Query<'_, Pg, PgArguments>) -> Result<Vec<ClerkId>> {
+        self.session.run("SAVEPOINT refusable").await?;
+        let deleted = self.session.rows(deletion).await;
+        match deleted {
+            Ok(rows) => {
+                self.session.run("RELEASE SAVEPOINT refusable").await?;
+                rows.iter().map(|row| clerk_id(row, 0)).collect()
+            }
+            Err(error) if error.trouble == Trouble::Refused => {
+                self.session.run("ROLLBACK TO SAVEPOINT refusable; RELEASE SAVEPOINT refusable").await?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Transaction for PostgresTransaction {
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
+        if records.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let query = sql("WITH fresh AS (
+                 INSERT INTO processed_webhooks (svix_id, event_type, outcome, clerk_id, event_at, processed_at)
+                 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[])
+                 -- Waits for whoever is recording the same id, and then yields to them.
+                 ON CONFLICT (svix_id) DO NOTHING
+                 RETURNING svix_id
+             ), unparked AS (
+                 DELETE FROM webhook_queue AS q USING fresh WHERE q.svix_id = fresh.svix_id
+             )
+             SELECT svix_id FROM fresh")
+        .bind(column(records, |record| record.svix_id.as_str()))
+        .bind(column(records, |record| record.event_type))
+        .bind(column(records, |record| record.outcome.name()))
+        .bind(column(records, |record| record.clerk_id.map(ClerkId::as_str)))
+        .bind(column(records, |record| record.event_at))
+        .bind(column(records, |record| record.processed_at));
+        self.session.rows(query).await?.iter().map(|row| svix_id(row, 0)).collect()
+    }
+
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
+        if outcomes.is_empty() {
+            return Ok(());
+        }
+        let query = sql("UPDATE processed_webhooks AS p SET outcome = n.outcome
+             FROM unnest($1::text[], $2::text[]) AS n (svix_id, outcome)
+             WHERE p.svix_id = n.svix_id")
+        .bind(column(outcomes, |(id, _)| id.as_str()))
+        .bind(column(outcomes, |(_, outcome)| outcome.name()));
+        self.session.execute(query).await?;
+        Ok(())
+    }
+
+    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        // One index search an id, in the order of the ids, so that two transactions never wait for each other.
+        let query = sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted
+             FROM unnest($1::text[]) AS n (clerk_id)
+             CROSS JOIN LATERAL (
+                 SELECT * FROM entity_versions
+                 WHERE kind = 'user' AND clerk_id = n.clerk_id
+                 FOR UPDATE
+             ) AS e")
+        .bind(texts(ids));
+        self.session.rows(query).await?.iter().map(|row| Ok((clerk_id(row, 0)?, register(row)?))).collect()
+    }
+
+    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
+        let blank = sql("INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)
+             -- Older than any event.
+             VALUES ('user', $1, $2, $2, '', false)
+             ON CONFLICT (kind, clerk_id) DO NOTHING")
+        .bind(id.as_str())
+        .bind(i64::MIN);
+        self.session.execute(blank).await?;
+        let mut found = self.registers(std::slice::from_ref(id)).await?;
+        found.remove(id).ok_or_else(|| StoreError::new(Trouble::Raced))
+    }
+
+    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
+        if registers.is_empty() {
+            return Ok(());
+        }
+        let query = sql("INSERT INTO entity_versions AS e (kind, clerk_id, version, event_at, tie, deleted)
+             SELECT 'user', n.*
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[]) AS n
+             ON CONFLICT (kind, clerk_id) DO UPDATE
+             SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie,
+                 deleted = excluded.deleted
+             WHERE NOT e.deleted
+               AND (excluded.deleted
+                    OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie))
+             -- A row that this statement inserted has no older version to point back to.
+             RETURNING clerk_id, xmax = 0 AS new")
+        .bind(column(registers, |advance| advance.clerk_id.as_str()))
+        .bind(column(registers, |advance| advance.register.version.version))
+        .bind(column(registers, |advance| advance.register.version.event_at))
+        .bind(column(registers, |advance| advance.register.version.tie.as_str()))
+        .bind(column(registers, |advance| advance.register.deleted));
+        let rows = self.session.rows(query).await?;
+        let written: HashMap<ClerkId, bool> =
+            rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
+        let as_expected = |advance: &Advance| written.get(&advance.clerk_id) == Some(&advance.new);
+        if registers.iter().all(as_expected) { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
+    }
+
+    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let query = sql("SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
+                    u.phone_number, u.external_id,
+                    -- Large, and rarely synced.
+                    CASE WHEN $2 THEN u.public_metadata::text END,
+                    CASE WHEN $3 THEN u.unsafe_metadata::text END,
+                    CASE WHEN $4 THEN u.private_metadata::text END,
+                    u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
+                    u.created_at, coalesce(u.updated_at, 'epoch'), coalesce(u.synced_at, 'epoch'), u.deleted_at
+             FROM unnest($1::text[]) AS n (clerk_id)
+             CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u")
+        .bind(texts(ids))
+        .bind(fields.contains(Field::PublicMetadata))
+        .bind(fields.contains(Field::UnsafeMetadata))
+        .bind(fields.contains(Field::PrivateMetadata));
+        self.session
+            .rows(query)
+            .await?
+            .iter()
+            .map(|row| user(row).map(|user| (user.clerk_id.clone(), user)))
+            .collect()
+    }
+
+    async fn insert_users(&mut self, users: &[User]) -> Result<()> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let query = sql("INSERT INTO users (clerk_id, email, email_verified, first_name, last_name, image_url, username,
+                    phone_number, external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
+                    last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
+             SELECT n.clerk_id, n.email, n.email_verified, n.first_name, n.last_name, n.image_url, n.username,
+                    n.phone_number, n.external_id, n.public_metadata::jsonb, n.unsafe_metadata::jsonb,
+                    n.private_metadata::jsonb, n.banned, n.locked, n.last_sign_in_at, n.last_active_at, n.created_at,
+                    n.updated_at, n.synced_at
+             FROM unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[], $7::text[],
+                         $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::boolean[],
+                         $14::boolean[], $15::timestamptz[], $16::timestamptz[], $17::timestamptz[],
+                         $18::timestamptz[], $19::timestamptz[])
+                  AS n (clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number,
+                        external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
+                        last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
+             ON CONFLICT (clerk_id) DO NOTHING");
+        let inserted = self.session.execute(bind_users(query, users, FieldSet::ALL)).await?;
+        all_or_raced(inserted, users.len())
+    }
+
+    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let query = sql("UPDATE users AS u
+             -- $20 says which fields are on the allow-list; the others are not ours to write.
+             SET email = CASE WHEN $20[1] THEN n.email ELSE u.email END,
+                 email_verified = CASE WHEN $20[2] THEN n.email_verified ELSE u.email_verified END,
+                 first_name = CASE WHEN $20[3] THEN n.first_name ELSE u.first_name END,
+                 last_name = CASE WHEN $20[4] THEN n.last_name ELSE u.last_name END,
+                 image_url = CASE WHEN $20[5] THEN n.image_url ELSE u.image_url END,
+                 username = CASE WHEN $20[6] THEN n.username ELSE u.username END,
+                 phone_number = CASE WHEN $20[7] THEN n.phone_number ELSE u.phone_number END,
+                 external_id = CASE WHEN $20[8] THEN n.external_id ELSE u.external_id END,
+                 public_metadata = CASE WHEN $20[9] THEN n.public_metadata::jsonb ELSE u.public_metadata END,
+                 unsafe_metadata = CASE WHEN $20[10] THEN n.unsafe_metadata::jsonb ELSE u.unsafe_metadata END,
+                 private_metadata = CASE WHEN $20[11] THEN n.private_metadata::jsonb ELSE u.private_metadata END,
+                 banned = CASE WHEN $20[12] THEN n.banned ELSE u.banned END,
+                 locked = CASE WHEN $20[13] THEN n.locked ELSE u.locked END,
+                 last_sign_in_at = CASE WHEN $20[14] THEN n.last_sign_in_at ELSE u.last_sign_in_at END,
+                 last_active_at = CASE WHEN $20[15] THEN n.last_active_at ELSE u.last_active_at END,
+                 created_at = coalesce(n.created_at, u.created_at),
+                 updated_at = n.updated_at,
+                 synced_at = n.synced_at
+             FROM unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[], $7::text[],
+                         $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::boolean[],
+                         $14::boolean[], $15::timestamptz[], $16::timestamptz[], $17::timestamptz[],
+                         $18::timestamptz[], $19::timestamptz[])
+                  AS n (clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number,
+                        external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
+                        last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
+             WHERE u.clerk_id = n.clerk_id");
+        let flags: Vec<bool> = Field::ALL.into_iter().map(|field| fields.contains(field)).collect();
+        let updated = self.session.execute(bind_users(query, users, fields).bind(flags)).await?;
+        all_or_raced(updated, users.len())
+    }
+
+    async fn check_constraints(&mut self) -> Result<()> {
+        self.session.run("SET CONSTRAINTS ALL IMMEDIATE").await
+    }
+
+    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = sql("DELETE FROM users AS u USING unnest($1::text[]) AS n (clerk_id)
+             WHERE u.clerk_id = n.clerk_id
+             RETURNING u.clerk_id")
+        .bind(texts(ids));
+        self.refusable(query).await
+    }
+
+    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = self.anonymize.clone();
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(texts(ids)).bind(at);
+        self.refusable(query).await
+    }
+
+    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let query = sql("WITH unparked AS (
+                 DELETE FROM webhook_queue AS q USING unnest($1::text[]) AS n (clerk_id)
+                 WHERE q.clerk_id = n.clerk_id
+             )
+             DELETE FROM audit_actors AS a
+             USING unnest($1::text[]) AS n (clerk_id)
+             CROSS JOIN LATERAL (SELECT id FROM audit_log WHERE clerk_id = n.clerk_id) AS l
+             WHERE a.audit_id = l.id")
+        .bind(texts(ids));
+        self.session.execute(query).await?;
+        Ok(())
+    }
+
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = sql("SELECT q.svix_id, q.payload FROM webhook_queue AS q
+             WHERE q.clerk_id IS NULL
+               AND EXISTS (
+                   SELECT FROM unnest($1::text[]) AS n (clerk_id)
+                   WHERE position(convert_to(n.clerk_id, 'UTF8') IN q.payload) > 0
+               )")
+        .bind(texts(ids));
+        let rows = self.session.rows(query).await?;
+        rows.iter().map(|row| Ok((svix_id(row, 0)?, get::<Vec<u8>>(row, 1)?.into()))).collect()
+    }
+
+    async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let query = sql("DELETE FROM webhook_queue AS q USING unnest($1::text[]) AS n (svix_id)
+             WHERE q.svix_id = n.svix_id")
+        .bind(column(ids, SvixId::as_str));
+        self.session.execute(query).await?;
+        Ok(())
+    }
+
+    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let query = sql("SELECT q.svix_id, q.attempts FROM unnest($1::text[]) AS n (svix_id)
+             CROSS JOIN LATERAL (SELECT * FROM webhook_queue WHERE svix_id = n.svix_id) AS q")
+        .bind(column(ids, SvixId::as_str));
+        let rows = self.session.rows(query).await?;
+        rows.iter().map(|row| Ok((svix_id(row, 0)?, get::<i32>(row, 1)?.unsigned_abs()))).collect()
+    }
+
+    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
+        if parked.is_empty() {
+            return Ok(());
+        }
+        let query = sql("WITH unrecorded AS (
+                 DELETE FROM processed_webhooks AS p USING unnest($1::text[]) AS n (svix_id)
+                 WHERE p.svix_id = n.svix_id
+             )
+             INSERT INTO webhook_queue AS q
+                 (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error)
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::integer[],
+                                  $7::timestamptz[], $8::timestamptz[], $9::text[])
+             ON CONFLICT (svix_id) DO UPDATE
+             SET event_type = excluded.event_type, clerk_id = excluded.clerk_id, payload = excluded.payload,
+                 state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
+                 last_error = excluded.last_error")
+        .bind(column(parked, |parked| parked.svix_id.as_str()))
+        .bind(column(parked, |parked| parked.event_type.as_deref()))
+        .bind(column(parked, |parked| parked.clerk_id.as_ref().map(ClerkId::as_str)))
+        .bind(column(parked, |parked| &parked.payload[..]))
+        .bind(column(parked, Parked::state))
+        .bind(column(parked, |parked| i32::try_from(parked.attempts).unwrap_or(i32::MAX)))
+        .bind(column(parked, |parked| parked.next_attempt_at))
+        .bind(column(parked, |parked| parked.received_at))
+        .bind(column(parked, |parked| parked.last_error.as_str()));
+        self.session.execute(query).await?;
+        Ok(())
+    }
+
+    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let fields = |entry: &AuditEntry| {
+            entry.changed_fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(",")
+        };
+        let query = sql("WITH n AS MATERIALIZED (
+                 SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                                      $7::timestamptz[], $8::text[], $9::text[])
+                     AS n (at, action, clerk_id, svix_id, source, changed_fields, event_at, ip, user_agent)
+             ), lines AS (
+                 INSERT INTO audit_log (at, action, clerk_id, svix_id, source, changed_fields, event_at)
+                 SELECT at, action, clerk_id, svix_id, source, string_to_array(changed_fields, ','), event_at FROM n
+                 RETURNING id, svix_id
+             )
+             INSERT INTO audit_actors (audit_id, ip, user_agent)
+             -- One delivery writes at most one line.
+             SELECT lines.id, n.ip, n.user_agent FROM lines JOIN n USING (svix_id)
+             WHERE n.ip IS NOT NULL OR n.user_agent IS NOT NULL")
+        .bind(column(entries, |entry| entry.at))
+        .bind(column(entries, |entry| entry.action.name()))
+        .bind(column(entries, |entry| entry.clerk_id.as_str()))
+        .bind(column(entries, |entry| entry.svix_id.as_ref().map(SvixId::as_str)))
+        .bind(column(entries, |entry| entry.source.name()))
+        .bind(column(entries, fields))
+        .bind(column(entries, |entry| entry.event_at))
+        .bind(column(entries, |entry| entry.actor.as_ref().and_then(|actor| actor.ip.as_deref())))
+        .bind(column(entries, |entry| entry.actor.as_ref().and_then(|actor| actor.user_agent.as_deref())));
+        self.session.execute(query).await?;
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.session.commit().await
+    }
+
+    async fn rollback(self: Box<Self>) {
+        self.session.rollback().await;
+    }
+}
+
+/// `$1` ids, `$2` the time. Assembled once, because the application's columns have no names of ours.
+pub(super) fn anonymize_statement(columns: &[String]) -> String {
+    let emptied: String = columns.iter().map(|name| format!(", {} = NULL", quoted(name))).collect();
+    format!(
+        "UPDATE users AS u
+         SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
+             email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
+             public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL, banned = NULL, locked = NULL,
+             last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}', deleted_at = $2{emptied}
+         FROM unnest($1::text[]) AS n (clerk_id)
+         WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
+         RETURNING u.clerk_id"
+    )
+}
+
+/// `$1` to `$19`. A field outside the allow-list gets an empty array, which `unnest` fills up with NULL.
+fn bind_users<'q>(
+    query: Query<'q, Pg, PgArguments>,
+    users: &'q [User],
+    fields: FieldSet,
+) -> Query<'q, Pg, PgArguments> {
+    let mut query = query.bind(column(users, |user| user.clerk_id.as_str()));
+    for field in Field::ALL {
+        let users = if fields.contains(field) { users } else { &[] };
+        query = match field {
+            Field::Email
+            | Field::FirstName
+            | Field::LastName
+            | Field::ImageUrl
+            | Field::Username
+            | Field::PhoneNumber
+            | Field::ExternalId => query.bind(column(users, |user| user.profile[field].text())),
+            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
+                query.bind(column(users, |user| user.profile[field].json()))
+            }
+            Field::EmailVerified | Field::Banned | Field::Locked => {
+                query.bind(column(users, |user| user.profile[field].bool()))
+            }
+            Field::LastSignInAt | Field::LastActiveAt => {
+                query.bind(column(users, |user| user.profile[field].time()))
+            }
+        };
+    }
+    query
+        .bind(column(users, |user| user.created_at))
+        .bind(column(users, |user| user.updated_at))
+        .bind(column(users, |user| user.synced_at))
+}
+
+/// One column of a batch.
+fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
+    rows.iter().map(value).collect()
+}
+
+fn texts(ids: &[ClerkId]) -> Vec<&str> {
+    column(ids, ClerkId::as_str)
+}
+
+fn all_or_raced(written: u64, expected: usize) -> Result<()> {
+    if written == expected as u64 { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
+}
+
+fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
+    ClerkId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
+}
+
+fn svix_id(row: &PgRow, index: usize) -> Result<SvixId> {
+    SvixId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
+}
+
+fn register(row: &PgRow) -> Result<Register> {
+    Ok(Register {
+        version: Version { version: get(row, 1)?, event_at: get(row, 2)?, tie: get(row, 3)? },
+        deleted: get(row, 4)?,
+    })
+}
+
+fn user(row: &PgRow) -> Result<User> {
+    let mut profile = Profile::default();
+    for (index, field) in Field::ALL.into_iter().enumerate() {
+        let index = index + 1;
+        let value = match field {
+            Field::EmailVerified | Field::Banned | Field::Locked => {
+                get::<Option<bool>>(row, index)?.map(Value::Bool)
+            }
+            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
+                get::<Option<String>>(row, index)?.map(Value::Json)
+            }
+            Field::LastSignInAt | Field::LastActiveAt => {
+                get::<Option<DateTime<Utc>>>(row, index)?.map(Value::Time)
+            }
+            _ => get::<Option<String>>(row, index)?.map(Value::Text),
+        };
+        profile.set(field, value.unwrap_or_default());
+    }
+    Ok(User {
+        clerk_id: clerk_id(row, 0)?,
+        profile,
+        created_at: get(row, 16)?,
+        updated_at: get(row, 17)?,
+        synced_at: get(row, 18)?,
+        deleted_at: get(row, 19)?,
+    })
+}

@@ -1,0 +1,497 @@
+//! A batch in one transaction; and when that fails, the search for whoever spoils it.
+//!
+//! Halves of a failing batch are committed in transactions of their own, down to the single delivery, which is then
+//! answered by the kind of its trouble: transient trouble is refused so that Svix brings it back, the rest is
+//! parked. Real transactions rather than savepoints, so that a constraint that speaks only at the commit is found
+//! the same way, and so that what is good is durable at once.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+};
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::counter;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Rules,
+    plan::{Erasure, Plan, Stored, entry, is_news, plan},
+};
+use crate::{
+    clerk::event::deletion_body,
+    model::{
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, SvixId,
+    },
+    store::{Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble},
+    telemetry,
+};
+
+/// How often a batch begins again because an entity appeared meanwhile.
+const RACES: u32 = 5;
+
+/// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
+/// that somebody locks, but the table.
+const HOPELESS_REFUSALS: u32 = 16;
+
+/// Attempts at a parked delivery before it is dead. A deletion never is.
+const MAX_ATTEMPTS: u32 = 15;
+
+/// The first wait before a parked delivery is tried again; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: TimeDelta = TimeDelta::minutes(1);
+const LONGEST_WAIT: TimeDelta = TimeDelta::hours(1);
+
+/// Apply deliveries in the order in which they came, and tell what became of each. What is not done at the deadline
+/// is refused as unavailable; it may be done all the same, which makes its re-delivery a duplicate.
+pub async fn apply(
+    store: &dyn Store,
+    batch: &[Delivery],
+    rules: &Rules,
+    now: DateTime<Utc>,
+    deadline: Instant,
+) -> Vec<Result<Outcome>> {
+    let mut results: Vec<Result<Outcome>> =
+        batch.iter().map(|_| Err(StoreError::new(Trouble::Unavailable))).collect();
+    let work = Work { store, rules, now };
+    // Unusable ones have no effect on others, and are parked one by one.
+    let (unusable, usable): (Vec<usize>, Vec<usize>) =
+        (0..batch.len()).partition(|index| matches!(batch[*index].content, Content::Unusable(_)));
+
+    let mut parts: Vec<Range<usize>> = vec![0..usable.len()];
+    let mut patience = Patience::Normal;
+    let mut refusals = 0;
+    while let Some(part) = parts.pop() {
+        let deliveries: Vec<&Delivery> = usable[part.clone()].iter().map(|index| &batch[*index]).collect();
+        let attempt = async {
+            match deliveries[..] {
+                [] => Ok(Vec::new()),
+                [delivery] => work.single(delivery, patience).await.map(|outcome| vec![outcome]),
+                _ => work.settled(&deliveries, patience, rungs(rules.deletion)).await,
+            }
+        };
+        let result = timeout_at(deadline, attempt)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
+        match result {
+            Ok(outcomes) => {
+                for (index, outcome) in usable[part].iter().zip(outcomes) {
+                    results[*index] = Ok(outcome);
+                }
+            }
+            Err(error) if part.len() > 1 && error.trouble != Trouble::Unavailable => {
+                patience = Patience::Short;
+                let middle = part.start + part.len() / 2;
+                parts.push(middle..part.end);
+                parts.push(part.start..middle);
+            }
+            Err(error) => {
+                refusals += 1;
+                let hopeless = error.trouble == Trouble::Unavailable || refusals >= HOPELESS_REFUSALS;
+                let refused = if hopeless { part.start..usable.len() } else { part };
+                for index in &usable[refused] {
+                    results[*index] = Err(error.clone());
+                }
+                if hopeless {
+                    break;
+                }
+            }
+        }
+    }
+    for index in unusable {
+        let Content::Unusable(reason) = &batch[index].content else { continue };
+        let park = work.park(&batch[index], Fate::Dead, reason.clone());
+        let parked = timeout_at(deadline, park).await;
+        results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
+    }
+    results
+}
+
+/// The ways to take out a user's row, in the order in which they are tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rung {
+    Delete,
+    Anonymize,
+}
+
+fn rungs(policy: DeletionPolicy) -> &'static [Rung] {
+    match policy {
+        DeletionPolicy::Auto => &[Rung::Delete, Rung::Anonymize],
+        DeletionPolicy::Delete => &[Rung::Delete],
+        DeletionPolicy::Anonymize => &[Rung::Anonymize],
+    }
+}
+
+/// What happens to a delivery that is parked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It can never be used as it is.
+    Dead,
+    /// It is tried again.
+    Retry,
+}
+
+struct Work<'a> {
+    store: &'a dyn Store,
+    rules: &'a Rules,
+    now: DateTime<Utc>,
+}
+
+impl Work<'_> {
+    /// One delivery alone: its trouble is its own.
+    async fn single(&self, delivery: &Delivery, patience: Patience) -> Result<Outcome> {
+        let mut rungs = rungs(self.rules.deletion);
+        loop {
+            let error = match self.settled(&[delivery], patience, rungs).await {
+                Ok(outcomes) => {
+                    return outcomes.first().copied().ok_or_else(|| StoreError::new(Trouble::Broken));
+                }
+                Err(error) => error,
+            };
+            match error.trouble {
+                // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
+                Trouble::Refused if is_deletion(delivery) && !rungs.is_empty() => rungs = &rungs[1..],
+                Trouble::Refused => return self.park(delivery, Fate::Retry, error.to_string()).await,
+                Trouble::BadData => return self.park(delivery, Fate::Dead, error.to_string()).await,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Attempt a batch, again after a conflict that is likely to be gone.
+    async fn settled(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
+        let (mut conflicts, mut races) = (0, 0);
+        loop {
+            match self.attempt(batch, patience, rungs).await {
+                Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
+                Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
+        let mut transaction = self.store.begin(patience).await?;
+        match self.write(&mut *transaction, batch, rungs).await {
+            Ok(outcomes) => {
+                transaction.commit().await?;
+                Ok(outcomes)
+            }
+            Err(error) => {
+                transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The five steps: record, lock and read, load, plan, write.
+    async fn write(
+        &self,
+        transaction: &mut dyn Transaction,
+        batch: &[&Delivery],
+        rungs: &[Rung],
+    ) -> Result<Vec<Outcome>> {
+        let mut outcomes = vec![Outcome::Duplicate; batch.len()];
+        // Asked before recording takes them out of the queue.
+        let attempts = transaction.attempts(&deletions(batch)).await?;
+        let fresh = self.record(transaction, batch).await?;
+
+        let mut changes: Vec<(&Delivery, &Change)> = Vec::new();
+        let mut places = Vec::new();
+        for (index, delivery) in batch.iter().enumerate().filter(|(index, _)| fresh.contains(index)) {
+            if let Content::Change(change) = &delivery.content {
+                changes.push((delivery, change));
+                places.push(index);
+            } else {
+                outcomes[index] = Outcome::Ignored;
+            }
+        }
+        let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id));
+        let registers = transaction.registers(&ids).await?;
+        let news = changes.iter().filter(|(_, change)| is_news(change, registers.get(&change.clerk_id)));
+        let ids = sorted(news.map(|(_, change)| &change.clerk_id));
+        let users = transaction.users(&ids, self.rules.fields).await?;
+
+        let mut plan = plan(&changes, Stored { registers, users }, self.rules, self.now);
+
+        transaction.advance(&plan.registers).await?;
+        transaction.insert_users(&plan.inserts).await?;
+        transaction.update_users(&plan.updates, self.rules.fields).await?;
+        self.erase(transaction, &changes, &mut plan, rungs, &attempts).await?;
+        transaction.audit(&plan.audit).await?;
+        self.settle(transaction, &changes, &plan.outcomes).await?;
+
+        for (place, outcome) in places.into_iter().zip(plan.outcomes) {
+            outcomes[place] = outcome;
+        }
+        share_with_repeats(batch, &mut outcomes);
+        Ok(outcomes)
+    }
+
+    /// Record every id once; gives the places of deliveries that are news to us.
+    async fn record(&self, transaction: &mut dyn Transaction, batch: &[&Delivery]) -> Result<HashSet<usize>> {
+        let mut first: HashMap<&SvixId, usize> = HashMap::new();
+        let mut fresh = HashSet::new();
+        for (index, delivery) in batch.iter().enumerate() {
+            match &delivery.svix_id {
+                Some(id) => {
+                    first.entry(id).or_insert(index);
+                }
+                None => {
+                    fresh.insert(index);
+                }
+            }
+        }
+        let mut records: Vec<Record<'_>> = first
+            .iter()
+            .map(|(id, index)| record(id, batch[*index], provisional(batch[*index]), self.now))
+            .collect();
+        records.sort_by_key(|record| record.svix_id);
+        let recorded = transaction.record(&records).await?;
+        fresh.extend(recorded.iter().filter_map(|id| first.get(id)));
+        Ok(fresh)
+    }
+
+    /// Correct what `record` said too early.
+    async fn settle(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+        outcomes: &[Outcome],
+    ) -> Result<()> {
+        let corrections: Vec<(SvixId, Outcome)> = changes
+            .iter()
+            .zip(outcomes)
+            .filter(|(_, outcome)| !matches!(outcome, Outcome::Applied | Outcome::Parked))
+            .filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome)))
+            .collect();
+        transaction.settle(&corrections).await
+    }
+
+    /// Take users out of everything. Whose row resists every way keeps a tombstone and a retry without end.
+    async fn erase(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+        plan: &mut Plan,
+        rungs: &[Rung],
+        attempts: &HashMap<SvixId, u32>,
+    ) -> Result<()> {
+        if plan.erasures.is_empty() {
+            return Ok(());
+        }
+        let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
+        // A refusal from here on is about a deletion, and not about something written before.
+        transaction.check_constraints().await?;
+        let mut standing = ids.clone();
+        let mut erased: HashMap<ClerkId, AuditAction> = HashMap::new();
+        let mut refusal = StoreError::new(Trouble::Refused);
+        for rung in rungs {
+            let mut resisting = Vec::new();
+            let mut parts = vec![standing];
+            while let Some(part) = parts.pop() {
+                let (result, action) = match rung {
+                    Rung::Delete => (transaction.delete_users(&part).await, AuditAction::UserHardDeleted),
+                    Rung::Anonymize => {
+                        (transaction.anonymize_users(&part, self.now).await, AuditAction::UserAnonymized)
+                    }
+                };
+                match result {
+                    Ok(gone) => erased.extend(gone.into_iter().map(|id| (id, action))),
+                    Err(error) if error.trouble == Trouble::Refused => {
+                        refusal = error;
+                        if part.len() == 1 {
+                            resisting.extend(part);
+                        } else {
+                            let (left, right) = part.split_at(part.len() / 2);
+                            parts.push(right.to_vec());
+                            parts.push(left.to_vec());
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            resisting.sort();
+            standing = resisting;
+        }
+        self.forget(transaction, &ids).await?;
+
+        // No line may keep the actor of somebody who is gone.
+        for line in &mut plan.audit {
+            if ids.binary_search(&line.clerk_id).is_ok() {
+                line.actor = None;
+            }
+        }
+        let mut parked = Vec::new();
+        for Erasure { clerk_id, change: index } in &plan.erasures {
+            let (delivery, change) = changes[*index];
+            if let Some(action) = erased.get(clerk_id) {
+                let line = entry(delivery, change, *action, Vec::new(), self.now);
+                plan.audit.push(AuditEntry { actor: None, ..line });
+            } else if standing.contains(clerk_id) {
+                counter!(telemetry::ERASURE_FAILURES_TOTAL).increment(1);
+                tracing::warn!(
+                    clerk_id = %clerk_id,
+                    error = %refusal,
+                    "the row of a deleted user could be neither deleted nor anonymised; it is tried again without end"
+                );
+                let Some(svix_id) = &delivery.svix_id else { return Err(refusal) };
+                plan.outcomes[*index] = Outcome::Parked;
+                let attempts = attempts.get(svix_id).copied().unwrap_or(0) + 1;
+                parked.push(Parked {
+                    svix_id: svix_id.clone(),
+                    event_type: delivery.event_type.clone(),
+                    clerk_id: Some(clerk_id.clone()),
+                    payload: deletion_body(clerk_id, delivery.event_at),
+                    attempts,
+                    next_attempt_at: Some(self.now + wait(attempts)),
+                    received_at: delivery.received_at,
+                    last_error: refusal.to_string(),
+                });
+            }
+        }
+        transaction.park(&parked).await
+    }
+
+    /// Parked deliveries and audit actors of these users, also those whose body could not be read.
+    async fn forget(&self, transaction: &mut dyn Transaction, ids: &[ClerkId]) -> Result<()> {
+        transaction.forget(ids).await?;
+        let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
+        let mut theirs: Vec<SvixId> = suspects
+            .into_iter()
+            .filter(|(_, payload)| ids.iter().any(|id| id.is_named_in(payload)))
+            .map(|(svix_id, _)| svix_id)
+            .collect();
+        theirs.sort();
+        transaction.discard(&theirs).await
+    }
+
+    /// Keep a delivery that cannot be applied. For a deleted user nothing is kept.
+    async fn park(&self, delivery: &Delivery, fate: Fate, reason: String) -> Result<Outcome> {
+        let Some(svix_id) = &delivery.svix_id else {
+            let trouble = if fate == Fate::Dead { Trouble::BadData } else { Trouble::Refused };
+            return Err(StoreError { trouble, code: None, place: Some(reason) });
+        };
+        let mut transaction = self.store.begin(Patience::Normal).await?;
+        match self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await {
+            Ok(outcome) => {
+                transaction.commit().await?;
+                Ok(outcome)
+            }
+            Err(error) => {
+                transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn park_in(
+        &self,
+        transaction: &mut dyn Transaction,
+        delivery: &Delivery,
+        svix_id: &SvixId,
+        fate: Fate,
+        reason: String,
+    ) -> Result<Outcome> {
+        let deleted = match &delivery.clerk_id {
+            Some(id) => transaction.hold(id).await?.deleted,
+            None => false,
+        };
+        let attempts =
+            transaction.attempts(std::slice::from_ref(svix_id)).await?.remove(svix_id).unwrap_or(0) + 1;
+        let recorded = transaction.record(&[record(svix_id, delivery, Outcome::Stale, self.now)]).await?;
+        if recorded.is_empty() {
+            return Ok(Outcome::Duplicate);
+        }
+        if deleted {
+            return Ok(Outcome::Stale);
+        }
+        let next_attempt_at =
+            (fate == Fate::Retry && attempts < MAX_ATTEMPTS).then(|| self.now + wait(attempts));
+        transaction
+            .park(&[Parked {
+                svix_id: svix_id.clone(),
+                event_type: delivery.event_type.clone(),
+                clerk_id: delivery.clerk_id.clone(),
+                payload: delivery.payload.clone(),
+                attempts,
+                next_attempt_at,
+                received_at: delivery.received_at,
+                last_error: reason,
+            }])
+            .await?;
+        Ok(Outcome::Parked)
+    }
+}
+
+/// Ids of the deliveries that delete somebody.
+fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
+    let ids =
+        batch.iter().filter(|delivery| is_deletion(delivery)).filter_map(|delivery| delivery.svix_id.clone());
+    ids.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn is_deletion(delivery: &Delivery) -> bool {
+    matches!(&delivery.content, Content::Change(Change { news: News::Delete, .. }))
+}
+
+fn sorted<'a>(ids: impl Iterator<Item = &'a ClerkId>) -> Vec<ClerkId> {
+    ids.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+}
+
+fn record<'a>(
+    svix_id: &'a SvixId,
+    delivery: &'a Delivery,
+    outcome: Outcome,
+    now: DateTime<Utc>,
+) -> Record<'a> {
+    Record {
+        svix_id,
+        event_type: delivery.event_type.as_deref(),
+        outcome,
+        clerk_id: delivery.clerk_id.as_ref(),
+        event_at: delivery.event_at,
+        processed_at: now,
+    }
+}
+
+/// What nearly always turns out to be right, so that hardly any record has to be written twice.
+fn provisional(delivery: &Delivery) -> Outcome {
+    match delivery.content {
+        Content::Change(_) => Outcome::Applied,
+        Content::Ignored | Content::Unusable(_) => Outcome::Ignored,
+    }
+}
+
+/// A repeat inside the batch is a duplicate, unless the first one was parked: then it is not processed yet.
+fn share_with_repeats(batch: &[&Delivery], outcomes: &mut [Outcome]) {
+    let parked: HashSet<&SvixId> = batch
+        .iter()
+        .zip(&*outcomes)
+        .filter(|(_, outcome)| **outcome == Outcome::Parked)
+        .filter_map(|(delivery, _)| delivery.svix_id.as_ref())
+        .collect();
+    for (delivery, outcome) in batch.iter().zip(outcomes) {
+        if *outcome == Outcome::Duplicate && delivery.svix_id.as_ref().is_some_and(|id| parked.contains(id)) {
+            *outcome = Outcome::Parked;
+        }
+    }
+}
+
+/// The wait after the n-th attempt.
+fn wait(attempts: u32) -> TimeDelta {
+    let doublings = attempts.saturating_sub(1).min(6);
+    (FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_from_a_minute_to_an_hour() {
+        let minutes: Vec<i64> = (1..=8).map(|attempts| wait(attempts).num_minutes()).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(wait(u32::MAX), LONGEST_WAIT);
+    }
+}
