@@ -1,1 +1,162 @@
-//! Sample events, as Clerk would send them, for trying things out.
+//! Sample events, shaped as Clerk sends them, for trying things out. The people in them are invented.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use super::signature::Secret;
+
+/// The types that there are samples of.
+pub const TYPES: [&str; 6] = [
+    "user.created",
+    "user.updated",
+    "user.deleted",
+    "session.created",
+    "organization.created",
+    "email.created",
+];
+
+/// Characters of the ids that Clerk and Svix make.
+const ID_CHARACTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// An id such as `user_29w83sxmDNGwOuEthce5gg56FcC`, of 27 random characters behind the prefix.
+pub fn id(prefix: &str, mut random: impl FnMut() -> u8) -> String {
+    let mut id = String::from(prefix);
+    id.extend((0..27).map(|_| char::from(ID_CHARACTERS[usize::from(random()) % ID_CHARACTERS.len()])));
+    id
+}
+
+/// The body of an event about this user; `None` if there is no sample of the type.
+pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String> {
+    let data = match event_type {
+        "user.created" => user(user_id, "Ada", "Byron", at, at),
+        "user.updated" => user(user_id, "Ada", "Lovelace", at - TimeDelta::minutes(1), at),
+        "user.deleted" => json!({ "deleted": true, "id": user_id, "object": "user" }),
+        "session.created" => json!({
+            "id": user_id.replacen("user_", "sess_", 1), "object": "session", "status": "active", "user_id": user_id,
+            "client_id": user_id.replacen("user_", "client_", 1),
+            "created_at": milliseconds(at), "updated_at": milliseconds(at), "last_active_at": milliseconds(at),
+            "expire_at": milliseconds(at + TimeDelta::days(7)), "abandon_at": milliseconds(at + TimeDelta::days(30)),
+        }),
+        "organization.created" => json!({
+            "id": user_id.replacen("user_", "org_", 1), "object": "organization", "name": "Analytical Engines",
+            "slug": "analytical-engines", "created_by": user_id, "image_url": "https://img.clerk.com/sample",
+            "public_metadata": {}, "created_at": milliseconds(at), "updated_at": milliseconds(at),
+        }),
+        "email.created" => json!({
+            "id": user_id.replacen("user_", "ema_", 1), "object": "email", "user_id": user_id, "slug": "verification_code",
+            "subject": "A sample", "to_email_address": address(user_id), "status": "queued",
+        }),
+        _ => return None,
+    };
+    let event = json!({
+        "data": data,
+        "event_attributes": { "http_request": { "client_ip": "192.0.2.1", "user_agent": "clerk-sync sample" } },
+        "instance_id": "ins_sample",
+        "object": "event",
+        "timestamp": milliseconds(at),
+        "type": event_type,
+    });
+    Some(event.to_string())
+}
+
+/// A shell command that posts a body with a fresh signature.
+pub fn curl(url: &str, svix_id: &str, body: &str, secret: &Secret, at: DateTime<Utc>) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let header = |name: &str, value: &str| format!("  -H {} \\\n", quoted(&format!("{name}: {value}")));
+    format!(
+        "curl -sS {} \\\n{}{}{}{}  --data-raw {}",
+        quoted(url),
+        header("content-type", "application/json"),
+        header("svix-id", svix_id),
+        header("svix-timestamp", &at.timestamp().to_string()),
+        header("svix-signature", &secret.sign(svix_id, at, body.as_bytes())),
+        quoted(body),
+    )
+}
+
+fn user(
+    id: &str,
+    first_name: &str,
+    last_name: &str,
+    created: DateTime<Utc>,
+    updated: DateTime<Utc>,
+) -> Value {
+    let email_id = id.replacen("user_", "idn_", 1);
+    json!({
+        "id": id,
+        "object": "user",
+        "external_id": null,
+        "username": null,
+        "first_name": first_name,
+        "last_name": last_name,
+        "locale": "en-GB",
+        "image_url": "https://img.clerk.com/sample",
+        "profile_image_url": "https://img.clerk.com/sample",
+        "has_image": true,
+        "primary_email_address_id": email_id,
+        "primary_phone_number_id": null,
+        "primary_web3_wallet_id": null,
+        "email_addresses": [{
+            "id": email_id,
+            "object": "email_address",
+            "email_address": address(id),
+            "reserved": false,
+            "linked_to": [],
+            "verification": { "status": "verified", "strategy": "email_code", "attempts": 1, "expire_at": null },
+            "created_at": milliseconds(created),
+            "updated_at": milliseconds(created),
+        }],
+        "phone_numbers": [],
+        "web3_wallets": [],
+        "passkeys": [],
+        "external_accounts": [],
+        "enterprise_accounts": [],
+        "public_metadata": { "plan": "free" },
+        "private_metadata": {},
+        "unsafe_metadata": {},
+        "password_enabled": true,
+        "two_factor_enabled": false,
+        "totp_enabled": false,
+        "backup_code_enabled": false,
+        "banned": false,
+        "locked": false,
+        "delete_self_enabled": true,
+        "create_organization_enabled": true,
+        "last_sign_in_at": null,
+        "last_active_at": milliseconds(updated),
+        "created_at": milliseconds(created),
+        "updated_at": milliseconds(updated),
+    })
+}
+
+/// An address of a domain that is reserved for examples, different for every user.
+fn address(user_id: &str) -> String {
+    let end = user_id.get(user_id.len().saturating_sub(6)..).unwrap_or("someone").to_lowercase();
+    format!("ada.{end}@example.com")
+}
+
+fn milliseconds(at: DateTime<Utc>) -> i64 {
+    at.timestamp_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_has_a_sample_that_names_it() {
+        for event_type in TYPES {
+            let body = body(event_type, "user_1", DateTime::UNIX_EPOCH).expect("a sample");
+            let json: Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!(json["type"], event_type);
+        }
+        assert!(body("user.renamed", "user_1", DateTime::UNIX_EPOCH).is_none());
+    }
+
+    #[test]
+    fn a_quote_in_a_body_cannot_end_the_shell_word() {
+        let secret = Secret::parse("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").expect("secret");
+        let line = curl("http://localhost", "msg_1", r#"{"a":"it's"}"#, &secret, DateTime::UNIX_EPOCH);
+        assert!(line.ends_with(r#"--data-raw '{"a":"it'\''s"}'"#));
+    }
+}

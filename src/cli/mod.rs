@@ -1,1 +1,198 @@
-//! Commands.
+//! Commands, one file each. The only readers of `config`; no logic of their own.
+
+mod dev;
+mod migrate;
+mod post;
+mod sample;
+mod send;
+pub mod service;
+
+use std::{fmt, io::Write, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use chrono::Utc;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use secrecy::ExposeSecret;
+
+use crate::{
+    clerk::signature::Secret,
+    config::{Config, Database, Mistakes, Needs, Settings, load_dotenv},
+    store::{Store, StoreError, Trouble, postgres, sqlite},
+    sync::Clock,
+};
+
+/// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
+#[derive(Parser)]
+#[command(name = "clerk-sync", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service; applies pending migrations first
+    Serve(service::Serve),
+    /// Everything on this machine with no set-up: embedded database, generated signing secret, readable log
+    Dev(dev::Dev),
+    /// Apply or list migrations, or take over an existing table
+    Migrate(migrate::Migrate),
+    /// Print a sample event, or a curl command with a fresh signature
+    Sample(sample::Sample),
+    /// Post signed sample events
+    Send(send::Send),
+}
+
+/// Run the command that the process was started with.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "clerk-sync: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    // Before any thread is started, and before clap looks at the environment.
+    load_dotenv()?;
+    let matches = Cli::command().get_matches();
+    let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if matches!(command, Command::Dev(_)) {
+        settings.ignore_database_of_environment(&matches);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be started")?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Serve(serve) => serve.run(&settings).await,
+            Command::Dev(dev) => dev.run(settings).await,
+            Command::Migrate(migrate) => migrate.run(&settings).await,
+            Command::Sample(sample) => sample.run(&settings),
+            Command::Send(send) => send.run(&settings).await,
+        }
+    });
+    // Whatever still hangs in a system call does not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// Why a command did not do what it should, and the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn failed(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    fn unreachable(message: impl Into<String>) -> Self {
+        Self { code: 69, message: message.into() }
+    }
+
+    fn configuration(message: impl Into<String>) -> Self {
+        Self { code: 78, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Mistakes> for Failure {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::configuration(mistakes.to_string())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error.trouble {
+            Trouble::Unavailable => Self::unreachable(error.to_string()),
+            Trouble::Schema => Self::configuration(error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(format!("{error:#}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+fn clock() -> Clock {
+    Arc::new(Utc::now)
+}
+
+/// Open the store that the configuration names.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    match &config.database {
+        Database::Postgres { url } => {
+            let connect = url.expose_secret().parse().map_err(|_| {
+                StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned())
+            })?;
+            Ok(Arc::new(postgres::Postgres::new(postgres::Options {
+                connect,
+                schema: config.database_schema.clone(),
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+            })))
+        }
+        Database::Sqlite { path } => {
+            let options = sqlite::Options {
+                path: path.clone(),
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+            };
+            Ok(Arc::new(sqlite::Sqlite::open(options).await?))
+        }
+    }
+}
+
+/// The first signing secret, for commands that sign.
+fn signing_secret(settings: &Settings) -> Result<Secret, Failure> {
+    let secrets = settings.signing_secrets()?;
+    secrets.into_iter().next().ok_or_else(|| {
+        Failure::configuration(
+            "CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret) is not set, and a signature needs it; \
+             `clerk-sync dev` prints the one that it uses",
+        )
+    })
+}
+
+fn random_id(prefix: &str) -> String {
+    crate::clerk::sample::id(prefix, rand::random)
+}
+
+/// The configuration, complete, for commands that need no signing secret.
+fn resolve(settings: &Settings) -> Result<Config, Failure> {
+    Ok(settings.resolve(Needs::default())?)
+}
+
+/// Print to standard output; a reader that has gone away is not an error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+use say;

@@ -42,6 +42,11 @@ impl StoreError {
         Self { trouble, code: None, place: None }
     }
 
+    /// Whether it is this data that cannot be stored, so that other data may.
+    pub fn is_about_the_data(&self) -> bool {
+        matches!(self.trouble, Trouble::BadData | Trouble::Refused)
+    }
+
     /// The tables are not what we need.
     pub fn schema(explanation: String) -> Self {
         Self { trouble: Trouble::Schema, code: None, place: Some(explanation) }

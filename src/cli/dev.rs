@@ -1,0 +1,252 @@
+//! `dev`: everything on one machine with no set-up, and a story to begin with.
+
+use std::{
+    fmt::Write,
+    io::IsTerminal,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+use secrecy::ExposeSecret;
+use tokio::time::Instant;
+
+use super::{
+    Failure,
+    post::{Answer, Poster},
+    random_id, say,
+    service::{Service, init_log, wait_for_store},
+};
+use crate::{
+    clerk::{sample, signature::Secret},
+    config::{Config, Database, Needs, Settings},
+    model::{ClerkId, Field, FieldSet, User, Value},
+    store::Store,
+    sync::Limits,
+    telemetry::LogFormat,
+};
+
+/// How wide the names of fields are in the story.
+const NAME_WIDTH: usize = 12;
+
+/// Everything on this machine with no set-up: embedded database, generated signing secret, readable log
+#[derive(Args)]
+pub(super) struct Dev {
+    /// Send signed sample events and tell what becomes of them
+    #[arg(long)]
+    sample: bool,
+
+    /// Use free ports, and exit after the samples
+    #[arg(long)]
+    once: bool,
+}
+
+impl Dev {
+    pub(super) async fn run(self, mut settings: Settings) -> Result<(), Failure> {
+        let generated = generate_secret_if_missing(&mut settings)?;
+        let mut config = settings.resolve(Needs { signing_secret: true })?;
+        config.log_format = config.log_format.or(Some(LogFormat::Pretty));
+        if self.once {
+            config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            config.admin_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        }
+        // While a story is told the log would only repeat it, so it begins afterwards.
+        if !self.sample {
+            init_log(&config)?;
+        }
+        let store = wait_for_store(&config, true).await?;
+        let service = Service::start(&config, Arc::clone(&store), Limits::default()).await?;
+        let url = format!("http://{}/webhooks/clerk", service.public);
+        introduce(&config, &service, &url, generated.as_deref());
+
+        let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
+        if self.sample {
+            let poster = Poster::new(url.clone(), secret.clone())?;
+            let mut story = Story { poster, store: &*store, fields: config.sync_fields, surprises: Vec::new() };
+            story.tell().await?;
+            if !story.surprises.is_empty() {
+                service.stop().await;
+                return Err(Failure::failed(format!("not as expected: {}", story.surprises.join("; "))));
+            }
+        }
+        if self.once {
+            service.stop().await;
+            return Ok(());
+        }
+        invite(&url, &secret);
+        if self.sample {
+            init_log(&config)?;
+        }
+        service.run_until_asked_to_stop().await
+    }
+}
+
+/// A secret of the environment or the command line is used; else one is made up for this run.
+fn generate_secret_if_missing(settings: &mut Settings) -> Result<Option<String>, Failure> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    if !settings.signing_secrets()?.is_empty() {
+        return Ok(None);
+    }
+    let secret = format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 24]>()));
+    settings.clerk_webhook_signing_secret = Some(secret.clone());
+    Ok(Some(secret))
+}
+
+fn introduce(config: &Config, service: &Service, url: &str, generated: Option<&str>) {
+    let database = match &config.database {
+        Database::Sqlite { path } => format!("{} (SQLite, made here if it was missing)", path.display()),
+        Database::Postgres { url } => {
+            let host = url::Url::parse(url.expose_secret()).ok().and_then(|url| url.host_str().map(str::to_owned));
+            format!("PostgreSQL on {}, schema {}", host.unwrap_or_default(), config.database_schema)
+        }
+    };
+    say!();
+    say!("  {}", bold("clerk-sync is running"));
+    say!();
+    say!("  webhooks   {url}");
+    say!("  private    http://{}/metrics", service.private);
+    say!("  database   {database}");
+    say!("  fields     {}", config.sync_fields.iter().map(Field::name).collect::<Vec<_>>().join(", "));
+    match generated {
+        Some(secret) => say!("  secret     {secret}  (made up for this run)"),
+        None => say!("  secret     yours, from CLERK_WEBHOOK_SIGNING_SECRET"),
+    }
+    say!();
+}
+
+fn invite(url: &str, secret: &Secret) {
+    let now = Utc::now();
+    let user_id = random_id("user_");
+    say!("  {}", bold("Now you"));
+    say!("  Post an event yourself; the signature is good for five minutes:");
+    say!();
+    if let Some(body) = sample::body("user.created", &user_id, now) {
+        say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
+    }
+    say!();
+    say!("  Or, with the secret above in CLERK_WEBHOOK_SIGNING_SECRET:  clerk-sync send user.updated --user-id {user_id}");
+    say!("  Ctrl-C stops. What arrives from now on is logged here:");
+    say!();
+}
+
+/// Deliveries such as Clerk's, in the ways in which they really come.
+struct Story<'a> {
+    poster: Poster,
+    store: &'a dyn Store,
+    fields: FieldSet,
+    /// What did not go as it should.
+    surprises: Vec<String>,
+}
+
+/// One delivery of the story.
+struct Scene<'a> {
+    title: &'a str,
+    svix_id: &'a str,
+    body: &'a str,
+    expected: &'a str,
+}
+
+impl Story<'_> {
+    async fn tell(&mut self) -> Result<(), Failure> {
+        let user_id = random_id("user_");
+        let id = ClerkId::new(user_id.clone()).context("a sample id is not an id")?;
+        let now = Utc::now();
+        let body = |event_type: &str, at: DateTime<Utc>| {
+            sample::body(event_type, &user_id, at).context("there is no such sample")
+        };
+        let created = body("user.created", now - TimeDelta::seconds(60))?;
+        let updated = body("user.updated", now - TimeDelta::seconds(30))?;
+        let deleted = body("user.deleted", now)?;
+        let messages: Vec<String> = (0..4).map(|_| random_id("msg_")).collect();
+
+        for (title, message, body, expected) in [
+            ("user.created: Ada signs up", 0, &created, "applied"),
+            ("user.updated: she marries", 1, &updated, "applied"),
+            ("the same delivery again, as Svix sends when in doubt", 1, &updated, "duplicate"),
+            ("user.created once more under another id, out of order", 2, &created, "stale"),
+            ("user.deleted: she leaves", 3, &deleted, "applied"),
+            ("user.updated, overtaken by the deletion", 0, &updated, "duplicate"),
+        ] {
+            self.show(&id, &Scene { title, svix_id: &messages[message], body, expected }).await?;
+        }
+        self.show_forgery(&created, now).await
+    }
+
+    async fn show(&mut self, id: &ClerkId, scene: &Scene<'_>) -> Result<(), Failure> {
+        let before = self.store.user(id).await?;
+        let began = Instant::now();
+        let answer = self.poster.post(scene.svix_id, scene.body, Utc::now()).await?;
+        let took = began.elapsed();
+        let after = self.store.user(id).await?;
+        self.headline(scene.title, scene.svix_id, &answer, took, scene.expected);
+        say!("{}", rows(before.as_ref(), after.as_ref(), self.fields));
+        Ok(())
+    }
+
+    async fn show_forgery(&mut self, body: &str, now: DateTime<Utc>) -> Result<(), Failure> {
+        let svix_id = random_id("msg_");
+        let began = Instant::now();
+        let signature = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let answer = self.poster.post_signed(&svix_id, body, now, signature).await?;
+        self.headline("a forgery", &svix_id, &answer, began.elapsed(), "invalid_signature");
+        say!("       not even read\n");
+        Ok(())
+    }
+
+    fn headline(&mut self, title: &str, svix_id: &str, answer: &Answer, took: Duration, expected: &str) {
+        let milliseconds = took.as_secs_f64() * 1000.0;
+        say!("  {} {}", bold("▸"), bold(title));
+        say!("    {svix_id}  →  {} {}  {milliseconds:.1} ms", answer.status.as_u16(), bold(&answer.word));
+        if answer.word != expected {
+            self.surprises.push(format!("{title}: {} instead of {expected}", answer.word));
+        }
+    }
+}
+
+/// The row before and after, or what of it changed.
+fn rows(before: Option<&User>, after: Option<&User>, fields: FieldSet) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "       {name:<NAME_WIDTH$}  {value}");
+    };
+    match (before, after) {
+        (None, None) => line("row", "none".to_owned()),
+        (None, Some(after)) => {
+            line("row", "none → new".to_owned());
+            line("clerk_id", after.clerk_id.to_string());
+            for field in fields.iter() {
+                line(field.name(), shown(&after.profile[field]));
+            }
+        }
+        (Some(_), None) => line("row", "there → gone; a tombstone stays, and nothing brings her back".to_owned()),
+        (Some(before), Some(after)) if before == after => line("row", "as it was".to_owned()),
+        (Some(before), Some(after)) => {
+            for field in fields.iter().filter(|field| before.profile[*field] != after.profile[*field]) {
+                let (old, new) = (shown(&before.profile[field]), shown(&after.profile[field]));
+                line(field.name(), format!("{old} → {new}"));
+            }
+            line("updated_at", format!("{} → {}", time(before.updated_at), time(after.updated_at)));
+        }
+    }
+    text
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Text(text) | Value::Json(text) => text.clone(),
+        Value::Bool(truth) => truth.to_string(),
+        Value::Time(at) => time(*at),
+    }
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.format("%H:%M:%S%.3f").to_string()
+}
+
+fn bold(text: &str) -> String {
+    if std::io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+}

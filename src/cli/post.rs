@@ -1,0 +1,78 @@
+//! Posting signed events, as Svix would.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+
+use super::Failure;
+use crate::clerk::signature::Secret;
+
+/// As long as Svix waits.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Someone who posts signed events to one URL.
+pub(super) struct Poster {
+    client: Client,
+    url: String,
+    secret: Secret,
+}
+
+/// What came back.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// The `status` of a success or the `code` of an error, if it is our kind of answer.
+    pub(super) word: String,
+}
+
+impl Poster {
+    pub(super) fn new(url: String, secret: Secret) -> Result<Self, Failure> {
+        let client = Client::builder().timeout(PATIENCE).build().context("the HTTP client could not be made")?;
+        Ok(Self { client, url, secret })
+    }
+
+    /// Post a body under this id, signed now.
+    pub(super) async fn post(&self, svix_id: &str, body: &str, now: DateTime<Utc>) -> Result<Answer, Failure> {
+        let signature = self.secret.sign(svix_id, now, body.as_bytes());
+        self.post_signed(svix_id, body, now, &signature).await
+    }
+
+    /// Post a body with any signature.
+    pub(super) async fn post_signed(
+        &self,
+        svix_id: &str,
+        body: &str,
+        now: DateTime<Utc>,
+        signature: &str,
+    ) -> Result<Answer, Failure> {
+        let request = self
+            .client
+            .post(&self.url)
+            .header("content-type", "application/json")
+            .header("svix-id", svix_id)
+            .header("svix-timestamp", now.timestamp().to_string())
+            .header("svix-signature", signature)
+            .body(body.to_owned());
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = answer.status();
+        let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
+        let json: Value = serde_json::from_str(&text).unwrap_or_default();
+        let word = json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
+        Ok(Answer { status, word: word.to_owned() })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        if error.is_builder() {
+            return Failure { code: 2, message: "--url is not a URL that can be posted to".to_owned() };
+        }
+        let why = if error.is_timeout() { "no answer in time" } else { "no connection" };
+        // A URL may carry a password, so only its host is shown.
+        let host = url::Url::parse(&self.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+        Failure::unreachable(format!(
+            "{why} from {}: is clerk-sync running there? --url names another place",
+            host.unwrap_or_default()
+        ))
+    }
+}

@@ -1,0 +1,59 @@
+//! `sample`: what Clerk would send.
+
+use chrono::Utc;
+use clap::Args;
+
+use super::{Failure, random_id, say, signing_secret};
+use crate::{clerk::sample, config::Settings};
+
+pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8080/webhooks/clerk";
+
+/// Print a sample event, or a curl command with a fresh signature
+#[derive(Args)]
+pub(super) struct Sample {
+    #[command(flatten)]
+    event: SampleEvent,
+
+    /// Print a curl command, signed with the first of CLERK_WEBHOOK_SIGNING_SECRET
+    #[arg(long)]
+    curl: bool,
+
+    /// Where the curl command posts to
+    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
+    url: String,
+}
+
+/// Which event.
+#[derive(Args)]
+pub(super) struct SampleEvent {
+    /// The type of the event
+    #[arg(value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(sample::TYPES))]
+    pub(super) event_type: String,
+
+    /// The user it is about [default: a new one]
+    #[arg(long, value_name = "ID")]
+    pub(super) user_id: Option<String>,
+}
+
+impl SampleEvent {
+    /// A body, and the user in it.
+    pub(super) fn body(&self) -> Result<(String, String), Failure> {
+        let user_id = self.user_id.clone().unwrap_or_else(|| random_id("user_"));
+        let body = sample::body(&self.event_type, &user_id, Utc::now())
+            .ok_or_else(|| Failure::failed("there is no sample of this type"))?;
+        Ok((body, user_id))
+    }
+}
+
+impl Sample {
+    pub(super) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (body, _) = self.event.body()?;
+        if self.curl {
+            let secret = signing_secret(settings)?;
+            say!("{}", sample::curl(&self.url, &random_id("msg_"), &body, &secret, Utc::now()));
+        } else {
+            say!("{body}");
+        }
+        Ok(())
+    }
+}

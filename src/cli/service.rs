@@ -1,0 +1,249 @@
+//! `serve`: the service, from its configuration to its last answer.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use chrono::TimeDelta;
+use clap::Args;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, clock, open_store};
+use crate::{
+    clerk::signature::Verifier,
+    config::{AllowedAddresses, Config, Database, Needs, Settings},
+    http::{self, Addresses, App, Bodies, ConnectionLimits, Probe},
+    store::{Readiness, Store, StoreError, Trouble},
+    sync::{Committer, Limits, Rules},
+    telemetry,
+    work::Upkeep,
+};
+
+/// How often the database is tried while we wait for it.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// No single try may take longer, unless migrations are running.
+const TRY: Duration = Duration::from_secs(600);
+
+/// Descriptors that we would like: connections, with room for the database and the log.
+const DESCRIPTORS: u64 = 65_536;
+
+/// Run the service; applies pending migrations first
+#[derive(Args)]
+pub(super) struct Serve {
+    /// Do not apply migrations; /readyz says no until somebody has
+    #[arg(long)]
+    no_migrate: bool,
+}
+
+impl Serve {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let config = settings.resolve(Needs { signing_secret: true })?;
+        init_log(&config)?;
+        let store = wait_for_store(&config, !self.no_migrate).await?;
+        let service = Service::start(&config, store, Limits::default()).await?;
+        tracing::info!(
+            webhooks = %format_args!("http://{}/webhooks/clerk", service.public),
+            private = %format_args!("http://{}", service.private),
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
+        service.run_until_asked_to_stop().await
+    }
+}
+
+/// Begin to log, and say first what is probably not meant.
+pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
+    let filter = telemetry::filter(&config.log_filter)
+        .ok_or_else(|| Failure::configuration("RUST_LOG cannot be understood"))?;
+    telemetry::init(config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr), filter);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+/// Wait until the database answers, and bring its tables up to date.
+pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, Failure> {
+    if let Database::Sqlite { path } = &config.database
+        && path.starts_with("/data")
+    {
+        tracing::warn!(
+            path = %path.display(),
+            "users are kept in a file: mount a volume there, or set DATABASE_URL to a PostgreSQL server"
+        );
+    }
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match timeout(TRY, prepare(config, migrate)).await {
+            Ok(Ok(store)) => return Ok(store),
+            Ok(Err(error)) => error,
+            Err(_) => StoreError::new(Trouble::Unavailable),
+        };
+        if !matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict) {
+            return Err(Failure::from(error));
+        }
+        if began.elapsed() >= config.database_wait {
+            return Err(Failure::unreachable(format!(
+                "{error}; waited {} s (DATABASE_WAIT_SECONDS). Is the server that DATABASE_URL names running, and may \
+                 this user connect?",
+                config.database_wait.as_secs()
+            )));
+        }
+        if !told {
+            told = true;
+            tracing::warn!(%error, "waiting for the database");
+        }
+        sleep(RETRY).await;
+    }
+}
+
+async fn prepare(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, StoreError> {
+    let store = open_store(config).await?;
+    if migrate {
+        for migration in store.migrate().await? {
+            tracing::info!(version = migration.version, name = migration.name, "migration applied");
+        }
+    } else if store.ready().await? == Readiness::SchemaNotCurrent {
+        tracing::warn!("migrations are pending: run `clerk-sync migrate`; until then /readyz answers 503");
+    }
+    Ok(store)
+}
+
+/// The running service.
+pub struct Service {
+    /// Where the public listener listens.
+    pub public: SocketAddr,
+    /// Where the private listener listens.
+    pub private: SocketAddr,
+    shutdown: CancellationToken,
+    grace: Duration,
+    listeners: JoinSet<()>,
+    upkeep: JoinSet<()>,
+    lanes: crate::sync::Lanes,
+    store: Arc<dyn Store>,
+}
+
+impl Service {
+    /// Start everything on a store that is ready.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub async fn start(config: &Config, store: Arc<dyn Store>, limits: Limits) -> Result<Self, Failure> {
+        // Where it cannot be raised, accepting pauses when descriptors run out.
+        let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
+        let public = listen(config.listen, "HOST and PORT").await?;
+        let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT").await?;
+        let (public_address, private_address) = (local_address(&public)?, local_address(&private)?);
+
+        let metrics = telemetry::install_metrics();
+        let clock = clock();
+        let shutdown = CancellationToken::new();
+        let rules = Rules { fields: config.sync_fields, deletion: config.deletion_policy };
+        let (committer, lanes) = Committer::start(&store, rules, limits, &clock);
+        let app = Arc::new(App {
+            verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
+            committer: committer.clone(),
+            probe: Probe::new(Arc::clone(&store)),
+            bodies: Bodies::new(config.webhook_max_body_bytes),
+            addresses: addresses(config),
+            fields: config.sync_fields,
+            instance_id: config.instance_id.clone(),
+            clock: Arc::clone(&clock),
+            answer_within: http::ANSWER_WITHIN,
+            shutdown: shutdown.clone(),
+        });
+        let mut listeners = JoinSet::new();
+        for (listener, routes) in [
+            (public, http::public_routes(Arc::clone(&app))),
+            (private, http::private_routes(app, metrics.clone())),
+        ] {
+            let limits = ConnectionLimits::default();
+            listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
+        }
+        let work = Upkeep {
+            store: Arc::clone(&store),
+            committer,
+            fields: config.sync_fields,
+            clock,
+            retention: TimeDelta::from_std(config.processed_retention).unwrap_or(TimeDelta::MAX),
+        };
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(work.run(shutdown.clone()));
+        upkeep.spawn(telemetry::upkeep(metrics));
+        let grace = config.shutdown_grace;
+        Ok(Self {
+            public: public_address,
+            private: private_address,
+            shutdown,
+            grace,
+            listeners,
+            upkeep,
+            lanes,
+            store,
+        })
+    }
+
+    /// Run until SIGTERM or SIGINT, then stop in good order. A second signal stops at once.
+    ///
+    /// # Errors
+    /// If signals cannot be listened for.
+    pub async fn run_until_asked_to_stop(self) -> Result<(), Failure> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+        let mut asked = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = asked().await;
+        tracing::info!(signal = name, "stopping: no new requests, what is under way is finished");
+        tokio::select! {
+            () = self.stop() => {
+                tracing::info!("stopped");
+                Ok(())
+            }
+            name = asked() => Err(Failure::failed(format!("{name} again: stopped at once"))),
+        }
+    }
+
+    /// Stop listening, answer what is under way, commit what is waiting, close the database.
+    pub async fn stop(mut self) {
+        let deadline = Instant::now() + self.grace;
+        self.shutdown.cancel();
+        while self.listeners.join_next().await.is_some() {}
+        self.upkeep.shutdown().await;
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        if timeout(left, self.lanes.finish()).await.is_err() {
+            tracing::warn!("the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again");
+        }
+        // A connection that hangs is closed by the end of the process.
+        let _ = timeout(Duration::from_secs(1), self.store.close()).await;
+    }
+}
+
+async fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::failed(format!("cannot listen on {address} ({variables}): {error}")))
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    Ok(listener.local_addr().context("a listener has no address")?)
+}
+
+fn addresses(config: &Config) -> Addresses {
+    let allowed = match &config.webhook_allowed_ips {
+        AllowedAddresses::Any => None,
+        AllowedAddresses::Svix => Some(crate::clerk::addresses::svix()),
+        AllowedAddresses::Networks(networks) => Some(networks.clone()),
+    };
+    Addresses { allowed, trusted_proxies: config.trusted_proxies.clone() }
+}
