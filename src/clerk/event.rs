@@ -81,9 +81,7 @@ pub const KNOWN_TYPES: [&str; 46] = [
 
 /// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
 pub fn label(event_type: Option<&str>) -> &'static str {
-    event_type
-        .and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name))
-        .unwrap_or("other")
+    event_type.and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name)).unwrap_or("other")
 }
 
 /// A proven body, understood as far as we need it.

@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn the_allow_list_is_exact() {
-        let svix = Addresses { allowed: Some(crate::clerk::addresses::SVIX.to_vec()), ..Addresses::default() };
+        let svix =
+            Addresses { allowed: Some(crate::clerk::addresses::SVIX.to_vec()), ..Addresses::default() };
         let allows = |address: &str| svix.allows(Some(address.parse().expect("address")));
         assert!(allows("52.215.16.239"));
         assert!(allows("2a05:d028:17:80ff::1"));

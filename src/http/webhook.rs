@@ -4,7 +4,11 @@
 //! last byte of the body and the hand-over to the committer there is no await: a sender that hangs up cancels
 //! nothing. Logs name ids, types and reasons, never headers, bodies or people.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Extension, Json,
@@ -34,15 +38,19 @@ pub(super) struct Answer {
     id: String,
 }
 
-/// What is known of a request so far.
+/// What is known of a request so far. Each is counted and logged exactly once, even if its handler panics or is
+/// cut off at shutdown.
 struct Attempt {
     started: Instant,
     peer: SocketAddr,
+    /// Whom the peer speaks for, where it is trusted to say.
+    caller: Option<IpAddr>,
     request_id: RequestId,
     svix_id: Option<SvixId>,
     event_type: Option<String>,
     /// Why the event cannot be used, if it cannot.
     unusable: Option<String>,
+    told: bool,
 }
 
 /// Receive a webhook.
@@ -53,8 +61,16 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<Json<Answer>, Problem> {
     let started = Instant::now();
-    let mut attempt =
-        Attempt { started, peer, request_id, svix_id: None, event_type: None, unusable: None };
+    let mut attempt = Attempt {
+        started,
+        peer,
+        caller: None,
+        request_id,
+        svix_id: None,
+        event_type: None,
+        unusable: None,
+        told: false,
+    };
     let result = process(&app, request, &mut attempt).await;
     match result {
         Ok(outcome) => attempt.succeeded(outcome),
@@ -62,14 +78,14 @@ pub(super) async fn receive(
         Err(problem) => attempt.rejected(problem),
     }
     let outcome = result?;
-    let id = attempt.svix_id.map(|id| id.to_string()).unwrap_or_default();
-    Ok(Json(Answer { status: outcome.name(), event: attempt.event_type, id }))
+    let id = attempt.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    Ok(Json(Answer { status: outcome.name(), event: attempt.event_type.take(), id }))
 }
 
 async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<Outcome, Problem> {
     let (head, body) = request.into_parts();
-    let caller = app.addresses.caller(attempt.peer.ip(), &head.headers);
-    if !app.addresses.allows(caller) {
+    attempt.caller = app.addresses.caller(attempt.peer.ip(), &head.headers);
+    if !app.addresses.allows(attempt.caller) {
         return Err(Problem::AddressNotAllowed);
     }
     let unverified = app.bodies.read(body, attempt.started).await?;
@@ -105,7 +121,7 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
 }
 
 impl Attempt {
-    fn succeeded(&self, outcome: Outcome) {
+    fn succeeded(&mut self, outcome: Outcome) {
         let duration = self.count(outcome.name());
         tracing::info!(
             svix_id = self.svix_id(),
@@ -126,7 +142,7 @@ impl Attempt {
         }
     }
 
-    fn failed(&self, problem: Problem) {
+    fn failed(&mut self, problem: Problem) {
         let duration = self.count("failed");
         tracing::warn!(
             svix_id = self.svix_id(),
@@ -139,7 +155,7 @@ impl Attempt {
         );
     }
 
-    fn rejected(&self, problem: Problem) {
+    fn rejected(&mut self, problem: Problem) {
         ::metrics::counter!(metrics::REJECTIONS, "reason" => problem.code()).increment(1);
         let duration = self.count("rejected");
         macro_rules! say {
@@ -150,6 +166,7 @@ impl Attempt {
                     outcome = "rejected",
                     reason = problem.code(),
                     peer = %self.peer.ip(),
+                    caller = self.caller.map(tracing::field::display),
                     duration_ms = milliseconds(duration),
                     request_id = self.request_id.as_str(),
                     "webhook"
@@ -175,7 +192,8 @@ impl Attempt {
     }
 
     /// Count the answer; returns how long it took.
-    fn count(&self, outcome: &'static str) -> Duration {
+    fn count(&mut self, outcome: &'static str) -> Duration {
+        self.told = true;
         let event = label(self.event_type.as_deref());
         let duration = self.started.elapsed();
         ::metrics::counter!(metrics::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
@@ -189,6 +207,14 @@ impl Attempt {
 
     fn event_type(&self) -> Option<&str> {
         self.event_type.as_deref()
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.told {
+            self.failed(Problem::Internal);
+        }
     }
 }
 
