@@ -29,6 +29,61 @@ const MAX_ACTOR_CHARS: usize = 512;
 /// The event types that change something here.
 pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
+/// Every event type that Clerk is known to send. New ones appear without notice.
+pub const KNOWN_TYPES: [&str; 46] = [
+    "user.created",
+    "user.updated",
+    "user.deleted",
+    "session.created",
+    "session.pending",
+    "session.ended",
+    "session.removed",
+    "session.revoked",
+    "organization.created",
+    "organization.updated",
+    "organization.deleted",
+    "organizationDomain.created",
+    "organizationDomain.updated",
+    "organizationDomain.deleted",
+    "organizationInvitation.created",
+    "organizationInvitation.accepted",
+    "organizationInvitation.revoked",
+    "organizationMembership.created",
+    "organizationMembership.updated",
+    "organizationMembership.deleted",
+    "role.created",
+    "role.updated",
+    "role.deleted",
+    "permission.created",
+    "permission.updated",
+    "permission.deleted",
+    "email.created",
+    "sms.created",
+    "waitlistEntry.created",
+    "waitlistEntry.updated",
+    "subscription.created",
+    "subscription.updated",
+    "subscription.active",
+    "subscription.pastDue",
+    "subscriptionItem.created",
+    "subscriptionItem.updated",
+    "subscriptionItem.active",
+    "subscriptionItem.canceled",
+    "subscriptionItem.upcoming",
+    "subscriptionItem.ended",
+    "subscriptionItem.abandoned",
+    "subscriptionItem.incomplete",
+    "subscriptionItem.pastDue",
+    "subscriptionItem.freeTrialEnding",
+    "paymentAttempt.created",
+    "paymentAttempt.updated",
+];
+
+/// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
+pub fn label(event_type: Option<&str>) -> &'static str {
+    event_type.and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name)).unwrap_or("other")
+}
+
 /// A proven body, understood as far as we need it.
 #[derive(Debug)]
 pub struct Event {

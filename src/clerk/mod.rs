@@ -1,8 +1,9 @@
 //! Their words: what Clerk and Svix put on the wire, and nothing about how we keep it.
 //!
 //! `signature` turns headers and raw bytes into [`Verified`](signature::Verified), the only thing that
-//! `event` parses. `sample` writes what Clerk would send, for trying things out.
+//! `event` parses. `addresses` says where it may come from, and `sample` writes what Clerk would send, for trying things out.
 
+pub mod addresses;
 pub mod event;
 pub mod sample;
 pub mod signature;

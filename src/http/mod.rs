@@ -1,1 +1,99 @@
-//! Routes.
+//! Every route, on one screen.
+//!
+//! This room speaks HTTP/1.1 to senders, probes and Prometheus, and turns what the other rooms say into answers. It
+//! promises that every request is answered within 10 s, whatever the sender or the database does. It never reads
+//! configuration, never speaks SQL, and decides nothing about users.
+
+mod address;
+mod body;
+mod error;
+mod health;
+mod listener;
+pub mod metrics;
+mod request_id;
+mod socket;
+mod webhook;
+
+#[cfg(test)]
+mod tests;
+
+use std::{any::Any, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    middleware::from_fn,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use chrono::{DateTime, Utc};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use address::Addresses;
+pub use body::Bodies;
+pub use error::Problem;
+pub use health::Probe;
+pub use listener::{ConnectionLimits, serve};
+pub use webhook::ANSWER_WITHIN;
+
+use crate::{clerk::signature::Verifier, model::FieldSet, sync::Committer};
+
+/// What time it is.
+pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+
+/// Everything that handlers need.
+pub struct App {
+    pub verifier: Verifier,
+    pub committer: Committer,
+    pub probe: Probe,
+    pub bodies: Bodies,
+    pub addresses: Addresses,
+    /// The allow-list of fields.
+    pub fields: FieldSet,
+    /// Refuse events of any other instance; `None`: of none.
+    pub instance_id: Option<String>,
+    pub clock: Clock,
+    /// Normally [`ANSWER_WITHIN`].
+    pub answer_within: Duration,
+    /// Once cancelled, we say that we are not ready.
+    pub shutdown: CancellationToken,
+}
+
+/// What the public listener serves.
+pub fn public_routes(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/webhooks/clerk", post(webhook::receive))
+        .route("/api/webhooks/clerk", post(webhook::receive))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/healthz", get(health::readyz))
+        .route("/version", get(health::version))
+        .with_state(app);
+    dress(routes)
+}
+
+/// What the private listener serves.
+pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
+    let routes = Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .with_state(app)
+        .route("/metrics", get(metrics::show))
+        .with_state(prometheus);
+    dress(routes)
+}
+
+/// What every request gets: a name, an answer even if nothing is there, and one even if a handler panics.
+fn dress(routes: Router) -> Router {
+    routes
+        .fallback(async || Problem::NotFound)
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(from_fn(request_id::carry))
+}
+
+/// The panic's message may quote what was being worked on, so nobody sees it.
+fn answer_panic(_message: Box<dyn Any + Send>) -> Response {
+    Problem::Internal.into_response()
+}

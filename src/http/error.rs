@@ -1,0 +1,122 @@
+//! The one map from what went wrong to what the sender is told.
+//!
+//! Every error that a handler answers has the body `{"error":{"code":…,"message":…}}`. Codes are public; messages
+//! are for people, and carry neither values of the request nor the text of any inner error.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{clerk::signature::Rejection, sync::Refusal};
+
+/// Why a request was not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error("the body ended too early or is not framed as HTTP asks")]
+    IncompleteBody,
+    #[error("this address is not on the allow-list")]
+    AddressNotAllowed,
+    #[error("the event belongs to another Clerk instance")]
+    WrongInstance,
+    #[error("there is nothing here")]
+    NotFound,
+    #[error("this path knows other methods only: see the Allow header")]
+    MethodNotAllowed,
+    #[error("the body did not arrive in time")]
+    BodyTimeout,
+    #[error("the body is larger than this server accepts")]
+    BodyTooLarge,
+    #[error("something failed unexpectedly")]
+    Internal,
+    #[error("the database is not available; try again later")]
+    DatabaseUnavailable,
+    #[error("the database's tables are not those of this version; migrations are pending")]
+    SchemaNotCurrent,
+    #[error("too many requests are in flight; try again later")]
+    Overloaded,
+    #[error("the service is shutting down; try again later")]
+    ShuttingDown,
+}
+
+impl Problem {
+    /// The status of the answer.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Rejected(_) | Self::IncompleteBody => StatusCode::BAD_REQUEST,
+            Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::DatabaseUnavailable | Self::SchemaNotCurrent | Self::Overloaded | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+
+    /// The public code.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Rejected(rejection) => rejection.code(),
+            Self::IncompleteBody => "incomplete_body",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::WrongInstance => "wrong_instance",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::BodyTimeout => "body_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::Internal => "internal_error",
+            Self::DatabaseUnavailable => "database_unavailable",
+            Self::SchemaNotCurrent => "schema_not_current",
+            Self::Overloaded => "overloaded",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// `Retry-After`, in seconds: where trying again can help.
+    fn retry_after(self) -> Option<u16> {
+        match self {
+            Self::DatabaseUnavailable | Self::SchemaNotCurrent | Self::ShuttingDown => Some(5),
+            Self::Overloaded => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether it is answered before the body was read, which leaves the connection good for nothing else.
+    fn leaves_body_unread(self) -> bool {
+        matches!(
+            self,
+            Self::AddressNotAllowed | Self::BodyTimeout | Self::BodyTooLarge | Self::IncompleteBody
+        )
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Unavailable => Self::DatabaseUnavailable,
+            Refusal::Overloaded => Self::Overloaded,
+            Refusal::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "code": self.code(), "message": self.to_string() } });
+        let mut response = (self.status(), Json(body)).into_response();
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.leaves_body_unread() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,86 @@
+//! Is it alive, can it work, what is it?
+//!
+//! `livez` never touches the database: a restart would not mend it. Readiness asks the database at most four times a
+//! second, however many ask us, and never waits for it longer than 2 s.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Json, extract::State};
+use serde_json::{Value, json};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use super::{App, error::Problem};
+use crate::store::{Readiness, Store, Trouble};
+
+/// How long the database may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long its answer is good for.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// Asks the database whether it can work, sparingly.
+#[derive(Clone)]
+pub struct Probe {
+    store: Arc<dyn Store>,
+    /// Held while asking, so that those who come meanwhile share the answer.
+    last: Arc<Mutex<Option<(Instant, Finding)>>>,
+}
+
+/// `None`: all is well.
+type Finding = Option<Problem>;
+
+impl Probe {
+    /// Ask this store.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, last: Arc::default() }
+    }
+
+    async fn ask(self) -> Finding {
+        let mut last = self.last.lock().await;
+        match *last {
+            Some((at, finding)) if at.elapsed() < FRESH => return finding,
+            _ => {}
+        }
+        let finding = match timeout(PATIENCE, self.store.ready()).await {
+            Ok(Ok(Readiness::Ready)) => None,
+            Ok(Ok(Readiness::SchemaNotCurrent)) => Some(Problem::SchemaNotCurrent),
+            Ok(Err(error)) if error.trouble == Trouble::Schema => Some(Problem::SchemaNotCurrent),
+            Ok(Err(_)) | Err(_) => Some(Problem::DatabaseUnavailable),
+        };
+        let before = last.and_then(|(_, finding)| finding);
+        match finding {
+            Some(problem) if before != finding => tracing::warn!(reason = problem.code(), "not ready"),
+            None if before.is_some() => tracing::info!("ready again"),
+            _ => {}
+        }
+        *last = Some((Instant::now(), finding));
+        finding
+    }
+}
+
+/// `GET /livez`
+pub(super) async fn livez() -> Json<Value> {
+    Json(json!({ "status": "alive" }))
+}
+
+/// `GET /readyz` and `GET /healthz`
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
+    if app.shutdown.is_cancelled() {
+        return Err(Problem::ShuttingDown);
+    }
+    // In a task of its own, so that a caller that hangs up cancels nothing at the database.
+    let finding = tokio::spawn(app.probe.clone().ask()).await;
+    match finding {
+        Ok(None) => Ok(Json(json!({ "status": "ready" }))),
+        Ok(Some(problem)) => Err(problem),
+        Err(_) => Err(Problem::DatabaseUnavailable),
+    }
+}
+
+/// `GET /version`
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({ "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") }))
+}

@@ -1,0 +1,563 @@
+//! The room over real sockets: what a sender sees, also a slow, rude or greedy one.
+
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+
+use super::*;
+use crate::{
+    clerk::signature::Secret,
+    model::{ClerkId, User},
+    store::{
+        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored,
+        Store, StoreError, Transaction, Trouble,
+    },
+};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A store that only knows whether it can work. `None`: it never says.
+struct FakeStore {
+    ready: Mutex<Option<Stored<Readiness>>>,
+    asked: AtomicUsize,
+}
+
+impl FakeStore {
+    fn new(ready: Option<Stored<Readiness>>) -> Arc<Self> {
+        Arc::new(Self { ready: Mutex::new(ready), asked: AtomicUsize::new(0) })
+    }
+}
+
+#[async_trait]
+impl Store for FakeStore {
+    fn writers(&self) -> usize {
+        1
+    }
+    async fn begin(&self, _: Patience) -> Stored<Box<dyn Transaction>> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn migrate(&self) -> Stored<Vec<Migration>> {
+        unreachable!()
+    }
+    async fn migration_status(&self) -> Stored<Vec<MigrationStatus>> {
+        unreachable!()
+    }
+    async fn ready(&self) -> Stored<Readiness> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let ready = self.ready.lock().expect("not poisoned").clone();
+        match ready {
+            Some(ready) => ready,
+            None => std::future::pending().await,
+        }
+    }
+    async fn user(&self, _: &ClerkId) -> Stored<Option<User>> {
+        unreachable!()
+    }
+    async fn claim_due(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<Vec<Parked>> {
+        unreachable!()
+    }
+    async fn queue_depth(&self) -> Stored<QueueDepth> {
+        unreachable!()
+    }
+    async fn prune_processed(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
+        unreachable!()
+    }
+    async fn close(&self) {}
+}
+
+/// One that applies nothing.
+fn committer() -> Committer {
+    Committer
+}
+
+fn app(store: Arc<FakeStore>) -> App {
+    App {
+        verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
+        committer: committer(),
+        probe: Probe::new(store),
+        bodies: Bodies::new(1_048_576),
+        addresses: Addresses::default(),
+        fields: FieldSet::ALL,
+        instance_id: None,
+        clock: Arc::new(Utc::now),
+        answer_within: ANSWER_WITHIN,
+        shutdown: CancellationToken::new(),
+    }
+}
+
+fn ready_app() -> App {
+    app(FakeStore::new(Some(Ok(Readiness::Ready))))
+}
+
+/// A running listener; it ends with the test.
+struct Server {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+    runtime: Runtime,
+}
+
+impl Server {
+    fn start(routes: Router, limits: ConnectionLimits, grace: Duration) -> Self {
+        let runtime = Runtime::new().expect("runtime");
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("free port");
+        let address = listener.local_addr().expect("address");
+        let shutdown = CancellationToken::new();
+        let serving = runtime.spawn(serve(listener, routes, limits, shutdown.clone(), grace));
+        Self { address, shutdown, serving, runtime }
+    }
+
+    fn of(app: App) -> Self {
+        Self::start(public_routes(Arc::new(app)), ConnectionLimits::default(), GRACE)
+    }
+
+    fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(8))).expect("timeout");
+        stream.set_write_timeout(Some(Duration::from_secs(8))).expect("timeout");
+        Client(stream)
+    }
+
+    fn ask(&self, request: &str) -> Answer {
+        let mut client = self.connect();
+        client.send(request.as_bytes());
+        client.answer().expect("an answer")
+    }
+
+    /// Shut down; returns how long it took.
+    fn stop(self) -> Duration {
+        let started = Instant::now();
+        self.shutdown.cancel();
+        self.runtime.block_on(self.serving).expect("no panic");
+        started.elapsed()
+    }
+}
+
+struct Client(TcpStream);
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: HashMap<String, String>,
+    body: String,
+}
+
+impl Answer {
+    fn code(&self) -> String {
+        let body: serde_json::Value = serde_json::from_str(&self.body).expect("a JSON body");
+        assert!(body["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{self:?}");
+        assert!(self.headers.contains_key("x-request-id"), "{self:?}");
+        body["error"]["code"].as_str().expect("a code").to_owned()
+    }
+}
+
+impl Client {
+    fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).expect("write");
+    }
+
+    /// The next answer; `None` if the connection ends without one.
+    fn answer(&mut self) -> Option<Answer> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            match self.0.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                Ok(_) => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let head = String::from_utf8(head).expect("text");
+        let mut lines = head.lines();
+        let status = lines.next()?.split(' ').nth(1)?.parse().expect("status");
+        let headers: HashMap<String, String> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let length = headers.get("content-length").map_or(0, |length| length.parse().expect("length"));
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).expect("body");
+        Some(Answer { status, headers, body: String::from_utf8(body).expect("text") })
+    }
+
+    fn is_closed(&mut self) -> bool {
+        match self.0.read(&mut [0]) {
+            Ok(bytes) => bytes == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")
+}
+
+fn signed(body: &str, more_headers: &str) -> String {
+    let now = Utc::now();
+    let signature = Secret::parse(SECRET).expect("secret").sign("msg_1", now, body.as_bytes());
+    format!(
+        "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\nsvix-id: msg_1\r\nsvix-timestamp: {}\r\nsvix-signature: \
+         {signature}\r\n{more_headers}content-length: {}\r\n\r\n{body}",
+        now.timestamp(),
+        body.len()
+    )
+}
+
+#[test]
+fn slow_idle_and_silent_peers_are_closed_after_five_seconds() {
+    let server = Server::of(ready_app());
+    let closed_after = |mut client: Client, trickle: bool| {
+        let started = Instant::now();
+        client.0.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
+        while !client.is_closed() {
+            assert!(started.elapsed() < Duration::from_millis(6500), "still open");
+            if trickle {
+                _ = client.0.write(b"x");
+            }
+        }
+        assert!(started.elapsed() > Duration::from_secs(4), "closed too early");
+    };
+    thread::scope(|scope| {
+        let silent = server.connect();
+        scope.spawn(|| closed_after(silent, false));
+        let mut slow = server.connect();
+        slow.send(b"GET /livez HTTP/1.1\r\nhost: ");
+        scope.spawn(|| closed_after(slow, true));
+        let mut idle = server.connect();
+        idle.send(get("/livez").as_bytes());
+        assert_eq!(idle.answer().expect("an answer").status, 200);
+        scope.spawn(|| closed_after(idle, false));
+    });
+}
+
+#[test]
+fn a_trickled_body_is_answered_408_and_closed() {
+    let mut app = ready_app();
+    app.bodies.within = Duration::from_secs(1);
+    let server = Server::of(app);
+    let mut client = server.connect();
+    let started = Instant::now();
+    client.send(b"POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\n");
+    let mut trickle = client.0.try_clone().expect("clone");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while trickle.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let answer = client.answer().expect("an answer");
+        assert_eq!((answer.status, answer.code().as_str()), (408, "body_timeout"));
+        assert_eq!(answer.headers["connection"], "close");
+        assert!(started.elapsed() < Duration::from_secs(2));
+        assert!(client.is_closed());
+    });
+    assert!(started.elapsed() < Duration::from_secs(5), "the trickle was endured for too long");
+}
+
+#[test]
+fn a_sender_that_writes_everything_before_it_reads_sees_413() {
+    let server = Server::of(ready_app());
+    let body = vec![b'x'; 3 * 1024 * 1024];
+    let mut announced = server.connect();
+    announced.send(
+        format!("POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", body.len())
+            .as_bytes(),
+    );
+    announced.send(&body);
+    let mut chunked = server.connect();
+    chunked
+        .send(b"POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n300000\r\n");
+    chunked.send(&body);
+    chunked.send(b"\r\n0\r\n\r\n");
+    for mut client in [announced, chunked] {
+        let answer = client.answer().expect("an answer");
+        assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
+        assert!(client.is_closed());
+    }
+}
+
+#[test]
+fn a_sender_that_asks_first_is_told_at_once_that_its_body_is_too_large() {
+    let server = Server::of(ready_app());
+    let started = Instant::now();
+    let answer = server.ask(
+        "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 3000000\r\n\r\n",
+    );
+    assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
+    assert!(started.elapsed() < Duration::from_secs(1));
+    let answer = server.ask(
+        "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n",
+    );
+    assert_eq!(answer.status, 100);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_answered_431() {
+    let server = Server::of(ready_app());
+    let filler = "x".repeat(200_000);
+    let answer = server.ask(&format!("GET /livez HTTP/1.1\r\nhost: test\r\nfiller: {filler}\r\n\r\n"));
+    assert_eq!(answer.status, 431);
+}
+
+#[test]
+fn what_is_not_there_is_said_in_json() {
+    let server = Server::of(ready_app());
+    let answer = server.ask(&get("/nowhere"));
+    assert_eq!((answer.status, answer.code().as_str()), (404, "not_found"));
+    let answer = server.ask(&get("/metrics"));
+    assert_eq!(answer.status, 404);
+    for path in ["/webhooks/clerk", "/api/webhooks/clerk"] {
+        let answer = server.ask(&get(path));
+        assert_eq!((answer.status, answer.code().as_str()), (405, "method_not_allowed"));
+        assert_eq!(answer.headers["allow"], "POST");
+    }
+    let answer = server.ask("DELETE /livez HTTP/1.1\r\nhost: test\r\n\r\n");
+    assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, "GET,HEAD"));
+}
+
+#[test]
+fn a_request_keeps_its_name_if_that_is_sane() {
+    let server = Server::of(ready_app());
+    let named = |name: &str| {
+        let answer =
+            server.ask(&format!("GET /livez HTTP/1.1\r\nhost: test\r\nx-request-id: {name}\r\n\r\n"));
+        answer.headers["x-request-id"].clone()
+    };
+    assert_eq!(named("abc-1.2_3"), "abc-1.2_3");
+    for strange in ["<script>", "", "a b", &"x".repeat(129)] {
+        let made = named(strange);
+        assert_eq!(made.len(), 32, "{made}");
+    }
+    assert_ne!(named(""), named(""));
+}
+
+#[test]
+fn a_webhook_is_refused_for_the_first_reason_that_applies() {
+    let body = r#"{"type":"user.deleted","data":{"id":"user_1"},"instance_id":"ins_other"}"#;
+    let ask = |change: &dyn Fn(&mut App), request: &str| {
+        let mut app = ready_app();
+        change(&mut app);
+        let answer = Server::of(app).ask(request);
+        (answer.status, answer.code())
+    };
+    let closed = |app: &mut App| {
+        app.addresses.allowed = Some(vec!["203.0.113.0/24".parse().expect("net")]);
+        app.addresses.trusted_proxies = vec!["127.0.0.0/8".parse().expect("net")];
+    };
+    assert_eq!(ask(&closed, &signed(body, "")), (403, "address_not_allowed".to_owned()));
+    let forwarded = "x-forwarded-for: 203.0.113.9, 198.51.100.1\r\n";
+    assert_eq!(ask(&closed, &signed(body, forwarded)), (403, "address_not_allowed".to_owned()));
+    let unsigned = "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\nx-forwarded-for: 203.0.113.9\r\n\
+                    content-length: 2\r\n\r\n{}";
+    assert_eq!(ask(&closed, unsigned), (400, "missing_headers".to_owned()));
+    let forged = signed(body, "").replace("user_1", "user_2");
+    assert_eq!(ask(&|_| {}, &forged), (400, "invalid_signature".to_owned()));
+    let pinned = |app: &mut App| app.instance_id = Some("ins_ours".to_owned());
+    assert_eq!(ask(&pinned, &signed(body, "")), (403, "wrong_instance".to_owned()));
+}
+
+#[test]
+fn a_webhook_that_cannot_be_committed_now_is_asked_for_again() {
+    let mut app = ready_app();
+    app.instance_id = Some("ins_ours".to_owned());
+    let server = Server::of(app);
+    for body in [r#"{"type":"user.deleted","data":{"id":"user_1"}}"#, "not even JSON"] {
+        let answer = server.ask(&signed(body, ""));
+        assert_eq!(answer.status, 503);
+        assert!(["overloaded", "database_unavailable"].contains(&answer.code().as_str()));
+        assert!(answer.headers["retry-after"].parse::<u32>().expect("seconds") <= 5);
+    }
+}
+
+#[test]
+fn readiness_is_what_the_database_says_but_liveness_is_not() {
+    let cases = [
+        (Some(Ok(Readiness::Ready)), (200, None)),
+        (Some(Ok(Readiness::SchemaNotCurrent)), (503, Some("schema_not_current"))),
+        (Some(Err(StoreError::schema("a column is missing".to_owned()))), (503, Some("schema_not_current"))),
+        (Some(Err(StoreError::new(Trouble::Unavailable))), (503, Some("database_unavailable"))),
+        (None, (503, Some("database_unavailable"))),
+    ];
+    for (ready, (status, code)) in cases {
+        let server = Server::of(app(FakeStore::new(ready)));
+        let started = Instant::now();
+        for path in ["/readyz", "/healthz"] {
+            let answer = server.ask(&get(path));
+            assert_eq!(answer.status, status);
+            assert_eq!(code.map(|_| answer.code()).as_deref(), code);
+        }
+        assert!(started.elapsed() < Duration::from_secs(3), "the second must share the first one's answer");
+        assert_eq!(server.ask(&get("/livez")).status, 200);
+    }
+    let app = ready_app();
+    app.shutdown.cancel();
+    let answer = Server::of(app).ask(&get("/readyz"));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "shutting_down"));
+}
+
+#[test]
+fn many_probes_ask_the_database_seldom() {
+    let store = FakeStore::new(Some(Ok(Readiness::Ready)));
+    let server = Server::of(app(Arc::clone(&store)));
+    let started = Instant::now();
+    let mut client = server.connect();
+    for _ in 0..50 {
+        client.send(get("/readyz").as_bytes());
+        assert_eq!(client.answer().expect("an answer").body, r#"{"status":"ready"}"#);
+    }
+    let most = 1 + started.elapsed().as_millis() / 250;
+    assert!(store.asked.load(Ordering::SeqCst) as u128 <= most);
+}
+
+#[test]
+fn the_private_listener_shows_metrics_and_no_webhooks() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let routes = private_routes(Arc::new(ready_app()), prometheus);
+    let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+    let answer = server.ask(&get("/metrics"));
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
+    assert_eq!(server.ask(&get("/readyz")).status, 200);
+    assert_eq!(server.ask(&signed("{}", "")).status, 404);
+}
+
+#[test]
+fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
+    let routes = Router::new()
+        .route("/panic", axum::routing::get(async || -> Response { panic!("jane@example.com") }))
+        .route("/fine", axum::routing::get(async || "fine"));
+    let server = Server::start(dress(routes), ConnectionLimits::default(), GRACE);
+    let mut client = server.connect();
+    client.send(get("/panic").as_bytes());
+    let answer = client.answer().expect("an answer");
+    assert_eq!((answer.status, answer.code().as_str()), (500, "internal_error"));
+    assert!(!format!("{answer:?}").contains("jane"));
+    client.send(get("/fine").as_bytes());
+    assert_eq!(client.answer().expect("an answer").body, "fine");
+}
+
+/// A route that answers after `delay`.
+fn slow_route(delay: Duration) -> Router {
+    let answer = async move || {
+        tokio::time::sleep(delay).await;
+        "done"
+    };
+    Router::new().route("/slow", axum::routing::get(answer)).route("/", axum::routing::get(async || "quick"))
+}
+
+#[test]
+fn shutdown_waits_for_requests_and_not_for_idle_connections() {
+    let delay = Duration::from_secs(1);
+    let server = Server::start(slow_route(delay), ConnectionLimits::default(), GRACE);
+    let mut idle = server.connect();
+    idle.send(get("/").as_bytes());
+    assert_eq!(idle.answer().expect("an answer").body, "quick");
+    let _silent = server.connect();
+    let mut busy = server.connect();
+    busy.send(get("/slow").as_bytes());
+    thread::sleep(Duration::from_millis(300)); // the head has long arrived
+    let address = server.address;
+    let took = server.stop();
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+    assert_eq!(busy.answer().expect("an answer").body, "done");
+    assert!(idle.is_closed());
+    assert!(TcpStream::connect(address).is_err(), "still listening");
+}
+
+#[test]
+fn shutdown_cuts_off_what_outlasts_the_grace_period() {
+    let grace = Duration::from_millis(500);
+    let server = Server::start(slow_route(Duration::from_mins(1)), ConnectionLimits::default(), grace);
+    let mut stuck = server.connect();
+    stuck.send(get("/slow").as_bytes());
+    thread::sleep(Duration::from_millis(300)); // the head has long arrived
+    let took = server.stop();
+    assert!((grace..Duration::from_secs(2)).contains(&took), "took {took:?}");
+    assert!(stuck.answer().is_none());
+}
+
+#[test]
+fn when_all_connections_are_taken_others_wait_their_turn() {
+    let limits = ConnectionLimits { connections: 2, ..ConnectionLimits::default() };
+    let server = Server::start(public_routes(Arc::new(ready_app())), limits, GRACE);
+    let taken = [server.connect(), server.connect()].map(|mut client| {
+        client.send(get("/livez").as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, 200);
+        client
+    });
+    let mut third = server.connect();
+    third.send(get("/livez").as_bytes());
+    third.0.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
+    assert!(third.0.peek(&mut [0]).is_err(), "answered though all connections are taken");
+    drop(taken);
+    third.0.set_read_timeout(Some(Duration::from_secs(4))).expect("timeout");
+    assert_eq!(third.answer().expect("an answer").status, 200);
+}
+
+#[test]
+fn a_peer_that_never_reads_its_answer_is_closed() {
+    let big = Router::new().route("/", axum::routing::get(async || vec![b'x'; 64 * 1024 * 1024]));
+    let limits = ConnectionLimits {
+        connections: 1,
+        write_within: Duration::from_secs(1),
+        ..ConnectionLimits::default()
+    };
+    let server = Server::start(big, limits, GRACE);
+    let mut deaf = server.connect();
+    deaf.send(get("/").as_bytes());
+    let mut next = server.connect();
+    next.send(get("/nowhere").as_bytes());
+    let started = Instant::now();
+    assert_eq!(next.answer().expect("an answer").status, 404);
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_sender_that_closes_its_half_still_gets_its_answer() {
+    let server = Server::start(slow_route(Duration::from_millis(200)), ConnectionLimits::default(), GRACE);
+    let mut client = server.connect();
+    client.send(get("/slow").as_bytes());
+    client.0.shutdown(std::net::Shutdown::Write).expect("shutdown");
+    assert_eq!(client.answer().expect("an answer").body, "done");
+}
+
+#[test]
+fn a_request_is_seen_through_although_its_sender_hangs_up() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let slow = async move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        count.fetch_add(1, Ordering::SeqCst);
+    };
+    let server =
+        Server::start(Router::new().route("/", axum::routing::get(slow)), ConnectionLimits::default(), GRACE);
+    let wait_for = |count: usize| {
+        let started = Instant::now();
+        while seen.load(Ordering::SeqCst) < count {
+            assert!(started.elapsed() < Duration::from_secs(5), "never came to {count}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut client = server.connect();
+    client.send(get("/").as_bytes());
+    wait_for(1);
+    drop(client);
+    wait_for(2);
+}

@@ -1,0 +1,228 @@
+//! `POST /webhooks/clerk`: from raw bytes to an answer that can be relied on.
+//!
+//! Nothing is parsed before the signature is proven, and 200 goes out only once the outcome is durable. Between the
+//! last byte of the body and the hand-over to the committer there is no await: a sender that hangs up cancels
+//! nothing. Logs name ids, types and reasons, never headers, bodies or people.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Json,
+    extract::{ConnectInfo, Request, State},
+    http::HeaderValue,
+};
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::{App, error::Problem, metrics, request_id::RequestId};
+use crate::{
+    clerk::{
+        event::{self, label},
+        signature::{Rejection, SignatureHeaders},
+    },
+    model::{Content, Outcome, SvixId},
+};
+
+/// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
+pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
+
+/// The answer to a genuine webhook.
+#[derive(Serialize)]
+pub(super) struct Answer {
+    status: &'static str,
+    event: Option<String>,
+    id: String,
+}
+
+/// What is known of a request so far. Each is counted and logged exactly once, even if its handler panics or is
+/// cut off at shutdown.
+struct Attempt {
+    started: Instant,
+    peer: SocketAddr,
+    /// Whom the peer speaks for, where it is trusted to say.
+    caller: Option<IpAddr>,
+    request_id: RequestId,
+    svix_id: Option<SvixId>,
+    event_type: Option<String>,
+    /// Why the event cannot be used, if it cannot.
+    unusable: Option<String>,
+    told: bool,
+}
+
+/// Receive a webhook.
+pub(super) async fn receive(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(request_id): Extension<RequestId>,
+    request: Request,
+) -> Result<Json<Answer>, Problem> {
+    let started = Instant::now();
+    let mut attempt = Attempt {
+        started,
+        peer,
+        caller: None,
+        request_id,
+        svix_id: None,
+        event_type: None,
+        unusable: None,
+        told: false,
+    };
+    let result = process(&app, request, &mut attempt).await;
+    match result {
+        Ok(outcome) => attempt.succeeded(outcome),
+        Err(problem) if problem.status().is_server_error() => attempt.failed(problem),
+        Err(problem) => attempt.rejected(problem),
+    }
+    let outcome = result?;
+    let id = attempt.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    Ok(Json(Answer { status: outcome.name(), event: attempt.event_type.take(), id }))
+}
+
+async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<Outcome, Problem> {
+    let (head, body) = request.into_parts();
+    attempt.caller = app.addresses.caller(attempt.peer.ip(), &head.headers);
+    if !app.addresses.allows(attempt.caller) {
+        return Err(Problem::AddressNotAllowed);
+    }
+    let unverified = app.bodies.read(body, attempt.started).await?;
+
+    // No await from here to the hand-over.
+    let now = (app.clock)();
+    let headers = SignatureHeaders::find(|name| head.headers.get(name).map(HeaderValue::as_bytes))?;
+    let verified = app.verifier.verify(&headers, unverified.bytes, now)?;
+    drop(unverified.room);
+    attempt.svix_id = Some(verified.svix_id().clone());
+    let event = event::parse(&verified, app.fields, now);
+    attempt.event_type.clone_from(&event.delivery.event_type);
+    if let (Some(expected), Some(instance_id)) = (&app.instance_id, &event.instance_id)
+        && expected != instance_id
+    {
+        return Err(Problem::WrongInstance);
+    }
+    if event.replaced_characters {
+        attempt.replaced_characters();
+    }
+    if let Content::Unusable(reason) = &event.delivery.content {
+        attempt.unusable = Some(reason.clone());
+    }
+    let answer = app.committer.submit(event.delivery)?;
+
+    // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
+    let outcome = timeout_at(attempt.started + app.answer_within, answer)
+        .await
+        .map_err(|_| Problem::DatabaseUnavailable)?
+        .map_err(|_| Problem::DatabaseUnavailable)??;
+    ::metrics::gauge!(metrics::LAST_EVENT).set(seconds(now));
+    Ok(outcome)
+}
+
+impl Attempt {
+    fn succeeded(&mut self, outcome: Outcome) {
+        let duration = self.count(outcome.name());
+        tracing::info!(
+            svix_id = self.svix_id(),
+            event = self.event_type(),
+            outcome = outcome.name(),
+            duration_ms = milliseconds(duration),
+            request_id = self.request_id.as_str(),
+            "webhook"
+        );
+        if outcome == Outcome::Parked {
+            tracing::warn!(
+                svix_id = self.svix_id(),
+                event = self.event_type(),
+                reason = self.unusable.as_deref().unwrap_or("the database refuses it"),
+                request_id = self.request_id.as_str(),
+                "parked: kept in webhook_queue"
+            );
+        }
+    }
+
+    fn failed(&mut self, problem: Problem) {
+        let duration = self.count("failed");
+        tracing::warn!(
+            svix_id = self.svix_id(),
+            event = self.event_type(),
+            outcome = "failed",
+            reason = problem.code(),
+            duration_ms = milliseconds(duration),
+            request_id = self.request_id.as_str(),
+            "webhook"
+        );
+    }
+
+    fn rejected(&mut self, problem: Problem) {
+        ::metrics::counter!(metrics::REJECTIONS, "reason" => problem.code()).increment(1);
+        let duration = self.count("rejected");
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    svix_id = self.svix_id(),
+                    event = self.event_type(),
+                    outcome = "rejected",
+                    reason = problem.code(),
+                    peer = %self.peer.ip(),
+                    caller = self.caller.map(tracing::field::display),
+                    duration_ms = milliseconds(duration),
+                    request_id = self.request_id.as_str(),
+                    "webhook"
+                )
+            };
+        }
+        match problem {
+            // Any passer-by can have these.
+            Problem::Rejected(Rejection::MissingHeaders | Rejection::InvalidTimestamp)
+            | Problem::IncompleteBody
+            | Problem::BodyTimeout => say!(info),
+            _ => say!(warn),
+        }
+    }
+
+    fn replaced_characters(&self) {
+        tracing::warn!(
+            svix_id = self.svix_id(),
+            event = self.event_type(),
+            request_id = self.request_id.as_str(),
+            "characters that no database can hold became U+FFFD"
+        );
+    }
+
+    /// Count the answer; returns how long it took.
+    fn count(&mut self, outcome: &'static str) -> Duration {
+        self.told = true;
+        let event = label(self.event_type.as_deref());
+        let duration = self.started.elapsed();
+        ::metrics::counter!(metrics::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
+        ::metrics::histogram!(metrics::DURATION, "outcome" => outcome).record(duration);
+        duration
+    }
+
+    fn svix_id(&self) -> Option<&str> {
+        self.svix_id.as_ref().map(SvixId::as_str)
+    }
+
+    fn event_type(&self) -> Option<&str> {
+        self.event_type.as_deref()
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.told {
+            self.failed(Problem::Internal);
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float for 285,000 years")]
+fn seconds(at: chrono::DateTime<chrono::Utc>) -> f64 {
+    at.timestamp_millis() as f64 / 1000.0
+}
