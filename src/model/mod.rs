@@ -4,6 +4,7 @@
 //! Values of people never appear in `Debug` output.
 
 pub mod audit;
+pub mod deletion;
 pub mod delivery;
 pub mod field;
 pub mod id;
@@ -12,6 +13,7 @@ pub mod user;
 pub mod version;
 
 pub use audit::{AuditAction, AuditEntry};
+pub use deletion::DeletionPolicy;
 pub use delivery::{Actor, Change, Content, Delivery, News, Source};
 pub use field::{Field, FieldSet};
 pub use id::{ClerkId, SvixId};
