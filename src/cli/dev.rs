@@ -65,7 +65,8 @@ impl Dev {
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
             let poster = Poster::new(url.clone(), secret.clone())?;
-            let mut story = Story { poster, store: &*store, fields: config.sync_fields, surprises: Vec::new() };
+            let mut story =
+                Story { poster, store: &*store, fields: config.sync_fields, surprises: Vec::new() };
             story.tell().await?;
             if !story.surprises.is_empty() {
                 service.stop().await;
@@ -99,7 +100,8 @@ fn introduce(config: &Config, service: &Service, url: &str, generated: Option<&s
     let database = match &config.database {
         Database::Sqlite { path } => format!("{} (SQLite, made here if it was missing)", path.display()),
         Database::Postgres { url } => {
-            let host = url::Url::parse(url.expose_secret()).ok().and_then(|url| url.host_str().map(str::to_owned));
+            let host =
+                url::Url::parse(url.expose_secret()).ok().and_then(|url| url.host_str().map(str::to_owned));
             format!("PostgreSQL on {}, schema {}", host.unwrap_or_default(), config.database_schema)
         }
     };
@@ -127,7 +129,9 @@ fn invite(url: &str, secret: &Secret) {
         say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
     }
     say!();
-    say!("  Or, with the secret above in CLERK_WEBHOOK_SIGNING_SECRET:  clerk-sync send user.updated --user-id {user_id}");
+    say!(
+        "  Or, with the secret above in CLERK_WEBHOOK_SIGNING_SECRET:  clerk-sync send user.updated --user-id {user_id}"
+    );
     say!("  Ctrl-C stops. What arrives from now on is logged here:");
     say!();
 }
@@ -221,7 +225,9 @@ fn rows(before: Option<&User>, after: Option<&User>, fields: FieldSet) -> String
                 line(field.name(), shown(&after.profile[field]));
             }
         }
-        (Some(_), None) => line("row", "there → gone; a tombstone stays, and nothing brings her back".to_owned()),
+        (Some(_), None) => {
+            line("row", "there → gone; a tombstone stays, and nothing brings her back".to_owned())
+        }
         (Some(before), Some(after)) if before == after => line("row", "as it was".to_owned()),
         (Some(before), Some(after)) => {
             for field in fields.iter().filter(|field| before.profile[*field] != after.profile[*field]) {

@@ -176,7 +176,12 @@ async fn copy(store: &dyn Store, page: &[Delivery], rules: &Rules, tally: &mut T
     Ok(())
 }
 
-async fn count_only(store: &dyn Store, page: &[Delivery], rules: &Rules, tally: &mut Tally) -> Result<(), Failure> {
+async fn count_only(
+    store: &dyn Store,
+    page: &[Delivery],
+    rules: &Rules,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
     let mut ids: Vec<ClerkId> = page.iter().filter_map(|delivery| delivery.clerk_id.clone()).collect();
     ids.sort();
     ids.dedup();

@@ -147,9 +147,10 @@ fn clock() -> Clock {
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
     match &config.database {
         Database::Postgres { url } => {
-            let connect = url.expose_secret().parse().map_err(|_| {
-                StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned())
-            })?;
+            let connect = url
+                .expose_secret()
+                .parse()
+                .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
             Ok(Arc::new(postgres::Postgres::new(postgres::Options {
                 connect,
                 schema: config.database_schema.clone(),

@@ -29,12 +29,18 @@ pub(super) struct Answer {
 
 impl Poster {
     pub(super) fn new(url: String, secret: Secret) -> Result<Self, Failure> {
-        let client = Client::builder().timeout(PATIENCE).build().context("the HTTP client could not be made")?;
+        let client =
+            Client::builder().timeout(PATIENCE).build().context("the HTTP client could not be made")?;
         Ok(Self { client, url, secret })
     }
 
     /// Post a body under this id, signed now.
-    pub(super) async fn post(&self, svix_id: &str, body: &str, now: DateTime<Utc>) -> Result<Answer, Failure> {
+    pub(super) async fn post(
+        &self,
+        svix_id: &str,
+        body: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Answer, Failure> {
         let signature = self.secret.sign(svix_id, now, body.as_bytes());
         self.post_signed(svix_id, body, now, &signature).await
     }
@@ -59,7 +65,8 @@ impl Poster {
         let status = answer.status();
         let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let word = json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
+        let word =
+            json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
         Ok(Answer { status, word: word.to_owned() })
     }
 

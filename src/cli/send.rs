@@ -35,7 +35,12 @@ impl Send {
             let (body, user_id) = self.event.body()?;
             let svix_id = random_id("msg_");
             let answer = poster.post(&svix_id, &body, Utc::now()).await?;
-            say!("{}  {:<10}  {}  {svix_id}  {user_id}", answer.status.as_u16(), answer.word, self.event.event_type);
+            say!(
+                "{}  {:<10}  {}  {svix_id}  {user_id}",
+                answer.status.as_u16(),
+                answer.word,
+                self.event.event_type
+            );
             refused += u32::from(!answer.status.is_success());
         }
         if refused > 0 {

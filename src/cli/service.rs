@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, clock, open_store};
 use crate::{
-    clerk::signature::Verifier,
+    clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Database, Needs, Settings},
     http::{self, Addresses, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
-    sync::{Committer, Limits, Rules},
+    sync::{Committer, Lanes, Limits, Rules},
     telemetry,
     work::Upkeep,
 };
@@ -126,7 +126,7 @@ pub struct Service {
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
-    lanes: crate::sync::Lanes,
+    lanes: Lanes,
     store: Arc<dyn Store>,
 }
 
@@ -152,7 +152,7 @@ impl Service {
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
-            addresses: addresses(config),
+            addresses: allowed_addresses(config),
             fields: config.sync_fields,
             instance_id: config.instance_id.clone(),
             clock: Arc::clone(&clock),
@@ -222,7 +222,9 @@ impl Service {
         self.upkeep.shutdown().await;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         if timeout(left, self.lanes.finish()).await.is_err() {
-            tracing::warn!("the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again");
+            tracing::warn!(
+                "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again"
+            );
         }
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
@@ -239,10 +241,10 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
     Ok(listener.local_addr().context("a listener has no address")?)
 }
 
-fn addresses(config: &Config) -> Addresses {
+fn allowed_addresses(config: &Config) -> Addresses {
     let allowed = match &config.webhook_allowed_ips {
         AllowedAddresses::Any => None,
-        AllowedAddresses::Svix => Some(crate::clerk::addresses::svix()),
+        AllowedAddresses::Svix => Some(addresses::SVIX.to_vec()),
         AllowedAddresses::Networks(networks) => Some(networks.clone()),
     };
     Addresses { allowed, trusted_proxies: config.trusted_proxies.clone() }

@@ -9,7 +9,7 @@ mod body;
 mod error;
 mod health;
 mod listener;
-pub mod metrics;
+mod metrics;
 mod request_id;
 mod socket;
 mod webhook;
@@ -25,7 +25,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use chrono::{DateTime, Utc};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -37,10 +36,11 @@ pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
 pub use webhook::ANSWER_WITHIN;
 
-use crate::{clerk::signature::Verifier, model::FieldSet, sync::Committer};
-
-/// What time it is.
-pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+use crate::{
+    clerk::signature::Verifier,
+    model::FieldSet,
+    sync::{Clock, Committer},
+};
 
 /// Everything that handlers need.
 pub struct App {

@@ -18,13 +18,14 @@ use axum::{
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::{App, error::Problem, metrics, request_id::RequestId};
+use super::{App, error::Problem, request_id::RequestId};
 use crate::{
     clerk::{
         event::{self, label},
         signature::{Rejection, SignatureHeaders},
     },
     model::{Content, Outcome, SvixId},
+    telemetry,
 };
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
@@ -116,7 +117,7 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
         .await
         .map_err(|_| Problem::DatabaseUnavailable)?
         .map_err(|_| Problem::DatabaseUnavailable)??;
-    ::metrics::gauge!(metrics::LAST_EVENT).set(seconds(now));
+    metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(seconds(now));
     Ok(outcome)
 }
 
@@ -156,7 +157,7 @@ impl Attempt {
     }
 
     fn rejected(&mut self, problem: Problem) {
-        ::metrics::counter!(metrics::REJECTIONS, "reason" => problem.code()).increment(1);
+        metrics::counter!(telemetry::REJECTIONS, "reason" => problem.code()).increment(1);
         let duration = self.count("rejected");
         macro_rules! say {
             ($level:ident) => {
@@ -196,8 +197,8 @@ impl Attempt {
         self.told = true;
         let event = label(self.event_type.as_deref());
         let duration = self.started.elapsed();
-        ::metrics::counter!(metrics::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
-        ::metrics::histogram!(metrics::DURATION, "outcome" => outcome).record(duration);
+        metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
+        metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
         duration
     }
 

@@ -1,13 +1,32 @@
-//! What becomes of the row of a deleted user.
+//! What happens to a user's row when Clerk deletes the user.
 
 /// `DELETION_POLICY`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
-    /// Delete the row; anonymise it where a constraint of the application forbids that.
+    /// Delete the row; anonymise it where the application's data still points to it.
     #[default]
     Auto,
-    /// Delete the row, and keep trying where a constraint forbids it.
+    /// Delete the row, and keep trying where the database refuses.
     Delete,
-    /// Always anonymise.
+    /// Always keep the row, without anything that tells who it was.
     Anonymize,
+}
+
+impl DeletionPolicy {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Delete, Self::Anonymize];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Delete => "delete",
+            Self::Anonymize => "anonymize",
+        }
+    }
+
+    /// The policy of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
 }

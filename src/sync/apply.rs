@@ -329,7 +329,7 @@ impl Work<'_> {
                 let line = entry(delivery, change, *action, Vec::new(), self.now);
                 plan.audit.push(AuditEntry { actor: None, ..line });
             } else if standing.contains(clerk_id) {
-                counter!(telemetry::ERASURE_FAILURES_TOTAL).increment(1);
+                counter!(telemetry::ERASURE_FAILURES).increment(1);
                 tracing::warn!(
                     clerk_id = %clerk_id,
                     error = %refusal,

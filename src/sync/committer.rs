@@ -204,7 +204,7 @@ impl Lane {
             );
             Vec::new()
         });
-        histogram!(telemetry::COMMIT_DURATION_SECONDS).record(began.elapsed().as_secs_f64());
+        histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
         log_failures(&results);
         let mut results = results.into_iter();
         for answer in answers {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 pub use apply::apply;
-pub use committer::{Committer, Limits, Refusal};
+pub use committer::{Committer, Lanes, Limits, Refusal};
 
 use crate::model::{DeletionPolicy, FieldSet};
 

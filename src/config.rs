@@ -1,1 +1,0 @@
-//! Configuration: read only by `cli`.

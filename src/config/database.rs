@@ -1,0 +1,245 @@
+//! Database URLs: ours, and those that other tools wrote.
+
+use std::{path::PathBuf, str::FromStr};
+
+use secrecy::SecretString;
+use sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use url::Url;
+
+/// The forms that `DATABASE_URL` may have.
+const ALLOWED: &str = "allowed are postgres://…, postgresql://… and sqlite://…";
+
+/// Parameters that the Postgres driver understands by itself.
+const PASSED_ON: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Where users are kept.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// Only parameters that the driver knows are left in the URL.
+    Postgres { url: SecretString },
+    /// The file is made if it is missing.
+    Sqlite { path: PathBuf },
+}
+
+/// What a database URL says.
+#[derive(Debug)]
+pub(super) struct Understood {
+    pub(super) database: Database,
+    /// `connection_limit`.
+    pub(super) connection_limit: Option<u32>,
+    /// `schema`, which does not decide anything here.
+    pub(super) schema: Option<String>,
+    /// Sentences about what is ignored; names only, never values.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Understand a database URL, or explain why not, without showing more of it than the scheme.
+pub(super) fn understand(text: &str) -> Result<Understood, String> {
+    let Some((scheme, rest)) = text.split_once(':') else {
+        return Err(format!("found something that is not a URL; {ALLOWED}"));
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "postgres" | "postgresql" => postgres(text),
+        "sqlite" => sqlite(rest),
+        scheme if rest.starts_with("//") && is_plain(scheme) => {
+            Err(format!("found a URL that begins with {scheme}://; {ALLOWED}"))
+        }
+        _ => Err(format!("found something that is not a URL; {ALLOWED}")),
+    }
+}
+
+fn postgres(text: &str) -> Result<Understood, String> {
+    const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
+                          (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
+    let mut url = Url::parse(text)
+        .ok()
+        .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
+        .ok_or_else(|| format!("found a postgres URL that cannot be read; {ENCODE}"))?;
+    let mut understood = Understood {
+        database: Database::Postgres { url: SecretString::default() },
+        connection_limit: None,
+        schema: None,
+        warnings: Vec::new(),
+    };
+    let mut passed_on = Vec::new();
+    for (name, value) in url.query_pairs().into_owned() {
+        match name.as_str() {
+            "schema" => understood.schema = Some(value).filter(|schema| !schema.is_empty()),
+            // Sessions hold no state anyway.
+            "pgbouncer" => {}
+            "connection_limit" => match value.parse() {
+                Ok(limit) if limit > 0 => understood.connection_limit = Some(limit),
+                _ => understood.warnings.push(ignored("connection_limit")),
+            },
+            known if PASSED_ON.contains(&known) || known.starts_with("options[") => {
+                passed_on.push((name, value));
+            }
+            _ => understood.warnings.push(ignored(&name)),
+        }
+    }
+    url.set_query(None);
+    if !passed_on.is_empty() {
+        url.query_pairs_mut().extend_pairs(passed_on);
+    }
+    // The driver's errors may quote the URL.
+    PgConnectOptions::from_str(url.as_str()).map_err(|_| {
+        format!(
+            "found a postgres URL with a parameter of no allowed value \
+             (sslmode is one of disable, allow, prefer, require, verify-ca, verify-full), or {ENCODE}"
+        )
+    })?;
+    understood.database = Database::Postgres { url: String::from(url).into() };
+    Ok(understood)
+}
+
+fn sqlite(rest: &str) -> Result<Understood, String> {
+    let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let parameters: Vec<_> = url::form_urlencoded::parse(parameters.as_bytes()).collect();
+    let has = |name: &str, value: &str| parameters.iter().any(|(n, v)| n == name && v == value);
+    if path == ":memory:" || path.starts_with("file:") || has("mode", "memory") {
+        return Err(
+            "found a database in memory, which would forget every user and every processed webhook at a restart; \
+             allowed is a file, such as sqlite://clerk-sync.db"
+                .to_owned(),
+        );
+    }
+    if has("mode", "ro") || has("immutable", "1") || has("immutable", "true") {
+        return Err(
+            "found a database that may only be read; allowed is one that may be written to".to_owned()
+        );
+    }
+    if path.is_empty() {
+        return Err(
+            "found no path after sqlite:; allowed is a file, such as sqlite://clerk-sync.db".to_owned()
+        );
+    }
+    // The driver decodes what is percent-encoded.
+    let path = SqliteConnectOptions::from_str(&format!("sqlite:{path}"))
+        .map_err(|_| "found a path that cannot be read; allowed is a file, such as sqlite://clerk-sync.db")?
+        .get_filename()
+        .to_owned();
+    let warnings =
+        parameters.iter().filter(|(name, _)| name != "mode").map(|(name, _)| ignored(name)).collect();
+    Ok(Understood { database: Database::Sqlite { path }, connection_limit: None, schema: None, warnings })
+}
+
+fn ignored(name: &str) -> String {
+    // Half of a password that was not percent-encoded can end up as a name.
+    let name = if is_plain(name) { name } else { "(not shown)" };
+    format!("DATABASE_URL: the parameter {name} is ignored")
+}
+
+fn is_plain(name: &str) -> bool {
+    (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn url(text: &str) -> String {
+        match understand(text).expect("understood").database {
+            Database::Postgres { url } => url.expose_secret().to_owned(),
+            Database::Sqlite { path } => panic!("a file: {}", path.display()),
+        }
+    }
+
+    fn path(text: &str) -> String {
+        match understand(text).expect("understood").database {
+            Database::Postgres { .. } => panic!("postgres"),
+            Database::Sqlite { path } => path.display().to_string(),
+        }
+    }
+
+    #[test]
+    fn a_prisma_url_is_cleaned_of_what_the_driver_does_not_know() {
+        let text = "postgresql://app:s%40fe@db.example:6543/shop?schema=public&pgbouncer=true&connection_limit=5\
+                    &pool_timeout=10&sslmode=require&sslaccept=strict&channel_binding=require";
+        let understood = understand(text).expect("understood");
+        assert_eq!(url(text), "postgresql://app:s%40fe@db.example:6543/shop?sslmode=require");
+        assert_eq!(understood.connection_limit, Some(5));
+        assert_eq!(understood.schema.as_deref(), Some("public"));
+        assert_eq!(
+            understood.warnings,
+            [
+                "DATABASE_URL: the parameter pool_timeout is ignored",
+                "DATABASE_URL: the parameter sslaccept is ignored",
+                "DATABASE_URL: the parameter channel_binding is ignored",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_driver_knows_is_passed_on() {
+        for text in [
+            "postgres://localhost/shop",
+            "postgres:///shop?host=%2Fvar%2Frun%2Fpostgresql",
+            "postgres://app@localhost/shop?application_name=users&options=-c+geqo%3Doff",
+        ] {
+            assert_eq!(url(text), text);
+            assert_eq!(understand(text).expect("understood").warnings, [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_sqlite_url_names_a_file_in_any_of_its_spellings() {
+        assert_eq!(path("sqlite://clerk-sync.db"), "clerk-sync.db");
+        assert_eq!(path("sqlite:///data/x.db"), "/data/x.db");
+        assert_eq!(path("sqlite:x.db"), "x.db");
+        assert_eq!(path("sqlite:./a/x.db?mode=rwc"), "./a/x.db");
+        assert_eq!(path("sqlite:my%20users.db"), "my users.db");
+    }
+
+    #[test]
+    fn a_database_that_cannot_keep_anything_is_refused() {
+        for text in ["sqlite::memory:", "sqlite://:memory:", "sqlite:x.db?mode=memory"] {
+            assert!(understand(text).expect_err("refused").contains("in memory"), "{text}");
+        }
+        assert!(understand("sqlite:x.db?mode=ro").expect_err("refused").contains("written"));
+        assert!(understand("sqlite://").expect_err("refused").contains("no path"));
+    }
+
+    #[test]
+    fn no_more_than_the_scheme_is_shown_of_a_url_that_cannot_be_used() {
+        for text in [
+            "hunter2",
+            "hunter2:hunter2",
+            "mysql://u:hunter2@h/d",
+            "hunter2:x://h",
+            "postgres://u:hunter2#x@h/d",
+            "postgres://u:hunter2/x@h/d",
+            "postgres://u:1#hunter2@h/d",
+            "postgres:hunter2",
+            "postgres://u:p@h/d?sslmode=hunter2",
+            "postgres://u:p@h:hunter2/d",
+        ] {
+            let explanation = understand(text).expect_err(text);
+            assert!(!explanation.contains("hunter2"), "{explanation}");
+        }
+        assert!(understand("mysql://u:p@h/d").expect_err("refused").contains("mysql://"));
+        let warnings = understand("postgres://h/d?hunter2=1&Hunter%23=2").expect("understood").warnings;
+        assert!(!format!("{warnings:?}").contains("unter2"), "{warnings:?}");
+    }
+}

@@ -1,0 +1,71 @@
+//! What is wrong with the configuration, all of it in one report.
+
+use std::fmt;
+
+/// The longest part of a value that is shown, in characters.
+const MAX_SHOWN_CHARS: usize = 60;
+
+/// One variable that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The variable's name, such as `PORT`, or `.env` for the file as a whole.
+    pub variable: String,
+    /// What was found and what is allowed. Never a secret.
+    pub explanation: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { variable, explanation } = self;
+        if variable == ".env" {
+            return write!(f, "{variable}: {explanation}");
+        }
+        write!(f, "{variable} ({}): {explanation}", flag(variable))
+    }
+}
+
+/// Everything that is wrong; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    /// Just one.
+    pub(super) fn of(mistake: Mistake) -> Self {
+        Self(vec![mistake])
+    }
+
+    /// `None` if nothing is wrong.
+    pub(super) fn among(mistakes: Vec<Mistake>) -> Option<Self> {
+        (!mistakes.is_empty()).then_some(Self(mistakes))
+    }
+
+    /// The mistakes, in the order in which the variables are documented.
+    pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// The flag of a variable: `DATABASE_URL` is `--database-url`.
+pub(super) fn flag(variable: &str) -> String {
+    format!("--{}", variable.to_ascii_lowercase().replace('_', "-"))
+}
+
+/// A value as it may be shown, or nothing where it looks like a secret that strayed into another variable.
+pub(super) fn shown(value: &str) -> String {
+    let secret = ["whsec_", "sk_live_", "sk_test_", "@"].iter().any(|mark| value.contains(mark));
+    if secret {
+        return "a value that looks like a secret".to_owned();
+    }
+    let start: String = value.chars().take(MAX_SHOWN_CHARS).collect();
+    let ellipsis = if start.len() < value.len() { "…" } else { "" };
+    format!("{start:?}{ellipsis}")
+}

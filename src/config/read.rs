@@ -1,0 +1,427 @@
+//! From text to types, one variable at a time, collecting what is wrong instead of stopping at it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::Path,
+};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use url::Url;
+
+use super::{
+    AllowedAddresses,
+    database::{self, Database, Understood},
+    mistake::{Mistake, flag, shown},
+};
+use crate::{
+    clerk::signature::Secret,
+    model::{DeletionPolicy, Field, FieldSet},
+    telemetry::{self, LogFormat},
+};
+
+const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
+const DEFAULT_SCHEMA: &str = "clerk";
+const DEFAULT_CLERK_API_URL: &str = "https://api.clerk.com";
+const DEFAULT_FIELDS: [Field; 4] = [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl];
+const DEFAULT_LOG_FILTER: &str = "info";
+
+/// Where the image keeps its database unless told otherwise.
+const IMAGE_DATABASE: &str = "/data/clerk-sync.db";
+
+/// Names longer than this are cut by Postgres.
+const MAX_NAME_BYTES: usize = 63;
+
+/// Columns of `users` that are ours but no fields of Clerk's.
+const OWN_COLUMNS: [&str; 7] =
+    ["id", "clerk_id", "preferences", "created_at", "updated_at", "synced_at", "deleted_at"];
+
+/// Reads variables and remembers what is wrong with them. What it returns for a mistaken one is only a stand-in.
+#[derive(Default)]
+pub(super) struct Reader {
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Reader {
+    pub(super) fn database(&mut self, given: Option<&str>, file: Option<&str>) -> Understood {
+        let given = self.secret("DATABASE_URL", given, file);
+        let understood = database::understand(given.as_deref().unwrap_or(DEFAULT_DATABASE_URL));
+        understood.unwrap_or_else(|explanation| {
+            self.mistake("DATABASE_URL", explanation);
+            Understood {
+                database: Database::Sqlite { path: DEFAULT_DATABASE_URL.into() },
+                connection_limit: None,
+                schema: None,
+                warnings: Vec::new(),
+            }
+        })
+    }
+
+    /// Keep the warnings of a database URL; returns the rest of it.
+    pub(super) fn finish_database(
+        &mut self,
+        understood: Understood,
+        schema: &str,
+    ) -> (Database, Option<u32>) {
+        self.warnings.extend(understood.warnings);
+        if understood.schema.is_some_and(|other| other != schema) {
+            self.warnings.push(format!(
+                "DATABASE_URL: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
+            ));
+        }
+        if matches!(&understood.database, Database::Sqlite { path } if path == Path::new(IMAGE_DATABASE)) {
+            self.warnings.push(format!(
+                "DATABASE_URL: users are kept in {IMAGE_DATABASE}, which lasts only as long as the volume /data; \
+                 set DATABASE_URL to keep them in your application's database"
+            ));
+        }
+        (understood.database, understood.connection_limit)
+    }
+
+    pub(super) fn schema(&mut self, given: Option<&str>) -> String {
+        let allowed = "a name of 1 to 63 bytes without quotes that does not begin with pg_";
+        let read = |text: &str| (is_name(text) && !text.starts_with("pg_")).then(|| text.to_owned());
+        self.value("DATABASE_SCHEMA", given, allowed, read).unwrap_or_else(|| DEFAULT_SCHEMA.to_owned())
+    }
+
+    pub(super) fn number(
+        &mut self,
+        variable: &str,
+        given: Option<&str>,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        self.value(variable, given, &allowed, |text| {
+            text.parse().ok().filter(|number| range.contains(number))
+        })
+    }
+
+    pub(super) fn signing_secrets(&mut self, given: Option<&str>, file: Option<&str>) -> Vec<Secret> {
+        const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
+        let Some(text) = self.secret(VARIABLE, given, file) else { return Vec::new() };
+        let parts: Vec<&str> = list(&text).collect();
+        let mut secrets = Vec::new();
+        for (place, part) in parts.iter().enumerate() {
+            let refusal = if ["sk_", "pk_"].iter().any(|prefix| part.starts_with(prefix)) {
+                "it is an API key".to_owned()
+            } else {
+                match Secret::parse(part) {
+                    Ok(secret) => {
+                        secrets.push(secret);
+                        continue;
+                    }
+                    Err(error) => error.to_string(),
+                }
+            };
+            self.mistake(
+                VARIABLE,
+                format!(
+                    "secret {} of {} cannot be used, {refusal}; allowed are secrets as Clerk's Dashboard shows them \
+                     (Webhooks, your endpoint, Signing Secret): whsec_ and base64, several separated by commas or spaces",
+                    place + 1,
+                    parts.len(),
+                ),
+            );
+        }
+        if parts.is_empty() {
+            self.mistake(VARIABLE, "found no secret between the commas".to_owned());
+        }
+        secrets
+    }
+
+    /// To be called after [`signing_secrets`](Self::signing_secrets).
+    pub(super) fn require_signing_secret(&mut self, secrets: &[Secret]) {
+        const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
+        if secrets.is_empty() && !self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
+            self.mistake(
+                VARIABLE,
+                format!(
+                    "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
+                     (Webhooks, your endpoint, Signing Secret), or name a file that holds it in {VARIABLE}_FILE"
+                ),
+            );
+        }
+    }
+
+    pub(super) fn clerk_secret_key(
+        &mut self,
+        given: Option<&str>,
+        file: Option<&str>,
+    ) -> Option<SecretString> {
+        let key = self.secret("CLERK_SECRET_KEY", given, file)?;
+        let prefixes = ["sk_test_", "sk_live_"];
+        let rest = prefixes.iter().find_map(|prefix| key.strip_prefix(prefix));
+        if !rest.is_some_and(is_visible) {
+            self.mistake(
+                "CLERK_SECRET_KEY",
+                "found something that is not a secret key; allowed is one as Clerk's Dashboard shows it (API keys, \
+                 Secret keys): it begins with sk_test_ or sk_live_"
+                    .to_owned(),
+            );
+        }
+        Some(key.into())
+    }
+
+    pub(super) fn clerk_api_url(&mut self, given: Option<&str>) -> Url {
+        let allowed = "an address that begins with https:// or http://, without user, parameters or fragment";
+        let read = |text: &str| {
+            let url = Url::parse(text).ok()?;
+            let plain = matches!(url.scheme(), "https" | "http")
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none();
+            plain.then_some(url)
+        };
+        self.value("CLERK_API_URL", given, allowed, read)
+            .unwrap_or_else(|| Url::parse(DEFAULT_CLERK_API_URL).expect("a URL"))
+    }
+
+    pub(super) fn instance_id(&mut self, given: Option<&str>) -> Option<String> {
+        let allowed = "an id as Clerk writes it, such as ins_2abc";
+        self.value("CLERK_INSTANCE_ID", given, allowed, |text| is_visible(text).then(|| text.to_owned()))
+    }
+
+    pub(super) fn listener(
+        &mut self,
+        (host_variable, host): (&str, Option<&str>),
+        (port_variable, port): (&str, Option<&str>),
+        default_port: u16,
+    ) -> SocketAddr {
+        let allowed = "an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::1";
+        let host = self.value(host_variable, host, allowed, |text| match text {
+            "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            _ => text.parse().ok(),
+        });
+        let port = self.value(
+            port_variable,
+            port,
+            "a whole number from 0 to 65535, where 0 takes a free port",
+            |text| text.parse().ok(),
+        );
+        SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port.unwrap_or(default_port))
+    }
+
+    pub(super) fn admin_token(&mut self, given: Option<&str>, file: Option<&str>) -> Option<SecretString> {
+        let token = self.secret("ADMIN_TOKEN", given, file)?;
+        if !is_visible(&token) {
+            self.mistake(
+                "ADMIN_TOKEN",
+                "found a token that no HTTP header can carry; allowed are visible ASCII characters without spaces"
+                    .to_owned(),
+            );
+        }
+        Some(token.into())
+    }
+
+    /// What the two listeners must be to each other and to the token.
+    pub(super) fn check_listeners(&mut self, public: SocketAddr, admin: SocketAddr, has_token: bool) {
+        let token_mistaken = self.mistakes.iter().any(|mistake| mistake.variable.starts_with("ADMIN_TOKEN"));
+        if !admin.ip().to_canonical().is_loopback() && !has_token && !token_mistaken {
+            self.mistake(
+                "ADMIN_HOST",
+                format!(
+                    "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are \
+                     only loopback addresses such as 127.0.0.1",
+                    admin.ip()
+                ),
+            );
+        }
+        let overlap =
+            public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
+        if public.port() == admin.port() && public.port() != 0 && overlap {
+            self.mistake(
+                "ADMIN_PORT",
+                format!("found \"{}\", which is also PORT; allowed is another one", admin.port()),
+            );
+        }
+    }
+
+    pub(super) fn sync_fields(&mut self, given: Option<&str>) -> FieldSet {
+        const VARIABLE: &str = "SYNC_FIELDS";
+        let default = DEFAULT_FIELDS.into_iter().collect();
+        let Some(text) = present(given) else { return default };
+        let allowed = Field::ALL.map(Field::name).join(", ");
+        if list(text).next().is_none() {
+            self.mistake(VARIABLE, format!("found no field; allowed are {allowed}"));
+        }
+        let unknown: Vec<String> =
+            list(text).filter(|name| Field::named(name).is_none()).map(shown).collect();
+        if !unknown.is_empty() {
+            self.mistake(VARIABLE, format!("found {}; allowed are {allowed}", unknown.join(", ")));
+        }
+        list(text).filter_map(Field::named).collect()
+    }
+
+    pub(super) fn deletion_policy(&mut self, given: Option<&str>) -> DeletionPolicy {
+        let allowed = DeletionPolicy::ALL.map(DeletionPolicy::name).join(", ");
+        self.value("DELETION_POLICY", given, &format!("one of {allowed}"), DeletionPolicy::named)
+            .unwrap_or_default()
+    }
+
+    pub(super) fn anonymize_columns(&mut self, given: Option<&str>) -> Vec<String> {
+        const VARIABLE: &str = "ANONYMIZE_COLUMNS";
+        let mut columns: Vec<String> = Vec::new();
+        for name in list(present(given).unwrap_or_default()) {
+            if OWN_COLUMNS.contains(&name) || Field::named(name).is_some() {
+                self.mistake(
+                    VARIABLE,
+                    format!(
+                        "found {name:?}, a column of clerk-sync's own, which anonymisation sees to anyway; allowed are \
+                         columns that your application added to the table users"
+                    ),
+                );
+            } else if !is_name(name) {
+                self.mistake(
+                    VARIABLE,
+                    format!("found {}; allowed are names of 1 to 63 bytes without quotes", shown(name)),
+                );
+            } else if !columns.iter().any(|column| column == name) {
+                columns.push(name.to_owned());
+            }
+        }
+        columns
+    }
+
+    pub(super) fn allowed_addresses(&mut self, given: Option<&str>) -> AllowedAddresses {
+        const VARIABLE: &str = "WEBHOOK_ALLOWED_IPS";
+        match present(given) {
+            None => AllowedAddresses::Any,
+            Some("svix") => AllowedAddresses::Svix,
+            Some(text) if list(text).any(|element| element == "svix") => {
+                self.mistake(
+                    VARIABLE,
+                    "found svix beside other addresses; allowed is either svix alone, or addresses and CIDRs"
+                        .to_owned(),
+                );
+                AllowedAddresses::Any
+            }
+            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, given)),
+        }
+    }
+
+    pub(super) fn networks(&mut self, variable: &str, given: Option<&str>) -> Vec<IpNet> {
+        let Some(text) = present(given) else { return Vec::new() };
+        let allowed = if variable == "WEBHOOK_ALLOWED_IPS" { ", or svix" } else { "" };
+        let allowed = format!("allowed are addresses and CIDRs, such as 203.0.113.7 or 10.0.0.0/8{allowed}");
+        let mut networks = Vec::new();
+        let mut wrong = Vec::new();
+        for element in list(text) {
+            match network(element) {
+                Some(network) => networks.push(network),
+                None => wrong.push(shown(element)),
+            }
+        }
+        if !wrong.is_empty() {
+            self.mistake(variable, format!("found {}; {allowed}", wrong.join(", ")));
+        } else if networks.is_empty() {
+            self.mistake(variable, format!("found no address; {allowed}"));
+        }
+        networks
+    }
+
+    pub(super) fn log_format(&mut self, given: Option<&str>) -> Option<LogFormat> {
+        self.value("LOG_FORMAT", given, "pretty or json", LogFormat::named)
+    }
+
+    pub(super) fn log_filter(&mut self, given: Option<&str>) -> String {
+        let allowed =
+            "a level (error, warn, info, debug, trace, off) or a filter such as info,clerk_sync::http=debug";
+        let read = |text: &str| telemetry::filter(text).is_some().then(|| text.to_owned());
+        self.value("RUST_LOG", given, allowed, read).unwrap_or_else(|| DEFAULT_LOG_FILTER.to_owned())
+    }
+
+    /// One value that may be shown.
+    fn value<T>(
+        &mut self,
+        variable: &str,
+        given: Option<&str>,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = present(given)?;
+        let value = read(text);
+        if value.is_none() {
+            self.mistake(variable, format!("found {}; allowed is {allowed}", shown(text)));
+        }
+        value
+    }
+
+    /// A value that must not be shown, given directly or in a file.
+    fn secret(&mut self, variable: &str, given: Option<&str>, file: Option<&str>) -> Option<String> {
+        let file_variable = format!("{variable}_FILE");
+        match (present(given), present(file)) {
+            (None, None) => None,
+            (Some(text), None) => Some(text.to_owned()),
+            (Some(_), Some(_)) => {
+                self.mistake(
+                    &file_variable,
+                    format!("{variable} is set as well, and only one of them can count; remove the other"),
+                );
+                None
+            }
+            (None, Some(path)) => match fs::read_to_string(path) {
+                Ok(text) if text.trim().is_empty() => {
+                    self.mistake(&file_variable, format!("the file {} is empty", shown_path(path)));
+                    None
+                }
+                Ok(text) => Some(text.trim().to_owned()),
+                Err(error) => {
+                    self.mistake(
+                        &file_variable,
+                        format!("the file {} cannot be read: {}", shown_path(path), error.kind()),
+                    );
+                    None
+                }
+            },
+        }
+    }
+
+    fn mistake(&mut self, variable: &str, explanation: String) {
+        debug_assert!(
+            super::Settings::variables().iter().any(|known| known == variable),
+            "{}",
+            flag(variable)
+        );
+        self.mistakes.push(Mistake { variable: variable.to_owned(), explanation });
+    }
+}
+
+/// An empty value counts as unset: compose files and CI systems cannot do otherwise.
+fn present(given: Option<&str>) -> Option<&str> {
+    given.map(str::trim).filter(|text| !text.is_empty())
+}
+
+/// The elements of a list, separated by commas or white space; empty ones do not count.
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|character: char| character == ',' || character.is_whitespace())
+        .filter(|element| !element.is_empty())
+}
+
+/// A network, or a single address.
+fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse().ok().or_else(|| text.parse().map(|address: IpAddr| address.into()).ok());
+    network.map(|network: IpNet| network.trunc())
+}
+
+/// A name that a database can have and that we can quote.
+fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&text.len())
+        && !text.contains(|character: char| matches!(character, '"' | '\'' | '`') || character.is_control())
+}
+
+fn is_visible(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A path, unless it might be the secret itself.
+fn shown_path(path: &str) -> String {
+    if path.starts_with(['/', '.']) {
+        shown(path)
+    } else {
+        "(its path is not shown, it might be the secret)".to_owned()
+    }
+}

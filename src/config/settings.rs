@@ -1,0 +1,185 @@
+//! Every variable as a flag, unread: text as it was given.
+
+use std::fmt;
+
+use clap::{ArgMatches, Args, Command, parser::ValueSource};
+
+/// What was given on the command line or in the environment. Flags win. Nothing is checked yet:
+/// [`resolve`](Self::resolve) does that.
+#[derive(Args, Clone, Default)]
+#[group(skip)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the comments are the text of --help, where backticks would be noise"
+)]
+#[command(next_help_heading = "Database")]
+pub struct Settings {
+    /// The database: postgres://…, postgresql://… or sqlite://… [default: sqlite://clerk-sync.db]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, value_name = "URL")]
+    pub database_url: Option<String>,
+
+    /// A file that holds the database URL
+    #[arg(long, env = "DATABASE_URL_FILE", hide_env_values = true, global = true, value_name = "PATH")]
+    pub database_url_file: Option<String>,
+
+    /// Postgres: the schema of all tables, created if missing [default: clerk]
+    #[arg(long, env = "DATABASE_SCHEMA", hide_env_values = true, global = true, value_name = "NAME")]
+    pub database_schema: Option<String>,
+
+    /// The most connections to hold [default: 8]
+    #[arg(long, env = "DATABASE_MAX_CONNECTIONS", hide_env_values = true, global = true, value_name = "N")]
+    pub database_max_connections: Option<String>,
+
+    /// How long to wait for the database at start [default: 30]
+    #[arg(
+        long,
+        env = "DATABASE_WAIT_SECONDS",
+        hide_env_values = true,
+        global = true,
+        value_name = "SECONDS"
+    )]
+    pub database_wait_seconds: Option<String>,
+
+    /// The endpoint's signing secret, whsec_…; several separated by commas or spaces
+    #[arg(long, env = "CLERK_WEBHOOK_SIGNING_SECRET", hide_env_values = true, global = true)]
+    #[arg(value_name = "SECRETS", help_heading = "Clerk")]
+    pub clerk_webhook_signing_secret: Option<String>,
+
+    /// A file that holds the signing secret
+    #[arg(long, env = "CLERK_WEBHOOK_SIGNING_SECRET_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Clerk")]
+    pub clerk_webhook_signing_secret_file: Option<String>,
+
+    /// The key of Clerk's Backend API, sk_test_… or sk_live_…
+    #[arg(long, env = "CLERK_SECRET_KEY", hide_env_values = true, global = true)]
+    #[arg(value_name = "KEY", help_heading = "Clerk")]
+    pub clerk_secret_key: Option<String>,
+
+    /// A file that holds the key of the Backend API
+    #[arg(long, env = "CLERK_SECRET_KEY_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Clerk")]
+    pub clerk_secret_key_file: Option<String>,
+
+    /// Where the Backend API is [default: Clerk's own]
+    #[arg(long, env = "CLERK_API_URL", hide_env_values = true, global = true)]
+    #[arg(value_name = "URL", help_heading = "Clerk")]
+    pub clerk_api_url: Option<String>,
+
+    /// Refuse the events of any other instance, ins_… [default: any]
+    #[arg(long, env = "CLERK_INSTANCE_ID", hide_env_values = true, global = true)]
+    #[arg(value_name = "ID", help_heading = "Clerk")]
+    pub clerk_instance_id: Option<String>,
+
+    /// The address of the public listener [default: 127.0.0.1]
+    #[arg(long, env = "HOST", hide_env_values = true, global = true)]
+    #[arg(value_name = "ADDRESS", help_heading = "Listeners")]
+    pub host: Option<String>,
+
+    /// The port of the public listener; 0 takes a free one [default: 8080]
+    #[arg(long, env = "PORT", hide_env_values = true, global = true)]
+    #[arg(value_name = "PORT", help_heading = "Listeners")]
+    pub port: Option<String>,
+
+    /// The address of the private listener: metrics, API, dashboard [default: 127.0.0.1]
+    #[arg(long, env = "ADMIN_HOST", hide_env_values = true, global = true)]
+    #[arg(value_name = "ADDRESS", help_heading = "Listeners")]
+    pub admin_host: Option<String>,
+
+    /// The port of the private listener; 0 takes a free one [default: 8081]
+    #[arg(long, env = "ADMIN_PORT", hide_env_values = true, global = true)]
+    #[arg(value_name = "PORT", help_heading = "Listeners")]
+    pub admin_port: Option<String>,
+
+    /// The bearer token of the private API; needed unless ADMIN_HOST is a loopback address
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, global = true)]
+    #[arg(value_name = "TOKEN", help_heading = "Listeners")]
+    pub admin_token: Option<String>,
+
+    /// A file that holds the bearer token
+    #[arg(long, env = "ADMIN_TOKEN_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Listeners")]
+    pub admin_token_file: Option<String>,
+
+    /// The fields to sync [default: email,first_name,last_name,image_url]
+    #[arg(long, env = "SYNC_FIELDS", hide_env_values = true, global = true)]
+    #[arg(value_name = "FIELDS", help_heading = "Users")]
+    pub sync_fields: Option<String>,
+
+    /// What a deletion does to the row: auto, delete or anonymize [default: auto]
+    #[arg(long, env = "DELETION_POLICY", hide_env_values = true, global = true)]
+    #[arg(value_name = "POLICY", help_heading = "Users")]
+    pub deletion_policy: Option<String>,
+
+    /// Columns the application added to `users`, set to NULL on anonymisation
+    #[arg(long, env = "ANONYMIZE_COLUMNS", hide_env_values = true, global = true)]
+    #[arg(value_name = "COLUMNS", help_heading = "Users")]
+    pub anonymize_columns: Option<String>,
+
+    /// How far a signature's time may be from ours [default: 300]
+    #[arg(long, env = "WEBHOOK_TOLERANCE_SECONDS", hide_env_values = true, global = true)]
+    #[arg(value_name = "SECONDS", help_heading = "Webhooks")]
+    pub webhook_tolerance_seconds: Option<String>,
+
+    /// The largest body that is read [default: 1048576]
+    #[arg(long, env = "WEBHOOK_MAX_BODY_BYTES", hide_env_values = true, global = true)]
+    #[arg(value_name = "BYTES", help_heading = "Webhooks")]
+    pub webhook_max_body_bytes: Option<String>,
+
+    /// Who may send webhooks: addresses and CIDRs, or svix [default: any]
+    #[arg(long, env = "WEBHOOK_ALLOWED_IPS", hide_env_values = true, global = true)]
+    #[arg(value_name = "ADDRESSES", help_heading = "Webhooks")]
+    pub webhook_allowed_ips: Option<String>,
+
+    /// Whose X-Forwarded-For is believed: addresses and CIDRs [default: nobody's]
+    #[arg(long, env = "TRUSTED_PROXIES", hide_env_values = true, global = true)]
+    #[arg(value_name = "ADDRESSES", help_heading = "Webhooks")]
+    pub trusted_proxies: Option<String>,
+
+    /// How long the ids of processed webhooks are kept [default: 30]
+    #[arg(long, env = "PROCESSED_RETENTION_DAYS", hide_env_values = true, global = true)]
+    #[arg(value_name = "DAYS", help_heading = "Running")]
+    pub processed_retention_days: Option<String>,
+
+    /// How long to finish what runs when asked to stop [default: 10]
+    #[arg(long, env = "SHUTDOWN_GRACE_SECONDS", hide_env_values = true, global = true)]
+    #[arg(value_name = "SECONDS", help_heading = "Running")]
+    pub shutdown_grace_seconds: Option<String>,
+
+    /// The form of the log: pretty or json [default: pretty on a terminal, else json]
+    #[arg(long, env = "LOG_FORMAT", hide_env_values = true, global = true)]
+    #[arg(value_name = "FORMAT", help_heading = "Running")]
+    pub log_format: Option<String>,
+
+    /// What is logged, such as debug or clerk_sync::http=debug [default: info]
+    #[arg(long, env = "RUST_LOG", hide_env_values = true, global = true)]
+    #[arg(value_name = "FILTER", help_heading = "Running")]
+    pub rust_log: Option<String>,
+}
+
+impl Settings {
+    /// Every variable there is, in the order of the documentation.
+    pub fn variables() -> Vec<String> {
+        Self::augment_args(Command::new("clerk-sync"))
+            .get_arguments()
+            .filter_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Forget a database that the environment or `.env` names: only one of the command line counts. For commands
+    /// that write samples, which must never reach production. `matches` are those of the whole command line.
+    pub fn ignore_database_of_environment(&mut self, matches: &ArgMatches) {
+        let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        if !given("database_url") {
+            self.database_url = None;
+        }
+        if !given("database_url_file") {
+            self.database_url_file = None;
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Settings(redacted)")
+    }
+}

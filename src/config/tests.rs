@@ -1,0 +1,341 @@
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+use secrecy::ExposeSecret;
+
+use super::*;
+use crate::model::Field;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Sub>,
+}
+
+#[derive(clap::Subcommand)]
+enum Sub {
+    Dev,
+}
+
+/// Settings as from a command line; the environment of the tests has no part in it.
+fn settings(given: &[(&str, &str)]) -> Settings {
+    let command = Settings::augment_args(Command::new("test")).mut_args(|argument| argument.env(None));
+    let arguments = given.iter().map(|(variable, value)| format!("{}={value}", mistake::flag(variable)));
+    let matches = command.get_matches_from(std::iter::once("test".to_owned()).chain(arguments));
+    Settings::from_arg_matches(&matches).expect("matches")
+}
+
+fn config(given: &[(&str, &str)]) -> Config {
+    settings(given).resolve(Needs::default()).expect("valid")
+}
+
+fn mistakes(given: &[(&str, &str)], needs: Needs) -> String {
+    settings(given).resolve(needs).expect_err("mistakes").to_string()
+}
+
+/// The one mistake of one variable.
+fn mistake_of(variable: &str, value: &str) -> String {
+    let mistakes = settings(&[(variable, value)]).resolve(Needs::default()).expect_err(value);
+    assert_eq!(mistakes.iter().count(), 1, "{mistakes}");
+    assert_eq!(mistakes.iter().next().expect("one").variable, variable);
+    mistakes.to_string()
+}
+
+#[test]
+fn nothing_given_means_the_documented_defaults() {
+    let config = config(&[]);
+    assert!(matches!(&config.database, Database::Sqlite { path } if path.as_os_str() == "clerk-sync.db"));
+    assert_eq!(config.database_schema, "clerk");
+    assert_eq!(config.database_max_connections, 8);
+    assert_eq!(config.database_wait, Duration::from_secs(30));
+    assert!(config.signing_secrets.is_empty());
+    assert!(config.clerk_secret_key.is_none());
+    assert_eq!(config.clerk_api_url.as_str(), "https://api.clerk.com/");
+    assert_eq!(config.instance_id, None);
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin_listen.to_string(), "127.0.0.1:8081");
+    assert!(config.admin_token.is_none());
+    let fields: Vec<&str> = config.sync_fields.iter().map(Field::name).collect();
+    assert_eq!(fields, ["email", "first_name", "last_name", "image_url"]);
+    assert_eq!(config.deletion_policy, DeletionPolicy::Auto);
+    assert_eq!(config.anonymize_columns, [""; 0]);
+    assert_eq!(config.webhook_tolerance_seconds, 300);
+    assert_eq!(config.webhook_max_body_bytes, 1_048_576);
+    assert_eq!(config.webhook_allowed_ips, AllowedAddresses::Any);
+    assert_eq!(config.trusted_proxies, []);
+    assert_eq!(config.processed_retention, Duration::from_hours(30 * 24));
+    assert_eq!(config.shutdown_grace, Duration::from_secs(10));
+    assert_eq!(config.log_format, None);
+    assert_eq!(config.log_filter, "info");
+    assert_eq!(config.warnings, [""; 0]);
+}
+
+#[test]
+fn the_example_file_lists_every_variable_once_with_its_default() {
+    let example = include_str!("../../.env.example");
+    let lines = example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
+    let listed: Vec<(&str, &str)> = lines.filter(|(name, _)| !name.contains(' ')).collect();
+    let mut names: Vec<&str> = listed.iter().map(|(name, _)| *name).collect();
+    let mut variables = Settings::variables();
+    names.sort_unstable();
+    variables.sort_unstable();
+    assert_eq!(names, variables);
+    let documented = settings(&listed).resolve(Needs::default()).expect("valid");
+    assert_eq!(format!("{documented:?}"), format!("{:?}", config(&[])));
+}
+
+#[test]
+fn every_variable_is_a_flag_of_the_same_name() {
+    let command = Settings::augment_args(Command::new("test"));
+    for argument in command.get_arguments() {
+        let variable = argument.get_env().expect("a variable").to_string_lossy();
+        assert_eq!(format!("--{}", argument.get_long().expect("a flag")), mistake::flag(&variable));
+        assert!(argument.is_hide_env_values_set() && argument.is_global_set(), "{variable}");
+        assert!(argument.get_help().is_some() && argument.get_help_heading().is_some(), "{variable}");
+    }
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
+    let report = mistakes(
+        &[
+            ("PORT", "65536"),
+            ("DATABASE_URL", "mysql://root:hunter2@db/app"),
+            ("SYNC_FIELDS", "email,Shoe_size,hat"),
+            ("DELETION_POLICY", "never"),
+            ("ADMIN_HOST", "0.0.0.0"),
+            ("LOG_FORMAT", "xml"),
+        ],
+        Needs { signing_secret: true },
+    );
+    let expected = [
+        "the configuration cannot be used:",
+        "  DATABASE_URL (--database-url): found a URL that begins with mysql://; allowed are postgres://…, postgresql://… and sqlite://…",
+        "  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard (Webhooks, your endpoint, Signing Secret), or name a file that holds it in CLERK_WEBHOOK_SIGNING_SECRET_FILE",
+        "  PORT (--port): found \"65536\"; allowed is a whole number from 0 to 65535, where 0 takes a free port",
+        "  ADMIN_HOST (--admin-host): found \"0.0.0.0\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only loopback addresses such as 127.0.0.1",
+        "  SYNC_FIELDS (--sync-fields): found \"Shoe_size\", \"hat\"; allowed are email, email_verified, first_name, last_name, image_url, username, phone_number, external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked, last_sign_in_at, last_active_at",
+        "  DELETION_POLICY (--deletion-policy): found \"never\"; allowed is one of auto, delete, anonymize",
+        "  LOG_FORMAT (--log-format): found \"xml\"; allowed is pretty or json",
+    ];
+    assert_eq!(report, expected.join("\n"));
+}
+
+#[test]
+fn an_empty_value_counts_as_not_set() {
+    let names = Settings::variables();
+    for blank in ["", " "] {
+        let given: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), blank)).collect();
+        assert_eq!(format!("{:?}", config(&given)), format!("{:?}", config(&[])));
+    }
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let secrets = [
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_aHVudGVyMg=="),
+        ("CLERK_SECRET_KEY", "sk_test_hunter2"),
+        ("ADMIN_TOKEN", "hunter2"),
+        ("DATABASE_URL", "postgres://app:hunter2@db/app"),
+    ];
+    let shows = |text: &str| text.contains("hunter2") || text.contains("aHVudGVyMg");
+    assert!(!shows(&format!("{:?}", settings(&secrets))));
+    assert!(!shows(&format!("{:?}", config(&secrets))));
+
+    for (variable, value) in [
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_hunter2!"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "sk_live_hunter2"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET_FILE", "hunter2"),
+        ("CLERK_SECRET_KEY", "pk_test_hunter2"),
+        ("CLERK_SECRET_KEY", "sk_test_hun ter2 hunter2"),
+        ("ADMIN_TOKEN", "hunter2 hunter2"),
+        ("DATABASE_URL", "postgres://app:hunter2/hunter2@db/app"),
+        // Strayed into a neighbour.
+        ("HOST", "postgres://app:hunter2@db/app"),
+        ("CLERK_API_URL", "https://user:hunter2@api.clerk.com"),
+        ("SYNC_FIELDS", "whsec_hunter2"),
+        ("RUST_LOG", "a=sk_live_hunter2"),
+    ] {
+        let mistake = mistake_of(variable, value);
+        assert!(!shows(&mistake), "{mistake}");
+    }
+}
+
+#[test]
+fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("text").to_owned()
+    };
+    let (token, url) = (file("token", "t0ken\n"), file("url", "postgres://db/app\r\n"));
+    let (secret, key) = (file("secret", &format!("{SECRET}\n{SECRET}\n")), file("key", "sk_live_x\n"));
+    let config = config(&[
+        ("ADMIN_TOKEN_FILE", &token),
+        ("DATABASE_URL_FILE", &url),
+        ("CLERK_WEBHOOK_SIGNING_SECRET_FILE", &secret),
+        ("CLERK_SECRET_KEY_FILE", &key),
+    ]);
+    assert_eq!(config.admin_token.expect("a token").expose_secret(), "t0ken");
+    assert_eq!(config.clerk_secret_key.expect("a key").expose_secret(), "sk_live_x");
+    assert_eq!(config.signing_secrets.len(), 2);
+    let Database::Postgres { url } = config.database else { panic!("a file") };
+    assert_eq!(url.expose_secret(), "postgres://db/app");
+
+    let both = mistakes(&[("ADMIN_TOKEN", "x"), ("ADMIN_TOKEN_FILE", &token)], Needs::default());
+    assert!(both.contains("ADMIN_TOKEN_FILE (--admin-token-file): ADMIN_TOKEN is set as well"), "{both}");
+    let missing = mistake_of("ADMIN_TOKEN_FILE", "/nowhere/token");
+    assert!(missing.contains("the file \"/nowhere/token\" cannot be read: entity not found"), "{missing}");
+    assert!(mistake_of("ADMIN_TOKEN_FILE", &file("empty", "\n")).contains("is empty"));
+}
+
+#[test]
+fn several_signing_secrets_are_separated_by_commas_or_spaces() {
+    let given = format!("{SECRET},{SECRET} {SECRET}\n{SECRET},");
+    assert_eq!(config(&[("CLERK_WEBHOOK_SIGNING_SECRET", &given)]).signing_secrets.len(), 4);
+    let second = mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET}, whsec_?"));
+    assert!(second.contains("secret 2 of 2 cannot be used"), "{second}");
+    assert_eq!(
+        mistakes(&[("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_")], Needs { signing_secret: true })
+            .lines()
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn a_prisma_url_caps_connections_and_its_schema_does_not_decide() {
+    let url = "postgresql://app@db/app?schema=public&connection_limit=3";
+    let capped = config(&[("DATABASE_URL", url)]);
+    assert_eq!(capped.database_max_connections, 3);
+    assert_eq!(
+        capped.warnings,
+        ["DATABASE_URL: the parameter schema is ignored; DATABASE_SCHEMA decides, and is clerk"]
+    );
+    let explicit =
+        config(&[("DATABASE_URL", url), ("DATABASE_MAX_CONNECTIONS", "20"), ("DATABASE_SCHEMA", "public")]);
+    assert_eq!(explicit.database_max_connections, 20);
+    assert_eq!(explicit.warnings, [""; 0]);
+    let generous = config(&[("DATABASE_URL", "postgresql://app@db/app?connection_limit=50")]);
+    assert_eq!(generous.database_max_connections, 8);
+}
+
+#[test]
+fn the_images_own_database_comes_with_a_warning() {
+    let warnings = config(&[("DATABASE_URL", "sqlite:///data/clerk-sync.db")]).warnings;
+    assert!(warnings[0].contains("volume"), "{warnings:?}");
+}
+
+#[test]
+fn names_that_postgres_would_cut_or_refuse_are_refused() {
+    let long = "x".repeat(64);
+    for name in ["pg_users", "a\"b", "a'b", "a\0b", long.as_str()] {
+        mistake_of("DATABASE_SCHEMA", name);
+    }
+    assert_eq!(config(&[("DATABASE_SCHEMA", "Läufer")]).database_schema, "Läufer");
+    let columns = config(&[("ANONYMIZE_COLUMNS", "nickname, birth_date,,nickname")]).anonymize_columns;
+    assert_eq!(columns, ["nickname", "birth_date"]);
+    for own in ["clerk_id", "email", "id"] {
+        assert!(mistake_of("ANONYMIZE_COLUMNS", own).contains("clerk-sync's own"));
+    }
+}
+
+#[test]
+fn numbers_have_sane_bounds() {
+    for (variable, good, bad) in [
+        ("DATABASE_MAX_CONNECTIONS", "1", "0"),
+        ("DATABASE_WAIT_SECONDS", "0", "-1"),
+        ("PORT", "0", "http"),
+        ("WEBHOOK_TOLERANCE_SECONDS", "86400", "86401"),
+        ("WEBHOOK_MAX_BODY_BYTES", "1024", "1MB"),
+        ("PROCESSED_RETENTION_DAYS", "3650", "0"),
+        ("SHUTDOWN_GRACE_SECONDS", "0", "1.5"),
+    ] {
+        config(&[(variable, good)]);
+        mistake_of(variable, bad);
+    }
+}
+
+#[test]
+fn the_private_listener_needs_a_token_beyond_loopback() {
+    for host in ["127.0.0.1", "127.9.9.9", "::1", "localhost", "::ffff:127.0.0.1"] {
+        config(&[("ADMIN_HOST", host)]);
+    }
+    for host in ["0.0.0.0", "::", "10.0.0.1"] {
+        mistake_of("ADMIN_HOST", host);
+        config(&[("ADMIN_HOST", host), ("ADMIN_TOKEN", "t0ken")]);
+    }
+    mistake_of("ADMIN_HOST", "example.com");
+    assert!(mistake_of("ADMIN_PORT", "8080").contains("also PORT"));
+    config(&[("PORT", "0"), ("ADMIN_PORT", "0")]);
+}
+
+#[test]
+fn addresses_are_networks_or_svix() {
+    assert_eq!(config(&[("WEBHOOK_ALLOWED_IPS", "svix")]).webhook_allowed_ips, AllowedAddresses::Svix);
+    let config =
+        config(&[("WEBHOOK_ALLOWED_IPS", "203.0.113.7, 2001:db8::/32"), ("TRUSTED_PROXIES", "10.1.2.3/8")]);
+    let network = |text: &str| text.parse::<IpNet>().expect("a network");
+    assert_eq!(
+        config.webhook_allowed_ips,
+        AllowedAddresses::Networks(vec![network("203.0.113.7/32"), network("2001:db8::/32")])
+    );
+    assert_eq!(config.trusted_proxies, [network("10.0.0.0/8")]);
+    for wrong in ["svix,10.0.0.0/8", "10.0.0.0/33", "example.com", ","] {
+        mistake_of("WEBHOOK_ALLOWED_IPS", wrong);
+    }
+    mistake_of("TRUSTED_PROXIES", "svix");
+}
+
+#[test]
+fn only_fields_of_the_list_can_be_synced() {
+    let fields = config(&[("SYNC_FIELDS", "banned, email,,email,")]).sync_fields;
+    assert_eq!(fields.iter().collect::<Vec<_>>(), [Field::Email, Field::Banned]);
+    mistake_of("SYNC_FIELDS", ",");
+}
+
+#[test]
+fn what_goes_to_clerk_is_checked() {
+    assert_eq!(
+        config(&[("CLERK_API_URL", "http://127.0.0.1:9")]).clerk_api_url.as_str(),
+        "http://127.0.0.1:9/"
+    );
+    for url in ["api.clerk.com", "ftp://api.clerk.com", "https://api.clerk.com?x=1"] {
+        mistake_of("CLERK_API_URL", url);
+    }
+    assert!(config(&[("CLERK_SECRET_KEY", "sk_live_abc")]).clerk_secret_key.is_some());
+    mistake_of("CLERK_SECRET_KEY", "sk_live_");
+    mistake_of("CLERK_INSTANCE_ID", "ins a");
+}
+
+#[test]
+fn a_log_filter_that_cannot_be_understood_is_refused() {
+    assert_eq!(config(&[("RUST_LOG", "warn,clerk_sync=debug")]).log_filter, "warn,clerk_sync=debug");
+    mistake_of("RUST_LOG", "clerk_sync=loud");
+    assert_eq!(config(&[("LOG_FORMAT", "json")]).log_format, Some(LogFormat::Json));
+}
+
+#[test]
+fn only_the_command_line_names_the_database_of_dev() {
+    let database = |arguments: &[&str]| {
+        // A value that the command line did not give, as if the variable were set.
+        let command = Cli::command()
+            .mut_args(|argument| argument.env(None))
+            .mut_arg("database_url", |argument| argument.default_value("postgres://production/app"));
+        let matches = command.get_matches_from(arguments);
+        let cli = Cli::from_arg_matches(&matches).expect("matches");
+        assert!(matches!(cli.command, Some(Sub::Dev)));
+        let mut settings = cli.settings;
+        assert!(settings.database_url.is_some());
+        settings.ignore_database_of_environment(&matches);
+        settings.database_url
+    };
+    let given = Some("sqlite:x.db".to_owned());
+    assert_eq!(database(&["test", "dev"]), None);
+    assert_eq!(database(&["test", "dev", "--database-url", "sqlite:x.db"]), given);
+    assert_eq!(database(&["test", "--database-url", "sqlite:x.db", "dev"]), given);
+}
