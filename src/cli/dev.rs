@@ -75,6 +75,9 @@ impl Dev {
         }
         if self.once {
             service.stop().await;
+            say!(
+                "  That was --once. Without it the service stays, and prints a signed curl command to try.\n"
+            );
             return Ok(());
         }
         invite(&url, &secret);
@@ -161,10 +164,11 @@ impl Story<'_> {
         let body = |event_type: &str, at: DateTime<Utc>| {
             sample::body(event_type, &user_id, at).context("there is no such sample")
         };
-        let created = body("user.created", now - TimeDelta::seconds(60))?;
-        let updated = body("user.updated", now - TimeDelta::seconds(30))?;
-        let deleted = body("user.deleted", now)?;
-        let messages: Vec<String> = (0..4).map(|_| random_id("msg_")).collect();
+        let created = body("user.created", now - TimeDelta::seconds(90))?;
+        let updated = body("user.updated", now - TimeDelta::seconds(60))?;
+        let deleted = body("user.deleted", now - TimeDelta::seconds(30))?;
+        let updated_last = body("user.updated", now)?;
+        let messages: Vec<String> = (0..5).map(|_| random_id("msg_")).collect();
 
         for (title, message, body, expected) in [
             ("user.created: Ada signs up", 0, &created, "applied"),
@@ -172,7 +176,7 @@ impl Story<'_> {
             ("the same delivery again, as Svix sends when in doubt", 1, &updated, "duplicate"),
             ("user.created once more under another id, out of order", 2, &created, "stale"),
             ("user.deleted: she leaves", 3, &deleted, "applied"),
-            ("user.updated, overtaken by the deletion", 0, &updated, "duplicate"),
+            ("user.updated, newer still, but too late: deletion is final", 4, &updated_last, "stale"),
         ] {
             self.show(&id, &Scene { title, svix_id: &messages[message], body, expected }).await?;
         }
