@@ -215,17 +215,15 @@ fn instant(milliseconds: i64) -> Option<DateTime<Utc>> {
 
 /// The allow-listed fields of a user; anything else in `data` is not even looked at.
 fn read_patch(data: &Object<'_>, fields: FieldSet) -> Usable<Patch> {
+    let email = || Primary::find(data, "primary_email_address_id", "email_addresses");
     let mut patch = Patch::default();
     for field in fields.iter() {
         let value = match field {
-            Field::Email => primary(data, "primary_email_address_id", "email_addresses")?
-                .map(|entry| entry.map_or(Ok(Value::Null), |entry| text_in(&entry, "email_address")))
-                .transpose()?,
-            Field::EmailVerified => primary(data, "primary_email_address_id", "email_addresses")?
-                .map(|entry| entry.map_or(Value::Null, |entry| Value::Bool(is_verified(&entry)))),
-            Field::PhoneNumber => primary(data, "primary_phone_number_id", "phone_numbers")?
-                .map(|entry| entry.map_or(Ok(Value::Null), |entry| text_in(&entry, "phone_number")))
-                .transpose()?,
+            Field::Email => email()?.text("email_address")?,
+            Field::EmailVerified => email()?.value(|entry| Ok(Value::Bool(is_verified(entry))))?,
+            Field::PhoneNumber => {
+                Primary::find(data, "primary_phone_number_id", "phone_numbers")?.text("phone_number")?
+            }
             Field::FirstName | Field::LastName | Field::ImageUrl | Field::Username | Field::ExternalId => {
                 data.get(field.name()).map(|raw| text(raw, field.name())).transpose()?
             }
@@ -246,22 +244,47 @@ fn read_patch(data: &Object<'_>, fields: FieldSet) -> Usable<Patch> {
     Ok(patch)
 }
 
-/// The entry of `list` that `id_field` points to. `None`: nothing is said. `Some(None)`: there is none, be it that
-/// the id is null or that it dangles.
-fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Usable<Option<Option<Object<'a>>>> {
-    let Some(id) = data.get(id_field) else { return Ok(None) };
-    if is_null(id) {
-        return Ok(Some(None));
+/// The primary entry of a list of addresses or numbers.
+enum Primary<'a> {
+    /// The event says nothing of it.
+    Unsaid,
+    /// There is none, be it that the id is null or that it dangles.
+    Missing,
+    Entry(Object<'a>),
+}
+
+impl<'a> Primary<'a> {
+    /// The entry of `list` that `id_field` points to. It need not be the first.
+    fn find(data: &Object<'a>, id_field: &str, list: &str) -> Usable<Self> {
+        let Some(id) = data.get(id_field) else { return Ok(Self::Unsaid) };
+        if is_null(id) {
+            return Ok(Self::Missing);
+        }
+        let id = string(id).ok_or_else(|| format!("`data.{id_field}` is neither a string nor null"))?;
+        let Some(entries) = data.get(list) else { return Ok(Self::Unsaid) };
+        if is_null(entries) {
+            return Ok(Self::Missing);
+        }
+        let entries: Vec<&RawValue> =
+            serde_json::from_str(entries.get()).map_err(|_| format!("`data.{list}` is not an array"))?;
+        let named =
+            |entry: &Object<'_>| entry.get("id").and_then(|raw| string(raw)).is_some_and(|own| own == id);
+        let entry = entries.into_iter().filter_map(|entry| object(entry.get())).find(named);
+        Ok(entry.map_or(Self::Missing, Self::Entry))
     }
-    let id = string(id).ok_or_else(|| format!("`data.{id_field}` is neither a string nor null"))?;
-    let Some(entries) = data.get(list) else { return Ok(None) };
-    if is_null(entries) {
-        return Ok(Some(None));
+
+    /// What it says of a field, by way of what an entry says.
+    fn value(&self, read: impl Fn(&Object<'a>) -> Usable<Value>) -> Usable<Option<Value>> {
+        match self {
+            Self::Unsaid => Ok(None),
+            Self::Missing => Ok(Some(Value::Null)),
+            Self::Entry(entry) => read(entry).map(Some),
+        }
     }
-    let entries: Vec<&RawValue> =
-        serde_json::from_str(entries.get()).map_err(|_| format!("`data.{list}` is not an array"))?;
-    let named = |entry: &Object<'_>| entry.get("id").and_then(|raw| string(raw)).is_some_and(|own| own == id);
-    Ok(Some(entries.into_iter().filter_map(|entry| object(entry.get())).find(named)))
+
+    fn text(&self, name: &str) -> Usable<Option<Value>> {
+        self.value(|entry| entry.get(name).map_or(Ok(Value::Null), |raw| text(raw, name)))
+    }
 }
 
 fn is_verified(entry: &Object<'_>) -> bool {
@@ -296,10 +319,6 @@ fn string(raw: &RawValue) -> Option<String> {
 
 fn integer(raw: &RawValue) -> Option<i64> {
     serde_json::from_str(raw.get()).ok()
-}
-
-fn text_in(entry: &Object<'_>, name: &str) -> Usable<Value> {
-    entry.get(name).map_or(Ok(Value::Null), |raw| text(raw, name))
 }
 
 fn text(raw: &RawValue, name: &str) -> Usable<Value> {

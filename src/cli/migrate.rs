@@ -18,7 +18,7 @@ use crate::{
 const PAGE: u32 = 500;
 
 /// How long one page may take.
-const PAGE_TIME: Duration = Duration::from_secs(60);
+const PAGE_TIME: Duration = Duration::from_mins(1);
 
 /// Apply or list migrations, or take over an existing table
 #[derive(Args)]
@@ -31,7 +31,7 @@ pub(super) struct Migrate {
 enum Action {
     /// List every migration and whether it is applied
     Status,
-    /// Copy the users of an existing table, made with Prisma ("User" with "clerkId") or Drizzle (users with clerk_id)
+    /// Copy the users of an existing table, made with Prisma ("User") or Drizzle (users)
     Adopt(Adopt),
 }
 

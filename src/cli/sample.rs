@@ -14,7 +14,7 @@ pub(super) struct Sample {
     #[command(flatten)]
     event: SampleEvent,
 
-    /// Print a curl command, signed with the first of CLERK_WEBHOOK_SIGNING_SECRET
+    /// Print a curl command, signed with the first signing secret
     #[arg(long)]
     curl: bool,
 

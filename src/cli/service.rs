@@ -28,7 +28,7 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(500);
 
 /// No single try may take longer, unless migrations are running.
-const TRY: Duration = Duration::from_secs(600);
+const TRY: Duration = Duration::from_mins(10);
 
 /// Descriptors that we would like: connections, with room for the database and the log.
 const DESCRIPTORS: u64 = 65_536;

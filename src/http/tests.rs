@@ -1,4 +1,5 @@
 //! The room over real sockets: what a sender sees, also a slow, rude or greedy one.
+#![expect(clippy::disallowed_methods, reason = "a real socket has a real clock behind it")]
 
 use std::{
     collections::HashMap,
@@ -13,17 +14,19 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, User},
+    model::{ClerkId, DeletionPolicy, User},
     store::{
         ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored,
         Store, StoreError, Transaction, Trouble,
     },
+    sync::{Limits, Rules},
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -81,15 +84,20 @@ impl Store for FakeStore {
     async fn close(&self) {}
 }
 
-/// One that applies nothing.
-fn committer() -> Committer {
-    Committer
+/// One whose store is never available.
+fn committer(store: &Arc<dyn Store>) -> Committer {
+    let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    let clock: Clock = Arc::new(Utc::now);
+    let (committer, lanes) = Committer::start(store, rules, Limits::default(), &clock);
+    // They end with the runtime of the test.
+    std::mem::forget(lanes);
+    committer
 }
 
 fn app(store: Arc<FakeStore>) -> App {
     App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
-        committer: committer(),
+        committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
         probe: Probe::new(store),
         bodies: Bodies::new(1_048_576),
         addresses: Addresses::default(),

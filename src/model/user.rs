@@ -112,17 +112,18 @@ impl Index<Field> for Profile {
 
 /// What an event says of a user. A field that is absent keeps what is stored; `Null` clears it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Patch([Option<Value>; Field::ALL.len()]);
+pub struct Patch(Vec<(Field, Value)>);
 
 impl Patch {
     /// Say that `field` now has this value.
     pub fn set(&mut self, field: Field, value: Value) {
-        self.0[field as usize] = Some(value);
+        self.0.retain(|(other, _)| *other != field);
+        self.0.push((field, value));
     }
 
     /// What is said of `field`; `None` if nothing is.
     pub fn get(&self, field: Field) -> Option<&Value> {
-        self.0[field as usize].as_ref()
+        self.0.iter().find(|(other, _)| *other == field).map(|(_, value)| value)
     }
 }
 

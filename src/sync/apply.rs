@@ -58,7 +58,7 @@ pub async fn apply(
     let (unusable, usable): (Vec<usize>, Vec<usize>) =
         (0..batch.len()).partition(|index| matches!(batch[*index].content, Content::Unusable(_)));
 
-    let mut parts: Vec<Range<usize>> = vec![0..usable.len()];
+    let mut parts: Vec<Range<usize>> = Vec::from([Range { start: 0, end: usable.len() }]);
     let mut patience = Patience::Normal;
     let mut refusals = 0;
     while let Some(part) = parts.pop() {

@@ -10,7 +10,8 @@ use chrono::{DateTime, Utc};
 use super::Rules;
 use crate::{
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Delivery, News, Outcome, Profile, Register, User, Version,
+        AuditAction, AuditEntry, Change, ClerkId, Delivery, Field, News, Outcome, Patch, Profile, Register,
+        User, Version,
     },
     store::Advance,
 };
@@ -66,21 +67,20 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             let (delivery, change) = changes[index];
             plan.outcomes[index] = match &change.news {
                 News::Upsert { patch, created_at } => {
-                    let Some(step) = fold.upsert(change, patch, *created_at, rules, now) else { continue };
-                    if let Some((action, changed_fields)) = step {
-                        audit.push((index, entry(delivery, change, action, changed_fields, now)));
-                        Outcome::Applied
-                    } else {
-                        Outcome::Unchanged
+                    match fold.upsert(change, patch, *created_at, rules, now) {
+                        Step::Stale => Outcome::Stale,
+                        Step::Unchanged => Outcome::Unchanged,
+                        Step::Wrote(action, changed_fields) => {
+                            audit.push((index, entry(delivery, change, action, changed_fields, now)));
+                            Outcome::Applied
+                        }
                     }
                 }
-                News::Delete => {
-                    if !fold.delete(&change.version) {
-                        continue;
-                    }
+                News::Delete if fold.delete(&change.version) => {
                     plan.erasures.push(Erasure { clerk_id: id.clone(), change: index });
                     Outcome::Applied
                 }
+                News::Delete => Outcome::Stale,
             };
         }
         fold.finish(id, &mut plan);
@@ -95,7 +95,7 @@ pub(super) fn entry(
     delivery: &Delivery,
     change: &Change,
     action: AuditAction,
-    changed_fields: Vec<crate::model::Field>,
+    changed_fields: Vec<Field>,
     now: DateTime<Utc>,
 ) -> AuditEntry {
     AuditEntry {
@@ -112,88 +112,82 @@ pub(super) fn entry(
 
 /// One user on the way through their events.
 struct Fold {
+    stored: Option<Register>,
     register: Option<Register>,
-    register_is_new: bool,
-    register_moved: bool,
     user: Option<User>,
     row_is_new: bool,
     row_moved: bool,
     erased: bool,
 }
 
+/// What an upsert did.
+enum Step {
+    Stale,
+    /// Newer, but no allow-listed field differs.
+    Unchanged,
+    Wrote(AuditAction, Vec<Field>),
+}
+
 impl Fold {
-    fn new(register: Option<Register>, user: Option<User>) -> Self {
-        Self {
-            register_is_new: register.is_none(),
-            register,
-            register_moved: false,
-            row_is_new: user.is_none(),
-            user,
-            row_moved: false,
-            erased: false,
-        }
+    fn new(stored: Option<Register>, user: Option<User>) -> Self {
+        let register = stored.clone();
+        Self { stored, register, row_is_new: user.is_none(), user, row_moved: false, erased: false }
     }
 
-    /// `None` if it is not news. Else the line to write, if any allow-listed field differs.
     fn upsert(
         &mut self,
         change: &Change,
-        patch: &crate::model::Patch,
+        patch: &Patch,
         created_at: Option<DateTime<Utc>>,
         rules: &Rules,
         now: DateTime<Utc>,
-    ) -> Option<Option<(AuditAction, Vec<crate::model::Field>)>> {
+    ) -> Step {
         if self.register.as_ref().is_some_and(|known| known.deleted || change.version <= known.version) {
-            return None;
+            return Step::Stale;
         }
-        self.advance(change.version.clone(), false);
+        self.register = Some(Register { version: change.version.clone(), deleted: false });
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
-        let Some(user) = &mut self.user else {
-            let mut profile = Profile::default();
-            let changed = profile.apply(patch, rules.fields);
-            let user = User {
-                clerk_id: change.clerk_id.clone(),
-                profile,
-                created_at,
-                updated_at,
-                synced_at: now,
-                deleted_at: None,
-            };
-            self.user = Some(user);
-            return Some(Some((AuditAction::UserCreated, changed)));
-        };
+        let is_first = self.user.is_none();
+        let user = self.user.get_or_insert_with(|| User {
+            clerk_id: change.clerk_id.clone(),
+            profile: Profile::default(),
+            created_at: None,
+            updated_at,
+            synced_at: now,
+            deleted_at: None,
+        });
         let changed = user.profile.apply(patch, rules.fields);
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;
-        Some((!changed.is_empty()).then_some((AuditAction::UserUpdated, changed)))
+        match (is_first, changed.is_empty()) {
+            (true, _) => Step::Wrote(AuditAction::UserCreated, changed),
+            (false, false) => Step::Wrote(AuditAction::UserUpdated, changed),
+            (false, true) => Step::Unchanged,
+        }
     }
 
     /// Whether there is anything to erase: deletion is terminal, so a second one finds nothing to do, unless the
     /// row still stands because the application's constraints refused before.
     fn delete(&mut self, version: &Version) -> bool {
-        let stands = || self.user.as_ref().is_some_and(|user| user.deleted_at.is_none());
         if self.register.as_ref().is_some_and(|known| known.deleted) {
-            let unfinished = !self.erased && stands();
+            let stands = self.user.as_ref().is_some_and(|user| user.deleted_at.is_none());
+            let unfinished = stands && !self.erased;
             self.erased = true;
             return unfinished;
         }
-        self.advance(version.clone(), true);
+        self.register = Some(Register { version: version.clone(), deleted: true });
         self.erased = true;
         true
     }
 
-    fn advance(&mut self, version: Version, deleted: bool) {
-        self.register = Some(Register { version, deleted });
-        self.register_moved = true;
-    }
-
     fn finish(self, id: &ClerkId, plan: &mut Plan) {
-        if self.register_moved
+        let new = self.stored.is_none();
+        if self.register != self.stored
             && let Some(register) = self.register
         {
-            plan.registers.push(Advance { clerk_id: id.clone(), register, new: self.register_is_new });
+            plan.registers.push(Advance { clerk_id: id.clone(), register, new });
         }
         if self.row_moved
             && let Some(user) = self.user

@@ -21,7 +21,7 @@ use crate::{
 const POLL: Duration = Duration::from_secs(5);
 
 /// How often we look for what is old.
-const PRUNE: Duration = Duration::from_secs(3600);
+const PRUNE: Duration = Duration::from_hours(1);
 
 /// Parked deliveries taken at once.
 const CLAIM: u32 = 100;

@@ -376,7 +376,7 @@ impl Transaction for PostgresTransaction {
 
 /// `$1` ids, `$2` the time. Assembled once, because the application's columns have no names of ours.
 pub(super) fn anonymize_statement(columns: &[String]) -> String {
-    let emptied: String = columns.iter().map(|name| format!(", {} = NULL", quoted(name))).collect();
+    let emptied = columns.iter().fold(String::new(), |list, name| list + ", " + &quoted(name) + " = NULL");
     format!(
         "UPDATE users AS u
          SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
