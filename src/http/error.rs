@@ -31,6 +31,8 @@ pub enum Problem {
     BodyTimeout,
     #[error("the body is larger than this server accepts")]
     BodyTooLarge,
+    #[error("the request's head is larger than this server accepts")]
+    HeadTooLarge,
     #[error("something failed unexpectedly")]
     Internal,
     #[error("the database is not available; try again later")]
@@ -53,6 +55,7 @@ impl Problem {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::DatabaseUnavailable | Self::SchemaNotCurrent | Self::Overloaded | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -71,6 +74,7 @@ impl Problem {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::BodyTimeout => "body_timeout",
             Self::BodyTooLarge => "body_too_large",
+            Self::HeadTooLarge => "head_too_large",
             Self::Internal => "internal_error",
             Self::DatabaseUnavailable => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
@@ -92,7 +96,11 @@ impl Problem {
     fn leaves_body_unread(self) -> bool {
         matches!(
             self,
-            Self::AddressNotAllowed | Self::BodyTimeout | Self::BodyTooLarge | Self::IncompleteBody
+            Self::AddressNotAllowed
+                | Self::BodyTimeout
+                | Self::BodyTooLarge
+                | Self::HeadTooLarge
+                | Self::IncompleteBody
         )
     }
 }

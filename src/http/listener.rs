@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::socket::Socket;
+use super::{head, socket::Socket};
 
 /// How long accepting pauses after an error that is not the peer's, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ pub struct ConnectionLimits {
     pub connections: usize,
     /// For a whole head, and for an idle connection to send the next one.
     pub head_within: Duration,
-    /// The size of a head, in bytes; more is answered 431. At least 8,192.
+    /// The size of a head that hyper reads, in bytes; at least 8,192.
     pub head_bytes: usize,
     /// How long a peer may leave an answer unread.
     pub write_within: Duration,
@@ -46,7 +46,7 @@ impl Default for ConnectionLimits {
         Self {
             connections: 4096,
             head_within: Duration::from_secs(5),
-            head_bytes: 16 * 1024,
+            head_bytes: 2 * head::MAX_BYTES,
             write_within: Duration::from_secs(10),
             linger: Duration::from_secs(2),
         }

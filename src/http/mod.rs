@@ -7,6 +7,7 @@
 mod address;
 mod body;
 mod error;
+mod head;
 mod health;
 mod listener;
 mod metrics;
@@ -89,6 +90,7 @@ fn dress(routes: Router) -> Router {
     routes
         .fallback(async || Problem::NotFound)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(from_fn(head::limit))
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(from_fn(request_id::carry))
 }

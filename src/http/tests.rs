@@ -6,7 +6,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
-        Mutex,
+        LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -86,10 +86,12 @@ impl Store for FakeStore {
 
 /// One whose store is never available.
 fn committer(store: &Arc<dyn Store>) -> Committer {
+    static LANES: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("runtime"));
+    let _inside = LANES.enter();
     let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
     let clock: Clock = Arc::new(Utc::now);
     let (committer, lanes) = Committer::start(store, rules, Limits::default(), &clock);
-    // They end with the runtime of the test.
+    // They run as long as the tests do.
     std::mem::forget(lanes);
     committer
 }
