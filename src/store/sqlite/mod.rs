@@ -1,1 +1,272 @@
-//! SQLite, the embedded keeper.
+//! SQLite, the embedded keeper: one file, many readers, one writer.
+//!
+//! Promises: every commit is on the disk when it is answered (`synchronous = FULL`); what was erased is overwritten
+//! (`secure_delete`) and leaves the write-ahead log too; the file can be shared, for no lock outlasts a transaction.
+//! What it cannot promise: SQLite sometimes leaves a copy of a row in the unused part of a page when it moves the
+//! row to another one, and `secure_delete` does not know of it. No statement can read it; only `VACUUM` removes it.
+//!
+//! It never writes without `BEGIN IMMEDIATE`, so that what a transaction reads cannot change before it commits: the
+//! database's one write lock is the lock on every register. And it never creates the file again once it is open:
+//! a file that was moved or deleted under us is unavailable, rather than a place where commits get lost.
+
+mod transaction;
+
+mod audit;
+mod processed;
+mod queue;
+mod registers;
+mod users;
+
+mod error;
+mod foreign;
+mod migrations;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::{
+    ConnectOptions, Connection,
+    pool::{PoolConnection, PoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous},
+};
+
+use self::{
+    error::explain,
+    transaction::{Housekeeping, SqliteTransaction},
+};
+use super::{
+    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
+    StoreError, Transaction, Trouble,
+};
+use crate::model::{ClerkId, FieldSet, User};
+
+/// How long a statement waits for somebody else's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a call waits for a connection of ours.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long [`Sqlite::open`] goes on while others open the same file.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What [`Sqlite::open`] needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The file; it is created if it is missing, its folder is not.
+    pub path: PathBuf,
+    /// Columns that the application added to `users`, set to NULL on anonymisation.
+    pub anonymize_columns: Vec<String>,
+    /// At most this many connections, of which one writes.
+    pub max_connections: u32,
+}
+
+/// A SQLite database.
+pub struct Sqlite {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    file: File,
+    anonymize_columns: Vec<String>,
+    housekeeping: Arc<Housekeeping>,
+}
+
+impl Sqlite {
+    /// Open the file, making it if it is missing.
+    ///
+    /// # Errors
+    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Broken`] if it is no database.
+    pub async fn open(options: Options) -> Result<Self> {
+        let connect = SqliteConnectOptions::new()
+            .filename(&options.path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("secure_delete", "ON")
+            .disable_statement_logging();
+        create(&connect).await.map_err(|error| error.at(&options.path))?;
+        let file = File::identify(options.path)?;
+        let pool = || {
+            PoolOptions::new()
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        Ok(Self {
+            writer: pool().max_connections(1).connect_lazy_with(connect.clone()),
+            readers: pool()
+                .max_connections(options.max_connections.saturating_sub(1).max(1))
+                .connect_lazy_with(connect),
+            file,
+            housekeeping: Arc::new(Housekeeping::new(users::anonymizing(&options.anonymize_columns))),
+            anonymize_columns: options.anonymize_columns,
+        })
+    }
+
+    async fn write(&self, patience: Patience) -> Result<SqliteTransaction> {
+        self.file.check()?;
+        let connection = self.writer.acquire().await.map_err(explain)?;
+        SqliteTransaction::begin(connection, patience, Arc::clone(&self.housekeeping)).await
+    }
+
+    async fn read(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        self.file.check()?;
+        self.readers.acquire().await.map_err(explain)
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    fn writers(&self) -> usize {
+        1
+    }
+
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(self.write(patience).await?))
+    }
+
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        let place = self.file.path.display();
+        let mut reader = self.read().await?;
+        // Nothing to do is the usual case, and must not need the write lock.
+        let mut applied = migrations::pending(&mut reader).await?;
+        if applied.is_empty() {
+            migrations::check(&mut reader, &place).await?;
+        } else {
+            let mut transaction = self.write(Patience::Normal).await?;
+            applied = migrations::apply(transaction.connection()?, &place).await?;
+            Box::new(transaction).commit().await?;
+        }
+        // Only now: the application adds its columns to tables that are there.
+        migrations::check_anonymize_columns(&mut reader, &self.anonymize_columns).await?;
+        Ok(applied)
+    }
+
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
+        migrations::status(&mut *self.read().await?).await
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        let current = self.migration_status().await?.iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+    }
+
+    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
+        let ids = std::slice::from_ref(id);
+        Ok(users::load(&mut *self.read().await?, ids, FieldSet::ALL).await?.remove(id))
+    }
+
+    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
+        // Asking whether anything is due needs no write lock.
+        if !queue::any_due(&mut *self.read().await?, now).await? {
+            return Ok(Vec::new());
+        }
+        let mut transaction = self.write(Patience::Normal).await?;
+        let claimed = queue::claim_due(transaction.connection()?, now, lease, limit).await?;
+        Box::new(transaction).commit().await?;
+        Ok(claimed)
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        queue::depth(&mut *self.read().await?).await
+    }
+
+    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let pruned = processed::prune(transaction.connection()?, before, limit).await?;
+        Box::new(transaction).commit().await?;
+        Ok(pruned)
+    }
+
+    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
+        let mut reader = self.read().await?;
+        let layout = foreign::Layout::find(&mut reader, table).await?;
+        foreign::users(&mut reader, &layout, after, limit).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Make the file, and switch it to write-ahead logging, once and for all who open it later.
+///
+/// The switch needs the file for itself and does not wait for it (`busy_timeout` does not apply), so several
+/// processes that start together have to take turns.
+async fn create(connect: &SqliteConnectOptions) -> Result<()> {
+    let connect = connect.clone().create_if_missing(true);
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let error = match connect.connect().await {
+            Ok(connection) => return connection.close().await.map_err(explain),
+            Err(error) => error,
+        };
+        if !error::is_busy(&error) || start.elapsed() > OPEN_TIMEOUT {
+            return Err(explain(error));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// The file that was opened. SQLite keeps a deleted file open and goes on writing to it; we must not.
+struct File {
+    path: PathBuf,
+    identity: Identity,
+}
+
+#[cfg(unix)]
+type Identity = (u64, u64);
+#[cfg(not(unix))]
+type Identity = ();
+
+impl File {
+    fn identify(path: PathBuf) -> Result<Self> {
+        let identity = identity(&path)?;
+        Ok(Self { path, identity })
+    }
+
+    /// [`Trouble::Unavailable`] if the path does not lead to the same file any more.
+    fn check(&self) -> Result<()> {
+        if identity(&self.path)? == self.identity {
+            return Ok(());
+        }
+        Err(StoreError {
+            place: Some(format!("{} was replaced; restart to use it", self.path.display())),
+            ..StoreError::new(Trouble::Unavailable)
+        })
+    }
+}
+
+fn identity(path: &Path) -> Result<Identity> {
+    let Ok(metadata) = std::fs::metadata(path) else {
+        return Err(StoreError::new(Trouble::Unavailable).at(path));
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        Ok(())
+    }
+}
+
+impl StoreError {
+    /// Say which file it is about, unless something better is known.
+    fn at(mut self, path: &Path) -> Self {
+        self.place.get_or_insert_with(|| format!("file {}", path.display()));
+        self
+    }
+}

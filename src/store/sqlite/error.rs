@@ -1,0 +1,62 @@
+//! SQLite's codes in our words.
+
+use sqlx::Error;
+
+use crate::store::{StoreError, Trouble};
+
+// Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary in the low byte.
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const NOMEM: i32 = 7;
+const READONLY: i32 = 8;
+const INTERRUPT: i32 = 9;
+const IOERR: i32 = 10;
+const FULL: i32 = 13;
+const CANTOPEN: i32 = 14;
+const PROTOCOL: i32 = 15;
+const TOOBIG: i32 = 18;
+const CONSTRAINT: i32 = 19;
+const MISMATCH: i32 = 20;
+
+const CONSTRAINT_NOTNULL: i32 = 1299;
+const CONSTRAINT_PRIMARYKEY: i32 = 1555;
+const CONSTRAINT_UNIQUE: i32 = 2067;
+
+/// What kind of trouble it is, without anybody's data.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+pub(super) fn explain(error: Error) -> StoreError {
+    let code = code(&error);
+    let trouble = match (&error, code.map(primary)) {
+        (_, Some(BUSY | LOCKED | NOMEM | READONLY | INTERRUPT | IOERR | FULL | CANTOPEN | PROTOCOL))
+        | (Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::WorkerCrashed, _) => {
+            Trouble::Unavailable
+        }
+        (_, Some(TOOBIG | MISMATCH)) => Trouble::BadData,
+        (_, Some(CONSTRAINT)) => Trouble::Refused,
+        _ => Trouble::Broken,
+    };
+    StoreError { trouble, code: code.map(|code| code.to_string()), place: place(&error, code) }
+}
+
+/// Whether somebody else is in the way for now.
+pub(super) fn is_busy(error: &Error) -> bool {
+    matches!(code(error).map(primary), Some(BUSY | LOCKED | PROTOCOL))
+}
+
+fn code(error: &Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
+
+fn primary(code: i32) -> i32 {
+    code & 0xff
+}
+
+/// The names in a message, of which only three kinds hold nothing else: `UNIQUE constraint failed: users.clerk_id`.
+/// What a trigger raises can be any text, also somebody's address.
+fn place(error: &Error, code: Option<i32>) -> Option<String> {
+    if !matches!(code, Some(CONSTRAINT_NOTNULL | CONSTRAINT_PRIMARYKEY | CONSTRAINT_UNIQUE)) {
+        return None;
+    }
+    let (_, names) = error.as_database_error()?.message().split_once(" constraint failed: ")?;
+    Some(names.to_owned())
+}

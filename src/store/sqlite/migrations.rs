@@ -1,0 +1,189 @@
+//! Bringing the tables up to date, and refusing tables that are not ours.
+
+use std::fmt::Display;
+
+use sqlx::{Row, SqliteConnection};
+
+use super::{error::explain, text};
+use crate::store::{
+    Migration, MigrationStatus, Result, StoreError,
+    migration::migrations,
+    schema::{self, Column, Kind, TABLES},
+};
+
+const MIGRATIONS: [Migration; 1] = migrations!("sqlite": 1 "users");
+
+const REMEDY: &str =
+    "Rename the table, and take its rows over with `clerk-sync migrate adopt --from TABLE` (the new name).";
+
+/// Apply what is pending, in the caller's transaction; returns it.
+pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
+    // Others may have been faster.
+    let pending = pending(connection).await?;
+    check(connection, place).await?;
+    create_table(connection).await?;
+    for migration in &pending {
+        sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(explain)?;
+        remember(connection, migration).await?;
+    }
+    check(connection, place).await?;
+    Ok(pending)
+}
+
+/// What is still to be applied.
+pub(super) async fn pending(connection: &mut SqliteConnection) -> Result<Vec<Migration>> {
+    Migration::pending(&MIGRATIONS, &applied(connection).await?)
+}
+
+/// Every migration we know, and whether it is applied.
+pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>> {
+    let applied = applied(connection).await?;
+    let is_applied = |migration: &Migration| applied.iter().any(|(version, _)| *version == migration.version);
+    Ok(MIGRATIONS
+        .iter()
+        .map(|migration| MigrationStatus { migration: *migration, applied: is_applied(migration) })
+        .collect())
+}
+
+/// Refuse tables with our names that are not ours.
+pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Display) -> Result<()> {
+    let mut found = Vec::new();
+    for table in TABLES {
+        found.extend(columns(connection, table.name).await?.into_iter().map(|column| Column {
+            table: table.name.to_owned(),
+            name: column.name.to_ascii_lowercase(),
+            type_name: column.type_name,
+        }));
+    }
+    schema::check(&found, place, fits, REMEDY)
+}
+
+/// Refuse `ANONYMIZE_COLUMNS` that an erasure could not set to NULL.
+pub(super) async fn check_anonymize_columns(
+    connection: &mut SqliteConnection,
+    names: &[String],
+) -> Result<()> {
+    let found = columns(connection, "users").await?;
+    let ours = |name: &str| {
+        TABLES
+            .iter()
+            .filter(|table| table.name == "users")
+            .flat_map(|table| table.columns)
+            .any(|(column, _)| column.eq_ignore_ascii_case(name))
+    };
+    for name in names {
+        let mistake = match found.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
+            _ if ours(name) => "is clerk-sync's own, and anonymised anyway: leave it out",
+            None => "does not exist in table users: add it, or leave it out",
+            Some(column) if column.not_null => "is NOT NULL, so that it cannot be anonymised: allow NULL",
+            Some(_) => continue,
+        };
+        return Err(StoreError::schema(format!("ANONYMIZE_COLUMNS: column {name} {mistake}")));
+    }
+    Ok(())
+}
+
+/// A column that a table has.
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) type_name: String,
+    not_null: bool,
+}
+
+/// The columns of a table, none if there is no such table.
+pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Found>> {
+    let rows = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)")
+        .bind(table)
+        .fetch_all(connection)
+        .await
+        .map_err(explain)?;
+    rows.iter()
+        .map(|row| {
+            Ok(Found {
+                name: text::read(row, "name")?.unwrap_or_default(),
+                type_name: text::read(row, "type")?.unwrap_or_default(),
+                not_null: text::read_integer(row, "notnull")? == Some(1),
+            })
+        })
+        .collect()
+}
+
+/// Versions and checksums of what is applied.
+async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
+    if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version")
+        .fetch_all(connection)
+        .await
+        .map_err(explain)?;
+    rows.iter()
+        .map(|row| {
+            let version = row.try_get("version").map_err(explain)?;
+            Ok((version, text::read(row, "checksum")?.unwrap_or_default()))
+        })
+        .collect()
+}
+
+async fn create_table(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query(
+        "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
+             version    INTEGER PRIMARY KEY,
+             name       TEXT NOT NULL,
+             -- SHA-256 of the file, in hexadecimal.
+             checksum   TEXT NOT NULL,
+             applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+         )",
+    )
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
+}
+
+async fn remember(connection: &mut SqliteConnection, migration: &Migration) -> Result<()> {
+    sqlx::query("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)")
+        .bind(migration.version)
+        .bind(migration.name)
+        .bind(migration.checksum())
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(())
+}
+
+/// What SQLite makes of a declared type (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).
+#[derive(PartialEq, Eq)]
+enum Affinity {
+    Integer,
+    Text,
+    Blob,
+    Real,
+    Numeric,
+}
+
+fn affinity(type_name: &str) -> Affinity {
+    let name = type_name.to_ascii_uppercase();
+    let says = |words: &[&str]| words.iter().any(|word| name.contains(word));
+    if says(&["INT"]) {
+        Affinity::Integer
+    } else if says(&["CHAR", "CLOB", "TEXT"]) {
+        Affinity::Text
+    } else if name.is_empty() || says(&["BLOB"]) {
+        Affinity::Blob
+    } else if says(&["REAL", "FLOA", "DOUB"]) {
+        Affinity::Real
+    } else {
+        Affinity::Numeric
+    }
+}
+
+fn fits(kind: Kind, type_name: &str) -> bool {
+    let affinity = affinity(type_name);
+    match kind {
+        Kind::BigInt | Kind::Int => affinity == Affinity::Integer,
+        Kind::Bool => matches!(affinity, Affinity::Integer | Affinity::Numeric),
+        Kind::Text | Kind::Time | Kind::Json | Kind::TextArray => affinity == Affinity::Text,
+        Kind::Bytes => affinity == Affinity::Blob,
+    }
+}

@@ -1,0 +1,179 @@
+//! `webhook_queue`: genuine deliveries that could not be applied.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+
+use super::{error::explain, text};
+use crate::{
+    model::{ClerkId, SvixId},
+    store::{Parked, QueueDepth, Result},
+};
+
+/// Keep one delivery, or what is new about one that is kept.
+pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO webhook_queue
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (svix_id) DO UPDATE SET
+             event_type = excluded.event_type,
+             clerk_id = excluded.clerk_id,
+             payload = excluded.payload,
+             state = excluded.state,
+             attempts = excluded.attempts,
+             next_attempt_at = excluded.next_attempt_at,
+             -- received_at stays: it was received when it first came.
+             last_error = excluded.last_error",
+    )
+    .bind(parked.svix_id.as_str())
+    .bind(parked.event_type.as_deref())
+    .bind(parked.clerk_id.as_ref().map(ClerkId::as_str))
+    .bind(&*parked.payload)
+    .bind(parked.state())
+    .bind(parked.attempts)
+    .bind(parked.next_attempt_at.map(text::time))
+    .bind(text::time(parked.received_at))
+    .bind(parked.last_error.as_str())
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
+}
+
+/// Remove deliveries; returns how many there were.
+pub(super) async fn remove(connection: &mut SqliteConnection, ids: &str) -> Result<u64> {
+    let done = sqlx::query("DELETE FROM webhook_queue WHERE svix_id IN (SELECT value FROM json_each(?1))")
+        .bind(ids)
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(done.rows_affected())
+}
+
+/// Remove what is kept of these users; returns how many there were.
+pub(super) async fn remove_of(connection: &mut SqliteConnection, users: &[ClerkId]) -> Result<u64> {
+    let done = sqlx::query("DELETE FROM webhook_queue WHERE clerk_id IN (SELECT value FROM json_each(?1))")
+        .bind(text::clerk_ids(users)?)
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(done.rows_affected())
+}
+
+/// Deliveries of no known user whose bytes contain one of these ids.
+pub(super) async fn unattributed(
+    connection: &mut SqliteConnection,
+    ids: &[ClerkId],
+) -> Result<Vec<(SvixId, Bytes)>> {
+    let rows = sqlx::query(
+        "SELECT q.svix_id, q.payload
+         FROM webhook_queue AS q
+         WHERE q.clerk_id IS NULL
+           AND EXISTS (
+               SELECT 1 FROM json_each(?1) AS n
+               -- Both sides as bytes: a payload need not be text.
+               WHERE instr(q.payload, CAST(n.value AS BLOB)) > 0
+           )",
+    )
+    .bind(text::clerk_ids(ids)?)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(|row| Ok((text::read_svix_id(row)?, payload(row)?))).collect()
+}
+
+/// How often each of these was tried.
+pub(super) async fn attempts(
+    connection: &mut SqliteConnection,
+    ids: &[SvixId],
+) -> Result<HashMap<SvixId, u32>> {
+    let rows = sqlx::query(
+        "SELECT q.svix_id, q.attempts
+         FROM json_each(?1) AS n
+         CROSS JOIN webhook_queue AS q ON q.svix_id = n.value",
+    )
+    .bind(text::svix_ids(ids)?)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(|row| Ok((text::read_svix_id(row)?, tried(row)?))).collect()
+}
+
+/// Whether any delivery's time has come.
+pub(super) async fn any_due(connection: &mut SqliteConnection, now: DateTime<Utc>) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM webhook_queue WHERE state = 'pending' AND next_attempt_at <= ?1)",
+    )
+    .bind(text::time(now))
+    .fetch_one(connection)
+    .await
+    .map_err(explain)
+}
+
+/// Take the deliveries whose time has come, the longest due first.
+pub(super) async fn claim_due(
+    connection: &mut SqliteConnection,
+    now: DateTime<Utc>,
+    lease: DateTime<Utc>,
+    limit: u32,
+) -> Result<Vec<Parked>> {
+    let rows = sqlx::query(
+        "UPDATE webhook_queue
+         SET next_attempt_at = ?2
+         WHERE svix_id IN (
+             SELECT svix_id FROM webhook_queue
+             WHERE state = 'pending' AND next_attempt_at <= ?1
+             ORDER BY next_attempt_at
+             LIMIT ?3
+         )
+         RETURNING svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error",
+    )
+    .bind(text::time(now))
+    .bind(text::time(lease))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    let mut claimed = rows.iter().map(parked).collect::<Result<Vec<_>>>()?;
+    // RETURNING promises no order.
+    claimed.sort_by(|a, b| (a.received_at, &a.svix_id).cmp(&(b.received_at, &b.svix_id)));
+    Ok(claimed)
+}
+
+/// How many wait, and how many lie.
+pub(super) async fn depth(connection: &mut SqliteConnection) -> Result<QueueDepth> {
+    let row = sqlx::query(
+        "SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
+                count(*) FILTER (WHERE state = 'dead') AS dead
+         FROM webhook_queue",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(explain)?;
+    let count = |column| Ok(text::read_integer(&row, column)?.unwrap_or_default().unsigned_abs());
+    Ok(QueueDepth { pending: count("pending")?, dead: count("dead")? })
+}
+
+fn parked(row: &SqliteRow) -> Result<Parked> {
+    Ok(Parked {
+        svix_id: text::read_svix_id(row)?,
+        event_type: text::read(row, "event_type")?,
+        clerk_id: text::read(row, "clerk_id")?.and_then(ClerkId::new),
+        payload: payload(row)?,
+        attempts: tried(row)?,
+        next_attempt_at: text::read_time(row, "next_attempt_at")?,
+        received_at: text::read_time(row, "received_at")?.ok_or_else(|| text::unreadable("received_at"))?,
+        last_error: text::read(row, "last_error")?.unwrap_or_default(),
+    })
+}
+
+fn payload(row: &SqliteRow) -> Result<Bytes> {
+    row.try_get_unchecked::<Vec<u8>, _>("payload").map(Bytes::from).map_err(explain)
+}
+
+fn tried(row: &SqliteRow) -> Result<u32> {
+    Ok(text::read_integer(row, "attempts")?.and_then(|attempts| attempts.try_into().ok()).unwrap_or_default())
+}

@@ -1,0 +1,745 @@
+//! What only this keeper must hold. The promises that every keeper makes stand in `tests/it/promises.rs`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    model::{
+        Actor, AuditAction, AuditEntry, Field, Outcome, Profile, Register, Source, SvixId, Value, Version,
+    },
+    store::{Advance, Record},
+};
+
+struct World {
+    folder: TempDir,
+    store: Sqlite,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder, &[]).await;
+        store.migrate().await.expect("migrated");
+        Self { folder, store }
+    }
+
+    /// Somebody else's connection.
+    async fn stranger(&self) -> SqliteConnection {
+        let file =
+            SqliteConnectOptions::new().filename(self.folder.path().join("test.db")).create_if_missing(true);
+        SqliteConnection::connect_with(&file).await.expect("a connection")
+    }
+
+    async fn run(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&mut self.stranger().await).await.expect("run");
+    }
+
+    async fn begin(&self) -> Box<dyn Transaction> {
+        self.store.begin(Patience::Normal).await.expect("begun")
+    }
+
+    async fn insert(&self, users: &[User]) {
+        let mut transaction = self.begin().await;
+        transaction.insert_users(users).await.expect("inserted");
+        transaction.commit().await.expect("committed");
+    }
+
+    async fn user(&self, id: &str) -> Option<User> {
+        self.store.user(&clerk_id(id)).await.expect("read")
+    }
+
+    /// Whether these bytes stand anywhere in the file or the log.
+    fn remembers(&self, needle: &str) -> bool {
+        ["test.db", "test.db-wal"].iter().any(|name| {
+            let bytes = std::fs::read(self.folder.path().join(name)).unwrap_or_default();
+            bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+        })
+    }
+}
+
+async fn open(folder: &TempDir, anonymize_columns: &[&str]) -> Sqlite {
+    Sqlite::open(options(folder, anonymize_columns)).await.expect("opened")
+}
+
+fn options(folder: &TempDir, anonymize_columns: &[&str]) -> Options {
+    Options {
+        path: folder.path().join("test.db"),
+        anonymize_columns: anonymize_columns.iter().map(|&name| name.to_owned()).collect(),
+        max_connections: 4,
+    }
+}
+
+fn clerk_id(id: &str) -> ClerkId {
+    ClerkId::new(id).expect("an id")
+}
+
+fn svix_id(id: &str) -> SvixId {
+    SvixId::new(id).expect("an id")
+}
+
+fn at(milliseconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(1_763_758_647_123 + milliseconds).expect("a time")
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+fn user(id: &str) -> User {
+    let mut profile = Profile::default();
+    profile.set(Field::Email, text(&format!("{id}@example.com")));
+    User {
+        clerk_id: clerk_id(id),
+        profile,
+        created_at: Some(at(0)),
+        updated_at: at(1),
+        synced_at: at(2),
+        deleted_at: None,
+    }
+}
+
+fn full_user(id: &str) -> User {
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let mut user = user(id);
+    let values = [
+        text("ada@example.com"),
+        Value::Bool(true),
+        text("Ada \"\\ \u{1F600}\u{1}\n"),
+        text("null"),
+        text("123"),
+        text("{\"a\":1}"),
+        text("+1"),
+        text(""),
+        Value::Json(r#"{"n":12345678901234567890123.0e5,"s":"\u0000 \\u0000"}"#.to_owned()),
+        Value::Json(deep),
+        Value::Json("null".to_owned()),
+        Value::Bool(false),
+        Value::Bool(true),
+        Value::Time(at(3)),
+        Value::Time(at(877)),
+    ];
+    for (field, value) in Field::ALL.into_iter().zip(values) {
+        user.profile.set(field, value);
+    }
+    user
+}
+
+fn parked(id: &str, user: Option<&str>, payload: &[u8], next: Option<DateTime<Utc>>) -> Parked {
+    Parked {
+        svix_id: svix_id(id),
+        event_type: Some("user.updated".to_owned()),
+        clerk_id: user.map(clerk_id),
+        payload: Bytes::copy_from_slice(payload),
+        attempts: 3,
+        next_attempt_at: next,
+        received_at: at(0),
+        last_error: "23503".to_owned(),
+    }
+}
+
+fn step(id: &str, version: i64, tie: &str, deleted: bool, new: bool) -> Advance {
+    let version = Version { version, event_at: version, tie: tie.to_owned() };
+    Advance { clerk_id: clerk_id(id), register: Register { version, deleted }, new }
+}
+
+fn entry(id: &str, actor: Option<&str>) -> AuditEntry {
+    AuditEntry {
+        at: at(0),
+        action: AuditAction::UserCreated,
+        clerk_id: clerk_id(id),
+        svix_id: Some(svix_id("msg_1")),
+        source: Source::Webhook,
+        changed_fields: vec![Field::Email, Field::Banned],
+        event_at: at(5),
+        actor: actor.map(|ip| Actor { ip: Some(ip.to_owned()), user_agent: None }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn ten_processes_can_open_and_migrate_a_fresh_file_at_once() {
+    for _ in 0..5 {
+        let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+        let starts: Vec<_> = (0..10)
+            .map(|_| {
+                let folder = Arc::clone(&folder);
+                tokio::spawn(async move {
+                    let store = open(&folder, &[]).await;
+                    let applied = store.migrate().await.expect("migrated");
+                    assert_eq!(store.ready().await, Ok(Readiness::Ready));
+                    store.close().await;
+                    applied.len()
+                })
+            })
+            .collect();
+        let mut applied = 0;
+        for start in starts {
+            applied += start.await.expect("no panic");
+        }
+        assert_eq!(applied, 1, "the one migration is applied by one of them");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_leaves_nothing_and_the_next_one_begins() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        let mut transaction = world.begin().await;
+        transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+        drop(transaction);
+    }
+    world.insert(&[user("user_2")]).await;
+    assert_eq!(world.user("user_1").await, None);
+    assert!(world.user("user_2").await.is_some());
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_rolled_back_leaves_nothing() {
+    let world = World::new().await;
+    let mut transaction = world.begin().await;
+    transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+    transaction.rollback().await;
+    assert_eq!(world.user("user_1").await, None);
+}
+
+#[tokio::test]
+async fn a_task_cancelled_anywhere_leaves_nothing_and_the_next_one_begins() {
+    let world = World::new().await;
+    for microseconds in (0..3000).step_by(150) {
+        let work = async {
+            let mut transaction = world.begin().await;
+            transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+            transaction.delete_users(&[clerk_id("user_2")]).await.expect("deleted");
+            std::future::pending::<()>().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_micros(microseconds), work).await;
+    }
+    world.insert(&[user("user_2")]).await;
+    assert_eq!(world.user("user_1").await, None);
+}
+
+#[tokio::test]
+async fn a_deferred_foreign_key_refuses_at_commit_and_the_next_transaction_works() {
+    let world = World::new().await;
+    world.insert(&[user("user_1")]).await;
+    world
+        .run(
+            "CREATE TABLE orders (user_id INTEGER REFERENCES users (id) DEFERRABLE INITIALLY DEFERRED);
+             INSERT INTO orders SELECT id FROM users;",
+        )
+        .await;
+    let mut transaction = world.begin().await;
+    assert_eq!(transaction.delete_users(&[clerk_id("user_1")]).await, Ok(vec![clerk_id("user_1")]));
+    let error = transaction.commit().await.expect_err("refused");
+    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("787")));
+    assert!(world.user("user_1").await.is_some());
+    world.insert(&[user("user_2")]).await;
+}
+
+#[tokio::test]
+async fn a_refused_delete_deletes_nothing_and_leaves_the_transaction_usable() {
+    let world = World::new().await;
+    world.insert(&[user("user_1"), user("user_2")]).await;
+    world
+        .run(
+            "CREATE TABLE orders (user_id INTEGER REFERENCES users (id));
+             INSERT INTO orders SELECT id FROM users WHERE clerk_id = 'user_2';",
+        )
+        .await;
+    let both = [clerk_id("user_1"), clerk_id("user_2")];
+    let mut transaction = world.begin().await;
+    transaction.insert_users(&[user("user_3")]).await.expect("inserted");
+    let error = transaction.delete_users(&both).await.expect_err("refused");
+    assert_eq!(error.trouble, Trouble::Refused);
+    assert_eq!(transaction.delete_users(&both[..1]).await.expect("deleted"), both[..1]);
+    assert_eq!(transaction.anonymize_users(&both, at(9)).await.expect("anonymised"), both[1..]);
+    assert_eq!(transaction.anonymize_users(&both, at(10)).await.expect("nothing left to do"), []);
+    transaction.commit().await.expect("committed");
+    assert_eq!(world.user("user_1").await, None);
+    assert_eq!(world.user("user_2").await.expect("kept").deleted_at, Some(at(9)));
+    assert!(world.user("user_3").await.is_some());
+}
+
+#[tokio::test]
+async fn a_trigger_that_refuses_is_a_refusal_and_its_words_are_not_repeated() {
+    let world = World::new().await;
+    world.insert(&[user("user_1")]).await;
+    world
+        .run(
+            "CREATE TRIGGER keep BEFORE DELETE ON users
+             BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: secret'); END;",
+        )
+        .await;
+    let mut transaction = world.begin().await;
+    let error = transaction.delete_users(&[clerk_id("user_1")]).await.expect_err("refused");
+    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("1811")));
+    assert_eq!(error.place, None);
+    transaction.insert_users(&[user("user_2")]).await.expect("inserted");
+    transaction.commit().await.expect("committed");
+    assert!(world.user("user_2").await.is_some());
+}
+
+#[tokio::test]
+async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
+    let world = World::new().await;
+    world.insert(&[user("user_1")]).await;
+    world.run("CREATE TRIGGER keep BEFORE DELETE ON users BEGIN SELECT RAISE(ROLLBACK, 'no'); END;").await;
+    let mut transaction = world.begin().await;
+    transaction.insert_users(&[user("user_2")]).await.expect("inserted");
+    assert_eq!(
+        transaction.delete_users(&[clerk_id("user_1")]).await.expect_err("refused").trouble,
+        Trouble::Refused
+    );
+    assert_eq!(
+        transaction.insert_users(&[user("user_3")]).await.expect_err("over").trouble,
+        Trouble::Refused
+    );
+    assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Refused);
+    assert_eq!((world.user("user_2").await, world.user("user_3").await), (None, None));
+    world.insert(&[user("user_4")]).await;
+}
+
+#[tokio::test]
+async fn somebody_elses_lock_makes_the_database_unavailable_in_time_but_readable() {
+    let world = World::new().await;
+    let mut stranger = world.stranger().await;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut stranger).await.expect("locked");
+    let start = Instant::now();
+    let error = world.store.begin(Patience::Short).await.map(|_| ()).expect_err("locked");
+    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Unavailable, Some("5")));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let start = Instant::now();
+    let error = world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("locked");
+    assert_eq!(error.trouble, Trouble::Unavailable);
+    assert!((Duration::from_secs(2)..Duration::from_millis(3800)).contains(&start.elapsed()));
+    assert_eq!(world.store.ready().await, Ok(Readiness::Ready));
+    assert_eq!(world.store.migrate().await.expect("nothing to do"), []);
+    sqlx::raw_sql("ROLLBACK").execute(&mut stranger).await.expect("unlocked");
+    world.insert(&[user("user_1")]).await;
+}
+
+#[tokio::test]
+async fn every_field_comes_back_as_it_was_written() {
+    let world = World::new().await;
+    let written = full_user("user_1");
+    world.insert(&[user("USER_1"), written.clone()]).await;
+    assert_eq!(world.user("user_1").await, Some(written.clone()));
+    assert_eq!(world.user("USER_1").await, Some(user("USER_1")));
+    assert_eq!(world.user("User_1").await, None);
+
+    let mut stranger = world.stranger().await;
+    let row = sqlx::query("SELECT * FROM users WHERE clerk_id = 'user_1'").fetch_one(&mut stranger).await;
+    let row = row.expect("a row");
+    assert_eq!(row.get::<String, _>("updated_at"), "2025-11-21T20:57:27.124Z");
+    assert_eq!(row.get::<String, _>("preferences"), "{}");
+    assert_eq!(row.get::<i64, _>("email_verified"), 1);
+
+    let mut transaction = world.begin().await;
+    let some = [Field::Email].into_iter().collect();
+    let loaded = transaction.users(&[clerk_id("user_1")], some).await.expect("loaded");
+    let profile = &loaded[&clerk_id("user_1")].profile;
+    assert_eq!((&profile[Field::Email], &profile[Field::Username]), (&text("ada@example.com"), &Value::Null));
+}
+
+#[tokio::test]
+async fn an_id_with_a_nul_is_another_id() {
+    let world = World::new().await;
+    world.insert(&[user("user_1"), user("user_1\0")]).await;
+    let mut transaction = world.begin().await;
+    let odd = clerk_id("user_1\0");
+    assert_eq!(transaction.delete_users(std::slice::from_ref(&odd)).await, Ok(vec![odd]));
+    transaction.commit().await.expect("committed");
+    assert_eq!(world.user("user_1").await, Some(user("user_1")));
+}
+
+#[tokio::test]
+async fn an_update_writes_only_what_is_allowed() {
+    let world = World::new().await;
+    world.insert(&[full_user("user_1")]).await;
+    world
+        .run("ALTER TABLE users ADD COLUMN theirs TEXT; UPDATE users SET theirs = 'x', preferences = '[1]';")
+        .await;
+    let mut news = user("user_1");
+    news.profile.set(Field::Email, text("new@example.com"));
+    news.profile.set(Field::Username, text("new"));
+    news.created_at = None;
+    news.updated_at = at(100);
+    news.synced_at = at(101);
+    let allowed = [Field::Email, Field::Banned].into_iter().collect();
+    let mut transaction = world.begin().await;
+    transaction.update_users(&[news], allowed).await.expect("updated");
+    transaction.commit().await.expect("committed");
+
+    let mut expected = full_user("user_1");
+    expected.profile.set(Field::Email, text("new@example.com"));
+    expected.profile.set(Field::Banned, Value::Null);
+    expected.updated_at = at(100);
+    expected.synced_at = at(101);
+    assert_eq!(world.user("user_1").await, Some(expected));
+    let row =
+        sqlx::query("SELECT theirs, preferences FROM users").fetch_one(&mut world.stranger().await).await;
+    let row = row.expect("a row");
+    assert_eq!((row.get::<String, _>(0), row.get::<String, _>(1)), ("x".to_owned(), "[1]".to_owned()));
+}
+
+#[tokio::test]
+async fn rows_that_appear_or_vanish_are_a_race() {
+    let world = World::new().await;
+    world.insert(&[user("user_1")]).await;
+    let mut transaction = world.begin().await;
+    let error = transaction.insert_users(&[user("user_0"), user("user_1")]).await.expect_err("there already");
+    assert_eq!(error.trouble, Trouble::Raced);
+    assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Raced);
+    let mut transaction = world.begin().await;
+    let error = transaction.update_users(&[user("user_9")], FieldSet::ALL).await.expect_err("gone");
+    assert_eq!(error.trouble, Trouble::Raced);
+    transaction.rollback().await;
+    assert_eq!(world.user("user_0").await, None);
+}
+
+#[tokio::test]
+async fn a_register_only_moves_forward_until_the_tombstone() {
+    let world = World::new().await;
+    let id = clerk_id("user_1");
+    let steps = [
+        (step("user_1", 5, "b", false, true), true),
+        (step("user_1", 6, "b", false, true), false),
+        (step("user_1", 5, "b", false, false), false),
+        (step("user_1", 5, "a", false, false), false),
+        (step("user_1", 5, "c", false, false), true),
+        (step("user_1", i64::MAX, "c", false, false), true),
+        (step("user_1", i64::MIN, "", true, false), true),
+        (step("user_1", i64::MAX, "d", true, false), false),
+    ];
+    for (advance, moves) in steps {
+        let mut transaction = world.begin().await;
+        let result = transaction.advance(std::slice::from_ref(&advance)).await;
+        assert_eq!(result.map_err(|error| error.trouble), if moves { Ok(()) } else { Err(Trouble::Raced) });
+        if moves {
+            let registers = transaction.registers(std::slice::from_ref(&id)).await.expect("read");
+            assert_eq!(registers[&id], advance.register);
+            transaction.commit().await.expect("committed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_blank_register_is_held_and_gives_way_to_any_news() {
+    let world = World::new().await;
+    let mut transaction = world.begin().await;
+    let register = transaction.hold(&clerk_id("user_1")).await.expect("held");
+    assert_eq!((register.version.version, register.deleted), (i64::MIN, false));
+    assert_eq!(transaction.hold(&clerk_id("user_1")).await.expect("held"), register);
+    transaction.advance(&[step("user_1", 1, "a", false, true)]).await.expect("advanced");
+    assert_eq!(transaction.hold(&clerk_id("user_1")).await.expect("held").version.version, 1);
+}
+
+#[tokio::test]
+async fn a_delivery_is_recorded_once_and_leaves_the_queue() {
+    let world = World::new().await;
+    let (one, two) = (svix_id("msg_1"), svix_id("msg_2"));
+    let record = |svix_id| Record {
+        svix_id,
+        event_type: Some("user.created"),
+        outcome: Outcome::Applied,
+        clerk_id: None,
+        event_at: at(0),
+        processed_at: at(1),
+    };
+    let mut transaction = world.begin().await;
+    transaction.park(&[parked("msg_1", None, b"x", Some(at(5)))]).await.expect("parked");
+    assert_eq!(transaction.attempts(&[one.clone(), two.clone()]).await.expect("read").get(&one), Some(&3));
+    let fresh = transaction.record(&[record(&one)]).await.expect("recorded");
+    assert!(fresh.contains(&one));
+    assert!(transaction.attempts(&[one.clone()]).await.expect("read").is_empty());
+    let fresh = transaction.record(&[record(&one), record(&two)]).await.expect("recorded");
+    assert_eq!(fresh.into_iter().collect::<Vec<_>>(), vec![two.clone()]);
+    transaction.settle(&[(one.clone(), Outcome::Unchanged)]).await.expect("settled");
+    // Parking takes the record back.
+    transaction.park(&[parked("msg_2", None, b"x", None)]).await.expect("parked");
+    transaction.commit().await.expect("committed");
+
+    let rows = sqlx::query("SELECT svix_id, outcome FROM processed_webhooks");
+    let rows = rows.fetch_all(&mut world.stranger().await).await.expect("read");
+    let rows: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(rows, [("msg_1".to_owned(), "unchanged".to_owned())]);
+    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1 }));
+    assert_eq!(world.store.prune_processed(at(1), 10).await, Ok(0));
+    assert_eq!(world.store.prune_processed(at(2), 10).await, Ok(1));
+}
+
+#[tokio::test]
+async fn what_is_due_is_claimed_once_and_byte_for_byte() {
+    let world = World::new().await;
+    let bytes = b"\x00\xff{\"id\":\"user_1\"}\x00";
+    let mut transaction = world.begin().await;
+    let mut again = parked("msg_1", Some("user_1"), bytes, Some(at(10)));
+    transaction.park(std::slice::from_ref(&again)).await.expect("parked");
+    again.received_at = at(99);
+    again.attempts = 4;
+    let others = [parked("msg_2", None, b"y", Some(at(11))), parked("msg_3", None, b"z", None)];
+    transaction.park(std::slice::from_ref(&again)).await.expect("parked");
+    transaction.park(&others).await.expect("parked");
+    transaction.commit().await.expect("committed");
+
+    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 2, dead: 1 }));
+    assert!(world.store.claim_due(at(9), at(100), 10).await.expect("claimed").is_empty());
+    let claimed = world.store.claim_due(at(50), at(100), 1).await.expect("claimed");
+    assert_eq!(claimed.len(), 1);
+    let one = &claimed[0];
+    assert_eq!((&one.svix_id, &one.clerk_id), (&again.svix_id, &again.clerk_id));
+    assert_eq!((&*one.payload, one.attempts, one.received_at), (&bytes[..], 4, at(0)));
+    assert_eq!(one.next_attempt_at, Some(at(100)));
+    assert_eq!(world.store.claim_due(at(50), at(100), 9).await.expect("claimed").len(), 1);
+    assert!(world.store.claim_due(at(50), at(100), 9).await.expect("claimed").is_empty());
+}
+
+#[tokio::test]
+async fn forgetting_removes_what_is_kept_beside_the_row() {
+    let world = World::new().await;
+    let mut transaction = world.begin().await;
+    transaction
+        .park(&[
+            parked("msg_1", Some("user_1"), b"x", None),
+            parked("msg_2", None, b"\xff\x00 user_1 \xff", None),
+            parked("msg_3", None, b"user_2", None),
+        ])
+        .await
+        .expect("parked");
+    transaction.audit(&[entry("user_2", None), entry("user_1", Some("192.0.2.1"))]).await.expect("written");
+    transaction.audit(&[entry("user_2", Some("192.0.2.2"))]).await.expect("written");
+    transaction.forget(&[clerk_id("user_1")]).await.expect("forgotten");
+    let found = transaction.unattributed(&[clerk_id("user_0"), clerk_id("user_1")]).await.expect("found");
+    assert_eq!(found, [(svix_id("msg_2"), Bytes::from_static(b"\xff\x00 user_1 \xff"))]);
+    transaction.discard(&[svix_id("msg_2")]).await.expect("discarded");
+    transaction.commit().await.expect("committed");
+
+    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1 }));
+    let rows = sqlx::query(
+        "SELECT clerk_id, changed_fields, ip FROM audit_log LEFT JOIN audit_actors ON audit_id = id ORDER BY id",
+    );
+    let rows = rows.fetch_all(&mut world.stranger().await).await.expect("read");
+    let actors: Vec<(String, Option<String>)> = rows.iter().map(|row| (row.get(0), row.get("ip"))).collect();
+    let expected = [("user_2", None), ("user_1", None), ("user_2", Some("192.0.2.2"))];
+    assert_eq!(actors, expected.map(|(id, ip)| (id.to_owned(), ip.map(str::to_owned))));
+    assert_eq!(rows[0].get::<String, _>("changed_fields"), r#"["email","banned"]"#);
+}
+
+#[tokio::test]
+async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
+    let world = World::new().await;
+    // Enough neighbours, of changing sizes, that pages split and merge around the person.
+    let mut person = user("user_000150");
+    person.profile.set(Field::Email, text("needle-ada-needle@example.com"));
+    person
+        .profile
+        .set(Field::PublicMetadata, Value::Json(format!(r#"{{"x":"{}"}}"#, "needle-ada-needle".repeat(600))));
+    let mut kept = user("user_000250");
+    kept.profile.set(Field::FirstName, text("needle-bob-needle"));
+    for batch in 0..10 {
+        let users: Vec<User> = (0..30)
+            .map(|n| user(&format!("user_{:06}", batch * 30 + n)))
+            .map(|user| if user.clerk_id == person.clerk_id { person.clone() } else { user })
+            .map(|user| if user.clerk_id == kept.clerk_id { kept.clone() } else { user })
+            .collect();
+        world.insert(&users).await;
+    }
+    for round in 0..6_usize {
+        let users: Vec<User> = (0..300)
+            .map(|n| {
+                let mut user = if n == 150 { person.clone() } else { user(&format!("user_{n:06}")) };
+                user.profile.set(Field::LastName, text(&"w".repeat((n * 7 + round * 131) % 900)));
+                user
+            })
+            .filter(|user| user.clerk_id != kept.clerk_id)
+            .collect();
+        let mut transaction = world.begin().await;
+        transaction.update_users(&users, FieldSet::ALL).await.expect("updated");
+        transaction.commit().await.expect("committed");
+    }
+    world
+        .run(
+            "CREATE TABLE orders (user_id INTEGER REFERENCES users (id));
+             INSERT INTO orders SELECT id FROM users WHERE clerk_id = 'user_000250';",
+        )
+        .await;
+    let mut transaction = world.begin().await;
+    transaction
+        .park(&[parked("msg_1", Some("user_000150"), b"needle-ada-needle", None)])
+        .await
+        .expect("parked");
+    transaction.audit(&[entry("user_000150", Some("needle-ada-needle"))]).await.expect("written");
+    transaction.commit().await.expect("committed");
+    assert!(world.remembers("needle-ada-needle") && world.remembers("needle-bob-needle"));
+
+    let mut transaction = world.begin().await;
+    let (deleted, anonymized) = ([person.clerk_id], [kept.clerk_id]);
+    transaction.delete_users(&deleted).await.expect("deleted");
+    transaction.anonymize_users(&anonymized, at(9)).await.expect("anonymised");
+    transaction.forget(&deleted).await.expect("forgotten");
+    transaction.commit().await.expect("committed");
+    assert!(!world.remembers("needle-ada-needle"), "the deleted user remains");
+    assert!(!world.remembers("needle-bob-needle"), "the anonymised user remains");
+}
+
+#[tokio::test]
+async fn a_reader_that_needs_the_log_delays_its_emptying_only() {
+    let world = World::new().await;
+    world.insert(&[user("user_needle"), user("user_2")]).await;
+    let mut reader = world.stranger().await;
+    sqlx::raw_sql("BEGIN; SELECT * FROM users;").execute(&mut reader).await.expect("reading");
+    let mut transaction = world.begin().await;
+    transaction.delete_users(&[clerk_id("user_needle")]).await.expect("deleted");
+    let start = Instant::now();
+    transaction.commit().await.expect("committed");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(world.remembers("user_needle@"));
+    sqlx::raw_sql("COMMIT").execute(&mut reader).await.expect("done");
+    world.insert(&[user("user_3")]).await;
+    assert!(!world.remembers("user_needle@"));
+}
+
+#[tokio::test]
+async fn an_anonymised_row_keeps_nothing_but_what_it_must() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder, &[r#"odd "name"#]).await;
+    let error = store.migrate().await.expect_err("the column is not there yet");
+    assert_eq!(error.trouble, Trouble::Schema);
+    let world = World { store, folder };
+    world
+        .run(r#"ALTER TABLE users ADD COLUMN "odd ""name" TEXT; ALTER TABLE users ADD COLUMN plan TEXT;"#)
+        .await;
+    world.store.migrate().await.expect("migrated");
+    world.insert(&[full_user("user_1")]).await;
+    world.run(r#"UPDATE users SET "odd ""name" = 'x', plan = 'gold', preferences = '{"a":1}';"#).await;
+    let mut transaction = world.begin().await;
+    transaction.anonymize_users(&[clerk_id("user_1")], at(9)).await.expect("anonymised");
+    transaction.commit().await.expect("committed");
+
+    let mut expected = user("user_1");
+    expected.profile.set(Field::Email, text("deleted-1@anonymized.local"));
+    expected.profile.set(Field::FirstName, text("Deleted"));
+    expected.profile.set(Field::LastName, text("User"));
+    expected.deleted_at = Some(at(9));
+    assert_eq!(world.user("user_1").await, Some(expected));
+    let rest =
+        sqlx::query(r#"SELECT preferences || '|' || plan || '|' || ("odd ""name" IS NULL) FROM users"#);
+    let rest = rest.fetch_one(&mut world.stranger().await).await.expect("a row");
+    assert_eq!(rest.get::<String, _>(0), "{}|gold|1");
+
+    for (columns, reason) in [("email", "own"), ("nothing", "does not exist")] {
+        let error = open(&world.folder, &[columns]).await.migrate().await.expect_err("refused");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn tables_that_are_not_ours_are_refused_and_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder, &[]).await;
+    let world = World { store, folder };
+    world.run("CREATE TABLE users (id TEXT PRIMARY KEY, clerk_id TEXT, email TEXT);").await;
+    let error = world.store.migrate().await.expect_err("refused");
+    assert_eq!(error.trouble, Trouble::Schema);
+    let explanation = error.to_string();
+    for part in ["column id is of type TEXT", "column synced_at is missing", "migrate adopt --from"] {
+        assert!(explanation.contains(part), "{explanation}");
+    }
+    let tables = sqlx::query("SELECT count(*) FROM sqlite_schema WHERE type = 'table'");
+    let tables = tables.fetch_one(&mut world.stranger().await).await.expect("counted");
+    assert_eq!(tables.get::<i64, _>(0), 1);
+    assert_eq!(world.store.ready().await, Ok(Readiness::SchemaNotCurrent));
+    assert!(!world.store.migration_status().await.expect("read")[0].applied);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_or_cannot_be_opened_is_unavailable() {
+    let world = World::new().await;
+    std::fs::remove_file(world.folder.path().join("test.db")).expect("removed");
+    assert_eq!(world.store.ready().await.expect_err("gone").trouble, Trouble::Unavailable);
+    assert_eq!(
+        world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("gone").trouble,
+        Trouble::Unavailable
+    );
+    let nowhere = Options { path: world.folder.path().join("no/where.db"), ..options(&world.folder, &[]) };
+    let error = Sqlite::open(nowhere).await.map(|_| ()).expect_err("no folder");
+    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Unavailable, Some("14")));
+}
+
+#[tokio::test]
+async fn the_tables_of_prisma_and_drizzle_can_be_read() {
+    let world = World::new().await;
+    world
+        .run(
+            r#"CREATE TABLE "User" ("id" TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL UNIQUE, "email" TEXT,
+                   "firstName" TEXT, "profileImageUrl" TEXT, "emailVerified" BOOLEAN, "publicMetadata" JSONB,
+                   "createdAt" DATETIME NOT NULL, "updatedAt" DATETIME, "deletedAt" DATETIME);
+               INSERT INTO "User" VALUES
+                   ('a', 'user_2', 'b@example.com', 'Bob', NULL, NULL, '{', 1763758647123, NULL, 1763758647123),
+                   ('b', 'user_1', 'a@example.com', 'Ada', 'u', 1, '{"a":1}', 1763758647123, '2025-11-21T20:57:27.124Z', NULL);
+               CREATE TABLE people (id INTEGER PRIMARY KEY, clerk_id TEXT, first_name TEXT, image_url TEXT,
+                   created_at INTEGER, updated_at INTEGER);
+               INSERT INTO people VALUES (1, 'user_1', 'Ada', 'u', 1763758647, 1763758648), (2, NULL, '', '', 0, 0);
+               CREATE TABLE other (id TEXT, name TEXT);"#,
+        )
+        .await;
+    let users = world.store.foreign_users("User", None, 1).await.expect("read");
+    assert_eq!((users.len(), users[0].clerk_id.as_str(), users[0].deleted), (1, "user_1", false));
+    assert_eq!((users[0].created_at, users[0].updated_at), (Some(at(0)), Some(at(1))));
+    let mut expected = Profile::default();
+    expected.set(Field::Email, text("a@example.com"));
+    expected.set(Field::FirstName, text("Ada"));
+    expected.set(Field::ImageUrl, text("u"));
+    expected.set(Field::EmailVerified, Value::Bool(true));
+    expected.set(Field::PublicMetadata, Value::Json(r#"{"a":1}"#.to_owned()));
+    assert_eq!(users[0].profile, expected);
+    let users = world.store.foreign_users("User", Some("user_1"), 10).await.expect("read");
+    assert_eq!((users.len(), users[0].clerk_id.as_str(), users[0].deleted), (1, "user_2", true));
+    assert!(world.store.foreign_users("User", Some("user_2"), 10).await.expect("read").is_empty());
+
+    let users = world.store.foreign_users("people", None, 10).await.expect("read");
+    assert_eq!((users.len(), users[0].profile[Field::ImageUrl].text()), (1, Some("u")));
+    assert_eq!(users[0].updated_at, Some(at(877)));
+
+    let error = world.store.foreign_users("other", None, 10).await.expect_err("no ids");
+    assert!(error.trouble == Trouble::Schema && error.to_string().contains("id, name"), "{error}");
+    let error = world.store.foreign_users("nothing", None, 10).await.expect_err("no table");
+    assert_eq!(error.trouble, Trouble::Schema);
+}
+
+#[tokio::test]
+async fn updates_look_rows_up_however_large_the_table_is() {
+    let world = World::new().await;
+    let mut stranger = world.stranger().await;
+    for users in [0, 1, 5000] {
+        for n in 0..users {
+            sqlx::query("INSERT OR IGNORE INTO users (clerk_id) VALUES (?1)")
+                .bind(format!("user_{n}"))
+                .execute(&mut stranger)
+                .await
+                .expect("inserted");
+            if n == 200 {
+                sqlx::raw_sql("BEGIN").execute(&mut stranger).await.expect("begun");
+            }
+        }
+        if users > 200 {
+            sqlx::raw_sql("COMMIT; ANALYZE").execute(&mut stranger).await.expect("analysed");
+        }
+        for statement in [users::UPDATE, processed::SETTLE] {
+            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
+            let plan = plan.fetch_all(&mut stranger).await.expect("planned");
+            let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+            assert!(
+                plan.len() == 2 && plan[0].starts_with("SCAN n ") && plan[1].starts_with("SEARCH"),
+                "{plan:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Values as SQLite holds them: times are RFC 3339 UTC text with milliseconds, booleans 0/1, JSON text.
+//!
+//! Many rows travel as one JSON text, which the statement takes apart with `json_each`.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::error::explain;
+use crate::{
+    model::{ClerkId, SvixId},
+    store::{Result, StoreError, Trouble},
+};
+
+/// Such as `2026-11-21T20:57:27.123Z`: always as long, so that the order of the text is the order of time.
+pub(super) fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// The rows of a statement, as its one parameter.
+pub(super) fn rows<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<String> {
+    let rows: Vec<T> = rows.into_iter().collect();
+    serde_json::to_string(&rows).map_err(|_| StoreError::new(Trouble::BadData))
+}
+
+/// The users a statement is about, as its one parameter.
+pub(super) fn clerk_ids(ids: &[ClerkId]) -> Result<String> {
+    rows(ids.iter().map(ClerkId::as_str))
+}
+
+/// The deliveries a statement is about, as its one parameter.
+pub(super) fn svix_ids<'a>(ids: impl IntoIterator<Item = &'a SvixId>) -> Result<String> {
+    rows(ids.into_iter().map(SvixId::as_str))
+}
+
+/// A text column. What is no UTF-8 is read as far as it goes: the application may have written it.
+pub(super) fn read(row: &SqliteRow, column: &str) -> Result<Option<String>> {
+    let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(explain)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// An integer column.
+pub(super) fn read_integer(row: &SqliteRow, column: &str) -> Result<Option<i64>> {
+    row.try_get_unchecked(column).map_err(explain)
+}
+
+/// A time column; what is no time counts as none.
+pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime<Utc>>> {
+    let time = read(row, column)?;
+    Ok(time.and_then(|time| DateTime::parse_from_rfc3339(&time).ok()).map(|time| time.to_utc()))
+}
+
+/// A column of ids that are never NULL.
+pub(super) fn read_clerk_id(row: &SqliteRow) -> Result<ClerkId> {
+    read(row, "clerk_id")?.and_then(ClerkId::new).ok_or_else(|| unreadable("clerk_id"))
+}
+
+/// A column of ids that are never NULL.
+pub(super) fn read_svix_id(row: &SqliteRow) -> Result<SvixId> {
+    read(row, "svix_id")?.and_then(SvixId::new).ok_or_else(|| unreadable("svix_id"))
+}
+
+/// Something of ours that somebody else must have written.
+pub(super) fn unreadable(column: &str) -> StoreError {
+    StoreError { place: Some(format!("column {column} cannot be read")), ..StoreError::new(Trouble::Broken) }
+}

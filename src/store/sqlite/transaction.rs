@@ -1,0 +1,354 @@
+//! One transaction, with all control by hand.
+//!
+//! It never gives its connection back while a transaction is open on it. Dropped without an end, by whatever
+//! cancelled the task, it closes the connection, and SQLite rolls back.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use sqlx::{SqliteConnection, pool::PoolConnection};
+
+use super::{audit, error::explain, processed, queue, registers, text, users};
+use crate::{
+    model::{AuditEntry, ClerkId, FieldSet, Outcome, Register, SvixId, User},
+    store::{Advance, Parked, Patience, Record, Result, StoreError, Transaction, Trouble},
+};
+
+pub(super) struct SqliteTransaction {
+    /// `None` once it is given back.
+    connection: Option<PoolConnection<sqlx::Sqlite>>,
+    /// Why it cannot go on. After an error SQLite may have rolled back by itself, and then every further statement
+    /// would commit on its own.
+    over: Option<StoreError>,
+    /// Whether something of a person was removed.
+    erased: bool,
+    housekeeping: Arc<Housekeeping>,
+}
+
+impl SqliteTransaction {
+    pub(super) async fn begin(
+        connection: PoolConnection<sqlx::Sqlite>,
+        patience: Patience,
+        housekeeping: Arc<Housekeeping>,
+    ) -> Result<Self> {
+        // First the guard, then the transaction: from here on a cancelled task closes the connection.
+        let mut this = Self { connection: Some(connection), over: None, erased: false, housekeeping };
+        // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
+        // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
+        let begin = match patience {
+            Patience::Normal => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
+            Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
+        };
+        control(this.connection()?, begin).await?;
+        Ok(this)
+    }
+
+    /// The connection, as long as the transaction can go on.
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(Trouble::Broken))
+    }
+
+    /// Remember an error: the transaction ends with it.
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.over.get_or_insert_with(|| error.clone());
+        }
+        result
+    }
+
+    /// An entity appeared or vanished unless as many rows were written as were given.
+    fn all_written(&mut self, written: Result<u64>, given: usize) -> Result<()> {
+        let result = match written {
+            Ok(written) if written == given as u64 => Ok(()),
+            Ok(_) => Err(StoreError::new(Trouble::Raced)),
+            Err(error) => Err(error),
+        };
+        self.noted(result)
+    }
+
+    /// Note that rows were removed, or why they were not.
+    fn removed(&mut self, rows: Result<u64>) -> Result<()> {
+        self.erased |= self.noted(rows)? > 0;
+        Ok(())
+    }
+
+    async fn enter_savepoint(&mut self) -> Result<()> {
+        let entered = control(self.connection()?, "SAVEPOINT erasure").await;
+        self.noted(entered)
+    }
+
+    /// Keep what was done since the savepoint, or undo it if it was refused.
+    async fn leave_savepoint(&mut self, erased: Result<Vec<ClerkId>>) -> Result<Vec<ClerkId>> {
+        match erased {
+            Ok(ids) => {
+                let left = control(self.connection()?, "RELEASE erasure").await;
+                self.noted(left)?;
+                self.erased |= !ids.is_empty();
+                Ok(ids)
+            }
+            Err(refused) if refused.trouble == Trouble::Refused => {
+                let undone = control(self.connection()?, "ROLLBACK TO erasure; RELEASE erasure").await;
+                // A trigger with RAISE(ROLLBACK) leaves no savepoint and no transaction. Then the refusal is final.
+                if undone.is_err() {
+                    self.over = Some(refused.clone());
+                }
+                Err(refused)
+            }
+            error => self.noted(error),
+        }
+    }
+
+    async fn park_all(&mut self, parked: &[Parked]) -> Result<()> {
+        let connection = self.connection()?;
+        processed::remove(connection, &text::svix_ids(parked.iter().map(|parked| &parked.svix_id))?).await?;
+        for parked in parked {
+            queue::put(connection, parked).await?;
+        }
+        Ok(())
+    }
+
+    async fn audit_all(&mut self, entries: &[AuditEntry]) -> Result<()> {
+        let connection = self.connection()?;
+        let first_id = audit::next_id(connection).await?;
+        audit::append(connection, first_id, entries).await?;
+        if entries.iter().any(|entry| entry.actor.is_some()) {
+            audit::append_actors(connection, first_id, entries).await?;
+        }
+        Ok(())
+    }
+
+    async fn record_all(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
+        let connection = self.connection()?;
+        let fresh = processed::insert(connection, records).await?;
+        if !fresh.is_empty() {
+            queue::remove(connection, &text::svix_ids(&fresh)?).await?;
+        }
+        Ok(fresh)
+    }
+
+    /// Roll back and give the connection back; if that fails, it is closed.
+    async fn undo(mut self: Box<Self>) {
+        let Some(connection) = self.connection.as_deref_mut() else { return };
+        if control(connection, "ROLLBACK").await.is_ok() {
+            drop(self.connection.take());
+        }
+    }
+}
+
+impl Drop for SqliteTransaction {
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.close_on_drop();
+        }
+    }
+}
+
+#[async_trait]
+impl Transaction for SqliteTransaction {
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
+        if records.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let fresh = self.record_all(records).await;
+        self.noted(fresh)
+    }
+
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
+        if outcomes.is_empty() {
+            return Ok(());
+        }
+        let settled = processed::settle(self.connection()?, outcomes).await;
+        self.noted(settled)
+    }
+
+    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        // Locked already: nobody else writes while this transaction is open.
+        let registers = registers::load(self.connection()?, ids).await;
+        self.noted(registers)
+    }
+
+    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
+        let made = registers::make_blank(self.connection()?, id).await;
+        self.noted(made)?;
+        let register = self.registers(std::slice::from_ref(id)).await?.remove(id);
+        register.ok_or_else(|| StoreError::new(Trouble::Raced))
+    }
+
+    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
+        if registers.is_empty() {
+            return Ok(());
+        }
+        let written = registers::advance(self.connection()?, registers).await;
+        self.all_written(written, registers.len())
+    }
+
+    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let users = users::load(self.connection()?, ids, fields).await;
+        self.noted(users)
+    }
+
+    async fn insert_users(&mut self, users: &[User]) -> Result<()> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let written = users::insert(self.connection()?, users).await;
+        self.all_written(written, users.len())
+    }
+
+    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let written = users::update(self.connection()?, users, fields).await;
+        self.all_written(written, users.len())
+    }
+
+    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.enter_savepoint().await?;
+        let deleted = users::delete(self.connection()?, ids).await;
+        self.leave_savepoint(deleted).await
+    }
+
+    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let anonymizing = Arc::clone(&self.housekeeping.anonymizing);
+        self.enter_savepoint().await?;
+        let anonymized = users::anonymize(self.connection()?, anonymizing, ids, at).await;
+        self.leave_savepoint(anonymized).await
+    }
+
+    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let parked = queue::remove_of(self.connection()?, ids).await;
+        self.removed(parked)?;
+        let actors = audit::remove_actors(self.connection()?, ids).await;
+        self.removed(actors)
+    }
+
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let parked = queue::unattributed(self.connection()?, ids).await;
+        self.noted(parked)
+    }
+
+    async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let parked = queue::remove(self.connection()?, &text::svix_ids(ids)?).await;
+        self.removed(parked)
+    }
+
+    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let attempts = queue::attempts(self.connection()?, ids).await;
+        self.noted(attempts)
+    }
+
+    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
+        if parked.is_empty() {
+            return Ok(());
+        }
+        let kept = self.park_all(parked).await;
+        self.noted(kept)
+    }
+
+    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let appended = self.audit_all(entries).await;
+        self.noted(appended)
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        let committed = match self.connection() {
+            Ok(connection) => control(connection, "COMMIT").await,
+            Err(error) => Err(error),
+        };
+        // A deferred foreign key refuses here, and leaves the transaction open.
+        if let Err(error) = committed {
+            self.undo().await;
+            return Err(error);
+        }
+        if let Some(mut connection) = self.connection.take() {
+            // A cancelled task may end here; the connection is no longer in a transaction.
+            self.housekeeping.tidy(&mut connection, self.erased).await;
+        }
+        Ok(())
+    }
+
+    async fn rollback(self: Box<Self>) {
+        self.undo().await;
+    }
+}
+
+/// What the writer keeps in mind from one transaction to the next.
+pub(super) struct Housekeeping {
+    /// The statement that anonymises.
+    anonymizing: Arc<str>,
+    /// Whether the write-ahead log may still hold something of an erased user.
+    log_is_stale: AtomicBool,
+}
+
+impl Housekeeping {
+    pub(super) fn new(anonymizing: Arc<str>) -> Self {
+        // Somebody may have died between an erasure's commit and its checkpoint.
+        Self { anonymizing, log_is_stale: AtomicBool::new(true) }
+    }
+
+    /// Empty the write-ahead log after an erasure. It waits a little for readers that still need the log; if they
+    /// take longer, each following commit tries once, without waiting.
+    async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
+        let patience = match (erased, self.log_is_stale.load(Ordering::Relaxed)) {
+            (true, _) => "PRAGMA busy_timeout = 500",
+            (false, true) => "PRAGMA busy_timeout = 0",
+            (false, false) => return,
+        };
+        self.log_is_stale.store(true, Ordering::Relaxed);
+        if control(connection, patience).await.is_ok() && matches!(checkpoint(connection).await, Ok(true)) {
+            self.log_is_stale.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Move the write-ahead log into the database and empty it; returns whether that could be done.
+async fn checkpoint(connection: &mut SqliteConnection) -> Result<bool> {
+    let busy: i64 =
+        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(connection).await.map_err(explain)?;
+    Ok(busy == 0)
+}
+
+/// Run transaction control, which takes no parameters and gives no rows that matter.
+async fn control(connection: &mut SqliteConnection, statements: &'static str) -> Result<()> {
+    sqlx::raw_sql(statements).execute(connection).await.map_err(explain)?;
+    Ok(())
+}
