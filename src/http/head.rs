@@ -13,7 +13,8 @@ pub(super) const MAX_BYTES: usize = 16 * 1024;
 
 /// Refuse a head that is too large.
 pub(super) async fn limit(request: Request, next: Next) -> Response {
-    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let headers: usize =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if headers + target > MAX_BYTES {
         return Problem::HeadTooLarge.into_response();

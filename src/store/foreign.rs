@@ -1,94 +1,114 @@
 //! A row of a table that is not ours, as JSON, understood as a user.
 //!
-//! Column names may be in camel case (Prisma: `clerkId`, `firstName`) or snake case (Drizzle: `clerk_id`).
+//! Column names count without their case and underscores: `clerkId` (Prisma) and `clerk_id` (Drizzle) are one. Values
+//! are read with good will: what cannot be understood is left out, for Clerk knows it better anyway.
 
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use serde_json::{Map, Value as Json};
 
-use super::ForeignUser;
+use super::{ForeignUser, StoreError};
 use crate::model::{Field, Profile, Value};
 
 /// Which of these columns holds Clerk's id.
-pub(super) fn id_column(columns: &[String]) -> Option<&String> {
-    columns.iter().find(|name| *name == "clerkId" || *name == "clerk_id")
+pub(super) fn id_column<'a>(table: &str, columns: &'a [String]) -> Result<&'a String, StoreError> {
+    columns.iter().find(|column| plain(column) == "clerkid").ok_or_else(|| {
+        StoreError::schema(format!("{table} has no column clerkId or clerk_id, only: {}", columns.join(", ")))
+    })
+}
+
+/// Whether anything is read from this column.
+pub(super) fn is_wanted(column: &str) -> bool {
+    let times = ["clerk_id", "created_at", "updated_at", "deleted_at"];
+    let fields = Field::ALL.into_iter().flat_map(|field| names(field).iter().copied());
+    times.into_iter().chain(fields).any(|name| plain(name) == plain(column))
 }
 
 /// The user of this row; `None` if the row has no id.
 pub(super) fn user(row: &Map<String, Json>) -> Option<ForeignUser> {
+    let find = |name: &str| {
+        let named = |column: &str| plain(column) == plain(name);
+        row.iter().find(|(column, json)| named(column) && !json.is_null()).map(|(_, json)| json)
+    };
     let mut profile = Profile::default();
     for field in Field::ALL {
-        let found = match field {
-            Field::ImageUrl => find(row, &["image_url", "profile_image_url", "avatar_url"]),
-            _ => find(row, &[field.name()]),
-        };
-        profile.set(field, found.map_or(Value::Null, |json| value(field, json)));
+        let found = names(field).iter().find_map(|name| find(name));
+        profile.set(field, found.and_then(|json| value(field, json)).unwrap_or_default());
     }
     Some(ForeignUser {
-        clerk_id: find(row, &["clerk_id"])?.as_str()?.to_owned(),
+        clerk_id: find("clerk_id")?.as_str()?.to_owned(),
         profile,
-        created_at: find(row, &["created_at"]).and_then(time),
-        updated_at: find(row, &["updated_at"]).and_then(time),
-        deleted: find(row, &["deleted_at"]).is_some(),
+        created_at: find("created_at").and_then(time),
+        updated_at: find("updated_at").and_then(time),
+        deleted: find("deleted_at").is_some(),
     })
 }
 
-/// The first of these columns, in snake or camel case, that is there and not null.
-fn find<'a>(row: &'a Map<String, Json>, names: &[&str]) -> Option<&'a Json> {
-    names
-        .iter()
-        .flat_map(|name| [row.get(*name), row.get(&camel(name))])
-        .flatten()
-        .find(|json| !json.is_null())
-}
-
-fn camel(snake: &str) -> String {
-    let mut parts = snake.split('_');
-    let mut name = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (first, rest) = part.split_at(1);
-        name.push_str(&first.to_uppercase());
-        name.push_str(rest);
+/// What a column with this field may be called, in the order of preference.
+fn names(field: Field) -> &'static [&'static str] {
+    match field {
+        Field::Email => &["email", "email_address"],
+        Field::EmailVerified => &["email_verified"],
+        Field::FirstName => &["first_name"],
+        Field::LastName => &["last_name"],
+        Field::ImageUrl => &["image_url", "profile_image_url", "avatar_url"],
+        Field::Username => &["username"],
+        Field::PhoneNumber => &["phone_number"],
+        Field::ExternalId => &["external_id"],
+        Field::PublicMetadata => &["public_metadata"],
+        Field::UnsafeMetadata => &["unsafe_metadata"],
+        Field::PrivateMetadata => &["private_metadata"],
+        Field::Banned => &["banned"],
+        Field::Locked => &["locked"],
+        Field::LastSignInAt => &["last_sign_in_at"],
+        Field::LastActiveAt => &["last_active_at"],
     }
-    name
 }
 
-fn value(field: Field, json: &Json) -> Value {
-    let value = match field {
-        Field::EmailVerified | Field::Banned | Field::Locked => {
-            json.as_bool().or_else(|| json.as_i64().map(|number| number != 0)).map(Value::Bool)
-        }
+fn plain(name: &str) -> String {
+    name.replace('_', "").to_ascii_lowercase()
+}
+
+fn value(field: Field, json: &Json) -> Option<Value> {
+    match field {
+        Field::EmailVerified | Field::Banned | Field::Locked => match json {
+            Json::Bool(truth) => Some(Value::Bool(*truth)),
+            Json::Number(number) => Some(Value::Bool(number.as_i64()? != 0)),
+            Json::String(text) => text.parse().ok().map(Value::Bool),
+            _ => None,
+        },
         Field::LastSignInAt | Field::LastActiveAt => time(json).map(Value::Time),
-        Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
-            Some(Value::Json(match json {
-                // SQLite has no JSON type: the text is the JSON.
-                Json::String(text) if serde_json::from_str::<Json>(text).is_ok() => text.clone(),
-                other => other.to_string(),
-            }))
-        }
+        Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => match json {
+            // SQLite has no JSON type: the text is the JSON.
+            Json::String(text) => {
+                serde_json::from_str::<serde::de::IgnoredAny>(text).ok().map(|_| Value::Json(text.clone()))
+            }
+            other => Some(Value::Json(other.to_string())),
+        },
         _ => json.as_str().map(|text| Value::Text(text.to_owned())),
-    };
-    value.unwrap_or_default()
+    }
 }
 
 /// RFC 3339, or what databases write without a zone (taken as UTC), or unix milliseconds, or unix seconds.
 fn time(json: &Json) -> Option<DateTime<Utc>> {
     const FIRST_MILLISECONDS: i64 = 100_000_000_000;
-    if let Some(number) = json.as_i64() {
+    let text = match json {
+        Json::Number(number) => number.to_string(),
+        other => other.as_str()?.to_owned(),
+    };
+    if let Ok(number) = text.parse::<i64>() {
         return if number.abs() < FIRST_MILLISECONDS {
             DateTime::from_timestamp(number, 0)
         } else {
             DateTime::from_timestamp_millis(number)
         };
     }
-    let text = json.as_str()?;
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+    if let Ok(time) = DateTime::parse_from_rfc3339(&text) {
         return Some(time.to_utc());
     }
-    let naive = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
-    naive
-        .iter()
-        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-        .map(|time| time.and_utc())
+    let formats = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"];
+    let naive = formats.iter().find_map(|format| NaiveDateTime::parse_from_str(&text, format).ok());
+    let day = || NaiveDate::parse_from_str(&text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
+    naive.or_else(day).map(|time| time.and_utc())
 }
 
 #[cfg(test)]
@@ -122,5 +142,11 @@ mod tests {
         assert_eq!(user.updated_at.map(|at| at.timestamp()), Some(1_704_164_645));
         assert_eq!(user.created_at.map(|at| at.timestamp_millis()), Some(1_704_164_645_678));
         assert!(user.deleted);
+    }
+
+    #[test]
+    fn only_columns_of_users_are_wanted() {
+        assert!(is_wanted("clerkId") && is_wanted("avatar_url") && is_wanted("UpdatedAt"));
+        assert!(!is_wanted("bio") && !is_wanted("id"));
     }
 }

@@ -21,6 +21,14 @@ impl Migration {
         })
     }
 
+    /// Every migration of `known`, and whether it is applied. A newer database may have more.
+    pub(super) fn status(known: &[Self], applied: &[(i64, String)]) -> Vec<MigrationStatus> {
+        let is_applied = |migration: &Self| applied.iter().any(|(version, _)| *version == migration.version);
+        let status =
+            |migration: &Self| MigrationStatus { migration: *migration, applied: is_applied(migration) };
+        known.iter().map(status).collect()
+    }
+
     /// Which of `known` are still to be applied, given versions and checksums of those that are.
     ///
     /// # Errors
@@ -39,8 +47,8 @@ impl Migration {
                 )));
             }
         }
-        let is_applied = |migration: &Self| applied.iter().any(|(version, _)| *version == migration.version);
-        Ok(known.iter().copied().filter(|migration| !is_applied(migration)).collect())
+        let status = Self::status(known, applied).into_iter();
+        Ok(status.filter(|status| !status.applied).map(|status| status.migration).collect())
     }
 }
 

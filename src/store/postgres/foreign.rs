@@ -25,12 +25,7 @@ pub(super) async fn read(
             store.schema
         )));
     }
-    let id = foreign::id_column(&found.columns).ok_or_else(|| {
-        StoreError::schema(format!(
-            "{table} has no column clerkId or clerk_id, only: {}",
-            found.columns.join(", ")
-        ))
-    })?;
+    let id = foreign::id_column(table, &found.columns)?;
     // The names are the catalogue's own, quoted.
     let statement = format!(
         "SELECT to_jsonb(t)::text FROM {table} AS t WHERE t.{id}::text COLLATE \"C\" > $1

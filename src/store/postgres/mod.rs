@@ -206,9 +206,7 @@ impl Store for Postgres {
         let mut session = self.session(&self.begin_normal).await?;
         let applied = self.applied(&mut session).await?;
         session.commit().await?;
-        let pending = Migration::pending(&MIGRATIONS, &applied)?;
-        let status = |migration| MigrationStatus { migration, applied: !pending.contains(&migration) };
-        Ok(MIGRATIONS.into_iter().map(status).collect())
+        Ok(Migration::status(&MIGRATIONS, &applied))
     }
 
     async fn ready(&self) -> Result<Readiness> {

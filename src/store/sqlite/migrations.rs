@@ -37,12 +37,7 @@ pub(super) async fn pending(connection: &mut SqliteConnection) -> Result<Vec<Mig
 
 /// Every migration we know, and whether it is applied.
 pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>> {
-    let applied = applied(connection).await?;
-    let is_applied = |migration: &Migration| applied.iter().any(|(version, _)| *version == migration.version);
-    Ok(MIGRATIONS
-        .iter()
-        .map(|migration| MigrationStatus { migration: *migration, applied: is_applied(migration) })
-        .collect())
+    Ok(Migration::status(&MIGRATIONS, &applied(connection).await?))
 }
 
 /// Refuse tables with our names that are not ours.

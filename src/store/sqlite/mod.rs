@@ -2,6 +2,8 @@
 //!
 //! Promises: every commit is on the disk when it is answered (`synchronous = FULL`); what was erased is overwritten
 //! (`secure_delete`) and leaves the write-ahead log too; the file can be shared, for no lock outlasts a transaction.
+//! What it cannot promise: SQLite sometimes leaves a copy of a row in the unused part of a page when it moves the
+//! row to another one, and `secure_delete` does not know of it. No statement can read it; only `VACUUM` removes it.
 //!
 //! It never writes without `BEGIN IMMEDIATE`, so that what a transaction reads cannot change before it commits: the
 //! database's one write lock is the lock on every register. And it never creates the file again once it is open:
@@ -185,8 +187,7 @@ impl Store for Sqlite {
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         let mut reader = self.read().await?;
-        let layout = foreign::Layout::find(&mut reader, table).await?;
-        foreign::users(&mut reader, &layout, after, limit).await
+        foreign::users(&mut reader, table, after, limit).await
     }
 
     async fn close(&self) {

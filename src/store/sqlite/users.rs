@@ -129,7 +129,8 @@ pub(super) async fn delete(connection: &mut SqliteConnection, ids: &[ClerkId]) -
 /// The statement of [`anonymize`]. It alone is assembled, once, because only the operator knows the names of the
 /// application's columns, and a name cannot be a parameter; it is quoted.
 pub(super) fn anonymizing(columns: &[String]) -> Arc<str> {
-    let theirs: String = columns.iter().map(|column| format!(", {} = NULL", quoted(column))).collect();
+    let theirs: Vec<String> = columns.iter().map(|column| format!(", {} = NULL", quoted(column))).collect();
+    let theirs = theirs.concat();
     format!(
         "UPDATE users
          SET email = 'deleted-' || id || '@anonymized.local',
