@@ -1,0 +1,65 @@
+//! Whatever a proven body holds: it is understood, ignored or kept, and never lost or bent.
+#![no_main]
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta};
+use clerk_sync::{
+    clerk::{
+        event,
+        signature::{Secret, SignatureHeaders, Verifier},
+    },
+    model::{ClerkId, Content, FieldSet, News},
+};
+use libfuzzer_sys::fuzz_target;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const NOW: i64 = 1_716_883_200;
+
+fuzz_target!(|body: &[u8]| {
+    let secret = Secret::parse(SECRET).expect("a secret");
+    let now = DateTime::from_timestamp(NOW, 0).expect("in range");
+    let signature = secret.sign("msg_1", now, body);
+    let seconds = NOW.to_string();
+    let headers =
+        SignatureHeaders { id: b"msg_1", timestamp: seconds.as_bytes(), signature: signature.as_bytes() };
+    let verified = Verifier::new(vec![secret], 300)
+        .verify(&headers, Bytes::copy_from_slice(body), now)
+        .expect("what we signed is genuine");
+
+    let event = event::parse(&verified, FieldSet::ALL, now);
+    let delivery = &event.delivery;
+    assert_eq!(&delivery.payload[..], body, "the payload is kept byte for byte");
+    assert_eq!(delivery.svix_id.as_ref(), Some(verified.svix_id()));
+    assert!(delivery.event_at <= now + TimeDelta::days(1), "nothing happens in the far future");
+    if let Some(id) = &delivery.clerk_id {
+        assert!(ClerkId::new(id.as_str()).is_some(), "an id that is not valid");
+    }
+    if let Some(name) = &delivery.event_type {
+        assert!((1..=255).contains(&name.len()) && !name.contains('\0'));
+    }
+    let latest = (now + TimeDelta::days(1)).timestamp_millis();
+    match &delivery.content {
+        Content::Change(change) => {
+            assert_eq!(Some(&change.clerk_id), delivery.clerk_id.as_ref());
+            assert!(!change.clerk_id.as_str().contains('\0'));
+            assert!(change.version.version <= latest, "a version that would freeze the user");
+            assert_eq!(change.version.tie, "msg_1");
+            let synced = delivery.event_type.as_deref().expect("a change has a type");
+            assert!(event::SYNCED_TYPES.contains(&synced));
+            assert_eq!(matches!(change.news, News::Delete), synced == "user.deleted");
+            if matches!(change.news, News::Delete) {
+                assert!(change.actor.is_none(), "a deletion keeps nothing of who did it");
+            }
+        }
+        Content::Ignored => assert!(delivery.event_type.is_some()),
+        Content::Unusable(reason) => assert!(!reason.is_empty()),
+    }
+
+    // With nothing allowed, no field can spoil an event.
+    let bare = event::parse(&verified, [].into_iter().collect(), now).delivery;
+    if let (Content::Unusable(_), false) = (&bare.content, matches!(delivery.content, Content::Unusable(_))) {
+        panic!("fewer fields, but more trouble");
+    }
+    assert_eq!(bare.clerk_id, delivery.clerk_id);
+    assert_eq!(bare.event_type, delivery.event_type);
+});
