@@ -344,3 +344,207 @@ fn time(raw: &RawValue, name: &str) -> Usable<Value> {
 fn json(raw: &RawValue) -> Value {
     if is_null(raw) { Value::Null } else { Value::Json(raw.get().to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SvixId;
+
+    const NOW: i64 = 1_716_883_200_000;
+
+    fn parsed_with(body: &str, fields: FieldSet) -> Event {
+        let at = |milliseconds| DateTime::from_timestamp_millis(milliseconds).expect("in range");
+        let svix_id = SvixId::new("msg_1").expect("valid");
+        parse(&Verified::kept(svix_id, at(NOW), Bytes::from(body.to_owned())), fields, at(NOW))
+    }
+
+    fn parsed(body: &str) -> Event {
+        parsed_with(body, FieldSet::ALL)
+    }
+
+    /// A user.updated with this in `data`.
+    fn updated(data: &str) -> String {
+        format!(
+            r#"{{"type":"user.updated","timestamp":{NOW},"data":{{"id":"user_1","updated_at":{NOW},{data}}}}}"#
+        )
+    }
+
+    fn change(event: &Event) -> &Change {
+        match &event.delivery.content {
+            Content::Change(change) => change,
+            other => panic!("not a change: {other:?}"),
+        }
+    }
+
+    fn patch(event: &Event) -> &Patch {
+        match &change(event).news {
+            News::Upsert { patch, .. } => patch,
+            News::Delete => panic!("a deletion"),
+        }
+    }
+
+    fn unusable(body: &str) -> String {
+        match parsed(body).delivery.content {
+            Content::Unusable(reason) => reason,
+            other => panic!("usable: {other:?}"),
+        }
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+
+    #[test]
+    fn absent_null_and_present_are_three_things() {
+        let event = parsed(&updated(r#""first_name":null,"last_name":"Lovelace""#));
+        assert_eq!(patch(&event).get(Field::FirstName), Some(&Value::Null));
+        assert_eq!(patch(&event).get(Field::LastName), Some(&text("Lovelace")));
+        assert_eq!(patch(&event).get(Field::Username), None);
+    }
+
+    #[test]
+    fn the_primary_email_is_found_by_its_id() {
+        let list = r#""email_addresses":[{"id":"a","email_address":"first@example.com"},17,
+            {"id":"b","email_address":"primary@example.com","verification":{"status":"verified"}}]"#;
+        let email = |data: &str| {
+            let event = parsed(&updated(data));
+            (patch(&event).get(Field::Email).cloned(), patch(&event).get(Field::EmailVerified).cloned())
+        };
+        let verified = Some(Value::Bool(true));
+        assert_eq!(
+            email(&format!(r#""primary_email_address_id":"b",{list}"#)),
+            (Some(text("primary@example.com")), verified)
+        );
+        // Unverified; dangling; none; nothing said of the id; nothing said of the list.
+        assert_eq!(
+            email(&format!(r#""primary_email_address_id":"a",{list}"#)),
+            (Some(text("first@example.com")), Some(Value::Bool(false)))
+        );
+        assert_eq!(
+            email(&format!(r#""primary_email_address_id":"c",{list}"#)),
+            (Some(Value::Null), Some(Value::Null))
+        );
+        assert_eq!(email(r#""primary_email_address_id":null"#), (Some(Value::Null), Some(Value::Null)));
+        assert_eq!(email(list), (None, None));
+        assert_eq!(email(r#""primary_email_address_id":"b""#), (None, None));
+    }
+
+    #[test]
+    fn times_fall_back_from_the_user_to_the_envelope_to_the_attempt() {
+        let version = |timestamp: &str, updated_at: &str| {
+            let body =
+                format!(r#"{{"type":"user.updated",{timestamp}"data":{{{updated_at}"id":"user_1"}}}}"#);
+            let version = change(&parsed(&body)).version.clone();
+            (version.version, version.event_at)
+        };
+        let (envelope, user) = (NOW - 1000, NOW - 2000);
+        let timestamp = format!(r#""timestamp":{envelope},"#);
+        assert_eq!(version(&timestamp, &format!(r#""updated_at":{user},"#)), (user, envelope));
+        for unusable in ["", r#""updated_at":null,"#, r#""updated_at":"now","#, r#""updated_at":1.5,"#] {
+            assert_eq!(version(&timestamp, unusable), (envelope, envelope), "{unusable}");
+        }
+        let a_day = 24 * 60 * 60 * 1000;
+        let ahead = |milliseconds: i64| format!(r#""updated_at":{},"#, NOW + milliseconds);
+        assert_eq!(version(&timestamp, &ahead(a_day)), (NOW + a_day, envelope));
+        assert_eq!(version(&timestamp, &ahead(a_day + 1)), (envelope, envelope));
+        // Published examples have seconds.
+        assert_eq!(version(r#""timestamp":1716883199,"#, ""), (NOW - 1000, NOW - 1000));
+        assert_eq!(version("", ""), (NOW, NOW));
+        assert_eq!(version(r#""timestamp":99999999999999,"#, ""), (NOW, NOW));
+    }
+
+    #[test]
+    fn what_is_not_synced_never_spoils_an_event_however_odd() {
+        let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+        let only_email = [Field::Email].into_iter().collect();
+        for odd in [
+            r#""first_name":17"#.to_owned(),
+            r#""birthday":"\ud800\u0000""#.to_owned(),
+            r#""\ud800":1"#.to_owned(),
+            r#""passkeys":1e1000000"#.to_owned(),
+            format!(r#""public_metadata":{deep}"#),
+            r#""created_at":"yesterday""#.to_owned(),
+            r#""banned":[],"banned":{}"#.to_owned(),
+        ] {
+            let event = parsed_with(&updated(&odd), only_email);
+            assert!(matches!(event.delivery.content, Content::Change(_)), "{:?}", event.delivery.content);
+        }
+    }
+
+    #[test]
+    fn repeated_keys_mean_the_last() {
+        let event = parsed(&updated(r#""first_name":"Ada","first_name":"Augusta""#));
+        assert_eq!(patch(&event).get(Field::FirstName), Some(&text("Augusta")));
+    }
+
+    #[test]
+    fn characters_that_no_database_holds_are_replaced_and_noted() {
+        let event = parsed(&updated(r#""first_name":"A\u0000d\ud800a","last_name":"L😀""#));
+        assert_eq!(patch(&event).get(Field::FirstName), Some(&text("A\u{fffd}d\u{fffd}a")));
+        assert_eq!(patch(&event).get(Field::LastName), Some(&text("L😀")));
+        assert!(event.replaced_characters);
+        assert!(!parsed(&updated(r#""first_name":"\u0041""#)).replaced_characters);
+    }
+
+    #[test]
+    fn what_cannot_be_used_says_why_and_keeps_the_bytes() {
+        for (body, reason) in [
+            ("", "not a JSON object"),
+            ("[1]", "not a JSON object"),
+            (r#"{"data":{"id":"user_1"}}"#, "no usable `type`"),
+            (r#"{"type":17}"#, "no usable `type`"),
+            (r#"{"type":"user.created"}"#, "`data`"),
+            (r#"{"type":"user.created","data":{}}"#, "`data.id`"),
+            (r#"{"type":"user.updated","data":{"id":17}}"#, "`data.id`"),
+            (r#"{"type":"user.deleted","data":{"id":17}}"#, "`data.id`"),
+            (r#"{"type":"user.updated","data":{"id":"user_1","first_name":17}}"#, "`first_name`"),
+            (
+                r#"{"type":"user.updated","data":{"id":"user_1","email_addresses":1,"primary_email_address_id":"a"}}"#,
+                "email_addresses",
+            ),
+        ] {
+            assert!(unusable(body).contains(reason), "{body}: {}", unusable(body));
+            assert_eq!(parsed(body).delivery.payload, body.as_bytes());
+        }
+        let secret =
+            r#"{"type":"user.updated","data":{"id":"user_1","last_sign_in_at":"secret@example.com"}}"#;
+        assert!(!unusable(secret).contains("example.com"));
+    }
+
+    #[test]
+    fn other_types_and_deletions_without_an_id_are_ignored() {
+        for body in [
+            r#"{"type":"session.created","data":{"id":"sess_1"}}"#,
+            r#"{"type":"something.new"}"#,
+            r#"{"type":"user.deleted","data":{"deleted":true}}"#,
+            r#"{"type":"user.deleted","data":{"deleted":true,"id":null}}"#,
+        ] {
+            assert!(matches!(parsed(body).delivery.content, Content::Ignored), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_actor_is_taken_from_the_envelope_but_not_of_a_deletion() {
+        let event = |event_type: &str, ip: &str| {
+            parsed(&format!(
+                r#"{{"type":"{event_type}","data":{{"id":"user_1"}},
+                    "event_attributes":{{"http_request":{{"client_ip":"{ip}","user_agent":""}}}}}}"#
+            ))
+        };
+        let actor = change(&event("user.updated", "192.0.2.1")).actor.clone().expect("an actor");
+        assert_eq!((actor.ip.as_deref(), actor.user_agent), (Some("192.0.2.1"), None));
+        assert!(change(&event("user.updated", "")).actor.is_none());
+        assert!(change(&event("user.deleted", "192.0.2.1")).actor.is_none());
+    }
+
+    #[test]
+    fn a_deletion_that_we_write_is_one_that_we_read() {
+        let id = ClerkId::new("user_\"1").expect("valid");
+        let at = DateTime::from_timestamp_millis(NOW).expect("in range");
+        let body = deletion_body(&id, at);
+        let event = parsed(str::from_utf8(&body).expect("text"));
+        assert_eq!(change(&event).clerk_id, id);
+        assert!(matches!(change(&event).news, News::Delete));
+        assert_eq!(event.delivery.event_at, at);
+    }
+}

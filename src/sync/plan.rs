@@ -196,3 +196,140 @@ impl Fold {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{Content, DeletionPolicy, FieldSet, Source, SvixId, Value};
+
+    const RULES: Rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+
+    fn at(milliseconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(milliseconds).expect("in range")
+    }
+
+    fn version(version: i64, tie: &str) -> Version {
+        Version { version, event_at: version, tie: tie.to_owned() }
+    }
+
+    fn delivery(svix_id: &str, version: Version, news: News) -> Delivery {
+        let clerk_id = ClerkId::new("user_1").expect("valid");
+        Delivery {
+            svix_id: SvixId::new(svix_id),
+            event_type: None,
+            clerk_id: Some(clerk_id.clone()),
+            event_at: at(version.event_at),
+            received_at: at(0),
+            source: Source::Webhook,
+            payload: Bytes::new(),
+            content: Content::Change(Change { clerk_id, version, news, actor: None }),
+        }
+    }
+
+    /// An event that names the user, at this time.
+    fn named(svix_id: &str, time: i64, first_name: &str) -> Delivery {
+        let mut patch = Patch::default();
+        patch.set(Field::FirstName, Value::Text(first_name.to_owned()));
+        delivery(svix_id, version(time, svix_id), News::Upsert { patch, created_at: None })
+    }
+
+    fn deleted(svix_id: &str, time: i64) -> Delivery {
+        delivery(svix_id, version(time, svix_id), News::Delete)
+    }
+
+    fn planned(deliveries: &[Delivery], stored: Stored) -> Plan {
+        let change = |delivery: &Delivery| match &delivery.content {
+            Content::Change(change) => change.clone(),
+            other => panic!("not a change: {other:?}"),
+        };
+        let changes: Vec<Change> = deliveries.iter().map(change).collect();
+        let pairs: Vec<_> = deliveries.iter().zip(&changes).collect();
+        plan(&pairs, stored, &RULES, at(1_000_000))
+    }
+
+    fn known(register: Register, user: Option<User>) -> Stored {
+        let id = ClerkId::new("user_1").expect("valid");
+        Stored {
+            registers: HashMap::from([(id.clone(), register)]),
+            users: user.map(|user| (id, user)).into_iter().collect(),
+        }
+    }
+
+    fn row(deleted_at: Option<DateTime<Utc>>) -> User {
+        User {
+            clerk_id: ClerkId::new("user_1").expect("valid"),
+            profile: Profile::default(),
+            created_at: None,
+            updated_at: at(0),
+            synced_at: at(0),
+            deleted_at,
+        }
+    }
+
+    fn actions(plan: &Plan) -> Vec<AuditAction> {
+        plan.audit.iter().map(|line| line.action).collect()
+    }
+
+    #[test]
+    fn a_batch_has_the_outcomes_that_its_events_would_have_alone() {
+        let plan = planned(
+            &[
+                named("msg_1", 10, "Ada"),
+                named("msg_2", 30, "Augusta"),
+                named("msg_3", 20, "Late"),
+                named("msg_4", 40, "Augusta"),
+                deleted("msg_5", 5),
+                named("msg_6", 50, "Ghost"),
+                deleted("msg_7", 60),
+            ],
+            Stored::default(),
+        );
+        use Outcome::{Applied, Stale, Unchanged};
+        assert_eq!(plan.outcomes, [Applied, Applied, Stale, Unchanged, Applied, Stale, Stale]);
+        assert_eq!(actions(&plan), [AuditAction::UserCreated, AuditAction::UserUpdated]);
+        assert_eq!(plan.erasures.len(), 1);
+        assert_eq!(plan.erasures[0].change, 4);
+        assert_eq!(plan.inserts.len(), 1);
+        assert!(plan.updates.is_empty());
+        let [advance] = &plan.registers[..] else { panic!("one user has one register") };
+        assert!(advance.new && advance.register.deleted);
+    }
+
+    #[test]
+    fn events_of_one_time_are_ordered_by_their_ids() {
+        let plan = planned(&[named("msg_2", 10, "Two"), named("msg_1", 10, "One")], Stored::default());
+        assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
+        assert_eq!(plan.inserts[0].profile[Field::FirstName].text(), Some("Two"));
+    }
+
+    #[test]
+    fn a_tombstone_is_final_also_without_a_row() {
+        let tombstone = || Register { version: version(1, ""), deleted: true };
+        let plan = planned(&[named("msg_1", 99, "Ghost"), deleted("msg_2", 100)], known(tombstone(), None));
+        assert_eq!(plan.outcomes, [Outcome::Stale, Outcome::Stale]);
+        assert!(plan.registers.is_empty() && plan.inserts.is_empty() && plan.erasures.is_empty());
+
+        let anonymised = planned(&[deleted("msg_2", 100)], known(tombstone(), Some(row(Some(at(1))))));
+        assert_eq!(anonymised.outcomes, [Outcome::Stale]);
+    }
+
+    #[test]
+    fn a_tombstone_whose_row_still_stands_is_an_erasure_to_finish_once() {
+        let tombstone = Register { version: version(1, ""), deleted: true };
+        let plan = planned(&[deleted("msg_1", 2), deleted("msg_2", 3)], known(tombstone, Some(row(None))));
+        assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
+        assert_eq!(plan.erasures.len(), 1);
+        assert!(plan.registers.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_the_application_removed_is_created_again() {
+        let register = Register { version: version(1, ""), deleted: false };
+        let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
+        assert_eq!(actions(&plan), [AuditAction::UserCreated]);
+        assert_eq!(plan.inserts.len(), 1);
+        assert!(!plan.registers[0].new);
+    }
+}
