@@ -286,8 +286,18 @@ mod tests {
             ],
             Stored::default(),
         );
-        use Outcome::{Applied, Stale, Unchanged};
-        assert_eq!(plan.outcomes, [Applied, Applied, Stale, Unchanged, Applied, Stale, Stale]);
+        assert_eq!(
+            plan.outcomes,
+            [
+                Outcome::Applied,
+                Outcome::Applied,
+                Outcome::Stale,
+                Outcome::Unchanged,
+                Outcome::Applied,
+                Outcome::Stale,
+                Outcome::Stale
+            ]
+        );
         assert_eq!(actions(&plan), [AuditAction::UserCreated, AuditAction::UserUpdated]);
         assert_eq!(plan.erasures.len(), 1);
         assert_eq!(plan.erasures[0].change, 4);
