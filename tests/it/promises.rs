@@ -13,8 +13,9 @@ use clerk_sync::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::world::{
-    Event, Keeper, NOW, SIGN_UP, World, after, at, clerk_id, emails, plain, run, tally, time,
+use crate::{
+    application::{allow_names, order, orders, refuse_name},
+    world::{Event, Keeper, NOW, SIGN_UP, World, after, at, clerk_id, emails, plain, run, tally, time},
 };
 
 use Outcome::{Applied, Duplicate, Ignored, Parked, Stale, Unchanged};
@@ -644,32 +645,6 @@ async fn what_a_database_can_never_store_is_kept_dead(world: World) {
     assert_eq!(world.deliver(&Event::updated("user_1", 1000)).await, Applied);
 }
 
-/// The application refuses every user of this first name.
-async fn refuse_name(world: &World, name: &str) {
-    world
-        .sql_of(
-            &format!(
-                "ALTER TABLE users ADD CONSTRAINT no_such_name CHECK (first_name <> '{name}') NOT VALID"
-            ),
-            &format!(
-                "CREATE TRIGGER no_such_name_i BEFORE INSERT ON users WHEN new.first_name = '{name}'
-                 BEGIN SELECT RAISE(ABORT, 'refused: ada@example.com'); END;
-                 CREATE TRIGGER no_such_name_u BEFORE UPDATE ON users WHEN new.first_name = '{name}'
-                 BEGIN SELECT RAISE(ABORT, 'refused: ada@example.com'); END;"
-            ),
-        )
-        .await;
-}
-
-async fn allow_names(world: &World) {
-    world
-        .sql_of(
-            "ALTER TABLE users DROP CONSTRAINT no_such_name",
-            "DROP TRIGGER no_such_name_i; DROP TRIGGER no_such_name_u",
-        )
-        .await;
-}
-
 async fn what_the_application_refuses_is_kept_and_tried_again(mut world: World) {
     refuse_name(&world, "Bad").await;
     let event = Event::created("user_1").set("first_name", "Bad");
@@ -841,21 +816,6 @@ async fn errors_carry_no_people(world: World) {
             assert!(!error.contains(person), "{error}");
         }
     }
-}
-
-/// Orders that point to users.
-async fn orders(world: &World, clause: &str) {
-    world
-        .sql(&format!(
-            "CREATE TABLE orders (
-                 id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL REFERENCES users (clerk_id) {clause}
-             )"
-        ))
-        .await;
-}
-
-async fn order(world: &World, number: u32, id: &str) {
-    world.sql(&format!("INSERT INTO orders (id, clerk_id) VALUES ({number}, '{id}')")).await;
 }
 
 async fn assert_anonymised(world: &World, id: &str) {
