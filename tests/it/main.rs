@@ -9,5 +9,5 @@ mod world;
 
 mod promises;
 
-
+mod convergence;
 mod crashes;
