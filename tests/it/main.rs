@@ -11,3 +11,6 @@ mod promises;
 
 mod convergence;
 mod crashes;
+
+mod house;
+mod oracles;
