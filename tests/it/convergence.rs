@@ -1,0 +1,445 @@
+//! Whatever order deliveries come in, the end is the same.
+//!
+//! A model, which knows nothing of the code under test, is told the same deliveries one by one. Its state and its
+//! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
+//! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use clerk_sync::{
+    model::{ClerkId, Field, FieldSet, Outcome, Profile, User, Value},
+    store::Patience,
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use serde_json::{Value as Json, json};
+
+use crate::world::{Event, Keeper, SIGN_UP, World, after, at, clerk_id, plain, run};
+
+#[test]
+fn any_shuffled_history_converges_on_postgres() {
+    run(Keeper::Postgres, any_shuffled_history_converges);
+}
+
+#[test]
+fn any_shuffled_history_converges_on_sqlite() {
+    run(Keeper::Sqlite, any_shuffled_history_converges);
+}
+
+#[test]
+fn every_order_of_a_short_life_converges_on_postgres() {
+    run(Keeper::Postgres, every_order_of_a_short_life_converges);
+}
+
+#[test]
+fn every_order_of_a_short_life_converges_on_sqlite() {
+    run(Keeper::Sqlite, every_order_of_a_short_life_converges);
+}
+
+async fn any_shuffled_history_converges(world: World) {
+    let config =
+        Config { cases: 64, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
+    let handle = tokio::runtime::Handle::current();
+    let checked = tokio::task::block_in_place(|| {
+        TestRunner::new(config).run(&histories(), |history| {
+            handle.block_on(converges(&world, &history));
+            Ok(())
+        })
+    });
+    if let Err(failure) = checked {
+        panic!("{failure}");
+    }
+}
+
+async fn converges(world: &World, history: &History) {
+    world.empty().await;
+    let mut model = Model::default();
+    let mut order = &history.order[..];
+    let mut sizes = history.sizes.iter().cycle();
+    while !order.is_empty() {
+        let (batch, rest) = order.split_at(order.len().min(*sizes.next().unwrap()));
+        order = rest;
+        let batch: Vec<&News> = batch.iter().map(|index| &history.news[*index]).collect();
+        deliver(world, &mut model, &batch).await;
+    }
+    check(world, &model).await;
+
+    // Said without any model: who was not deleted looks as the newest news say.
+    for (id, known) in model.people {
+        let of_user = || history.news.iter().filter(|news| news.user == id);
+        let newest = of_user().max_by_key(|news| news.version());
+        if let (false, Some(News { says: Says::Looks(looks), .. })) = (known.gone, newest) {
+            assert_eq!(world.user(&id).await.unwrap().profile, profile(looks));
+        }
+        assert_eq!(known.gone, of_user().any(|news| matches!(news.says, Says::Gone)));
+    }
+}
+
+/// Deliver a batch to both and compare the answers.
+async fn deliver(world: &World, model: &mut Model, batch: &[&News]) {
+    let events: Vec<Event> = batch.iter().map(|news| news.event()).collect();
+    let outcomes = world.deliver_all(&events).await;
+    for (news, outcome) in batch.iter().zip(outcomes) {
+        assert_eq!(outcome, model.hear(news), "the answer to {news:?}");
+    }
+}
+
+/// Compare everything that is stored.
+async fn check(world: &World, model: &Model) {
+    let ids: Vec<ClerkId> = model.people.keys().map(|id| clerk_id(id)).collect();
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    let mut users: HashMap<ClerkId, User> = transaction.users(&ids, FieldSet::ALL).await.unwrap();
+    transaction.rollback().await;
+    for (id, known) in &model.people {
+        let found = users.remove(&clerk_id(id));
+        let expected = known.row.as_ref().map(|row| User {
+            clerk_id: clerk_id(id),
+            profile: row.profile.clone(),
+            created_at: Some(at(SIGN_UP)),
+            updated_at: row.updated_at,
+            synced_at: world.now,
+            deleted_at: None,
+        });
+        assert_eq!(found, expected, "the row of {id}");
+    }
+    assert_eq!(
+        world.count("users").await,
+        model.people.values().filter(|known| known.row.is_some()).count() as u64
+    );
+
+    let registers = world
+        .rows("SELECT clerk_id, version, event_at, tie, deleted FROM entity_versions WHERE kind = 'user'")
+        .await;
+    let registers: BTreeSet<String> = registers
+        .iter()
+        .map(|row| {
+            ["clerk_id", "version", "event_at", "tie", "deleted"].map(|name| plain(&row[name])).join(" ")
+        })
+        .collect();
+    let expected: BTreeSet<String> = model
+        .people
+        .iter()
+        .map(|(id, Known { newest: (version, event_at, tie), gone, .. })| {
+            format!("{id} {version} {event_at} {tie} {}", u8::from(*gone))
+        })
+        .collect();
+    assert_eq!(registers, expected);
+
+    let processed = world.column("SELECT svix_id || ' ' || outcome AS line FROM processed_webhooks").await;
+    let expected: BTreeSet<String> =
+        model.answers.iter().map(|(svix_id, outcome)| format!("{svix_id} {outcome}")).collect();
+    assert_eq!(processed.into_iter().collect::<BTreeSet<_>>(), expected);
+
+    let audit = world.rows("SELECT action, clerk_id, svix_id, changed_fields FROM audit_log").await;
+    let mut audit: Vec<String> = audit
+        .iter()
+        .map(|row| {
+            let fields = plain(&row["changed_fields"]).replace(['[', ']', '"', ' '], "");
+            format!(
+                "{} {} {} {fields}",
+                plain(&row["action"]),
+                plain(&row["clerk_id"]),
+                plain(&row["svix_id"])
+            )
+        })
+        .collect();
+    audit.sort();
+    let mut expected = model.audit.clone();
+    expected.sort();
+    assert_eq!(audit, expected);
+
+    let actors = world
+        .column("SELECT l.svix_id FROM audit_actors AS a JOIN audit_log AS l ON l.id = a.audit_id")
+        .await;
+    let expected: BTreeSet<String> = model
+        .audit
+        .iter()
+        .filter_map(|line| {
+            let parts: Vec<&str> = line.split(' ').collect();
+            (!model.people[parts[1]].gone).then(|| parts[2].to_owned())
+        })
+        .collect();
+    assert_eq!(actors.into_iter().collect::<BTreeSet<_>>(), expected);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+/// What somebody says of a user.
+#[derive(Clone, Debug)]
+struct News {
+    svix_id: String,
+    user: String,
+    /// Milliseconds after the sign-up: `updated_at`, and the envelope's.
+    times: (i64, i64),
+    created: bool,
+    says: Says,
+}
+
+#[derive(Clone, Debug)]
+enum Says {
+    Looks(Looks),
+    Gone,
+}
+
+/// For each field one of three values, of which the first is null.
+type Looks = [u8; Field::ALL.len()];
+
+impl News {
+    /// A deletion carries no `updated_at`.
+    fn version(&self) -> (i64, i64, String) {
+        let version = if matches!(self.says, Says::Gone) { self.times.1 } else { self.times.0 };
+        (SIGN_UP + version, SIGN_UP + self.times.1, self.svix_id.clone())
+    }
+
+    fn event(&self) -> Event {
+        let event = match &self.says {
+            Says::Gone => Event::deleted(&self.user, self.times.1),
+            Says::Looks(looks) => {
+                let event =
+                    if self.created { Event::created(&self.user) } else { Event::updated(&self.user, 0) };
+                let event = event
+                    .set("updated_at", SIGN_UP + self.times.0)
+                    .envelope("timestamp", SIGN_UP + self.times.1);
+                payload(event, looks)
+            }
+        };
+        event.svix(&self.svix_id)
+    }
+}
+
+/// Looks as Clerk writes them.
+fn payload(mut event: Event, looks: &Looks) -> Event {
+    for (field, look) in Field::ALL.into_iter().zip(*looks) {
+        let name = field.name();
+        event = match field {
+            Field::Email if look == 0 => event.set("primary_email_address_id", json!(null)),
+            Field::Email => {
+                let status =
+                    ["unverified", "verified", "expired"][usize::from(looks[Field::EmailVerified as usize])];
+                let addresses = json!([
+                    { "id": "idn_1", "email_address": format!("{look}@example.com"), "verification": { "status": status } },
+                ]);
+                event.set("email_addresses", addresses)
+            }
+            Field::EmailVerified => event,
+            Field::PhoneNumber if look == 0 => event.set("phone_numbers", json!([])),
+            Field::PhoneNumber => {
+                event.set("phone_numbers", json!([{ "id": "idn_2", "phone_number": format!("+{look}") }]))
+            }
+            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => event.set(
+                name,
+                [json!(null), json!({}), json!({ "b": [1, { "c": null }], "a": "x" })][usize::from(look)]
+                    .clone(),
+            ),
+            Field::Banned | Field::Locked => {
+                event.set(name, [json!(null), json!(true), json!(false)][usize::from(look)].clone())
+            }
+            Field::LastSignInAt | Field::LastActiveAt => {
+                event.set(name, if look == 0 { Json::Null } else { json!(SIGN_UP + i64::from(look)) })
+            }
+            _ => event.set(name, if look == 0 { Json::Null } else { json!(format!("{name} {look}")) }),
+        };
+    }
+    event
+}
+
+/// Looks as a row has them.
+fn profile(looks: &Looks) -> Profile {
+    let mut profile = Profile::default();
+    for (field, look) in Field::ALL.into_iter().zip(*looks) {
+        let has_email = looks[Field::Email as usize] != 0;
+        let value = match field {
+            Field::EmailVerified if has_email => Value::Bool(look == 1),
+            Field::EmailVerified => Value::Null,
+            _ if look == 0 => Value::Null,
+            Field::Email => Value::Text(format!("{look}@example.com")),
+            Field::PhoneNumber => Value::Text(format!("+{look}")),
+            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
+                Value::Json(["", "{}", r#"{"a":"x","b":[1,{"c":null}]}"#][usize::from(look)].to_owned())
+            }
+            Field::Banned | Field::Locked => Value::Bool(look == 1),
+            Field::LastSignInAt | Field::LastActiveAt => Value::Time(after(i64::from(look))),
+            _ => Value::Text(format!("{} {look}", field.name())),
+        };
+        profile.set(field, value);
+    }
+    profile
+}
+
+/// The rules, in a few lines and in memory.
+#[derive(Default)]
+struct Model {
+    answers: BTreeMap<String, Outcome>,
+    people: BTreeMap<String, Known>,
+    audit: Vec<String>,
+}
+
+struct Known {
+    newest: (i64, i64, String),
+    gone: bool,
+    row: Option<Row>,
+}
+
+struct Row {
+    profile: Profile,
+    updated_at: chrono::DateTime<chrono::Utc>,
+}
+
+impl Model {
+    fn hear(&mut self, news: &News) -> Outcome {
+        if self.answers.contains_key(&news.svix_id) {
+            return Outcome::Duplicate;
+        }
+        let outcome = self.learn(news);
+        self.answers.insert(news.svix_id.clone(), outcome);
+        outcome
+    }
+
+    fn learn(&mut self, news: &News) -> Outcome {
+        let version = news.version();
+        let known = self.people.get(&news.user);
+        if known.is_some_and(|known| known.gone) {
+            return Outcome::Stale;
+        }
+        let before = known.and_then(|known| known.row.as_ref()).map(|row| row.profile.clone());
+        let Says::Looks(looks) = &news.says else {
+            if before.is_some() {
+                self.write("USER_HARD_DELETED", news, "");
+            }
+            self.people.insert(news.user.clone(), Known { newest: version, gone: true, row: None });
+            return Outcome::Applied;
+        };
+        if known.is_some_and(|known| version <= known.newest) {
+            return Outcome::Stale;
+        }
+        let profile = profile(looks);
+        let old = before.clone().unwrap_or_default();
+        let changed: Vec<&str> =
+            Field::ALL.into_iter().filter(|field| old[*field] != profile[*field]).map(Field::name).collect();
+        let outcome = match before {
+            None => {
+                self.write("USER_CREATED", news, &changed.join(","));
+                Outcome::Applied
+            }
+            Some(_) if changed.is_empty() => Outcome::Unchanged,
+            Some(_) => {
+                self.write("USER_UPDATED", news, &changed.join(","));
+                Outcome::Applied
+            }
+        };
+        let row = Some(Row { profile, updated_at: at(version.0) });
+        self.people.insert(news.user.clone(), Known { newest: version, gone: false, row });
+        outcome
+    }
+
+    fn write(&mut self, action: &str, news: &News, changed: &str) {
+        self.audit.push(format!("{action} {} {} {changed}", news.user, news.svix_id));
+    }
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    news: Vec<News>,
+    /// Indices of `news`, some of them more than once.
+    order: Vec<usize>,
+    /// Of the batches, over and over.
+    sizes: Vec<usize>,
+}
+
+fn histories() -> impl Strategy<Value = History> {
+    let looks = prop_oneof![
+        Just([0; Field::ALL.len()]),
+        Just([1; Field::ALL.len()]),
+        prop::array::uniform15(0..3u8),
+    ];
+    let says = prop_oneof![8 => looks.prop_map(Says::Looks), 1 => Just(Says::Gone)];
+    // Few users and few times, so that they meet.
+    let one = (0..4u8, 0..6i64, 0..6i64, any::<bool>(), says);
+    let news = prop::collection::vec(one, 1..30).prop_map(|news| {
+        let news = news.into_iter().enumerate();
+        news.map(|(index, (user, version, event_at, created, says))| News {
+            // Not in the order of the history.
+            svix_id: format!("msg_{:03}", index * 37 % 101),
+            // Two of them differ only in case.
+            user: ["user_a", "user_A", "user_b", "user_c"][usize::from(user)].to_owned(),
+            times: (version, event_at),
+            created,
+            says,
+        })
+        .collect::<Vec<News>>()
+    });
+    let repeats = prop::collection::vec(any::<prop::sample::Index>(), 0..10);
+    let order = (news, repeats).prop_flat_map(|(news, repeats)| {
+        let mut order: Vec<usize> = (0..news.len()).collect();
+        order.extend(repeats.iter().map(|index| index.index(news.len())));
+        (Just(news), Just(order).prop_shuffle())
+    });
+    (order, prop::collection::vec(1..12usize, 1..6)).prop_map(|((news, order), sizes)| History {
+        news,
+        order,
+        sizes,
+    })
+}
+
+/// Created, updated, updated, deleted, and one of them twice: in every order, at different and at equal times. Each
+/// order is lived by a user of its own, all of them side by side: once step by step, once in a single batch.
+async fn every_order_of_a_short_life_converges(world: World) {
+    const TIMES: [[(i64, i64); 4]; 4] = [
+        [(0, 0), (1, 1), (2, 2), (3, 3)],
+        // The updates can only be told apart by the envelope, only by the svix-id, and nothing by its time.
+        [(0, 0), (1, 1), (1, 2), (3, 3)],
+        [(0, 0), (1, 1), (1, 1), (1, 1)],
+        [(0, 0), (0, 0), (0, 0), (0, 0)],
+    ];
+    let mut lives: Vec<Vec<News>> = Vec::new();
+    for times in TIMES {
+        for twice in 0..4 {
+            for order in permutations(&[0, 1, 2, 3, twice]) {
+                let user = format!("user_{:05}", lives.len());
+                let news = |what: usize| News {
+                    svix_id: format!("msg_{}_{what}", lives.len()),
+                    user: user.clone(),
+                    times: times[what],
+                    created: what == 0,
+                    says: match what {
+                        3 => Says::Gone,
+                        what => Says::Looks([u8::try_from(what).unwrap(); Field::ALL.len()]),
+                    },
+                };
+                lives.push(order.into_iter().map(news).collect());
+            }
+        }
+    }
+
+    let mut model = Model::default();
+    for step in 0..5 {
+        for lives in lives.chunks(400) {
+            let batch: Vec<&News> = lives.iter().map(|life| &life[step]).collect();
+            deliver(&world, &mut model, &batch).await;
+        }
+    }
+    check(&world, &model).await;
+
+    world.empty().await;
+    let mut model = Model::default();
+    for lives in lives.chunks(100) {
+        let batch: Vec<&News> = lives.iter().flatten().collect();
+        deliver(&world, &mut model, &batch).await;
+    }
+    check(&world, &model).await;
+}
+
+/// Every order of these, each once.
+fn permutations(items: &[usize]) -> BTreeSet<Vec<usize>> {
+    let Some((first, rest)) = items.split_first() else { return BTreeSet::from([Vec::new()]) };
+    let mut orders = BTreeSet::new();
+    for order in permutations(rest) {
+        for place in 0..=order.len() {
+            let mut order = order.clone();
+            order.insert(place, *first);
+            orders.insert(order);
+        }
+    }
+    orders
+}

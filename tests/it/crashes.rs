@@ -1,0 +1,307 @@
+//! Trouble at any moment changes nothing about the end.
+//!
+//! A store that fails at its n-th call, for every n, in every way there is. What was not answered is delivered again,
+//! and then every table must hold what it holds after a run without trouble, row by row.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::{pending, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use clerk_sync::{
+    model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
+    store::{
+        Advance, ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Record,
+        Result, Store, StoreError, Transaction, Trouble,
+    },
+};
+use tokio::{select, sync::Notify};
+
+use crate::{
+    application,
+    world::{Event, Keeper, World, run},
+};
+
+/// How the n-th call fails.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// It is not done.
+    Refused,
+    /// It is done, and the answer is lost.
+    Lost,
+    /// Whoever asked is cancelled before it begins.
+    CutBefore,
+    /// Whoever asked is cancelled in the middle.
+    CutDuring,
+    /// Whoever asked is cancelled before they hear that it is done.
+    CutAfter,
+}
+
+macro_rules! crashes {
+    ($($name:ident: $how:ident),+ $(,)?) => {
+        mod postgres {
+            use super::*;
+            $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call(world, How::$how)); })+
+        }
+        mod sqlite {
+            use super::*;
+            $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call(world, How::$how)); })+
+        }
+    };
+}
+
+crashes! {
+    a_refused_call_changes_nothing_about_the_end: Refused,
+    a_lost_answer_changes_nothing_about_the_end: Lost,
+    being_cancelled_before_a_call_changes_nothing_about_the_end: CutBefore,
+    being_cancelled_during_a_call_changes_nothing_about_the_end: CutDuring,
+    being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
+}
+
+async fn every_call(world: World, how: How) {
+    application::orders(&world, "").await;
+    application::refuse_name(&world, "Bad").await;
+    let story = Story::new();
+    let undisturbed = story.tell(&world, Fault::never()).await.0;
+    assert!(undisturbed.iter().any(|line| line.contains("deleted-ID@")), "the story has an anonymised user");
+    let mut number = 0;
+    loop {
+        number += 1;
+        let fault = Fault::new(number, how);
+        let (end, calls) = story.tell(&world, fault).await;
+        assert_eq!(end, undisturbed, "after trouble at call {number}");
+        if calls < number {
+            break;
+        }
+    }
+    assert!(number > 40, "the story has only {number} calls");
+}
+
+/// Batches in which everything happens that a batch can be about.
+struct Story {
+    batches: Vec<Vec<Event>>,
+}
+
+impl Story {
+    fn new() -> Self {
+        let session = Event::about("session.created", serde_json::json!({ "id": "sess_1" }), 0);
+        Self {
+            batches: vec![
+                vec![Event::created("user_a"), Event::created("user_b"), session],
+                // A user with an order, one without, and one who is new.
+                vec![
+                    Event::updated("user_b", 1000),
+                    Event::updated("user_a", 1000).set("first_name", "Augusta"),
+                    Event::deleted("user_a", 2000),
+                    Event::deleted("user_b", 2000),
+                    Event::created("user_c"),
+                ],
+                // One that the application refuses, one that nobody can use, and one between them.
+                vec![
+                    Event::created("user_d").set("first_name", "Bad"),
+                    Event::updated("user_c", 1000).set("banned", true),
+                    Event::raw("unusable"),
+                ],
+            ],
+        }
+    }
+
+    /// Live through it, and deliver again at once what got no answer. Returns the end and the number of calls.
+    async fn tell(&self, world: &World, fault: Arc<Fault>) -> (Vec<String>, usize) {
+        world.sql("DELETE FROM orders").await;
+        world.empty().await;
+        let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+        for (number, batch) in self.batches.iter().enumerate() {
+            if number == 1 {
+                application::order(world, 1, "user_a").await;
+            }
+            let deliveries: Vec<Delivery> = batch.iter().map(|event| world.delivery(event)).collect();
+            let answers = select! {
+                answers = world.apply(&store, &deliveries) => answers,
+                () = fault.cut.notified() => deliveries.iter().map(|_| Err(unavailable())).collect(),
+            };
+            let unanswered: Vec<Event> = batch
+                .iter()
+                .zip(answers)
+                .filter(|(_, answer)| answer.is_err())
+                .map(|(event, _)| event.clone())
+                .collect();
+            world.deliver_all(&unanswered).await;
+        }
+        world.wait_until_idle().await;
+        // A try that nobody heard of is a try all the same.
+        let end = world.dump_without(&["attempts", "next_attempt_at"]).await;
+        (end, fault.calls.load(Ordering::SeqCst))
+    }
+}
+
+fn unavailable() -> StoreError {
+    StoreError::new(Trouble::Unavailable)
+}
+
+/// Trouble at one call.
+struct Fault {
+    calls: AtomicUsize,
+    at: usize,
+    how: How,
+    /// Whoever waits here cancels the work.
+    cut: Notify,
+}
+
+impl Fault {
+    fn new(at: usize, how: How) -> Arc<Self> {
+        Arc::new(Self { calls: AtomicUsize::new(0), at, how, cut: Notify::new() })
+    }
+
+    fn never() -> Arc<Self> {
+        Self::new(usize::MAX, How::Refused)
+    }
+
+    async fn call<T>(&self, inner: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
+            return inner.await;
+        }
+        match self.how {
+            How::Refused => Err(unavailable()),
+            How::Lost => inner.await.and(Err(unavailable())),
+            How::CutBefore => self.never_return().await,
+            How::CutDuring => {
+                let mut inner = pin!(inner);
+                // Begun, and then left alone.
+                let begun = poll_fn(|context| Poll::Ready(inner.as_mut().poll(context))).await;
+                let _kept = begun;
+                self.never_return().await
+            }
+            How::CutAfter => {
+                let _kept = inner.await;
+                self.never_return().await
+            }
+        }
+    }
+
+    async fn never_return<T>(&self) -> T {
+        self.cut.notify_one();
+        pending().await
+    }
+}
+
+/// A store with trouble.
+struct Troubled {
+    inner: Arc<dyn Store>,
+    fault: Arc<Fault>,
+}
+
+#[async_trait]
+impl Store for Troubled {
+    fn writers(&self) -> usize {
+        self.inner.writers()
+    }
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        let inner = self.fault.call(self.inner.begin(patience)).await?;
+        Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))
+    }
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        self.inner.migrate().await
+    }
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
+        self.inner.migration_status().await
+    }
+    async fn ready(&self) -> Result<Readiness> {
+        self.inner.ready().await
+    }
+    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
+        self.inner.user(id).await
+    }
+    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
+        self.inner.claim_due(now, lease, limit).await
+    }
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        self.inner.queue_depth().await
+    }
+    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        self.inner.prune_processed(before, limit).await
+    }
+    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
+        self.inner.foreign_users(table, after, limit).await
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+struct TroubledTransaction {
+    inner: Box<dyn Transaction>,
+    fault: Arc<Fault>,
+}
+
+#[async_trait]
+impl Transaction for TroubledTransaction {
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
+        self.fault.call(self.inner.record(records)).await
+    }
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
+        self.fault.call(self.inner.settle(outcomes)).await
+    }
+    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        self.fault.call(self.inner.registers(ids)).await
+    }
+    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
+        self.fault.call(self.inner.hold(id)).await
+    }
+    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
+        self.fault.call(self.inner.advance(registers)).await
+    }
+    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
+        self.fault.call(self.inner.users(ids, fields)).await
+    }
+    async fn insert_users(&mut self, users: &[User]) -> Result<()> {
+        self.fault.call(self.inner.insert_users(users)).await
+    }
+    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
+        self.fault.call(self.inner.update_users(users, fields)).await
+    }
+    async fn check_constraints(&mut self) -> Result<()> {
+        self.fault.call(self.inner.check_constraints()).await
+    }
+    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.delete_users(ids)).await
+    }
+    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.anonymize_users(ids, at)).await
+    }
+    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
+        self.fault.call(self.inner.forget(ids)).await
+    }
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
+        self.fault.call(self.inner.unattributed(ids)).await
+    }
+    async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
+        self.fault.call(self.inner.discard(ids)).await
+    }
+    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
+        self.fault.call(self.inner.attempts(ids)).await
+    }
+    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
+        self.fault.call(self.inner.park(parked)).await
+    }
+    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
+        self.fault.call(self.inner.audit(entries)).await
+    }
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.fault.call(self.inner.commit()).await
+    }
+    async fn rollback(self: Box<Self>) {
+        let Self { inner, fault } = *self;
+        // There is no way to hear that it failed; if it is not done, the transaction is dropped.
+        let _ = fault.call(async { Ok(inner.rollback().await) }).await;
+    }
+}

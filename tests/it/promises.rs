@@ -1,0 +1,1515 @@
+//! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use clerk_sync::{
+    model::{
+        Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register, Source,
+        SvixId, User, Value, Version,
+    },
+    store::{Advance, Patience, Record, Transaction, Trouble},
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    application::{allow_names, order, orders, refuse_name},
+    world::{Event, Keeper, NOW, SIGN_UP, World, after, at, clerk_id, emails, plain, run, tally, time},
+};
+
+use Outcome::{Applied, Duplicate, Ignored, Parked, Stale, Unchanged};
+
+macro_rules! promises {
+    ($($(#[$attribute:meta])* $promise:ident),+ $(,)?) => {
+        mod postgres {
+            use super::*;
+            $(#[test] $(#[$attribute])* fn $promise() { run(Keeper::Postgres, super::$promise); })+
+        }
+        mod sqlite {
+            use super::*;
+            $(#[test] $(#[$attribute])* fn $promise() { run(Keeper::Sqlite, super::$promise); })+
+        }
+    };
+}
+
+promises! {
+    // Once, and in order.
+    a_delivery_is_recorded_once,
+    the_same_delivery_many_times_at_once_is_applied_once,
+    events_of_one_user_at_once_end_with_the_newest,
+    repeats_inside_a_batch_are_sorted_out,
+    a_stale_version_writes_nothing,
+    equal_times_are_decided_by_the_envelope_and_then_by_the_svix_id,
+    a_time_that_cannot_be_true_counts_as_the_envelopes,
+    an_envelope_in_seconds_is_understood,
+    a_tombstone_outlives_a_late_update,
+    deletion_is_terminal_whatever_its_time,
+    the_deletion_of_a_user_never_seen_leaves_a_tombstone_and_no_audit_line,
+    what_is_not_synced_is_ignored_and_recorded,
+
+    // What a row holds.
+    every_field_comes_back_as_it_was_sent,
+    milliseconds_survive,
+    ids_differing_only_in_case_are_two_users,
+    a_shared_email_never_overwrites_another_user,
+    what_is_absent_keeps_what_is_stored,
+    what_is_null_clears_what_is_stored,
+    an_email_is_absent_only_if_nothing_is_said_of_it,
+    a_primary_email_that_dangles_is_no_email,
+    only_allow_listed_fields_are_written,
+    the_applications_columns_are_never_touched,
+    unchanged_moves_two_times_and_writes_no_audit_line,
+    the_audit_trail_names_fields_and_never_values,
+    actors_stand_beside_the_trail,
+    nul_and_lone_surrogates_become_replacement_characters,
+    odd_fields_that_are_not_synced_never_park_an_event,
+
+    // Parked.
+    an_unusable_event_is_kept_dead_byte_for_byte,
+    what_a_database_can_never_store_is_kept_dead,
+    what_the_application_refuses_is_kept_and_tried_again,
+    #[ignore = "recording takes the row out of the queue before it is parked again, and its time with it"]
+    a_parked_delivery_keeps_the_time_when_it_first_came,
+    what_is_parked_is_applied_once_the_application_allows_it,
+    after_fifteen_attempts_a_parked_delivery_is_dead,
+    a_dead_delivery_can_still_be_delivered_again,
+    what_is_due_is_claimed_by_one_and_left_alone_until_the_lease_ends,
+    parking_for_a_deleted_user_is_stale_and_keeps_nothing,
+    a_parked_event_that_became_old_is_stale_and_leaves_the_queue,
+    a_poisoned_delivery_in_a_batch_parks_alone,
+    errors_carry_no_people,
+
+    // Deletion.
+    a_foreign_key_decides_between_deleting_and_anonymising,
+    a_deferred_foreign_key_decides_as_well,
+    a_trigger_that_refuses_decides_as_well,
+    a_cascade_stays_the_applications_own_decision,
+    one_of_many_in_a_batch_is_anonymised_and_the_others_deleted,
+    one_of_many_with_a_deferred_key_is_anonymised_and_the_others_deleted,
+    the_policy_anonymize_always_keeps_the_row,
+    the_policy_delete_never_anonymises,
+    a_failing_deletion_is_kept_without_personal_data_and_never_dies,
+    a_failing_deletion_succeeds_by_redelivery_once_it_may,
+    a_failing_deletion_succeeds_by_the_retry_loop_once_it_may,
+    a_deletion_that_only_the_commit_refuses_is_never_lost,
+    a_user_who_can_be_neither_deleted_nor_anonymised_is_tried_again,
+    one_of_many_deletions_that_fails_parks_alone,
+    anonymize_columns_are_emptied,
+    nothing_of_a_deleted_user_remains,
+    nothing_of_an_anonymised_user_remains,
+    created_and_deleted_in_one_batch_leaves_a_tombstone_only,
+
+    // The keeper itself.
+    a_commit_is_all_or_nothing,
+    a_transaction_that_loses_a_race_says_so,
+    after_the_deadline_nothing_is_done,
+    somebody_elses_lock_loses_nothing,
+    the_audit_trail_only_grows,
+    migrations_are_safe_when_ten_run_at_once,
+    migrating_again_does_nothing,
+    a_store_is_ready_once_it_is_migrated,
+    tables_that_are_not_ours_are_refused_and_left_alone,
+    a_column_of_another_type_is_refused,
+    extra_columns_are_fine,
+    signups_are_counted_by_week_from_monday_in_utc,
+    old_processed_ids_are_forgotten_and_no_others,
+    a_table_made_by_prisma_can_be_read,
+    a_table_made_by_drizzle_can_be_read,
+    a_table_without_clerks_ids_is_refused_with_an_explanation,
+}
+
+async fn a_delivery_is_recorded_once(world: World) {
+    let event = Event::created("user_1");
+    assert_eq!(world.deliver(&event).await, Applied);
+    let before = world.dump().await;
+    assert_eq!(world.deliver(&event).await, Duplicate);
+    assert_eq!(world.dump().await, before);
+    let recorded = &world.rows("SELECT * FROM processed_webhooks").await[0];
+    assert_eq!(plain(&recorded["svix_id"]), event.svix_id);
+    assert_eq!(recorded["event_type"], "user.created");
+    assert_eq!(recorded["outcome"], "applied");
+    assert_eq!(recorded["clerk_id"], "user_1");
+    assert_eq!(time(&recorded["event_at"]), at(SIGN_UP));
+    assert_eq!(time(&recorded["processed_at"]), world.now);
+}
+
+async fn the_same_delivery_many_times_at_once_is_applied_once(world: World) {
+    let event = Event::created("user_1");
+    let outcomes = at_once(world, vec![event; 8], async |world| {
+        assert_eq!(world.count("users").await, 1);
+        assert_eq!(world.count("audit_log").await, 1);
+    })
+    .await;
+    assert_eq!(tally(outcomes), tally(["applied"].into_iter().chain(["duplicate"; 7])));
+}
+
+async fn events_of_one_user_at_once_end_with_the_newest(world: World) {
+    let events =
+        (1..=16).map(|n| Event::updated("user_1", n).set("first_name", format!("Ada {n}"))).collect();
+    let outcomes = at_once(world, events, async |world| {
+        assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada 16");
+        assert_eq!(world.count("users").await, 1);
+    })
+    .await;
+    assert!(outcomes.iter().all(|outcome| ["applied", "stale"].contains(outcome)), "{outcomes:?}");
+}
+
+/// Deliver each event in a transaction of its own, all at once, and look at the end.
+async fn at_once(world: World, events: Vec<Event>, look: impl AsyncFnOnce(&World)) -> Vec<&'static str> {
+    let world = Arc::new(world);
+    let deliveries: Vec<_> = events
+        .into_iter()
+        .map(|event| {
+            let world = Arc::clone(&world);
+            tokio::spawn(async move { world.deliver(&event).await.name() })
+        })
+        .collect();
+    let mut outcomes = Vec::new();
+    for delivery in deliveries {
+        outcomes.push(delivery.await.unwrap());
+    }
+    look(&world).await;
+    outcomes
+}
+
+async fn repeats_inside_a_batch_are_sorted_out(world: World) {
+    let (one, two) = (Event::created("user_1"), Event::created("user_2"));
+    let update = Event::updated("user_1", 1000).set("first_name", "Augusta");
+    let batch = [one.clone(), two.clone(), one.clone(), update.clone(), one, two, update];
+    let outcomes = world.deliver_all(&batch).await;
+    assert_eq!(outcomes, [Applied, Applied, Duplicate, Applied, Duplicate, Duplicate, Duplicate]);
+    assert_eq!(world.audit().await.len(), 3);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+}
+
+async fn a_stale_version_writes_nothing(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    world.deliver(&Event::updated("user_1", 1000)).await;
+    let before = without(&world.dump().await, "processed_webhooks");
+    let late = Event::updated("user_1", 500).set("first_name", "Old");
+    assert_eq!(world.deliver(&late).await, Stale);
+    assert_eq!(world.deliver(&late).await, Duplicate);
+    assert_eq!(without(&world.dump().await, "processed_webhooks"), before);
+    let outcome = format!("SELECT outcome FROM processed_webhooks WHERE svix_id = '{}'", late.svix_id);
+    assert_eq!(world.value(&outcome).await, "stale");
+}
+
+fn without(dump: &[String], table: &str) -> Vec<String> {
+    dump.iter().filter(|line| !line.starts_with(table)).cloned().collect()
+}
+
+async fn equal_times_are_decided_by_the_envelope_and_then_by_the_svix_id(world: World) {
+    let named = |svix_id: &str| Event::updated("user_1", 1000).set("first_name", svix_id).svix(svix_id);
+    assert_eq!(world.deliver(&named("msg_m")).await, Applied);
+    assert_eq!(world.deliver(&named("msg_a")).await, Stale);
+    // In the order of bytes, whatever the language of the database.
+    assert_eq!(world.deliver(&named("msg_Z")).await, Stale);
+    assert_eq!(world.deliver(&named("msg_z")).await, Applied);
+    assert_eq!(world.deliver(&named("msg_z0")).await, Applied);
+    let later_envelope = named("msg_0").envelope("timestamp", SIGN_UP + 1001);
+    assert_eq!(world.deliver(&later_envelope).await, Applied);
+    assert_eq!(world.deliver(&named("msg_zz")).await, Stale);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "msg_0");
+}
+
+async fn a_time_that_cannot_be_true_counts_as_the_envelopes(world: World) {
+    let told = |value: serde_json::Value| Event::updated("user_1", 1000).set("updated_at", value);
+    let odd = [
+        told(json!(NOW + 86_400_001)),
+        told(json!("2026-01-01")),
+        told(json!(null)),
+        told(json!(1.5)),
+        told(json!({})),
+        Event::updated("user_1", 1000).without("updated_at"),
+    ];
+    for (number, event) in odd.into_iter().enumerate() {
+        let number = i64::try_from(number).unwrap();
+        let event =
+            event.envelope("timestamp", SIGN_UP + 2000 + number).set("first_name", number.to_string());
+        assert_eq!(world.deliver(&event).await, Applied, "{event:?}");
+        assert_eq!(world.user("user_1").await.unwrap().updated_at, after(2000 + number));
+    }
+    // Clocks differ a little: a day ahead is believed.
+    let ahead = told(json!(NOW + 86_400_000)).set("first_name", "Ahead");
+    assert_eq!(world.deliver(&ahead).await, Applied);
+    assert_eq!(world.user("user_1").await.unwrap().updated_at, at(NOW + 86_400_000));
+}
+
+async fn an_envelope_in_seconds_is_understood(world: World) {
+    let event = Event::created("user_1").without("updated_at").envelope("timestamp", SIGN_UP / 1000);
+    assert_eq!(world.deliver(&event).await, Applied);
+    assert_eq!(world.user("user_1").await.unwrap().updated_at, at(SIGN_UP / 1000 * 1000));
+}
+
+async fn a_tombstone_outlives_a_late_update(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Applied);
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+    assert_eq!(world.deliver(&Event::created("user_1")).await, Stale);
+    assert!(world.user("user_1").await.is_none());
+    assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
+}
+
+async fn deletion_is_terminal_whatever_its_time(world: World) {
+    world.deliver(&Event::updated("user_1", 5000)).await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1)).await, Applied);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 9000)).await, Stale);
+    assert_eq!(world.deliver(&Event::updated("user_1", 9000)).await, Stale);
+    assert!(world.user("user_1").await.is_none());
+}
+
+async fn the_deletion_of_a_user_never_seen_leaves_a_tombstone_and_no_audit_line(world: World) {
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Applied);
+    assert_eq!(world.deliver(&Event::created("user_1")).await, Stale);
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 3000)).await, Stale);
+    assert_eq!(world.count("users").await, 0);
+    assert_eq!(world.count("audit_log").await, 0);
+    assert!(is_tombstone(&world, "user_1").await);
+}
+
+async fn is_tombstone(world: &World, id: &str) -> bool {
+    let query = format!("SELECT deleted FROM entity_versions WHERE kind = 'user' AND clerk_id = '{id}'");
+    world.value(&query).await == "1"
+}
+
+async fn what_is_not_synced_is_ignored_and_recorded(world: World) {
+    let session = Event::about("session.created", json!({ "id": "sess_1", "user_id": "user_1" }), SIGN_UP);
+    let unheard = Event::about("user.teleported", json!({ "id": "user_1" }), SIGN_UP);
+    let nobody = Event::about("user.deleted", json!({ "deleted": true, "object": "user" }), SIGN_UP);
+    let batch = [session.clone(), unheard, nobody, Event::created("user_1")];
+    assert_eq!(world.deliver_all(&batch).await, [Ignored, Ignored, Ignored, Applied]);
+    assert_eq!(world.deliver(&session).await, Duplicate);
+    let outcomes = world.column("SELECT outcome FROM processed_webhooks").await;
+    assert_eq!(
+        tally(outcomes.iter().map(String::as_str)),
+        tally(["ignored", "ignored", "ignored", "applied"])
+    );
+}
+
+async fn every_field_comes_back_as_it_was_sent(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let user = world.user("user_1").await.unwrap();
+    let expected = [
+        (Field::Email, text("ada@example.com")),
+        (Field::EmailVerified, Value::Bool(true)),
+        (Field::FirstName, text("Ada")),
+        (Field::LastName, text("Lovelace")),
+        (Field::ImageUrl, text("https://img.clerk.com/ada")),
+        (Field::Username, text("ada")),
+        (Field::PhoneNumber, text("+15555550100")),
+        (Field::ExternalId, text("ext-7")),
+        (Field::PublicMetadata, Value::Json(r#"{"plan":"pro"}"#.to_owned())),
+        (Field::UnsafeMetadata, Value::Json(r#"{"theme":"dark"}"#.to_owned())),
+        (Field::PrivateMetadata, Value::Json(r#"{"note":"likes engines"}"#.to_owned())),
+        (Field::Banned, Value::Bool(false)),
+        (Field::Locked, Value::Bool(true)),
+        (Field::LastSignInAt, Value::Time(after(1))),
+        (Field::LastActiveAt, Value::Time(after(2))),
+    ];
+    for (field, value) in expected {
+        assert_eq!(user.profile[field], value, "{}", field.name());
+        if let (Value::Text(a), Value::Text(b)) = (&user.profile[field], &value) {
+            assert_eq!(a, b);
+        }
+    }
+    assert_eq!(user.created_at, Some(at(SIGN_UP)));
+    assert_eq!(user.updated_at, at(SIGN_UP));
+    assert_eq!(user.synced_at, world.now);
+    assert_eq!(user.deleted_at, None);
+
+    // Anything that is a string to Clerk.
+    let odd = "Zo\u{eb} \u{1f600} 'quoted\" \\ $1 ?1 {\"a\":1} \u{1}\n\u{fffd}";
+    world.deliver(&Event::updated("user_1", 1000).set("first_name", odd).set("last_name", "")).await;
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), odd);
+    assert_eq!(world.text("user_1", Field::LastName).await.unwrap(), "");
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+async fn milliseconds_survive(world: World) {
+    let event = Event::updated("user_1", 7)
+        .envelope("timestamp", SIGN_UP + 9)
+        .set("last_sign_in_at", SIGN_UP - 456)
+        .set("last_active_at", -1);
+    world.deliver(&event).await;
+    let user = world.user("user_1").await.unwrap();
+    assert_eq!(user.created_at, Some(at(SIGN_UP)));
+    assert_eq!(user.updated_at, after(7));
+    assert_eq!(user.profile[Field::LastSignInAt], Value::Time(after(-456)));
+    assert_eq!(user.profile[Field::LastActiveAt], Value::Time(at(-1)));
+    let register = &world.rows("SELECT version, event_at, tie FROM entity_versions").await[0];
+    assert_eq!(plain(&register["version"]), (SIGN_UP + 7).to_string());
+    assert_eq!(plain(&register["event_at"]), (SIGN_UP + 9).to_string());
+    assert_eq!(plain(&register["tie"]), event.svix_id);
+    assert_eq!(time(&world.rows("SELECT event_at FROM audit_log").await[0]["event_at"]), after(9));
+}
+
+async fn ids_differing_only_in_case_are_two_users(world: World) {
+    let (one, two) = (Event::created("user_Ab"), Event::created("user_aB").set("first_name", "Bea"));
+    assert_eq!(world.deliver_all(&[one.clone(), two]).await, [Applied, Applied]);
+    assert_eq!(world.text("user_aB", Field::FirstName).await.unwrap(), "Bea");
+    world.deliver(&Event::deleted("user_Ab", 1)).await;
+    assert!(world.user("user_Ab").await.is_none());
+    assert!(world.user("user_aB").await.is_some());
+    assert!(world.user("USER_AB").await.is_none());
+    // The same of deliveries.
+    let shouted = one.svix_id.to_uppercase();
+    assert_eq!(world.deliver(&Event::created("user_2").svix(&shouted)).await, Applied);
+}
+
+async fn a_shared_email_never_overwrites_another_user(world: World) {
+    world.deliver(&Event::created("user_1").email("shared@example.com")).await;
+    let other = Event::created("user_2").email("shared@example.com").set("first_name", "Charles");
+    assert_eq!(world.deliver(&other).await, Applied);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Charles");
+    world.deliver(&Event::deleted("user_1", 1)).await;
+    assert_eq!(world.text("user_2", Field::Email).await.unwrap(), "shared@example.com");
+}
+
+async fn what_is_absent_keeps_what_is_stored(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let before = world.user("user_1").await.unwrap();
+    assert_eq!(world.deliver(&Event::minimal("user_1", 1000)).await, Unchanged);
+    let minimal = world.user("user_1").await.unwrap();
+    assert_eq!(minimal, User { updated_at: after(1000), ..before.clone() });
+    let named = Event::minimal("user_1", 2000).set("first_name", "Augusta");
+    assert_eq!(world.deliver(&named).await, Applied);
+    let mut profile = before.profile.clone();
+    profile.set(Field::FirstName, text("Augusta"));
+    assert_eq!(world.user("user_1").await.unwrap(), User { profile, updated_at: after(2000), ..before });
+}
+
+async fn what_is_null_clears_what_is_stored(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let mut event = Event::minimal("user_1", 1000)
+        .set("primary_email_address_id", json!(null))
+        .set("primary_phone_number_id", json!(null));
+    for field in Field::ALL {
+        if !matches!(field, Field::Email | Field::EmailVerified | Field::PhoneNumber) {
+            event = event.set(field.name(), json!(null));
+        }
+    }
+    assert_eq!(world.deliver(&event).await, Applied);
+    assert_eq!(world.user("user_1").await.unwrap().profile, Profile::default());
+    assert_eq!(world.value("SELECT count(*) AS n FROM users WHERE public_metadata IS NULL").await, "1");
+}
+
+async fn an_email_is_absent_only_if_nothing_is_said_of_it(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let no_list = Event::minimal("user_1", 1000).set("primary_email_address_id", "idn_1");
+    assert_eq!(world.deliver(&no_list).await, Unchanged);
+    let no_id = Event::minimal("user_1", 2000).set("email_addresses", emails("new@example.com"));
+    assert_eq!(world.deliver(&no_id).await, Unchanged);
+    assert_eq!(world.text("user_1", Field::Email).await.unwrap(), "ada@example.com");
+    let none = Event::minimal("user_1", 3000).set("primary_email_address_id", json!(null));
+    assert_eq!(world.deliver(&none).await, Applied);
+    let user = world.user("user_1").await.unwrap();
+    assert_eq!(user.profile[Field::Email], Value::Null);
+    assert_eq!(user.profile[Field::EmailVerified], Value::Null);
+    assert_eq!(changed_fields(&world).await.last().unwrap(), "email,email_verified");
+}
+
+/// `changed_fields` of every audit line, in order.
+async fn changed_fields(world: &World) -> Vec<String> {
+    let lines = world.rows("SELECT changed_fields FROM audit_log ORDER BY id").await;
+    lines
+        .iter()
+        .map(|line| match &line["changed_fields"] {
+            serde_json::Value::String(text) => serde_json::from_str::<Vec<String>>(text).unwrap().join(","),
+            array => serde_json::from_value::<Vec<String>>(array.clone()).unwrap().join(","),
+        })
+        .collect()
+}
+
+async fn a_primary_email_that_dangles_is_no_email(world: World) {
+    for (n, list) in
+        [json!([]), json!(null), json!([{ "id": "idn_9", "email_address": "x@example.com" }]), json!([7])]
+            .into_iter()
+            .enumerate()
+    {
+        let id = format!("user_{n}");
+        world.deliver(&Event::created(&id)).await;
+        let event = Event::updated(&id, 1000).set("email_addresses", list);
+        assert_eq!(world.deliver(&event).await, Applied);
+        assert_eq!(world.text(&id, Field::Email).await, None);
+    }
+}
+
+async fn only_allow_listed_fields_are_written(mut world: World) {
+    world.rules.fields = [Field::Email, Field::FirstName].into_iter().collect::<FieldSet>();
+    world.deliver(&Event::created("user_1")).await;
+    let profile = world.user("user_1").await.unwrap().profile;
+    for field in Field::ALL {
+        let allowed = [Field::Email, Field::FirstName].contains(&field);
+        assert_eq!(profile[field] != Value::Null, allowed, "{}", field.name());
+    }
+    assert_eq!(changed_fields(&world).await, ["email,first_name"]);
+
+    // A column that is not listed may be the application's to fill.
+    world
+        .sql("UPDATE users SET last_name = 'Own', banned = NOT false, public_metadata = '{\"own\":1}'")
+        .await;
+    let update = Event::updated("user_1", 1000).set("first_name", "Augusta").set("last_name", "Other");
+    assert_eq!(world.deliver(&update).await, Applied);
+    let profile = world.user("user_1").await.unwrap().profile;
+    assert_eq!(profile[Field::FirstName].text(), Some("Augusta"));
+    assert_eq!(profile[Field::LastName].text(), Some("Own"));
+    assert_eq!(profile[Field::Banned], Value::Bool(true));
+    assert_eq!(profile[Field::PublicMetadata], Value::Json(r#"{"own":1}"#.to_owned()));
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000).set("first_name", "Augusta")).await, Unchanged);
+}
+
+async fn the_applications_columns_are_never_touched(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    world.sql("ALTER TABLE users ADD COLUMN score INTEGER DEFAULT 5; ALTER TABLE users ADD COLUMN nickname TEXT").await;
+    world.sql(r#"UPDATE users SET score = 7, nickname = 'Countess', preferences = '{"lang":"en"}'"#).await;
+    world.deliver(&Event::updated("user_1", 1000).set("first_name", "Augusta")).await;
+    world.deliver(&Event::created("user_2")).await;
+    let rows = world.rows("SELECT clerk_id, score, nickname, preferences FROM users ORDER BY clerk_id").await;
+    assert_eq!(rows[0]["score"], 7);
+    assert_eq!(rows[0]["nickname"], "Countess");
+    assert!(rows[0]["preferences"].to_string().contains("lang"));
+    assert_eq!(rows[1]["score"], 5);
+}
+
+async fn unchanged_moves_two_times_and_writes_no_audit_line(mut world: World) {
+    world
+        .deliver(&Event::created("user_1").set("public_metadata", json!({ "a": 1, "b": [true, 2.5] })))
+        .await;
+    let before = world.user("user_1").await.unwrap();
+    world.pass(TimeDelta::minutes(1));
+    let same = Event::updated("user_1", 1000)
+        .set("public_metadata", json!("MARK"))
+        .replacing(r#""MARK""#, r#"{ "b" : [true, 25e-1], "a": 1.0 }"#);
+    assert_eq!(world.deliver(&same).await, Unchanged);
+    let moved = world.user("user_1").await.unwrap();
+    assert_eq!(moved, User { updated_at: after(1000), synced_at: world.now, ..before });
+    assert_eq!(world.audit().await, ["USER_CREATED user_1"]);
+    assert_eq!(
+        world.value("SELECT outcome FROM processed_webhooks ORDER BY processed_at DESC LIMIT 1").await,
+        "unchanged"
+    );
+    // The register moved too.
+    assert_eq!(world.deliver(&Event::updated("user_1", 999).set("first_name", "Old")).await, Stale);
+}
+
+async fn the_audit_trail_names_fields_and_never_values(world: World) {
+    // A row that is new is created, whatever the event is called, and the other way round.
+    let first = Event::updated("user_1", 1000);
+    let second = Event::created("user_1").after(2000).set("first_name", "Augusta").set("banned", true);
+    world.deliver_all(&[first.clone(), second.clone()]).await;
+    world.deliver(&Event::deleted("user_1", 3000)).await;
+    assert_eq!(
+        world.audit().await,
+        ["USER_CREATED user_1", "USER_UPDATED user_1", "USER_HARD_DELETED user_1"]
+    );
+    let every_field = Field::ALL.map(Field::name).join(",");
+    assert_eq!(changed_fields(&world).await, [every_field.as_str(), "first_name,banned", ""]);
+    let line = &world.rows("SELECT * FROM audit_log ORDER BY id").await[1];
+    assert_eq!(plain(&line["svix_id"]), second.svix_id);
+    assert_eq!(line["source"], "webhook");
+    assert_eq!(time(&line["event_at"]), after(2000));
+    assert_eq!(time(&line["at"]), world.now);
+}
+
+async fn actors_stand_beside_the_trail(world: World) {
+    let blank = json!({ "http_request": { "client_ip": "", "user_agent": "" } });
+    world
+        .deliver_all(&[
+            Event::created("user_1"),
+            Event::created("user_2").envelope("event_attributes", blank),
+            Event::created("user_3").without_envelope("event_attributes"),
+        ])
+        .await;
+    let actors = world
+        .rows("SELECT l.clerk_id, a.ip, a.user_agent FROM audit_actors AS a JOIN audit_log AS l ON l.id = a.audit_id")
+        .await;
+    assert_eq!(actors.len(), 1);
+    assert_eq!(actors[0]["clerk_id"], "user_1");
+    assert_eq!(actors[0]["ip"], "203.0.113.7");
+    assert_eq!(actors[0]["user_agent"], "Engine/1.0");
+    world.deliver(&Event::deleted("user_1", 1)).await;
+    assert_eq!(world.count("audit_actors").await, 0);
+    assert_eq!(world.count("audit_log").await, 4);
+}
+
+async fn nul_and_lone_surrogates_become_replacement_characters(world: World) {
+    let event = Event::created("user_1")
+        .set("public_metadata", json!({ "MARK": "MARK" }))
+        .set("first_name", "AdaMARK")
+        .replacing("MARK", r"\u0000x\ud800");
+    assert_eq!(world.deliver(&event).await, Applied);
+    let user = world.user("user_1").await.unwrap();
+    assert_eq!(user.profile[Field::FirstName].text(), Some("Ada\u{fffd}x\u{fffd}"));
+    let json = "{\"\u{fffd}x\u{fffd}\":\"\u{fffd}x\u{fffd}\"}";
+    assert_eq!(user.profile[Field::PublicMetadata], Value::Json(json.to_owned()));
+    assert_eq!(world.count("webhook_queue").await, 0);
+    // In the actor as well.
+    let odd = json!({ "http_request": { "client_ip": "203.0.113.8", "user_agent": "MARK" } });
+    let event = Event::created("user_2").envelope("event_attributes", odd).replacing("MARK", r"\u0000\udc00");
+    assert_eq!(world.deliver(&event).await, Applied);
+}
+
+async fn odd_fields_that_are_not_synced_never_park_an_event(mut world: World) {
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    let odd = Event::created("user_1")
+        .set("has_image", 5)
+        .set("web3_wallets", "none")
+        .set("locale", "DEEP")
+        .set("two_factor_enabled", "HUGE")
+        .envelope("event_attributes", json!([1]))
+        .envelope("object", 7)
+        .replacing(r#""DEEP""#, &deep)
+        .replacing(r#""HUGE""#, "1e1000000");
+    assert_eq!(world.deliver(&odd).await, Applied);
+    world.rules.fields = [Field::Email].into_iter().collect();
+    let odd = Event::created("user_2")
+        .set("first_name", 7)
+        .set("banned", "yes")
+        .set("last_sign_in_at", "today")
+        .set("public_metadata", "DEEP")
+        .set("phone_numbers", 1)
+        .replacing(r#""DEEP""#, &deep);
+    assert_eq!(world.deliver(&odd).await, Applied);
+    assert_eq!(world.text("user_2", Field::Email).await.unwrap(), "ada@example.com");
+}
+
+async fn an_unusable_event_is_kept_dead_byte_for_byte(world: World) {
+    let bodies: [&[u8]; 6] = [
+        b"\xff\xfe no text \x00 at all",
+        b"",
+        b"[]",
+        br#"{"type":"user.created"}"#,
+        br#"{"type":"user.created","data":{"id":""}}"#,
+        br#"{"data":{"id":"user_1"}}"#,
+    ];
+    for body in bodies {
+        let event = Event::raw(body);
+        assert_eq!(world.deliver(&event).await, Parked);
+        let due =
+            world.rows(&format!("SELECT * FROM webhook_queue WHERE svix_id = '{}'", event.svix_id)).await;
+        assert_eq!(due[0]["state"], "dead");
+        assert_eq!(due[0]["next_attempt_at"], json!(null));
+        assert_eq!(plain(&due[0]["attempts"]), "1");
+        assert_eq!(time(&due[0]["received_at"]), world.now);
+        assert_eq!(raw_payload(&world, &event.svix_id).await, body);
+    }
+    assert_eq!(world.count("processed_webhooks").await, 0);
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 6);
+    // Of a user who can be read, so that an erasure finds it.
+    let named = Event::updated("user_1", 1000).set("first_name", 7);
+    assert_eq!(world.deliver(&named).await, Parked);
+    let of_user = "SELECT svix_id FROM webhook_queue WHERE clerk_id = 'user_1'";
+    assert_eq!(world.value(of_user).await, named.svix_id);
+}
+
+/// The bytes in `webhook_queue`, as they are.
+async fn raw_payload(world: &World, svix_id: &str) -> Vec<u8> {
+    let encoded = match world.keeper {
+        Keeper::Postgres => "encode(payload, 'hex')",
+        Keeper::Sqlite => "hex(payload)",
+    };
+    let query = format!("SELECT {encoded} AS hex FROM webhook_queue WHERE svix_id = '{svix_id}'");
+    let hex = world.value(&query).await;
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+async fn what_a_database_can_never_store_is_kept_dead(world: World) {
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    let events = [
+        Event::created("user_1").set("public_metadata", "MARK").replacing(r#""MARK""#, "1e1000000"),
+        Event::created("user_2").set("unsafe_metadata", "MARK").replacing(r#""MARK""#, &deep),
+    ];
+    for (event, id) in events.iter().zip(["user_1", "user_2"]) {
+        let outcome = world.deliver(event).await;
+        // Both are beyond jsonb, while SQLite keeps text.
+        if world.keeper == Keeper::Postgres {
+            assert_eq!(outcome, Parked);
+            assert!(world.user(id).await.is_none());
+            assert_eq!(raw_payload(&world, &event.svix_id).await, event.body());
+            // It stays possible to deliver it again, and dead.
+            assert_eq!(world.deliver(event).await, Parked);
+        } else {
+            assert_eq!(outcome, Applied);
+        }
+    }
+    let expected = if world.keeper == Keeper::Postgres { 2 } else { 0 };
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, expected);
+    assert_eq!(world.count("processed_webhooks").await, 2 - expected);
+    // The user is not frozen by it.
+    assert_eq!(world.deliver(&Event::updated("user_1", 1000)).await, Applied);
+}
+
+async fn what_the_application_refuses_is_kept_and_tried_again(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    for (attempts, minutes) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60)] {
+        assert_eq!(world.deliver(&event).await, Parked);
+        let parked = world.parked().await;
+        assert_eq!(parked["state"], "pending");
+        assert_eq!(plain(&parked["attempts"]), attempts.to_string());
+        assert_eq!(time(&parked["next_attempt_at"]), world.now + TimeDelta::minutes(minutes));
+        assert_eq!(parked["clerk_id"], "user_1");
+        assert_eq!(parked["event_type"], "user.created");
+        assert_eq!(raw_payload(&world, &event.svix_id).await, event.body());
+        world.pass(TimeDelta::seconds(10));
+    }
+    assert_eq!(world.count("processed_webhooks").await, 0);
+    assert_eq!(world.count("users").await + world.count("audit_log").await, 0);
+}
+
+async fn a_parked_delivery_keeps_the_time_when_it_first_came(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    for _ in 0..2 {
+        assert_eq!(world.deliver(&event).await, Parked);
+        assert_eq!(time(&world.parked().await["received_at"]), at(NOW));
+        world.pass(TimeDelta::hours(1));
+    }
+}
+
+async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let events = [
+        Event::created("user_1").set("first_name", "Bad"),
+        Event::created("user_2").set("first_name", "Bad"),
+    ];
+    assert_eq!(world.deliver_all(&events).await, [Parked, Parked]);
+    allow_names(&world).await;
+    // One comes again by Svix, the other is due for us.
+    assert_eq!(world.deliver(&events[0]).await, Applied);
+    assert_eq!(world.retry_due().await, [], "not yet due");
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.retry_due().await, [(events[1].svix_id.clone(), Applied)]);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.deliver_all(&events).await, [Duplicate, Duplicate]);
+    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
+}
+
+async fn after_fifteen_attempts_a_parked_delivery_is_dead(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.deliver(&event).await;
+    for _ in 2..=15 {
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.retry_due().await, [(event.svix_id.clone(), Parked)]);
+    }
+    let parked = world.parked().await;
+    assert_eq!(parked["state"], "dead");
+    assert_eq!(plain(&parked["attempts"]), "15");
+    assert_eq!(parked["next_attempt_at"], json!(null));
+    world.pass(TimeDelta::days(30));
+    assert_eq!(world.retry_due().await, []);
+    assert_eq!(raw_payload(&world, &event.svix_id).await, event.body());
+}
+
+async fn a_dead_delivery_can_still_be_delivered_again(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.deliver(&event).await;
+    world.sql("UPDATE webhook_queue SET state = 'dead', attempts = 15, next_attempt_at = NULL").await;
+    assert_eq!(world.deliver(&event).await, Parked);
+    assert_eq!(world.parked().await["state"], "dead");
+    allow_names(&world).await;
+    world.pass(TimeDelta::days(1));
+    assert_eq!(world.deliver(&event).await, Applied);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn what_is_due_is_claimed_by_one_and_left_alone_until_the_lease_ends(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let events: Vec<Event> =
+        (0..5).map(|n| Event::created(&format!("user_{n}")).set("first_name", "Bad")).collect();
+    world.deliver_all(&events).await;
+    assert_eq!(world.store.queue_depth().await.unwrap().pending, 5);
+    world.pass(TimeDelta::minutes(1));
+    let lease = world.now + TimeDelta::minutes(1);
+    let (one, two) = (world.open().await, world.open().await);
+    let (one, two) = tokio::join!(one.claim_due(world.now, lease, 3), two.claim_due(world.now, lease, 3));
+    let mut claimed = one.unwrap();
+    claimed.extend(two.unwrap());
+    let mut rest = world.store.claim_due(world.now, lease, 100).await.unwrap();
+    claimed.append(&mut rest);
+    let ids = tally(claimed.iter().map(|parked| parked.svix_id.as_str()));
+    assert_eq!(ids.len(), 5);
+    assert!(ids.values().all(|times| *times == 1), "{ids:?}");
+    for parked in &claimed {
+        let event = events.iter().find(|event| event.svix_id == parked.svix_id.as_str()).unwrap();
+        assert_eq!(parked.payload, event.body());
+        assert_eq!(parked.attempts, 1);
+        assert_eq!(parked.received_at, at(NOW));
+        assert_eq!(parked.event_type.as_deref(), Some("user.created"));
+    }
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.store.claim_due(world.now, lease, 100).await.unwrap().len(), 5, "the claimants died");
+}
+
+async fn parking_for_a_deleted_user_is_stale_and_keeps_nothing(world: World) {
+    world.deliver_all(&[Event::created("user_1"), Event::deleted("user_1", 1000)]).await;
+    let unusable = Event::updated("user_1", 2000).set("first_name", json!({ "name": "Ada" }));
+    assert_eq!(world.deliver(&unusable).await, Stale);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.deliver(&unusable).await, Duplicate);
+    // The same for a user never seen.
+    world.deliver(&Event::deleted("user_2", 1000)).await;
+    assert_eq!(world.deliver(&Event::updated("user_2", 2000).set("first_name", 7)).await, Stale);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn a_parked_event_that_became_old_is_stale_and_leaves_the_queue(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::updated("user_1", 1000).set("first_name", "Bad");
+    assert_eq!(world.deliver(&event).await, Parked);
+    // Parking says nothing of the user: older news than that is still news.
+    assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Unchanged);
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.retry_due().await, [(event.svix_id.clone(), Stale)]);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+}
+
+async fn a_poisoned_delivery_in_a_batch_parks_alone(world: World) {
+    refuse_name(&world, "Bad").await;
+    let mut batch: Vec<Event> = (0..64).map(|n| Event::created(&format!("user_{n:02}"))).collect();
+    batch[37] = batch[37].clone().set("first_name", "Bad");
+    // A repeat of what is parked is not processed either.
+    batch.push(batch[37].clone());
+    batch.push(Event::raw("unusable"));
+    batch.push(batch[36].clone());
+    let outcomes = world.deliver_all(&batch).await;
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let expected = match number {
+            37 | 64 | 65 => Parked,
+            66 => Duplicate,
+            _ => Applied,
+        };
+        assert_eq!(*outcome, expected, "at {number}");
+    }
+    assert_eq!(world.count("users").await, 63);
+    assert_eq!(world.count("audit_log").await, 63);
+    assert_eq!(world.count("processed_webhooks").await, 63);
+    assert_eq!(world.store.queue_depth().await.unwrap().pending, 1);
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1);
+}
+
+async fn errors_carry_no_people(world: World) {
+    refuse_name(&world, "Bad").await;
+    world
+        .sql_of(
+            "CREATE UNIQUE INDEX one_email ON users (email)",
+            "CREATE UNIQUE INDEX one_email ON users (email)",
+        )
+        .await;
+    world.deliver(&Event::created("user_1")).await;
+    world.deliver(&Event::created("user_2").set("first_name", "Bad").email("bea@example.com")).await;
+    world.deliver(&Event::created("user_3").email("ada@example.com")).await;
+    let errors = world.column("SELECT last_error FROM webhook_queue").await;
+    assert_eq!(errors.len(), 2);
+    for error in errors {
+        for person in ["ada", "bea", "example.com", "Bad"] {
+            assert!(!error.contains(person), "{error}");
+        }
+    }
+}
+
+async fn assert_anonymised(world: &World, id: &str) {
+    let row = &world.rows(&format!("SELECT * FROM users WHERE clerk_id = '{id}'")).await[0];
+    assert_eq!(plain(&row["email"]), format!("deleted-{}@anonymized.local", plain(&row["id"])));
+    assert_eq!(row["first_name"], "Deleted");
+    assert_eq!(row["last_name"], "User");
+    assert_eq!(time(&row["deleted_at"]), world.now);
+    assert_eq!(time(&row["created_at"]), at(SIGN_UP));
+    assert!(row["preferences"] == json!({}) || row["preferences"] == "{}");
+    for field in Field::ALL {
+        if !matches!(field, Field::Email | Field::FirstName | Field::LastName) {
+            assert_eq!(row[field.name()], json!(null), "{}", field.name());
+        }
+    }
+    assert!(is_tombstone(world, id).await);
+}
+
+async fn decides(world: World) {
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    world.sql(r#"UPDATE users SET preferences = '{"lang":"en"}'"#).await;
+    order(&world, 1, "user_1").await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Applied);
+    assert_eq!(world.deliver(&Event::deleted("user_2", 1000)).await, Applied);
+    assert_anonymised(&world, "user_1").await;
+    assert!(world.user("user_2").await.is_none());
+    assert_eq!(world.audit().await[2..], ["USER_ANONYMIZED user_1", "USER_HARD_DELETED user_2"]);
+    // Nothing wakes them up again, and erasing again finds nothing to do.
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 3000)).await, Stale);
+    assert_anonymised(&world, "user_1").await;
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.count("orders").await, 1);
+}
+
+async fn a_foreign_key_decides_between_deleting_and_anonymising(world: World) {
+    orders(&world, "").await;
+    decides(world).await;
+}
+
+async fn a_deferred_foreign_key_decides_as_well(world: World) {
+    orders(&world, "DEFERRABLE INITIALLY DEFERRED").await;
+    decides(world).await;
+}
+
+async fn a_trigger_that_refuses_decides_as_well(world: World) {
+    world.sql("CREATE TABLE orders (id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL)").await;
+    world
+        .sql_of(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF EXISTS (SELECT FROM orders WHERE clerk_id = old.clerk_id) THEN
+                     RAISE EXCEPTION 'has orders: %', old.email;
+                 END IF;
+                 RETURN old;
+             END $$;
+             CREATE TRIGGER keep BEFORE DELETE ON users FOR EACH ROW EXECUTE FUNCTION keep()",
+            "CREATE TRIGGER keep BEFORE DELETE ON users
+             WHEN EXISTS (SELECT 1 FROM orders WHERE clerk_id = old.clerk_id)
+             BEGIN SELECT RAISE(ABORT, 'has orders'); END",
+        )
+        .await;
+    decides(world).await;
+}
+
+async fn a_cascade_stays_the_applications_own_decision(world: World) {
+    orders(&world, "ON DELETE CASCADE").await;
+    world.deliver(&Event::created("user_1")).await;
+    order(&world, 1, "user_1").await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Applied);
+    assert_eq!(world.count("users").await + world.count("orders").await, 0);
+}
+
+async fn one_of_many(world: World) {
+    let created: Vec<Event> = (0..32).map(|n| Event::created(&format!("user_{n:02}"))).collect();
+    world.deliver_all(&created).await;
+    order(&world, 1, "user_19").await;
+    let mut batch: Vec<Event> = (0..32).map(|n| Event::deleted(&format!("user_{n:02}"), 1000)).collect();
+    batch.push(Event::created("user_99"));
+    assert!(world.deliver_all(&batch).await.iter().all(|outcome| *outcome == Applied));
+    assert_eq!(world.column("SELECT clerk_id FROM users ORDER BY clerk_id").await, ["user_19", "user_99"]);
+    assert_anonymised(&world, "user_19").await;
+    let actions = world.column("SELECT action FROM audit_log").await;
+    let actions = tally(actions.iter().map(String::as_str));
+    assert_eq!(actions["USER_HARD_DELETED"], 31);
+    assert_eq!(actions["USER_ANONYMIZED"], 1);
+}
+
+async fn one_of_many_in_a_batch_is_anonymised_and_the_others_deleted(world: World) {
+    orders(&world, "").await;
+    one_of_many(world).await;
+}
+
+async fn one_of_many_with_a_deferred_key_is_anonymised_and_the_others_deleted(world: World) {
+    orders(&world, "DEFERRABLE INITIALLY DEFERRED").await;
+    one_of_many(world).await;
+}
+
+async fn the_policy_anonymize_always_keeps_the_row(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Anonymize;
+    world.deliver(&Event::created("user_1")).await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Applied);
+    assert_anonymised(&world, "user_1").await;
+    assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_ANONYMIZED user_1"]);
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+}
+
+async fn the_policy_delete_never_anonymises(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(&world, "").await;
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    order(&world, 1, "user_1").await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
+    assert_eq!(world.deliver(&Event::deleted("user_2", 1000)).await, Applied);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert!(world.user("user_2").await.is_none());
+}
+
+/// `user_1` is deleted at Clerk, and cannot be deleted here.
+async fn failing_deletion(world: &mut World) -> Event {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(world, "").await;
+    world.deliver(&Event::created("user_1")).await;
+    order(world, 1, "user_1").await;
+    let deletion = Event::deleted("user_1", 1000).set("slug", "ada-lovelace").set("external_id", "ext-7");
+    assert_eq!(world.deliver(&deletion).await, Parked);
+    deletion
+}
+
+async fn a_failing_deletion_is_kept_without_personal_data_and_never_dies(mut world: World) {
+    let deletion = failing_deletion(&mut world).await;
+    assert!(is_tombstone(&world, "user_1").await, "whatever happens, nothing may wake the user up");
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+    for attempt in 1..=20 {
+        let parked = world.parked().await;
+        assert_eq!(parked["svix_id"], deletion.svix_id);
+        assert_eq!(parked["clerk_id"], "user_1");
+        assert_eq!(parked["state"], "pending");
+        assert_eq!(plain(&parked["attempts"]), attempt.to_string());
+        let minutes = (1 << (attempt - 1).min(6)).min(60);
+        assert_eq!(time(&parked["next_attempt_at"]), world.now + TimeDelta::minutes(minutes));
+        let kept = format!("{} {}", plain(&parked["payload"]), plain(&parked["last_error"]));
+        for personal in ["203.0.113.7", "Engine", "ada", "ext-7", "Ada"] {
+            assert!(!kept.contains(personal), "{kept}");
+        }
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.retry_due().await, [(deletion.svix_id.clone(), Parked)]);
+    }
+    let recorded =
+        format!("SELECT count(*) AS n FROM processed_webhooks WHERE svix_id = '{}'", deletion.svix_id);
+    assert_eq!(world.value(&recorded).await, "0");
+}
+
+async fn a_failing_deletion_succeeds_by_redelivery_once_it_may(mut world: World) {
+    let deletion = failing_deletion(&mut world).await;
+    assert_eq!(world.deliver(&deletion).await, Parked);
+    world.sql("DELETE FROM orders").await;
+    assert_eq!(world.deliver(&deletion).await, Applied);
+    assert!(world.user("user_1").await.is_none());
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
+    assert_eq!(world.deliver(&deletion).await, Duplicate);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 9000)).await, Stale);
+}
+
+async fn a_failing_deletion_succeeds_by_the_retry_loop_once_it_may(mut world: World) {
+    let deletion = failing_deletion(&mut world).await;
+    world.sql("DELETE FROM orders").await;
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.retry_due().await, [(deletion.svix_id.clone(), Applied)]);
+    assert!(world.user("user_1").await.is_none());
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
+}
+
+async fn a_deletion_that_only_the_commit_refuses_is_never_lost(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(&world, "DEFERRABLE INITIALLY DEFERRED").await;
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    order(&world, 1, "user_1").await;
+    let batch = [Event::deleted("user_1", 1000), Event::deleted("user_2", 1000)];
+    assert_eq!(world.deliver_all(&batch).await, [Parked, Applied]);
+    assert!(is_tombstone(&world, "user_1").await);
+    assert_eq!(world.parked().await["state"], "pending");
+    world.sql("DELETE FROM orders").await;
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.retry_due().await, [(batch[0].svix_id.clone(), Applied)]);
+    assert_eq!(world.count("users").await, 0);
+}
+
+async fn a_user_who_can_be_neither_deleted_nor_anonymised_is_tried_again(mut world: World) {
+    orders(&world, "").await;
+    world.deliver(&Event::created("user_1")).await;
+    order(&world, 1, "user_1").await;
+    world
+        .sql_of(
+            "ALTER TABLE users ADD CONSTRAINT needs_username CHECK (username IS NOT NULL) NOT VALID",
+            "CREATE TRIGGER needs_username BEFORE UPDATE ON users WHEN new.username IS NULL
+             BEGIN SELECT RAISE(ABORT, 'refused'); END",
+        )
+        .await;
+    let deletion = Event::deleted("user_1", 1000);
+    assert_eq!(world.deliver(&deletion).await, Parked);
+    assert!(is_tombstone(&world, "user_1").await);
+    assert_eq!(world.parked().await["state"], "pending");
+    assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
+    // Another message about the same deletion tries as well, and both end with the row.
+    let again = deletion.again();
+    assert_eq!(world.deliver(&again).await, Parked);
+    world.sql_of("ALTER TABLE users DROP CONSTRAINT needs_username", "DROP TRIGGER needs_username").await;
+    world.pass(TimeDelta::hours(1));
+    let outcomes = world.retry_due().await;
+    assert!(outcomes.iter().any(|(_, outcome)| *outcome == Applied), "{outcomes:?}");
+    assert_anonymised(&world, "user_1").await;
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn one_of_many_deletions_that_fails_parks_alone(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(&world, "").await;
+    let created: Vec<Event> = (0..16).map(|n| Event::created(&format!("user_{n:02}"))).collect();
+    world.deliver_all(&created).await;
+    order(&world, 1, "user_07").await;
+    let batch: Vec<Event> = (0..16).map(|n| Event::deleted(&format!("user_{n:02}"), 1000)).collect();
+    let outcomes = world.deliver_all(&batch).await;
+    for (number, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(*outcome, if number == 7 { Parked } else { Applied }, "at {number}");
+    }
+    assert_eq!(world.column("SELECT clerk_id FROM users").await, ["user_07"]);
+    assert_eq!(world.parked().await["clerk_id"], "user_07");
+    assert_eq!(world.value("SELECT count(*) AS n FROM entity_versions WHERE deleted").await, "16");
+}
+
+async fn anonymize_columns_are_emptied(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Anonymize;
+    world
+        .sql("ALTER TABLE users ADD COLUMN \"nick Name\" TEXT; ALTER TABLE users ADD COLUMN score INTEGER")
+        .await;
+    world.store = world.open_anonymizing(&["nick Name"]).await;
+    world.store.migrate().await.unwrap();
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    world.sql("UPDATE users SET \"nick Name\" = 'Countess', score = 7").await;
+    world.deliver(&Event::deleted("user_1", 1000)).await;
+    assert_anonymised(&world, "user_1").await;
+    let rows = world.rows("SELECT \"nick Name\" AS nick, score FROM users ORDER BY clerk_id").await;
+    assert_eq!((&rows[0]["nick"], &rows[0]["score"]), (&json!(null), &json!(7)));
+    assert_eq!((&rows[1]["nick"], &rows[1]["score"]), (&json!("Countess"), &json!(7)));
+    // What does not exist, and what is ours, is refused at the start.
+    for name in ["missing", "email"] {
+        let error = world.open_anonymizing(&[name]).await.migrate().await.unwrap_err();
+        assert_eq!(error.trouble, Trouble::Schema);
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+/// A life that leaves traces everywhere, and then the deletion.
+async fn erase_a_full_life(world: &World) {
+    let attributes = json!({ "http_request": { "client_ip": "198.51.100.77", "user_agent": "Loom/9" } });
+    world.deliver(&Event::created("user_1").envelope("event_attributes", attributes.clone())).await;
+    let change = Event::updated("user_1", 1000).set("first_name", "Augusta").set("username", "countess");
+    world.deliver(&change.envelope("event_attributes", attributes)).await;
+    world.deliver(&Event::created("user_12").set("first_name", "Charles").email("charles@example.com")).await;
+    refuse_name(world, "Bad").await;
+    let parked = [
+        // Refused by the application; unusable; of no known user but with the id in it, at the end or in between.
+        Event::updated("user_1", 2000).set("first_name", "Bad").set("last_name", "Byron"),
+        Event::updated("user_1", 3000).set("first_name", json!(["Ada"])),
+        Event::raw(r#"{"data":{"id":"user_1","first_name":"Ada"}}"#),
+        Event::raw("Ada Lovelace is user_1"),
+        Event::raw(b"\xff\x00 user_1,Ada".to_vec()),
+        // Of others, whose ids only contain this one.
+        Event::raw(r#"{"data":{"id":"user_12","first_name":"Charles"}}"#),
+        Event::raw(r#"{"data":{"id":"superuser_1","first_name":"Charles"}}"#),
+    ];
+    assert!(world.deliver_all(&parked).await.iter().all(|outcome| *outcome == Parked));
+    assert_eq!(world.deliver(&Event::deleted("user_1", 4000)).await, Applied);
+    let left = world.column("SELECT svix_id FROM webhook_queue ORDER BY svix_id").await;
+    assert_eq!(left, [parked[5].svix_id.clone(), parked[6].svix_id.clone()]);
+    assert_nothing_remains(world).await;
+    // Whatever comes late brings nothing back.
+    for event in &parked[..2] {
+        assert_eq!(world.deliver(event).await, Stale);
+    }
+    assert_nothing_remains(world).await;
+    assert_eq!(world.text("user_12", Field::FirstName).await.unwrap(), "Charles");
+}
+
+async fn assert_nothing_remains(world: &World) {
+    let traces = [
+        "Ada",
+        "ada@",
+        "Augusta",
+        "countess",
+        "Byron",
+        "198.51.100.77",
+        "Loom",
+        "img.clerk.com/ada",
+        "5550100",
+        "engines",
+    ];
+    for line in world.dump().await {
+        if line.contains("user_12") {
+            continue;
+        }
+        for trace in traces {
+            assert!(!line.contains(trace), "{trace} remains in {line}");
+        }
+    }
+    for trace in ["198.51.100.77", "Augusta", "Byron", "countess"] {
+        assert!(!world.files_contain(trace), "{trace} remains in the file");
+    }
+}
+
+async fn nothing_of_a_deleted_user_remains(world: World) {
+    erase_a_full_life(&world).await;
+    assert!(world.user("user_1").await.is_none());
+}
+
+async fn nothing_of_an_anonymised_user_remains(world: World) {
+    orders(&world, "").await;
+    // The order comes with the user, so that the row has to stay.
+    world
+        .sql_of(
+            "CREATE FUNCTION buy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO orders VALUES (new.id, new.clerk_id); RETURN new;
+             END $$;
+             CREATE TRIGGER buy AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION buy()",
+            "CREATE TRIGGER buy AFTER INSERT ON users
+             BEGIN INSERT INTO orders VALUES (new.id, new.clerk_id); END",
+        )
+        .await;
+    erase_a_full_life(&world).await;
+    assert_anonymised(&world, "user_1").await;
+}
+
+async fn created_and_deleted_in_one_batch_leaves_a_tombstone_only(world: World) {
+    let batch = [Event::created("user_1"), Event::updated("user_1", 1000), Event::deleted("user_1", 2000)];
+    assert_eq!(world.deliver_all(&batch).await, [Applied, Unchanged, Applied]);
+    assert_eq!(world.count("users").await, 0);
+    assert_eq!(world.count("audit_actors").await, 0);
+    assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
+    assert!(is_tombstone(&world, "user_1").await);
+}
+
+/// Every verb that writes, in one transaction.
+async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, version: i64) {
+    let id = clerk_id("user_1");
+    let record = Record {
+        svix_id,
+        event_type: Some("user.created"),
+        outcome: Applied,
+        clerk_id: Some(&id),
+        event_at: at(SIGN_UP),
+        processed_at: at(NOW),
+    };
+    assert_eq!(transaction.record(&[record]).await.unwrap().len(), 1);
+    transaction.settle(&[(svix_id.clone(), Unchanged)]).await.unwrap();
+    assert!(transaction.registers(std::slice::from_ref(&id)).await.unwrap().is_empty());
+    transaction.advance(&[advance("user_1", version, true)]).await.unwrap();
+    let user = User {
+        clerk_id: id.clone(),
+        profile: Profile::default(),
+        created_at: None,
+        updated_at: at(SIGN_UP),
+        synced_at: at(NOW),
+        deleted_at: None,
+    };
+    transaction.insert_users(&[user]).await.unwrap();
+    let entry = AuditEntry {
+        at: at(NOW),
+        action: AuditAction::UserCreated,
+        clerk_id: id,
+        svix_id: Some(svix_id.clone()),
+        source: Source::Webhook,
+        changed_fields: vec![Field::Email],
+        event_at: at(SIGN_UP),
+        actor: Some(Actor { ip: Some("203.0.113.7".to_owned()), user_agent: None }),
+    };
+    transaction.audit(&[entry]).await.unwrap();
+}
+
+fn advance(id: &str, version: i64, new: bool) -> Advance {
+    let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
+    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false }, new }
+}
+
+async fn a_commit_is_all_or_nothing(world: World) {
+    let id = SvixId::new("msg_1").unwrap();
+    let mut rolled_back = world.store.begin(Patience::Normal).await.unwrap();
+    write_everything(&mut *rolled_back, &id, SIGN_UP).await;
+    rolled_back.rollback().await;
+    assert_eq!(world.dump().await, [""; 0]);
+
+    let mut dropped = world.store.begin(Patience::Normal).await.unwrap();
+    write_everything(&mut *dropped, &id, SIGN_UP).await;
+    drop(dropped);
+    assert_eq!(world.dump().await, [""; 0]);
+    world.wait_until_idle().await;
+
+    let mut committed = world.store.begin(Patience::Normal).await.unwrap();
+    write_everything(&mut *committed, &id, SIGN_UP).await;
+    assert_eq!(world.dump().await, [""; 0], "nobody sees what is not committed");
+    committed.commit().await.unwrap();
+    assert_eq!(world.dump().await.len(), 5);
+}
+
+async fn a_transaction_that_loses_a_race_says_so(world: World) {
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    write_everything(&mut *transaction, &SvixId::new("msg_1").unwrap(), SIGN_UP).await;
+    transaction.commit().await.unwrap();
+    let before = world.dump().await;
+    let user = world.user("user_1").await.unwrap();
+    let ghost = User { clerk_id: clerk_id("user_2"), ..user.clone() };
+    for attempt in 0..4 {
+        let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+        let lost = match attempt {
+            0 => transaction.advance(&[advance("user_1", SIGN_UP + 1, true)]).await,
+            1 => transaction.advance(&[advance("user_1", SIGN_UP - 1, false)]).await,
+            2 => transaction.insert_users(std::slice::from_ref(&user)).await,
+            _ => transaction.update_users(std::slice::from_ref(&ghost), FieldSet::ALL).await,
+        };
+        assert_eq!(lost.unwrap_err().trouble, Trouble::Raced, "attempt {attempt}");
+        transaction.rollback().await;
+    }
+    assert_eq!(world.dump().await, before);
+}
+
+async fn after_the_deadline_nothing_is_done(world: World) {
+    let batch = [world.delivery(&Event::created("user_1")), world.delivery(&Event::raw("unusable"))];
+    let results =
+        clerk_sync::sync::apply(&*world.store, &batch, &world.rules, world.now, Instant::now()).await;
+    for result in results {
+        assert_eq!(result.unwrap_err().trouble, Trouble::Unavailable);
+    }
+    world.wait_until_idle().await;
+    assert_eq!(world.dump().await, [""; 0]);
+}
+
+async fn somebody_elses_lock_loses_nothing(world: World) {
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    let other = world.open().await;
+    let mut holder = other.begin(Patience::Normal).await.unwrap();
+    holder.hold(&clerk_id("user_1")).await.unwrap();
+    let batch: Vec<Event> =
+        (1..=2).map(|n| Event::updated(&format!("user_{n}"), 1000).set("first_name", "Augusta")).collect();
+    let results = world.try_deliver_all(&batch).await;
+    if world.keeper == Keeper::Postgres {
+        // Only who is locked has to wait.
+        assert_eq!(results[0].as_ref().unwrap_err().trouble, Trouble::Locked);
+        assert_eq!(results[1], Ok(Applied));
+    } else {
+        assert!(results.iter().all(|result| result.as_ref().unwrap_err().trouble == Trouble::Unavailable));
+    }
+    holder.rollback().await;
+    let outcomes = world.deliver_all(&batch).await;
+    assert_eq!(outcomes[0], Applied);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Augusta");
+}
+
+async fn the_audit_trail_only_grows(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let before = world.dump().await;
+    for statement in [
+        "UPDATE audit_log SET action = 'NOTHING'",
+        "DELETE FROM audit_log",
+        "DELETE FROM audit_log WHERE id = 1",
+    ] {
+        assert!(world.try_sql(statement).await.is_err(), "{statement}");
+    }
+    if world.keeper == Keeper::Postgres {
+        assert!(world.try_sql("TRUNCATE audit_log").await.is_err());
+    }
+    assert_eq!(world.dump().await, before);
+}
+
+async fn migrations_are_safe_when_ten_run_at_once(world: World) {
+    let fresh = World::new(world.keeper).await.unwrap();
+    let mut stores = Vec::new();
+    for _ in 0..10 {
+        stores.push(fresh.open().await);
+    }
+    let running: Vec<_> =
+        stores.iter().cloned().map(|store| tokio::spawn(async move { store.migrate().await })).collect();
+    let mut applied = 0;
+    for migration in running {
+        applied += migration.await.unwrap().unwrap().len();
+    }
+    let status = fresh.store.migration_status().await.unwrap();
+    assert_eq!(applied, status.len(), "each exactly once");
+    assert!(status.iter().all(|status| status.applied));
+    assert_eq!(fresh.deliver(&Event::created("user_1")).await, Applied);
+}
+
+async fn migrating_again_does_nothing(world: World) {
+    world.deliver(&Event::created("user_1")).await;
+    let before = world.dump().await;
+    assert_eq!(world.store.migrate().await.unwrap(), []);
+    assert_eq!(world.open().await.migrate().await.unwrap(), []);
+    assert_eq!(world.dump().await, before);
+}
+
+async fn a_store_is_ready_once_it_is_migrated(world: World) {
+    use clerk_sync::store::Readiness;
+    assert_eq!(world.store.ready().await, Ok(Readiness::Ready));
+    let fresh = World::new(world.keeper).await.unwrap();
+    assert_eq!(fresh.store.ready().await, Ok(Readiness::SchemaNotCurrent));
+    assert!(fresh.store.migration_status().await.unwrap().iter().all(|status| !status.applied));
+    fresh.store.migrate().await.unwrap();
+    assert_eq!(fresh.store.ready().await, Ok(Readiness::Ready));
+}
+
+/// A world with a schema, but without our tables.
+async fn bare(keeper: Keeper) -> World {
+    let world = World::new(keeper).await.unwrap();
+    if keeper == Keeper::Postgres {
+        world.create_schema().await;
+    }
+    world
+}
+
+async fn tables_of(world: &World) -> Vec<String> {
+    world
+        .column(match world.keeper {
+            Keeper::Postgres => {
+                "SELECT table_name::text AS name FROM information_schema.tables WHERE table_schema = current_schema() ORDER BY 1"
+            }
+            Keeper::Sqlite => "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1",
+        })
+        .await
+}
+
+async fn tables_that_are_not_ours_are_refused_and_left_alone(world: World) {
+    let bare = bare(world.keeper).await;
+    bare.sql("CREATE TABLE users (id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL UNIQUE, email TEXT)").await;
+    bare.sql("INSERT INTO users VALUES (1, 'user_1', 'ada@example.com')").await;
+    let error = bare.store.migrate().await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Schema);
+    for part in ["users", "first_name", "Nothing was changed", "adopt"] {
+        assert!(error.to_string().contains(part), "{part} is missing in: {error}");
+    }
+    assert_eq!(tables_of(&bare).await, ["users"]);
+    assert_eq!(bare.count("users").await, 1);
+}
+
+async fn a_column_of_another_type_is_refused(world: World) {
+    world
+        .sql_of(
+            "ALTER TABLE webhook_queue ALTER COLUMN event_type TYPE integer USING NULL",
+            "ALTER TABLE webhook_queue DROP COLUMN event_type; ALTER TABLE webhook_queue ADD COLUMN event_type INTEGER",
+        )
+        .await;
+    let error = world.open().await.migrate().await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Schema);
+    for part in ["webhook_queue", "event_type"] {
+        assert!(error.to_string().contains(part), "{part} is missing in: {error}");
+    }
+}
+
+async fn extra_columns_are_fine(world: World) {
+    world
+        .sql(
+            "ALTER TABLE users ADD COLUMN nickname TEXT; ALTER TABLE processed_webhooks ADD COLUMN note TEXT",
+        )
+        .await;
+    world
+        .sql("ALTER TABLE entity_versions ADD COLUMN note TEXT; ALTER TABLE audit_log ADD COLUMN note TEXT")
+        .await;
+    world
+        .sql("ALTER TABLE audit_actors ADD COLUMN note TEXT; ALTER TABLE webhook_queue ADD COLUMN note TEXT")
+        .await;
+    assert_eq!(world.open().await.migrate().await, Ok(Vec::new()));
+    assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
+    assert_eq!(world.deliver(&Event::updated("user_1", 1).set("first_name", "Augusta")).await, Applied);
+    assert_eq!(world.deliver(&Event::raw("unusable")).await, Parked);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1)).await, Applied);
+}
+
+async fn signups_are_counted_by_week_from_monday_in_utc(world: World) {
+    // 2026-01-05 is a Monday.
+    const MONDAY: i64 = NOW + 4 * 86_400_000;
+    for (number, at) in
+        [MONDAY - 1, MONDAY, MONDAY + 7 * 86_400_000 - 1, MONDAY + 7 * 86_400_000].into_iter().enumerate()
+    {
+        world.deliver(&Event::created(&format!("user_{number}")).set("created_at", at)).await;
+    }
+    world.deliver(&Event::minimal("user_9", 1)).await;
+    let weeks = world.rows("SELECT week, signups FROM signups_by_week ORDER BY week").await;
+    let weeks: Vec<(String, String)> =
+        weeks.iter().map(|row| (plain(&row["week"]), plain(&row["signups"]))).collect();
+    let expected = [("2025-12-29", "1"), ("2026-01-05", "2"), ("2026-01-12", "1")];
+    assert_eq!(weeks, expected.map(|(week, signups)| (week.to_owned(), signups.to_owned())));
+}
+
+async fn old_processed_ids_are_forgotten_and_no_others(mut world: World) {
+    let old: Vec<Event> = (0..5).map(|n| Event::created(&format!("user_{n}"))).collect();
+    world.deliver_all(&old).await;
+    world.pass(TimeDelta::days(30));
+    let new = Event::created("user_9");
+    world.deliver(&new).await;
+    let before = world.now - TimeDelta::days(29);
+    assert_eq!(world.store.prune_processed(at(NOW), 100).await, Ok(0), "not older than itself");
+    assert_eq!(world.store.prune_processed(before, 3).await, Ok(3));
+    assert_eq!(world.store.prune_processed(before, 3).await, Ok(2));
+    assert_eq!(world.store.prune_processed(before, 3).await, Ok(0));
+    assert_eq!(world.column("SELECT svix_id FROM processed_webhooks").await, [new.svix_id]);
+    // Even then the register knows better.
+    assert_eq!(world.deliver(&old[0]).await, Stale);
+}
+
+async fn a_table_made_by_prisma_can_be_read(world: World) {
+    world
+        .sql_of(
+            r#"CREATE TABLE "User" (
+                   id text PRIMARY KEY, "clerkId" text NOT NULL UNIQUE, email text NOT NULL, "firstName" text,
+                   "lastName" text, "imageUrl" text, "createdAt" timestamp(3) NOT NULL, "updatedAt" timestamp(3) NOT NULL,
+                   "deletedAt" timestamp(3)
+               );
+               INSERT INTO "User" VALUES
+               ('c1', 'user_b', 'b@example.com', NULL, 'Bee', NULL, '2025-12-31 00:00:00.123', '2025-12-31 01:00:00', now()),
+               ('c2', 'user_a', 'a@example.com', 'Ann', NULL, 'https://x/a', '2025-12-31 00:00:00.123', '2025-12-31 01:00:00.5', NULL)"#,
+            r#"CREATE TABLE "User" (
+                   id TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL UNIQUE, email TEXT NOT NULL, "firstName" TEXT,
+                   "lastName" TEXT, "imageUrl" TEXT, "createdAt" DATETIME NOT NULL, "updatedAt" DATETIME NOT NULL,
+                   "deletedAt" DATETIME
+               );
+               INSERT INTO "User" VALUES
+               ('c1', 'user_b', 'b@example.com', NULL, 'Bee', NULL, 1767139200123, 1767142800000, 1767142800000),
+               ('c2', 'user_a', 'a@example.com', 'Ann', NULL, 'https://x/a', 1767139200123, 1767142800500, NULL)"#,
+        )
+        .await;
+    let name = match world.keeper {
+        Keeper::Postgres => format!("{}.\"User\"", world.schema()),
+        Keeper::Sqlite => "User".to_owned(),
+    };
+    let users = world.store.foreign_users(&name, None, 10).await.unwrap();
+    assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_a", "user_b"]);
+    assert_eq!(users[0].profile[Field::Email].text(), Some("a@example.com"));
+    assert_eq!(users[0].profile[Field::FirstName].text(), Some("Ann"));
+    assert_eq!(users[0].profile[Field::LastName], Value::Null);
+    assert_eq!(users[0].profile[Field::ImageUrl].text(), Some("https://x/a"));
+    assert_eq!(users[0].created_at, Some(at(1_767_139_200_123)));
+    assert_eq!(users[0].updated_at, Some(at(1_767_142_800_500)));
+    assert!(!users[0].deleted);
+    assert!(users[1].deleted);
+    // Page by page.
+    let first = world.store.foreign_users(&name, None, 1).await.unwrap();
+    let second = world.store.foreign_users(&name, Some(&first[0].clerk_id), 1).await.unwrap();
+    assert_eq!(second[0].clerk_id, "user_b");
+    assert!(world.store.foreign_users(&name, Some("user_b"), 1).await.unwrap().is_empty());
+}
+
+async fn a_table_made_by_drizzle_can_be_read(world: World) {
+    world
+        .sql_of(
+            "CREATE TABLE people (
+                 id serial PRIMARY KEY, clerk_id varchar(255) NOT NULL, email text, first_name text, last_name text,
+                 image_url text, banned boolean, public_metadata jsonb, created_at timestamptz, updated_at timestamptz
+             );
+             INSERT INTO people VALUES
+             (1, 'user_a', 'a@example.com', 'Ann', NULL, NULL, true, '{\"a\":1}', '2025-12-31T00:00:00Z', '2025-12-31T01:00:00.25Z'),
+             (2, 'user_B', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
+            "CREATE TABLE people (
+                 id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL, email TEXT, first_name TEXT, last_name TEXT,
+                 image_url TEXT, banned INTEGER, public_metadata TEXT, created_at INTEGER, updated_at TEXT
+             );
+             INSERT INTO people VALUES
+             (1, 'user_a', 'a@example.com', 'Ann', NULL, NULL, 1, '{\"a\":1}', 1767139200, '2025-12-31 01:00:00.25'),
+             (2, 'user_B', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
+        )
+        .await;
+    let name = match world.keeper {
+        Keeper::Postgres => format!("{}.people", world.schema()),
+        Keeper::Sqlite => "people".to_owned(),
+    };
+    let users = world.store.foreign_users(&name, None, 10).await.unwrap();
+    // In the order of bytes: upper case comes first.
+    assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_B", "user_a"]);
+    assert_eq!(users[0].profile, Profile::default());
+    assert_eq!((users[0].created_at, users[0].updated_at), (None, None));
+    assert_eq!(users[1].profile[Field::Banned], Value::Bool(true));
+    assert_eq!(users[1].profile[Field::PublicMetadata], Value::Json("{\"a\":1}".to_owned()));
+    assert_eq!(users[1].created_at, Some(at(1_767_139_200_000)));
+    assert_eq!(users[1].updated_at, Some(at(1_767_142_800_250)));
+}
+
+async fn a_table_without_clerks_ids_is_refused_with_an_explanation(world: World) {
+    world.sql("CREATE TABLE people (id INTEGER PRIMARY KEY, email TEXT)").await;
+    let qualified = |name: &str| match world.keeper {
+        Keeper::Postgres => format!("{}.{name}", world.schema()),
+        Keeper::Sqlite => name.to_owned(),
+    };
+    for (name, part) in [("people", "clerk_id"), ("nothing", "no table")] {
+        let error = world.store.foreign_users(&qualified(name), None, 10).await.unwrap_err();
+        assert_eq!(error.trouble, Trouble::Schema);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}

@@ -1,0 +1,667 @@
+//! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
+//!
+//! PostgreSQL is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its
+//! end. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as
+//! `postgres,sqlite`) names it: then absence is failure.
+
+#![expect(unreachable_pub, reason = "what the tests may use is `pub`, though no other crate sees it")]
+#![expect(clippy::print_stderr, reason = "whoever reads a test's output has to see that it was skipped")]
+
+use std::{
+    collections::BTreeMap,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use clerk_sync::{
+    clerk::{
+        event,
+        signature::{Secret, SignatureHeaders, Verifier},
+    },
+    model::{ClerkId, DeletionPolicy, Delivery, Field, FieldSet, Outcome, User},
+    store::{self, Parked, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
+    sync::{self, Rules},
+};
+use serde_json::{Map, Value as Json, json};
+use sqlx::{
+    AssertSqlSafe, Column, ConnectOptions, Connection, Executor, PgPool, Row, SqlitePool, TypeInfo, ValueRef,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// When every world begins: 2026-01-01T00:00:00Z, in unix milliseconds.
+pub const NOW: i64 = 1_767_225_600_000;
+
+/// When the people of these tests signed up: the day before, with milliseconds that must not get lost.
+pub const SIGN_UP: i64 = NOW - 86_400_000 + 123;
+
+/// A database that keeps users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    Postgres,
+    Sqlite,
+}
+
+impl Keeper {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+        }
+    }
+}
+
+/// Run a test in a fresh, migrated world on this keeper, or skip it.
+pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let Some(world) = World::new(keeper).await else {
+            let required = std::env::var("REQUIRE_STORES").unwrap_or_default();
+            assert!(
+                !required.split([',', ' ']).any(|name| name == keeper.name()),
+                "{} is required, and absent",
+                keeper.name()
+            );
+            eprintln!("skipped: there is no {}", keeper.name());
+            return;
+        };
+        world.store.migrate().await.unwrap();
+        test(world).await;
+    });
+}
+
+/// Somebody's database, and all that a test needs around it.
+pub struct World {
+    pub keeper: Keeper,
+    pub store: Arc<dyn Store>,
+    pub rules: Rules,
+    /// What our clock says; a test moves it by hand.
+    pub now: DateTime<Utc>,
+    place: Place,
+}
+
+/// Where the store keeps its tables, seen from outside.
+enum Place {
+    Postgres { pool: PgPool, server: PgConnectOptions, schema: String },
+    Sqlite { pool: SqlitePool, folder: TempDir },
+}
+
+impl World {
+    /// A store without any table. `None` if there is no server.
+    pub async fn new(keeper: Keeper) -> Option<Self> {
+        let place = match keeper {
+            Keeper::Postgres => Place::postgres().await?,
+            Keeper::Sqlite => Place::sqlite().await,
+        };
+        let store = place.open(&[]).await;
+        Some(Self {
+            keeper,
+            store,
+            rules: Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto },
+            now: at(NOW),
+            place,
+        })
+    }
+
+    /// Another process that works with the same database.
+    pub async fn open(&self) -> Arc<dyn Store> {
+        self.place.open(&[]).await
+    }
+
+    /// The same, with `ANONYMIZE_COLUMNS`.
+    pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
+        self.place.open(columns).await
+    }
+
+    /// Let time pass.
+    pub fn pass(&mut self, time: TimeDelta) {
+        self.now += time;
+    }
+
+    /// A genuine request with this body, understood.
+    pub fn delivery(&self, event: &Event) -> Delivery {
+        let secret = Secret::parse(SECRET).unwrap();
+        let body = event.body();
+        let timestamp = self.now.timestamp().to_string();
+        let signature = secret.sign(&event.svix_id, self.now, &body);
+        let headers = SignatureHeaders {
+            id: event.svix_id.as_bytes(),
+            timestamp: timestamp.as_bytes(),
+            signature: signature.as_bytes(),
+        };
+        let verified = Verifier::new(vec![secret], 300).verify(&headers, body, self.now).unwrap();
+        event::parse(&verified, self.rules.fields, self.now).delivery
+    }
+
+    /// Deliver one event alone.
+    pub async fn deliver(&self, event: &Event) -> Outcome {
+        self.deliver_all(std::slice::from_ref(event)).await[0]
+    }
+
+    /// Deliver events as one batch.
+    pub async fn deliver_all(&self, events: &[Event]) -> Vec<Outcome> {
+        self.try_deliver_all(events).await.into_iter().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Deliver events as one batch that may fail.
+    pub async fn try_deliver_all(&self, events: &[Event]) -> Vec<Result<Outcome, StoreError>> {
+        let batch: Vec<Delivery> = events.iter().map(|event| self.delivery(event)).collect();
+        self.apply(&*self.store, &batch).await
+    }
+
+    /// Apply a batch with the deadline of the real service.
+    pub async fn apply(&self, store: &dyn Store, batch: &[Delivery]) -> Vec<Result<Outcome, StoreError>> {
+        sync::apply(store, batch, &self.rules, self.now, Instant::now() + Duration::from_secs(7)).await
+    }
+
+    /// What the retry loop does: claim what is due, and apply it.
+    pub async fn retry_due(&self) -> Vec<(String, Outcome)> {
+        let due = self.store.claim_due(self.now, self.now + TimeDelta::minutes(1), 100).await.unwrap();
+        let mut outcomes = Vec::new();
+        for Parked { svix_id, payload, .. } in due {
+            let event = Event::raw(payload).svix(svix_id.as_str());
+            outcomes.push((svix_id.to_string(), self.deliver(&event).await));
+        }
+        outcomes
+    }
+
+    /// A user's row, as the contract gives it.
+    pub async fn user(&self, id: &str) -> Option<User> {
+        self.store.user(&clerk_id(id)).await.unwrap()
+    }
+
+    /// The text of one field of a user who must be there.
+    pub async fn text(&self, id: &str, field: Field) -> Option<String> {
+        self.user(id).await.unwrap().profile[field].text().map(ToOwned::to_owned)
+    }
+
+    /// Run SQL that both keepers understand, as the application would.
+    pub async fn sql(&self, statements: &str) {
+        self.try_sql(statements).await.unwrap();
+    }
+
+    /// Run SQL that may be refused.
+    pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
+        let statements = sqlx::raw_sql(AssertSqlSafe(statements));
+        match &self.place {
+            Place::Postgres { pool, .. } => pool.execute(statements).await.map(|_| ()),
+            Place::Sqlite { pool, .. } => pool.execute(statements).await.map(|_| ()),
+        }
+    }
+
+    /// Run SQL that each keeper says in its own way.
+    pub async fn sql_of(&self, postgres: &str, sqlite: &str) {
+        self.sql(match self.keeper {
+            Keeper::Postgres => postgres,
+            Keeper::Sqlite => sqlite,
+        })
+        .await;
+    }
+
+    /// Rows of a query, each as JSON; bytes are read as text.
+    pub async fn rows(&self, query: &str) -> Vec<Map<String, Json>> {
+        match &self.place {
+            Place::Postgres { pool, .. } => {
+                let query = format!("SELECT to_jsonb(q)::text FROM ({query}) AS q");
+                let rows = sqlx::query(AssertSqlSafe(query)).persistent(false).fetch_all(pool).await.unwrap();
+                rows.iter().map(|row| decoded(serde_json::from_str(row.get(0)).unwrap())).collect()
+            }
+            Place::Sqlite { pool, .. } => {
+                let query = sqlx::query(AssertSqlSafe(query.to_owned())).persistent(false);
+                let rows = query.fetch_all(pool).await.unwrap();
+                rows.iter().map(sqlite_row).collect()
+            }
+        }
+    }
+
+    /// The first column of a query, as text.
+    pub async fn column(&self, query: &str) -> Vec<String> {
+        let rows = self.rows(query).await;
+        rows.iter().map(|row| plain(row.values().next().unwrap())).collect()
+    }
+
+    /// The only value of a query, as text.
+    pub async fn value(&self, query: &str) -> String {
+        let column = self.column(query).await;
+        assert_eq!(column.len(), 1, "{query} gives {column:?}");
+        column.into_iter().next().unwrap()
+    }
+
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> u64 {
+        self.value(&format!("SELECT count(*) AS n FROM {table}")).await.parse().unwrap()
+    }
+
+    /// The one line of `webhook_queue`.
+    pub async fn parked(&self) -> Map<String, Json> {
+        let mut rows = self.rows("SELECT * FROM webhook_queue").await;
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        rows.remove(0)
+    }
+
+    /// `audit_log` in the order in which it was written: action and clerk id.
+    pub async fn audit(&self) -> Vec<String> {
+        self.column("SELECT action || ' ' || clerk_id AS line FROM audit_log ORDER BY id").await
+    }
+
+    /// Every row of every table of ours, sorted, with bytes decoded.
+    pub async fn dump(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for table in TABLES {
+            for row in self.rows(&format!("SELECT * FROM {}", table.name)).await {
+                lines.push(format!("{}: {}", table.name, Json::Object(row)));
+            }
+        }
+        lines.sort();
+        lines
+    }
+
+    /// The same without numbers that the database hands out, which differ after anything was rolled back: actors
+    /// are named by their delivery. Columns of these names are left out as well.
+    pub async fn dump_without(&self, columns: &[&str]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for table in TABLES {
+            let query = match table.name {
+                "audit_actors" => "SELECT l.svix_id, a.ip, a.user_agent
+                                   FROM audit_actors AS a LEFT JOIN audit_log AS l ON l.id = a.audit_id"
+                    .to_owned(),
+                name => format!("SELECT * FROM {name}"),
+            };
+            for mut row in self.rows(&query).await {
+                row.retain(|name, _| !columns.contains(&name.as_str()));
+                let id = row.remove("id").map(|id| plain(&id)).unwrap_or_default();
+                let line = format!("{}: {}", table.name, Json::Object(row));
+                lines.push(line.replace(&format!("deleted-{id}@"), "deleted-ID@"));
+            }
+        }
+        lines.sort();
+        lines
+    }
+
+    /// PostgreSQL: the schema of this world.
+    pub fn schema(&self) -> &str {
+        match &self.place {
+            Place::Postgres { schema, .. } => schema,
+            Place::Sqlite { .. } => "main",
+        }
+    }
+
+    /// PostgreSQL: make the schema, as the application may have done.
+    pub async fn create_schema(&self) {
+        self.sql(&format!("CREATE SCHEMA {}", self.schema())).await;
+    }
+
+    /// Empty every table, faster than making a new world.
+    pub async fn empty(&self) {
+        let deletions: String =
+            TABLES.iter().rev().map(|table| format!("DELETE FROM {};", table.name)).collect();
+        self.sql_of(
+            &format!("SET session_replication_role = replica; {deletions} RESET session_replication_role"),
+            &format!("DROP TRIGGER IF EXISTS audit_log_no_delete; {deletions}"),
+        )
+        .await;
+    }
+
+    /// Wait until no connection of anybody is in a transaction.
+    pub async fn wait_until_idle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let busy = match &self.place {
+                Place::Postgres { schema, .. } => {
+                    let query = format!(
+                        "SELECT state FROM pg_stat_activity
+                         WHERE application_name = '{schema}' AND pid <> pg_backend_pid()
+                           AND (state <> 'idle' OR backend_xid IS NOT NULL)"
+                    );
+                    !self.rows(&query).await.is_empty()
+                }
+                // The first fails while somebody writes, the second tells whether anybody reads.
+                Place::Sqlite { .. } => {
+                    self.try_sql("BEGIN EXCLUSIVE; COMMIT").await.is_err()
+                        || self.checkpoint().await != Some(0)
+                }
+            };
+            if !busy {
+                return;
+            }
+            assert!(Instant::now() < deadline, "a connection stays in a transaction");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn checkpoint(&self) -> Option<i64> {
+        let Place::Sqlite { pool, .. } = &self.place else { return None };
+        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(pool).await.ok()
+    }
+
+    /// Whether these bytes stand in any file of the database. Only SQLite's can be looked at.
+    pub fn files_contain(&self, needle: &str) -> bool {
+        let Place::Sqlite { folder, .. } = &self.place else { return false };
+        std::fs::read_dir(folder.path()).unwrap().any(|file| {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+        })
+    }
+}
+
+impl Place {
+    async fn postgres() -> Option<Self> {
+        let url = std::env::var("TEST_POSTGRES_URL")
+            .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
+        let schema = format!("test_{:016x}", rand::random::<u64>());
+        let server =
+            PgConnectOptions::from_str(&url).unwrap().application_name(&schema).disable_statement_logging();
+        let inside = server.clone().options([("search_path", schema.as_str()), ("timezone", "UTC")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(3)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(inside)
+            .await
+            .ok()?;
+        Some(Self::Postgres { pool, server, schema })
+    }
+
+    async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SqliteConnectOptions::new()
+            .filename(folder.path().join("test.db"))
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5))
+            .disable_statement_logging();
+        // Nothing may stay open that could be seen as a reader: one connection, one statement at a time.
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(file).await.unwrap();
+        Self::Sqlite { pool, folder }
+    }
+
+    async fn open(&self, anonymize_columns: &[&str]) -> Arc<dyn Store> {
+        let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
+        match self {
+            Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {
+                connect: server.clone(),
+                schema: schema.clone(),
+                max_connections: 8,
+                anonymize_columns,
+            })),
+            Self::Sqlite { folder, .. } => {
+                let path = folder.path().join("test.db");
+                let options = store::sqlite::Options { path, anonymize_columns, max_connections: 4 };
+                Arc::new(Sqlite::open(options).await.unwrap())
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self::Postgres { server, schema, .. } = self else { return };
+        let drop_schema = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {schema} CASCADE");
+        let server = server.clone();
+        // A runtime of its own: this one may be shutting down, and `drop` cannot wait for it.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = sqlx::PgConnection::connect_with(&server).await?;
+                connection.execute(sqlx::raw_sql(AssertSqlSafe(drop_schema))).await
+            })
+        });
+        if !matches!(dropped.join(), Ok(Ok(_))) {
+            eprintln!("the schema {schema} could not be dropped");
+        }
+    }
+}
+
+/// One event on its way, which a test writes field by field.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub svix_id: String,
+    json: Json,
+    raw: Option<Bytes>,
+    replacements: Vec<(String, String)>,
+}
+
+impl Event {
+    /// `user.created` with every field that can be synced, and more.
+    pub fn created(id: &str) -> Self {
+        Self::about("user.created", full_user(id), SIGN_UP)
+    }
+
+    /// `user.updated`, as many milliseconds after the sign-up.
+    pub fn updated(id: &str, after: i64) -> Self {
+        Self::about("user.updated", full_user(id), SIGN_UP).after(after)
+    }
+
+    /// `user.updated` with nothing but the id and the time.
+    pub fn minimal(id: &str, after: i64) -> Self {
+        let data = json!({ "id": id, "object": "user", "updated_at": SIGN_UP });
+        Self::about("user.updated", data, SIGN_UP).after(after)
+    }
+
+    /// `user.deleted`, as many milliseconds after the sign-up.
+    pub fn deleted(id: &str, after: i64) -> Self {
+        Self::about("user.deleted", json!({ "id": id, "object": "user", "deleted": true }), SIGN_UP + after)
+    }
+
+    /// Any event.
+    pub fn about(event_type: &str, data: Json, timestamp: i64) -> Self {
+        Self::json(json!({
+            "data": data,
+            "event_attributes": { "http_request": { "client_ip": "203.0.113.7", "user_agent": "Engine/1.0" } },
+            "instance_id": "ins_1",
+            "object": "event",
+            "timestamp": timestamp,
+            "type": event_type,
+        }))
+    }
+
+    /// Any JSON.
+    pub fn json(json: Json) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { svix_id: format!("msg_{number:08}"), json, raw: None, replacements: Vec::new() }
+    }
+
+    /// Any bytes.
+    pub fn raw(body: impl Into<Bytes>) -> Self {
+        Self { raw: Some(body.into()), ..Self::json(Json::Null) }
+    }
+
+    /// Say which message it is.
+    pub fn svix(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.svix_id);
+        self
+    }
+
+    /// Another message that says the same.
+    pub fn again(&self) -> Self {
+        Self { svix_id: Self::json(Json::Null).svix_id, ..self.clone() }
+    }
+
+    /// `updated_at` and the envelope's time, in milliseconds after the sign-up.
+    pub fn after(self, milliseconds: i64) -> Self {
+        self.set("updated_at", json!(SIGN_UP + milliseconds))
+            .envelope("timestamp", json!(SIGN_UP + milliseconds))
+    }
+
+    /// Set a field of `data`.
+    pub fn set(mut self, name: &str, value: impl Into<Json>) -> Self {
+        self.json["data"][name] = value.into();
+        self
+    }
+
+    /// Leave a field of `data` out.
+    pub fn without(mut self, name: &str) -> Self {
+        self.json["data"].as_object_mut().unwrap().remove(name);
+        self
+    }
+
+    /// The primary e-mail address, verified.
+    pub fn email(self, address: &str) -> Self {
+        self.set("primary_email_address_id", "idn_1").set("email_addresses", emails(address))
+    }
+
+    /// Set a field of the envelope.
+    pub fn envelope(mut self, name: &str, value: impl Into<Json>) -> Self {
+        self.json[name] = value.into();
+        self
+    }
+
+    /// Leave a field of the envelope out.
+    pub fn without_envelope(mut self, name: &str) -> Self {
+        self.json.as_object_mut().unwrap().remove(name);
+        self
+    }
+
+    /// Write something into the body that no JSON library would.
+    pub fn replacing(mut self, from: &str, to: &str) -> Self {
+        self.replacements.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    /// The bytes on the wire.
+    pub fn body(&self) -> Bytes {
+        if let Some(raw) = &self.raw {
+            return raw.clone();
+        }
+        let mut body = self.json.to_string();
+        for (from, to) in &self.replacements {
+            assert!(body.contains(from), "{from} is not in {body}");
+            body = body.replace(from, to);
+        }
+        body.into()
+    }
+}
+
+/// A list with this address, and one that is not the primary one before it.
+pub fn emails(address: &str) -> Json {
+    json!([
+        {
+            "id": "idn_0", "object": "email_address", "email_address": "other@example.com", "reserved": false,
+            "verification": null, "linked_to": [],
+        },
+        {
+            "id": "idn_1", "object": "email_address", "email_address": address, "reserved": false,
+            "verification": { "status": "verified", "strategy": "email_code", "attempts": 1, "expire_at": null },
+            "linked_to": [], "created_at": SIGN_UP, "updated_at": SIGN_UP,
+        },
+    ])
+}
+
+/// Clerk's user object as it comes over the wire, with something in every field that can be synced.
+fn full_user(id: &str) -> Json {
+    json!({
+        "id": id,
+        "object": "user",
+        "external_id": "ext-7",
+        "username": "ada",
+        "first_name": "Ada",
+        "last_name": "Lovelace",
+        "locale": "en-GB",
+        "image_url": "https://img.clerk.com/ada",
+        "profile_image_url": "https://img.clerk.com/ada",
+        "has_image": true,
+        "primary_email_address_id": "idn_1",
+        "primary_phone_number_id": "idn_2",
+        "primary_web3_wallet_id": null,
+        "email_addresses": emails("ada@example.com"),
+        "phone_numbers": [{ "id": "idn_2", "object": "phone_number", "phone_number": "+15555550100" }],
+        "web3_wallets": [],
+        "passkeys": [],
+        "external_accounts": [],
+        "enterprise_accounts": [],
+        "public_metadata": { "plan": "pro" },
+        "private_metadata": { "note": "likes engines" },
+        "unsafe_metadata": { "theme": "dark" },
+        "password_enabled": true,
+        "two_factor_enabled": false,
+        "totp_enabled": false,
+        "backup_code_enabled": false,
+        "banned": false,
+        "locked": true,
+        "lockout_expires_in_seconds": null,
+        "delete_self_enabled": true,
+        "create_organization_enabled": true,
+        "last_sign_in_at": SIGN_UP + 1,
+        "last_active_at": SIGN_UP + 2,
+        "created_at": SIGN_UP,
+        "updated_at": SIGN_UP,
+    })
+}
+
+/// Unix milliseconds as a time.
+pub fn at(milliseconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(milliseconds).unwrap()
+}
+
+/// Milliseconds after the sign-up as a time.
+pub fn after(milliseconds: i64) -> DateTime<Utc> {
+    at(SIGN_UP + milliseconds)
+}
+
+pub fn clerk_id(id: &str) -> ClerkId {
+    ClerkId::new(id).unwrap()
+}
+
+/// A time as either keeper writes it.
+pub fn time(json: &Json) -> DateTime<Utc> {
+    DateTime::parse_from_rfc3339(json.as_str().unwrap()).unwrap().to_utc()
+}
+
+/// A value as either keeper writes it: PostgreSQL knows truth and arrays, SQLite has numbers and text for them.
+pub fn plain(json: &Json) -> String {
+    match json {
+        Json::String(text) => text.clone(),
+        Json::Bool(truth) => u8::from(*truth).to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// How many of each.
+pub fn tally<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
+    let mut tally = BTreeMap::new();
+    for item in items {
+        *tally.entry(item).or_default() += 1;
+    }
+    tally
+}
+
+/// JSON shows bytes as `\x…`; read them as text, or the person in them would not be found.
+fn decoded(mut row: Map<String, Json>) -> Map<String, Json> {
+    for value in row.values_mut() {
+        let hex = value.as_str().and_then(|text| text.strip_prefix("\\x")).map(ToOwned::to_owned);
+        if let Some(hex) = hex {
+            let byte = |at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+            let bytes: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(byte).collect();
+            *value = String::from_utf8_lossy(&bytes.unwrap()).into();
+        }
+    }
+    row
+}
+
+fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Map<String, Json> {
+    row.columns()
+        .iter()
+        .map(|column| {
+            let name = column.name();
+            let raw = row.try_get_raw(name).unwrap();
+            let value = if raw.is_null() {
+                Json::Null
+            } else if raw.type_info().name() == "INTEGER" {
+                row.get_unchecked::<i64, _>(name).into()
+            } else {
+                String::from_utf8_lossy(&row.get_unchecked::<Vec<u8>, _>(name)).into()
+            };
+            (name.to_owned(), value)
+        })
+        .collect()
+}
