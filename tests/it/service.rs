@@ -149,6 +149,13 @@ impl Host {
         (url.host_str().unwrap_or("127.0.0.1").to_owned(), url.port().unwrap_or(5432))
     }
 
+    /// User and password of the Postgres server, as a connection string has them.
+    pub(crate) fn postgres_credentials(&self) -> String {
+        let url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+        let password = url.password().map(|password| format!(" password={password}")).unwrap_or_default();
+        format!("user={}{password}", url.username())
+    }
+
     /// Let the service reach its Postgres under another address.
     pub(crate) fn reach_postgres_at(&mut self, address: SocketAddr) {
         let mut url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
@@ -161,18 +168,14 @@ impl Host {
     /// A whole database instead of a schema, for tests that change what belongs to all of it.
     pub(crate) fn use_own_database(&mut self) -> OwnDatabase {
         let name = unique("it_db_");
-        self.sql_on_server(&format!("CREATE DATABASE {name}"));
+        let own = OwnDatabase { name: name.clone(), server: self.server.clone() };
+        own.run_beside(&format!("CREATE DATABASE {name}"));
         let mut url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
         url.set_path(&name);
-        let before = std::mem::replace(&mut self.server, url.to_string());
-        let url = self.postgres_url(&self.server.clone());
+        self.server = url.to_string();
+        let url = self.postgres_url(&self.server);
         self.set("DATABASE_URL", &url);
-        OwnDatabase { name, server: before }
-    }
-
-    fn sql_on_server(&self, sql: &str) {
-        let mut connection = Connection::postgres(&self.server, "public").expect("a connection");
-        connection.run(sql).expect("SQL");
+        own
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
@@ -307,6 +310,14 @@ impl Drop for Host {
 pub(crate) struct OwnDatabase {
     pub(crate) name: String,
     server: String,
+}
+
+impl OwnDatabase {
+    /// Run statements in the database next to it.
+    pub(crate) fn run_beside(&self, sql: &str) {
+        let mut connection = Connection::postgres(&self.server, "public").expect("a connection");
+        connection.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
 }
 
 impl Drop for OwnDatabase {
