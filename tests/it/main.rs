@@ -1,8 +1,10 @@
 //! Every test that needs more than one room, in one binary.
 //!
-//! Each test runs on every database that keeps users: see [`world`].
+//! Each runs on every database that keeps users: see [`world`] for tests of the library, and [`service`] for tests of
+//! the real program.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "the real program has a real clock")]
 
 mod application;
 mod world;
@@ -14,3 +16,10 @@ mod crashes;
 
 mod house;
 mod oracles;
+
+mod proxy;
+mod service;
+
+mod attacks;
+mod journeys;
+mod outages;

@@ -1,0 +1,911 @@
+//! What users see: requests and answers, rows, the log, numbers, commands and their exit codes.
+
+use std::{
+    collections::HashSet,
+    net::TcpListener,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+use serde_json::{Value, json};
+
+use crate::{
+    proxy::{Mode, Proxy},
+    service::{
+        Answer, Finished, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
+        milliseconds, on_each_keeper, post, unique, user,
+    },
+};
+
+on_each_keeper!(
+    a_signed_request_becomes_a_row_an_audit_line_and_a_number,
+    every_status_is_told_exactly,
+    a_deletion_takes_the_row_or_anonymises_it_where_business_data_stands_in_the_way,
+    what_the_application_refuses_is_parked_and_later_applied,
+    without_migrations_it_is_alive_but_not_ready,
+    migrations_are_listed_applied_once_and_listed_again,
+    a_prisma_table_is_adopted_after_a_dry_run,
+    a_drizzle_table_is_adopted,
+    a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
+    nothing_personal_reaches_the_log_the_metrics_or_the_errors,
+);
+
+/// The schema of the application beside ours, where the keeper has schemas.
+fn app_table(host: &Host, name: &str) -> String {
+    match host.keeper {
+        Keeper::Postgres => {
+            host.sql(&format!("CREATE SCHEMA IF NOT EXISTS {}_app", host.schema));
+            format!("{}_app.{name}", host.schema)
+        }
+        Keeper::Sqlite => name.to_owned(),
+    }
+}
+
+fn applied(service: &Service, event: &Value) -> Post {
+    let delivery = post(event);
+    let answer = service.post(&delivery);
+    assert_eq!((answer.status, answer.word().as_str()), (200, "applied"), "{}", service.log());
+    delivery
+}
+
+fn a_signed_request_becomes_a_row_an_audit_line_and_a_number(host: Host) {
+    let service = host.serve();
+    let at = milliseconds() - 5000;
+    let delivery = post(&user("user.created", "user_1", at, "Ada"));
+    let answer = service.post(&delivery);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(
+        answer.body,
+        format!(r#"{{"status":"applied","event":"user.created","id":"{}"}}"#, delivery.id)
+    );
+
+    let row = host
+        .sql("SELECT clerk_id, email, first_name, last_name, image_url, username, preferences FROM users");
+    let image = "https://img.clerk.com/it";
+    assert_eq!(row, [["user_1", "user_1@example.com", "Ada", "Lovelace", image, "NULL", "{}"]]);
+    assert_eq!(
+        host.sql("SELECT kind, clerk_id, version, event_at, tie FROM entity_versions"),
+        [["user", "user_1", &at.to_string(), &(at + 20).to_string(), &delivery.id]]
+    );
+    let processed = host.sql("SELECT svix_id, event_type, outcome, clerk_id FROM processed_webhooks");
+    assert_eq!(processed, [[delivery.id.as_str(), "user.created", "applied", "user_1"]]);
+    let audit = host.sql("SELECT action, clerk_id, svix_id, source, changed_fields FROM audit_log");
+    assert_eq!(audit.len(), 1);
+    assert_eq!(audit[0][..4], ["USER_CREATED", "user_1", &delivery.id, "webhook"]);
+    assert!(audit[0][4].contains("first_name") && !audit[0][4].contains("Ada"), "{audit:?}");
+    assert_eq!(host.sql("SELECT ip, user_agent FROM audit_actors"), [["192.0.2.77", "Firefox"]]);
+    assert_eq!(host.sql("SELECT signups FROM signups_by_week"), [["1"]]);
+
+    let counted = r#"clerk_sync_webhooks_total{event="user.created",outcome="applied"}"#;
+    assert_eq!(service.metric(counted), Some(1.0));
+    assert_eq!(service.metric(r#"clerk_sync_webhook_duration_seconds_count{outcome="applied"}"#), Some(1.0));
+    assert_eq!(service.metric("clerk_sync_commit_batch_size_count"), Some(1.0));
+    assert_eq!(service.metric("clerk_sync_commit_duration_seconds_count"), Some(1.0));
+    assert!(service.metric("clerk_sync_last_event_timestamp_seconds").is_some_and(|at| at > 1e9));
+
+    let lines = service.lines_about(&delivery.id);
+    assert_eq!(lines.len(), 1, "one line an event: {lines:?}");
+    assert_eq!((&lines[0]["event"], &lines[0]["outcome"]), (&json!("user.created"), &json!("applied")));
+    assert!(lines[0]["duration_ms"].is_u64(), "{lines:?}");
+    service.stop();
+}
+
+fn every_status_is_told_exactly(host: Host) {
+    let service = host.serve();
+    let at = milliseconds() - 60_000;
+    let created = user("user.created", "user_1", at, "Ada");
+    let mut told: Vec<(Post, Value, &str)> = Vec::new();
+    let mut tell = |delivery: Post, event: Value, status: &'static str| {
+        let answer = service.post(&delivery);
+        let expected = json!({ "status": status, "event": event, "id": delivery.id });
+        assert_eq!((answer.status, answer.json()), (200, expected), "{}", service.log());
+        told.push((delivery, event, status));
+    };
+    let twin = |prefix| Post { id: unique(prefix), ..post(&created) };
+    let first = twin("msg_b");
+    tell(first.clone(), json!("user.created"), "applied");
+    tell(first, json!("user.created"), "duplicate");
+    // Two events of one millisecond have an order: that of their ids.
+    tell(twin("msg_a"), json!("user.created"), "stale");
+    tell(twin("msg_c"), json!("user.created"), "unchanged");
+    tell(post(&user("user.updated", "user_1", at + 10, "Ada")), json!("user.updated"), "unchanged");
+    tell(post(&user("user.updated", "user_1", at + 20, "Augusta")), json!("user.updated"), "applied");
+    tell(post(&user("user.updated", "user_1", at + 15, "Late")), json!("user.updated"), "stale");
+    tell(
+        post(&json!({ "type": "session.created", "data": { "id": "sess_1" } })),
+        json!("session.created"),
+        "ignored",
+    );
+    tell(post(&json!({ "type": "brand.new", "data": null })), json!("brand.new"), "ignored");
+    tell(
+        post(&json!({ "type": "user.deleted", "data": { "deleted": true } })),
+        json!("user.deleted"),
+        "ignored",
+    );
+    tell(post(&json!({ "type": "user.created", "data": { "id": 7 } })), json!("user.created"), "parked");
+    tell(Post::new("not JSON at all"), Value::Null, "parked");
+    tell(Post::new(""), Value::Null, "parked");
+    tell(post(&deletion("user_1", at + 5)), json!("user.deleted"), "applied");
+    tell(post(&deletion("user_1", at + 30)), json!("user.deleted"), "stale");
+    tell(post(&user("user.updated", "user_1", at + 50_000, "Back")), json!("user.updated"), "stale");
+    tell(post(&deletion("user_never_seen", at)), json!("user.deleted"), "applied");
+
+    for (delivery, event, status) in &told {
+        let id = &delivery.id;
+        let parked = host.count(&format!("webhook_queue WHERE svix_id = '{id}' AND state = 'dead'"));
+        let processed = host.count(&format!("processed_webhooks WHERE svix_id = '{id}'"));
+        assert_eq!(
+            (parked, processed),
+            if *status == "parked" { (1, 0) } else { (0, 1) },
+            "{event} {status}"
+        );
+    }
+    assert_eq!(host.count("users"), 0);
+    let actions: Vec<String> = host.sql("SELECT action FROM audit_log ORDER BY id").concat();
+    assert_eq!(actions, ["USER_CREATED", "USER_UPDATED", "USER_HARD_DELETED"]);
+    assert_eq!(host.count("audit_actors"), 0, "an erasure empties them");
+    for (name, expected) in [
+        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="stale"}"#, 2.0),
+        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="unchanged"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="user.created",outcome="duplicate"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="other",outcome="ignored"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="other",outcome="parked"}"#, 2.0),
+    ] {
+        assert_eq!(service.metric(name), Some(expected), "{name}");
+    }
+    eventually("the queue's depth is shown", || {
+        service.metric(r#"clerk_sync_queue_depth{state="dead"}"#) == Some(3.0)
+    });
+    service.stop();
+}
+
+fn a_deletion_takes_the_row_or_anonymises_it_where_business_data_stands_in_the_way(host: Host) {
+    let service = host.serve();
+    let at = milliseconds() - 60_000;
+    for id in ["user_free", "user_buyer"] {
+        applied(&service, &user("user.created", id, at, "Ada"));
+    }
+    host.sql("CREATE TABLE orders (id bigint PRIMARY KEY, user_id bigint NOT NULL REFERENCES users (id))");
+    host.sql("INSERT INTO orders SELECT 1, id FROM users WHERE clerk_id = 'user_buyer'");
+    let id = host.value("SELECT id FROM users WHERE clerk_id = 'user_buyer'");
+    for id in ["user_free", "user_buyer"] {
+        applied(&service, &deletion(id, at + 1000));
+    }
+    let rows = host.sql("SELECT clerk_id, email, first_name, last_name, image_url FROM users");
+    let address = format!("deleted-{id}@anonymized.local");
+    assert_eq!(rows, [["user_buyer", address.as_str(), "Deleted", "User", "NULL"]]);
+    assert_eq!(host.count("users WHERE deleted_at IS NOT NULL"), 1);
+    let actions: HashSet<String> = host.sql("SELECT action FROM audit_log").concat().into_iter().collect();
+    assert_eq!(actions, ["USER_CREATED", "USER_HARD_DELETED", "USER_ANONYMIZED"].map(str::to_owned).into());
+    service.stop();
+}
+
+fn what_the_application_refuses_is_parked_and_later_applied(host: Host) {
+    let service = host.serve();
+    host.refuse_first_name("Mallory");
+    let delivery = post(&user("user.created", "user_1", milliseconds(), "Mallory"));
+    let answer = service.post(&delivery);
+    let parked = json!({ "status": "parked", "event": "user.created", "id": delivery.id });
+    assert_eq!((answer.status, answer.json()), (200, parked));
+    assert_eq!(host.value("SELECT state FROM webhook_queue"), "pending");
+    assert_eq!(host.count("users"), 0);
+    host.sql(match host.keeper {
+        Keeper::Postgres => "DROP TRIGGER refuse ON users",
+        Keeper::Sqlite => "DROP TRIGGER refuse",
+    });
+    // Svix's "replay", or our own retry, whichever comes first.
+    assert_eq!(service.post(&delivery).word(), "applied");
+    assert_eq!((host.count("users"), host.count("webhook_queue")), (1, 0));
+    service.stop();
+}
+
+fn without_migrations_it_is_alive_but_not_ready(host: Host) {
+    let service = host.begin(&["--no-migrate"]);
+    assert_eq!(service.get("/livez").status, 200);
+    for path in ["/readyz", "/healthz"] {
+        let answer = service.get(path);
+        assert_eq!((answer.status, answer.word().as_str()), (503, "schema_not_current"));
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    let answer = service.post(&post(&user("user.created", "user_1", milliseconds(), "Ada")));
+    assert_eq!(answer.status, 503, "{answer:?}");
+    host.run(&["migrate"]).succeeded();
+    eventually("ready once somebody has migrated", || service.status("/readyz") == Some(200));
+    applied(&service, &user("user.created", "user_1", milliseconds(), "Ada"));
+    service.stop();
+}
+
+fn migrations_are_listed_applied_once_and_listed_again(host: Host) {
+    let listed = host.run(&["migrate", "status"]).succeeded();
+    assert!(listed.contains("pending  0001  users") && !listed.contains("applied"), "{listed}");
+    let applied = host.run(&["migrate"]).succeeded();
+    assert!(applied.contains("applied  0001  users"), "{applied}");
+    assert!(host.run(&["migrate"]).succeeded().contains("nothing to do"));
+    let listed = host.run(&["migrate", "status"]).succeeded();
+    assert!(listed.contains("applied  0001  users") && !listed.contains("pending"), "{listed}");
+}
+
+fn a_prisma_table_is_adopted_after_a_dry_run(host: Host) {
+    let table = app_table(&host, "\"User\"");
+    host.sql(&format!(
+        r#"CREATE TABLE {table} ("id" TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL, "email" TEXT NOT NULL,
+               "firstName" TEXT, "lastName" TEXT, "imageUrl" TEXT,
+               "createdAt" TIMESTAMP NOT NULL, "updatedAt" TIMESTAMP NOT NULL);
+           INSERT INTO {table} VALUES
+               ('a', 'user_a', 'a@example.com', 'Ada', NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00.123'),
+               ('b', 'user_b', 'b@example.com', 'Bob', 'B', 'https://x', '2024-01-02 00:00:00', '2024-02-02 00:00:00')"#
+    ));
+    // As in SQL where there are schemas; SQLite knows tables by their plain name.
+    let from = if host.keeper == Keeper::Postgres { table.clone() } else { "User".to_owned() };
+    let told = host.run(&["migrate", "adopt", "--from", &from, "--dry-run"]).succeeded();
+    assert!(told.contains("2  would be copied"), "{told}");
+    let pending = host.run(&["migrate", "status"]).succeeded();
+    assert!(pending.contains("pending"), "a dry run changed something: {pending}");
+
+    let told = host.run(&["migrate", "adopt", "--from", &from]).succeeded();
+    assert!(told.contains("2  copied"), "{told}");
+    let rows =
+        host.sql("SELECT clerk_id, email, first_name, last_name, image_url FROM users ORDER BY clerk_id");
+    assert_eq!(
+        rows,
+        [
+            ["user_a", "a@example.com", "Ada", "NULL", "NULL"],
+            ["user_b", "b@example.com", "Bob", "B", "https://x"]
+        ]
+    );
+    let version = host.value("SELECT version FROM entity_versions WHERE clerk_id = 'user_a'");
+    assert_eq!(version, "1706745600123");
+    assert_eq!(host.sql("SELECT DISTINCT source, action FROM audit_log"), [["cli", "USER_CREATED"]]);
+    assert_eq!(host.count(&table), 2, "the table itself is left as it is");
+    let again = host.run(&["migrate", "adopt", "--from", &from]).succeeded();
+    assert!(again.contains("0  copied") && again.contains("2  already here"), "{again}");
+
+    let service = host.serve();
+    let older = post(&user("user.updated", "user_a", 1_706_745_600_122, "Old"));
+    assert_eq!(service.post(&older).word(), "stale");
+    applied(&service, &user("user.updated", "user_a", 1_706_745_600_124, "New"));
+    service.stop();
+}
+
+fn a_drizzle_table_is_adopted(host: Host) {
+    // With schemas it may have our table's very name.
+    let table = app_table(&host, if host.keeper == Keeper::Postgres { "users" } else { "members" });
+    host.sql(&format!(
+        "CREATE TABLE {table} (id integer PRIMARY KEY, clerk_id text NOT NULL, email text, first_name text,
+             last_name text, image_url text, created_at timestamp, updated_at timestamp, deleted_at timestamp);
+         INSERT INTO {table} VALUES
+             (1, 'user_a', 'a@example.com', 'Ada', 'L', NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00', NULL),
+             (2, 'user_b', 'b@example.com', 'Bob', 'B', NULL, '2024-01-01 00:00:00', NULL, NULL),
+             (3, 'user_gone', NULL, NULL, NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00',
+              '2024-03-01 00:00:00')"
+    ));
+    let told = host.run(&["migrate", "adopt", "--from", &table]).succeeded();
+    assert!(told.contains("2  copied") && told.contains("1  left out: marked as deleted"), "{told}");
+    let rows = host.sql("SELECT clerk_id, first_name FROM users ORDER BY clerk_id");
+    assert_eq!(rows, [["user_a", "Ada"], ["user_b", "Bob"]]);
+    let missing = host.run(&["migrate", "adopt", "--from", "no_such_table"]);
+    assert_eq!(missing.code, Some(78), "{missing:?}");
+    assert!(missing.stderr.contains("there is no table no_such_table"), "{missing:?}");
+}
+
+fn a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation(host: Host) {
+    if host.keeper == Keeper::Postgres {
+        host.sql(&format!("CREATE SCHEMA {}", host.schema));
+    }
+    host.sql("CREATE TABLE users (id integer PRIMARY KEY, clerk_id text, email integer)");
+    for arguments in [&["serve"][..], &["migrate"]] {
+        let refused = host.run(arguments);
+        assert_eq!(refused.code, Some(78), "{refused:?}");
+        for words in
+            ["table users", "column first_name is missing", "column email is of type", "Nothing was changed"]
+        {
+            assert!(refused.stderr.contains(words), "{words}: {}", refused.stderr);
+        }
+    }
+    let listed = host.run(&["migrate", "status"]).succeeded();
+    assert!(listed.contains("pending"), "{listed}");
+}
+
+fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(mut host: Host) {
+    const SECRET_WITH_MARKER: &str = "whsec_TUFSS0VSTUFSS0VSTUFSS0VSTUFSS0VS";
+    host.set("RUST_LOG", "trace,sqlx=trace,hyper=trace,tower=trace,h2=trace,tokio=trace");
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET", SECRET_WITH_MARKER);
+    host.set("CLERK_SECRET_KEY", "sk_test_MARKERkey");
+    host.set("ADMIN_TOKEN", "MARKERtoken");
+    host.set(
+        "SYNC_FIELDS",
+        "email,email_verified,first_name,last_name,image_url,username,phone_number,external_id,public_metadata,\
+         unsafe_metadata,private_metadata,banned,locked,last_sign_in_at,last_active_at",
+    );
+    let service = host.serve();
+    host.refuse_first_name("MARKERrefused");
+    host.sql("CREATE UNIQUE INDEX once ON users (email)");
+    let event = |id: &str, first_name: &str, email: &str, metadata: &str| {
+        let mut event = user("user.created", id, milliseconds(), first_name);
+        let data = &mut event["data"];
+        data["last_name"] = json!("MARKERlast");
+        data["email_addresses"][0]["email_address"] = json!(email);
+        data["username"] = json!("MARKERname\u{0}");
+        data["phone_numbers"] = json!([{ "id": "idn_2", "phone_number": "+49MARKER" }]);
+        data["primary_phone_number_id"] = json!("idn_2");
+        data["external_id"] = json!("MARKERexternal");
+        data["image_url"] = json!("https://MARKER");
+        data["private_metadata"] = json!({ "MARKERkey": "MARKERvalue" });
+        event["event_attributes"]["http_request"] =
+            json!({ "client_ip": "203.0.113.199", "user_agent": "MARKERagent" });
+        event.to_string().replace("\"METADATA\"", metadata).replacen(
+            "\"object\":\"user\"",
+            &format!("\"public_metadata\":{metadata},\"object\":\"user\""),
+            1,
+        )
+    };
+    let deep = format!("{}\"MARKER\"{}", "[".repeat(20_000), "]".repeat(20_000));
+    let bodies = [
+        (event("user_1", "MARKERfirst", "MARKER@example.com", r#"{"MARKER":1}"#), "applied"),
+        // The same address again, which an index of the application refuses, with DETAIL.
+        (event("user_2", "MARKERfirst", "MARKER@example.com", "{}"), "parked"),
+        (event("user_3", "MARKERrefused", "MARKER3@example.com", "{}"), "parked"),
+        (event("user_4", "MARKERfirst", "MARKER4@example.com", r#"{"MARKER":1e1000000}"#), "any"),
+        (event("user_5", "MARKERfirst", "MARKER5@example.com", &deep), "any"),
+        (event("user_6", "MARKERfirst", &format!("MARKER{}", "x".repeat(20_000)), "{}"), "any"),
+        (r#"{"type":"user.created","data":{"id":["MARKER"],"first_name":"MARKER"}}"#.to_owned(), "parked"),
+        (r#"{"type":"user.created","data":{"id":"user_7","first_name":["MARKER"]}}"#.to_owned(), "parked"),
+        ("MARKER is no JSON".to_owned(), "parked"),
+    ];
+    let mut everything = String::new();
+    for (body, expected) in bodies {
+        let delivery = Post {
+            secret: SECRET_WITH_MARKER,
+            more_headers: "x-request-id: MARK=\"ER\r\nuser-agent: MARKERagent\r\ncookie: MARKER=1\r\n"
+                .to_owned(),
+            ..Post::new(body)
+        };
+        let answer = service.post(&delivery);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(expected == "any" || answer.word() == expected, "{expected}: {answer:?}");
+        everything.push_str(&format!("{answer:?}\n"));
+        let forged = Post { body: format!("{} MARKER", delivery.body), secret: OTHER_SECRET, ..delivery };
+        let answer = service.post(&forged);
+        assert_eq!(answer.word(), "invalid_signature");
+        everything.push_str(&format!("{answer:?}\n"));
+    }
+    let gone = Post { secret: SECRET_WITH_MARKER, ..post(&deletion("user_1", milliseconds())) };
+    assert_eq!(service.post(&gone).word(), "applied");
+    everything.push_str(&service.get_private("/metrics").body);
+    everything.push_str(&service.get("/MARKER?MARKER=1").body);
+    for row in host.sql("SELECT coalesce(last_error, '') FROM webhook_queue") {
+        everything.push_str(&row[0]);
+    }
+    service.terminate();
+    let mut service = service;
+    assert_eq!(service.wait(Duration::from_secs(20)).code(), Some(0));
+    let log = service.log();
+    assert!(log.contains("parked: kept in webhook_queue"), "{log}");
+    everything.push_str(&log);
+    for marker in ["MARKER", "TUFSS0VS", "203.0.113.199", "example.com", "xxxx"] {
+        let place = everything.find(marker);
+        assert!(
+            place.is_none(),
+            "{marker}: {}",
+            place.map_or("", |at| &everything[at.saturating_sub(300)..])
+        );
+    }
+    let about_errors = host.run(&["migrate", "status"]);
+    assert!(!format!("{about_errors:?}").contains("MARKER"));
+}
+
+/// On the keeper that is always there.
+fn host() -> Host {
+    Host::with(Keeper::Sqlite).expect("SQLite is always there")
+}
+
+fn created() -> Post {
+    post(&user("user.created", &unique("user_"), milliseconds(), "Ada"))
+}
+
+/// The shape of every error of a handler.
+fn assert_refused(answer: &Answer, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.word().as_str()), (status, code), "{answer:?}");
+    assert_eq!(answer.headers["content-type"], "application/json");
+    let json = answer.json();
+    let message = json["error"]["message"].as_str().expect("a message");
+    assert!(!message.is_empty());
+    assert_eq!(json, json!({ "error": { "code": code, "message": message } }));
+}
+
+#[test]
+fn both_routes_and_both_header_families_are_the_same() {
+    let host = host();
+    let service = host.serve();
+    for path in ["/webhooks/clerk", "/api/webhooks/clerk"] {
+        for family in ["svix", "webhook"] {
+            let delivery = Post { path, family, ..created() };
+            assert_eq!(service.post(&delivery).word(), "applied", "{path} {family}");
+            // The same delivery under the other names is the same delivery.
+            let other = if family == "svix" { "webhook" } else { "svix" };
+            assert_eq!(service.post(&Post { family: other, ..delivery }).word(), "duplicate");
+        }
+    }
+    assert_eq!(host.count("users"), 4);
+}
+
+#[test]
+fn what_cannot_be_believed_is_answered_400_with_its_code() {
+    let host = host();
+    let service = host.serve();
+    let good = String::from_utf8(created().bytes()).expect("text");
+    let without = |name: &str| {
+        let lines: Vec<&str> = good.split("\r\n").filter(|line| !line.starts_with(name)).collect();
+        lines.join("\r\n")
+    };
+    for name in ["svix-id", "svix-timestamp", "svix-signature"] {
+        assert_refused(&service.ask(without(name).as_bytes()), 400, "missing_headers");
+        let blank = without(name).replacen("\r\nhost", &format!("\r\n{name}:  \r\nhost"), 1);
+        assert_refused(&service.ask(blank.as_bytes()), 400, "missing_headers");
+    }
+    let mixed = good.replace("svix-id", "webhook-id");
+    assert_refused(&service.ask(mixed.as_bytes()), 400, "missing_headers");
+
+    let at = |timestamp: &str| {
+        let lines: Vec<String> = good
+            .split("\r\n")
+            .map(|line| match line.strip_prefix("svix-timestamp: ") {
+                Some(_) => format!("svix-timestamp: {timestamp}"),
+                None => line.to_owned(),
+            })
+            .collect();
+        service.ask(lines.join("\r\n").as_bytes())
+    };
+    for timestamp in ["soon", "1.5", "+1700000000", "-1", "0x10", "1e9", "99999999999999999999999"] {
+        assert_refused(&at(timestamp), 400, "invalid_timestamp");
+    }
+    for (seconds, status) in [(-400, 400), (400, 400), (-290, 200), (290, 200)] {
+        let delivery = Post { timestamp: Utc::now().timestamp() + seconds, ..created() };
+        let answer = service.post(&delivery);
+        if status == 400 {
+            assert_refused(&answer, 400, "timestamp_out_of_tolerance");
+        } else {
+            assert_eq!(answer.word(), "applied");
+        }
+    }
+    assert_refused(&service.post(&Post { secret: OTHER_SECRET, ..created() }), 400, "invalid_signature");
+    let rejections = |reason: &str| {
+        service.metric(&format!("clerk_sync_rejections_total{{reason=\"{reason}\"}}")).expect("a number")
+    };
+    let counts = ["missing_headers", "invalid_timestamp", "timestamp_out_of_tolerance", "invalid_signature"];
+    assert_eq!(counts.map(rejections).map(|count| count.to_string()), ["7", "7", "2", "1"]);
+    assert_eq!(service.metric(r#"clerk_sync_webhooks_total{event="other",outcome="rejected"}"#), Some(17.0));
+}
+
+#[test]
+fn what_is_not_there_is_404_and_what_is_not_done_there_is_405_with_allow() {
+    let host = host();
+    let service = host.serve();
+    for path in ["/", "/metrics", "/webhooks", "/webhooks/clerk/", "/v1/users", "/.env", "//webhooks/clerk"] {
+        assert_refused(&service.get(path), 404, "not_found");
+    }
+    for path in ["/webhooks/clerk", "/api/webhooks/clerk"] {
+        let answer = service.get(path);
+        assert_refused(&answer, 405, "method_not_allowed");
+        assert_eq!(answer.headers["allow"], "POST");
+    }
+    let answer = service.ask(b"POST /livez HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+    assert_refused(&answer, 405, "method_not_allowed");
+    assert!(answer.headers["allow"].contains("GET"), "{answer:?}");
+}
+
+#[test]
+fn what_is_too_large_is_413_and_the_sender_sees_it() {
+    let mut host = host();
+    host.set("WEBHOOK_MAX_BODY_BYTES", "2000");
+    let service = host.serve();
+    // All of it is sent before the answer is read.
+    let large = Post::new("x".repeat(3_000_000));
+    assert_refused(&service.post(&large), 413, "body_too_large");
+    let mut client = service.client();
+    let head = format!("{}transfer-encoding: chunked\r\n\r\n", Post::new("").head_without_length());
+    client.send(head.as_bytes()).expect("sent");
+    for _ in 0..30 {
+        client.send(format!("64\r\n{}\r\n", "x".repeat(100)).as_bytes()).expect("sent");
+    }
+    assert_refused(&client.answer().expect("an answer"), 413, "body_too_large");
+    let exact = Post::new("x".repeat(2000));
+    assert_eq!(service.post(&exact).word(), "parked");
+    assert_eq!(service.metric(r#"clerk_sync_rejections_total{reason="body_too_large"}"#), Some(2.0));
+}
+
+#[test]
+fn a_head_that_is_too_large_is_431_and_a_body_that_does_not_come_is_408() {
+    let host = host();
+    let service = host.serve();
+    let mut client = service.client();
+    client.send(created().head().as_bytes()).expect("sent");
+    let started = Instant::now();
+    let mut large = service.client();
+    let head = format!("GET /livez HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
+    // The answer may come, and the connection end, while we are still sending.
+    _ = large.send(head.as_bytes());
+    assert_eq!(large.answer().expect("an answer").status, 431);
+    assert_refused(&client.answer().expect("an answer"), 408, "body_timeout");
+    let took = started.elapsed();
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+    assert!(client.is_closed_within(Duration::from_secs(5)));
+}
+
+#[test]
+fn an_instance_pin_refuses_the_events_of_others() {
+    let mut host = host();
+    host.set("CLERK_INSTANCE_ID", "ins_it");
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    let mut event = user("user.created", "user_other", milliseconds(), "Ada");
+    event["instance_id"] = json!("ins_other");
+    assert_refused(&service.post(&post(&event)), 403, "wrong_instance");
+    event.as_object_mut().expect("an object").remove("instance_id");
+    assert_eq!(service.post(&post(&event)).word(), "applied");
+    assert_eq!(host.count("users"), 2);
+}
+
+#[test]
+fn an_allow_list_knows_callers_by_their_trusted_proxies_only() {
+    let forwarded = |by: &str| Post { more_headers: format!("x-forwarded-for: {by}\r\n"), ..created() };
+    let mut host = host();
+    host.set("WEBHOOK_ALLOWED_IPS", "svix");
+    let service = host.serve();
+    assert_refused(&service.post(&created()), 403, "address_not_allowed");
+    // Nobody is trusted, so nobody's word counts.
+    assert_refused(&service.post(&forwarded("52.215.16.239")), 403, "address_not_allowed");
+    service.stop();
+    host.set("TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8");
+    let service = host.serve();
+    assert_eq!(service.post(&forwarded("52.215.16.239")).word(), "applied");
+    assert_eq!(service.post(&forwarded("203.0.113.9, 52.215.16.239, 10.0.0.1")).word(), "applied");
+    for by in ["52.215.16.239, 203.0.113.9", "203.0.113.9", "unknown", ""] {
+        assert_refused(&service.post(&forwarded(by)), 403, "address_not_allowed");
+    }
+    assert_refused(&service.post(&created()), 403, "address_not_allowed");
+    // Probes are for everybody.
+    assert_eq!(service.get("/readyz").status, 200);
+    service.stop();
+    host.set("WEBHOOK_ALLOWED_IPS", "127.0.0.1,192.0.2.0/24");
+    host.unset("TRUSTED_PROXIES");
+    assert_eq!(host.serve().post(&created()).word(), "applied");
+}
+
+#[test]
+fn secrets_are_rotated_by_naming_both() {
+    let mut host = host();
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET}, {OTHER_SECRET}"));
+    let service = host.serve();
+    let delivery = created();
+    assert_eq!(service.post(&delivery).word(), "applied");
+    // Two endpoints on one URL deliver everything twice.
+    assert_eq!(service.post(&Post { secret: OTHER_SECRET, ..delivery }).word(), "duplicate");
+    assert_eq!(service.post(&Post { secret: OTHER_SECRET, ..created() }).word(), "applied");
+    service.stop();
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET", OTHER_SECRET);
+    let service = host.serve();
+    assert_refused(&service.post(&created()), 400, "invalid_signature");
+    // Svix's own rotation: several signatures in one header.
+    let delivery = Post { secret: OTHER_SECRET, ..created() };
+    let (head, good) = (delivery.head(), delivery.signature());
+    let several = head.replace(&good, &format!("v1a,AAAA v1,{} nonsense {good}", "A".repeat(43) + "="));
+    assert_eq!(service.ask(format!("{several}{}", delivery.body).as_bytes()).word(), "applied");
+}
+
+#[test]
+fn probes_and_numbers_stand_on_their_listeners() {
+    let host = host();
+    let service = host.serve();
+    assert_eq!(service.get("/livez").json(), json!({ "status": "alive" }));
+    for path in ["/readyz", "/healthz"] {
+        assert_eq!(service.get(path).json(), json!({ "status": "ready" }));
+    }
+    assert_eq!(service.get("/version").json()["version"], env!("CARGO_PKG_VERSION"));
+    assert!(service.get("/livez").headers.contains_key("x-request-id"));
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(service.get_private(path).status, 200);
+    }
+    let metrics = service.get_private("/metrics");
+    assert!(metrics.headers["content-type"].starts_with("text/plain; version=0.0.4"), "{metrics:?}");
+    for name in [
+        "clerk_sync_rejections_total{reason=\"invalid_signature\"} 0",
+        "clerk_sync_queue_depth{state=\"pending\"} 0",
+        "clerk_sync_queue_depth{state=\"dead\"} 0",
+        "clerk_sync_erasure_failures_total 0",
+    ] {
+        assert!(metrics.body.contains(name), "{name}: {}", metrics.body);
+    }
+    for path in ["/webhooks/clerk", "/version", "/v1/users"] {
+        assert_eq!(service.get_private(path).status, 404);
+    }
+}
+
+#[test]
+fn dev_tells_a_story_in_an_empty_directory_and_leaves() {
+    let mut host = host();
+    for name in [
+        "DATABASE_URL",
+        "DATABASE_SCHEMA",
+        "CLERK_WEBHOOK_SIGNING_SECRET",
+        "PORT",
+        "ADMIN_PORT",
+        "LOG_FORMAT",
+    ] {
+        host.unset(name);
+    }
+    let told = host.run(&["dev", "--sample", "--once"]);
+    assert_eq!(told.code, Some(0), "{told:?}");
+    let out = &told.stdout;
+    let words =
+        ["200 applied", "200 duplicate", "200 stale", "400 invalid_signature", "msg_", "whsec_", "Lovelace"];
+    for word in words {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    assert!(!told.stderr.contains("whsec_"), "{told:?}");
+    assert!(std::fs::metadata(host.path("clerk-sync.db")).is_ok(), "made here");
+    // Again, on what is already there.
+    host.run(&["dev", "--sample", "--once"]).succeeded();
+}
+
+#[test]
+fn dev_never_touches_the_database_of_the_environment() {
+    let mut host = host();
+    let precious = host.path("precious.db");
+    host.set("DATABASE_URL", &format!("sqlite://{precious}"));
+    host.run(&["dev", "--sample", "--once"]).succeeded();
+    host.unset("DATABASE_URL");
+    host.write(".env", &format!("DATABASE_URL=sqlite://{precious}\n"));
+    host.run(&["dev", "--sample", "--once"]).succeeded();
+    host.write("url", &format!("sqlite://{precious}"));
+    host.write(".env", "DATABASE_URL_FILE=url\n");
+    host.run(&["dev", "--sample", "--once"]).succeeded();
+    assert!(std::fs::metadata(&precious).is_err(), "samples reached it");
+    let url = format!("sqlite://{precious}");
+    host.run(&["dev", "--sample", "--once", "--database-url", &url]).succeeded();
+    assert!(std::fs::metadata(&precious).is_ok());
+}
+
+#[test]
+fn dev_stays_and_prints_a_curl_command_that_works() {
+    let mut host = host();
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    let service = Service::start(host.command(&["dev"]));
+    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    let out = service.out();
+    let start = out.find("curl ").expect("a curl command");
+    let command = out[start..].split("\n\n").next().expect("a paragraph");
+    assert!(sh(&host, command).succeeded().contains(r#""status":"applied""#));
+    service.stop();
+}
+
+fn sh(host: &Host, command: &str) -> Finished {
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(host.directory.path())
+        .output()
+        .expect("a shell");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn samples_are_printed_signed_and_sent() {
+    let host = host();
+    let service = host.serve();
+    let url = format!("http://{}/webhooks/clerk", service.public);
+    for event_type in ["user.created", "user.updated", "user.deleted", "session.created"] {
+        let body = host.run(&["sample", event_type]).succeeded();
+        let event: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(event["type"], event_type);
+    }
+    // A user id that a shell would love to get its hands on.
+    let id = "user_it's $(touch owned) `touch owned`";
+    let command = host.run(&["sample", "user.created", "--curl", "--url", &url, "--user-id", id]).succeeded();
+    assert!(sh(&host, &command).succeeded().contains(r#""status":"applied""#), "{command}");
+    assert!(sh(&host, &command).succeeded().contains(r#""status":"duplicate""#));
+    assert_eq!(host.sql("SELECT clerk_id FROM users"), [[id]]);
+    assert!(std::fs::metadata(host.path("owned")).is_err());
+
+    let told = host.run(&["send", "user.created", "--url", &url, "--count", "3"]).succeeded();
+    assert_eq!(told.matches("200  applied").count(), 3, "{told}");
+    assert_eq!(host.count("users"), 4);
+
+    let refused =
+        host.run(&["send", "user.created", "--url", &url, "--clerk-webhook-signing-secret", OTHER_SECRET]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stdout.contains("invalid_signature"), "{refused:?}");
+    let nobody = host.run(&["send", "user.created", "--url", "http://u:hunter2@127.0.0.1:1/"]);
+    assert_eq!(nobody.code, Some(69), "{nobody:?}");
+    assert!(!nobody.stderr.contains("hunter2"), "{nobody:?}");
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let host = host();
+    for arguments in
+        [&[][..], &["serf"], &["serve", "--wat"], &["sample", "user.renamed"], &["migrate", "adopt"]]
+    {
+        let finished = host.run(arguments);
+        assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains("--help"), "{finished:?}");
+    }
+    for arguments in [&["--help"][..], &["--version"], &["serve", "--help"]] {
+        let told = host.run(arguments).succeeded();
+        assert!(!told.contains(SECRET), "{told}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_the_configuration_are_told_at_once_without_secrets() {
+    let mut host = host();
+    let mistakes = [
+        ("DATABASE_URL", "mysql://root:hunter2@db/shop"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_hunter2!!"),
+        ("CLERK_SECRET_KEY", "hunter2"),
+        ("PORT", "70000"),
+        ("ADMIN_HOST", "0.0.0.0"),
+        ("SYNC_FIELDS", "email,password"),
+        ("DELETION_POLICY", "maybe"),
+        ("ANONYMIZE_COLUMNS", "email"),
+        ("WEBHOOK_TOLERANCE_SECONDS", "-1"),
+        ("WEBHOOK_MAX_BODY_BYTES", "1"),
+        ("WEBHOOK_ALLOWED_IPS", "everywhere"),
+        ("TRUSTED_PROXIES", "300.0.0.1"),
+        ("PROCESSED_RETENTION_DAYS", "0"),
+        ("SHUTDOWN_GRACE_SECONDS", "soon"),
+        ("LOG_FORMAT", "xml"),
+    ];
+    for (name, value) in mistakes {
+        host.set(name, value);
+    }
+    let refused = host.run(&["serve"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    for (name, _) in mistakes {
+        assert!(refused.stderr.contains(name), "{name}: {}", refused.stderr);
+    }
+    assert!(!refused.stderr.contains("hunter2"), "{}", refused.stderr);
+}
+
+#[test]
+fn serve_without_a_secret_is_78_and_says_where_to_find_one() {
+    let mut host = host();
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    let refused = host.run(&["serve"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("CLERK_WEBHOOK_SIGNING_SECRET") && refused.stderr.contains("Dashboard"));
+    let refused = host.run(&["sample", "user.created", "--curl"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+}
+
+#[test]
+fn secrets_may_stand_in_files_and_variables_in_an_env_file() {
+    let mut host = host();
+    let url = host.get("DATABASE_URL").to_owned();
+    for name in ["DATABASE_URL", "CLERK_WEBHOOK_SIGNING_SECRET", "PORT"] {
+        host.unset(name);
+    }
+    host.write("secret", &format!("{SECRET}\n"));
+    host.write("url", &format!("{url}\n"));
+    host.write(
+        ".env",
+        "# comment\nCLERK_WEBHOOK_SIGNING_SECRET_FILE=./secret\nDATABASE_URL_FILE=./url\nPORT=0\nADMIN_PORT=wrong\n",
+    );
+    // ADMIN_PORT of the environment wins over the file's.
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    assert_eq!(host.count("users"), 1);
+    service.stop();
+
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET", SECRET);
+    let both = host.run(&["serve"]);
+    assert_eq!(both.code, Some(78), "{both:?}");
+    assert!(both.stderr.contains("CLERK_WEBHOOK_SIGNING_SECRET_FILE"), "{both:?}");
+    host.write(".env", "PORT=0\nhunter2 hunter2\n");
+    let broken = host.run(&["serve"]);
+    assert_eq!(broken.code, Some(78), "{broken:?}");
+    assert!(
+        broken.stderr.contains("after the one of PORT") && !broken.stderr.contains("hunter2"),
+        "{broken:?}"
+    );
+}
+
+#[test]
+fn flags_win_over_the_environment() {
+    let mut host = host();
+    host.set("CLERK_INSTANCE_ID", "ins_other");
+    let service = host.serve_with(&["--clerk-instance-id", "ins_it"]);
+    assert_eq!(service.post(&created()).word(), "applied");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let mut host = host();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    for (name, words) in [("PORT", "(HOST and PORT)"), ("ADMIN_PORT", "(ADMIN_HOST and ADMIN_PORT)")] {
+        host.set(name, &port);
+        let refused = host.run(&["serve"]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(words) && refused.stderr.contains(&port), "{refused:?}");
+        host.set(name, "0");
+    }
+}
+
+#[test]
+fn serve_waits_for_the_database_and_gives_up_with_69() {
+    let mut host = host();
+    host.set("DATABASE_URL", "postgres://app:hunter2@127.0.0.1:1/shop");
+    host.set("DATABASE_WAIT_SECONDS", "2");
+    let started = Instant::now();
+    let refused = host.run(&["serve"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(started.elapsed() >= Duration::from_secs(2) && started.elapsed() < Duration::from_secs(15));
+    assert!(
+        refused.stderr.contains("DATABASE_WAIT_SECONDS") && !refused.stderr.contains("hunter2"),
+        "{refused:?}"
+    );
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    host.set("DATABASE_URL", &format!("sqlite://{}", host.path("no/such/folder/users.db")));
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+}
+
+#[test]
+fn serve_is_ready_soon_after_its_database_has_come() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let proxy = Proxy::to(host.postgres_address(), Mode::Refuse, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| host.serve());
+        eventually("two tries", || proxy.connections() > 1);
+        proxy.set(Mode::Pass);
+        let service = serving.join().expect("ready");
+        assert_eq!(service.post(&created()).word(), "applied");
+    });
+}
+
+#[test]
+fn a_log_for_people_has_one_line_an_event_too() {
+    let mut host = host();
+    host.set("LOG_FORMAT", "pretty");
+    host.set("PORT", &free_port());
+    let mut command = host.command(&["dev"]);
+    command.env_remove("LOG_FORMAT");
+    let service = Service::start(command);
+    let delivery = created();
+    assert_eq!(service.post(&delivery).word(), "applied");
+    eventually("a line", || service.log().contains(&delivery.id));
+    let log = service.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(&delivery.id)).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("user.created") && lines[0].contains("applied"), "{lines:?}");
+}
+
+fn free_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port().to_string()
+}
+
+#[test]
+fn two_services_share_one_database() {
+    let Some(host) = Host::with(Keeper::Postgres) else { return };
+    // They start at once, so both want to migrate.
+    let services = thread::scope(|scope| {
+        let starting = [scope.spawn(|| host.serve()), scope.spawn(|| host.serve())];
+        starting.map(|starting| starting.join().expect("ready"))
+    });
+    let delivery = created();
+    let mut words: Vec<String> = thread::scope(|scope| {
+        let posting = [0, 1, 0, 1].map(|index: usize| (&services[index], &delivery));
+        let posting = posting.map(|(service, delivery)| scope.spawn(|| service.post(delivery).word()));
+        posting.map(|posting| posting.join().expect("an answer")).into()
+    });
+    words.sort();
+    assert_eq!(words, ["applied", "duplicate", "duplicate", "duplicate"]);
+    assert_eq!((host.count("users"), host.count("audit_log")), (1, 1));
+}

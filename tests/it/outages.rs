@@ -1,0 +1,528 @@
+//! Crashes, locks and databases that go away: nothing that was acknowledged is lost, nothing happens twice, every
+//! request is answered, and everything is as before once the trouble is over.
+
+use std::{
+    collections::{HashMap, HashSet},
+    env,
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    proxy::{Mode, Proxy},
+    service::{
+        Answer, Client, Host, Keeper, Post, Service, alone, deletion, eventually, is_there, load,
+        milliseconds, on_each_keeper, post, skip, unique, user,
+    },
+};
+
+on_each_keeper!(
+    killed_under_load_it_loses_nothing_and_does_nothing_twice,
+    asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0,
+    a_locked_database_is_answered_503_in_time_and_forgotten_afterwards,
+);
+
+/// Every request is answered within this.
+const ANSWERED: Duration = Duration::from_secs(10);
+
+/// Senders at the same time.
+const SENDERS: usize = 16;
+
+fn created() -> Post {
+    post(&user("user.created", &unique("user_"), milliseconds(), "Ada"))
+}
+
+fn assert_unavailable(answer: &Answer) {
+    assert_eq!((answer.status, answer.word().as_str()), (503, "database_unavailable"), "{answer:?}");
+    assert!(answer.headers["retry-after"].parse::<u32>().is_ok_and(|seconds| seconds > 0), "{answer:?}");
+}
+
+/// What senders were told.
+#[derive(Default)]
+struct Told {
+    /// Deliveries that were answered 200, and what with.
+    acknowledged: Vec<(String, String)>,
+    /// Users whose deletion was answered 200.
+    deleted: Vec<String>,
+    refused: usize,
+    unanswered: usize,
+    slowest: Duration,
+}
+
+/// Senders that go on whatever happens, and repeat what was not acknowledged, as Svix does.
+struct Load<'a> {
+    /// Where the service is now; none: between two lives.
+    address: &'a Mutex<Option<SocketAddr>>,
+    ended: &'a AtomicBool,
+    told: Mutex<Told>,
+}
+
+impl<'a> Load<'a> {
+    fn on(address: &'a Mutex<Option<SocketAddr>>, ended: &'a AtomicBool) -> Self {
+        Self { address, ended, told: Mutex::default() }
+    }
+
+    /// One life after the other, each in three or four deliveries.
+    fn send(&self) {
+        let mut client = None;
+        for number in 0.. {
+            let id = unique("user_");
+            let at = milliseconds();
+            let mut story =
+                vec![user("user.created", &id, at, "Ada"), user("user.updated", &id, at + 1, "Augusta")];
+            if number % 3 == 0 {
+                story.push(deletion(&id, at + 2));
+                story.push(user("user.updated", &id, at + 3, "Late"));
+            }
+            for event in &story {
+                if !self.deliver(&mut client, post(event), &id, event["type"] == "user.deleted") {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Until it is acknowledged; `false` if the load ends before.
+    fn deliver(&self, client: &mut Option<Client>, mut post: Post, user: &str, deletion: bool) -> bool {
+        while !self.ended.load(SeqCst) {
+            if client.is_none() {
+                let address = *self.address.lock().expect("not poisoned");
+                *client = address.and_then(|address| Client::connect(address).ok());
+            }
+            let Some(connection) = client else {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            };
+            post.timestamp = milliseconds() / 1000;
+            let started = Instant::now();
+            let answer = connection.post(&post);
+            let mut told = self.told.lock().expect("not poisoned");
+            told.slowest = told.slowest.max(started.elapsed());
+            match answer {
+                Ok(answer) if answer.status == 200 => {
+                    told.acknowledged.push((post.id, answer.word()));
+                    if deletion {
+                        told.deleted.push(user.to_owned());
+                    }
+                    return true;
+                }
+                Ok(answer) => {
+                    assert_eq!(answer.status, 503, "{answer:?}");
+                    assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+                    told.refused += 1;
+                    drop(told);
+                    thread::sleep(Duration::from_millis(20));
+                    if answer.headers.get("connection").is_some_and(|value| value == "close") {
+                        *client = None;
+                    }
+                }
+                Err(_) => {
+                    told.unanswered += 1;
+                    *client = None;
+                }
+            }
+        }
+        false
+    }
+
+    /// Hold the database to what senders were told.
+    fn check(self, host: &Host) -> Told {
+        let told = self.told.into_inner().expect("not poisoned");
+        let processed: HashMap<String, String> = host
+            .sql("SELECT svix_id, outcome FROM processed_webhooks")
+            .into_iter()
+            .map(|row| (row[0].clone(), row[1].clone()))
+            .collect();
+        let audited: Vec<String> = host.sql("SELECT svix_id FROM audit_log").concat();
+        let once: HashSet<&String> = audited.iter().collect();
+        assert_eq!(audited.len(), once.len(), "something was applied twice");
+        for (id, word) in &told.acknowledged {
+            let outcome = processed.get(id);
+            assert!(outcome.is_some(), "{id} was acknowledged as {word} and is missing");
+            assert!(word == "duplicate" || outcome == Some(word), "{id}: {word}, {outcome:?}");
+            assert_eq!(
+                once.contains(id),
+                outcome.is_some_and(|outcome| outcome == "applied"),
+                "{id}: {word}"
+            );
+        }
+        let alive: HashSet<String> = host.sql("SELECT clerk_id FROM users").concat().into_iter().collect();
+        for id in &told.deleted {
+            assert!(!alive.contains(id), "{id} was deleted and lives");
+        }
+        assert_eq!(host.count("webhook_queue"), 0);
+        told
+    }
+}
+
+/// Put load on a service until `disturb` returns.
+fn under_load(
+    host: &Host,
+    service: Service,
+    disturb: impl FnOnce(&Mutex<Option<SocketAddr>>, Service),
+) -> Told {
+    let address = Mutex::new(Some(service.public));
+    let ended = AtomicBool::new(false);
+    let load = Load::on(&address, &ended);
+    thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(|| load.send());
+        }
+        // The senders end even if the disturbance panics, or the scope would never.
+        let disturbed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disturb(&address, service)));
+        ended.store(true, SeqCst);
+        if let Err(panic) = disturbed {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    load.check(host)
+}
+
+/// Wait until senders have been told something more.
+fn wait_for_work(host: &Host, more: usize) {
+    let before = host.count("processed_webhooks");
+    eventually("work goes on", || host.count("processed_webhooks") >= before + more);
+}
+
+fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: Host) {
+    let _alone = alone();
+    let times = load(5, 50);
+    let told = under_load(&host, host.serve(), |address, mut service| {
+        for _ in 0..times {
+            wait_for_work(&host, 100);
+            *address.lock().expect("not poisoned") = None;
+            service.kill();
+            let started = Instant::now();
+            service = host.serve();
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(2), "ready again only after {took:?}");
+            *address.lock().expect("not poisoned") = Some(service.public);
+        }
+        wait_for_work(&host, 100);
+        service.stop();
+    });
+    assert!(told.acknowledged.len() > 100 * times, "{}", told.acknowledged.len());
+    assert!(told.unanswered > 0, "it was not killed under load");
+}
+
+fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: Host) {
+    let _alone = alone();
+    for _ in 0..load(2, 10) {
+        let service = host.serve();
+        // Requests that are under way when it is asked to stop.
+        let mut waiting: Vec<(Client, Post)> = Vec::new();
+        under_load(&host, service, |address, mut service| {
+            wait_for_work(&host, 100);
+            for _ in 0..20 {
+                let (mut client, post) = (service.client(), created());
+                client.send(&post.bytes()).expect("sent");
+                waiting.push((client, post));
+            }
+            service.terminate();
+            *address.lock().expect("not poisoned") = None;
+            let status = service.wait(Duration::from_secs(20));
+            assert_eq!(status.code(), Some(0), "{}", service.log());
+            assert!(service.lines().iter().any(|line| line["message"] == "stopped"), "{}", service.log());
+        });
+        for (mut client, post) in waiting {
+            // A connection that was not accepted yet is refused by being closed.
+            if let Ok(answer) = client.answer() {
+                assert!([200, 503].contains(&answer.status), "{answer:?}");
+                let found = host.count(&format!("processed_webhooks WHERE svix_id = '{}'", post.id));
+                assert!(answer.status != 200 || found == 1, "acknowledged and missing");
+            }
+        }
+    }
+}
+
+#[test]
+fn all_its_sessions_cut_under_load_it_loses_nothing() {
+    let Some(host) = Host::with(Keeper::Postgres) else { return };
+    let _alone = alone();
+    let told = under_load(&host, host.serve(), |_, service| {
+        for _ in 0..load(5, 20) {
+            wait_for_work(&host, 100);
+            host.sql(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
+                host.schema
+            ));
+            assert_eq!(service.status("/livez"), Some(200));
+        }
+        wait_for_work(&host, 100);
+        eventually("ready", || service.status("/readyz") == Some(200));
+        service.stop();
+    });
+    assert!(told.slowest < ANSWERED, "{:?}", told.slowest);
+}
+
+/// Lock everything, and give back what lets go.
+fn lock(host: &Host) -> impl FnOnce() + use<> {
+    let mut connection = host.connect();
+    connection
+        .run(match host.keeper {
+            Keeper::Postgres => "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
+            Keeper::Sqlite => "BEGIN IMMEDIATE",
+        })
+        .expect("locked");
+    move || _ = connection.run("ROLLBACK").expect("unlocked")
+}
+
+fn a_locked_database_is_answered_503_in_time_and_forgotten_afterwards(host: Host) {
+    let _alone = alone();
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    let unlock = lock(&host);
+    let locked_until = Instant::now() + Duration::from_secs(12);
+    let senders = load(60, 300);
+    thread::scope(|scope| {
+        for _ in 0..senders {
+            scope.spawn(|| {
+                // None begins so late that the lock may be gone before it is answered.
+                while Instant::now() + ANSWERED < locked_until {
+                    let started = Instant::now();
+                    assert_unavailable(&service.post(&created()));
+                    assert!(started.elapsed() < ANSWERED, "answered only after {:?}", started.elapsed());
+                }
+            });
+        }
+        while Instant::now() < locked_until {
+            let started = Instant::now();
+            assert_eq!(service.status("/livez"), Some(200));
+            assert!(started.elapsed() < Duration::from_secs(1), "alive only after {:?}", started.elapsed());
+            thread::sleep(Duration::from_millis(200));
+        }
+    });
+    unlock();
+    eventually("as before", || service.post(&created()).status == 200);
+    for _ in 0..20 {
+        let started = Instant::now();
+        assert_eq!(service.post(&created()).word(), "applied");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+    assert_eq!(service.status("/readyz"), Some(200));
+    service.stop();
+}
+
+#[test]
+fn who_is_locked_waits_alone() {
+    let Some(host) = Host::with(Keeper::Postgres) else { return };
+    let _alone = alone();
+    let service = host.serve();
+    let at = milliseconds();
+    assert_eq!(service.post(&post(&user("user.created", "user_locked", at, "Ada"))).word(), "applied");
+    let mut idle = host.connect();
+    idle.run("BEGIN; SELECT 1 FROM users WHERE clerk_id = 'user_locked' FOR UPDATE").expect("locked");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let others: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut passed = 0;
+                    while !done.load(SeqCst) {
+                        let started = Instant::now();
+                        assert_eq!(service.post(&created()).word(), "applied");
+                        assert!(started.elapsed() < ANSWERED);
+                        passed += 1;
+                    }
+                    passed
+                })
+            })
+            .collect();
+        for later in 1..=load(3, 10) {
+            let later = i64::try_from(later).expect("few");
+            let started = Instant::now();
+            let answer = service.post(&post(&user("user.updated", "user_locked", at + later, "Augusta")));
+            assert_unavailable(&answer);
+            assert!(started.elapsed() < ANSWERED);
+        }
+        done.store(true, SeqCst);
+        for other in others {
+            assert!(other.join().expect("no panic") > 0);
+        }
+    });
+    idle.run("ROLLBACK").expect("unlocked");
+    let answer = service.post(&post(&user("user.updated", "user_locked", at + 100, "Augusta")));
+    assert_eq!(answer.word(), "applied");
+    service.stop();
+}
+
+#[test]
+fn a_database_that_may_only_be_read_is_answered_503_until_it_may_be_written() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let own = host.use_own_database();
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    let set_read_only = |read_only: bool| {
+        // Sessions that are there learn of it by being made anew.
+        own.run_beside(&format!(
+            "ALTER DATABASE {} SET default_transaction_read_only = {read_only};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
+            own.name, host.schema
+        ));
+    };
+    set_read_only(true);
+    for _ in 0..5 {
+        assert_unavailable(&service.post(&created()));
+    }
+    assert_eq!(service.status("/livez"), Some(200));
+    set_read_only(false);
+    eventually("as before", || service.post(&created()).status == 200);
+    service.stop();
+}
+
+#[test]
+fn a_file_that_was_taken_away_is_not_made_again() {
+    let Some(host) = Host::with(Keeper::Sqlite) else { return };
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    let (path, away) = (host.path("users.db"), host.path("away.db"));
+    std::fs::rename(&path, &away).expect("renamed");
+    assert_unavailable(&service.post(&created()));
+    eventually("not ready", || service.status("/readyz") == Some(503));
+    assert_eq!(service.status("/livez"), Some(200));
+    assert!(!is_there(&path), "it was made again");
+    std::fs::rename(&away, &path).expect("renamed");
+    eventually("as before", || service.post(&created()).status == 200);
+    assert_eq!(host.count("users"), 2);
+}
+
+#[test]
+fn a_database_that_falls_silent_keeps_nobody_waiting() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let _alone = alone();
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    let service = host.serve();
+    for mode in [Mode::Silent, Mode::Refuse] {
+        assert_eq!(service.post(&created()).word(), "applied");
+        proxy.set(mode);
+        if matches!(mode, Mode::Refuse) {
+            // Sessions that are open go as well.
+            host.sql(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
+                host.schema
+            ));
+        }
+        thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    let started = Instant::now();
+                    assert_unavailable(&service.post(&created()));
+                    assert!(started.elapsed() < ANSWERED, "{mode:?}: {:?}", started.elapsed());
+                });
+            }
+            scope.spawn(|| {
+                let started = Instant::now();
+                assert_eq!(service.status("/livez"), Some(200));
+                eventually("not ready", || service.status("/readyz") == Some(503));
+                assert!(started.elapsed() < Duration::from_secs(5), "{mode:?}: {:?}", started.elapsed());
+            });
+        });
+        proxy.set(Mode::Pass);
+        eventually("as before", || service.post(&created()).status == 200);
+        eventually("ready", || service.status("/readyz") == Some(200));
+    }
+    service.stop();
+}
+
+/// PgBouncer in transaction mode, in front of the tests' server.
+struct PgBouncer {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl PgBouncer {
+    /// `None` if it is not installed.
+    fn start(host: &Host) -> Option<Self> {
+        let program = env::var("TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
+        if !is_there(&program) {
+            assert!(env::var("CI").is_err(), "pgbouncer is required in CI: {program} is missing");
+            skip("pgbouncer", &format!("{program} is missing; TEST_PGBOUNCER names another place"));
+            return None;
+        }
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            listener.local_addr().expect("an address").port()
+        };
+        let (server, server_port) = host.postgres_address();
+        let settings = host.postgres_credentials();
+        let configuration = host.write(
+            "pgbouncer.ini",
+            &format!(
+                "[databases]\n* = host={server} port={server_port} {settings}\n\
+                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+                 pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\nadmin_users = postgres\n"
+            ),
+        );
+        // It refuses to run as root.
+        let mut command = if is_root() {
+            open_to_everybody(host);
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--", &program]);
+            command
+        } else {
+            Command::new(&program)
+        };
+        command.arg(&configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("pgbouncer starts");
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let bouncer = Self { child, address };
+        eventually("pgbouncer listens", || std::net::TcpStream::connect(address).is_ok());
+        Some(bouncer)
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let started = Instant::now();
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            if started.elapsed() > Duration::from_secs(5) {
+                _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+fn open_to_everybody(host: &Host) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(host.directory.path(), open).expect("permissions");
+}
+
+#[test]
+fn behind_pgbouncer_in_transaction_mode_all_is_the_same() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let Some(bouncer) = PgBouncer::start(&host) else { return };
+    let _alone = alone();
+    host.reach_postgres_at(bouncer.address);
+    host.run(&["migrate"]).succeeded();
+    let told = under_load(&host, host.serve(), |address, service| {
+        wait_for_work(&host, 300);
+        *address.lock().expect("not poisoned") = None;
+        service.stop();
+        let service = host.serve();
+        *address.lock().expect("not poisoned") = Some(service.public);
+        wait_for_work(&host, 300);
+        *address.lock().expect("not poisoned") = None;
+        service.kill();
+        let service = host.serve();
+        *address.lock().expect("not poisoned") = Some(service.public);
+        wait_for_work(&host, 300);
+        service.stop();
+    });
+    assert!(told.acknowledged.len() > 900, "{}", told.acknowledged.len());
+    assert!(told.slowest < ANSWERED, "{:?}", told.slowest);
+}

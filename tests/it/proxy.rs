@@ -1,0 +1,114 @@
+//! A TCP proxy in front of a database, for what networks do to it.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+
+/// What becomes of the bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    /// They arrive.
+    Pass,
+    /// Connections are closed at once.
+    Refuse,
+    /// Nothing arrives any more, and nobody says so.
+    Silent,
+}
+
+/// It ends with the test.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    mode: AtomicU8,
+    delay: AtomicU64,
+    connections: AtomicUsize,
+    streams: Mutex<Vec<TcpStream>>,
+    ended: AtomicBool,
+}
+
+impl Proxy {
+    pub(crate) fn to((host, port): (String, u16), mode: Mode, delay: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let proxy = Self { address, state: Arc::default() };
+        proxy.set(mode);
+        let delay = delay.as_millis().try_into().expect("not that long");
+        proxy.state.delay.store(delay, SeqCst);
+        let state = Arc::clone(&proxy.state);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if state.ended.load(SeqCst) {
+                    break;
+                }
+                state.connections.fetch_add(1, SeqCst);
+                if state.is(Mode::Refuse) {
+                    continue;
+                }
+                let Ok(upstream) = TcpStream::connect((host.as_str(), port)) else { continue };
+                state.join(&stream, &upstream);
+            }
+        });
+        proxy
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        self.state.mode.store(mode as u8, SeqCst);
+    }
+
+    /// Connections that were tried so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.connections.load(SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.ended.store(true, SeqCst);
+        _ = TcpStream::connect(self.address);
+        for stream in self.state.streams.lock().expect("not poisoned").drain(..) {
+            _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl State {
+    fn is(&self, mode: Mode) -> bool {
+        self.mode.load(SeqCst) == mode as u8
+    }
+
+    fn join(self: &Arc<Self>, one: &TcpStream, other: &TcpStream) {
+        for (from, to) in [(one, other), (other, one)] {
+            _ = from.set_nodelay(true);
+            let (from, to) = (from.try_clone().expect("a stream"), to.try_clone().expect("a stream"));
+            self.streams.lock().expect("not poisoned").push(from.try_clone().expect("a stream"));
+            let state = Arc::clone(self);
+            thread::spawn(move || state.pump(from, to));
+        }
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 64 * 1024];
+        while let Ok(bytes @ 1..) = from.read(&mut buffer) {
+            thread::sleep(Duration::from_millis(self.delay.load(SeqCst)));
+            while self.is(Mode::Silent) && !self.ended.load(SeqCst) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            if to.write_all(&buffer[..bytes]).is_err() {
+                break;
+            }
+        }
+        _ = to.shutdown(Shutdown::Both);
+        _ = from.shutdown(Shutdown::Both);
+    }
+}

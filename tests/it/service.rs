@@ -1,0 +1,776 @@
+//! The real binary, as its users meet it: started in a directory of its own on a database of its own, spoken to over
+//! TCP, asked for its log, stopped or killed.
+//!
+//! A keeper whose server is absent skips its tests with a printed line, unless `REQUIRE_STORES` names it. The
+//! numbers of `attacks` and `outages` are small, unless `TEST_LOAD=full`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    env,
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+use serde_json::{Value, json};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, Row, SqliteConnection,
+    postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
+};
+use standardwebhooks::Webhook;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The endpoint's secret, unless a test says otherwise.
+pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Another one.
+pub(crate) const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+/// How long anything that should happen soon may take on a machine that is busy.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Make a test of each of these functions for each keeper; they take a [`Host`].
+macro_rules! on_each_keeper {
+    ($($test:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Postgres, super::$test); })+
+        }
+        mod sqlite {
+            $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Sqlite, super::$test); })+
+        }
+    };
+}
+pub(crate) use on_each_keeper;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    Postgres,
+    Sqlite,
+}
+
+/// Run a test on a fresh database of this keeper, if there is one.
+pub(crate) fn on(keeper: Keeper, test: fn(Host)) {
+    if let Some(host) = Host::with(keeper) {
+        test(host);
+    }
+}
+
+/// A number of attempts: small, unless `TEST_LOAD=full`.
+pub(crate) fn load(usual: usize, full: usize) -> usize {
+    if env::var("TEST_LOAD").is_ok_and(|load| load == "full") { full } else { usual }
+}
+
+/// One test at a time may keep the machine busy, so that deadlines mean something.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static BUSY: Mutex<()> = Mutex::new(());
+    BUSY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Say that a test is skipped because something is missing, or fail if it must not be.
+#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+pub(crate) fn skip(name: &str, why: &str) {
+    let required = env::var("REQUIRE_STORES").unwrap_or_default();
+    assert!(!required.split([',', ' ']).any(|store| store == name), "{name} is required: {why}");
+    eprintln!("skipped, for want of {name}: {why}");
+}
+
+/// Wait for a condition; fail after a while, saying what never came.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < SOON, "never: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A name that nobody else uses.
+pub(crate) fn unique(prefix: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{prefix}{:08x}{:04}", rand::random::<u32>(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A machine to run the program on: a directory, an environment and a database.
+pub(crate) struct Host {
+    pub(crate) keeper: Keeper,
+    pub(crate) directory: TempDir,
+    pub(crate) schema: String,
+    server: String,
+    environment: BTreeMap<String, String>,
+}
+
+impl Host {
+    pub(crate) fn with(keeper: Keeper) -> Option<Self> {
+        let server = env::var("TEST_POSTGRES_URL")
+            .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut host =
+            Self { keeper, directory, schema: unique("it_"), server, environment: BTreeMap::new() };
+        let url = match keeper {
+            Keeper::Postgres => {
+                if let Err(error) = Connection::postgres(&host.server, "public") {
+                    skip("postgres", &format!("TEST_POSTGRES_URL cannot be used: {error}"));
+                    return None;
+                }
+                host.postgres_url(&host.server)
+            }
+            Keeper::Sqlite => format!("sqlite://{}", host.path("users.db")),
+        };
+        for (name, value) in [
+            ("DATABASE_URL", url.as_str()),
+            ("DATABASE_SCHEMA", &host.schema.clone()),
+            ("CLERK_WEBHOOK_SIGNING_SECRET", SECRET),
+            ("PORT", "0"),
+            ("ADMIN_PORT", "0"),
+            ("LOG_FORMAT", "json"),
+        ] {
+            host.set(name, value);
+        }
+        Some(host)
+    }
+
+    /// The address of a server, with a name by which the service's sessions are known there.
+    fn postgres_url(&self, server: &str) -> String {
+        let separator = if server.contains('?') { '&' } else { '?' };
+        format!("{server}{separator}application_name={}", self.schema)
+    }
+
+    /// Where the Postgres server listens.
+    pub(crate) fn postgres_address(&self) -> (String, u16) {
+        let url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+        (url.host_str().unwrap_or("127.0.0.1").to_owned(), url.port().unwrap_or(5432))
+    }
+
+    /// User and password of the Postgres server, as a connection string has them.
+    pub(crate) fn postgres_credentials(&self) -> String {
+        let url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+        let password = url.password().map(|password| format!(" password={password}")).unwrap_or_default();
+        format!("user={}{password}", url.username())
+    }
+
+    /// Let the service reach its Postgres under another address.
+    pub(crate) fn reach_postgres_at(&mut self, address: SocketAddr) {
+        let mut url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+        url.set_host(Some(&address.ip().to_string())).expect("a host");
+        url.set_port(Some(address.port())).expect("a port");
+        let url = self.postgres_url(url.as_str());
+        self.set("DATABASE_URL", &url);
+    }
+
+    /// A whole database instead of a schema, for tests that change what belongs to all of it.
+    pub(crate) fn use_own_database(&mut self) -> OwnDatabase {
+        let name = unique("it_db_");
+        let own = OwnDatabase { name: name.clone(), server: self.server.clone() };
+        own.run_beside(&format!("CREATE DATABASE {name}"));
+        let mut url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+        url.set_path(&name);
+        self.server = url.to_string();
+        let url = self.postgres_url(&self.server);
+        self.set("DATABASE_URL", &url);
+        own
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.environment.remove(name);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> &str {
+        &self.environment[name]
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("a file");
+        path
+    }
+
+    /// The program in this environment, and nothing of the environment of the tests.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clerk-sync"));
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.environment)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(path) = env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command
+    }
+
+    /// Run a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
+        let mut child = self.command(arguments).spawn().expect("the program starts");
+        let (out, err) = (gather(child.stdout.take()), gather(child.stderr.take()));
+        let status = wait(&mut child, 2 * SOON);
+        let read = |(text, reader): (Text, JoinHandle<()>)| {
+            reader.join().expect("the reader");
+            text.get()
+        };
+        Finished { code: status.code(), stdout: read(out), stderr: read(err) }
+    }
+
+    /// Start the service and wait until it is ready.
+    pub(crate) fn serve(&self) -> Service {
+        self.serve_with(&[])
+    }
+
+    pub(crate) fn serve_with(&self, arguments: &[&str]) -> Service {
+        let service = self.begin(arguments);
+        eventually("ready", || service.status("/readyz") == Some(200));
+        service
+    }
+
+    /// Start the service and wait until it listens.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Service {
+        let arguments: Vec<&str> = ["serve"].iter().chain(arguments).copied().collect();
+        Service::start(self.command(&arguments))
+    }
+
+    /// A connection of our own, as the application would have one.
+    pub(crate) fn connect(&self) -> Connection {
+        match self.keeper {
+            Keeper::Postgres => Connection::postgres(&self.server, &self.schema).expect("a connection"),
+            Keeper::Sqlite => Connection::sqlite(&self.path("users.db")).expect("a connection"),
+        }
+    }
+
+    /// Rows of a query, every value as text.
+    pub(crate) fn sql(&self, sql: &str) -> Vec<Vec<String>> {
+        self.connect().run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// The one value of a query.
+    pub(crate) fn value(&self, sql: &str) -> String {
+        let rows = self.sql(sql);
+        assert!(rows.len() == 1 && rows[0].len() == 1, "{sql}: {rows:?}");
+        rows[0][0].clone()
+    }
+
+    pub(crate) fn count(&self, from: &str) -> usize {
+        self.value(&format!("SELECT count(*) FROM {from}")).parse().expect("a number")
+    }
+
+    /// What this keeper needs to be told to refuse every user of a first name, by a trigger of the application.
+    pub(crate) fn refuse_first_name(&self, name: &str) {
+        match self.keeper {
+            Keeper::Postgres => self.sql(&format!(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                     RAISE NOTICE 'seen %', NEW;
+                     RAISE WARNING 'seen %', NEW;
+                     IF NEW.first_name = '{name}' THEN RAISE EXCEPTION 'refused %', NEW USING DETAIL = NEW::text; END IF;
+                     RETURN NEW;
+                 END $$;
+                 CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )),
+            Keeper::Sqlite => self.sql(&format!(
+                "CREATE TRIGGER refuse BEFORE INSERT ON users WHEN NEW.first_name = '{name}'
+                 BEGIN SELECT RAISE(ABORT, 'refused {name}'); END"
+            )),
+        };
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.keeper == Keeper::Postgres
+            && let Ok(mut connection) = Connection::postgres(&self.server, "public")
+        {
+            // What a failed test left behind must not hold this up.
+            let cleared = format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{0}';
+                 SET lock_timeout = '2s'; DROP SCHEMA IF EXISTS {0} CASCADE; DROP SCHEMA IF EXISTS {0}_app CASCADE",
+                self.schema
+            );
+            _ = connection.run(&cleared);
+        }
+    }
+}
+
+/// A database that goes when this does.
+pub(crate) struct OwnDatabase {
+    pub(crate) name: String,
+    server: String,
+}
+
+impl OwnDatabase {
+    /// Run statements in the database next to it.
+    pub(crate) fn run_beside(&self, sql: &str) {
+        let mut connection = Connection::postgres(&self.server, "public").expect("a connection");
+        connection.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
+impl Drop for OwnDatabase {
+    fn drop(&mut self) {
+        if let Ok(mut connection) = Connection::postgres(&self.server, "public") {
+            _ = connection.run(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        }
+    }
+}
+
+/// What a command that ended has left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Finished {
+    /// The output of a command that succeeded.
+    pub(crate) fn succeeded(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+}
+
+/// One connection to the database, kept open.
+pub(crate) struct Connection {
+    runtime: Runtime,
+    inner: Inner,
+}
+
+enum Inner {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Connection {
+    fn postgres(url: &str, schema: &str) -> Result<Self, sqlx::Error> {
+        let runtime = runtime();
+        let options: PgConnectOptions = url.parse()?;
+        let options = options.options([("search_path", schema)]).disable_statement_logging();
+        let inner = runtime.block_on(PgConnection::connect_with(&options))?;
+        Ok(Self { runtime, inner: Inner::Postgres(inner) })
+    }
+
+    pub(crate) fn sqlite(path: &str) -> Result<Self, sqlx::Error> {
+        let runtime = runtime();
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .busy_timeout(SOON)
+            .disable_statement_logging();
+        let inner = runtime.block_on(SqliteConnection::connect_with(&options))?;
+        Ok(Self { runtime, inner: Inner::Sqlite(inner) })
+    }
+
+    /// Rows of these statements, every value as text; NULL is `NULL`.
+    pub(crate) fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, sqlx::Error> {
+        fn text(value: Option<String>) -> String {
+            value.unwrap_or_else(|| "NULL".to_owned())
+        }
+        let statements = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        match &mut self.inner {
+            Inner::Postgres(connection) => {
+                let rows = self.runtime.block_on(statements.fetch_all(connection))?;
+                let values = |row: &sqlx::postgres::PgRow| {
+                    (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
+                };
+                rows.iter().map(values).collect()
+            }
+            Inner::Sqlite(connection) => {
+                let rows = self.runtime.block_on(statements.fetch_all(connection))?;
+                let values = |row: &sqlx::sqlite::SqliteRow| {
+                    (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
+                };
+                rows.iter().map(values).collect()
+            }
+        }
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Text that another thread goes on writing.
+#[derive(Clone, Default)]
+struct Text(Arc<Mutex<String>>);
+
+impl Text {
+    fn get(&self) -> String {
+        self.0.lock().expect("not poisoned").clone()
+    }
+}
+
+fn gather(stream: Option<impl Read + Send + 'static>) -> (Text, JoinHandle<()>) {
+    let text = Text::default();
+    let written = text.clone();
+    let mut stream = BufReader::new(stream.expect("a pipe"));
+    let reader = thread::spawn(move || {
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+            written.0.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    (text, reader)
+}
+
+fn wait(child: &mut Child, patience: Duration) -> ExitStatus {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status;
+        }
+        if started.elapsed() > patience {
+            _ = child.kill();
+            panic!("the program did not end");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The running program. It is killed when this goes, unless it has ended.
+pub(crate) struct Service {
+    child: Child,
+    pub(crate) public: SocketAddr,
+    pub(crate) private: SocketAddr,
+    log: Text,
+    out: Text,
+}
+
+impl Service {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let (log, _) = gather(child.stderr.take());
+        let (out, _) = gather(child.stdout.take());
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut service = Self { child, public: nowhere, private: nowhere, log, out };
+        let started = Instant::now();
+        let (public, private) = loop {
+            if let Some(addresses) = service.addresses() {
+                break addresses;
+            }
+            let ended = service.child.try_wait().expect("a child");
+            assert!(ended.is_none() && started.elapsed() < SOON, "never listened: {}", service.log());
+            thread::sleep(Duration::from_millis(10));
+        };
+        (service.public, service.private) = (public, private);
+        service
+    }
+
+    /// Where it listens: in the log of `serve`, or in what `dev` prints.
+    fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let ready = self.lines().into_iter().find(|line| line["message"] == "ready");
+        if let Some(ready) = ready {
+            return Some((address(ready["webhooks"].as_str()?)?, address(ready["private"].as_str()?)?));
+        }
+        let out = self.out();
+        let told = |name: &str| {
+            let line = out.lines().find_map(|line| line.trim_start().strip_prefix(name))?;
+            address(line.trim())
+        };
+        Some((told("webhooks ")?, told("private ")?))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything on standard error so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.get()
+    }
+
+    /// Everything on standard output so far.
+    pub(crate) fn out(&self) -> String {
+        self.out.get()
+    }
+
+    /// The lines of a JSON log so far.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The log's lines about one delivery.
+    pub(crate) fn lines_about(&self, svix_id: &str) -> Vec<Value> {
+        self.lines().into_iter().filter(|line| line["svix_id"] == svix_id).collect()
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.public).expect("a connection")
+    }
+
+    pub(crate) fn post(&self, post: &Post) -> Answer {
+        self.ask(&post.bytes())
+    }
+
+    /// Send these bytes on a fresh connection, and read one answer.
+    pub(crate) fn ask(&self, bytes: &[u8]) -> Answer {
+        let mut client = self.client();
+        client.send(bytes).expect("sent");
+        client.answer().expect("an answer")
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.ask(&get(path))
+    }
+
+    pub(crate) fn get_private(&self, path: &str) -> Answer {
+        let mut client = Client::connect(self.private).expect("a connection");
+        client.send(&get(path)).expect("sent");
+        client.answer().expect("an answer")
+    }
+
+    /// The status of a probe, if it is answered at all.
+    pub(crate) fn status(&self, path: &str) -> Option<u16> {
+        let mut client = Client::connect(self.public).ok()?;
+        client.send(&get(path)).ok()?;
+        Some(client.answer().ok()?.status)
+    }
+
+    /// The value of a metric, with its labels as Prometheus writes them.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let page = self.get_private("/metrics").body;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        Some(value.parse().expect("a number"))
+    }
+
+    pub(crate) fn terminate(&self) {
+        let status = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().expect("kill");
+        assert!(status.success());
+    }
+
+    /// End it as the kernel would when memory runs out.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("a child");
+    }
+
+    pub(crate) fn wait(&mut self, patience: Duration) -> ExitStatus {
+        wait(&mut self.child, patience)
+    }
+
+    /// Ask it to stop, and insist that it does so in good order.
+    pub(crate) fn stop(mut self) {
+        self.terminate();
+        let status = self.wait(SOON);
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn address(url: &str) -> Option<SocketAddr> {
+    url.strip_prefix("http://")?.split('/').next()?.parse().ok()
+}
+
+/// A sender, on one connection.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+/// An HTTP answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The `status` of a success, or the `code` of an error.
+    pub(crate) fn word(&self) -> String {
+        let json = self.json();
+        let word = json["status"].as_str().or(json["error"]["code"].as_str());
+        word.unwrap_or_else(|| panic!("neither success nor error: {self:?}")).to_owned()
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    pub(crate) fn stream(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    pub(crate) fn post(&mut self, post: &Post) -> io::Result<Answer> {
+        self.send(&post.bytes())?;
+        self.answer()
+    }
+
+    /// The next answer; an error of kind `UnexpectedEof` or a reset if there is none.
+    pub(crate) fn answer(&mut self) -> io::Result<Answer> {
+        let mut line = String::new();
+        let mut next_line = |line: &mut String| {
+            line.clear();
+            match self.stream.read_line(line)? {
+                0 => Err(io::Error::from(ErrorKind::UnexpectedEof)),
+                _ => Ok(()),
+            }
+        };
+        next_line(&mut line)?;
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not HTTP: {line:?}"));
+        let mut headers = HashMap::new();
+        loop {
+            next_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.insert(name.to_ascii_lowercase(), value.to_owned());
+        }
+        let length = headers.get("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(Answer { status, headers, body: String::from_utf8(body).expect("text") })
+    }
+
+    /// Whether the other side closes within this time; what it says before is thrown away.
+    pub(crate) fn is_closed_within(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut buffer = [0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.stream().set_read_timeout(Some(left)).expect("a timeout");
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            }
+        }
+    }
+}
+
+pub(crate) fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").into_bytes()
+}
+
+/// A delivery, signed by an implementation that is not ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub(crate) path: &'static str,
+    /// `svix` or `webhook`.
+    pub(crate) family: &'static str,
+    pub(crate) id: String,
+    /// Unix seconds.
+    pub(crate) timestamp: i64,
+    pub(crate) body: String,
+    pub(crate) secret: &'static str,
+    pub(crate) more_headers: String,
+}
+
+impl Post {
+    pub(crate) fn new(body: impl Into<String>) -> Self {
+        Self {
+            path: "/webhooks/clerk",
+            family: "svix",
+            id: unique("msg_"),
+            timestamp: Utc::now().timestamp(),
+            body: body.into(),
+            secret: SECRET,
+            more_headers: String::new(),
+        }
+    }
+
+    pub(crate) fn signature(&self) -> String {
+        let webhook = Webhook::new(self.secret).expect("a secret");
+        webhook.sign(&self.id, self.timestamp, self.body.as_bytes()).expect("a signature")
+    }
+
+    pub(crate) fn head(&self) -> String {
+        format!("{}content-length: {}\r\n\r\n", self.head_without_length(), self.body.len())
+    }
+
+    pub(crate) fn head_without_length(&self) -> String {
+        let Self { path, family, id, timestamp, more_headers, .. } = self;
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n{family}-id: {id}\r\n\
+             {family}-timestamp: {timestamp}\r\n{family}-signature: {}\r\n{more_headers}",
+            self.signature()
+        )
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        format!("{}{}", self.head(), self.body).into_bytes()
+    }
+}
+
+/// Now, in Clerk's unit.
+pub(crate) fn milliseconds() -> i64 {
+    Utc::now().timestamp_millis()
+}
+
+/// `user.created` or `user.updated`, with every field that is synced by default.
+pub(crate) fn user(event_type: &str, id: &str, at: i64, first_name: &str) -> Value {
+    json!({
+        "data": {
+            "id": id,
+            "object": "user",
+            "first_name": first_name,
+            "last_name": "Lovelace",
+            "image_url": "https://img.clerk.com/it",
+            "primary_email_address_id": "idn_1",
+            "email_addresses": [{ "id": "idn_1", "email_address": format!("{id}@example.com"), "verification": null }],
+            "created_at": at,
+            "updated_at": at,
+        },
+        "event_attributes": { "http_request": { "client_ip": "192.0.2.77", "user_agent": "Firefox" } },
+        "instance_id": "ins_it",
+        "object": "event",
+        "timestamp": at + 20,
+        "type": event_type,
+    })
+}
+
+pub(crate) fn deletion(id: &str, at: i64) -> Value {
+    json!({
+        "data": { "deleted": true, "id": id, "object": "user" },
+        "instance_id": "ins_it",
+        "object": "event",
+        "timestamp": at,
+        "type": "user.deleted",
+    })
+}
+
+/// A delivery of such an event.
+pub(crate) fn post(event: &Value) -> Post {
+    Post::new(event.to_string())
+}
+
+/// Whether a file is there to be run.
+pub(crate) fn is_there(path: &str) -> bool {
+    Path::new(path).is_file()
+}
