@@ -115,8 +115,8 @@ pub trait Transaction: Send {
     /// Remove parked deliveries.
     async fn discard(&mut self, ids: &[SvixId]) -> Result<()>;
 
-    /// How often each of these parked deliveries was tried.
-    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>>;
+    /// What is known of these deliveries if they are parked.
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>>;
 
     /// Keep deliveries for later, in place of a record that they were processed.
     async fn park(&mut self, parked: &[Parked]) -> Result<()>;
@@ -189,6 +189,15 @@ impl Parked {
     pub fn state(&self) -> &'static str {
         if self.next_attempt_at.is_some() { "pending" } else { "dead" }
     }
+}
+
+/// How a parked delivery has fared so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it first came.
+    pub received_at: DateTime<Utc>,
 }
 
 /// Parked deliveries by state.

@@ -24,7 +24,7 @@ use crate::{
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, SvixId,
     },
-    store::{Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble},
+    store::{Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
 };
 
@@ -193,7 +193,7 @@ impl Work<'_> {
     ) -> Result<Vec<Outcome>> {
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
         // Asked before recording takes them out of the queue.
-        let attempts = transaction.attempts(&deletions(batch)).await?;
+        let waiting = transaction.waiting(&deletions(batch)).await?;
         let fresh = self.record(transaction, batch).await?;
 
         let mut changes: Vec<(&Delivery, &Change)> = Vec::new();
@@ -217,7 +217,7 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
-        self.erase(transaction, &changes, &mut plan, rungs, &attempts).await?;
+        self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
 
@@ -275,7 +275,7 @@ impl Work<'_> {
         changes: &[(&Delivery, &Change)],
         plan: &mut Plan,
         rungs: &[Rung],
-        attempts: &HashMap<SvixId, u32>,
+        waiting: &HashMap<SvixId, Waiting>,
     ) -> Result<()> {
         if plan.erasures.is_empty() {
             return Ok(());
@@ -337,7 +337,7 @@ impl Work<'_> {
                 );
                 let Some(svix_id) = &delivery.svix_id else { return Err(refusal) };
                 plan.outcomes[*index] = Outcome::Parked;
-                let attempts = attempts.get(svix_id).copied().unwrap_or(0) + 1;
+                let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
                 parked.push(Parked {
                     svix_id: svix_id.clone(),
                     event_type: delivery.event_type.clone(),
@@ -345,7 +345,7 @@ impl Work<'_> {
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
                     next_attempt_at: Some(self.now + wait(attempts)),
-                    received_at: delivery.received_at,
+                    received_at,
                     last_error: refusal.to_string(),
                 });
             }
@@ -397,8 +397,8 @@ impl Work<'_> {
             Some(id) => transaction.hold(id).await?.deleted,
             None => false,
         };
-        let attempts =
-            transaction.attempts(std::slice::from_ref(svix_id)).await?.remove(svix_id).unwrap_or(0) + 1;
+        let waiting = transaction.waiting(std::slice::from_ref(svix_id)).await?;
+        let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
         let recorded = transaction.record(&[record(svix_id, delivery, Outcome::Stale, self.now)]).await?;
         if recorded.is_empty() {
             return Ok(Outcome::Duplicate);
@@ -406,8 +406,8 @@ impl Work<'_> {
         if deleted {
             return Ok(Outcome::Stale);
         }
-        let next_attempt_at =
-            (fate == Fate::Retry && attempts < MAX_ATTEMPTS).then(|| self.now + wait(attempts));
+        let again = is_deletion(delivery) || (fate == Fate::Retry && attempts < MAX_ATTEMPTS);
+        let next_attempt_at = again.then(|| self.now + wait(attempts));
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
@@ -416,7 +416,7 @@ impl Work<'_> {
                 payload: delivery.payload.clone(),
                 attempts,
                 next_attempt_at,
-                received_at: delivery.received_at,
+                received_at,
                 last_error: reason,
             }])
             .await?;
@@ -476,6 +476,11 @@ fn share_with_repeats(batch: &[&Delivery], outcomes: &mut [Outcome]) {
             *outcome = Outcome::Parked;
         }
     }
+}
+
+/// Which attempt this one is, and when the delivery first came.
+fn next_attempt(waiting: Option<&Waiting>, delivery: &Delivery) -> (u32, DateTime<Utc>) {
+    waiting.map_or((1, delivery.received_at), |waiting| (waiting.attempts + 1, waiting.received_at))
 }
 
 /// The wait after the n-th attempt.

@@ -21,7 +21,7 @@ use clerk_sync::{
     model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
     store::{
         Advance, ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Record,
-        Result, Store, StoreError, Transaction, Trouble,
+        Result, Store, StoreError, Transaction, Trouble, Waiting,
     },
 };
 use tokio::{select, sync::Notify};
@@ -287,8 +287,8 @@ impl Transaction for TroubledTransaction {
     async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
         self.fault.call(self.inner.discard(ids)).await
     }
-    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
-        self.fault.call(self.inner.attempts(ids)).await
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
+        self.fault.call(self.inner.waiting(ids)).await
     }
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
         self.fault.call(self.inner.park(parked)).await

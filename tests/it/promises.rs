@@ -69,7 +69,6 @@ promises! {
     an_unusable_event_is_kept_dead_byte_for_byte,
     what_a_database_can_never_store_is_kept_dead,
     what_the_application_refuses_is_kept_and_tried_again,
-    #[ignore = "recording takes the row out of the queue before it is parked again, and its time with it"]
     a_parked_delivery_keeps_the_time_when_it_first_came,
     what_is_parked_is_applied_once_the_application_allows_it,
     after_fifteen_attempts_a_parked_delivery_is_dead,

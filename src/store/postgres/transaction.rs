@@ -14,7 +14,7 @@ use sqlx::{
 use super::{Session, get, quoted, sql};
 use crate::{
     model::{AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version},
-    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble},
+    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting},
 };
 
 /// A transaction of PostgreSQL.
@@ -292,15 +292,19 @@ impl Transaction for PostgresTransaction {
         Ok(())
     }
 
-    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let query = sql("SELECT q.svix_id, q.attempts FROM unnest($1::text[]) AS n (svix_id)
+        let query = sql("SELECT q.svix_id, q.attempts, q.received_at FROM unnest($1::text[]) AS n (svix_id)
              CROSS JOIN LATERAL (SELECT * FROM webhook_queue WHERE svix_id = n.svix_id) AS q")
         .bind(column(ids, SvixId::as_str));
         let rows = self.session.rows(query).await?;
-        rows.iter().map(|row| Ok((svix_id(row, 0)?, get::<i32>(row, 1)?.unsigned_abs()))).collect()
+        let waiting = |row| {
+            let attempts = get::<i32>(row, 1)?.unsigned_abs();
+            Ok((svix_id(row, 0)?, Waiting { attempts, received_at: get(row, 2)? }))
+        };
+        rows.iter().map(waiting).collect()
     }
 
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {

@@ -9,7 +9,7 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, SvixId},
-    store::{Parked, QueueDepth, Result},
+    store::{Parked, QueueDepth, Result, Waiting},
 };
 
 /// Keep one delivery, or what is new about one that is kept.
@@ -85,13 +85,13 @@ pub(super) async fn unattributed(
     rows.iter().map(|row| Ok((text::read_svix_id(row)?, payload(row)?))).collect()
 }
 
-/// How often each of these was tried.
-pub(super) async fn attempts(
+/// What is known of these, as far as they are here.
+pub(super) async fn waiting(
     connection: &mut SqliteConnection,
     ids: &[SvixId],
-) -> Result<HashMap<SvixId, u32>> {
+) -> Result<HashMap<SvixId, Waiting>> {
     let rows = sqlx::query(
-        "SELECT q.svix_id, q.attempts
+        "SELECT q.svix_id, q.attempts, q.received_at
          FROM json_each(?1) AS n
          CROSS JOIN webhook_queue AS q ON q.svix_id = n.value",
     )
@@ -99,7 +99,8 @@ pub(super) async fn attempts(
     .fetch_all(connection)
     .await
     .map_err(explain)?;
-    rows.iter().map(|row| Ok((text::read_svix_id(row)?, tried(row)?))).collect()
+    let waiting = |row| Ok(Waiting { attempts: tried(row)?, received_at: received_at(row)? });
+    rows.iter().map(|row| Ok((text::read_svix_id(row)?, waiting(row)?))).collect()
 }
 
 /// Whether any delivery's time has come.
@@ -165,13 +166,17 @@ fn parked(row: &SqliteRow) -> Result<Parked> {
         payload: payload(row)?,
         attempts: tried(row)?,
         next_attempt_at: text::read_time(row, "next_attempt_at")?,
-        received_at: text::read_time(row, "received_at")?.ok_or_else(|| text::unreadable("received_at"))?,
+        received_at: received_at(row)?,
         last_error: text::read(row, "last_error")?.unwrap_or_default(),
     })
 }
 
 fn payload(row: &SqliteRow) -> Result<Bytes> {
     row.try_get_unchecked::<Vec<u8>, _>("payload").map(Bytes::from).map_err(explain)
+}
+
+fn received_at(row: &SqliteRow) -> Result<DateTime<Utc>> {
+    text::read_time(row, "received_at")?.ok_or_else(|| text::unreadable("received_at"))
 }
 
 fn tried(row: &SqliteRow) -> Result<u32> {

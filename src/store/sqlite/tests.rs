@@ -455,10 +455,14 @@ async fn a_delivery_is_recorded_once_and_leaves_the_queue() {
     };
     let mut transaction = world.begin().await;
     transaction.park(&[parked("msg_1", None, b"x", Some(at(5)))]).await.expect("parked");
-    assert_eq!(transaction.attempts(&[one.clone(), two.clone()]).await.expect("read").get(&one), Some(&3));
+    let waiting = transaction.waiting(&[one.clone(), two.clone()]).await.expect("read");
+    assert_eq!(
+        waiting.into_iter().map(|(id, waiting)| (id, waiting.attempts)).collect::<Vec<_>>(),
+        [(one.clone(), 3)]
+    );
     let fresh = transaction.record(&[record(&one)]).await.expect("recorded");
     assert!(fresh.contains(&one));
-    assert!(transaction.attempts(std::slice::from_ref(&one)).await.expect("read").is_empty());
+    assert!(transaction.waiting(std::slice::from_ref(&one)).await.expect("read").is_empty());
     let fresh = transaction.record(&[record(&one), record(&two)]).await.expect("recorded");
     assert_eq!(fresh.into_iter().collect::<Vec<_>>(), vec![two.clone()]);
     transaction.settle(&[(one.clone(), Outcome::Unchanged)]).await.expect("settled");

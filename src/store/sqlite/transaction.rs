@@ -19,7 +19,7 @@ use sqlx::{SqliteConnection, pool::PoolConnection};
 use super::{audit, error::explain, processed, queue, registers, text, users};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Register, SvixId, User},
-    store::{Advance, Parked, Patience, Record, Result, StoreError, Transaction, Trouble},
+    store::{Advance, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting},
 };
 
 pub(super) struct SqliteTransaction {
@@ -270,12 +270,12 @@ impl Transaction for SqliteTransaction {
         self.removed(parked)
     }
 
-    async fn attempts(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, u32>> {
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let attempts = queue::attempts(self.connection()?, ids).await;
-        self.noted(attempts)
+        let waiting = queue::waiting(self.connection()?, ids).await;
+        self.noted(waiting)
     }
 
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
