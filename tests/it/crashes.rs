@@ -302,6 +302,10 @@ impl Transaction for TroubledTransaction {
     async fn rollback(self: Box<Self>) {
         let Self { inner, fault } = *self;
         // There is no way to hear that it failed; if it is not done, the transaction is dropped.
-        let _ = fault.call(async { Ok(inner.rollback().await) }).await;
+        let rollback = async {
+            inner.rollback().await;
+            Ok(())
+        };
+        let _ = fault.call(rollback).await;
     }
 }

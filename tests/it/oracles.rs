@@ -184,10 +184,10 @@ fn change(request: &mut Request, change: &Change) {
         }),
         Change::Truncate(part, at) => edit(request, *part, |bytes| bytes.truncate(at.index(bytes.len() + 1))),
         Change::Prepend(entry) => {
-            edit(request, 2, |bytes| *bytes = [entry.as_bytes(), b" ", bytes.as_slice()].concat())
+            edit(request, 2, |bytes| *bytes = [entry.as_bytes(), b" ", bytes.as_slice()].concat());
         }
         Change::Append(entry) => {
-            edit(request, 2, |bytes| *bytes = [bytes.as_slice(), b" ", entry.as_bytes()].concat())
+            edit(request, 2, |bytes| *bytes = [bytes.as_slice(), b" ", entry.as_bytes()].concat());
         }
         Change::Replace(part, text) => edit(request, *part, |bytes| *bytes = text.as_bytes().to_vec()),
         Change::Missing(part) => {

@@ -1,6 +1,6 @@
 //! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use clerk_sync::{
@@ -9,9 +9,12 @@ use clerk_sync::{
         SvixId, User, Value, Version,
     },
     store::{Advance, Patience, Record, Transaction, Trouble},
+    sync::{Clock, Committer, Limits, Refusal},
+    work::Upkeep,
 };
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     application::{allow_names, order, orders, refuse_name},
@@ -94,10 +97,16 @@ promises! {
     a_deletion_that_only_the_commit_refuses_is_never_lost,
     a_user_who_can_be_neither_deleted_nor_anonymised_is_tried_again,
     one_of_many_deletions_that_fails_parks_alone,
+    a_repeat_of_a_deletion_that_fails_is_parked_too,
+    a_poisoned_update_beside_the_deletion_leaves_nothing,
     anonymize_columns_are_emptied,
     nothing_of_a_deleted_user_remains,
     nothing_of_an_anonymised_user_remains,
     created_and_deleted_in_one_batch_leaves_a_tombstone_only,
+
+    // Around it.
+    what_is_handed_to_the_committer_is_answered_and_finished,
+    the_upkeep_applies_what_is_due_and_forgets_what_is_old,
 
     // The keeper itself.
     a_commit_is_all_or_nothing,
@@ -620,13 +629,16 @@ async fn raw_payload(world: &World, svix_id: &str) -> Vec<u8> {
 
 async fn what_a_database_can_never_store_is_kept_dead(world: World) {
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    // More than an entry of an index can hold.
+    let incompressible: String = (0..2000).map(|_| format!("{:08x}", rand::random::<u32>())).collect();
     let events = [
         Event::created("user_1").set("public_metadata", "MARK").replacing(r#""MARK""#, "1e1000000"),
         Event::created("user_2").set("unsafe_metadata", "MARK").replacing(r#""MARK""#, &deep),
+        Event::created("user_3").email(&incompressible),
     ];
-    for (event, id) in events.iter().zip(["user_1", "user_2"]) {
+    for (event, id) in events.iter().zip(["user_1", "user_2", "user_3"]) {
         let outcome = world.deliver(event).await;
-        // Both are beyond jsonb, while SQLite keeps text.
+        // Beyond jsonb and its indexes, while SQLite keeps text.
         if world.keeper == Keeper::Postgres {
             assert_eq!(outcome, Parked);
             assert!(world.user(id).await.is_none());
@@ -637,9 +649,9 @@ async fn what_a_database_can_never_store_is_kept_dead(world: World) {
             assert_eq!(outcome, Applied);
         }
     }
-    let expected = if world.keeper == Keeper::Postgres { 2 } else { 0 };
+    let expected = if world.keeper == Keeper::Postgres { 3 } else { 0 };
     assert_eq!(world.store.queue_depth().await.unwrap().dead, expected);
-    assert_eq!(world.count("processed_webhooks").await, 2 - expected);
+    assert_eq!(world.count("processed_webhooks").await, 3 - expected);
     // The user is not frozen by it.
     assert_eq!(world.deliver(&Event::updated("user_1", 1000)).await, Applied);
 }
@@ -1047,6 +1059,33 @@ async fn one_of_many_deletions_that_fails_parks_alone(mut world: World) {
     assert_eq!(world.value("SELECT count(*) AS n FROM entity_versions WHERE deleted").await, "16");
 }
 
+async fn a_repeat_of_a_deletion_that_fails_is_parked_too(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(&world, "").await;
+    world.deliver(&Event::created("user_1")).await;
+    order(&world, 1, "user_1").await;
+    let deletion = Event::deleted("user_1", 1000);
+    // An answer of `duplicate` would say that it is done.
+    assert_eq!(world.deliver_all(&[deletion.clone(), deletion.clone()]).await, [Parked, Parked]);
+    assert_eq!(world.deliver(&deletion).await, Parked);
+}
+
+async fn a_poisoned_update_beside_the_deletion_leaves_nothing(world: World) {
+    refuse_name(&world, "Bad").await;
+    let batch = [
+        Event::created("user_1"),
+        Event::updated("user_1", 1000).set("first_name", "Bad"),
+        Event::updated("user_1", 1500).set("last_name", 7),
+        Event::deleted("user_1", 2000),
+        Event::updated("user_1", 3000).set("first_name", "Bad"),
+    ];
+    // What is unusable is looked at after the rest.
+    assert_eq!(world.deliver_all(&batch).await, [Applied, Parked, Stale, Applied, Stale]);
+    assert_eq!(world.count("users").await + world.count("webhook_queue").await, 0);
+    assert_eq!(world.count("audit_actors").await, 0);
+    assert_eq!(world.deliver(&batch[1]).await, Stale);
+}
+
 async fn anonymize_columns_are_emptied(mut world: World) {
     world.rules.deletion = DeletionPolicy::Anonymize;
     world
@@ -1156,6 +1195,62 @@ async fn created_and_deleted_in_one_batch_leaves_a_tombstone_only(world: World) 
     assert_eq!(world.count("audit_actors").await, 0);
     assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
     assert!(is_tombstone(&world, "user_1").await);
+}
+
+async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) {
+    let now = world.now;
+    let clock: Clock = Arc::new(move || now);
+    let (committer, lanes) = Committer::start(&world.store, world.rules, Limits::default(), &clock);
+    let mut answers = Vec::new();
+    for version in 0..10 {
+        for user in 0..20 {
+            let event = Event::updated(&format!("user_{user:02}"), version)
+                .set("first_name", format!("Ada {version}"));
+            answers.push(committer.submit(world.delivery(&event)).unwrap());
+        }
+    }
+    // Nobody waits for these any more, which cancels nothing.
+    answers.truncate(100);
+    lanes.finish().await;
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), Ok(Applied), "a user's events stay in order");
+    }
+    assert_eq!(world.count("processed_webhooks").await, 200);
+    assert_eq!(world.value("SELECT count(*) AS n FROM users WHERE first_name = 'Ada 9'").await, "20");
+    let late = committer.submit(world.delivery(&Event::created("user_99")));
+    assert_eq!(late.unwrap_err(), Refusal::ShuttingDown);
+}
+
+async fn the_upkeep_applies_what_is_due_and_forgets_what_is_old(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let old = Event::created("user_1");
+    let parked = Event::created("user_2").set("first_name", "Bad");
+    assert_eq!(world.deliver_all(&[old, parked]).await, [Applied, Parked]);
+    allow_names(&world).await;
+    // The signature is old by now; it was proven when it came.
+    world.pass(TimeDelta::days(31));
+    let now = world.now;
+    let clock: Clock = Arc::new(move || now);
+    let (committer, lanes) = Committer::start(&world.store, world.rules, Limits::default(), &clock);
+    let upkeep = Upkeep {
+        store: Arc::clone(&world.store),
+        committer,
+        fields: world.rules.fields,
+        clock,
+        retention: TimeDelta::days(30),
+    };
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(upkeep.run(shutdown.clone()));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while world.count("webhook_queue").await > 0 || world.count("processed_webhooks").await != 1 {
+        assert!(Instant::now() < deadline, "{:?}", world.dump().await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    shutdown.cancel();
+    running.await.unwrap();
+    lanes.finish().await;
+    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
+    assert_eq!(world.value("SELECT clerk_id FROM processed_webhooks").await, "user_2");
 }
 
 /// Every verb that writes, in one transaction.

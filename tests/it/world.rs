@@ -1,6 +1,6 @@
 //! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
 //!
-//! PostgreSQL is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its
+//! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its
 //! end. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as
 //! `postgres,sqlite`) names it: then absence is failure.
 
@@ -92,7 +92,7 @@ pub struct World {
 
 /// Where the store keeps its tables, seen from outside.
 enum Place {
-    Postgres { pool: PgPool, server: PgConnectOptions, schema: String },
+    Postgres { pool: PgPool, server: Box<PgConnectOptions>, schema: String },
     Sqlite { pool: SqlitePool, folder: TempDir },
 }
 
@@ -288,7 +288,7 @@ impl World {
         lines
     }
 
-    /// PostgreSQL: the schema of this world.
+    /// Postgres: the schema of this world.
     pub fn schema(&self) -> &str {
         match &self.place {
             Place::Postgres { schema, .. } => schema,
@@ -296,15 +296,16 @@ impl World {
         }
     }
 
-    /// PostgreSQL: make the schema, as the application may have done.
+    /// Postgres: make the schema, as the application may have done.
     pub async fn create_schema(&self) {
         self.sql(&format!("CREATE SCHEMA {}", self.schema())).await;
     }
 
     /// Empty every table, faster than making a new world.
     pub async fn empty(&self) {
-        let deletions: String =
+        let deletions: Vec<String> =
             TABLES.iter().rev().map(|table| format!("DELETE FROM {};", table.name)).collect();
+        let deletions = deletions.join(" ");
         self.sql_of(
             &format!("SET session_replication_role = replica; {deletions} RESET session_replication_role"),
             &format!("DROP TRIGGER IF EXISTS audit_log_no_delete; {deletions}"),
@@ -344,7 +345,7 @@ impl World {
         sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(pool).await.ok()
     }
 
-    /// Whether these bytes stand in any file of the database. Only SQLite's can be looked at.
+    /// Whether these bytes stand in any file of the database. Only an embedded one's can be looked at.
     pub fn files_contain(&self, needle: &str) -> bool {
         let Place::Sqlite { folder, .. } = &self.place else { return false };
         std::fs::read_dir(folder.path()).unwrap().any(|file| {
@@ -368,7 +369,7 @@ impl Place {
             .connect_with(inside)
             .await
             .ok()?;
-        Some(Self::Postgres { pool, server, schema })
+        Some(Self::Postgres { pool, server: Box::new(server), schema })
     }
 
     async fn sqlite() -> Self {
@@ -388,7 +389,7 @@ impl Place {
         let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
         match self {
             Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {
-                connect: server.clone(),
+                connect: PgConnectOptions::clone(server),
                 schema: schema.clone(),
                 max_connections: 8,
                 anonymize_columns,
@@ -453,9 +454,9 @@ impl Event {
     }
 
     /// Any event.
-    pub fn about(event_type: &str, data: Json, timestamp: i64) -> Self {
+    pub fn about(event_type: &str, data: impl Into<Json>, timestamp: i64) -> Self {
         Self::json(json!({
-            "data": data,
+            "data": data.into(),
             "event_attributes": { "http_request": { "client_ip": "203.0.113.7", "user_agent": "Engine/1.0" } },
             "instance_id": "ins_1",
             "object": "event",
@@ -617,7 +618,7 @@ pub fn time(json: &Json) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(json.as_str().unwrap()).unwrap().to_utc()
 }
 
-/// A value as either keeper writes it: PostgreSQL knows truth and arrays, SQLite has numbers and text for them.
+/// A value as either keeper writes it: where one knows truth, the other has numbers.
 pub fn plain(json: &Json) -> String {
     match json {
         Json::String(text) => text.clone(),
