@@ -58,7 +58,7 @@ impl Dev {
             init_log(&config)?;
         }
         let store = wait_for_store(&config, true).await?;
-        let service = Service::start(&config, Arc::clone(&store), Limits::default()).await?;
+        let service = Service::start(&config, Arc::clone(&store), Limits::default())?;
         let url = format!("http://{}/webhooks/clerk", service.public);
         introduce(&config, &service, &url, generated.as_deref());
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -33,6 +33,10 @@ const TRY: Duration = Duration::from_mins(10);
 /// Descriptors that we would like: connections, with room for the database and the log.
 const DESCRIPTORS: u64 = 65_536;
 
+/// Connections that the kernel holds until they are accepted. With tokio's own 128 a burst of senders overflows it:
+/// they wait for seconds, or believe to be connected and never are.
+const BACKLOG: u32 = 4096;
+
 /// Run the service; applies pending migrations first
 #[derive(Args)]
 pub(super) struct Serve {
@@ -46,7 +50,7 @@ impl Serve {
         let config = settings.resolve(Needs { signing_secret: true })?;
         init_log(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
-        let service = Service::start(&config, store, Limits::default()).await?;
+        let service = Service::start(&config, store, Limits::default())?;
         tracing::info!(
             webhooks = %format_args!("http://{}/webhooks/clerk", service.public),
             private = %format_args!("http://{}", service.private),
@@ -135,11 +139,14 @@ impl Service {
     ///
     /// # Errors
     /// If an address cannot be listened on.
-    pub async fn start(config: &Config, store: Arc<dyn Store>, limits: Limits) -> Result<Self, Failure> {
+    ///
+    /// # Panics
+    /// Outside a runtime of tokio.
+    pub fn start(config: &Config, store: Arc<dyn Store>, limits: Limits) -> Result<Self, Failure> {
         // Where it cannot be raised, accepting pauses when descriptors run out.
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
-        let public = listen(config.listen, "HOST and PORT").await?;
-        let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT").await?;
+        let public = listen(config.listen, "HOST and PORT")?;
+        let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
         let (public_address, private_address) = (local_address(&public)?, local_address(&private)?);
 
         let metrics = telemetry::install_metrics();
@@ -231,10 +238,15 @@ impl Service {
     }
 }
 
-async fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failure::failed(format!("cannot listen on {address} ({variables}): {error}")))
+fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of a previous life, which the kernel still remembers, must not keep us from starting.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|error| Failure::failed(format!("cannot listen on {address} ({variables}): {error}")))
 }
 
 fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     proxy::{Mode, Proxy},
     service::{
-        Answer, Client, Host, Keeper, Post, Service, alone, deletion, eventually, is_there, load,
+        Answer, Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, is_there, load,
         milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
@@ -174,12 +174,8 @@ fn under_load(
         for _ in 0..SENDERS {
             scope.spawn(|| load.send());
         }
-        // The senders end even if the disturbance panics, or the scope would never.
-        let disturbed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disturb(&address, service)));
-        ended.store(true, SeqCst);
-        if let Err(panic) = disturbed {
-            std::panic::resume_unwind(panic);
-        }
+        let _until = Until(&ended);
+        disturb(&address, service);
     });
     load.check(host)
 }
@@ -190,12 +186,12 @@ fn wait_for_work(host: &Host, more: usize) {
     eventually("work goes on", || host.count("processed_webhooks") >= before + more);
 }
 
-fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: Host) {
+fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
     let _alone = alone();
     let times = load(5, 50);
-    let told = under_load(&host, host.serve(), |address, mut service| {
+    let told = under_load(host, host.serve(), |address, mut service| {
         for _ in 0..times {
-            wait_for_work(&host, 100);
+            wait_for_work(host, 100);
             *address.lock().expect("not poisoned") = None;
             service.kill();
             let started = Instant::now();
@@ -204,21 +200,21 @@ fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: Host) {
             assert!(took < Duration::from_secs(2), "ready again only after {took:?}");
             *address.lock().expect("not poisoned") = Some(service.public);
         }
-        wait_for_work(&host, 100);
+        wait_for_work(host, 100);
         service.stop();
     });
     assert!(told.acknowledged.len() > 100 * times, "{}", told.acknowledged.len());
     assert!(told.unanswered > 0, "it was not killed under load");
 }
 
-fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: Host) {
+fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: &mut Host) {
     let _alone = alone();
     for _ in 0..load(2, 10) {
         let service = host.serve();
         // Requests that are under way when it is asked to stop.
         let mut waiting: Vec<(Client, Post)> = Vec::new();
-        under_load(&host, service, |address, mut service| {
-            wait_for_work(&host, 100);
+        under_load(host, service, |address, mut service| {
+            wait_for_work(host, 100);
             for _ in 0..20 {
                 let (mut client, post) = (service.client(), created());
                 client.send(&post.bytes()).expect("sent");
@@ -273,11 +269,11 @@ fn lock(host: &Host) -> impl FnOnce() + use<> {
     move || _ = connection.run("ROLLBACK").expect("unlocked")
 }
 
-fn a_locked_database_is_answered_503_in_time_and_forgotten_afterwards(host: Host) {
+fn a_locked_database_is_answered_503_in_time_and_forgotten_afterwards(host: &mut Host) {
     let _alone = alone();
     let service = host.serve();
     assert_eq!(service.post(&created()).word(), "applied");
-    let unlock = lock(&host);
+    let unlock = lock(host);
     let locked_until = Instant::now() + Duration::from_secs(12);
     let senders = load(60, 300);
     thread::scope(|scope| {
@@ -334,6 +330,7 @@ fn who_is_locked_waits_alone() {
                 })
             })
             .collect();
+        let until = Until(&done);
         for later in 1..=load(3, 10) {
             let later = i64::try_from(later).expect("few");
             let started = Instant::now();
@@ -341,7 +338,7 @@ fn who_is_locked_waits_alone() {
             assert_unavailable(&answer);
             assert!(started.elapsed() < ANSWERED);
         }
-        done.store(true, SeqCst);
+        drop(until);
         for other in others {
             assert!(other.join().expect("no panic") > 0);
         }
@@ -431,7 +428,7 @@ fn a_database_that_falls_silent_keeps_nobody_waiting() {
     service.stop();
 }
 
-/// PgBouncer in transaction mode, in front of the tests' server.
+/// `PgBouncer` in transaction mode, in front of the tests' server.
 struct PgBouncer {
     child: Child,
     address: SocketAddr,

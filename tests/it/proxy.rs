@@ -98,7 +98,7 @@ impl State {
     }
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = vec![0; 64 * 1024];
         while let Ok(bytes @ 1..) = from.read(&mut buffer) {
             thread::sleep(Duration::from_millis(self.delay.load(SeqCst)));
             while self.is(Mode::Silent) && !self.ended.load(SeqCst) {

@@ -13,7 +13,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ pub(crate) const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 /// How long anything that should happen soon may take on a machine that is busy.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Make a test of each of these functions for each keeper; they take a [`Host`].
+/// Make a test of each of these functions for each keeper; they take a `&mut` [`Host`].
 macro_rules! on_each_keeper {
     ($($test:ident),+ $(,)?) => {
         mod postgres {
@@ -58,9 +58,9 @@ pub(crate) enum Keeper {
 }
 
 /// Run a test on a fresh database of this keeper, if there is one.
-pub(crate) fn on(keeper: Keeper, test: fn(Host)) {
-    if let Some(host) = Host::with(keeper) {
-        test(host);
+pub(crate) fn on(keeper: Keeper, test: fn(&mut Host)) {
+    if let Some(mut host) = Host::with(keeper) {
+        test(&mut host);
     }
 }
 
@@ -89,6 +89,15 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(started.elapsed() < SOON, "never: {what}");
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends what other threads do, also when this one panics: a scope waits for all of them.
+pub(crate) struct Until<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
