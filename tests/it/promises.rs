@@ -630,7 +630,8 @@ async fn raw_payload(world: &World, svix_id: &str) -> Vec<u8> {
 async fn what_a_database_can_never_store_is_kept_dead(world: World) {
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
     // More than an entry of an index can hold.
-    let incompressible: String = (0..16_000).map(|_| char::from(rand::random_range(b'a'..=b'z'))).collect();
+    let noise: Vec<String> = (0..2000).map(|_| rand::random::<u32>().to_string()).collect();
+    let incompressible = noise.concat();
     let events = [
         Event::created("user_1").set("public_metadata", "MARK").replacing(r#""MARK""#, "1e1000000"),
         Event::created("user_2").set("unsafe_metadata", "MARK").replacing(r#""MARK""#, &deep),

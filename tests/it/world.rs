@@ -362,6 +362,8 @@ impl Place {
         let schema = format!("test_{:016x}", rand::random::<u64>());
         let server =
             PgConnectOptions::from_str(&url).unwrap().application_name(&schema).disable_statement_logging();
+        // A pool would try for long; whether there is a server is known at once.
+        server.connect().await.ok()?.close().await.ok()?;
         let inside = server.clone().options([("search_path", schema.as_str()), ("timezone", "UTC")]);
         let pool = PgPoolOptions::new()
             .max_connections(3)
