@@ -64,7 +64,9 @@ impl Service {
         let (address, private) = (free_address()?, free_address()?);
         let mut command = match mode {
             Mode::GroupCommit => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_clerk-sync"));
+                // BENCH_PROGRAM: another build, to be compared with this one.
+                let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
+                let mut command = Command::new(program);
                 command.arg("serve");
                 command
             }
