@@ -1,0 +1,481 @@
+//! How many events a second, at what latency and in how much memory: the service as it is run, against the same
+//! service with one event a transaction, and against the same batches straight into SQL. One run, one server.
+//!
+//! Runs are interleaved and medians are shown, because machines are noisy. `docs/benchmarks.md` explains; run it as
+//! `scripts/bench`.
+
+#![expect(clippy::print_stdout, reason = "a bench prints what it finds")]
+#![expect(clippy::cast_precision_loss, reason = "counts of a few million fit a float")]
+
+mod database;
+mod events;
+mod load;
+mod process;
+mod service;
+mod straight;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+use clerk_sync::clerk::signature::Secret;
+use tokio::runtime::Runtime;
+
+use self::{
+    database::Database,
+    events::{Event, Events, SECRET},
+    load::{Load, Report, drive},
+    service::{Mode, Service},
+    straight::{Writer, batches},
+};
+
+/// As the program itself has, so that its stand-in is no slower.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
+
+const CONNECTIONS: usize = 256;
+
+/// What is asked of a quiet machine with two cores that carries the database and the sender as well.
+mod wanted {
+    pub(super) const OVER_ONE_BY_ONE: f64 = 5.0;
+    pub(super) const OF_STRAIGHT_SQL: f64 = 0.5;
+    pub(super) const EVENTS_A_SECOND: f64 = 8_000.0;
+    pub(super) const P99_MILLISECONDS: f64 = 25.0;
+    pub(super) const COST_OF_A_MILLION: f64 = 1.5;
+    pub(super) const PEAK_MIB: f64 = 64.0;
+}
+
+/// How much is done.
+struct Size {
+    rounds: usize,
+    /// Events of one run, by what is measured.
+    grouped: usize,
+    one_by_one: usize,
+    paced: usize,
+    populations: &'static [u64],
+}
+
+const FULL: Size = Size {
+    rounds: 5,
+    grouped: 30_000,
+    one_by_one: 4_000,
+    paced: 10_000,
+    populations: &[10_000, 100_000, 1_000_000],
+};
+
+const QUICK: Size =
+    Size { rounds: 2, grouped: 10_000, one_by_one: 1_500, paced: 3_000, populations: &[10_000, 100_000] };
+
+fn main() -> anyhow::Result<()> {
+    if service::is_stand_in() {
+        return service::stand_in();
+    }
+    let quick = env::var_os("BENCH_QUICK").is_some_and(|value| !value.is_empty());
+    let url = env::var("BENCH_POSTGRES_URL").unwrap_or_else(|_| DEFAULT_URL.to_owned());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let database = runtime.block_on(Database::connect(&url))?;
+    let mut bench = Bench {
+        size: if quick { QUICK } else { FULL },
+        secret: Secret::parse(SECRET)?,
+        events: Events::default(),
+        verdicts: Vec::new(),
+        peak: 0,
+        database,
+        runtime,
+    };
+    let began = Instant::now();
+    let result = bench.run();
+    bench.runtime.block_on(bench.database.clear())?;
+    result?;
+    println!("\n## Verdict{}\n", if quick { " (of a quick look, too short for conclusions)" } else { "" });
+    println!("| | measured | wanted | |\n|---|--:|--:|---|");
+    for Verdict { what, measured, wanted, met } in &bench.verdicts {
+        println!("| {what} | {measured} | {wanted} | {} |", if *met { "met" } else { "**missed**" });
+    }
+    println!("\n{} s in all.", began.elapsed().as_secs());
+    Ok(())
+}
+
+struct Bench {
+    size: Size,
+    secret: Secret,
+    events: Events,
+    database: Database,
+    runtime: Runtime,
+    verdicts: Vec<Verdict>,
+    /// The most memory that the service ever held, in KiB.
+    peak: u64,
+}
+
+struct Verdict {
+    what: &'static str,
+    measured: String,
+    wanted: String,
+    met: bool,
+}
+
+/// One run of something.
+#[derive(Clone, Copy)]
+struct Run {
+    events: usize,
+    elapsed: Duration,
+    /// Processor time by who used it.
+    service: Duration,
+    backends: Duration,
+    sender: Duration,
+    batch: f64,
+    p50: Duration,
+    p99: Duration,
+}
+
+impl Run {
+    fn rate(&self) -> f64 {
+        self.events as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// Microseconds an event.
+    fn each(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / self.events as f64
+    }
+}
+
+impl Bench {
+    fn run(&mut self) -> anyhow::Result<()> {
+        self.introduce()?;
+        self.compare()?;
+        self.grow()?;
+        let mib = self.peak as f64 / 1024.0;
+        self.verdict(
+            "peak memory of the service over all of this (VmHWM)",
+            format!("{mib:.0} MiB"),
+            format!("≤ {:.0} MiB", wanted::PEAK_MIB),
+            mib <= wanted::PEAK_MIB,
+        );
+        Ok(())
+    }
+
+    fn verdict(&mut self, what: &'static str, measured: String, wanted: String, met: bool) {
+        self.verdicts.push(Verdict { what, measured, wanted, met });
+    }
+
+    fn introduce(&mut self) -> anyhow::Result<()> {
+        println!("# clerk-sync {}, {}\n", env!("CARGO_PKG_VERSION"), Utc::now().format("%Y-%m-%d %H:%M UTC"));
+        println!("{}", process::machine());
+        let settings = self.runtime.block_on(self.database.settings())?;
+        let settings: Vec<String> =
+            settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        println!("PostgreSQL: {}", settings.join(", "));
+        let body = self.events.make(2, 10_000).iter().map(|event| event.body.len()).sum::<usize>() / 2;
+        println!(
+            "{CONNECTIONS} connections kept alive; bodies of {body} bytes; half new users, half updates; every event \
+             applied, audited and answered after its commit"
+        );
+        Ok(())
+    }
+
+    /// Group commit, one by one, and straight SQL, in turns, on 10 k users.
+    fn compare(&mut self) -> anyhow::Result<()> {
+        let population = 10_000;
+        let schema = Database::schema("compare");
+        let grouped = Service::start(Mode::GroupCommit, &self.database, &schema)?;
+        self.runtime.block_on(self.database.fill(&schema, population))?;
+        let one_by_one = Service::start(Mode::OneByOne, &self.database, &schema)?;
+        let writer = self.runtime.block_on(Writer::connect(&self.database, &schema))?;
+        let before = self.runtime.block_on(self.database.counts(&schema))?;
+        let made = self.events.made();
+        // Warm: connections, caches, allocators.
+        self.over_http(&grouped, 2_000, population)?;
+        self.over_http(&one_by_one, 500, population)?;
+
+        let watch = self.runtime.block_on(async { self.database.watch() });
+        let [mut group, mut straight, mut single] = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..self.size.rounds {
+            group.push(self.over_http(&grouped, self.size.grouped, population)?);
+            let batch = group.last().map_or(1.0, |run| run.batch);
+            straight.push(self.straight(&writer, self.size.grouped, population, batch)?);
+            single.push(self.over_http(&one_by_one, self.size.one_by_one, population)?);
+        }
+        let seen = self.runtime.block_on(async { watch.finish() });
+
+        println!("\n## Throughput at {population} users, medians of {} rounds in turns\n", self.size.rounds);
+        println!(
+            "| | events/s | (lowest–highest) | events a transaction | p50 | p99 | processor µs an event: service | \
+             PostgreSQL | sender |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+        );
+        print_runs("over HTTP, group commit", &group);
+        print_runs("over HTTP, one event a transaction", &single);
+        print_runs("the same batches straight into SQL", &straight);
+        tell_statements(&seen);
+
+        let [group, single, straight] = [&group, &single, &straight].map(|runs| median(runs, Run::rate));
+        self.verdict(
+            "events/s over HTTP, 256 connections",
+            format!("{group:.0}"),
+            format!("≥ {:.0}", wanted::EVENTS_A_SECOND),
+            group >= wanted::EVENTS_A_SECOND,
+        );
+        self.verdict(
+            "group commit over one event a transaction",
+            format!("{:.1} ×", group / single),
+            format!("≥ {} ×", wanted::OVER_ONE_BY_ONE),
+            group / single >= wanted::OVER_ONE_BY_ONE,
+        );
+        self.verdict(
+            "group commit of straight SQL",
+            format!("{:.2}", group / straight),
+            format!("≥ {}", wanted::OF_STRAIGHT_SQL),
+            group / straight >= wanted::OF_STRAIGHT_SQL,
+        );
+        drop(one_by_one);
+        self.pace(&grouped, population)?;
+        self.remember(&grouped)?;
+
+        // Nothing was measured that did not happen.
+        let after = self.runtime.block_on(self.database.counts(&schema))?;
+        let made = i64::try_from(self.events.made() - made)?;
+        anyhow::ensure!(
+            [after[0] - before[0], 2 * (after[1] - before[1]), after[2] - before[2]] == [made; 3],
+            "{made} events were sent, but the tables grew from {before:?} to {after:?}"
+        );
+        println!(
+            "\nChecked afterwards: {made} events left exactly as many ids and audit lines, and half as many users."
+        );
+        drop(grouped);
+        self.runtime.block_on(async {
+            writer.close().await;
+            self.database.drop(&schema).await
+        })
+    }
+
+    /// Latency while events come at a steady rate.
+    fn pace(&mut self, service: &Service, population: u64) -> anyhow::Result<()> {
+        let load = Load { connections: CONNECTIONS, every: Some(Duration::from_millis(1)) };
+        let (run, report) = self.load(service, self.size.paced, population, load)?;
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        let p99 = milliseconds(report.percentile(0.99));
+        println!(
+            "\n## Latency at 1,000 events/s and {population} users, over {:.0} s\n",
+            run.elapsed.as_secs_f64()
+        );
+        println!("| p50 | p90 | p99 | p99.9 | longest | events a transaction |\n|--:|--:|--:|--:|--:|--:|");
+        println!(
+            "| {:.1} ms | {:.1} ms | {p99:.1} ms | {:.1} ms | {:.1} ms | {:.1} |",
+            milliseconds(report.percentile(0.5)),
+            milliseconds(report.percentile(0.9)),
+            milliseconds(report.percentile(0.999)),
+            milliseconds(report.percentile(1.0)),
+            run.batch,
+        );
+        self.verdict(
+            "p99 at 1,000 events/s",
+            format!("{p99:.1} ms"),
+            format!("≤ {} ms", wanted::P99_MILLISECONDS),
+            p99 <= wanted::P99_MILLISECONDS,
+        );
+        Ok(())
+    }
+
+    /// The cost of an event as the table grows.
+    fn grow(&mut self) -> anyhow::Result<()> {
+        let mut runs: BTreeMap<u64, [Vec<Run>; 2]> = BTreeMap::new();
+        let (largest, smaller) = self.size.populations.split_last().expect("there are sizes");
+        let mut filled = BTreeSet::new();
+        for _ in 0..self.size.rounds {
+            for &population in smaller.iter().chain([largest]) {
+                let schema = Database::schema(&format!("users_{population}"));
+                let is_largest = population == *largest;
+                // What is measured adds users. The largest does not notice, the others begin afresh.
+                if !is_largest {
+                    self.runtime.block_on(self.database.drop(&schema))?;
+                }
+                let service = Service::start(Mode::GroupCommit, &self.database, &schema)?;
+                if !is_largest || filled.insert(population) {
+                    self.runtime.block_on(self.database.fill(&schema, population))?;
+                }
+                let writer = self.runtime.block_on(Writer::connect(&self.database, &schema))?;
+                self.over_http(&service, 2_000, population)?;
+                let count = self.size.grouped.min(16_000);
+                let http = self.over_http(&service, count, population)?;
+                let straight = self.straight(&writer, count, population, http.batch)?;
+                let [over_http, in_sql] = runs.entry(population).or_default();
+                over_http.push(http);
+                in_sql.push(straight);
+                self.remember(&service)?;
+                self.runtime.block_on(writer.close());
+            }
+        }
+
+        println!(
+            "\n## Cost of an event by existing users, medians of {} rounds in turns\n",
+            self.size.rounds
+        );
+        println!(
+            "| users | events/s over HTTP | µs an event | to the smallest | processor µs an event: service | PostgreSQL \
+             | straight SQL: µs an event | to the smallest |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
+        );
+        let cost = |runs: &[Run]| median(runs, |run| run.each(run.elapsed));
+        let first = runs.first_key_value().map(|(_, [http, sql])| (cost(http), cost(sql)));
+        let (first_http, first_sql) = first.expect("there are sizes");
+        for (population, [http, sql]) in &runs {
+            println!(
+                "| {population} | {:.0} | {:.1} | {:.2} × | {:.1} | {:.1} | {:.1} | {:.2} × |",
+                median(http, Run::rate),
+                cost(http),
+                cost(http) / first_http,
+                median(http, |run| run.each(run.service)),
+                median(http, |run| run.each(run.backends)),
+                cost(sql),
+                cost(sql) / first_sql,
+            );
+        }
+        if let Some([million, _]) = runs.get(&1_000_000) {
+            let ratio = cost(million) / first_http;
+            self.verdict(
+                "cost of an event at 1 M users to that at 10 k",
+                format!("{ratio:.2} ×"),
+                format!("≤ {} ×", wanted::COST_OF_A_MILLION),
+                ratio <= wanted::COST_OF_A_MILLION,
+            );
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, service: &Service) -> anyhow::Result<()> {
+        self.peak = self.peak.max(service.peak_memory()?);
+        Ok(())
+    }
+
+    /// As fast as it goes.
+    fn over_http(&mut self, service: &Service, count: usize, population: u64) -> anyhow::Result<Run> {
+        let load = Load { connections: CONNECTIONS, every: None };
+        Ok(self.load(service, count, population, load)?.0)
+    }
+
+    fn load(
+        &mut self,
+        service: &Service,
+        count: usize,
+        population: u64,
+        load: Load,
+    ) -> anyhow::Result<(Run, Report)> {
+        let events = self.events.make(count, population);
+        let requests = self.signed(&events);
+        drop(events);
+        let backends = || self.backends(service.mode().client());
+        let (batches, cpu, in_database) = (service.batches()?, service.cpu(), backends()?);
+        let sender = process::own_cpu();
+        let report = drive(service.address, requests, load)?;
+        report.all_applied()?;
+        let done = service.batches()?;
+        let run = Run {
+            events: count,
+            elapsed: report.elapsed,
+            service: service.cpu().saturating_sub(cpu),
+            backends: backends()?.saturating_sub(in_database),
+            sender: process::own_cpu().saturating_sub(sender),
+            batch: (done.0 - batches.0) / (done.1 - batches.1),
+            p50: report.percentile(0.5),
+            p99: report.percentile(0.99),
+        };
+        Ok((run, report))
+    }
+
+    fn straight(
+        &mut self,
+        writer: &Writer,
+        count: usize,
+        population: u64,
+        batch: f64,
+    ) -> anyhow::Result<Run> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 512")]
+        let size = batch.round().clamp(1.0, 512.0) as usize;
+        let events = self.events.make(count, population);
+        let batches = batches(&events, size);
+        drop(events);
+        let in_database = self.backends(straight::CLIENT)?;
+        let cpu = process::own_cpu();
+        let elapsed = self.runtime.block_on(writer.write(batches))?;
+        Ok(Run {
+            events: count,
+            elapsed,
+            service: Duration::ZERO,
+            backends: self.backends(straight::CLIENT)?.saturating_sub(in_database),
+            sender: process::own_cpu().saturating_sub(cpu),
+            batch: size as f64,
+            p50: Duration::ZERO,
+            p99: Duration::ZERO,
+        })
+    }
+
+    fn backends(&self, client: &str) -> anyhow::Result<Duration> {
+        Ok(self.runtime.block_on(self.database.backends_cpu(client))?.unwrap_or_default())
+    }
+
+    fn signed(&self, events: &[Event]) -> Vec<Vec<u8>> {
+        let now = Utc::now();
+        events.iter().map(|event| event.request(&self.secret, now)).collect()
+    }
+}
+
+fn print_runs(what: &str, runs: &[Run]) {
+    let rates: Vec<f64> = runs.iter().map(Run::rate).collect();
+    let (lowest, highest) =
+        (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));
+    let milliseconds = |time: fn(&Run) -> Duration| {
+        let median = median(runs, |run| time(run).as_secs_f64() * 1e3);
+        if median > 0.0 { format!("{median:.1} ms") } else { "–".to_owned() }
+    };
+    println!(
+        "| {what} | {:.0} | {lowest:.0}–{highest:.0} | {:.0} | {} | {} | {:.0} | {:.0} | {:.0} |",
+        median(runs, Run::rate),
+        median(runs, |run| run.batch),
+        milliseconds(|run| run.p50),
+        milliseconds(|run| run.p99),
+        median(runs, |run| run.each(run.service)),
+        median(runs, |run| run.each(run.backends)),
+        median(runs, |run| run.each(run.sender)),
+    );
+}
+
+/// The statements that were seen running, and their share of all glances at a busy backend.
+fn tell_statements(seen: &BTreeMap<(String, String), u32>) {
+    let of = |client: &str| -> BTreeMap<&str, u32> {
+        let of_client = seen.iter().filter(|((_, name), _)| name == client);
+        of_client.map(|((statement, _), times)| (statement.as_str(), *times)).collect()
+    };
+    let (service, straight) = (of(Mode::GroupCommit.client()), of(straight::CLIENT));
+    let share = |of: &BTreeMap<&str, u32>, statement: &str| {
+        let all: u32 = of.values().sum();
+        f64::from(*of.get(statement).unwrap_or(&0)) * 100.0 / f64::from(all.max(1))
+    };
+    let mut statements: Vec<&str> = service.keys().chain(straight.keys()).copied().collect();
+    statements.sort_unstable();
+    statements.dedup();
+    statements.sort_by(|a, b| share(&service, b).total_cmp(&share(&service, a)));
+    println!(
+        "\n### Statements seen running, as `pg_stat_activity` shows them, and their share of the time\n"
+    );
+    println!("| service | straight | statement |\n|--:|--:|---|");
+    for statement in statements {
+        println!(
+            "| {:.0} % | {:.0} % | `{statement}` |",
+            share(&service, statement),
+            share(&straight, statement)
+        );
+    }
+}
+
+fn median(runs: &[Run], value: impl Fn(&Run) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => values[length / 2],
+        length => f64::midpoint(values[length / 2 - 1], values[length / 2]),
+    }
+}

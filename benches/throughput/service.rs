@@ -1,0 +1,244 @@
+//! The service as a process of its own: the real program, or this one in its place with one event a transaction.
+
+use std::{
+    env,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use clerk_sync::{
+    cli::service::Service as Library,
+    config::{Config, Database as Place, Needs, Settings},
+    model::{ClerkId, User},
+    store::{
+        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
+        Transaction, postgres,
+    },
+    sync::Limits,
+    telemetry::{self, LogFormat},
+};
+use secrecy::ExposeSecret;
+
+use crate::{database::Database, events::SECRET, process};
+
+/// Set for a child that stands in for the service.
+const STAND_IN: &str = "CLERK_SYNC_BENCH_STAND_IN";
+
+/// How events become transactions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// `clerk-sync serve`, as everybody runs it.
+    GroupCommit,
+    /// The same service, one event a transaction, and as many transactions at once as it has connections.
+    OneByOne,
+}
+
+impl Mode {
+    /// The name of its backends.
+    pub(crate) fn client(self) -> &'static str {
+        match self {
+            Self::GroupCommit => "bench: group commit",
+            Self::OneByOne => "bench: one by one",
+        }
+    }
+}
+
+/// A running service.
+pub(crate) struct Service {
+    child: Child,
+    mode: Mode,
+    pub(crate) address: SocketAddr,
+    private: SocketAddr,
+}
+
+impl Service {
+    /// Start it on a schema, and wait until it is ready; it has migrated then.
+    pub(crate) fn start(mode: Mode, database: &Database, schema: &str) -> anyhow::Result<Self> {
+        let (address, private) = (free_address()?, free_address()?);
+        let mut command = match mode {
+            Mode::GroupCommit => {
+                // BENCH_PROGRAM: another build, to be compared with this one.
+                let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
+                let mut command = Command::new(program);
+                command.arg("serve");
+                command
+            }
+            Mode::OneByOne => {
+                let mut command = Command::new(env::current_exe()?);
+                command.env(STAND_IN, "1");
+                command
+            }
+        };
+        // Logs are written as they are in production; who wants to read them sets BENCH_LOG.
+        let log = if env::var_os("BENCH_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
+        let child = command
+            .env_remove("RUST_LOG")
+            .env("LOG_FORMAT", "json")
+            .env("DATABASE_URL", database.url(mode.client()))
+            .env("DATABASE_SCHEMA", schema)
+            .env("CLERK_WEBHOOK_SIGNING_SECRET", SECRET)
+            .env("PORT", address.port().to_string())
+            .env("ADMIN_PORT", private.port().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("the service cannot be started")?;
+        let mut service = Self { child, mode, address, private };
+        let began = Instant::now();
+        while !service.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            if let Some(status) = service.child.try_wait()? {
+                bail!("the service ended with {status}; BENCH_LOG=1 shows why");
+            }
+            if began.elapsed() > Duration::from_secs(30) {
+                bail!("the service does not get ready; BENCH_LOG=1 shows why");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(service)
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Processor time used so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        process::cpu(self.child.id()).unwrap_or_default()
+    }
+
+    /// In KiB, since it started.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+        process::peak_memory(self.child.id()).context("/proc does not tell VmHWM")
+    }
+
+    /// How many events were committed so far, in how many batches.
+    pub(crate) fn batches(&self) -> anyhow::Result<(f64, f64)> {
+        let metrics = self.get("/metrics")?;
+        let value = |name: &str| -> anyhow::Result<f64> {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
+        };
+        Ok((value("clerk_sync_commit_batch_size_sum")?, value("clerk_sync_commit_batch_size_count")?))
+    }
+
+    fn get(&self, path: &str) -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(self.private)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Whether this process is to be the service.
+pub(crate) fn is_stand_in() -> bool {
+    env::var_os(STAND_IN).is_some()
+}
+
+/// `serve` with one event a transaction.
+pub(crate) fn stand_in() -> anyhow::Result<()> {
+    let settings = Settings {
+        database_url: env::var("DATABASE_URL").ok(),
+        database_schema: env::var("DATABASE_SCHEMA").ok(),
+        clerk_webhook_signing_secret: env::var("CLERK_WEBHOOK_SIGNING_SECRET").ok(),
+        port: env::var("PORT").ok(),
+        admin_port: env::var("ADMIN_PORT").ok(),
+        ..Settings::default()
+    };
+    let config = settings.resolve(Needs { signing_secret: true })?;
+    telemetry::init(LogFormat::Json, telemetry::filter(&config.log_filter).context("a filter")?);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let lanes = config.database_max_connections as usize;
+        let store = Lanes { store: open(&config)?, lanes };
+        store.migrate().await?;
+        let limits = Limits { batch: 1, ..Limits::default() };
+        let service = Library::start(&config, Arc::new(store), limits)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
+    })
+}
+
+fn open(config: &Config) -> anyhow::Result<postgres::Postgres> {
+    let Place::Postgres { url } = &config.database else { bail!("not a PostgreSQL") };
+    Ok(postgres::Postgres::new(postgres::Options {
+        connect: url.expose_secret().parse()?,
+        schema: config.database_schema.clone(),
+        max_connections: config.database_max_connections,
+        anonymize_columns: Vec::new(),
+    }))
+}
+
+/// With two lanes, one event a transaction would look worse than it has to: the server flushes its log once for all
+/// transactions that run side by side. So it gets all connections.
+struct Lanes {
+    store: postgres::Postgres,
+    lanes: usize,
+}
+
+#[async_trait]
+impl Store for Lanes {
+    fn writers(&self) -> usize {
+        self.lanes
+    }
+
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        self.store.begin(patience).await
+    }
+
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        self.store.migrate().await
+    }
+
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
+        self.store.migration_status().await
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        self.store.ready().await
+    }
+
+    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
+        self.store.user(id).await
+    }
+
+    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
+        self.store.claim_due(now, lease, limit).await
+    }
+
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        self.store.queue_depth().await
+    }
+
+    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        self.store.prune_processed(before, limit).await
+    }
+
+    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
+        self.store.foreign_users(table, after, limit).await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}

@@ -1,0 +1,215 @@
+//! The same batches straight into SQL: the verbs of the store, which are its statements, from two tasks. Events are
+//! parsed and planned before, so that nothing is measured but the database and its driver.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use clerk_sync::{
+    clerk::{
+        event,
+        signature::{Secret, SignatureHeaders, Verifier},
+    },
+    model::{
+        Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet, Outcome, Profile, Register,
+        User, Value, Version,
+    },
+    store::{Patience, Record, Store, postgres},
+    sync::{
+        Rules,
+        plan::{Plan, Stored, plan},
+    },
+};
+
+use crate::{
+    database::Database,
+    events::{self, Event, SECRET},
+};
+
+/// The name of its backends.
+pub(crate) const CLIENT: &str = "bench: straight SQL";
+
+/// As many as the service has lanes.
+const TASKS: usize = 2;
+
+/// What the service syncs unless it is told otherwise.
+pub(crate) fn fields() -> FieldSet {
+    [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl].into_iter().collect()
+}
+
+/// A batch, planned.
+pub(crate) struct Batch {
+    deliveries: Vec<Delivery>,
+    ids: Vec<ClerkId>,
+    plan: Plan,
+    now: DateTime<Utc>,
+}
+
+/// Understand and plan events, as the service does while it runs.
+pub(crate) fn batches(events: &[Event], size: usize) -> Vec<Batch> {
+    let now = Utc::now();
+    events.chunks(size).map(|chunk| batch(chunk, now)).collect()
+}
+
+fn batch(events: &[Event], now: DateTime<Utc>) -> Batch {
+    let deliveries: Vec<Delivery> =
+        events.iter().map(|event| delivery(&event.svix_id, &event.body, now)).collect();
+    let changes = changes(&deliveries);
+    let ids: Vec<ClerkId> = changes
+        .iter()
+        .map(|(_, change)| change.clerk_id.clone())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let mut stored = Stored::default();
+    for ((_, change), event) in changes.iter().zip(events) {
+        if event.existing.is_some() {
+            let id = &change.clerk_id;
+            stored.registers.insert(id.clone(), register());
+            stored.users.insert(id.clone(), user(id));
+        }
+    }
+    let rules = Rules { fields: fields(), deletion: DeletionPolicy::Auto };
+    let plan = plan(&changes, stored, &rules, now);
+    assert!(plan.outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "every event is news");
+    Batch { deliveries, ids, plan, now }
+}
+
+/// A body that was signed, verified and parsed.
+pub(crate) fn delivery(svix_id: &str, body: &Bytes, now: DateTime<Utc>) -> Delivery {
+    let secret = Secret::parse(SECRET).expect("our own secret");
+    let signature = secret.sign(svix_id, now, body);
+    let timestamp = now.timestamp().to_string();
+    let headers = SignatureHeaders {
+        id: svix_id.as_bytes(),
+        timestamp: timestamp.as_bytes(),
+        signature: signature.as_bytes(),
+    };
+    let verified = Verifier::new(vec![secret], 300)
+        .verify(&headers, Bytes::clone(body), now)
+        .expect("our own signature");
+    event::parse(&verified, fields(), now).delivery
+}
+
+pub(crate) fn changes(deliveries: &[Delivery]) -> Vec<(&Delivery, &Change)> {
+    let change = |delivery: &Delivery| match &delivery.content {
+        Content::Change(_) => true,
+        Content::Ignored | Content::Unusable(_) => false,
+    };
+    assert!(deliveries.iter().all(change), "every event changes a user");
+    deliveries
+        .iter()
+        .filter_map(|delivery| match &delivery.content {
+            Content::Change(change) => Some((delivery, change)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn register() -> Register {
+    let at = events::signed_up().timestamp_millis();
+    Register { version: Version { version: at, event_at: at, tie: "msg_1".to_owned() }, deleted: false }
+}
+
+fn user(id: &ClerkId) -> User {
+    let mut profile = Profile::default();
+    profile.set(Field::Email, Value::Text("ada.1@example.com".to_owned()));
+    profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+    profile.set(Field::LastName, Value::Text("Byron".to_owned()));
+    profile.set(Field::ImageUrl, Value::Text("https://img.clerk.com/sample".to_owned()));
+    let at = events::signed_up();
+    User {
+        clerk_id: id.clone(),
+        profile,
+        created_at: Some(at),
+        updated_at: at,
+        synced_at: at,
+        deleted_at: None,
+    }
+}
+
+/// Somebody who writes batches.
+pub(crate) struct Writer {
+    store: std::sync::Arc<postgres::Postgres>,
+}
+
+impl Writer {
+    pub(crate) async fn connect(database: &Database, schema: &str) -> anyhow::Result<Self> {
+        let store = postgres::Postgres::new(postgres::Options {
+            connect: database.url(CLIENT).parse()?,
+            schema: schema.to_owned(),
+            max_connections: u32::try_from(TASKS)?,
+            anonymize_columns: Vec::new(),
+        });
+        // Connected before anything is measured.
+        let (one, two) = (store.begin(Patience::Normal).await?, store.begin(Patience::Normal).await?);
+        one.commit().await?;
+        two.commit().await?;
+        Ok(Self { store: std::sync::Arc::new(store) })
+    }
+
+    /// Write all batches; returns how long it took.
+    pub(crate) async fn write(&self, batches: Vec<Batch>) -> anyhow::Result<Duration> {
+        let mut shares: Vec<Vec<Batch>> = (0..TASKS).map(|_| Vec::new()).collect();
+        for (index, batch) in batches.into_iter().enumerate() {
+            shares[index % TASKS].push(batch);
+        }
+        let began = Instant::now();
+        let tasks: Vec<_> = shares
+            .into_iter()
+            .map(|share| {
+                let store = std::sync::Arc::clone(&self.store);
+                tokio::spawn(async move {
+                    for batch in &share {
+                        write(&*store, batch).await?;
+                    }
+                    anyhow::Ok(share)
+                })
+            })
+            .collect();
+        let mut done = Vec::new();
+        for task in tasks {
+            done.push(task.await??);
+        }
+        let elapsed = began.elapsed();
+        // Freed only now.
+        drop(done);
+        Ok(elapsed)
+    }
+
+    pub(crate) async fn close(self) {
+        self.store.close().await;
+    }
+}
+
+/// One transaction: what `sync::apply` does, without deciding anything.
+async fn write(store: &dyn Store, batch: &Batch) -> clerk_sync::store::Result<()> {
+    let mut records: Vec<Record<'_>> = batch
+        .deliveries
+        .iter()
+        .filter_map(|delivery| {
+            Some(Record {
+                svix_id: delivery.svix_id.as_ref()?,
+                event_type: delivery.event_type.as_deref(),
+                outcome: Outcome::Applied,
+                clerk_id: delivery.clerk_id.as_ref(),
+                event_at: delivery.event_at,
+                processed_at: batch.now,
+            })
+        })
+        .collect();
+    records.sort_by_key(|record| record.svix_id);
+    let mut transaction = store.begin(Patience::Normal).await?;
+    let fresh = transaction.record(&records).await?;
+    assert_eq!(fresh.len(), records.len(), "every event is new");
+    let _: HashMap<ClerkId, Register> = transaction.registers(&batch.ids).await?;
+    let _: HashMap<ClerkId, User> = transaction.users(&batch.ids, fields()).await?;
+    transaction.advance(&batch.plan.registers).await?;
+    transaction.insert_users(&batch.plan.inserts).await?;
+    transaction.update_users(&batch.plan.updates, fields()).await?;
+    transaction.audit(&batch.plan.audit).await?;
+    transaction.commit().await
+}
