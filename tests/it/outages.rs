@@ -439,7 +439,10 @@ impl PgBouncer {
     fn start(host: &Host) -> Option<Self> {
         let program = env::var("TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
         if !is_there(&program) {
-            assert!(env::var("CI").is_err(), "pgbouncer is required in CI: {program} is missing");
+            assert!(
+                env::var("CI").as_deref() != Ok("true"),
+                "pgbouncer is required in CI: {program} is missing"
+            );
             skip("pgbouncer", &format!("{program} is missing; TEST_PGBOUNCER names another place"));
             return None;
         }
