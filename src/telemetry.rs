@@ -32,7 +32,7 @@ pub const WEBHOOK_DURATION: &str = "clerk_sync_webhook_duration_seconds";
 pub const COMMIT_BATCH_SIZE: &str = "clerk_sync_commit_batch_size";
 /// Histogram, in seconds: from the beginning of a batch's transaction to its end.
 pub const COMMIT_DURATION: &str = "clerk_sync_commit_duration_seconds";
-/// Gauge, in unix seconds: when the newest event that was processed happened at Clerk.
+/// Gauge, in unix seconds: when a genuine event was last taken in, by our clock.
 pub const LAST_EVENT_TIMESTAMP: &str = "clerk_sync_last_event_timestamp_seconds";
 /// Gauge by `state`: deliveries in `webhook_queue`.
 pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
@@ -170,7 +170,7 @@ fn describe() {
     describe_gauge!(
         LAST_EVENT_TIMESTAMP,
         Unit::Seconds,
-        "When the newest event that was processed happened at Clerk, in unix time."
+        "When a genuine event was last taken in, in unix time; absent until the first."
     );
     describe_gauge!(QUEUE_DEPTH, Unit::Count, "Deliveries kept in webhook_queue, by state.");
     describe_counter!(
