@@ -6,10 +6,11 @@
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, except where the envelope has seconds.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{signature::Verified, text::storable};
@@ -94,8 +95,6 @@ pub struct Event {
     pub replaced_characters: bool,
 }
 
-type Object<'a> = HashMap<String, &'a RawValue>;
-
 /// What an event would be if nothing were wrong with it, or the reason why it is unusable.
 type Usable<T> = Result<T, String>;
 
@@ -150,7 +149,7 @@ fn read_envelope(
         event.delivery.event_at = at;
     }
     let data = envelope.get("data").and_then(|raw| object(raw.get()));
-    let id = data.as_ref().and_then(|data| data.get("id").copied()).filter(|raw| !is_null(raw));
+    let id = data.as_ref().and_then(|data| data.get("id")).filter(|raw| !is_null(raw));
     let event_type = envelope
         .get("type")
         .and_then(|raw| string(raw))
@@ -304,7 +303,97 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
     (actor.ip.is_some() || actor.user_agent.is_some()).then_some(actor)
 }
 
-/// Of repeated keys the last one counts, as everywhere in JSON.
+/// What is looked at in an object; everything else is only checked for being JSON.
+struct Object<'a>(Vec<(&'static str, &'a RawValue)>);
+
+/// Every name that is looked at anywhere in an event.
+const NAMES: [&str; 31] = [
+    "banned",
+    "client_ip",
+    "created_at",
+    "data",
+    "email_address",
+    "email_addresses",
+    "event_attributes",
+    "external_id",
+    "first_name",
+    "http_request",
+    "id",
+    "image_url",
+    "instance_id",
+    "last_active_at",
+    "last_name",
+    "last_sign_in_at",
+    "locked",
+    "phone_number",
+    "phone_numbers",
+    "primary_email_address_id",
+    "primary_phone_number_id",
+    "private_metadata",
+    "public_metadata",
+    "status",
+    "timestamp",
+    "type",
+    "unsafe_metadata",
+    "updated_at",
+    "user_agent",
+    "username",
+    "verification",
+];
+
+impl<'a> Object<'a> {
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        // Of repeated names the last one counts, as everywhere in JSON.
+        self.0.iter().rev().find(|(known, _)| *known == name).map(|(_, raw)| *raw)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Object<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(Name(name)) = map.next_key()? {
+                    match name {
+                        Some(name) => members.push((name, map.next_value()?)),
+                        None => _ = map.next_value::<IgnoredAny>()?,
+                    }
+                }
+                Ok(Object(members))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// The name of a member, if it is one of [`NAMES`].
+struct Name(Option<&'static str>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+                Ok(Name(NAMES.binary_search(&name).ok().map(|place| NAMES[place])))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
 fn object(json: &str) -> Option<Object<'_>> {
     serde_json::from_str(json).ok()
 }
@@ -468,6 +557,16 @@ mod tests {
         ] {
             let event = parsed_with(&updated(&odd), only_email);
             assert!(matches!(event.delivery.content, Content::Change(_)), "{:?}", event.delivery.content);
+        }
+    }
+
+    #[test]
+    fn every_name_that_is_asked_for_is_looked_at() {
+        assert!(NAMES.is_sorted());
+        for field in
+            Field::ALL.into_iter().filter(|field| !matches!(field, Field::Email | Field::EmailVerified))
+        {
+            assert!(NAMES.contains(&field.name()), "{}", field.name());
         }
     }
 
