@@ -1,4 +1,5 @@
 //! What one event costs in the parts of the way that need no database: proof, parsing, planning, comparing JSON.
+#![expect(clippy::disallowed_methods, reason = "a bench has a real clock")]
 
 #[path = "throughput/events.rs"]
 #[expect(dead_code, reason = "shared with the other bench, which uses all of it")]

@@ -102,7 +102,7 @@ impl Database {
         self.run(format!(
             "SET search_path = {schema};
              INSERT INTO users (clerk_id, email, first_name, last_name, image_url, created_at, updated_at, synced_at)
-             SELECT {ID}, 'ada.' || n || '@example.com', 'Ada', 'Byron', 'https://img.clerk.com/sample', '{at}', '{at}',
+             SELECT {ID}, substr({ID}, 6) || '@example.com', 'Ada', 'Byron', 'https://img.clerk.com/sample', '{at}', '{at}',
                     '{at}'
              FROM generate_series(1, {users}::bigint) AS n;
              INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)

@@ -173,7 +173,6 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         store.migrate().await?;
         let limits = Limits { batch: 1, ..Limits::default() };
         let service = Library::start(&config, Arc::new(store), limits)
-            .await
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
     })

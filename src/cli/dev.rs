@@ -11,7 +11,6 @@ use std::{
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
-use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
@@ -22,7 +21,7 @@ use super::{
 };
 use crate::{
     clerk::{sample, signature::Secret},
-    config::{Config, Database, Needs, Settings},
+    config::{Config, Needs, Settings},
     model::{ClerkId, Field, FieldSet, User, Value},
     store::Store,
     sync::Limits,
@@ -46,6 +45,10 @@ pub(super) struct Dev {
 
 impl Dev {
     pub(super) async fn run(self, mut settings: Settings) -> Result<(), Failure> {
+        // Samples are of no real instance, come from this machine, and meet tables without anybody's own columns.
+        settings.clerk_instance_id = None;
+        settings.webhook_allowed_ips = None;
+        settings.anonymize_columns = None;
         let generated = generate_secret_if_missing(&mut settings)?;
         let mut config = settings.resolve(Needs { signing_secret: true })?;
         config.log_format = config.log_format.or(Some(LogFormat::Pretty));
@@ -76,7 +79,7 @@ impl Dev {
             );
             return Ok(());
         }
-        invite(&url, &secret);
+        invite(&url, &secret, generated.as_deref());
         if self.sample {
             init_log(&config)?;
         }
@@ -96,27 +99,19 @@ fn generate_secret_if_missing(settings: &mut Settings) -> Result<Option<String>,
 }
 
 fn introduce(config: &Config, service: &Service, url: &str, generated: Option<&str>) {
-    let database = match &config.database {
-        Database::Sqlite { path } => format!("{} (SQLite, made here if it was missing)", path.display()),
-        Database::Postgres { url } => {
-            let host =
-                url::Url::parse(url.expose_secret()).ok().and_then(|url| url.host_str().map(str::to_owned));
-            format!("PostgreSQL on {}, schema {}", host.unwrap_or_default(), config.database_schema)
-        }
-    };
     say!();
     say!("  {}", bold("clerk-sync is running"));
     say!();
     say!("  webhooks   {url}");
     say!("  private    http://{}/metrics", service.private);
-    say!("  database   {database}");
+    say!("  database   {}", config.database.place());
     say!("  fields     {}", config.sync_fields.iter().map(Field::name).collect::<Vec<_>>().join(", "));
     let made_up = generated.map(|secret| format!("{secret}  (made up for this run)"));
     say!("  secret     {}", made_up.as_deref().unwrap_or("yours, from CLERK_WEBHOOK_SIGNING_SECRET"));
     say!();
 }
 
-fn invite(url: &str, secret: &Secret) {
+fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
     let now = Utc::now();
     let user_id = random_id("user_");
     say!("  {}", bold("Now you"));
@@ -126,9 +121,13 @@ fn invite(url: &str, secret: &Secret) {
         say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
     }
     say!();
-    say!(
-        "  Or, with the secret above in CLERK_WEBHOOK_SIGNING_SECRET:  clerk-sync send user.updated --user-id {user_id}"
-    );
+    let program = std::env::args().next().unwrap_or_else(|| "clerk-sync".to_owned());
+    let setting =
+        generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
+    say!("  Or let clerk-sync do it:");
+    say!();
+    say!("{setting}{program} send user.updated --user-id {user_id} --url {url}");
+    say!();
     say!("  Ctrl-C stops. What arrives from now on is logged here:");
     say!();
 }

@@ -25,6 +25,8 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     /// The `status` of a success or the `code` of an error, if it is our kind of answer.
     pub(super) word: String,
+    /// What an error says for people.
+    pub(super) message: String,
 }
 
 impl Poster {
@@ -67,7 +69,8 @@ impl Poster {
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
         let word =
             json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
-        Ok(Answer { status, word: word.to_owned() })
+        let message = json["error"]["message"].as_str().unwrap_or_default();
+        Ok(Answer { status, word: word.to_owned(), message: message.to_owned() })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -75,11 +78,14 @@ impl Poster {
             return Failure { code: 2, message: "--url is not a URL that can be posted to".to_owned() };
         }
         let why = if error.is_timeout() { "no answer in time" } else { "no connection" };
-        // A URL may carry a password, so only its host is shown.
-        let host = url::Url::parse(&self.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+        // A URL may carry a password: what stands before the @ is not shown.
+        let place = url::Url::parse(&self.url).ok().and_then(|url| {
+            let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+            Some(format!("{}://{host}:{port}{}", url.scheme(), url.path()))
+        });
         Failure::unreachable(format!(
             "{why} from {}: is clerk-sync running there? --url names another place",
-            host.unwrap_or_default()
+            place.unwrap_or_default()
         ))
     }
 }

@@ -6,7 +6,11 @@ use clap::Args;
 use super::{Failure, random_id, say, signing_secret};
 use crate::{clerk::sample, config::Settings};
 
-pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8080/webhooks/clerk";
+/// Where a service with these settings listens on this machine.
+pub(super) fn default_url(settings: &Settings) -> String {
+    let port = settings.port.as_deref().filter(|port| !port.is_empty()).unwrap_or("8080");
+    format!("http://127.0.0.1:{port}/webhooks/clerk")
+}
 
 /// Print a sample event, or a curl command with a fresh signature
 #[derive(Args)]
@@ -18,9 +22,9 @@ pub(super) struct Sample {
     #[arg(long)]
     curl: bool,
 
-    /// Where the curl command posts to
-    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
-    url: String,
+    /// Where the curl command posts to [default: /webhooks/clerk on this machine, at PORT]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
 }
 
 /// Which event.
@@ -50,7 +54,8 @@ impl Sample {
         let (body, _) = self.event.body()?;
         if self.curl {
             let secret = signing_secret(settings)?;
-            say!("{}", sample::curl(&self.url, &random_id("msg_"), &body, &secret, Utc::now()));
+            let url = self.url.unwrap_or_else(|| default_url(settings));
+            say!("{}", sample::curl(&url, &random_id("msg_"), &body, &secret, Utc::now()));
         } else {
             say!("{body}");
         }

@@ -7,7 +7,7 @@ use super::{
     Failure,
     post::Poster,
     random_id,
-    sample::{DEFAULT_URL, SampleEvent},
+    sample::{SampleEvent, default_url},
     say, signing_secret,
 };
 use crate::config::Settings;
@@ -18,9 +18,9 @@ pub(super) struct Send {
     #[command(flatten)]
     event: SampleEvent,
 
-    /// Where to
-    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
-    url: String,
+    /// Where to [default: /webhooks/clerk on this machine, at PORT]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
 
     /// How many, each about a new user unless --user-id is given
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -29,7 +29,8 @@ pub(super) struct Send {
 
 impl Send {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let poster = Poster::new(self.url, signing_secret(settings)?)?;
+        let poster =
+            Poster::new(self.url.unwrap_or_else(|| default_url(settings)), signing_secret(settings)?)?;
         let mut refused = 0_u32;
         for _ in 0..self.count {
             let (body, user_id) = self.event.body()?;
@@ -41,10 +42,13 @@ impl Send {
                 answer.word,
                 self.event.event_type
             );
-            refused += u32::from(!answer.status.is_success());
+            if !answer.status.is_success() {
+                refused += 1;
+                say!("     {}", answer.message);
+            }
         }
         if refused > 0 {
-            return Err(Failure::failed(format!("{refused} of {} were refused", self.count)));
+            return Err(Failure::failed(format!("{refused} of {} were not accepted", self.count)));
         }
         Ok(())
     }

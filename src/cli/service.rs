@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, clock, open_store};
 use crate::{
     clerk::{addresses, signature::Verifier},
-    config::{AllowedAddresses, Config, Database, Needs, Settings},
+    config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
     sync::{Committer, Lanes, Limits, Rules},
@@ -27,8 +27,8 @@ use crate::{
 /// How often the database is tried while we wait for it.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// No single try may take longer, unless migrations are running.
-const TRY: Duration = Duration::from_mins(10);
+/// The least that a server is given to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Descriptors that we would like: connections, with room for the database and the log.
 const DESCRIPTORS: u64 = 65_536;
@@ -54,6 +54,7 @@ impl Serve {
         tracing::info!(
             webhooks = %format_args!("http://{}/webhooks/clerk", service.public),
             private = %format_args!("http://{}", service.private),
+            database = config.database.place(),
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
@@ -74,21 +75,13 @@ pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
 
 /// Wait until the database answers, and bring its tables up to date.
 pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, Failure> {
-    if let Database::Sqlite { path } = &config.database
-        && path.starts_with("/data")
-    {
-        tracing::warn!(
-            path = %path.display(),
-            "users are kept in a file: mount a volume there, or set DATABASE_URL to a PostgreSQL server"
-        );
-    }
     let began = Instant::now();
     let mut told = false;
     loop {
-        let error = match timeout(TRY, prepare(config, migrate)).await {
-            Ok(Ok(store)) => return Ok(store),
-            Ok(Err(error)) => error,
-            Err(_) => StoreError::new(Trouble::Unavailable),
+        let left = config.database_wait.saturating_sub(began.elapsed()).max(PATIENCE);
+        let error = match prepare(config, migrate, left).await {
+            Ok(store) => return Ok(store),
+            Err(error) => error,
         };
         if !matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict) {
             return Err(Failure::from(error));
@@ -108,13 +101,20 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
     }
 }
 
-async fn prepare(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, StoreError> {
-    let store = open_store(config).await?;
+/// Migrations take as long as they take; whether the server answers at all is known in time.
+async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
+    let reach = async {
+        let store = open_store(config).await?;
+        let readiness = store.ready().await?;
+        Ok((store, readiness))
+    };
+    let unavailable = |_| Err(StoreError::new(Trouble::Unavailable));
+    let (store, readiness) = timeout(patience, reach).await.unwrap_or_else(unavailable)?;
     if migrate {
         for migration in store.migrate().await? {
             tracing::info!(version = migration.version, name = migration.name, "migration applied");
         }
-    } else if store.ready().await? == Readiness::SchemaNotCurrent {
+    } else if readiness == Readiness::SchemaNotCurrent {
         tracing::warn!("migrations are pending: run `clerk-sync migrate`; until then /readyz answers 503");
     }
     Ok(store)

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 use url::Url;
 
@@ -38,6 +38,21 @@ pub enum Database {
     Postgres { url: SecretString },
     /// The file is made if it is missing.
     Sqlite { path: PathBuf },
+}
+
+impl Database {
+    /// Where it is, for people: without user, password or parameters.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Postgres { url } => {
+                let url = Url::parse(url.expose_secret()).ok();
+                let host = url.as_ref().and_then(Url::host_str).unwrap_or("a local socket");
+                let name = url.as_ref().map_or("", |url| url.path().trim_start_matches('/'));
+                format!("PostgreSQL on {host}, database {name}")
+            }
+            Self::Sqlite { path } => format!("SQLite in {}", path.display()),
+        }
+    }
 }
 
 /// What a database URL says.

@@ -24,7 +24,7 @@ use crate::{
         event::{self, label},
         signature::{Rejection, SignatureHeaders},
     },
-    model::{Content, Outcome, SvixId},
+    model::{Outcome, SvixId},
     telemetry,
 };
 
@@ -49,8 +49,6 @@ struct Attempt {
     request_id: RequestId,
     svix_id: Option<SvixId>,
     event_type: Option<String>,
-    /// Why the event cannot be used, if it cannot.
-    unusable: Option<String>,
     told: bool,
 }
 
@@ -62,16 +60,8 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<Json<Answer>, Problem> {
     let started = Instant::now();
-    let mut attempt = Attempt {
-        started,
-        peer,
-        caller: None,
-        request_id,
-        svix_id: None,
-        event_type: None,
-        unusable: None,
-        told: false,
-    };
+    let mut attempt =
+        Attempt { started, peer, caller: None, request_id, svix_id: None, event_type: None, told: false };
     let result = process(&app, request, &mut attempt).await;
     match result {
         Ok(outcome) => attempt.succeeded(outcome),
@@ -107,9 +97,6 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     if event.replaced_characters {
         attempt.replaced_characters();
     }
-    if let Content::Unusable(reason) = &event.delivery.content {
-        attempt.unusable = Some(reason.clone());
-    }
     let answer = app.committer.submit(event.delivery)?;
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
@@ -132,15 +119,6 @@ impl Attempt {
             request_id = self.request_id.as_str(),
             "webhook"
         );
-        if outcome == Outcome::Parked {
-            tracing::warn!(
-                svix_id = self.svix_id(),
-                event = self.event_type(),
-                reason = self.unusable.as_deref().unwrap_or("the database refuses it"),
-                request_id = self.request_id.as_str(),
-                "parked: kept in webhook_queue"
-            );
-        }
     }
 
     fn failed(&mut self, problem: Problem) {

@@ -24,11 +24,13 @@ impl ClerkId {
     /// Whether these bytes name exactly this id, and not merely a longer one that contains it.
     pub fn is_named_in(&self, bytes: &[u8]) -> bool {
         let id = self.0.as_bytes();
-        let part_of_an_id = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        let part_of_an_id =
+            |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        // The letter of an escape such as `\n` belongs to no id.
+        let escaped = |at: usize| at > 0 && bytes[at - 1] == b'\\';
         bytes.windows(id.len()).enumerate().any(|(start, window)| {
-            window == id
-                && !part_of_an_id(start.checked_sub(1).and_then(|before| bytes.get(before)))
-                && !part_of_an_id(bytes.get(start + id.len()))
+            let begins = start == 0 || !part_of_an_id(start - 1) || escaped(start - 1);
+            window == id && begins && !part_of_an_id(start + id.len())
         })
     }
 }
@@ -80,6 +82,7 @@ mod tests {
         assert!(!id.is_named_in(br#"{"id":"user_12"}"#));
         assert!(!id.is_named_in(br#"{"id":"superuser_1"}"#));
         assert!(id.is_named_in(br#""user_12","user_1""#));
+        assert!(id.is_named_in(br#""see\nuser_1""#));
     }
 
     #[test]

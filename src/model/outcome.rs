@@ -20,10 +20,6 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 6] =
-        [Self::Applied, Self::Unchanged, Self::Stale, Self::Duplicate, Self::Ignored, Self::Parked];
-
     /// The public name.
     pub fn name(self) -> &'static str {
         match self {

@@ -138,8 +138,16 @@ pub struct User {
     pub updated_at: DateTime<Utc>,
     /// When we last wrote the row for news.
     pub synced_at: DateTime<Utc>,
-    /// Set once the row is anonymised.
+    /// Set when the row is anonymised, or before by the application.
     pub deleted_at: Option<DateTime<Utc>>,
+}
+
+impl User {
+    /// Whether nothing tells any more who it was.
+    pub fn is_anonymized(&self) -> bool {
+        let email = self.profile[Field::Email].text();
+        self.deleted_at.is_some() && email.is_some_and(|email| email.ends_with("@anonymized.local"))
+    }
 }
 
 mod json {

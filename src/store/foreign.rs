@@ -23,8 +23,16 @@ pub(super) fn is_wanted(column: &str) -> bool {
     times.into_iter().chain(fields).any(|name| plain(name) == plain(column))
 }
 
-/// The user of this row; `None` if the row has no id.
-pub(super) fn user(row: &Map<String, Json>) -> Option<ForeignUser> {
+/// The users of these rows, each its id and the whole row as JSON text.
+pub(super) fn users(rows: Vec<(String, String)>) -> Result<Vec<ForeignUser>, StoreError> {
+    let read = |(id, json): (String, String)| match serde_json::from_str(&json) {
+        Ok(row) => Ok(user(id, &row)),
+        Err(_) => Err(StoreError::schema(format!("the row of {id} cannot be read"))),
+    };
+    rows.into_iter().map(read).collect()
+}
+
+fn user(clerk_id: String, row: &Map<String, Json>) -> ForeignUser {
     let find = |name: &str| {
         let named = |column: &str| plain(column) == plain(name);
         row.iter().find(|(column, json)| named(column) && !json.is_null()).map(|(_, json)| json)
@@ -34,13 +42,13 @@ pub(super) fn user(row: &Map<String, Json>) -> Option<ForeignUser> {
         let found = names(field).iter().find_map(|name| find(name));
         profile.set(field, found.and_then(|json| value(field, json)).unwrap_or_default());
     }
-    Some(ForeignUser {
-        clerk_id: find("clerk_id")?.as_str()?.to_owned(),
+    ForeignUser {
+        clerk_id,
         profile,
         created_at: find("created_at").and_then(time),
         updated_at: find("updated_at").and_then(time),
         deleted: find("deleted_at").is_some(),
-    })
+    }
 }
 
 /// What a column with this field may be called, in the order of preference.
@@ -116,7 +124,7 @@ mod tests {
     use super::*;
 
     fn row(json: &str) -> ForeignUser {
-        user(&serde_json::from_str(json).expect("an object")).expect("a user")
+        user("user_1".to_owned(), &serde_json::from_str(json).expect("an object"))
     }
 
     #[test]

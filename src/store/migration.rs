@@ -59,13 +59,13 @@ pub struct MigrationStatus {
     pub applied: bool,
 }
 
-/// Embed `migrations/<keeper>/<version>_<name>.sql`.
+/// Embed `migrations/<keeper>/<file>.sql`.
 macro_rules! migrations {
-    ($keeper:literal: $($version:literal $name:literal),+ $(,)?) => {
+    ($keeper:literal: $($version:literal $file:literal),+ $(,)?) => {
         [$($crate::store::Migration {
             version: $version,
-            name: $name,
-            sql: include_str!(concat!("../../../migrations/", $keeper, "/000", $version, "_", $name, ".sql")),
+            name: $file,
+            sql: include_str!(concat!("../../../migrations/", $keeper, "/", $file, ".sql")),
         }),+]
     };
 }

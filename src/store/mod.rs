@@ -69,8 +69,8 @@ pub trait Store: Send + Sync + 'static {
 /// One transaction. Ids are given sorted and each at most once; empty slices cost nothing.
 #[async_trait]
 pub trait Transaction: Send {
-    /// Record deliveries as processed; returns those that were not recorded before.
-    /// What was parked under a fresh id leaves the queue.
+    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
+    /// also if it was recorded before: two replicas may have done both at once.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
 
     /// Correct the outcome of recorded deliveries.
@@ -83,7 +83,7 @@ pub trait Transaction: Send {
     async fn hold(&mut self, id: &ClerkId) -> Result<Register>;
 
     /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
-    /// [`registers`](Self::registers) read.
+    /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()>;
 
     /// Load the rows of these users.
@@ -99,11 +99,11 @@ pub trait Transaction: Send {
     async fn check_constraints(&mut self) -> Result<()>;
 
     /// Delete rows; returns those that were there. If the application's constraint or trigger refuses any of them,
-    /// nothing is deleted, the error is [`Trouble::Refused`], and the transaction can go on.
+    /// nothing is deleted, the error [is about the data](StoreError::is_about_the_data), and the transaction can go on.
     async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>>;
 
-    /// Anonymise rows that are not yet; returns those that were there. Refusals are as in
-    /// [`delete_users`](Self::delete_users).
+    /// Anonymise rows; returns those that were there. `deleted_at` stays if the application has set it already.
+    /// Refusals are as in [`delete_users`](Self::delete_users).
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
 
     /// Remove everything else that is kept of these users: parked deliveries and audit actors.

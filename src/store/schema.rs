@@ -118,6 +118,29 @@ pub(super) struct Column {
     pub(super) name: String,
     /// In the database's own words.
     pub(super) type_name: String,
+    pub(super) not_null: bool,
+}
+
+/// A name as SQL writes it, whatever it contains.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Refuse `ANONYMIZE_COLUMNS` that cannot be emptied, at the start rather than at somebody's erasure.
+pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> Result<(), StoreError> {
+    let is_it =
+        |column: &&Column, name: &str| column.table == "users" && column.name.eq_ignore_ascii_case(name);
+    for name in names {
+        let ours = TABLES[0].columns.iter().any(|(column, _)| column.eq_ignore_ascii_case(name));
+        let mistake = match columns.iter().find(|column| is_it(column, name)) {
+            _ if ours => "is clerk-sync's own, and anonymised anyway: leave it out",
+            None => "does not exist in table users: add it, or leave it out",
+            Some(column) if column.not_null => "is NOT NULL, so that it cannot be emptied: allow NULL",
+            Some(_) => continue,
+        };
+        return Err(StoreError::schema(format!("ANONYMIZE_COLUMNS: column {name} {mistake}")));
+    }
+    Ok(())
 }
 
 /// Compare the tables that exist with what is needed. A table without any column does not exist, which is fine:

@@ -100,7 +100,7 @@ pub async fn apply(
     }
     for index in unusable {
         let Content::Unusable(reason) = &batch[index].content else { continue };
-        let park = work.park(&batch[index], Fate::Dead, reason.clone());
+        let park = work.park(&batch[index], Fate::Dead, reason.clone(), patience);
         let parked = timeout_at(deadline, park).await;
         results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
     }
@@ -150,9 +150,15 @@ impl Work<'_> {
             };
             match error.trouble {
                 // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
-                Trouble::Refused if is_deletion(delivery) && !rungs.is_empty() => rungs = &rungs[1..],
-                Trouble::Refused => return self.park(delivery, Fate::Retry, error.to_string()).await,
-                Trouble::BadData => return self.park(delivery, Fate::Dead, error.to_string()).await,
+                _ if error.is_about_the_data() && is_deletion(delivery) && !rungs.is_empty() => {
+                    rungs = &rungs[1..];
+                }
+                Trouble::Refused => {
+                    return self.park(delivery, Fate::Retry, error.to_string(), patience).await;
+                }
+                Trouble::BadData => {
+                    return self.park(delivery, Fate::Dead, error.to_string(), patience).await;
+                }
                 _ => return Err(error),
             }
         }
@@ -298,7 +304,7 @@ impl Work<'_> {
                 };
                 match result {
                     Ok(gone) => erased.extend(gone.into_iter().map(|id| (id, action))),
-                    Err(error) if error.trouble == Trouble::Refused => {
+                    Err(error) if error.is_about_the_data() => {
                         refusal = error;
                         if part.len() == 1 {
                             resisting.extend(part);
@@ -367,12 +373,18 @@ impl Work<'_> {
     }
 
     /// Keep a delivery that cannot be applied. For a deleted user nothing is kept.
-    async fn park(&self, delivery: &Delivery, fate: Fate, reason: String) -> Result<Outcome> {
+    async fn park(
+        &self,
+        delivery: &Delivery,
+        fate: Fate,
+        reason: String,
+        patience: Patience,
+    ) -> Result<Outcome> {
         let Some(svix_id) = &delivery.svix_id else {
             let trouble = if fate == Fate::Dead { Trouble::BadData } else { Trouble::Refused };
             return Err(StoreError { trouble, code: None, place: Some(reason) });
         };
-        let mut transaction = self.store.begin(Patience::Normal).await?;
+        let mut transaction = self.store.begin(patience).await?;
         match self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await {
             Ok(outcome) => {
                 transaction.commit().await?;
@@ -393,17 +405,16 @@ impl Work<'_> {
         fate: Fate,
         reason: String,
     ) -> Result<Outcome> {
-        let deleted = match &delivery.clerk_id {
-            Some(id) => transaction.hold(id).await?.deleted,
-            None => false,
-        };
         let waiting = transaction.waiting(std::slice::from_ref(svix_id)).await?;
         let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
+        // In the order in which a batch takes its locks: the record, then the register.
         let recorded = transaction.record(&[record(svix_id, delivery, Outcome::Stale, self.now)]).await?;
         if recorded.is_empty() {
             return Ok(Outcome::Duplicate);
         }
-        if deleted {
+        if let Some(id) = &delivery.clerk_id
+            && transaction.hold(id).await?.deleted
+        {
             return Ok(Outcome::Stale);
         }
         let again = is_deletion(delivery) || (fate == Fate::Retry && attempts < MAX_ATTEMPTS);
@@ -417,9 +428,10 @@ impl Work<'_> {
                 attempts,
                 next_attempt_at,
                 received_at,
-                last_error: reason,
+                last_error: reason.clone(),
             }])
             .await?;
+        tracing::warn!(%svix_id, event = delivery.event_type, attempts, again, reason, "parked: kept in webhook_queue");
         Ok(Outcome::Parked)
     }
 }

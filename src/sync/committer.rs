@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Clock, Rules, apply};
 use crate::{
     model::{Delivery, Outcome},
-    store::{Store, Trouble},
+    store::{Store, StoreError, Trouble},
     telemetry,
 };
 
@@ -216,10 +216,14 @@ impl Lane {
 
 /// One line a batch and kind of trouble, not one a delivery.
 fn log_failures(results: &[crate::store::Result<Outcome>]) {
-    let mut errors: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    let deliveries = errors.len();
-    errors.dedup();
-    for error in errors {
+    let mut kinds: Vec<(&StoreError, usize)> = Vec::new();
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        match kinds.iter_mut().find(|(known, _)| *known == error) {
+            Some((_, deliveries)) => *deliveries += 1,
+            None => kinds.push((error, 1)),
+        }
+    }
+    for (error, deliveries) in kinds {
         if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
             tracing::error!(%error, deliveries, "the database refused a statement of ours: deliveries are answered 503");
         } else {

@@ -3,6 +3,7 @@
 //! [`plan`] decides, in pure code; [`apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting. Nothing but `apply` writes a user.
 
+pub mod adopt;
 pub mod apply;
 pub mod committer;
 pub mod plan;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
 

@@ -172,7 +172,7 @@ impl Fold {
     /// row still stands because the application's constraints refused before.
     fn delete(&mut self, version: &Version) -> bool {
         if self.register.as_ref().is_some_and(|known| known.deleted) {
-            let stands = self.user.as_ref().is_some_and(|user| user.deleted_at.is_none());
+            let stands = self.user.as_ref().is_some_and(|user| !user.is_anonymized());
             let unfinished = stands && !self.erased;
             self.erased = true;
             return unfinished;
@@ -258,9 +258,13 @@ mod tests {
     }
 
     fn row(deleted_at: Option<DateTime<Utc>>) -> User {
+        let mut profile = Profile::default();
+        if deleted_at.is_some() {
+            profile.set(Field::Email, Value::Text("deleted-1@anonymized.local".to_owned()));
+        }
         User {
             clerk_id: ClerkId::new("user_1").expect("valid"),
-            profile: Profile::default(),
+            profile,
             created_at: None,
             updated_at: at(0),
             synced_at: at(0),

@@ -6,14 +6,17 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clerk::{event, signature::Verified},
-    model::FieldSet,
+    model::{FieldSet, Outcome, SvixId},
     store::{Parked, Store, StoreError, Trouble},
-    sync::{Clock, Committer},
+    sync::{Clock, Committer, Refusal},
     telemetry,
 };
 
@@ -72,8 +75,10 @@ impl Upkeep {
     async fn retry_due(&self) -> Result<(), StoreError> {
         let now = (self.clock)();
         let due = patient(self.store.claim_due(now, now + LEASE, CLAIM)).await?;
-        for parked in due {
-            self.retry(parked).await;
+        // All at once, so that what spoils a batch spoils few of them.
+        let tried: Vec<_> = due.into_iter().map(|parked| self.retry(parked)).collect();
+        for attempt in tried {
+            attempt.report().await;
         }
         let depth = patient(self.store.queue_depth()).await?;
         for (state, count) in [("pending", depth.pending), ("dead", depth.dead)] {
@@ -83,31 +88,43 @@ impl Upkeep {
     }
 
     /// The tolerance is not checked again: the body was proven when it came.
-    async fn retry(&self, parked: Parked) {
+    fn retry(&self, parked: Parked) -> Attempt {
         let svix_id = parked.svix_id.clone();
         let verified = Verified::kept(parked.svix_id, parked.received_at, parked.payload);
-        let mut delivery = event::parse(&verified, self.fields, (self.clock)()).delivery;
-        delivery.received_at = parked.received_at;
-        let event_type = delivery.event_type.clone();
-        let answer = match self.committer.submit(delivery) {
-            Ok(answer) => answer.await.ok(),
-            Err(refusal) => Some(Err(refusal)),
-        };
-        match answer {
-            Some(Ok(outcome)) => {
-                tracing::info!(%svix_id, event = event_type, %outcome, "a parked delivery was tried again");
-            }
-            Some(Err(error)) => {
-                tracing::warn!(%svix_id, event = event_type, %error, "a parked delivery waits for its next turn");
-            }
-            None => {}
-        }
+        let delivery = event::parse(&verified, self.fields, (self.clock)()).delivery;
+        Attempt { svix_id, event_type: delivery.event_type.clone(), answer: self.committer.submit(delivery) }
     }
 
     async fn prune(&self) -> Result<(), StoreError> {
         let before = (self.clock)() - self.retention;
         while patient(self.store.prune_processed(before, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
         Ok(())
+    }
+}
+
+/// A parked delivery on its way through the committer.
+struct Attempt {
+    svix_id: SvixId,
+    event_type: Option<String>,
+    answer: Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal>,
+}
+
+impl Attempt {
+    /// Wait for what became of it, and say so.
+    async fn report(self) {
+        let Self { svix_id, event_type, answer } = self;
+        let outcome = match answer {
+            Ok(answer) => answer.await.unwrap_or(Err(Refusal::ShuttingDown)),
+            Err(refusal) => Err(refusal),
+        };
+        match outcome {
+            Ok(outcome) => {
+                tracing::info!(%svix_id, event = event_type, %outcome, "a parked delivery was tried again");
+            }
+            Err(error) => {
+                tracing::warn!(%svix_id, event = event_type, %error, "a parked delivery waits for its next turn");
+            }
+        }
     }
 }
 

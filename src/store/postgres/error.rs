@@ -28,10 +28,15 @@ fn server_error(error: &PgDatabaseError) -> StoreError {
         .filter_map(|(what, name)| Some(format!("{what} {}", name?)))
         .collect::<Vec<_>>()
         .join(", ");
+    let hint = match error.code() {
+        "3D000" => "the database that DATABASE_URL names does not exist".to_owned(),
+        "28000" | "28P01" => "the server refuses the user or the password of DATABASE_URL".to_owned(),
+        _ => place,
+    };
     StoreError {
         trouble: trouble(error.code()),
         code: Some(error.code().to_owned()),
-        place: (!place.is_empty()).then_some(place),
+        place: (!hint.is_empty()).then_some(hint),
     }
 }
 
@@ -43,13 +48,13 @@ fn trouble(code: &str) -> Trouble {
         "55P03" | "57014" => Trouble::Locked,
         // Read-only transaction; idle for too long; the database or the role is not there (yet).
         "25006" | "25P03" | "3D000" => Trouble::Unavailable,
-        "P0001" => Trouble::Refused,
         _ => match code.get(..2) {
             // Connection; authorisation; resources; operator intervention.
             Some("08" | "28" | "53" | "57") => Trouble::Unavailable,
             // Data; program limits, such as nesting or the size of an index entry.
             Some("22" | "54") => Trouble::BadData,
-            Some("23") => Trouble::Refused,
+            // Constraints; what triggers raise.
+            Some("23" | "P0") => Trouble::Refused,
             _ => Trouble::Broken,
         },
     }

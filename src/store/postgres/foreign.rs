@@ -1,10 +1,9 @@
 //! Reading a table that is not ours, made by Prisma or Drizzle, to take its users over.
 
-use serde_json::{Map, Value as Json};
 use sqlx::AssertSqlSafe;
 
-use super::{Postgres, Session, get, quoted, sql};
-use crate::store::{ForeignUser, Result, StoreError, foreign};
+use super::{Postgres, Session, get, sql};
+use crate::store::{ForeignUser, Result, StoreError, foreign, schema::quoted};
 
 /// Opened without our search path: the name is looked up as the application would.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'; \
@@ -28,24 +27,17 @@ pub(super) async fn read(
     let id = foreign::id_column(table, &found.columns)?;
     // The names are the catalogue's own, quoted.
     let statement = format!(
-        "SELECT to_jsonb(t)::text FROM {table} AS t WHERE t.{id}::text COLLATE \"C\" > $1
+        "SELECT t.{id}::text, to_jsonb(t)::text FROM {table} AS t
+         -- Empty ids come too, to be counted.
+         WHERE t.{id}::text COLLATE \"C\" > $1 OR ($1 IS NULL AND t.{id} IS NOT NULL)
          ORDER BY t.{id}::text COLLATE \"C\" LIMIT $2",
         table = format_args!("{}.{}", quoted(&found.schema), quoted(&found.name)),
         id = quoted(id),
     );
-    let query = sqlx::query(AssertSqlSafe(statement))
-        .persistent(false)
-        .bind(after.unwrap_or(""))
-        .bind(i64::from(limit));
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(i64::from(limit));
     let rows = session.rows(query).await?;
     session.commit().await?;
-    let mut users = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let json: String = get(row, 0)?;
-        let columns: Map<String, Json> = serde_json::from_str(&json).unwrap_or_default();
-        users.extend(foreign::user(&columns));
-    }
-    Ok(users)
+    foreign::users(rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?)
 }
 
 struct Found {

@@ -3,12 +3,13 @@
 //! Sessions hold no state, so that PgBouncer in transaction mode works: every statement runs inside a transaction
 //! that opens with one simple query setting all that it needs, and no statement is prepared under a name. That
 //! also keeps the planner honest: each statement is planned for the values it runs with, on the table as it is now,
-//! and none falls to a generic plan.
+//! and none falls to a generic plan. All of them look rows up by their ids, so joins other than by index are off.
 //!
 //! A transaction that is dropped before its end closes its connection; nobody else ever gets it.
 
 mod error;
 mod foreign;
+mod relay;
 mod transaction;
 
 use std::time::Duration;
@@ -27,11 +28,11 @@ use super::{
     ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
     StoreError, Transaction, Trouble,
     migration::migrations,
-    schema::{self, Column, Kind},
+    schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, SvixId, User};
 
-const MIGRATIONS: [Migration; 1] = migrations!("postgres": 1 "users");
+const MIGRATIONS: [Migration; 1] = migrations!("postgres": 1 "0001_users");
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -43,7 +44,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 const MIGRATION_LOCK: i64 = 0x63_6c65_726b_7379;
 
 /// What the keeper needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub connect: PgConnectOptions,
     /// The schema of all our tables; made if it is missing.
@@ -54,7 +55,6 @@ pub struct Options {
 }
 
 /// A pool of connections, and the texts that open transactions.
-#[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
     schema: String,
@@ -63,14 +63,16 @@ pub struct Postgres {
     begin_short: String,
     begin_migration: String,
     anonymize: String,
+    _relay: Option<relay::Relay>,
 }
 
 impl Postgres {
-    /// Connections are made when they are needed; nothing is sent yet.
+    /// Connections are made when they are needed; nothing is sent yet. To be called inside a runtime.
     pub fn new(options: Options) -> Self {
         // PgBouncer refuses start-up parameters that it does not track, and we read no floats.
         let connect =
             options.connect.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging();
+        let (connect, relay) = relay::by_way_of(connect);
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -82,7 +84,8 @@ impl Postgres {
                  SET LOCAL lock_timeout = '{lock_timeout}'; \
                  SET LOCAL statement_timeout = '{statement_timeout}'; \
                  SET LOCAL idle_in_transaction_session_timeout = '10s'; \
-                 SET LOCAL client_min_messages = error"
+                 SET LOCAL client_min_messages = error; \
+                 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
             )
         };
         Self {
@@ -93,6 +96,7 @@ impl Postgres {
             anonymize: transaction::anonymize_statement(&options.anonymize_columns),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
+            _relay: relay,
         }
     }
 
@@ -113,59 +117,7 @@ impl Postgres {
         rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
     }
 
-    async fn check_tables(&self, session: &mut Session) -> Result<()> {
-        let rows = session
-            .rows(
-                sql("SELECT table_name::text, column_name::text, data_type::text
-                     FROM information_schema.columns WHERE table_schema = $1")
-                .bind(&self.schema),
-            )
-            .await?;
-        let columns: Vec<Column> = rows
-            .iter()
-            .map(|row| Ok(Column { table: get(row, 0)?, name: get(row, 1)?, type_name: get(row, 2)? }))
-            .collect::<Result<_>>()?;
-        schema::check(
-            &columns,
-            &format!("schema {}", self.schema),
-            |kind, type_name| type_name == postgres_type(kind),
-            "Name another schema in DATABASE_SCHEMA; `clerk-sync migrate adopt --from TABLE` then takes the rows over.",
-        )?;
-        let has_users = columns.iter().any(|column| column.table == "users");
-        let is_ours = |name: &String| schema::TABLES[0].columns.iter().any(|(column, _)| column == name);
-        for name in &self.anonymize_columns {
-            if is_ours(name) {
-                return Err(StoreError::schema(format!(
-                    "ANONYMIZE_COLUMNS names {name}, which clerk-sync anonymises anyway: name only columns that the application added"
-                )));
-            }
-            if has_users && !columns.iter().any(|column| column.table == "users" && column.name == *name) {
-                return Err(StoreError::schema(format!(
-                    "ANONYMIZE_COLUMNS names {name}, but table users in schema {} has no such column",
-                    self.schema
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Store for Postgres {
-    fn writers(&self) -> usize {
-        WRITERS
-    }
-
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        let begin = match patience {
-            Patience::Normal => &self.begin_normal,
-            Patience::Short => &self.begin_short,
-        };
-        let session = self.session(begin).await?;
-        Ok(Box::new(PostgresTransaction::new(session, self.anonymize.clone())))
-    }
-
-    async fn migrate(&self) -> Result<Vec<Migration>> {
+    async fn migrate_all(&self) -> Result<Vec<Migration>> {
         let mut session = self.session(&self.begin_migration).await?;
         // Whoever comes second waits here, and finds everything done.
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK)).await?;
@@ -197,9 +149,70 @@ impl Store for Postgres {
                 )
                 .await?;
         }
-        self.check_tables(&mut session).await?;
+        let columns = self.check_tables(&mut session).await?;
         session.commit().await?;
+        // Only now: the application adds its columns to tables that are there.
+        schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
         Ok(pending)
+    }
+
+    /// The likeliest mistake in production, in words.
+    fn explain_missing_privilege(&self, error: StoreError) -> StoreError {
+        const INSUFFICIENT_PRIVILEGE: &str = "42501";
+        if error.code.as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
+            return error;
+        }
+        StoreError::schema(format!(
+            "this database user may not create schema {schema} or the tables in it (42501): GRANT CREATE ON DATABASE to \
+             it, or make it the owner of a schema {schema}",
+            schema = self.schema
+        ))
+    }
+
+    async fn check_tables(&self, session: &mut Session) -> Result<Vec<Column>> {
+        let rows = session
+            .rows(
+                sql("SELECT table_name::text, column_name::text, data_type::text, is_nullable = 'NO'
+                     FROM information_schema.columns WHERE table_schema = $1")
+                .bind(&self.schema),
+            )
+            .await?;
+        let column = |row| {
+            Ok(Column {
+                table: get(row, 0)?,
+                name: get(row, 1)?,
+                type_name: get(row, 2)?,
+                not_null: get(row, 3)?,
+            })
+        };
+        let columns: Vec<Column> = rows.iter().map(column).collect::<Result<_>>()?;
+        schema::check(
+            &columns,
+            &format!("schema {}", self.schema),
+            |kind, type_name| type_name == postgres_type(kind),
+            "Name another schema in DATABASE_SCHEMA; `clerk-sync migrate adopt --from TABLE` then takes the rows over.",
+        )?;
+        Ok(columns)
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    fn writers(&self) -> usize {
+        WRITERS
+    }
+
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        let begin = match patience {
+            Patience::Normal => &self.begin_normal,
+            Patience::Short => &self.begin_short,
+        };
+        let session = self.session(begin).await?;
+        Ok(Box::new(PostgresTransaction::new(session, self.anonymize.clone())))
+    }
+
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        self.migrate_all().await.map_err(|error| self.explain_missing_privilege(error))
     }
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
@@ -379,11 +392,6 @@ fn parked(row: &PgRow) -> Result<Parked> {
         received_at: get(row, 6)?,
         last_error: get(row, 7)?,
     })
-}
-
-/// An identifier as SQL writes it.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn postgres_type(kind: Kind) -> &'static str {

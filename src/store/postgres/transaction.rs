@@ -11,10 +11,10 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, get, quoted, sql};
+use super::{Session, get, sql};
 use crate::{
     model::{AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version},
-    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting},
+    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted},
 };
 
 /// A transaction of PostgreSQL.
@@ -37,7 +37,7 @@ impl PostgresTransaction {
                 self.session.run("RELEASE SAVEPOINT refusable").await?;
                 rows.iter().map(|row| clerk_id(row, 0)).collect()
             }
-            Err(error) if error.trouble == Trouble::Refused => {
+            Err(error) if error.is_about_the_data() => {
                 self.session.run("ROLLBACK TO SAVEPOINT refusable; RELEASE SAVEPOINT refusable").await?;
                 Err(error)
             }
@@ -59,7 +59,7 @@ impl Transaction for PostgresTransaction {
                  ON CONFLICT (svix_id) DO NOTHING
                  RETURNING svix_id
              ), unparked AS (
-                 DELETE FROM webhook_queue AS q USING fresh WHERE q.svix_id = fresh.svix_id
+                 DELETE FROM webhook_queue AS q USING unnest($1::text[]) AS n (svix_id) WHERE q.svix_id = n.svix_id
              )
              SELECT svix_id FROM fresh")
         .bind(column(records, |record| record.svix_id.as_str()))
@@ -386,9 +386,10 @@ pub(super) fn anonymize_statement(columns: &[String]) -> String {
          SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
              email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
              public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL, banned = NULL, locked = NULL,
-             last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}', deleted_at = $2{emptied}
+             last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}',
+             deleted_at = coalesce(u.deleted_at, $2){emptied}
          FROM unnest($1::text[]) AS n (clerk_id)
-         WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
+         WHERE u.clerk_id = n.clerk_id
          RETURNING u.clerk_id"
     )
 }

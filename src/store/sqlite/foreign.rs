@@ -1,10 +1,9 @@
 //! Reading users from a table that is not ours, as Prisma or Drizzle made it.
 
-use serde_json::{Map, Value as Json};
-use sqlx::{AssertSqlSafe, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 
-use super::{error::explain, migrations, users::quoted};
-use crate::store::{ForeignUser, Result, StoreError, foreign};
+use super::{error::explain, migrations, text};
+use crate::store::{ForeignUser, Result, StoreError, foreign, schema::quoted};
 
 /// Up to `limit` users in the order of their ids, after this one.
 pub(super) async fn users(
@@ -21,18 +20,15 @@ pub(super) async fn users(
     let id = foreign::id_column(table, &columns)?;
     let rows = sqlx::query(AssertSqlSafe(statement(table, id, &columns)))
         .persistent(false)
-        .bind(after.unwrap_or_default())
+        .bind(after)
         .bind(limit)
         .fetch_all(connection)
         .await
         .map_err(explain)?;
-    let mut users = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let json: String = row.try_get(0).map_err(explain)?;
-        let columns: Map<String, Json> = serde_json::from_str(&json).unwrap_or_default();
-        users.extend(foreign::user(&columns));
-    }
-    Ok(users)
+    let read = |row: &SqliteRow| {
+        Ok((text::read(row, "id")?.unwrap_or_default(), text::read(row, "json")?.unwrap_or_default()))
+    };
+    foreign::users(rows.iter().map(read).collect::<Result<_>>()?)
 }
 
 /// Assembled because the names are not ours; they are quoted, and each was found in the database.
@@ -46,9 +42,10 @@ fn statement(table: &str, id: &str, columns: &[String]) -> String {
         columns.iter().filter(|column| foreign::is_wanted(column)).map(read).collect::<Vec<_>>().join(", ");
     let (id, table) = (quoted(id), quoted(table));
     format!(
-        "SELECT json_object({pairs})
+        "SELECT CAST({id} AS TEXT) AS id, json_object({pairs}) AS json
          FROM {table}
-         WHERE {id} COLLATE BINARY > ?1
+         -- Empty ids come too, to be counted.
+         WHERE {id} COLLATE BINARY > ?1 OR (?1 IS NULL AND {id} IS NOT NULL)
          -- Ids that differ only in case are two users, whatever the column says.
          ORDER BY {id} COLLATE BINARY
          LIMIT ?2"

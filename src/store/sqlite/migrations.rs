@@ -6,12 +6,12 @@ use sqlx::{Row, SqliteConnection};
 
 use super::{error::explain, text};
 use crate::store::{
-    Migration, MigrationStatus, Result, StoreError,
+    Migration, MigrationStatus, Result,
     migration::migrations,
     schema::{self, Column, Kind, TABLES},
 };
 
-const MIGRATIONS: [Migration; 1] = migrations!("sqlite": 1 "users");
+const MIGRATIONS: [Migration; 1] = migrations!("sqlite": 1 "0001_users");
 
 const REMEDY: &str =
     "Rename the table, and take its rows over with `clerk-sync migrate adopt --from TABLE` (the new name).";
@@ -44,11 +44,10 @@ pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<Migr
 pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Display) -> Result<()> {
     let mut found = Vec::new();
     for table in TABLES {
-        found.extend(columns(connection, table.name).await?.into_iter().map(|column| Column {
-            table: table.name.to_owned(),
-            name: column.name.to_ascii_lowercase(),
-            type_name: column.type_name,
-        }));
+        found.extend(columns(connection, table.name).await?);
+    }
+    for column in &mut found {
+        column.name.make_ascii_lowercase();
     }
     schema::check(&found, place, fits, REMEDY)
 }
@@ -58,49 +57,25 @@ pub(super) async fn check_anonymize_columns(
     connection: &mut SqliteConnection,
     names: &[String],
 ) -> Result<()> {
-    let found = columns(connection, "users").await?;
-    let ours = |name: &str| {
-        TABLES
-            .iter()
-            .filter(|table| table.name == "users")
-            .flat_map(|table| table.columns)
-            .any(|(column, _)| column.eq_ignore_ascii_case(name))
-    };
-    for name in names {
-        let mistake = match found.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
-            _ if ours(name) => "is clerk-sync's own, and anonymised anyway: leave it out",
-            None => "does not exist in table users: add it, or leave it out",
-            Some(column) if column.not_null => "is NOT NULL, so that it cannot be anonymised: allow NULL",
-            Some(_) => continue,
-        };
-        return Err(StoreError::schema(format!("ANONYMIZE_COLUMNS: column {name} {mistake}")));
-    }
-    Ok(())
-}
-
-/// A column that a table has.
-pub(super) struct Found {
-    pub(super) name: String,
-    pub(super) type_name: String,
-    not_null: bool,
+    schema::check_anonymize_columns(&columns(connection, "users").await?, names)
 }
 
 /// The columns of a table, none if there is no such table.
-pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Found>> {
+pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
     let rows = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)")
         .bind(table)
         .fetch_all(connection)
         .await
         .map_err(explain)?;
-    rows.iter()
-        .map(|row| {
-            Ok(Found {
-                name: text::read(row, "name")?.unwrap_or_default(),
-                type_name: text::read(row, "type")?.unwrap_or_default(),
-                not_null: text::read_integer(row, "notnull")? == Some(1),
-            })
+    let column = |row| {
+        Ok(Column {
+            table: table.to_owned(),
+            name: text::read(row, "name")?.unwrap_or_default(),
+            type_name: text::read(row, "type")?.unwrap_or_default(),
+            not_null: text::read_integer(row, "notnull")? == Some(1),
         })
-        .collect()
+    };
+    rows.iter().map(column).collect()
 }
 
 /// Versions and checksums of what is applied.

@@ -97,7 +97,7 @@ impl SqliteTransaction {
                 self.erased |= !ids.is_empty();
                 Ok(ids)
             }
-            Err(refused) if refused.trouble == Trouble::Refused => {
+            Err(refused) if refused.is_about_the_data() => {
                 let undone = control(self.connection()?, "ROLLBACK TO erasure; RELEASE erasure").await;
                 // A trigger with RAISE(ROLLBACK) leaves no savepoint and no transaction. Then the refusal is final.
                 if undone.is_err() {
@@ -131,9 +131,8 @@ impl SqliteTransaction {
     async fn record_all(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         let connection = self.connection()?;
         let fresh = processed::insert(connection, records).await?;
-        if !fresh.is_empty() {
-            queue::remove(connection, &text::svix_ids(&fresh)?).await?;
-        }
+        let ids = text::svix_ids(records.iter().map(|record| record.svix_id))?;
+        queue::remove(connection, &ids).await?;
         Ok(fresh)
     }
 

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, Field, FieldSet, Profile, User, Value},
-    store::Result,
+    store::{Result, schema::quoted},
 };
 
 /// The rows of these users; fields that are not asked for stay `Null`.
@@ -140,16 +140,15 @@ pub(super) fn anonymizing(columns: &[String]) -> Arc<str> {
              public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL,
              banned = NULL, locked = NULL, last_sign_in_at = NULL, last_active_at = NULL,
              preferences = '{{}}',
-             deleted_at = ?2
+             deleted_at = coalesce(deleted_at, ?2)
              {theirs}
          WHERE clerk_id IN (SELECT value FROM json_each(?1))
-           AND deleted_at IS NULL
          RETURNING clerk_id"
     )
     .into()
 }
 
-/// Anonymise rows that are not yet; returns those that were there.
+/// Anonymise rows; returns those that were there.
 pub(super) async fn anonymize(
     connection: &mut SqliteConnection,
     anonymizing: Arc<str>,
@@ -163,11 +162,6 @@ pub(super) async fn anonymize(
         .await
         .map_err(explain)?;
     gone.iter().map(text::read_clerk_id).collect()
-}
-
-/// A name as SQL writes it, whatever it contains.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn row(user: &User) -> Json {

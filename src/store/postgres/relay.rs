@@ -1,0 +1,79 @@
+//! The way to the server without Nagle's algorithm.
+//!
+//! sqlx 0.9 leaves it on and gives nobody its socket. What a batch sends does not fit one segment, and its last part
+//! then waits for an acknowledgement that the server delays by 40 ms, several times a transaction: most of the time
+//! of a busy service was spent on that. But sqlx takes a Unix socket. So it gets one of ours, and each connection is
+//! passed on, byte by byte, over TCP with `TCP_NODELAY`. TLS is between sqlx and the server, as without.
+//!
+//! The socket is an abstract one, which has no file and is gone with the process. Other systems than Linux do not
+//! have that and connect directly, as does whoever names a Unix socket anyway.
+
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Passes connections on as long as it lives.
+pub(super) type Relay = AbortOnDropHandle<()>;
+
+/// The same server, by way of a relay where there can be one.
+pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<Relay>) {
+    if connect.get_socket().is_some() || connect.get_host().starts_with('/') {
+        return (connect, None);
+    }
+    #[cfg(target_os = "linux")]
+    match linux::start(connect.get_host(), connect.get_port()) {
+        Ok((folder, relay)) => return (connect.socket(folder), Some(relay)),
+        Err(error) => {
+            tracing::warn!(kind = ?error.kind(), "no relay to PostgreSQL: large batches will be slow");
+        }
+    }
+    (connect, None)
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{io, path::PathBuf, time::Duration};
+
+    use tokio::{
+        io::copy_bidirectional_with_sizes,
+        net::{TcpStream, UnixListener, UnixStream},
+        task::JoinSet,
+        time::sleep,
+    };
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::Relay;
+
+    /// What is read at once.
+    const BUFFER_BYTES: usize = 32 * 1024;
+
+    /// How long accepting pauses when descriptors have run out.
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    /// Gives the folder that sqlx looks for a socket in; its name begins with NUL, which makes it abstract.
+    pub(super) fn start(host: &str, port: u16) -> io::Result<(PathBuf, Relay)> {
+        let folder = PathBuf::from(format!("\0clerk-sync-{:032x}", rand::random::<u128>()));
+        let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{port}")))?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let relay = tokio::spawn(accept(listener, host, port));
+        Ok((folder, AbortOnDropHandle::new(relay)))
+    }
+
+    async fn accept(listener: UnixListener, host: String, port: u16) {
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok((near, _)) => _ = connections.spawn(pass_on(near, host.clone(), port)),
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// Until one side hangs up. Where the server cannot be reached, sqlx sees a connection that ends at once.
+    async fn pass_on(mut near: UnixStream, host: String, port: u16) {
+        let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { return };
+        // Only a matter of speed.
+        _ = far.set_nodelay(true);
+        _ = copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER_BYTES, BUFFER_BYTES).await;
+    }
+}
