@@ -142,17 +142,15 @@ fn read_envelope(
     fields: FieldSet,
     now: DateTime<Utc>,
 ) -> Usable<Content> {
-    event.instance_id = envelope.get("instance_id").and_then(|raw| string(raw));
-    if let Some(at) =
-        envelope.get("timestamp").and_then(|raw| integer(raw)).and_then(|at| envelope_time(at, now))
-    {
+    event.instance_id = envelope.get("instance_id").and_then(string);
+    if let Some(at) = envelope.get("timestamp").and_then(integer).and_then(|at| envelope_time(at, now)) {
         event.delivery.event_at = at;
     }
     let data = envelope.get("data").and_then(|raw| object(raw.get()));
     let id = data.as_ref().and_then(|data| data.get("id")).filter(|raw| !is_null(raw));
     let event_type = envelope
         .get("type")
-        .and_then(|raw| string(raw))
+        .and_then(string)
         .filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
         .ok_or("the envelope has no usable `type`")?;
     event.delivery.event_type = Some(event_type.clone());
@@ -173,14 +171,11 @@ fn read_envelope(
     } else {
         News::Upsert {
             patch: read_patch(&data, fields)?,
-            created_at: data.get("created_at").and_then(|raw| integer(raw)).and_then(instant),
+            created_at: data.get("created_at").and_then(integer).and_then(instant),
         }
     };
-    let updated_at = data
-        .get("updated_at")
-        .and_then(|raw| integer(raw))
-        .and_then(instant)
-        .filter(|at| plausible(*at, now));
+    let updated_at =
+        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, now));
     Ok(Content::Change(Change {
         clerk_id,
         version: Version {
@@ -227,7 +222,7 @@ fn read_patch(data: &Object<'_>, fields: FieldSet) -> Usable<Patch> {
                 data.get(field.name()).map(|raw| text(raw, field.name())).transpose()?
             }
             Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
-                data.get(field.name()).map(|raw| json(raw))
+                data.get(field.name()).map(json)
             }
             Field::Banned | Field::Locked => {
                 data.get(field.name()).map(|raw| boolean(raw, field.name())).transpose()?
@@ -266,8 +261,7 @@ impl<'a> Primary<'a> {
         }
         let entries: Vec<&RawValue> =
             serde_json::from_str(entries.get()).map_err(|_| format!("`data.{list}` is not an array"))?;
-        let named =
-            |entry: &Object<'_>| entry.get("id").and_then(|raw| string(raw)).is_some_and(|own| own == id);
+        let named = |entry: &Object<'_>| entry.get("id").and_then(string).is_some_and(|own| own == id);
         let entry = entries.into_iter().filter_map(|entry| object(entry.get())).find(named);
         Ok(entry.map_or(Self::Missing, Self::Entry))
     }
@@ -288,7 +282,7 @@ impl<'a> Primary<'a> {
 
 fn is_verified(entry: &Object<'_>) -> bool {
     let verification = entry.get("verification").and_then(|raw| object(raw.get()));
-    let status = verification.and_then(|verification| verification.get("status").and_then(|raw| string(raw)));
+    let status = verification.and_then(|verification| verification.get("status").and_then(string));
     status.is_some_and(|status| status == "verified")
 }
 

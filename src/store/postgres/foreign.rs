@@ -34,7 +34,7 @@ pub(super) async fn read(
         table = format_args!("{}.{}", quoted(&found.schema), quoted(&found.name)),
         id = quoted(id),
     );
-    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(i64::from(limit));
+    let query = sqlx::query(AssertSqlSafe(statement)).bind(after).bind(i64::from(limit));
     let rows = session.rows(query).await?;
     session.commit().await?;
     foreign::users(rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?)

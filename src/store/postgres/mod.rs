@@ -1,9 +1,9 @@
 //! PostgreSQL, the first-class keeper.
 //!
-//! Sessions hold no state, so that PgBouncer in transaction mode works: every statement runs inside a transaction
-//! that opens with one simple query setting all that it needs, and no statement is prepared under a name. That
-//! also keeps the planner honest: each statement is planned for the values it runs with, on the table as it is now,
-//! and none falls to a generic plan. All of them look rows up by their ids, so joins other than by index are off.
+//! Sessions hold no state that a pooler could mix up, so that PgBouncer in transaction mode works: every statement
+//! runs inside a transaction that opens with one simple query setting all that it needs, and statements are prepared
+//! under names only where the server sees our own ends of the connection, so that nobody can stand between.
+//! All statements look rows up by their ids; scans of whole tables are off, so that no plan degrades as they grow.
 //!
 //! A transaction that is dropped before its end closes its connection; nobody else ever gets it.
 
@@ -12,18 +12,29 @@ mod foreign;
 mod relay;
 mod transaction;
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Executor, PgPool, Postgres as Pg, Row,
+    AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool, Postgres as Pg, Row,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::Query,
 };
 
-use self::{error::store_error, transaction::PostgresTransaction};
+use self::{
+    error::store_error,
+    relay::{Paths, Relay},
+    transaction::PostgresTransaction,
+};
 use super::{
     ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
     StoreError, Transaction, Trouble,
@@ -63,19 +74,31 @@ pub struct Postgres {
     begin_short: String,
     begin_migration: String,
     anonymize: String,
-    _relay: Option<relay::Relay>,
+    /// Whether every connection so far leads straight to the server.
+    straight: Arc<AtomicBool>,
+    _relay: Option<Relay>,
 }
 
 impl Postgres {
     /// Connections are made when they are needed; nothing is sent yet. To be called inside a runtime.
     pub fn new(options: Options) -> Self {
         // PgBouncer refuses start-up parameters that it does not track, and we read no floats.
-        let connect =
-            options.connect.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging();
+        let connect = options.connect.extra_float_digits(None).disable_statement_logging();
         let (connect, relay) = relay::by_way_of(connect);
+        let straight = Arc::new(AtomicBool::new(relay.is_some()));
+        let (paths, verdict) = (relay.as_ref().map(|relay| relay.paths.clone()), Arc::clone(&straight));
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                let (paths, verdict) = (paths.clone(), Arc::clone(&verdict));
+                Box::pin(async move {
+                    if let Some(paths) = paths {
+                        verdict.fetch_and(is_straight(connection, &paths).await?, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
             .connect_lazy_with(connect);
         let path = format!("SET LOCAL search_path = {}, public", quoted(&options.schema));
         let begin = |lock_timeout: &str, statement_timeout: &str| {
@@ -85,7 +108,7 @@ impl Postgres {
                  SET LOCAL statement_timeout = '{statement_timeout}'; \
                  SET LOCAL idle_in_transaction_session_timeout = '10s'; \
                  SET LOCAL client_min_messages = error; \
-                 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+                 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off"
             )
         };
         Self {
@@ -96,13 +119,15 @@ impl Postgres {
             anonymize: transaction::anonymize_statement(&options.anonymize_columns),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
+            straight,
             _relay: relay,
         }
     }
 
     async fn session(&self, begin: &str) -> Result<Session> {
         let connection = self.pool.acquire().await.map_err(store_error)?;
-        let mut session = Session { connection: Some(connection) };
+        let straight = self.straight.load(Ordering::Relaxed);
+        let mut session = Session { connection: Some(connection), straight };
         session.run(begin).await?;
         Ok(session)
     }
@@ -305,6 +330,8 @@ struct Session {
     /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
     /// abandoned, perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
+    /// Whether nobody stands between us and the server, who would not know our statements by their names.
+    straight: bool,
 }
 
 impl Session {
@@ -320,10 +347,12 @@ impl Session {
     }
 
     async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
+        let query = query.persistent(self.straight);
         Ok(self.connection().execute(query).await.map_err(store_error)?.rows_affected())
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
+        let query = query.persistent(self.straight);
         self.connection().fetch_all(query).await.map_err(store_error)
     }
 
@@ -364,9 +393,23 @@ impl Drop for Session {
     }
 }
 
-/// A statement without a name on the server.
 fn sql<'q>(text: &'static str) -> Query<'q, Pg, PgArguments> {
-    sqlx::query(text).persistent(false)
+    sqlx::query(text)
+}
+
+/// Whether the server sees the same two ends of this connection as we do. Asked by a simple query, which any pooler
+/// passes on whole.
+async fn is_straight(connection: &mut PgConnection, paths: &Paths) -> sqlx::Result<bool> {
+    let row = connection
+        .fetch_one(sqlx::raw_sql(
+            "SELECT host(inet_client_addr()), inet_client_port()::text, host(inet_server_addr()), inet_server_port()::text",
+        ))
+        .await?;
+    let end = |address: usize, port: usize| {
+        let address: IpAddr = row.try_get::<Option<String>, _>(address).ok()??.parse().ok()?;
+        Some(SocketAddr::new(address, row.try_get::<Option<String>, _>(port).ok()??.parse().ok()?))
+    };
+    Ok(end(0, 1).zip(end(2, 3)).is_some_and(|(near, far)| paths.contain(near, far)))
 }
 
 fn get<'r, T>(row: &'r PgRow, index: usize) -> Result<T>

@@ -5,14 +5,41 @@
 //! of a busy service was spent on that. But sqlx takes a Unix socket. So it gets one of ours, and each connection is
 //! passed on, byte by byte, over TCP with `TCP_NODELAY`. TLS is between sqlx and the server, as without.
 //!
+//! The relay also knows both ends of each connection, and so whether the server sees the same: if it does not,
+//! somebody stands between, perhaps a pooler.
+//!
 //! The socket is an abstract one, which has no file and is gone with the process. Other systems than Linux do not
 //! have that and connect directly, as does whoever names a Unix socket anyway.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Passes connections on as long as it lives.
-pub(super) type Relay = AbortOnDropHandle<()>;
+pub(super) struct Relay {
+    pub(super) paths: Paths,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Both ends, ours first, of every connection that is open.
+#[derive(Clone, Default)]
+pub(super) struct Paths(Arc<Mutex<HashSet<(SocketAddr, SocketAddr)>>>);
+
+impl Paths {
+    /// Whether we have a connection between these two ends.
+    pub(super) fn contain(&self, near: SocketAddr, far: SocketAddr) -> bool {
+        self.with(|paths| paths.contains(&(near, far)))
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut HashSet<(SocketAddr, SocketAddr)>) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// The same server, by way of a relay where there can be one.
 pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<Relay>) {
@@ -31,7 +58,7 @@ pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::{io, path::PathBuf, time::Duration};
+    use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
     use tokio::{
         io::copy_bidirectional_with_sizes,
@@ -41,7 +68,7 @@ mod linux {
     };
     use tokio_util::task::AbortOnDropHandle;
 
-    use super::Relay;
+    use super::{Paths, Relay};
 
     /// What is read at once.
     const BUFFER_BYTES: usize = 32 * 1024;
@@ -54,26 +81,38 @@ mod linux {
         let folder = PathBuf::from(format!("\0clerk-sync-{:032x}", rand::random::<u128>()));
         let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{port}")))?;
         let host = host.trim_matches(['[', ']']).to_owned();
-        let relay = tokio::spawn(accept(listener, host, port));
-        Ok((folder, AbortOnDropHandle::new(relay)))
+        let paths = Paths::default();
+        let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, host, port, paths.clone())));
+        Ok((folder, Relay { paths, _task: task }))
     }
 
-    async fn accept(listener: UnixListener, host: String, port: u16) {
+    async fn accept(listener: UnixListener, host: String, port: u16, paths: Paths) {
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
-                Ok((near, _)) => _ = connections.spawn(pass_on(near, host.clone(), port)),
+                Ok((near, _)) => _ = connections.spawn(pass_on(near, host.clone(), port, paths.clone())),
                 Err(_) => sleep(PAUSE).await,
             }
         }
     }
 
     /// Until one side hangs up. Where the server cannot be reached, sqlx sees a connection that ends at once.
-    async fn pass_on(mut near: UnixStream, host: String, port: u16) {
+    async fn pass_on(mut near: UnixStream, host: String, port: u16, paths: Paths) {
         let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { return };
         // Only a matter of speed.
         _ = far.set_nodelay(true);
+        let path = ends(&far).ok();
+        if let Some(path) = path {
+            paths.with(|paths| paths.insert(path));
+        }
         _ = copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER_BYTES, BUFFER_BYTES).await;
+        if let Some(path) = path {
+            paths.with(|paths| paths.remove(&path));
+        }
+    }
+
+    fn ends(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((stream.local_addr()?, stream.peer_addr()?))
     }
 }

@@ -245,7 +245,7 @@ impl Transaction for PostgresTransaction {
             return Ok(Vec::new());
         }
         let statement = self.anonymize.clone();
-        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(texts(ids)).bind(at);
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(texts(ids)).bind(at);
         self.refusable(query).await
     }
 
