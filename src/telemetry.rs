@@ -172,7 +172,11 @@ fn describe() {
         Unit::Seconds,
         "When a genuine event was last taken in, in unix time; absent until the first."
     );
-    describe_gauge!(QUEUE_DEPTH, Unit::Count, "Deliveries kept in webhook_queue, by state.");
+    describe_gauge!(
+        QUEUE_DEPTH,
+        Unit::Count,
+        "Deliveries kept in webhook_queue, by state; looked up every 5 seconds."
+    );
     describe_counter!(
         ERASURE_FAILURES,
         Unit::Count,

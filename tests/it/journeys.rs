@@ -220,12 +220,12 @@ fn without_migrations_it_is_alive_but_not_ready(host: &mut Host) {
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
     let listed = host.run(&["migrate", "status"]).succeeded();
-    assert!(listed.contains("pending  0001  users") && !listed.contains("applied"), "{listed}");
+    assert!(listed.contains("pending  0001_users") && !listed.contains("applied"), "{listed}");
     let applied = host.run(&["migrate"]).succeeded();
-    assert!(applied.contains("applied  0001  users"), "{applied}");
+    assert!(applied.contains("applied  0001_users"), "{applied}");
     assert!(host.run(&["migrate"]).succeeded().contains("nothing to do"));
     let listed = host.run(&["migrate", "status"]).succeeded();
-    assert!(listed.contains("applied  0001  users") && !listed.contains("pending"), "{listed}");
+    assert!(listed.contains("applied  0001_users") && !listed.contains("pending"), "{listed}");
 }
 
 fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {

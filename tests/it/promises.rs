@@ -74,6 +74,8 @@ promises! {
     what_the_application_refuses_is_kept_and_tried_again,
     a_parked_delivery_keeps_the_time_when_it_first_came,
     what_is_parked_is_applied_once_the_application_allows_it,
+    what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again,
+    a_row_that_the_application_marked_as_deleted_is_anonymised_all_the_same,
     after_fifteen_attempts_a_parked_delivery_is_dead,
     a_dead_delivery_can_still_be_delivered_again,
     what_is_due_is_claimed_by_one_and_left_alone_until_the_lease_ends,
@@ -701,6 +703,29 @@ async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: Wor
     assert_eq!(world.count("webhook_queue").await, 0);
     assert_eq!(world.deliver_all(&events).await, [Duplicate, Duplicate]);
     assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
+}
+
+async fn what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again(mut world: World) {
+    let event = Event::created("user_1");
+    world.deliver(&event).await;
+    // As after two replicas that raced.
+    world
+        .sql(&format!(
+            "INSERT INTO webhook_queue (svix_id, payload, state, attempts, received_at)
+             VALUES ('{}', '', 'dead', 1, '2026-01-01T00:00:00.000Z')",
+            event.svix_id
+        ))
+        .await;
+    assert_eq!(world.deliver(&event).await, Duplicate);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn a_row_that_the_application_marked_as_deleted_is_anonymised_all_the_same(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Anonymize;
+    world.deliver(&Event::created("user_1").set("first_name", "Ada")).await;
+    world.sql("UPDATE users SET deleted_at = '2026-01-01T00:00:00.000Z'").await;
+    assert_eq!(world.deliver(&Event::deleted("user_1", 1)).await, Applied);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Deleted");
 }
 
 async fn after_fifteen_attempts_a_parked_delivery_is_dead(mut world: World) {
