@@ -705,7 +705,7 @@ async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: Wor
     assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
 }
 
-async fn what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again(mut world: World) {
+async fn what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again(world: World) {
     let event = Event::created("user_1");
     world.deliver(&event).await;
     // As after two replicas that raced.
