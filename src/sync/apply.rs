@@ -178,16 +178,8 @@ impl Work<'_> {
 
     async fn attempt(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
         let mut transaction = self.store.begin(patience).await?;
-        match self.write(&mut *transaction, batch, rungs).await {
-            Ok(outcomes) => {
-                transaction.commit().await?;
-                Ok(outcomes)
-            }
-            Err(error) => {
-                transaction.rollback().await;
-                Err(error)
-            }
-        }
+        let written = self.write(&mut *transaction, batch, rungs).await;
+        end(transaction, written).await
     }
 
     /// The five steps: record, lock and read, load, plan, write.
@@ -385,16 +377,8 @@ impl Work<'_> {
             return Err(StoreError { trouble, code: None, place: Some(reason) });
         };
         let mut transaction = self.store.begin(patience).await?;
-        match self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await {
-            Ok(outcome) => {
-                transaction.commit().await?;
-                Ok(outcome)
-            }
-            Err(error) => {
-                transaction.rollback().await;
-                Err(error)
-            }
-        }
+        let parked = self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await;
+        end(transaction, parked).await
     }
 
     async fn park_in(
@@ -433,6 +417,17 @@ impl Work<'_> {
             .await?;
         tracing::warn!(%svix_id, event = delivery.event_type, attempts, again, reason, "parked: kept in webhook_queue");
         Ok(Outcome::Parked)
+    }
+}
+
+/// Commit what went well, undo what did not.
+async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>) -> Result<T> {
+    match result {
+        Ok(value) => transaction.commit().await.map(|()| value),
+        Err(error) => {
+            transaction.rollback().await;
+            Err(error)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The rules: what becomes of a delivery. Nothing here speaks SQL or HTTP.
 //!
-//! [`plan`] decides, in pure code; [`apply`] carries a plan out in one transaction, and finds the one delivery that
+//! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting. Nothing but `apply` writes a user.
 
 pub mod adopt;
