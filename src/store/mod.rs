@@ -44,7 +44,10 @@ pub trait Store: Send + Sync + 'static {
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>>;
 
     /// Reachable, and every migration applied?
-    async fn ready(&self) -> Result<Readiness>;
+    async fn ready(&self) -> Result<Readiness> {
+        let current = self.migration_status().await?.iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+    }
 
     /// One user's row.
     async fn user(&self, id: &ClerkId) -> Result<Option<User>>;

@@ -36,8 +36,8 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
-    StoreError, Transaction, Trouble,
+    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Store, StoreError,
+    Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -73,7 +73,7 @@ pub struct Postgres {
     begin_normal: String,
     begin_short: String,
     begin_migration: String,
-    anonymize: String,
+    anonymize: Arc<str>,
     /// Whether every connection so far leads straight to the server.
     straight: Arc<AtomicBool>,
     _relay: Option<Relay>,
@@ -116,7 +116,7 @@ impl Postgres {
             begin_normal: begin("1500ms", "3s"),
             begin_short: begin("50ms", "3s"),
             begin_migration: begin("30s", "10min"),
-            anonymize: transaction::anonymize_statement(&options.anonymize_columns),
+            anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
             straight,
@@ -233,7 +233,7 @@ impl Store for Postgres {
             Patience::Short => &self.begin_short,
         };
         let session = self.session(begin).await?;
-        Ok(Box::new(PostgresTransaction::new(session, self.anonymize.clone())))
+        Ok(Box::new(PostgresTransaction::new(session, Arc::clone(&self.anonymize))))
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -245,11 +245,6 @@ impl Store for Postgres {
         let applied = self.applied(&mut session).await?;
         session.commit().await?;
         Ok(Migration::status(&MIGRATIONS, &applied))
-    }
-
-    async fn ready(&self) -> Result<Readiness> {
-        let current = self.migration_status().await?.iter().all(|status| status.applied);
-        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {

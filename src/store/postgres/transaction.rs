@@ -1,6 +1,9 @@
 //! The verbs of a transaction, one statement each, for all rows of a batch at once.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,11 +23,11 @@ use crate::{
 /// A transaction of PostgreSQL.
 pub(super) struct PostgresTransaction {
     session: Session,
-    anonymize: String,
+    anonymize: Arc<str>,
 }
 
 impl PostgresTransaction {
-    pub(super) fn new(session: Session, anonymize: String) -> Self {
+    pub(super) fn new(session: Session, anonymize: Arc<str>) -> Self {
         Self { session, anonymize }
     }
 
@@ -244,7 +247,7 @@ impl Transaction for PostgresTransaction {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let statement = self.anonymize.clone();
+        let statement = Arc::clone(&self.anonymize);
         let query = sqlx::query(AssertSqlSafe(statement)).bind(texts(ids)).bind(at);
         self.refusable(query).await
     }

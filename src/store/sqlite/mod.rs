@@ -44,8 +44,8 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
-    StoreError, Transaction, Trouble,
+    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Store, StoreError,
+    Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, User};
 
@@ -151,11 +151,6 @@ impl Store for Sqlite {
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
         migrations::status(&mut *self.read().await?).await
-    }
-
-    async fn ready(&self) -> Result<Readiness> {
-        let current = self.migration_status().await?.iter().all(|status| status.applied);
-        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {

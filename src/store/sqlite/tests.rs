@@ -173,7 +173,7 @@ async fn ten_processes_can_open_and_migrate_a_fresh_file_at_once() {
                 tokio::spawn(async move {
                     let store = open(&folder, &[]).await;
                     let applied = store.migrate().await.expect("migrated");
-                    assert_eq!(store.ready().await, Ok(Readiness::Ready));
+                    assert_eq!(store.ready().await, Ok(crate::store::Readiness::Ready));
                     store.close().await;
                     applied.len()
                 })
@@ -319,7 +319,7 @@ async fn somebody_elses_lock_makes_the_database_unavailable_in_time_but_readable
     let error = world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("locked");
     assert_eq!(error.trouble, Trouble::Unavailable);
     assert!((Duration::from_secs(2)..Duration::from_millis(3800)).contains(&start.elapsed()));
-    assert_eq!(world.store.ready().await, Ok(Readiness::Ready));
+    assert_eq!(world.store.ready().await, Ok(crate::store::Readiness::Ready));
     assert_eq!(world.store.migrate().await.expect("nothing to do"), []);
     sqlx::raw_sql("ROLLBACK").execute(&mut stranger).await.expect("unlocked");
     world.insert(&[user("user_1")]).await;
@@ -659,7 +659,7 @@ async fn tables_that_are_not_ours_are_refused_and_left_alone() {
     let tables = sqlx::query("SELECT count(*) FROM sqlite_schema WHERE type = 'table'");
     let tables = tables.fetch_one(&mut world.stranger().await).await.expect("counted");
     assert_eq!(tables.get::<i64, _>(0), 1);
-    assert_eq!(world.store.ready().await, Ok(Readiness::SchemaNotCurrent));
+    assert_eq!(world.store.ready().await, Ok(crate::store::Readiness::SchemaNotCurrent));
     assert!(!world.store.migration_status().await.expect("read")[0].applied);
 }
 
