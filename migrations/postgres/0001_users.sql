@@ -69,7 +69,7 @@ CREATE INDEX IF NOT EXISTS audit_log_clerk_id ON audit_log (clerk_id);
 
 -- Personal data beside the trail, so that an erasure can empty it and leave the trail whole.
 CREATE TABLE IF NOT EXISTS audit_actors (
-    audit_id   bigint PRIMARY KEY, -- of audit_log; written in one statement with it, and that never loses a line
+    audit_id   bigint PRIMARY KEY, -- of audit_log; written in one transaction with it, and that never loses a line
     ip         text,
     user_agent text
 );

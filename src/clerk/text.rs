@@ -14,8 +14,7 @@ pub(super) fn storable(json: &str) -> Cow<'_, str> {
     let mut clean = String::new();
     let mut copied = 0;
     let mut at = 0;
-    let next_backslash =
-        |from: usize| Some(from + bytes.get(from..)?.iter().position(|byte| *byte == b'\\')?);
+    let next_backslash = |from: usize| Some(from + memchr::memchr(b'\\', bytes.get(from..)?)?);
     while let Some(backslash) = next_backslash(at) {
         at = backslash + 2; // an escape is two bytes, `\\` included
         let Some(unit) = escaped_unit(bytes, backslash) else { continue };

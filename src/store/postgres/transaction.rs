@@ -16,7 +16,9 @@ use sqlx::{
 
 use super::{Session, get, sql};
 use crate::{
-    model::{AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version},
+    model::{
+        Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version,
+    },
     store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted},
 };
 
@@ -29,6 +31,21 @@ pub(super) struct PostgresTransaction {
 impl PostgresTransaction {
     pub(super) fn new(session: Session, anonymize: Arc<str>) -> Self {
         Self { session, anonymize }
+    }
+
+    /// Who caused lines of the audit trail. A statement of its own, because joining the lines just written to their
+    /// actors inside the server grows with the square of the batch.
+    async fn attribute(&mut self, actors: &[(i64, &Actor)]) -> Result<()> {
+        if actors.is_empty() {
+            return Ok(());
+        }
+        let query = sql("INSERT INTO audit_actors (audit_id, ip, user_agent)
+             SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[])")
+        .bind(column(actors, |(line, _)| *line))
+        .bind(column(actors, |(_, actor)| actor.ip.as_deref()))
+        .bind(column(actors, |(_, actor)| actor.user_agent.as_deref()));
+        self.session.execute(query).await?;
+        Ok(())
     }
 
     /// Run a deletion of `ids` so that a refusal leaves the transaction as it was.
@@ -187,7 +204,9 @@ impl Transaction for PostgresTransaction {
                         external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
                         last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
              ON CONFLICT (clerk_id) DO NOTHING");
-        let inserted = self.session.execute(bind_users(query, users, FieldSet::ALL)).await?;
+        let known = |field: &Field| users.iter().any(|user| user.profile[*field] != Value::Null);
+        let fields = Field::ALL.into_iter().filter(known).collect();
+        let inserted = self.session.execute(bind_users(query, users, fields)).await?;
         all_or_raced(inserted, users.len())
     }
 
@@ -346,30 +365,33 @@ impl Transaction for PostgresTransaction {
         let fields = |entry: &AuditEntry| {
             entry.changed_fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(",")
         };
-        let query = sql("WITH n AS MATERIALIZED (
-                 SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                                      $7::timestamptz[], $8::text[], $9::text[])
-                     AS n (at, action, clerk_id, svix_id, source, changed_fields, event_at, ip, user_agent)
-             ), lines AS (
-                 INSERT INTO audit_log (at, action, clerk_id, svix_id, source, changed_fields, event_at)
-                 SELECT at, action, clerk_id, svix_id, source, string_to_array(changed_fields, ','), event_at FROM n
-                 RETURNING id, svix_id
-             )
-             INSERT INTO audit_actors (audit_id, ip, user_agent)
-             -- One delivery writes at most one line.
-             SELECT lines.id, n.ip, n.user_agent FROM lines JOIN n USING (svix_id)
-             WHERE n.ip IS NOT NULL OR n.user_agent IS NOT NULL")
+        let lines = sql("INSERT INTO audit_log (at, action, clerk_id, svix_id, source, changed_fields, event_at)
+             SELECT n.at, n.action, n.clerk_id, n.svix_id, n.source, string_to_array(n.changed_fields, ','), n.event_at
+             FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                         $7::timestamptz[])
+                  AS n (at, action, clerk_id, svix_id, source, changed_fields, event_at)
+             RETURNING id, svix_id")
         .bind(column(entries, |entry| entry.at))
         .bind(column(entries, |entry| entry.action.name()))
         .bind(column(entries, |entry| entry.clerk_id.as_str()))
         .bind(column(entries, |entry| entry.svix_id.as_ref().map(SvixId::as_str)))
         .bind(column(entries, |entry| entry.source.name()))
         .bind(column(entries, fields))
-        .bind(column(entries, |entry| entry.event_at))
-        .bind(column(entries, |entry| entry.actor.as_ref().and_then(|actor| actor.ip.as_deref())))
-        .bind(column(entries, |entry| entry.actor.as_ref().and_then(|actor| actor.user_agent.as_deref())));
-        self.session.execute(query).await?;
-        Ok(())
+        .bind(column(entries, |entry| entry.event_at));
+        let lines = self.session.rows(lines).await?;
+        // One delivery writes at most one line with an actor.
+        let actors: HashMap<&str, &Actor> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.svix_id.as_ref()?.as_str(), entry.actor.as_ref()?)))
+            .collect();
+        let mut attributed: Vec<(i64, &Actor)> = Vec::with_capacity(actors.len());
+        for line in &lines {
+            let svix_id: Option<&str> = get(line, 1)?;
+            if let Some(actor) = svix_id.and_then(|id| actors.get(id)) {
+                attributed.push((get(line, 0)?, actor));
+            }
+        }
+        self.attribute(&attributed).await
     }
 
     async fn commit(self: Box<Self>) -> Result<()> {
@@ -397,7 +419,7 @@ pub(super) fn anonymize_statement(columns: &[String]) -> String {
     )
 }
 
-/// `$1` to `$19`. A field outside the allow-list gets an empty array, which `unnest` fills up with NULL.
+/// `$1` to `$19`. All other fields get an empty array, which `unnest` fills up with NULL.
 fn bind_users<'q>(
     query: Query<'q, Pg, PgArguments>,
     users: &'q [User],
