@@ -15,7 +15,7 @@ use crate::{
     proxy::{Mode, Proxy},
     service::{
         Answer, Finished, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
-        milliseconds, on_each_keeper, post, unique, user,
+        milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
 
@@ -867,6 +867,33 @@ fn serve_is_ready_soon_after_its_database_has_come() {
         let service = serving.join().expect("ready");
         assert_eq!(service.post(&created()).word(), "applied");
     });
+}
+
+#[test]
+fn only_a_server_at_the_other_end_of_a_loopback_connection_is_spoken_to_without_tls() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    if host.get("DATABASE_URL").contains("sslmode") {
+        return skip("sslmode", "TEST_POSTGRES_URL says itself what is encrypted");
+    }
+    let encrypted = |host: &Host| {
+        let service = host.serve();
+        assert_eq!(service.post(&created()).word(), "applied");
+        host.value(&format!(
+            "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+             WHERE application_name = '{0}' AND pid <> pg_backend_pid()",
+            host.schema
+        ))
+    };
+    if matches!(host.postgres_address().0.as_str(), "localhost" | "127.0.0.1" | "::1") {
+        assert_eq!(encrypted(&host), "f");
+    }
+    // Somebody in between may be anywhere, and what they pass on may be heard.
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    assert_eq!(
+        encrypted(&host),
+        host.value("SELECT CASE current_setting('ssl') WHEN 'on' THEN 't' ELSE 'f' END")
+    );
 }
 
 #[test]
