@@ -39,6 +39,15 @@ pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
 /// Counter: deletions that the database refused, to be tried again.
 pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
 
+/// Counter by `status`: requests to Clerk's Backend API, `unreachable` where there was no answer.
+pub const API_REQUESTS: &str = "clerk_sync_api_requests_total";
+/// Counter by `outcome`: users that a backfill went through.
+pub const BACKFILL_USERS: &str = "clerk_sync_backfill_users_total";
+/// Gauge by `kind`: differences that the last complete reconcile found.
+pub const RECONCILE_DRIFT: &str = "clerk_sync_reconcile_drift";
+/// Gauge, in unix seconds: when a reconcile last ran to its end.
+pub const RECONCILE_LAST_SUCCESS: &str = "clerk_sync_reconcile_last_success_timestamp_seconds";
+
 /// Every `reason` of [`REJECTIONS`].
 pub const REJECTION_REASONS: [&str; 7] = [
     "missing_headers",
@@ -181,6 +190,18 @@ fn describe() {
         ERASURE_FAILURES,
         Unit::Count,
         "Deletions of users that the database refused; they are tried again."
+    );
+    describe_counter!(API_REQUESTS, Unit::Count, "Requests to Clerk's Backend API, by HTTP status.");
+    describe_counter!(BACKFILL_USERS, Unit::Count, "Users that a backfill went through, by outcome.");
+    describe_gauge!(
+        RECONCILE_DRIFT,
+        Unit::Count,
+        "Differences from Clerk that the last complete reconcile found, by kind; absent until the first."
+    );
+    describe_gauge!(
+        RECONCILE_LAST_SUCCESS,
+        Unit::Seconds,
+        "When a reconcile last ran to its end, in unix time; absent until the first."
     );
     for reason in REJECTION_REASONS {
         counter!(REJECTIONS, "reason" => reason).absolute(0);

@@ -11,16 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use clerk_sync::{
     cli::service::Service as Library,
     config::{Config, Database as Place, Needs, Settings},
-    model::{ClerkId, User},
-    store::{
-        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
-        Transaction, postgres,
-    },
+    store::{Store, postgres},
     sync::Limits,
     telemetry::{self, LogFormat},
 };
@@ -165,13 +159,15 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         admin_port: env::var("ADMIN_PORT").ok(),
         ..Settings::default()
     };
-    let config = settings.resolve(Needs { signing_secret: true })?;
+    let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
     telemetry::init(LogFormat::Json, telemetry::filter(&config.log_filter).context("a filter")?);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        let lanes = config.database_max_connections as usize;
-        let store = Lanes { store: open(&config)?, lanes };
+        let store = open(&config)?;
         store.migrate().await?;
-        let limits = Limits { batch: 1, ..Limits::default() };
+        // With two lanes, one event a transaction would look worse than it has to: the server flushes its log once for
+        // all transactions that run side by side. So it gets all connections.
+        let lanes = Some(config.database_max_connections as usize);
+        let limits = Limits { batch: 1, lanes, ..Limits::default() };
         let service = Library::start(&config, Arc::new(store), limits)
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
@@ -186,58 +182,4 @@ fn open(config: &Config) -> anyhow::Result<postgres::Postgres> {
         max_connections: config.database_max_connections,
         anonymize_columns: Vec::new(),
     }))
-}
-
-/// With two lanes, one event a transaction would look worse than it has to: the server flushes its log once for all
-/// transactions that run side by side. So it gets all connections.
-struct Lanes {
-    store: postgres::Postgres,
-    lanes: usize,
-}
-
-#[async_trait]
-impl Store for Lanes {
-    fn writers(&self) -> usize {
-        self.lanes
-    }
-
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        self.store.begin(patience).await
-    }
-
-    async fn migrate(&self) -> Result<Vec<Migration>> {
-        self.store.migrate().await
-    }
-
-    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
-        self.store.migration_status().await
-    }
-
-    async fn ready(&self) -> Result<Readiness> {
-        self.store.ready().await
-    }
-
-    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
-        self.store.user(id).await
-    }
-
-    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
-        self.store.claim_due(now, lease, limit).await
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth> {
-        self.store.queue_depth().await
-    }
-
-    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        self.store.prune_processed(before, limit).await
-    }
-
-    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
-        self.store.foreign_users(table, after, limit).await
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
-    }
 }

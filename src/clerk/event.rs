@@ -126,6 +126,71 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
     event
 }
 
+/// A user as the Backend API shows it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub clerk_id: ClerkId,
+    /// Unix milliseconds: the order of lists.
+    pub created_at: i64,
+    /// What it says, as a change of which nothing is newer than the moment of reading.
+    pub delivery: Delivery,
+}
+
+/// Understand users of the Backend API as they stood at `read_at`; `None` if one of them has no id or no time of
+/// sign-up, or this is no list of users at all.
+pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Vec<Found>> {
+    let text = String::from_utf8_lossy(body);
+    let json = storable(&text);
+    let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
+    users.into_iter().map(|user| found(user.get(), reading, read_at)).collect()
+}
+
+/// The same for one user.
+pub(super) fn user(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
+    let text = String::from_utf8_lossy(body);
+    found(&storable(&text), reading, read_at)
+}
+
+/// What is read of users, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    pub source: Source,
+    /// The allow-list.
+    pub fields: FieldSet,
+}
+
+fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
+    let data = object(json)?;
+    let clerk_id = data.get("id").and_then(string).and_then(ClerkId::new)?;
+    let created_at = data.get("created_at").and_then(integer)?;
+    let updated_at =
+        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, read_at));
+    let content = match read_patch(&data, reading.fields) {
+        Ok(patch) => Content::Change(Change {
+            clerk_id: clerk_id.clone(),
+            version: Version {
+                version: updated_at.unwrap_or(read_at).timestamp_millis(),
+                event_at: read_at.timestamp_millis(),
+                tie: String::new(),
+            },
+            news: News::Upsert { patch, created_at: instant(created_at) },
+            actor: None,
+        }),
+        Err(reason) => Content::Unusable(reason),
+    };
+    let delivery = Delivery {
+        svix_id: None,
+        event_type: None,
+        clerk_id: Some(clerk_id.clone()),
+        event_at: read_at,
+        received_at: read_at,
+        source: reading.source,
+        payload: Bytes::new(),
+        content,
+    };
+    Some(Found { clerk_id, created_at, delivery })
+}
+
 /// What Clerk sends when a user is deleted, with nothing in it but the id.
 pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
     let body = serde_json::json!({

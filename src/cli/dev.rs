@@ -50,7 +50,7 @@ impl Dev {
         settings.webhook_allowed_ips = None;
         settings.anonymize_columns = None;
         let generated = generate_secret_if_missing(&mut settings)?;
-        let mut config = settings.resolve(Needs { signing_secret: true })?;
+        let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
         config.log_format = config.log_format.or(Some(LogFormat::Pretty));
         if self.once {
             config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

@@ -2,11 +2,11 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, open_store, resolve, say, service::init_log};
+use super::{Failure, clock, open_store, resolve, rules, say, service::init_log};
 use crate::{
     config::{Config, Settings},
     store::Store,
-    sync::{Rules, Tally, adopt},
+    sync::{Tally, adopt},
 };
 
 /// Apply or list migrations, or take over an existing table
@@ -68,7 +68,7 @@ impl Adopt {
         if !self.dry_run {
             store.migrate().await?;
         }
-        let rules = Rules { fields: config.sync_fields, deletion: config.deletion_policy };
+        let rules = rules(config);
         let tally = adopt(store, &self.from, &rules, &clock(), self.dry_run).await?;
         self.report(&tally);
         if tally.unusable + tally.refused > 0 {

@@ -1,14 +1,16 @@
 //! Commands, one file each. The only readers of `config`; no logic of their own.
 #![expect(clippy::disallowed_methods, reason = "the one room that knows where the time comes from")]
 
+mod backfill;
 mod dev;
 mod migrate;
 mod post;
+mod reconcile;
 mod sample;
 mod send;
 pub mod service;
 
-use std::{fmt, io::Write, process::ExitCode, sync::Arc, time::Duration};
+use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use chrono::Utc;
@@ -16,10 +18,16 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::ExposeSecret;
 
 use crate::{
-    clerk::signature::Secret,
+    clerk::{
+        api::{self, Api, ApiError},
+        signature::Secret,
+    },
     config::{Config, Database, Mistakes, Needs, Settings, load_dotenv},
-    store::{Store, StoreError, Trouble, postgres, sqlite},
-    sync::Clock,
+    store::{Readiness, Store, StoreError, Trouble, postgres, sqlite},
+    sync::{
+        Clock, Rules,
+        catch_up::{CatchUp, Trouble as CatchUpTrouble},
+    },
 };
 
 /// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
@@ -40,6 +48,10 @@ enum Command {
     Dev(dev::Dev),
     /// Apply or list migrations, or take over an existing table
     Migrate(migrate::Migrate),
+    /// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
+    Backfill(backfill::Backfill),
+    /// Compare with Clerk and mend what differs
+    Reconcile(reconcile::Reconcile),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -74,6 +86,8 @@ fn run() -> Result<(), Failure> {
             Command::Serve(serve) => serve.run(&settings).await,
             Command::Dev(dev) => dev.run(settings).await,
             Command::Migrate(migrate) => migrate.run(&settings).await,
+            Command::Backfill(backfill) => backfill.run(&settings).await,
+            Command::Reconcile(reconcile) => reconcile.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
         }
@@ -128,6 +142,26 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Unreachable { .. } => Self::unreachable(error.to_string()),
+            ApiError::KeyRefused(_) => Self::configuration(error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<CatchUpTrouble> for Failure {
+    fn from(trouble: CatchUpTrouble) -> Self {
+        match trouble {
+            CatchUpTrouble::Api(error) => error.into(),
+            CatchUpTrouble::Store(error) => error.into(),
+            trouble => Self::failed(trouble.to_string()),
+        }
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
@@ -168,6 +202,35 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
             Ok(Arc::new(sqlite::Sqlite::open(options).await?))
         }
     }
+}
+
+/// What commands need that ask Clerk: the store with its tables, and the API.
+async fn catch_up(
+    settings: &Settings,
+    rate: Option<NonZeroU32>,
+    read_only: bool,
+) -> Result<CatchUp, Failure> {
+    let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
+    service::init_log(&config)?;
+    let api = open_api(&config, rate)?.context("there is no key")?;
+    let store = open_store(&config).await?;
+    if !read_only {
+        store.migrate().await?;
+    } else if store.ready().await? != Readiness::Ready {
+        return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+    }
+    Ok(CatchUp { store, api, rules: rules(&config), clock: clock() })
+}
+
+/// Clerk's Backend API, if there is a key to it.
+fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>>, Failure> {
+    let Some(key) = config.clerk_secret_key.clone() else { return Ok(None) };
+    let rate = rate.unwrap_or_else(|| api::usual_rate(&key));
+    Ok(Some(Arc::new(Api::new(&config.clerk_api_url, key, rate, clock())?)))
+}
+
+fn rules(config: &Config) -> Rules {
+    Rules { fields: config.sync_fields, deletion: config.deletion_policy }
 }
 
 /// The first signing secret, for commands that sign.

@@ -13,15 +13,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, open_store};
+use super::{Failure, clock, open_api, open_store, random_id, rules};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
-    sync::{Committer, Lanes, Limits, Rules},
+    sync::{Committer, Lanes, Limits, catch_up::CatchUp},
     telemetry,
-    work::Upkeep,
+    work::{CatchUpLoop, Upkeep},
 };
 
 /// How often the database is tried while we wait for it.
@@ -37,6 +37,9 @@ const DESCRIPTORS: u64 = 65_536;
 /// they wait for seconds, or believe to be connected and never are.
 const BACKLOG: u32 = 4096;
 
+/// How long giving a lease back may take.
+const LEASE_TIME: Duration = Duration::from_secs(1);
+
 /// Run the service; applies pending migrations first
 #[derive(Args)]
 pub(super) struct Serve {
@@ -47,7 +50,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = settings.resolve(Needs { signing_secret: true })?;
+        let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
         init_log(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
         let service = Service::start(&config, store, Limits::default())?;
@@ -130,6 +133,8 @@ pub struct Service {
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
+    /// Gives its lease back before it ends.
+    catch_up: JoinSet<()>,
     lanes: Lanes,
     store: Arc<dyn Store>,
 }
@@ -152,7 +157,7 @@ impl Service {
         let metrics = telemetry::install_metrics();
         let clock = clock();
         let shutdown = CancellationToken::new();
-        let rules = Rules { fields: config.sync_fields, deletion: config.deletion_policy };
+        let rules = rules(config);
         let (committer, lanes) = Committer::start(&store, rules, limits, &clock);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
@@ -178,12 +183,23 @@ impl Service {
             store: Arc::clone(&store),
             committer,
             fields: config.sync_fields,
-            clock,
+            clock: Arc::clone(&clock),
             retention: TimeDelta::from_std(config.processed_retention).unwrap_or(TimeDelta::MAX),
         };
-        let mut upkeep = JoinSet::new();
+        let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
+        let api = open_api(config, None)?;
+        if let Some(api) = api {
+            let catching_up = CatchUpLoop {
+                context: CatchUp { store: Arc::clone(&store), api, rules, clock },
+                every: config.reconcile_interval,
+                after: config.catch_up_after,
+                on_empty: config.catch_up_on_empty,
+                holder: random_id("replica_"),
+            };
+            catch_up.spawn(catching_up.run(shutdown.clone()));
+        }
         let grace = config.shutdown_grace;
         Ok(Self {
             public: public_address,
@@ -192,6 +208,7 @@ impl Service {
             grace,
             listeners,
             upkeep,
+            catch_up,
             lanes,
             store,
         })
@@ -227,6 +244,7 @@ impl Service {
         self.shutdown.cancel();
         while self.listeners.join_next().await.is_some() {}
         self.upkeep.shutdown().await;
+        let _ = timeout(LEASE_TIME, self.catch_up.join_all()).await;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         if timeout(left, self.lanes.finish()).await.is_err() {
             tracing::warn!(

@@ -47,6 +47,12 @@ pub struct Config {
     pub clerk_api_url: Url,
     /// `CLERK_INSTANCE_ID`: events of other instances are refused.
     pub instance_id: Option<String>,
+    /// `RECONCILE_INTERVAL`: never without a key.
+    pub reconcile_interval: Option<Duration>,
+    /// `CATCH_UP_AFTER`; `None` is off.
+    pub catch_up_after: Option<Duration>,
+    /// `CATCH_UP_ON_EMPTY`
+    pub catch_up_on_empty: bool,
     /// `HOST` and `PORT`
     pub listen: SocketAddr,
     /// `ADMIN_HOST` and `ADMIN_PORT`
@@ -93,6 +99,8 @@ pub enum AllowedAddresses {
 pub struct Needs {
     /// At least one webhook signing secret.
     pub signing_secret: bool,
+    /// The key of the Backend API.
+    pub secret_key: bool,
 }
 
 impl Settings {
@@ -118,8 +126,18 @@ impl Settings {
         }
         let clerk_secret_key =
             read.clerk_secret_key(self.clerk_secret_key.as_deref(), self.clerk_secret_key_file.as_deref());
+        if needs.secret_key {
+            read.require_secret_key(clerk_secret_key.is_some());
+        }
         let clerk_api_url = read.clerk_api_url(self.clerk_api_url.as_deref());
         let instance_id = read.instance_id(self.clerk_instance_id.as_deref());
+        let reconcile_interval =
+            read.duration("RECONCILE_INTERVAL", self.reconcile_interval.as_deref(), None);
+        let catch_up_after =
+            read.duration("CATCH_UP_AFTER", self.catch_up_after.as_deref(), Some(Duration::from_hours(24)));
+        let catch_up_on_empty = read.switch("CATCH_UP_ON_EMPTY", self.catch_up_on_empty.as_deref());
+        read.check_key_for("RECONCILE_INTERVAL", reconcile_interval.is_some(), clerk_secret_key.is_some());
+        read.check_key_for("CATCH_UP_ON_EMPTY", catch_up_on_empty, clerk_secret_key.is_some());
         let listen = read.listener(("HOST", self.host.as_deref()), ("PORT", self.port.as_deref()), 8080);
         let admin_listen = read.listener(
             ("ADMIN_HOST", self.admin_host.as_deref()),
@@ -157,6 +175,9 @@ impl Settings {
             clerk_secret_key,
             clerk_api_url,
             instance_id,
+            reconcile_interval,
+            catch_up_after,
+            catch_up_on_empty,
             listen,
             admin_listen,
             admin_token,

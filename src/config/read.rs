@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::Path,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -163,6 +164,54 @@ impl Reader {
             );
         }
         Some(key.into())
+    }
+
+    /// To be called after [`clerk_secret_key`](Self::clerk_secret_key).
+    pub(super) fn require_secret_key(&mut self, is_set: bool) {
+        const VARIABLE: &str = "CLERK_SECRET_KEY";
+        if !is_set && !self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
+            self.mistake(
+                VARIABLE,
+                format!(
+                    "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret \
+                     keys), or name a file that holds it in {VARIABLE}_FILE"
+                ),
+            );
+        }
+    }
+
+    /// A length of time such as `90s` or `24h`, or `off`.
+    pub(super) fn duration(
+        &mut self,
+        variable: &str,
+        given: Option<&str>,
+        default: Option<Duration>,
+    ) -> Option<Duration> {
+        let allowed = "a length of time from 1s to 365d, such as 90s, 15m, 24h or 7d, or off";
+        let range = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
+        let read = |text: &str| match text {
+            "off" => Some(None),
+            _ => humantime::parse_duration(text).ok().filter(|length| range.contains(length)).map(Some),
+        };
+        self.value(variable, given, allowed, read).unwrap_or(default)
+    }
+
+    pub(super) fn switch(&mut self, variable: &str, given: Option<&str>) -> bool {
+        let read = |text: &str| match text {
+            "on" | "true" | "1" => Some(true),
+            "off" | "false" | "0" => Some(false),
+            _ => None,
+        };
+        self.value(variable, given, "on or off", read).unwrap_or(false)
+    }
+
+    /// What makes no sense without the key of the Backend API.
+    pub(super) fn check_key_for(&mut self, variable: &str, is_on: bool, has_key: bool) {
+        let key_mistaken =
+            self.mistakes.iter().any(|mistake| mistake.variable.starts_with("CLERK_SECRET_KEY"));
+        if is_on && !has_key && !key_mistaken {
+            self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set".to_owned());
+        }
     }
 
     pub(super) fn clerk_api_url(&mut self, given: Option<&str>) -> Url {

@@ -70,6 +70,21 @@ pub struct Settings {
     #[arg(value_name = "ID", help_heading = "Clerk")]
     pub clerk_instance_id: Option<String>,
 
+    /// How often the users are compared with Clerk's and mended, such as 24h; needs the key [default: off]
+    #[arg(long, env = "RECONCILE_INTERVAL", hide_env_values = true, global = true)]
+    #[arg(value_name = "TIME", help_heading = "Clerk")]
+    pub reconcile_interval: Option<String>,
+
+    /// Compare at the start if the last event is older than this; needs the key [default: 24h]
+    #[arg(long, env = "CATCH_UP_AFTER", hide_env_values = true, global = true)]
+    #[arg(value_name = "TIME", help_heading = "Clerk")]
+    pub catch_up_after: Option<String>,
+
+    /// Take in all users at the start if the tables are empty: on or off; needs the key [default: off]
+    #[arg(long, env = "CATCH_UP_ON_EMPTY", hide_env_values = true, global = true)]
+    #[arg(value_name = "ON|OFF", help_heading = "Clerk")]
+    pub catch_up_on_empty: Option<String>,
+
     /// The address of the public listener [default: 127.0.0.1]
     #[arg(long, env = "HOST", hide_env_values = true, global = true)]
     #[arg(value_name = "ADDRESS", help_heading = "Listeners")]

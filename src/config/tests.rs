@@ -109,7 +109,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
             ("ADMIN_HOST", "0.0.0.0"),
             ("LOG_FORMAT", "xml"),
         ],
-        Needs { signing_secret: true },
+        Needs { signing_secret: true, ..Needs::default() },
     );
     let expected = [
         "the configuration cannot be used:",
@@ -200,9 +200,12 @@ fn several_signing_secrets_are_separated_by_commas_or_spaces() {
     let second = mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET}, whsec_?"));
     assert!(second.contains("secret 2 of 2 cannot be used"), "{second}");
     assert_eq!(
-        mistakes(&[("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_")], Needs { signing_secret: true })
-            .lines()
-            .count(),
+        mistakes(
+            &[("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_")],
+            Needs { signing_secret: true, ..Needs::default() }
+        )
+        .lines()
+        .count(),
         2
     );
 }

@@ -23,8 +23,8 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, User},
     store::{
-        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored,
-        Store, StoreError, Transaction, Trouble,
+        ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness,
+        Result as Stored, Run, RunKind, Store, StoreError, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -76,6 +76,36 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn prune_processed(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
+        unreachable!()
+    }
+    async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn count_standing(&self) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn history(&self, _: DateTime<Utc>) -> Stored<History> {
+        unreachable!()
+    }
+    async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
+        unreachable!()
+    }
+    async fn last_finished(&self, _: RunKind) -> Stored<Option<DateTime<Utc>>> {
+        unreachable!()
+    }
+    async fn begin_run(&self, _: &Run) -> Stored<()> {
+        unreachable!()
+    }
+    async fn save_run(&self, _: &Run) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {

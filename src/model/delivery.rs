@@ -11,6 +11,12 @@ use super::{ClerkId, Patch, SvixId, Version};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     Webhook,
+    /// Clerk's Backend API, all users.
+    Backfill,
+    /// Clerk's Backend API, because it differed.
+    Reconcile,
+    /// Clerk's Backend API, because somebody asked for this user.
+    Api,
     Cli,
 }
 
@@ -19,6 +25,9 @@ impl Source {
     pub fn name(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+            Self::Api => "api",
             Self::Cli => "cli",
         }
     }

@@ -13,7 +13,10 @@ pub mod postgres;
 pub mod schema;
 pub mod sqlite;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -61,6 +64,43 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forget up to `limit` processed ids older than `before`; returns how many.
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
+
+    /// What is stored of these users, read without locks: registers and rows, as far as there are any.
+    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
+
+    /// Up to `limit` ids of users that are not deleted and were last written before `untouched_since`, in the order of
+    /// the ids, after this one.
+    async fn standing(
+        &self,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>>;
+
+    /// How many users are not deleted.
+    async fn count_standing(&self) -> Result<u64>;
+
+    /// What the tables say of the time before this start.
+    async fn history(&self, since: DateTime<Utc>) -> Result<History>;
+
+    /// The newest run of this kind and these parameters that did not finish.
+    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
+
+    /// When a run of this kind last came to its end.
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>>;
+
+    /// Write a run, taking it over from whoever worked on it.
+    async fn begin_run(&self, run: &Run) -> Result<()>;
+
+    /// Write how far a run has come; false if somebody else has taken it over.
+    async fn save_run(&self, run: &Run) -> Result<bool>;
+
+    /// Get a lease, or keep it for longer; false if somebody else has it. It is given up by itself after `lasting`, by
+    /// the database's clock.
+    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool>;
+
+    /// Give a lease back, if it is this holder's.
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
@@ -208,6 +248,57 @@ pub struct Waiting {
 pub struct QueueDepth {
     pub pending: u64,
     pub dead: u64,
+}
+
+/// What is stored of some users.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub registers: HashMap<ClerkId, Register>,
+    pub users: HashMap<ClerkId, User>,
+}
+
+/// What the tables say of the time before a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// There never was a user or a webhook.
+    Empty,
+    /// The last webhook or complete catching up is older than was asked.
+    Silent,
+    /// There was one since.
+    Recent,
+}
+
+/// What a run does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunKind {
+    Backfill,
+    Reconcile,
+}
+
+impl RunKind {
+    /// `sync_runs.kind`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
+/// A run through all users at Clerk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub id: String,
+    pub kind: RunKind,
+    /// Who works on it.
+    pub owner: String,
+    /// A digest of what was asked for.
+    pub parameters: String,
+    /// JSON.
+    pub progress: String,
+    pub started_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
 }
 
 /// A user in a table that is not ours.

@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 6] = [
+pub const TABLES: [Table; 8] = [
     Table {
         name: "users",
         columns: &[
@@ -108,6 +108,23 @@ pub const TABLES: [Table; 6] = [
             ("received_at", Kind::Time),
             ("last_error", Kind::Text),
         ],
+    },
+    Table {
+        name: "sync_runs",
+        columns: &[
+            ("id", Kind::Text),
+            ("kind", Kind::Text),
+            ("owner", Kind::Text),
+            ("parameters", Kind::Text),
+            ("progress", Kind::Text),
+            ("started_at", Kind::Time),
+            ("updated_at", Kind::Time),
+            ("finished_at", Kind::Time),
+        ],
+    },
+    Table {
+        name: "leases",
+        columns: &[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)],
     },
 ];
 

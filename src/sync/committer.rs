@@ -27,6 +27,8 @@ use crate::{
 /// How much work is taken on.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Side by side; `None`: as many as the store can use.
+    pub lanes: Option<usize>,
     /// Deliveries in one transaction.
     pub batch: usize,
     /// Deliveries that wait in one lane.
@@ -42,6 +44,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            lanes: None,
             batch: 512,
             waiting: 4096,
             waiting_bytes: 16 * 1024 * 1024,
@@ -90,11 +93,11 @@ struct Job {
 }
 
 impl Committer {
-    /// Start as many lanes as the store can use.
+    /// Start the lanes.
     pub fn start(store: &Arc<dyn Store>, rules: Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
         let closing = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let lanes = (0..store.writers())
+        let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
                 let lane = Lane { store: Arc::clone(store), rules, limits, clock: Arc::clone(clock) };

@@ -1,25 +1,25 @@
 //! The rules: what becomes of a delivery. Nothing here speaks SQL or HTTP.
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
-//! spoils it for the others; [`committer`] gathers what is waiting. Nothing but `apply` writes a user.
+//! spoils it for the others; [`committer`] gathers what is waiting; [`backfill`] takes in what Clerk's Backend API shows,
+//! and [`reconcile`] mends what differs from it.
+//! Nothing but `apply` writes a user.
 
 pub mod adopt;
 pub mod apply;
+pub mod backfill;
+pub mod catch_up;
 pub mod committer;
 pub mod plan;
-
-use std::sync::Arc;
-
-use chrono::{DateTime, Utc};
+pub mod reconcile;
+mod scan;
 
 pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
 
+pub use crate::clerk::Clock;
 use crate::model::{DeletionPolicy, FieldSet};
-
-/// Tells the time. Only `cli` knows where it comes from.
-pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 /// What the operator decided.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,8 @@
 //!
 //! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
 
+mod catch_up;
+
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
@@ -19,6 +21,8 @@ use crate::{
     sync::{Clock, Committer, Refusal},
     telemetry,
 };
+
+pub use catch_up::CatchUpLoop;
 
 /// How often we look for what is due.
 const POLL: Duration = Duration::from_secs(5);

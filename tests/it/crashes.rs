@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -20,8 +21,8 @@ use chrono::{DateTime, Utc};
 use clerk_sync::{
     model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
     store::{
-        Advance, ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Record,
-        Result, Store, StoreError, Transaction, Trouble, Waiting,
+        Advance, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
+        Readiness, Record, Result, Run, RunKind, Store, StoreError, Transaction, Trouble, Waiting,
     },
 };
 use tokio::{select, sync::Notify};
@@ -229,6 +230,41 @@ impl Store for Troubled {
     }
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
         self.inner.prune_processed(before, limit).await
+    }
+    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+        self.fault.call(self.inner.known(ids, fields)).await
+    }
+    async fn standing(
+        &self,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.standing(untouched_since, after, limit)).await
+    }
+    async fn count_standing(&self) -> Result<u64> {
+        self.fault.call(self.inner.count_standing()).await
+    }
+    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
+        self.fault.call(self.inner.history(since)).await
+    }
+    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
+        self.fault.call(self.inner.unfinished_run(kind, parameters)).await
+    }
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+        self.fault.call(self.inner.last_finished(kind)).await
+    }
+    async fn begin_run(&self, run: &Run) -> Result<()> {
+        self.fault.call(self.inner.begin_run(run)).await
+    }
+    async fn save_run(&self, run: &Run) -> Result<bool> {
+        self.fault.call(self.inner.save_run(run)).await
+    }
+    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+        self.fault.call(self.inner.hold_lease(name, holder, lasting)).await
+    }
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
+        self.fault.call(self.inner.release_lease(name, holder)).await
     }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await

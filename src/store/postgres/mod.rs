@@ -12,6 +12,7 @@
 //! With `sslmode=prefer`, the default, the server at the other end of a loopback connection is spoken to without TLS:
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
+mod catch_up;
 mod error;
 mod foreign;
 mod relay;
@@ -41,14 +42,14 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Store, StoreError,
-    Transaction, Trouble,
+    ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Run,
+    RunKind, Store, StoreError, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, SvixId, User};
 
-const MIGRATIONS: [Migration; 1] = migrations!("postgres": 1 "0001_users");
+const MIGRATIONS: [Migration; 2] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up");
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -345,6 +346,51 @@ impl Store for Postgres {
             .await?;
         session.commit().await?;
         Ok(pruned)
+    }
+
+    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+        catch_up::known(self, ids, fields).await
+    }
+
+    async fn standing(
+        &self,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        catch_up::standing(self, untouched_since, after, limit).await
+    }
+
+    async fn count_standing(&self) -> Result<u64> {
+        catch_up::count_standing(self).await
+    }
+
+    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
+        catch_up::history(self, since).await
+    }
+
+    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
+        catch_up::unfinished_run(self, kind, parameters).await
+    }
+
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+        catch_up::last_finished(self, kind).await
+    }
+
+    async fn begin_run(&self, run: &Run) -> Result<()> {
+        catch_up::begin_run(self, run).await
+    }
+
+    async fn save_run(&self, run: &Run) -> Result<bool> {
+        catch_up::save_run(self, run).await
+    }
+
+    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+        catch_up::hold_lease(self, name, holder, lasting).await
+    }
+
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
+        catch_up::release_lease(self, name, holder).await
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -22,6 +22,19 @@ use crate::{
     store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted},
 };
 
+/// `$1` ids; `$2` to `$4` which metadata is asked for. Read by [`user`].
+pub(super) const USERS: &str =
+    "SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
+            u.phone_number, u.external_id,
+            -- Large, and rarely synced.
+            CASE WHEN $2 THEN u.public_metadata::text END,
+            CASE WHEN $3 THEN u.unsafe_metadata::text END,
+            CASE WHEN $4 THEN u.private_metadata::text END,
+            u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
+            u.created_at, coalesce(u.updated_at, 'epoch'), coalesce(u.synced_at, 'epoch'), u.deleted_at
+     FROM unnest($1::text[]) AS n (clerk_id)
+     CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u";
+
 /// A transaction of PostgreSQL.
 pub(super) struct PostgresTransaction {
     session: Session,
@@ -163,20 +176,11 @@ impl Transaction for PostgresTransaction {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let query = sql("SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
-                    u.phone_number, u.external_id,
-                    -- Large, and rarely synced.
-                    CASE WHEN $2 THEN u.public_metadata::text END,
-                    CASE WHEN $3 THEN u.unsafe_metadata::text END,
-                    CASE WHEN $4 THEN u.private_metadata::text END,
-                    u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
-                    u.created_at, coalesce(u.updated_at, 'epoch'), coalesce(u.synced_at, 'epoch'), u.deleted_at
-             FROM unnest($1::text[]) AS n (clerk_id)
-             CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u")
-        .bind(texts(ids))
-        .bind(fields.contains(Field::PublicMetadata))
-        .bind(fields.contains(Field::UnsafeMetadata))
-        .bind(fields.contains(Field::PrivateMetadata));
+        let query = sql(USERS)
+            .bind(texts(ids))
+            .bind(fields.contains(Field::PublicMetadata))
+            .bind(fields.contains(Field::UnsafeMetadata))
+            .bind(fields.contains(Field::PrivateMetadata));
         self.session
             .rows(query)
             .await?
@@ -458,7 +462,7 @@ fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
 }
 
-fn texts(ids: &[ClerkId]) -> Vec<&str> {
+pub(super) fn texts(ids: &[ClerkId]) -> Vec<&str> {
     column(ids, ClerkId::as_str)
 }
 
@@ -466,7 +470,7 @@ fn all_or_raced(written: u64, expected: usize) -> Result<()> {
     if written == expected as u64 { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
 }
 
-fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
+pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
     ClerkId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
 }
 
@@ -474,14 +478,14 @@ fn svix_id(row: &PgRow, index: usize) -> Result<SvixId> {
     SvixId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
 }
 
-fn register(row: &PgRow) -> Result<Register> {
+pub(super) fn register(row: &PgRow) -> Result<Register> {
     Ok(Register {
         version: Version { version: get(row, 1)?, event_at: get(row, 2)?, tie: get(row, 3)? },
         deleted: get(row, 4)?,
     })
 }
 
-fn user(row: &PgRow) -> Result<User> {
+pub(super) fn user(row: &PgRow) -> Result<User> {
     let mut profile = Profile::default();
     for (index, field) in Field::ALL.into_iter().enumerate() {
         let index = index + 1;

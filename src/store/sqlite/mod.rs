@@ -12,6 +12,7 @@
 mod transaction;
 
 mod audit;
+mod catch_up;
 mod processed;
 mod queue;
 mod registers;
@@ -44,8 +45,8 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Store, StoreError,
-    Transaction, Trouble,
+    ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Run,
+    RunKind, Store, StoreError, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, User};
 
@@ -178,6 +179,65 @@ impl Store for Sqlite {
         let pruned = processed::prune(transaction.connection()?, before, limit).await?;
         Box::new(transaction).commit().await?;
         Ok(pruned)
+    }
+
+    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+        let mut reader = self.read().await?;
+        Ok(Known {
+            registers: registers::load(&mut reader, ids).await?,
+            users: users::load(&mut reader, ids, fields).await?,
+        })
+    }
+
+    async fn standing(
+        &self,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        users::standing(&mut *self.read().await?, untouched_since, after, limit).await
+    }
+
+    async fn count_standing(&self) -> Result<u64> {
+        users::count_standing(&mut *self.read().await?).await
+    }
+
+    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
+        catch_up::history(&mut *self.read().await?, since).await
+    }
+
+    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
+        catch_up::unfinished_run(&mut *self.read().await?, kind, parameters).await
+    }
+
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+        catch_up::last_finished(&mut *self.read().await?, kind).await
+    }
+
+    async fn begin_run(&self, run: &Run) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::begin_run(transaction.connection()?, run).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn save_run(&self, run: &Run) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let saved = catch_up::save_run(transaction.connection()?, run).await?;
+        Box::new(transaction).commit().await?;
+        Ok(saved)
+    }
+
+    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let held = catch_up::hold_lease(transaction.connection()?, name, holder, lasting).await?;
+        Box::new(transaction).commit().await?;
+        Ok(held)
+    }
+
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::release_lease(transaction.connection()?, name, holder).await?;
+        Box::new(transaction).commit().await
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -34,6 +34,37 @@ pub(super) async fn load(
     rows.iter().map(|row| user(row, fields).map(|user| (user.clerk_id.clone(), user))).collect()
 }
 
+/// Ids of users that are not deleted and were last written before this time, in the order of the ids.
+pub(super) async fn standing(
+    connection: &mut SqliteConnection,
+    untouched_since: DateTime<Utc>,
+    after: Option<&ClerkId>,
+    limit: u32,
+) -> Result<Vec<ClerkId>> {
+    let rows = sqlx::query(
+        "SELECT clerk_id FROM users
+         WHERE clerk_id > ?1 AND deleted_at IS NULL AND synced_at < ?2
+         ORDER BY clerk_id
+         LIMIT ?3",
+    )
+    .bind(after.map_or("", ClerkId::as_str))
+    .bind(text::time(untouched_since))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(text::read_clerk_id).collect()
+}
+
+/// How many users are not deleted.
+pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
+    let row = sqlx::query("SELECT count(*) AS standing FROM users WHERE deleted_at IS NULL")
+        .fetch_one(connection)
+        .await
+        .map_err(explain)?;
+    Ok(text::read_integer(&row, "standing")?.unwrap_or_default().unsigned_abs())
+}
+
 /// Insert rows; returns how many were not there yet.
 pub(super) async fn insert(connection: &mut SqliteConnection, users: &[User]) -> Result<u64> {
     let done = sqlx::query(

@@ -1,0 +1,424 @@
+//! Clerk's Backend API: users one by one and by the page, within its rate limits.
+//!
+//! Every request waits for its turn, has a deadline, and is tried again, with waits of full jitter, when the connection
+//! fails or Clerk answers 429 or 5xx; any other refusal is final. A 429 makes all requests wait as long as it says. Nothing
+//! here knows the database, and the key stands in no error and no log.
+//!
+//! Source: Clerk's Backend API spec 2026-05-12, requested in the version of [`VERSION`].
+
+use std::{
+    num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use metrics::counter;
+use reqwest::{Client, StatusCode, header, redirect};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep, sleep_until};
+use url::Url;
+
+use super::{
+    Clock,
+    event::{self, Found, Reading},
+};
+use crate::{model::ClerkId, telemetry};
+
+/// The version of the API that we ask for.
+pub const VERSION: &str = "2025-11-10";
+
+/// The most users that Clerk puts on a page.
+pub const PAGE: usize = 500;
+
+/// The most values of one filter in a request.
+pub const FILTER_VALUES: usize = 100;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// The longest wait between two attempts that we choose ourselves.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// The longest that a `Retry-After` is believed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
+
+/// The longest text of Clerk's that goes into an error, in characters.
+const MAX_MESSAGE_CHARS: usize = 200;
+
+/// Requests a second that leave a tenth of what Clerk allows to the application: 1,000 in 10 s in production, 100 in
+/// development.
+pub fn usual_rate(key: &SecretString) -> NonZeroU32 {
+    const PRODUCTION: NonZeroU32 = NonZeroU32::new(90).unwrap();
+    const DEVELOPMENT: NonZeroU32 = NonZeroU32::new(9).unwrap();
+    if key.expose_secret().starts_with("sk_live_") { PRODUCTION } else { DEVELOPMENT }
+}
+
+/// How long a call goes on when Clerk does not answer as it should.
+#[derive(Clone, Copy, Debug)]
+pub struct Persistence {
+    /// Attempts that fail by the connection or 5xx.
+    pub attempts: u32,
+    /// For one attempt.
+    pub attempt_within: Duration,
+    /// For all of them, waits included; also for 429, which counts as no attempt.
+    pub within: Duration,
+}
+
+impl Persistence {
+    /// Nobody waits: rather late than not at all.
+    pub const BACKGROUND: Self =
+        Self { attempts: 9, attempt_within: Duration::from_secs(30), within: Duration::from_mins(10) };
+    /// Somebody waits for a page.
+    pub const INTERACTIVE: Self =
+        Self { attempts: 3, attempt_within: Duration::from_secs(4), within: Duration::from_secs(8) };
+}
+
+/// Which users a list is about. Empty lists do not restrict anything.
+#[derive(Clone, Debug, Default)]
+pub struct Filters {
+    /// Pairs of a filter's name and a value, as the API has them, such as `email_address`.
+    pub values: Vec<(&'static str, String)>,
+    /// Signed up after this, in unix milliseconds.
+    pub created_after: Option<i64>,
+}
+
+/// One page of a list in the order of sign-up.
+#[derive(Clone, Copy, Debug)]
+pub struct List<'a> {
+    pub filters: &'a Filters,
+    /// Only who signed up after this, in unix milliseconds. Whether exactly this counts is not documented.
+    pub created_after: Option<i64>,
+    /// Only who comes behind this user.
+    pub starting_after: Option<&'a str>,
+    pub offset: usize,
+    pub limit: usize,
+}
+
+/// Clerk's Backend API.
+pub struct Api {
+    client: Client,
+    /// Ends with `/v1/`.
+    base: Url,
+    key: SecretString,
+    limiter: DefaultDirectRateLimiter,
+    /// Nobody asks before this: Clerk said so.
+    paused_until: Mutex<Instant>,
+    clock: Clock,
+}
+
+/// Why Clerk could not be asked. No key, and nothing about anybody, in any of them.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    /// There was no usable answer, again and again.
+    #[error("Clerk's API at {place} cannot be reached: {why}")]
+    Unreachable { place: String, why: String },
+    #[error("Clerk refuses CLERK_SECRET_KEY: {0}; take a valid one from Clerk's Dashboard (API keys)")]
+    KeyRefused(Refusal),
+    #[error("Clerk's API refused the request: {0}")]
+    Refused(Refusal),
+    #[error("Clerk's API answered something that we do not understand: {0}")]
+    Unintelligible(String),
+}
+
+/// An error of Clerk's in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub code: String,
+    message: String,
+    trace_id: Option<String>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.status)?;
+        for text in [&self.code, &self.message] {
+            if !text.is_empty() {
+                write!(f, " {text}")?;
+            }
+        }
+        self.trace_id.as_ref().map_or(Ok(()), |trace_id| write!(f, " (clerk_trace_id {trace_id})"))
+    }
+}
+
+/// A body, and when what it says was true.
+struct Answer {
+    body: Bytes,
+    read_at: DateTime<Utc>,
+}
+
+/// How one attempt ended without an answer.
+enum Failed {
+    /// Clerk asks us to come back later.
+    TooEarly { wait: Duration },
+    /// It may go better next time.
+    Again { why: String, wait: Option<Duration> },
+    /// It never will.
+    Refused(ApiError),
+}
+
+impl Api {
+    /// Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be made.
+    pub fn new(url: &Url, key: SecretString, rate: NonZeroU32, clock: Clock) -> Result<Self, ApiError> {
+        let client = Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
+            // The key is for this address only.
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|_| ApiError::Unintelligible("the HTTP client cannot be made".to_owned()))?;
+        let mut base = url.clone();
+        let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        base.set_path(&format!("{path}/v1/"));
+        // A tenth of a second's requests at once makes up for timers that are late.
+        let burst = NonZeroU32::new(rate.get() / 10).unwrap_or(NonZeroU32::MIN);
+        Ok(Self {
+            client,
+            base,
+            key,
+            limiter: RateLimiter::direct(Quota::per_second(rate).allow_burst(burst)),
+            paused_until: Mutex::new(Instant::now()),
+            clock,
+        })
+    }
+
+    /// A page of users, in the order in which they signed up.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn list(&self, list: &List<'_>, reading: &Reading) -> Result<Vec<Found>, ApiError> {
+        let mut url = self.url("users", list.filters);
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("order_by", "+created_at").append_pair("limit", &list.limit.to_string());
+            if let Some(after) = list.created_after.max(list.filters.created_after) {
+                query.append_pair("created_at_after", &after.to_string());
+            }
+            if let Some(id) = list.starting_after {
+                query.append_pair("starting_after", id);
+            }
+            if list.offset > 0 {
+                query.append_pair("offset", &list.offset.to_string());
+            }
+        }
+        let answer = self.get(url, Persistence::BACKGROUND).await?;
+        event::users(&answer.body, reading, answer.read_at).ok_or_else(|| {
+            ApiError::Unintelligible("no list of users that each have an id and a time of sign-up".to_owned())
+        })
+    }
+
+    /// How many users there are.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn count(&self, filters: &Filters) -> Result<u64, ApiError> {
+        #[derive(Deserialize)]
+        struct Count {
+            total_count: u64,
+        }
+        let mut url = self.url("users/count", filters);
+        if let Some(after) = filters.created_after {
+            url.query_pairs_mut().append_pair("created_at_after", &after.to_string());
+        }
+        let answer = self.get(url, Persistence::BACKGROUND).await?;
+        let count: Count = serde_json::from_slice(&answer.body)
+            .map_err(|_| ApiError::Unintelligible("no number of users".to_owned()))?;
+        Ok(count.total_count)
+    }
+
+    /// One user; `None` if Clerk does not know this id.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn user(
+        &self,
+        id: &ClerkId,
+        reading: &Reading,
+        persistence: Persistence,
+    ) -> Result<Option<Found>, ApiError> {
+        let mut url = self.url("users", &Filters::default());
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.push(id.as_str());
+        }
+        let answer = match self.get(url, persistence).await {
+            Err(ApiError::Refused(refusal)) if refusal.status == 404 => return Ok(None),
+            answer => answer?,
+        };
+        let found = event::user(&answer.body, reading, answer.read_at)
+            .filter(|found| found.clerk_id == *id)
+            .ok_or_else(|| ApiError::Unintelligible("not the user that was asked for".to_owned()))?;
+        Ok(Some(found))
+    }
+
+    fn url(&self, path: &str, filters: &Filters) -> Url {
+        let mut url = self.base.join(path).unwrap_or_else(|_| self.base.clone());
+        if !filters.values.is_empty() {
+            url.query_pairs_mut()
+                .extend_pairs(filters.values.iter().map(|(name, value)| (*name, value.as_str())));
+        }
+        url
+    }
+
+    /// Ask until there is an answer or no hope.
+    async fn get(&self, url: Url, persistence: Persistence) -> Result<Answer, ApiError> {
+        let deadline = Instant::now() + persistence.within;
+        let mut attempts = 0;
+        loop {
+            self.turn(deadline)
+                .await
+                .map_err(|()| self.unreachable("it asks us to wait for longer than we can"))?;
+            let (why, wait) = match self.attempt(url.clone(), persistence.attempt_within).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Refused(error)) => return Err(error),
+                Err(Failed::TooEarly { wait }) => {
+                    self.pause(wait);
+                    continue;
+                }
+                Err(Failed::Again { why, wait }) => (why, wait),
+            };
+            attempts += 1;
+            let wait = wait.unwrap_or_else(|| full_jitter(attempts));
+            if attempts >= persistence.attempts || Instant::now() + wait >= deadline {
+                return Err(self.unreachable(&why));
+            }
+            tracing::debug!(why, attempts, "Clerk's API is asked again");
+            sleep(wait).await;
+        }
+    }
+
+    /// Wait until a request may be sent.
+    async fn turn(&self, deadline: Instant) -> Result<(), ()> {
+        loop {
+            let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+            if until > deadline {
+                return Err(());
+            }
+            if until > Instant::now() {
+                sleep_until(until).await;
+            }
+            self.limiter.until_ready().await;
+            if *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) <= Instant::now() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keep everybody from asking for a while.
+    fn pause(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut paused_until = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if *paused_until < Instant::now() {
+            tracing::warn!(
+                seconds = wait.as_secs(),
+                "Clerk's rate limit is reached: we wait as long as it asks"
+            );
+        }
+        *paused_until = until.max(*paused_until);
+    }
+
+    async fn attempt(&self, url: Url, within: Duration) -> Result<Answer, Failed> {
+        let sent_at = (self.clock)();
+        let answer = self
+            .client
+            .get(url)
+            .bearer_auth(self.key.expose_secret())
+            .header("clerk-api-version", VERSION)
+            .timeout(within)
+            .send()
+            .await
+            .map_err(|error| no_answer(&error))?;
+        let status = answer.status();
+        counter!(telemetry::API_REQUESTS, "status" => status.as_u16().to_string()).increment(1);
+        let header =
+            |name: header::HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = header(header::RETRY_AFTER)
+            .and_then(|seconds| seconds.trim().parse().ok())
+            .map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER));
+        let date = header(header::DATE).and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        // What was read is no newer than either clock says.
+        let read_at = date.map_or(sent_at, |date| date.to_utc().min(sent_at));
+        let body = answer.bytes().await.map_err(|error| no_answer(&error))?;
+        match status {
+            StatusCode::OK => Ok(Answer { body, read_at }),
+            StatusCode::TOO_MANY_REQUESTS => {
+                Err(Failed::TooEarly { wait: retry_after.unwrap_or(Duration::from_secs(1)) })
+            }
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                Err(Failed::Again { why: self.refusal(status, &body).to_string(), wait: retry_after })
+            }
+            StatusCode::UNAUTHORIZED => {
+                Err(Failed::Refused(ApiError::KeyRefused(self.refusal(status, &body))))
+            }
+            status => Err(Failed::Refused(ApiError::Refused(self.refusal(status, &body)))),
+        }
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> Refusal {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Errors {
+            errors: Vec<Error>,
+            clerk_trace_id: Option<String>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Error {
+            code: String,
+            message: String,
+        }
+        let mut errors: Errors = serde_json::from_slice(body).unwrap_or_default();
+        let error = if errors.errors.is_empty() { Error::default() } else { errors.errors.swap_remove(0) };
+        // One line, and never the key, should anybody send it back to us.
+        let shown = |text: String| -> String {
+            let text = text.replace(self.key.expose_secret(), "(the key)");
+            text.chars().filter(|character| !character.is_control()).take(MAX_MESSAGE_CHARS).collect()
+        };
+        Refusal {
+            status: status.as_u16(),
+            code: shown(error.code),
+            message: shown(error.message),
+            trace_id: errors.clerk_trace_id.map(shown),
+        }
+    }
+
+    fn unreachable(&self, why: &str) -> ApiError {
+        let place = self.base.host_str().unwrap_or_default();
+        let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
+        ApiError::Unreachable {
+            place: format!("{}://{place}{port}", self.base.scheme()),
+            why: why.to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api(redacted)")
+    }
+}
+
+/// The driver's errors quote the URL, which may hold an e-mail address.
+fn no_answer(error: &reqwest::Error) -> Failed {
+    counter!(telemetry::API_REQUESTS, "status" => "unreachable").increment(1);
+    let why = if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the connection broke"
+    };
+    Failed::Again { why: why.to_owned(), wait: None }
+}
+
+/// Anything from nothing to a quarter of a second, doubled with every attempt: so that many who failed together do not
+/// come back together.
+fn full_jitter(attempts: u32) -> Duration {
+    let longest = Duration::from_millis(250).saturating_mul(1 << attempts.min(10)).min(LONGEST_WAIT);
+    longest.mul_f64(rand::random())
+}

@@ -1,0 +1,220 @@
+//! `backfill`: all users, or some, through Clerk's Backend API.
+
+use std::{
+    fs,
+    io::{IsTerminal, stderr},
+    num::NonZeroU32,
+    time::Duration,
+};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval},
+};
+
+use super::{Failure, catch_up, say};
+use crate::{
+    config::Settings,
+    sync::{
+        backfill::{Progress, Summary, Wanted, backfill},
+        catch_up::Counts,
+    },
+};
+
+/// How often a line tells how far it is, where no terminal shows a bar.
+const TELL: Duration = Duration::from_secs(5);
+
+/// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
+#[derive(Args)]
+pub(super) struct Backfill {
+    /// Begin anew, even if a run was interrupted
+    #[arg(long)]
+    restart: bool,
+
+    /// Only users with these e-mail addresses: a list, or @FILE with one a line
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
+    email: Vec<String>,
+
+    /// Only users with these phone numbers: a list, or @FILE
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
+    phone: Vec<String>,
+
+    /// Only these users: a list of ids, or @FILE
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
+    user_id: Vec<String>,
+
+    /// Only users that Clerk's search finds
+    #[arg(long, value_name = "TEXT")]
+    query: Option<String>,
+
+    /// Only users who signed up after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    created_after: Option<DateTime<Utc>>,
+
+    /// Requests a second [default: 90 with a key of production, else 9]
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
+
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Backfill {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let wanted = self.wanted()?;
+        let named: usize = wanted.lists.iter().map(|(_, values)| values.len()).sum();
+        let context = catch_up(settings, self.rate, false).await?;
+        let (tell, hear) = watch::channel(Progress::default());
+        let began = Instant::now();
+        let teller = tokio::spawn(show(hear));
+        let summary = backfill(&context, &wanted, self.restart, tell).await;
+        // Ends by itself: nobody tells it any more.
+        let _ = teller.await;
+        context.store.close().await;
+        let summary = summary?;
+        self.report(&summary, began.elapsed());
+        let mut missing = named.saturating_sub(usize::try_from(summary.counts.seen).unwrap_or(usize::MAX));
+        if self.query.is_some() {
+            missing = 0;
+        }
+        match (summary.counts.left_out, missing) {
+            (0, 0) => Ok(()),
+            (0, missing) => Err(Failure::failed(format!("{missing} of those asked for are not at Clerk"))),
+            (left_out, _) => Err(Failure::failed(left_out_text(left_out, &summary.counts))),
+        }
+    }
+
+    fn wanted(&self) -> Result<Wanted, Failure> {
+        let lists =
+            [("email_address", &self.email), ("phone_number", &self.phone), ("user_id", &self.user_id)];
+        let mut wanted = Wanted {
+            lists: Vec::new(),
+            query: self.query.clone(),
+            created_after: self.created_after.map(|at| at.timestamp_millis()),
+        };
+        for (name, values) in lists {
+            if !values.is_empty() {
+                wanted.lists.push((name, expand(values)?));
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn report(&self, summary: &Summary, took: Duration) {
+        let Counts { seen, applied, unchanged, stale, left_out, reasons } = &summary.counts;
+        if self.json {
+            say!(
+                "{}",
+                serde_json::json!({
+                    "seen": seen, "applied": applied, "unchanged": unchanged, "stale": stale, "left_out": left_out,
+                    "reasons": reasons, "resumed": summary.resumed, "seconds": took.as_secs_f64(),
+                })
+            );
+            return;
+        }
+        let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
+        say!("{seen:>9}  users at Clerk, in {:.1} s{went_on}", took.as_secs_f64());
+        for (count, what) in [
+            (applied, "written"),
+            (unchanged, "the same already"),
+            (stale, "newer here, or deleted here"),
+            (left_out, "left out"),
+        ] {
+            if *count > 0 {
+                say!("{count:>9}  {what}");
+            }
+        }
+    }
+}
+
+/// Why users were left out, some of them by name.
+pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
+    let mut text = format!("{left_out} users were left out:");
+    for reason in &counts.reasons {
+        text.push_str("\n  ");
+        text.push_str(&reason.clerk_id);
+        text.push_str(": ");
+        text.push_str(&reason.reason);
+    }
+    if left_out > counts.reasons.len() as u64 {
+        text.push_str("\n  …");
+    }
+    text
+}
+
+/// Tell how far it is: a bar on a terminal, else a line every few seconds.
+async fn show(mut hear: watch::Receiver<Progress>) {
+    if stderr().is_terminal() {
+        let bar = ProgressBar::no_length();
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} users, {per_sec}, {eta} left") {
+            bar.set_style(style);
+        }
+        while hear.changed().await.is_ok() {
+            let progress = hear.borrow_and_update().clone();
+            if let Some(expected) = progress.expected {
+                bar.set_length(expected);
+            }
+            bar.set_position(progress.counts.seen);
+        }
+        bar.finish_and_clear();
+        return;
+    }
+    let began = Instant::now();
+    let mut every = interval(TELL);
+    every.tick().await;
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            changed = hear.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        }
+        let Progress { counts, expected, .. } = hear.borrow().clone();
+        let users_a_second = counts.seen / began.elapsed().as_secs().max(1);
+        tracing::info!(users = counts.seen, of = expected, users_a_second, "backfill");
+    }
+}
+
+/// Values of a list; those of a file for each `@FILE`.
+fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
+    let mut all: Vec<String> = Vec::new();
+    for value in values {
+        match value.strip_prefix('@') {
+            None => all.push(value.trim().to_owned()),
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|error| Failure {
+                    code: 2,
+                    message: format!("the file {path} cannot be read: {}", error.kind()),
+                })?;
+                let lines = text.split([',', '\n']).map(str::trim).filter(|line| !line.is_empty());
+                all.extend(lines.map(ToOwned::to_owned));
+            }
+        }
+    }
+    all.sort();
+    all.dedup();
+    if all.is_empty() {
+        return Err(Failure { code: 2, message: "a list of users names nobody".to_owned() });
+    }
+    Ok(all)
+}
+
+fn is_not_empty(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
+}
+
+fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
+    let day =
+        || text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
+    let instant = || DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());
+    let milliseconds = || text.parse().ok().and_then(DateTime::from_timestamp_millis);
+    day()
+        .or_else(instant)
+        .or_else(milliseconds)
+        .ok_or("a day, a time in RFC 3339 or unix milliseconds are allowed")
+}

@@ -1,0 +1,89 @@
+//! `reconcile`: what differs from Clerk, and the mending of it.
+
+use std::num::NonZeroU32;
+
+use clap::Args;
+use tokio::sync::watch;
+
+use super::{Failure, backfill::left_out_text, catch_up, say};
+use crate::{
+    config::Settings,
+    sync::reconcile::{Kind, Options, Report, reconcile},
+};
+
+/// Compare with Clerk and mend what differs
+#[derive(Args)]
+pub(super) struct Reconcile {
+    /// Report only; exits with 1 if anything differs
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Delete users that are not at Clerk even if they are many: more than 50, and more than 5 %
+    #[arg(long)]
+    allow_mass_delete: bool,
+
+    /// Requests a second [default: 90 with a key of production, else 9]
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Reconcile {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let context = catch_up(settings, self.rate, self.dry_run).await?;
+        let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
+        let (tell, _) = watch::channel(0);
+        let report = reconcile(&context, options, tell).await;
+        context.store.close().await;
+        let report = report?;
+        if self.json {
+            say!("{}", serde_json::to_string(&report).unwrap_or_default());
+        } else {
+            self.show(&report);
+        }
+        if report.withheld > 0 {
+            return Err(Failure::failed(format!(
+                "{} users seem not to be at Clerk, more than one run deletes: look into it, and if it is right, repeat \
+                 with --allow-mass-delete",
+                report.withheld
+            )));
+        }
+        if report.left_out.left_out > 0 {
+            return Err(Failure::failed(left_out_text(report.left_out.left_out, &report.left_out)));
+        }
+        if self.dry_run && report.has_drift() {
+            return Err(Failure::failed("there is drift"));
+        }
+        Ok(())
+    }
+
+    fn show(&self, report: &Report) {
+        say!("{:>9}  users at Clerk", report.seen);
+        for kind in Kind::ALL {
+            let drift = report.of(kind);
+            let meaning = match kind {
+                Kind::Missing => "missing here",
+                Kind::Stale => "older here",
+                Kind::Different => "as new here, but different",
+                Kind::NotAtClerk => "here, but not at Clerk",
+                Kind::ErasedHere => "erased here, but alive at Clerk: left alone, for deletion is final",
+            };
+            say!("{:>9}  {meaning}", drift.users);
+            for id in &drift.ids {
+                say!("           {id}");
+            }
+            if drift.users > drift.ids.len() as u64 {
+                say!("           …");
+            }
+        }
+        if self.dry_run {
+            say!("Nothing was written: --dry-run.");
+        } else {
+            say!("{:>9}  mended", report.mended);
+            say!("{:>9}  deleted", report.deleted);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What catching up through the Backend API reads and remembers.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Postgres, count, get, sql,
+    transaction::{clerk_id, register, texts, user},
+};
+use crate::{
+    model::{ClerkId, Field, FieldSet},
+    store::{History, Known, Result, Run, RunKind, StoreError, Trouble},
+};
+
+pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let registers = session
+        .rows(
+            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted
+                 FROM unnest($1::text[]) AS n (clerk_id)
+                 CROSS JOIN LATERAL (
+                     SELECT * FROM entity_versions WHERE kind = 'user' AND clerk_id = n.clerk_id
+                 ) AS e")
+            .bind(texts(ids)),
+        )
+        .await?;
+    let users = session
+        .rows(
+            sql(super::transaction::USERS)
+                .bind(texts(ids))
+                .bind(fields.contains(Field::PublicMetadata))
+                .bind(fields.contains(Field::UnsafeMetadata))
+                .bind(fields.contains(Field::PrivateMetadata)),
+        )
+        .await?;
+    session.commit().await?;
+    Ok(Known {
+        registers: registers
+            .iter()
+            .map(|row| Ok((clerk_id(row, 0)?, register(row)?)))
+            .collect::<Result<_>>()?,
+        users: users
+            .iter()
+            .map(|row| user(row).map(|user| (user.clerk_id.clone(), user)))
+            .collect::<Result<_>>()?,
+    })
+}
+
+pub(super) async fn standing(
+    store: &Postgres,
+    untouched_since: DateTime<Utc>,
+    after: Option<&ClerkId>,
+    limit: u32,
+) -> Result<Vec<ClerkId>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT clerk_id FROM users
+                 WHERE clerk_id > $1 AND deleted_at IS NULL AND synced_at < $2
+                 ORDER BY clerk_id
+                 LIMIT $3")
+            .bind(after.map_or("", ClerkId::as_str))
+            .bind(untouched_since)
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(|row| clerk_id(row, 0)).collect()
+}
+
+pub(super) async fn count_standing(store: &Postgres) -> Result<u64> {
+    // Of a large table this takes longer than a webhook may.
+    let mut session = store.session(&store.begin_migration).await?;
+    let rows = session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?;
+    session.commit().await?;
+    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+}
+
+pub(super) async fn history(store: &Postgres, since: DateTime<Utc>) -> Result<History> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT EXISTS (SELECT FROM users) OR EXISTS (SELECT FROM processed_webhooks),
+                        EXISTS (SELECT FROM processed_webhooks WHERE processed_at >= $1)
+                        OR EXISTS (SELECT FROM sync_runs WHERE finished_at >= $1)")
+            .bind(since),
+        )
+        .await?;
+    session.commit().await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    Ok(match (get(row, 0)?, get(row, 1)?) {
+        (_, true) => History::Recent,
+        (true, false) => History::Silent,
+        (false, false) => History::Empty,
+    })
+}
+
+pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT id, owner, progress, started_at, updated_at FROM sync_runs
+                 WHERE kind = $1 AND parameters = $2 AND finished_at IS NULL
+                 ORDER BY started_at DESC
+                 LIMIT 1")
+            .bind(kind.name())
+            .bind(parameters),
+        )
+        .await?;
+    session.commit().await?;
+    let run = |row| {
+        Ok(Run {
+            id: get(row, 0)?,
+            kind,
+            owner: get(row, 1)?,
+            parameters: parameters.to_owned(),
+            progress: get(row, 2)?,
+            started_at: get(row, 3)?,
+            updated_at: get(row, 4)?,
+            finished_at: None,
+        })
+    };
+    rows.first().map(run).transpose()
+}
+
+pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows =
+        session.rows(sql("SELECT max(finished_at) FROM sync_runs WHERE kind = $1").bind(kind.name())).await?;
+    session.commit().await?;
+    get(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+}
+
+pub(super) async fn begin_run(store: &Postgres, run: &Run) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(
+            sql("INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, updated_at = excluded.updated_at")
+            .bind(run.id.as_str())
+            .bind(run.kind.name())
+            .bind(run.owner.as_str())
+            .bind(run.parameters.as_str())
+            .bind(run.progress.as_str())
+            .bind(run.started_at)
+            .bind(run.updated_at)
+            .bind(run.finished_at),
+        )
+        .await?;
+    session.commit().await
+}
+
+pub(super) async fn save_run(store: &Postgres, run: &Run) -> Result<bool> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let saved = session
+        .execute(
+            sql("UPDATE sync_runs SET progress = $3, updated_at = $4, finished_at = $5 WHERE id = $1 AND owner = $2")
+                .bind(run.id.as_str())
+                .bind(run.owner.as_str())
+                .bind(run.progress.as_str())
+                .bind(run.updated_at)
+                .bind(run.finished_at),
+        )
+        .await?;
+    session.commit().await?;
+    Ok(saved == 1)
+}
+
+pub(super) async fn hold_lease(
+    store: &Postgres,
+    name: &str,
+    holder: &str,
+    lasting: Duration,
+) -> Result<bool> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let held = session
+        .execute(
+            sql("INSERT INTO leases AS l (name, holder, expires_at)
+                 VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
+                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+                 WHERE l.holder = excluded.holder OR l.expires_at < clock_timestamp()")
+            .bind(name)
+            .bind(holder)
+            .bind(lasting.as_secs_f64()),
+        )
+        .await?;
+    session.commit().await?;
+    Ok(held == 1)
+}
+
+pub(super) async fn release_lease(store: &Postgres, name: &str, holder: &str) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(sql("DELETE FROM leases WHERE name = $1 AND holder = $2").bind(name).bind(holder))
+        .await?;
+    session.commit().await
+}

@@ -1,0 +1,142 @@
+//! `sync_runs` and `leases`: what catching up through the Backend API has to remember.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{Row, SqliteConnection};
+
+use super::{error::explain, text};
+use crate::store::{History, Result, Run, RunKind};
+
+/// What the tables say of the time before this start.
+pub(super) async fn history(connection: &mut SqliteConnection, since: DateTime<Utc>) -> Result<History> {
+    let row = sqlx::query(
+        "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM processed_webhooks),
+                EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at >= ?1)
+                OR EXISTS (SELECT 1 FROM sync_runs WHERE finished_at >= ?1)",
+    )
+    .bind(text::time(since))
+    .fetch_one(connection)
+    .await
+    .map_err(explain)?;
+    Ok(match (row.try_get(0).map_err(explain)?, row.try_get(1).map_err(explain)?) {
+        (_, true) => History::Recent,
+        (true, false) => History::Silent,
+        (false, false) => History::Empty,
+    })
+}
+
+/// The newest run of this kind and these parameters that did not finish.
+pub(super) async fn unfinished_run(
+    connection: &mut SqliteConnection,
+    kind: RunKind,
+    parameters: &str,
+) -> Result<Option<Run>> {
+    let row = sqlx::query(
+        "SELECT id, owner, progress, started_at, updated_at FROM sync_runs
+         WHERE kind = ?1 AND parameters = ?2 AND finished_at IS NULL
+         ORDER BY started_at DESC
+         LIMIT 1",
+    )
+    .bind(kind.name())
+    .bind(parameters)
+    .fetch_optional(connection)
+    .await
+    .map_err(explain)?;
+    let Some(row) = row else { return Ok(None) };
+    let text_of = |column| text::read(&row, column).map(Option::unwrap_or_default);
+    let time_of = |column| text::read_time(&row, column)?.ok_or_else(|| text::unreadable(column));
+    Ok(Some(Run {
+        id: text_of("id")?,
+        kind,
+        owner: text_of("owner")?,
+        parameters: parameters.to_owned(),
+        progress: text_of("progress")?,
+        started_at: time_of("started_at")?,
+        updated_at: time_of("updated_at")?,
+        finished_at: None,
+    }))
+}
+
+/// When a run of this kind last came to its end.
+pub(super) async fn last_finished(
+    connection: &mut SqliteConnection,
+    kind: RunKind,
+) -> Result<Option<DateTime<Utc>>> {
+    let row = sqlx::query("SELECT max(finished_at) AS finished_at FROM sync_runs WHERE kind = ?1")
+        .bind(kind.name())
+        .fetch_one(connection)
+        .await
+        .map_err(explain)?;
+    text::read_time(&row, "finished_at")
+}
+
+/// Write a run, taking it over from whoever worked on it.
+pub(super) async fn begin_run(connection: &mut SqliteConnection, run: &Run) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, updated_at = excluded.updated_at",
+    )
+    .bind(run.id.as_str())
+    .bind(run.kind.name())
+    .bind(run.owner.as_str())
+    .bind(run.parameters.as_str())
+    .bind(run.progress.as_str())
+    .bind(text::time(run.started_at))
+    .bind(text::time(run.updated_at))
+    .bind(run.finished_at.map(text::time))
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
+}
+
+/// Write how far a run has come; false if somebody else has taken it over.
+pub(super) async fn save_run(connection: &mut SqliteConnection, run: &Run) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE sync_runs SET progress = ?3, updated_at = ?4, finished_at = ?5 WHERE id = ?1 AND owner = ?2",
+    )
+    .bind(run.id.as_str())
+    .bind(run.owner.as_str())
+    .bind(run.progress.as_str())
+    .bind(text::time(run.updated_at))
+    .bind(run.finished_at.map(text::time))
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Get a lease, or keep it for longer; false if somebody else has it.
+pub(super) async fn hold_lease(
+    connection: &mut SqliteConnection,
+    name: &str,
+    holder: &str,
+    lasting: Duration,
+) -> Result<bool> {
+    let done = sqlx::query(
+        "INSERT INTO leases (name, holder, expires_at)
+         VALUES (?1, ?2, strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?3 || ' seconds'))
+         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+         WHERE holder = excluded.holder OR expires_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+    )
+    .bind(name)
+    .bind(holder)
+    .bind(lasting.as_secs_f64())
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Give a lease back, if it is this holder's.
+pub(super) async fn release_lease(connection: &mut SqliteConnection, name: &str, holder: &str) -> Result<()> {
+    sqlx::query("DELETE FROM leases WHERE name = ?1 AND holder = ?2")
+        .bind(name)
+        .bind(holder)
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! All users at Clerk, taken in through the same rules as webhooks.
+//!
+//! It can run while webhooks arrive: a user as the API shows it is one more piece of news, which loses against anything
+//! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
+//! it was and asks again only for the pages that were on their way.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use metrics::counter;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+use super::{
+    catch_up::{CatchUp, Counts, Ledger, Trouble},
+    scan::{Scan, Visit, Window},
+};
+use crate::{
+    clerk::{
+        api::{FILTER_VALUES, Filters},
+        event::Found,
+    },
+    model::Source,
+    store::RunKind,
+    telemetry,
+};
+
+/// Who is to be taken in.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Each of these lists is asked for on its own, by the name of the filter as the API has it; all must name somebody.
+    pub lists: Vec<(&'static str, Vec<String>)>,
+    /// Clerk's search over names, addresses and numbers.
+    pub query: Option<String>,
+    /// Signed up after this, in unix milliseconds.
+    pub created_after: Option<i64>,
+}
+
+impl Wanted {
+    /// What identifies a run for the same. A digest, because it may hold addresses.
+    fn digest(&self) -> String {
+        let text = format!("{:?}{:?}{:?}", self.lists, self.query, self.created_after);
+        Sha256::digest(text).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+
+    /// The requests' filters: of lists as many values at once as Clerk allows.
+    fn filters(&self) -> Vec<Filters> {
+        let all = |values: Vec<(&'static str, String)>| Filters {
+            values: values.into_iter().chain(self.query.clone().map(|query| ("query", query))).collect(),
+            created_after: self.created_after,
+        };
+        if self.lists.is_empty() {
+            return vec![all(Vec::new())];
+        }
+        let batches = self.lists.iter().flat_map(|(name, values)| {
+            values
+                .chunks(FILTER_VALUES)
+                .map(|chunk| chunk.iter().map(|value| (*name, value.clone())).collect())
+        });
+        batches.map(all).collect()
+    }
+}
+
+/// How far a run is, and what it has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Which of the filters' batches is walked.
+    batch: usize,
+    /// What is left of it; none before it has begun.
+    windows: Option<Vec<Window>>,
+    pub counts: Counts,
+    /// How many users Clerk said there are.
+    pub expected: Option<u64>,
+}
+
+/// What a complete run has done.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub counts: Counts,
+    /// Whether it went on with one that was interrupted.
+    pub resumed: bool,
+}
+
+/// Take in all users that are wanted. `tell` hears how far it has come; `restart` begins anew.
+///
+/// # Errors
+/// If Clerk or the database fails for longer than we are patient. What was done stays.
+pub async fn backfill(
+    context: &CatchUp,
+    wanted: &Wanted,
+    restart: bool,
+    tell: watch::Sender<Progress>,
+) -> Result<Summary, Trouble> {
+    let filters = wanted.filters();
+    let (ledger, resumed) =
+        Ledger::open(context, RunKind::Backfill, wanted.digest(), restart, Progress::default(), tell).await?;
+    let first = ledger.progress.batch;
+    let visitor = Arc::new(Visitor {
+        context: context.clone(),
+        writers: Semaphore::new(context.store.writers()),
+        ledger: Mutex::new(ledger),
+    });
+    for (batch, filters) in filters.into_iter().enumerate().skip(first) {
+        visitor.walk(batch, filters).await?;
+    }
+    let mut ledger = visitor.ledger.lock().await;
+    ledger.finish().await?;
+    Ok(Summary { counts: ledger.progress.counts.clone(), resumed })
+}
+
+struct Visitor {
+    context: CatchUp,
+    /// As many transactions at once as the database likes.
+    writers: Semaphore,
+    ledger: Mutex<Ledger<Progress>>,
+}
+
+impl Visitor {
+    async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
+        let scan = Scan::new(&self.context, filters, self.context.reading(Source::Backfill));
+        let windows = self.begin(batch, &scan).await?;
+        let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
+        scan.run(windows, &visitor).await?;
+        let mut ledger = self.ledger.lock().await;
+        ledger.progress.batch = batch + 1;
+        ledger.progress.windows = None;
+        ledger.save().await
+    }
+
+    /// The windows that are left, or the first ones.
+    async fn begin(&self, batch: usize, scan: &Scan) -> Result<Vec<Window>, Trouble> {
+        let mut ledger = self.ledger.lock().await;
+        if let Some(windows) = &ledger.progress.windows {
+            return Ok(windows.clone());
+        }
+        let (windows, expected) = scan.windows().await?;
+        ledger.progress.batch = batch;
+        ledger.progress.windows = Some(windows.clone());
+        ledger.progress.expected = expected;
+        ledger.save().await?;
+        Ok(windows)
+    }
+}
+
+#[async_trait]
+impl Visit for Visitor {
+    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble> {
+        let counts = self.context.take_in(users, &self.writers).await?;
+        for (outcome, count) in [
+            ("applied", counts.applied),
+            ("unchanged", counts.unchanged),
+            ("stale", counts.stale),
+            ("left_out", counts.left_out),
+        ] {
+            counter!(telemetry::BACKFILL_USERS, "outcome" => outcome).increment(count);
+        }
+        self.ledger.lock().await.progress.counts.add(counts);
+        Ok(())
+    }
+
+    async fn reached(&self, left: Vec<Window>) -> Result<(), Trouble> {
+        let mut ledger = self.ledger.lock().await;
+        ledger.progress.windows = Some(left);
+        ledger.save().await
+    }
+}

@@ -1,0 +1,216 @@
+//! What backfill, reconcile and ensure share: where users come from, where they go, and what can go wrong.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep},
+};
+
+use super::{Clock, Rules, apply};
+use crate::{
+    clerk::{
+        api::{Api, ApiError},
+        event::{Found, Reading},
+    },
+    model::{Content, Delivery, Outcome, Source},
+    store::{self, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
+};
+
+/// How long one page may take in the database.
+const PAGE_TIME: Duration = Duration::from_mins(1);
+
+/// How often a page is tried again while the database is away.
+const PAGE_ATTEMPTS: u32 = 6;
+
+/// Users who could not be taken in that are told by name.
+const NAMED: usize = 20;
+
+/// Where users come from and where they go.
+#[derive(Clone)]
+pub struct CatchUp {
+    pub store: Arc<dyn Store>,
+    pub api: Arc<Api>,
+    pub rules: Rules,
+    pub clock: Clock,
+}
+
+/// Why a run ended before its end. What it has done stays, and it can go on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("another process goes on with this run")]
+    TakenOver,
+    #[error("the run was stopped")]
+    Abandoned,
+}
+
+/// What became of users so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Users that Clerk showed us.
+    pub seen: u64,
+    /// Written, because they were missing here or differed.
+    pub applied: u64,
+    /// The same here as there.
+    pub unchanged: u64,
+    /// Newer here, or deleted.
+    pub stale: u64,
+    pub left_out: u64,
+    /// Some of those who were left out, and why.
+    pub reasons: Vec<LeftOut>,
+}
+
+/// Somebody who could not be taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub clerk_id: String,
+    /// Without anybody's data.
+    pub reason: String,
+}
+
+impl Counts {
+    pub(super) fn leave_out(&mut self, clerk_id: &str, reason: String) {
+        self.left_out += 1;
+        if self.reasons.len() < NAMED {
+            self.reasons.push(LeftOut { clerk_id: clerk_id.to_owned(), reason });
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.seen += other.seen;
+        self.applied += other.applied;
+        self.unchanged += other.unchanged;
+        self.stale += other.stale;
+        self.left_out += other.left_out;
+        self.reasons.extend(other.reasons);
+        self.reasons.truncate(NAMED);
+    }
+}
+
+impl CatchUp {
+    pub(super) fn reading(&self, source: Source) -> Reading {
+        Reading { source, fields: self.rules.fields }
+    }
+
+    /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.
+    pub(super) async fn take_in(&self, users: Vec<Found>, writers: &Semaphore) -> Result<Counts, Trouble> {
+        let mut counts = Counts { seen: users.len() as u64, ..Counts::default() };
+        let mut deliveries: Vec<Delivery> = Vec::with_capacity(users.len());
+        for found in users {
+            match &found.delivery.content {
+                Content::Unusable(reason) => counts.leave_out(found.clerk_id.as_str(), reason.clone()),
+                _ => deliveries.push(found.delivery),
+            }
+        }
+        let _writer = writers.acquire().await.map_err(|_| Trouble::Abandoned)?;
+        for attempt in 1.. {
+            let (results, now) = (self.apply(&deliveries).await, (self.clock)());
+            let mut again = Vec::new();
+            let mut last = None;
+            for (delivery, result) in deliveries.into_iter().zip(results) {
+                match result {
+                    Ok(Outcome::Applied) => counts.applied += 1,
+                    Ok(Outcome::Unchanged) => counts.unchanged += 1,
+                    Ok(_) => counts.stale += 1,
+                    Err(error) if error.is_about_the_data() => {
+                        let id = delivery.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default();
+                        counts.leave_out(&id, error.to_string());
+                    }
+                    Err(error) => {
+                        last = Some(error);
+                        again.push(delivery);
+                    }
+                }
+            }
+            let Some(error) = last else { break };
+            let hopeless = matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema);
+            if hopeless || attempt >= PAGE_ATTEMPTS {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, users = again.len(), at = %now, "users could not be written: tried again");
+            sleep(Duration::from_secs(1) * attempt).await;
+            deliveries = again;
+        }
+        Ok(counts)
+    }
+
+    async fn apply(&self, deliveries: &[Delivery]) -> Vec<store::Result<Outcome>> {
+        apply(&*self.store, deliveries, &self.rules, (self.clock)(), Instant::now() + PAGE_TIME).await
+    }
+}
+
+/// A run as it stands in the database, and what it remembers.
+pub(super) struct Ledger<P> {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    run: Run,
+    pub(super) progress: P,
+    tell: watch::Sender<P>,
+}
+
+impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
+    /// Begin a run, or go on with one for the same that was interrupted. Says whether it goes on.
+    pub(super) async fn open(
+        context: &CatchUp,
+        kind: RunKind,
+        parameters: String,
+        restart: bool,
+        fresh: P,
+        tell: watch::Sender<P>,
+    ) -> Result<(Self, bool), Trouble> {
+        let now = (context.clock)();
+        let found = if restart { None } else { context.store.unfinished_run(kind, &parameters).await? };
+        let found = found.and_then(|run| Some((serde_json::from_str(&run.progress).ok()?, run)));
+        let goes_on = found.is_some();
+        let owner = random_name();
+        let (progress, run) = if let Some((progress, run)) = found {
+            (progress, Run { owner, updated_at: now, ..run })
+        } else {
+            let progress = serde_json::to_string(&fresh).unwrap_or_default();
+            let id = random_name();
+            let run = Run {
+                id,
+                kind,
+                owner,
+                parameters,
+                progress,
+                started_at: now,
+                updated_at: now,
+                finished_at: None,
+            };
+            (fresh, run)
+        };
+        context.store.begin_run(&run).await?;
+        tell.send_replace(progress.clone());
+        let ledger = Self {
+            store: Arc::clone(&context.store),
+            clock: Arc::clone(&context.clock),
+            run,
+            progress,
+            tell,
+        };
+        Ok((ledger, goes_on))
+    }
+
+    /// Make last how far it has come.
+    pub(super) async fn save(&mut self) -> Result<(), Trouble> {
+        self.tell.send_replace(self.progress.clone());
+        self.run.progress = serde_json::to_string(&self.progress).unwrap_or_default();
+        self.run.updated_at = (self.clock)();
+        if self.store.save_run(&self.run).await? { Ok(()) } else { Err(Trouble::TakenOver) }
+    }
+
+    pub(super) async fn finish(&mut self) -> Result<(), Trouble> {
+        self.run.finished_at = Some((self.clock)());
+        self.save().await
+    }
+}
+
+pub(super) fn random_name() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}

@@ -1,0 +1,367 @@
+//! Comparing what is here with what is at Clerk, and mending the difference.
+//!
+//! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
+//! Clerk are deleted only after a complete scan, only if nobody wrote them meanwhile, each only if Clerk says once more
+//! that it does not know it, and never many at once unless that is allowed: an answer that is incomplete must not empty the
+//! table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final.
+
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use metrics::gauge;
+use serde::Serialize;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+
+use super::{
+    catch_up::{CatchUp, Counts, Ledger, Trouble},
+    scan::{Scan, Visit, Window},
+};
+use crate::{
+    clerk::{
+        api::{Filters, Persistence},
+        event::Found,
+    },
+    model::{Change, ClerkId, Content, Delivery, FieldSet, News, Source, Version},
+    store::{Known, RunKind},
+    telemetry,
+};
+
+/// So many users may always be deleted in one run …
+const DELETIONS: u64 = 50;
+
+/// … or one of so many.
+const DELETIONS_ONE_IN: u64 = 20;
+
+/// Users of a kind that are named in the report.
+const NAMED: usize = 20;
+
+/// Ids looked up at once.
+const STEP: u32 = 1000;
+
+/// Users that Clerk is asked about at the same time.
+const CONFIRMATIONS: usize = 16;
+
+/// How a user can differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// At Clerk, and not here.
+    Missing,
+    /// Older here.
+    Stale,
+    /// As new here, and not the same.
+    Different,
+    /// Here, and not at Clerk.
+    NotAtClerk,
+    /// Deleted here, and alive at Clerk.
+    ErasedHere,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] =
+        [Self::Missing, Self::Stale, Self::Different, Self::NotAtClerk, Self::ErasedHere];
+
+    /// The label of the metric, and the name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Stale => "stale",
+            Self::Different => "different",
+            Self::NotAtClerk => "not_at_clerk",
+            Self::ErasedHere => "erased_here",
+        }
+    }
+}
+
+/// What the operator wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Report only.
+    pub dry_run: bool,
+    /// However many are not at Clerk.
+    pub allow_mass_delete: bool,
+}
+
+/// Users of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    pub users: u64,
+    /// Some of them.
+    pub ids: Vec<String>,
+}
+
+/// What a complete comparison found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Users at Clerk.
+    pub seen: u64,
+    pub missing: Drift,
+    pub stale: Drift,
+    pub different: Drift,
+    pub not_at_clerk: Drift,
+    pub erased_here: Drift,
+    /// Written, of the first three.
+    pub mended: u64,
+    /// Of those not at Clerk.
+    pub deleted: u64,
+    /// Not at Clerk as it seems, and not deleted because they are too many.
+    pub withheld: u64,
+    /// At Clerk, and not usable or not storable.
+    pub left_out: Counts,
+}
+
+impl Report {
+    /// The users of a kind.
+    pub fn of(&self, kind: Kind) -> &Drift {
+        match kind {
+            Kind::Missing => &self.missing,
+            Kind::Stale => &self.stale,
+            Kind::Different => &self.different,
+            Kind::NotAtClerk => &self.not_at_clerk,
+            Kind::ErasedHere => &self.erased_here,
+        }
+    }
+
+    /// Whether anything differs.
+    pub fn has_drift(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.of(kind).users > 0)
+    }
+
+    fn add(&mut self, kind: Kind, id: &ClerkId) {
+        let drift = match kind {
+            Kind::Missing => &mut self.missing,
+            Kind::Stale => &mut self.stale,
+            Kind::Different => &mut self.different,
+            Kind::NotAtClerk => &mut self.not_at_clerk,
+            Kind::ErasedHere => &mut self.erased_here,
+        };
+        drift.users += 1;
+        if drift.ids.len() < NAMED {
+            drift.ids.push(id.to_string());
+        }
+    }
+}
+
+/// Compare everything, and mend it unless it is a dry run. `tell` hears how many users were compared.
+///
+/// # Errors
+/// If Clerk or the database fails for longer than we are patient. What was mended stays; nobody was deleted unless the
+/// scan was complete.
+pub async fn reconcile(
+    context: &CatchUp,
+    options: Options,
+    tell: watch::Sender<u64>,
+) -> Result<Report, Trouble> {
+    let began = (context.clock)();
+    let mut ledger = if options.dry_run {
+        None
+    } else {
+        let (unheard, _) = watch::channel(0_u64);
+        let open = Ledger::open(context, RunKind::Reconcile, String::new(), true, 0, unheard);
+        Some(open.await?.0)
+    };
+    let visitor = Arc::new(Visitor {
+        context: context.clone(),
+        options,
+        writers: Semaphore::new(context.store.writers()),
+        hasher: RandomState::new(),
+        seen: Mutex::default(),
+        report: Mutex::default(),
+        tell,
+    });
+    let scan = Scan::new(context, Filters::default(), context.reading(Source::Reconcile));
+    let (windows, _) = scan.windows().await?;
+    let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
+    scan.run(windows, &visit).await?;
+    visitor.look_for_strangers(began).await?;
+    let report = visitor.with(|report| report.clone());
+    for kind in Kind::ALL {
+        let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
+        gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name()).set(users);
+    }
+    gauge!(telemetry::RECONCILE_LAST_SUCCESS)
+        .set(f64::from(u32::try_from((context.clock)().timestamp()).unwrap_or(u32::MAX)));
+    if let Some(ledger) = &mut ledger {
+        ledger.progress = report.seen;
+        ledger.finish().await?;
+    }
+    Ok(report)
+}
+
+struct Visitor {
+    context: CatchUp,
+    options: Options,
+    writers: Semaphore,
+    hasher: RandomState,
+    /// Everybody at Clerk, by a hash: of a million users two share one in one of ten million runs, and then somebody who
+    /// is gone is overlooked until the next.
+    seen: Mutex<HashSet<u64>>,
+    report: Mutex<Report>,
+    tell: watch::Sender<u64>,
+}
+
+#[async_trait]
+impl Visit for Visitor {
+    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble> {
+        let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
+        ids.sort();
+        ids.dedup();
+        let known = self.context.store.known(&ids, self.context.rules.fields).await?;
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.extend(ids.iter().map(|id| self.hasher.hash_one(id)));
+        }
+        let mut to_mend = Vec::new();
+        self.with(|report| {
+            report.seen += users.len() as u64;
+            self.tell.send_replace(report.seen);
+            for found in users {
+                match difference(&found, &known, self.context.rules.fields) {
+                    Some(kind) => {
+                        report.add(kind, &found.clerk_id);
+                        if kind != Kind::ErasedHere {
+                            to_mend.push(found);
+                        }
+                    }
+                    None => {
+                        if let Content::Unusable(reason) = &found.delivery.content {
+                            report.left_out.leave_out(found.clerk_id.as_str(), reason.clone());
+                        }
+                    }
+                }
+            }
+        });
+        self.mend(to_mend).await
+    }
+
+    /// A comparison begins anew each time: what is here and not at Clerk needs all of it.
+    async fn reached(&self, _: Vec<Window>) -> Result<(), Trouble> {
+        Ok(())
+    }
+}
+
+impl Visitor {
+    fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
+        what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {
+        if users.is_empty() || self.options.dry_run {
+            return Ok(());
+        }
+        let counts = self.context.take_in(users, &self.writers).await?;
+        self.with(|report| {
+            report.mended += counts.applied + counts.unchanged;
+            report.left_out.add(Counts { seen: 0, applied: 0, unchanged: 0, stale: 0, ..counts });
+        });
+        Ok(())
+    }
+
+    /// Users here that were not seen at Clerk.
+    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>) -> Result<(), Trouble> {
+        let store = &self.context.store;
+        let limit = DELETIONS.max(store.count_standing().await? / DELETIONS_ONE_IN);
+        let mut strangers = Vec::new();
+        let mut after: Option<ClerkId> = None;
+        loop {
+            let page = store.standing(began, after.as_ref(), STEP).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            strangers.extend(page.into_iter().filter(|id| !seen.contains(&self.hasher.hash_one(id))));
+        }
+        if strangers.len() as u64 > limit && !self.options.allow_mass_delete {
+            self.with(|report| {
+                for id in &strangers {
+                    report.add(Kind::NotAtClerk, id);
+                }
+                report.withheld = strangers.len() as u64;
+            });
+            return Ok(());
+        }
+        let mut strangers = strangers.into_iter();
+        let mut asked = JoinSet::new();
+        loop {
+            while asked.len() < CONFIRMATIONS
+                && let Some(id) = strangers.next()
+            {
+                let visitor = Arc::clone(self);
+                asked.spawn(async move { visitor.confirm(id).await });
+            }
+            let Some(confirmed) = asked.join_next().await else { return Ok(()) };
+            confirmed.map_err(|_| Trouble::Abandoned)??;
+        }
+    }
+
+    /// Ask Clerk about one user, and delete it if it is unknown there.
+    async fn confirm(&self, id: ClerkId) -> Result<(), Trouble> {
+        let reading = self.context.reading(Source::Reconcile);
+        if let Some(found) = self.context.api.user(&id, &reading, Persistence::BACKGROUND).await? {
+            // Passed over by the scan, perhaps because it came back meanwhile.
+            return self.visit(vec![found]).await;
+        }
+        self.with(|report| report.add(Kind::NotAtClerk, &id));
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let deletion = self.deletion(id);
+        let counts = self.context.take_in(vec![deletion], &self.writers).await?;
+        self.with(|report| {
+            report.deleted += counts.applied;
+            report.left_out.add(Counts { seen: 0, applied: 0, unchanged: 0, stale: 0, ..counts });
+        });
+        Ok(())
+    }
+
+    fn deletion(&self, clerk_id: ClerkId) -> Found {
+        let now = (self.context.clock)();
+        let at = now.timestamp_millis();
+        let content = Content::Change(Change {
+            clerk_id: clerk_id.clone(),
+            version: Version { version: at, event_at: at, tie: String::new() },
+            news: News::Delete,
+            actor: None,
+        });
+        let delivery = Delivery {
+            svix_id: None,
+            event_type: None,
+            clerk_id: Some(clerk_id.clone()),
+            event_at: now,
+            received_at: now,
+            source: Source::Reconcile,
+            payload: Bytes::new(),
+            content,
+        };
+        Found { clerk_id, created_at: at, delivery }
+    }
+}
+
+/// How a user at Clerk differs from what is here.
+fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Kind> {
+    let Content::Change(Change { news: News::Upsert { patch, .. }, version, .. }) = &found.delivery.content
+    else {
+        return None;
+    };
+    let register = known.registers.get(&found.clerk_id);
+    if register.is_some_and(|register| register.deleted) {
+        return Some(Kind::ErasedHere);
+    }
+    let Some(user) = known.users.get(&found.clerk_id) else { return Some(Kind::Missing) };
+    let here = register.map_or(i64::MIN, |register| register.version.version);
+    match version.version.cmp(&here) {
+        std::cmp::Ordering::Greater => Some(Kind::Stale),
+        std::cmp::Ordering::Equal => {
+            (!user.profile.clone().apply(patch, fields).is_empty()).then_some(Kind::Different)
+        }
+        // A webhook was faster than the list.
+        std::cmp::Ordering::Less => None,
+    }
+}

@@ -1,0 +1,385 @@
+//! Walking through all users at Clerk, several pages side by side.
+//!
+//! The time since the first sign-up is cut into windows. Each is walked in the order of sign-up with Clerk's cursor; when
+//! there is room for more requests, the window with most left to do is cut in two. A user is never skipped: every request
+//! also says from which millisecond on, so that a cursor that is refused, ignored or gone with its user does no harm; a
+//! page that seems to be the last one is looked behind once more without a cursor; and where a whole page signed up in one
+//! millisecond, offsets that overlap by a user show whether anybody left meanwhile. It never loops: a walk that makes no
+//! progress ends with an error.
+//!
+//! Nothing is decided about users here: a [`Visit`] takes them in.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::catch_up::{CatchUp, Trouble};
+use crate::clerk::{
+    api::{Api, ApiError, Filters, List, PAGE},
+    event::{Found, Reading},
+};
+
+/// Pages that are fetched at the same time, at most. So many keep 90 requests a second busy that take a third of a second.
+const SIDE_BY_SIDE: usize = 32;
+
+/// How often a walk by offsets begins again because somebody left meanwhile.
+const RESTARTS: u32 = 100;
+
+/// Users who signed up in a stretch of time, and how far they were walked through. Kept in `sync_runs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Window {
+    /// The first millisecond.
+    start: i64,
+    /// The millisecond behind the last; none: whoever signs up from then on is in it too.
+    end: Option<i64>,
+    /// The last user that was taken in.
+    last: Option<Place>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    created_at: i64,
+    id: String,
+}
+
+impl Window {
+    /// Everybody.
+    pub(super) fn everybody() -> Self {
+        Self { start: i64::MIN + 1, end: None, last: None }
+    }
+
+    /// As many windows of one length from this millisecond to that one; the last one stays open.
+    pub(super) fn cut(from: i64, to: i64, count: usize) -> Vec<Self> {
+        let count = i64::try_from(count.max(1)).unwrap_or(i64::MAX);
+        let length = (to.saturating_sub(from) / count).max(1);
+        let edge = |number: i64| from.saturating_add(length.saturating_mul(number));
+        (0..count)
+            .map(|number| Self {
+                start: if number == 0 { i64::MIN + 1 } else { edge(number) },
+                end: (number + 1 < count).then(|| edge(number + 1)),
+                last: None,
+            })
+            .collect()
+    }
+
+    fn holds(&self, created_at: i64) -> bool {
+        created_at >= self.start && self.end.is_none_or(|end| created_at < end)
+    }
+}
+
+/// Who takes users in.
+#[async_trait]
+pub(super) trait Visit: Send + Sync + 'static {
+    /// Take in users of one page.
+    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble>;
+
+    /// What is left to walk; what was visited is in none of these windows any more.
+    async fn reached(&self, left: Vec<Window>) -> Result<(), Trouble>;
+}
+
+/// What a walk needs.
+#[derive(Clone)]
+pub(super) struct Scan {
+    api: Arc<Api>,
+    filters: Arc<Filters>,
+    reading: Reading,
+    /// The present, in unix milliseconds: where an open window is taken to end when it is cut.
+    now: i64,
+    /// Whether the server has shown that it does not know the cursor.
+    ignores_cursor: Arc<AtomicBool>,
+}
+
+/// What a task has done with a track.
+enum Done {
+    Fetched(usize, Step, Result<Vec<Found>, ApiError>),
+    Visited(usize, Result<(), Trouble>),
+}
+
+impl Scan {
+    /// Of users that `filters` name, read as `reading` says.
+    pub(super) fn new(context: &CatchUp, filters: Filters, reading: Reading) -> Self {
+        Self {
+            api: Arc::clone(&context.api),
+            filters: Arc::new(filters),
+            reading,
+            now: (context.clock)().timestamp_millis(),
+            ignores_cursor: Arc::default(),
+        }
+    }
+
+    /// The windows to begin with, and how many users there are, if that was asked.
+    pub(super) async fn windows(&self) -> Result<(Vec<Window>, Option<u64>), Trouble> {
+        if !self.filters.values.is_empty() {
+            return Ok((vec![Window::everybody()], None));
+        }
+        let count = self.api.count(&self.filters).await?;
+        let pages = usize::try_from(count).unwrap_or(usize::MAX).div_ceil(PAGE);
+        let first =
+            List { filters: &self.filters, created_after: None, starting_after: None, offset: 0, limit: 1 };
+        let windows = match self.api.list(&first, &self.reading).await?.first() {
+            Some(first) if pages > 1 => Window::cut(first.created_at, self.now, pages.min(SIDE_BY_SIDE)),
+            _ => vec![Window::everybody()],
+        };
+        Ok((windows, Some(count)))
+    }
+
+    /// Walk through these windows to their ends. On an error what was visited has been reported as reached.
+    pub(super) async fn run(&self, windows: Vec<Window>, visitor: &Arc<dyn Visit>) -> Result<(), Trouble> {
+        let mut tracks: Vec<Track> = windows.into_iter().map(Track::new).collect();
+        let mut tasks: JoinSet<Done> = JoinSet::new();
+        loop {
+            while tasks.len() < SIDE_BY_SIDE
+                && let Some(index) = self.next(&mut tracks)
+            {
+                tracks[index].busy = true;
+                self.fetch(&mut tasks, index, &tracks[index]);
+            }
+            let Some(done) = tasks.join_next().await else { return Ok(()) };
+            let done = done.map_err(|_| Trouble::Abandoned)?;
+            let index = match done {
+                Done::Fetched(index, step, page) => {
+                    let fresh = self.take(&mut tracks[index], &step, page)?;
+                    if !fresh.is_empty() {
+                        let visitor = Arc::clone(visitor);
+                        tasks.spawn(async move { Done::Visited(index, visitor.visit(fresh).await) });
+                        continue;
+                    }
+                    index
+                }
+                Done::Visited(index, result) => {
+                    result?;
+                    index
+                }
+            };
+            tracks[index].arrive();
+            visitor
+                .reached(
+                    tracks.iter().filter(|track| !track.finished).map(|track| track.window.clone()).collect(),
+                )
+                .await?;
+        }
+    }
+
+    /// A track that waits, or one cut from the busiest.
+    fn next(&self, tracks: &mut Vec<Track>) -> Option<usize> {
+        if let Some(waiting) = tracks.iter().position(|track| !track.busy && !track.finished) {
+            return Some(waiting);
+        }
+        let longest = tracks.iter_mut().max_by_key(|track| track.users_left(self.now))?;
+        // Less than two pages are fetched sooner than cut.
+        if longest.users_left(self.now) < 2 * PAGE as i128 {
+            return None;
+        }
+        let cut = longest.cut(self.now)?;
+        tracks.push(Track::new(cut));
+        Some(tracks.len() - 1)
+    }
+
+    fn fetch(&self, tasks: &mut JoinSet<Done>, index: usize, track: &Track) {
+        let scan = self.clone();
+        let step = track.step(self.ignores_cursor.load(Ordering::Relaxed));
+        tasks.spawn(async move {
+            let list = List {
+                filters: &scan.filters,
+                created_after: (step.from > i64::MIN).then_some(step.from),
+                starting_after: step.cursor.as_deref(),
+                offset: step.offset,
+                limit: PAGE,
+            };
+            let page = scan.api.list(&list, &scan.reading).await;
+            Done::Fetched(index, step, page)
+        });
+    }
+
+    /// Understand a page; gives those on it who were not seen before.
+    fn take(
+        &self,
+        track: &mut Track,
+        step: &Step,
+        page: Result<Vec<Found>, ApiError>,
+    ) -> Result<Vec<Found>, Trouble> {
+        let page = match page {
+            Err(ApiError::Refused(_)) if step.cursor.is_some() => {
+                // Perhaps the user that it names is gone.
+                track.without_cursor = true;
+                return Ok(Vec::new());
+            }
+            page => page?,
+        };
+        if page.iter().any(|found| found.created_at < step.from) {
+            return Err(unintelligible("users who signed up before created_at_after"));
+        }
+        if let Some(cursor) = &step.cursor
+            && page.iter().any(|found| found.clerk_id.as_str() == cursor)
+            && !self.ignores_cursor.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("Clerk's API ignores starting_after: we go on by time of sign-up and offset");
+        }
+        track.take(step, page, self.ignores_cursor.load(Ordering::Relaxed))
+    }
+}
+
+/// A request of a track.
+struct Step {
+    /// Exclusive; one millisecond early, in case it is not.
+    from: i64,
+    cursor: Option<String>,
+    offset: usize,
+}
+
+/// A window on its way.
+struct Track {
+    window: Window,
+    busy: bool,
+    finished: bool,
+    /// Where the window will be when the page in hand is taken in.
+    ahead: Option<Place>,
+    /// Who was seen of the millisecond at which the window stands.
+    seen: HashSet<String>,
+    /// The next request has no cursor, to look behind an end or a cursor that is refused.
+    without_cursor: bool,
+    offset: usize,
+    /// Who must come first at this offset.
+    seam: Option<String>,
+    restarts: u32,
+    /// So many users in so many milliseconds, on the page before.
+    density: (usize, i64),
+}
+
+impl Track {
+    fn new(window: Window) -> Self {
+        Self {
+            window,
+            busy: false,
+            finished: false,
+            ahead: None,
+            seen: HashSet::new(),
+            without_cursor: false,
+            offset: 0,
+            seam: None,
+            restarts: 0,
+            density: (0, 1),
+        }
+    }
+
+    fn step(&self, ignores_cursor: bool) -> Step {
+        let from = self.window.last.as_ref().map_or(self.window.start, |last| last.created_at) - 1;
+        let cursor = (!self.without_cursor && !ignores_cursor)
+            .then(|| self.window.last.as_ref().map(|last| last.id.clone()))
+            .flatten();
+        Step { from, cursor, offset: self.offset }
+    }
+
+    /// The page in hand is taken in.
+    fn arrive(&mut self) {
+        self.busy = false;
+        if let Some(place) = self.ahead.take() {
+            self.window.last = Some(place);
+        }
+    }
+
+    fn position(&self) -> Option<i64> {
+        self.ahead.as_ref().or(self.window.last.as_ref()).map(|place| place.created_at)
+    }
+
+    /// How many users are probably left.
+    fn users_left(&self, now: i64) -> i128 {
+        let (users, span) = self.density;
+        let Some(position) = self.position().filter(|_| !self.finished) else { return 0 };
+        i128::from((self.window.end.unwrap_or(now) - position).max(0)) * users as i128 / i128::from(span)
+    }
+
+    /// Leave the later half of what is left to somebody else.
+    fn cut(&mut self, now: i64) -> Option<Window> {
+        let position = self.position()?;
+        let middle = position + (self.window.end.unwrap_or(now) - position) / 2;
+        // Behind the millisecond that we stand at.
+        if middle <= position {
+            return None;
+        }
+        let later = Window { start: middle, end: self.window.end, last: None };
+        self.window.end = Some(middle);
+        Some(later)
+    }
+
+    fn take(&mut self, step: &Step, page: Vec<Found>, ignores_cursor: bool) -> Result<Vec<Found>, Trouble> {
+        let full = page.len() >= PAGE;
+        let past_the_end =
+            page.iter().any(|found| self.window.end.is_some_and(|end| found.created_at >= end));
+        if step.offset > 0 && page.first().map(|found| found.clerk_id.as_str()) != self.seam.as_deref() {
+            // Somebody before us is gone, so somebody may have moved over the seam: through this millisecond again.
+            self.restarts += 1;
+            if self.restarts > RESTARTS {
+                return Err(unintelligible("lists that change with every request"));
+            }
+            self.offset = 0;
+            self.seam = None;
+            return Ok(Vec::new());
+        }
+        let (first, last) = (page.first().cloned_place(), page.last().cloned_place());
+        if let (Some(first), Some(last)) = (&first, &last) {
+            self.density = (page.len(), (last.created_at - first.created_at + 1).max(1));
+        }
+        let stand = self.window.last.as_ref().map(|place| place.created_at);
+        let fresh: Vec<Found> = page
+            .into_iter()
+            .filter(|found| self.window.holds(found.created_at))
+            .filter(|found| {
+                stand.is_none_or(|stand| found.created_at >= stand)
+                    && !(stand == Some(found.created_at) && self.seen.contains(found.clerk_id.as_str()))
+            })
+            .collect();
+        if let Some(place) = fresh.last().cloned_place() {
+            if stand != Some(place.created_at) {
+                self.seen.clear();
+            }
+            let same = fresh.iter().filter(|found| found.created_at == place.created_at);
+            self.seen.extend(same.map(|found| found.clerk_id.as_str().to_owned()));
+            self.ahead = Some(place);
+        }
+
+        let was_without_cursor = step.cursor.is_none() || ignores_cursor;
+        self.without_cursor = false;
+        self.finished = past_the_end || (!full && (was_without_cursor || step.from == i64::MIN));
+        if !full && !self.finished {
+            // The end, or a cursor whose user is gone.
+            self.without_cursor = true;
+        }
+        let moved = self.ahead.as_ref().is_some_and(|place| Some(place.created_at) != stand);
+        if full && was_without_cursor && !moved && stand.is_some() {
+            // A whole page of the one millisecond that we stand at.
+            self.offset += PAGE - 1;
+            self.seam = last.map(|place| place.id);
+            self.without_cursor = true;
+        } else {
+            self.offset = 0;
+            self.seam = None;
+            if full && fresh.is_empty() && !self.finished && !was_without_cursor {
+                return Err(unintelligible("the same page again"));
+            }
+        }
+        Ok(fresh)
+    }
+}
+
+trait ClonedPlace {
+    fn cloned_place(&self) -> Option<Place>;
+}
+
+impl ClonedPlace for Option<&Found> {
+    fn cloned_place(&self) -> Option<Place> {
+        self.map(|found| Place { created_at: found.created_at, id: found.clerk_id.as_str().to_owned() })
+    }
+}
+
+fn unintelligible(what: &str) -> Trouble {
+    Trouble::Api(ApiError::Unintelligible(what.to_owned()))
+}

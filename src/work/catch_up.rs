@@ -1,0 +1,192 @@
+//! Catching up by itself: at the start, if the service was away for long, and at an interval.
+//!
+//! Of several replicas one does it: it holds a lease and keeps it as long as it lives; should it die, another one has it
+//! within a minute. A run whose lease is lost is ended.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    store::{History, RunKind, Store, StoreError},
+    sync::{
+        backfill::{Progress, Wanted, backfill},
+        catch_up::{CatchUp, Trouble},
+        reconcile::{Kind, Options, reconcile},
+    },
+};
+
+/// The lease's name.
+const LEASE: &str = "catch-up";
+
+/// After so long without a word its holder counts as dead.
+const LASTING: Duration = Duration::from_secs(30);
+
+/// How often the holder says that it lives, and how often the others ask.
+const HEARTBEAT: Duration = Duration::from_secs(8);
+
+/// After a failed run, unless the next one is due sooner.
+const RETRY: Duration = Duration::from_mins(1);
+
+/// Runs backfill and reconcile when they are due.
+pub struct CatchUpLoop {
+    pub context: CatchUp,
+    /// Between the beginnings of two reconciles; `None`: only at the start.
+    pub every: Option<Duration>,
+    /// How old the last event must be for a reconcile at the start; `None`: however old.
+    pub after: Option<Duration>,
+    /// Whether to fill empty tables at the start.
+    pub on_empty: bool,
+    /// Who we are among the replicas.
+    pub holder: String,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Backfill,
+    Reconcile,
+}
+
+impl CatchUpLoop {
+    /// Run until the shutdown. Trouble is logged, and tried again.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let working = self.work();
+        shutdown.run_until_cancelled(working).await;
+        if let Err(error) = self.store().release_lease(LEASE, &self.holder).await {
+            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
+        }
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.context.store
+    }
+
+    async fn work(&self) {
+        let mut task = self.wait_to_lead().await;
+        loop {
+            let wait = match (task, self.every) {
+                (Some(_), _) => Duration::ZERO,
+                (None, Some(every)) => self.left_of(every).await,
+                (None, None) => return,
+            };
+            tokio::select! {
+                failed = self.perform_in(wait, task.unwrap_or(Task::Reconcile)) => {
+                    // What failed stays due, also if it was due only by the interval.
+                    task = failed;
+                }
+                () = self.lead() => {
+                    tracing::warn!("another replica catches up now");
+                    task = self.wait_to_lead().await;
+                }
+            }
+        }
+    }
+
+    /// How long until the next reconcile is due.
+    async fn left_of(&self, every: Duration) -> Duration {
+        let last = self.store().last_finished(RunKind::Reconcile).await.ok().flatten();
+        let ago = last.and_then(|last| ((self.context.clock)() - last).to_std().ok());
+        ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
+    }
+
+    /// Wait, then do it; gives the task back if it failed, after a rest.
+    async fn perform_in(&self, wait: Duration, task: Task) -> Option<Task> {
+        sleep(wait).await;
+        let error = self.perform(task).await.err()?;
+        tracing::warn!(%error, ?task, "catching up failed; it is tried again");
+        sleep(self.every.map_or(RETRY, |every| every.min(RETRY))).await;
+        Some(task)
+    }
+
+    /// Wait for the lease; says what is due at once when it is ours.
+    async fn wait_to_lead(&self) -> Option<Task> {
+        loop {
+            let due = match self.store().hold_lease(LEASE, &self.holder, LASTING).await {
+                Ok(true) => self.due_at_once().await,
+                Ok(false) => Err(None),
+                Err(error) => Err(Some(error)),
+            };
+            match due {
+                Ok(task) => return task,
+                Err(Some(error)) => tracing::debug!(%error, "whether to catch up could not be found out"),
+                Err(None) => {}
+            }
+            sleep(HEARTBEAT).await;
+        }
+    }
+
+    /// What the time without us asks for.
+    async fn due_at_once(&self) -> Result<Option<Task>, Option<StoreError>> {
+        let after = self.after.and_then(|after| TimeDelta::from_std(after).ok());
+        let since = (self.context.clock)() - after.unwrap_or(TimeDelta::zero());
+        Ok(match self.store().history(since).await? {
+            History::Empty if self.on_empty => Some(Task::Backfill),
+            History::Silent if after.is_some() => {
+                tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
+                Some(Task::Reconcile)
+            }
+            _ => None,
+        })
+    }
+
+    /// Keep the lease; returns when it is lost.
+    async fn lead(&self) {
+        let mut beat = interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut held = Instant::now();
+        loop {
+            beat.tick().await;
+            match self.store().hold_lease(LEASE, &self.holder, LASTING).await {
+                Ok(true) => held = Instant::now(),
+                // While the database is away nobody else gets it either, until it ends.
+                Err(_) if held.elapsed() < LASTING => {}
+                Ok(false) | Err(_) => return,
+            }
+        }
+    }
+
+    async fn perform(&self, task: Task) -> Result<(), Trouble> {
+        match task {
+            Task::Backfill => {
+                tracing::info!("the tables are empty: all users are taken in");
+                let (tell, _) = watch::channel(Progress::default());
+                let summary = backfill(&self.context, &Wanted::default(), false, tell).await?;
+                let counts = &summary.counts;
+                tracing::info!(
+                    users = counts.seen,
+                    applied = counts.applied,
+                    left_out = counts.left_out,
+                    "backfill finished"
+                );
+            }
+            Task::Reconcile => {
+                let (tell, _) = watch::channel(0);
+                let report = reconcile(&self.context, Options::default(), tell).await?;
+                tracing::info!(
+                    users = report.seen,
+                    missing = report.of(Kind::Missing).users,
+                    stale = report.of(Kind::Stale).users,
+                    different = report.of(Kind::Different).users,
+                    not_at_clerk = report.of(Kind::NotAtClerk).users,
+                    erased_here = report.of(Kind::ErasedHere).users,
+                    mended = report.mended,
+                    deleted = report.deleted,
+                    "reconcile finished"
+                );
+                if report.withheld > 0 {
+                    tracing::error!(
+                        users = report.withheld,
+                        "so many users seem not to be at Clerk that none was deleted: run `clerk-sync reconcile --dry-run`"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
