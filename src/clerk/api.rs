@@ -70,7 +70,7 @@ pub struct Persistence {
 impl Persistence {
     /// Nobody waits: rather late than not at all.
     pub const BACKGROUND: Self =
-        Self { attempts: 9, attempt_within: Duration::from_secs(30), within: Duration::from_mins(10) };
+        Self { attempts: 6, attempt_within: Duration::from_secs(30), within: Duration::from_mins(10) };
     /// Somebody waits for a page.
     pub const INTERACTIVE: Self =
         Self { attempts: 3, attempt_within: Duration::from_secs(4), within: Duration::from_secs(8) };

@@ -21,5 +21,6 @@ mod proxy;
 mod service;
 
 mod attacks;
+mod catching_up;
 mod journeys;
 mod outages;

@@ -1,0 +1,300 @@
+//! A fake of Clerk's Backend API, for tests and for trying things out without an account.
+//!
+//! It serves `GET /v1/users`, `/v1/users/count` and `/v1/users/{id}` on this machine, with Clerk's parameters, cursor
+//! and errors, to whoever has its key; and it misbehaves as it is told ([`Behaviour`]). Users are made from numbers,
+//! so that a million fit: all the kinds there are, down to a `\u0000` where anybody can write one. Whatever happens to
+//! one also comes as the event that Clerk would send ([`Users`]).
+//!
+//! It never speaks to Clerk and never leaves this machine. What is not known of Clerk is a switch of [`Behaviour`].
+//!
+//! Source: Clerk's Backend API spec 2026-05-12, and its documented errors.
+
+mod behaviour;
+mod directory;
+mod id;
+mod query;
+mod refusal;
+#[cfg(test)]
+mod tests;
+mod user;
+mod users;
+
+use std::{
+    future::pending,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use behaviour::{Behaviour, Bursts, DeletedCursor};
+pub use users::{Event, Users};
+
+use behaviour::Conduct;
+use query::{Filter, Page};
+use refusal::Refusal;
+use user::{MAX_NUMBER, Seed, User};
+
+use super::Clock;
+
+/// How long accepting pauses when there are no descriptors left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a fake begins with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many users; at most 9,999,999.
+    pub users: usize,
+    /// The one valid secret key.
+    pub key: String,
+    /// On 127.0.0.1; 0 is any that is free.
+    pub port: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { users: 0, key: "sk_test_fake".to_owned(), port: 0 }
+    }
+}
+
+/// A server that looks like Clerk's. It ends, and closes every connection, when this is dropped.
+pub struct Fake {
+    server: Arc<Server>,
+    address: SocketAddr,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+/// A request that came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// When its head had come.
+    pub at: Instant,
+    pub method: String,
+    pub path: String,
+    /// What stands behind the question mark, as it was sent; empty if there is none.
+    pub query: String,
+    /// What it was answered; `None` as long as it was not.
+    pub status: Option<u16>,
+}
+
+impl Fake {
+    /// Start with users made from the numbers 1 to `users`, who signed up over the two years before `clock`, more and
+    /// more of them; some in the same millisecond. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the port is taken, or there are to be too many users.
+    pub async fn start(options: Options, clock: Clock) -> io::Result<Self> {
+        let count = u32::try_from(options.users)
+            .ok()
+            .filter(|count| *count <= MAX_NUMBER)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "too many users"))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
+        let address = listener.local_addr()?;
+        let server = Arc::new(Server {
+            key: options.key,
+            users: Users::new(count, Arc::clone(&clock)),
+            clock,
+            conduct: Mutex::new(Conduct::new(Instant::now())),
+            log: Mutex::default(),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&server)));
+        Ok(Self { server, address, _accepting: AbortOnDropHandle::new(accepting) })
+    }
+
+    /// What `CLERK_API_URL` is set to; paths begin with `/v1`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The one valid secret key.
+    pub fn key(&self) -> &str {
+        &self.server.key
+    }
+
+    /// The users, to look at and to change.
+    pub fn users(&self) -> Users {
+        self.server.users.clone()
+    }
+
+    /// Behave like this from the next request on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.server.conduct().change(behaviour, Instant::now());
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.server.log().clone()
+    }
+
+    /// How many requests there were to paths that begin like this.
+    pub fn requests_to(&self, prefix: &str) -> usize {
+        self.server.log().iter().filter(|request| request.path.starts_with(prefix)).count()
+    }
+}
+
+/// Accept for ever. The connections end with it.
+async fn accept(listener: TcpListener, server: Arc<Server>) {
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        // Only a matter of speed.
+        _ = stream.set_nodelay(true);
+        let server = Arc::clone(&server);
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&server);
+            async move { server.serve(&request).await }
+        });
+        connections.spawn(async move {
+            // A peer that hangs up, or that is hung up on: the log has the request.
+            _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// What all connections share.
+struct Server {
+    key: String,
+    users: Users,
+    clock: Clock,
+    conduct: Mutex<Conduct>,
+    log: Mutex<Vec<Request>>,
+}
+
+impl Server {
+    /// Answer, or close the connection.
+    async fn serve(&self, request: &hyper::Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
+        let place = self.note(request);
+        let behaviour = self.conduct().behaviour.clone();
+        if behaviour.hang {
+            pending::<()>().await;
+        }
+        if behaviour.down {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if !behaviour.latency.is_zero() {
+            sleep(behaviour.latency).await;
+        }
+        let (status, body, retry_after) = match self.answer(request, place, &behaviour) {
+            Ok(body) => (StatusCode::OK, body, None),
+            Err(refusal) => {
+                let trace_id = format!("{:032x}", u128::from(id::hash(place as u64, 31)));
+                (refusal.status, refusal.body(&trace_id), refusal.retry_after)
+            }
+        };
+        if let Some(noted) = self.log().get_mut(place) {
+            noted.status = Some(status.as_u16());
+        }
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let date = (self.clock)().format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        headers.insert(header::DATE, date.parse().map_err(io::Error::other)?);
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        Ok(response)
+    }
+
+    /// Every route. A body of JSON, or what is wrong.
+    fn answer(
+        &self,
+        request: &hyper::Request<Incoming>,
+        place: usize,
+        behaviour: &Behaviour,
+    ) -> Result<String, Refusal> {
+        self.conduct().trouble(place, Instant::now())?;
+        let path = request.uri().path().strip_prefix("/v1").ok_or_else(Refusal::no_such_path)?;
+        self.check_key(request.headers())?;
+        self.conduct().limit(Instant::now())?;
+        let query = request.uri().query().unwrap_or_default();
+        match (request.method(), path.split('/').collect::<Vec<_>>().as_slice()) {
+            (&Method::GET, ["", "users"]) => self.list(query, behaviour),
+            (&Method::GET, ["", "users", "count"]) => self.count(query, behaviour),
+            (&Method::GET, ["", "users", id]) => self.find(id),
+            _ => Err(Refusal::no_such_path()),
+        }
+    }
+
+    fn check_key(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let written = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key = written.and_then(|value| value.strip_prefix("Bearer ")).ok_or_else(Refusal::no_key)?;
+        if key == self.key { Ok(()) } else { Err(Refusal::wrong_key()) }
+    }
+
+    fn list(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
+        let page = Page::parse(query, behaviour.inclusive_times, !behaviour.ignore_cursor)?;
+        let seeds = self.users.with(|everybody, _| {
+            let mut after = None;
+            if let Some(id) = &page.starting_after {
+                let missing = || Refusal::missing_resource("starting_after");
+                after = Some(everybody.remembered(id).ok_or_else(missing)?);
+                match (everybody.get(id), behaviour.deleted_cursor) {
+                    (Some(_), _) | (None, DeletedCursor::GoOn) => {}
+                    (None, DeletedCursor::NotFound422) => return Err(missing()),
+                    (None, DeletedCursor::EmptyPage) => return Ok(Vec::new()),
+                }
+            }
+            Ok(everybody.page(&page, after, |seed| is_listed(seed, behaviour.only)))
+        })?;
+        // Only now, so that nobody waits for the writing.
+        Ok(json_of(&seeds.iter().map(User::from).collect::<Vec<_>>()))
+    }
+
+    fn count(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
+        let filter = Filter::parse(query, behaviour.inclusive_times)?;
+        let only = behaviour.only.filter(|_| behaviour.count_only_listed);
+        let count = self.users.with(|everybody, _| everybody.count(&filter, |seed| is_listed(seed, only)));
+        Ok(json!({ "object": "total_count", "total_count": count }).to_string())
+    }
+
+    fn find(&self, id: &str) -> Result<String, Refusal> {
+        let seed = self.users.with(|everybody, _| everybody.get(id));
+        seed.map(|seed| json_of(&User::from(&seed))).ok_or_else(|| Refusal::no_such_user(id))
+    }
+
+    /// Write a request down, and tell where.
+    fn note(&self, request: &hyper::Request<Incoming>) -> usize {
+        let mut log = self.log();
+        log.push(Request {
+            at: Instant::now(),
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            status: None,
+        });
+        log.len() - 1
+    }
+
+    fn conduct(&self) -> MutexGuard<'_, Conduct> {
+        self.conduct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_listed(seed: &Seed, only: Option<f64>) -> bool {
+    only.is_none_or(|share| seed.place() < share)
+}
+
+/// What can only fail for maps with odd keys, which users do not have.
+fn json_of(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

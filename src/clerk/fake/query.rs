@@ -1,0 +1,325 @@
+//! What a request for a list asks for: Clerk's parameters, checked as Clerk checks them.
+//!
+//! As in Clerk an unencoded `+` is a space, so that `order_by=+created_at` is refused; and a parameter that Clerk does
+//! not have is ignored.
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use url::form_urlencoded;
+
+use super::{
+    refusal::Refusal,
+    user::{Seed, User, numbers_named},
+};
+
+/// The most users on a page, and how many there are if nobody says.
+const MAX_LIMIT: usize = 500;
+const DEFAULT_LIMIT: usize = 10;
+
+/// The most values of a parameter that may be repeated.
+const MAX_VALUES: usize = 100;
+
+/// Parameters that Clerk has and the fake does not.
+const MISSING: [&str; 4] = ["organization_id", "provider", "provider_user_id", "last_active_at_since"];
+
+/// A page of a list.
+pub(super) struct Page {
+    pub(super) filter: Filter,
+    pub(super) order: Order,
+    pub(super) offset: usize,
+    pub(super) limit: usize,
+    /// The id of the user behind whom the page begins.
+    pub(super) starting_after: Option<String>,
+}
+
+/// What a list is ordered by.
+#[derive(Clone, Copy)]
+pub(super) struct Order {
+    pub(super) key: OrderKey,
+    pub(super) descending: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum OrderKey {
+    CreatedAt,
+    UpdatedAt,
+    LastActiveAt,
+    LastSignInAt,
+    EmailAddress,
+    PhoneNumber,
+    Web3Wallet,
+    Username,
+    FirstName,
+    LastName,
+}
+
+/// Which users are meant: those whom every part of it admits.
+pub(super) struct Filter {
+    user_id: Choice,
+    external_id: Choice,
+    email_address: Choice,
+    phone_number: Choice,
+    username: Choice,
+    web3_wallet: Choice,
+    query: Option<String>,
+    email_address_query: Option<String>,
+    phone_number_query: Option<String>,
+    username_query: Option<String>,
+    name_query: Option<String>,
+    banned: Option<bool>,
+    pub(super) created_at: Window,
+    last_active_at: Window,
+    last_sign_in_at: Window,
+}
+
+/// Values to have, if there are any, and values not to have.
+#[derive(Default)]
+struct Choice {
+    include: Vec<String>,
+    exclude: Vec<String>,
+}
+
+/// Times in unix milliseconds; `None` is any time, even none.
+pub(super) type Window = Option<RangeInclusive<i64>>;
+
+impl Page {
+    /// `inclusive`: whether `…_after` and `…_before` include the millisecond that they name.
+    pub(super) fn parse(query: &str, inclusive: bool, cursors: bool) -> Result<Self, Refusal> {
+        let parameters = Parameters::parse(query);
+        let limit = parameters.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            return Err(Refusal::not_allowed("limit", &limit.to_string()));
+        }
+        let written = parameters.first("order_by").unwrap_or("-created_at");
+        let order = Order::parse(written).ok_or_else(|| Refusal::not_allowed("order_by", written))?;
+        let offset = parameters.integer("offset")?;
+        let starting_after = parameters.first("starting_after").filter(|_| cursors);
+        if starting_after.is_some() {
+            if order.key != OrderKey::CreatedAt {
+                return Err(Refusal::not_in_this_order("starting_after", written));
+            }
+            if offset.is_some() {
+                return Err(Refusal::not_together("offset", "starting_after"));
+            }
+        }
+        Ok(Self {
+            filter: Filter::from_parameters(&parameters, inclusive)?,
+            order,
+            offset: offset.unwrap_or_default(),
+            limit,
+            starting_after: starting_after.map(ToOwned::to_owned),
+        })
+    }
+}
+
+impl Order {
+    fn parse(text: &str) -> Option<Self> {
+        let (descending, key) = match text.strip_prefix('-') {
+            Some(key) => (true, key),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        let key = match key {
+            "created_at" => OrderKey::CreatedAt,
+            "updated_at" => OrderKey::UpdatedAt,
+            "last_active_at" => OrderKey::LastActiveAt,
+            "last_sign_in_at" => OrderKey::LastSignInAt,
+            "email_address" => OrderKey::EmailAddress,
+            "phone_number" => OrderKey::PhoneNumber,
+            "web3wallet" => OrderKey::Web3Wallet,
+            "username" => OrderKey::Username,
+            "first_name" => OrderKey::FirstName,
+            "last_name" => OrderKey::LastName,
+            _ => return None,
+        };
+        Some(Self { key, descending })
+    }
+}
+
+impl OrderKey {
+    /// The text that users are ordered by, if it is a text.
+    pub(super) fn text(self, user: User) -> Option<String> {
+        match self {
+            Self::EmailAddress => user.email_addresses.into_iter().last().map(|email| email.address),
+            Self::PhoneNumber => user.phone_numbers.into_iter().next().map(|phone| phone.number),
+            Self::Web3Wallet => user.web3_wallets.into_iter().next().map(|wallet| wallet.address),
+            Self::Username => user.username,
+            Self::FirstName => user.first_name.map(ToOwned::to_owned),
+            Self::LastName => user.last_name.map(ToOwned::to_owned),
+            Self::CreatedAt | Self::UpdatedAt | Self::LastActiveAt | Self::LastSignInAt => None,
+        }
+    }
+}
+
+impl Filter {
+    pub(super) fn parse(query: &str, inclusive: bool) -> Result<Self, Refusal> {
+        Self::from_parameters(&Parameters::parse(query), inclusive)
+    }
+
+    fn from_parameters(parameters: &Parameters, inclusive: bool) -> Result<Self, Refusal> {
+        if let Some(missing) = MISSING.into_iter().find(|name| parameters.first(name).is_some()) {
+            return Err(Refusal::not_in_the_fake(missing));
+        }
+        let text = |name| parameters.first(name).map(str::to_lowercase);
+        let banned = match parameters.first("banned") {
+            None => None,
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            Some(other) => return Err(Refusal::not_allowed("banned", other)),
+        };
+        let window = |after, before| parameters.window(after, before, inclusive);
+        Ok(Self {
+            user_id: parameters.signed_choice("user_id")?,
+            external_id: parameters.signed_choice("external_id")?,
+            email_address: parameters.choice("email_address")?,
+            phone_number: parameters.choice("phone_number")?,
+            username: parameters.choice("username")?,
+            web3_wallet: parameters.choice("web3_wallet")?,
+            query: text("query"),
+            email_address_query: text("email_address_query"),
+            phone_number_query: text("phone_number_query"),
+            username_query: text("username_query"),
+            name_query: text("name_query"),
+            banned,
+            created_at: window("created_at_after", "created_at_before")?,
+            last_active_at: window("last_active_at_after", "last_active_at_before")?,
+            last_sign_in_at: window("last_sign_in_at_after", "last_sign_in_at_before")?,
+        })
+    }
+
+    /// The only users who can be meant, if the filter names any.
+    pub(super) fn numbers(&self, number_of: impl Fn(&str) -> Option<u32>) -> Option<BTreeSet<u32>> {
+        if !self.user_id.include.is_empty() {
+            return Some(self.user_id.include.iter().filter_map(|id| number_of(id)).collect());
+        }
+        let others =
+            [&self.external_id, &self.email_address, &self.phone_number, &self.username, &self.web3_wallet];
+        let named = others.into_iter().find(|choice| !choice.include.is_empty())?;
+        Some(named.include.iter().filter_map(|value| numbers_named(value)).flatten().collect())
+    }
+
+    pub(super) fn admits(&self, seed: &Seed) -> bool {
+        let within = |window: &Window, at: Option<i64>| {
+            window.as_ref().is_none_or(|window| at.is_some_and(|at| window.contains(&at)))
+        };
+        within(&self.created_at, Some(seed.created_at))
+            && within(&self.last_active_at, seed.last_active_at())
+            && within(&self.last_sign_in_at, seed.last_sign_in_at())
+            && self.banned.is_none_or(|banned| banned == seed.is_banned())
+            && (!self.asks_for_more() || self.admits_user(&User::from(seed)))
+    }
+
+    /// Whether the numbers of a user do not answer everything.
+    fn asks_for_more(&self) -> bool {
+        let choices = [
+            &self.user_id,
+            &self.external_id,
+            &self.email_address,
+            &self.phone_number,
+            &self.username,
+            &self.web3_wallet,
+        ];
+        let queries = [
+            &self.query,
+            &self.email_address_query,
+            &self.phone_number_query,
+            &self.username_query,
+            &self.name_query,
+        ];
+        choices.into_iter().any(|choice| !choice.include.is_empty() || !choice.exclude.is_empty())
+            || queries.into_iter().any(Option::is_some)
+    }
+
+    fn admits_user(&self, user: &User) -> bool {
+        let emails = || user.email_addresses.iter().map(|email| email.address.as_str());
+        let phones = || user.phone_numbers.iter().map(|phone| phone.number.as_str());
+        let wallets = || user.web3_wallets.iter().map(|wallet| wallet.address.as_str());
+        let username = || user.username.as_deref().into_iter();
+        let names = || [user.first_name, user.last_name].into_iter().flatten();
+        let id = || std::iter::once(user.id.as_str());
+        self.user_id.admits(id())
+            && self.external_id.admits(user.external_id.as_deref().into_iter())
+            && self.email_address.admits(emails())
+            && self.phone_number.admits(phones())
+            && self.username.admits(username())
+            && self.web3_wallet.admits(wallets())
+            && found(self.email_address_query.as_deref(), emails())
+            && found(self.phone_number_query.as_deref(), phones())
+            && found(self.username_query.as_deref(), username())
+            && found(self.name_query.as_deref(), names())
+            && found(
+                self.query.as_deref(),
+                emails().chain(phones()).chain(wallets()).chain(username()).chain(names()).chain(id()),
+            )
+    }
+}
+
+impl Choice {
+    fn admits<'a>(&self, mut values: impl Iterator<Item = &'a str> + Clone) -> bool {
+        let mut kept = values.clone();
+        let is_in = |list: &[String], value: &str| list.iter().any(|wanted| wanted == value);
+        !values.any(|value| is_in(&self.exclude, value))
+            && (self.include.is_empty() || kept.any(|value| is_in(&self.include, value)))
+    }
+}
+
+/// Whether one of the values has the wanted part, in whatever case.
+fn found<'a>(wanted: Option<&str>, mut values: impl Iterator<Item = &'a str>) -> bool {
+    wanted.is_none_or(|wanted| values.any(|value| value.to_lowercase().contains(wanted)))
+}
+
+/// What stands behind the question mark, decoded.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn parse(query: &str) -> Self {
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    /// Clerk keeps the first of those that may not be repeated.
+    fn first(&self, name: &str) -> Option<&str> {
+        self.all(name).next()
+    }
+
+    fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn integer(&self, name: &'static str) -> Result<Option<usize>, Refusal> {
+        self.first(name).map(|text| text.parse().map_err(|_| Refusal::not_an_integer(name))).transpose()
+    }
+
+    fn choice(&self, name: &'static str) -> Result<Choice, Refusal> {
+        let include: Vec<String> = self.all(name).map(ToOwned::to_owned).collect();
+        if include.len() > MAX_VALUES {
+            return Err(Refusal::too_many_values(name, MAX_VALUES));
+        }
+        Ok(Choice { include, exclude: Vec::new() })
+    }
+
+    /// A choice whose values may begin with `+` or `-`.
+    fn signed_choice(&self, name: &'static str) -> Result<Choice, Refusal> {
+        let mut choice = Choice::default();
+        for value in self.choice(name)?.include {
+            match value.strip_prefix('-') {
+                Some(value) => choice.exclude.push(value.to_owned()),
+                None => choice.include.push(value.strip_prefix('+').unwrap_or(&value).to_owned()),
+            }
+        }
+        Ok(choice)
+    }
+
+    fn window(&self, after: &'static str, before: &'static str, inclusive: bool) -> Result<Window, Refusal> {
+        let time = |name| match self.first(name) {
+            Some(text) => text.parse::<i64>().map(Some).map_err(|_| Refusal::not_a_time(name)),
+            None => Ok(None),
+        };
+        let (after, before) = (time(after)?, time(before)?);
+        if after.is_none() && before.is_none() {
+            return Ok(None);
+        }
+        let step = i64::from(!inclusive);
+        let from = after.map_or(i64::MIN, |after| after.saturating_add(step));
+        let to = before.map_or(i64::MAX, |before| before.saturating_sub(step));
+        Ok(Some(from..=to))
+    }
+}

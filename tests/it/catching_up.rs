@@ -1,0 +1,400 @@
+//! Backfill and reconcile, by the real program against a fake of Clerk's Backend API that misbehaves as Clerk might.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+use clerk_sync::clerk::fake::{Behaviour, Bursts, DeletedCursor, Fake, Options, Users};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::service::{
+    Finished, Host, Keeper, Post, deletion, eventually, load, milliseconds, on_each_keeper, post, user,
+};
+
+on_each_keeper!(
+    a_backfill_takes_everybody_in_and_a_second_one_changes_nothing,
+    a_backfill_revives_nobody_and_overwrites_nothing_newer,
+    a_server_that_ignores_the_cursor_is_noticed_and_nobody_is_skipped,
+    a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
+    reconcile_reports_every_kind_of_drift_and_mends_it,
+    a_clerk_that_shows_half_of_its_users_deletes_nobody,
+);
+
+const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
+
+/// A fake Clerk, and the runtime that serves it.
+struct Clerk {
+    fake: Fake,
+    _runtime: Runtime,
+}
+
+impl Clerk {
+    /// With so many users, and known to the host.
+    fn of(host: &mut Host, users: usize) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let options = Options { users, key: KEY.to_owned(), port: 0 };
+        let fake = runtime.block_on(Fake::start(options, Arc::new(Utc::now))).unwrap();
+        host.set("CLERK_API_URL", &fake.url());
+        host.set("CLERK_SECRET_KEY", KEY);
+        Self { fake, _runtime: runtime }
+    }
+
+    fn users(&self) -> Users {
+        self.fake.users()
+    }
+
+    fn ids(&self) -> BTreeSet<String> {
+        self.users().ids().into_iter().collect()
+    }
+}
+
+fn backfill(host: &Host, more: &[&str]) -> (Finished, Value) {
+    let rate: &[&str] = if more.contains(&"--rate") { &[] } else { &["--rate", "1000"] };
+    let arguments: Vec<&str> = ["backfill", "--json"].iter().chain(rate).chain(more).copied().collect();
+    let finished = host.run(&arguments);
+    let summary = serde_json::from_str(&finished.stdout).unwrap_or_default();
+    (finished, summary)
+}
+
+fn reconcile(host: &Host, more: &[&str]) -> (Finished, Value) {
+    let arguments: Vec<&str> =
+        ["reconcile", "--rate", "1000", "--json"].iter().chain(more).copied().collect();
+    let finished = host.run(&arguments);
+    let report = serde_json::from_str(&finished.stdout).unwrap_or_default();
+    (finished, report)
+}
+
+/// Ids of the users who are here.
+fn here(host: &Host) -> BTreeSet<String> {
+    host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NULL").into_iter().flatten().collect()
+}
+
+fn first_names(host: &Host) -> BTreeMap<String, String> {
+    let rows = host.sql("SELECT clerk_id, coalesce(first_name, '') FROM users WHERE deleted_at IS NULL");
+    rows.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()
+}
+
+/// What the fake says of their names, as it can be stored.
+fn names_at(clerk: &Clerk) -> BTreeMap<String, String> {
+    let users = clerk.users();
+    let name = |id: &String| {
+        let user = users.get(id).expect("a user");
+        user["first_name"].as_str().unwrap_or_default().replace('\0', "\u{fffd}")
+    };
+    clerk.ids().into_iter().map(|id| (id.clone(), name(&id))).collect()
+}
+
+fn a_backfill_takes_everybody_in_and_a_second_one_changes_nothing(host: &mut Host) {
+    let clerk = Clerk::of(host, 3217);
+    let (finished, summary) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((&summary["seen"], &summary["applied"]), (&3217.into(), &3217.into()), "{summary}");
+    assert_eq!(first_names(host), names_at(&clerk));
+    assert_eq!(host.count("audit_log WHERE source = 'backfill' AND action = 'USER_CREATED'"), 3217);
+    assert_eq!(host.count("entity_versions WHERE tie = ''"), 3217);
+    assert_eq!(host.count("sync_runs WHERE kind = 'backfill' AND finished_at IS NOT NULL"), 1);
+
+    let (finished, summary) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(summary["unchanged"], 3217, "{summary}");
+    assert_eq!(host.count("audit_log"), 3217);
+    assert!(!finished.stderr.contains(KEY) && !finished.stdout.contains(KEY));
+}
+
+fn a_backfill_revives_nobody_and_overwrites_nothing_newer(host: &mut Host) {
+    let clerk = Clerk::of(host, 700);
+    let service = host.serve();
+    let ids = clerk.users().ids();
+    // One is deleted by a webhook that the API does not know of yet, one is newer.
+    assert_eq!(service.post(&post(&deletion(&ids[3], milliseconds()))).word(), "applied");
+    let newer = user("user.updated", &ids[5], milliseconds(), "Newer");
+    assert_eq!(service.post(&post(&newer)).word(), "applied");
+
+    let (finished, summary) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((&summary["applied"], &summary["stale"]), (&698.into(), &2.into()), "{summary}");
+    assert!(!here(host).contains(&ids[3]));
+    assert_eq!(first_names(host)[&ids[5]], "Newer");
+}
+
+fn a_server_that_ignores_the_cursor_is_noticed_and_nobody_is_skipped(host: &mut Host) {
+    let clerk = Clerk::of(host, 4000);
+    for inclusive_times in [false, true] {
+        clerk.fake.behave(Behaviour { ignore_cursor: true, inclusive_times, ..Behaviour::default() });
+        let (finished, summary) = backfill(host, &["--restart"]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert_eq!(summary["seen"], 4000, "{summary}");
+        assert!(finished.stderr.contains("ignores starting_after"), "{finished:?}");
+        assert_eq!(here(host), clerk.ids());
+    }
+}
+
+fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Host) {
+    let clerk = Clerk::of(host, load(20_000, 100_000));
+    let pages = load(20_000, 100_000) / 500;
+    clerk.fake.behave(Behaviour { latency: Duration::from_millis(60), ..Behaviour::default() });
+    let mut kills = 0;
+    for _ in 0..20 {
+        let before = clerk.fake.requests_to("/v1/users").max(1);
+        let mut child = host.command(&["backfill", "--rate", "60"]).spawn().unwrap();
+        eventually("some pages", || {
+            clerk.fake.requests_to("/v1/users") >= before + 6 || child.try_wait().unwrap().is_some()
+        });
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills > 3);
+    let (finished, summary) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(summary["resumed"], true, "{summary}");
+    assert_eq!(here(host), clerk.ids());
+    // Every window ends with a page that is not full, and each kill costs the pages that were on their way.
+    let asked = clerk.fake.requests_to("/v1/users");
+    assert!(asked <= pages + 3 * 32 + kills * 33, "{asked} requests for {pages} pages and {kills} kills");
+}
+
+fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
+    let clerk = Clerk::of(host, 1200);
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let users = clerk.users();
+    let ids = users.ids();
+    // Missing: as if neither the user nor the webhook had ever come.
+    host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[0]));
+    host.sql(&format!("DELETE FROM entity_versions WHERE clerk_id = '{}'", ids[0]));
+    // Missing: the application removed the row.
+    host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[1]));
+    // Stale: the webhook was lost.
+    users.update(&ids[2]).unwrap();
+    // Different although of the same version.
+    host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[3]));
+    // Here and not at Clerk.
+    users.delete(&ids[4]).unwrap();
+    // Erased here and alive at Clerk.
+    let service = host.serve();
+    assert_eq!(service.post(&post(&deletion(&ids[5], milliseconds()))).word(), "applied");
+    service.stop();
+
+    let before = host.sql("SELECT * FROM users ORDER BY clerk_id");
+    let (finished, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let drift = |report: &Value| {
+        ["missing", "stale", "different", "not_at_clerk", "erased_here"].map(|kind| {
+            let mut ids: Vec<String> = serde_json::from_value(report[kind]["ids"].clone()).unwrap();
+            ids.sort();
+            ids
+        })
+    };
+    let mut missing = vec![ids[0].clone(), ids[1].clone()];
+    missing.sort();
+    let planted =
+        [missing, vec![ids[2].clone()], vec![ids[3].clone()], vec![ids[4].clone()], vec![ids[5].clone()]];
+    assert_eq!(drift(&report), planted, "{report}");
+    assert_eq!(host.sql("SELECT * FROM users ORDER BY clerk_id"), before);
+    assert_eq!(host.count("sync_runs WHERE kind = 'reconcile'"), 0);
+
+    let (finished, report) = reconcile(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(drift(&report), planted, "{report}");
+    assert_eq!((&report["mended"], &report["deleted"]), (&4.into(), &1.into()), "{report}");
+    let mut alive = names_at(&clerk);
+    alive.remove(&ids[5]);
+    assert_eq!(first_names(host), alive);
+    let lines =
+        |action: &str| host.count(&format!("audit_log WHERE source = 'reconcile' AND action = '{action}'"));
+    assert_eq!((lines("USER_CREATED"), lines("USER_HARD_DELETED")), (2, 1));
+    assert!(lines("USER_UPDATED") > 0);
+
+    let (finished, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!(report["erased_here"]["users"], 1, "{report}");
+    assert_eq!(finished.code, Some(1), "still different from Clerk: {finished:?}");
+}
+
+fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
+    let clerk = Clerk::of(host, 1500);
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    clerk.fake.behave(Behaviour { only: Some(0.5), ..Behaviour::default() });
+    let (finished, report) = reconcile(host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(report["deleted"], 0, "{report}");
+    assert!(report["withheld"].as_u64().unwrap() > 500, "{report}");
+    // Not even if many may go: Clerk knows each of them when asked.
+    let (finished, report) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(report["deleted"], 0, "{report}");
+    assert_eq!(here(host), clerk.ids());
+}
+
+/// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.
+fn any_host() -> Host {
+    Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
+}
+
+#[test]
+fn users_who_leave_during_a_backfill_hide_nobody_else() {
+    for deleted_cursor in [DeletedCursor::NotFound422, DeletedCursor::EmptyPage, DeletedCursor::GoOn] {
+        let mut host = any_host();
+        let clerk = Clerk::of(&mut host, 12_000);
+        clerk.fake.behave(Behaviour {
+            deleted_cursor,
+            latency: Duration::from_millis(30),
+            ..Behaviour::default()
+        });
+        let service = host.serve();
+        let users = clerk.users();
+        let ids = users.ids();
+        let gone = thread::scope(|scope| {
+            let running = scope.spawn(|| backfill(&host, &["--rate", "40"]));
+            // Whoever is the last of a page leaves as soon as the page was shown; and some more.
+            let mut gone = BTreeSet::new();
+            let mut told = 0;
+            while !running.is_finished() {
+                for request in clerk.fake.requests().into_iter().skip(told) {
+                    told += 1;
+                    let cursor =
+                        request.query.split('&').find_map(|pair| pair.strip_prefix("starting_after="));
+                    let leaving = [cursor.map(ToOwned::to_owned), Some(ids[told * 97 % ids.len()].clone())];
+                    for id in leaving.into_iter().flatten() {
+                        if let Some(event) = users.delete(&id) {
+                            service.post(&Post::new(event.body));
+                            gone.insert(id);
+                        }
+                    }
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            let (finished, _) = running.join().unwrap();
+            assert_eq!(finished.code, Some(0), "{deleted_cursor:?}: {finished:?}");
+            gone
+        });
+        assert!(gone.len() > 10);
+        assert_eq!(here(&host), clerk.ids(), "{deleted_cursor:?}");
+    }
+}
+
+#[test]
+fn errors_and_rate_limits_of_clerk_slow_a_backfill_down_and_nothing_else() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 20_000);
+    clerk.fake.behave(Behaviour {
+        latency: Duration::from_millis(20),
+        failures: 0.05,
+        bursts_of_429: Some(Bursts {
+            every: Duration::from_millis(700),
+            lasting: Duration::from_millis(100),
+            retry_after: 1,
+        }),
+        ..Behaviour::default()
+    });
+    let (finished, summary) = backfill(&host, &["--rate", "30"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(summary["seen"], 20_000, "{summary}");
+    assert_eq!(here(&host), clerk.ids());
+    let mut times: Vec<Instant> = clerk.fake.requests().into_iter().map(|request| request.at).collect();
+    times.sort();
+    let window = Duration::from_secs(1);
+    let busiest =
+        times.iter().map(|from| times.iter().filter(|at| (*from..*from + window).contains(*at)).count());
+    // Thirty, with the three that may come at once, and one for clocks that differ.
+    assert!(busiest.max().unwrap() <= 34);
+}
+
+#[test]
+fn only_some_users_can_be_asked_for() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 900);
+    let ids = clerk.users().ids();
+    let file = host.write("ids.txt", &ids[100..350].join("\n"));
+    let (finished, summary) = backfill(&host, &["--user-id", &format!("{},@{file}", ids[7])]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(summary["seen"], 251, "{summary}");
+    let expected: BTreeSet<String> = ids[100..350].iter().chain([&ids[7]]).cloned().collect();
+    assert_eq!(here(&host), expected);
+    let (finished, _) = backfill(&host, &["--user-id", "user_nobody"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("1 of those asked for"), "{finished:?}");
+}
+
+#[test]
+fn a_wrong_key_and_a_clerk_that_is_away_are_told_apart() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    host.unset("CLERK_SECRET_KEY");
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(78), "{finished:?}");
+    assert!(finished.stderr.contains("CLERK_SECRET_KEY"), "{finished:?}");
+
+    host.set("CLERK_SECRET_KEY", "sk_test_d3Jvbmc");
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(78), "{finished:?}");
+    assert!(
+        finished.stderr.contains("clerk_key_invalid") && !finished.stderr.contains("d3Jvbmc"),
+        "{finished:?}"
+    );
+
+    host.set("CLERK_SECRET_KEY", KEY);
+    drop(clerk);
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(69), "{finished:?}");
+    assert!(finished.stderr.contains("cannot be reached") && !finished.stderr.contains(KEY), "{finished:?}");
+}
+
+#[test]
+fn of_several_replicas_one_reconciles_and_another_takes_over_when_it_dies() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let clerk = Clerk::of(&mut host, 600);
+    host.set("RECONCILE_INTERVAL", "2s");
+    let mut replicas: Vec<_> = (0..3).map(|_| host.serve()).collect();
+    let runs = |host: &Host| host.count("sync_runs WHERE finished_at IS NOT NULL");
+    eventually("two runs", || runs(&host) >= 2);
+    assert_eq!(here(&host), clerk.ids());
+    let leader = replicas
+        .iter()
+        .position(|service| service.lines().iter().any(|line| line["message"] == "reconcile finished"))
+        .expect("a leader");
+    replicas.remove(leader).kill();
+    let before = runs(&host);
+    let died = Instant::now();
+    while runs(&host) <= before + 1 {
+        assert!(died.elapsed() < Duration::from_mins(1), "nobody took over");
+        thread::sleep(Duration::from_millis(100));
+    }
+    // Never two at once.
+    let overlapping = host.count(
+        "sync_runs AS a JOIN sync_runs AS b ON a.id < b.id AND a.started_at < b.finished_at AND b.started_at < a.finished_at",
+    );
+    assert_eq!(overlapping, 0);
+    let drift =
+        replicas.iter().filter_map(|service| service.metric("clerk_sync_reconcile_drift{kind=\"missing\"}"));
+    assert!(drift.count() > 0);
+}
+
+#[test]
+fn a_service_that_was_away_for_long_compares_at_the_start_and_fills_empty_tables_if_asked() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 40);
+    let service = host.serve();
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(here(&host).len(), 0, "off by default");
+    service.stop();
+    host.set("CATCH_UP_ON_EMPTY", "on");
+    let service = host.serve();
+    eventually("everybody", || here(&host) == clerk.ids());
+    service.stop();
+
+    clerk.users().update(&clerk.users().ids()[0]).unwrap();
+    host.set("CATCH_UP_AFTER", "1s");
+    thread::sleep(Duration::from_millis(1100));
+    let service = host.serve();
+    eventually("what was missed", || first_names(&host) == names_at(&clerk));
+    service.stop();
+}
