@@ -12,14 +12,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use clerk_sync::{
     cli::service::Service as Library,
     config::{Config, Database as Place, Needs, Settings},
     model::{ClerkId, User},
     store::{
-        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result, Store,
-        Transaction, postgres,
+        Bucket, ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result,
+        Row, RowFilter, Store, Transaction, postgres,
     },
     sync::Limits,
     telemetry::{self, LogFormat},
@@ -219,6 +219,23 @@ impl Store for Lanes {
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
         self.store.user(id).await
+    }
+
+    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
+        self.store.row(id).await
+    }
+
+    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        self.store.rows(filter, limit).await
+    }
+
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>> {
+        self.store.signups(bucket, from, to).await
     }
 
     async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {

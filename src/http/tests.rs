@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
@@ -23,8 +23,8 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, User},
     store::{
-        ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored,
-        Store, StoreError, Transaction, Trouble,
+        Bucket, ForeignUser, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness,
+        Result as Stored, Row, RowFilter, Store, StoreError, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -32,7 +32,7 @@ use crate::{
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A store that only knows whether it can work. `None`: it never says.
+/// A store that only knows whether it can work. `None`: it never says. Of users it says nothing in several ways.
 struct FakeStore {
     ready: Mutex<Option<Stored<Readiness>>>,
     asked: AtomicUsize,
@@ -68,6 +68,20 @@ impl Store for FakeStore {
     }
     async fn user(&self, _: &ClerkId) -> Stored<Option<User>> {
         unreachable!()
+    }
+    async fn row(&self, _: &ClerkId) -> Stored<Option<Row>> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn rows(&self, _: &RowFilter, _: u32) -> Stored<Vec<Row>> {
+        std::future::pending().await
+    }
+    async fn signups(
+        &self,
+        _: Bucket,
+        _: Option<DateTime<Utc>>,
+        _: Option<DateTime<Utc>>,
+    ) -> Stored<Vec<(NaiveDate, u64)>> {
+        panic!("jane@example.com")
     }
     async fn claim_due(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<Vec<Parked>> {
         unreachable!()

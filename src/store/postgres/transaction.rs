@@ -481,7 +481,8 @@ fn register(row: &PgRow) -> Result<Register> {
     })
 }
 
-fn user(row: &PgRow) -> Result<User> {
+/// Of the columns in the order of [`Transaction::users`].
+pub(super) fn user(row: &PgRow) -> Result<User> {
     let mut profile = Profile::default();
     for (index, field) in Field::ALL.into_iter().enumerate() {
         let index = index + 1;
