@@ -114,7 +114,8 @@ fn app(store: Arc<FakeStore>) -> App {
     App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
         committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
-        probe: Probe::new(store),
+        probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
+        api: Api::new(store, Some("t0ken")),
         bodies: Bodies::new(1_048_576),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,
@@ -459,6 +460,45 @@ fn the_private_listener_shows_metrics_and_no_webhooks() {
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
     assert_eq!(server.ask(&get("/readyz")).status, 200);
     assert_eq!(server.ask(&signed("{}", "")).status, 404);
+}
+
+#[test]
+fn the_private_api_answers_whatever_the_database_does() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let app = App { answer_within: Duration::from_millis(300), ..ready_app() };
+    let routes = private_routes(Arc::new(app), prometheus);
+    let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+    let get = |path: &str| {
+        server.ask(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0ken\r\n\r\n"))
+    };
+    let unreachable = get("/v1/users/user_1");
+    assert_eq!((unreachable.status, unreachable.code().as_str()), (503, "database_unavailable"));
+    assert!(unreachable.headers.contains_key("retry-after"));
+    let started = Instant::now();
+    let silent = get("/v1/users");
+    assert_eq!((silent.status, silent.code().as_str()), (503, "database_unavailable"));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let broken = get("/v1/signups");
+    assert_eq!((broken.status, broken.code().as_str()), (500, "internal_error"));
+    assert!(!broken.body.contains("jane"));
+}
+
+#[test]
+fn few_read_at_a_time_and_the_others_are_told_to_come_back() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let app = App { answer_within: Duration::from_millis(600), ..ready_app() };
+    let routes = private_routes(Arc::new(app), prometheus);
+    let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+    // This store never answers, so that whoever asks stays.
+    let request = "GET /v1/users HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0ken\r\n\r\n";
+    let mut clients: Vec<Client> = (0..6).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send(request.as_bytes());
+    }
+    let codes: Vec<String> =
+        clients.iter_mut().map(|client| client.answer().expect("an answer").code()).collect();
+    assert!(codes.iter().any(|code| code == "database_unavailable"), "{codes:?}");
+    assert!(codes.iter().any(|code| code == "overloaded"), "{codes:?}");
 }
 
 #[test]

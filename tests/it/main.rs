@@ -23,3 +23,4 @@ mod service;
 mod attacks;
 mod journeys;
 mod outages;
+mod private_api;
