@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
+use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::{
@@ -31,7 +32,7 @@ use crate::{
 /// How wide the names of fields are in the story.
 const NAME_WIDTH: usize = 12;
 
-/// Everything on this machine with no set-up: embedded database, generated signing secret, readable log
+/// Everything on this machine with no set-up: embedded database, generated secrets, readable log
 #[derive(Args)]
 pub(super) struct Dev {
     /// Send signed sample events and tell what becomes of them
@@ -51,6 +52,7 @@ impl Dev {
         settings.anonymize_columns = None;
         let generated = generate_secret_if_missing(&mut settings)?;
         let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
+        let token = generate_token_if_missing(&mut config);
         config.log_format = config.log_format.or(Some(LogFormat::Pretty));
         if self.once {
             config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -63,7 +65,7 @@ impl Dev {
         let store = wait_for_store(&config, true).await?;
         let service = Service::start(&config, Arc::clone(&store), Limits::default())?;
         let url = format!("http://{}/webhooks/clerk", service.public);
-        introduce(&config, &service, &url, generated.as_deref());
+        introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
 
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
@@ -80,6 +82,7 @@ impl Dev {
             return Ok(());
         }
         invite(&url, &secret, generated.as_deref());
+        invite_to_read(&service, token.as_deref());
         if self.sample {
             init_log(&config)?;
         }
@@ -98,7 +101,21 @@ fn generate_secret_if_missing(settings: &mut Settings) -> Result<Option<String>,
     Ok(Some(secret))
 }
 
-fn introduce(config: &Config, service: &Service, url: &str, generated: Option<&str>) {
+/// The same for the token of the private API.
+fn generate_token_if_missing(config: &mut Config) -> Option<String> {
+    if config.admin_token.is_some() {
+        return None;
+    }
+    let token = format!("{:032x}", rand::random::<u128>());
+    config.admin_token = Some(SecretString::from(token.clone()));
+    Some(token)
+}
+
+fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>, token: Option<&str>) {
+    let shown = |made_up: Option<&str>, variable: &str| match made_up {
+        Some(value) => format!("{value}  (made up for this run)"),
+        None => format!("yours, from {variable}"),
+    };
     say!();
     say!("  {}", bold("clerk-sync is running"));
     say!();
@@ -106,8 +123,8 @@ fn introduce(config: &Config, service: &Service, url: &str, generated: Option<&s
     say!("  private    http://{}/metrics", service.private);
     say!("  database   {}", config.database.place());
     say!("  fields     {}", config.sync_fields.iter().map(Field::name).collect::<Vec<_>>().join(", "));
-    let made_up = generated.map(|secret| format!("{secret}  (made up for this run)"));
-    say!("  secret     {}", made_up.as_deref().unwrap_or("yours, from CLERK_WEBHOOK_SIGNING_SECRET"));
+    say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));
+    say!("  token      {}", shown(token, "ADMIN_TOKEN"));
     say!();
 }
 
@@ -127,6 +144,18 @@ fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
     say!("  Or let clerk-sync do it:");
     say!();
     say!("{setting}{program} send user.updated --user-id {user_id} --url {url}");
+    say!();
+}
+
+fn invite_to_read(service: &Service, token: Option<&str>) {
+    // A token of the environment is not repeated: the shell knows it, or whoever set it does.
+    let header = match token {
+        Some(token) => format!("'authorization: Bearer {token}'"),
+        None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
+    };
+    say!("  And read the users back:");
+    say!();
+    say!("curl -H {header} http://{}/v1/users", service.private);
     say!();
     say!("  Ctrl-C stops. What arrives from now on is logged here:");
     say!();

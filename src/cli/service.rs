@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
+use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
@@ -17,7 +18,7 @@ use super::{Failure, clock, open_api, open_store, random_id, rules};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
-    http::{self, Addresses, App, Bodies, ConnectionLimits, Probe},
+    http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
     sync::{Committer, Lanes, Limits, catch_up::CatchUp},
     telemetry,
@@ -163,6 +164,7 @@ impl Service {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
+            api: Api::new(Arc::clone(&store), config.admin_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,

@@ -95,7 +95,7 @@ pub struct Settings {
     #[arg(value_name = "PORT", help_heading = "Listeners")]
     pub port: Option<String>,
 
-    /// The address of the private listener: metrics, later API and dashboard [default: 127.0.0.1]
+    /// The address of the private listener: metrics and API, later the dashboard [default: 127.0.0.1]
     #[arg(long, env = "ADMIN_HOST", hide_env_values = true, global = true)]
     #[arg(value_name = "ADDRESS", help_heading = "Listeners")]
     pub admin_host: Option<String>,
@@ -105,7 +105,7 @@ pub struct Settings {
     #[arg(value_name = "PORT", help_heading = "Listeners")]
     pub admin_port: Option<String>,
 
-    /// The bearer token of the private API; needed unless ADMIN_HOST is a loopback address
+    /// The bearer token of the private API, which lets nobody in without; needed unless ADMIN_HOST is a loopback address
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, global = true)]
     #[arg(value_name = "TOKEN", help_heading = "Listeners")]
     pub admin_token: Option<String>,

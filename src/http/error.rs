@@ -8,7 +8,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{clerk::signature::Rejection, sync::Refusal};
 
@@ -19,12 +20,21 @@ pub enum Problem {
     Rejected(#[from] Rejection),
     #[error("the body ended too early or is not framed as HTTP asks")]
     IncompleteBody,
+    /// A parameter of the query; the sentence says which, and what is allowed.
+    #[error("{0}")]
+    InvalidParameter(&'static str),
+    #[error("this needs the header `Authorization: Bearer …` with the token in ADMIN_TOKEN")]
+    Unauthorized,
+    #[error("nobody is let in before a token is set: set ADMIN_TOKEN and start the service again")]
+    TokenNotSet,
     #[error("this address is not on the allow-list")]
     AddressNotAllowed,
     #[error("the event belongs to another Clerk instance")]
     WrongInstance,
     #[error("there is nothing here")]
     NotFound,
+    #[error("there is no such user, or they were deleted")]
+    UserNotFound,
     #[error("this path knows other methods only: see the Allow header")]
     MethodNotAllowed,
     #[error("the body did not arrive in time")]
@@ -49,9 +59,10 @@ impl Problem {
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Rejected(_) | Self::IncompleteBody => StatusCode::BAD_REQUEST,
+            Self::Rejected(_) | Self::IncompleteBody | Self::InvalidParameter(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::UserNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -68,9 +79,12 @@ impl Problem {
         match self {
             Self::Rejected(rejection) => rejection.code(),
             Self::IncompleteBody => "incomplete_body",
+            Self::InvalidParameter(_) => "invalid_parameter",
+            Self::Unauthorized | Self::TokenNotSet => "unauthorized",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::WrongInstance => "wrong_instance",
             Self::NotFound => "not_found",
+            Self::UserNotFound => "user_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::BodyTimeout => "body_timeout",
             Self::BodyTooLarge => "body_too_large",
@@ -105,6 +119,21 @@ impl Problem {
     }
 }
 
+/// The body of every error.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ErrorDetail {
+    /// For programs: it stays as it is.
+    #[schema(example = "unauthorized")]
+    code: &'static str,
+    /// For people.
+    message: String,
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -117,8 +146,11 @@ impl From<Refusal> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({ "error": { "code": self.code(), "message": self.to_string() } });
-        let mut response = (self.status(), Json(body)).into_response();
+        let error = ErrorDetail { code: self.code(), message: self.to_string() };
+        let mut response = (self.status(), Json(ErrorBody { error })).into_response();
+        if self.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }

@@ -1,6 +1,7 @@
 //! Every route, on one screen.
 //!
-//! This room speaks HTTP/1.1 to senders, probes and Prometheus, and turns what the other rooms say into answers. It
+//! Those of the private API stand in `v1`. This room speaks HTTP/1.1 to senders, probes, Prometheus and programs of
+//! the house, and turns what the other rooms say into answers. It
 //! promises that every request is answered within 10 s, whatever the sender or the database does. It never reads
 //! configuration, never speaks SQL, and decides nothing about users.
 
@@ -13,6 +14,7 @@ mod listener;
 mod metrics;
 mod request_id;
 mod socket;
+mod v1;
 mod webhook;
 
 #[cfg(test)]
@@ -35,6 +37,7 @@ pub use body::Bodies;
 pub use error::Problem;
 pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
+pub use v1::Api;
 pub use webhook::ANSWER_WITHIN;
 
 use crate::{
@@ -48,6 +51,7 @@ pub struct App {
     pub verifier: Verifier,
     pub committer: Committer,
     pub probe: Probe,
+    pub api: Api,
     pub bodies: Bodies,
     pub addresses: Addresses,
     /// The allow-list of fields.
@@ -79,9 +83,10 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
     let routes = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
-        .with_state(app)
+        .with_state(Arc::clone(&app))
         .route("/metrics", get(metrics::show))
-        .with_state(prometheus);
+        .with_state(prometheus)
+        .merge(v1::routes(app));
     dress(routes)
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
@@ -23,8 +23,8 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, User},
     store::{
-        ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Readiness,
-        Result as Stored, Run, RunKind, Store, StoreError, Transaction, Trouble,
+        Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
+        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -32,7 +32,7 @@ use crate::{
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A store that only knows whether it can work. `None`: it never says.
+/// A store that only knows whether it can work. `None`: it never says. Of users it says nothing in several ways.
 struct FakeStore {
     ready: Mutex<Option<Stored<Readiness>>>,
     asked: AtomicUsize,
@@ -68,6 +68,20 @@ impl Store for FakeStore {
     }
     async fn user(&self, _: &ClerkId) -> Stored<Option<User>> {
         unreachable!()
+    }
+    async fn row(&self, _: &ClerkId) -> Stored<Option<Row>> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn rows(&self, _: &RowFilter, _: u32) -> Stored<Vec<Row>> {
+        std::future::pending().await
+    }
+    async fn signups(
+        &self,
+        _: Bucket,
+        _: Option<DateTime<Utc>>,
+        _: Option<DateTime<Utc>>,
+    ) -> Stored<Vec<(NaiveDate, u64)>> {
+        panic!("jane@example.com")
     }
     async fn claim_due(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<Vec<Parked>> {
         unreachable!()
@@ -130,7 +144,8 @@ fn app(store: Arc<FakeStore>) -> App {
     App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
         committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
-        probe: Probe::new(store),
+        probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
+        api: Api::new(store, Some("t0ken")),
         bodies: Bodies::new(1_048_576),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,
@@ -475,6 +490,45 @@ fn the_private_listener_shows_metrics_and_no_webhooks() {
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
     assert_eq!(server.ask(&get("/readyz")).status, 200);
     assert_eq!(server.ask(&signed("{}", "")).status, 404);
+}
+
+#[test]
+fn the_private_api_answers_whatever_the_database_does() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let app = App { answer_within: Duration::from_millis(300), ..ready_app() };
+    let routes = private_routes(Arc::new(app), prometheus);
+    let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+    let get = |path: &str| {
+        server.ask(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0ken\r\n\r\n"))
+    };
+    let unreachable = get("/v1/users/user_1");
+    assert_eq!((unreachable.status, unreachable.code().as_str()), (503, "database_unavailable"));
+    assert!(unreachable.headers.contains_key("retry-after"));
+    let started = Instant::now();
+    let silent = get("/v1/users");
+    assert_eq!((silent.status, silent.code().as_str()), (503, "database_unavailable"));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let broken = get("/v1/signups");
+    assert_eq!((broken.status, broken.code().as_str()), (500, "internal_error"));
+    assert!(!broken.body.contains("jane"));
+}
+
+#[test]
+fn few_read_at_a_time_and_the_others_are_told_to_come_back() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let app = App { answer_within: Duration::from_millis(600), ..ready_app() };
+    let routes = private_routes(Arc::new(app), prometheus);
+    let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+    // This store never answers, so that whoever asks stays.
+    let request = "GET /v1/users HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0ken\r\n\r\n";
+    let mut clients: Vec<Client> = (0..6).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send(request.as_bytes());
+    }
+    let codes: Vec<String> =
+        clients.iter_mut().map(|client| client.answer().expect("an answer").code()).collect();
+    assert!(codes.iter().any(|code| code == "database_unavailable"), "{codes:?}");
+    assert!(codes.iter().any(|code| code == "overloaded"), "{codes:?}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 pub use error::{StoreError, Trouble};
 pub use migration::{Migration, MigrationStatus};
@@ -54,6 +54,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// One user's row.
     async fn user(&self, id: &ClerkId) -> Result<Option<User>>;
+
+    /// One user's row with what others see of it, deleted or not.
+    async fn row(&self, id: &ClerkId) -> Result<Option<Row>>;
+
+    /// Up to `limit` rows in the order of their `id`, without those of deleted users. Rows that are there when a walk
+    /// through the pages begins come exactly once.
+    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>>;
+
+    /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
+    /// before `to`. Empty buckets are left out, rows of anonymised users count.
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>>;
 
     /// Take up to `limit` parked deliveries whose time has come, and put the others off until `lease`, so that
     /// nobody else takes them meanwhile.
@@ -189,6 +205,50 @@ pub enum Readiness {
     Ready,
     /// Reachable, but migrations are pending.
     SchemaNotCurrent,
+}
+
+/// A row of `users` with those columns that we keep for others.
+#[derive(Clone)]
+pub struct Row {
+    /// The database's own number of the row.
+    pub id: i64,
+    pub user: User,
+    /// The application's own, as JSON text.
+    pub preferences: String,
+}
+
+/// Which rows are looked for.
+#[derive(Clone, Default)]
+pub struct RowFilter {
+    /// Those of this address, in any case.
+    pub email: Option<String>,
+    /// Those whose `id` is greater.
+    pub after: Option<i64>,
+}
+
+/// How sign-ups are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bucket {
+    Day,
+    /// From Monday.
+    Week,
+    Month,
+}
+
+impl Bucket {
+    /// The public name, which databases know as well.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+        }
+    }
+
+    /// The bucket of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Day, Self::Week, Self::Month].into_iter().find(|bucket| bucket.name() == name)
+    }
 }
 
 /// A delivery that was processed.

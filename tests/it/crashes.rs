@@ -17,12 +17,13 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use clerk_sync::{
     model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
     store::{
-        Advance, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
-        Readiness, Record, Result, Run, RunKind, Store, StoreError, Transaction, Trouble, Waiting,
+        Advance, Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience,
+        QueueDepth, Readiness, Record, Result, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction,
+        Trouble, Waiting,
     },
 };
 use tokio::{select, sync::Notify};
@@ -221,6 +222,20 @@ impl Store for Troubled {
     }
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
         self.inner.user(id).await
+    }
+    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
+        self.inner.row(id).await
+    }
+    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        self.inner.rows(filter, limit).await
+    }
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>> {
+        self.inner.signups(bucket, from, to).await
     }
     async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
         self.inner.claim_due(now, lease, limit).await

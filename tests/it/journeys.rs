@@ -372,6 +372,21 @@ fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(host: &mut Host) {
         assert_eq!(answer.word(), "invalid_signature");
         everything.push_str(&answer.body);
     }
+    // What is asked of the private API, rightly and wrongly, as long as somebody is there to be found.
+    let found = service.get_api("/v1/users?email=MARKER%40example.com", Some("Bearer MARKERtoken"));
+    assert!(found.status == 200 && found.body.contains("MARKERfirst"), "{found:?}");
+    for (path, authorization) in [
+        ("/v1/users?email=MARKER%40example.com", None),
+        ("/v1/users?email=MARKER%40example.com&limit=MARKER", Some("Bearer MARKERtoken")),
+        ("/v1/users?MARKER=MARKER%40example.com", Some("Bearer MARKERtoken")),
+        ("/v1/users/MARKER%40example.com", Some("Bearer MARKERtoken")),
+        ("/v1/MARKER", Some("Bearer MARKERtoken")),
+        ("/v1/users", Some("Bearer MARKERwrong")),
+    ] {
+        let refused = service.get_api(path, authorization);
+        assert!((400..500).contains(&refused.status), "{refused:?}");
+        everything.push_str(&refused.body);
+    }
     let gone = Post { secret: SECRET_WITH_MARKER, ..post(&deletion("user_1", milliseconds())) };
     assert_eq!(service.post(&gone).word(), "applied");
     everything.push_str(&service.get_private("/metrics").body);
@@ -619,7 +634,7 @@ fn probes_and_numbers_stand_on_their_listeners() {
     ] {
         assert!(metrics.body.contains(name), "{name}: {}", metrics.body);
     }
-    for path in ["/webhooks/clerk", "/version", "/v1/users"] {
+    for path in ["/webhooks/clerk", "/version"] {
         assert_eq!(service.get_private(path).status, 404);
     }
 }
@@ -679,6 +694,21 @@ fn dev_stays_and_prints_a_curl_command_that_works() {
     let start = out.find("curl ").expect("a curl command");
     let command = out[start..].split("\n\n").next().expect("a paragraph");
     assert!(sh(&host, command).succeeded().contains(r#""status":"applied""#));
+    let reading = out.lines().find(|line| line.starts_with("curl -H")).expect("a command that reads");
+    assert!(sh(&host, reading).succeeded().contains(r#"{"users":[{"id":1,"clerk_id":"user_"#), "{reading}");
+    assert!(!service.log().contains("Bearer"), "{}", service.log());
+    service.stop();
+}
+
+#[test]
+fn dev_keeps_a_token_of_the_environment_to_itself() {
+    let mut host = host();
+    host.set("ADMIN_TOKEN", "hunter2");
+    let service = Service::start(host.command(&["dev"]));
+    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    assert!(service.out().contains("$ADMIN_TOKEN"), "{}", service.out());
+    assert!(!service.out().contains("hunter2"), "{}", service.out());
+    assert_eq!(service.get_api("/v1/users", Some("Bearer hunter2")).status, 200);
     service.stop();
 }
 

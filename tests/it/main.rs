@@ -24,3 +24,4 @@ mod attacks;
 mod catching_up;
 mod journeys;
 mod outages;
+mod private_api;

@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     model::{
         Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register, Source,
         SvixId, User, Value, Version,
     },
-    store::{Advance, Patience, Record, Transaction, Trouble},
+    store::{Advance, Bucket, Patience, Record, RowFilter, Transaction, Trouble},
     sync::{Clock, Committer, Limits, Refusal},
     work::Upkeep,
 };
@@ -105,6 +105,13 @@ promises! {
     nothing_of_a_deleted_user_remains,
     nothing_of_an_anonymised_user_remains,
     created_and_deleted_in_one_batch_leaves_a_tombstone_only,
+
+    // For others to read.
+    a_row_is_given_with_its_number_and_what_the_application_keeps_in_it,
+    a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go,
+    an_address_is_found_in_any_case_and_never_that_of_a_deleted_user,
+    signups_are_counted_by_day_week_and_month_in_utc,
+    signups_are_counted_from_a_time_on_and_before_another,
 
     // Around it.
     what_is_handed_to_the_committer_is_answered_and_finished,
@@ -1221,6 +1228,148 @@ async fn created_and_deleted_in_one_batch_leaves_a_tombstone_only(world: World) 
     assert_eq!(world.count("audit_actors").await, 0);
     assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_HARD_DELETED user_1"]);
     assert!(is_tombstone(&world, "user_1").await);
+}
+
+async fn a_row_is_given_with_its_number_and_what_the_application_keeps_in_it(world: World) {
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    world.sql(r#"UPDATE users SET preferences = '{"theme": "dark"}' WHERE clerk_id = 'user_2'"#).await;
+    let row = world.store.row(&clerk_id("user_2")).await.unwrap().unwrap();
+    assert_eq!(row.id.to_string(), world.value("SELECT id FROM users WHERE clerk_id = 'user_2'").await);
+    assert_eq!(Some(row.user), world.user("user_2").await);
+    let preferences: serde_json::Value = serde_json::from_str(&row.preferences).unwrap();
+    assert_eq!(preferences, json!({ "theme": "dark" }));
+    assert_eq!(world.store.row(&clerk_id("user_1")).await.unwrap().unwrap().preferences, "{}");
+    assert!(world.store.row(&clerk_id("USER_1")).await.unwrap().is_none());
+    // Who was anonymised is still there, for those who ask for the row itself.
+    orders(&world, "").await;
+    order(&world, 1, "user_1").await;
+    world.deliver(&Event::deleted("user_1", 1000)).await;
+    let row = world.store.row(&clerk_id("user_1")).await.unwrap().unwrap();
+    assert!(row.user.is_anonymized());
+}
+
+async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(world: World) {
+    orders(&world, "").await;
+    let names: Vec<String> = (0..23).map(|n| format!("user_{n:02}")).collect();
+    world.deliver_all(&names.iter().map(|name| Event::created(name)).collect::<Vec<_>>()).await;
+    // Gone before the walk: one row that is no more, and one that is anonymous.
+    order(&world, 1, "user_03").await;
+    world.deliver_all(&[Event::deleted("user_03", 1000), Event::deleted("user_04", 1000)]).await;
+
+    let (mut met, mut ids, mut after) = (Vec::new(), Vec::new(), None);
+    loop {
+        let page = world.store.rows(&RowFilter { email: None, after }, 5).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        assert!(page.len() <= 5);
+        ids.extend(page.iter().map(|row| row.id));
+        met.extend(page.iter().map(|row| row.user.clerk_id.to_string()));
+        // Somebody new, an update of somebody met, and the deletion of somebody met.
+        if met.len() <= 15 {
+            let new = Event::created(&format!("new_{}", met.len()));
+            let update = Event::updated(&met[0], 2000).set("first_name", format!("Ada {}", met.len()));
+            world.deliver_all(&[new, update, Event::deleted(&met[met.len() - 1], 3000)]).await;
+        }
+    }
+    let here: Vec<&String> =
+        names.iter().filter(|name| !["user_03", "user_04"].contains(&&***name)).collect();
+    let old: Vec<&String> = met.iter().filter(|name| name.starts_with("user_")).collect();
+    assert_eq!(old, here, "each once, in the order in which they came");
+    assert!(ids.is_sorted());
+    let all: Vec<_> = tally(met).into_values().collect();
+    assert!(all.iter().all(|times| *times == 1), "{all:?}");
+}
+
+async fn an_address_is_found_in_any_case_and_never_that_of_a_deleted_user(world: World) {
+    orders(&world, "").await;
+    for (id, address) in [
+        ("user_1", "Shared@Example.com"),
+        ("user_2", "shared@example.com"),
+        ("user_3", "shared@example.com"),
+        ("user_4", "shared@example.com"),
+        ("user_5", "other@example.com"),
+    ] {
+        world.deliver(&Event::created(id).email(address)).await;
+    }
+    order(&world, 1, "user_3").await;
+    world.deliver_all(&[Event::deleted("user_3", 1000), Event::deleted("user_4", 1000)]).await;
+    let found = async |email: &str, after, limit| {
+        let filter = RowFilter { email: Some(email.to_owned()), after };
+        let rows = world.store.rows(&filter, limit).await.unwrap();
+        rows.into_iter().map(|row| (row.id, row.user.clerk_id.to_string())).collect::<Vec<_>>()
+    };
+    let both = found("SHARED@example.COM", None, 10).await;
+    assert_eq!(both.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["user_1", "user_2"]);
+    assert_eq!(found("shared@example.com", None, 1).await, both[..1]);
+    assert_eq!(found("shared@example.com", Some(both[0].0), 10).await, both[1..]);
+    // Whole addresses only, and no patterns.
+    for address in ["shared@example.co", "hared@example.com", "%", "shared_example.com", ""] {
+        assert_eq!(found(address, None, 10).await, [], "{address}");
+    }
+    let anonymous = world.value("SELECT email FROM users WHERE clerk_id = 'user_3'").await;
+    assert_eq!(found(&anonymous, None, 10).await, [], "an anonymous address is nobody's");
+}
+
+/// Sign-ups at these times, and one at no known time.
+async fn sign_up(world: &World, times: &[&str]) {
+    for (number, time) in times.iter().enumerate() {
+        let time = utc(time).timestamp_millis();
+        world.deliver(&Event::created(&format!("user_{number}")).set("created_at", time)).await;
+    }
+    world.deliver(&Event::minimal("user_99", 1)).await;
+}
+
+fn utc(time: &str) -> DateTime<Utc> {
+    time.parse().unwrap()
+}
+
+async fn signups(world: &World, bucket: Bucket, from: Option<&str>, to: Option<&str>) -> Vec<String> {
+    let counted = world.store.signups(bucket, from.map(utc), to.map(utc)).await.unwrap();
+    counted.into_iter().map(|(start, count)| format!("{start} {count}")).collect()
+}
+
+async fn signups_are_counted_by_day_week_and_month_in_utc(world: World) {
+    // 2026-01-05 is a Monday, 2025-12-29 the one before.
+    let times = [
+        "2025-12-31T23:59:59.999Z",
+        "2026-01-01T00:00:00.000Z",
+        "2026-01-04T23:59:59.999Z",
+        "2026-01-05T00:00:00.000Z",
+        "2026-01-05T12:00:00.000Z",
+        "2026-01-11T23:59:59.999Z",
+        "2026-02-01T00:00:00.000Z",
+    ];
+    sign_up(&world, &times).await;
+    assert_eq!(
+        signups(&world, Bucket::Day, None, None).await,
+        ["2025-12-31 1", "2026-01-01 1", "2026-01-04 1", "2026-01-05 2", "2026-01-11 1", "2026-02-01 1"]
+    );
+    let weeks = signups(&world, Bucket::Week, None, None).await;
+    assert_eq!(weeks, ["2025-12-29 3", "2026-01-05 3", "2026-01-26 1"]);
+    assert_eq!(
+        signups(&world, Bucket::Month, None, None).await,
+        ["2025-12-01 1", "2026-01-01 5", "2026-02-01 1"]
+    );
+    // As the view has it, of those as well who are anonymous by now.
+    orders(&world, "").await;
+    order(&world, 1, "user_0").await;
+    world.deliver_all(&[Event::deleted("user_0", 1000), Event::deleted("user_1", 1000)]).await;
+    let view = world.rows("SELECT week, signups FROM signups_by_week ORDER BY week").await;
+    let view: Vec<String> =
+        view.iter().map(|row| format!("{} {}", plain(&row["week"]), plain(&row["signups"]))).collect();
+    assert_eq!(signups(&world, Bucket::Week, None, None).await, view);
+    assert_eq!(view[0], "2025-12-29 2");
+}
+
+async fn signups_are_counted_from_a_time_on_and_before_another(world: World) {
+    let times = ["2026-01-05T00:00:00.000Z", "2026-01-05T00:00:00.001Z", "2026-01-06T00:00:00.000Z"];
+    sign_up(&world, &times).await;
+    let day = Bucket::Day;
+    let (first, second, third) = (Some(times[0]), Some(times[1]), Some(times[2]));
+    assert_eq!(signups(&world, day, first, None).await, ["2026-01-05 2", "2026-01-06 1"]);
+    assert_eq!(signups(&world, day, second, third).await, ["2026-01-05 1"]);
+    assert_eq!(signups(&world, day, None, second).await, ["2026-01-05 1"]);
+    assert!(signups(&world, day, third, second).await.is_empty());
 }
 
 async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) {

@@ -543,6 +543,15 @@ impl Service {
         client.answer().expect("an answer")
     }
 
+    /// Ask the private API, with this `authorization` if there is any.
+    pub(crate) fn get_api(&self, path: &str, authorization: Option<&str>) -> Answer {
+        let header = authorization.map(|value| format!("authorization: {value}\r\n")).unwrap_or_default();
+        let mut client = Client::connect(self.private).expect("a connection");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+        client.send(request.as_bytes()).expect("sent");
+        client.answer().expect("an answer")
+    }
+
     /// The status of a probe, if it is answered at all.
     pub(crate) fn status(&self, path: &str) -> Option<u16> {
         let mut client = Client::connect(self.public).ok()?;

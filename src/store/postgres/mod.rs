@@ -3,7 +3,8 @@
 //! Sessions hold no state that a pooler could mix up, so that PgBouncer in transaction mode works: every statement
 //! runs inside a transaction that opens with one simple query setting all that it needs, and statements are prepared
 //! under names only where the server sees our own ends of the connection, so that nobody can stand between.
-//! All statements look rows up by their ids; scans of whole tables are off, so that no plan degrades as they grow.
+//! All statements look rows up by their ids; scans of whole tables are off, so that no plan degrades as they grow. Only
+//! sign-ups are counted by reading all of `users`.
 //! Compiling plans is off as well: to the planner a table that must be scanned is of astronomic cost, and it would spend
 //! a quarter of a second on the counting of an empty queue.
 //!
@@ -16,6 +17,7 @@ mod catch_up;
 mod error;
 mod foreign;
 mod relay;
+mod rows;
 mod transaction;
 
 use std::{
@@ -28,9 +30,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool, Postgres as Pg, Row,
+    AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool, Postgres as Pg, Row as _,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow, PgSslMode},
     query::Query,
@@ -42,8 +44,8 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Run,
-    RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
+    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -78,6 +80,8 @@ pub struct Postgres {
     anonymize_columns: Vec<String>,
     begin_normal: String,
     begin_short: String,
+    begin_page: String,
+    begin_count: String,
     begin_migration: String,
     anonymize: Arc<str>,
     /// Whether every connection so far leads straight to the server.
@@ -132,6 +136,12 @@ impl Postgres {
             begin_normal: begin("1500ms", "3s"),
             begin_short: begin("50ms", "3s"),
             begin_migration: begin("30s", "10min"),
+            begin_page: begin("1500ms", "3s") + "; SET LOCAL enable_sort = off",
+            begin_count: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {path}; SET LOCAL lock_timeout = '1500ms'; \
+                 SET LOCAL statement_timeout = '8s'; SET LOCAL idle_in_transaction_session_timeout = '10s'; \
+                 SET LOCAL client_min_messages = error; SET LOCAL jit = off"
+            ),
             anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
@@ -290,6 +300,37 @@ impl Store for Postgres {
         let mut found = transaction.users(std::slice::from_ref(id), FieldSet::ALL).await?;
         transaction.commit().await?;
         Ok(found.remove(id))
+    }
+
+    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let found = rows::one(&mut session, id).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
+    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        let after = filter.after.unwrap_or(i64::MIN);
+        let begin = if filter.email.is_some() { &self.begin_normal } else { &self.begin_page };
+        let mut session = self.session(begin).await?;
+        let found = match &filter.email {
+            Some(email) => rows::page_of_email(&mut session, email, after, limit).await?,
+            None => rows::page(&mut session, after, limit).await?,
+        };
+        session.commit().await?;
+        Ok(found)
+    }
+
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>> {
+        let mut session = self.session(&self.begin_count).await?;
+        let counted = rows::signups(&mut session, bucket, from, to).await?;
+        session.commit().await?;
+        Ok(counted)
     }
 
     async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {

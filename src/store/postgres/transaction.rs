@@ -485,6 +485,7 @@ pub(super) fn register(row: &PgRow) -> Result<Register> {
     })
 }
 
+/// Of the columns in the order of [`Transaction::users`].
 pub(super) fn user(row: &PgRow) -> Result<User> {
     let mut profile = Profile::default();
     for (index, field) in Field::ALL.into_iter().enumerate() {

@@ -16,6 +16,7 @@ mod catch_up;
 mod processed;
 mod queue;
 mod registers;
+mod rows;
 mod users;
 
 mod error;
@@ -33,7 +34,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{
     ConnectOptions, Connection,
     pool::{PoolConnection, PoolOptions},
@@ -45,8 +46,8 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result, Run,
-    RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
+    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, User};
 
@@ -157,6 +158,28 @@ impl Store for Sqlite {
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
         let ids = std::slice::from_ref(id);
         Ok(users::load(&mut *self.read().await?, ids, FieldSet::ALL).await?.remove(id))
+    }
+
+    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
+        rows::one(&mut *self.read().await?, id).await
+    }
+
+    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        let mut reader = self.read().await?;
+        let after = filter.after.unwrap_or(i64::MIN);
+        match &filter.email {
+            Some(email) => rows::page_of_email(&mut reader, email, after, limit).await,
+            None => rows::page(&mut reader, after, limit).await,
+        }
+    }
+
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>> {
+        rows::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
     async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {

@@ -719,6 +719,34 @@ async fn the_tables_of_prisma_and_drizzle_can_be_read() {
 }
 
 #[tokio::test]
+async fn pages_are_looked_up_however_large_the_table_is() {
+    let world = World::new().await;
+    let mut stranger = world.stranger().await;
+    for users in [0, 1, 5000] {
+        sqlx::query(
+            "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+             INSERT OR IGNORE INTO users (clerk_id, email) SELECT 'user_' || n, 'e' || n FROM n WHERE n <= ?1",
+        )
+        .bind(users)
+        .execute(&mut stranger)
+        .await
+        .expect("inserted");
+        if users > 1 {
+            sqlx::raw_sql("ANALYZE").execute(&mut stranger).await.expect("analysed");
+        }
+        for (statement, index) in [
+            (rows::PAGE, "INTEGER PRIMARY KEY (rowid>?)"),
+            (rows::PAGE_OF_EMAIL, "INDEX users_email (<expr>=?)"),
+        ] {
+            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
+            let plan = plan.fetch_all(&mut stranger).await.expect("planned");
+            let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+            assert_eq!(plan[0], format!("SEARCH users USING {index}"), "{plan:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn updates_look_rows_up_however_large_the_table_is() {
     let world = World::new().await;
     let mut stranger = world.stranger().await;

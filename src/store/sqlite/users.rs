@@ -218,7 +218,7 @@ fn value(value: &Value) -> Json {
     }
 }
 
-fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
+pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
     let mut profile = Profile::default();
     for field in fields.iter() {
         profile.set(field, read(row, field)?);

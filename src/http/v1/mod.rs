@@ -1,0 +1,122 @@
+//! `/v1`: the private API, every route of it on one screen.
+//!
+//! It only reads. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
+//! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
+//! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
+//! addresses stand in it.
+
+mod openapi;
+mod query;
+mod signups;
+mod token;
+mod users;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    middleware::{from_fn_with_state, map_response},
+    response::Response,
+    routing::{any, get},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use utoipa::OpenApi;
+
+use self::{openapi::Bearer, token::Token};
+use super::{App, error::Problem};
+use crate::store::{self, Store};
+
+/// What the documentation says of answers that several routes give.
+const INVALID_PARAMETER: &str = "`invalid_parameter`: the message says which, and what is allowed";
+const UNAUTHORIZED: &str = "`unauthorized`: the token is missing or wrong, or none is set";
+const UNAVAILABLE: &str = "`database_unavailable` or `overloaded`: try again after `Retry-After`";
+
+/// How many questions the database is asked at a time.
+const READERS: usize = 2;
+
+/// Everything at `/v1` and below.
+pub(super) fn routes(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/users", get(users::list))
+        .route("/v1/users/{clerk_id}", get(users::show))
+        .route("/v1/signups", get(signups::count))
+        .route("/v1/openapi.json", get(openapi::show))
+        // What is not there needs the token as well.
+        .route("/v1", any(nothing))
+        .route("/v1/", any(nothing))
+        .route("/v1/{*elsewhere}", any(nothing))
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(from_fn_with_state(Arc::clone(&app), token::require))
+        .layer(map_response(forbid_caching))
+        .with_state(app)
+}
+
+async fn nothing() -> Problem {
+    Problem::NotFound
+}
+
+/// The same, for programs to read.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "clerk-sync: the private API",
+        description = "Reads the users that clerk-sync keeps, for whoever has ADMIN_TOKEN."
+    ),
+    paths(users::list, users::show, signups::count, openapi::show),
+    modifiers(&Bearer),
+    security(("bearer" = []))
+)]
+struct Documentation;
+
+/// What the private API needs.
+pub struct Api {
+    store: Arc<dyn Store>,
+    /// `None`: nobody is let in.
+    token: Option<Token>,
+    places: Arc<Semaphore>,
+}
+
+impl Api {
+    /// Read from this store, for whoever has this token; without one, for nobody.
+    pub fn new(store: Arc<dyn Store>, token: Option<&str>) -> Self {
+        Self { store, token: token.map(Token::new), places: Arc::new(Semaphore::new(READERS)) }
+    }
+}
+
+/// Ask the database, in a task of its own, so that a caller that hangs up cancels nothing there.
+async fn read<T, Answer>(app: &App, ask: impl FnOnce(Arc<dyn Store>) -> Answer) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    Answer: Future<Output = store::Result<T>> + Send + 'static,
+{
+    let deadline = Instant::now() + app.answer_within;
+    let place = timeout_at(deadline, Arc::clone(&app.api.places).acquire_owned()).await;
+    let Ok(Ok(place)) = place else { return Err(Problem::Overloaded) };
+    let answer = ask(Arc::clone(&app.api.store));
+    let reading = tokio::spawn(async move {
+        let _place = place;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the private API could not read");
+                Err(Problem::DatabaseUnavailable)
+            }
+            Err(_) => {
+                tracing::warn!("the private API could not read in time");
+                Err(Problem::DatabaseUnavailable)
+            }
+        }
+    });
+    // If it panicked, that is in the log.
+    reading.await.unwrap_or(Err(Problem::Internal))
+}
+
+/// People's data stays nowhere on the way.
+async fn forbid_caching(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

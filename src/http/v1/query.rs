@@ -1,0 +1,37 @@
+//! Query strings: every parameter is known, comes once, and has a value that is allowed; anything else is refused.
+//!
+//! What is refused is told by the parameter's name and what is allowed, never by what was sent.
+
+use crate::http::error::Problem;
+
+/// The parameters of a query string, decoded.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Read a query string. `complaint` says which parameters there are, and is what whoever sends another one hears.
+    pub(super) fn read(
+        query: Option<&str>,
+        known: &[&str],
+        complaint: &'static str,
+    ) -> Result<Self, Problem> {
+        let mut parameters: Vec<(String, String)> = Vec::new();
+        for (name, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            if !known.contains(&&*name) || parameters.iter().any(|(other, _)| *other == name) {
+                return Err(Problem::InvalidParameter(complaint));
+            }
+            parameters.push((name.into_owned(), value.into_owned()));
+        }
+        Ok(Self(parameters))
+    }
+
+    /// The value of a parameter, if it is there.
+    pub(super) fn value<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        complaint: &'static str,
+    ) -> Result<Option<T>, Problem> {
+        let Some((_, value)) = self.0.iter().find(|(other, _)| other == name) else { return Ok(None) };
+        parse(value).map(Some).ok_or(Problem::InvalidParameter(complaint))
+    }
+}

@@ -1,0 +1,111 @@
+//! `GET /v1/signups`: how many people signed up, by day, week or month.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use crate::{
+    http::{
+        App,
+        error::{ErrorBody, Problem},
+    },
+    store::Bucket,
+};
+
+const PARAMETERS: [&str; 3] = ["bucket", "from", "to"];
+const KNOWN: &str = "the parameters are bucket, from and to, each at most once";
+const BUCKET: &str = "bucket: allowed are day, week and month";
+const FROM: &str = "from: allowed are dates such as 2026-11-16, and times of RFC 3339 with + written as %2B";
+const TO: &str = "to: allowed are dates such as 2026-11-16, and times of RFC 3339 with + written as %2B";
+
+/// Sign-ups by their time, in UTC.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SignupNumbers {
+    #[schema(example = "week")]
+    bucket: &'static str,
+    /// In the order of time; a bucket in which nobody signed up is left out.
+    signups: Vec<Count>,
+    /// Of all of them.
+    #[schema(example = 12)]
+    total: u64,
+}
+
+/// The sign-ups of one day, week or month.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Count {
+    /// Its first day. Weeks begin on Monday.
+    #[schema(example = "2026-11-16")]
+    start: NaiveDate,
+    #[schema(example = 12)]
+    count: u64,
+}
+
+/// Sign-ups by day, week or month
+///
+/// By Clerk's own time of the sign-up, in UTC. As in the view `signups_by_week`, users who were anonymised count, and
+/// those whose row is gone do not.
+#[utoipa::path(
+    get,
+    path = "/v1/signups",
+    operation_id = "count_signups",
+    params(
+        (
+            "bucket" = Option<String>, Query, pattern = "^(day|week|month)$",
+            description = "`day`, `week` or `month`; `week` if nothing is said"
+        ),
+        (
+            "from" = Option<String>, Query, example = "2026-11-16",
+            description = "Only from then on: a date, which begins at midnight UTC, or a time of RFC 3339"
+        ),
+        ("to" = Option<String>, Query, example = "2026-11-30", description = "Only before then, said likewise"),
+    ),
+    responses(
+        (status = 200, description = "The numbers", body = SignupNumbers),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn count(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<SignupNumbers>, Problem> {
+    let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
+    let bucket = query.value("bucket", Bucket::named, BUCKET)?.unwrap_or(Bucket::Week);
+    let from = query.value("from", time, FROM)?;
+    let to = query.value("to", time, TO)?;
+
+    let counted = read(&app, async move |store| store.signups(bucket, from, to).await).await?;
+    let total = counted.iter().map(|(_, count)| count).sum();
+    let signups = counted.into_iter().map(|(start, count)| Count { start, count }).collect();
+    Ok(Json(SignupNumbers { bucket: bucket.name(), signups, total }))
+}
+
+/// A date, or a time with its offset, of a year of four digits.
+fn time(text: &str) -> Option<DateTime<Utc>> {
+    let date = || text.parse().ok().map(|date: NaiveDate| date.and_time(NaiveTime::MIN).and_utc());
+    let time = || DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc());
+    date().or_else(time).filter(|time| (0..=9999).contains(&time.year()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_a_date_or_a_time() {
+        let read = |text: &str| time(text).map(|time| time.to_rfc3339());
+        assert_eq!(read("2026-11-16").as_deref(), Some("2026-11-16T00:00:00+00:00"));
+        assert_eq!(read("2026-11-16T01:00:00+01:00").as_deref(), Some("2026-11-16T00:00:00+00:00"));
+        for text in ["", "16.11.2026", "2026-11-31", "2026-11-16T00:00:00", "+12026-11-16", "1794787200"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Who may ask: `Authorization: Bearer …`, compared in constant time.
+//!
+//! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
+//! forgotten at the start, and what is presented is never logged.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, header},
+    middleware::Next,
+    response::Response,
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::http::{App, error::Problem};
+
+/// What is left of the token: its SHA-256.
+pub(super) struct Token([u8; 32]);
+
+impl Token {
+    pub(super) fn new(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    fn is(&self, presented: &[u8]) -> bool {
+        let presented: [u8; 32] = Sha256::digest(presented).into();
+        presented.ct_eq(&self.0).into()
+    }
+}
+
+/// Let only those in who have the token.
+pub(super) async fn require(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let Some(token) = &app.api.token else { return Err(Problem::TokenNotSet) };
+    match presented(request.headers()) {
+        Some(presented) if token.is(presented) => Ok(next.run(request).await),
+        _ => Err(Problem::Unauthorized),
+    }
+}
+
+/// The token of the one `Authorization` header. The name of the scheme is the same in any case (RFC 9110, 11.1).
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    let (line, None) = (lines.next()?.as_bytes(), lines.next()) else { return None };
+    let (scheme, token) = line.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presented_in(lines: &[&str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::AUTHORIZATION, line.parse().expect("header"));
+        }
+        presented(&headers).map(|token| String::from_utf8_lossy(token).into_owned())
+    }
+
+    #[test]
+    fn a_token_is_presented_by_one_bearer_header() {
+        for line in ["Bearer t0ken", "bearer t0ken", "BEARER   t0ken "] {
+            assert_eq!(presented_in(&[line]).as_deref(), Some("t0ken"), "{line}");
+        }
+        for lines in [&[][..], &["Basic t0ken"], &["t0ken"], &["Bearer"], &["Bearer t0ken", "Bearer t0ken"]] {
+            assert_eq!(presented_in(lines), None, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_token_itself_is_the_token() {
+        let token = Token::new("t0ken");
+        assert!(token.is(b"t0ken"));
+        for other in ["", "t0ke", "t0kenn", "T0KEN", "t0ken\0"] {
+            assert!(!token.is(other.as_bytes()), "{other}");
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What programs of the house see: the private API of the real program, from the token to the last page.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::service::{
+    Answer, Client, Host, Keeper, Service, deletion, eventually, milliseconds, on_each_keeper, post, user,
+};
+
+const TOKEN: &str = "t0ken-of-the-house";
+
+on_each_keeper!(
+    only_the_token_opens_the_private_api,
+    a_user_is_shown_as_the_row_is_and_not_after_a_deletion,
+    users_are_walked_through_in_pages,
+    users_are_found_by_their_address,
+    signups_are_counted_by_day_week_and_month,
+    what_cannot_be_asked_is_refused_with_what_is_allowed,
+    the_description_is_what_the_service_does,
+);
+
+fn serve(host: &mut Host) -> Service {
+    host.set("ADMIN_TOKEN", TOKEN);
+    host.serve()
+}
+
+fn ask(service: &Service, path: &str) -> Answer {
+    service.get_api(path, Some(&format!("Bearer {TOKEN}")))
+}
+
+fn asked(service: &Service, path: &str) -> Value {
+    let answer = ask(service, path);
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    answer.json()
+}
+
+fn assert_refused(answer: &Answer, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.word().as_str()), (status, code), "{answer:?}");
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.headers["cache-control"], "no-store");
+}
+
+fn applied(service: &Service, event: &Value) {
+    let answer = service.post(&post(event));
+    assert_eq!((answer.status, answer.word().as_str()), (200, "applied"), "{answer:?}");
+}
+
+fn ids(page: &Value) -> Vec<&str> {
+    let users = page["users"].as_array().expect("users");
+    users.iter().map(|user| user["clerk_id"].as_str().expect("an id")).collect()
+}
+
+fn only_the_token_opens_the_private_api(host: &mut Host) {
+    let service = serve(host);
+    let paths =
+        ["/v1/users", "/v1/users/user_1", "/v1/signups", "/v1/openapi.json", "/v1/nothing", "/v1", "/v1/"];
+    for path in paths {
+        let longer = format!("Bearer {TOKEN}x");
+        for authorization in [
+            None,
+            Some(""),
+            Some("Bearer"),
+            Some("Bearer "),
+            Some("Bearer wrong"),
+            Some(TOKEN),
+            Some(&*longer),
+        ] {
+            let answer = service.get_api(path, authorization);
+            assert_refused(&answer, 401, "unauthorized");
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        }
+        let open = ask(&service, path);
+        assert!([200, 404].contains(&open.status), "{path}: {open:?}");
+    }
+    for path in ["/v1", "/v1/", "/v1/nothing", "/v1/users/", "/v1/users/user_1/more"] {
+        assert_refused(&ask(&service, path), 404, "not_found");
+    }
+    // Nor does anybody learn without it what can be done there.
+    for (authorization, status, code) in [
+        ("", 401, "unauthorized"),
+        ("authorization: bearer t0ken-of-the-house\r\n", 405, "method_not_allowed"),
+    ] {
+        let mut client = Client::connect(service.private).expect("a connection");
+        let request =
+            format!("POST /v1/users HTTP/1.1\r\nhost: test\r\n{authorization}content-length: 0\r\n\r\n");
+        client.send(request.as_bytes()).expect("sent");
+        assert_refused(&client.answer().expect("an answer"), status, code);
+    }
+    // The rest of the listener asks for none, and the public one has no such thing.
+    assert_eq!(service.get_private("/metrics").status, 200);
+    assert_eq!(service.get("/v1/users").status, 404);
+    service.stop();
+}
+
+#[test]
+fn without_a_token_nobody_is_let_in_and_the_answer_says_what_to_set() {
+    let host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    let service = host.serve();
+    for authorization in [None, Some("Bearer "), Some("Bearer x")] {
+        let answer = service.get_api("/v1/users", authorization);
+        assert_refused(&answer, 401, "unauthorized");
+        assert!(answer.body.contains("set ADMIN_TOKEN"), "{answer:?}");
+    }
+    service.stop();
+}
+
+fn a_user_is_shown_as_the_row_is_and_not_after_a_deletion(host: &mut Host) {
+    host.set(
+        "SYNC_FIELDS",
+        "email,email_verified,first_name,last_name,image_url,username,phone_number,external_id,public_metadata,\
+         unsafe_metadata,private_metadata,banned,locked,last_sign_in_at,last_active_at",
+    );
+    let service = serve(host);
+    // 2026-11-16T08:00:00.000Z: the milliseconds are told though there are none.
+    let at = 1_794_816_000_000;
+    let mut event = user("user.created", "user_1", at, "Ada");
+    event["data"]["username"] = json!("ada");
+    event["data"]["public_metadata"] = json!({ "plan": ["pro", 1.5, null] });
+    event["data"]["banned"] = json!(false);
+    event["data"]["last_sign_in_at"] = json!(at + 7);
+    applied(&service, &event);
+    host.sql(r#"UPDATE users SET preferences = '{"theme":"dark"}'"#);
+
+    let mut shown = asked(&service, "/v1/users/user_1");
+    let synced_at = shown["synced_at"].take();
+    assert!(synced_at.as_str().is_some_and(|time| time.len() == 24 && time.ends_with('Z')), "{synced_at}");
+    let id: i64 = host.value("SELECT id FROM users").parse().expect("a number");
+    let expected = json!({
+        "id": id,
+        "clerk_id": "user_1",
+        "email": "user_1@example.com",
+        "email_verified": false,
+        "first_name": "Ada",
+        "last_name": "Lovelace",
+        "image_url": "https://img.clerk.com/it",
+        "username": "ada",
+        "phone_number": null,
+        "external_id": null,
+        "public_metadata": { "plan": ["pro", 1.5, null] },
+        "unsafe_metadata": null,
+        "private_metadata": null,
+        "banned": false,
+        "locked": null,
+        "last_sign_in_at": "2026-11-16T08:00:00.007Z",
+        "last_active_at": null,
+        "preferences": { "theme": "dark" },
+        "created_at": "2026-11-16T08:00:00.000Z",
+        "updated_at": "2026-11-16T08:00:00.000Z",
+        "synced_at": null,
+        "deleted_at": null,
+    });
+    assert_eq!(shown, expected);
+
+    for id in ["user_2", "USER_1", "%00", "user_1%00", "%FF", "a%2Fb", &"x".repeat(300)] {
+        assert_refused(&ask(&service, &format!("/v1/users/{id}")), 404, "user_not_found");
+    }
+    // Gone, whether the row is or not.
+    host.sql("CREATE TABLE orders (id bigint, user_id bigint REFERENCES users (id))");
+    host.sql(&format!("INSERT INTO orders VALUES (1, {id})"));
+    applied(&service, &deletion("user_1", milliseconds()));
+    assert_eq!(host.count("users"), 1, "anonymised");
+    assert_refused(&ask(&service, "/v1/users/user_1"), 404, "user_not_found");
+    assert_eq!(asked(&service, "/v1/users"), json!({ "users": [], "next": null }));
+    service.stop();
+}
+
+fn users_are_walked_through_in_pages(host: &mut Host) {
+    let service = serve(host);
+    let names: Vec<String> = (0..7).map(|n| format!("user_{n}")).collect();
+    for name in &names {
+        applied(&service, &user("user.created", name, milliseconds() - 5000, "Ada"));
+    }
+    assert_eq!(ids(&asked(&service, "/v1/users")), names);
+    assert_eq!(asked(&service, "/v1/users")["next"], Value::Null);
+    assert_eq!(asked(&service, "/v1/users?limit=7")["next"], Value::Null, "a full page can be the last");
+
+    let mut met: Vec<String> = Vec::new();
+    let mut path = "/v1/users?limit=3".to_owned();
+    for expected in [3, 3, 1] {
+        let page = asked(&service, &path);
+        met.extend(ids(&page).into_iter().map(ToOwned::to_owned));
+        assert_eq!(ids(&page).len(), expected);
+        path = match page["next"].as_str() {
+            Some(next) => format!("/v1/users?limit=3&after={next}"),
+            None => break,
+        };
+    }
+    assert_eq!(met, names);
+    service.stop();
+}
+
+fn users_are_found_by_their_address(host: &mut Host) {
+    let service = serve(host);
+    for name in ["user_1", "user_2", "user+3"] {
+        applied(&service, &user("user.created", name, milliseconds() - 5000, "Ada"));
+    }
+    let found = asked(&service, "/v1/users?email=USER_2%40example.com");
+    assert_eq!(ids(&found), ["user_2"]);
+    assert_eq!(ids(&asked(&service, "/v1/users?email=user_2@example.com&limit=1")), ["user_2"]);
+    assert_eq!(ids(&asked(&service, "/v1/users?email=user%2B3@example.com")), ["user+3"]);
+    assert!(ids(&asked(&service, "/v1/users?email=nobody@example.com")).is_empty());
+    // A plus that was not encoded is a space, which no address has: better told than not found.
+    let answer = ask(&service, "/v1/users?email=user+3@example.com");
+    assert_refused(&answer, 400, "invalid_parameter");
+    assert!(answer.body.contains("%2B") && !answer.body.contains("example.com"), "{answer:?}");
+    service.stop();
+}
+
+#[test]
+fn callers_that_hang_up_leave_no_transaction_behind() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let service = serve(&mut host);
+    applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
+    let mut other = host.connect();
+    other.run("BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE").expect("locked");
+    for path in ["/v1/users", "/v1/signups", "/v1/users/user_1"] {
+        let mut client = Client::connect(service.private).expect("a connection");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+        client.send(request.as_bytes()).expect("sent");
+    }
+    // Whoever stays is told in time.
+    assert_refused(&ask(&service, "/v1/users"), 503, "database_unavailable");
+    other.run("ROLLBACK").expect("unlocked");
+    assert_eq!(ids(&asked(&service, "/v1/users")), ["user_1"]);
+    let left = format!(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = '{}' AND state <> 'idle'",
+        host.schema
+    );
+    eventually("nobody in a transaction", || host.sql(&left).is_empty());
+    service.stop();
+}
+
+fn signups_are_counted_by_day_week_and_month(host: &mut Host) {
+    let service = serve(host);
+    let nothing = json!({ "bucket": "week", "signups": [], "total": 0 });
+    assert_eq!(asked(&service, "/v1/signups"), nothing);
+    // 2026-11-15 is a Sunday.
+    for (name, time) in [
+        ("user_1", "2026-11-15T23:59:59.999Z"),
+        ("user_2", "2026-11-16T00:00:00Z"),
+        ("user_3", "2026-11-17T00:00:00Z"),
+        ("user_4", "2026-12-01T00:00:00Z"),
+    ] {
+        let at = chrono::DateTime::parse_from_rfc3339(time).expect("a time").timestamp_millis();
+        applied(&service, &user("user.created", name, at, "Ada"));
+    }
+    let week = json!({
+        "bucket": "week",
+        "signups": [
+            { "start": "2026-11-09", "count": 1 },
+            { "start": "2026-11-16", "count": 2 },
+            { "start": "2026-11-30", "count": 1 },
+        ],
+        "total": 4,
+    });
+    assert_eq!(asked(&service, "/v1/signups"), week);
+    assert_eq!(asked(&service, "/v1/signups?bucket=week"), week);
+    let month = asked(&service, "/v1/signups?bucket=month");
+    assert_eq!(
+        month["signups"],
+        json!([{ "start": "2026-11-01", "count": 3 }, { "start": "2026-12-01", "count": 1 }])
+    );
+    let days = asked(&service, "/v1/signups?bucket=day&from=2026-11-16&to=2026-11-17T01:00:00%2B01:00");
+    assert_eq!(
+        days,
+        json!({ "bucket": "day", "signups": [{ "start": "2026-11-16", "count": 1 }], "total": 1 })
+    );
+    service.stop();
+}
+
+fn what_cannot_be_asked_is_refused_with_what_is_allowed(host: &mut Host) {
+    let service = serve(host);
+    for (path, told) in [
+        ("/v1/users?limit=0", "limit: "),
+        ("/v1/users?limit=501", "1 to 500"),
+        ("/v1/users?limit=many", "limit: "),
+        ("/v1/users?limit=", "limit: "),
+        ("/v1/users?after=0x10", "after: "),
+        ("/v1/users?after=9223372036854775808", "after: "),
+        ("/v1/users?email=", "email: "),
+        ("/v1/users?email=a%00b", "email: "),
+        ("/v1/users?limit=1&limit=2", "email, after and limit"),
+        ("/v1/users?page=2", "email, after and limit"),
+        ("/v1/users?LIMIT=2", "email, after and limit"),
+        ("/v1/signups?bucket=year", "day, week and month"),
+        ("/v1/signups?from=yesterday", "from: "),
+        ("/v1/signups?to=2026-02-30", "to: "),
+        ("/v1/signups?bucket=day&email=a@example.com", "bucket, from and to"),
+    ] {
+        let answer = ask(&service, path);
+        assert_refused(&answer, 400, "invalid_parameter");
+        assert!(answer.body.contains(told), "{path}: {answer:?}");
+    }
+    service.stop();
+}
+
+fn the_description_is_what_the_service_does(host: &mut Host) {
+    let service = serve(host);
+    applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
+    let described = asked(&service, "/v1/openapi.json");
+    assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")), "{described}");
+    assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(described["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+    assert_eq!(described["security"], json!([{ "bearer": [] }]));
+
+    let paths = described["paths"].as_object().expect("paths");
+    let documented: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
+    assert_eq!(documented, routes().iter().map(String::as_str).collect());
+    for (path, operations) in paths {
+        let operation = &operations["get"];
+        assert!(operation.is_object() && operations.as_object().is_some_and(|all| all.len() == 1), "{path}");
+        let documents = |answer: &Answer| {
+            let response = &operation["responses"][answer.status.to_string()];
+            let schema = &response["content"]["application/json"]["schema"];
+            assert!(schema.is_object(), "{path} {}: {response}", answer.status);
+            let problems = mismatches(&answer.json(), schema, &described);
+            assert!(problems.is_empty(), "{path} {}: {problems:?}", answer.status);
+        };
+        let known = path.replace("{clerk_id}", "user_1");
+        let answer = ask(&service, &known);
+        assert_eq!(answer.status, 200);
+        documents(&answer);
+        documents(&service.get_api(&known, None));
+        if path.contains("{clerk_id}") {
+            documents(&ask(&service, &path.replace("{clerk_id}", "user_2")));
+        }
+        if operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["in"] == "query")) {
+            documents(&ask(&service, &format!("{known}?unknown=1")));
+        }
+    }
+    service.stop();
+}
+
+/// Every route below `/v1`, as the router has it.
+fn routes() -> Vec<String> {
+    let screen = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/v1/mod.rs");
+    let screen = fs::read_to_string(screen).expect("the routes");
+    let routes: Vec<String> = screen
+        .lines()
+        .filter(|line| !line.contains("any(nothing)"))
+        .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
+        .map(ToOwned::to_owned)
+        .collect();
+    assert!(routes.len() >= 4, "only {routes:?}");
+    routes
+}
+
+/// Where a value is not what its schema says, as far as our schemas go: names, types and what is required.
+fn mismatches(value: &Value, schema: &Value, all: &Value) -> Vec<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let schema = all.pointer(name.trim_start_matches('#')).expect("a schema of that name");
+        return mismatches(value, schema, all);
+    }
+    let is = |name: &Value| match name.as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_i64() || value.is_u64(),
+        Some("boolean") => value.is_boolean(),
+        Some("null") => value.is_null(),
+        _ => false,
+    };
+    let fits = match &schema["type"] {
+        Value::Null => true,
+        Value::Array(names) => names.iter().any(is),
+        name => is(name),
+    };
+    let mut found = Vec::new();
+    if !fits {
+        found.push(format!("{value} is no {}", schema["type"]));
+    }
+    if let (Some(members), Some(properties)) = (value.as_object(), schema["properties"].as_object()) {
+        let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        found.extend(required.filter(|name| !members.contains_key(*name)).map(|name| format!("no {name}")));
+        for (name, value) in members {
+            match properties.get(name) {
+                Some(schema) => found.extend(mismatches(value, schema, all)),
+                None => found.push(format!("{name} is not documented")),
+            }
+        }
+    }
+    for item in value.as_array().into_iter().flatten() {
+        found.extend(mismatches(item, &schema["items"], all));
+    }
+    found
+}
