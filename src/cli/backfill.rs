@@ -75,7 +75,7 @@ impl Backfill {
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
         context.store.close().await;
-        let summary = summary?;
+        let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
         self.report(&summary, began.elapsed());
         let mut missing = named.saturating_sub(usize::try_from(summary.counts.seen).unwrap_or(usize::MAX));
         if self.query.is_some() {

@@ -4,6 +4,7 @@ use std::{
     fmt::Write,
     io::IsTerminal,
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -12,20 +13,28 @@ use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use secrecy::SecretString;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Failure,
+    Failure, clock, open_api,
     post::{Answer, Poster},
-    random_id, say,
+    random_id, rules, say,
     service::{Service, init_log, wait_for_store},
 };
 use crate::{
-    clerk::{sample, signature::Secret},
-    config::{Config, Needs, Settings},
+    clerk::{
+        fake::{Fake, Options},
+        sample,
+        signature::Secret,
+    },
+    config::{Config, Database, Needs, Settings},
     model::{ClerkId, Field, FieldSet, User, Value},
     store::Store,
-    sync::Limits,
+    sync::{
+        Limits,
+        backfill::{Progress, Wanted, backfill},
+        catch_up::CatchUp,
+    },
     telemetry::LogFormat,
 };
 
@@ -39,6 +48,10 @@ pub(super) struct Dev {
     #[arg(long)]
     sample: bool,
 
+    /// Start a fake of Clerk's Backend API with this many users, and take them in
+    #[arg(long, value_name = "N")]
+    fake_clerk: Option<usize>,
+
     /// Use free ports, and exit after the samples
     #[arg(long)]
     once: bool,
@@ -51,6 +64,7 @@ impl Dev {
         settings.webhook_allowed_ips = None;
         settings.anonymize_columns = None;
         let generated = generate_secret_if_missing(&mut settings)?;
+        let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
         let token = generate_token_if_missing(&mut config);
         config.log_format = config.log_format.or(Some(LogFormat::Pretty));
@@ -67,6 +81,9 @@ impl Dev {
         let url = format!("http://{}/webhooks/clerk", service.public);
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
 
+        if let Some(fake) = &fake {
+            take_in(&config, &store, fake).await?;
+        }
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
             let poster = Poster::new(url.clone(), secret.clone())?;
@@ -88,6 +105,59 @@ impl Dev {
         }
         service.run_until_asked_to_stop().await
     }
+}
+
+impl Dev {
+    /// A Clerk of our own in place of the real one.
+    async fn start_fake(&self, settings: &mut Settings) -> Result<Option<Fake>, Failure> {
+        let Some(users) = self.fake_clerk else { return Ok(None) };
+        let options = Options { users, ..Options::default() };
+        let fake = Fake::start(options, clock()).await.context("the fake Clerk could not be started")?;
+        settings.clerk_api_url = Some(fake.url());
+        settings.clerk_secret_key = Some(fake.key().to_owned());
+        settings.clerk_secret_key_file = None;
+        Ok(Some(fake))
+    }
+}
+
+/// Take in the users of the fake, and say how to go on with it.
+async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result<(), Failure> {
+    // There is no limit that a fake would have to be protected by.
+    let api = open_api(config, NonZeroU32::new(1000))?.context("there is no key")?;
+    let context = CatchUp { store: Arc::clone(store), api, rules: rules(config), clock: clock() };
+    let (tell, _) = watch::channel(Progress::default());
+    let began = Instant::now();
+    let summary = backfill(&context, &Wanted::default(), true, tell).await;
+    let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
+    let seconds = began.elapsed().as_secs_f64();
+    say!("  {}", bold("A fake Clerk"));
+    say!("  backfill   {} users, {} of them written, in {seconds:.1} s", counts.seen, counts.applied);
+    say!();
+    say!("  Compare with it, or ask for one of its users:");
+    say!();
+    let program = program();
+    let database = match &config.database {
+        Database::Sqlite { path } => format!("sqlite://{}", path.display()),
+        // With its password it is not repeated.
+        Database::Postgres { .. } => "…".to_owned(),
+    };
+    for command in ["reconcile --dry-run".to_owned(), format!("ensure {}", some_user(fake))] {
+        say!(
+            "CLERK_API_URL={} CLERK_SECRET_KEY={} {program} {command} --database-url {database}",
+            fake.url(),
+            fake.key()
+        );
+    }
+    say!();
+    Ok(())
+}
+
+fn some_user(fake: &Fake) -> String {
+    fake.users().ids().into_iter().next().unwrap_or_else(|| random_id("user_"))
+}
+
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "clerk-sync".to_owned())
 }
 
 /// A secret of the environment or the command line is used; else one is made up for this run.
@@ -138,7 +208,7 @@ fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
         say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
     }
     say!();
-    let program = std::env::args().next().unwrap_or_else(|| "clerk-sync".to_owned());
+    let program = program();
     let setting =
         generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
     say!("  Or let clerk-sync do it:");

@@ -3,6 +3,7 @@
 
 mod backfill;
 mod dev;
+mod ensure;
 mod migrate;
 mod post;
 mod reconcile;
@@ -50,6 +51,8 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
     Backfill(backfill::Backfill),
+    /// Show one user, fetched from Clerk if it is not here
+    Ensure(ensure::Ensure),
     /// Compare with Clerk and mend what differs
     Reconcile(reconcile::Reconcile),
     /// Print a sample event, or a curl command with a fresh signature
@@ -87,6 +90,7 @@ fn run() -> Result<(), Failure> {
             Command::Dev(dev) => dev.run(settings).await,
             Command::Migrate(migrate) => migrate.run(&settings).await,
             Command::Backfill(backfill) => backfill.run(&settings).await,
+            Command::Ensure(ensure) => ensure.run(&settings).await,
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
@@ -142,8 +146,8 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<ApiError> for Failure {
-    fn from(error: ApiError) -> Self {
+impl From<&ApiError> for Failure {
+    fn from(error: &ApiError) -> Self {
         match error {
             ApiError::Unreachable { .. } => Self::unreachable(error.to_string()),
             ApiError::KeyRefused(_) => Self::configuration(error.to_string()),
@@ -152,11 +156,11 @@ impl From<ApiError> for Failure {
     }
 }
 
-impl From<CatchUpTrouble> for Failure {
-    fn from(trouble: CatchUpTrouble) -> Self {
+impl From<&CatchUpTrouble> for Failure {
+    fn from(trouble: &CatchUpTrouble) -> Self {
         match trouble {
             CatchUpTrouble::Api(error) => error.into(),
-            CatchUpTrouble::Store(error) => error.into(),
+            CatchUpTrouble::Store(error) => error.clone().into(),
             trouble => Self::failed(trouble.to_string()),
         }
     }
@@ -226,7 +230,8 @@ async fn catch_up(
 fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>>, Failure> {
     let Some(key) = config.clerk_secret_key.clone() else { return Ok(None) };
     let rate = rate.unwrap_or_else(|| api::usual_rate(&key));
-    Ok(Some(Arc::new(Api::new(&config.clerk_api_url, key, rate, clock())?)))
+    let api = Api::new(&config.clerk_api_url, key, rate, clock()).map_err(|error| Failure::from(&error))?;
+    Ok(Some(Arc::new(api)))
 }
 
 fn rules(config: &Config) -> Rules {

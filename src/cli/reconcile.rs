@@ -38,7 +38,7 @@ impl Reconcile {
         let (tell, _) = watch::channel(0);
         let report = reconcile(&context, options, tell).await;
         context.store.close().await;
-        let report = report?;
+        let report = report.map_err(|trouble| Failure::from(&trouble))?;
         if self.json {
             say!("{}", serde_json::to_string(&report).unwrap_or_default());
         } else {

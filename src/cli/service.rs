@@ -20,7 +20,7 @@ use crate::{
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
-    sync::{Committer, Lanes, Limits, catch_up::CatchUp},
+    sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
     telemetry,
     work::{CatchUpLoop, Upkeep},
 };
@@ -159,12 +159,22 @@ impl Service {
         let clock = clock();
         let shutdown = CancellationToken::new();
         let rules = rules(config);
+        let catch_up_context = open_api(config, None)?.map(|api| CatchUp {
+            store: Arc::clone(&store),
+            api,
+            rules,
+            clock: Arc::clone(&clock),
+        });
         let (committer, lanes) = Committer::start(&store, rules, limits, &clock);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
-            api: Api::new(Arc::clone(&store), config.admin_token.as_ref().map(ExposeSecret::expose_secret)),
+            api: Api::new(
+                Arc::clone(&store),
+                config.admin_token.as_ref().map(ExposeSecret::expose_secret),
+                catch_up_context.clone().map(Ensure::new),
+            ),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,
@@ -185,16 +195,15 @@ impl Service {
             store: Arc::clone(&store),
             committer,
             fields: config.sync_fields,
-            clock: Arc::clone(&clock),
+            clock,
             retention: TimeDelta::from_std(config.processed_retention).unwrap_or(TimeDelta::MAX),
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
-        let api = open_api(config, None)?;
-        if let Some(api) = api {
+        if let Some(context) = catch_up_context {
             let catching_up = CatchUpLoop {
-                context: CatchUp { store: Arc::clone(&store), api, rules, clock },
+                context,
                 every: config.reconcile_interval,
                 after: config.catch_up_after,
                 on_empty: config.catch_up_on_empty,

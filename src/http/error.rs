@@ -45,6 +45,12 @@ pub enum Problem {
     HeadTooLarge,
     #[error("something failed unexpectedly")]
     Internal,
+    #[error("Clerk refuses to say: the log has its reason")]
+    ClerkRefused,
+    #[error("Clerk cannot be reached; try again later")]
+    ClerkUnavailable,
+    #[error("the user is not here, and Clerk can be asked only once CLERK_SECRET_KEY is set")]
+    ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
     #[error("the database's tables are not those of this version; migrations are pending")]
@@ -68,9 +74,13 @@ impl Problem {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::DatabaseUnavailable | Self::SchemaNotCurrent | Self::Overloaded | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::ClerkRefused => StatusCode::BAD_GATEWAY,
+            Self::ClerkUnavailable
+            | Self::ClerkNotConfigured
+            | Self::DatabaseUnavailable
+            | Self::SchemaNotCurrent
+            | Self::Overloaded
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -90,6 +100,9 @@ impl Problem {
             Self::BodyTooLarge => "body_too_large",
             Self::HeadTooLarge => "head_too_large",
             Self::Internal => "internal_error",
+            Self::ClerkRefused => "clerk_refused",
+            Self::ClerkUnavailable => "clerk_unavailable",
+            Self::ClerkNotConfigured => "clerk_not_configured",
             Self::DatabaseUnavailable => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
             Self::Overloaded => "overloaded",
@@ -100,7 +113,10 @@ impl Problem {
     /// `Retry-After`, in seconds: where trying again can help.
     fn retry_after(self) -> Option<u16> {
         match self {
-            Self::DatabaseUnavailable | Self::SchemaNotCurrent | Self::ShuttingDown => Some(5),
+            Self::ClerkUnavailable
+            | Self::DatabaseUnavailable
+            | Self::SchemaNotCurrent
+            | Self::ShuttingDown => Some(5),
             Self::Overloaded => Some(1),
             _ => None,
         }

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting; [`backfill`] takes in what Clerk's Backend API shows,
-//! and [`reconcile`] mends what differs from it.
+//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
@@ -10,6 +10,7 @@ pub mod apply;
 pub mod backfill;
 pub mod catch_up;
 pub mod committer;
+pub mod ensure;
 pub mod plan;
 pub mod reconcile;
 mod scan;

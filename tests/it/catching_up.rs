@@ -23,6 +23,7 @@ on_each_keeper!(
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
+    a_thousand_who_ask_for_one_user_make_one_request,
 );
 
 const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
@@ -232,6 +233,44 @@ fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
     assert_eq!(here(host), clerk.ids());
+}
+
+fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
+    let clerk = Clerk::of(host, 10);
+    host.set("ADMIN_TOKEN", "t0ken");
+    let service = host.serve();
+    let users = clerk.users();
+    let ensure = |id: &str| service.ask_api("POST", &format!("/v1/users/{id}/ensure"), Some("Bearer t0ken"));
+    let id = users.ids()[2].clone();
+    clerk.fake.behave(Behaviour { latency: Duration::from_millis(300), ..Behaviour::default() });
+    let callers = load(200, 1000);
+    let answers: Vec<_> = thread::scope(|scope| {
+        let callers: Vec<_> = (0..callers).map(|_| scope.spawn(|| ensure(&id))).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    for answer in &answers {
+        assert_eq!((answer.status, answer.json()["clerk_id"].as_str()), (200, Some(&*id)), "{answer:?}");
+    }
+    assert_eq!(clerk.fake.requests_to(&format!("/v1/users/{id}")), 1);
+    assert_eq!((host.count("users"), host.count("audit_log WHERE source = 'api'")), (1, 1));
+
+    clerk.fake.behave(Behaviour::default());
+    assert_eq!(ensure("user_nobody").word(), "user_not_found");
+    // Deleted here, whatever Clerk says.
+    service.post(&post(&deletion(&id, milliseconds())));
+    assert_eq!(ensure(&id).word(), "user_not_found");
+    assert_eq!(service.ask_api("POST", &format!("/v1/users/{id}/ensure"), None).status, 401);
+
+    let other = users.ids()[4].clone();
+    let shown = host.run(&["ensure", &other]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["clerk_id"], *other);
+    assert_eq!(host.run(&["ensure", "user_nobody"]).code, Some(1));
+    clerk.fake.behave(Behaviour { down: true, ..Behaviour::default() });
+    assert_eq!(ensure(&users.ids()[6]).word(), "clerk_unavailable");
+    assert_eq!(ensure(&other).status, 200, "whoever is here needs no Clerk");
+    assert_eq!(host.run(&["ensure", &users.ids()[6]]).code, Some(69));
 }
 
 /// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.

@@ -124,6 +124,10 @@ fn metrics_have_exactly_the_documented_names() {
         "clerk_sync_last_event_timestamp_seconds",
         "clerk_sync_queue_depth",
         "clerk_sync_erasure_failures_total",
+        "clerk_sync_api_requests_total",
+        "clerk_sync_backfill_users_total",
+        "clerk_sync_reconcile_drift",
+        "clerk_sync_reconcile_last_success_timestamp_seconds",
     ];
     let named = [
         telemetry::WEBHOOKS,
@@ -134,6 +138,10 @@ fn metrics_have_exactly_the_documented_names() {
         telemetry::LAST_EVENT_TIMESTAMP,
         telemetry::QUEUE_DEPTH,
         telemetry::ERASURE_FAILURES,
+        telemetry::API_REQUESTS,
+        telemetry::BACKFILL_USERS,
+        telemetry::RECONCILE_DRIFT,
+        telemetry::RECONCILE_LAST_SUCCESS,
     ];
     assert_eq!(named, documented);
     // And nobody makes others up on the way.

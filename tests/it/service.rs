@@ -545,9 +545,13 @@ impl Service {
 
     /// Ask the private API, with this `authorization` if there is any.
     pub(crate) fn get_api(&self, path: &str, authorization: Option<&str>) -> Answer {
+        self.ask_api("GET", path, authorization)
+    }
+
+    pub(crate) fn ask_api(&self, method: &str, path: &str, authorization: Option<&str>) -> Answer {
         let header = authorization.map(|value| format!("authorization: {value}\r\n")).unwrap_or_default();
         let mut client = Client::connect(self.private).expect("a connection");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
         client.send(request.as_bytes()).expect("sent");
         client.answer().expect("an answer")
     }

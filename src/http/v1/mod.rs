@@ -1,10 +1,11 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It only reads. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
+//! It reads, and fetches from Clerk who is not here yet. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
 //! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
 //! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
 //! addresses stand in it.
 
+mod ensure;
 mod openapi;
 mod query;
 mod signups;
@@ -18,7 +19,7 @@ use axum::{
     http::{HeaderValue, header},
     middleware::{from_fn_with_state, map_response},
     response::Response,
-    routing::{any, get},
+    routing::{any, get, post},
 };
 use tokio::{
     sync::Semaphore,
@@ -26,9 +27,13 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
+pub use self::users::row_as_json;
 use self::{openapi::Bearer, token::Token};
 use super::{App, error::Problem};
-use crate::store::{self, Store};
+use crate::{
+    store::{self, Store},
+    sync::ensure::Ensure,
+};
 
 /// What the documentation says of answers that several routes give.
 const INVALID_PARAMETER: &str = "`invalid_parameter`: the message says which, and what is allowed";
@@ -43,6 +48,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/users", get(users::list))
         .route("/v1/users/{clerk_id}", get(users::show))
+        .route("/v1/users/{clerk_id}/ensure", post(ensure::ensure))
         .route("/v1/signups", get(signups::count))
         .route("/v1/openapi.json", get(openapi::show))
         // What is not there needs the token as well.
@@ -66,7 +72,7 @@ async fn nothing() -> Problem {
         title = "clerk-sync: the private API",
         description = "Reads the users that clerk-sync keeps, for whoever has ADMIN_TOKEN."
     ),
-    paths(users::list, users::show, signups::count, openapi::show),
+    paths(users::list, users::show, ensure::ensure, signups::count, openapi::show),
     modifiers(&Bearer),
     security(("bearer" = []))
 )]
@@ -78,12 +84,14 @@ pub struct Api {
     /// `None`: nobody is let in.
     token: Option<Token>,
     places: Arc<Semaphore>,
+    /// `None`: there is no key to Clerk's API.
+    ensure: Option<Ensure>,
 }
 
 impl Api {
     /// Read from this store, for whoever has this token; without one, for nobody.
-    pub fn new(store: Arc<dyn Store>, token: Option<&str>) -> Self {
-        Self { store, token: token.map(Token::new), places: Arc::new(Semaphore::new(READERS)) }
+    pub fn new(store: Arc<dyn Store>, token: Option<&str>, ensure: Option<Ensure>) -> Self {
+        Self { store, token: token.map(Token::new), places: Arc::new(Semaphore::new(READERS)), ensure }
     }
 }
 

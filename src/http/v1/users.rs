@@ -148,14 +148,22 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<User>, Problem> {
-    // What is no id is nobody's.
-    let id = path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(id));
-    let id = id.ok_or(Problem::UserNotFound)?;
+    let id = id(path).ok_or(Problem::UserNotFound)?;
     let row = read(&app, async move |store| store.row(&id).await).await?;
     match row {
         Some(row) if row.user.deleted_at.is_none() => Ok(Json(User::from(&row))),
         _ => Err(Problem::UserNotFound),
     }
+}
+
+/// What is no id is nobody's.
+pub(super) fn id(path: Result<Path<String>, PathRejection>) -> Option<ClerkId> {
+    path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(id))
+}
+
+/// A row as the API shows it.
+pub fn row_as_json(row: &Row) -> String {
+    serde_json::to_string_pretty(&User::from(row)).unwrap_or_default()
 }
 
 fn email(text: &str) -> Option<String> {

@@ -1,0 +1,73 @@
+//! `POST /v1/users/{clerk_id}/ensure`: a user for the page that loads before its webhook.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{UNAUTHORIZED, read, users::User};
+use crate::{
+    clerk::api::ApiError,
+    http::{
+        App,
+        error::{ErrorBody, Problem},
+    },
+    sync::catch_up::Trouble,
+};
+
+/// One user, fetched from Clerk if need be
+///
+/// However many ask at the same time, Clerk is asked once.
+#[utoipa::path(
+    post,
+    path = "/v1/users/{clerk_id}/ensure",
+    operation_id = "ensure_user",
+    params(
+        ("clerk_id" = String, Path, description = "Clerk's id", example = "user_29w83sxmDNGwOuEthce5gg56FcC")
+    ),
+    responses(
+        (status = 200, description = "The user", body = User),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = "`user_not_found`: Clerk does not know it, or it was deleted", body = ErrorBody),
+        (status = 502, description = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question", body = ErrorBody),
+        (
+            status = 503,
+            description = "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message",
+            body = ErrorBody
+        ),
+    )
+)]
+pub(super) async fn ensure(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<User>, Problem> {
+    let deadline = Instant::now() + app.answer_within;
+    let id = super::users::id(path).ok_or(Problem::UserNotFound)?;
+    let Some(ensure) = &app.api.ensure else {
+        let row =
+            read(&app, async move |store| store.row(&id).await).await?.ok_or(Problem::ClerkNotConfigured)?;
+        return if row.user.deleted_at.is_none() {
+            Ok(Json(User::from(&row)))
+        } else {
+            Err(Problem::UserNotFound)
+        };
+    };
+    // What is under way goes on without us.
+    let row = timeout_at(deadline, ensure.ensure(&id)).await.map_err(|_| Problem::ClerkUnavailable)?;
+    match row {
+        Ok(Some(row)) => Ok(Json(User::from(&row))),
+        Ok(None) => Err(Problem::UserNotFound),
+        Err(trouble) => {
+            tracing::warn!(clerk_id = %id, error = %trouble, "a user could not be ensured");
+            Err(match &*trouble {
+                Trouble::Store(_) => Problem::DatabaseUnavailable,
+                Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver => Problem::ClerkUnavailable,
+                Trouble::Api(_) => Problem::ClerkRefused,
+                Trouble::Abandoned => Problem::Internal,
+            })
+        }
+    }
+}
