@@ -77,10 +77,10 @@ impl Backfill {
         context.store.close().await;
         let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
         self.report(&summary, began.elapsed());
-        let mut missing = named.saturating_sub(usize::try_from(summary.counts.seen).unwrap_or(usize::MAX));
-        if self.query.is_some() {
-            missing = 0;
-        }
+        // Who is filtered out otherwise is not missing.
+        let all_named = self.query.is_none() && self.created_after.is_none();
+        let seen = usize::try_from(summary.counts.seen).unwrap_or(usize::MAX);
+        let missing = if all_named { named.saturating_sub(seen) } else { 0 };
         match (summary.counts.left_out, missing) {
             (0, 0) => Ok(()),
             (0, missing) => Err(Failure::failed(format!("{missing} of those asked for are not at Clerk"))),

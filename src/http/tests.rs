@@ -110,6 +110,9 @@ impl Store for FakeStore {
     async fn last_finished(&self, _: RunKind) -> Stored<Option<DateTime<Utc>>> {
         unreachable!()
     }
+    async fn prune_runs(&self, _: DateTime<Utc>) -> Stored<()> {
+        unreachable!()
+    }
     async fn begin_run(&self, _: &Run) -> Stored<()> {
         unreachable!()
     }

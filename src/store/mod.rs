@@ -105,6 +105,9 @@ pub trait Store: Send + Sync + 'static {
     /// When a run of this kind last came to its end.
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>>;
 
+    /// Forget runs that were last worked on before this.
+    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()>;
+
     /// Write a run, taking it over from whoever worked on it.
     async fn begin_run(&self, run: &Run) -> Result<()>;
 

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{Semaphore, watch},
@@ -23,6 +24,12 @@ const PAGE_TIME: Duration = Duration::from_mins(1);
 
 /// How often a page is tried again while the database is away.
 const PAGE_ATTEMPTS: u32 = 6;
+
+/// An interrupted run goes on only if it is younger than this: what it went through first has changed since.
+const RESUMABLE: TimeDelta = TimeDelta::days(1);
+
+/// How long runs are remembered.
+const REMEMBERED: TimeDelta = TimeDelta::days(7);
 
 /// Users who could not be taken in that are told by name.
 const NAMED: usize = 20;
@@ -165,7 +172,9 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     ) -> Result<(Self, bool), Trouble> {
         let now = (context.clock)();
         let found = if restart { None } else { context.store.unfinished_run(kind, &parameters).await? };
-        let found = found.and_then(|run| Some((serde_json::from_str(&run.progress).ok()?, run)));
+        let found = found
+            .filter(|run| now - run.updated_at < RESUMABLE)
+            .and_then(|run| Some((serde_json::from_str(&run.progress).ok()?, run)));
         let goes_on = found.is_some();
         let owner = random_name();
         let (progress, run) = if let Some((progress, run)) = found {
@@ -185,6 +194,7 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
             };
             (fresh, run)
         };
+        context.store.prune_runs(now - REMEMBERED).await?;
         context.store.begin_run(&run).await?;
         tell.send_replace(progress.clone());
         let ledger = Self {

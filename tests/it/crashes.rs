@@ -269,6 +269,9 @@ impl Store for Troubled {
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
         self.fault.call(self.inner.last_finished(kind)).await
     }
+    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.prune_runs(before)).await
+    }
     async fn begin_run(&self, run: &Run) -> Result<()> {
         self.fault.call(self.inner.begin_run(run)).await
     }

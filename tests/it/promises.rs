@@ -8,12 +8,12 @@ use clerk_sync::{
         Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register, Source,
         SvixId, User, Value, Version,
     },
-    store::{Advance, Bucket, Patience, Record, RowFilter, Transaction, Trouble},
+    store::{Advance, Bucket, History, Patience, Record, RowFilter, Run, RunKind, Transaction, Trouble},
     sync::{Clock, Committer, Limits, Refusal},
     work::Upkeep,
 };
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -113,6 +113,13 @@ promises! {
     signups_are_counted_by_day_week_and_month_in_utc,
     signups_are_counted_from_a_time_on_and_before_another,
 
+    // Catching up.
+    a_lease_has_one_holder_until_it_ends,
+    an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last,
+    what_is_known_is_read_without_waiting_for_anybody,
+    only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
+    the_time_without_us_is_told_by_webhooks_and_runs,
+
     // Around it.
     what_is_handed_to_the_committer_is_answered_and_finished,
     the_upkeep_applies_what_is_due_and_forgets_what_is_old,
@@ -134,6 +141,105 @@ promises! {
     a_table_made_by_prisma_can_be_read,
     a_table_made_by_drizzle_can_be_read,
     a_table_without_clerks_ids_is_refused_with_an_explanation,
+}
+
+async fn a_lease_has_one_holder_until_it_ends(world: World) {
+    let hold = async |holder: &str, lasting| world.store.hold_lease("it", holder, lasting).await.unwrap();
+    let (long, short) = (Duration::from_mins(1), Duration::from_millis(200));
+    assert!(hold("one", long).await);
+    assert!(!hold("two", long).await);
+    assert!(hold("one", short).await, "kept");
+    tokio::time::sleep(2 * short).await;
+    assert!(hold("two", long).await, "its holder died");
+    assert!(!hold("one", long).await);
+    world.store.release_lease("it", "one").await.unwrap();
+    assert!(!hold("one", long).await, "only the holder gives it back");
+    world.store.release_lease("it", "two").await.unwrap();
+    let mut asking = JoinSet::new();
+    for number in 0..10 {
+        let store = Arc::clone(&world.store);
+        asking.spawn(
+            async move { store.hold_lease("other", &format!("replica {number}"), long).await.unwrap() },
+        );
+    }
+    assert_eq!(asking.join_all().await.into_iter().filter(|held| *held).count(), 1);
+}
+
+async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world: World) {
+    let store = &world.store;
+    let run = |id: &str, owner: &str, started_at| Run {
+        id: id.to_owned(),
+        kind: RunKind::Backfill,
+        owner: owner.to_owned(),
+        parameters: "all".to_owned(),
+        progress: "[]".to_owned(),
+        started_at,
+        updated_at: started_at,
+        finished_at: None,
+    };
+    let older = run("1", "one", at(NOW - 60_000));
+    let mut newer = run("2", "one", at(NOW));
+    for run in [&older, &newer] {
+        store.begin_run(run).await.unwrap();
+    }
+    assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(newer.clone()));
+    assert_eq!(store.unfinished_run(RunKind::Backfill, "some").await.unwrap(), None);
+    assert_eq!(store.unfinished_run(RunKind::Reconcile, "all").await.unwrap(), None);
+
+    newer.progress.replace_range(.., "[1]");
+    assert!(store.save_run(&newer).await.unwrap());
+    let taken = Run { owner: "two".to_owned(), ..newer.clone() };
+    store.begin_run(&taken).await.unwrap();
+    assert!(!store.save_run(&newer).await.unwrap(), "taken over");
+    assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(taken.clone()));
+
+    let finished = Run { finished_at: Some(at(NOW + 5)), ..taken };
+    assert!(store.save_run(&finished).await.unwrap());
+    assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(older));
+    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+    assert_eq!(store.last_finished(RunKind::Reconcile).await.unwrap(), None);
+    store.prune_runs(at(NOW)).await.unwrap();
+    assert_eq!(
+        store.unfinished_run(RunKind::Backfill, "all").await.unwrap(),
+        None,
+        "the older one is forgotten"
+    );
+    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+}
+
+async fn what_is_known_is_read_without_waiting_for_anybody(world: World) {
+    let event = Event::created("user_1");
+    assert_eq!(world.deliver(&event).await, Applied);
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    transaction.registers(&[clerk_id("user_1")]).await.unwrap();
+    let ids = [clerk_id("user_1"), clerk_id("user_2")];
+    let known = world.store.known(&ids, FieldSet::ALL).await.unwrap();
+    assert_eq!((known.registers.len(), known.users.len()), (1, 1));
+    assert_eq!(known.users[&ids[0]], world.store.user(&ids[0]).await.unwrap().unwrap());
+    transaction.rollback().await;
+}
+
+async fn only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids(mut world: World) {
+    for id in ["user_c", "user_a", "user_b", "user_d"] {
+        assert_eq!(world.deliver(&Event::created(id)).await, Applied);
+    }
+    assert_eq!(world.deliver(&Event::deleted("user_d", 1)).await, Applied);
+    let began = world.now + TimeDelta::seconds(1);
+    world.now = began + TimeDelta::seconds(1);
+    assert_eq!(world.deliver(&Event::created("user_e")).await, Applied);
+    let first = world.store.standing(began, None, 2).await.unwrap();
+    assert_eq!(first, [clerk_id("user_a"), clerk_id("user_b")]);
+    let rest = world.store.standing(began, first.last(), 2).await.unwrap();
+    assert_eq!(rest, [clerk_id("user_c")]);
+    assert_eq!(world.store.count_standing().await.unwrap(), 4);
+}
+
+async fn the_time_without_us_is_told_by_webhooks_and_runs(world: World) {
+    let (before, after) = (world.now - TimeDelta::seconds(1), world.now + TimeDelta::seconds(1));
+    assert_eq!(world.store.history(before).await.unwrap(), History::Empty);
+    assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
+    assert_eq!(world.store.history(before).await.unwrap(), History::Recent);
+    assert_eq!(world.store.history(after).await.unwrap(), History::Silent);
 }
 
 async fn a_delivery_is_recorded_once(world: World) {

@@ -132,6 +132,12 @@ pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Opt
     get(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
 }
 
+pub(super) async fn prune_runs(store: &Postgres, before: DateTime<Utc>) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session.execute(sql("DELETE FROM sync_runs WHERE updated_at < $1").bind(before)).await?;
+    session.commit().await
+}
+
 pub(super) async fn begin_run(store: &Postgres, run: &Run) -> Result<()> {
     let mut session = store.session(&store.begin_normal).await?;
     session

@@ -418,6 +418,10 @@ impl Store for Postgres {
         catch_up::last_finished(self, kind).await
     }
 
+    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
+        catch_up::prune_runs(self, before).await
+    }
+
     async fn begin_run(&self, run: &Run) -> Result<()> {
         catch_up::begin_run(self, run).await
     }

@@ -71,6 +71,16 @@ pub(super) async fn last_finished(
     text::read_time(&row, "finished_at")
 }
 
+/// Forget runs that were last worked on before this.
+pub(super) async fn prune_runs(connection: &mut SqliteConnection, before: DateTime<Utc>) -> Result<()> {
+    sqlx::query("DELETE FROM sync_runs WHERE updated_at < ?1")
+        .bind(text::time(before))
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(())
+}
+
 /// Write a run, taking it over from whoever worked on it.
 pub(super) async fn begin_run(connection: &mut SqliteConnection, run: &Run) -> Result<()> {
     sqlx::query(

@@ -237,6 +237,12 @@ impl Store for Sqlite {
         catch_up::last_finished(&mut *self.read().await?, kind).await
     }
 
+    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::prune_runs(transaction.connection()?, before).await?;
+        Box::new(transaction).commit().await
+    }
+
     async fn begin_run(&self, run: &Run) -> Result<()> {
         let mut transaction = self.write(Patience::Normal).await?;
         catch_up::begin_run(transaction.connection()?, run).await?;
