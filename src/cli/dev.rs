@@ -63,6 +63,10 @@ impl Dev {
         settings.clerk_instance_id = None;
         settings.webhook_allowed_ips = None;
         settings.anonymize_columns = None;
+        // Nor is anything here compared with the real users of a key in `.env`.
+        settings.reconcile_interval = None;
+        settings.catch_up_after = Some("off".to_owned());
+        settings.catch_up_on_empty = None;
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
