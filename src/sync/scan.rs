@@ -13,7 +13,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -29,6 +29,9 @@ use crate::clerk::{
 
 /// Pages that are fetched at the same time, at most. So many keep 90 requests a second busy that take a third of a second.
 const SIDE_BY_SIDE: usize = 32;
+
+/// So many cursors refused in a row are not about users who are gone.
+const REFUSED_CURSORS: u32 = 64;
 
 /// How often a walk by offsets begins again because somebody left meanwhile.
 const RESTARTS: u32 = 100;
@@ -95,6 +98,8 @@ pub(super) struct Scan {
     now: i64,
     /// Whether the server has shown that it does not know the cursor.
     ignores_cursor: Arc<AtomicBool>,
+    /// How often it has refused one since it took one.
+    refused_cursors: Arc<AtomicU32>,
 }
 
 /// What a task has done with a track.
@@ -112,6 +117,7 @@ impl Scan {
             reading,
             now: (context.clock)().timestamp_millis(),
             ignores_cursor: Arc::default(),
+            refused_cursors: Arc::default(),
         }
     }
 
@@ -120,15 +126,20 @@ impl Scan {
         if !self.filters.values.is_empty() {
             return Ok((vec![Window::everybody()], None));
         }
-        let count = self.api.count(&self.filters).await?;
-        let pages = usize::try_from(count).unwrap_or(usize::MAX).div_ceil(PAGE);
+        // Only for the progress: the walk does not rely on it.
+        let count = match self.api.count(&self.filters).await {
+            Err(ApiError::Refused(_) | ApiError::Unintelligible(_)) => None,
+            count => Some(count?),
+        };
+        let pages =
+            count.map_or(SIDE_BY_SIDE, |count| usize::try_from(count).unwrap_or(usize::MAX).div_ceil(PAGE));
         let first =
             List { filters: &self.filters, created_after: None, starting_after: None, offset: 0, limit: 1 };
         let windows = match self.api.list(&first, &self.reading).await?.first() {
             Some(first) if pages > 1 => Window::cut(first.created_at, self.now, pages.min(SIDE_BY_SIDE)),
             _ => vec![Window::everybody()],
         };
-        Ok((windows, Some(count)))
+        Ok((windows, count))
     }
 
     /// Walk through these windows to their ends. On an error what was visited has been reported as reached.
@@ -208,8 +219,11 @@ impl Scan {
     ) -> Result<Vec<Found>, Trouble> {
         let page = match page {
             Err(ApiError::Refused(_)) if step.cursor.is_some() => {
-                // Perhaps the user that it names is gone.
+                // Perhaps the user that it names is gone; not so often, though.
                 track.without_cursor = true;
+                if self.refused_cursors.fetch_add(1, Ordering::Relaxed) + 1 == REFUSED_CURSORS {
+                    self.do_without_cursor("refuses");
+                }
                 return Ok(Vec::new());
             }
             page => page?,
@@ -217,13 +231,19 @@ impl Scan {
         if page.iter().any(|found| found.created_at < step.from) {
             return Err(unintelligible("users who signed up before created_at_after"));
         }
-        if let Some(cursor) = &step.cursor
-            && page.iter().any(|found| found.clerk_id.as_str() == cursor)
-            && !self.ignores_cursor.swap(true, Ordering::Relaxed)
-        {
-            tracing::warn!("Clerk's API ignores starting_after: we go on by time of sign-up and offset");
+        if let Some(cursor) = &step.cursor {
+            self.refused_cursors.store(0, Ordering::Relaxed);
+            if page.iter().any(|found| found.clerk_id.as_str() == cursor) {
+                self.do_without_cursor("ignores");
+            }
         }
         track.take(step, page, self.ignores_cursor.load(Ordering::Relaxed))
+    }
+
+    fn do_without_cursor(&self, what: &str) {
+        if !self.ignores_cursor.swap(true, Ordering::Relaxed) {
+            tracing::warn!("Clerk's API {what} starting_after: we go on by time of sign-up and offset");
+        }
     }
 }
 
