@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -318,6 +321,49 @@ fn users_who_leave_during_a_backfill_hide_nobody_else() {
         assert!(gone.len() > 10);
         assert_eq!(here(&host), clerk.ids(), "{deleted_cursor:?}");
     }
+}
+
+#[test]
+fn a_backfill_beside_webhooks_ends_as_clerk_is() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, load(6_000, 60_000));
+    clerk.fake.behave(Behaviour { latency: Duration::from_millis(50), ..Behaviour::default() });
+    let service = host.serve();
+    let users = clerk.users();
+    let ids = users.ids();
+    let done = AtomicBool::new(false);
+    let post_until_done = |worker: usize| {
+        let mut client = service.client();
+        for step in (worker..).step_by(4).take_while(|_| !done.load(SeqCst)) {
+            // All over the list: seen by the backfill already, or not.
+            let id = &ids[step * 7919 % ids.len()];
+            let event = match step % 10 {
+                0 => users.delete(id),
+                1 => Some(users.create()),
+                _ => users.update(id),
+            };
+            if let Some(event) = event {
+                assert_eq!(client.post(&Post::new(event.body)).expect("an answer").status, 200);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            scope.spawn({
+                let post_until_done = &post_until_done;
+                move || post_until_done(worker)
+            });
+        }
+        let (finished, _) = backfill(&host, &["--rate", "20"]);
+        done.store(true, SeqCst);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+    });
+    assert_eq!(first_names(&host), names_at(&clerk));
+    assert!(host.count("audit_log WHERE source = 'webhook'") > 100);
+    let unrevived = host.count(
+        "entity_versions v JOIN users u ON u.clerk_id = v.clerk_id WHERE v.deleted AND u.deleted_at IS NULL",
+    );
+    assert_eq!(unrevived, 0);
 }
 
 #[test]
