@@ -8,7 +8,10 @@
 
 use std::{
     num::NonZeroU32,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,11 @@ use metrics::counter;
 use reqwest::{Client, StatusCode, header, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, sleep_until};
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
 use url::Url;
 
 use super::{
@@ -38,6 +45,9 @@ pub const PAGE: usize = 500;
 pub const FILTER_VALUES: usize = 100;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Attempts while Clerk has never answered.
+const FIRST_ATTEMPTS: u32 = 6;
 
 /// The longest wait between two attempts that we choose ourselves.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -65,15 +75,25 @@ pub struct Persistence {
     pub attempt_within: Duration,
     /// For all of them, waits included; also for 429, which counts as no attempt.
     pub within: Duration,
+    /// Whether it waits behind its like, so that whoever does not has only one rival for the next turn.
+    pub in_line: bool,
 }
 
 impl Persistence {
     /// Nobody waits: rather late than not at all.
-    pub const BACKGROUND: Self =
-        Self { attempts: 6, attempt_within: Duration::from_secs(30), within: Duration::from_mins(10) };
+    pub const BACKGROUND: Self = Self {
+        attempts: u32::MAX,
+        attempt_within: Duration::from_secs(30),
+        within: Duration::from_mins(5),
+        in_line: true,
+    };
     /// Somebody waits for a page.
-    pub const INTERACTIVE: Self =
-        Self { attempts: 3, attempt_within: Duration::from_secs(4), within: Duration::from_secs(8) };
+    pub const INTERACTIVE: Self = Self {
+        attempts: 3,
+        attempt_within: Duration::from_secs(4),
+        within: Duration::from_secs(8),
+        in_line: false,
+    };
 }
 
 /// Which users a list is about. Empty lists do not restrict anything.
@@ -104,6 +124,10 @@ pub struct Api {
     base: Url,
     key: SecretString,
     limiter: DefaultDirectRateLimiter,
+    /// Held by the first of those who wait in line.
+    line: AsyncMutex<()>,
+    /// Whether Clerk has ever answered. If not, an address or a network is probably wrong, and waiting does not help.
+    answered: AtomicBool,
     /// Nobody asks before this: Clerk said so.
     paused_until: Mutex<Instant>,
     clock: Clock,
@@ -183,9 +207,20 @@ impl Api {
             base,
             key,
             limiter: RateLimiter::direct(Quota::per_second(rate).allow_burst(burst)),
+            line: AsyncMutex::default(),
+            answered: AtomicBool::new(false),
             paused_until: Mutex::new(Instant::now()),
             clock,
         })
+    }
+
+    /// What tells this instance of Clerk from others, without telling the key.
+    pub fn identity(&self) -> [u8; 32] {
+        Sha256::new()
+            .chain_update(self.base.as_str())
+            .chain_update(self.key.expose_secret())
+            .finalize()
+            .into()
     }
 
     /// A page of users, in the order in which they signed up.
@@ -208,9 +243,8 @@ impl Api {
             }
         }
         let answer = self.get(url, Persistence::BACKGROUND).await?;
-        event::users(&answer.body, reading, answer.read_at).ok_or_else(|| {
-            ApiError::Unintelligible("no list of users that each have an id and a time of sign-up".to_owned())
-        })
+        event::users(&answer.body, reading, answer.read_at)
+            .ok_or_else(|| ApiError::Unintelligible("no list of users that each have an id".to_owned()))
     }
 
     /// How many users there are.
@@ -270,9 +304,9 @@ impl Api {
         let deadline = Instant::now() + persistence.within;
         let mut attempts = 0;
         loop {
-            self.turn(deadline)
-                .await
-                .map_err(|()| self.unreachable("it asks us to wait for longer than we can"))?;
+            let turn = timeout_at(deadline, self.turn(deadline, persistence.in_line)).await;
+            turn.unwrap_or(Err(()))
+                .map_err(|()| self.unreachable("its rate limit lets us wait for longer than we can"))?;
             let (why, wait) = match self.attempt(url.clone(), persistence.attempt_within).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Refused(error)) => return Err(error),
@@ -283,8 +317,10 @@ impl Api {
                 Err(Failed::Again { why, wait }) => (why, wait),
             };
             attempts += 1;
-            let wait = wait.unwrap_or_else(|| full_jitter(attempts));
-            if attempts >= persistence.attempts || Instant::now() + wait >= deadline {
+            let wait = full_jitter(attempts).max(wait.unwrap_or_default());
+            let allowed =
+                if self.answered.load(Ordering::Relaxed) { persistence.attempts } else { FIRST_ATTEMPTS };
+            if attempts >= allowed.min(persistence.attempts) || Instant::now() + wait >= deadline {
                 return Err(self.unreachable(&why));
             }
             tracing::debug!(why, attempts, "Clerk's API is asked again");
@@ -293,7 +329,8 @@ impl Api {
     }
 
     /// Wait until a request may be sent.
-    async fn turn(&self, deadline: Instant) -> Result<(), ()> {
+    async fn turn(&self, deadline: Instant, in_line: bool) -> Result<(), ()> {
+        let _first = if in_line { Some(self.line.lock().await) } else { None };
         loop {
             let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
             if until > deadline {
@@ -334,6 +371,7 @@ impl Api {
             .await
             .map_err(|error| no_answer(&error))?;
         let status = answer.status();
+        self.answered.store(true, Ordering::Relaxed);
         counter!(telemetry::API_REQUESTS, "status" => status.as_u16().to_string()).increment(1);
         let header =
             |name: header::HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());

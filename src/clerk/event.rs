@@ -136,13 +136,23 @@ pub struct Found {
     pub delivery: Delivery,
 }
 
-/// Understand users of the Backend API as they stood at `read_at`; `None` if one of them has no id or no time of
-/// sign-up, or this is no list of users at all.
+/// Understand users of the Backend API as they stood at `read_at`; `None` if one of them has no id, or this is no
+/// list of users at all.
 pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Vec<Found>> {
     let text = String::from_utf8_lossy(body);
     let json = storable(&text);
     let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
-    users.into_iter().map(|user| found(user.get(), reading, read_at)).collect()
+    let mut users: Vec<Found> =
+        users.into_iter().map(|user| found(user.get(), reading, read_at)).collect::<Option<_>>()?;
+    // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
+    let mut neighbour = users.iter().map(|user| user.created_at).find(|at| *at != UNSAID).unwrap_or(UNSAID);
+    for user in &mut users {
+        if user.created_at == UNSAID {
+            user.created_at = neighbour;
+        }
+        neighbour = user.created_at;
+    }
+    Some(users)
 }
 
 /// The same for one user.
@@ -150,6 +160,9 @@ pub(super) fn user(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Op
     let text = String::from_utf8_lossy(body);
     found(&storable(&text), reading, read_at)
 }
+
+/// Stands for a time of sign-up that is absent, or no time at all.
+const UNSAID: i64 = 0;
 
 /// What is read of users, and why.
 #[derive(Clone, Copy, Debug)]
@@ -162,7 +175,7 @@ pub struct Reading {
 fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
     let data = object(json)?;
     let clerk_id = data.get("id").and_then(string).and_then(ClerkId::new)?;
-    let created_at = data.get("created_at").and_then(integer)?;
+    let created_at = data.get("created_at").and_then(integer).and_then(instant);
     let updated_at =
         data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, read_at));
     let content = match read_patch(&data, reading.fields) {
@@ -173,7 +186,7 @@ fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found>
                 event_at: read_at.timestamp_millis(),
                 tie: String::new(),
             },
-            news: News::Upsert { patch, created_at: instant(created_at) },
+            news: News::Upsert { patch, created_at },
             actor: None,
         }),
         Err(reason) => Content::Unusable(reason),
@@ -188,6 +201,7 @@ fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found>
         payload: Bytes::new(),
         content,
     };
+    let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery })
 }
 

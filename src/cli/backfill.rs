@@ -17,10 +17,12 @@ use tokio::{
 
 use super::{Failure, catch_up, say};
 use crate::{
+    clerk::api::PAGE,
     config::Settings,
+    model::{ClerkId, FieldSet},
     sync::{
         backfill::{Progress, Summary, Wanted, backfill},
-        catch_up::Counts,
+        catch_up::{CatchUp, Counts},
     },
 };
 
@@ -66,7 +68,6 @@ pub(super) struct Backfill {
 impl Backfill {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let wanted = self.wanted()?;
-        let named: usize = wanted.lists.iter().map(|(_, values)| values.len()).sum();
         let context = catch_up(settings, self.rate, false).await?;
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
@@ -74,18 +75,36 @@ impl Backfill {
         let summary = backfill(&context, &wanted, self.restart, tell).await;
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
+        let missing = match &summary {
+            Ok(_) => self.missing(&wanted, &context).await?,
+            Err(_) => Vec::new(),
+        };
         context.store.close().await;
         let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
         self.report(&summary, began.elapsed());
-        // Who is filtered out otherwise is not missing.
-        let all_named = self.query.is_none() && self.created_after.is_none();
-        let seen = usize::try_from(summary.counts.seen).unwrap_or(usize::MAX);
-        let missing = if all_named { named.saturating_sub(seen) } else { 0 };
-        match (summary.counts.left_out, missing) {
-            (0, 0) => Ok(()),
-            (0, missing) => Err(Failure::failed(format!("{missing} of those asked for are not at Clerk"))),
-            (left_out, _) => Err(Failure::failed(left_out_text(left_out, &summary.counts))),
+        if summary.counts.left_out > 0 {
+            return Err(Failure::failed(left_out_text(summary.counts.left_out, &summary.counts)));
         }
+        if !missing.is_empty() {
+            return Err(Failure::failed(format!("Clerk does not know {}", missing.join(", "))));
+        }
+        Ok(())
+    }
+
+    /// Users asked for by their ids that Clerk has not shown us, unless something else may have kept them out.
+    async fn missing(&self, wanted: &Wanted, context: &CatchUp) -> Result<Vec<String>, Failure> {
+        if self.query.is_some() || self.created_after.is_some() {
+            return Ok(Vec::new());
+        }
+        let named = wanted.lists.iter().filter(|(filter, _)| *filter == "user_id").flat_map(|(_, ids)| ids);
+        let ids: Vec<ClerkId> = named.filter_map(|id| ClerkId::new(id.as_str())).collect();
+        let mut missing = Vec::new();
+        for ids in ids.chunks(PAGE) {
+            let known = context.store.known(ids, FieldSet::ALL).await?;
+            missing
+                .extend(ids.iter().filter(|id| !known.registers.contains_key(*id)).map(ToString::to_string));
+        }
+        Ok(missing)
     }
 
     fn wanted(&self) -> Result<Wanted, Failure> {

@@ -157,6 +157,7 @@ impl Service {
 
         let metrics = telemetry::install_metrics();
         let clock = clock();
+        let started_at = clock();
         let shutdown = CancellationToken::new();
         let rules = rules(config);
         let catch_up_context = open_api(config, None)?.map(|api| CatchUp {
@@ -208,6 +209,7 @@ impl Service {
                 after: config.catch_up_after,
                 on_empty: config.catch_up_on_empty,
                 holder: random_id("replica_"),
+                started_at,
             };
             catch_up.spawn(catching_up.run(shutdown.clone()));
         }

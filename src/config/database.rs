@@ -128,7 +128,11 @@ fn postgres(text: &str) -> Result<Understood, String> {
 
 fn sqlite(rest: &str) -> Result<Understood, String> {
     let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-    let path = path.strip_prefix("//").unwrap_or(path);
+    let mut path = path.strip_prefix("//").unwrap_or(path);
+    // Some write an absolute path with four slashes; the driver would take two of them for its own.
+    while path.starts_with("//") {
+        path = &path[1..];
+    }
     let parameters: Vec<_> = url::form_urlencoded::parse(parameters.as_bytes()).collect();
     let has = |name: &str, value: &str| parameters.iter().any(|(n, v)| n == name && v == value);
     if path == ":memory:" || path.starts_with("file:") || has("mode", "memory") {
@@ -222,6 +226,7 @@ mod tests {
     fn a_sqlite_url_names_a_file_in_any_of_its_spellings() {
         assert_eq!(path("sqlite://clerk-sync.db"), "clerk-sync.db");
         assert_eq!(path("sqlite:///data/x.db"), "/data/x.db");
+        assert_eq!(path("sqlite:////data/x.db"), "/data/x.db");
         assert_eq!(path("sqlite:x.db"), "x.db");
         assert_eq!(path("sqlite:./a/x.db?mode=rwc"), "./a/x.db");
         assert_eq!(path("sqlite:my%20users.db"), "my users.db");

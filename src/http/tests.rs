@@ -101,7 +101,7 @@ impl Store for FakeStore {
     async fn count_standing(&self) -> Stored<u64> {
         unreachable!()
     }
-    async fn history(&self, _: DateTime<Utc>) -> Stored<History> {
+    async fn history(&self, _: DateTime<Utc>, _: DateTime<Utc>) -> Stored<History> {
         unreachable!()
     }
     async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {

@@ -96,8 +96,8 @@ pub trait Store: Send + Sync + 'static {
     /// How many users are not deleted.
     async fn count_standing(&self) -> Result<u64>;
 
-    /// What the tables say of the time before this start.
-    async fn history(&self, since: DateTime<Utc>) -> Result<History>;
+    /// What the tables say of the time from `since` until `until`, when the service started.
+    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History>;
 
     /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
@@ -325,7 +325,7 @@ pub struct Known {
 pub enum History {
     /// There never was a user or a webhook.
     Empty,
-    /// The last webhook or complete catching up is older than was asked.
+    /// The last webhook and the last finished run are older than was asked.
     Silent,
     /// There was one since.
     Recent,

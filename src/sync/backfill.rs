@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,7 +23,7 @@ use crate::{
         event::Found,
     },
     model::Source,
-    store::RunKind,
+    store::{self, RunKind},
     telemetry,
 };
 
@@ -38,9 +39,12 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What identifies a run for the same. A digest, because it may hold addresses.
-    fn digest(&self) -> String {
-        let text = format!("{:?}{:?}{:?}", self.lists, self.query, self.created_after);
+    /// What identifies a run for the same: of the same users of the same instance into the same fields. A digest, because
+    /// it may hold addresses.
+    fn digest(&self, context: &CatchUp) -> String {
+        let Self { lists, query, created_after } = self;
+        let (instance, fields) = (context.api.identity(), context.rules.fields);
+        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}");
         Sha256::digest(text).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 
@@ -82,6 +86,15 @@ pub struct Summary {
     pub resumed: bool,
 }
 
+/// Whether a backfill of everybody was interrupted, and nobody has gone on with it for so long.
+///
+/// # Errors
+/// If the database cannot say.
+pub async fn was_interrupted(context: &CatchUp, quiet_for: TimeDelta) -> store::Result<bool> {
+    let run = context.store.unfinished_run(RunKind::Backfill, &Wanted::default().digest(context)).await?;
+    Ok(run.is_some_and(|run| (context.clock)() - run.updated_at > quiet_for))
+}
+
 /// Take in all users that are wanted. `tell` hears how far it has come; `restart` begins anew.
 ///
 /// # Errors
@@ -94,7 +107,8 @@ pub async fn backfill(
 ) -> Result<Summary, Trouble> {
     let filters = wanted.filters();
     let (ledger, resumed) =
-        Ledger::open(context, RunKind::Backfill, wanted.digest(), restart, Progress::default(), tell).await?;
+        Ledger::open(context, RunKind::Backfill, wanted.digest(context), restart, Progress::default(), tell)
+            .await?;
     let first = ledger.progress.batch;
     let visitor = Arc::new(Visitor {
         context: context.clone(),

@@ -212,13 +212,31 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         self.tell.send_replace(self.progress.clone());
         self.run.progress = serde_json::to_string(&self.progress).unwrap_or_default();
         self.run.updated_at = (self.clock)();
-        if self.store.save_run(&self.run).await? { Ok(()) } else { Err(Trouble::TakenOver) }
+        let saved = patiently(|| self.store.save_run(&self.run)).await?;
+        if saved { Ok(()) } else { Err(Trouble::TakenOver) }
     }
 
     pub(super) async fn finish(&mut self) -> Result<(), Trouble> {
         self.run.finished_at = Some((self.clock)());
         self.save().await
     }
+}
+
+/// Ask the database again while it is away for a moment.
+pub(super) async fn patiently<T, Answer>(ask: impl Fn() -> Answer) -> store::Result<T>
+where
+    Answer: Future<Output = store::Result<T>>,
+{
+    for attempt in 1..PAGE_ATTEMPTS {
+        match ask().await {
+            Err(error) if !matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema) => {
+                tracing::warn!(%error, "the database is asked again");
+                sleep(Duration::from_secs(1) * attempt).await;
+            }
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 pub(super) fn random_name() -> String {

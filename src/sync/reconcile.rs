@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
     scan::{Scan, Visit, Window},
 };
 use crate::{
@@ -214,7 +214,7 @@ impl Visit for Visitor {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
         ids.dedup();
-        let known = self.context.store.known(&ids, self.context.rules.fields).await?;
+        let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields)).await?;
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.extend(ids.iter().map(|id| self.hasher.hash_one(id)));
@@ -268,11 +268,11 @@ impl Visitor {
     /// Users here that were not seen at Clerk.
     async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>) -> Result<(), Trouble> {
         let store = &self.context.store;
-        let limit = DELETIONS.max(store.count_standing().await? / DELETIONS_ONE_IN);
+        let limit = DELETIONS.max(patiently(|| store.count_standing()).await? / DELETIONS_ONE_IN);
         let mut strangers = Vec::new();
         let mut after: Option<ClerkId> = None;
         loop {
-            let page = store.standing(began, after.as_ref(), STEP).await?;
+            let page = patiently(|| store.standing(began, after.as_ref(), STEP)).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.clone());
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

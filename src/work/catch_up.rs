@@ -5,17 +5,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::patient;
 use crate::{
     store::{History, RunKind, Store, StoreError},
     sync::{
-        backfill::{Progress, Wanted, backfill},
+        backfill::{Progress, Wanted, backfill, was_interrupted},
         catch_up::{CatchUp, Trouble},
         reconcile::{Kind, Options, reconcile},
     },
@@ -33,6 +34,9 @@ const HEARTBEAT: Duration = Duration::from_secs(8);
 /// After a failed run, unless the next one is due sooner.
 const RETRY: Duration = Duration::from_mins(1);
 
+/// Who works on a run says so more often than this.
+const QUIET: TimeDelta = TimeDelta::minutes(2);
+
 /// Runs backfill and reconcile when they are due.
 pub struct CatchUpLoop {
     pub context: CatchUp,
@@ -44,6 +48,8 @@ pub struct CatchUpLoop {
     pub on_empty: bool,
     /// Who we are among the replicas.
     pub holder: String,
+    /// What came since then tells nothing about the time before.
+    pub started_at: DateTime<Utc>,
 }
 
 /// What is to be done.
@@ -91,7 +97,8 @@ impl CatchUpLoop {
     /// How long until the next reconcile is due.
     async fn left_of(&self, every: Duration) -> Duration {
         let last = self.store().last_finished(RunKind::Reconcile).await.ok().flatten();
-        let ago = last.and_then(|last| ((self.context.clock)() - last).to_std().ok());
+        // By somebody's clock it may have been in the future.
+        let ago = last.map(|last| ((self.context.clock)() - last).to_std().unwrap_or_default());
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 
@@ -107,7 +114,7 @@ impl CatchUpLoop {
     /// Wait for the lease; says what is due at once when it is ours.
     async fn wait_to_lead(&self) -> Option<Task> {
         loop {
-            let due = match self.store().hold_lease(LEASE, &self.holder, LASTING).await {
+            let due = match self.hold().await {
                 Ok(true) => self.due_at_once().await,
                 Ok(false) => Err(None),
                 Err(error) => Err(Some(error)),
@@ -124,8 +131,11 @@ impl CatchUpLoop {
     /// What the time without us asks for.
     async fn due_at_once(&self) -> Result<Option<Task>, Option<StoreError>> {
         let after = self.after.and_then(|after| TimeDelta::from_std(after).ok());
-        let since = (self.context.clock)() - after.unwrap_or(TimeDelta::zero());
-        Ok(match self.store().history(since).await? {
+        let since = self.started_at - after.unwrap_or(TimeDelta::zero());
+        if self.on_empty && was_interrupted(&self.context, QUIET).await? {
+            return Ok(Some(Task::Backfill));
+        }
+        Ok(match self.store().history(since, self.started_at).await? {
             History::Empty if self.on_empty => Some(Task::Backfill),
             History::Silent if after.is_some() => {
                 tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
@@ -135,6 +145,10 @@ impl CatchUpLoop {
         })
     }
 
+    async fn hold(&self) -> Result<bool, StoreError> {
+        patient(self.store().hold_lease(LEASE, &self.holder, LASTING)).await
+    }
+
     /// Keep the lease; returns when it is lost.
     async fn lead(&self) {
         let mut beat = interval(HEARTBEAT);
@@ -142,7 +156,7 @@ impl CatchUpLoop {
         let mut held = Instant::now();
         loop {
             beat.tick().await;
-            match self.store().hold_lease(LEASE, &self.holder, LASTING).await {
+            match self.hold().await {
                 Ok(true) => held = Instant::now(),
                 // While the database is away nobody else gets it either, until it ends.
                 Err(_) if held.elapsed() < LASTING => {}

@@ -260,8 +260,8 @@ impl Store for Troubled {
     async fn count_standing(&self) -> Result<u64> {
         self.fault.call(self.inner.count_standing()).await
     }
-    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
-        self.fault.call(self.inner.history(since)).await
+    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
+        self.fault.call(self.inner.history(since, until)).await
     }
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
         self.fault.call(self.inner.unfinished_run(kind, parameters)).await

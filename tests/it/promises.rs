@@ -235,11 +235,14 @@ async fn only_standing_users_that_nobody_touched_are_listed_in_the_order_of_thei
 }
 
 async fn the_time_without_us_is_told_by_webhooks_and_runs(world: World) {
-    let (before, after) = (world.now - TimeDelta::seconds(1), world.now + TimeDelta::seconds(1));
-    assert_eq!(world.store.history(before).await.unwrap(), History::Empty);
+    let second = TimeDelta::seconds(1);
+    let (before, after) = (world.now - second, world.now + second);
+    assert_eq!(world.store.history(before, after).await.unwrap(), History::Empty);
     assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
-    assert_eq!(world.store.history(before).await.unwrap(), History::Recent);
-    assert_eq!(world.store.history(after).await.unwrap(), History::Silent);
+    assert_eq!(world.store.history(before, after).await.unwrap(), History::Recent);
+    assert_eq!(world.store.history(after, after + second).await.unwrap(), History::Silent);
+    // What came after the start says nothing about the time before.
+    assert_eq!(world.store.history(before - second, before).await.unwrap(), History::Silent);
 }
 
 async fn a_delivery_is_recorded_once(world: World) {

@@ -53,7 +53,8 @@ pub(super) async fn standing(
     after: Option<&ClerkId>,
     limit: u32,
 ) -> Result<Vec<ClerkId>> {
-    let mut session = store.session(&store.begin_normal).await?;
+    // Where nearly everybody was touched it looks through the whole table.
+    let mut session = store.session(&store.begin_migration).await?;
     let rows = session
         .rows(
             sql("SELECT clerk_id FROM users
@@ -77,22 +78,23 @@ pub(super) async fn count_standing(store: &Postgres) -> Result<u64> {
     count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
 }
 
-pub(super) async fn history(store: &Postgres, since: DateTime<Utc>) -> Result<History> {
+pub(super) async fn history(store: &Postgres, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
         .rows(
-            sql("SELECT EXISTS (SELECT FROM users) OR EXISTS (SELECT FROM processed_webhooks),
-                        EXISTS (SELECT FROM processed_webhooks WHERE processed_at >= $1)
+            sql("SELECT EXISTS (SELECT FROM users) OR EXISTS (SELECT FROM processed_webhooks WHERE processed_at < $2),
+                        EXISTS (SELECT FROM processed_webhooks WHERE processed_at >= $1 AND processed_at < $2)
                         OR EXISTS (SELECT FROM sync_runs WHERE finished_at >= $1)")
-            .bind(since),
+            .bind(since)
+            .bind(until),
         )
         .await?;
     session.commit().await?;
     let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
     Ok(match (get(row, 0)?, get(row, 1)?) {
-        (_, true) => History::Recent,
+        (false, _) => History::Empty,
+        (true, true) => History::Recent,
         (true, false) => History::Silent,
-        (false, false) => History::Empty,
     })
 }
 

@@ -406,8 +406,8 @@ impl Store for Postgres {
         catch_up::count_standing(self).await
     }
 
-    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
-        catch_up::history(self, since).await
+    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
+        catch_up::history(self, since, until).await
     }
 
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {

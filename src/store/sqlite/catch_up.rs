@@ -9,20 +9,25 @@ use super::{error::explain, text};
 use crate::store::{History, Result, Run, RunKind};
 
 /// What the tables say of the time before this start.
-pub(super) async fn history(connection: &mut SqliteConnection, since: DateTime<Utc>) -> Result<History> {
+pub(super) async fn history(
+    connection: &mut SqliteConnection,
+    since: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<History> {
     let row = sqlx::query(
-        "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM processed_webhooks),
-                EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at >= ?1)
+        "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at < ?2),
+                EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at >= ?1 AND processed_at < ?2)
                 OR EXISTS (SELECT 1 FROM sync_runs WHERE finished_at >= ?1)",
     )
     .bind(text::time(since))
+    .bind(text::time(until))
     .fetch_one(connection)
     .await
     .map_err(explain)?;
     Ok(match (row.try_get(0).map_err(explain)?, row.try_get(1).map_err(explain)?) {
-        (_, true) => History::Recent,
+        (false, _) => History::Empty,
+        (true, true) => History::Recent,
         (true, false) => History::Silent,
-        (false, false) => History::Empty,
     })
 }
 

@@ -225,8 +225,8 @@ impl Store for Sqlite {
         users::count_standing(&mut *self.read().await?).await
     }
 
-    async fn history(&self, since: DateTime<Utc>) -> Result<History> {
-        catch_up::history(&mut *self.read().await?, since).await
+    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
+        catch_up::history(&mut *self.read().await?, since, until).await
     }
 
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
