@@ -13,7 +13,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{signature::Verified, text::storable};
+use super::{
+    signature::Verified,
+    text::{decoded, storable},
+};
 use crate::model::{
     Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, News, Patch, Source, Value, Version,
 };
@@ -100,9 +103,7 @@ type Usable<T> = Result<T, String>;
 
 /// Understand a proven body. Never fails: what is wrong with it is part of the answer.
 pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event {
-    // Nearly always valid, and this check is many times faster than the repair.
-    let lossy = str::from_utf8(verified.body())
-        .map_or_else(|_| String::from_utf8_lossy(verified.body()), Cow::Borrowed);
+    let lossy = decoded(verified.body());
     let json = storable(&lossy);
     let replaced_characters = matches!(json, Cow::Owned(_)) || matches!(lossy, Cow::Owned(_));
     let mut event = Event {
@@ -139,7 +140,7 @@ pub struct Found {
 /// Understand users of the Backend API as they stood at `read_at`; `None` if one of them has no id, or this is no
 /// list of users at all.
 pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Vec<Found>> {
-    let text = String::from_utf8_lossy(body);
+    let text = decoded(body);
     let json = storable(&text);
     let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
     let mut users: Vec<Found> =
@@ -157,7 +158,7 @@ pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> O
 
 /// The same for one user.
 pub(super) fn user(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
-    let text = String::from_utf8_lossy(body);
+    let text = decoded(body);
     found(&storable(&text), reading, read_at)
 }
 
@@ -191,16 +192,7 @@ fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found>
         }),
         Err(reason) => Content::Unusable(reason),
     };
-    let delivery = Delivery {
-        svix_id: None,
-        event_type: None,
-        clerk_id: Some(clerk_id.clone()),
-        event_at: read_at,
-        received_at: read_at,
-        source: reading.source,
-        payload: Bytes::new(),
-        content,
-    };
+    let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery })
 }

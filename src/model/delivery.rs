@@ -52,6 +52,28 @@ pub struct Delivery {
     pub content: Content,
 }
 
+impl Delivery {
+    /// News of a user that did not come as a webhook: it happened at `event_at`, and came to us at `received_at`.
+    pub fn without_webhook(
+        clerk_id: ClerkId,
+        source: Source,
+        event_at: DateTime<Utc>,
+        received_at: DateTime<Utc>,
+        content: Content,
+    ) -> Self {
+        Self {
+            svix_id: None,
+            event_type: None,
+            clerk_id: Some(clerk_id),
+            event_at,
+            received_at,
+            source,
+            payload: Bytes::new(),
+            content,
+        }
+    }
+}
+
 /// What a delivery says.
 #[derive(Clone, Debug)]
 pub enum Content {

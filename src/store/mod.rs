@@ -220,6 +220,13 @@ pub struct Row {
     pub preferences: String,
 }
 
+impl Row {
+    /// The row, unless its user is deleted: then the person is gone.
+    pub fn standing(self) -> Option<Self> {
+        self.user.deleted_at.is_none().then_some(self)
+    }
+}
+
 /// Which rows are looked for.
 #[derive(Clone, Default)]
 pub struct RowFilter {

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
@@ -81,21 +80,13 @@ fn delivery(user: ForeignUser, rules: &Rules, now: DateTime<Utc>, tally: &mut Ta
         patch.set(field, user.profile[field].clone());
     }
     let milliseconds = changed_at.timestamp_millis();
-    Some(Delivery {
-        svix_id: None,
-        event_type: None,
-        clerk_id: Some(clerk_id.clone()),
-        event_at: changed_at,
-        received_at: now,
-        source: Source::Cli,
-        payload: Bytes::new(),
-        content: Content::Change(Change {
-            clerk_id,
-            version: Version { version: milliseconds, event_at: milliseconds, tie: String::new() },
-            news: News::Upsert { patch, created_at: user.created_at },
-            actor: None,
-        }),
-    })
+    let content = Content::Change(Change {
+        clerk_id: clerk_id.clone(),
+        version: Version { version: milliseconds, event_at: milliseconds, tie: String::new() },
+        news: News::Upsert { patch, created_at: user.created_at },
+        actor: None,
+    });
+    Some(Delivery::without_webhook(clerk_id, Source::Cli, changed_at, now, content))
 }
 
 async fn copy(

@@ -116,7 +116,7 @@ impl CatchUp {
         }
         let _writer = writers.acquire().await.map_err(|_| Trouble::Abandoned)?;
         for attempt in 1.. {
-            let (results, now) = (self.apply(&deliveries).await, (self.clock)());
+            let results = self.apply(&deliveries).await;
             let mut again = Vec::new();
             let mut last = None;
             for (delivery, result) in deliveries.into_iter().zip(results) {
@@ -135,11 +135,10 @@ impl CatchUp {
                 }
             }
             let Some(error) = last else { break };
-            let hopeless = matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema);
-            if hopeless || attempt >= PAGE_ATTEMPTS {
+            if is_hopeless(&error) || attempt >= PAGE_ATTEMPTS {
                 return Err(error.into());
             }
-            tracing::warn!(%error, users = again.len(), at = %now, "users could not be written: tried again");
+            tracing::warn!(%error, users = again.len(), "users could not be written: tried again");
             sleep(Duration::from_secs(1) * attempt).await;
             deliveries = again;
         }
@@ -222,6 +221,11 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     }
 }
 
+/// Whether asking again cannot help.
+fn is_hopeless(error: &StoreError) -> bool {
+    matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema)
+}
+
 /// Ask the database again while it is away for a moment.
 pub(super) async fn patiently<T, Answer>(ask: impl Fn() -> Answer) -> store::Result<T>
 where
@@ -229,7 +233,7 @@ where
 {
     for attempt in 1..PAGE_ATTEMPTS {
         match ask().await {
-            Err(error) if !matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema) => {
+            Err(error) if !is_hopeless(&error) => {
                 tracing::warn!(%error, "the database is asked again");
                 sleep(Duration::from_secs(1) * attempt).await;
             }

@@ -85,7 +85,7 @@ impl Inner {
     async fn find(&self, id: &ClerkId) -> Result<Option<Row>, Trouble> {
         let store = &self.context.store;
         if let Some(row) = store.row(id).await? {
-            return Ok(standing(row));
+            return Ok(row.standing());
         }
         let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
         if known.registers.get(id).is_some_and(|register| register.deleted) {
@@ -100,10 +100,6 @@ impl Inner {
             return Err(Trouble::Api(ApiError::Unintelligible(left_out.reason)));
         }
         // Or the deletion was faster.
-        Ok(store.row(id).await?.and_then(standing))
+        Ok(store.row(id).await?.and_then(Row::standing))
     }
-}
-
-fn standing(row: Row) -> Option<Row> {
-    row.user.deleted_at.is_none().then_some(row)
 }

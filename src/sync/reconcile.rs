@@ -12,7 +12,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use metrics::gauge;
 use serde::Serialize;
@@ -330,16 +329,7 @@ impl Visitor {
             news: News::Delete,
             actor: None,
         });
-        let delivery = Delivery {
-            svix_id: None,
-            event_type: None,
-            clerk_id: Some(clerk_id.clone()),
-            event_at: now,
-            received_at: now,
-            source: Source::Reconcile,
-            payload: Bytes::new(),
-            content,
-        };
+        let delivery = Delivery::without_webhook(clerk_id.clone(), Source::Reconcile, now, now, content);
         Found { clerk_id, created_at: at, delivery }
     }
 }

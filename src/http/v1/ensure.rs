@@ -49,11 +49,8 @@ pub(super) async fn ensure(
     let Some(ensure) = &app.api.ensure else {
         let row =
             read(&app, async move |store| store.row(&id).await).await?.ok_or(Problem::ClerkNotConfigured)?;
-        return if row.user.deleted_at.is_none() {
-            Ok(Json(User::from(&row)))
-        } else {
-            Err(Problem::UserNotFound)
-        };
+        let row = row.standing().ok_or(Problem::UserNotFound)?;
+        return Ok(Json(User::from(&row)));
     };
     // What is under way goes on without us.
     let row = timeout_at(deadline, ensure.ensure(&id)).await.map_err(|_| Problem::ClerkUnavailable)?;

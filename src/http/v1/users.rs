@@ -150,10 +150,8 @@ pub(super) async fn show(
 ) -> Result<Json<User>, Problem> {
     let id = id(path).ok_or(Problem::UserNotFound)?;
     let row = read(&app, async move |store| store.row(&id).await).await?;
-    match row {
-        Some(row) if row.user.deleted_at.is_none() => Ok(Json(User::from(&row))),
-        _ => Err(Problem::UserNotFound),
-    }
+    let row = row.and_then(Row::standing).ok_or(Problem::UserNotFound)?;
+    Ok(Json(User::from(&row)))
 }
 
 /// What is no id is nobody's.

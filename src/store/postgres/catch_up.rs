@@ -6,10 +6,10 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Postgres, count, get, sql,
-    transaction::{clerk_id, register, texts, user},
+    transaction::{clerk_id, load_users, register, texts},
 };
 use crate::{
-    model::{ClerkId, Field, FieldSet},
+    model::{ClerkId, FieldSet},
     store::{History, Known, Result, Run, RunKind, StoreError, Trouble},
 };
 
@@ -25,25 +25,14 @@ pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -
             .bind(texts(ids)),
         )
         .await?;
-    let users = session
-        .rows(
-            sql(super::transaction::USERS)
-                .bind(texts(ids))
-                .bind(fields.contains(Field::PublicMetadata))
-                .bind(fields.contains(Field::UnsafeMetadata))
-                .bind(fields.contains(Field::PrivateMetadata)),
-        )
-        .await?;
+    let users = load_users(&mut session, ids, fields).await?;
     session.commit().await?;
     Ok(Known {
         registers: registers
             .iter()
             .map(|row| Ok((clerk_id(row, 0)?, register(row)?)))
             .collect::<Result<_>>()?,
-        users: users
-            .iter()
-            .map(|row| user(row).map(|user| (user.clerk_id.clone(), user)))
-            .collect::<Result<_>>()?,
+        users,
     })
 }
 

@@ -22,19 +22,6 @@ use crate::{
     store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted},
 };
 
-/// `$1` ids; `$2` to `$4` which metadata is asked for. Read by [`user`].
-pub(super) const USERS: &str =
-    "SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
-            u.phone_number, u.external_id,
-            -- Large, and rarely synced.
-            CASE WHEN $2 THEN u.public_metadata::text END,
-            CASE WHEN $3 THEN u.unsafe_metadata::text END,
-            CASE WHEN $4 THEN u.private_metadata::text END,
-            u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
-            u.created_at, coalesce(u.updated_at, 'epoch'), coalesce(u.synced_at, 'epoch'), u.deleted_at
-     FROM unnest($1::text[]) AS n (clerk_id)
-     CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u";
-
 /// A transaction of PostgreSQL.
 pub(super) struct PostgresTransaction {
     session: Session,
@@ -176,17 +163,7 @@ impl Transaction for PostgresTransaction {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let query = sql(USERS)
-            .bind(texts(ids))
-            .bind(fields.contains(Field::PublicMetadata))
-            .bind(fields.contains(Field::UnsafeMetadata))
-            .bind(fields.contains(Field::PrivateMetadata));
-        self.session
-            .rows(query)
-            .await?
-            .iter()
-            .map(|row| user(row).map(|user| (user.clerk_id.clone(), user)))
-            .collect()
+        load_users(&mut self.session, ids, fields).await
     }
 
     async fn insert_users(&mut self, users: &[User]) -> Result<()> {
@@ -405,6 +382,32 @@ impl Transaction for PostgresTransaction {
     async fn rollback(self: Box<Self>) {
         self.session.rollback().await;
     }
+}
+
+/// The rows of these users; metadata only as far as it is asked for.
+pub(super) async fn load_users(
+    session: &mut Session,
+    ids: &[ClerkId],
+    fields: FieldSet,
+) -> Result<HashMap<ClerkId, User>> {
+    let query = sql(
+        "SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
+                u.phone_number, u.external_id,
+                -- Large, and rarely synced.
+                CASE WHEN $2 THEN u.public_metadata::text END,
+                CASE WHEN $3 THEN u.unsafe_metadata::text END,
+                CASE WHEN $4 THEN u.private_metadata::text END,
+                u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
+                u.created_at, coalesce(u.updated_at, 'epoch'), coalesce(u.synced_at, 'epoch'), u.deleted_at
+         FROM unnest($1::text[]) AS n (clerk_id)
+         CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u",
+    )
+    .bind(texts(ids))
+    .bind(fields.contains(Field::PublicMetadata))
+    .bind(fields.contains(Field::UnsafeMetadata))
+    .bind(fields.contains(Field::PrivateMetadata));
+    let rows = session.rows(query).await?;
+    rows.iter().map(|row| user(row).map(|user| (user.clerk_id.clone(), user))).collect()
 }
 
 /// `$1` ids, `$2` the time. Assembled once, because the application's columns have no names of ours.
