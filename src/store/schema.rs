@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 8] = [
+pub const TABLES: [Table; 12] = [
     Table {
         name: "users",
         columns: &[
@@ -76,6 +76,7 @@ pub const TABLES: [Table; 8] = [
             ("event_at", Kind::BigInt),
             ("tie", Kind::Text),
             ("deleted", Kind::Bool),
+            ("held_until", Kind::Time),
         ],
     },
     Table {
@@ -106,6 +107,37 @@ pub const TABLES: [Table; 8] = [
             ("attempts", Kind::Int),
             ("next_attempt_at", Kind::Time),
             ("received_at", Kind::Time),
+            ("last_error", Kind::Text),
+        ],
+    },
+    Table {
+        name: "outbox",
+        columns: &[
+            ("id", Kind::BigInt),
+            ("message_id", Kind::Text),
+            ("sink", Kind::Text),
+            ("clerk_id", Kind::Text),
+            ("type", Kind::Text),
+            ("payload", Kind::Text),
+            ("state", Kind::Text),
+            ("attempts", Kind::Int),
+            ("next_attempt_at", Kind::Time),
+            ("lease", Kind::Text),
+            ("created_at", Kind::Time),
+            ("finished_at", Kind::Time),
+            ("last_error", Kind::Text),
+        ],
+    },
+    Table { name: "outbox_recipients", columns: &[("clerk_id", Kind::Text), ("sink", Kind::Text)] },
+    Table { name: "outbox_paused", columns: &[("sink", Kind::Text), ("paused_at", Kind::Time)] },
+    Table {
+        name: "erasure_receipts",
+        columns: &[
+            ("clerk_id", Kind::Text),
+            ("destination", Kind::Text),
+            ("requested_at", Kind::Time),
+            ("completed_at", Kind::Time),
+            ("attempts", Kind::Int),
             ("last_error", Kind::Text),
         ],
     },

@@ -13,6 +13,7 @@ pub mod committer;
 pub mod ensure;
 pub mod plan;
 pub mod reconcile;
+pub mod retry;
 mod scan;
 
 pub use adopt::{Tally, adopt};

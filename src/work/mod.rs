@@ -3,6 +3,8 @@
 //! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
 
 mod catch_up;
+pub mod sinks;
+pub mod worker;
 
 use std::{sync::Arc, time::Duration};
 

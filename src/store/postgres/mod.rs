@@ -51,7 +51,7 @@ use super::{
 };
 use crate::model::{ClerkId, FieldSet, SvixId, User};
 
-const MIGRATIONS: [Migration; 2] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up");
+const MIGRATIONS: [Migration; 3] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work");
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;

@@ -1,0 +1,73 @@
+//! When what failed is tried again, and when no more: one rule for deliveries that wait and for messages that go out.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// Full jitter over an exponential backoff: after the n-th attempt a wait between nothing and
+/// `min(longest, first × 2ⁿ⁻¹)`, so that what failed together does not come back together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts until there is no further one.
+    pub max_attempts: u32,
+    pub first: TimeDelta,
+    pub longest: TimeDelta,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { max_attempts: 15, first: TimeDelta::seconds(2), longest: TimeDelta::hours(1) }
+    }
+}
+
+impl Retry {
+    /// When to try again after so many attempts at what has this id; `None` if that was the last one.
+    pub fn after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        (attempts < self.max_attempts).then(|| self.always_after(attempts, id, now))
+    }
+
+    /// When to try again what must never be given up.
+    pub fn always_after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> DateTime<Utc> {
+        now + self.wait(attempts, id)
+    }
+
+    /// The wait after so many attempts. Random as far as anybody can tell, yet the same on every replica.
+    fn wait(&self, attempts: u32, id: &str) -> TimeDelta {
+        let doublings = attempts.saturating_sub(1).min(30);
+        let ceiling = self.longest.min(self.first * (1 << doublings)).num_milliseconds().max(1);
+        let mut hasher = DefaultHasher::new();
+        (id, attempts).hash(&mut hasher);
+        let part = hasher.finish() % ceiling.unsigned_abs();
+        TimeDelta::milliseconds(part.cast_signed() + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_spread_under_a_ceiling_that_doubles_up_to_an_hour() {
+        let retry = Retry { max_attempts: u32::MAX, ..Retry::default() };
+        for (attempts, ceiling) in [(1, 2), (2, 4), (5, 32), (11, 2048), (12, 3600), (u32::MAX, 3600)] {
+            let waits: Vec<i64> =
+                (0..1000).map(|id| retry.wait(attempts, &id.to_string()).num_milliseconds()).collect();
+            let (least, most) = (waits.iter().min(), waits.iter().max());
+            let ceiling = ceiling * 1000;
+            assert!(least.is_some_and(|least| *least < ceiling / 50), "{attempts}: {least:?}");
+            assert!(
+                most.is_some_and(|most| *most > ceiling * 49 / 50 && *most <= ceiling),
+                "{attempts}: {most:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn after_the_last_attempt_there_is_none() {
+        let now = DateTime::from_timestamp_millis(0).expect("in range");
+        let retry = Retry::default();
+        assert!(retry.after(14, "msg_1", now).is_some_and(|at| at > now));
+        assert_eq!(retry.after(15, "msg_1", now), None);
+        assert!(retry.always_after(15, "msg_1", now) > now);
+    }
+}

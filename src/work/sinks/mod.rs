@@ -1,0 +1,38 @@
+//! The systems that are told: one file a kind of sink, each turning a [`Message`] into that system's own words.
+//!
+//! A sink hands over and reports; order, repeats, and when to try again are the dispatcher's.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::Message;
+
+/// A system that is told what changed.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// Hand one message over, within the sink's own time limit. `body` is the message as it is stored, byte for byte
+    /// the same at every attempt. To hand over the same message again does no harm.
+    ///
+    /// # Errors
+    /// If it was not taken, or nobody knows.
+    async fn deliver(&self, message: &Message, body: &str) -> Result<(), Refusal>;
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// In our words: a status, a kind of fault. Never what the other side wrote, a secret, or anybody's data.
+    pub reason: String,
+    pub again: Again,
+}
+
+/// Whether to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Later, and not before the time that the other side asked for (`Retry-After`).
+    Later(Option<Duration>),
+    /// It will never be taken as it is.
+    Never,
+}
