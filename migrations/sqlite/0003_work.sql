@@ -46,6 +46,9 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
 );
 CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
 
+-- A run through only some users does not mean that the others are right.
+ALTER TABLE sync_runs ADD COLUMN everybody INTEGER NOT NULL DEFAULT 1;
+
 -- When a user whom Clerk deleted is to be erased, if that is held back.
 ALTER TABLE entity_versions ADD COLUMN held_until TEXT;
 CREATE INDEX IF NOT EXISTS entity_versions_held ON entity_versions (held_until) WHERE held_until IS NOT NULL;

@@ -81,7 +81,8 @@ impl Backfill {
         };
         context.store.close().await;
         let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
-        self.report(&summary, began.elapsed());
+        let asked_for = wanted.lists.iter().map(|(_, values)| values.len()).sum();
+        self.report(&summary, asked_for, began.elapsed());
         if summary.counts.left_out > 0 {
             return Err(Failure::failed(left_out_text(summary.counts.left_out, &summary.counts)));
         }
@@ -123,7 +124,8 @@ impl Backfill {
         Ok(wanted)
     }
 
-    fn report(&self, summary: &Summary, took: Duration) {
+    /// `asked_for`: how many ids, addresses and numbers were given, which says whether each of them has a user at Clerk.
+    fn report(&self, summary: &Summary, asked_for: usize, took: Duration) {
         let Counts { seen, applied, unchanged, stale, left_out, reasons } = &summary.counts;
         if self.json {
             say!(
@@ -131,9 +133,13 @@ impl Backfill {
                 serde_json::json!({
                     "seen": seen, "applied": applied, "unchanged": unchanged, "stale": stale, "left_out": left_out,
                     "reasons": reasons, "resumed": summary.resumed, "seconds": took.as_secs_f64(),
+                    "asked_for": (asked_for > 0).then_some(asked_for),
                 })
             );
             return;
+        }
+        if asked_for > 0 {
+            say!("{asked_for:>9}  asked for by id, address or number");
         }
         let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
         say!("{seen:>9}  users at Clerk, in {:.1} s{went_on}", took.as_secs_f64());

@@ -217,6 +217,15 @@ async fn catch_up(
     let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
     service::init_log(&config)?;
     let api = open_api(&config, rate)?.context("there is no key")?;
+    if read_only
+        && let Database::Sqlite { path } = &config.database
+        && !path.exists()
+    {
+        return Err(Failure::failed(format!(
+            "there is no database {}: run `clerk-sync backfill` first",
+            path.display()
+        )));
+    }
     let store = open_store(&config).await?;
     if !read_only {
         store.migrate().await?;

@@ -102,7 +102,7 @@ pub trait Store: Send + Sync + 'static {
     /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
 
-    /// When a run of this kind last came to its end.
+    /// When a run of this kind through all users last came to its end.
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>>;
 
     /// Forget runs that were last worked on before this.
@@ -332,7 +332,7 @@ pub struct Known {
 pub enum History {
     /// There never was a user or a webhook.
     Empty,
-    /// The last webhook and the last finished run are older than was asked.
+    /// The last webhook and the last finished run through all users are older than was asked.
     Silent,
     /// There was one since.
     Recent,
@@ -364,6 +364,8 @@ pub struct Run {
     pub owner: String,
     /// A digest of what was asked for.
     pub parameters: String,
+    /// Whether it goes through all users, not only some.
+    pub everybody: bool,
     /// JSON.
     pub progress: String,
     pub started_at: DateTime<Utc>,

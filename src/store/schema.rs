@@ -152,6 +152,7 @@ pub const TABLES: [Table; 12] = [
             ("started_at", Kind::Time),
             ("updated_at", Kind::Time),
             ("finished_at", Kind::Time),
+            ("everybody", Kind::Bool),
         ],
     },
     Table {

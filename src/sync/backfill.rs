@@ -48,6 +48,10 @@ impl Wanted {
         Sha256::digest(text).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 
+    fn is_everybody(&self) -> bool {
+        self.lists.is_empty() && self.query.is_none() && self.created_after.is_none()
+    }
+
     /// The requests' filters: of lists as many values at once as Clerk allows.
     fn filters(&self) -> Vec<Filters> {
         let all = |values: Vec<(&'static str, String)>| Filters {
@@ -106,9 +110,9 @@ pub async fn backfill(
     tell: watch::Sender<Progress>,
 ) -> Result<Summary, Trouble> {
     let filters = wanted.filters();
+    let parameters = (wanted.digest(context), wanted.is_everybody());
     let (ledger, resumed) =
-        Ledger::open(context, RunKind::Backfill, wanted.digest(context), restart, Progress::default(), tell)
-            .await?;
+        Ledger::open(context, RunKind::Backfill, parameters, restart, Progress::default(), tell).await?;
     let first = ledger.progress.batch;
     let visitor = Arc::new(Visitor {
         context: context.clone(),

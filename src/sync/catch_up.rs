@@ -160,11 +160,12 @@ pub(super) struct Ledger<P> {
 }
 
 impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
-    /// Begin a run, or go on with one for the same that was interrupted. Says whether it goes on.
+    /// Begin a run for what these parameters name, perhaps everybody, or go on with one for the same that was interrupted.
+    /// Says whether it goes on.
     pub(super) async fn open(
         context: &CatchUp,
         kind: RunKind,
-        parameters: String,
+        (parameters, everybody): (String, bool),
         restart: bool,
         fresh: P,
         tell: watch::Sender<P>,
@@ -186,6 +187,7 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
                 kind,
                 owner,
                 parameters,
+                everybody,
                 progress,
                 started_at: now,
                 updated_at: now,

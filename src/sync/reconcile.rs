@@ -164,7 +164,7 @@ pub async fn reconcile(
         None
     } else {
         let (unheard, _) = watch::channel(0_u64);
-        let open = Ledger::open(context, RunKind::Reconcile, String::new(), true, 0, unheard);
+        let open = Ledger::open(context, RunKind::Reconcile, (String::new(), true), true, 0, unheard);
         Some(open.await?.0)
     };
     let visitor = Arc::new(Visitor {

@@ -26,6 +26,7 @@ on_each_keeper!(
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
+    a_dry_run_makes_no_database,
     a_thousand_who_ask_for_one_user_make_one_request,
 );
 
@@ -221,6 +222,16 @@ fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
     let (finished, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(report["erased_here"]["users"], 1, "{report}");
     assert_eq!(finished.code, Some(1), "still different from Clerk: {finished:?}");
+}
+
+fn a_dry_run_makes_no_database(host: &mut Host) {
+    let _clerk = Clerk::of(host, 10);
+    let (finished, _) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("run `clerk-sync "), "{finished:?}");
+    assert!(host.keeper != Keeper::Sqlite || !std::path::Path::new(&host.path("users.db")).exists());
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    assert_eq!(host.count("users"), 10);
 }
 
 fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {

@@ -224,7 +224,8 @@ fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: &mut Hos
             *address.lock().expect("not poisoned") = None;
             let status = service.wait(Duration::from_secs(20));
             assert_eq!(status.code(), Some(0), "{}", service.log());
-            assert!(service.lines().iter().any(|line| line["message"] == "stopped"), "{}", service.log());
+            // Whoever reads the log may be a moment behind.
+            eventually("stopped", || service.lines().iter().any(|line| line["message"] == "stopped"));
         });
         for (mut client, post) in waiting {
             // A connection that was not accepted yet is refused by being closed.
@@ -274,7 +275,7 @@ fn a_locked_database_is_answered_503_in_time_and_forgotten_afterwards(host: &mut
     let service = host.serve();
     assert_eq!(service.post(&created()).word(), "applied");
     let unlock = lock(host);
-    let locked_until = Instant::now() + Duration::from_secs(12);
+    let locked_until = Instant::now() + Duration::from_secs(load(12, 15) as u64);
     let senders = load(60, 300);
     thread::scope(|scope| {
         for _ in 0..senders {

@@ -172,6 +172,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
         kind: RunKind::Backfill,
         owner: owner.to_owned(),
         parameters: "all".to_owned(),
+        everybody: true,
         progress: "[]".to_owned(),
         started_at,
         updated_at: started_at,
@@ -197,6 +198,13 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     assert!(store.save_run(&finished).await.unwrap());
     assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(older));
     assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+    let of_some = Run { everybody: false, finished_at: Some(at(NOW + 9)), ..run("3", "one", at(NOW)) };
+    store.begin_run(&of_some).await.unwrap();
+    assert_eq!(
+        store.last_finished(RunKind::Backfill).await.unwrap(),
+        Some(at(NOW + 5)),
+        "a run through some users says nothing of the others"
+    );
     assert_eq!(store.last_finished(RunKind::Reconcile).await.unwrap(), None);
     store.prune_runs(at(NOW)).await.unwrap();
     assert_eq!(

@@ -211,7 +211,8 @@ impl Host {
 
     /// The program in this environment, and nothing of the environment of the tests.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_clerk-sync"));
+        let program = env::var_os("TEST_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env_clear()

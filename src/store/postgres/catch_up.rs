@@ -73,7 +73,7 @@ pub(super) async fn history(store: &Postgres, since: DateTime<Utc>, until: DateT
         .rows(
             sql("SELECT EXISTS (SELECT FROM users) OR EXISTS (SELECT FROM processed_webhooks WHERE processed_at < $2),
                         EXISTS (SELECT FROM processed_webhooks WHERE processed_at >= $1 AND processed_at < $2)
-                        OR EXISTS (SELECT FROM sync_runs WHERE finished_at >= $1)")
+                        OR EXISTS (SELECT FROM sync_runs WHERE everybody AND finished_at >= $1)")
             .bind(since)
             .bind(until),
         )
@@ -91,7 +91,7 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
         .rows(
-            sql("SELECT id, owner, progress, started_at, updated_at FROM sync_runs
+            sql("SELECT id, owner, progress, started_at, updated_at, everybody FROM sync_runs
                  WHERE kind = $1 AND parameters = $2 AND finished_at IS NULL
                  ORDER BY started_at DESC
                  LIMIT 1")
@@ -109,6 +109,7 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
             progress: get(row, 2)?,
             started_at: get(row, 3)?,
             updated_at: get(row, 4)?,
+            everybody: get(row, 5)?,
             finished_at: None,
         })
     };
@@ -117,8 +118,9 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
 
 pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
     let mut session = store.session(&store.begin_normal).await?;
-    let rows =
-        session.rows(sql("SELECT max(finished_at) FROM sync_runs WHERE kind = $1").bind(kind.name())).await?;
+    let rows = session
+        .rows(sql("SELECT max(finished_at) FROM sync_runs WHERE kind = $1 AND everybody").bind(kind.name()))
+        .await?;
     session.commit().await?;
     get(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
 }
@@ -133,8 +135,9 @@ pub(super) async fn begin_run(store: &Postgres, run: &Run) -> Result<()> {
     let mut session = store.session(&store.begin_normal).await?;
     session
         .execute(
-            sql("INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            sql("INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at,
+                                        everybody)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                  ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, updated_at = excluded.updated_at")
             .bind(run.id.as_str())
             .bind(run.kind.name())
@@ -143,7 +146,8 @@ pub(super) async fn begin_run(store: &Postgres, run: &Run) -> Result<()> {
             .bind(run.progress.as_str())
             .bind(run.started_at)
             .bind(run.updated_at)
-            .bind(run.finished_at),
+            .bind(run.finished_at)
+            .bind(run.everybody),
         )
         .await?;
     session.commit().await

@@ -17,7 +17,7 @@ pub(super) async fn history(
     let row = sqlx::query(
         "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at < ?2),
                 EXISTS (SELECT 1 FROM processed_webhooks WHERE processed_at >= ?1 AND processed_at < ?2)
-                OR EXISTS (SELECT 1 FROM sync_runs WHERE finished_at >= ?1)",
+                OR EXISTS (SELECT 1 FROM sync_runs WHERE everybody AND finished_at >= ?1)",
     )
     .bind(text::time(since))
     .bind(text::time(until))
@@ -38,7 +38,7 @@ pub(super) async fn unfinished_run(
     parameters: &str,
 ) -> Result<Option<Run>> {
     let row = sqlx::query(
-        "SELECT id, owner, progress, started_at, updated_at FROM sync_runs
+        "SELECT id, owner, progress, started_at, updated_at, everybody FROM sync_runs
          WHERE kind = ?1 AND parameters = ?2 AND finished_at IS NULL
          ORDER BY started_at DESC
          LIMIT 1",
@@ -59,6 +59,7 @@ pub(super) async fn unfinished_run(
         progress: text_of("progress")?,
         started_at: time_of("started_at")?,
         updated_at: time_of("updated_at")?,
+        everybody: row.try_get("everybody").map_err(explain)?,
         finished_at: None,
     }))
 }
@@ -68,11 +69,12 @@ pub(super) async fn last_finished(
     connection: &mut SqliteConnection,
     kind: RunKind,
 ) -> Result<Option<DateTime<Utc>>> {
-    let row = sqlx::query("SELECT max(finished_at) AS finished_at FROM sync_runs WHERE kind = ?1")
-        .bind(kind.name())
-        .fetch_one(connection)
-        .await
-        .map_err(explain)?;
+    let row =
+        sqlx::query("SELECT max(finished_at) AS finished_at FROM sync_runs WHERE kind = ?1 AND everybody")
+            .bind(kind.name())
+            .fetch_one(connection)
+            .await
+            .map_err(explain)?;
     text::read_time(&row, "finished_at")
 }
 
@@ -89,8 +91,8 @@ pub(super) async fn prune_runs(connection: &mut SqliteConnection, before: DateTi
 /// Write a run, taking it over from whoever worked on it.
 pub(super) async fn begin_run(connection: &mut SqliteConnection, run: &Run) -> Result<()> {
     sqlx::query(
-        "INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+        "INSERT INTO sync_runs (id, kind, owner, parameters, progress, started_at, updated_at, finished_at, everybody)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, updated_at = excluded.updated_at",
     )
     .bind(run.id.as_str())
@@ -101,6 +103,7 @@ pub(super) async fn begin_run(connection: &mut SqliteConnection, run: &Run) -> R
     .bind(text::time(run.started_at))
     .bind(text::time(run.updated_at))
     .bind(run.finished_at.map(text::time))
+    .bind(run.everybody)
     .execute(connection)
     .await
     .map_err(explain)?;
