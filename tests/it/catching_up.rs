@@ -343,9 +343,10 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
     let users = clerk.users();
     let ids = users.ids();
     let done = AtomicBool::new(false);
+    let posters = load(4, 64);
     let post_until_done = |worker: usize| {
         let mut client = service.client();
-        for step in (worker..).step_by(4).take_while(|_| !done.load(SeqCst)) {
+        for step in (worker..).step_by(posters).take_while(|_| !done.load(SeqCst)) {
             // All over the list: seen by the backfill already, or not.
             let id = &ids[step * 7919 % ids.len()];
             let event = match step % 10 {
@@ -359,7 +360,7 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
         }
     };
     thread::scope(|scope| {
-        for worker in 0..4 {
+        for worker in 0..posters {
             scope.spawn({
                 let post_until_done = &post_until_done;
                 move || post_until_done(worker)
