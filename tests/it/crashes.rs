@@ -21,9 +21,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use clerk_sync::{
     model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
     store::{
-        Advance, Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience,
-        QueueDepth, Readiness, Record, Result, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction,
-        Trouble, Waiting,
+        Advance, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+        MigrationStatus, Outgoing, Parked, Patience, QueueDepth, Readiness, Record, Result, Row, RowFilter,
+        Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble, Waiting,
     },
 };
 use tokio::{select, sync::Notify};
@@ -284,6 +284,44 @@ impl Store for Troubled {
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.fault.call(self.inner.release_lease(name, holder)).await
     }
+    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+        self.fault.call(self.inner.claim_message(sink, lease)).await
+    }
+    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
+        self.fault.call(self.inner.finish_message(claimed, ending, now)).await
+    }
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        self.inner.outbox_depth().await
+    }
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        self.inner.messages(filter, limit).await
+    }
+    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
+        self.inner.message(id).await
+    }
+    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.retry_messages(ids, now)).await
+    }
+    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.discard_messages(ids, now)).await
+    }
+    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
+        self.inner.pause_sink(sink, at).await
+    }
+    async fn resume_sink(&self, sink: &str) -> Result<bool> {
+        self.inner.resume_sink(sink).await
+    }
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        self.inner.paused_sinks().await
+    }
+    async fn prune_outbox(
+        &self,
+        delivered_before: DateTime<Utc>,
+        dead_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64> {
+        self.inner.prune_outbox(delivered_before, dead_before, limit).await
+    }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await
     }
@@ -346,6 +384,19 @@ impl Transaction for TroubledTransaction {
     }
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
         self.fault.call(self.inner.park(parked)).await
+    }
+    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+        self.fault.call(self.inner.enqueue(messages)).await
+    }
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
+        self.fault.call(self.inner.recall(ids, now)).await
+    }
+    async fn request_erasures(
+        &mut self,
+        destinations: &[(ClerkId, String)],
+        at: DateTime<Utc>,
+    ) -> Result<()> {
+        self.fault.call(self.inner.request_erasures(destinations, at)).await
     }
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         self.fault.call(self.inner.audit(entries)).await
