@@ -67,5 +67,5 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
 CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
 
 -- When a user whom Clerk deleted is to be erased, if that is held back.
-ALTER TABLE entity_versions ADD COLUMN IF NOT EXISTS held_until timestamptz;
+ALTER TABLE entity_versions ADD COLUMN held_until timestamptz;
 CREATE INDEX IF NOT EXISTS entity_versions_held ON entity_versions (held_until) WHERE held_until IS NOT NULL;

@@ -346,51 +346,65 @@ pub(super) async fn message(store: &Postgres, id: i64) -> Result<Option<(StoredM
 
 pub(super) async fn retry(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
     let mut session = store.session(&store.begin_normal).await?;
-    lock_users_of(&mut session, ids).await?;
+    let oldest = lock_users_of(&mut session, ids).await?;
     let rows = session
         .rows(
             sql("UPDATE outbox AS o
                  SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
-                 FROM unnest($1::bigint[]) AS n (id)
-                 WHERE o.id = n.id AND o.state = 'dead' AND o.payload IS NOT NULL
-                   AND NOT EXISTS (
-                       SELECT FROM outbox AS later
-                       WHERE later.clerk_id = o.clerk_id AND later.sink = o.sink AND later.id > o.id
-                         AND (later.state = 'delivered'
-                              OR (later.state = 'pending' AND later.lease IS NOT NULL AND later.next_attempt_at > $2))
-                   )
+                 FROM (
+                     SELECT c.id FROM unnest($1::bigint[]) AS n (id)
+                     -- The limit keeps the planner from reading all that is dead instead.
+                     CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS c
+                     WHERE c.state = 'dead' AND c.payload IS NOT NULL
+                       -- The next one that is not given up decides: nothing behind it has been handed out.
+                       AND NOT coalesce((
+                           SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
+                           FROM outbox AS later
+                           WHERE later.clerk_id = c.clerk_id AND later.sink = c.sink AND later.id > c.id
+                             AND later.state IN ('pending', 'delivered')
+                           ORDER BY later.id
+                           LIMIT 1
+                       ), false)
+                 ) AS chosen
+                 WHERE o.id = chosen.id
                  RETURNING o.sink, o.clerk_id")
             .bind(ids)
             .bind(now),
         )
         .await?;
-    arrange(&mut session, &rows, now).await?;
+    arrange(&mut session, &oldest, &rows, now).await?;
     session.commit().await?;
     Ok(rows.len() as u64)
 }
 
 pub(super) async fn discard(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
     let mut session = store.session(&store.begin_normal).await?;
-    lock_users_of(&mut session, ids).await?;
+    let oldest = lock_users_of(&mut session, ids).await?;
     let rows = session
         .rows(
             sql("UPDATE outbox AS o
                  SET state = 'discarded', payload = NULL, lease = NULL, next_attempt_at = NULL, finished_at = $2
-                 FROM unnest($1::bigint[]) AS n (id)
-                 WHERE o.id = n.id AND o.type <> 'user.deleted' AND o.state IN ('pending', 'dead')
+                 FROM (
+                     SELECT c.id FROM unnest($1::bigint[]) AS n (id)
+                     -- The limit keeps the planner from reading all that waits instead.
+                     CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS c
+                 ) AS chosen
+                 -- Asked of the row itself: whoever claims it does not wait for the register.
+                 WHERE o.id = chosen.id AND o.type <> 'user.deleted' AND o.state = ANY ('{pending,dead}')
                    AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)
                  RETURNING o.sink, o.clerk_id")
             .bind(ids)
             .bind(now),
         )
         .await?;
-    arrange(&mut session, &rows, now).await?;
+    arrange(&mut session, &oldest, &rows, now).await?;
     session.commit().await?;
     Ok(rows.len() as u64)
 }
 
-/// Hold the registers of the users whom these messages are about.
-async fn lock_users_of(session: &mut Session, messages: &[i64]) -> Result<()> {
+/// Hold the registers of the users whom these messages are about, and the oldest pending message of each and sink, so that
+/// nobody claims it meanwhile. Returns these.
+async fn lock_users_of(session: &mut Session, messages: &[i64]) -> Result<Vec<i64>> {
     let rows = session
         .rows(
             sql("SELECT DISTINCT o.clerk_id COLLATE \"C\" FROM unnest($1::bigint[]) AS n (id)
@@ -400,30 +414,50 @@ async fn lock_users_of(session: &mut Session, messages: &[i64]) -> Result<()> {
         )
         .await?;
     let ids: Vec<ClerkId> = rows.iter().map(|row| clerk_id(row, 0)).collect::<Result<_>>()?;
-    lock(session, &ids).await
+    lock(session, &ids).await?;
+    let rows = session
+        .rows(
+            sql("SELECT oldest.id FROM (
+                     SELECT DISTINCT o.sink, o.clerk_id FROM unnest($1::bigint[]) AS n (id)
+                     CROSS JOIN LATERAL (SELECT sink, clerk_id FROM outbox WHERE id = n.id) AS o
+                 ) AS pair
+                 CROSS JOIN LATERAL (
+                     SELECT id FROM outbox
+                     WHERE sink = pair.sink AND clerk_id = pair.clerk_id AND state = 'pending'
+                     ORDER BY id
+                     LIMIT 1
+                     FOR UPDATE
+                 ) AS oldest")
+            .bind(messages),
+        )
+        .await?;
+    rows.iter().map(|row| get(row, 0)).collect()
 }
 
-/// Of these rows' sinks and users let the oldest message go, and none besides.
-async fn arrange(session: &mut Session, rows: &[PgRow], now: DateTime<Utc>) -> Result<()> {
-    let mut pairs: Vec<(String, String)> =
-        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
+/// Of the sinks and users of these rows let the oldest message go, and not the one that was the oldest before.
+async fn arrange(session: &mut Session, before: &[i64], rows: &[PgRow], now: DateTime<Utc>) -> Result<()> {
+    session
+        .execute(
+            sql("UPDATE outbox AS o SET next_attempt_at = NULL, lease = NULL
+                 FROM unnest($1::bigint[]) AS n (id)
+                 CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS former
+                 CROSS JOIN LATERAL (
+                     SELECT id FROM outbox
+                     WHERE sink = former.sink AND clerk_id = former.clerk_id AND state = 'pending'
+                     ORDER BY id
+                     LIMIT 1
+                 ) AS oldest
+                 WHERE o.id = former.id AND oldest.id <> o.id AND o.next_attempt_at IS NOT NULL")
+            .bind(before),
+        )
+        .await?;
+    let mut pairs: Vec<(String, ClerkId)> =
+        rows.iter().map(|row| Ok((get(row, 0)?, clerk_id(row, 1)?))).collect::<Result<_>>()?;
     pairs.sort();
     pairs.dedup();
-    let query = sql("UPDATE outbox AS o
-         SET next_attempt_at = CASE WHEN o.id = oldest.id THEN $3 END, lease = NULL
-         FROM unnest($1::text[], $2::text[]) AS n (sink, clerk_id)
-         CROSS JOIN LATERAL (
-             SELECT id FROM outbox
-             WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending'
-             ORDER BY id
-             LIMIT 1
-         ) AS oldest
-         WHERE o.sink = n.sink AND o.clerk_id = n.clerk_id AND o.state = 'pending'
-           AND (o.id = oldest.id) = (o.next_attempt_at IS NULL)")
-    .bind(column(&pairs, |(sink, _)| sink.as_str()))
-    .bind(column(&pairs, |(_, id)| id.as_str()))
-    .bind(now);
-    session.execute(query).await?;
+    for (sink, id) in &pairs {
+        promote(session, sink, id, now).await?;
+    }
     Ok(())
 }
 

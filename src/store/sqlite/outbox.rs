@@ -394,12 +394,15 @@ pub(super) async fn retry(
         "UPDATE outbox
          SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
          WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'dead' AND payload IS NOT NULL
-           AND NOT EXISTS (
-               SELECT 1 FROM outbox AS later
+           -- The next one that is not given up decides: nothing behind it has been handed out.
+           AND NOT coalesce((
+               SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > ?2)
+               FROM outbox AS later
                WHERE later.clerk_id = outbox.clerk_id AND later.sink = outbox.sink AND later.id > outbox.id
-                 AND (later.state = 'delivered'
-                      OR (later.state = 'pending' AND later.lease IS NOT NULL AND later.next_attempt_at > ?2))
-           )
+                 AND later.state IN ('pending', 'delivered')
+               ORDER BY later.id
+               LIMIT 1
+           ), 0)
          RETURNING sink, clerk_id",
     )
     .bind(text::rows(ids)?)

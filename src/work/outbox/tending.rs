@@ -27,6 +27,12 @@ pub struct Tally {
     pub done: u64,
 }
 
+#[derive(Clone, Copy)]
+enum Deed {
+    Retry,
+    Discard,
+}
+
 /// Make dead messages due again; on a dry run only count them.
 ///
 /// # Errors
@@ -37,7 +43,7 @@ pub async fn retry(
     dry_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Tally> {
-    each_step(store, selection, dry_run, async |ids| store.retry_messages(ids, now).await).await
+    each_step(store, selection, (!dry_run).then_some(Deed::Retry), now).await
 }
 
 /// Give up messages that are dead, or of those named also what waits; on a dry run only count them. Deletions stay.
@@ -50,23 +56,16 @@ pub async fn discard(
     dry_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Tally> {
-    each_step(store, selection, dry_run, async |ids| store.discard_messages(ids, now).await).await
+    each_step(store, selection, (!dry_run).then_some(Deed::Discard), now).await
 }
 
 async fn each_step(
     store: &dyn Store,
     selection: &Selection,
-    dry_run: bool,
-    act: impl AsyncFn(&[i64]) -> Result<u64>,
+    deed: Option<Deed>,
+    now: DateTime<Utc>,
 ) -> Result<Tally> {
     let mut tally = Tally::default();
-    let mut step = async |ids: &[i64]| {
-        tally.found += ids.len() as u64;
-        if !dry_run {
-            tally.done += act(ids).await?;
-        }
-        Ok(())
-    };
     let sink = match selection {
         Selection::Ids(ids) => {
             let mut ids = ids.clone();
@@ -77,7 +76,7 @@ async fn each_step(
                 for id in ids {
                     found.extend(store.message(*id).await?.map(|(message, _)| message.id));
                 }
-                step(&found).await?;
+                step(store, &found, deed, now, &mut tally).await?;
             }
             return Ok(tally);
         }
@@ -90,6 +89,22 @@ async fn each_step(
         let Some(last) = page.last() else { return Ok(tally) };
         filter.after = Some(last.id);
         let ids: Vec<i64> = page.iter().map(|message| message.id).collect();
-        step(&ids).await?;
+        step(store, &ids, deed, now, &mut tally).await?;
     }
+}
+
+async fn step(
+    store: &dyn Store,
+    ids: &[i64],
+    deed: Option<Deed>,
+    now: DateTime<Utc>,
+    tally: &mut Tally,
+) -> Result<()> {
+    tally.found += ids.len() as u64;
+    tally.done += match deed {
+        None => 0,
+        Some(Deed::Retry) => store.retry_messages(ids, now).await?,
+        Some(Deed::Discard) => store.discard_messages(ids, now).await?,
+    };
+    Ok(())
 }
