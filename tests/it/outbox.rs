@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     model::{DeletionPolicy, Field, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Ending, Lease, MessageFilter, MessageState, Patience, Store},
+    store::{Claimed, Ending, Lease, MessageFilter, MessageState},
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
@@ -24,14 +24,14 @@ use clerk_sync::{
         worker::{Tenant, Turn},
     },
 };
-use serde_json::{Map, Value as Json, json};
-use tokio::{sync::Notify, time::Instant};
+use serde_json::{Value as Json, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     application::{order, orders, refuse_name},
     service::{Host, on_each_keeper},
-    world::{Event, Keeper, World, after, at, clerk_id, plain, run, time},
+    world::{Event, Keeper, World, after, at, plain, run, time},
 };
 
 macro_rules! promises {
@@ -78,6 +78,7 @@ promises! {
     // Tended.
     dead_messages_are_tried_again_in_their_order,
     a_dead_message_that_later_news_overtook_stays_dead,
+    a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_time,
     what_is_given_up_is_forgotten_and_lets_the_next_one_go,
     a_deletion_is_never_given_up,
     messages_are_listed_without_what_they_say,
@@ -542,6 +543,28 @@ async fn a_dead_message_that_later_news_overtook_stays_dead(mut world: World) {
     assert_eq!(standing(&world, "crm").await, ["user.created user_1 dead", "user.updated user_1 delivered"]);
 }
 
+async fn a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_time(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    for round in 0..20 {
+        let user = format!("user_{round}");
+        world.deliver_all(&[Event::created(&user), named(&user, 1, "B")]).await;
+        let first = claimed(&world, "crm").await;
+        finish(&world, &first, dead()).await;
+        let (store, lease, now, id) = (Arc::clone(&world.store), lease(&world), world.now, first.id);
+        let retrying = tokio::spawn(async move { store.retry_messages(&[id], now).await.unwrap() });
+        let claimed_meanwhile = world.store.claim_message("crm", &lease).await.unwrap();
+        let retried = retrying.await.unwrap() == 1;
+        match claimed_meanwhile {
+            Some(second) if second.id != first.id => assert!(!retried, "the later one is on its way"),
+            _ => assert!(retried),
+        }
+        world.pass(TimeDelta::minutes(1));
+        let told = drain(&world, "crm").await;
+        assert_eq!(told.len(), if retried { 2 } else { 1 });
+        assert_eq!(told.last(), Some(&format!("user.updated {user}")));
+    }
+}
+
 async fn what_is_given_up_is_forgotten_and_lets_the_next_one_go(mut world: World) {
     subscribe(&mut world, &["crm"]);
     world.deliver_all(&[Event::created("user_1"), named("user_1", 1, "B"), Event::created("user_2")]).await;
@@ -917,7 +940,7 @@ fn start(world: &World, destinations: Vec<Destination>) -> (CancellationToken, t
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -36,7 +36,7 @@ const MAX_LIMIT: u32 = 500;
 
 /// One page of messages.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Messages {
+pub(super) struct OutboxPage {
     messages: Vec<OutboxMessage>,
     /// What to give as `after` for the next page; null on the last one.
     #[schema(example = "42")]
@@ -121,7 +121,7 @@ pub(super) struct SinkState {
         ),
     ),
     responses(
-        (status = 200, description = "A page", body = Messages),
+        (status = 200, description = "A page", body = OutboxPage),
         (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
@@ -130,7 +130,7 @@ pub(super) struct SinkState {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Messages>, Problem> {
+) -> Result<Json<OutboxPage>, Problem> {
     let query = Query::read(query.as_deref(), &LISTED, LISTED_KNOWN)?;
     let filter = MessageFilter {
         sink: query.value("sink", sink, SINK)?,
@@ -145,7 +145,7 @@ pub(super) async fn list(
     .await?;
     let more = messages.len() > limit as usize;
     messages.truncate(limit as usize);
-    Ok(Json(Messages {
+    Ok(Json(OutboxPage {
         next: messages.last().filter(|_| more).map(|message| message.id.to_string()),
         messages: messages.into_iter().map(OutboxMessage::from).collect(),
         paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: time(since) }).collect(),

@@ -47,6 +47,8 @@ const LONGEST: Duration = Duration::from_secs(25);
 /// What a lease lasts longer than handing over may take: for the transactions around it, and for clocks that differ.
 const MARGIN: Duration = Duration::from_secs(5);
 
+const _: () = assert!(LONGEST.as_secs() + MARGIN.as_secs() <= 30, "nothing is held by the dead for longer");
+
 /// No sink is believed that it wants to be left alone for longer.
 const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
