@@ -48,6 +48,15 @@ pub const RECONCILE_DRIFT: &str = "clerk_sync_reconcile_drift";
 /// Gauge, in unix seconds: when a reconcile last ran to its end.
 pub const RECONCILE_LAST_SUCCESS: &str = "clerk_sync_reconcile_last_success_timestamp_seconds";
 
+/// Gauge by `sink` and `state`: messages in `outbox`, pending and dead.
+pub const OUTBOX_DEPTH: &str = "clerk_sync_outbox_depth";
+/// Gauge by `sink`, in seconds: how long the oldest pending message waits.
+pub const OUTBOX_OLDEST: &str = "clerk_sync_outbox_oldest_seconds";
+/// Counter by `sink` and `outcome`: attempts to deliver a message (`delivered`, `again`, `dead`).
+pub const DELIVERIES: &str = "clerk_sync_deliveries_total";
+/// Histogram by `sink`, in seconds: how long the sink took.
+pub const DELIVERY_DURATION: &str = "clerk_sync_delivery_duration_seconds";
+
 /// Every `reason` of [`REJECTIONS`].
 pub const REJECTION_REASONS: [&str; 7] = [
     "missing_headers",
@@ -161,6 +170,7 @@ fn recorder() -> PrometheusBuilder {
     let buckets = [
         (WEBHOOK_DURATION, SECONDS_BUCKETS.as_slice()),
         (COMMIT_DURATION, SECONDS_BUCKETS.as_slice()),
+        (DELIVERY_DURATION, SECONDS_BUCKETS.as_slice()),
         (COMMIT_BATCH_SIZE, BATCH_SIZE_BUCKETS.as_slice()),
     ];
     buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
@@ -203,6 +213,10 @@ fn describe() {
         Unit::Seconds,
         "When a reconcile last ran to its end, in unix time; absent until the first."
     );
+    describe_gauge!(OUTBOX_DEPTH, Unit::Count, "Messages in outbox, by sink and state.");
+    describe_gauge!(OUTBOX_OLDEST, Unit::Seconds, "How long the oldest pending message waits, by sink.");
+    describe_counter!(DELIVERIES, Unit::Count, "Attempts to deliver a message, by sink and outcome.");
+    describe_histogram!(DELIVERY_DURATION, Unit::Seconds, "How long a sink took for a message.");
     for reason in REJECTION_REASONS {
         counter!(REJECTIONS, "reason" => reason).absolute(0);
     }

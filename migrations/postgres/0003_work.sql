@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS outbox (
     payload         text, -- JSON; NULL once it is delivered, discarded, or its user is erased
     state           text NOT NULL CHECK (state IN ('pending', 'dead', 'delivered', 'discarded')),
     attempts        integer NOT NULL DEFAULT 0,
-    next_attempt_at timestamptz, -- NULL unless pending; while somebody delivers it, when their lease ends
+    next_attempt_at timestamptz, -- only of the oldest pending one of its user and sink; while somebody delivers it, when their lease ends
     lease           text, -- the fencing token of whoever delivers it now
     created_at      timestamptz NOT NULL,
     finished_at     timestamptz, -- since when it is not pending
@@ -32,9 +32,13 @@ CREATE TABLE IF NOT EXISTS outbox (
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
-CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id);
+-- One entry a user and sink, so that what is due is found at once, however much waits behind it.
+CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id)
+    WHERE state = 'pending' AND next_attempt_at IS NOT NULL;
+-- With all that counting needs.
+CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id) INCLUDE (created_at) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (sink, id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id, sink, id);
 CREATE INDEX IF NOT EXISTS outbox_finished ON outbox (finished_at) WHERE state <> 'pending';
 
 -- Which sinks ever got news of a user, and so must be told when the user is erased.

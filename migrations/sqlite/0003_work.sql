@@ -10,15 +10,19 @@ CREATE TABLE IF NOT EXISTS outbox (
     payload         TEXT, -- JSON; NULL once it is delivered, discarded, or its user is erased
     state           TEXT NOT NULL CHECK (state IN ('pending', 'dead', 'delivered', 'discarded')),
     attempts        INTEGER NOT NULL DEFAULT 0,
-    next_attempt_at TEXT, -- NULL unless pending; while somebody delivers it, when their lease ends
+    next_attempt_at TEXT, -- only of the oldest pending one of its user and sink; while somebody delivers it, when their lease ends
     lease           TEXT, -- the fencing token of whoever delivers it now
     created_at      TEXT NOT NULL,
     finished_at     TEXT, -- since when it is not pending
     last_error      TEXT
 );
-CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id);
+-- One entry a user and sink, so that what is due is found at once, however much waits behind it.
+CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id)
+    WHERE state = 'pending' AND next_attempt_at IS NOT NULL;
+-- With all that counting needs.
+CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id, created_at) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (sink, id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id, sink, id);
 CREATE INDEX IF NOT EXISTS outbox_finished ON outbox (finished_at) WHERE state <> 'pending';
 
 -- Which sinks ever got news of a user, and so must be told when the user is erased.

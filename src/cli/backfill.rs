@@ -60,6 +60,10 @@ pub(super) struct Backfill {
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU32>,
 
+    /// Tell other systems of what is written; else they hear only of what Clerk's webhooks say
+    #[arg(long)]
+    emit: bool,
+
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -68,7 +72,7 @@ pub(super) struct Backfill {
 impl Backfill {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let wanted = self.wanted()?;
-        let context = catch_up(settings, self.rate, false).await?;
+        let context = catch_up(settings, self.rate, false, self.emit).await?;
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
         let teller = tokio::spawn(show(hear));

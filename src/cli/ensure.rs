@@ -15,7 +15,7 @@ pub(super) struct Ensure {
 
 impl Ensure {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let context = catch_up(settings, None, false).await?;
+        let context = catch_up(settings, None, false, false).await?;
         let store = context.store.clone();
         let row = Ensuring::new(context).ensure(&self.user_id).await;
         store.close().await;

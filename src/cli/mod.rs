@@ -5,6 +5,7 @@ mod backfill;
 mod dev;
 mod ensure;
 mod migrate;
+mod outbox;
 mod post;
 mod reconcile;
 mod sample;
@@ -29,6 +30,7 @@ use crate::{
         Clock, Rules,
         catch_up::{CatchUp, Trouble as CatchUpTrouble},
     },
+    work::outbox::Destination,
 };
 
 /// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
@@ -55,6 +57,8 @@ enum Command {
     Ensure(ensure::Ensure),
     /// Compare with Clerk and mend what differs
     Reconcile(reconcile::Reconcile),
+    /// Messages for other systems: list, show, retry, discard; pause and resume a sink
+    Outbox(outbox::Outbox),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -92,6 +96,7 @@ fn run() -> Result<(), Failure> {
             Command::Backfill(backfill) => backfill.run(&settings).await,
             Command::Ensure(ensure) => ensure.run(&settings).await,
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
+            Command::Outbox(outbox) => outbox.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
         }
@@ -213,6 +218,7 @@ async fn catch_up(
     settings: &Settings,
     rate: Option<NonZeroU32>,
     read_only: bool,
+    emit: bool,
 ) -> Result<CatchUp, Failure> {
     let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
     service::init_log(&config)?;
@@ -232,7 +238,8 @@ async fn catch_up(
     } else if store.ready().await? != Readiness::Ready {
         return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
     }
-    Ok(CatchUp { store, api, rules: rules(&config), clock: clock() })
+    let rules = Rules { emit, ..rules(&config, &destinations(&config)) };
+    Ok(CatchUp { store, api, rules, clock: clock() })
 }
 
 /// Clerk's Backend API, if there is a key to it.
@@ -243,8 +250,14 @@ fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>
     Ok(Some(Arc::new(api)))
 }
 
-fn rules(config: &Config) -> Rules {
-    Rules { fields: config.sync_fields, deletion: config.deletion_policy }
+fn rules(config: &Config, destinations: &[Destination]) -> Rules {
+    let subscriptions = destinations.iter().map(|destination| destination.subscription.clone()).collect();
+    Rules { subscriptions, ..Rules::new(config.sync_fields, config.deletion_policy) }
+}
+
+/// The sinks that the configuration names.
+fn destinations(_: &Config) -> Vec<Destination> {
+    Vec::new()
 }
 
 /// The first signing secret, for commands that sign.

@@ -13,6 +13,7 @@ use crate::{
 
 /// Compare with Clerk and mend what differs
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Reconcile {
     /// Report only; exits with 1 if anything differs
     #[arg(long)]
@@ -26,6 +27,10 @@ pub(super) struct Reconcile {
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU32>,
 
+    /// Tell other systems of what is mended; of deletions they always hear
+    #[arg(long)]
+    emit: bool,
+
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -33,7 +38,7 @@ pub(super) struct Reconcile {
 
 impl Reconcile {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let context = catch_up(settings, self.rate, self.dry_run).await?;
+        let context = catch_up(settings, self.rate, self.dry_run, self.emit).await?;
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
         let (tell, _) = watch::channel(0);
         let report = reconcile(&context, options, tell).await;

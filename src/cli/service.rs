@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, open_api, open_store, random_id, rules};
+use super::{Failure, clock, destinations, open_api, open_store, random_id, rules};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -22,7 +22,10 @@ use crate::{
     store::{Readiness, Store, StoreError, Trouble},
     sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
     telemetry,
-    work::{CatchUpLoop, Upkeep},
+    work::{
+        CatchUpLoop, Upkeep,
+        outbox::{Destination, Outbox},
+    },
 };
 
 /// How often the database is tried while we wait for it.
@@ -53,8 +56,9 @@ impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
         init_log(&config)?;
+        let destinations = destinations(&config);
         let store = wait_for_store(&config, !self.no_migrate).await?;
-        let service = Service::start(&config, store, Limits::default())?;
+        let service = Service::start(&config, store, Limits::default(), destinations)?;
         tracing::info!(
             webhooks = %format_args!("http://{}/webhooks/clerk", service.public),
             private = %format_args!("http://{}", service.private),
@@ -136,6 +140,8 @@ pub struct Service {
     upkeep: JoinSet<()>,
     /// Gives its lease back before it ends.
     catch_up: JoinSet<()>,
+    /// Finishes the deliveries that are under way.
+    outbox: JoinSet<()>,
     lanes: Lanes,
     store: Arc<dyn Store>,
 }
@@ -148,7 +154,12 @@ impl Service {
     ///
     /// # Panics
     /// Outside a runtime of tokio.
-    pub fn start(config: &Config, store: Arc<dyn Store>, limits: Limits) -> Result<Self, Failure> {
+    pub fn start(
+        config: &Config,
+        store: Arc<dyn Store>,
+        limits: Limits,
+        destinations: Vec<Destination>,
+    ) -> Result<Self, Failure> {
         // Where it cannot be raised, accepting pauses when descriptors run out.
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
         let public = listen(config.listen, "HOST and PORT")?;
@@ -159,14 +170,14 @@ impl Service {
         let clock = clock();
         let started_at = clock();
         let shutdown = CancellationToken::new();
-        let rules = rules(config);
+        let rules = rules(config, &destinations);
         let catch_up_context = open_api(config, None)?.map(|api| CatchUp {
             store: Arc::clone(&store),
             api,
-            rules,
+            rules: rules.clone(),
             clock: Arc::clone(&clock),
         });
-        let (committer, lanes) = Committer::start(&store, rules, limits, &clock);
+        let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
@@ -192,6 +203,14 @@ impl Service {
             let limits = ConnectionLimits::default();
             listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
         }
+        let dispatching = Outbox {
+            store: Arc::clone(&store),
+            destinations,
+            bell: Arc::clone(&rules.bell),
+            clock: Arc::clone(&clock),
+        };
+        let mut outbox = JoinSet::new();
+        outbox.spawn(dispatching.run(shutdown.clone()));
         let work = Upkeep {
             store: Arc::clone(&store),
             committer,
@@ -222,6 +241,7 @@ impl Service {
             listeners,
             upkeep,
             catch_up,
+            outbox,
             lanes,
             store,
         })
@@ -263,6 +283,10 @@ impl Service {
             tracing::warn!(
                 "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again"
             );
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if timeout(left, self.outbox.join_all()).await.is_err() {
+            tracing::warn!("a sink did not answer within SHUTDOWN_GRACE_SECONDS; its message is sent again");
         }
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;

@@ -23,8 +23,9 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, User},
     store::{
-        Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
-        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+        Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+        MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored, Row, RowFilter, Run,
+        RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -125,6 +126,39 @@ impl Store for FakeStore {
     async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
+    async fn claim_message(&self, _: &str, _: &Lease) -> Stored<Option<Claimed>> {
+        unreachable!()
+    }
+    async fn finish_message(&self, _: &Claimed, _: &Ending, _: DateTime<Utc>) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
+        unreachable!()
+    }
+    async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
+        unreachable!()
+    }
+    async fn message(&self, _: i64) -> Stored<Option<(StoredMessage, Option<String>)>> {
+        unreachable!()
+    }
+    async fn retry_messages(&self, _: &[i64], _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn discard_messages(&self, _: &[i64], _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn pause_sink(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
+        unreachable!()
+    }
+    async fn resume_sink(&self, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn paused_sinks(&self) -> Stored<Vec<(String, DateTime<Utc>)>> {
+        unreachable!()
+    }
+    async fn prune_outbox(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+        unreachable!()
+    }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
         unreachable!()
     }
@@ -135,9 +169,9 @@ impl Store for FakeStore {
 fn committer(store: &Arc<dyn Store>) -> Committer {
     static LANES: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("runtime"));
     let _inside = LANES.enter();
-    let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    let rules = Rules::new(FieldSet::ALL, DeletionPolicy::Auto);
     let clock: Clock = Arc::new(Utc::now);
-    let (committer, lanes) = Committer::start(store, rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(store, &rules, Limits::default(), &clock);
     // They run as long as the tests do.
     std::mem::forget(lanes);
     committer

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Index};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::{ClerkId, Field, FieldSet};
 
@@ -49,6 +49,19 @@ impl Value {
             Self::Json(json) => Some(json),
             _ => None,
         }
+    }
+}
+
+impl Value {
+    /// As other systems are told; `None` for JSON that is nested deeper than anybody reads.
+    pub fn to_json(&self) -> Option<serde_json::Value> {
+        Some(match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Text(text) => text.as_str().into(),
+            Self::Bool(truth) => (*truth).into(),
+            Self::Time(time) => time.to_rfc3339_opts(SecondsFormat::Millis, true).into(),
+            Self::Json(json) => serde_json::from_str(json).ok()?,
+        })
     }
 }
 

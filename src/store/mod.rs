@@ -15,6 +15,7 @@ pub mod sqlite;
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     time::Duration,
 };
 
@@ -25,7 +26,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 pub use error::{StoreError, Trouble};
 pub use migration::{Migration, MigrationStatus};
 
-use crate::model::{AuditEntry, ClerkId, FieldSet, Outcome, Profile, Register, SvixId, User};
+use crate::model::{AuditEntry, ClerkId, FieldSet, MessageType, Outcome, Profile, Register, SvixId, User};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -121,6 +122,50 @@ pub trait Store: Send + Sync + 'static {
     /// Give a lease back, if it is this holder's.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
+    /// Take one message for this sink whose time has come, unless the sink is paused. Only the oldest pending message of
+    /// a user is ever taken, and nobody else gets it, or a later one of that user, before it is
+    /// [finished](Self::finish_message) or the lease ends.
+    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>>;
+
+    /// Say how the delivery of a message ended; false, and nothing is changed, if the lease has ended and somebody else
+    /// has taken the message since, or it was taken back. Unless it is tried again the next one of its user may go.
+    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool>;
+
+    /// What waits and what is dead, by sink.
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
+
+    /// Up to `limit` messages in the order of their `id`, in every state.
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
+
+    /// One message, and its JSON if it is still kept.
+    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>>;
+
+    /// Make dead messages pending and due; returns how many. Those stay dead whose user has had a later message
+    /// delivered, or has one on its way: what they say is out of date.
+    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64>;
+
+    /// Give up messages that are dead or wait, and forget what they say; returns how many. Deletions and what is on its
+    /// way stay.
+    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64>;
+
+    /// Stop handing out messages for this sink. What is on its way is not held up.
+    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()>;
+
+    /// Hand out messages for this sink again; false if it was not paused.
+    async fn resume_sink(&self, sink: &str) -> Result<bool>;
+
+    /// Which sinks are paused, and since when.
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
+
+    /// Forget up to `limit` messages that were delivered or discarded before one time, or dead before another; returns
+    /// how many.
+    async fn prune_outbox(
+        &self,
+        delivered_before: DateTime<Utc>,
+        dead_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64>;
+
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
 
@@ -182,6 +227,19 @@ pub trait Transaction: Send {
 
     /// Keep deliveries for later, in place of a record that they were processed.
     async fn park(&mut self, parked: &[Parked]) -> Result<()>;
+
+    /// Keep messages for other systems, in this order, and remember which sinks are told of which users. The registers
+    /// of these users are locked.
+    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()>;
+
+    /// Remove every message of these users but deletions. Of those on their way only what they say is removed: they
+    /// still go before whatever is enqueued from now on. Returns which sinks were ever told of whom, and wait for no
+    /// deletion yet. The registers of these users are locked.
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>>;
+
+    /// Note that erasures must reach these destinations; what was asked for before keeps its time.
+    async fn request_erasures(&mut self, destinations: &[(ClerkId, String)], at: DateTime<Utc>)
+    -> Result<()>;
 
     /// Append to the audit trail.
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()>;
@@ -383,4 +441,143 @@ pub struct ForeignUser {
     pub updated_at: Option<DateTime<Utc>>,
     /// Whether the table says that the user is deleted.
     pub deleted: bool,
+}
+
+/// A message on its way into the outbox.
+#[derive(Clone)]
+pub struct Outgoing {
+    /// What the receiver sees.
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    /// JSON: personal data.
+    pub payload: String,
+    pub created_at: DateTime<Utc>,
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { message_id, sink, kind, .. } = self;
+        write!(f, "Outgoing({message_id} {kind} for {sink}, redacted)")
+    }
+}
+
+/// A right to deliver one message, for a while.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Nobody else's: it tells a late answer from one in time.
+    pub token: String,
+    pub now: DateTime<Utc>,
+    /// When it ends by itself.
+    pub until: DateTime<Utc>,
+}
+
+/// A message that somebody delivers now.
+#[derive(Clone)]
+pub struct Claimed {
+    pub id: i64,
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    /// JSON: personal data.
+    pub payload: String,
+    /// Before this one.
+    pub attempts: u32,
+    pub created_at: DateTime<Utc>,
+    /// The token of the lease.
+    pub lease: String,
+}
+
+impl fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, message_id, sink, kind, .. } = self;
+        write!(f, "Claimed({id} {message_id} {kind} for {sink}, redacted)")
+    }
+}
+
+/// How the delivery of a message ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Delivered,
+    /// Not now; `attempts` have counted so far.
+    Again {
+        attempts: u32,
+        at: DateTime<Utc>,
+        error: String,
+    },
+    /// Not at all, unless somebody asks for it.
+    Dead {
+        attempts: u32,
+        error: String,
+    },
+}
+
+/// Messages of one sink by state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkDepth {
+    pub sink: String,
+    pub pending: u64,
+    pub dead: u64,
+    /// When the oldest pending one was written.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// `outbox.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageState {
+    Pending,
+    Dead,
+    Delivered,
+    Discarded,
+}
+
+impl MessageState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Dead, Self::Delivered, Self::Discarded];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Dead => "dead",
+            Self::Delivered => "delivered",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// The state of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// Which messages are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct MessageFilter {
+    pub sink: Option<String>,
+    pub state: Option<MessageState>,
+    /// Those whose `id` is greater.
+    pub after: Option<i64>,
+}
+
+/// A message as it stands in the outbox, without what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    pub id: i64,
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    pub state: MessageState,
+    pub attempts: u32,
+    /// `None` also for one that waits for an older one of its user.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Whether somebody has taken it; they may have died since.
+    pub taken: bool,
+    pub created_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Without anybody's data.
+    pub last_error: Option<String>,
 }

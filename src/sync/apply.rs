@@ -16,7 +16,7 @@ use metrics::counter;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Rules,
+    Rules, news,
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, SvixId,
     },
-    store::{Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
+    store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
 };
 
@@ -179,7 +179,11 @@ impl Work<'_> {
     async fn attempt(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
         let mut transaction = self.store.begin(patience).await?;
         let written = self.write(&mut *transaction, batch, rungs).await;
-        end(transaction, written).await
+        let outcomes = end(transaction, written).await?;
+        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
+            self.rules.bell.notify_one();
+        }
+        Ok(outcomes)
     }
 
     /// The five steps: record, lock and read, load, plan, write.
@@ -215,6 +219,7 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
+        transaction.enqueue(&plan.messages).await?;
         self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
@@ -313,6 +318,7 @@ impl Work<'_> {
             standing = resisting;
         }
         self.forget(transaction, &ids).await?;
+        self.tell_of_erasures(transaction, &ids, &plan.erasures, changes).await?;
 
         // No line may keep the actor of somebody who is gone.
         for line in &mut plan.audit {
@@ -362,6 +368,28 @@ impl Work<'_> {
             .collect();
         theirs.sort();
         transaction.discard(&theirs).await
+    }
+
+    /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
+    async fn tell_of_erasures(
+        &self,
+        transaction: &mut dyn Transaction,
+        ids: &[ClerkId],
+        erasures: &[Erasure],
+        changes: &[(&Delivery, &Change)],
+    ) -> Result<()> {
+        let recipients = transaction.recall(ids, self.now).await?;
+        let asked: HashMap<&ClerkId, usize> =
+            erasures.iter().map(|erasure| (&erasure.clerk_id, erasure.change)).collect();
+        let messages: Vec<Outgoing> = recipients
+            .iter()
+            .filter_map(|(id, sink)| {
+                let (delivery, change) = changes[*asked.get(id)?];
+                Some(news::of_deletion(sink, delivery, change, self.now))
+            })
+            .collect();
+        transaction.enqueue(&messages).await?;
+        transaction.request_erasures(&recipients, self.now).await
     }
 
     /// Keep a delivery that cannot be applied. For a deleted user nothing is kept.

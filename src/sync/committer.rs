@@ -94,13 +94,14 @@ struct Job {
 
 impl Committer {
     /// Start the lanes.
-    pub fn start(store: &Arc<dyn Store>, rules: Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
+    pub fn start(store: &Arc<dyn Store>, rules: &Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
         let closing = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
-                let lane = Lane { store: Arc::clone(store), rules, limits, clock: Arc::clone(clock) };
+                let lane =
+                    Lane { store: Arc::clone(store), rules: rules.clone(), limits, clock: Arc::clone(clock) };
                 tasks.spawn(lane.run(receiver, closing.clone()));
                 sender
             })
@@ -198,7 +199,7 @@ impl Lane {
         histogram!(telemetry::COMMIT_BATCH_SIZE)
             .record(f64::from(u32::try_from(deliveries.len()).unwrap_or(u32::MAX)));
         let store = Arc::clone(&self.store);
-        let (rules, now, deadline) = (self.rules, (self.clock)(), began + self.limits.batch_time);
+        let (rules, now, deadline) = (self.rules.clone(), (self.clock)(), began + self.limits.batch_time);
         // In a task of its own, so that a panic costs one batch and not the lane.
         let batch = tokio::spawn(async move { apply(&*store, &deliveries, &rules, now, deadline).await });
         let results = batch.await.unwrap_or_else(|_| {

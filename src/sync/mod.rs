@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting; [`backfill`] takes in what Clerk's Backend API shows,
-//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it.
+//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it. `news` says what other systems are told.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
@@ -11,22 +11,45 @@ pub mod backfill;
 pub mod catch_up;
 pub mod committer;
 pub mod ensure;
+mod news;
 pub mod plan;
 pub mod reconcile;
 pub mod retry;
 mod scan;
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
 
 pub use crate::clerk::Clock;
-use crate::model::{DeletionPolicy, FieldSet};
+use crate::model::{DeletionPolicy, FieldSet, Source, Subscription};
 
 /// What the operator decided.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
     /// The allow-list.
     pub fields: FieldSet,
     pub deletion: DeletionPolicy,
+    /// What other systems are told.
+    pub subscriptions: Arc<[Subscription]>,
+    /// Whether they also hear of what was found by looking, and not told by Clerk. Of deletions they always hear.
+    pub emit: bool,
+    /// Rung after a commit that may have written messages.
+    pub bell: Arc<Notify>,
+}
+
+impl Rules {
+    /// Rules under which no other system is told anything.
+    pub fn new(fields: FieldSet, deletion: DeletionPolicy) -> Self {
+        Self { fields, deletion, subscriptions: Arc::default(), emit: false, bell: Arc::default() }
+    }
+
+    /// Whether other systems hear of changes that came from there.
+    fn tells_of(&self, source: Source) -> bool {
+        self.emit || matches!(source, Source::Webhook | Source::Api)
+    }
 }

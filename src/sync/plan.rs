@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
-use super::Rules;
+use super::{Rules, news};
 use crate::{
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Delivery, Field, News, Outcome, Patch, Profile, Register,
         User, Version,
     },
-    store::Advance,
+    store::{Advance, Outgoing},
 };
 
 /// What is stored of the users of a batch.
@@ -33,6 +33,8 @@ pub struct Plan {
     pub updates: Vec<User>,
     /// Lines for what is inserted and updated. Those of erasures depend on what the database allows.
     pub audit: Vec<AuditEntry>,
+    /// What other systems are told of what is inserted and updated, of each user in the order of the changes.
+    pub messages: Vec<Outgoing>,
     /// Written last: the rows above may be among them.
     pub erasures: Vec<Erasure>,
 }
@@ -71,6 +73,13 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                         Step::Stale => Outcome::Stale,
                         Step::Unchanged => Outcome::Unchanged,
                         Step::Wrote(action, changed_fields) => {
+                            if rules.tells_of(delivery.source)
+                                && let Some(user) = &fold.user
+                            {
+                                let told =
+                                    news::of_row(user, action, &changed_fields, delivery, change, rules, now);
+                                fold.messages.extend(told);
+                            }
                             audit.push((index, entry(delivery, change, action, changed_fields, now)));
                             Outcome::Applied
                         }
@@ -115,6 +124,7 @@ struct Fold {
     stored: Option<Register>,
     register: Option<Register>,
     user: Option<User>,
+    messages: Vec<Outgoing>,
     row_is_new: bool,
     row_moved: bool,
     erased: bool,
@@ -131,7 +141,8 @@ enum Step {
 impl Fold {
     fn new(stored: Option<Register>, user: Option<User>) -> Self {
         let register = stored.clone();
-        Self { stored, register, row_is_new: user.is_none(), user, row_moved: false, erased: false }
+        let messages = Vec::new();
+        Self { stored, register, messages, row_is_new: user.is_none(), user, row_moved: false, erased: false }
     }
 
     fn upsert(
@@ -179,10 +190,13 @@ impl Fold {
         }
         self.register = Some(Register { version: version.clone(), deleted: true });
         self.erased = true;
+        // Whoever never heard of the user need not begin now.
+        self.messages.clear();
         true
     }
 
     fn finish(self, id: &ClerkId, plan: &mut Plan) {
+        plan.messages.extend(self.messages);
         let new = self.stored.is_none();
         if self.register != self.stored
             && let Some(register) = self.register
@@ -204,7 +218,9 @@ mod tests {
     use super::*;
     use crate::model::{Content, DeletionPolicy, FieldSet, Source, SvixId, Value};
 
-    const RULES: Rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    fn rules() -> Rules {
+        Rules::new(FieldSet::ALL, DeletionPolicy::Auto)
+    }
 
     fn at(milliseconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(milliseconds).expect("in range")
@@ -246,7 +262,7 @@ mod tests {
         };
         let changes: Vec<Change> = deliveries.iter().map(change).collect();
         let pairs: Vec<_> = deliveries.iter().zip(&changes).collect();
-        plan(&pairs, stored, &RULES, at(1_000_000))
+        plan(&pairs, stored, &rules(), at(1_000_000))
     }
 
     fn known(register: Register, user: Option<User>) -> Stored {

@@ -3,6 +3,7 @@
 //! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
 
 mod catch_up;
+pub mod outbox;
 pub mod sinks;
 pub mod worker;
 
@@ -40,6 +41,9 @@ const LEASE: TimeDelta = TimeDelta::minutes(1);
 
 /// Processed ids forgotten in one transaction.
 const PRUNE_AT_ONCE: u32 = 1000;
+
+/// How long dead messages are kept.
+const DEAD_RETENTION: TimeDelta = TimeDelta::days(30);
 
 /// No call of the store may hold up the loop for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -104,6 +108,10 @@ impl Upkeep {
     async fn prune(&self) -> Result<(), StoreError> {
         let before = (self.clock)() - self.retention;
         while patient(self.store.prune_processed(before, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
+        let dead_before = (self.clock)() - DEAD_RETENTION;
+        while patient(self.store.prune_outbox(before, dead_before, PRUNE_AT_ONCE)).await?
+            == u64::from(PRUNE_AT_ONCE)
+        {}
         Ok(())
     }
 }

@@ -4,11 +4,12 @@
 //! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
 //! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use chrono::TimeDelta;
 use clerk_sync::{
-    model::{ClerkId, Field, FieldSet, Outcome, Profile, User, Value},
-    store::Patience,
+    model::{ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Subscription, User, Value},
+    store::{Claimed, Ending, Lease, Patience},
 };
 use proptest::{
     prelude::*,
@@ -38,7 +39,14 @@ fn every_order_of_a_short_life_converges_on_sqlite() {
     run(Keeper::Sqlite, every_order_of_a_short_life_converges);
 }
 
-async fn any_shuffled_history_converges(world: World) {
+async fn any_shuffled_history_converges(mut world: World) {
+    let names: FieldSet = [Field::FirstName, Field::LastName].into_iter().collect();
+    let sinks =
+        [("crm", MessageType::ALL.to_vec(), FieldSet::ALL), ("mail", vec![MessageType::UserUpdated], names)];
+    world.rules.subscriptions = sinks
+        .into_iter()
+        .map(|(sink, events, fields)| Subscription { sink: sink.to_owned(), events, fields })
+        .collect();
     let config =
         Config { cases: 64, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
     let handle = tokio::runtime::Handle::current();
@@ -58,13 +66,21 @@ async fn converges(world: &World, history: &History) {
     let mut model = Model::default();
     let mut order = &history.order[..];
     let mut sizes = history.sizes.iter().cycle();
+    let mut receivers = [Receiver::new("crm"), Receiver::new("mail")];
     while !order.is_empty() {
-        let (batch, rest) = order.split_at(order.len().min(*sizes.next().unwrap()));
+        let size = *sizes.next().unwrap();
+        let (batch, rest) = order.split_at(order.len().min(size));
         order = rest;
         let batch: Vec<&News> = batch.iter().map(|index| &history.news[*index]).collect();
         deliver(world, &mut model, &batch).await;
+        for receiver in &mut receivers {
+            receiver.hear(world, size).await;
+        }
     }
     check(world, &model).await;
+    for receiver in receivers {
+        receiver.hear_the_rest(world).await;
+    }
 
     // Said without any model: who was not deleted looks as the newest news say.
     for (id, known) in model.people {
@@ -74,6 +90,90 @@ async fn converges(world: &World, history: &History) {
             assert_eq!(world.user(&id).await.unwrap().profile, profile(looks));
         }
         assert_eq!(known.gone, of_user().any(|news| matches!(news.says, Says::Gone)));
+    }
+}
+
+/// Somebody who hears of changes, and drops what they have heard before.
+struct Receiver {
+    sink: &'static str,
+    seen: HashSet<String>,
+    knows: BTreeMap<String, Json>,
+    erased: HashSet<String>,
+    /// Taken, and not answered yet.
+    under_way: Option<Claimed>,
+}
+
+impl Receiver {
+    fn new(sink: &'static str) -> Self {
+        Self { sink, seen: HashSet::new(), knows: BTreeMap::new(), erased: HashSet::new(), under_way: None }
+    }
+
+    /// Hear a few messages: of some the answer gets lost, and one is still under way at the end.
+    async fn hear(&mut self, world: &World, messages: usize) {
+        if let Some(claimed) = self.under_way.take() {
+            self.take(world, &claimed).await;
+        }
+        for number in 0..messages {
+            let Some(claimed) = self.claim(world, if number % 3 == 1 { 0 } else { 30 }).await else { return };
+            if number % 3 == 1 {
+                self.learn(&claimed);
+            } else if number + 1 == messages {
+                self.under_way = Some(claimed);
+            } else {
+                self.take(world, &claimed).await;
+            }
+        }
+    }
+
+    async fn claim(&self, world: &World, seconds: i64) -> Option<Claimed> {
+        let token = format!("{:032x}", rand::random::<u128>());
+        let lease = Lease { token, now: world.now, until: world.now + TimeDelta::seconds(seconds) };
+        world.store.claim_message(self.sink, &lease).await.unwrap()
+    }
+
+    async fn take(&mut self, world: &World, claimed: &Claimed) {
+        self.learn(claimed);
+        world.store.finish_message(claimed, &Ending::Delivered, world.now).await.unwrap();
+    }
+
+    fn learn(&mut self, claimed: &Claimed) {
+        let message: Message = serde_json::from_str(&claimed.payload).unwrap();
+        if !self.seen.insert(message.id.clone()) {
+            return;
+        }
+        let id = claimed.clerk_id.to_string();
+        assert!(!self.erased.contains(&id), "{} hears of {id} after its deletion", self.sink);
+        if message.kind == MessageType::UserDeleted {
+            self.knows.remove(&id);
+            self.erased.insert(id);
+        } else {
+            self.knows.insert(id, Json::Object(message.data));
+        }
+    }
+
+    /// In the end they know what the rows say, as far as they heard of the user.
+    async fn hear_the_rest(mut self, world: &World) {
+        if let Some(claimed) = self.under_way.take() {
+            self.take(world, &claimed).await;
+        }
+        while let Some(claimed) = self.claim(world, 30).await {
+            self.take(world, &claimed).await;
+        }
+        let unfinished =
+            format!("SELECT count(*) AS n FROM outbox WHERE state <> 'delivered' AND sink = '{}'", self.sink);
+        assert_eq!(world.value(&unfinished).await, "0");
+        let rows = world.column("SELECT clerk_id FROM users ORDER BY clerk_id").await;
+        if self.sink == "crm" {
+            assert!(rows.iter().eq(self.knows.keys()), "{rows:?} {:?}", self.knows.keys());
+        }
+        for (id, known) in self.knows {
+            let row = world.user(&id).await.expect("whom they know is here");
+            for field in Field::ALL {
+                if let Some(known) = known.get(field.name()) {
+                    assert_eq!(Some(known.clone()), row.profile[field].to_json(), "{field:?} of {id}");
+                }
+            }
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
     future::{pending, poll_fn},
     pin::pin,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -19,18 +19,27 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 use clerk_sync::{
-    model::{AuditEntry, ClerkId, Delivery, FieldSet, Outcome, Register, SvixId, User},
+    model::{
+        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Register, Subscription,
+        SvixId, User,
+    },
     store::{
-        Advance, Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience,
-        QueueDepth, Readiness, Record, Result, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction,
-        Trouble, Waiting,
+        Advance, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+        MigrationStatus, Outgoing, Parked, Patience, QueueDepth, Readiness, Record, Result, Row, RowFilter,
+        Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble, Waiting,
+    },
+    sync::Clock,
+    work::{
+        outbox::{DeliverySettings, Destination, Dispatcher},
+        sinks::{Refusal, Sink},
+        worker::{Tenant, Turn},
     },
 };
 use tokio::{select, sync::Notify};
 
 use crate::{
     application,
-    world::{Event, Keeper, World, run},
+    world::{Event, Keeper, World, at, run},
 };
 
 /// How the n-th call fails.
@@ -53,10 +62,18 @@ macro_rules! crashes {
         mod postgres {
             use super::*;
             $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call(world, How::$how)); })+
+            mod dispatcher {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_dispatcher(world, How::$how)); })+
+            }
         }
         mod sqlite {
             use super::*;
             $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call(world, How::$how)); })+
+            mod dispatcher {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_dispatcher(world, How::$how)); })+
+            }
         }
     };
 }
@@ -69,7 +86,8 @@ crashes! {
     being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
 }
 
-async fn every_call(world: World, how: How) {
+async fn every_call(mut world: World, how: How) {
+    world.rules.subscriptions = subscriptions();
     application::orders(&world, "").await;
     application::refuse_name(&world, "Bad").await;
     let story = Story::new();
@@ -86,6 +104,95 @@ async fn every_call(world: World, how: How) {
         }
     }
     assert!(number > 40, "the story has only {number} calls");
+}
+
+fn subscriptions() -> Arc<[Subscription]> {
+    let events = MessageType::ALL.to_vec();
+    Arc::new([Subscription { sink: "crm".to_owned(), events, fields: FieldSet::ALL }])
+}
+
+/// A dispatcher that meets trouble at any call. Whoever it hands messages to drops those that they have seen.
+async fn every_call_of_a_dispatcher(mut world: World, how: How) {
+    world.rules.subscriptions = subscriptions();
+    let mut number = 0;
+    loop {
+        number += 1;
+        world.empty().await;
+        let fault = Fault::new(number, how);
+        let ear = Arc::new(Ear::default());
+        let calls = dispatch_a_life(&world, &fault, &ear).await;
+        let mut seen = HashSet::new();
+        let mut heard = ear.0.lock().unwrap().clone();
+        heard.retain(|(id, _)| seen.insert(id.clone()));
+        let of = |user: &str| -> Vec<String> {
+            heard.iter().filter_map(|(_, what)| what.strip_suffix(user)).map(ToOwned::to_owned).collect()
+        };
+        assert_eq!(of("user_a"), ["user.created ", "user.updated "], "after trouble at call {number}");
+        assert_eq!(of("user_b").last().map(String::as_str), Some("user.deleted "), "after {number}");
+        assert_eq!(world.value("SELECT count(*) AS n FROM outbox WHERE state <> 'delivered'").await, "0");
+        assert_eq!(
+            world.value("SELECT count(*) AS n FROM erasure_receipts WHERE completed_at IS NULL").await,
+            "0"
+        );
+        if calls < number {
+            break;
+        }
+    }
+    assert!(number > 8, "there are only {number} calls");
+}
+
+/// Somebody is erased in the middle of it. Returns how often the store was called.
+async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> usize {
+    let now = Arc::new(AtomicI64::new(world.now.timestamp_millis()));
+    let clock: Clock = {
+        let now = Arc::clone(&now);
+        Arc::new(move || at(now.load(Ordering::SeqCst)))
+    };
+    let destination = Destination {
+        subscription: subscriptions()[0].clone(),
+        settings: DeliverySettings::default(),
+        sink: Arc::clone(ear) as Arc<dyn Sink>,
+    };
+    let store: Arc<dyn Store> =
+        Arc::new(Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(fault) });
+    let dispatcher = Dispatcher::new(store, destination, clock);
+    let batches = [
+        vec![
+            Event::created("user_a"),
+            Event::created("user_b"),
+            Event::updated("user_a", 1).set("username", "b"),
+        ],
+        vec![Event::deleted("user_b", 1)],
+    ];
+    for batch in batches {
+        world.deliver_all(&batch).await;
+        let mut idle = 0;
+        while idle < 3 {
+            let turn = select! {
+                turn = dispatcher.turn() => turn,
+                () = fault.cut.notified() => Ok(Turn::More),
+            };
+            if turn != Ok(Turn::More) {
+                idle += 1;
+                // Whatever was claimed comes free.
+                now.fetch_add(31_000, Ordering::SeqCst);
+            }
+        }
+    }
+    fault.calls.load(Ordering::SeqCst)
+}
+
+/// Message ids, and what they say.
+#[derive(Default)]
+struct Ear(Mutex<Vec<(String, String)>>);
+
+#[async_trait]
+impl Sink for Ear {
+    async fn deliver(&self, message: &Message, _: &str) -> std::result::Result<(), Refusal> {
+        let what = format!("{} {}", message.kind, message.clerk_id().unwrap());
+        self.0.lock().unwrap().push((message.id.clone(), what));
+        Ok(())
+    }
 }
 
 /// Batches in which everything happens that a batch can be about.
@@ -284,6 +391,44 @@ impl Store for Troubled {
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.fault.call(self.inner.release_lease(name, holder)).await
     }
+    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+        self.fault.call(self.inner.claim_message(sink, lease)).await
+    }
+    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
+        self.fault.call(self.inner.finish_message(claimed, ending, now)).await
+    }
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        self.inner.outbox_depth().await
+    }
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        self.inner.messages(filter, limit).await
+    }
+    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
+        self.inner.message(id).await
+    }
+    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.retry_messages(ids, now)).await
+    }
+    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.discard_messages(ids, now)).await
+    }
+    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
+        self.inner.pause_sink(sink, at).await
+    }
+    async fn resume_sink(&self, sink: &str) -> Result<bool> {
+        self.inner.resume_sink(sink).await
+    }
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        self.inner.paused_sinks().await
+    }
+    async fn prune_outbox(
+        &self,
+        delivered_before: DateTime<Utc>,
+        dead_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64> {
+        self.inner.prune_outbox(delivered_before, dead_before, limit).await
+    }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await
     }
@@ -346,6 +491,19 @@ impl Transaction for TroubledTransaction {
     }
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
         self.fault.call(self.inner.park(parked)).await
+    }
+    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+        self.fault.call(self.inner.enqueue(messages)).await
+    }
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
+        self.fault.call(self.inner.recall(ids, now)).await
+    }
+    async fn request_erasures(
+        &mut self,
+        destinations: &[(ClerkId, String)],
+        at: DateTime<Utc>,
+    ) -> Result<()> {
+        self.fault.call(self.inner.request_erasures(destinations, at)).await
     }
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         self.fault.call(self.inner.audit(entries)).await

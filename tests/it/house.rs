@@ -128,6 +128,10 @@ fn metrics_have_exactly_the_documented_names() {
         "clerk_sync_backfill_users_total",
         "clerk_sync_reconcile_drift",
         "clerk_sync_reconcile_last_success_timestamp_seconds",
+        "clerk_sync_outbox_depth",
+        "clerk_sync_outbox_oldest_seconds",
+        "clerk_sync_deliveries_total",
+        "clerk_sync_delivery_duration_seconds",
     ];
     let named = [
         telemetry::WEBHOOKS,
@@ -142,6 +146,10 @@ fn metrics_have_exactly_the_documented_names() {
         telemetry::BACKFILL_USERS,
         telemetry::RECONCILE_DRIFT,
         telemetry::RECONCILE_LAST_SUCCESS,
+        telemetry::OUTBOX_DEPTH,
+        telemetry::OUTBOX_OLDEST,
+        telemetry::DELIVERIES,
+        telemetry::DELIVERY_DURATION,
     ];
     assert_eq!(named, documented);
     // And nobody makes others up on the way.

@@ -16,6 +16,7 @@ mod crashes;
 
 mod house;
 mod oracles;
+mod outbox;
 
 mod proxy;
 mod service;

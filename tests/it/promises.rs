@@ -1492,7 +1492,7 @@ async fn signups_are_counted_from_a_time_on_and_before_another(world: World) {
 async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) {
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
-    let (committer, lanes) = Committer::start(&world.store, world.rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
     let mut answers = Vec::new();
     for version in 0..10 {
         for user in 0..20 {
@@ -1523,7 +1523,7 @@ async fn the_upkeep_applies_what_is_due_and_forgets_what_is_old(mut world: World
     world.pass(TimeDelta::days(31));
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
-    let (committer, lanes) = Committer::start(&world.store, world.rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
     let upkeep = Upkeep {
         store: Arc::clone(&world.store),
         committer,

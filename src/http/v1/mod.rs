@@ -1,12 +1,13 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It reads, and fetches from Clerk who is not here yet. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
+//! It reads, fetches from Clerk who is not here yet, and tends the outbox. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
 //! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
 //! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
 //! addresses stand in it.
 
 mod ensure;
 mod openapi;
+mod outbox;
 mod query;
 mod signups;
 mod token;
@@ -50,6 +51,11 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/v1/users/{clerk_id}", get(users::show))
         .route("/v1/users/{clerk_id}/ensure", post(ensure::ensure))
         .route("/v1/signups", get(signups::count))
+        .route("/v1/outbox", get(outbox::list))
+        .route("/v1/outbox/retry", post(outbox::retry))
+        .route("/v1/outbox/discard", post(outbox::discard))
+        .route("/v1/outbox/sinks/{sink}/pause", post(outbox::pause))
+        .route("/v1/outbox/sinks/{sink}/resume", post(outbox::resume))
         .route("/v1/openapi.json", get(openapi::show))
         // What is not there needs the token as well.
         .route("/v1", any(nothing))
@@ -72,7 +78,18 @@ async fn nothing() -> Problem {
         title = "clerk-sync: the private API",
         description = "Reads the users that clerk-sync keeps, for whoever has ADMIN_TOKEN."
     ),
-    paths(users::list, users::show, ensure::ensure, signups::count, openapi::show),
+    paths(
+        users::list,
+        users::show,
+        ensure::ensure,
+        signups::count,
+        outbox::list,
+        outbox::retry,
+        outbox::discard,
+        outbox::pause,
+        outbox::resume,
+        openapi::show
+    ),
     modifiers(&Bearer),
     security(("bearer" = []))
 )]

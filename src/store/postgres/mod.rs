@@ -16,6 +16,7 @@
 mod catch_up;
 mod error;
 mod foreign;
+mod outbox;
 mod relay;
 mod rows;
 mod transaction;
@@ -44,8 +45,9 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
-    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
+    Parked, Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+    StoredMessage, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -436,6 +438,55 @@ impl Store for Postgres {
 
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         catch_up::release_lease(self, name, holder).await
+    }
+
+    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+        outbox::claim(self, sink, lease).await
+    }
+
+    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
+        outbox::finish(self, claimed, ending, now).await
+    }
+
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        outbox::depth(self).await
+    }
+
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        outbox::messages(self, filter, limit).await
+    }
+
+    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
+        outbox::message(self, id).await
+    }
+
+    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        outbox::retry(self, ids, now).await
+    }
+
+    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        outbox::discard(self, ids, now).await
+    }
+
+    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
+        outbox::pause(self, sink, at).await
+    }
+
+    async fn resume_sink(&self, sink: &str) -> Result<bool> {
+        outbox::resume(self, sink).await
+    }
+
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        outbox::paused(self).await
+    }
+
+    async fn prune_outbox(
+        &self,
+        delivered_before: DateTime<Utc>,
+        dead_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64> {
+        outbox::prune(self, delivered_before, dead_before, limit).await
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

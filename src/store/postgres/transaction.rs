@@ -14,12 +14,14 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, get, sql};
+use super::{Session, get, outbox, sql};
 use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version,
     },
-    store::{Advance, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted},
+    store::{
+        Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted,
+    },
 };
 
 /// A transaction of PostgreSQL.
@@ -339,6 +341,31 @@ impl Transaction for PostgresTransaction {
         Ok(())
     }
 
+    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        outbox::enqueue(&mut self.session, messages).await
+    }
+
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        outbox::recall(&mut self.session, ids, now).await
+    }
+
+    async fn request_erasures(
+        &mut self,
+        destinations: &[(ClerkId, String)],
+        at: DateTime<Utc>,
+    ) -> Result<()> {
+        if destinations.is_empty() {
+            return Ok(());
+        }
+        outbox::request_erasures(&mut self.session, destinations, at).await
+    }
+
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());
@@ -461,7 +488,7 @@ fn bind_users<'q>(
 }
 
 /// One column of a batch.
-fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
+pub(super) fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
 }
 

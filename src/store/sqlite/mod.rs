@@ -13,6 +13,7 @@ mod transaction;
 
 mod audit;
 mod catch_up;
+mod outbox;
 mod processed;
 mod queue;
 mod registers;
@@ -46,8 +47,9 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
-    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
+    Parked, Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+    StoredMessage, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, User};
 
@@ -267,6 +269,81 @@ impl Store for Sqlite {
         let mut transaction = self.write(Patience::Normal).await?;
         catch_up::release_lease(transaction.connection()?, name, holder).await?;
         Box::new(transaction).commit().await
+    }
+
+    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+        // Asking whether anything is due needs no write lock.
+        if !outbox::any_due(&mut *self.read().await?, sink, lease.now).await? {
+            return Ok(None);
+        }
+        let mut transaction = self.write(Patience::Normal).await?;
+        let claimed = outbox::claim(transaction.connection()?, sink, lease).await?;
+        Box::new(transaction).commit().await?;
+        Ok(claimed)
+    }
+
+    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let finished = outbox::finish(transaction.connection()?, claimed, ending, now).await?;
+        Box::new(transaction).commit().await?;
+        Ok(finished)
+    }
+
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        outbox::depth(&mut *self.read().await?).await
+    }
+
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        outbox::messages(&mut *self.read().await?, filter, limit).await
+    }
+
+    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
+        outbox::message(&mut *self.read().await?, id).await
+    }
+
+    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let retried = outbox::retry(transaction.connection()?, ids, now).await?;
+        outbox::arrange(transaction.connection()?, &retried, now).await?;
+        Box::new(transaction).commit().await?;
+        Ok(retried.len() as u64)
+    }
+
+    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let discarded = outbox::discard(transaction.connection()?, ids, now).await?;
+        outbox::arrange(transaction.connection()?, &discarded, now).await?;
+        Box::new(transaction).commit().await?;
+        Ok(discarded.len() as u64)
+    }
+
+    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        outbox::pause(transaction.connection()?, sink, at).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn resume_sink(&self, sink: &str) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let resumed = outbox::resume(transaction.connection()?, sink).await?;
+        Box::new(transaction).commit().await?;
+        Ok(resumed)
+    }
+
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        outbox::paused(&mut *self.read().await?).await
+    }
+
+    async fn prune_outbox(
+        &self,
+        delivered_before: DateTime<Utc>,
+        dead_before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let pruned = outbox::prune(transaction.connection()?, delivered_before, dead_before, limit).await?;
+        Box::new(transaction).commit().await?;
+        Ok(pruned)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

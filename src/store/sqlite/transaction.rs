@@ -16,10 +16,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
 
-use super::{audit, error::explain, processed, queue, registers, text, users};
+use super::{audit, error::explain, outbox, processed, queue, registers, text, users};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Register, SvixId, User},
-    store::{Advance, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting},
+    store::{Advance, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting},
 };
 
 pub(super) struct SqliteTransaction {
@@ -283,6 +283,36 @@ impl Transaction for SqliteTransaction {
         }
         let kept = self.park_all(parked).await;
         self.noted(kept)
+    }
+
+    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let kept = outbox::enqueue(self.connection()?, messages).await;
+        self.noted(kept)
+    }
+
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let recalled = outbox::recall(self.connection()?, ids, now).await;
+        self.removed(recalled)?;
+        let told = outbox::to_be_told(self.connection()?, ids).await;
+        self.noted(told)
+    }
+
+    async fn request_erasures(
+        &mut self,
+        destinations: &[(ClerkId, String)],
+        at: DateTime<Utc>,
+    ) -> Result<()> {
+        if destinations.is_empty() {
+            return Ok(());
+        }
+        let requested = outbox::request_erasures(self.connection()?, destinations, at).await;
+        self.noted(requested)
     }
 
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {

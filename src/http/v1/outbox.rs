@@ -1,0 +1,335 @@
+//! `/v1/outbox`: the messages for other systems, and what an operator does with them. What they say is never shown here.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, RawQuery, State, rejection::PathRejection},
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use crate::{
+    http::{
+        App,
+        error::{ErrorBody, Problem},
+    },
+    store::{MessageFilter, MessageState, StoredMessage},
+    work::outbox::{self as work, Selection},
+};
+
+const LISTED: [&str; 4] = ["sink", "state", "after", "limit"];
+const LISTED_KNOWN: &str = "the parameters are sink, state, after and limit, each at most once";
+const CHOSEN: [&str; 4] = ["ids", "sink", "all", "dry_run"];
+const CHOSEN_KNOWN: &str = "the parameters are dry_run and one of ids, sink and all, each at most once";
+const SINK: &str = "sink: allowed is the name of a sink";
+const STATE: &str = "state: allowed are pending, dead, delivered and discarded";
+const AFTER: &str = "after: allowed is the `next` of the page before";
+const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
+const IDS: &str = "ids: allowed are up to 500 ids of messages, separated by commas";
+const TRUTH: &str = "all and dry_run: allowed are true and false";
+
+const DEFAULT_LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 500;
+
+/// One page of messages.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OutboxPage {
+    messages: Vec<OutboxMessage>,
+    /// What to give as `after` for the next page; null on the last one.
+    #[schema(example = "42")]
+    next: Option<String>,
+    /// Sinks that are handed nothing.
+    paused: Vec<PausedSink>,
+}
+
+/// A sink that an operator has stopped.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PausedSink {
+    #[schema(example = "crm")]
+    sink: String,
+    #[schema(format = "date-time")]
+    since: String,
+}
+
+/// A message for one sink, without what it says.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OutboxMessage {
+    #[schema(example = 42)]
+    id: i64,
+    /// What the receiver sees.
+    #[schema(example = "msg_5f3c0a1e9b7d4c2f8e6a0b1c2d3e4f50")]
+    message_id: String,
+    #[schema(example = "crm")]
+    sink: String,
+    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
+    clerk_id: String,
+    #[serde(rename = "type")]
+    #[schema(example = "user.updated")]
+    kind: &'static str,
+    #[schema(example = "pending")]
+    state: &'static str,
+    attempts: u32,
+    /// Null unless it is pending and the oldest of its user; while it is under way, when whoever has it counts as dead.
+    #[schema(format = "date-time")]
+    next_attempt_at: Option<String>,
+    under_way: bool,
+    #[schema(format = "date-time")]
+    created_at: String,
+    #[schema(format = "date-time")]
+    finished_at: Option<String>,
+    #[schema(example = "status 500")]
+    last_error: Option<String>,
+}
+
+/// What became of the messages that were chosen.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MessageTally {
+    /// Chosen, and there.
+    found: u64,
+    /// Changed; none on a dry run.
+    done: u64,
+}
+
+/// Whether a sink is handed messages.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SinkState {
+    #[schema(example = "crm")]
+    sink: String,
+    paused: bool,
+}
+
+/// Messages for other systems, a page at a time
+///
+/// In the order of their `id`, the oldest first.
+#[utoipa::path(
+    get,
+    path = "/v1/outbox",
+    operation_id = "list_messages",
+    params(
+        ("sink" = Option<String>, Query, description = "Only for this sink"),
+        (
+            "state" = Option<String>, Query, pattern = "^(pending|dead|delivered|discarded)$",
+            description = "Only in this state"
+        ),
+        ("after" = Option<String>, Query, description = "The `next` of the page before"),
+        (
+            "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
+            description = "How many messages a page has at most; 100 if nothing is said"
+        ),
+    ),
+    responses(
+        (status = 200, description = "A page", body = OutboxPage),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<OutboxPage>, Problem> {
+    let query = Query::read(query.as_deref(), &LISTED, LISTED_KNOWN)?;
+    let filter = MessageFilter {
+        sink: query.value("sink", sink, SINK)?,
+        state: query.value("state", MessageState::named, STATE)?,
+        after: query.value("after", |text| text.parse().ok(), AFTER)?,
+    };
+    let limit = query.value("limit", limit, LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+    // One more than asked for tells whether there is a next page.
+    let (mut messages, paused) = read(&app, async move |store| {
+        Ok((store.messages(&filter, limit + 1).await?, store.paused_sinks().await?))
+    })
+    .await?;
+    let more = messages.len() > limit as usize;
+    messages.truncate(limit as usize);
+    Ok(Json(OutboxPage {
+        next: messages.last().filter(|_| more).map(|message| message.id.to_string()),
+        messages: messages.into_iter().map(OutboxMessage::from).collect(),
+        paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: time(since) }).collect(),
+    }))
+}
+
+/// Try dead messages again
+///
+/// Those stay dead whose users have had later messages delivered since: what they say is out of date.
+#[utoipa::path(
+    post,
+    path = "/v1/outbox/retry",
+    operation_id = "retry_messages",
+    params(
+        ("ids" = Option<String>, Query, example = "41,42", description = "These messages"),
+        ("sink" = Option<String>, Query, description = "All dead ones for this sink"),
+        ("all" = Option<bool>, Query, description = "All dead ones"),
+        ("dry_run" = Option<bool>, Query, description = "Only count them"),
+    ),
+    responses(
+        (status = 200, description = "What was done", body = MessageTally),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn retry(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<MessageTally>, Problem> {
+    let (selection, dry_run) = selection(query.as_deref())?;
+    let now = (app.clock)();
+    let tally = read(&app, async move |store| work::retry(&*store, &selection, dry_run, now).await).await?;
+    Ok(Json(tally.into()))
+}
+
+/// Give up dead messages, and forget what they say
+///
+/// Of those named by `ids` also what still waits. Deletions and what is under way stay.
+#[utoipa::path(
+    post,
+    path = "/v1/outbox/discard",
+    operation_id = "discard_messages",
+    params(
+        ("ids" = Option<String>, Query, example = "41,42", description = "These messages"),
+        ("sink" = Option<String>, Query, description = "All dead ones for this sink"),
+        ("all" = Option<bool>, Query, description = "All dead ones"),
+        ("dry_run" = Option<bool>, Query, description = "Only count them"),
+    ),
+    responses(
+        (status = 200, description = "What was done", body = MessageTally),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn discard(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<MessageTally>, Problem> {
+    let (selection, dry_run) = selection(query.as_deref())?;
+    let now = (app.clock)();
+    let tally = read(&app, async move |store| work::discard(&*store, &selection, dry_run, now).await).await?;
+    Ok(Json(tally.into()))
+}
+
+/// Stop delivering to a sink
+///
+/// Its messages wait. What is under way is not held up.
+#[utoipa::path(
+    post,
+    path = "/v1/outbox/sinks/{sink}/pause",
+    operation_id = "pause_sink",
+    params(("sink" = String, Path, description = "The sink's name", example = "crm")),
+    responses(
+        (status = 200, description = "It is paused", body = SinkState),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = "`not_found`: no sink can have this name", body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<SinkState>, Problem> {
+    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::NotFound)?;
+    let (paused, now) = (name.clone(), (app.clock)());
+    read(&app, async move |store| store.pause_sink(&paused, now).await).await?;
+    Ok(Json(SinkState { sink: name, paused: true }))
+}
+
+/// Deliver to a sink again
+#[utoipa::path(
+    post,
+    path = "/v1/outbox/sinks/{sink}/resume",
+    operation_id = "resume_sink",
+    params(("sink" = String, Path, description = "The sink's name", example = "crm")),
+    responses(
+        (status = 200, description = "It is not paused", body = SinkState),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = "`not_found`: no sink can have this name", body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<SinkState>, Problem> {
+    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::NotFound)?;
+    let resumed = name.clone();
+    read(&app, async move |store| store.resume_sink(&resumed).await).await?;
+    Ok(Json(SinkState { sink: name, paused: false }))
+}
+
+/// Exactly one way to choose, and whether only to count.
+fn selection(query: Option<&str>) -> Result<(Selection, bool), Problem> {
+    let query = Query::read(query, &CHOSEN, CHOSEN_KNOWN)?;
+    let truth = |text: &str| text.parse::<bool>().ok();
+    let ids = query.value("ids", ids, IDS)?.map(Selection::Ids);
+    let sink = query.value("sink", sink, SINK)?.map(Selection::Sink);
+    let all = query.value("all", truth, TRUTH)?.filter(|all| *all).map(|_| Selection::All);
+    let dry_run = query.value("dry_run", truth, TRUTH)?.unwrap_or(false);
+    let mut chosen = [ids, sink, all].into_iter().flatten();
+    match (chosen.next(), chosen.next()) {
+        (Some(selection), None) => Ok((selection, dry_run)),
+        _ => Err(Problem::InvalidParameter(CHOSEN_KNOWN)),
+    }
+}
+
+fn ids(text: &str) -> Option<Vec<i64>> {
+    let ids: Vec<i64> = text.split(',').map(|id| id.trim().parse().ok()).collect::<Option<_>>()?;
+    (ids.len() <= MAX_LIMIT as usize).then_some(ids)
+}
+
+/// What every database can be asked for.
+fn sink(text: &str) -> Option<String> {
+    (!text.is_empty() && text.len() <= 255 && !text.contains('\0')).then(|| text.to_owned())
+}
+
+fn limit(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
+}
+
+impl From<StoredMessage> for OutboxMessage {
+    fn from(message: StoredMessage) -> Self {
+        Self {
+            id: message.id,
+            message_id: message.message_id,
+            sink: message.sink,
+            clerk_id: message.clerk_id.to_string(),
+            kind: message.kind.name(),
+            state: message.state.name(),
+            attempts: message.attempts,
+            next_attempt_at: message.next_attempt_at.map(time),
+            under_way: message.taken,
+            created_at: time(message.created_at),
+            finished_at: message.finished_at.map(time),
+            last_error: message.last_error,
+        }
+    }
+}
+
+impl From<work::Tally> for MessageTally {
+    fn from(work::Tally { found, done }: work::Tally) -> Self {
+        Self { found, done }
+    }
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_chosen_in_exactly_one_way() {
+        let chosen = |query: &str| selection(Some(query)).ok();
+        assert_eq!(chosen("ids=1,2"), Some((Selection::Ids(vec![1, 2]), false)));
+        assert_eq!(chosen("sink=crm&dry_run=true"), Some((Selection::Sink("crm".to_owned()), true)));
+        assert_eq!(chosen("all=true"), Some((Selection::All, false)));
+        for query in ["", "all=false", "dry_run=true", "all=true&sink=crm", "ids=", "ids=1,x", "sink="] {
+            assert_eq!(chosen(query), None, "{query}");
+        }
+    }
+}

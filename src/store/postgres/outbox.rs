@@ -1,0 +1,537 @@
+//! The outbox: what other systems are told, and how far that has come.
+//!
+//! Of the pending messages of one user and sink only the oldest has a time at which it is due. So what is due is found
+//! by one search, however many wait behind it, and nothing overtakes. Whoever adds a message or takes one away holds the
+//! user's register, or two of them would each believe that the other lets the next one go.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+
+use super::{
+    Postgres, Session, count, get, sql,
+    transaction::{clerk_id, column, texts},
+};
+use crate::{
+    model::{ClerkId, MessageType},
+    store::{
+        Claimed, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth, StoreError,
+        StoredMessage, Trouble,
+    },
+};
+
+/// Keep messages, in this order.
+pub(super) async fn enqueue(session: &mut Session, messages: &[Outgoing]) -> Result<()> {
+    let mut seen = HashSet::new();
+    let first: Vec<bool> =
+        messages.iter().map(|message| seen.insert((&message.clerk_id, &message.sink))).collect();
+    let query = sql("WITH told AS (
+             INSERT INTO outbox_recipients (clerk_id, sink)
+             SELECT * FROM unnest($3::text[], $2::text[])
+             ON CONFLICT (clerk_id, sink) DO NOTHING
+         )
+         INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at)
+         SELECT n.message_id, n.sink, n.clerk_id, n.type, n.payload, 'pending',
+                CASE WHEN n.first AND older.id IS NULL THEN n.created_at END, n.created_at
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::boolean[])
+              WITH ORDINALITY AS n (message_id, sink, clerk_id, type, payload, created_at, first, place)
+         -- One search a message; the limit keeps the planner from reading all that waits instead.
+         LEFT JOIN LATERAL (
+             SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
+         ) AS older ON true
+         ORDER BY n.place")
+    .bind(column(messages, |message| message.message_id.as_str()))
+    .bind(column(messages, |message| message.sink.as_str()))
+    .bind(column(messages, |message| message.clerk_id.as_str()))
+    .bind(column(messages, |message| message.kind.name()))
+    .bind(column(messages, |message| message.payload.as_str()))
+    .bind(column(messages, |message| message.created_at))
+    .bind(first);
+    session.execute(query).await?;
+    Ok(())
+}
+
+/// Remove all but deletions, and empty what is on its way.
+pub(super) async fn recall(
+    session: &mut Session,
+    ids: &[ClerkId],
+    now: DateTime<Utc>,
+) -> Result<Vec<(ClerkId, String)>> {
+    session
+        .execute(
+            sql("DELETE FROM outbox AS o USING unnest($1::text[]) AS n (clerk_id)
+                 WHERE o.clerk_id = n.clerk_id AND o.type <> 'user.deleted'
+                   -- On its way, and still in time.
+                   AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)")
+            .bind(texts(ids))
+            .bind(now),
+        )
+        .await?;
+    session
+        .execute(
+            sql("UPDATE outbox AS o SET payload = NULL FROM unnest($1::text[]) AS n (clerk_id)
+                 WHERE o.clerk_id = n.clerk_id AND o.type <> 'user.deleted'")
+            .bind(texts(ids)),
+        )
+        .await?;
+    let rows = session
+        .rows(
+            sql("SELECT r.clerk_id, r.sink FROM unnest($1::text[]) AS n (clerk_id)
+                 CROSS JOIN LATERAL (SELECT * FROM outbox_recipients WHERE clerk_id = n.clerk_id) AS r
+                 LEFT JOIN LATERAL (
+                     SELECT id FROM outbox
+                     WHERE sink = r.sink AND clerk_id = r.clerk_id AND state = 'pending' AND type = 'user.deleted'
+                     LIMIT 1
+                 ) AS told ON true
+                 WHERE told.id IS NULL
+                 ORDER BY 1, 2")
+            .bind(texts(ids)),
+        )
+        .await?;
+    rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect()
+}
+
+/// Note that erasures must reach these destinations.
+pub(super) async fn request_erasures(
+    session: &mut Session,
+    destinations: &[(ClerkId, String)],
+    at: DateTime<Utc>,
+) -> Result<()> {
+    let query = sql("INSERT INTO erasure_receipts (clerk_id, destination, requested_at)
+         SELECT n.*, $3 FROM unnest($1::text[], $2::text[]) AS n
+         ON CONFLICT (clerk_id, destination) DO NOTHING")
+    .bind(column(destinations, |(id, _)| id.as_str()))
+    .bind(column(destinations, |(_, destination)| destination.as_str()))
+    .bind(at);
+    session.execute(query).await?;
+    Ok(())
+}
+
+pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+    loop {
+        let mut session = store.session(&store.begin_normal).await?;
+        let rows = session
+            .rows(
+                sql("UPDATE outbox AS o
+                     SET lease = $3, next_attempt_at = $4
+                     FROM (
+                         SELECT id FROM outbox
+                         WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
+                           AND NOT EXISTS (SELECT FROM outbox_paused WHERE sink = $1)
+                         ORDER BY next_attempt_at, id
+                         LIMIT 1
+                         -- Another replica takes another one.
+                         FOR UPDATE SKIP LOCKED
+                     ) AS due
+                     WHERE o.id = due.id
+                     RETURNING o.id, o.message_id, o.clerk_id, o.type, o.payload, o.attempts, o.created_at")
+                .bind(sink)
+                .bind(lease.now)
+                .bind(lease.token.as_str())
+                .bind(lease.until),
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            session.commit().await?;
+            return Ok(None);
+        };
+        let (id, clerk_id) = (get::<i64>(row, 0)?, clerk_id(row, 2)?);
+        if let Some(payload) = get::<Option<String>>(row, 4)? {
+            let claimed = Claimed {
+                id,
+                message_id: get(row, 1)?,
+                sink: sink.to_owned(),
+                clerk_id,
+                kind: kind(row, 3)?,
+                payload,
+                attempts: get::<i32>(row, 5)?.unsigned_abs(),
+                created_at: get(row, 6)?,
+                lease: lease.token.clone(),
+            };
+            session.commit().await?;
+            return Ok(Some(claimed));
+        }
+        // Its user was erased while somebody who is dead delivered it. The deletion that waits behind it may go.
+        remove(&mut session, id).await?;
+        promote(&mut session, sink, &clerk_id, lease.now).await?;
+        session.commit().await?;
+    }
+}
+
+pub(super) async fn finish(
+    store: &Postgres,
+    claimed: &Claimed,
+    ending: &Ending,
+    now: DateTime<Utc>,
+) -> Result<bool> {
+    let mut session = store.session(&store.begin_normal).await?;
+    lock(&mut session, std::slice::from_ref(&claimed.clerk_id)).await?;
+    let Some(emptied) = settle(&mut session, claimed, ending, now).await? else {
+        session.commit().await?;
+        return Ok(false);
+    };
+    let recalled = emptied && *ending != Ending::Delivered;
+    if recalled {
+        remove(&mut session, claimed.id).await?;
+    }
+    if recalled || !matches!(ending, Ending::Again { .. }) {
+        promote(&mut session, &claimed.sink, &claimed.clerk_id, now).await?;
+    }
+    if claimed.kind == MessageType::UserDeleted {
+        write_receipt(&mut session, claimed, ending, now).await?;
+        if *ending == Ending::Delivered {
+            forget_recipient(&mut session, claimed).await?;
+        }
+    }
+    session.commit().await?;
+    Ok(true)
+}
+
+/// Write how it ended, if it is still ours to write; says whether nothing is left of what it said.
+async fn settle(
+    session: &mut Session,
+    claimed: &Claimed,
+    ending: &Ending,
+    now: DateTime<Utc>,
+) -> Result<Option<bool>> {
+    let (state, attempts, at, error) = match ending {
+        Ending::Delivered => (MessageState::Delivered, claimed.attempts + 1, None, None),
+        Ending::Again { attempts, at, error } => (MessageState::Pending, *attempts, Some(*at), Some(error)),
+        Ending::Dead { attempts, error } => (MessageState::Dead, *attempts, None, Some(error)),
+    };
+    let rows = session
+        .rows(
+            sql("UPDATE outbox
+                 SET state = $3, attempts = $4, next_attempt_at = $5, lease = NULL, last_error = $6,
+                     finished_at = CASE WHEN $3 <> 'pending' THEN $7 END,
+                     payload = CASE WHEN $3 <> 'delivered' THEN payload END
+                 WHERE id = $1 AND lease = $2 AND state = 'pending'
+                 RETURNING payload IS NULL")
+            .bind(claimed.id)
+            .bind(claimed.lease.as_str())
+            .bind(state.name())
+            .bind(i32::try_from(attempts).unwrap_or(i32::MAX))
+            .bind(at)
+            .bind(error.map(String::as_str))
+            .bind(now),
+        )
+        .await?;
+    rows.first().map(|row| get(row, 0)).transpose()
+}
+
+async fn remove(session: &mut Session, id: i64) -> Result<()> {
+    session.execute(sql("DELETE FROM outbox WHERE id = $1").bind(id)).await?;
+    Ok(())
+}
+
+/// Let the oldest message of this user go that waits for this sink, unless it may already.
+async fn promote(session: &mut Session, sink: &str, id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
+    let query = sql("UPDATE outbox AS o SET next_attempt_at = $3
+         FROM (
+             SELECT id FROM outbox WHERE sink = $1 AND clerk_id = $2 AND state = 'pending' ORDER BY id LIMIT 1
+         ) AS oldest
+         WHERE o.id = oldest.id AND o.next_attempt_at IS NULL")
+    .bind(sink)
+    .bind(id.as_str())
+    .bind(now);
+    session.execute(query).await?;
+    Ok(())
+}
+
+/// How far the erasure has come at this sink.
+async fn write_receipt(
+    session: &mut Session,
+    claimed: &Claimed,
+    ending: &Ending,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let (done, error) = match ending {
+        Ending::Delivered => (true, None),
+        Ending::Again { error, .. } | Ending::Dead { error, .. } => (false, Some(error.as_str())),
+    };
+    let query = sql("UPDATE erasure_receipts
+         SET attempts = attempts + 1, last_error = $4, completed_at = CASE WHEN $3 THEN $5 END
+         WHERE clerk_id = $1 AND destination = $2 AND completed_at IS NULL")
+    .bind(claimed.clerk_id.as_str())
+    .bind(claimed.sink.as_str())
+    .bind(done)
+    .bind(error)
+    .bind(now);
+    session.execute(query).await?;
+    Ok(())
+}
+
+/// The sink knows nothing of this user any more.
+async fn forget_recipient(session: &mut Session, claimed: &Claimed) -> Result<()> {
+    let query = sql("DELETE FROM outbox_recipients WHERE clerk_id = $1 AND sink = $2")
+        .bind(claimed.clerk_id.as_str())
+        .bind(claimed.sink.as_str());
+    session.execute(query).await?;
+    Ok(())
+}
+
+/// Hold the registers of these users, which are sorted.
+async fn lock(session: &mut Session, ids: &[ClerkId]) -> Result<()> {
+    let query = sql("SELECT FROM unnest($1::text[]) AS n (clerk_id)
+         CROSS JOIN LATERAL (
+             SELECT FROM entity_versions WHERE kind = 'user' AND clerk_id = n.clerk_id FOR UPDATE
+         ) AS e")
+    .bind(texts(ids));
+    session.rows(query).await?;
+    Ok(())
+}
+
+pub(super) async fn depth(store: &Postgres) -> Result<Vec<SinkDepth>> {
+    let mut session = store.session(&store.begin_count).await?;
+    let rows = session
+        .rows(sql("SELECT sink, sum(pending)::bigint, sum(dead)::bigint, min(oldest) FROM (
+                 -- Each half is answered by an index alone.
+                 SELECT sink, count(*) AS pending, 0 AS dead, min(created_at) AS oldest
+                 FROM outbox WHERE state = 'pending' GROUP BY sink
+                 UNION ALL
+                 SELECT sink, 0, count(*), NULL FROM outbox WHERE state = 'dead' GROUP BY sink
+             ) AS counted
+             GROUP BY sink ORDER BY sink"))
+        .await?;
+    session.commit().await?;
+    let depth = |row| {
+        Ok(SinkDepth {
+            sink: get(row, 0)?,
+            pending: count(row, 1)?,
+            dead: count(row, 2)?,
+            oldest: get(row, 3)?,
+        })
+    };
+    rows.iter().map(depth).collect()
+}
+
+pub(super) async fn messages(
+    store: &Postgres,
+    filter: &MessageFilter,
+    limit: u32,
+) -> Result<Vec<StoredMessage>> {
+    let mut session = store.session(&store.begin_count).await?;
+    let rows = session
+        .rows(
+            sql("SELECT id, message_id, sink, clerk_id, type, state, attempts, next_attempt_at, lease IS NOT NULL,
+                        created_at, finished_at, last_error
+                 FROM outbox
+                 WHERE id > $1 AND ($2::text IS NULL OR sink = $2) AND ($3::text IS NULL OR state = $3)
+                 ORDER BY id
+                 LIMIT $4")
+            .bind(filter.after.unwrap_or(i64::MIN))
+            .bind(filter.sink.as_deref())
+            .bind(filter.state.map(MessageState::name))
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(stored).collect()
+}
+
+pub(super) async fn message(store: &Postgres, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT id, message_id, sink, clerk_id, type, state, attempts, next_attempt_at, lease IS NOT NULL,
+                        created_at, finished_at, last_error, payload
+                 FROM outbox WHERE id = $1")
+            .bind(id),
+        )
+        .await?;
+    session.commit().await?;
+    rows.first().map(|row| Ok((stored(row)?, get(row, 12)?))).transpose()
+}
+
+pub(super) async fn retry(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let oldest = lock_users_of(&mut session, ids).await?;
+    let rows = session
+        .rows(
+            sql("UPDATE outbox AS o
+                 SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
+                 FROM (
+                     SELECT c.id FROM unnest($1::bigint[]) AS n (id)
+                     -- The limit keeps the planner from reading all that is dead instead.
+                     CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS c
+                     WHERE c.state = 'dead' AND c.payload IS NOT NULL
+                       -- The next one that is not given up decides: nothing behind it has been handed out.
+                       AND NOT coalesce((
+                           SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
+                           FROM outbox AS later
+                           WHERE later.clerk_id = c.clerk_id AND later.sink = c.sink AND later.id > c.id
+                             AND later.state IN ('pending', 'delivered')
+                           ORDER BY later.id
+                           LIMIT 1
+                       ), false)
+                 ) AS chosen
+                 WHERE o.id = chosen.id
+                 RETURNING o.sink, o.clerk_id")
+            .bind(ids)
+            .bind(now),
+        )
+        .await?;
+    arrange(&mut session, &oldest, &rows, now).await?;
+    session.commit().await?;
+    Ok(rows.len() as u64)
+}
+
+pub(super) async fn discard(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let oldest = lock_users_of(&mut session, ids).await?;
+    let rows = session
+        .rows(
+            sql("UPDATE outbox AS o
+                 SET state = 'discarded', payload = NULL, lease = NULL, next_attempt_at = NULL, finished_at = $2
+                 FROM (
+                     SELECT c.id FROM unnest($1::bigint[]) AS n (id)
+                     -- The limit keeps the planner from reading all that waits instead.
+                     CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS c
+                 ) AS chosen
+                 -- Asked of the row itself: whoever claims it does not wait for the register.
+                 WHERE o.id = chosen.id AND o.type <> 'user.deleted' AND o.state = ANY ('{pending,dead}')
+                   AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)
+                 RETURNING o.sink, o.clerk_id")
+            .bind(ids)
+            .bind(now),
+        )
+        .await?;
+    arrange(&mut session, &oldest, &rows, now).await?;
+    session.commit().await?;
+    Ok(rows.len() as u64)
+}
+
+/// Hold the registers of the users whom these messages are about, and the oldest pending message of each and sink, so that
+/// nobody claims it meanwhile. Returns these.
+async fn lock_users_of(session: &mut Session, messages: &[i64]) -> Result<Vec<i64>> {
+    let rows = session
+        .rows(
+            sql("SELECT DISTINCT o.clerk_id COLLATE \"C\" FROM unnest($1::bigint[]) AS n (id)
+                 CROSS JOIN LATERAL (SELECT clerk_id FROM outbox WHERE id = n.id) AS o
+                 ORDER BY 1")
+            .bind(messages),
+        )
+        .await?;
+    let ids: Vec<ClerkId> = rows.iter().map(|row| clerk_id(row, 0)).collect::<Result<_>>()?;
+    lock(session, &ids).await?;
+    let rows = session
+        .rows(
+            sql("SELECT oldest.id FROM (
+                     SELECT DISTINCT o.sink, o.clerk_id FROM unnest($1::bigint[]) AS n (id)
+                     CROSS JOIN LATERAL (SELECT sink, clerk_id FROM outbox WHERE id = n.id) AS o
+                 ) AS pair
+                 CROSS JOIN LATERAL (
+                     SELECT id FROM outbox
+                     WHERE sink = pair.sink AND clerk_id = pair.clerk_id AND state = 'pending'
+                     ORDER BY id
+                     LIMIT 1
+                     FOR UPDATE
+                 ) AS oldest")
+            .bind(messages),
+        )
+        .await?;
+    rows.iter().map(|row| get(row, 0)).collect()
+}
+
+/// Of the sinks and users of these rows let the oldest message go, and not the one that was the oldest before.
+async fn arrange(session: &mut Session, before: &[i64], rows: &[PgRow], now: DateTime<Utc>) -> Result<()> {
+    session
+        .execute(
+            sql("UPDATE outbox AS o SET next_attempt_at = NULL, lease = NULL
+                 FROM unnest($1::bigint[]) AS n (id)
+                 CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id LIMIT 1) AS former
+                 CROSS JOIN LATERAL (
+                     SELECT id FROM outbox
+                     WHERE sink = former.sink AND clerk_id = former.clerk_id AND state = 'pending'
+                     ORDER BY id
+                     LIMIT 1
+                 ) AS oldest
+                 WHERE o.id = former.id AND oldest.id <> o.id AND o.next_attempt_at IS NOT NULL")
+            .bind(before),
+        )
+        .await?;
+    let mut pairs: Vec<(String, ClerkId)> =
+        rows.iter().map(|row| Ok((get(row, 0)?, clerk_id(row, 1)?))).collect::<Result<_>>()?;
+    pairs.sort();
+    pairs.dedup();
+    for (sink, id) in &pairs {
+        promote(session, sink, id, now).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn pause(store: &Postgres, sink: &str, at: DateTime<Utc>) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(
+            sql("INSERT INTO outbox_paused (sink, paused_at) VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING")
+                .bind(sink)
+                .bind(at),
+        )
+        .await?;
+    session.commit().await
+}
+
+pub(super) async fn resume(store: &Postgres, sink: &str) -> Result<bool> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let resumed = session.execute(sql("DELETE FROM outbox_paused WHERE sink = $1").bind(sink)).await?;
+    session.commit().await?;
+    Ok(resumed > 0)
+}
+
+pub(super) async fn paused(store: &Postgres) -> Result<Vec<(String, DateTime<Utc>)>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session.rows(sql("SELECT sink, paused_at FROM outbox_paused ORDER BY sink")).await?;
+    session.commit().await?;
+    rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+}
+
+pub(super) async fn prune(
+    store: &Postgres,
+    delivered_before: DateTime<Utc>,
+    dead_before: DateTime<Utc>,
+    limit: u32,
+) -> Result<u64> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let pruned = session
+        .execute(
+            sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
+                     SELECT ctid FROM outbox
+                     WHERE state <> 'pending' AND finished_at < greatest($1, $2)
+                       AND finished_at < CASE WHEN state = 'dead' THEN $2 ELSE $1 END
+                     LIMIT $3
+                     FOR UPDATE SKIP LOCKED
+                 ))")
+            .bind(delivered_before)
+            .bind(dead_before)
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    Ok(pruned)
+}
+
+/// Of the columns in the order of [`messages`].
+fn stored(row: &PgRow) -> Result<StoredMessage> {
+    let state: String = get(row, 5)?;
+    Ok(StoredMessage {
+        id: get(row, 0)?,
+        message_id: get(row, 1)?,
+        sink: get(row, 2)?,
+        clerk_id: clerk_id(row, 3)?,
+        kind: kind(row, 4)?,
+        state: MessageState::named(&state).ok_or_else(|| StoreError::new(Trouble::Broken))?,
+        attempts: get::<i32>(row, 6)?.unsigned_abs(),
+        next_attempt_at: get(row, 7)?,
+        taken: get(row, 8)?,
+        created_at: get(row, 9)?,
+        finished_at: get(row, 10)?,
+        last_error: get(row, 11)?,
+    })
+}
+
+fn kind(row: &PgRow, index: usize) -> Result<MessageType> {
+    let name: String = get(row, index)?;
+    MessageType::named(&name).ok_or_else(|| StoreError::new(Trouble::Broken))
+}

@@ -1,0 +1,245 @@
+//! What other systems are told: the words of each message, in pure code.
+//!
+//! A message is about the row, not about the event that changed it, and shows the row as it was after that change. A sink
+//! sees only fields that it may have, and hears of an update only if one of them changed.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::Rules;
+use crate::{
+    model::{
+        AuditAction, Change, Delivery, Field, FieldSet, Message, MessageType, Subscription, User, Version,
+    },
+    store::Outgoing,
+};
+
+/// What the sinks are told of a row that was just inserted or updated.
+pub(super) fn of_row(
+    user: &User,
+    action: AuditAction,
+    changed: &[Field],
+    delivery: &Delivery,
+    change: &Change,
+    rules: &Rules,
+    now: DateTime<Utc>,
+) -> Vec<Outgoing> {
+    let kind = match action {
+        AuditAction::UserCreated => MessageType::UserCreated,
+        AuditAction::UserUpdated => MessageType::UserUpdated,
+        AuditAction::UserHardDeleted | AuditAction::UserAnonymized => return Vec::new(),
+    };
+    let told = |subscription: &Subscription| {
+        if !subscription.events.contains(&kind) {
+            return None;
+        }
+        let fields: FieldSet =
+            subscription.fields.iter().filter(|field| rules.fields.contains(*field)).collect();
+        let changed: Vec<String> = changed
+            .iter()
+            .filter(|field| kind == MessageType::UserUpdated && fields.contains(**field))
+            .map(|field| field.name().to_owned())
+            .collect();
+        if kind == MessageType::UserUpdated && changed.is_empty() {
+            return None;
+        }
+        let id = message_id(&subscription.sink, change, kind);
+        let message = Message {
+            id,
+            kind,
+            version: Message::VERSION,
+            timestamp: delivery.event_at,
+            data: snapshot(user, fields),
+            changed_fields: changed,
+        };
+        Some(outgoing(&subscription.sink, message, change, now))
+    };
+    rules.subscriptions.iter().filter_map(told).collect()
+}
+
+/// What a sink is told of an erasure: whom to erase, and nothing else.
+pub(super) fn of_deletion(sink: &str, delivery: &Delivery, change: &Change, now: DateTime<Utc>) -> Outgoing {
+    let message = Message {
+        id: message_id(sink, change, MessageType::UserDeleted),
+        kind: MessageType::UserDeleted,
+        version: Message::VERSION,
+        timestamp: delivery.event_at,
+        data: Map::from_iter([("clerk_id".to_owned(), Value::from(change.clerk_id.as_str()))]),
+        changed_fields: Vec::new(),
+    };
+    outgoing(sink, message, change, now)
+}
+
+fn outgoing(sink: &str, message: Message, change: &Change, now: DateTime<Utc>) -> Outgoing {
+    Outgoing {
+        // Made of text, booleans, and JSON that was just read: it can be written.
+        payload: serde_json::to_string(&message).unwrap_or_default(),
+        message_id: message.id,
+        sink: sink.to_owned(),
+        clerk_id: change.clerk_id.clone(),
+        kind: message.kind,
+        created_at: now,
+    }
+}
+
+fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
+    let time = |time: DateTime<Utc>| Value::from(time.to_rfc3339_opts(SecondsFormat::Millis, true));
+    let mut data = Map::from_iter([
+        ("clerk_id".to_owned(), Value::from(user.clerk_id.as_str())),
+        ("created_at".to_owned(), user.created_at.map_or(Value::Null, time)),
+        ("updated_at".to_owned(), time(user.updated_at)),
+    ]);
+    for field in fields.iter() {
+        if let Some(value) = user.profile[field].to_json() {
+            data.insert(field.name().to_owned(), value);
+        }
+    }
+    data
+}
+
+/// The same for the same change, whoever writes it and however often it is tried.
+fn message_id(sink: &str, change: &Change, kind: MessageType) -> String {
+    let Version { version, event_at, tie } = &change.version;
+    // No id holds a NUL.
+    let text = format!("{sink}\0{}\0{version}\0{event_at}\0{tie}\0{kind}", change.clerk_id);
+    let digest = Sha256::digest(text);
+    digest.iter().take(16).fold("msg_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{ClerkId, Content, DeletionPolicy, News, Profile, Source, SvixId};
+
+    fn at(milliseconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(milliseconds).expect("in range")
+    }
+
+    fn change(tie: &str) -> Change {
+        Change {
+            clerk_id: ClerkId::new("user_1").expect("valid"),
+            version: Version { version: 1, event_at: 2, tie: tie.to_owned() },
+            news: News::Delete,
+            actor: None,
+        }
+    }
+
+    fn delivery(change: &Change) -> Delivery {
+        Delivery {
+            svix_id: SvixId::new("msg_1"),
+            event_type: None,
+            clerk_id: Some(change.clerk_id.clone()),
+            event_at: at(2),
+            received_at: at(3),
+            source: Source::Webhook,
+            payload: Bytes::new(),
+            content: Content::Change(change.clone()),
+        }
+    }
+
+    fn user() -> User {
+        let mut profile = Profile::default();
+        for (field, value) in [
+            (Field::Email, crate::model::Value::Text("ada@example.com".to_owned())),
+            (Field::FirstName, crate::model::Value::Text("Ada".to_owned())),
+            (Field::Banned, crate::model::Value::Bool(false)),
+            (Field::PublicMetadata, crate::model::Value::Json("{\"n\": 1.50}".to_owned())),
+            (
+                Field::UnsafeMetadata,
+                crate::model::Value::Json(format!("{}{}", "[".repeat(500), "]".repeat(500))),
+            ),
+        ] {
+            profile.set(field, value);
+        }
+        User {
+            clerk_id: ClerkId::new("user_1").expect("valid"),
+            profile,
+            created_at: Some(at(0)),
+            updated_at: at(1),
+            synced_at: at(3),
+            deleted_at: None,
+        }
+    }
+
+    fn rules(events: &[MessageType], fields: FieldSet) -> Rules {
+        let subscription = Subscription { sink: "crm".to_owned(), events: events.to_vec(), fields };
+        Rules { subscriptions: Arc::new([subscription]), ..Rules::new(FieldSet::ALL, DeletionPolicy::Auto) }
+    }
+
+    fn told(rules: &Rules, action: AuditAction, changed: &[Field]) -> Vec<Value> {
+        let change = change("msg_1");
+        let told = of_row(&user(), action, changed, &delivery(&change), &change, rules, at(4));
+        told.iter().map(|message| serde_json::from_str(&message.payload).expect("JSON")).collect()
+    }
+
+    #[test]
+    fn a_sink_sees_the_fields_that_it_may_have_and_no_others() {
+        let fields = [Field::FirstName, Field::LastName, Field::PublicMetadata, Field::UnsafeMetadata];
+        let rules = rules(&MessageType::ALL, fields.into_iter().collect());
+        let messages = told(&rules, AuditAction::UserCreated, &Field::ALL);
+        let [message] = &messages[..] else { panic!("{messages:?}") };
+        assert_eq!(message["type"], "user.created");
+        assert_eq!(message["version"], 1);
+        assert_eq!(message["timestamp"], "1970-01-01T00:00:00.002Z");
+        let expected = serde_json::json!({
+            "clerk_id": "user_1",
+            "created_at": "1970-01-01T00:00:00.000Z",
+            "updated_at": "1970-01-01T00:00:00.001Z",
+            "first_name": "Ada",
+            "last_name": null,
+            // What is nested deeper than anybody reads is left out.
+            "public_metadata": serde_json::from_str::<Value>("{\"n\": 1.50}").expect("JSON"),
+        });
+        assert_eq!(message["data"], expected);
+        assert!(message.get("changed_fields").is_none());
+    }
+
+    #[test]
+    fn an_update_of_what_a_sink_may_not_see_is_not_told() {
+        let rules = rules(&MessageType::ALL, [Field::FirstName].into_iter().collect());
+        assert!(told(&rules, AuditAction::UserUpdated, &[Field::Email]).is_empty());
+        let messages = told(&rules, AuditAction::UserUpdated, &[Field::Email, Field::FirstName]);
+        assert_eq!(messages[0]["changed_fields"], serde_json::json!(["first_name"]));
+    }
+
+    #[test]
+    fn a_sink_hears_only_of_the_events_that_it_wants() {
+        let rules = rules(&[MessageType::UserUpdated], FieldSet::ALL);
+        assert!(told(&rules, AuditAction::UserCreated, &[Field::FirstName]).is_empty());
+        assert_eq!(told(&rules, AuditAction::UserUpdated, &[Field::FirstName]).len(), 1);
+    }
+
+    #[test]
+    fn a_field_that_left_the_allow_list_is_not_told() {
+        let mut rules = rules(&MessageType::ALL, FieldSet::ALL);
+        rules.fields = [Field::FirstName].into_iter().collect();
+        let messages = told(&rules, AuditAction::UserCreated, &[Field::FirstName]);
+        assert!(messages[0]["data"].get("email").is_none());
+    }
+
+    #[test]
+    fn a_deletion_says_whom_and_nothing_else() {
+        let change = change("msg_1");
+        let told = of_deletion("crm", &delivery(&change), &change, at(4));
+        let message: Value = serde_json::from_str(&told.payload).expect("JSON");
+        assert_eq!(message["data"], serde_json::json!({ "clerk_id": "user_1" }));
+    }
+
+    #[test]
+    fn a_message_has_the_same_id_whoever_writes_it_and_no_two_have_one() {
+        let ids = [
+            message_id("crm", &change("msg_1"), MessageType::UserUpdated),
+            message_id("crm", &change("msg_2"), MessageType::UserUpdated),
+            message_id("crm", &change("msg_1"), MessageType::UserDeleted),
+            message_id("mail", &change("msg_1"), MessageType::UserUpdated),
+        ];
+        assert_eq!(ids[0], message_id("crm", &change("msg_1"), MessageType::UserUpdated));
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert!(ids.iter().all(|id| id.len() == 36 && id.starts_with("msg_")));
+    }
+}

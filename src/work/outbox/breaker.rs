@@ -1,0 +1,208 @@
+//! Leaves a sink alone while it is down: after five failures in a row nothing is claimed for it but one probe at a time,
+//! after waits that grow from a second to five minutes. So an outage costs no message its attempts.
+//!
+//! Time is an argument. Only failures of the sink count: a message that it will never take is an answer.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+
+use super::locked;
+use crate::sync::retry::Retry;
+
+/// Failures in a row until it opens.
+const FAILURES: u32 = 5;
+
+/// Waits before the probes.
+const WAITS: Retry =
+    Retry { max_attempts: u32::MAX, first: TimeDelta::seconds(1), longest: TimeDelta::minutes(5) };
+
+#[derive(Debug)]
+pub(super) struct Breaker {
+    sink: String,
+    /// In a row.
+    failures: u32,
+    /// How often a wait was in vain; 0: closed.
+    waits: u32,
+    /// Nobody passes before.
+    until: Option<Instant>,
+    /// Whether a probe is under way.
+    probing: bool,
+}
+
+/// The right to try the sink once. Dropped without a word, it was not used.
+#[derive(Debug)]
+pub(super) struct Pass {
+    breaker: Arc<Mutex<Breaker>>,
+    probe: bool,
+}
+
+impl Breaker {
+    pub(super) fn new(sink: &str) -> Self {
+        Self { sink: sink.to_owned(), failures: 0, waits: 0, until: None, probing: false }
+    }
+
+    /// `None` if the sink is to be left alone for now.
+    pub(super) fn enter(breaker: &Arc<Mutex<Self>>, now: Instant) -> Option<Pass> {
+        let mut this = locked(breaker);
+        if this.until.is_some_and(|until| now < until) || this.probing {
+            return None;
+        }
+        let probe = this.waits > 0;
+        this.probing = probe;
+        drop(this);
+        Some(Pass { breaker: Arc::clone(breaker), probe })
+    }
+
+    fn answered(&mut self) {
+        if self.waits > 0 {
+            tracing::info!(sink = self.sink, "the sink answers again");
+        }
+        self.failures = 0;
+        self.waits = 0;
+        self.until = None;
+    }
+
+    fn failed(&mut self, probe: bool, now: Instant, hold: Option<Duration>, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
+        // What was under way when it opened says nothing new.
+        let opens = self.waits == 0 && self.failures >= FAILURES;
+        if opens {
+            tracing::warn!(
+                sink = self.sink,
+                reason,
+                "the sink is down: it is left alone, and probed from time to time"
+            );
+        }
+        if opens || probe {
+            self.waits = self.waits.saturating_add(1);
+            self.hold(now, self.wait());
+        }
+        if let Some(hold) = hold {
+            self.hold(now, hold);
+        }
+    }
+
+    fn hold(&mut self, now: Instant, wait: Duration) {
+        self.until = self.until.max(Some(now + wait));
+    }
+
+    fn wait(&self) -> Duration {
+        let epoch: DateTime<Utc> = DateTime::UNIX_EPOCH;
+        (WAITS.always_after(self.waits, &self.sink, epoch) - epoch).to_std().unwrap_or_default()
+    }
+}
+
+impl Pass {
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe
+    }
+
+    /// The sink answered, whatever it made of the message.
+    pub(super) fn answered(&mut self) {
+        locked(&self.breaker).answered();
+    }
+
+    /// The sink failed, and perhaps asked to be left alone for a while.
+    pub(super) fn failed(&mut self, now: Instant, hold: Option<Duration>, reason: &str) {
+        locked(&self.breaker).failed(self.probe, now, hold, reason);
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if self.probe {
+            locked(&self.breaker).probing = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(5);
+
+    fn breaker() -> Arc<Mutex<Breaker>> {
+        Arc::new(Mutex::new(Breaker::new("crm")))
+    }
+
+    fn fail(breaker: &Arc<Mutex<Breaker>>, now: Instant) {
+        Breaker::enter(breaker, now).expect("it may be tried").failed(now, None, "500");
+    }
+
+    fn open(now: Instant) -> Arc<Mutex<Breaker>> {
+        let breaker = breaker();
+        for _ in 0..FAILURES {
+            fail(&breaker, now);
+        }
+        breaker
+    }
+
+    #[test]
+    fn it_opens_after_five_failures_in_a_row_and_then_lets_one_probe_pass_at_a_time() {
+        let now = Instant::now();
+        let breaker = open(now);
+        assert!(Breaker::enter(&breaker, now).is_none());
+        let later = now + LONG;
+        let probe = Breaker::enter(&breaker, later).expect("a probe");
+        assert!(probe.is_probe());
+        assert!(Breaker::enter(&breaker, later).is_none(), "one at a time");
+        drop(probe);
+        assert!(Breaker::enter(&breaker, later).is_some(), "the probe was not used");
+    }
+
+    #[test]
+    fn an_answer_between_failures_keeps_it_closed() {
+        let now = Instant::now();
+        let breaker = breaker();
+        for _ in 0..3 {
+            for _ in 1..FAILURES {
+                fail(&breaker, now);
+            }
+            Breaker::enter(&breaker, now).expect("closed").answered();
+        }
+        assert!(!Breaker::enter(&breaker, now).expect("closed").is_probe());
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_closes_it() {
+        let now = Instant::now();
+        let breaker = open(now);
+        Breaker::enter(&breaker, now + LONG).expect("a probe").answered();
+        assert!(!Breaker::enter(&breaker, now + LONG).expect("closed").is_probe());
+        // And it takes five failures again.
+        fail(&breaker, now + LONG);
+        assert!(Breaker::enter(&breaker, now + LONG).is_some());
+    }
+
+    #[test]
+    fn probes_that_fail_come_at_least_every_five_minutes() {
+        let mut now = Instant::now();
+        let breaker = open(now);
+        let mut waits = Vec::new();
+        for _ in 0..50 {
+            let next = locked(&breaker).until.expect("open");
+            waits.push(next - now);
+            now = next;
+            fail(&breaker, now);
+        }
+        assert!(waits.iter().all(|wait| *wait <= LONG), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait > LONG / 2), "{waits:?}");
+        assert!(waits[0] <= Duration::from_secs(1), "{waits:?}");
+    }
+
+    #[test]
+    fn a_sink_that_asks_to_be_left_alone_is_left_alone() {
+        let now = Instant::now();
+        let breaker = breaker();
+        let wait = Duration::from_secs(7);
+        Breaker::enter(&breaker, now).expect("closed").failed(now, Some(wait), "429");
+        assert!(Breaker::enter(&breaker, now + wait - Duration::from_millis(1)).is_none());
+        assert!(Breaker::enter(&breaker, now + wait).is_some());
+    }
+}

@@ -1,0 +1,359 @@
+//! The dispatcher: messages from the outbox to the sinks, at least once, and for each user in the order of the changes.
+//!
+//! Every sink has workers, a breaker and a rate of its own, so that one that fails or hangs holds up nobody else. A
+//! message is claimed in one short transaction, handed over outside of any, and finished in another; what a dead process
+//! had claimed comes free when its lease ends, half a minute later at most. A late answer changes nothing: the lease's
+//! token is a fence. What a sink makes of a message is the sink's; nothing here knows what a user looks like.
+
+mod breaker;
+mod tending;
+
+use std::{
+    collections::BTreeSet,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
+use metrics::{counter, gauge, histogram};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::breaker::{Breaker, Pass};
+use super::{
+    patient,
+    sinks::{Again, Refusal, Sink},
+    worker::{Tenant, Turn, Worker},
+};
+use crate::{
+    model::{Message, MessageType, Subscription},
+    store::{Claimed, Ending, Lease, Store, StoreError},
+    sync::{Clock, retry::Retry},
+    telemetry,
+};
+
+pub use tending::{Selection, Tally, discard, retry};
+
+/// The longest that handing over one message may take, so that no lease lasts longer than half a minute.
+const LONGEST: Duration = Duration::from_secs(25);
+
+/// What a lease lasts longer than handing over may take: for the transactions around it, and for clocks that differ.
+const MARGIN: Duration = Duration::from_secs(5);
+
+const _: () = assert!(LONGEST.as_secs() + MARGIN.as_secs() <= 30, "nothing is held by the dead for longer");
+
+/// No sink is believed that it wants to be left alone for longer.
+const LONGEST_HOLD: Duration = Duration::from_hours(1);
+
+/// While a sink is down attempts do not count, but for messages that are older than this: one that is itself what brings
+/// the sink down must not wait in front of its user's others for ever.
+const DOWN_FOR: TimeDelta = TimeDelta::days(1);
+
+/// Transactions of all dispatchers at a time, so that they never take the connections that webhooks need.
+const DESKS: usize = 2;
+
+/// Waits between attempts to write down how a delivery ended.
+const PERSISTENCE: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1500)];
+
+/// How often messages are counted, unless counting takes long.
+const COUNT: Duration = Duration::from_secs(5);
+
+/// Counting takes one part in so many of the time.
+const COUNTING_SHARE: u32 = 50;
+
+/// A sink, and how it is spoken to.
+#[derive(Clone)]
+pub struct Destination {
+    /// What it is told.
+    pub subscription: Subscription,
+    pub settings: DeliverySettings,
+    pub sink: Arc<dyn Sink>,
+}
+
+/// How one sink is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeliverySettings {
+    /// How long handing over one message may take; more than 25 s counts as 25 s.
+    pub timeout: Duration,
+    /// Messages on their way at the same time, each of another user.
+    pub concurrency: usize,
+    /// Messages a second.
+    pub rate: Option<NonZeroU32>,
+    /// After so many a message is dead; a deletion never is.
+    pub attempts: u32,
+}
+
+impl Default for DeliverySettings {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(10), concurrency: 4, rate: None, attempts: 15 }
+    }
+}
+
+/// The dispatchers of all sinks, and the counting.
+pub struct Outbox {
+    pub store: Arc<dyn Store>,
+    pub destinations: Vec<Destination>,
+    /// Rung when messages were written.
+    pub bell: Arc<Notify>,
+    pub clock: Clock,
+}
+
+impl Outbox {
+    /// Run until the shutdown, and until what is under way is finished.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { store, destinations, bell, clock } = self;
+        let desks = Arc::new(Semaphore::new(DESKS));
+        let mut names = BTreeSet::new();
+        let mut bells = Vec::new();
+        let mut work = JoinSet::new();
+        for destination in destinations {
+            let places = destination.settings.concurrency.max(1);
+            names.insert(destination.subscription.sink.clone());
+            let mut dispatcher = Dispatcher::new(Arc::clone(&store), destination, Arc::clone(&clock));
+            dispatcher.desks = Arc::clone(&desks);
+            let bell = Arc::clone(&dispatcher.bell);
+            bells.push(Arc::clone(&bell));
+            let worker = Worker { tenant: Arc::new(dispatcher), places, bell, clock: Arc::clone(&clock) };
+            work.spawn(worker.run(shutdown.clone()));
+        }
+        let until = shutdown.clone();
+        work.spawn(async move {
+            until.run_until_cancelled(count(store, names, clock)).await;
+        });
+        work.spawn(async move {
+            shutdown.run_until_cancelled(pass_on(&bell, &bells)).await;
+        });
+        work.join_all().await;
+    }
+}
+
+/// One bell for all who write messages, one for each sink. A place that is woken wakes the next one if it finds work.
+async fn pass_on(bell: &Notify, bells: &[Arc<Notify>]) {
+    loop {
+        bell.notified().await;
+        for bell in bells {
+            bell.notify_one();
+        }
+    }
+}
+
+/// Keep the gauges true, without costing more than a small part of the time however many messages there are.
+async fn count(store: Arc<dyn Store>, mut names: BTreeSet<String>, clock: Clock) {
+    loop {
+        let began = Instant::now();
+        match patient(store.outbox_depth()).await {
+            Ok(depths) => {
+                // A sink that has nothing left is not in the answer.
+                names.extend(depths.iter().map(|depth| depth.sink.clone()));
+                let now = clock();
+                for name in &names {
+                    let depth = depths.iter().find(|depth| depth.sink == *name);
+                    let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+                    let pending = depth.map_or(0.0, |depth| number(depth.pending));
+                    let dead = depth.map_or(0.0, |depth| number(depth.dead));
+                    gauge!(telemetry::OUTBOX_DEPTH, "sink" => name.clone(), "state" => "pending")
+                        .set(pending);
+                    gauge!(telemetry::OUTBOX_DEPTH, "sink" => name.clone(), "state" => "dead").set(dead);
+                    let age = depth.and_then(|depth| (now - depth.oldest?).to_std().ok()).unwrap_or_default();
+                    gauge!(telemetry::OUTBOX_OLDEST, "sink" => name.clone()).set(age.as_secs_f64());
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the outbox could not be counted"),
+        }
+        sleep(COUNT.max(began.elapsed() * COUNTING_SHARE)).await;
+    }
+}
+
+/// Works for one sink. A turn claims one message, hands it over, and writes down how that ended.
+pub struct Dispatcher {
+    store: Arc<dyn Store>,
+    destination: Destination,
+    clock: Clock,
+    /// Rung when there is work.
+    pub bell: Arc<Notify>,
+    /// When a message is tried again.
+    pub retry: Retry,
+    breaker: Arc<Mutex<Breaker>>,
+    limiter: Option<DefaultDirectRateLimiter>,
+    desks: Arc<Semaphore>,
+}
+
+impl Dispatcher {
+    pub fn new(store: Arc<dyn Store>, destination: Destination, clock: Clock) -> Self {
+        let DeliverySettings { rate, attempts, .. } = destination.settings;
+        Self {
+            store,
+            clock,
+            bell: Arc::default(),
+            retry: Retry { max_attempts: attempts, ..Retry::default() },
+            breaker: Arc::new(Mutex::new(Breaker::new(&destination.subscription.sink))),
+            limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+            desks: Arc::new(Semaphore::new(DESKS)),
+            destination,
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.destination.subscription.sink
+    }
+
+    /// A call of the store, when there is a desk free.
+    async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let _desk = self.desks.acquire().await;
+        patient(call).await
+    }
+
+    /// The time after which the sink counts as not answering.
+    fn patience(&self) -> Duration {
+        self.destination.settings.timeout.min(LONGEST)
+    }
+
+    async fn claim(&self) -> Result<Option<Claimed>, StoreError> {
+        let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
+        let now = (self.clock)();
+        let token = format!("{:032x}", rand::random::<u128>());
+        let lease = Lease { token, now, until: now + lasting };
+        self.ask(self.store.claim_message(self.name(), &lease)).await
+    }
+
+    /// Hand a message over, within what is left of the lease. In a task of its own: a panic is a refusal like another.
+    async fn hand_over(&self, claimed: &Claimed, patience: Duration) -> Result<(), Refusal> {
+        let later = |reason: &str| Refusal { reason: reason.to_owned(), again: Again::Later(None) };
+        let Ok(message) = serde_json::from_str::<Message>(&claimed.payload) else {
+            return Err(Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never });
+        };
+        let (sink, body) = (Arc::clone(&self.destination.sink), claimed.payload.clone());
+        let mut handing = tokio::spawn(async move { sink.deliver(&message, &body).await });
+        match timeout(patience, &mut handing).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(later("a bug in clerk-sync: see the log")),
+            Err(_) => {
+                handing.abort();
+                Err(later("no answer in time"))
+            }
+        }
+    }
+
+    /// What becomes of the message.
+    fn ending(
+        &self,
+        claimed: &Claimed,
+        result: Result<(), Refusal>,
+        pass: &Pass,
+        now: DateTime<Utc>,
+    ) -> Ending {
+        let Err(Refusal { reason: error, again }) = result else { return Ending::Delivered };
+        let is_deletion = claimed.kind == MessageType::UserDeleted;
+        if again == Again::Never && !is_deletion {
+            return Ending::Dead { attempts: claimed.attempts + 1, error };
+        }
+        let counts = !pass.is_probe() || now - claimed.created_at > DOWN_FOR;
+        let attempts = claimed.attempts + u32::from(counts);
+        let asked = match again {
+            Again::Later(Some(wait)) => {
+                Some(now + TimeDelta::from_std(wait.min(LONGEST_HOLD)).unwrap_or_default())
+            }
+            Again::Later(None) | Again::Never => None,
+        };
+        let waited = attempts.max(1);
+        let at = if is_deletion || !counts {
+            Some(self.retry.always_after(waited, &claimed.message_id, now))
+        } else {
+            self.retry.after(waited, &claimed.message_id, now)
+        };
+        match at {
+            Some(at) => Ending::Again { attempts, at: asked.map_or(at, |asked| asked.max(at)), error },
+            None => Ending::Dead { attempts, error },
+        }
+    }
+
+    /// Write down how it ended; what cannot be written down is delivered once more when the lease has ended.
+    async fn finish(&self, claimed: &Claimed, ending: &Ending) -> Result<(), StoreError> {
+        let mut pauses = PERSISTENCE.iter();
+        loop {
+            let error = match self.ask(self.store.finish_message(claimed, ending, (self.clock)())).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    tracing::debug!(sink = self.name(), id = claimed.message_id, "the answer came too late");
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            sleep(*pause).await;
+        }
+    }
+
+    fn tell(&self, claimed: &Claimed, ending: &Ending, took: Duration) {
+        let sink = self.name().to_owned();
+        let Claimed { message_id: id, clerk_id, kind, .. } = claimed;
+        let outcome = match ending {
+            Ending::Delivered => {
+                tracing::debug!(sink, id, %clerk_id, %kind, "a message was delivered");
+                "delivered"
+            }
+            Ending::Again { attempts, error, .. } => {
+                tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken: tried again");
+                "again"
+            }
+            Ending::Dead { attempts, error } => {
+                tracing::warn!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken: it is dead");
+                "dead"
+            }
+        };
+        counter!(telemetry::DELIVERIES, "sink" => sink.clone(), "outcome" => outcome).increment(1);
+        histogram!(telemetry::DELIVERY_DURATION, "sink" => sink).record(took.as_secs_f64());
+    }
+}
+
+#[async_trait]
+impl Tenant for Dispatcher {
+    fn name(&self) -> &'static str {
+        "outbox"
+    }
+
+    async fn turn(&self) -> Result<Turn, StoreError> {
+        let Some(mut pass) = Breaker::enter(&self.breaker, Instant::now()) else { return Ok(Turn::Idle) };
+        if let Some(limiter) = &self.limiter
+            && let Err(not_until) = limiter.check()
+        {
+            drop(pass);
+            let wait = not_until.wait_time_from(limiter.clock().now());
+            // Never for long: a shutdown waits for this.
+            sleep(wait.min(Duration::from_secs(1))).await;
+            return Ok(Turn::More);
+        }
+        let began = Instant::now();
+        let Some(claimed) = self.claim().await? else { return Ok(Turn::Idle) };
+        // Perhaps there is one for the next place too.
+        self.bell.notify_one();
+        let handing_over = Instant::now();
+        let left = (self.patience() + MARGIN / 2).saturating_sub(began.elapsed());
+        let result = self.hand_over(&claimed, self.patience().min(left)).await;
+        let took = handing_over.elapsed();
+        match &result {
+            Ok(()) | Err(Refusal { again: Again::Never, .. }) => pass.answered(),
+            Err(Refusal { again: Again::Later(hold), reason }) => {
+                pass.failed(Instant::now(), hold.map(|hold| hold.min(LONGEST_HOLD)), reason);
+            }
+        }
+        let ending = self.ending(&claimed, result, &pass, (self.clock)());
+        drop(pass);
+        self.tell(&claimed, &ending, took);
+        self.finish(&claimed, &ending).await?;
+        Ok(Turn::More)
+    }
+}
+
+/// Whoever panicked holding it has left nothing half done.
+fn locked(breaker: &Mutex<Breaker>) -> std::sync::MutexGuard<'_, Breaker> {
+    breaker.lock().unwrap_or_else(PoisonError::into_inner)
+}
