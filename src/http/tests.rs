@@ -125,6 +125,12 @@ impl Store for FakeStore {
     async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
+    async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
+        unreachable!()
+    }
+    async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
         unreachable!()
     }

@@ -121,6 +121,12 @@ pub trait Store: Send + Sync + 'static {
     /// Give a lease back, if it is this holder's.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
+    /// What a sink remembers of a user who is one of its recipients.
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
+
+    /// Let a sink remember this of a user; false if the user is none of its recipients.
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
+
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
 

@@ -284,6 +284,12 @@ impl Store for Troubled {
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.fault.call(self.inner.release_lease(name, holder)).await
     }
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        self.fault.call(self.inner.reference(sink, id)).await
+    }
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        self.fault.call(self.inner.keep_reference(sink, id, reference)).await
+    }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await
     }

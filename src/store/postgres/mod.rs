@@ -16,6 +16,7 @@
 mod catch_up;
 mod error;
 mod foreign;
+mod references;
 mod relay;
 mod rows;
 mod transaction;
@@ -436,6 +437,14 @@ impl Store for Postgres {
 
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         catch_up::release_lease(self, name, holder).await
+    }
+
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        references::reference(self, sink, id).await
+    }
+
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        references::keep_reference(self, sink, id, reference).await
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -15,6 +15,7 @@ mod audit;
 mod catch_up;
 mod processed;
 mod queue;
+mod references;
 mod registers;
 mod rows;
 mod users;
@@ -267,6 +268,17 @@ impl Store for Sqlite {
         let mut transaction = self.write(Patience::Normal).await?;
         catch_up::release_lease(transaction.connection()?, name, holder).await?;
         Box::new(transaction).commit().await
+    }
+
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        references::reference(&mut *self.read().await?, sink, id).await
+    }
+
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let kept = references::keep_reference(transaction.connection()?, sink, id, reference).await?;
+        Box::new(transaction).commit().await?;
+        Ok(kept)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
