@@ -10,6 +10,7 @@ mod reconcile;
 mod sample;
 mod send;
 pub mod service;
+mod sinks;
 
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
@@ -59,6 +60,8 @@ enum Command {
     Sample(sample::Sample),
     /// Post signed sample events
     Send(send::Send),
+    /// List the systems that are told of changes, or try one out
+    Sinks(sinks::Sinks),
 }
 
 /// Run the command that the process was started with.
@@ -94,6 +97,7 @@ fn run() -> Result<(), Failure> {
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
+            Command::Sinks(sinks) => sinks.run(&settings).await,
         }
     });
     // Whatever still hangs in a system call does not hold up the exit.

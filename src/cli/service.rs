@@ -51,8 +51,12 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
+        let config =
+            settings.resolve(Needs { signing_secret: true, sink_secrets: true, ..Needs::default() })?;
         init_log(&config)?;
+        if let Some(file) = &config.config_file {
+            tracing::info!(file = %file.display(), sinks = config.sinks.len(), "configuration file read");
+        }
         let store = wait_for_store(&config, !self.no_migrate).await?;
         let service = Service::start(&config, store, Limits::default())?;
         tracing::info!(

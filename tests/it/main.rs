@@ -18,6 +18,7 @@ mod house;
 mod oracles;
 
 mod proxy;
+mod receivers;
 mod service;
 
 mod attacks;
@@ -25,3 +26,4 @@ mod catching_up;
 mod journeys;
 mod outages;
 mod private_api;
+mod sinks;
