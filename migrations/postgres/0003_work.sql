@@ -43,8 +43,9 @@ CREATE INDEX IF NOT EXISTS outbox_finished ON outbox (finished_at) WHERE state <
 
 -- Which sinks ever got news of a user, and so must be told when the user is erased.
 CREATE TABLE IF NOT EXISTS outbox_recipients (
-    clerk_id text NOT NULL,
-    sink     text NOT NULL,
+    clerk_id  text NOT NULL,
+    sink      text NOT NULL,
+    reference text, -- how the sink finds the user again in its own system, where it needs that
     PRIMARY KEY (clerk_id, sink)
 );
 

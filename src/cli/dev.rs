@@ -128,7 +128,7 @@ impl Dev {
 async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result<(), Failure> {
     // There is no limit that a fake would have to be protected by.
     let api = open_api(config, NonZeroU32::new(1000))?.context("there is no key")?;
-    let context = CatchUp { store: Arc::clone(store), api, rules: rules(config, &[]), clock: clock() };
+    let context = CatchUp { store: Arc::clone(store), api, rules: rules(config), clock: clock() };
     let (tell, _) = watch::channel(Progress::default());
     let began = Instant::now();
     let summary = backfill(&context, &Wanted::default(), true, tell).await;

@@ -68,7 +68,7 @@ impl Adopt {
         if !self.dry_run {
             store.migrate().await?;
         }
-        let rules = rules(config, &[]);
+        let rules = rules(config);
         let tally = adopt(store, &self.from, &rules, &clock(), self.dry_run).await?;
         self.report(&tally);
         if tally.unusable + tally.refused > 0 {

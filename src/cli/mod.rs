@@ -11,6 +11,7 @@ mod reconcile;
 mod sample;
 mod send;
 pub mod service;
+mod sinks;
 
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
@@ -24,13 +25,12 @@ use crate::{
         api::{self, Api, ApiError},
         signature::Secret,
     },
-    config::{Config, Database, Mistakes, Needs, Settings, load_dotenv},
+    config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
     store::{Readiness, Store, StoreError, Trouble, postgres, sqlite},
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, Trouble as CatchUpTrouble},
     },
-    work::outbox::Destination,
 };
 
 /// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
@@ -63,6 +63,8 @@ enum Command {
     Sample(sample::Sample),
     /// Post signed sample events
     Send(send::Send),
+    /// List the systems that are told of changes, or try one out
+    Sinks(sinks::Sinks),
 }
 
 /// Run the command that the process was started with.
@@ -99,6 +101,7 @@ fn run() -> Result<(), Failure> {
             Command::Outbox(outbox) => outbox.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
+            Command::Sinks(sinks) => sinks.run(&settings).await,
         }
     });
     // Whatever still hangs in a system call does not hold up the exit.
@@ -238,7 +241,7 @@ async fn catch_up(
     } else if store.ready().await? != Readiness::Ready {
         return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
     }
-    let rules = Rules { emit, ..rules(&config, &destinations(&config)) };
+    let rules = Rules { emit, ..rules(&config) };
     Ok(CatchUp { store, api, rules, clock: clock() })
 }
 
@@ -250,14 +253,9 @@ fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>
     Ok(Some(Arc::new(api)))
 }
 
-fn rules(config: &Config, destinations: &[Destination]) -> Rules {
-    let subscriptions = destinations.iter().map(|destination| destination.subscription.clone()).collect();
+fn rules(config: &Config) -> Rules {
+    let subscriptions = config.sinks.iter().map(SinkConfig::subscription).collect();
     Rules { subscriptions, ..Rules::new(config.sync_fields, config.deletion_policy) }
-}
-
-/// The sinks that the configuration names.
-fn destinations(_: &Config) -> Vec<Destination> {
-    Vec::new()
 }
 
 /// The first signing secret, for commands that sign.

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, destinations, open_api, open_store, random_id, rules};
+use super::{Failure, clock, open_api, open_store, random_id, rules, sinks};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -54,9 +54,13 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
+        let config =
+            settings.resolve(Needs { signing_secret: true, sink_secrets: true, ..Needs::default() })?;
         init_log(&config)?;
-        let destinations = destinations(&config);
+        if let Some(file) = &config.config_file {
+            tracing::info!(file = %file.display(), sinks = config.sinks.len(), "configuration file read");
+        }
+        let destinations = sinks::destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
         let service = Service::start(&config, store, Limits::default(), destinations)?;
         tracing::info!(
@@ -170,7 +174,7 @@ impl Service {
         let clock = clock();
         let started_at = clock();
         let shutdown = CancellationToken::new();
-        let rules = rules(config, &destinations);
+        let rules = rules(config);
         let catch_up_context = open_api(config, None)?.map(|api| CatchUp {
             store: Arc::clone(&store),
             api,

@@ -8,7 +8,8 @@ const MAX_SHOWN_CHARS: usize = 60;
 /// One variable that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The variable's name, such as `PORT`, or `.env` for the file as a whole.
+    /// The variable's name, such as `PORT`; or a place in a file, such as `clerk-sync.toml, sink "crm", url`, or `.env`
+    /// for that file as a whole.
     pub variable: String,
     /// What was found and what is allowed. Never a secret.
     pub explanation: String,
@@ -17,7 +18,8 @@ pub struct Mistake {
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { variable, explanation } = self;
-        if variable == ".env" {
+        // A place in a file has no flag.
+        if !variable.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
             return write!(f, "{variable}: {explanation}");
         }
         write!(f, "{variable} ({}): {explanation}", flag(variable))
@@ -54,8 +56,11 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// The flag of a variable: `DATABASE_URL` is `--database-url`.
+/// The flag of a variable: `DATABASE_URL` is `--database-url`, and only `CONFIG_FILE` is something shorter.
 pub(super) fn flag(variable: &str) -> String {
+    if variable == "CONFIG_FILE" {
+        return "--config".to_owned();
+    }
     format!("--{}", variable.to_ascii_lowercase().replace('_', "-"))
 }
 

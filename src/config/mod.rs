@@ -9,8 +9,9 @@ mod dotenv;
 mod mistake;
 mod read;
 mod settings;
+mod sinks;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use secrecy::SecretString;
@@ -20,6 +21,7 @@ pub use database::Database;
 pub use dotenv::load_dotenv;
 pub use mistake::{Mistake, Mistakes};
 pub use settings::Settings;
+pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
@@ -65,6 +67,10 @@ pub struct Config {
     pub deletion_policy: DeletionPolicy,
     /// `ANONYMIZE_COLUMNS`: never one of our own columns.
     pub anonymize_columns: Vec<String>,
+    /// `CONFIG_FILE`, or the file of the usual name if that is there.
+    pub config_file: Option<PathBuf>,
+    /// The systems that are told, each name once. Their secrets are missing if the command does not need them.
+    pub sinks: Vec<SinkConfig>,
     /// `WEBHOOK_TOLERANCE_SECONDS`
     pub webhook_tolerance_seconds: u32,
     /// `WEBHOOK_MAX_BODY_BYTES`
@@ -101,6 +107,8 @@ pub struct Needs {
     pub signing_secret: bool,
     /// The key of the Backend API.
     pub secret_key: bool,
+    /// The secrets of the sinks.
+    pub sink_secrets: bool,
 }
 
 impl Settings {
@@ -149,6 +157,8 @@ impl Settings {
         let sync_fields = read.sync_fields(self.sync_fields.as_deref());
         let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
         let anonymize_columns = read.anonymize_columns(self.anonymize_columns.as_deref());
+        let file = sinks::File::find(self.config_file.as_deref(), !self.no_default_config_file);
+        let sinks = read.sinks(file.as_ref(), sync_fields, needs.sink_secrets);
         let webhook_tolerance_seconds =
             read.number("WEBHOOK_TOLERANCE_SECONDS", self.webhook_tolerance_seconds.as_deref(), 0..=86_400);
         // All bodies in flight share 16 MiB.
@@ -184,6 +194,8 @@ impl Settings {
             sync_fields,
             deletion_policy,
             anonymize_columns,
+            config_file: file.map(sinks::File::into_path),
+            sinks,
             webhook_tolerance_seconds: webhook_tolerance_seconds.unwrap_or(DEFAULT_TOLERANCE_SECONDS),
             webhook_max_body_bytes: webhook_max_body_bytes.unwrap_or(1_048_576) as usize,
             webhook_allowed_ips,

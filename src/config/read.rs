@@ -445,7 +445,7 @@ fn present(given: Option<&str>) -> Option<&str> {
 }
 
 /// The elements of a list, separated by commas or white space; empty ones do not count.
-fn list(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(|character: char| character == ',' || character.is_whitespace())
         .filter(|element| !element.is_empty())
 }
@@ -462,7 +462,7 @@ fn is_name(text: &str) -> bool {
         && !text.contains(|character: char| matches!(character, '"' | '\'' | '`') || character.is_control())
 }
 
-fn is_visible(text: &str) -> bool {
+pub(super) fn is_visible(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

@@ -130,6 +130,11 @@ pub struct Settings {
     #[arg(value_name = "COLUMNS", help_heading = "Users")]
     pub anonymize_columns: Option<String>,
 
+    /// The file that says which other systems are told [default: clerk-sync.toml, if it is there]
+    #[arg(long = "config", env = "CONFIG_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Other systems")]
+    pub config_file: Option<String>,
+
     /// How far a signature's time may be from ours [default: 300]
     #[arg(long, env = "WEBHOOK_TOLERANCE_SECONDS", hide_env_values = true, global = true)]
     #[arg(value_name = "SECONDS", help_heading = "Webhooks")]
@@ -169,6 +174,10 @@ pub struct Settings {
     #[arg(long, env = "RUST_LOG", hide_env_values = true, global = true)]
     #[arg(value_name = "FILTER", help_heading = "Running")]
     pub rust_log: Option<String>,
+
+    /// Whether a `clerk-sync.toml` that nobody named is left alone.
+    #[arg(skip)]
+    pub no_default_config_file: bool,
 }
 
 impl Settings {
@@ -180,8 +189,9 @@ impl Settings {
             .collect()
     }
 
-    /// Forget a database that the environment or `.env` names: only one of the command line counts. For commands
-    /// that write samples, which must never reach production. `matches` are those of the whole command line.
+    /// Forget a database and other systems that the environment, `.env` or the directory name: only those of the command
+    /// line count. For commands that write samples, which must never reach production. `matches` are those of the whole
+    /// command line.
     pub fn ignore_database_of_environment(&mut self, matches: &ArgMatches) {
         let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
         if !given("database_url") {
@@ -190,6 +200,10 @@ impl Settings {
         if !given("database_url_file") {
             self.database_url_file = None;
         }
+        if !given("config_file") {
+            self.config_file = None;
+        }
+        self.no_default_config_file = true;
     }
 }
 

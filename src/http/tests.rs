@@ -159,6 +159,12 @@ impl Store for FakeStore {
     async fn prune_outbox(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<u64> {
         unreachable!()
     }
+    async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
+        unreachable!()
+    }
+    async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
         unreachable!()
     }

@@ -165,6 +165,11 @@ pub trait Store: Send + Sync + 'static {
         dead_before: DateTime<Utc>,
         limit: u32,
     ) -> Result<u64>;
+    /// What a sink remembers of a user who is one of its recipients.
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
+
+    /// Let a sink remember this of a user; false if the user is none of its recipients.
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;

@@ -128,7 +128,10 @@ pub const TABLES: [Table; 12] = [
             ("last_error", Kind::Text),
         ],
     },
-    Table { name: "outbox_recipients", columns: &[("clerk_id", Kind::Text), ("sink", Kind::Text)] },
+    Table {
+        name: "outbox_recipients",
+        columns: &[("clerk_id", Kind::Text), ("sink", Kind::Text), ("reference", Kind::Text)],
+    },
     Table { name: "outbox_paused", columns: &[("sink", Kind::Text), ("paused_at", Kind::Time)] },
     Table {
         name: "erasure_receipts",

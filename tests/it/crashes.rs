@@ -31,7 +31,7 @@ use clerk_sync::{
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher},
-        sinks::{Refusal, Sink},
+        sinks::{Memory, Refusal, Sink},
         worker::{Tenant, Turn},
     },
 };
@@ -188,7 +188,7 @@ struct Ear(Mutex<Vec<(String, String)>>);
 
 #[async_trait]
 impl Sink for Ear {
-    async fn deliver(&self, message: &Message, _: &str) -> std::result::Result<(), Refusal> {
+    async fn deliver(&self, message: &Message, _: &str, _: &dyn Memory) -> std::result::Result<(), Refusal> {
         let what = format!("{} {}", message.kind, message.clerk_id().unwrap());
         self.0.lock().unwrap().push((message.id.clone(), what));
         Ok(())
@@ -428,6 +428,12 @@ impl Store for Troubled {
         limit: u32,
     ) -> Result<u64> {
         self.inner.prune_outbox(delivered_before, dead_before, limit).await
+    }
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        self.fault.call(self.inner.reference(sink, id)).await
+    }
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        self.fault.call(self.inner.keep_reference(sink, id, reference)).await
     }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await

@@ -19,6 +19,7 @@ mod oracles;
 mod outbox;
 
 mod proxy;
+mod receivers;
 mod service;
 
 mod attacks;
@@ -26,3 +27,4 @@ mod catching_up;
 mod journeys;
 mod outages;
 mod private_api;
+mod sinks;

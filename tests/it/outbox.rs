@@ -20,7 +20,7 @@ use clerk_sync::{
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
-        sinks::{Again, Refusal, Sink},
+        sinks::{Again, Memory, Refusal, Sink},
         worker::{Tenant, Turn},
     },
 };
@@ -712,7 +712,7 @@ impl Recorder {
 
 #[async_trait]
 impl Sink for Recorder {
-    async fn deliver(&self, message: &Message, body: &str) -> Result<(), Refusal> {
+    async fn deliver(&self, message: &Message, body: &str, _: &dyn Memory) -> Result<(), Refusal> {
         assert_eq!(&serde_json::from_str::<Message>(body).unwrap(), message);
         self.tried.lock().unwrap().push(message.id.clone());
         let mood = *self.mood.lock().unwrap();

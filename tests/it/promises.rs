@@ -115,6 +115,7 @@ promises! {
 
     // Catching up.
     a_lease_has_one_holder_until_it_ends,
+    what_a_sink_remembers_of_a_user_is_its_own_and_goes_with_the_recipient,
     an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last,
     what_is_known_is_read_without_waiting_for_anybody,
     only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
@@ -163,6 +164,29 @@ async fn a_lease_has_one_holder_until_it_ends(world: World) {
         );
     }
     assert_eq!(asking.join_all().await.into_iter().filter(|held| *held).count(), 1);
+}
+
+async fn what_a_sink_remembers_of_a_user_is_its_own_and_goes_with_the_recipient(world: World) {
+    let reference = async |sink: &str, id: &str| world.store.reference(sink, &clerk_id(id)).await.unwrap();
+    let keep = async |sink: &str, id: &str, reference: &str| {
+        world.store.keep_reference(sink, &clerk_id(id), reference).await.unwrap()
+    };
+    world
+        .sql(
+            "INSERT INTO outbox_recipients (clerk_id, sink) VALUES ('user_a', 'one'), ('user_a', 'two'), ('user_b', 'one')",
+        )
+        .await;
+    assert_eq!(reference("one", "user_a").await, None);
+    assert!(keep("one", "user_a", "first").await);
+    assert!(keep("one", "user_a", "second").await);
+    assert_eq!(reference("one", "user_a").await.as_deref(), Some("second"));
+    assert_eq!(reference("two", "user_a").await, None);
+    assert_eq!(reference("one", "user_b").await, None);
+
+    world.sql("DELETE FROM outbox_recipients WHERE clerk_id = 'user_a' AND sink = 'one'").await;
+    assert_eq!(reference("one", "user_a").await, None);
+    assert!(!keep("one", "user_a", "too late").await, "nobody is made a recipient again");
+    assert_eq!(world.value("SELECT count(*) FROM outbox_recipients").await, "2");
 }
 
 async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world: World) {

@@ -17,6 +17,7 @@ mod catch_up;
 mod error;
 mod foreign;
 mod outbox;
+mod references;
 mod relay;
 mod rows;
 mod transaction;
@@ -487,6 +488,13 @@ impl Store for Postgres {
         limit: u32,
     ) -> Result<u64> {
         outbox::prune(self, delivered_before, dead_before, limit).await
+    }
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        references::reference(self, sink, id).await
+    }
+
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        references::keep_reference(self, sink, id, reference).await
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

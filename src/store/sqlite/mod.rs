@@ -16,6 +16,7 @@ mod catch_up;
 mod outbox;
 mod processed;
 mod queue;
+mod references;
 mod registers;
 mod rows;
 mod users;
@@ -344,6 +345,16 @@ impl Store for Sqlite {
         let pruned = outbox::prune(transaction.connection()?, delivered_before, dead_before, limit).await?;
         Box::new(transaction).commit().await?;
         Ok(pruned)
+    }
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        references::reference(&mut *self.read().await?, sink, id).await
+    }
+
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let kept = references::keep_reference(transaction.connection()?, sink, id, reference).await?;
+        Box::new(transaction).commit().await?;
+        Ok(kept)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::breaker::{Breaker, Pass};
 use super::{
     patient,
-    sinks::{Again, Refusal, Sink},
+    sinks::{Again, Recipient, Refusal, Sink},
     worker::{Tenant, Turn, Worker},
 };
 use crate::{
@@ -231,7 +231,12 @@ impl Dispatcher {
             return Err(Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never });
         };
         let (sink, body) = (Arc::clone(&self.destination.sink), claimed.payload.clone());
-        let mut handing = tokio::spawn(async move { sink.deliver(&message, &body).await });
+        let memory = Recipient {
+            store: Arc::clone(&self.store),
+            sink: claimed.sink.clone(),
+            clerk_id: claimed.clerk_id.clone(),
+        };
+        let mut handing = tokio::spawn(async move { sink.deliver(&message, &body, &memory).await });
         match timeout(patience, &mut handing).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(later("a bug in clerk-sync: see the log")),

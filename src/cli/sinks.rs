@@ -1,0 +1,194 @@
+//! `sinks`: which other systems are told, and whether they can be.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::{Failure, clock, random_id, resolve, say};
+use crate::{
+    config::{Config, Kind, Needs, Settings, SinkConfig},
+    model::{Field, Message, MessageType},
+    work::{
+        outbox::{DeliverySettings, Destination},
+        sinks::{
+            Outbound, Sink,
+            mailchimp::Mailchimp,
+            segment::{Dialect, Regulations, Segment},
+            webhook::Webhook,
+        },
+    },
+};
+
+/// List the systems that are told of changes, or try one out
+#[derive(Args)]
+pub(super) struct Sinks {
+    #[command(subcommand)]
+    command: Option<SinksCommand>,
+}
+
+#[derive(Subcommand)]
+enum SinksCommand {
+    /// Send a message that is marked as a test; exits with 0 if it was taken, 1 if it was refused, 69 without an answer
+    Test(Test),
+}
+
+#[derive(Args)]
+struct Test {
+    /// The sink's name in clerk-sync.toml
+    name: String,
+}
+
+impl Sinks {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        match self.command {
+            None => list(settings),
+            Some(SinksCommand::Test(test)) => test.run(settings).await,
+        }
+    }
+}
+
+fn list(settings: &Settings) -> Result<(), Failure> {
+    let config = resolve(settings)?;
+    let Some(file) = &config.config_file else {
+        say!(
+            "No system is told: there is no clerk-sync.toml, and CONFIG_FILE (--config) names no other file."
+        );
+        return Ok(());
+    };
+    let count = config.sinks.len();
+    say!("{} names {count} {}", file.display(), if count == 1 { "sink" } else { "sinks" });
+    for sink in &config.sinks {
+        let events: Vec<&str> = sink.events.iter().map(|event| event.name()).collect();
+        let fields: Vec<&str> = sink.fields.iter().map(Field::name).collect();
+        say!();
+        say!("{}", sink.name);
+        say!("  kind     {}", sink.kind.name());
+        say!("  host     {}", sink.host());
+        say!("  events   {}", events.join(", "));
+        say!("  fields   {}", fields.join(", "));
+    }
+    Ok(())
+}
+
+impl Test {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
+        let Some(sink) = config.sinks.iter().find(|sink| sink.name == self.name) else {
+            let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+            let known = if names.is_empty() {
+                "there are none".to_owned()
+            } else {
+                format!("there are {}", names.join(", "))
+            };
+            return Err(Failure::configuration(format!("no sink has the name {:?}; {known}", self.name)));
+        };
+        let outbound = outbound()?;
+        let open = open(sink, &outbound)?;
+        let message = sample(sink, Utc::now());
+        let body = serde_json::to_string(&message).context("a message cannot be written")?;
+        let began = Instant::now();
+        let answer = open.test(&message, &body).await;
+        let took = began.elapsed().as_millis();
+        match answer {
+            Ok(()) => {
+                say!("{} took the test message in {took} ms", sink.name);
+                Ok(())
+            }
+            Err(refusal) => {
+                let told = format!("{} at {} after {took} ms: {refusal}", sink.name, sink.host());
+                let failure = if refusal.is_unreachable() { Failure::unreachable } else { Failure::failed };
+                Err(failure(told))
+            }
+        }
+    }
+}
+
+/// All sinks, ready to be spoken to.
+pub(super) fn destinations(config: &Config) -> Result<Vec<Destination>, Failure> {
+    if config.sinks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let outbound = outbound()?;
+    let destination = |sink: &SinkConfig| {
+        Ok(Destination {
+            subscription: sink.subscription(),
+            settings: DeliverySettings {
+                timeout: sink.timeout,
+                concurrency: sink.concurrency,
+                rate: sink.rate,
+                attempts: sink.attempts,
+            },
+            sink: open(sink, &outbound)?,
+        })
+    };
+    config.sinks.iter().map(destination).collect()
+}
+
+/// The way out for all sinks of this process.
+fn outbound() -> Result<Outbound, Failure> {
+    Ok(Outbound::new(clock()).context("the HTTP client could not be made")?)
+}
+
+/// A sink as the dispatcher needs it.
+fn open(sink: &SinkConfig, outbound: &Outbound) -> Result<Arc<dyn Sink>, Failure> {
+    let (outbound, timeout) = (outbound.clone(), sink.timeout);
+    Ok(match sink.kind.clone() {
+        Kind::Webhook(webhook) => {
+            Arc::new(Webhook { outbound, url: webhook.url, secrets: webhook.secrets, timeout })
+        }
+        Kind::Segment(segment) => {
+            let regulations = segment.regulations;
+            let dialect = match regulations.rudderstack {
+                None => Dialect::Segment,
+                Some(destinations) => Dialect::RudderStack { destinations },
+            };
+            Arc::new(Segment {
+                outbound,
+                url: segment.url,
+                write_key: segment.write_key,
+                regulations: Regulations { url: regulations.url, token: regulations.token, dialect },
+                timeout,
+            })
+        }
+        Kind::Mailchimp(mailchimp) => Arc::new(Mailchimp {
+            outbound,
+            url: mailchimp.url.context("the address of Mailchimp is not known")?,
+            api_key: mailchimp.api_key,
+            list_id: mailchimp.list_id,
+            status_if_new: mailchimp.status_if_new,
+            tags: mailchimp.tags,
+            clerk_id_merge_field: mailchimp.clerk_id_merge_field,
+            timeout,
+        }),
+    })
+}
+
+/// An invented user, with `"test": true` beside what the sink may know.
+fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
+    let mut data = Map::new();
+    data.insert("clerk_id".to_owned(), json!(random_id("user_test_")));
+    data.insert("test".to_owned(), json!(true));
+    data.insert("created_at".to_owned(), json!(now));
+    data.insert("updated_at".to_owned(), json!(now));
+    for field in sink.fields.iter() {
+        let value = match field {
+            Field::Email => json!("test@clerk-sync.example"),
+            Field::FirstName => json!("Test"),
+            Field::LastName => json!("clerk-sync"),
+            _ => Value::Null,
+        };
+        data.insert(field.name().to_owned(), value);
+    }
+    Message {
+        id: random_id("msg_test_"),
+        kind: MessageType::UserCreated,
+        version: Message::VERSION,
+        timestamp: now,
+        data,
+        changed_fields: Vec::new(),
+    }
+}

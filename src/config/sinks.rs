@@ -1,0 +1,912 @@
+//! `clerk-sync.toml`: the other systems that are told, and what each of them may know.
+//!
+//! It is read key by key rather than by derived code, because that would stop at the first mistake and quote the line it
+//! stands on, which may be somebody's secret. Secrets do not stand in the file: only the name of a variable or of a file
+//! that holds one.
+
+use std::{
+    env, fmt, fs, io,
+    net::IpAddr,
+    num::NonZeroU32,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use toml::{Table, Value};
+use url::{Host, Url};
+
+use super::{
+    mistake::{Mistake, shown},
+    read::{Reader, is_visible, list},
+};
+use crate::{
+    clerk::signature::Secret,
+    model::{Field, FieldSet, MessageType, Subscription},
+};
+
+/// The file that is read if none is named.
+const DEFAULT_FILE: &str = "clerk-sync.toml";
+
+/// The destination that is our own database, and so no name for a sink.
+const DATABASE: &str = "database";
+
+const MAX_NAME_BYTES: usize = 40;
+
+const KINDS: [&str; 3] = ["webhook", "segment", "mailchimp"];
+
+/// What Mailchimp has places for. Nothing else is kept for it, nor makes it be told.
+const MAILCHIMP_FIELDS: [Field; 3] = [Field::Email, Field::FirstName, Field::LastName];
+
+/// What a new contact may become.
+const MAILCHIMP_STATUSES: [&str; 4] = ["transactional", "pending", "subscribed", "unsubscribed"];
+
+/// Requests that Mailchimp answers side by side.
+const MAILCHIMP_CONNECTIONS: u32 = 10;
+
+/// A system that is told.
+#[derive(Clone)]
+pub struct SinkConfig {
+    pub name: String,
+    pub kind: Kind,
+    /// What it is told of. Deletions of users that it ever got reach it all the same.
+    pub events: Vec<MessageType>,
+    /// What it may know; never more than `SYNC_FIELDS`.
+    pub fields: FieldSet,
+    /// For handing over one message.
+    pub timeout: Duration,
+    /// Messages handed over side by side.
+    pub concurrency: usize,
+    /// The most messages a second.
+    pub rate: Option<NonZeroU32>,
+    /// Until a message is dead.
+    pub attempts: u32,
+}
+
+/// What kind of system it is, and what only that kind needs.
+#[derive(Clone)]
+pub enum Kind {
+    Webhook(Webhook),
+    Segment(Segment),
+    Mailchimp(Mailchimp),
+}
+
+/// Any HTTP endpoint.
+#[derive(Clone)]
+pub struct Webhook {
+    pub url: Url,
+    pub secrets: Vec<Secret>,
+}
+
+/// Segment, or a server that is compatible with it.
+#[derive(Clone)]
+pub struct Segment {
+    pub url: Url,
+    pub write_key: SecretString,
+    pub regulations: Regulations,
+}
+
+/// What erases from Segment.
+#[derive(Clone)]
+pub struct Regulations {
+    pub url: Url,
+    pub token: SecretString,
+    /// Whether it is `RudderStack`'s, and of which destinations; all if none is named.
+    pub rudderstack: Option<Vec<String>>,
+}
+
+/// An audience of Mailchimp's.
+#[derive(Clone)]
+pub struct Mailchimp {
+    /// Not known only if it follows from a key that was not needed.
+    pub url: Option<Url>,
+    pub api_key: SecretString,
+    pub list_id: String,
+    pub status_if_new: String,
+    pub tags: Vec<String>,
+    pub clerk_id_merge_field: String,
+}
+
+impl SinkConfig {
+    /// What it is told, as the rules need it.
+    pub fn subscription(&self) -> Subscription {
+        Subscription { sink: self.name.clone(), events: self.events.clone(), fields: self.fields }
+    }
+
+    /// Where it is, without anything that might be a secret.
+    pub fn host(&self) -> &str {
+        let url = match &self.kind {
+            Kind::Webhook(webhook) => Some(&webhook.url),
+            Kind::Segment(segment) => Some(&segment.url),
+            Kind::Mailchimp(mailchimp) => mailchimp.url.as_ref(),
+        };
+        url.and_then(Url::host_str).unwrap_or("api.mailchimp.com")
+    }
+}
+
+impl Kind {
+    /// The public name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => "webhook",
+            Self::Segment(_) => "segment",
+            Self::Mailchimp(_) => "mailchimp",
+        }
+    }
+}
+
+impl fmt::Debug for SinkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SinkConfig({} {}, redacted)", self.name, self.kind.name())
+    }
+}
+
+/// The file, named or found.
+pub(super) struct File {
+    path: PathBuf,
+}
+
+impl File {
+    /// The one that is named, else the one of the usual name if there is one and it may be looked for.
+    pub(super) fn find(named: Option<&str>, look: bool) -> Option<Self> {
+        let named = named.map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let usual = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| look && path.exists());
+        named.or_else(usual).map(|path| Self { path })
+    }
+
+    pub(super) fn into_path(self) -> PathBuf {
+        self.path
+    }
+}
+
+impl Reader {
+    /// The sinks of a file, if there is one.
+    pub(super) fn sinks(
+        &mut self,
+        file: Option<&File>,
+        sync_fields: FieldSet,
+        need_secrets: bool,
+    ) -> Vec<SinkConfig> {
+        let Some(file) = file else { return Vec::new() };
+        let text = match fs::read_to_string(&file.path) {
+            Ok(text) => text,
+            Err(error) => {
+                let explanation =
+                    format!("the file {} cannot be read: {}", shown_path(&file.path), error.kind());
+                self.mistakes.push(Mistake { variable: "CONFIG_FILE".to_owned(), explanation });
+                return Vec::new();
+            }
+        };
+        let source = Source {
+            file: &shown_path(&file.path),
+            sync_fields,
+            need_secrets,
+            variable: &|name| env::var(name).ok(),
+            read_file: &|path| fs::read_to_string(path),
+        };
+        source.read(&text, &mut self.mistakes)
+    }
+}
+
+/// The file's name as it may be shown: somebody may have put something else into the variable.
+fn shown_path(path: &Path) -> String {
+    let text = path.display().to_string();
+    if shown(&text).starts_with('"') { text } else { "(a name that looks like a secret)".to_owned() }
+}
+
+/// What the text of a file is read with.
+struct Source<'a> {
+    file: &'a str,
+    sync_fields: FieldSet,
+    need_secrets: bool,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    read_file: &'a dyn Fn(&str) -> io::Result<String>,
+}
+
+impl Source<'_> {
+    fn read(&self, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<SinkConfig> {
+        let mut mistake = |place: &str, explanation: String| {
+            mistakes.push(Mistake { variable: format!("{}{place}", self.file), explanation });
+        };
+        let table: Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => {
+                // The error itself quotes the line.
+                let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                mistake("", format!("line {line} is not TOML, or names something twice"));
+                return Vec::new();
+            }
+        };
+        for key in table.keys().filter(|key| *key != "sink") {
+            mistake("", format!("found {}; allowed is only [[sink]]", shown(key)));
+        }
+        let tables = match table.get("sink") {
+            None => return Vec::new(),
+            Some(Value::Array(tables)) => tables.iter().map(Value::as_table).collect::<Option<Vec<_>>>(),
+            Some(_) => None,
+        };
+        let Some(tables) = tables else {
+            mistake("", "found a sink that is not a table of its own; allowed is [[sink]]".to_owned());
+            return Vec::new();
+        };
+        let mut sinks: Vec<SinkConfig> = Vec::new();
+        for (place, table) in tables.into_iter().enumerate() {
+            let mut keys = Keys { source: self, table, place: String::new(), known: Vec::new(), mistakes };
+            let read = keys.sink(place + 1);
+            if let Some(sink) = read {
+                if sinks.iter().any(|other| other.name == sink.name) {
+                    keys.mistake("name", "another sink has this name; allowed is each name once".to_owned());
+                }
+                sinks.push(sink);
+            }
+        }
+        sinks
+    }
+}
+
+/// The keys of one sink. What is returned for a mistaken one is only a stand-in.
+struct Keys<'a> {
+    source: &'a Source<'a>,
+    table: &'a Table,
+    /// Which sink, for mistakes.
+    place: String,
+    /// Those that were asked for.
+    known: Vec<String>,
+    mistakes: &'a mut Vec<Mistake>,
+}
+
+impl Keys<'_> {
+    fn sink(&mut self, number: usize) -> Option<SinkConfig> {
+        self.place = format!(", sink {number}");
+        let allowed = format!(
+            "a name of 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9 and -, and not {DATABASE}, which is our own"
+        );
+        let name = self.required("name", &allowed, |text| is_name(text).then(|| text.to_owned()));
+        if let Some(name) = &name {
+            self.place = format!(", sink \"{name}\"");
+        }
+        let kind = self.required("kind", &format!("one of {}", KINDS.join(", ")), |text| {
+            KINDS.into_iter().find(|kind| *kind == text)
+        });
+        let events = self.events();
+        let fields = self.fields(kind);
+        let timeout = self.timeout();
+        let concurrency = match kind {
+            Some("mailchimp") => self.number("concurrency", 1..=MAILCHIMP_CONNECTIONS),
+            _ => self.number("concurrency", 1..=64),
+        };
+        let rate = self.number("rate", 1..=10_000).and_then(NonZeroU32::new);
+        let attempts = self.number("attempts", 1..=1000);
+        let kind = match kind {
+            Some("webhook") => Some(Kind::Webhook(self.webhook())),
+            Some("segment") => Some(Kind::Segment(self.segment())),
+            Some("mailchimp") => Some(Kind::Mailchimp(self.mailchimp())),
+            // Which keys are allowed is not known.
+            _ => return None,
+        };
+        self.refuse_unknown();
+        Some(SinkConfig {
+            name: name.unwrap_or_default(),
+            kind: kind?,
+            events,
+            fields,
+            timeout,
+            concurrency: concurrency.unwrap_or(4) as usize,
+            rate,
+            attempts: attempts.unwrap_or(15),
+        })
+    }
+
+    fn webhook(&mut self) -> Webhook {
+        let url = self.url("url", None, true);
+        let secrets = self.secret("signing_secret").map(|text| self.signing_secrets(&text));
+        Webhook { url, secrets: secrets.unwrap_or_default() }
+    }
+
+    fn signing_secrets(&mut self, text: &str) -> Vec<Secret> {
+        let mut secrets = Vec::new();
+        for part in list(text) {
+            match Secret::parse(part) {
+                Ok(secret) => secrets.push(secret),
+                Err(error) => {
+                    self.mistake(
+                        "signing_secret",
+                        format!(
+                            "it cannot be used, {error}; allowed are whsec_ and base64, several separated by commas \
+                             or spaces"
+                        ),
+                    );
+                    break;
+                }
+            }
+        }
+        secrets
+    }
+
+    fn segment(&mut self) -> Segment {
+        let url = self.url("url", Some("https://api.segment.io"), false);
+        let write_key = self.token("write_key");
+        let dialects = ["segment", "rudderstack"];
+        let dialect = self.text("regulations", &format!("one of {}", dialects.join(", ")), |text| {
+            dialects.into_iter().find(|dialect| *dialect == text)
+        });
+        let is_rudderstack = dialect == Some("rudderstack");
+        let default =
+            if is_rudderstack { "https://api.rudderstack.com" } else { "https://api.segmentapis.com" };
+        let regulations_url = self.url("regulations_url", Some(default), false);
+        let token = self.token("regulations_token");
+        let destinations = is_rudderstack.then(|| self.names("destinations").unwrap_or_default());
+        let regulations = Regulations { url: regulations_url, token, rudderstack: destinations };
+        Segment { url, write_key, regulations }
+    }
+
+    fn mailchimp(&mut self) -> Mailchimp {
+        let api_key = self.secret("api_key");
+        let derived = api_key.as_deref().and_then(address_of_key);
+        let given = self.table.contains_key("url") || derived.is_some();
+        if api_key.is_some() && !given {
+            self.mistake(
+                "api_key",
+                "it does not end with a data centre, such as -us21, so that url has to say where the account is"
+                    .to_owned(),
+            );
+        }
+        let url = self.url("url", Some(derived.as_deref().unwrap_or("https://api.mailchimp.com")), false);
+        let url = given.then_some(url);
+        let word = |text: &str| {
+            let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            plain.then(|| text.to_owned())
+        };
+        let list_id = self.required("list_id", "the id of an audience, such as a1b2c3d4e5", word);
+        let statuses = format!("one of {}", MAILCHIMP_STATUSES.join(", "));
+        let status = self.text("status_if_new", &statuses, |text| {
+            MAILCHIMP_STATUSES.into_iter().find(|status| *status == text)
+        });
+        let tags = self.names("tags").unwrap_or_else(|| vec!["new-user".to_owned()]);
+        let merge_field = self.text("clerk_id_merge_field", "a merge tag such as CLERKID", |text| {
+            let tag = (1..=10).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+                && !["FNAME", "LNAME", "EMAIL"].contains(&text);
+            tag.then(|| text.to_owned())
+        });
+        Mailchimp {
+            url,
+            api_key: api_key.unwrap_or_default().into(),
+            list_id: list_id.unwrap_or_default(),
+            status_if_new: status.unwrap_or(MAILCHIMP_STATUSES[0]).to_owned(),
+            tags,
+            clerk_id_merge_field: merge_field.unwrap_or_else(|| "CLERKID".to_owned()),
+        }
+    }
+
+    fn events(&mut self) -> Vec<MessageType> {
+        let allowed = MessageType::ALL.map(MessageType::name).join(", ");
+        let Some(names) = self.names("events") else { return MessageType::ALL.to_vec() };
+        self.refuse_strangers("events", &names, &allowed, |name| MessageType::named(name).is_some());
+        MessageType::ALL.into_iter().filter(|kind| names.iter().any(|name| name == kind.name())).collect()
+    }
+
+    fn fields(&mut self, kind: Option<&str>) -> FieldSet {
+        let synced = self.source.sync_fields;
+        let may: FieldSet = synced
+            .iter()
+            .filter(|field| kind != Some("mailchimp") || MAILCHIMP_FIELDS.contains(field))
+            .collect();
+        let allowed = may.iter().map(Field::name).collect::<Vec<_>>().join(", ");
+        let chosen = match self.names("fields") {
+            None => may,
+            Some(names) => {
+                let allowed = match kind {
+                    Some("mailchimp") => {
+                        format!("{allowed}, which Mailchimp has places for and SYNC_FIELDS names")
+                    }
+                    _ => format!("{allowed}, which are SYNC_FIELDS"),
+                };
+                let is_allowed = |name: &str| Field::named(name).is_some_and(|field| may.contains(field));
+                self.refuse_strangers("fields", &names, &allowed, is_allowed);
+                names.iter().filter_map(|name| Field::named(name)).collect()
+            }
+        };
+        if kind == Some("mailchimp") && !chosen.contains(Field::Email) {
+            self.mistake(
+                "fields",
+                "email is not among them, and Mailchimp knows people only by it; SYNC_FIELDS must name it as well"
+                    .to_owned(),
+            );
+        }
+        chosen
+    }
+
+    fn refuse_strangers(
+        &mut self,
+        key: &str,
+        names: &[String],
+        allowed: &str,
+        is_allowed: impl Fn(&str) -> bool,
+    ) {
+        let strangers: Vec<String> =
+            names.iter().filter(|name| !is_allowed(name)).map(|name| shown(name)).collect();
+        if names.is_empty() {
+            self.mistake(key, format!("found an empty list; allowed are {allowed}"));
+        } else if !strangers.is_empty() {
+            self.mistake(key, format!("found {}; allowed are {allowed}", strangers.join(", ")));
+        }
+    }
+
+    fn timeout(&mut self) -> Duration {
+        // Together with what the database needs, less than a message is anybody's: 30 s.
+        let range = Duration::from_secs(1)..=Duration::from_secs(25);
+        let timeout = self.text("timeout", "a length of time from 1s to 25s, such as \"10s\"", |text| {
+            humantime::parse_duration(text).ok().filter(|length| range.contains(length))
+        });
+        timeout.unwrap_or(Duration::from_secs(10))
+    }
+
+    /// An address; a stand-in if it is mistaken.
+    fn url(&mut self, key: &str, default: Option<&str>, may_have_query: bool) -> Url {
+        let allow_http = self.switch("allow_http");
+        let text = self.text(key, "text", |text| Some(text.to_owned()));
+        let given = text.is_some();
+        let text = text.or_else(|| default.map(ToOwned::to_owned)).unwrap_or_else(|| {
+            self.mistake(key, "not set; allowed is an address such as https://example.com/hooks".to_owned());
+            "https://localhost".to_owned()
+        });
+        let stand_in = || Url::parse("https://localhost").expect("a URL");
+        // Nothing of it is shown but its scheme and host: paths and parameters of endpoints are often secrets.
+        let Ok(url) = Url::parse(&text) else {
+            self.mistake(key, "found something that is not an address; allowed is https://…".to_owned());
+            return stand_in();
+        };
+        let shown = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+        let refusal = if !["https", "http"].contains(&url.scheme()) || url.host().is_none() {
+            Some("allowed is https://…".to_owned())
+        } else if !url.username().is_empty() || url.password().is_some() {
+            Some("it holds a user or password, and secrets do not stand in this file".to_owned())
+        } else if url.fragment().is_some() || (url.query().is_some() && !may_have_query) {
+            Some("it has parameters or a fragment, which are not allowed here".to_owned())
+        } else if url.scheme() == "http" && !allow_http && !is_loopback(&url) {
+            Some(
+                "everybody on the way could read what is sent; allowed is https://…, http:// to this machine, or \
+                 anywhere with allow_http = true"
+                    .to_owned(),
+            )
+        } else {
+            None
+        };
+        match refusal {
+            None => url,
+            Some(refusal) => {
+                let found = if given { format!("found an address at {shown}: ") } else { String::new() };
+                self.mistake(key, format!("{found}{refusal}"));
+                stand_in()
+            }
+        }
+    }
+
+    /// A secret of one word that a header can carry.
+    fn token(&mut self, key: &str) -> SecretString {
+        let token = self.secret(key);
+        if token.as_deref().is_some_and(|token| !is_visible(token)) {
+            self.mistake(
+                key,
+                "found something that no HTTP header can carry; allowed are visible ASCII characters without spaces"
+                    .to_owned(),
+            );
+        }
+        token.unwrap_or_default().into()
+    }
+
+    /// A secret that stands elsewhere: exactly one of `KEY_env` and `KEY_file` says where.
+    fn secret(&mut self, key: &str) -> Option<String> {
+        let (by_variable, by_file) = (format!("{key}_env"), format!("{key}_file"));
+        if self.table.contains_key(key) {
+            self.known.push(key.to_owned());
+            self.mistake(
+                key,
+                format!("secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"),
+            );
+            return None;
+        }
+        let variable = self.text(&by_variable, "the name of a variable", |text| {
+            let name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            (name && !text.is_empty() && !text.starts_with("whsec_")).then(|| text.to_owned())
+        });
+        let file = self.text(&by_file, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
+        let mistaken = |table: &Table| table.contains_key(&by_variable) || table.contains_key(&by_file);
+        let found = match (&variable, &file) {
+            (Some(_), Some(_)) => Err(format!("{by_file} is set as well, and only one of them can count")),
+            (Some(name), None) => (self.source.variable)(name)
+                .ok_or_else(|| format!("the variable {name} is not set"))
+                .and_then(|text| not_empty(&text).ok_or_else(|| format!("the variable {name} is empty"))),
+            (None, Some(path)) => (self.source.read_file)(path)
+                .map_err(|error| {
+                    format!("the file {} cannot be read: {}", shown_path(path.as_ref()), error.kind())
+                })
+                .and_then(|text| {
+                    not_empty(&text).ok_or_else(|| format!("the file {} is empty", shown_path(path.as_ref())))
+                }),
+            (None, None) if mistaken(self.table) => return None,
+            (None, None) => Err(format!("neither {by_variable} nor {by_file} is set, and it is needed")),
+        };
+        let is_about_the_secret = variable.is_some() != file.is_some();
+        match found {
+            Ok(secret) => Some(secret),
+            Err(_) if is_about_the_secret && !self.source.need_secrets => None,
+            Err(explanation) => {
+                let key = if file.is_some() && variable.is_none() { &by_file } else { &by_variable };
+                self.mistake(key, explanation);
+                None
+            }
+        }
+    }
+
+    /// Text that must be there.
+    fn required<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        if !self.table.contains_key(key) {
+            self.known.push(key.to_owned());
+            self.mistake(key, format!("not set; allowed is {allowed}"));
+            return None;
+        }
+        self.text(key, allowed, read)
+    }
+
+    fn text<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let value = self.value(key)?;
+        let read = value.as_str().and_then(read);
+        if read.is_none() {
+            let found = value.as_str().map_or_else(|| format!("a {}", value.type_str()), shown);
+            self.mistake(key, format!("found {found}; allowed is {allowed}"));
+        }
+        read
+    }
+
+    fn number(&mut self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let value = self.value(key)?;
+        let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let found = match value {
+                Value::Integer(number) => number.to_string(),
+                value => format!("a {}", value.type_str()),
+            };
+            self.mistake(
+                key,
+                format!("found {found}; allowed is a whole number from {} to {}", range.start(), range.end()),
+            );
+        }
+        number
+    }
+
+    fn switch(&mut self, key: &str) -> bool {
+        let Some(value) = self.value(key) else { return false };
+        value.as_bool().unwrap_or_else(|| {
+            self.mistake(key, format!("found a {}; allowed is true or false", value.type_str()));
+            false
+        })
+    }
+
+    /// A list of texts.
+    fn names(&mut self, key: &str) -> Option<Vec<String>> {
+        let value = self.value(key)?;
+        let names = value.as_array().and_then(|names| {
+            names.iter().map(|name| name.as_str().map(ToOwned::to_owned)).collect::<Option<Vec<String>>>()
+        });
+        if names.is_none() {
+            self.mistake(key, format!("found a {}; allowed is a list of texts", value.type_str()));
+        }
+        names
+    }
+
+    fn value(&mut self, key: &str) -> Option<Value> {
+        self.known.push(key.to_owned());
+        self.table.get(key).cloned()
+    }
+
+    fn refuse_unknown(&mut self) {
+        let unknown: Vec<String> =
+            self.table.keys().filter(|key| !self.known.contains(key)).map(|key| shown(key)).collect();
+        self.known.sort_unstable();
+        self.known.dedup();
+        if !unknown.is_empty() {
+            let explanation = format!("found {}; allowed are {}", unknown.join(", "), self.known.join(", "));
+            let variable = format!("{}{}", self.source.file, self.place);
+            self.mistakes.push(Mistake { variable, explanation });
+        }
+    }
+
+    fn mistake(&mut self, key: &str, explanation: String) {
+        let variable = format!("{}{}, {key}", self.source.file, self.place);
+        let mistake = Mistake { variable, explanation };
+        // A key that is asked for twice is told of once.
+        if !self.mistakes.contains(&mistake) {
+            self.mistakes.push(mistake);
+        }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && text != DATABASE
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+/// Where Mailchimp keeps the account of a key: it ends with the data centre.
+fn address_of_key(key: &str) -> Option<String> {
+    let (_, centre) = key.rsplit_once('-')?;
+    let letters = centre.trim_end_matches(|character: char| character.is_ascii_digit());
+    let plain = !letters.is_empty()
+        && letters.len() < centre.len()
+        && letters.bytes().all(|byte| byte.is_ascii_lowercase());
+    plain.then(|| format!("https://{centre}.api.mailchimp.com"))
+}
+
+fn not_empty(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn read_with(text: &str, fields: FieldSet, need_secrets: bool) -> Result<Vec<SinkConfig>, Vec<String>> {
+        let variable = |name: &str| match name {
+            "CRM_SECRET" => Some(format!("{SECRET} whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")),
+            "SEGMENT_WRITE_KEY" | "SEGMENT_TOKEN" => Some("hunter2".to_owned()),
+            "MAILCHIMP_API_KEY" => Some("hunter2-us21".to_owned()),
+            "EMPTY" => Some(" ".to_owned()),
+            _ => None,
+        };
+        let read_file = |path: &str| match path {
+            "/run/secrets/crm" => Ok(format!("{SECRET}\n")),
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
+        let source = Source {
+            file: "clerk-sync.toml",
+            sync_fields: fields,
+            need_secrets,
+            variable: &variable,
+            read_file: &read_file,
+        };
+        let mut mistakes = Vec::new();
+        let sinks = source.read(text, &mut mistakes);
+        if mistakes.is_empty() {
+            return Ok(sinks);
+        }
+        let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        let all = mistakes.join("\n");
+        assert!(!all.contains("hunter2") && !all.contains("MfKQ"), "{all}");
+        Err(mistakes)
+    }
+
+    fn read(text: &str) -> Result<Vec<SinkConfig>, Vec<String>> {
+        let fields = [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl];
+        read_with(text, fields.into_iter().collect(), true)
+    }
+
+    fn names(sink: &SinkConfig) -> Vec<&'static str> {
+        sink.fields.iter().map(Field::name).collect()
+    }
+
+    /// The mistakes of a webhook with these lines added to what it needs.
+    fn mistakes_of(lines: &str) -> Vec<String> {
+        let needed = [
+            ("name", "name = \"crm\""),
+            ("kind", "kind = \"webhook\""),
+            ("url", "url = \"https://crm.example/hooks\""),
+            ("signing_secret", "signing_secret_env = \"CRM_SECRET\""),
+        ];
+        let given = |key: &str| lines.lines().any(|line| line.starts_with(key));
+        let text: Vec<&str> =
+            needed.into_iter().filter(|(key, _)| !given(key)).map(|(_, line)| line).collect();
+        read(&format!("[[sink]]\n{}\n{lines}", text.join("\n"))).expect_err(lines)
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_configurations() {
+        let documentation = include_str!("../../docs/sinks.md");
+        let examples: Vec<&str> = documentation
+            .split("```toml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().expect("an example"))
+            .collect();
+        assert!(examples.len() >= 4, "{examples:?}");
+        let mut kinds = Vec::new();
+        for example in &examples {
+            let sinks = read(example).unwrap_or_else(|mistakes| panic!("{example}: {mistakes:?}"));
+            kinds.extend(sinks.iter().map(|sink| sink.kind.name()));
+        }
+        assert!(KINDS.iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+    }
+
+    #[test]
+    fn a_webhook_has_its_defaults() {
+        let sinks = read(
+            "[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"https://crm.example/hooks?tenant=1\"\n\
+             signing_secret_env = \"CRM_SECRET\"\n",
+        )
+        .expect("valid");
+        let [sink] = sinks.as_slice() else { panic!("{sinks:?}") };
+        assert_eq!((sink.name.as_str(), sink.kind.name(), sink.host()), ("crm", "webhook", "crm.example"));
+        assert_eq!(sink.events, MessageType::ALL);
+        assert_eq!(names(sink), ["email", "first_name", "last_name", "image_url"]);
+        assert_eq!(sink.timeout, Duration::from_secs(10));
+        assert_eq!((sink.concurrency, sink.rate, sink.attempts), (4, None, 15));
+        let Kind::Webhook(webhook) = &sink.kind else { panic!("a webhook") };
+        assert_eq!(webhook.secrets.len(), 2, "for rotation");
+        assert!(!format!("{sink:?}").contains("tenant"));
+    }
+
+    #[test]
+    fn everything_can_be_set() {
+        let sinks = read(
+            "[[sink]]\nname = \"crm-2\"\nkind = \"webhook\"\nurl = \"http://[::1]:1/\"\n\
+             signing_secret_file = \"/run/secrets/crm\"\nevents = [\"user.deleted\", \"user.created\"]\n\
+             fields = [\"last_name\"]\ntimeout = \"1500ms\"\nconcurrency = 64\nrate = 5\nattempts = 3\n",
+        )
+        .expect("valid");
+        let sink = &sinks[0];
+        assert_eq!(sink.events, [MessageType::UserCreated, MessageType::UserDeleted]);
+        assert_eq!(names(sink), ["last_name"]);
+        assert_eq!(sink.timeout, Duration::from_millis(1500));
+        assert_eq!((sink.concurrency, sink.rate.map(NonZeroU32::get), sink.attempts), (64, Some(5), 3));
+        assert_eq!(sink.subscription().sink, "crm-2");
+    }
+
+    #[test]
+    fn mailchimp_gets_what_it_has_places_for_at_the_address_that_its_key_tells() {
+        let text = "[[sink]]\nname = \"news\"\nkind = \"mailchimp\"\nlist_id = \"a1b2c3d4e5\"\n\
+                    api_key_env = \"MAILCHIMP_API_KEY\"\n";
+        let sinks = read(text).expect("valid");
+        assert_eq!(names(&sinks[0]), ["email", "first_name", "last_name"]);
+        assert_eq!(sinks[0].host(), "us21.api.mailchimp.com");
+        let Kind::Mailchimp(mailchimp) = &sinks[0].kind else { panic!("mailchimp") };
+        assert_eq!(mailchimp.status_if_new, "transactional");
+        assert_eq!(mailchimp.tags, ["new-user"]);
+        assert_eq!(mailchimp.clerk_id_merge_field, "CLERKID");
+
+        let without_email = read_with(text, [Field::FirstName].into_iter().collect(), true);
+        assert!(without_email.expect_err("no address")[0].contains("email is not among them"));
+        assert!(read(&format!("{text}fields = [\"email\", \"image_url\"]")).is_err());
+        assert!(read(&format!("{text}concurrency = 11")).is_err());
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once_with_their_place() {
+        let mistakes = read(
+            "colour = 1\n[[sink]]\nname = \"CRM\"\nkind = \"webhook\"\nurl = \"ftp://crm.example/path-hunter2\"\n\
+             signing_secret_env = \"MISSING\"\ntimeout = \"1m\"\nconcurrency = 0\nretries = 3\n\
+             [[sink]]\nkind = \"pigeon\"\n[[sink]]\nname = \"x\"\nkind = \"segment\"\n",
+        )
+        .expect_err("mistakes");
+        let expected = [
+            "clerk-sync.toml: found \"colour\"; allowed is only [[sink]]",
+            "clerk-sync.toml, sink 1, name: found \"CRM\"; allowed is a name of 1 to 40 characters out of a-z, 0-9 and -, and not database, which is our own",
+            "clerk-sync.toml, sink 1, timeout: found \"1m\"; allowed is a length of time from 1s to 25s, such as \"10s\"",
+            "clerk-sync.toml, sink 1, concurrency: found 0; allowed is a whole number from 1 to 64",
+            "clerk-sync.toml, sink 1, url: found an address at ftp://crm.example: allowed is https://…",
+            "clerk-sync.toml, sink 1, signing_secret_env: the variable MISSING is not set",
+            "clerk-sync.toml, sink 1: found \"retries\"; allowed are allow_http, attempts, concurrency, events, fields, kind, name, rate, signing_secret_env, signing_secret_file, timeout, url",
+            "clerk-sync.toml, sink 2, name: not set; allowed is a name of 1 to 40 characters out of a-z, 0-9 and -, and not database, which is our own",
+            "clerk-sync.toml, sink 2, kind: found \"pigeon\"; allowed is one of webhook, segment, mailchimp",
+            "clerk-sync.toml, sink \"x\", write_key_env: neither write_key_env nor write_key_file is set, and it is needed",
+            "clerk-sync.toml, sink \"x\", regulations_token_env: neither regulations_token_env nor regulations_token_file is set, and it is needed",
+        ];
+        assert_eq!(mistakes, expected);
+    }
+
+    #[test]
+    fn no_mistake_shows_a_secret() {
+        for lines in [
+            "signing_secret = \"whsec_hunter2\"",
+            "signing_secret_env = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"",
+            "signing_secret_file = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"",
+            "signing_secret_env = \"SEGMENT_TOKEN\"",
+            "url = \"https://me:hunter2@crm.example/\"",
+            "url = \"https://crm.example/#hunter2\"",
+            "url = \"http://crm.example/hunter2\"",
+            "url = \"hunter2\"",
+            "signing_secret_env = \"CRM_SECRET\"\nhidden = \"hunter2\"",
+            "hidden = hunter2",
+        ] {
+            assert_eq!(mistakes_of(lines).len(), 1, "{lines}");
+        }
+    }
+
+    #[test]
+    fn a_secret_stands_in_exactly_one_other_place() {
+        let both =
+            mistakes_of("signing_secret_env = \"CRM_SECRET\"\nsigning_secret_file = \"/run/secrets/crm\"");
+        assert!(both[0].contains("only one of them can count"), "{both:?}");
+        let empty = mistakes_of("signing_secret_env = \"EMPTY\"");
+        assert!(empty[0].ends_with("signing_secret_env: the variable EMPTY is empty"), "{empty:?}");
+        let absent = mistakes_of("signing_secret_file = \"/run/secrets/other\"");
+        assert!(
+            absent[0].contains("signing_secret_file: the file /run/secrets/other cannot be read"),
+            "{absent:?}"
+        );
+    }
+
+    #[test]
+    fn commands_that_tell_nobody_do_without_the_secrets_and_not_without_their_names() {
+        let text = |key: &str| {
+            format!("[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"https://crm.example/\"\n{key}\n")
+        };
+        let fields = FieldSet::ALL;
+        assert!(read_with(&text("signing_secret_env = \"MISSING\""), fields, false).is_ok());
+        assert!(read_with(&text("signing_secret_file = \"/missing\""), fields, false).is_ok());
+        assert!(read_with(&text(""), fields, false).is_err());
+    }
+
+    #[test]
+    fn a_name_stands_for_one_sink_and_not_for_our_own_database() {
+        let sink = "[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"https://crm.example/\"\n\
+                    signing_secret_env = \"CRM_SECRET\"\n";
+        let twice = read(&format!("{sink}{sink}")).expect_err("twice");
+        assert_eq!(
+            twice,
+            ["clerk-sync.toml, sink \"crm\", name: another sink has this name; allowed is each name once"]
+        );
+        for name in ["database", "", "a b", "ä", &"a".repeat(41)] {
+            assert_eq!(mistakes_of(&format!("name = \"{name}\"")).len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn http_is_for_this_machine_unless_it_is_allowed() {
+        let sink = |url: &str, more: &str| {
+            read(&format!(
+                "[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"{url}\"\nsigning_secret_env = \"CRM_SECRET\"\n{more}"
+            ))
+        };
+        for url in ["http://127.0.0.1:9/", "http://localhost/", "http://[::1]/", "https://crm.example/"] {
+            assert!(sink(url, "").is_ok(), "{url}");
+        }
+        for url in ["http://crm.example/", "http://10.0.0.1/", "http://localhost.example/"] {
+            assert!(sink(url, "").is_err(), "{url}");
+            assert!(sink(url, "allow_http = true").is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_a_sink_may_know_is_no_more_than_what_is_synced() {
+        let mistakes = mistakes_of("fields = [\"email\", \"phone_number\", \"shoe_size\"]");
+        assert_eq!(
+            mistakes,
+            [
+                "clerk-sync.toml, sink \"crm\", fields: found \"phone_number\", \"shoe_size\"; allowed are email, first_name, last_name, image_url, which are SYNC_FIELDS"
+            ]
+        );
+        assert_eq!(mistakes_of("fields = []").len(), 1);
+        assert_eq!(mistakes_of("events = [\"user.banned\"]").len(), 1);
+        assert_eq!(mistakes_of("events = \"user.created\"").len(), 1);
+    }
+
+    #[test]
+    fn a_line_that_is_not_toml_is_told_by_its_number() {
+        let mistakes = read("[[sink]]\nname = \"crm\"\nsigning_secret = hunter2\n").expect_err("not TOML");
+        assert_eq!(mistakes, ["clerk-sync.toml: line 3 is not TOML, or names something twice"]);
+    }
+
+    #[test]
+    fn the_address_of_a_mailchimp_account_is_read_from_its_key() {
+        assert_eq!(address_of_key("abc-us21").as_deref(), Some("https://us21.api.mailchimp.com"));
+        for key in ["abc", "abc-", "abc-us", "abc-21", "abc-evil.example/us21", "abc-US21"] {
+            assert_eq!(address_of_key(key), None, "{key}");
+        }
+    }
+}

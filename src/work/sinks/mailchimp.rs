@@ -1,0 +1,432 @@
+//! Mailchimp: a contact in an audience for every user that has an e-mail address, and its permanent deletion when the user
+//! is erased.
+//!
+//! Mailchimp knows people by their address, and we do not know the address any more when somebody is erased, nor the one
+//! before when it has changed. So the contact's own id is remembered: `contact_id`, which stays the same when the
+//! address changes and tells nothing about anybody. Before a contact is first made there is no such id yet; what is
+//! remembered for that moment is the MD5 of the address, the name that Mailchimp itself will find it by, so that a
+//! crash between Mailchimp's answer and our next write cannot lose a contact. The order is always: remember, then do.
+//!
+//! Source: <https://mailchimp.com/developer/marketing/api/list-members/>,
+//! <https://mailchimp.com/developer/marketing/docs/errors/>.
+
+use std::{fmt::Write, time::Duration};
+
+use async_trait::async_trait;
+use md5::{Digest, Md5};
+use reqwest::{Method, RequestBuilder, StatusCode, header::CONTENT_TYPE};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use url::Url;
+
+use super::{
+    Again, InMemory, Memory, Outbound, Refusal, Sink,
+    outbound::{Answer, within},
+};
+use crate::model::{Message, MessageType};
+
+/// The longest text that a merge field takes, in characters.
+const LONGEST_TEXT: usize = 255;
+
+/// What we want to know of a contact.
+const CONTACT_FIELDS: (&str, &str) = ("fields", "id,contact_id,email_address,status,merge_fields");
+
+/// What a member is who was archived, by us or by the operator.
+const ARCHIVED: &str = "archived";
+
+/// An audience.
+pub struct Mailchimp {
+    pub outbound: Outbound,
+    /// Where the Marketing API is, without `/3.0`.
+    pub url: Url,
+    pub api_key: SecretString,
+    /// The audience's id.
+    pub list_id: String,
+    /// What a contact becomes that was not there before.
+    pub status_if_new: String,
+    /// Tags for whoever signs up.
+    pub tags: Vec<String>,
+    /// The merge field that says whose contact it is.
+    pub clerk_id_merge_field: String,
+    pub timeout: Duration,
+}
+
+/// A contact as Mailchimp shows it.
+#[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "they are Mailchimp's own")]
+struct Contact {
+    /// The MD5 of the address.
+    id: String,
+    contact_id: String,
+    email_address: String,
+    status: String,
+    #[serde(default)]
+    merge_fields: Map<String, Value>,
+}
+
+#[async_trait]
+impl Sink for Mailchimp {
+    async fn deliver(&self, message: &Message, _: &str, memory: &dyn Memory) -> Result<(), Refusal> {
+        within(self.timeout, async {
+            match message.kind {
+                MessageType::UserCreated | MessageType::UserUpdated => self.update(message, memory).await,
+                MessageType::UserDeleted => self.erase(message, memory).await,
+            }
+        })
+        .await
+    }
+
+    /// A contact of a random address in the domain that the audience's own mail comes from, since Mailchimp refuses
+    /// invented domains. No mail is sent to it.
+    async fn test(&self, message: &Message, body: &str) -> Result<(), Refusal> {
+        let domain = within(self.timeout, self.check()).await?;
+        let mut message = message.clone();
+        let address =
+            format!("clerk-sync-test-{}@{domain}", message.id.replace('_', "-").to_ascii_lowercase());
+        message.data.insert("email".to_owned(), json!(address));
+        let memory = InMemory::default();
+        let made = within(self.timeout, async {
+            let contact = self.put(&message, &address, &memory, "transactional").await?;
+            self.tag(&message, &contact).await
+        })
+        .await;
+        let deletion = Message { kind: MessageType::UserDeleted, ..message };
+        let removed = self.deliver(&deletion, body, &memory).await;
+        made.and(removed)
+    }
+}
+
+impl Mailchimp {
+    async fn update(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
+        let address = message.text("email").filter(|address| !address.is_empty());
+        let contact = match (self.contact_of(message, memory).await?, address) {
+            (None, None) => return Ok(()),
+            (Some(contact), None) => return self.archive(&contact).await,
+            (None, Some(address)) => self.put(message, address, memory, &self.status_if_new).await?,
+            (Some(contact), Some(address)) => self.patch(message, address, contact, memory).await?,
+        };
+        self.tag(message, &contact).await
+    }
+
+    async fn erase(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
+        match self.contact_of(message, memory).await? {
+            Some(contact) => self.delete(&contact).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The contact that we remember, unless it is gone or has become somebody else's: of two users with one address
+    /// the one who was told last has it.
+    async fn contact_of(&self, message: &Message, memory: &dyn Memory) -> Result<Option<Contact>, Refusal> {
+        let Some(reference) = memory.recall().await? else { return Ok(None) };
+        let contact = self.contact(&reference).await?.filter(|contact| {
+            let owner = contact.merge_fields.get(&self.clerk_id_merge_field).and_then(Value::as_str);
+            owner.is_none_or(|owner| owner.is_empty() || Some(owner) == message.text("clerk_id"))
+        });
+        if let Some(contact) = &contact
+            && contact.contact_id != reference
+        {
+            memory.keep(&contact.contact_id).await?;
+        }
+        Ok(contact)
+    }
+
+    /// The contact with this `contact_id` or MD5 of an address.
+    async fn contact(&self, name: &str) -> Result<Option<Contact>, Refusal> {
+        let answer = self.outbound.send(self.member(Method::GET, name, &[], &[CONTACT_FIELDS])).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            // An audience that is not there answers the same, and must not look like a person who is not there.
+            self.check_audience().await?;
+            return Ok(None);
+        }
+        contact_in(&answer.taken()?).map(Some)
+    }
+
+    /// Make the contact of this address, or take it over.
+    async fn put(
+        &self,
+        message: &Message,
+        address: &str,
+        memory: &dyn Memory,
+        status_if_new: &str,
+    ) -> Result<Contact, Refusal> {
+        let name = subscriber_hash(address);
+        memory.keep(&name).await?;
+        let body = json!({
+            "email_address": address,
+            "status_if_new": status_if_new,
+            "merge_fields": self.merge_fields(message),
+        });
+        let request = self.member(Method::PUT, &name, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
+        let request = with_json(request, &body);
+        let contact = contact_in(&taken(self.outbound.send(request).await?)?)?;
+        memory.keep(&contact.contact_id).await?;
+        Ok(contact)
+    }
+
+    /// Bring a contact up to date, its address included.
+    async fn patch(
+        &self,
+        message: &Message,
+        address: &str,
+        contact: Contact,
+        memory: &dyn Memory,
+    ) -> Result<Contact, Refusal> {
+        let moves = !contact.email_address.eq_ignore_ascii_case(address);
+        let mut body = json!({ "merge_fields": self.merge_fields(message) });
+        if moves {
+            body["email_address"] = json!(address);
+        }
+        // We archive who has no address any more, so whoever has one again comes back.
+        if contact.status == ARCHIVED && message.changed_fields.iter().any(|field| field == "email") {
+            body["status"] = json!(self.status_if_new);
+        }
+        let request = self.member(Method::PATCH, &contact.id, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
+        let answer = self.outbound.send(with_json(request, &body)).await?;
+        // A contact cannot move to where another one stands: that one is taken over, and this one must not stay.
+        if moves
+            && answer.status == StatusCode::BAD_REQUEST
+            && self.contact(&subscriber_hash(address)).await?.is_some()
+        {
+            self.delete(&contact).await?;
+            return self.put(message, address, memory, &self.status_if_new).await;
+        }
+        contact_in(&taken(answer)?)
+    }
+
+    /// Tag somebody who has just signed up.
+    async fn tag(&self, message: &Message, contact: &Contact) -> Result<(), Refusal> {
+        if message.kind != MessageType::UserCreated || self.tags.is_empty() {
+            return Ok(());
+        }
+        let tags: Vec<Value> =
+            self.tags.iter().map(|name| json!({ "name": name, "status": "active" })).collect();
+        let request = self.member(Method::POST, &contact.id, &["tags"], &[]);
+        self.outbound.send(with_json(request, &json!({ "tags": tags }))).await?.taken()?;
+        Ok(())
+    }
+
+    /// Out of the audience, and to be had back.
+    async fn archive(&self, contact: &Contact) -> Result<(), Refusal> {
+        if contact.status == ARCHIVED {
+            return Ok(());
+        }
+        gone_or_taken(self.outbound.send(self.member(Method::DELETE, &contact.id, &[], &[])).await?)
+    }
+
+    /// For good: Mailchimp will not take this address from us again.
+    async fn delete(&self, contact: &Contact) -> Result<(), Refusal> {
+        let request = self.member(Method::POST, &contact.id, &["actions", "delete-permanent"], &[]);
+        gone_or_taken(self.outbound.send(request).await?)
+    }
+
+    /// Whether the key opens the audience, and the audience has what we need; returns the domain that its mail comes from.
+    async fn check(&self) -> Result<String, Refusal> {
+        #[derive(Deserialize)]
+        struct MergeFields {
+            merge_fields: Vec<MergeField>,
+        }
+        #[derive(Deserialize)]
+        struct MergeField {
+            tag: String,
+        }
+        let domain = self.check_audience().await?;
+        let query = [("fields", "merge_fields.tag"), ("count", "1000")];
+        let request = self.request(Method::GET, &["merge-fields"], &query);
+        let fields: MergeFields =
+            self.outbound.send(request).await?.taken()?.json().ok_or_else(unintelligible)?;
+        if !fields.merge_fields.iter().any(|field| field.tag == self.clerk_id_merge_field) {
+            return Err(Refusal::never(format!(
+                "the audience has no merge field {}: add one of the type text (Audience, Settings, Audience fields \
+                 and *|MERGE|* tags)",
+                self.clerk_id_merge_field
+            )));
+        }
+        Ok(domain)
+    }
+
+    async fn check_audience(&self) -> Result<String, Refusal> {
+        #[derive(Deserialize)]
+        struct Audience {
+            campaign_defaults: CampaignDefaults,
+        }
+        #[derive(Deserialize)]
+        struct CampaignDefaults {
+            from_email: String,
+        }
+        let request = self.request(Method::GET, &[], &[("fields", "campaign_defaults.from_email")]);
+        let answer = self.outbound.send(request).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Err(Refusal::later("there is no audience with this list_id"));
+        }
+        let audience: Audience = answer.taken()?.json().ok_or_else(unintelligible)?;
+        let (_, domain) =
+            audience.campaign_defaults.from_email.rsplit_once('@').ok_or_else(unintelligible)?;
+        Ok(domain.to_owned())
+    }
+
+    /// Names only as far as the message tells them, so that what the sink may not have is left alone.
+    fn merge_fields(&self, message: &Message) -> Map<String, Value> {
+        let mut fields = Map::new();
+        for (field, name) in [("FNAME", "first_name"), ("LNAME", "last_name")] {
+            if message.data.contains_key(name) {
+                let text: String =
+                    message.text(name).unwrap_or_default().chars().take(LONGEST_TEXT).collect();
+                fields.insert(field.to_owned(), json!(text));
+            }
+        }
+        fields.insert(self.clerk_id_merge_field.clone(), json!(message.text("clerk_id").unwrap_or_default()));
+        fields
+    }
+
+    /// A request about a contact.
+    fn member(&self, method: Method, name: &str, rest: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
+        let mut path = vec!["members", name];
+        path.extend(rest);
+        self.request(method, &path, query)
+    }
+
+    /// A request about the audience.
+    fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
+        let mut url = self.url.clone();
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["3.0", "lists", &self.list_id]).extend(path);
+        }
+        // Mailchimp takes any user name.
+        self.outbound
+            .client()
+            .request(method, url)
+            .basic_auth("clerk-sync", Some(self.api_key.expose_secret()))
+    }
+}
+
+/// Merge fields that the operator requires of people who fill in a form are not required of us.
+const SKIP_VALIDATION: (&str, &str) = ("skip_merge_validation", "true");
+
+/// How Mailchimp names a contact by its address.
+fn subscriber_hash(address: &str) -> String {
+    let digest = Md5::digest(address.trim().to_lowercase());
+    digest.iter().fold(String::with_capacity(32), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    request.header(CONTENT_TYPE, "application/json").body(body.to_string())
+}
+
+fn contact_in(answer: &Answer) -> Result<Contact, Refusal> {
+    answer.json().ok_or_else(unintelligible)
+}
+
+fn unintelligible() -> Refusal {
+    Refusal::later("answered something that we do not understand")
+}
+
+/// Who is not there any more need not be removed.
+fn gone_or_taken(answer: Answer) -> Result<(), Refusal> {
+    if answer.status == StatusCode::NOT_FOUND {
+        return Ok(());
+    }
+    answer.taken().map(drop)
+}
+
+/// Like [`Answer::taken`], and says which of the refusals it was that operators meet.
+fn taken(answer: Answer) -> Result<Answer, Refusal> {
+    #[derive(Deserialize)]
+    struct Problem {
+        title: String,
+    }
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let mut refusal = answer.refusal();
+    if refusal.again == Again::Never {
+        // The titles are a fixed list; the details beside them hold the address.
+        let explanation = match answer.json::<Problem>().map(|problem| problem.title).as_deref() {
+            Some("Forgotten Email Not Subscribed") => {
+                "this address was permanently deleted before, and only its owner can bring it back, by a form of Mailchimp's"
+            }
+            Some("Member In Compliance State") => {
+                "this contact has unsubscribed or bounced, and keeps that status"
+            }
+            Some("Invalid Resource") => "Mailchimp does not accept the address or a merge field",
+            _ => return Err(refusal),
+        };
+        refusal.reason = format!("{}: {explanation}", refusal.reason);
+    }
+    Err(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn sink() -> Mailchimp {
+        let time = DateTime::from_timestamp_millis(0).expect("in range");
+        Mailchimp {
+            outbound: Outbound::new(Arc::new(move || time)).expect("a client"),
+            url: "https://us21.api.mailchimp.com".parse().expect("a URL"),
+            api_key: "hunter2-us21".into(),
+            list_id: "a1b2c3d4e5".to_owned(),
+            status_if_new: "transactional".to_owned(),
+            tags: Vec::new(),
+            clerk_id_merge_field: "CLERKID".to_owned(),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn message(data: &Value) -> Message {
+        Message {
+            id: "msg_1".to_owned(),
+            kind: MessageType::UserUpdated,
+            version: Message::VERSION,
+            timestamp: DateTime::from_timestamp_millis(0).expect("in range"),
+            data: data.as_object().expect("an object").clone(),
+            changed_fields: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_contact_is_named_by_the_md5_of_its_address_in_lower_case() {
+        // The example of Mailchimp's own documentation.
+        assert_eq!(subscriber_hash("Urist.McVankab@freddiesjokes.com"), "62eeb292278cc15f5817cb78f7790b08");
+    }
+
+    #[test]
+    fn names_become_merge_fields_as_far_as_the_message_tells_them() {
+        let fields = |data: Value| Value::Object(sink().merge_fields(&message(&data)));
+        assert_eq!(
+            fields(
+                json!({ "clerk_id": "user_1", "first_name": "Ada", "last_name": null, "username": "ada" })
+            ),
+            json!({ "FNAME": "Ada", "LNAME": "", "CLERKID": "user_1" })
+        );
+        assert_eq!(fields(json!({ "clerk_id": "user_1" })), json!({ "CLERKID": "user_1" }));
+        let long = "ä".repeat(300);
+        let fields = fields(json!({ "clerk_id": "user_1", "first_name": long }));
+        assert_eq!(fields["FNAME"].as_str().map(|text| text.chars().count()), Some(LONGEST_TEXT));
+    }
+
+    #[test]
+    fn addresses_of_requests_hold_no_address_of_anybody() {
+        let request = sink().member(Method::POST, &subscriber_hash("ada@example.com"), &["tags"], &[]);
+        let request = request.build().expect("a request");
+        assert_eq!(
+            request.url().as_str(),
+            format!(
+                "https://us21.api.mailchimp.com/3.0/lists/a1b2c3d4e5/members/{}/tags",
+                subscriber_hash("ada@example.com")
+            )
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! What all sinks share that speak HTTP: one client, and one reading of answers.
+//!
+//! No redirect is followed, because what we send is for the address that the operator named and for no other. Of an
+//! answer a bounded part is read, and nothing of it gets into a log or an error: it may repeat what we sent.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use reqwest::{Client, RequestBuilder, StatusCode, header, redirect};
+use serde::de::DeserializeOwned;
+
+use super::{Again, Refusal};
+use crate::sync::Clock;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// The most that is read of an answer.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// The longest that a `Retry-After` is believed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
+
+const TOO_LATE: &str = "no answer in time";
+const NO_CONNECTION: &str = "no connection";
+const BROKEN: &str = "the connection broke";
+
+/// Every way in which there can be no answer.
+pub(super) const NO_ANSWER: [&str; 3] = [TOO_LATE, NO_CONNECTION, BROKEN];
+
+/// The way out, one for all sinks of a process.
+#[derive(Clone)]
+pub struct Outbound {
+    client: Client,
+    clock: Clock,
+}
+
+impl Outbound {
+    /// Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be made.
+    pub fn new(clock: Clock) -> Result<Self, reqwest::Error> {
+        let client = Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .build()?;
+        Ok(Self { client, clock })
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        (self.clock)()
+    }
+
+    /// Send a request and read the beginning of the answer, whatever its status.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
+        let mut response = request.send().await.map_err(|error| no_answer(&error))?;
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, self.now()));
+        let mut body = Vec::new();
+        // The status has been said. If the rest does not come, it is for who needs the rest to miss it.
+        while let Ok(Some(chunk)) = response.chunk().await {
+            let room = LONGEST_ANSWER - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if chunk.len() >= room {
+                break;
+            }
+        }
+        Ok(Answer { status, retry_after, body })
+    }
+}
+
+/// All of it within this time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(Refusal::later(TOO_LATE)))
+}
+
+/// What came back.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// Nothing if it was taken.
+    pub(super) fn taken(self) -> Result<Self, Refusal> {
+        if self.status.is_success() { Ok(self) } else { Err(self.refusal()) }
+    }
+
+    /// The answer as JSON of this form.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// What a status that is no success means: what is wrong with the message stays wrong, anything else may pass.
+    pub(super) fn refusal(&self) -> Refusal {
+        let status = self.status;
+        let again = match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Again::Later(self.retry_after),
+            // About the sink as a whole: a key, an address, a moment. The operator can mend it.
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::CONFLICT
+            | StatusCode::GONE
+            | StatusCode::TOO_EARLY => Again::Later(None),
+            status if status.is_client_error() => Again::Never,
+            _ => Again::Later(None),
+        };
+        let redirect = if status.is_redirection() { ", and redirects are not followed" } else { "" };
+        Refusal { reason: format!("answered {status}{redirect}"), again }
+    }
+}
+
+/// `Retry-After`: seconds, or the time in HTTP's own form.
+fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let text = text.trim();
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let at = DateTime::parse_from_rfc2822(text).ok()?;
+        (at.to_utc() - now).to_std().unwrap_or_default()
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+/// The driver's errors quote the URL.
+fn no_answer(error: &reqwest::Error) -> Refusal {
+    if error.is_builder() {
+        return Refusal::never("no request can be made of this message");
+    }
+    Refusal::later(if error.is_timeout() {
+        TOO_LATE
+    } else if error.is_connect() {
+        NO_CONNECTION
+    } else {
+        BROKEN
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, retry_after: Option<Duration>) -> Answer {
+        Answer { status: StatusCode::from_u16(status).expect("a status"), retry_after, body: Vec::new() }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
+        let now = DateTime::from_timestamp(784_111_777, 0).expect("in range");
+        assert_eq!(retry_after("120", now), Some(Duration::from_mins(2)));
+        assert_eq!(retry_after(" 0 ", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), Some(Duration::from_mins(1)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:40:37 GMT", now), Some(Duration::ZERO), "already over");
+        assert_eq!(retry_after("99999999999", now), Some(LONGEST_RETRY_AFTER));
+        for nonsense in ["", "soon", "-1", "1.5", "Sun, 99 Nov 1994"] {
+            assert_eq!(retry_after(nonsense, now), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_status_tells_what_is_wrong_with_the_message_from_what_may_pass() {
+        for status in [400, 402, 405, 406, 413, 415, 422, 431, 451] {
+            assert_eq!(answer(status, None).refusal().again, Again::Never, "{status}");
+        }
+        for status in [300, 301, 302, 307, 401, 403, 404, 408, 409, 410, 425, 500, 501, 502, 504, 507] {
+            let wait = Some(Duration::from_secs(7));
+            assert_eq!(answer(status, wait).refusal().again, Again::Later(None), "{status}");
+        }
+        for status in [429, 503] {
+            assert_eq!(answer(status, None).refusal().again, Again::Later(None), "{status}");
+            let wait = Some(Duration::from_secs(7));
+            assert_eq!(answer(status, wait).refusal().again, Again::Later(wait), "{status}");
+        }
+        for status in [200, 201, 202, 204, 299] {
+            assert!(answer(status, None).taken().is_ok(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_our_words() {
+        assert_eq!(answer(404, None).refusal().to_string(), "answered 404 Not Found");
+        assert_eq!(
+            answer(308, None).refusal().to_string(),
+            "answered 308 Permanent Redirect, and redirects are not followed"
+        );
+        assert!(!answer(500, None).refusal().is_unreachable());
+        assert!(Refusal::later(NO_CONNECTION).is_unreachable());
+    }
+}

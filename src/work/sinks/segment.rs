@@ -1,0 +1,301 @@
+//! Segment, and servers that understand its HTTP API: `identify` when a user is created or updated, and a regulation
+//! that suppresses and deletes when the user is erased.
+//!
+//! Source: <https://www.twilio.com/docs/segment/connections/sources/catalog/libraries/server/http-api>,
+//! <https://docs.segmentapis.com/tag/Deletion-and-Suppression>,
+//! <https://www.rudderstack.com/docs/api/user-suppression-api>.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, SecondsFormat, Utc};
+use reqwest::{
+    StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use url::Url;
+
+use super::{
+    Again, InMemory, Memory, Outbound, Refusal, Sink,
+    outbound::{Answer, within},
+};
+use crate::model::{Field, Message, MessageType};
+
+/// The form of Segment's Public API that we speak, which is also its content type.
+const PUBLIC_API: HeaderValue = HeaderValue::from_static("application/vnd.segment.v1+json");
+
+/// The longest that a rate limit is believed to last.
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
+
+/// A source in Segment, and what erases from its workspace.
+pub struct Segment {
+    pub outbound: Outbound,
+    /// Where the tracking API is, without `/v1`.
+    pub url: Url,
+    pub write_key: SecretString,
+    pub regulations: Regulations,
+    pub timeout: Duration,
+}
+
+/// Where erasures are asked for.
+pub struct Regulations {
+    /// Without `/regulations`.
+    pub url: Url,
+    pub token: SecretString,
+    pub dialect: Dialect,
+}
+
+/// How an erasure is worded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Segment's Public API.
+    Segment,
+    /// `RudderStack`'s user suppression API; of all destinations if none is named.
+    RudderStack { destinations: Vec<String> },
+}
+
+#[async_trait]
+impl Sink for Segment {
+    async fn deliver(&self, message: &Message, _: &str, _: &dyn Memory) -> Result<(), Refusal> {
+        within(self.timeout, async {
+            match message.kind {
+                MessageType::UserCreated | MessageType::UserUpdated => self.identify(message).await,
+                MessageType::UserDeleted => self.erase(message).await,
+            }
+        })
+        .await
+    }
+
+    async fn test(&self, message: &Message, body: &str) -> Result<(), Refusal> {
+        let memory = InMemory::default();
+        self.deliver(message, body, &memory).await?;
+        let deletion = Message { kind: MessageType::UserDeleted, ..message.clone() };
+        self.deliver(&deletion, body, &memory).await
+    }
+}
+
+impl Segment {
+    async fn identify(&self, message: &Message) -> Result<(), Refusal> {
+        let call = identify(message, self.outbound.now()).ok_or_else(nobody)?;
+        let request = self
+            .outbound
+            .client()
+            .post(under(&self.url, &["v1", "identify"]))
+            .basic_auth(self.write_key.expose_secret(), Some(""))
+            .header(CONTENT_TYPE, "application/json")
+            .body(call.to_string());
+        self.outbound.send(request).await?.taken()?;
+        Ok(())
+    }
+
+    async fn erase(&self, message: &Message) -> Result<(), Refusal> {
+        let clerk_id = message.clerk_id().ok_or_else(nobody)?;
+        let (path, content_type, regulation) = match &self.regulations.dialect {
+            Dialect::Segment => (
+                ["regulations"].as_slice(),
+                PUBLIC_API,
+                json!({
+                    "regulationType": "SUPPRESS_WITH_DELETE",
+                    "subjectType": "USER_ID",
+                    "subjectIds": [clerk_id.as_str()],
+                }),
+            ),
+            Dialect::RudderStack { destinations } => {
+                let mut regulation = json!({
+                    "regulationType": "suppress_with_delete",
+                    "users": [{ "userId": clerk_id.as_str() }],
+                });
+                if !destinations.is_empty() {
+                    regulation["destinationIds"] = json!(destinations);
+                }
+                (["v2", "regulations"].as_slice(), HeaderValue::from_static("application/json"), regulation)
+            }
+        };
+        let request = self
+            .outbound
+            .client()
+            .post(under(&self.regulations.url, path))
+            .bearer_auth(self.regulations.token.expose_secret())
+            .header(CONTENT_TYPE, content_type)
+            .body(regulation.to_string());
+        let answer = self.outbound.send(request).await?;
+        if answer.status.is_success() || already_asked_for(&answer) {
+            return Ok(());
+        }
+        let mut refusal = answer.refusal();
+        if refusal.again == Again::Later(None) && answer.status == StatusCode::TOO_MANY_REQUESTS {
+            refusal.again = Again::Later(until_next(&answer));
+        }
+        Err(refusal)
+    }
+}
+
+/// The errors of Segment's Public API.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Errors {
+    errors: Vec<Error>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Error {
+    message: String,
+    data: Option<RateLimit>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RateLimit {
+    ms_before_next: Option<u64>,
+}
+
+/// Whether it is refused because it was asked for before, which is what we want.
+fn already_asked_for(answer: &Answer) -> bool {
+    matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::CONFLICT)
+        && answer
+            .json::<Errors>()
+            .is_some_and(|answer| answer.errors.iter().any(|error| error.message.contains("already exists")))
+}
+
+/// Segment's Public API says in the body how long to wait, and not in `Retry-After`.
+fn until_next(answer: &Answer) -> Option<Duration> {
+    let errors = answer.json::<Errors>()?.errors;
+    let wait = errors.into_iter().find_map(|error| error.data?.ms_before_next)?;
+    Some(Duration::from_millis(wait).min(LONGEST_WAIT))
+}
+
+/// The `identify` call of a message; `None` if it is about nobody.
+fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Millis, true);
+    Some(json!({
+        "userId": message.clerk_id()?.as_str(),
+        "messageId": message.id,
+        "timestamp": time(message.timestamp),
+        "sentAt": time(now),
+        "traits": traits(&message.data),
+        "context": { "library": { "name": "clerk-sync", "version": env!("CARGO_PKG_VERSION") } },
+    }))
+}
+
+/// What the message says of the user, under Segment's own names where it has some. A null stays a null, which clears
+/// the trait.
+fn traits(data: &Map<String, Value>) -> Map<String, Value> {
+    data.iter()
+        .filter_map(|(name, value)| {
+            let name = match name.as_str() {
+                "created_at" => "createdAt",
+                "updated_at" => "updatedAt",
+                "test" => "test",
+                name => trait_of(Field::named(name)?),
+            };
+            Some((name.to_owned(), value.clone()))
+        })
+        .collect()
+}
+
+fn trait_of(field: Field) -> &'static str {
+    match field {
+        Field::Email => "email",
+        Field::EmailVerified => "emailVerified",
+        Field::FirstName => "firstName",
+        Field::LastName => "lastName",
+        Field::ImageUrl => "avatar",
+        Field::Username => "username",
+        Field::PhoneNumber => "phone",
+        Field::ExternalId => "externalId",
+        Field::PublicMetadata => "publicMetadata",
+        Field::UnsafeMetadata => "unsafeMetadata",
+        Field::PrivateMetadata => "privateMetadata",
+        Field::Banned => "banned",
+        Field::Locked => "locked",
+        Field::LastSignInAt => "lastSignInAt",
+        Field::LastActiveAt => "lastActiveAt",
+    }
+}
+
+/// The address of an endpoint below a base, which may have a path of its own.
+fn under(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+fn nobody() -> Refusal {
+    Refusal::never("the message names no user")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(millis: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(millis).expect("in range")
+    }
+
+    fn message(data: &Value) -> Message {
+        Message {
+            id: "msg_1".to_owned(),
+            kind: MessageType::UserUpdated,
+            version: Message::VERSION,
+            timestamp: time(1_700_000_000_123),
+            data: data.as_object().expect("an object").clone(),
+            changed_fields: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_user_becomes_an_identify_call_in_segments_words() {
+        let message = message(&json!({
+            "clerk_id": "user_1", "email": "ada@example.com", "first_name": "Ada", "last_name": null,
+            "image_url": "https://img.example/1", "phone_number": "+441234", "username": "ada",
+            "created_at": "2023-11-14T22:13:20.000Z", "updated_at": "2023-11-14T22:13:20.123Z",
+            "public_metadata": { "plan": "pro" }, "something_new": 1,
+        }));
+        let call = identify(&message, time(1_700_000_001_000)).expect("a user");
+        assert_eq!(
+            call,
+            json!({
+                "userId": "user_1", "messageId": "msg_1",
+                "timestamp": "2023-11-14T22:13:20.123Z", "sentAt": "2023-11-14T22:13:21.000Z",
+                "traits": {
+                    "email": "ada@example.com", "firstName": "Ada", "lastName": null,
+                    "avatar": "https://img.example/1", "phone": "+441234", "username": "ada",
+                    "createdAt": "2023-11-14T22:13:20.000Z", "updatedAt": "2023-11-14T22:13:20.123Z",
+                    "publicMetadata": { "plan": "pro" },
+                },
+                "context": { "library": { "name": "clerk-sync", "version": env!("CARGO_PKG_VERSION") } },
+            })
+        );
+    }
+
+    #[test]
+    fn no_two_fields_become_the_same_trait() {
+        let mut traits: Vec<&str> = Field::ALL.into_iter().map(trait_of).collect();
+        traits.extend(["createdAt", "updatedAt", "test"]);
+        traits.sort_unstable();
+        let count = traits.len();
+        traits.dedup();
+        assert_eq!(traits.len(), count);
+    }
+
+    #[test]
+    fn a_message_about_nobody_is_no_call() {
+        assert_eq!(identify(&message(&json!({ "email": "ada@example.com" })), time(0)), None);
+    }
+
+    #[test]
+    fn an_address_may_have_a_path_of_its_own() {
+        for base in ["https://events.example/rudder", "https://events.example/rudder/"] {
+            let url = under(&base.parse().expect("a URL"), &["v1", "identify"]);
+            assert_eq!(url.as_str(), "https://events.example/rudder/v1/identify");
+        }
+        let url = under(&"https://api.segment.io".parse().expect("a URL"), &["v1", "identify"]);
+        assert_eq!(url.as_str(), "https://api.segment.io/v1/identify");
+    }
+}

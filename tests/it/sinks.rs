@@ -1,0 +1,764 @@
+//! What each kind of sink says to the system at its other end, and what it makes of the answers.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use clerk_sync::{
+    clerk::{Clock, signature::Secret},
+    model::{Message, MessageType},
+    work::sinks::{
+        Again, InMemory, Memory, Outbound, Recipient, Refusal, Sink,
+        mailchimp::Mailchimp,
+        segment::{Dialect, Regulations, Segment},
+        webhook::Webhook,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    receivers::{self, Receiver, Reply, nowhere, reply, reply_with},
+    service::{self, Host},
+    world::{self, World, clerk_id},
+};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const NEW_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+fn outbound() -> Outbound {
+    Outbound::new(Arc::new(Utc::now)).unwrap()
+}
+
+fn message(kind: MessageType, data: &Value) -> Message {
+    Message {
+        id: "msg_5f2b".to_owned(),
+        kind,
+        version: Message::VERSION,
+        timestamp: Utc::now(),
+        data: data.as_object().unwrap().clone(),
+        changed_fields: Vec::new(),
+    }
+}
+
+fn ada(kind: MessageType, email: &str) -> Message {
+    let mut message = message(
+        kind,
+        &json!({ "clerk_id": "user_1", "email": email, "first_name": "Ada", "last_name": "Byron" }),
+    );
+    message.changed_fields.push("email".to_owned());
+    message
+}
+
+fn deletion() -> Message {
+    message(MessageType::UserDeleted, &json!({ "clerk_id": "user_1" }))
+}
+
+/// Hand a message over, as it is stored.
+fn deliver(receiver: &Receiver, sink: &dyn Sink, message: &Message) -> Result<(), Refusal> {
+    deliver_with(receiver, sink, message, &InMemory::default())
+}
+
+fn deliver_with(
+    receiver: &Receiver,
+    sink: &dyn Sink,
+    message: &Message,
+    memory: &dyn Memory,
+) -> Result<(), Refusal> {
+    let body = serde_json::to_string(message).unwrap();
+    receiver.run(sink.deliver(message, &body, memory))
+}
+
+mod webhooks {
+    use super::*;
+
+    fn webhook(receiver: &Receiver, secrets: &[&str]) -> Webhook {
+        Webhook {
+            outbound: outbound(),
+            url: format!("{}/hooks?tenant=7", receiver.url).parse().unwrap(),
+            secrets: secrets.iter().map(|secret| Secret::parse(secret).unwrap()).collect(),
+            timeout: PATIENCE,
+        }
+    }
+
+    /// What becomes of a message when this is the answer.
+    fn answered(answer: impl Fn() -> Reply + Send + Sync + 'static) -> Result<(), Refusal> {
+        let receiver = Receiver::start(move |_| answer());
+        let message = ada(MessageType::UserCreated, "ada@example.com");
+        deliver(&receiver, &webhook(&receiver, &[SECRET]), &message)
+    }
+
+    #[test]
+    fn a_message_is_posted_as_it_is_stored_and_verifies_with_the_libraries_of_receivers() {
+        let receiver = Receiver::start(|_| reply(204, ""));
+        let message = ada(MessageType::UserCreated, "ada@example.com");
+        deliver(&receiver, &webhook(&receiver, &[NEW_SECRET, SECRET]), &message).unwrap();
+
+        let request = receiver.one();
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/hooks"));
+        assert_eq!(request.body, serde_json::to_vec(&message).unwrap());
+        assert_eq!(request.header("content-type"), "application/json");
+        assert_eq!(request.header("user-agent"), concat!("clerk-sync/", env!("CARGO_PKG_VERSION")));
+        assert_eq!(request.header("webhook-id"), "msg_5f2b");
+        // While a receiver changes from one secret to the next, either one verifies.
+        for secret in [SECRET, NEW_SECRET] {
+            svix::webhooks::Webhook::new(secret).unwrap().verify(&request.body, &request.headers).unwrap();
+            standardwebhooks::Webhook::new(secret).unwrap().verify(&request.body, &request.headers).unwrap();
+        }
+        let stranger = "whsec_plJ3nmyCDGBKInavdOK15jsl";
+        assert!(
+            svix::webhooks::Webhook::new(stranger).unwrap().verify(&request.body, &request.headers).is_err()
+        );
+    }
+
+    #[test]
+    fn the_id_stays_and_the_time_is_that_of_the_attempt() {
+        let receiver = Receiver::start(|_| reply(500, ""));
+        let now = Arc::new(Mutex::new(DateTime::from_timestamp(1_700_000_000, 0).unwrap()));
+        let clock: Clock = {
+            let now = Arc::clone(&now);
+            Arc::new(move || *now.lock().unwrap())
+        };
+        let sink = Webhook { outbound: Outbound::new(clock).unwrap(), ..webhook(&receiver, &[SECRET]) };
+        let message = ada(MessageType::UserCreated, "ada@example.com");
+        deliver(&receiver, &sink, &message).unwrap_err();
+        *now.lock().unwrap() += TimeDelta::hours(1);
+        deliver(&receiver, &sink, &message).unwrap_err();
+
+        let requests = receiver.received();
+        let headers = |name: &str| -> Vec<String> {
+            requests.iter().map(|request| request.header(name).to_owned()).collect()
+        };
+        assert_eq!(headers("webhook-id"), ["msg_5f2b", "msg_5f2b"]);
+        assert_eq!(headers("webhook-timestamp"), ["1700000000", "1700003600"]);
+        assert_eq!(requests[0].body, requests[1].body);
+    }
+
+    #[test]
+    fn every_success_is_a_success_whatever_stands_in_it() {
+        for status in [200, 201, 202, 204] {
+            assert_eq!(answered(move || reply(status, "")), Ok(()), "{status}");
+        }
+        assert_eq!(answered(|| reply(200, vec![b'x'; 5_000_000])), Ok(()), "too long to read");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_message_is_never_tried_again_and_anything_else_later() {
+        for (status, again) in [
+            (400, Again::Never),
+            (422, Again::Never),
+            (401, Again::Later(None)),
+            (404, Again::Later(None)),
+            (410, Again::Later(None)),
+            (500, Again::Later(None)),
+        ] {
+            let refusal = answered(move || reply(status, "ada@example.com")).unwrap_err();
+            assert_eq!(refusal.again, again, "{status}");
+            assert!(refusal.reason.starts_with(&format!("answered {status} ")), "{refusal}");
+            assert!(!refusal.reason.contains('@') && !refusal.is_unreachable(), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_honoured_as_seconds_and_as_a_date() {
+        let refusal = answered(|| reply_with(429, "retry-after", "120")).unwrap_err();
+        assert_eq!(refusal.again, Again::Later(Some(Duration::from_mins(2))));
+        let refusal = answered(|| {
+            let date = (Utc::now() + TimeDelta::hours(2)).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            reply_with(503, "retry-after", &date)
+        })
+        .unwrap_err();
+        let Again::Later(Some(wait)) = refusal.again else { panic!("{refusal:?}") };
+        assert!(wait > Duration::from_mins(115) && wait <= Duration::from_hours(2), "{wait:?}");
+    }
+
+    #[test]
+    fn no_redirect_is_followed() {
+        let elsewhere = Receiver::start(|_| reply(200, ""));
+        let location = elsewhere.url.clone();
+        for status in [301, 302, 303, 307, 308] {
+            let location = location.clone();
+            let refusal = answered(move || reply_with(status, "location", &location)).unwrap_err();
+            assert_eq!(refusal.again, Again::Later(None));
+            assert!(refusal.reason.ends_with("redirects are not followed"), "{refusal}");
+        }
+        assert!(elsewhere.received().is_empty());
+    }
+
+    #[test]
+    fn silence_ends_with_the_time_limit_and_nobody_there_at_once() {
+        let receiver = Receiver::start(|_| Reply::Silence);
+        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let sink = Webhook { timeout: Duration::from_millis(300), ..webhook(&receiver, &[SECRET]) };
+        let silence = deliver(&receiver, &sink, &message).unwrap_err();
+        assert_eq!((silence.reason.as_str(), silence.again), ("no answer in time", Again::Later(None)));
+        assert!(silence.is_unreachable());
+
+        let sink = Webhook { url: nowhere().parse().unwrap(), timeout: PATIENCE, ..sink };
+        let refusal = deliver(&receiver, &sink, &message).unwrap_err();
+        assert_eq!((refusal.reason.as_str(), refusal.again), ("no connection", Again::Later(None)));
+        assert!(refusal.is_unreachable());
+    }
+}
+
+mod segment {
+    use super::*;
+
+    struct Workspace {
+        receiver: Receiver,
+        state: Arc<Mutex<receivers::Segment>>,
+    }
+
+    impl Workspace {
+        fn start() -> Self {
+            let state = Arc::new(Mutex::new(receivers::Segment::default()));
+            let answering = Arc::clone(&state);
+            let receiver = Receiver::start(move |request| answering.lock().unwrap().answer(request));
+            Self { receiver, state }
+        }
+
+        fn sink(&self) -> Segment {
+            let url: url::Url = self.receiver.url.parse().unwrap();
+            Segment {
+                outbound: outbound(),
+                url: url.clone(),
+                write_key: "write-key".into(),
+                regulations: Regulations { url, token: "public-api-token".into(), dialect: Dialect::Segment },
+                timeout: PATIENCE,
+            }
+        }
+
+        fn deliver(&self, message: &Message) -> Result<(), Refusal> {
+            deliver(&self.receiver, &self.sink(), message)
+        }
+
+        fn traits(&self) -> Value {
+            json!(self.state.lock().unwrap().traits.get("user_1"))
+        }
+    }
+
+    #[test]
+    fn a_user_is_identified_and_a_null_clears_what_was_there() {
+        let workspace = Workspace::start();
+        workspace.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        assert_eq!(
+            workspace.traits(),
+            json!({ "email": "ada@example.com", "firstName": "Ada", "lastName": "Byron" })
+        );
+        let data = json!({ "clerk_id": "user_1", "email": "ada@lovelace.example", "last_name": null });
+        workspace.deliver(&message(MessageType::UserUpdated, &data)).unwrap();
+        assert_eq!(workspace.traits(), json!({ "email": "ada@lovelace.example", "firstName": "Ada" }));
+        let ids: Vec<Value> =
+            workspace.receiver.received().iter().map(|request| request.json()["messageId"].clone()).collect();
+        assert_eq!(ids, ["msg_5f2b", "msg_5f2b"]);
+    }
+
+    #[test]
+    fn an_erased_user_is_deleted_and_suppressed() {
+        let workspace = Workspace::start();
+        workspace.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        workspace.deliver(&deletion()).unwrap();
+        workspace.deliver(&deletion()).unwrap();
+        workspace.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        assert_eq!(workspace.traits(), Value::Null);
+    }
+
+    #[test]
+    fn an_erasure_that_was_asked_for_before_is_done() {
+        let workspace = Workspace::start();
+        let exists = json!({ "errors": [{ "type": "bad-request", "message": "Regulation already exists" }] });
+        workspace.state.lock().unwrap().trouble = Some((400, exists));
+        assert_eq!(workspace.deliver(&deletion()), Ok(()));
+        let other = json!({ "errors": [{ "type": "bad-request", "message": "invalid" }] });
+        workspace.state.lock().unwrap().trouble = Some((400, other));
+        assert_eq!(workspace.deliver(&deletion()).unwrap_err().again, Again::Never);
+    }
+
+    #[test]
+    fn the_public_api_says_in_its_body_how_long_to_wait() {
+        let workspace = Workspace::start();
+        let limited = json!({ "errors": [{
+            "type": "RequestError", "message": "Too many requests",
+            "data": { "remainingPoints": 0, "msBeforeNext": 57_647, "consumedPoints": 21 },
+        }] });
+        workspace.state.lock().unwrap().trouble = Some((429, limited));
+        let refusal = workspace.deliver(&deletion()).unwrap_err();
+        assert_eq!(refusal.again, Again::Later(Some(Duration::from_millis(57_647))));
+    }
+
+    #[test]
+    fn rudderstack_is_asked_in_its_own_words() {
+        let workspace = Workspace::start();
+        let destinations = vec!["2FIKkByqn37FhzczP23eZmURciA".to_owned()];
+        for (destinations, expected) in
+            [(destinations.clone(), json!(destinations)), (Vec::new(), Value::Null)]
+        {
+            let mut sink = workspace.sink();
+            sink.regulations.dialect = Dialect::RudderStack { destinations };
+            deliver(&workspace.receiver, &sink, &deletion()).unwrap();
+            let asked = workspace.receiver.received().pop().unwrap().json();
+            assert_eq!(asked["destinationIds"], expected);
+            assert_eq!(asked["users"], json!([{ "userId": "user_1" }]));
+        }
+    }
+
+    #[test]
+    fn a_wrong_key_is_told_without_the_key() {
+        let workspace = Workspace::start();
+        let mut sink = workspace.sink();
+        sink.write_key = "hunter2".into();
+        sink.regulations.token = "hunter2".into();
+        for message in [ada(MessageType::UserCreated, "ada@example.com"), deletion()] {
+            let refusal = deliver(&workspace.receiver, &sink, &message).unwrap_err();
+            assert_eq!(refusal.reason, "answered 401 Unauthorized");
+            assert_eq!(refusal.again, Again::Later(None));
+        }
+    }
+
+    #[test]
+    fn a_test_leaves_nobody_behind() {
+        let workspace = Workspace::start();
+        let test = ada(MessageType::UserCreated, "ada@example.com");
+        let body = serde_json::to_string(&test).unwrap();
+        workspace.receiver.run(workspace.sink().test(&test, &body)).unwrap();
+        assert_eq!(workspace.receiver.received().len(), 2);
+        assert_eq!(workspace.traits(), Value::Null);
+    }
+}
+
+mod mailchimp {
+    use super::*;
+
+    struct Audience {
+        receiver: Receiver,
+        state: Arc<Mutex<receivers::Mailchimp>>,
+        memory: InMemory,
+    }
+
+    impl Audience {
+        fn start() -> Self {
+            let state = Arc::new(Mutex::new(receivers::Mailchimp::default()));
+            let answering = Arc::clone(&state);
+            let receiver = Receiver::start(move |request| answering.lock().unwrap().answer(request));
+            Self { receiver, state, memory: InMemory::default() }
+        }
+
+        fn sink(&self) -> Mailchimp {
+            Mailchimp {
+                outbound: outbound(),
+                url: self.receiver.url.parse().unwrap(),
+                api_key: "key-us21".into(),
+                list_id: "a1b2c3d4e5".to_owned(),
+                status_if_new: "transactional".to_owned(),
+                tags: vec!["new-user".to_owned()],
+                clerk_id_merge_field: "CLERKID".to_owned(),
+                timeout: PATIENCE,
+            }
+        }
+
+        fn deliver(&self, message: &Message) -> Result<(), Refusal> {
+            deliver_with(&self.receiver, &self.sink(), message, &self.memory)
+        }
+
+        fn emails(&self) -> Vec<String> {
+            self.state.lock().unwrap().emails().into_iter().map(ToOwned::to_owned).collect()
+        }
+
+        fn only(&self) -> receivers::Contact {
+            let state = self.state.lock().unwrap();
+            assert_eq!(state.contacts.len(), 1, "{:?}", state.emails());
+            state.contacts[0].clone()
+        }
+
+        fn remembered(&self) -> Option<String> {
+            self.receiver.run(self.memory.recall()).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_new_user_becomes_a_tagged_contact_who_has_subscribed_to_nothing() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "Ada@Example.com")).unwrap();
+        audience.deliver(&ada(MessageType::UserCreated, "Ada@Example.com")).unwrap();
+        let contact = audience.only();
+        assert_eq!((contact.email.as_str(), contact.status.as_str()), ("Ada@Example.com", "transactional"));
+        assert_eq!(
+            Value::Object(contact.merge_fields),
+            json!({ "FNAME": "Ada", "LNAME": "Byron", "CLERKID": "user_1" })
+        );
+        assert_eq!(contact.tags.into_iter().collect::<Vec<_>>(), ["new-user"]);
+        assert_eq!(audience.remembered(), Some(contact.contact_id), "nothing of the address is kept");
+    }
+
+    #[test]
+    fn who_is_there_already_keeps_their_status_and_is_no_new_user_by_an_update() {
+        let audience = Audience::start();
+        audience.state.lock().unwrap().add("ada@example.com").status = "unsubscribed".to_owned();
+        audience.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        let contact = audience.only();
+        assert_eq!(contact.status, "unsubscribed");
+        assert_eq!(contact.merge_fields["FNAME"], "Ada");
+        assert!(contact.tags.is_empty());
+    }
+
+    #[test]
+    fn a_contact_moves_with_its_user_to_another_address() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        let before = audience.only();
+        audience.deliver(&ada(MessageType::UserUpdated, "ada@lovelace.example")).unwrap();
+        let after = audience.only();
+        assert_eq!((after.email.as_str(), &after.contact_id), ("ada@lovelace.example", &before.contact_id));
+        assert!(audience.state.lock().unwrap().forgotten.is_empty(), "so that she may go back");
+        audience.deliver(&deletion()).unwrap();
+        assert_eq!(audience.emails(), [""; 0]);
+    }
+
+    #[test]
+    fn where_another_contact_has_the_new_address_the_old_one_does_not_stay() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.state.lock().unwrap().add("ada@lovelace.example");
+        audience.deliver(&ada(MessageType::UserUpdated, "ada@lovelace.example")).unwrap();
+        let contact = audience.only();
+        assert_eq!((contact.email.as_str(), contact.status.as_str()), ("ada@lovelace.example", "subscribed"));
+        assert_eq!(audience.remembered(), Some(contact.contact_id));
+        audience.deliver(&deletion()).unwrap();
+        assert_eq!(audience.emails(), [""; 0]);
+    }
+
+    #[test]
+    fn who_has_no_address_any_more_is_archived_and_comes_back_with_one() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        let mut without = ada(MessageType::UserUpdated, "");
+        without.data.insert("email".to_owned(), Value::Null);
+        audience.deliver(&without).unwrap();
+        audience.deliver(&without).unwrap();
+        assert_eq!(audience.only().status, "archived");
+        audience.deliver(&ada(MessageType::UserUpdated, "ada@lovelace.example")).unwrap();
+        assert_eq!(audience.only().status, "transactional");
+        audience.deliver(&without).unwrap();
+        audience.deliver(&deletion()).unwrap();
+        assert_eq!(audience.emails(), [""; 0], "an archived contact is erased too");
+    }
+
+    #[test]
+    fn a_user_without_an_address_is_none_of_mailchimps_business() {
+        let audience = Audience::start();
+        let data = json!({ "clerk_id": "user_1", "email": null, "first_name": "Ada" });
+        audience.deliver(&message(MessageType::UserCreated, &data)).unwrap();
+        audience.deliver(&deletion()).unwrap();
+        assert!(audience.receiver.received().is_empty());
+    }
+
+    #[test]
+    fn an_erasure_deletes_for_good_and_may_be_repeated() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&deletion()).unwrap();
+        audience.deliver(&deletion()).unwrap();
+        assert_eq!(audience.emails(), [""; 0]);
+        assert!(audience.state.lock().unwrap().forgotten.contains("ada@example.com"));
+
+        // Who signs up again with the same address has to come back by a form of Mailchimp's own.
+        let again = Audience { memory: InMemory::default(), ..audience };
+        let refusal = again.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap_err();
+        assert_eq!(refusal.again, Again::Never);
+        assert!(refusal.reason.contains("permanently deleted before"), "{refusal}");
+    }
+
+    #[test]
+    fn a_contact_that_has_become_another_users_is_left_to_them() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        let other = json!({ "clerk_id": "user_2", "email": "ada@example.com", "first_name": "Augusta" });
+        let memory = InMemory::default();
+        let other = message(MessageType::UserCreated, &other);
+        deliver_with(&audience.receiver, &audience.sink(), &other, &memory).unwrap();
+        audience.deliver(&deletion()).unwrap();
+        assert_eq!(audience.only().merge_fields["CLERKID"], "user_2");
+    }
+
+    #[test]
+    fn a_contact_that_somebody_removed_by_hand_is_made_again() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.state.lock().unwrap().contacts.clear();
+        audience.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        assert_eq!(audience.remembered(), Some(audience.only().contact_id));
+    }
+
+    #[test]
+    fn an_audience_that_is_not_there_is_no_erasure() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        let sink = Mailchimp { list_id: "other".to_owned(), ..audience.sink() };
+        let refusal = deliver_with(&audience.receiver, &sink, &deletion(), &audience.memory).unwrap_err();
+        assert_eq!(refusal.again, Again::Later(None));
+        assert_eq!(refusal.reason, "there is no audience with this list_id");
+        let sink = Mailchimp { api_key: "hunter2-us21".into(), ..audience.sink() };
+        let refusal = deliver_with(&audience.receiver, &sink, &deletion(), &audience.memory).unwrap_err();
+        assert_eq!(
+            (refusal.reason.as_str(), refusal.again),
+            ("answered 401 Unauthorized", Again::Later(None))
+        );
+        assert_eq!(audience.emails(), ["ada@example.com"]);
+    }
+
+    #[test]
+    fn an_address_that_mailchimp_does_not_believe_is_told_without_it() {
+        let audience = Audience::start();
+        let refusal = audience.deliver(&ada(MessageType::UserCreated, "ada@fake.example")).unwrap_err();
+        assert_eq!(refusal.again, Again::Never);
+        assert!(refusal.reason.contains("does not accept the address"), "{refusal}");
+        assert!(!refusal.reason.contains('@'), "{refusal}");
+    }
+
+    /// A memory that is lost at its n-th write.
+    struct Forgetful<'a> {
+        inner: &'a InMemory,
+        left: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Memory for Forgetful<'_> {
+        async fn recall(&self) -> Result<Option<String>, Refusal> {
+            self.inner.recall().await
+        }
+
+        async fn keep(&self, reference: &str) -> Result<(), Refusal> {
+            let left = self.left.fetch_sub(1, Ordering::SeqCst);
+            if left == 0 {
+                return Err(Refusal { reason: "a crash".to_owned(), again: Again::Later(None) });
+            }
+            self.inner.keep(reference).await
+        }
+    }
+
+    #[test]
+    fn wherever_a_delivery_breaks_off_the_erasure_finds_the_contact() {
+        let (old, new) = ("ada@example.com", "ada@lovelace.example");
+        let stories: [&[(MessageType, &str)]; 3] = [
+            &[(MessageType::UserCreated, old)],
+            &[(MessageType::UserCreated, old), (MessageType::UserUpdated, new)],
+            &[(MessageType::UserUpdated, new), (MessageType::UserUpdated, old)],
+        ];
+        let mut broken = 0;
+        let mut audience = Audience::start();
+        let sink = audience.sink();
+        for story in stories {
+            for other_has_the_new_address in [false, true] {
+                for (lost_answer, lost_write) in
+                    (0..12).map(|n| (Some(n), None)).chain((0..4).map(|n| (None, Some(n))))
+                {
+                    *audience.state.lock().unwrap() = receivers::Mailchimp::default();
+                    audience.memory = InMemory::default();
+                    if other_has_the_new_address {
+                        audience.state.lock().unwrap().add(new);
+                    }
+                    let (last, before) = story.split_last().unwrap();
+                    for (kind, email) in before {
+                        deliver_with(&audience.receiver, &sink, &ada(*kind, email), &audience.memory)
+                            .unwrap();
+                    }
+                    audience.state.lock().unwrap().break_after = lost_answer;
+                    let memory = Forgetful {
+                        inner: &audience.memory,
+                        left: AtomicUsize::new(lost_write.unwrap_or(usize::MAX)),
+                    };
+                    let message = ada(last.0, last.1);
+                    let result = deliver_with(&audience.receiver, &sink, &message, &memory);
+                    broken += usize::from(result.is_err());
+                    audience.state.lock().unwrap().break_after = None;
+                    deliver_with(&audience.receiver, &sink, &deletion(), &audience.memory).unwrap();
+                    let state = audience.state.lock().unwrap();
+                    let told =
+                        format!("{story:?} {other_has_the_new_address} {lost_answer:?} {lost_write:?}");
+                    assert!(state.of("user_1").is_empty(), "{told}");
+                    assert!(!state.emails().contains(&old), "{told}: {:?}", state.emails());
+                    drop(state);
+                }
+            }
+        }
+        assert!(broken > 20, "only {broken} deliveries broke off");
+    }
+
+    #[test]
+    fn a_test_needs_the_merge_field_and_leaves_nobody_behind() {
+        let audience = Audience::start();
+        let test = |audience: &Audience| {
+            let test = ada(MessageType::UserCreated, "ada@fake.example");
+            let body = serde_json::to_string(&test).unwrap();
+            audience.receiver.run(audience.sink().test(&test, &body))
+        };
+        test(&audience).unwrap();
+        assert_eq!(audience.emails(), [""; 0]);
+        let forgotten = audience.state.lock().unwrap().forgotten.clone();
+        assert_eq!(forgotten.into_iter().collect::<Vec<_>>(), ["clerk-sync-test-msg-5f2b@acme.example"]);
+        let sent = audience.receiver.received().len();
+
+        audience.state.lock().unwrap().merge_tags = vec!["FNAME", "LNAME"];
+        let refusal = test(&audience).unwrap_err();
+        assert!(refusal.reason.starts_with("the audience has no merge field CLERKID"), "{refusal}");
+        assert_eq!(audience.receiver.received().len(), sent + 2, "nothing but questions");
+    }
+}
+
+mod memory {
+    use super::*;
+
+    async fn what_a_sink_remembers_lasts_and_is_its_own(world: World) {
+        let of = |sink: &str, id: &str| Recipient {
+            store: Arc::clone(&world.store),
+            sink: sink.to_owned(),
+            clerk_id: clerk_id(id),
+        };
+        world
+            .sql(
+                "INSERT INTO outbox_recipients (clerk_id, sink) VALUES ('user_a', 'news'), ('user_a', 'crm')",
+            )
+            .await;
+        assert_eq!(of("news", "user_a").recall().await, Ok(None));
+        of("news", "user_a").keep("c0ffee").await.unwrap();
+        assert_eq!(of("news", "user_a").recall().await, Ok(Some("c0ffee".to_owned())));
+        assert_eq!(of("crm", "user_a").recall().await, Ok(None));
+        let stranger = of("news", "user_b").keep("c0ffee").await.unwrap_err();
+        assert_eq!(stranger.again, Again::Later(None));
+    }
+
+    #[test]
+    fn on_postgres() {
+        world::run(world::Keeper::Postgres, what_a_sink_remembers_lasts_and_is_its_own);
+    }
+
+    #[test]
+    fn on_sqlite() {
+        world::run(world::Keeper::Sqlite, what_a_sink_remembers_lasts_and_is_its_own);
+    }
+}
+
+mod commands {
+    use super::*;
+
+    /// The program with this `clerk-sync.toml` in its directory.
+    fn with(file: &str, test: impl FnOnce(&mut Host)) {
+        let Some(mut host) = Host::with(service::Keeper::Sqlite) else { return };
+        host.write("clerk-sync.toml", file);
+        host.set("CRM_SECRET", SECRET);
+        test(&mut host);
+    }
+
+    fn crm(url: &str) -> String {
+        format!(
+            "[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"{url}/hooks/hunter2\"\n\
+             signing_secret_env = \"CRM_SECRET\"\nfields = [\"email\", \"image_url\"]\n"
+        )
+    }
+
+    #[test]
+    fn a_webhook_is_sent_a_marked_message() {
+        let receiver = Receiver::start(|_| reply(200, ""));
+        with(&crm(&receiver.url), |host| {
+            let out = host.run(&["sinks", "test", "crm"]).succeeded();
+            assert!(out.starts_with("crm took the test message in "), "{out}");
+        });
+        let request = receiver.one();
+        svix::webhooks::Webhook::new(SECRET).unwrap().verify(&request.body, &request.headers).unwrap();
+        let body = request.json();
+        assert_eq!((&body["type"], &body["data"]["test"]), (&json!("user.created"), &json!(true)));
+        assert!(body["data"]["clerk_id"].as_str().unwrap().starts_with("user_test_"));
+        let mut names: Vec<&str> = body["data"].as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["clerk_id", "created_at", "email", "image_url", "test", "updated_at"]);
+    }
+
+    #[test]
+    fn the_exit_code_tells_a_refusal_from_silence_and_from_a_mistake() {
+        let receiver = Receiver::start(|_| reply(422, "hunter2"));
+        with(&crm(&receiver.url), |host| {
+            let refused = host.run(&["sinks", "test", "crm"]);
+            assert_eq!(refused.code, Some(1), "{refused:?}");
+            assert!(refused.stderr.contains("answered 422 Unprocessable Entity"), "{refused:?}");
+            assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
+            let unknown = host.run(&["sinks", "test", "cmr"]);
+            assert_eq!(unknown.code, Some(78), "{unknown:?}");
+            assert!(unknown.stderr.contains("there are crm"), "{unknown:?}");
+            host.unset("CRM_SECRET");
+            let without = host.run(&["sinks", "test", "crm"]);
+            assert_eq!(without.code, Some(78), "{without:?}");
+            let told =
+                "clerk-sync.toml, sink \"crm\", signing_secret_env: the variable CRM_SECRET is not set";
+            assert!(without.stderr.contains(told), "{without:?}");
+        });
+        with(&crm(&nowhere()), |host| {
+            let nobody = host.run(&["sinks", "test", "crm"]);
+            assert_eq!(nobody.code, Some(69), "{nobody:?}");
+            assert!(
+                nobody.stderr.contains("no connection") && !nobody.stderr.contains("hunter2"),
+                "{nobody:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn sinks_are_listed_without_their_secrets_and_without_needing_them() {
+        with(&crm("https://crm.example"), |host| {
+            host.unset("CRM_SECRET");
+            let out = host.run(&["sinks"]).succeeded();
+            for part in [
+                "clerk-sync.toml names 1 sink\n",
+                "crm",
+                "webhook",
+                "crm.example",
+                "user.deleted",
+                "email, image_url",
+            ] {
+                assert!(out.contains(part), "{part}: {out}");
+            }
+            assert!(!out.contains("hunter2"), "{out}");
+        });
+    }
+
+    #[test]
+    fn the_service_names_the_file_that_it_has_read_and_refuses_one_with_mistakes() {
+        with(&crm("https://crm.example"), |host| {
+            let service = host.serve();
+            let read = service.lines().into_iter().find(|line| line["file"] == "clerk-sync.toml");
+            assert_eq!(read.expect("a line")["sinks"], 1);
+            drop(service);
+            host.write("other.toml", "[[sink]]\nname = \"crm\"\n");
+            host.set("CONFIG_FILE", "other.toml");
+            host.set("PORT", "no number");
+            let refused = host.run(&["serve"]);
+            assert_eq!(refused.code, Some(78), "{refused:?}");
+            for part in ["PORT (--port)", "other.toml, sink \"crm\", kind: not set"] {
+                assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+            }
+            host.set("CONFIG_FILE", "absent.toml");
+            let absent = host.run(&["sinks"]);
+            assert_eq!(absent.code, Some(78), "{absent:?}");
+            assert!(
+                absent.stderr.contains("CONFIG_FILE (--config): the file absent.toml cannot be read"),
+                "{absent:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn samples_never_reach_a_system_that_nobody_named_on_the_command_line() {
+        with("this is no configuration", |host| {
+            assert_eq!(host.run(&["serve"]).code, Some(78));
+            let dev = host.run(&["dev", "--once"]);
+            assert_eq!(dev.code, Some(0), "{dev:?}");
+        });
+    }
+}
