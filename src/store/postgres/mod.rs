@@ -85,6 +85,7 @@ pub struct Postgres {
     begin_short: String,
     begin_page: String,
     begin_count: String,
+    begin_unhurried: String,
     begin_migration: String,
     anonymize: Arc<str>,
     /// Whether every connection so far leads straight to the server.
@@ -139,6 +140,8 @@ impl Postgres {
             begin_normal: begin("1500ms", "3s"),
             begin_short: begin("50ms", "3s"),
             begin_migration: begin("30s", "10min"),
+            // What it writes is lost if the server dies within the next second, and nothing else is.
+            begin_unhurried: begin("1500ms", "3s") + "; SET LOCAL synchronous_commit = off",
             begin_page: begin("1500ms", "3s") + "; SET LOCAL enable_sort = off",
             begin_count: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {path}; SET LOCAL lock_timeout = '1500ms'; \

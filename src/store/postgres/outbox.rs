@@ -165,7 +165,9 @@ pub(super) async fn finish(
     ending: &Ending,
     now: DateTime<Utc>,
 ) -> Result<bool> {
-    let mut session = store.session(&store.begin_normal).await?;
+    // Should it be lost, the message is delivered once more when its lease ends. A claim must not be: an erasure has to
+    // know what is on its way.
+    let mut session = store.session(&store.begin_unhurried).await?;
     lock(&mut session, std::slice::from_ref(&claimed.clerk_id)).await?;
     let Some(emptied) = settle(&mut session, claimed, ending, now).await? else {
         session.commit().await?;
