@@ -461,6 +461,15 @@ mod mailchimp {
     }
 
     #[test]
+    fn a_message_that_says_nothing_of_the_address_archives_nobody() {
+        let audience = Audience::start();
+        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        let data = json!({ "clerk_id": "user_1", "first_name": "Augusta" });
+        audience.deliver(&message(MessageType::UserUpdated, &data)).unwrap();
+        assert_eq!(audience.only().status, "transactional");
+    }
+
+    #[test]
     fn an_erasure_deletes_for_good_and_may_be_repeated() {
         let audience = Audience::start();
         audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();

@@ -99,6 +99,10 @@ impl Sink for Mailchimp {
 
 impl Mailchimp {
     async fn update(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
+        // To say nothing of the address is not to say that there is none.
+        if !message.data.contains_key("email") {
+            return Ok(());
+        }
         let address = message.text("email").filter(|address| !address.is_empty());
         let contact = match (self.contact_of(message, memory).await?, address) {
             (None, None) => return Ok(()),
