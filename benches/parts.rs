@@ -131,7 +131,7 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
             _ => None,
         })
         .collect();
-    let rules = Rules { fields: default_fields(), deletion: DeletionPolicy::Auto };
+    let rules = Rules::new(default_fields(), DeletionPolicy::Auto);
     bencher
         .counter(ItemsCount::new(BATCH))
         .with_inputs(|| {

@@ -72,7 +72,7 @@ fn batch(events: &[Event], now: DateTime<Utc>) -> Batch {
             stored.users.insert(id.clone(), user(id));
         }
     }
-    let rules = Rules { fields: fields(), deletion: DeletionPolicy::Auto };
+    let rules = Rules::new(fields(), DeletionPolicy::Auto);
     let plan = plan(&changes, stored, &rules, now);
     assert!(plan.outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "every event is news");
     Batch { deliveries, ids, plan, now }

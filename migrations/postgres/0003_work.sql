@@ -11,6 +11,10 @@ ALTER TABLE webhook_queue SET (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 
+-- The dead are few among many: by their ids for whoever looks at them, by their age for who forgets them.
+CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (svix_id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS webhook_queue_dead_age ON webhook_queue (received_at) WHERE state = 'dead';
+
 -- Messages for other systems, written in the transaction that changed the user.
 CREATE TABLE IF NOT EXISTS outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- of one user and sink, in the order of the changes
@@ -63,5 +67,5 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
 CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
 
 -- When a user whom Clerk deleted is to be erased, if that is held back.
-ALTER TABLE entity_versions ADD COLUMN IF NOT EXISTS held_until timestamptz;
+ALTER TABLE entity_versions ADD COLUMN held_until timestamptz;
 CREATE INDEX IF NOT EXISTS entity_versions_held ON entity_versions (held_until) WHERE held_until IS NOT NULL;

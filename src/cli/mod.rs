@@ -6,10 +6,12 @@ mod dev;
 mod ensure;
 mod migrate;
 mod post;
+mod queue;
 mod reconcile;
 mod sample;
 mod send;
 pub mod service;
+mod worker;
 
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
@@ -28,6 +30,7 @@ use crate::{
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, Trouble as CatchUpTrouble},
+        retry::Retry,
     },
 };
 
@@ -55,6 +58,10 @@ enum Command {
     Ensure(ensure::Ensure),
     /// Compare with Clerk and mend what differs
     Reconcile(reconcile::Reconcile),
+    /// Apply what waits in the queue, and nothing else; any number of these may run
+    Worker(worker::Worker),
+    /// Look at deliveries that wait or are dead, try them again, or take them out
+    Queue(queue::Queue),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -92,6 +99,8 @@ fn run() -> Result<(), Failure> {
             Command::Backfill(backfill) => backfill.run(&settings).await,
             Command::Ensure(ensure) => ensure.run(&settings).await,
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
+            Command::Worker(worker) => worker.run(&settings).await,
+            Command::Queue(queue) => queue.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
         }
@@ -235,7 +244,11 @@ fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>
 }
 
 fn rules(config: &Config) -> Rules {
-    Rules { fields: config.sync_fields, deletion: config.deletion_policy }
+    Rules {
+        processing: config.processing,
+        retry: Retry { max_attempts: config.queue_max_attempts, ..Retry::default() },
+        ..Rules::new(config.sync_fields, config.deletion_policy)
+    }
 }
 
 /// The first signing secret, for commands that sign.

@@ -21,10 +21,11 @@ use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, User},
+    model::{ClerkId, DeletionPolicy, SvixId, User},
     store::{
         Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
-        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+        QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store, StoreError,
+        Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -83,10 +84,19 @@ impl Store for FakeStore {
     ) -> Stored<Vec<(NaiveDate, u64)>> {
         panic!("jane@example.com")
     }
-    async fn claim_due(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<Vec<Parked>> {
+    async fn any_due(&self, _: DateTime<Utc>) -> Stored<bool> {
         unreachable!()
     }
     async fn queue_depth(&self) -> Stored<QueueDepth> {
+        unreachable!()
+    }
+    async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
+        unreachable!()
+    }
+    async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
+        unreachable!()
+    }
+    async fn prune_dead(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
         unreachable!()
     }
     async fn prune_processed(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
@@ -135,7 +145,7 @@ impl Store for FakeStore {
 fn committer(store: &Arc<dyn Store>) -> Committer {
     static LANES: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("runtime"));
     let _inside = LANES.enter();
-    let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    let rules = Rules::new(FieldSet::ALL, DeletionPolicy::Auto);
     let clock: Clock = Arc::new(Utc::now);
     let (committer, lanes) = Committer::start(store, rules, Limits::default(), &clock);
     // They run as long as the tests do.

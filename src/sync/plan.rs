@@ -204,7 +204,9 @@ mod tests {
     use super::*;
     use crate::model::{Content, DeletionPolicy, FieldSet, Source, SvixId, Value};
 
-    const RULES: Rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    fn rules() -> Rules {
+        Rules::new(FieldSet::ALL, DeletionPolicy::Auto)
+    }
 
     fn at(milliseconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(milliseconds).expect("in range")
@@ -246,7 +248,7 @@ mod tests {
         };
         let changes: Vec<Change> = deliveries.iter().map(change).collect();
         let pairs: Vec<_> = deliveries.iter().zip(&changes).collect();
-        plan(&pairs, stored, &RULES, at(1_000_000))
+        plan(&pairs, stored, &rules(), at(1_000_000))
     }
 
     fn known(register: Register, user: Option<User>) -> Stored {

@@ -10,6 +10,7 @@ mod application;
 mod world;
 
 mod promises;
+mod queue;
 
 mod convergence;
 mod crashes;
@@ -25,3 +26,4 @@ mod catching_up;
 mod journeys;
 mod outages;
 mod private_api;
+mod workers;

@@ -1,6 +1,6 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It reads, and fetches from Clerk who is not here yet. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
+//! It reads, fetches from Clerk who is not here yet, and sees to deliveries that wait. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
 //! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
 //! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
 //! addresses stand in it.
@@ -8,6 +8,7 @@
 mod ensure;
 mod openapi;
 mod query;
+mod queue;
 mod signups;
 mod token;
 mod users;
@@ -27,8 +28,11 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-pub use self::users::row_as_json;
 use self::{openapi::Bearer, token::Token};
+pub use self::{
+    queue::{parked_as_json, queue_as_json},
+    users::row_as_json,
+};
 use super::{App, error::Problem};
 use crate::{
     store::{self, Store},
@@ -50,6 +54,10 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/v1/users/{clerk_id}", get(users::show))
         .route("/v1/users/{clerk_id}/ensure", post(ensure::ensure))
         .route("/v1/signups", get(signups::count))
+        .route("/v1/queue", get(queue::list))
+        .route("/v1/queue/retry", post(queue::retry))
+        .route("/v1/queue/discard", post(queue::discard))
+        .route("/v1/queue/{svix_id}", get(queue::show))
         .route("/v1/openapi.json", get(openapi::show))
         // What is not there needs the token as well.
         .route("/v1", any(nothing))
@@ -70,9 +78,12 @@ async fn nothing() -> Problem {
 #[openapi(
     info(
         title = "clerk-sync: the private API",
-        description = "Reads the users that clerk-sync keeps, for whoever has ADMIN_TOKEN."
+        description = "Reads the users that clerk-sync keeps, and sees to deliveries that wait, for whoever has ADMIN_TOKEN."
     ),
-    paths(users::list, users::show, ensure::ensure, signups::count, openapi::show),
+    paths(
+        users::list, users::show, ensure::ensure, signups::count, queue::list, queue::show, queue::retry,
+        queue::discard, openapi::show
+    ),
     modifiers(&Bearer),
     security(("bearer" = []))
 )]
