@@ -36,6 +36,10 @@ pub const COMMIT_DURATION: &str = "clerk_sync_commit_duration_seconds";
 pub const LAST_EVENT_TIMESTAMP: &str = "clerk_sync_last_event_timestamp_seconds";
 /// Gauge by `state`: deliveries in `webhook_queue`.
 pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
+/// Gauge, in seconds: how long the first of those that wait in `webhook_queue` has been due; 0 if none is.
+pub const QUEUE_OLDEST: &str = "clerk_sync_queue_oldest_seconds";
+/// Counter by `outcome`: deliveries of `webhook_queue` that were worked on, `parked` if it was in vain.
+pub const QUEUE_PROCESSED: &str = "clerk_sync_queue_processed_total";
 /// Counter: deletions that the database refused, to be tried again.
 pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
 
@@ -70,6 +74,9 @@ pub const REJECTION_REASONS: [&str; 7] = [
 
 /// Every `state` of [`QUEUE_DEPTH`].
 pub const QUEUE_STATES: [&str; 2] = ["pending", "dead"];
+
+/// Every `outcome` of [`QUEUE_PROCESSED`].
+pub const QUEUE_OUTCOMES: [&str; 6] = ["applied", "unchanged", "stale", "duplicate", "ignored", "parked"];
 
 const SECONDS_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -194,7 +201,17 @@ fn describe() {
     describe_gauge!(
         QUEUE_DEPTH,
         Unit::Count,
-        "Deliveries kept in webhook_queue, by state; looked up every 5 seconds."
+        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long."
+    );
+    describe_gauge!(
+        QUEUE_OLDEST,
+        Unit::Seconds,
+        "How long the first of the deliveries that wait in webhook_queue has been due."
+    );
+    describe_counter!(
+        QUEUE_PROCESSED,
+        Unit::Count,
+        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain."
     );
     describe_counter!(
         ERASURE_FAILURES,
@@ -222,6 +239,10 @@ fn describe() {
     }
     for state in QUEUE_STATES {
         gauge!(QUEUE_DEPTH, "state" => state).set(0.0);
+    }
+    gauge!(QUEUE_OLDEST).set(0.0);
+    for outcome in QUEUE_OUTCOMES {
+        counter!(QUEUE_PROCESSED, "outcome" => outcome).absolute(0);
     }
     counter!(ERASURE_FAILURES).absolute(0);
 }

@@ -138,6 +138,27 @@ impl Database {
         Ok([row.get(0), row.get(1), row.get(2)])
     }
 
+    /// Put so many deliveries into the queue, in place of those that are there.
+    pub(crate) async fn fill_queue(&self, schema: &str, deliveries: u64) -> anyhow::Result<()> {
+        self.run(format!(
+            "SET search_path = {schema};
+             TRUNCATE webhook_queue;
+             INSERT INTO webhook_queue
+                 (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at)
+             SELECT 'msg_1' || lpad(n::text, 26, '0'), 'user.updated', {ID}, convert_to(repeat('x', 500), 'UTF8'),
+                    'pending', 0, now() - interval '1 hour' + n * interval '1 ms', now()
+             FROM generate_series(1, {deliveries}::bigint) AS n;"
+        ))
+        .await?;
+        self.run(format!("VACUUM (ANALYZE) {schema}.webhook_queue")).await
+    }
+
+    /// How many deliveries wait.
+    pub(crate) async fn waiting(&self, schema: &str) -> anyhow::Result<i64> {
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {schema}.webhook_queue"));
+        Ok(sqlx::query(count).fetch_one(&self.pool).await?.get(0))
+    }
+
     /// What matters of the server, in one line each.
     pub(crate) async fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut settings = Vec::new();

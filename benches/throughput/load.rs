@@ -51,10 +51,10 @@ impl Report {
         self.latencies[place.clamp(1, self.latencies.len()) - 1]
     }
 
-    /// Whatever is not applied was not measured.
-    pub(crate) fn all_applied(&self) -> anyhow::Result<()> {
-        if self.answers.keys().any(|answer| answer != "applied") {
-            bail!("not every event was applied: {:?}", self.answers);
+    /// What is answered otherwise was not measured.
+    pub(crate) fn all_answered(&self, word: &str) -> anyhow::Result<()> {
+        if self.answers.keys().any(|answer| answer != word) {
+            bail!("not every event was {word}: {:?}", self.answers);
         }
         Ok(())
     }

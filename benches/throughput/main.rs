@@ -11,6 +11,7 @@ mod database;
 mod events;
 mod load;
 mod process;
+mod queue;
 mod service;
 mod straight;
 
@@ -47,6 +48,9 @@ mod wanted {
     pub(super) const EVENTS_A_SECOND: f64 = 8_000.0;
     pub(super) const P99_MILLISECONDS: f64 = 25.0;
     pub(super) const COST_OF_A_MILLION: f64 = 1.5;
+    pub(super) const ACCEPTED_OF_INLINE: f64 = 1.0;
+    pub(super) const DRAINED_OF_INLINE: f64 = 0.5;
+    pub(super) const CLAIM_AMONG_MANY: f64 = 1.5;
     pub(super) const PEAK_MIB: f64 = 64.0;
 }
 
@@ -61,6 +65,8 @@ struct Size {
     one_by_one: usize,
     paced: usize,
     populations: &'static [u64],
+    /// Deliveries that wait while some are claimed.
+    waiting: u64,
 }
 
 const FULL: Size = Size {
@@ -69,10 +75,17 @@ const FULL: Size = Size {
     one_by_one: 4_000,
     paced: 10_000,
     populations: &[10_000, 100_000, 1_000_000],
+    waiting: 1_000_000,
 };
 
-const QUICK: Size =
-    Size { rounds: 2, grouped: 10_000, one_by_one: 1_500, paced: 3_000, populations: &[10_000, 100_000] };
+const QUICK: Size = Size {
+    rounds: 2,
+    grouped: 10_000,
+    one_by_one: 1_500,
+    paced: 3_000,
+    populations: &[10_000, 100_000],
+    waiting: 100_000,
+};
 
 fn main() -> anyhow::Result<()> {
     if service::is_stand_in() {
@@ -151,6 +164,7 @@ impl Bench {
     fn run(&mut self) -> anyhow::Result<()> {
         self.introduce()?;
         self.compare()?;
+        self.queue()?;
         self.grow()?;
         let mib = self.peak as f64 / 1024.0;
         self.verdict(
@@ -373,7 +387,7 @@ impl Bench {
         let (batches, cpu, in_database) = (service.batches()?, service.cpu(), backends()?);
         let sender = process::own_cpu();
         let report = drive(service.address, requests, load)?;
-        report.all_applied()?;
+        report.all_answered(service.mode().answer())?;
         let done = service.batches()?;
         let run = Run {
             events: count,

@@ -32,6 +32,10 @@ pub(crate) enum Mode {
     GroupCommit,
     /// The same service, one event a transaction, and as many transactions at once as it has connections.
     OneByOne,
+    /// `PROCESSING=queue clerk-sync serve --no-worker`: it only stores.
+    Accepting,
+    /// `clerk-sync worker`: it only applies what was stored.
+    Draining,
 }
 
 impl Mode {
@@ -40,7 +44,14 @@ impl Mode {
         match self {
             Self::GroupCommit => "bench: group commit",
             Self::OneByOne => "bench: one by one",
+            Self::Accepting => "bench: accepting",
+            Self::Draining => "bench: draining",
         }
+    }
+
+    /// What it answers when all is well.
+    pub(crate) fn answer(self) -> &'static str {
+        if self == Self::Accepting { "queued" } else { "applied" }
     }
 }
 
@@ -57,11 +68,15 @@ impl Service {
     pub(crate) fn start(mode: Mode, database: &Database, schema: &str) -> anyhow::Result<Self> {
         let (address, private) = (free_address()?, free_address()?);
         let mut command = match mode {
-            Mode::GroupCommit => {
+            Mode::GroupCommit | Mode::Accepting | Mode::Draining => {
                 // BENCH_PROGRAM: another build, to be compared with this one.
                 let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
                 let mut command = Command::new(program);
-                command.arg("serve");
+                match mode {
+                    Mode::Accepting => command.args(["serve", "--no-worker"]).env("PROCESSING", "queue"),
+                    Mode::Draining => command.arg("worker"),
+                    _ => command.arg("serve"),
+                };
                 command
             }
             Mode::OneByOne => {

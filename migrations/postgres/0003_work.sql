@@ -11,6 +11,10 @@ ALTER TABLE webhook_queue SET (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 
+-- The dead are few among many: by their ids for whoever looks at them, by their age for who forgets them.
+CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (svix_id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS webhook_queue_dead_age ON webhook_queue (received_at) WHERE state = 'dead';
+
 -- Messages for other systems, written in the transaction that changed the user.
 CREATE TABLE IF NOT EXISTS outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- of one user and sink, in the order of the changes

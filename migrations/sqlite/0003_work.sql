@@ -1,5 +1,9 @@
 -- What waits to be worked on: the queue of deliveries, the outbox to other systems, and erasures that reach them.
 
+-- The dead are few among many: by their ids for whoever looks at them, by their age for who forgets them.
+CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (svix_id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS webhook_queue_dead_age ON webhook_queue (received_at) WHERE state = 'dead';
+
 -- Messages for other systems, written in the transaction that changed the user.
 CREATE TABLE IF NOT EXISTS outbox (
     id              INTEGER PRIMARY KEY AUTOINCREMENT, -- of one user and sink, in the order of the changes

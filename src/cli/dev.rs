@@ -82,7 +82,8 @@ impl Dev {
         }
         let store = wait_for_store(&config, true).await?;
         let service = Service::start(&config, Arc::clone(&store), Limits::default(), Vec::new())?;
-        let url = format!("http://{}/webhooks/clerk", service.public);
+        let public = service.public.context("webhooks are not received")?;
+        let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
 
         if let Some(fake) = &fake {

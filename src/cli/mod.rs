@@ -7,11 +7,13 @@ mod ensure;
 mod migrate;
 mod outbox;
 mod post;
+mod queue;
 mod reconcile;
 mod sample;
 mod send;
 pub mod service;
 mod sinks;
+mod worker;
 
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
@@ -30,6 +32,7 @@ use crate::{
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, Trouble as CatchUpTrouble},
+        retry::Retry,
     },
 };
 
@@ -59,6 +62,10 @@ enum Command {
     Reconcile(reconcile::Reconcile),
     /// Messages for other systems: list, show, retry, discard; pause and resume a sink
     Outbox(outbox::Outbox),
+    /// Apply what waits in the queue and tell other systems, and nothing else; any number of these may run
+    Worker(worker::Worker),
+    /// Look at deliveries that wait or are dead, try them again, or take them out
+    Queue(queue::Queue),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -99,6 +106,8 @@ fn run() -> Result<(), Failure> {
             Command::Ensure(ensure) => ensure.run(&settings).await,
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
             Command::Outbox(outbox) => outbox.run(&settings).await,
+            Command::Worker(worker) => worker.run(&settings).await,
+            Command::Queue(queue) => queue.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
             Command::Sinks(sinks) => sinks.run(&settings).await,
@@ -255,7 +264,12 @@ fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>
 
 fn rules(config: &Config) -> Rules {
     let subscriptions = config.sinks.iter().map(SinkConfig::subscription).collect();
-    Rules { subscriptions, ..Rules::new(config.sync_fields, config.deletion_policy) }
+    Rules {
+        processing: config.processing,
+        retry: Retry { max_attempts: config.queue_max_attempts, ..Retry::default() },
+        subscriptions,
+        ..Rules::new(config.sync_fields, config.deletion_policy)
+    }
 }
 
 /// The first signing secret, for commands that sign.

@@ -23,8 +23,9 @@ use crate::{
     sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
     telemetry,
     work::{
-        CatchUpLoop, Upkeep,
+        CatchUpLoop, Queue, Upkeep,
         outbox::{Destination, Outbox},
+        worker::Worker,
     },
 };
 
@@ -50,6 +51,10 @@ pub(super) struct Serve {
     /// Do not apply migrations; /readyz says no until somebody has
     #[arg(long)]
     no_migrate: bool,
+
+    /// Only receive webhooks: what waits in the queue is left to other processes
+    #[arg(long)]
+    no_worker: bool,
 }
 
 impl Serve {
@@ -57,21 +62,23 @@ impl Serve {
         let config =
             settings.resolve(Needs { signing_secret: true, sink_secrets: true, ..Needs::default() })?;
         init_log(&config)?;
-        if let Some(file) = &config.config_file {
-            tracing::info!(file = %file.display(), sinks = config.sinks.len(), "configuration file read");
-        }
         let destinations = sinks::destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
-        let service = Service::start(&config, store, Limits::default(), destinations)?;
-        tracing::info!(
-            webhooks = %format_args!("http://{}/webhooks/clerk", service.public),
-            private = %format_args!("http://{}", service.private),
-            database = config.database.place(),
-            version = env!("CARGO_PKG_VERSION"),
-            "ready"
-        );
+        let role = if self.no_worker { Role::Receive } else { Role::Both };
+        let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
+        service.say_ready(&config);
         service.run_until_asked_to_stop().await
     }
+}
+
+/// What a process does with webhooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Both,
+    /// It takes them in, and leaves what waits in the queue to others.
+    Receive,
+    /// It applies what waits in the queue.
+    Work,
 }
 
 /// Begin to log, and say first what is probably not meant.
@@ -134,8 +141,8 @@ async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<A
 
 /// The running service.
 pub struct Service {
-    /// Where the public listener listens.
-    pub public: SocketAddr,
+    /// Where the public listener listens, if webhooks are received.
+    pub public: Option<SocketAddr>,
     /// Where the private listener listens.
     pub private: SocketAddr,
     shutdown: CancellationToken,
@@ -144,7 +151,9 @@ pub struct Service {
     upkeep: JoinSet<()>,
     /// Gives its lease back before it ends.
     catch_up: JoinSet<()>,
-    /// Finishes the deliveries that are under way.
+    /// Finishes what they have begun.
+    workers: JoinSet<()>,
+    /// Finishes the messages that are on their way.
     outbox: JoinSet<()>,
     lanes: Lanes,
     store: Arc<dyn Store>,
@@ -164,11 +173,31 @@ impl Service {
         limits: Limits,
         destinations: Vec<Destination>,
     ) -> Result<Self, Failure> {
+        Self::start_as(Role::Both, config, store, limits, destinations)
+    }
+
+    /// Start what this role needs.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    ///
+    /// # Panics
+    /// Outside a runtime of tokio.
+    pub fn start_as(
+        role: Role,
+        config: &Config,
+        store: Arc<dyn Store>,
+        limits: Limits,
+        destinations: Vec<Destination>,
+    ) -> Result<Self, Failure> {
         // Where it cannot be raised, accepting pauses when descriptors run out.
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
-        let public = listen(config.listen, "HOST and PORT")?;
+        let receives = role != Role::Work;
+        let public = receives.then(|| listen(config.listen, "HOST and PORT")).transpose()?;
         let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
-        let (public_address, private_address) = (local_address(&public)?, local_address(&private)?);
+        let public_address = public.as_ref().map(local_address).transpose()?;
+        let private_address = local_address(&private)?;
+        let limits = if receives { limits } else { Limits { lanes: Some(0), ..limits } };
 
         let metrics = telemetry::install_metrics();
         let clock = clock();
@@ -200,32 +229,41 @@ impl Service {
             shutdown: shutdown.clone(),
         });
         let mut listeners = JoinSet::new();
-        for (listener, routes) in [
-            (public, http::public_routes(Arc::clone(&app))),
-            (private, http::private_routes(app, metrics.clone())),
-        ] {
+        let public = public.map(|public| (public, http::public_routes(Arc::clone(&app))));
+        let private = (private, http::private_routes(app, metrics.clone()));
+        for (listener, routes) in public.into_iter().chain([private]) {
             let limits = ConnectionLimits::default();
             listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
         }
-        let dispatching = Outbox {
-            store: Arc::clone(&store),
-            destinations,
-            bell: Arc::clone(&rules.bell),
-            clock: Arc::clone(&clock),
-        };
-        let mut outbox = JoinSet::new();
-        outbox.spawn(dispatching.run(shutdown.clone()));
+        let (mut workers, mut outbox) = (JoinSet::new(), JoinSet::new());
+        if role != Role::Receive {
+            let dispatching = Outbox {
+                store: Arc::clone(&store),
+                destinations,
+                bell: Arc::clone(&rules.bell),
+                clock: Arc::clone(&clock),
+            };
+            outbox.spawn(dispatching.run(shutdown.clone()));
+            let queue = Queue { store: Arc::clone(&store), rules, clock: Arc::clone(&clock) };
+            let worker = Worker {
+                tenant: Arc::new(queue),
+                places: store.writers(),
+                bell: committer.bell(),
+                clock: Arc::clone(&clock),
+            };
+            workers.spawn(worker.run(shutdown.clone()));
+        }
+        let days = |retention| TimeDelta::from_std(retention).unwrap_or(TimeDelta::MAX);
         let work = Upkeep {
             store: Arc::clone(&store),
-            committer,
-            fields: config.sync_fields,
             clock,
-            retention: TimeDelta::from_std(config.processed_retention).unwrap_or(TimeDelta::MAX),
+            retention: days(config.processed_retention),
+            dead_retention: days(config.dead_retention),
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
-        if let Some(context) = catch_up_context {
+        if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
                 context,
                 every: config.reconcile_interval,
@@ -245,10 +283,23 @@ impl Service {
             listeners,
             upkeep,
             catch_up,
+            workers,
             outbox,
             lanes,
             store,
         })
+    }
+
+    /// Say in the log where it can be reached.
+    pub(super) fn say_ready(&self, config: &Config) {
+        let webhooks = self.public.map(|address| format!("http://{address}/webhooks/clerk"));
+        tracing::info!(
+            webhooks,
+            private = %format_args!("http://{}", self.private),
+            database = config.database.place(),
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
     }
 
     /// Run until SIGTERM or SIGINT, then stop in good order. A second signal stops at once.
@@ -283,9 +334,11 @@ impl Service {
         self.upkeep.shutdown().await;
         let _ = timeout(LEASE_TIME, self.catch_up.join_all()).await;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        if timeout(left, self.lanes.finish()).await.is_err() {
+        let finished = async { tokio::join!(self.lanes.finish(), self.workers.join_all()) };
+        if timeout(left, finished).await.is_err() {
             tracing::warn!(
-                "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again"
+                "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
+                 waits in the queue goes on waiting"
             );
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -109,6 +109,9 @@ impl Test {
 
 /// All sinks, ready to be spoken to.
 pub(super) fn destinations(config: &Config) -> Result<Vec<Destination>, Failure> {
+    if let Some(file) = &config.config_file {
+        tracing::info!(file = %file.display(), sinks = config.sinks.len(), "configuration file read");
+    }
     if config.sinks.is_empty() {
         return Ok(Vec::new());
     }

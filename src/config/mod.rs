@@ -25,7 +25,7 @@ pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
-    model::{DeletionPolicy, FieldSet},
+    model::{DeletionPolicy, FieldSet, Processing},
     telemetry::LogFormat,
 };
 use read::Reader;
@@ -79,8 +79,14 @@ pub struct Config {
     pub webhook_allowed_ips: AllowedAddresses,
     /// `TRUSTED_PROXIES`
     pub trusted_proxies: Vec<IpNet>,
+    /// `PROCESSING`
+    pub processing: Processing,
+    /// `QUEUE_MAX_ATTEMPTS`
+    pub queue_max_attempts: u32,
     /// `PROCESSED_RETENTION_DAYS`
     pub processed_retention: Duration,
+    /// `DEAD_RETENTION_DAYS`
+    pub dead_retention: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `LOG_FORMAT`; `None` leaves it to whether the log goes to a terminal.
@@ -166,8 +172,13 @@ impl Settings {
             read.number("WEBHOOK_MAX_BODY_BYTES", self.webhook_max_body_bytes.as_deref(), 1024..=16_777_216);
         let webhook_allowed_ips = read.allowed_addresses(self.webhook_allowed_ips.as_deref());
         let trusted_proxies = read.networks("TRUSTED_PROXIES", self.trusted_proxies.as_deref());
+        let processing = read.processing(self.processing.as_deref());
+        let queue_max_attempts =
+            read.number("QUEUE_MAX_ATTEMPTS", self.queue_max_attempts.as_deref(), 1..=1000);
         let retention_days =
             read.number("PROCESSED_RETENTION_DAYS", self.processed_retention_days.as_deref(), 1..=3650);
+        let dead_retention_days =
+            read.number("DEAD_RETENTION_DAYS", self.dead_retention_days.as_deref(), 1..=3650);
         let shutdown_grace =
             read.number("SHUTDOWN_GRACE_SECONDS", self.shutdown_grace_seconds.as_deref(), 0..=600);
         let log_format = read.log_format(self.log_format.as_deref());
@@ -200,7 +211,10 @@ impl Settings {
             webhook_max_body_bytes: webhook_max_body_bytes.unwrap_or(1_048_576) as usize,
             webhook_allowed_ips,
             trusted_proxies,
+            processing,
+            queue_max_attempts: queue_max_attempts.unwrap_or(15),
             processed_retention: seconds(retention_days.unwrap_or(30) * 24 * 60 * 60),
+            dead_retention: seconds(dead_retention_days.unwrap_or(30) * 24 * 60 * 60),
             shutdown_grace: seconds(shutdown_grace.unwrap_or(10)),
             log_format,
             log_filter,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clerk::signature::Secret,
-    model::{DeletionPolicy, Field, FieldSet},
+    model::{DeletionPolicy, Field, FieldSet, Processing},
     telemetry::{self, LogFormat},
 };
 
@@ -309,6 +309,11 @@ impl Reader {
         let allowed = DeletionPolicy::ALL.map(DeletionPolicy::name).join(", ");
         self.value("DELETION_POLICY", given, &format!("one of {allowed}"), DeletionPolicy::named)
             .unwrap_or_default()
+    }
+
+    pub(super) fn processing(&mut self, given: Option<&str>) -> Processing {
+        let allowed = Processing::ALL.map(Processing::name).join(" or ");
+        self.value("PROCESSING", given, &allowed, Processing::named).unwrap_or_default()
     }
 
     pub(super) fn anonymize_columns(&mut self, given: Option<&str>) -> Vec<String> {

@@ -155,10 +155,25 @@ pub struct Settings {
     #[arg(value_name = "ADDRESSES", help_heading = "Webhooks")]
     pub trusted_proxies: Option<String>,
 
+    /// Whether webhooks are applied before they are answered, or stored first: inline or queue [default: inline]
+    #[arg(long, env = "PROCESSING", hide_env_values = true, global = true)]
+    #[arg(value_name = "HOW", help_heading = "Webhooks")]
+    pub processing: Option<String>,
+
+    /// How often a delivery that fails is tried before it is dead; a deletion without end [default: 15]
+    #[arg(long, env = "QUEUE_MAX_ATTEMPTS", hide_env_values = true, global = true)]
+    #[arg(value_name = "N", help_heading = "Webhooks")]
+    pub queue_max_attempts: Option<String>,
+
     /// How long the ids of processed webhooks are kept [default: 30]
     #[arg(long, env = "PROCESSED_RETENTION_DAYS", hide_env_values = true, global = true)]
     #[arg(value_name = "DAYS", help_heading = "Running")]
     pub processed_retention_days: Option<String>,
+
+    /// How long dead deliveries are kept, from when they came [default: 30]
+    #[arg(long, env = "DEAD_RETENTION_DAYS", hide_env_values = true, global = true)]
+    #[arg(value_name = "DAYS", help_heading = "Running")]
+    pub dead_retention_days: Option<String>,
 
     /// How long to finish what runs when asked to stop [default: 10]
     #[arg(long, env = "SHUTDOWN_GRACE_SECONDS", hide_env_values = true, global = true)]

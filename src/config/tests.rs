@@ -66,6 +66,9 @@ fn nothing_given_means_the_documented_defaults() {
     assert_eq!(config.webhook_allowed_ips, AllowedAddresses::Any);
     assert_eq!(config.trusted_proxies, []);
     assert_eq!(config.processed_retention, Duration::from_hours(30 * 24));
+    assert_eq!(config.processing, Processing::Inline);
+    assert_eq!(config.queue_max_attempts, 15);
+    assert_eq!(config.dead_retention, Duration::from_hours(30 * 24));
     assert_eq!(config.shutdown_grace, Duration::from_secs(10));
     assert_eq!(config.log_format, None);
     assert_eq!(config.log_filter, "info");
@@ -256,6 +259,8 @@ fn numbers_have_sane_bounds() {
         ("WEBHOOK_TOLERANCE_SECONDS", "86400", "86401"),
         ("WEBHOOK_MAX_BODY_BYTES", "1024", "1MB"),
         ("PROCESSED_RETENTION_DAYS", "3650", "0"),
+        ("QUEUE_MAX_ATTEMPTS", "1", "0"),
+        ("DEAD_RETENTION_DAYS", "1", "3651"),
         ("SHUTDOWN_GRACE_SECONDS", "0", "1.5"),
     ] {
         config(&[(variable, good)]);
@@ -341,4 +346,12 @@ fn only_the_command_line_names_the_database_of_dev() {
     assert_eq!(database(&["test", "dev"]), None);
     assert_eq!(database(&["test", "dev", "--database-url", "sqlite:x.db"]), given);
     assert_eq!(database(&["test", "--database-url", "sqlite:x.db", "dev"]), given);
+}
+
+#[test]
+fn webhooks_are_processed_inline_or_from_the_queue() {
+    for processing in Processing::ALL {
+        assert_eq!(config(&[("PROCESSING", processing.name())]).processing, processing);
+    }
+    assert!(mistake_of("PROCESSING", "later").contains("inline or queue"));
 }

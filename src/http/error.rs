@@ -23,6 +23,9 @@ pub enum Problem {
     /// A parameter of the query; the sentence says which, and what is allowed.
     #[error("{0}")]
     InvalidParameter(&'static str),
+    /// The sentence says what is allowed.
+    #[error("{0}")]
+    InvalidBody(&'static str),
     #[error("this needs the header `Authorization: Bearer …` with the token in ADMIN_TOKEN")]
     Unauthorized,
     #[error("nobody is let in before a token is set: set ADMIN_TOKEN and start the service again")]
@@ -35,6 +38,8 @@ pub enum Problem {
     NotFound,
     #[error("there is no such user, or they were deleted")]
     UserNotFound,
+    #[error("there is no such delivery in the queue: it is processed, or never came")]
+    DeliveryNotFound,
     #[error("this path knows other methods only: see the Allow header")]
     MethodNotAllowed,
     #[error("the body did not arrive in time")]
@@ -65,10 +70,12 @@ impl Problem {
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Rejected(_) | Self::IncompleteBody | Self::InvalidParameter(_) => StatusCode::BAD_REQUEST,
+            Self::Rejected(_) | Self::IncompleteBody | Self::InvalidParameter(_) | Self::InvalidBody(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Unauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::UserNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -90,11 +97,13 @@ impl Problem {
             Self::Rejected(rejection) => rejection.code(),
             Self::IncompleteBody => "incomplete_body",
             Self::InvalidParameter(_) => "invalid_parameter",
+            Self::InvalidBody(_) => "invalid_body",
             Self::Unauthorized | Self::TokenNotSet => "unauthorized",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::WrongInstance => "wrong_instance",
             Self::NotFound => "not_found",
             Self::UserNotFound => "user_not_found",
+            Self::DeliveryNotFound => "delivery_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::BodyTimeout => "body_timeout",
             Self::BodyTooLarge => "body_too_large",

@@ -21,11 +21,11 @@ use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, User},
+    model::{ClerkId, DeletionPolicy, SvixId, User},
     store::{
         Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Parked, Patience, QueueDepth, Readiness, Result as Stored, Row, RowFilter, Run,
-        RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble,
+        MigrationStatus, Parked, Patience, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row,
+        RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -84,10 +84,19 @@ impl Store for FakeStore {
     ) -> Stored<Vec<(NaiveDate, u64)>> {
         panic!("jane@example.com")
     }
-    async fn claim_due(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<Vec<Parked>> {
+    async fn any_due(&self, _: DateTime<Utc>) -> Stored<bool> {
         unreachable!()
     }
     async fn queue_depth(&self) -> Stored<QueueDepth> {
+        unreachable!()
+    }
+    async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
+        unreachable!()
+    }
+    async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
+        unreachable!()
+    }
+    async fn prune_dead(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
         unreachable!()
     }
     async fn prune_processed(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {

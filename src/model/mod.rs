@@ -10,6 +10,7 @@ pub mod field;
 pub mod id;
 pub mod message;
 pub mod outcome;
+pub mod processing;
 pub mod user;
 pub mod version;
 
@@ -20,5 +21,6 @@ pub use field::{Field, FieldSet};
 pub use id::{ClerkId, SvixId};
 pub use message::{Message, MessageType, Subscription};
 pub use outcome::Outcome;
+pub use processing::Processing;
 pub use user::{Patch, Profile, User, Value};
 pub use version::{Register, Version};

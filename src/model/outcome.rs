@@ -17,6 +17,10 @@ pub enum Outcome {
     Ignored,
     /// Genuine but unusable for now: kept in `webhook_queue`.
     Parked,
+    /// Kept in `webhook_queue`, to be processed later. Only an answer: what becomes of it is recorded then.
+    Queued,
+    /// An operator took it out of `webhook_queue`. Only a record: nobody is answered so.
+    Discarded,
 }
 
 impl Outcome {
@@ -29,6 +33,8 @@ impl Outcome {
             Self::Duplicate => "duplicate",
             Self::Ignored => "ignored",
             Self::Parked => "parked",
+            Self::Queued => "queued",
+            Self::Discarded => "discarded",
         }
     }
 }

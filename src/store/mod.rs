@@ -72,12 +72,20 @@ pub trait Store: Send + Sync + 'static {
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>>;
 
-    /// Take up to `limit` parked deliveries whose time has come, and put the others off until `lease`, so that
-    /// nobody else takes them meanwhile.
-    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>>;
+    /// Whether the time of any delivery that waits has come, so that a transaction that claims is worth its beginning.
+    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool>;
 
-    /// How many deliveries are parked.
+    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
     async fn queue_depth(&self) -> Result<QueueDepth>;
+
+    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
+
+    /// One delivery of `webhook_queue`, whole.
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
+
+    /// Forget up to `limit` dead deliveries that came before `before`; returns how many.
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
 
     /// Forget up to `limit` processed ids older than `before`; returns how many.
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
@@ -181,8 +189,25 @@ pub trait Store: Send + Sync + 'static {
 /// One transaction. Ids are given sorted and each at most once; empty slices cost nothing.
 #[async_trait]
 pub trait Transaction: Send {
+    /// Take deliveries that wait and whose time has come, the longest due first, at most `limit` of them, and none after
+    /// their bodies together have `bytes`. Until this transaction ends nobody else gets them, and nobody waits for them;
+    /// should its process die they are free at once.
+    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>>;
+
+    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>>;
+
+    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
+    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>>;
+
+    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
+    /// returns how many. Those that somebody works on are left to them.
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64>;
+
     /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
-    /// also if it was recorded before: two replicas may have done both at once.
+    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
+    /// moment is theirs to remove, so that nobody waits for it.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
 
     /// Correct the outcome of recorded deliveries.
@@ -218,7 +243,8 @@ pub trait Transaction: Send {
     /// Refusals are as in [`delete_users`](Self::delete_users).
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
 
-    /// Remove everything else that is kept of these users: parked deliveries and audit actors.
+    /// Remove everything else that is kept of these users: parked deliveries and audit actors. A delivery that somebody
+    /// else works on at this moment is left to them: they will find the user deleted.
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()>;
 
     /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one.
@@ -235,7 +261,7 @@ pub trait Transaction: Send {
 
     /// Keep messages for other systems, in this order, and remember which sinks are told of which users. The registers
     /// of these users are locked.
-    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()>;
+    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()>;
 
     /// Remove every message of these users but deletions. Of those on their way only what they say is removed: they
     /// still go before whatever is enqueued from now on. Returns which sinks were ever told of whom, and wait for no
@@ -356,14 +382,14 @@ pub struct Parked {
     /// When to try again; `None` if never, which is the state `dead`.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub received_at: DateTime<Utc>,
-    /// Why, without anybody's data.
+    /// Why, without anybody's data; empty if it was never tried.
     pub last_error: String,
 }
 
 impl Parked {
     /// `webhook_queue.state`.
-    pub fn state(&self) -> &'static str {
-        if self.next_attempt_at.is_some() { "pending" } else { "dead" }
+    pub fn state(&self) -> QueueState {
+        if self.next_attempt_at.is_some() { QueueState::Pending } else { QueueState::Dead }
     }
 }
 
@@ -381,6 +407,74 @@ pub struct Waiting {
 pub struct QueueDepth {
     pub pending: u64,
     pub dead: u64,
+    /// When the first of those that wait became due, or will be.
+    pub first_due: Option<DateTime<Utc>>,
+}
+
+/// `webhook_queue.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// It will be tried.
+    Pending,
+    /// It will not, unless somebody asks for it.
+    Dead,
+}
+
+impl QueueState {
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// The state of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Pending, Self::Dead].into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// Which deliveries of `webhook_queue` are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct QueueFilter {
+    pub state: Option<QueueState>,
+    /// Those of this type of event.
+    pub event_type: Option<String>,
+    /// Those whose id is greater.
+    pub after: Option<SvixId>,
+}
+
+/// A delivery in `webhook_queue`, without its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub clerk_id: Option<ClerkId>,
+    pub state: QueueState,
+    pub attempts: u32,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub received_at: DateTime<Utc>,
+    /// Empty if it was never tried.
+    pub last_error: String,
+    /// How long the body is.
+    pub bytes: u64,
+}
+
+impl From<&Parked> for Queued {
+    fn from(parked: &Parked) -> Self {
+        Self {
+            svix_id: parked.svix_id.clone(),
+            event_type: parked.event_type.clone(),
+            clerk_id: parked.clerk_id.clone(),
+            state: parked.state(),
+            attempts: parked.attempts,
+            next_attempt_at: parked.next_attempt_at,
+            received_at: parked.received_at,
+            last_error: parked.last_error.clone(),
+            bytes: parked.payload.len() as u64,
+        }
+    }
 }
 
 /// What is stored of some users.

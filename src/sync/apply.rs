@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use metrics::counter;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,25 +22,19 @@ use super::{
 use crate::{
     clerk::event::deletion_body,
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, SvixId,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome,
+        Processing, SvixId,
     },
     store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
 };
 
 /// How often a batch begins again because an entity appeared meanwhile.
-const RACES: u32 = 5;
+pub(super) const RACES: u32 = 5;
 
 /// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
 /// that somebody locks, but the table.
-const HOPELESS_REFUSALS: u32 = 16;
-
-/// Attempts at a parked delivery before it is dead. A deletion never is.
-const MAX_ATTEMPTS: u32 = 15;
-
-/// The first wait before a parked delivery is tried again; it doubles up to [`LONGEST_WAIT`].
-const FIRST_WAIT: TimeDelta = TimeDelta::minutes(1);
-const LONGEST_WAIT: TimeDelta = TimeDelta::hours(1);
+pub(super) const HOPELESS_REFUSALS: u32 = 16;
 
 /// Apply deliveries in the order in which they came, and tell what became of each. What is not done at the deadline
 /// is refused as unavailable; it may be done all the same, which makes its re-delivery a duplicate.
@@ -51,9 +45,18 @@ pub async fn apply(
     now: DateTime<Utc>,
     deadline: Instant,
 ) -> Vec<Result<Outcome>> {
+    deliver(&Work { store, rules, now }, batch, Processing::Inline, deadline).await
+}
+
+/// Apply what is usable of a batch or store it for later, in halves where that fails; the rest is parked.
+pub(super) async fn deliver(
+    work: &Work<'_>,
+    batch: &[Delivery],
+    processing: Processing,
+    deadline: Instant,
+) -> Vec<Result<Outcome>> {
     let mut results: Vec<Result<Outcome>> =
         batch.iter().map(|_| Err(StoreError::new(Trouble::Unavailable))).collect();
-    let work = Work { store, rules, now };
     // Unusable ones have no effect on others, and are parked one by one.
     let (unusable, usable): (Vec<usize>, Vec<usize>) =
         (0..batch.len()).partition(|index| matches!(batch[*index].content, Content::Unusable(_)));
@@ -64,10 +67,15 @@ pub async fn apply(
     while let Some(part) = parts.pop() {
         let deliveries: Vec<&Delivery> = usable[part.clone()].iter().map(|index| &batch[*index]).collect();
         let attempt = async {
-            match deliveries[..] {
-                [] => Ok(Vec::new()),
-                [delivery] => work.single(delivery, patience).await.map(|outcome| vec![outcome]),
-                _ => work.settled(&deliveries, patience, rungs(rules.deletion)).await,
+            match (processing, &deliveries[..]) {
+                (_, []) => Ok(Vec::new()),
+                (Processing::Queue, _) => work.stored(&deliveries, patience).await,
+                (Processing::Inline, [delivery]) => {
+                    work.single(delivery, patience).await.map(|outcome| vec![outcome])
+                }
+                (Processing::Inline, _) => {
+                    work.settled(&deliveries, patience, rungs(work.rules.deletion)).await
+                }
             }
         };
         let result = timeout_at(deadline, attempt)
@@ -109,12 +117,12 @@ pub async fn apply(
 
 /// The ways to take out a user's row, in the order in which they are tried.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Rung {
+pub(super) enum Rung {
     Delete,
     Anonymize,
 }
 
-fn rungs(policy: DeletionPolicy) -> &'static [Rung] {
+pub(super) fn rungs(policy: DeletionPolicy) -> &'static [Rung] {
     match policy {
         DeletionPolicy::Auto => &[Rung::Delete, Rung::Anonymize],
         DeletionPolicy::Delete => &[Rung::Delete],
@@ -124,17 +132,17 @@ fn rungs(policy: DeletionPolicy) -> &'static [Rung] {
 
 /// What happens to a delivery that is parked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     /// It can never be used as it is.
     Dead,
     /// It is tried again.
     Retry,
 }
 
-struct Work<'a> {
-    store: &'a dyn Store,
-    rules: &'a Rules,
-    now: DateTime<Utc>,
+pub(super) struct Work<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) rules: &'a Rules,
+    pub(super) now: DateTime<Utc>,
 }
 
 impl Work<'_> {
@@ -187,7 +195,7 @@ impl Work<'_> {
     }
 
     /// The five steps: record, lock and read, load, plan, write.
-    async fn write(
+    pub(super) async fn write(
         &self,
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
@@ -219,7 +227,7 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
-        transaction.enqueue(&plan.messages).await?;
+        transaction.tell(&plan.messages).await?;
         self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
@@ -232,7 +240,11 @@ impl Work<'_> {
     }
 
     /// Record every id once; gives the places of deliveries that are news to us.
-    async fn record(&self, transaction: &mut dyn Transaction, batch: &[&Delivery]) -> Result<HashSet<usize>> {
+    pub(super) async fn record(
+        &self,
+        transaction: &mut dyn Transaction,
+        batch: &[&Delivery],
+    ) -> Result<HashSet<usize>> {
         let mut first: HashMap<&SvixId, usize> = HashMap::new();
         let mut fresh = HashSet::new();
         for (index, delivery) in batch.iter().enumerate() {
@@ -342,13 +354,14 @@ impl Work<'_> {
                 let Some(svix_id) = &delivery.svix_id else { return Err(refusal) };
                 plan.outcomes[*index] = Outcome::Parked;
                 let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
+                let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
                 parked.push(Parked {
                     svix_id: svix_id.clone(),
                     event_type: delivery.event_type.clone(),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
-                    next_attempt_at: Some(self.now + wait(attempts)),
+                    next_attempt_at: Some(next_attempt_at),
                     received_at,
                     last_error: refusal.to_string(),
                 });
@@ -388,7 +401,7 @@ impl Work<'_> {
                 Some(news::of_deletion(sink, delivery, change, self.now))
             })
             .collect();
-        transaction.enqueue(&messages).await?;
+        transaction.tell(&messages).await?;
         transaction.request_erasures(&recipients, self.now).await
     }
 
@@ -409,7 +422,7 @@ impl Work<'_> {
         end(transaction, parked).await
     }
 
-    async fn park_in(
+    pub(super) async fn park_in(
         &self,
         transaction: &mut dyn Transaction,
         delivery: &Delivery,
@@ -429,8 +442,14 @@ impl Work<'_> {
         {
             return Ok(Outcome::Stale);
         }
-        let again = is_deletion(delivery) || (fate == Fate::Retry && attempts < MAX_ATTEMPTS);
-        let next_attempt_at = again.then(|| self.now + wait(attempts));
+        let next_attempt_at = match fate {
+            _ if is_deletion(delivery) => {
+                Some(self.rules.retry.always_after(attempts, svix_id.as_str(), self.now))
+            }
+            Fate::Retry => self.rules.retry.after(attempts, svix_id.as_str(), self.now),
+            Fate::Dead => None,
+        };
+        let again = next_attempt_at.is_some();
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
@@ -449,7 +468,7 @@ impl Work<'_> {
 }
 
 /// Commit what went well, undo what did not.
-async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>) -> Result<T> {
+pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>) -> Result<T> {
     match result {
         Ok(value) => transaction.commit().await.map(|()| value),
         Err(error) => {
@@ -466,7 +485,7 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
     ids.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn is_deletion(delivery: &Delivery) -> bool {
+pub(super) fn is_deletion(delivery: &Delivery) -> bool {
     matches!(&delivery.content, Content::Change(Change { news: News::Delete, .. }))
 }
 
@@ -516,22 +535,4 @@ fn share_with_repeats(batch: &[&Delivery], outcomes: &mut [Outcome]) {
 /// Which attempt this one is, and when the delivery first came.
 fn next_attempt(waiting: Option<&Waiting>, delivery: &Delivery) -> (u32, DateTime<Utc>) {
     waiting.map_or((1, delivery.received_at), |waiting| (waiting.attempts + 1, waiting.received_at))
-}
-
-/// The wait after the n-th attempt.
-fn wait(attempts: u32) -> TimeDelta {
-    let doublings = attempts.saturating_sub(1).min(6);
-    (FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_from_a_minute_to_an_hour() {
-        let minutes: Vec<i64> = (1..=8).map(|attempts| wait(attempts).num_minutes()).collect();
-        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(wait(u32::MAX), LONGEST_WAIT);
-    }
 }

@@ -1,7 +1,8 @@
 //! Group commit: a task per lane takes everything that is waiting and commits it in one transaction, then answers
 //! all. Nothing waits on purpose: a batch forms while the previous one commits. A user always takes the same lane.
 //!
-//! The work belongs to the lanes, so nothing that a client does can cancel it.
+//! The work belongs to the lanes, so nothing that a client does can cancel it. With `PROCESSING=queue` a lane stores what
+//! it takes, and a bell calls those who apply it.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -11,15 +12,15 @@ use std::{
 
 use metrics::histogram;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Clock, Rules, apply};
+use super::{Clock, Rules, apply, enqueue};
 use crate::{
-    model::{Delivery, Outcome},
+    model::{Delivery, Outcome, Processing},
     store::{Store, StoreError, Trouble},
     telemetry,
 };
@@ -64,6 +65,7 @@ struct Inner {
     hasher: RandomState,
     waiting_bytes: Arc<Semaphore>,
     closing: CancellationToken,
+    bell: Arc<Notify>,
 }
 
 /// The lanes' tasks, to be waited for at the end.
@@ -93,21 +95,28 @@ struct Job {
 }
 
 impl Committer {
-    /// Start the lanes.
+    /// Start the lanes. Without any, nothing is taken on: for a process that receives no webhooks.
     pub fn start(store: &Arc<dyn Store>, rules: &Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
         let closing = CancellationToken::new();
+        let bell = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
-                let lane =
-                    Lane { store: Arc::clone(store), rules: rules.clone(), limits, clock: Arc::clone(clock) };
+                let lane = Lane {
+                    store: Arc::clone(store),
+                    rules: rules.clone(),
+                    limits,
+                    clock: Arc::clone(clock),
+                    bell: Arc::clone(&bell),
+                };
                 tasks.spawn(lane.run(receiver, closing.clone()));
                 sender
             })
             .collect();
         let waiting_bytes = Arc::new(Semaphore::new(limits.waiting_bytes));
-        let inner = Inner { lanes, hasher: RandomState::new(), waiting_bytes, closing: closing.clone() };
+        let inner =
+            Inner { lanes, hasher: RandomState::new(), waiting_bytes, closing: closing.clone(), bell };
         (Self(Arc::new(inner)), Lanes { tasks, closing })
     }
 
@@ -125,7 +134,7 @@ impl Committer {
         let bytes =
             Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
-        let lane = inner.lane(&delivery);
+        let lane = inner.lane(&delivery).ok_or(Refusal::Unavailable)?;
         let job = Job { delivery, since: Instant::now(), answer, _bytes: bytes };
         lane.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,
@@ -133,18 +142,23 @@ impl Committer {
         })?;
         Ok(receiver)
     }
+
+    /// Rung when a delivery was put into the queue.
+    pub fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.bell)
+    }
 }
 
 impl Inner {
     /// A user always takes the same lane, so that two lanes never wait for each other's user.
-    fn lane(&self, delivery: &Delivery) -> &mpsc::Sender<Job> {
+    fn lane(&self, delivery: &Delivery) -> Option<&mpsc::Sender<Job>> {
         let hash = match (&delivery.clerk_id, &delivery.svix_id) {
             (Some(user), _) => self.hasher.hash_one(user),
             (None, id) => self.hasher.hash_one(id),
         };
         let count = self.lanes.len() as u64;
-        let lane = usize::try_from(hash % count).unwrap_or(0);
-        &self.lanes[lane]
+        let lane = usize::try_from(hash.checked_rem(count)?).unwrap_or(0);
+        self.lanes.get(lane)
     }
 }
 
@@ -161,6 +175,7 @@ struct Lane {
     rules: Rules,
     limits: Limits,
     clock: Clock,
+    bell: Arc<Notify>,
 }
 
 impl Lane {
@@ -201,7 +216,12 @@ impl Lane {
         let store = Arc::clone(&self.store);
         let (rules, now, deadline) = (self.rules.clone(), (self.clock)(), began + self.limits.batch_time);
         // In a task of its own, so that a panic costs one batch and not the lane.
-        let batch = tokio::spawn(async move { apply(&*store, &deliveries, &rules, now, deadline).await });
+        let batch = tokio::spawn(async move {
+            match rules.processing {
+                Processing::Inline => apply(&*store, &deliveries, &rules, now, deadline).await,
+                Processing::Queue => enqueue(&*store, &deliveries, &rules, now, deadline).await,
+            }
+        });
         let results = batch.await.unwrap_or_else(|_| {
             tracing::error!(
                 "a batch was abandoned because of a bug in clerk-sync; its senders are asked to try again"
@@ -210,6 +230,9 @@ impl Lane {
         });
         histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
         log_failures(&results);
+        if results.iter().any(|result| matches!(result, Ok(Outcome::Queued | Outcome::Parked))) {
+            self.bell.notify_one();
+        }
         let mut results = results.into_iter();
         for answer in answers {
             let result = results.next().and_then(Result::ok).ok_or(Refusal::Unavailable);

@@ -1,8 +1,10 @@
 //! The rules: what becomes of a delivery. Nothing here speaks SQL or HTTP.
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
-//! spoils it for the others; [`committer`] gathers what is waiting; [`backfill`] takes in what Clerk's Backend API shows,
-//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it. `news` says what other systems are told.
+//! spoils it for the others; [`committer`] gathers what is waiting. [`mod@enqueue`] keeps deliveries for later, and
+//! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
+//! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. `news` says what
+//! other systems are told.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
@@ -10,9 +12,12 @@ pub mod apply;
 pub mod backfill;
 pub mod catch_up;
 pub mod committer;
+pub mod drain;
+pub mod enqueue;
 pub mod ensure;
 mod news;
 pub mod plan;
+pub mod queue;
 pub mod reconcile;
 pub mod retry;
 mod scan;
@@ -24,9 +29,12 @@ use tokio::sync::Notify;
 pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
+pub use drain::{Drained, drain};
+pub use enqueue::enqueue;
 
+use self::retry::Retry;
 pub use crate::clerk::Clock;
-use crate::model::{DeletionPolicy, FieldSet, Source, Subscription};
+use crate::model::{DeletionPolicy, FieldSet, Processing, Source, Subscription};
 
 /// What the operator decided.
 #[derive(Clone, Debug)]
@@ -34,6 +42,10 @@ pub struct Rules {
     /// The allow-list.
     pub fields: FieldSet,
     pub deletion: DeletionPolicy,
+    /// Whether webhooks are applied at once, or stored first.
+    pub processing: Processing,
+    /// When a delivery that is kept is tried again.
+    pub retry: Retry,
     /// What other systems are told.
     pub subscriptions: Arc<[Subscription]>,
     /// Whether they also hear of what was found by looking, and not told by Clerk. Of deletions they always hear.
@@ -43,9 +55,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules under which no other system is told anything.
+    /// Everything else as it is if the operator says nothing, and nobody else told anything.
     pub fn new(fields: FieldSet, deletion: DeletionPolicy) -> Self {
-        Self { fields, deletion, subscriptions: Arc::default(), emit: false, bell: Arc::default() }
+        Self {
+            fields,
+            deletion,
+            processing: Processing::default(),
+            retry: Retry::default(),
+            subscriptions: Arc::default(),
+            emit: false,
+            bell: Arc::default(),
+        }
     }
 
     /// Whether other systems hear of changes that came from there.

@@ -1,61 +1,52 @@
 //! Rows that wait in the database to be worked on, and those that have stayed long enough.
 //!
-//! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
+//! Nothing here decides what a user looks like: what is due is applied by the rules that apply a webhook.
 
 mod catch_up;
 pub mod outbox;
+mod queue;
 pub mod sinks;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use metrics::gauge;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clerk::{event, signature::Verified},
-    model::{FieldSet, Outcome, SvixId},
-    store::{Parked, Store, StoreError, Trouble},
-    sync::{Clock, Committer, Refusal},
+    store::{Store, StoreError, Trouble},
+    sync::Clock,
     telemetry,
 };
 
 pub use catch_up::CatchUpLoop;
+pub use queue::Queue;
 
-/// How often we look for what is due.
+/// How often we look what there is.
 const POLL: Duration = Duration::from_secs(5);
+
+/// Counting a long queue takes long: it may take this part of our time, and no more.
+const COUNTING: u32 = 50;
 
 /// How often we look for what is old.
 const PRUNE: Duration = Duration::from_hours(1);
 
-/// Parked deliveries taken at once.
-const CLAIM: u32 = 100;
-
-/// Until then nobody else takes what we have claimed; a process that dies gives it up.
-const LEASE: TimeDelta = TimeDelta::minutes(1);
-
-/// Processed ids forgotten in one transaction.
+/// Rows forgotten in one transaction.
 const PRUNE_AT_ONCE: u32 = 1000;
-
-/// How long dead messages are kept.
-const DEAD_RETENTION: TimeDelta = TimeDelta::days(30);
 
 /// No call of the store may hold up the loop for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The loop that tries parked deliveries again and forgets old ids.
+/// The loop that shows how long the queue is, and forgets what is old.
 pub struct Upkeep {
     pub store: Arc<dyn Store>,
-    pub committer: Committer,
-    pub fields: FieldSet,
     pub clock: Clock,
     /// How long processed ids are kept.
     pub retention: TimeDelta,
+    /// How long dead deliveries are kept, from when they came.
+    pub dead_retention: TimeDelta,
 }
 
 impl Upkeep {
@@ -63,82 +54,51 @@ impl Upkeep {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut prune_at = Instant::now();
+        let (mut count_at, mut prune_at) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 _ = poll.tick() => {}
                 () = shutdown.cancelled() => return,
             }
-            if let Err(error) = self.retry_due().await {
-                tracing::warn!(%error, "parked deliveries could not be looked at");
-                continue;
+            let began = Instant::now();
+            if count_at <= began {
+                if let Err(error) = self.show_queue().await {
+                    tracing::warn!(%error, "the deliveries that wait could not be counted");
+                    continue;
+                }
+                count_at = Instant::now() + began.elapsed() * COUNTING;
             }
             if prune_at <= Instant::now() {
                 prune_at = Instant::now() + PRUNE;
                 if let Err(error) = self.prune().await {
-                    tracing::warn!(%error, "old processed ids could not be forgotten");
+                    tracing::warn!(%error, "what is old could not be forgotten");
                 }
             }
         }
     }
 
-    async fn retry_due(&self) -> Result<(), StoreError> {
-        let now = (self.clock)();
-        let due = patient(self.store.claim_due(now, now + LEASE, CLAIM)).await?;
-        // All at once, so that what spoils a batch spoils few of them.
-        let tried: Vec<_> = due.into_iter().map(|parked| self.retry(parked)).collect();
-        for attempt in tried {
-            attempt.report().await;
-        }
+    async fn show_queue(&self) -> Result<(), StoreError> {
         let depth = patient(self.store.queue_depth()).await?;
         for (state, count) in [("pending", depth.pending), ("dead", depth.dead)] {
             gauge!(telemetry::QUEUE_DEPTH, "state" => state).set(u32::try_from(count).unwrap_or(u32::MAX));
         }
+        let now = (self.clock)();
+        let oldest = depth.first_due.map(|due| now - due).filter(|age| *age > TimeDelta::zero());
+        gauge!(telemetry::QUEUE_OLDEST).set(oldest.map_or(0.0, TimeDelta::as_seconds_f64));
         Ok(())
-    }
-
-    /// The tolerance is not checked again: the body was proven when it came.
-    fn retry(&self, parked: Parked) -> Attempt {
-        let svix_id = parked.svix_id.clone();
-        let verified = Verified::kept(parked.svix_id, parked.received_at, parked.payload);
-        let delivery = event::parse(&verified, self.fields, (self.clock)()).delivery;
-        Attempt { svix_id, event_type: delivery.event_type.clone(), answer: self.committer.submit(delivery) }
     }
 
     async fn prune(&self) -> Result<(), StoreError> {
-        let before = (self.clock)() - self.retention;
-        while patient(self.store.prune_processed(before, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
-        let dead_before = (self.clock)() - DEAD_RETENTION;
-        while patient(self.store.prune_outbox(before, dead_before, PRUNE_AT_ONCE)).await?
+        let before = |retention: TimeDelta| -> DateTime<Utc> { (self.clock)() - retention };
+        let (processed, dead) = (before(self.retention), before(self.dead_retention));
+        while patient(self.store.prune_processed(processed, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE)
+        {
+        }
+        while patient(self.store.prune_outbox(processed, dead, PRUNE_AT_ONCE)).await?
             == u64::from(PRUNE_AT_ONCE)
         {}
+        while patient(self.store.prune_dead(dead, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
         Ok(())
-    }
-}
-
-/// A parked delivery on its way through the committer.
-struct Attempt {
-    svix_id: SvixId,
-    event_type: Option<String>,
-    answer: Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal>,
-}
-
-impl Attempt {
-    /// Wait for what became of it, and say so.
-    async fn report(self) {
-        let Self { svix_id, event_type, answer } = self;
-        let outcome = match answer {
-            Ok(answer) => answer.await.unwrap_or(Err(Refusal::ShuttingDown)),
-            Err(refusal) => Err(refusal),
-        };
-        match outcome {
-            Ok(outcome) => {
-                tracing::info!(%svix_id, event = event_type, %outcome, "a parked delivery was tried again");
-            }
-            Err(error) => {
-                tracing::warn!(%svix_id, event = event_type, %error, "a parked delivery waits for its next turn");
-            }
-        }
     }
 }
 

@@ -62,6 +62,47 @@ async fn any_shuffled_history_converges(mut world: World) {
 }
 
 async fn converges(world: &World, history: &History) {
+    converges_inline(world, history).await;
+    converges_by_the_queue(world, history).await;
+}
+
+/// The same history, stored first and worked on now and then.
+async fn converges_by_the_queue(world: &World, history: &History) {
+    world.empty().await;
+    let mut model = Model::default();
+    let mut order = &history.order[..];
+    let mut sizes = history.sizes.iter().cycle();
+    while !order.is_empty() {
+        let size = *sizes.next().unwrap();
+        let (batch, rest) = order.split_at(order.len().min(size));
+        order = rest;
+        let batch: Vec<&News> = batch.iter().map(|index| &history.news[*index]).collect();
+        enqueue(world, &model, &batch).await;
+        if size.is_multiple_of(3) || order.is_empty() {
+            drain(world, &mut model, &history.news).await;
+        }
+    }
+    check(world, &model).await;
+}
+
+/// Store a batch: what was worked on is a duplicate, all else waits.
+async fn enqueue(world: &World, model: &Model, batch: &[&News]) {
+    let events: Vec<Event> = batch.iter().map(|news| news.event()).collect();
+    for (news, outcome) in batch.iter().zip(world.enqueue(&events).await) {
+        let known = model.answers.contains_key(&news.svix_id);
+        assert_eq!(outcome, if known { Outcome::Duplicate } else { Outcome::Queued }, "{news:?}");
+    }
+}
+
+/// Work on what waits, and compare what became of it with what the model says of the same order.
+async fn drain(world: &World, model: &mut Model, news: &[News]) {
+    for (svix_id, outcome) in world.drain().await {
+        let news = news.iter().find(|news| news.svix_id == svix_id).unwrap();
+        assert_eq!(outcome, model.hear(news), "what became of {news:?}");
+    }
+}
+
+async fn converges_inline(world: &World, history: &History) {
     world.empty().await;
     let mut model = Model::default();
     let mut order = &history.order[..];
@@ -528,6 +569,25 @@ async fn every_order_of_a_short_life_converges(world: World) {
         deliver(&world, &mut model, &batch).await;
     }
     check(&world, &model).await;
+
+    // Some of them through the queue: worked on step by step, and all at once when the last one is in.
+    let lives: Vec<Vec<News>> = lives.into_iter().step_by(3).collect();
+    let all: Vec<News> = lives.iter().flatten().cloned().collect();
+    for step_by_step in [true, false] {
+        world.empty().await;
+        let mut model = Model::default();
+        for step in 0..5 {
+            for lives in lives.chunks(400) {
+                let batch: Vec<&News> = lives.iter().map(|life| &life[step]).collect();
+                enqueue(&world, &model, &batch).await;
+            }
+            if step_by_step {
+                drain(&world, &mut model, &all).await;
+            }
+        }
+        drain(&world, &mut model, &all).await;
+        check(&world, &model).await;
+    }
 }
 
 /// Every order of these, each once.

@@ -20,22 +20,23 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 use clerk_sync::{
     model::{
-        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Register, Subscription,
-        SvixId, User,
+        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Processing, Register,
+        Subscription, SvixId, User,
     },
     store::{
         Advance, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Outgoing, Parked, Patience, QueueDepth, Readiness, Record, Result, Row, RowFilter,
-        Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble, Waiting,
+        MigrationStatus, Outgoing, Parked, Patience, QueueDepth, QueueFilter, Queued, Readiness, Record,
+        Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction,
+        Trouble, Waiting,
     },
-    sync::Clock,
+    sync::{Clock, enqueue},
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher},
         sinks::{Memory, Refusal, Sink},
         worker::{Tenant, Turn},
     },
 };
-use tokio::{select, sync::Notify};
+use tokio::{select, sync::Notify, time::Instant};
 
 use crate::{
     application,
@@ -66,6 +67,10 @@ macro_rules! crashes {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_dispatcher(world, How::$how)); })+
             }
+            mod by_the_queue {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_queued_call(world, How::$how)); })+
+            }
         }
         mod sqlite {
             use super::*;
@@ -73,6 +78,10 @@ macro_rules! crashes {
             mod dispatcher {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_dispatcher(world, How::$how)); })+
+            }
+            mod by_the_queue {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_queued_call(world, How::$how)); })+
             }
         }
     };
@@ -86,11 +95,18 @@ crashes! {
     being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
 }
 
-async fn every_call(mut world: World, how: How) {
+async fn every_call(world: World, how: How) {
+    at_every_call(world, how, Story::new(Processing::Inline)).await;
+}
+
+async fn every_queued_call(world: World, how: How) {
+    at_every_call(world, how, Story::new(Processing::Queue)).await;
+}
+
+async fn at_every_call(mut world: World, how: How, story: Story) {
     world.rules.subscriptions = subscriptions();
     application::orders(&world, "").await;
     application::refuse_name(&world, "Bad").await;
-    let story = Story::new();
     let undisturbed = story.tell(&world, Fault::never()).await.0;
     assert!(undisturbed.iter().any(|line| line.contains("deleted-ID@")), "the story has an anonymised user");
     let mut number = 0;
@@ -198,12 +214,14 @@ impl Sink for Ear {
 /// Batches in which everything happens that a batch can be about.
 struct Story {
     batches: Vec<Vec<Event>>,
+    processing: Processing,
 }
 
 impl Story {
-    fn new() -> Self {
+    fn new(processing: Processing) -> Self {
         let session = Event::about("session.created", serde_json::json!({ "id": "sess_1" }), 0);
         Self {
+            processing,
             batches: vec![
                 vec![Event::created("user_a"), Event::created("user_b"), session],
                 // A user with an order, one without, and one who is new.
@@ -224,6 +242,19 @@ impl Story {
         }
     }
 
+    async fn deliver(
+        &self,
+        world: &World,
+        store: &dyn Store,
+        deliveries: &[Delivery],
+    ) -> Vec<Result<Outcome>> {
+        let deadline = Instant::now() + Duration::from_secs(7);
+        match self.processing {
+            Processing::Inline => world.apply(store, deliveries).await,
+            Processing::Queue => enqueue(store, deliveries, &world.rules, world.now, deadline).await,
+        }
+    }
+
     /// Live through it, and deliver again at once what got no answer. Returns the end and the number of calls.
     async fn tell(&self, world: &World, fault: Arc<Fault>) -> (Vec<String>, usize) {
         world.sql("DELETE FROM orders").await;
@@ -235,7 +266,7 @@ impl Story {
             }
             let deliveries: Vec<Delivery> = batch.iter().map(|event| world.delivery(event)).collect();
             let answers = select! {
-                answers = world.apply(&store, &deliveries) => answers,
+                answers = self.deliver(world, &store, &deliveries) => answers,
                 () = fault.cut.notified() => deliveries.iter().map(|_| Err(unavailable())).collect(),
             };
             let unanswered: Vec<Event> = batch
@@ -244,7 +275,19 @@ impl Story {
                 .filter(|(_, answer)| answer.is_err())
                 .map(|(event, _)| event.clone())
                 .collect();
-            world.deliver_all(&unanswered).await;
+            match self.processing {
+                Processing::Inline => _ = world.deliver_all(&unanswered).await,
+                Processing::Queue => {
+                    world.enqueue(&unanswered).await;
+                    select! {
+                        // Whatever it says: what is not done is done by the next worker.
+                        _ = world.drain_once(&store) => {}
+                        () = fault.cut.notified() => {}
+                    }
+                    world.wait_until_idle().await;
+                    world.drain().await;
+                }
+            }
         }
         world.wait_until_idle().await;
         // A try that nobody heard of is a try all the same.
@@ -344,11 +387,20 @@ impl Store for Troubled {
     ) -> Result<Vec<(NaiveDate, u64)>> {
         self.inner.signups(bucket, from, to).await
     }
-    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
-        self.inner.claim_due(now, lease, limit).await
+    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
+        self.fault.call(self.inner.any_due(now)).await
     }
     async fn queue_depth(&self) -> Result<QueueDepth> {
         self.inner.queue_depth().await
+    }
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
+        self.inner.queued(filter, limit).await
+    }
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
+        self.inner.parked(id).await
+    }
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        self.inner.prune_dead(before, limit).await
     }
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
         self.inner.prune_processed(before, limit).await
@@ -450,6 +502,18 @@ struct TroubledTransaction {
 
 #[async_trait]
 impl Transaction for TroubledTransaction {
+    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
+        self.fault.call(self.inner.claim(now, limit, bytes)).await
+    }
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
+        self.fault.call(self.inner.claim_these(ids, now)).await
+    }
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
+        self.fault.call(self.inner.enqueue(queued)).await
+    }
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.revive(ids, now)).await
+    }
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         self.fault.call(self.inner.record(records)).await
     }
@@ -498,8 +562,8 @@ impl Transaction for TroubledTransaction {
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
         self.fault.call(self.inner.park(parked)).await
     }
-    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
-        self.fault.call(self.inner.enqueue(messages)).await
+    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
+        self.fault.call(self.inner.tell(messages)).await
     }
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
         self.fault.call(self.inner.recall(ids, now)).await

@@ -785,7 +785,10 @@ fn all_mistakes_of_the_configuration_are_told_at_once_without_secrets() {
         ("WEBHOOK_MAX_BODY_BYTES", "1"),
         ("WEBHOOK_ALLOWED_IPS", "everywhere"),
         ("TRUSTED_PROXIES", "300.0.0.1"),
+        ("PROCESSING", "later"),
+        ("QUEUE_MAX_ATTEMPTS", "0"),
         ("PROCESSED_RETENTION_DAYS", "0"),
+        ("DEAD_RETENTION_DAYS", "0"),
         ("SHUTDOWN_GRACE_SECONDS", "soon"),
         ("LOG_FORMAT", "xml"),
     ];

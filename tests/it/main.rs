@@ -10,6 +10,7 @@ mod application;
 mod world;
 
 mod promises;
+mod queue;
 
 mod convergence;
 mod crashes;
@@ -28,3 +29,4 @@ mod journeys;
 mod outages;
 mod private_api;
 mod sinks;
+mod workers;

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde_json::{Value, json};
 
 use crate::service::{
-    Answer, Client, Host, Keeper, Service, deletion, eventually, milliseconds, on_each_keeper, post, user,
+    Answer, Client, Host, Keeper, Post, Service, deletion, eventually, milliseconds, on_each_keeper, post,
+    user,
 };
 
 const TOKEN: &str = "t0ken-of-the-house";
@@ -300,6 +301,8 @@ fn what_cannot_be_asked_is_refused_with_what_is_allowed(host: &mut Host) {
 fn the_description_is_what_the_service_does(host: &mut Host) {
     let service = serve(host);
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
+    let unusable = Post::new("unusable");
+    assert_eq!(service.post(&unusable).word(), "parked");
     let described = asked(&service, "/v1/openapi.json");
     assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")), "{described}");
     assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -314,7 +317,9 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
         let (method, operation) = operations.iter().next().expect("one");
         assert_eq!(operations.len(), 1, "{path}");
         let method = method.to_uppercase();
-        let ask = |path: &str| service.ask_api(&method, path, Some(&format!("Bearer {TOKEN}")));
+        let has_body = operation["requestBody"].is_object();
+        let body = if has_body { r#"{"all":true,"dry_run":true}"# } else { "" };
+        let ask = |path: &str| service.tell_api(&method, path, Some(&format!("Bearer {TOKEN}")), body);
         let documents = |answer: &Answer| {
             let response = &operation["responses"][answer.status.to_string()];
             let schema = &response["content"]["application/json"]["schema"];
@@ -322,8 +327,9 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
             let problems = mismatches(&answer.json(), schema, &described);
             assert!(problems.is_empty(), "{path} {}: {problems:?}", answer.status);
         };
-        let mut known = path.replace("{clerk_id}", "user_1").replace("{sink}", "crm");
-        if ["retry", "discard"].iter().any(|verb| path.ends_with(verb)) {
+        let mut known =
+            path.replace("{clerk_id}", "user_1").replace("{svix_id}", &unusable.id).replace("{sink}", "crm");
+        if ["retry", "discard"].iter().any(|verb| path == &format!("/v1/outbox/{verb}")) {
             // What is meant has to be said.
             documents(&ask(&known));
             known.push_str("?all=true");
@@ -334,6 +340,12 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
         documents(&service.ask_api(&method, &known, None));
         if path.contains("{clerk_id}") {
             documents(&ask(&path.replace("{clerk_id}", "user_2")));
+        }
+        if path.contains("{svix_id}") {
+            documents(&ask(&path.replace("{svix_id}", "msg_2")));
+        }
+        if has_body {
+            documents(&service.tell_api(&method, &known, Some(&format!("Bearer {TOKEN}")), "{}"));
         }
         if operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["in"] == "query")) {
             documents(&ask(&format!("{}?unknown=1", known.split('?').next().unwrap_or_default())));

@@ -250,6 +250,13 @@ impl Host {
         service
     }
 
+    /// Start a worker and wait until it is ready.
+    pub(crate) fn work(&self) -> Service {
+        let worker = Service::start(self.command(&["worker"]));
+        eventually("ready", || worker.status("/readyz") == Some(200));
+        worker
+    }
+
     /// Start the service and wait until it listens.
     pub(crate) fn begin(&self, arguments: &[&str]) -> Service {
         let arguments: Vec<&str> = ["serve"].iter().chain(arguments).copied().collect();
@@ -485,7 +492,10 @@ impl Service {
     fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let ready = self.lines().into_iter().find(|line| line["message"] == "ready");
         if let Some(ready) = ready {
-            return Some((address(ready["webhooks"].as_str()?)?, address(ready["private"].as_str()?)?));
+            let private = address(ready["private"].as_str()?)?;
+            // A worker has only one.
+            let public = ready["webhooks"].as_str().and_then(address);
+            return Some((public.unwrap_or(private), private));
         }
         let out = self.out();
         let told = |name: &str| {
@@ -550,9 +560,22 @@ impl Service {
     }
 
     pub(crate) fn ask_api(&self, method: &str, path: &str, authorization: Option<&str>) -> Answer {
+        self.tell_api(method, path, authorization, "")
+    }
+
+    /// The same with a body.
+    pub(crate) fn tell_api(
+        &self,
+        method: &str,
+        path: &str,
+        authorization: Option<&str>,
+        body: &str,
+    ) -> Answer {
         let header = authorization.map(|value| format!("authorization: {value}\r\n")).unwrap_or_default();
+        let length =
+            if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
         let mut client = Client::connect(self.private).expect("a connection");
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{header}{length}\r\n{body}");
         client.send(request.as_bytes()).expect("sent");
         client.answer().expect("an answer")
     }

@@ -25,8 +25,8 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verifier},
     },
     model::{ClerkId, DeletionPolicy, Delivery, Field, FieldSet, Outcome, User},
-    store::{self, Parked, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
-    sync::{self, Rules},
+    store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
+    sync::{self, Drained, Rules},
 };
 use serde_json::{Map, Value as Json, json};
 use sqlx::{
@@ -164,15 +164,30 @@ impl World {
         sync::apply(store, batch, &self.rules, self.now, Instant::now() + Duration::from_secs(7)).await
     }
 
-    /// What the retry loop does: claim what is due, and apply it.
-    pub async fn retry_due(&self) -> Vec<(String, Outcome)> {
-        let due = self.store.claim_due(self.now, self.now + TimeDelta::minutes(1), 100).await.unwrap();
-        let mut outcomes = Vec::new();
-        for Parked { svix_id, payload, .. } in due {
-            let event = Event::raw(payload).svix(svix_id.as_str());
-            outcomes.push((svix_id.to_string(), self.deliver(&event).await));
+    /// Store events as one batch, to be processed later.
+    pub async fn enqueue(&self, events: &[Event]) -> Vec<Outcome> {
+        let batch: Vec<Delivery> = events.iter().map(|event| self.delivery(event)).collect();
+        let deadline = Instant::now() + Duration::from_secs(7);
+        let results = sync::enqueue(&*self.store, &batch, &self.rules, self.now, deadline).await;
+        results.into_iter().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// One turn of a worker.
+    pub async fn drain_once(&self, store: &dyn Store) -> Drained {
+        sync::drain(store, &self.rules, self.now, Instant::now() + Duration::from_secs(7)).await
+    }
+
+    /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.
+    pub async fn drain(&self) -> Vec<(String, Outcome)> {
+        let mut all = Vec::new();
+        loop {
+            let Drained { deliveries, trouble } = self.drain_once(&*self.store).await;
+            assert_eq!(trouble, None);
+            if deliveries.is_empty() {
+                return all;
+            }
+            all.extend(deliveries.into_iter().map(|worked| (worked.svix_id.to_string(), worked.outcome)));
         }
-        outcomes
     }
 
     /// A user's row, as the contract gives it.

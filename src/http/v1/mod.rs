@@ -1,6 +1,6 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It reads, fetches from Clerk who is not here yet, and tends the outbox. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
+//! It reads, fetches from Clerk who is not here yet, and sees to what waits. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
 //! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
 //! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
 //! addresses stand in it.
@@ -9,6 +9,7 @@ mod ensure;
 mod openapi;
 mod outbox;
 mod query;
+mod queue;
 mod signups;
 mod token;
 mod users;
@@ -28,8 +29,11 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-pub use self::users::row_as_json;
 use self::{openapi::Bearer, token::Token};
+pub use self::{
+    queue::{parked_as_json, queue_as_json},
+    users::row_as_json,
+};
 use super::{App, error::Problem};
 use crate::{
     store::{self, Store},
@@ -56,6 +60,10 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/v1/outbox/discard", post(outbox::discard))
         .route("/v1/outbox/sinks/{sink}/pause", post(outbox::pause))
         .route("/v1/outbox/sinks/{sink}/resume", post(outbox::resume))
+        .route("/v1/queue", get(queue::list))
+        .route("/v1/queue/retry", post(queue::retry))
+        .route("/v1/queue/discard", post(queue::discard))
+        .route("/v1/queue/{svix_id}", get(queue::show))
         .route("/v1/openapi.json", get(openapi::show))
         // What is not there needs the token as well.
         .route("/v1", any(nothing))
@@ -76,13 +84,17 @@ async fn nothing() -> Problem {
 #[openapi(
     info(
         title = "clerk-sync: the private API",
-        description = "Reads the users that clerk-sync keeps, for whoever has ADMIN_TOKEN."
+        description = "Reads the users that clerk-sync keeps, and sees to what waits, for whoever has ADMIN_TOKEN."
     ),
     paths(
         users::list,
         users::show,
         ensure::ensure,
         signups::count,
+        queue::list,
+        queue::show,
+        queue::retry,
+        queue::discard,
         outbox::list,
         outbox::retry,
         outbox::discard,

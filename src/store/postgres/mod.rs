@@ -17,6 +17,7 @@ mod catch_up;
 mod error;
 mod foreign;
 mod outbox;
+mod queue;
 mod references;
 mod relay;
 mod rows;
@@ -47,8 +48,8 @@ use self::{
 };
 use super::{
     Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Parked, Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-    StoredMessage, Transaction, Trouble,
+    Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth,
+    Store, StoreError, StoredMessage, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -339,43 +340,39 @@ impl Store for Postgres {
         Ok(counted)
     }
 
-    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
+    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
         let mut session = self.session(&self.begin_normal).await?;
-        let rows = session
-            .rows(
-                sql("UPDATE webhook_queue AS q
-                     SET next_attempt_at = $2
-                     FROM (
-                         SELECT svix_id FROM webhook_queue
-                         WHERE state = 'pending' AND next_attempt_at <= $1
-                         ORDER BY next_attempt_at
-                         LIMIT $3
-                         -- Another replica takes other rows.
-                         FOR UPDATE SKIP LOCKED
-                     ) AS due
-                     WHERE q.svix_id = due.svix_id
-                     RETURNING q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at,
-                               q.received_at, coalesce(q.last_error, '')")
-                .bind(now)
-                .bind(lease)
-                .bind(i64::from(limit)),
-            )
-            .await?;
+        let any = queue::any_due(&mut session, now).await?;
         session.commit().await?;
-        rows.iter().map(parked).collect()
+        Ok(any)
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let rows = session
-            .rows(sql(
-                "SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'dead')
-                       FROM webhook_queue",
-            ))
-            .await?;
+        let mut session = self.session(&self.begin_count).await?;
+        let depth = queue::depth(&mut session).await?;
         session.commit().await?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-        Ok(QueueDepth { pending: count(row, 0)?, dead: count(row, 1)? })
+        Ok(depth)
+    }
+
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
+        let mut session = self.session(&self.begin_page).await?;
+        let found = queue::page(&mut session, filter, limit).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let found = queue::one(&mut session, id).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let pruned = queue::prune_dead(&mut session, before, limit).await?;
+        session.commit().await?;
+        Ok(pruned)
     }
 
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
@@ -611,20 +608,6 @@ where
 
 fn count(row: &PgRow, index: usize) -> Result<u64> {
     Ok(get::<i64>(row, index)?.unsigned_abs())
-}
-
-fn parked(row: &PgRow) -> Result<Parked> {
-    let svix_id = SvixId::new(get::<String>(row, 0)?).ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    Ok(Parked {
-        svix_id,
-        event_type: get(row, 1)?,
-        clerk_id: get::<Option<String>>(row, 2)?.and_then(ClerkId::new),
-        payload: get::<Vec<u8>>(row, 3)?.into(),
-        attempts: get::<i32>(row, 4)?.unsigned_abs(),
-        next_attempt_at: get(row, 5)?,
-        received_at: get(row, 6)?,
-        last_error: get(row, 7)?,
-    })
 }
 
 fn postgres_type(kind: Kind) -> &'static str {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Keep messages, in this order.
-pub(super) async fn enqueue(session: &mut Session, messages: &[Outgoing]) -> Result<()> {
+pub(super) async fn tell(session: &mut Session, messages: &[Outgoing]) -> Result<()> {
     let mut seen = HashSet::new();
     let first: Vec<bool> =
         messages.iter().map(|message| seen.insert((&message.clerk_id, &message.sink))).collect();

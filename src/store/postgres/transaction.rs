@@ -14,7 +14,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, get, outbox, sql};
+use super::{Session, get, outbox, queue, sql};
 use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version,
@@ -70,6 +70,31 @@ impl PostgresTransaction {
 
 #[async_trait]
 impl Transaction for PostgresTransaction {
+    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
+        queue::claim(&mut self.session, now, limit, bytes).await
+    }
+
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        queue::claim_these(&mut self.session, ids, now).await
+    }
+
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
+        if queued.is_empty() {
+            return Ok(HashSet::new());
+        }
+        queue::enqueue(&mut self.session, queued).await
+    }
+
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        queue::revive(&mut self.session, ids, now).await
+    }
+
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         if records.is_empty() {
             return Ok(HashSet::new());
@@ -81,7 +106,14 @@ impl Transaction for PostgresTransaction {
                  ON CONFLICT (svix_id) DO NOTHING
                  RETURNING svix_id
              ), unparked AS (
-                 DELETE FROM webhook_queue AS q USING unnest($1::text[]) AS n (svix_id) WHERE q.svix_id = n.svix_id
+                 DELETE FROM webhook_queue WHERE ctid = ANY (ARRAY(
+                     SELECT q.ctid FROM unnest($1::text[]) AS n (svix_id)
+                     CROSS JOIN LATERAL (
+                         SELECT ctid FROM webhook_queue WHERE svix_id = n.svix_id
+                         -- Whoever works on it may be waiting for us, and removes it.
+                         FOR UPDATE SKIP LOCKED
+                     ) AS q
+                 ))
              )
              SELECT svix_id FROM fresh")
         .bind(column(records, |record| record.svix_id.as_str()))
@@ -259,8 +291,14 @@ impl Transaction for PostgresTransaction {
             return Ok(());
         }
         let query = sql("WITH unparked AS (
-                 DELETE FROM webhook_queue AS q USING unnest($1::text[]) AS n (clerk_id)
-                 WHERE q.clerk_id = n.clerk_id
+                 DELETE FROM webhook_queue AS q
+                 USING unnest($1::text[]) AS n (clerk_id)
+                 CROSS JOIN LATERAL (
+                     SELECT svix_id FROM webhook_queue WHERE clerk_id = n.clerk_id
+                     -- Whoever works on it waits for our lock on the user's register, and will find it deleted.
+                     FOR UPDATE SKIP LOCKED
+                 ) AS free
+                 WHERE q.svix_id = free.svix_id
              )
              DELETE FROM audit_actors AS a
              USING unnest($1::text[]) AS n (clerk_id)
@@ -332,7 +370,7 @@ impl Transaction for PostgresTransaction {
         .bind(column(parked, |parked| parked.event_type.as_deref()))
         .bind(column(parked, |parked| parked.clerk_id.as_ref().map(ClerkId::as_str)))
         .bind(column(parked, |parked| &parked.payload[..]))
-        .bind(column(parked, Parked::state))
+        .bind(column(parked, |parked| parked.state().name()))
         .bind(column(parked, |parked| i32::try_from(parked.attempts).unwrap_or(i32::MAX)))
         .bind(column(parked, |parked| parked.next_attempt_at))
         .bind(column(parked, |parked| parked.received_at))
@@ -341,11 +379,11 @@ impl Transaction for PostgresTransaction {
         Ok(())
     }
 
-    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
-        outbox::enqueue(&mut self.session, messages).await
+        outbox::tell(&mut self.session, messages).await
     }
 
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
@@ -504,7 +542,7 @@ pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
     ClerkId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
 }
 
-fn svix_id(row: &PgRow, index: usize) -> Result<SvixId> {
+pub(super) fn svix_id(row: &PgRow, index: usize) -> Result<SvixId> {
     SvixId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
 }
 

@@ -49,10 +49,10 @@ use self::{
 };
 use super::{
     Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Parked, Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-    StoredMessage, Transaction, Trouble,
+    Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth,
+    Store, StoreError, StoredMessage, Transaction, Trouble,
 };
-use crate::model::{ClerkId, FieldSet, User};
+use crate::model::{ClerkId, FieldSet, SvixId, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -185,19 +185,27 @@ impl Store for Sqlite {
         rows::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
-    async fn claim_due(&self, now: DateTime<Utc>, lease: DateTime<Utc>, limit: u32) -> Result<Vec<Parked>> {
-        // Asking whether anything is due needs no write lock.
-        if !queue::any_due(&mut *self.read().await?, now).await? {
-            return Ok(Vec::new());
-        }
-        let mut transaction = self.write(Patience::Normal).await?;
-        let claimed = queue::claim_due(transaction.connection()?, now, lease, limit).await?;
-        Box::new(transaction).commit().await?;
-        Ok(claimed)
+    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
+        queue::any_due(&mut *self.read().await?, now).await
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth> {
         queue::depth(&mut *self.read().await?).await
+    }
+
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
+        queue::page(&mut *self.read().await?, filter, limit).await
+    }
+
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
+        queue::one(&mut *self.read().await?, id).await
+    }
+
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let pruned = transaction.prune_dead(before, limit).await?;
+        Box::new(transaction).commit().await?;
+        Ok(pruned)
     }
 
     async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Keep messages, in this order.
-pub(super) async fn enqueue(connection: &mut SqliteConnection, messages: &[Outgoing]) -> Result<()> {
+pub(super) async fn tell(connection: &mut SqliteConnection, messages: &[Outgoing]) -> Result<()> {
     let mut seen = BTreeSet::new();
     let rows = text::rows(messages.iter().map(|message| {
         json!({

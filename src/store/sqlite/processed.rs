@@ -44,6 +44,18 @@ pub(super) async fn insert(
     fresh.iter().map(text::read_svix_id).collect()
 }
 
+/// Which of these are recorded.
+pub(super) async fn recorded(connection: &mut SqliteConnection, ids: &str) -> Result<HashSet<SvixId>> {
+    let rows = sqlx::query(
+        "SELECT p.svix_id FROM json_each(?1) AS n CROSS JOIN processed_webhooks AS p ON p.svix_id = n.value",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(text::read_svix_id).collect()
+}
+
 /// See [`settle`].
 pub(super) const SETTLE: &str = "
     UPDATE processed_webhooks

@@ -1,4 +1,4 @@
-//! `webhook_queue`: genuine deliveries that could not be applied.
+//! `webhook_queue`: genuine deliveries that are to be processed, or could not be.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, SvixId},
-    store::{Parked, QueueDepth, Result, Waiting},
+    store::{Parked, QueueDepth, QueueFilter, QueueState, Queued, Result, Waiting},
 };
 
 /// Keep one delivery, or what is new about one that is kept.
@@ -32,7 +32,7 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
     .bind(parked.event_type.as_deref())
     .bind(parked.clerk_id.as_ref().map(ClerkId::as_str))
     .bind(&*parked.payload)
-    .bind(parked.state())
+    .bind(parked.state().name())
     .bind(parked.attempts)
     .bind(parked.next_attempt_at.map(text::time))
     .bind(text::time(parked.received_at))
@@ -114,48 +114,198 @@ pub(super) async fn any_due(connection: &mut SqliteConnection, now: DateTime<Utc
     .map_err(explain)
 }
 
-/// Take the deliveries whose time has come, the longest due first.
-pub(super) async fn claim_due(
+/// The ids of the deliveries whose time has come, the longest due first, until their bodies have so many bytes.
+pub(super) async fn due(
     connection: &mut SqliteConnection,
     now: DateTime<Utc>,
-    lease: DateTime<Utc>,
     limit: u32,
-) -> Result<Vec<Parked>> {
+    bytes: u64,
+) -> Result<Vec<SvixId>> {
     let rows = sqlx::query(
-        "UPDATE webhook_queue
-         SET next_attempt_at = ?2
-         WHERE svix_id IN (
-             SELECT svix_id FROM webhook_queue
-             WHERE state = 'pending' AND next_attempt_at <= ?1
-             ORDER BY next_attempt_at
-             LIMIT ?3
-         )
-         RETURNING svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error",
+        "SELECT svix_id, length(payload) AS bytes FROM webhook_queue
+         WHERE state = 'pending' AND next_attempt_at <= ?1
+         ORDER BY next_attempt_at
+         LIMIT ?2",
     )
     .bind(text::time(now))
-    .bind(text::time(lease))
     .bind(limit)
     .fetch_all(connection)
     .await
     .map_err(explain)?;
-    let mut claimed = rows.iter().map(parked).collect::<Result<Vec<_>>>()?;
-    // RETURNING promises no order.
-    claimed.sort_by(|a, b| (a.received_at, &a.svix_id).cmp(&(b.received_at, &b.svix_id)));
-    Ok(claimed)
+    let (mut due, mut taken) = (Vec::with_capacity(rows.len()), 0);
+    for row in rows {
+        if taken >= bytes {
+            break;
+        }
+        taken += length(&row)?;
+        due.push(text::read_svix_id(&row)?);
+    }
+    Ok(due)
+}
+
+/// Those of these deliveries whose time has come, in their order.
+pub(super) async fn these_due(
+    connection: &mut SqliteConnection,
+    ids: &[SvixId],
+    now: DateTime<Utc>,
+) -> Result<Vec<Parked>> {
+    let rows = sqlx::query(
+        "SELECT q.*
+         FROM json_each(?1) AS n
+         CROSS JOIN webhook_queue AS q ON q.svix_id = n.value
+         WHERE q.state = 'pending' AND q.next_attempt_at <= ?2",
+    )
+    .bind(text::svix_ids(ids)?)
+    .bind(text::time(now))
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(parked).collect()
+}
+
+/// Keep one delivery that is to be processed. One that is here already stays, but no longer dead.
+pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO webhook_queue
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at)
+         VALUES (?1, ?2, ?3, ?4, 'pending', 0, ?5, ?6)
+         ON CONFLICT (svix_id) DO UPDATE SET
+             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at
+         WHERE webhook_queue.state = 'dead'",
+    )
+    .bind(queued.svix_id.as_str())
+    .bind(queued.event_type.as_deref())
+    .bind(queued.clerk_id.as_ref().map(ClerkId::as_str))
+    .bind(&*queued.payload)
+    .bind(queued.next_attempt_at.map(text::time))
+    .bind(text::time(queued.received_at))
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
+}
+
+/// Make these due that are dead or put off; returns how many.
+pub(super) async fn revive(
+    connection: &mut SqliteConnection,
+    ids: &[SvixId],
+    now: DateTime<Utc>,
+) -> Result<u64> {
+    let done = sqlx::query(
+        "UPDATE webhook_queue
+         SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = ?2
+         WHERE svix_id IN (SELECT value FROM json_each(?1)) AND (state = 'dead' OR next_attempt_at > ?2)",
+    )
+    .bind(text::svix_ids(ids)?)
+    .bind(text::time(now))
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(done.rows_affected())
 }
 
 /// How many wait, and how many lie.
 pub(super) async fn depth(connection: &mut SqliteConnection) -> Result<QueueDepth> {
     let row = sqlx::query(
-        "SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
-                count(*) FILTER (WHERE state = 'dead') AS dead
-         FROM webhook_queue",
+        "SELECT
+             -- Each in an index of its own.
+             (SELECT count(*) FROM webhook_queue WHERE state = 'pending') AS pending,
+             (SELECT count(*) FROM webhook_queue WHERE state = 'dead') AS dead,
+             (SELECT min(next_attempt_at) FROM webhook_queue WHERE state = 'pending') AS first_due",
     )
     .fetch_one(connection)
     .await
     .map_err(explain)?;
     let count = |column| Ok(text::read_integer(&row, column)?.unwrap_or_default().unsigned_abs());
-    Ok(QueueDepth { pending: count("pending")?, dead: count("dead")? })
+    Ok(QueueDepth {
+        pending: count("pending")?,
+        dead: count("dead")?,
+        first_due: text::read_time(&row, "first_due")?,
+    })
+}
+
+/// One page of what is here, without bodies.
+pub(super) async fn page(
+    connection: &mut SqliteConnection,
+    filter: &QueueFilter,
+    limit: u32,
+) -> Result<Vec<Queued>> {
+    let all =
+        "SELECT svix_id, event_type, clerk_id, state, attempts, next_attempt_at, received_at, last_error,
+                      length(payload) AS bytes
+               FROM webhook_queue
+               WHERE svix_id > ?1 AND (?2 IS NULL OR event_type = ?2) AND (?3 IS NULL OR state = ?3)
+               ORDER BY svix_id
+               LIMIT ?4";
+    // Few among many: they have an index of their own, which only this text allows to use.
+    let dead =
+        "SELECT svix_id, event_type, clerk_id, state, attempts, next_attempt_at, received_at, last_error,
+                       length(payload) AS bytes
+                FROM webhook_queue
+                WHERE state = 'dead' AND svix_id > ?1 AND (?2 IS NULL OR event_type = ?2) AND ?3 = 'dead'
+                ORDER BY svix_id
+                LIMIT ?4";
+    let rows = sqlx::query(if filter.state == Some(QueueState::Dead) { dead } else { all })
+        .bind(filter.after.as_ref().map_or("", SvixId::as_str))
+        .bind(filter.event_type.as_deref())
+        .bind(filter.state.map(QueueState::name))
+        .bind(limit)
+        .fetch_all(connection)
+        .await
+        .map_err(explain)?;
+    rows.iter().map(queued).collect()
+}
+
+/// One delivery, whole.
+pub(super) async fn one(connection: &mut SqliteConnection, id: &SvixId) -> Result<Option<Parked>> {
+    let row = sqlx::query("SELECT * FROM webhook_queue WHERE svix_id = ?1")
+        .bind(id.as_str())
+        .fetch_optional(connection)
+        .await
+        .map_err(explain)?;
+    row.as_ref().map(parked).transpose()
+}
+
+/// Forget the dead who came before this; returns how many.
+pub(super) async fn prune_dead(
+    connection: &mut SqliteConnection,
+    before: DateTime<Utc>,
+    limit: u32,
+) -> Result<u64> {
+    let done = sqlx::query(
+        "DELETE FROM webhook_queue WHERE svix_id IN (
+             SELECT svix_id FROM webhook_queue
+             WHERE state = 'dead' AND received_at < ?1
+             ORDER BY received_at
+             LIMIT ?2
+         )",
+    )
+    .bind(text::time(before))
+    .bind(limit)
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(done.rows_affected())
+}
+
+fn queued(row: &SqliteRow) -> Result<Queued> {
+    Ok(Queued {
+        svix_id: text::read_svix_id(row)?,
+        event_type: text::read(row, "event_type")?,
+        clerk_id: text::read(row, "clerk_id")?.and_then(ClerkId::new),
+        state: text::read(row, "state")?
+            .and_then(|state| QueueState::named(&state))
+            .ok_or_else(|| text::unreadable("state"))?,
+        attempts: tried(row)?,
+        next_attempt_at: text::read_time(row, "next_attempt_at")?,
+        received_at: received_at(row)?,
+        last_error: text::read(row, "last_error")?.unwrap_or_default(),
+        bytes: length(row)?,
+    })
+}
+
+fn length(row: &SqliteRow) -> Result<u64> {
+    Ok(text::read_integer(row, "bytes")?.unwrap_or_default().unsigned_abs())
 }
 
 fn parked(row: &SqliteRow) -> Result<Parked> {

@@ -474,7 +474,7 @@ async fn a_delivery_is_recorded_once_and_leaves_the_queue() {
     let rows = rows.fetch_all(&mut world.stranger().await).await.expect("read");
     let rows: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(rows, [("msg_1".to_owned(), "unchanged".to_owned())]);
-    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1 }));
+    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1, first_due: None }));
     assert_eq!(world.store.prune_processed(at(1), 10).await, Ok(0));
     assert_eq!(world.store.prune_processed(at(2), 10).await, Ok(1));
 }
@@ -493,16 +493,26 @@ async fn what_is_due_is_claimed_once_and_byte_for_byte() {
     transaction.park(&others).await.expect("parked");
     transaction.commit().await.expect("committed");
 
-    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 2, dead: 1 }));
-    assert!(world.store.claim_due(at(9), at(100), 10).await.expect("claimed").is_empty());
-    let claimed = world.store.claim_due(at(50), at(100), 1).await.expect("claimed");
+    assert_eq!(
+        world.store.queue_depth().await,
+        Ok(QueueDepth { pending: 2, dead: 1, first_due: Some(at(10)) })
+    );
+    assert!(!world.store.any_due(at(9)).await.expect("asked"));
+    assert!(world.store.any_due(at(10)).await.expect("asked"));
+    let mut transaction = world.begin().await;
+    assert!(transaction.claim(at(9), 10, 1000).await.expect("claimed").is_empty());
+    let claimed = transaction.claim(at(50), 1, 1000).await.expect("claimed");
     assert_eq!(claimed.len(), 1);
     let one = &claimed[0];
     assert_eq!((&one.svix_id, &one.clerk_id), (&again.svix_id, &again.clerk_id));
     assert_eq!((&*one.payload, one.attempts, one.received_at), (&bytes[..], 4, at(0)));
-    assert_eq!(one.next_attempt_at, Some(at(100)));
-    assert_eq!(world.store.claim_due(at(50), at(100), 9).await.expect("claimed").len(), 1);
-    assert!(world.store.claim_due(at(50), at(100), 9).await.expect("claimed").is_empty());
+    assert_eq!(one.next_attempt_at, Some(at(10)));
+    assert_eq!(transaction.claim(at(50), 9, 1).await.expect("claimed").len(), 1, "no more bytes than that");
+    assert_eq!(transaction.claim(at(50), 9, 1000).await.expect("claimed").len(), 2);
+    let ids = ["msg_1", "msg_3"].map(svix_id);
+    let these = transaction.claim_these(&ids, at(50)).await.expect("claimed");
+    assert_eq!(these.len(), 1, "the dead are not claimed");
+    transaction.rollback().await;
 }
 
 #[tokio::test]
@@ -525,7 +535,7 @@ async fn forgetting_removes_what_is_kept_beside_the_row() {
     transaction.discard(&[svix_id("msg_2")]).await.expect("discarded");
     transaction.commit().await.expect("committed");
 
-    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1 }));
+    assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1, first_due: None }));
     let rows = sqlx::query(
         "SELECT clerk_id, changed_fields, ip FROM audit_log LEFT JOIN audit_actors ON audit_id = id ORDER BY id",
     );

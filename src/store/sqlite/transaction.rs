@@ -132,8 +132,28 @@ impl SqliteTransaction {
         let connection = self.connection()?;
         let fresh = processed::insert(connection, records).await?;
         let ids = text::svix_ids(records.iter().map(|record| record.svix_id))?;
-        queue::remove(connection, &ids).await?;
+        let processed = queue::remove(connection, &ids).await?;
+        // Its body said more of somebody than what is kept of them.
+        self.erased |= processed > 0;
         Ok(fresh)
+    }
+
+    async fn enqueue_all(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
+        let connection = self.connection()?;
+        let ids = text::svix_ids(queued.iter().map(|queued| &queued.svix_id))?;
+        let recorded = processed::recorded(connection, &ids).await?;
+        for queued in queued.iter().filter(|queued| !recorded.contains(&queued.svix_id)) {
+            queue::enqueue(connection, queued).await?;
+        }
+        Ok(recorded)
+    }
+
+    /// Forget what has been dead for long.
+    pub(super) async fn prune_dead(&mut self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let pruned = queue::prune_dead(self.connection()?, before, limit).await;
+        let pruned = self.noted(pruned)?;
+        self.erased |= pruned > 0;
+        Ok(pruned)
     }
 
     /// Roll back and give the connection back; if that fails, it is closed.
@@ -155,6 +175,39 @@ impl Drop for SqliteTransaction {
 
 #[async_trait]
 impl Transaction for SqliteTransaction {
+    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
+        // Claimed already: nobody else writes while this transaction is open.
+        let due = queue::due(self.connection()?, now, limit, bytes).await;
+        let due = self.noted(due)?;
+        let mut claimed: HashMap<SvixId, Parked> =
+            self.claim_these(&due, now).await?.into_iter().map(|one| (one.svix_id.clone(), one)).collect();
+        Ok(due.iter().filter_map(|id| claimed.remove(id)).collect())
+    }
+
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let claimed = queue::these_due(self.connection()?, ids, now).await;
+        self.noted(claimed)
+    }
+
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
+        if queued.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let recorded = self.enqueue_all(queued).await;
+        self.noted(recorded)
+    }
+
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let revived = queue::revive(self.connection()?, ids, now).await;
+        self.noted(revived)
+    }
+
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         if records.is_empty() {
             return Ok(HashSet::new());
@@ -285,11 +338,11 @@ impl Transaction for SqliteTransaction {
         self.noted(kept)
     }
 
-    async fn enqueue(&mut self, messages: &[Outgoing]) -> Result<()> {
+    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
-        let kept = outbox::enqueue(self.connection()?, messages).await;
+        let kept = outbox::tell(self.connection()?, messages).await;
         self.noted(kept)
     }
 

@@ -1,0 +1,256 @@
+//! `queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
+
+use std::{
+    io::{IsTerminal, Write, stderr, stdin},
+    sync::Arc,
+};
+
+use chrono::SecondsFormat;
+use clap::{Args, Subcommand};
+
+use super::{Failure, clock, open_store, resolve, say, service::init_log};
+use crate::{
+    config::Settings,
+    http,
+    model::SvixId,
+    store::{QueueFilter, QueueState, Queued, Readiness, Store},
+    sync::queue::{self, Done, Which},
+};
+
+/// Look at deliveries that wait or are dead, try them again, or take them out
+#[derive(Args)]
+pub(super) struct Queue {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List deliveries, in the order of their ids
+    Ls(List),
+    /// Show one delivery; what it says of somebody only with --reveal
+    Show(Show),
+    /// Try deliveries again at once: the dead, and those that would be tried only later
+    Retry(Retry),
+    /// Take deliveries out for ever: those named, or the dead among the others
+    Discard(Discard),
+}
+
+#[derive(Args)]
+struct List {
+    /// Only those in this state: pending or dead
+    #[arg(long, value_name = "STATE", value_parser = state)]
+    state: Option<QueueState>,
+
+    /// Only events of this type, such as user.updated
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Show {
+    #[arg(value_name = "SVIX_ID", value_parser = id)]
+    svix_id: SvixId,
+
+    /// Show the body as well, which is personal data
+    #[arg(long)]
+    reveal: bool,
+}
+
+/// Which deliveries are meant.
+#[derive(Args)]
+#[group(id = "which", required = true, multiple = false)]
+struct Selection {
+    /// These
+    #[arg(value_name = "SVIX_ID", value_parser = id, group = "which")]
+    svix_ids: Vec<SvixId>,
+
+    /// Those of this type of event, such as user.updated
+    #[arg(long = "type", value_name = "TYPE", group = "which")]
+    event_type: Option<String>,
+
+    /// All of them
+    #[arg(long, group = "which")]
+    all: bool,
+}
+
+#[derive(Args)]
+struct Retry {
+    #[command(flatten)]
+    selection: Selection,
+
+    /// Only say how many
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+struct Discard {
+    #[command(flatten)]
+    selection: Selection,
+
+    /// Only say how many
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Queue {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let config = resolve(settings)?;
+        init_log(&config)?;
+        let store = open_store(&config).await?;
+        if store.ready().await? != Readiness::Ready {
+            return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+        }
+        let result = match self.action {
+            Action::Ls(list) => list.run(&*store).await,
+            Action::Show(show) => show.run(&*store).await,
+            Action::Retry(retry) => retry.run(&*store).await,
+            Action::Discard(discard) => discard.run(&store).await,
+        };
+        store.close().await;
+        result
+    }
+}
+
+impl List {
+    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
+        let mut filter = QueueFilter { state: self.state, event_type: self.event_type, after: None };
+        let mut found: Vec<Queued> = Vec::new();
+        while let Some(left) = self.limit.checked_sub(found.len().try_into().unwrap_or(u32::MAX))
+            && left > 0
+        {
+            let page = store.queued(&filter, left.min(500)).await?;
+            let Some(last) = page.last() else { break };
+            filter.after = Some(last.svix_id.clone());
+            found.extend(page);
+        }
+        if self.json {
+            say!("{}", http::queue_as_json(&found));
+            return Ok(());
+        }
+        if found.is_empty() {
+            say!("nothing waits");
+            return Ok(());
+        }
+        let row = |state: &str, attempts: &str, event: &str, received: &str, id: &str, error: &str| {
+            say!("{state:<8}{attempts:>9}  {event:<14}  {received:<24}  {id:<32}  {error}");
+        };
+        row("STATE", "ATTEMPTS", "TYPE", "RECEIVED", "SVIX ID", "ERROR");
+        for one in &found {
+            row(
+                one.state.name(),
+                &one.attempts.to_string(),
+                one.event_type.as_deref().unwrap_or("?"),
+                &one.received_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+                one.svix_id.as_str(),
+                &one.last_error,
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Show {
+    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
+        let parked = store.parked(&self.svix_id).await?;
+        let parked = parked.ok_or_else(|| missing(std::slice::from_ref(&self.svix_id)))?;
+        say!("{}", http::parked_as_json(&parked, self.reveal));
+        Ok(())
+    }
+}
+
+impl Selection {
+    fn which(self) -> Which {
+        match self {
+            Self { all: true, .. } => Which::All,
+            Self { event_type: Some(event_type), .. } => Which::Type(event_type),
+            Self { svix_ids, .. } => Which::These(svix_ids),
+        }
+    }
+}
+
+impl Retry {
+    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
+        let done = queue::retry(store, &self.selection.which(), clock()(), self.dry_run).await?;
+        let what = if self.dry_run { "would be tried again" } else { "are tried again, by whoever works" };
+        say!("{:>9}  {what}", done.deliveries);
+        finished(&done)
+    }
+}
+
+impl Discard {
+    async fn run(self, store: &Arc<dyn Store>) -> Result<(), Failure> {
+        let which = self.selection.which();
+        let would = queue::discard(&**store, &which, clock()(), true).await?;
+        if self.dry_run {
+            say!("{:>9}  would be taken out", would.deliveries);
+            return finished(&would);
+        }
+        if would.deliveries > 0 && !self.yes {
+            confirm(would.deliveries).await?;
+        }
+        let done = queue::discard(&**store, &which, clock()(), false).await?;
+        say!("{:>9}  taken out", done.deliveries);
+        finished(&done)
+    }
+}
+
+/// What could not be done is a failure.
+fn finished(done: &Done) -> Result<(), Failure> {
+    if done.deletions > 0 {
+        return Err(Failure::failed(format!(
+            "{} deletions of users stay: what Clerk has deleted must not stay here. Mend what refuses them, which \
+             `clerk-sync queue ls` shows, and they succeed by themselves",
+            done.deletions
+        )));
+    }
+    if done.missing.is_empty() { Ok(()) } else { Err(missing(&done.missing)) }
+}
+
+fn missing(ids: &[SvixId]) -> Failure {
+    let ids: Vec<&str> = ids.iter().map(SvixId::as_str).collect();
+    Failure::failed(format!("not in the queue, processed or never seen: {}", ids.join(", ")))
+}
+
+/// Ask whoever sits at the terminal.
+async fn confirm(deliveries: u64) -> Result<(), Failure> {
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        return Err(Failure {
+            code: 2,
+            message: format!(
+                "{deliveries} deliveries would be taken out for ever, and there is no terminal to ask at: repeat with \
+                 --yes, or with --dry-run to look first"
+            ),
+        });
+    }
+    let answer = tokio::task::spawn_blocking(move || {
+        let _ = write!(stderr(), "Take {deliveries} deliveries out for ever? Type yes: ");
+        let mut answer = String::new();
+        stdin().read_line(&mut answer).map(|_| answer)
+    });
+    match answer.await {
+        Ok(Ok(answer)) if answer.trim() == "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was taken out")),
+    }
+}
+
+fn state(text: &str) -> Result<QueueState, &'static str> {
+    QueueState::named(text).ok_or("pending or dead is allowed")
+}
+
+fn id(text: &str) -> Result<SvixId, &'static str> {
+    SvixId::new(text).ok_or("an id of 1 to 255 visible characters is allowed")
+}

@@ -1,0 +1,314 @@
+//! `/v1/queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
+//!
+//! Their bodies are personal data, and shown only to whoever asks for that in so many words.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use crate::{
+    http::{
+        App,
+        error::{ErrorBody, Problem},
+    },
+    model::SvixId,
+    store::{Parked, QueueFilter, QueueState, Queued},
+    sync::queue::{self, Done, Which},
+};
+
+const PARAMETERS: [&str; 4] = ["state", "type", "after", "limit"];
+const KNOWN: &str = "the parameters are state, type, after and limit, each at most once";
+const STATE: &str = "state: allowed are pending and dead";
+const TYPE: &str = "type: allowed is the name of an event such as user.updated";
+const AFTER: &str = "after: allowed is the `next` of the page before";
+const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
+const REVEAL: &str = "the only parameter is reveal, at most once: true or false";
+const BODY: &str =
+    "the body is a JSON object with one of ids (1 to 1000 of them), type and all (true), and perhaps dry_run";
+
+const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
+
+const DEFAULT_LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 500;
+const MAX_IDS: usize = 1000;
+
+/// One page of the queue.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Entries {
+    entries: Vec<Entry>,
+    /// What to give as `after` for the next page; null on the last one.
+    #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
+    next: Option<String>,
+}
+
+/// A delivery that waits, or is dead.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Entry {
+    #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
+    svix_id: String,
+    /// Clerk's name of the event, if it could be read.
+    #[schema(example = "user.updated")]
+    event_type: Option<String>,
+    /// The user it is about, if that could be read.
+    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
+    clerk_id: Option<String>,
+    /// `pending` or `dead`.
+    #[schema(example = "dead")]
+    state: &'static str,
+    /// How often it was tried.
+    #[schema(example = 15)]
+    attempts: u32,
+    /// When it is tried again; null if it is dead.
+    #[schema(format = "date-time")]
+    next_attempt_at: Option<String>,
+    #[schema(format = "date-time", example = "2026-11-16T08:00:00.250Z")]
+    received_at: String,
+    /// Why it failed, without anybody's data; null if it was never tried.
+    #[schema(example = "a constraint or trigger refuses (23514): table users, constraint users_check")]
+    last_error: Option<String>,
+    /// How long its body is.
+    #[schema(example = 2867)]
+    bytes: u64,
+}
+
+/// One delivery, with its body if that was asked for.
+#[derive(Serialize, ToSchema)]
+pub(super) struct WholeEntry {
+    entry: Entry,
+    /// As it came, but for bytes that are no text; null unless `reveal=true`.
+    payload: Option<String>,
+}
+
+/// Which deliveries are meant: exactly one of `ids`, `type` and `all`.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Selection {
+    /// These.
+    #[schema(example = json!(["msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw"]))]
+    ids: Option<Vec<String>>,
+    /// Those of this type of event.
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    /// All of them.
+    #[serde(default)]
+    all: bool,
+    /// Only tell how many.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// What was done, or with `dry_run` would be.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Report {
+    /// How many deliveries.
+    #[schema(example = 3)]
+    deliveries: u64,
+    /// How many deletions of users stay, because they are never taken out.
+    #[schema(example = 0)]
+    deletions_kept: u64,
+    /// Those of `ids` that are not in the queue.
+    missing: Vec<String>,
+    dry_run: bool,
+}
+
+/// Deliveries that wait or are dead, a page at a time
+///
+/// In the order of their ids.
+#[utoipa::path(
+    get,
+    path = "/v1/queue",
+    operation_id = "list_queue",
+    params(
+        ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only those in this state"),
+        ("type" = Option<String>, Query, example = "user.updated", description = "Only events of this type"),
+        ("after" = Option<String>, Query, description = "The `next` of the page before"),
+        (
+            "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
+            description = "How many entries a page has at most; 100 if nothing is said"
+        ),
+    ),
+    responses(
+        (status = 200, description = "A page", body = Entries),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Entries>, Problem> {
+    let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
+    let filter = QueueFilter {
+        state: query.value("state", QueueState::named, STATE)?,
+        event_type: query.value("type", event_type, TYPE)?,
+        after: query.value("after", |text| SvixId::new(text), AFTER)?,
+    };
+    let limit = query.value("limit", limit, LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+
+    // One more than asked for tells whether there is a next page.
+    let mut found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let next = found.last().filter(|_| more).map(|last| last.svix_id.to_string());
+    Ok(Json(Entries { entries: found.iter().map(Entry::from).collect(), next }))
+}
+
+/// One delivery that waits or is dead
+#[utoipa::path(
+    get,
+    path = "/v1/queue/{svix_id}",
+    operation_id = "show_queued",
+    params(
+        ("svix_id" = String, Path, description = "Svix's id", example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw"),
+        ("reveal" = Option<bool>, Query, description = "`true` shows the body, which is personal data"),
+    ),
+    responses(
+        (status = 200, description = "The delivery", body = WholeEntry),
+        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = "`delivery_not_found`: it is processed, or never came", body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<WholeEntry>, Problem> {
+    let query = Query::read(query.as_deref(), &["reveal"], REVEAL)?;
+    let reveal = query.value("reveal", |text| text.parse().ok(), REVEAL)?.unwrap_or(false);
+    let id = path.ok().and_then(|Path(id)| SvixId::new(id)).ok_or(Problem::DeliveryNotFound)?;
+    let parked = read(&app, async move |store| store.parked(&id).await).await?;
+    Ok(Json(whole(&parked.ok_or(Problem::DeliveryNotFound)?, reveal)))
+}
+
+/// Try deliveries again at once
+///
+/// Those that are dead, with a fresh count of attempts, and those that were to be tried only later. Their signatures
+/// are not looked at again.
+#[utoipa::path(
+    post,
+    path = "/v1/queue/retry",
+    operation_id = "retry_queued",
+    request_body = Selection,
+    responses(
+        (status = 200, description = "What was done", body = Report),
+        (status = 400, description = INVALID_BODY, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
+    let (which, dry_run) = selection(&app, request).await?;
+    let now = (app.clock)();
+    let done = read(&app, async move |store| queue::retry(&*store, &which, now, dry_run).await).await?;
+    app.committer.bell().notify_one();
+    Ok(Json(report(&done, dry_run)))
+}
+
+/// Take deliveries out
+///
+/// Those that are named, or the dead ones of a type or all. They are recorded as `discarded`, so that they do not come
+/// back. Deletions of users stay.
+#[utoipa::path(
+    post,
+    path = "/v1/queue/discard",
+    operation_id = "discard_queued",
+    request_body = Selection,
+    responses(
+        (status = 200, description = "What was done", body = Report),
+        (status = 400, description = INVALID_BODY, body = ErrorBody),
+        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+    )
+)]
+pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
+    let (which, dry_run) = selection(&app, request).await?;
+    let now = (app.clock)();
+    let done = read(&app, async move |store| queue::discard(&*store, &which, now, dry_run).await).await?;
+    Ok(Json(report(&done, dry_run)))
+}
+
+async fn selection(app: &App, request: Request) -> Result<(Which, bool), Problem> {
+    let body = app.bodies.read(request.into_body(), Instant::now()).await?;
+    let invalid = Problem::InvalidBody(BODY);
+    let selection: Selection = serde_json::from_slice(&body.bytes).map_err(|_| invalid)?;
+    let which = match selection {
+        Selection { ids: Some(ids), event_type: None, all: false, .. }
+            if (1..=MAX_IDS).contains(&ids.len()) =>
+        {
+            Which::These(ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid)?)
+        }
+        Selection { ids: None, event_type: Some(name), all: false, .. } => {
+            Which::Type(event_type(&name).ok_or(invalid)?)
+        }
+        Selection { ids: None, event_type: None, all: true, .. } => Which::All,
+        _ => return Err(invalid),
+    };
+    Ok((which, selection.dry_run))
+}
+
+fn report(done: &Done, dry_run: bool) -> Report {
+    Report {
+        deliveries: done.deliveries,
+        deletions_kept: done.deletions,
+        missing: done.missing.iter().map(ToString::to_string).collect(),
+        dry_run,
+    }
+}
+
+/// Entries of the queue as the API shows them.
+pub fn queue_as_json(entries: &[Queued]) -> String {
+    let entries: Vec<Entry> = entries.iter().map(Entry::from).collect();
+    serde_json::to_string_pretty(&entries).unwrap_or_default()
+}
+
+/// One delivery as the API shows it.
+pub fn parked_as_json(parked: &Parked, reveal: bool) -> String {
+    serde_json::to_string_pretty(&whole(parked, reveal)).unwrap_or_default()
+}
+
+fn whole(parked: &Parked, reveal: bool) -> WholeEntry {
+    WholeEntry {
+        entry: Entry::from(&Queued::from(parked)),
+        payload: reveal.then(|| String::from_utf8_lossy(&parked.payload).into_owned()),
+    }
+}
+
+impl From<&Queued> for Entry {
+    fn from(queued: &Queued) -> Self {
+        Self {
+            svix_id: queued.svix_id.to_string(),
+            event_type: queued.event_type.clone(),
+            clerk_id: queued.clerk_id.as_ref().map(ToString::to_string),
+            state: queued.state.name(),
+            attempts: queued.attempts,
+            next_attempt_at: queued.next_attempt_at.map(time),
+            received_at: time(queued.received_at),
+            last_error: Some(queued.last_error.clone()).filter(|error| !error.is_empty()),
+            bytes: queued.bytes,
+        }
+    }
+}
+
+fn event_type(text: &str) -> Option<String> {
+    let plausible = (1..=255).contains(&text.len()) && !text.contains('\0');
+    plausible.then(|| text.to_owned())
+}
+
+fn limit(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}

@@ -1,0 +1,29 @@
+//! Whether webhooks are applied at once, or stored first.
+
+/// `PROCESSING`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Processing {
+    /// The answer to a webhook says what became of it.
+    #[default]
+    Inline,
+    /// The answer says that it is stored; what becomes of it is seen to afterwards.
+    Queue,
+}
+
+impl Processing {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Inline, Self::Queue];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inline => "inline",
+            Self::Queue => "queue",
+        }
+    }
+
+    /// The one of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|processing| processing.name() == name)
+    }
+}

@@ -1,0 +1,287 @@
+//! From the queue into the tables: claim, apply and remove in one transaction.
+//!
+//! What is claimed is locked by the working transaction. So a process that dies gives everything back at once, and
+//! nothing is ever applied without being removed, or removed without being applied. When a batch fails its halves are
+//! tried in transactions of their own, each beginning with a claim of what it is about: others may have been quicker.
+//! A single delivery that fails is put off or dead, and holds up nobody.
+
+use std::ops::Range;
+
+use chrono::{DateTime, Utc};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Rules,
+    apply::{Fate, HOPELESS_REFUSALS, RACES, Rung, Work, end, is_deletion, rungs},
+};
+use crate::{
+    clerk::{event, signature::Verified},
+    model::{Content, Delivery, Outcome, SvixId},
+    store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
+};
+
+/// Deliveries in one transaction.
+const BATCH: u32 = 512;
+
+/// Bytes of their bodies, but for the last one.
+const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Drained {
+    pub deliveries: Vec<Worked>,
+    /// Why it ended early: something is wrong with the database, and not with a single delivery. What is not among the
+    /// deliveries waits as before.
+    pub trouble: Option<StoreError>,
+}
+
+/// A delivery that was worked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worked {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    /// Which attempt it was.
+    pub attempt: u32,
+    /// `parked` if it failed: it is tried again, or dead.
+    pub outcome: Outcome,
+}
+
+/// Work on deliveries whose time has come, as many as one transaction takes; on none if there are none. Their signatures
+/// are not looked at again: they were proven when they came.
+pub async fn drain(store: &dyn Store, rules: &Rules, now: DateTime<Utc>, deadline: Instant) -> Drained {
+    let draining = Draining { work: Work { store, rules, now }, deadline };
+    let mut drained = Drained::default();
+    drained.trouble = draining.run(&mut drained.deliveries).await.err();
+    drained
+}
+
+/// What to claim.
+#[derive(Clone, Copy)]
+enum Claim<'a> {
+    Due,
+    These(&'a [SvixId]),
+}
+
+/// A delivery that was claimed.
+struct Claimed {
+    svix_id: SvixId,
+    delivery: Delivery,
+    attempt: u32,
+}
+
+impl Claimed {
+    fn worked(&self, outcome: Outcome) -> Worked {
+        Worked {
+            svix_id: self.svix_id.clone(),
+            event_type: self.delivery.event_type.clone(),
+            attempt: self.attempt,
+            outcome,
+        }
+    }
+
+    fn is_usable(&self) -> bool {
+        !matches!(self.delivery.content, Content::Unusable(_))
+    }
+}
+
+struct Draining<'a> {
+    work: Work<'a>,
+    deadline: Instant,
+}
+
+impl Draining<'_> {
+    async fn run(&self, done: &mut Vec<Worked>) -> Result<()> {
+        if !self.in_time(self.work.store.any_due(self.work.now)).await? {
+            return Ok(());
+        }
+        let all = rungs(self.work.rules.deletion);
+        let (claimed, first) = self.turn(Claim::Due, Patience::Normal, all).await;
+        let (usable, unusable): (Vec<Claimed>, Vec<Claimed>) =
+            claimed.into_iter().partition(Claimed::is_usable);
+        match first {
+            Ok(worked) => done.extend(worked),
+            Err(error) if usable.is_empty() => return Err(error),
+            Err(error) => self.isolate(&usable, error, done).await?,
+        }
+        // Once unusable, and tried again because somebody asked for it. They have no effect on others.
+        for claimed in unusable {
+            let Content::Unusable(reason) = &claimed.delivery.content else { continue };
+            let outcome = self.set_aside(&claimed, Fate::Dead, reason, Patience::Normal).await?;
+            done.extend(outcome.map(|outcome| claimed.worked(outcome)));
+        }
+        Ok(())
+    }
+
+    /// Find who spoils a batch that has failed like this, and do the rest.
+    async fn isolate(&self, batch: &[Claimed], error: StoreError, done: &mut Vec<Worked>) -> Result<()> {
+        let all = rungs(self.work.rules.deletion);
+        let ids: Vec<SvixId> = batch.iter().map(|claimed| claimed.svix_id.clone()).collect();
+        let mut failures = 0;
+        let mut parts: Vec<(Range<usize>, Option<StoreError>)> = vec![(0..batch.len(), Some(error))];
+        while let Some((part, failed)) = parts.pop() {
+            let result = match failed {
+                // What is likely to be gone is tried again before anybody is suspected.
+                Some(error) if !matches!(error.trouble, Trouble::Conflict | Trouble::Raced) => Err(error),
+                _ => self.settled(&ids[part.clone()], all).await,
+            };
+            let error = match result {
+                Ok(worked) => {
+                    done.extend(worked);
+                    continue;
+                }
+                Err(error) if error.trouble == Trouble::Unavailable => return Err(error),
+                Err(error) => error,
+            };
+            if part.len() > 1 {
+                let middle = part.start + part.len() / 2;
+                parts.push((middle..part.end, None));
+                parts.push((part.start..middle, None));
+                continue;
+            }
+            let about_the_data = error.is_about_the_data();
+            done.extend(self.single(&batch[part.start], error.clone()).await?);
+            failures += u32::from(!about_the_data);
+            if failures >= HOPELESS_REFUSALS {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attempt these, again after a conflict that is likely to be gone.
+    async fn settled(&self, ids: &[SvixId], rungs: &[Rung]) -> Result<Vec<Worked>> {
+        let (mut conflicts, mut races) = (0, 0);
+        loop {
+            match self.turn(Claim::These(ids), Patience::Short, rungs).await.1 {
+                Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
+                Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
+                result => return result,
+            }
+        }
+    }
+
+    /// One delivery that has failed alone; nothing if somebody else has it by now.
+    async fn single(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
+        if is_deletion(&claimed.delivery) {
+            // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
+            let mut rungs = rungs(self.work.rules.deletion);
+            while error.is_about_the_data() && !rungs.is_empty() {
+                rungs = &rungs[1..];
+                match self.settled(std::slice::from_ref(&claimed.svix_id), rungs).await {
+                    Ok(worked) => return Ok(worked.into_iter().next()),
+                    Err(next) => error = next,
+                }
+            }
+        }
+        let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
+        let outcome = match self.set_aside(claimed, fate, &error.to_string(), Patience::Short).await {
+            Err(again) if again.trouble != Trouble::Unavailable => self.put_off(claimed, &error).await?,
+            outcome => outcome?,
+        };
+        Ok(outcome.map(|outcome| claimed.worked(outcome)))
+    }
+
+    /// Claim, apply and remove, in one transaction. What was claimed is told also if it failed.
+    async fn turn(
+        &self,
+        claim: Claim<'_>,
+        patience: Patience,
+        rungs: &[Rung],
+    ) -> (Vec<Claimed>, Result<Vec<Worked>>) {
+        let mut claimed = Vec::new();
+        let attempt = async {
+            let mut transaction = self.work.store.begin(patience).await?;
+            let worked = self.work_in(&mut *transaction, claim, rungs, &mut claimed).await;
+            end(transaction, worked).await
+        };
+        let worked = self.in_time(attempt).await;
+        (claimed, worked)
+    }
+
+    async fn work_in(
+        &self,
+        transaction: &mut dyn Transaction,
+        claim: Claim<'_>,
+        rungs: &[Rung],
+        claimed: &mut Vec<Claimed>,
+    ) -> Result<Vec<Worked>> {
+        let parked = match claim {
+            Claim::Due => transaction.claim(self.work.now, BATCH, BATCH_BYTES).await?,
+            Claim::These(ids) => transaction.claim_these(ids, self.work.now).await?,
+        };
+        claimed.extend(parked.into_iter().map(|parked| self.understood(parked)));
+        let usable: Vec<&Claimed> = claimed.iter().filter(|claimed| claimed.is_usable()).collect();
+        if usable.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
+        let outcomes = self.work.write(transaction, &deliveries, rungs).await?;
+        Ok(usable.iter().zip(outcomes).map(|(claimed, outcome)| claimed.worked(outcome)).collect())
+    }
+
+    /// As it was when it came, whatever time it is now: its place in the order does not depend on when it is applied.
+    fn understood(&self, parked: Parked) -> Claimed {
+        let attempt = parked.attempts + 1;
+        let verified = Verified::kept(parked.svix_id.clone(), parked.received_at, parked.payload);
+        let event = event::parse(&verified, self.work.rules.fields, parked.received_at);
+        Claimed { svix_id: parked.svix_id, delivery: event.delivery, attempt }
+    }
+
+    /// Keep a delivery that failed, unless its user is deleted, or somebody else has it by now.
+    async fn set_aside(
+        &self,
+        claimed: &Claimed,
+        fate: Fate,
+        reason: &str,
+        patience: Patience,
+    ) -> Result<Option<Outcome>> {
+        let Claimed { svix_id, delivery, .. } = claimed;
+        let attempt = async {
+            let mut transaction = self.work.store.begin(patience).await?;
+            let parked = async {
+                let ids = std::slice::from_ref(svix_id);
+                if transaction.claim_these(ids, self.work.now).await?.is_empty() {
+                    return Ok(None);
+                }
+                let parked =
+                    self.work.park_in(&mut *transaction, delivery, svix_id, fate, reason.to_owned()).await;
+                parked.map(Some)
+            };
+            let parked = parked.await;
+            end(transaction, parked).await
+        };
+        self.in_time(attempt).await
+    }
+
+    /// Only say that it failed once more, where somebody holds even the user's register: whether it may be dead cannot
+    /// be decided without.
+    async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Option<Outcome>> {
+        let Claimed { svix_id, attempt, .. } = claimed;
+        let again = async {
+            let mut transaction = self.work.store.begin(Patience::Short).await?;
+            let kept = async {
+                let ids = std::slice::from_ref(svix_id);
+                let claimed = transaction.claim_these(ids, self.work.now).await?;
+                let retry = self.work.rules.retry;
+                let parked: Vec<Parked> = claimed
+                    .into_iter()
+                    .map(|parked| Parked {
+                        attempts: *attempt,
+                        next_attempt_at: Some(retry.always_after(*attempt, svix_id.as_str(), self.work.now)),
+                        last_error: error.to_string(),
+                        ..parked
+                    })
+                    .collect();
+                transaction.park(&parked).await?;
+                Ok((!parked.is_empty()).then_some(Outcome::Parked))
+            };
+            let kept = kept.await;
+            end(transaction, kept).await
+        };
+        self.in_time(again).await
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        timeout_at(self.deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+    }
+}

@@ -1,0 +1,58 @@
+//! The queue of deliveries as a tenant of the worker: a turn is one transaction's worth of what is due.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use metrics::counter;
+use tokio::time::Instant;
+
+use super::worker::{Tenant, Turn};
+use crate::{
+    model::Outcome,
+    store::{Store, StoreError, Trouble},
+    sync::{Clock, Rules, drain, drain::Worked},
+    telemetry,
+};
+
+/// How long a turn may take, with the search for whoever spoils it. At the shutdown it is waited for.
+const TURN: Duration = Duration::from_secs(7);
+
+/// Applies deliveries that wait in `webhook_queue`.
+pub struct Queue {
+    pub store: Arc<dyn Store>,
+    pub rules: Rules,
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl Tenant for Queue {
+    fn name(&self) -> &'static str {
+        "queue"
+    }
+
+    async fn turn(&self) -> Result<Turn, StoreError> {
+        let drained = drain(&*self.store, &self.rules, (self.clock)(), Instant::now() + TURN).await;
+        for worked in &drained.deliveries {
+            tell(worked);
+        }
+        match drained.trouble {
+            Some(error) => {
+                if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+                    tracing::error!(%error, "the database refuses statements of ours: the queue waits");
+                }
+                Err(error)
+            }
+            None if drained.deliveries.is_empty() => Ok(Turn::Idle),
+            None => Ok(Turn::More),
+        }
+    }
+}
+
+/// Count it, and say it once: what has failed is in the log already.
+fn tell(worked: &Worked) {
+    let Worked { svix_id, event_type, attempt, outcome } = worked;
+    counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name()).increment(1);
+    if *outcome != Outcome::Parked {
+        tracing::info!(%svix_id, event = event_type, %outcome, attempt, "worked on a delivery of the queue");
+    }
+}

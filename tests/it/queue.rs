@@ -1,0 +1,624 @@
+//! The durable queue: what every keeper promises of deliveries that wait, and what becomes of them.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use clerk_sync::{
+    model::{DeletionPolicy, Field, Outcome, Processing, SvixId},
+    store::{Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
+    sync::{
+        Clock, Committer, Limits,
+        queue::{Done, Which, discard, retry},
+        retry::Retry,
+    },
+    work::{Queue, worker::Worker},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    application::{allow_names, order, orders, refuse_name},
+    promises::promises,
+    world::{Event, Keeper, NOW, World, at, clerk_id, plain, run, tally, time},
+};
+
+use Outcome::{Applied, Duplicate, Ignored, Parked, Queued, Stale};
+
+promises! {
+    // Storing.
+    what_is_stored_is_answered_queued_and_nobodys_row_is_touched,
+    what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_parked,
+    what_was_worked_on_is_a_duplicate_and_what_waits_stays_as_it_is,
+    a_dead_delivery_that_comes_again_is_revived,
+    a_repeat_inside_a_batch_is_queued_once,
+
+    // Claiming.
+    what_somebody_works_on_is_free_at_once_when_they_die,
+    two_workers_share_what_waits_and_do_nothing_twice,
+    a_claim_is_bounded_in_number_and_in_bytes,
+    what_is_put_off_is_not_due_before_its_time,
+
+    // Working.
+    one_in_a_hundred_is_poison_and_the_others_are_applied,
+    what_can_never_be_stored_is_dead_at_once,
+    a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retry_once_it_may,
+    later_news_of_the_same_user_pass_by_a_poisoned_one,
+    a_deletion_in_the_queue_never_dies,
+    a_locked_user_holds_up_nobody_else,
+    the_signature_may_be_old_by_the_time_it_is_worked_on,
+    what_was_unusable_stays_unusable_and_dead,
+    an_erasure_takes_along_what_waits_of_its_user,
+    nothing_of_what_was_worked_on_remains_in_the_queue,
+
+    // Around it.
+    workers_are_called_by_the_committer_and_finish_at_the_shutdown,
+    the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due,
+    the_queue_is_listed_by_state_and_type_in_pages,
+    a_retry_hurries_the_dead_and_those_put_off_and_no_others,
+    a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded,
+    only_old_dead_deliveries_are_forgotten,
+}
+
+fn svix_id(event: &Event) -> SvixId {
+    SvixId::new(event.svix_id.as_str()).unwrap()
+}
+
+fn created(count: usize) -> Vec<Event> {
+    (0..count).map(|number| Event::created(&format!("user_{number:04}"))).collect()
+}
+
+async fn outcome(world: &World, event: &Event) -> String {
+    world.value(&format!("SELECT outcome FROM processed_webhooks WHERE svix_id = '{}'", event.svix_id)).await
+}
+
+async fn what_is_stored_is_answered_queued_and_nobodys_row_is_touched(world: World) {
+    let event = Event::created("user_1");
+    assert_eq!(world.enqueue(std::slice::from_ref(&event)).await, [Queued]);
+    let row = world.parked().await;
+    assert_eq!(plain(&row["svix_id"]), event.svix_id);
+    assert_eq!(row["event_type"], "user.created");
+    assert_eq!(row["clerk_id"], "user_1");
+    assert_eq!(row["state"], "pending");
+    assert_eq!(plain(&row["attempts"]), "0");
+    assert_eq!(time(&row["received_at"]), world.now);
+    assert_eq!(time(&row["next_attempt_at"]), world.now);
+    let kept = world.store.parked(&svix_id(&event)).await.unwrap().unwrap();
+    assert_eq!(kept.payload, event.body());
+    for table in ["users", "entity_versions", "processed_webhooks", "audit_log"] {
+        assert_eq!(world.count(table).await, 0, "{table}");
+    }
+    assert_eq!(world.drain().await, [(event.svix_id.clone(), Applied)]);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert_eq!(world.audit().await, ["USER_CREATED user_1"]);
+    assert_eq!(outcome(&world, &event).await, "applied");
+}
+
+async fn what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_parked(world: World) {
+    let session = Event::about("session.created", serde_json::json!({ "id": "sess_1" }), 0);
+    let batch = [session.clone(), Event::raw("unusable"), Event::created("user_1")];
+    assert_eq!(world.enqueue(&batch).await, [Ignored, Parked, Queued]);
+    assert_eq!(outcome(&world, &session).await, "ignored");
+    assert_eq!(world.enqueue(&batch).await, [Duplicate, Parked, Queued]);
+    assert_eq!(world.value("SELECT state FROM webhook_queue WHERE clerk_id IS NULL").await, "dead");
+    // Of somebody who is deleted nothing is kept.
+    world.drain().await;
+    world.enqueue(&[Event::deleted("user_1", 1000)]).await;
+    world.drain().await;
+    let unusable = Event::updated("user_1", 2000).set("first_name", 7);
+    assert_eq!(world.enqueue(&[unusable]).await, [Stale]);
+    assert_eq!(world.value("SELECT count(*) AS n FROM webhook_queue WHERE clerk_id = 'user_1'").await, "0");
+}
+
+async fn what_was_worked_on_is_a_duplicate_and_what_waits_stays_as_it_is(mut world: World) {
+    let (one, two) = (Event::created("user_1"), Event::created("user_2"));
+    world.enqueue(std::slice::from_ref(&one)).await;
+    world.drain().await;
+    world.enqueue(std::slice::from_ref(&two)).await;
+    let before = world.dump().await;
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.enqueue(&[two.clone(), one.clone()]).await, [Queued, Duplicate]);
+    assert_eq!(world.dump().await, before);
+    assert_eq!(world.drain().await, [(two.svix_id, Applied)]);
+}
+
+async fn a_dead_delivery_that_comes_again_is_revived(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    world.rules.retry.max_attempts = 1;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.enqueue(std::slice::from_ref(&event)).await;
+    assert_eq!(world.drain().await, [(event.svix_id.clone(), Parked)]);
+    assert_eq!(world.parked().await["state"], "dead");
+    allow_names(&world).await;
+    world.pass(TimeDelta::days(1));
+    assert_eq!(world.drain().await, [], "the dead are left alone");
+    assert_eq!(world.enqueue(&[event.clone(), Event::created("user_2")]).await, [Queued, Queued]);
+    let query = format!("SELECT state, attempts FROM webhook_queue WHERE svix_id = '{}'", event.svix_id);
+    let revived = &world.rows(&query).await[0];
+    assert_eq!((&revived["state"], plain(&revived["attempts"])), (&"pending".into(), "0".to_owned()));
+    assert_eq!(world.drain().await.len(), 2);
+    assert_eq!(outcome(&world, &event).await, "applied");
+}
+
+async fn a_repeat_inside_a_batch_is_queued_once(world: World) {
+    let event = Event::created("user_1");
+    assert_eq!(world.enqueue(&[event.clone(), event.clone(), event.clone()]).await, [Queued; 3]);
+    assert_eq!(world.count("webhook_queue").await, 1);
+    assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+}
+
+async fn what_somebody_works_on_is_free_at_once_when_they_die(world: World) {
+    let events = created(5);
+    world.enqueue(&events).await;
+    let mut working = world.store.begin(Patience::Normal).await.unwrap();
+    assert_eq!(working.claim(world.now, 3, u64::MAX).await.unwrap().len(), 3);
+    if world.keeper == Keeper::Postgres {
+        // Nobody waits for them, nor gets what is theirs.
+        let other = world.open().await;
+        let mut others = other.begin(Patience::Short).await.unwrap();
+        let ids: Vec<SvixId> = events.iter().map(svix_id).collect();
+        assert_eq!(others.claim(world.now, 100, u64::MAX).await.unwrap().len(), 2);
+        others.rollback().await;
+        let mut others = other.begin(Patience::Short).await.unwrap();
+        assert_eq!(others.claim_these(&ids, world.now).await.unwrap().len(), 2);
+        others.rollback().await;
+    }
+    // As if the process were gone.
+    drop(working);
+    world.wait_until_idle().await;
+    let done = world.drain().await;
+    assert_eq!(done.len(), 5);
+    assert!(done.iter().all(|(_, outcome)| *outcome == Applied), "{done:?}");
+}
+
+async fn two_workers_share_what_waits_and_do_nothing_twice(world: World) {
+    for part in created(1500).chunks(300) {
+        world.enqueue(part).await;
+    }
+    let world = Arc::new(world);
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let world = Arc::clone(&world);
+        workers.spawn(async move {
+            let store = world.open().await;
+            let mut done = Vec::new();
+            while world.count("webhook_queue").await > 0 {
+                let drained = world.drain_once(&*store).await;
+                // One writer may have to wait for another for too long.
+                assert!(drained.trouble.is_none_or(|error| error.trouble == Trouble::Unavailable));
+                done.extend(drained.deliveries.into_iter().map(|worked| worked.svix_id));
+            }
+            done
+        });
+    }
+    let done = tally(workers.join_all().await.concat());
+    assert_eq!(done.len(), 1500);
+    assert!(done.values().all(|times| *times == 1));
+    assert_eq!(world.count("users").await, 1500);
+    assert_eq!(world.count("audit_log").await, 1500);
+}
+
+async fn a_claim_is_bounded_in_number_and_in_bytes(world: World) {
+    let large = "x".repeat(1_000_000);
+    let events: Vec<Event> =
+        (0..4).map(|n| Event::created(&format!("user_{n}")).set("ignored", large.as_str())).collect();
+    world.enqueue(&events).await;
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    for (limit, bytes, claimed) in [(100, u64::MAX, 4), (3, u64::MAX, 3), (100, 1, 1), (100, 1_500_000, 2)] {
+        assert_eq!(transaction.claim(world.now, limit, bytes).await.unwrap().len(), claimed, "{bytes}");
+    }
+    let first = transaction.claim(world.now, 1, 1).await.unwrap().remove(0);
+    assert_eq!(first.payload.len(), events[0].body().len());
+    transaction.rollback().await;
+    // More than one transaction takes.
+    let many: Vec<Event> =
+        (0..20).map(|n| Event::created(&format!("user_{n:02}")).set("ignored", large.as_str())).collect();
+    world.enqueue(&many).await;
+    assert_eq!(world.drain_once(&*world.store).await.deliveries.len(), 17, "16 MiB");
+    assert_eq!(world.drain().await.len(), 7);
+}
+
+async fn what_is_put_off_is_not_due_before_its_time(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.enqueue(std::slice::from_ref(&event)).await;
+    assert_eq!(world.drain().await, [(event.svix_id.clone(), Parked)]);
+    let due = time(&world.parked().await["next_attempt_at"]);
+    assert!(due > world.now && due <= world.now + TimeDelta::seconds(2), "{due}");
+    allow_names(&world).await;
+    world.now = due - TimeDelta::milliseconds(1);
+    assert!(!world.store.any_due(world.now).await.unwrap());
+    assert_eq!(world.drain().await, []);
+    world.now = due;
+    assert!(world.store.any_due(world.now).await.unwrap());
+    assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+}
+
+async fn one_in_a_hundred_is_poison_and_the_others_are_applied(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    world.rules.retry.max_attempts = 3;
+    let mut events = created(1000);
+    for number in (50..1000).step_by(100) {
+        events[number] = events[number].clone().set("first_name", "Bad");
+    }
+    for part in events.chunks(400) {
+        assert_eq!(world.enqueue(part).await, vec![Queued; part.len()]);
+    }
+    let first = tally(world.drain().await.into_iter().map(|(_, outcome)| outcome.name()));
+    assert_eq!(first, tally(["applied"; 990].into_iter().chain(["parked"; 10])));
+    assert_eq!(world.count("users").await, 990);
+    for _ in 2..=3 {
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.drain().await.len(), 10);
+    }
+    let dead = world.rows("SELECT state, attempts, last_error FROM webhook_queue").await;
+    assert_eq!(dead.len(), 10);
+    for row in &dead {
+        assert_eq!((plain(&row["state"]), plain(&row["attempts"])), ("dead".to_owned(), "3".to_owned()));
+        assert!(plain(&row["last_error"]).starts_with("a constraint or trigger refuses"), "{row:?}");
+    }
+    allow_names(&world).await;
+    let done = retry(&*world.store, &Which::All, world.now, false).await.unwrap();
+    assert_eq!(done.deliveries, 10);
+    assert_eq!(world.drain().await.len(), 10);
+    assert_eq!((world.count("users").await, world.count("webhook_queue").await), (1000, 0));
+}
+
+async fn what_can_never_be_stored_is_dead_at_once(world: World) {
+    let odd = Event::created("user_1").set("public_metadata", "MARK").replacing(r#""MARK""#, "1e1000000");
+    let batch = [Event::created("user_0"), odd, Event::created("user_2")];
+    world.enqueue(&batch).await;
+    let outcomes: Vec<Outcome> = world.drain().await.into_iter().map(|(_, outcome)| outcome).collect();
+    // SQLite keeps JSON as text.
+    if world.keeper == Keeper::Postgres {
+        assert_eq!(
+            tally(outcomes.iter().map(|outcome| outcome.name())),
+            tally(["applied", "applied", "parked"])
+        );
+        let dead = world.parked().await;
+        assert_eq!((&dead["state"], plain(&dead["attempts"])), (&"dead".into(), "1".to_owned()));
+        assert!(plain(&dead["last_error"]).starts_with("the database cannot store the data"), "{dead:?}");
+    } else {
+        assert_eq!(outcomes, [Applied; 3]);
+    }
+}
+
+async fn a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retry_once_it_may(
+    mut world: World,
+) {
+    refuse_name(&world, "Bad").await;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.enqueue(std::slice::from_ref(&event)).await;
+    for attempt in 1..=15 {
+        assert_eq!(world.drain().await, [(event.svix_id.clone(), Parked)]);
+        let parked = world.parked().await;
+        assert_eq!(plain(&parked["attempts"]), attempt.to_string());
+        assert_eq!(parked["state"], if attempt < 15 { "pending" } else { "dead" });
+        assert_eq!(time(&parked["received_at"]), at(NOW));
+        world.pass(TimeDelta::hours(1));
+    }
+    allow_names(&world).await;
+    assert_eq!(world.drain().await, []);
+    retry(&*world.store, &Which::These(vec![svix_id(&event)]), world.now, false).await.unwrap();
+    assert_eq!(plain(&world.parked().await["attempts"]), "0", "it gets all its attempts again");
+    assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn later_news_of_the_same_user_pass_by_a_poisoned_one(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let batch = [
+        Event::created("user_1"),
+        Event::updated("user_1", 1000).set("first_name", "Bad"),
+        Event::updated("user_1", 2000).set("first_name", "Augusta"),
+    ];
+    world.enqueue(&batch[..2]).await;
+    assert_eq!(
+        world.drain().await,
+        [(batch[0].svix_id.clone(), Applied), (batch[1].svix_id.clone(), Parked)]
+    );
+    world.enqueue(&batch[2..]).await;
+    assert_eq!(world.drain().await, [(batch[2].svix_id.clone(), Applied)]);
+    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(plain(&world.parked().await["svix_id"]), batch[1].svix_id);
+    world.pass(TimeDelta::hours(1));
+    assert_eq!(world.drain().await, [(batch[1].svix_id.clone(), Stale)], "it is superseded, and gone");
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn a_deletion_in_the_queue_never_dies(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    world.rules.retry.max_attempts = 2;
+    orders(&world, "").await;
+    world.enqueue(&[Event::created("user_1")]).await;
+    world.drain().await;
+    order(&world, 1, "user_1").await;
+    let deletion = Event::deleted("user_1", 1000).set("slug", "ada-lovelace");
+    let later = Event::updated("user_1", 2000);
+    world.enqueue(&[deletion.clone(), later.clone()]).await;
+    assert_eq!(world.drain().await, [(deletion.svix_id.clone(), Parked), (later.svix_id, Stale)]);
+    for attempt in 2..=20 {
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.drain().await, [(deletion.svix_id.clone(), Parked)]);
+        let parked = world.parked().await;
+        assert_eq!((&parked["state"], plain(&parked["attempts"])), (&"pending".into(), attempt.to_string()));
+        assert!(!plain(&parked["payload"]).contains("lovelace"), "{parked:?}");
+    }
+    world.sql("DELETE FROM orders").await;
+    world.pass(TimeDelta::hours(1));
+    assert_eq!(world.drain().await, [(deletion.svix_id, Applied)]);
+    assert_eq!((world.count("users").await, world.count("webhook_queue").await), (0, 0));
+}
+
+async fn a_locked_user_holds_up_nobody_else(mut world: World) {
+    let users = created(40);
+    world.enqueue(&users).await;
+    world.drain().await;
+    let updates: Vec<Event> =
+        (0..40).map(|n| Event::updated(&format!("user_{n:04}"), 1000).set("first_name", "Augusta")).collect();
+    world.enqueue(&updates).await;
+    let other = world.open().await;
+    let mut holder = other.begin(Patience::Normal).await.unwrap();
+    holder.hold(&clerk_id("user_0017")).await.unwrap();
+    let drained = world.drain_once(&*world.store).await;
+    if world.keeper == Keeper::Postgres {
+        assert_eq!(drained.trouble, None);
+        let failed: Vec<&str> = drained
+            .deliveries
+            .iter()
+            .filter(|worked| worked.outcome != Applied)
+            .map(|worked| worked.svix_id.as_str())
+            .collect();
+        assert_eq!((drained.deliveries.len(), &failed[..]), (40, &[updates[17].svix_id.as_str()][..]));
+        let put_off = world.parked().await;
+        assert_eq!((&put_off["state"], plain(&put_off["attempts"])), (&"pending".into(), "1".to_owned()));
+        assert!(plain(&put_off["last_error"]).starts_with("somebody holds a lock"), "{put_off:?}");
+        // However often: who is locked does not die of it.
+        world.rules.retry.max_attempts = 2;
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.drain().await, [(updates[17].svix_id.clone(), Parked)]);
+        assert_eq!(world.parked().await["state"], "pending");
+    } else {
+        // One writer: nothing is done, and nothing counted.
+        assert_eq!(drained.trouble.unwrap().trouble, Trouble::Unavailable);
+        assert_eq!(world.value("SELECT max(attempts) AS n FROM webhook_queue").await, "0");
+    }
+    holder.rollback().await;
+    world.pass(TimeDelta::hours(1));
+    world.drain().await;
+    assert_eq!(world.value("SELECT count(*) AS n FROM users WHERE first_name = 'Augusta'").await, "40");
+}
+
+async fn the_signature_may_be_old_by_the_time_it_is_worked_on(mut world: World) {
+    // Its time is too far ahead to be true, and stays so: what it means does not depend on when it is worked on.
+    let ahead = Event::created("user_1").set("updated_at", NOW + 2 * 86_400_000);
+    world.enqueue(std::slice::from_ref(&ahead)).await;
+    world.pass(TimeDelta::days(7));
+    assert_eq!(world.drain().await, [(ahead.svix_id, Applied)]);
+    let version = world.value("SELECT version FROM entity_versions").await;
+    assert_eq!(version, world.value("SELECT event_at FROM entity_versions").await);
+}
+
+async fn what_was_unusable_stays_unusable_and_dead(mut world: World) {
+    let batch = [Event::raw("unusable"), Event::created("user_1")];
+    world.enqueue(&batch).await;
+    world.pass(TimeDelta::hours(1));
+    retry(&*world.store, &Which::All, world.now, false).await.unwrap();
+    let outcomes = tally(world.drain().await.into_iter().map(|(id, outcome)| (id, outcome.name())));
+    assert_eq!(
+        outcomes,
+        tally([(batch[0].svix_id.clone(), "parked"), (batch[1].svix_id.clone(), "applied")])
+    );
+    let parked = world.parked().await;
+    assert_eq!((&parked["state"], plain(&parked["attempts"])), (&"dead".into(), "1".to_owned()));
+    assert_eq!(world.count("processed_webhooks").await, 1);
+}
+
+async fn an_erasure_takes_along_what_waits_of_its_user(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    world.rules.retry.max_attempts = 2;
+    let bad = |after| Event::updated("user_1", after).set("first_name", "Bad");
+    world.enqueue(&[Event::created("user_1"), bad(1000)]).await;
+    world.drain().await;
+    world.pass(TimeDelta::hours(1));
+    world.drain().await;
+    world.enqueue(&[bad(2000)]).await;
+    world.drain().await;
+    let states = world.column("SELECT state FROM webhook_queue ORDER BY state").await;
+    assert_eq!(states, ["dead", "pending"]);
+    let deletion = Event::deleted("user_1", 3000);
+    world.enqueue(&[deletion.clone(), bad(4000)]).await;
+    // What comes after it in the same portion is stale by then.
+    assert_eq!(world.drain().await[0], (deletion.svix_id, Applied));
+    assert_eq!((world.count("users").await, world.count("webhook_queue").await), (0, 0));
+
+    // What another worker holds at that moment is theirs: nobody waits, and nothing of it stays.
+    if world.keeper == Keeper::Postgres {
+        world.enqueue(&[Event::created("user_2")]).await;
+        world.drain().await;
+        let held = Event::updated("user_2", 1000);
+        world.enqueue(std::slice::from_ref(&held)).await;
+        let other = world.open().await;
+        let mut working = other.begin(Patience::Normal).await.unwrap();
+        assert_eq!(working.claim(world.now, 1, 1).await.unwrap().len(), 1);
+        world.enqueue(&[Event::deleted("user_2", 2000)]).await;
+        let began = Instant::now();
+        assert_eq!(world.drain().await.len(), 1);
+        assert!(began.elapsed() < Duration::from_secs(1), "it waited for {:?}", began.elapsed());
+        working.rollback().await;
+        assert_eq!(world.drain().await, [(held.svix_id, Stale)]);
+        assert_eq!(world.count("webhook_queue").await, 0);
+    }
+}
+
+async fn nothing_of_what_was_worked_on_remains_in_the_queue(world: World) {
+    let secret = "+15555550199-not-to-be-kept";
+    let event = Event::created("user_1").set("passkeys", secret);
+    world.enqueue(std::slice::from_ref(&event)).await;
+    if world.keeper == Keeper::Sqlite {
+        assert!(world.files_contain(secret), "or this test sees nothing");
+    }
+    assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert!(!world.dump().await.iter().any(|line| line.contains(secret)));
+    assert!(!world.files_contain(secret));
+}
+
+async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut world: World) {
+    world.rules.processing = Processing::Queue;
+    let now = world.now;
+    let clock: Clock = Arc::new(move || now);
+    let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
+    let worker = Worker {
+        tenant: Arc::new(Queue {
+            store: Arc::clone(&world.store),
+            rules: world.rules.clone(),
+            clock: Arc::clone(&clock),
+        }),
+        places: world.store.writers(),
+        bell: committer.bell(),
+        clock,
+    };
+    let shutdown = CancellationToken::new();
+    let working = tokio::spawn(worker.run(shutdown.clone()));
+    for number in 0..3 {
+        let event = Event::created(&format!("user_{number}"));
+        let answer = committer.submit(world.delivery(&event)).unwrap();
+        assert_eq!(answer.await.unwrap(), Ok(Queued));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while world.user(&format!("user_{number}")).await.is_none() {
+            assert!(Instant::now() < deadline, "nobody works");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    shutdown.cancel();
+    working.await.unwrap();
+    let last = committer.submit(world.delivery(&Event::created("user_9"))).unwrap();
+    assert_eq!(last.await.unwrap(), Ok(Queued));
+    lanes.finish().await;
+    assert_eq!(world.count("webhook_queue").await, 1, "nobody works any more");
+}
+
+async fn the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due(mut world: World) {
+    let empty = world.store.queue_depth().await.unwrap();
+    assert_eq!((empty.pending, empty.dead, empty.first_due), (0, 0, None));
+    world.enqueue(&[Event::created("user_1"), Event::raw("unusable")]).await;
+    world.pass(TimeDelta::minutes(5));
+    world.enqueue(&[Event::created("user_2")]).await;
+    let depth = world.store.queue_depth().await.unwrap();
+    assert_eq!((depth.pending, depth.dead, depth.first_due), (2, 1, Some(at(NOW))));
+}
+
+async fn the_queue_is_listed_by_state_and_type_in_pages(world: World) {
+    let batch: Vec<Event> = vec![
+        Event::created("user_1"),
+        Event::raw("unusable"),
+        Event::deleted("user_2", 0),
+        Event::created("user_3"),
+        Event::updated("user_4", 0).set("first_name", 7),
+    ];
+    world.enqueue(&batch).await;
+    let list = async |filter: QueueFilter, limit| -> Vec<String> {
+        let found = world.store.queued(&filter, limit).await.unwrap();
+        found.into_iter().map(|one| one.svix_id.to_string()).collect()
+    };
+    let ids = |places: &[usize]| -> Vec<String> {
+        places.iter().map(|place| batch[*place].svix_id.clone()).collect()
+    };
+    let all = QueueFilter::default;
+    assert_eq!(list(all(), 10).await, ids(&[0, 1, 2, 3, 4]));
+    assert_eq!(list(all(), 2).await, ids(&[0, 1]));
+    assert_eq!(list(QueueFilter { after: Some(svix_id(&batch[1])), ..all() }, 2).await, ids(&[2, 3]));
+    let dead = QueueFilter { state: Some(QueueState::Dead), ..all() };
+    assert_eq!(list(dead.clone(), 10).await, ids(&[1, 4]));
+    assert_eq!(list(QueueFilter { after: Some(svix_id(&batch[1])), ..dead.clone() }, 9).await, ids(&[4]));
+    let pending = QueueFilter { state: Some(QueueState::Pending), ..all() };
+    assert_eq!(list(pending.clone(), 10).await, ids(&[0, 2, 3]));
+    let of = |name: &str| Some(name.to_owned());
+    assert_eq!(list(QueueFilter { event_type: of("user.created"), ..pending }, 9).await, ids(&[0, 3]));
+    assert_eq!(list(QueueFilter { event_type: of("user.updated"), ..dead }, 9).await, ids(&[4]));
+    let one = world.store.queued(&all(), 1).await.unwrap().remove(0);
+    assert_eq!(one.bytes, batch[0].body().len() as u64);
+    assert_eq!((one.clerk_id, one.last_error.as_str()), (Some(clerk_id("user_1")), ""));
+    assert!(world.store.parked(&SvixId::new("msg_none").unwrap()).await.unwrap().is_none());
+}
+
+async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let bad = |user: &str| Event::created(user).set("first_name", "Bad");
+    // Dead, put off, and due.
+    world.rules.retry.max_attempts = 1;
+    let dead = bad("user_1");
+    world.enqueue(std::slice::from_ref(&dead)).await;
+    world.drain().await;
+    world.rules.retry = Retry { first: TimeDelta::days(2), longest: TimeDelta::days(2), ..Retry::default() };
+    let put_off = bad("user_2");
+    world.enqueue(std::slice::from_ref(&put_off)).await;
+    world.drain().await;
+    let due = Event::created("user_3");
+    world.enqueue(std::slice::from_ref(&due)).await;
+    let done = |deliveries| Done { deliveries, ..Done::default() };
+    let which = Which::All;
+    assert_eq!(retry(&*world.store, &which, world.now, true).await, Ok(done(2)));
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1, "a dry run does nothing");
+    let other = Which::Type("user.updated".to_owned());
+    assert_eq!(retry(&*world.store, &other, world.now, false).await, Ok(done(0)));
+    let unknown = SvixId::new("msg_none").unwrap();
+    let named = Which::These(vec![svix_id(&due), unknown.clone()]);
+    let missing = Done { missing: vec![unknown], ..Done::default() };
+    assert_eq!(retry(&*world.store, &named, world.now, false).await, Ok(missing));
+    let of_type = Which::Type("user.created".to_owned());
+    assert_eq!(retry(&*world.store, &of_type, world.now, false).await, Ok(done(2)));
+    let attempts = world.column("SELECT attempts FROM webhook_queue ORDER BY clerk_id").await;
+    assert_eq!(attempts, ["0", "1", "0"], "the dead one begins anew");
+    allow_names(&world).await;
+    assert_eq!(world.drain().await.len(), 3);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Delete;
+    orders(&world, "").await;
+    world.enqueue(&[Event::created("user_1")]).await;
+    world.drain().await;
+    order(&world, 1, "user_1").await;
+    let deletion = Event::deleted("user_1", 1000);
+    let waiting = Event::created("user_2");
+    let unusable = [Event::raw("unusable"), Event::about("user.deleted", 7, 0)];
+    world.enqueue(&[deletion.clone(), unusable[0].clone(), unusable[1].clone()]).await;
+    world.drain().await;
+    world.enqueue(std::slice::from_ref(&waiting)).await;
+    let all = discard(&*world.store, &Which::All, world.now, true).await.unwrap();
+    assert_eq!((all.deliveries, all.deletions), (2, 0), "only the dead among all of them");
+    assert_eq!(world.count("webhook_queue").await, 4);
+    let all = discard(&*world.store, &Which::All, world.now, false).await.unwrap();
+    assert_eq!((all.deliveries, all.deletions), (2, 0));
+    let named = Which::These([&deletion, &waiting, &unusable[0]].map(svix_id).to_vec());
+    let named = discard(&*world.store, &named, world.now, false).await.unwrap();
+    assert_eq!((named.deliveries, named.deletions, named.missing), (1, 1, vec![svix_id(&unusable[0])]));
+    assert_eq!(plain(&world.parked().await["svix_id"]), deletion.svix_id);
+    for event in [&waiting, &unusable[0]] {
+        assert_eq!(outcome(&world, event).await, "discarded");
+    }
+    assert_eq!(world.enqueue(std::slice::from_ref(&waiting)).await, [Duplicate]);
+    assert_eq!(world.deliver(&waiting).await, Duplicate);
+    assert!(world.user("user_2").await.is_none());
+}
+
+async fn only_old_dead_deliveries_are_forgotten(mut world: World) {
+    world
+        .enqueue(&[Event::created("user_1"), Event::raw("one"), Event::raw("two"), Event::raw("three")])
+        .await;
+    world.pass(TimeDelta::days(1));
+    world.enqueue(&[Event::raw("four")]).await;
+    let before = world.now;
+    assert_eq!(world.store.prune_dead(before, 2).await, Ok(2));
+    assert_eq!(world.store.prune_dead(before, 2).await, Ok(1));
+    assert_eq!(world.store.prune_dead(before, 2).await, Ok(0));
+    let left = world.column("SELECT state FROM webhook_queue ORDER BY received_at").await;
+    assert_eq!(left, ["pending", "dead"]);
+    if world.keeper == Keeper::Sqlite {
+        assert!(!world.files_contain("three"));
+    }
+    let kept: Option<Kept> = world.store.parked(&SvixId::new("msg_none").unwrap()).await.unwrap();
+    assert!(kept.is_none());
+}
