@@ -277,7 +277,7 @@ fn tables(sql: &str) -> BTreeMap<String, Vec<String>> {
         if let Some(rest) = line.strip_prefix("CREATE TABLE IF NOT EXISTS ") {
             table = rest.split_whitespace().next().map(ToOwned::to_owned);
         } else if let Some(rest) = line.strip_prefix("ALTER TABLE ") {
-            let mut words = rest.split_whitespace();
+            let mut words = rest.split_whitespace().filter(|word| !["IF", "NOT", "EXISTS"].contains(word));
             let name = words.next().unwrap().to_owned();
             if let (Some("ADD"), Some("COLUMN"), Some(column)) = (words.next(), words.next(), words.next()) {
                 tables.entry(name).or_default().push(column.to_owned());
