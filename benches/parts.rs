@@ -131,7 +131,8 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
             _ => None,
         })
         .collect();
-    let rules = Rules { fields: default_fields(), deletion: DeletionPolicy::Auto };
+    let rules =
+        Rules { fields: default_fields(), deletion: DeletionPolicy::Auto, grace: chrono::TimeDelta::zero() };
     bencher
         .counter(ItemsCount::new(BATCH))
         .with_inputs(|| {
@@ -145,7 +146,11 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
 
 fn register() -> Register {
     let at = signed_up().timestamp_millis();
-    Register { version: Version { version: at, event_at: at, tie: "msg_1".to_owned() }, deleted: false }
+    Register {
+        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
+        deleted: false,
+        held_until: None,
+    }
 }
 
 fn user(clerk_id: ClerkId) -> User {

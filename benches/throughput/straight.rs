@@ -72,7 +72,7 @@ fn batch(events: &[Event], now: DateTime<Utc>) -> Batch {
             stored.users.insert(id.clone(), user(id));
         }
     }
-    let rules = Rules { fields: fields(), deletion: DeletionPolicy::Auto };
+    let rules = Rules { fields: fields(), deletion: DeletionPolicy::Auto, grace: chrono::TimeDelta::zero() };
     let plan = plan(&changes, stored, &rules, now);
     assert!(plan.outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "every event is news");
     Batch { deliveries, ids, plan, now }
@@ -111,7 +111,11 @@ pub(crate) fn changes(deliveries: &[Delivery]) -> Vec<(&Delivery, &Change)> {
 
 fn register() -> Register {
     let at = events::signed_up().timestamp_millis();
-    Register { version: Version { version: at, event_at: at, tie: "msg_1".to_owned() }, deleted: false }
+    Register {
+        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
+        deleted: false,
+        held_until: None,
+    }
 }
 
 fn user(id: &ClerkId) -> User {

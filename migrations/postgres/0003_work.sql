@@ -11,6 +11,9 @@ ALTER TABLE webhook_queue SET (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 
+-- Those that are kept only for a time.
+CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (received_at) WHERE state = 'dead';
+
 -- Messages for other systems, written in the transaction that changed the user.
 CREATE TABLE IF NOT EXISTS outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- of one user and sink, in the order of the changes
@@ -60,7 +63,8 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
     last_error   text,
     PRIMARY KEY (clerk_id, destination)
 );
-CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at, clerk_id, destination)
+    WHERE completed_at IS NULL;
 
 -- When a user whom Clerk deleted is to be erased, if that is held back.
 ALTER TABLE entity_versions ADD COLUMN IF NOT EXISTS held_until timestamptz;

@@ -1,5 +1,8 @@
 -- What waits to be worked on: the queue of deliveries, the outbox to other systems, and erasures that reach them.
 
+-- Those that are kept only for a time.
+CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (received_at) WHERE state = 'dead';
+
 -- Messages for other systems, written in the transaction that changed the user.
 CREATE TABLE IF NOT EXISTS outbox (
     id              INTEGER PRIMARY KEY AUTOINCREMENT, -- of one user and sink, in the order of the changes
@@ -44,7 +47,8 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
     last_error   TEXT,
     PRIMARY KEY (clerk_id, destination)
 );
-CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at, clerk_id, destination)
+    WHERE completed_at IS NULL;
 
 -- When a user whom Clerk deleted is to be erased, if that is held back.
 ALTER TABLE entity_versions ADD COLUMN held_until TEXT;

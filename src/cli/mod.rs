@@ -4,8 +4,11 @@
 mod backfill;
 mod dev;
 mod ensure;
+mod erase;
 mod migrate;
+mod minimize;
 mod post;
+mod prune;
 mod reconcile;
 mod sample;
 mod send;
@@ -14,7 +17,7 @@ pub mod service;
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::ExposeSecret;
 
@@ -55,6 +58,12 @@ enum Command {
     Ensure(ensure::Ensure),
     /// Compare with Clerk and mend what differs
     Reconcile(reconcile::Reconcile),
+    /// Erase a user, and see to it that every copy is gone
+    Erase(erase::Erase),
+    /// Clear the columns of fields that are no longer synced
+    Minimize(minimize::Minimize),
+    /// Forget what is kept only for a time, as `serve` does every hour
+    Prune(prune::Prune),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -92,6 +101,9 @@ fn run() -> Result<(), Failure> {
             Command::Backfill(backfill) => backfill.run(&settings).await,
             Command::Ensure(ensure) => ensure.run(&settings).await,
             Command::Reconcile(reconcile) => reconcile.run(&settings).await,
+            Command::Erase(erase) => erase.run(&settings).await,
+            Command::Minimize(minimize) => minimize.run(&settings).await,
+            Command::Prune(prune) => prune.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
         }
@@ -111,6 +123,10 @@ pub struct Failure {
 impl Failure {
     fn failed(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
     }
 
     fn unreachable(message: impl Into<String>) -> Self {
@@ -226,6 +242,19 @@ async fn catch_up(
     Ok(CatchUp { store, api, rules: rules(&config), clock: clock() })
 }
 
+/// The store with its tables, for commands that need nothing else.
+async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
+    let config = resolve(settings)?;
+    service::init_log(&config)?;
+    let store = open_store(&config).await?;
+    if !read_only {
+        store.migrate().await?;
+    } else if store.ready().await? != Readiness::Ready {
+        return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+    }
+    Ok((config, store))
+}
+
 /// Clerk's Backend API, if there is a key to it.
 fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>>, Failure> {
     let Some(key) = config.clerk_secret_key.clone() else { return Ok(None) };
@@ -235,7 +264,8 @@ fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>
 }
 
 fn rules(config: &Config) -> Rules {
-    Rules { fields: config.sync_fields, deletion: config.deletion_policy }
+    let grace = TimeDelta::from_std(config.deletion_grace).unwrap_or_default();
+    Rules { fields: config.sync_fields, deletion: config.deletion_policy, grace }
 }
 
 /// The first signing secret, for commands that sign.

@@ -22,7 +22,7 @@ use crate::{
     store::{Readiness, Store, StoreError, Trouble},
     sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
     telemetry,
-    work::{CatchUpLoop, Upkeep},
+    work::{CatchUpLoop, Retention, Upkeep, retention::Keep},
 };
 
 /// How often the database is tried while we wait for it.
@@ -134,7 +134,7 @@ pub struct Service {
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
-    /// Gives its lease back before it ends.
+    /// Those that give their leases back before they end.
     catch_up: JoinSet<()>,
     lanes: Lanes,
     store: Arc<dyn Store>,
@@ -196,12 +196,19 @@ impl Service {
             store: Arc::clone(&store),
             committer,
             fields: config.sync_fields,
+            clock: Arc::clone(&clock),
+        };
+        let retention = Retention {
+            store: Arc::clone(&store),
+            rules,
             clock,
-            retention: TimeDelta::from_std(config.processed_retention).unwrap_or(TimeDelta::MAX),
+            keep: keep(config),
+            holder: random_id("replica_"),
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
+        catch_up.spawn(retention.run(shutdown.clone()));
         if let Some(context) = catch_up_context {
             let catching_up = CatchUpLoop {
                 context,
@@ -267,6 +274,12 @@ impl Service {
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
+}
+
+/// How long rows are kept.
+pub(super) fn keep(config: &Config) -> Keep {
+    let days = |kept| TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX);
+    Keep { processed: days(config.processed_retention), dead: days(config.dead_retention) }
 }
 
 fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {

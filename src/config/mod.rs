@@ -63,6 +63,8 @@ pub struct Config {
     pub sync_fields: FieldSet,
     /// `DELETION_POLICY`
     pub deletion_policy: DeletionPolicy,
+    /// `DELETION_GRACE_DAYS`
+    pub deletion_grace: Duration,
     /// `ANONYMIZE_COLUMNS`: never one of our own columns.
     pub anonymize_columns: Vec<String>,
     /// `WEBHOOK_TOLERANCE_SECONDS`
@@ -75,6 +77,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// `PROCESSED_RETENTION_DAYS`
     pub processed_retention: Duration,
+    /// `DEAD_RETENTION_DAYS`
+    pub dead_retention: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
     /// `LOG_FORMAT`; `None` leaves it to whether the log goes to a terminal.
@@ -148,6 +152,7 @@ impl Settings {
         read.check_listeners(listen, admin_listen, admin_token.is_some());
         let sync_fields = read.sync_fields(self.sync_fields.as_deref());
         let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
+        let grace_days = read.number("DELETION_GRACE_DAYS", self.deletion_grace_days.as_deref(), 0..=30);
         let anonymize_columns = read.anonymize_columns(self.anonymize_columns.as_deref());
         let webhook_tolerance_seconds =
             read.number("WEBHOOK_TOLERANCE_SECONDS", self.webhook_tolerance_seconds.as_deref(), 0..=86_400);
@@ -158,6 +163,7 @@ impl Settings {
         let trusted_proxies = read.networks("TRUSTED_PROXIES", self.trusted_proxies.as_deref());
         let retention_days =
             read.number("PROCESSED_RETENTION_DAYS", self.processed_retention_days.as_deref(), 1..=3650);
+        let dead_days = read.number("DEAD_RETENTION_DAYS", self.dead_retention_days.as_deref(), 1..=3650);
         let shutdown_grace =
             read.number("SHUTDOWN_GRACE_SECONDS", self.shutdown_grace_seconds.as_deref(), 0..=600);
         let log_format = read.log_format(self.log_format.as_deref());
@@ -183,12 +189,14 @@ impl Settings {
             admin_token,
             sync_fields,
             deletion_policy,
+            deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
             anonymize_columns,
             webhook_tolerance_seconds: webhook_tolerance_seconds.unwrap_or(DEFAULT_TOLERANCE_SECONDS),
             webhook_max_body_bytes: webhook_max_body_bytes.unwrap_or(1_048_576) as usize,
             webhook_allowed_ips,
             trusted_proxies,
             processed_retention: seconds(retention_days.unwrap_or(30) * 24 * 60 * 60),
+            dead_retention: seconds(dead_days.unwrap_or(30) * 24 * 60 * 60),
             shutdown_grace: seconds(shutdown_grace.unwrap_or(10)),
             log_format,
             log_filter,

@@ -125,6 +125,11 @@ pub struct Settings {
     #[arg(value_name = "POLICY", help_heading = "Users")]
     pub deletion_policy: Option<String>,
 
+    /// For how long an erasure is held back after Clerk deleted the user, 0 to 30 days [default: 0]
+    #[arg(long, env = "DELETION_GRACE_DAYS", hide_env_values = true, global = true)]
+    #[arg(value_name = "DAYS", help_heading = "Users")]
+    pub deletion_grace_days: Option<String>,
+
     /// Columns the application added to `users`, set to NULL on anonymisation
     #[arg(long, env = "ANONYMIZE_COLUMNS", hide_env_values = true, global = true)]
     #[arg(value_name = "COLUMNS", help_heading = "Users")]
@@ -154,6 +159,11 @@ pub struct Settings {
     #[arg(long, env = "PROCESSED_RETENTION_DAYS", hide_env_values = true, global = true)]
     #[arg(value_name = "DAYS", help_heading = "Running")]
     pub processed_retention_days: Option<String>,
+
+    /// How long parked deliveries are kept that can never be applied [default: 30]
+    #[arg(long, env = "DEAD_RETENTION_DAYS", hide_env_values = true, global = true)]
+    #[arg(value_name = "DAYS", help_heading = "Running")]
+    pub dead_retention_days: Option<String>,
 
     /// How long to finish what runs when asked to stop [default: 10]
     #[arg(long, env = "SHUTDOWN_GRACE_SECONDS", hide_env_values = true, global = true)]

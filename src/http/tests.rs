@@ -14,17 +14,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, User},
+    model::{ClerkId, DeletionPolicy, Receipt, User},
     store::{
-        Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth,
-        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+        Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Minimized, Old, OpenErasures,
+        Parked, Patience, QueueDepth, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, Store,
+        StoreError, Tombstone, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -125,6 +126,38 @@ impl Store for FakeStore {
     async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
+    async fn held_due(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_receipts(
+        &self,
+        _: Option<DateTime<Utc>>,
+        _: Option<&Receipt>,
+        _: u32,
+    ) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
+        unreachable!()
+    }
+    async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
+        unreachable!()
+    }
+    async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
+        unreachable!()
+    }
+    async fn prune_dead(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn count_old(&self, _: Old, _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {
+        unreachable!()
+    }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
         unreachable!()
     }
@@ -135,7 +168,7 @@ impl Store for FakeStore {
 fn committer(store: &Arc<dyn Store>) -> Committer {
     static LANES: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("runtime"));
     let _inside = LANES.enter();
-    let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto };
+    let rules = Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto, grace: TimeDelta::zero() };
     let clock: Clock = Arc::new(Utc::now);
     let (committer, lanes) = Committer::start(store, rules, Limits::default(), &clock);
     // They run as long as the tests do.

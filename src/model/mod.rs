@@ -10,15 +10,17 @@ pub mod field;
 pub mod id;
 pub mod message;
 pub mod outcome;
+pub mod receipt;
 pub mod user;
 pub mod version;
 
 pub use audit::{AuditAction, AuditEntry};
 pub use deletion::DeletionPolicy;
-pub use delivery::{Actor, Change, Content, Delivery, News, Source};
+pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
 pub use field::{Field, FieldSet};
 pub use id::{ClerkId, SvixId};
 pub use message::{Message, MessageType, Subscription};
 pub use outcome::Outcome;
+pub use receipt::Receipt;
 pub use user::{Patch, Profile, User, Value};
 pub use version::{Register, Version};

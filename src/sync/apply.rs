@@ -17,12 +17,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Rules,
+    erasure::retry_id,
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
     clerk::event::deletion_body,
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, SvixId,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome, Receipt,
+        SvixId,
     },
     store::{Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
@@ -215,7 +217,11 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
+        transaction.mark_users(&plan.held, Some(self.now)).await?;
+        transaction.mark_users(&plan.kept, None).await?;
         self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
+        // The application may have removed a row that resisted us.
+        transaction.close_receipts(&plan.gone, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
 
@@ -321,8 +327,20 @@ impl Work<'_> {
             }
         }
         let mut parked = Vec::new();
-        for Erasure { clerk_id, change: index } in &plan.erasures {
+        let mut receipts = Vec::new();
+        for Erasure { clerk_id, change: index, known, requested_at } in &plan.erasures {
             let (delivery, change) = changes[*index];
+            if *known {
+                let resists = standing.contains(clerk_id);
+                receipts.push(Receipt {
+                    clerk_id: clerk_id.clone(),
+                    destination: Receipt::DATABASE.to_owned(),
+                    requested_at: *requested_at,
+                    completed_at: (!resists).then_some(self.now),
+                    attempts: 1,
+                    last_error: resists.then(|| refusal.to_string()),
+                });
+            }
             if let Some(action) = erased.get(clerk_id) {
                 let line = entry(delivery, change, *action, Vec::new(), self.now);
                 plan.audit.push(AuditEntry { actor: None, ..line });
@@ -333,12 +351,12 @@ impl Work<'_> {
                     error = %refusal,
                     "the row of a deleted user could be neither deleted nor anonymised; it is tried again without end"
                 );
-                let Some(svix_id) = &delivery.svix_id else { return Err(refusal) };
+                let svix_id = delivery.svix_id.clone().unwrap_or_else(|| retry_id(clerk_id));
                 plan.outcomes[*index] = Outcome::Parked;
-                let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
+                let (attempts, received_at) = next_attempt(waiting.get(&svix_id), delivery);
                 parked.push(Parked {
-                    svix_id: svix_id.clone(),
-                    event_type: delivery.event_type.clone(),
+                    svix_id,
+                    event_type: delivery.event_type.clone().or_else(|| Some("user.deleted".to_owned())),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
@@ -348,6 +366,7 @@ impl Work<'_> {
                 });
             }
         }
+        transaction.receipts(&receipts).await?;
         transaction.park(&parked).await
     }
 
@@ -372,7 +391,9 @@ impl Work<'_> {
         reason: String,
         patience: Patience,
     ) -> Result<Outcome> {
-        let Some(svix_id) = &delivery.svix_id else {
+        // A user's row may refuse even the mark of a deletion that is held back.
+        let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
+        let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else {
             let trouble = if fate == Fate::Dead { Trouble::BadData } else { Trouble::Refused };
             return Err(StoreError { trouble, code: None, place: Some(reason) });
         };
@@ -403,12 +424,16 @@ impl Work<'_> {
         }
         let again = is_deletion(delivery) || (fate == Fate::Retry && attempts < MAX_ATTEMPTS);
         let next_attempt_at = again.then(|| self.now + wait(attempts));
+        let payload = match &delivery.clerk_id {
+            Some(id) if is_deletion(delivery) => deletion_body(id, delivery.event_at),
+            _ => delivery.payload.clone(),
+        };
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
                 event_type: delivery.event_type.clone(),
                 clerk_id: delivery.clerk_id.clone(),
-                payload: delivery.payload.clone(),
+                payload,
                 attempts,
                 next_attempt_at,
                 received_at,
@@ -439,7 +464,7 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
 }
 
 fn is_deletion(delivery: &Delivery) -> bool {
-    matches!(&delivery.content, Content::Change(Change { news: News::Delete, .. }))
+    matches!(&delivery.content, Content::Change(Change { news: News::Delete | News::Erase(_), .. }))
 }
 
 fn sorted<'a>(ids: impl Iterator<Item = &'a ClerkId>) -> Vec<ClerkId> {

@@ -11,6 +11,8 @@ pub mod backfill;
 pub mod catch_up;
 pub mod committer;
 pub mod ensure;
+pub mod erasure;
+pub mod minimize;
 pub mod plan;
 pub mod reconcile;
 pub mod retry;
@@ -19,6 +21,8 @@ mod scan;
 pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
+
+use chrono::TimeDelta;
 
 pub use crate::clerk::Clock;
 use crate::model::{DeletionPolicy, FieldSet};
@@ -29,4 +33,6 @@ pub struct Rules {
     /// The allow-list.
     pub fields: FieldSet,
     pub deletion: DeletionPolicy,
+    /// For how long the erasure of a user whom Clerk deleted is held back; zero: not at all.
+    pub grace: TimeDelta,
 }

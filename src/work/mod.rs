@@ -3,6 +3,7 @@
 //! Nothing here decides what a user looks like: what is due goes through the same committer as a webhook.
 
 mod catch_up;
+pub mod retention;
 pub mod sinks;
 pub mod worker;
 
@@ -12,7 +13,7 @@ use chrono::TimeDelta;
 use metrics::gauge;
 use tokio::{
     sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,12 +26,10 @@ use crate::{
 };
 
 pub use catch_up::CatchUpLoop;
+pub use retention::Retention;
 
 /// How often we look for what is due.
 const POLL: Duration = Duration::from_secs(5);
-
-/// How often we look for what is old.
-const PRUNE: Duration = Duration::from_hours(1);
 
 /// Parked deliveries taken at once.
 const CLAIM: u32 = 100;
@@ -38,20 +37,15 @@ const CLAIM: u32 = 100;
 /// Until then nobody else takes what we have claimed; a process that dies gives it up.
 const LEASE: TimeDelta = TimeDelta::minutes(1);
 
-/// Processed ids forgotten in one transaction.
-const PRUNE_AT_ONCE: u32 = 1000;
-
 /// No call of the store may hold up the loop for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The loop that tries parked deliveries again and forgets old ids.
+/// The loop that tries parked deliveries again.
 pub struct Upkeep {
     pub store: Arc<dyn Store>,
     pub committer: Committer,
     pub fields: FieldSet,
     pub clock: Clock,
-    /// How long processed ids are kept.
-    pub retention: TimeDelta,
 }
 
 impl Upkeep {
@@ -59,7 +53,6 @@ impl Upkeep {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut prune_at = Instant::now();
         loop {
             tokio::select! {
                 _ = poll.tick() => {}
@@ -67,13 +60,6 @@ impl Upkeep {
             }
             if let Err(error) = self.retry_due().await {
                 tracing::warn!(%error, "parked deliveries could not be looked at");
-                continue;
-            }
-            if prune_at <= Instant::now() {
-                prune_at = Instant::now() + PRUNE;
-                if let Err(error) = self.prune().await {
-                    tracing::warn!(%error, "old processed ids could not be forgotten");
-                }
             }
         }
     }
@@ -99,12 +85,6 @@ impl Upkeep {
         let verified = Verified::kept(parked.svix_id, parked.received_at, parked.payload);
         let delivery = event::parse(&verified, self.fields, (self.clock)()).delivery;
         Attempt { svix_id, event_type: delivery.event_type.clone(), answer: self.committer.submit(delivery) }
-    }
-
-    async fn prune(&self) -> Result<(), StoreError> {
-        let before = (self.clock)() - self.retention;
-        while patient(self.store.prune_processed(before, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
-        Ok(())
     }
 }
 

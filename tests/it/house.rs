@@ -58,7 +58,7 @@ fn only_stores_speak_sql() {
 
 #[test]
 fn only_the_room_of_rules_writes_users() {
-    for verb in ["insert_users", "update_users", "delete_users", "anonymize_users"] {
+    for verb in ["insert_users", "update_users", "mark_users", "delete_users", "anonymize_users"] {
         for source in sources() {
             let writes = source.code.contains(&format!(".{verb}("));
             let may = source.path.ends_with("sync/apply.rs") || source.room == "store";
@@ -124,6 +124,8 @@ fn metrics_have_exactly_the_documented_names() {
         "clerk_sync_last_event_timestamp_seconds",
         "clerk_sync_queue_depth",
         "clerk_sync_erasure_failures_total",
+        "clerk_sync_erasures_open",
+        "clerk_sync_erasure_oldest_open_seconds",
         "clerk_sync_api_requests_total",
         "clerk_sync_backfill_users_total",
         "clerk_sync_reconcile_drift",
@@ -138,6 +140,8 @@ fn metrics_have_exactly_the_documented_names() {
         telemetry::LAST_EVENT_TIMESTAMP,
         telemetry::QUEUE_DEPTH,
         telemetry::ERASURE_FAILURES,
+        telemetry::ERASURES_OPEN,
+        telemetry::ERASURE_OLDEST,
         telemetry::API_REQUESTS,
         telemetry::BACKFILL_USERS,
         telemetry::RECONCILE_DRIFT,

@@ -22,6 +22,7 @@ mod service;
 
 mod attacks;
 mod catching_up;
+mod erasure;
 mod journeys;
 mod outages;
 mod private_api;

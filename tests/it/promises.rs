@@ -10,7 +10,7 @@ use clerk_sync::{
     },
     store::{Advance, Bucket, History, Patience, Record, RowFilter, Run, RunKind, Transaction, Trouble},
     sync::{Clock, Committer, Limits, Refusal},
-    work::Upkeep,
+    work::{Retention, Upkeep, retention::Keep},
 };
 use serde_json::json;
 use tokio::{task::JoinSet, time::Instant};
@@ -1520,11 +1520,18 @@ async fn the_upkeep_applies_what_is_due_and_forgets_what_is_old(mut world: World
         store: Arc::clone(&world.store),
         committer,
         fields: world.rules.fields,
+        clock: Arc::clone(&clock),
+    };
+    let retention = Retention {
+        store: Arc::clone(&world.store),
+        rules: world.rules,
         clock,
-        retention: TimeDelta::days(30),
+        keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
+        holder: "one".to_owned(),
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(upkeep.run(shutdown.clone()));
+    let forgetting = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);
     while world.count("webhook_queue").await > 0 || world.count("processed_webhooks").await != 1 {
         assert!(Instant::now() < deadline, "{:?}", world.dump().await);
@@ -1532,6 +1539,7 @@ async fn the_upkeep_applies_what_is_due_and_forgets_what_is_old(mut world: World
     }
     shutdown.cancel();
     running.await.unwrap();
+    forgetting.await.unwrap();
     lanes.finish().await;
     assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
     assert_eq!(world.value("SELECT clerk_id FROM processed_webhooks").await, "user_2");
@@ -1576,7 +1584,7 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
 
 fn advance(id: &str, version: i64, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
-    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false }, new }
+    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false, held_until: None }, new }
 }
 
 async fn a_commit_is_all_or_nothing(world: World) {

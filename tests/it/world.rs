@@ -107,7 +107,7 @@ impl World {
         Some(Self {
             keeper,
             store,
-            rules: Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto },
+            rules: Rules { fields: FieldSet::ALL, deletion: DeletionPolicy::Auto, grace: TimeDelta::zero() },
             now: at(NOW),
             place,
         })

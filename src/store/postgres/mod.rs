@@ -14,9 +14,11 @@
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
 mod catch_up;
+mod erasure;
 mod error;
 mod foreign;
 mod relay;
+mod retention;
 mod rows;
 mod transaction;
 
@@ -44,12 +46,13 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
-    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
+    Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, Store, StoreError, Tombstone, Transaction,
+    Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
 const MIGRATIONS: [Migration; 3] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work");
 
@@ -436,6 +439,59 @@ impl Store for Postgres {
 
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         catch_up::release_lease(self, name, holder).await
+    }
+
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+        erasure::held_due(self, now, limit).await
+    }
+
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        erasure::receipts_of(self, id).await
+    }
+
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        erasure::open_receipts(self, before, after, limit).await
+    }
+
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        erasure::open_erasures(self).await
+    }
+
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        erasure::tombstones(self, since, after, limit).await
+    }
+
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        retention::minimize(self, keep, after, limit, dry_run).await
+    }
+
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        retention::prune_dead(self, before, limit).await
+    }
+
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        retention::count_old(self, kind, before).await
+    }
+
+    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {
+        // Its own vacuum sees to it.
+        Ok(false)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

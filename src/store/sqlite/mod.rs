@@ -13,9 +13,11 @@ mod transaction;
 
 mod audit;
 mod catch_up;
+mod erasure;
 mod processed;
 mod queue;
 mod registers;
+mod retention;
 mod rows;
 mod users;
 
@@ -46,10 +48,11 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Parked, Patience, QueueDepth, Result,
-    Row, RowFilter, Run, RunKind, Store, StoreError, Transaction, Trouble,
+    Bucket, ForeignUser, History, Known, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
+    Patience, QueueDepth, Result, Row, RowFilter, Run, RunKind, Store, StoreError, Tombstone, Transaction,
+    Trouble,
 };
-use crate::model::{ClerkId, FieldSet, User};
+use crate::model::{ClerkId, FieldSet, Receipt, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -267,6 +270,91 @@ impl Store for Sqlite {
         let mut transaction = self.write(Patience::Normal).await?;
         catch_up::release_lease(transaction.connection()?, name, holder).await?;
         Box::new(transaction).commit().await
+    }
+
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+        erasure::held_due(&mut *self.read().await?, now, limit).await
+    }
+
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        erasure::receipts_of(&mut *self.read().await?, id).await
+    }
+
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        erasure::open_receipts(&mut *self.read().await?, before, after, limit).await
+    }
+
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        erasure::open_erasures(&mut *self.read().await?).await
+    }
+
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        erasure::tombstones(&mut *self.read().await?, since, after, limit).await
+    }
+
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        let gone = retention::gone(keep);
+        if dry_run {
+            return retention::count_columns(&mut *self.read().await?, &gone, after, limit).await;
+        }
+        let mut transaction = self.write(Patience::Normal).await?;
+        let page = retention::count_columns(transaction.connection()?, &gone, after, limit).await?;
+        if let Some(page) = page.filter(|page| page.users > 0) {
+            retention::clear_columns(transaction.connection()?, &gone, after, page.last).await?;
+            transaction.note_erasure();
+        }
+        Box::new(transaction).commit().await?;
+        Ok(page)
+    }
+
+    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let pruned = retention::prune_dead(transaction.connection()?, before, limit).await?;
+        if pruned > 0 {
+            transaction.note_erasure();
+        }
+        Box::new(transaction).commit().await?;
+        Ok(pruned)
+    }
+
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        retention::count_old(&mut *self.read().await?, kind, before).await
+    }
+
+    async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
+        {
+            let mut reader = self.read().await?;
+            if retention::size(&mut reader).await? > at_most {
+                return Ok(false);
+            }
+            if let Some(at) = erased_since
+                && !retention::any_erased_since(&mut reader, at).await?
+            {
+                return Ok(false);
+            }
+        }
+        self.file.check()?;
+        let mut writer = self.writer.acquire().await.map_err(explain)?;
+        retention::vacuum(&mut writer).await?;
+        // The new pages stand in the log, the old ones still in the file.
+        self.housekeeping.empty_log(&mut writer).await;
+        Ok(true)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
