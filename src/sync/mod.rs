@@ -2,7 +2,8 @@
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting; [`backfill`] takes in what Clerk's Backend API shows,
-//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it.
+//! [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks for erasures that no webhook
+//! asks for, and [`minimize`] clears what is no longer synced.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
