@@ -145,7 +145,11 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
 
 fn register() -> Register {
     let at = signed_up().timestamp_millis();
-    Register { version: Version { version: at, event_at: at, tie: "msg_1".to_owned() }, deleted: false }
+    Register {
+        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
+        deleted: false,
+        held_until: None,
+    }
 }
 
 fn user(clerk_id: ClerkId) -> User {

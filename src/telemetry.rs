@@ -42,6 +42,10 @@ pub const QUEUE_OLDEST: &str = "clerk_sync_queue_oldest_seconds";
 pub const QUEUE_PROCESSED: &str = "clerk_sync_queue_processed_total";
 /// Counter: deletions that the database refused, to be tried again.
 pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
+/// Gauge by `destination`: erasures that are not confirmed yet.
+pub const ERASURES_OPEN: &str = "clerk_sync_erasures_open";
+/// Gauge, in seconds: since when the oldest of them is asked for.
+pub const ERASURE_OLDEST: &str = "clerk_sync_erasure_oldest_open_seconds";
 
 /// Counter by `status`: requests to Clerk's Backend API, `unreachable` where there was no answer.
 pub const API_REQUESTS: &str = "clerk_sync_api_requests_total";
@@ -217,6 +221,12 @@ fn describe() {
         ERASURE_FAILURES,
         Unit::Count,
         "Deletions of users that the database refused; they are tried again."
+    );
+    describe_gauge!(ERASURES_OPEN, Unit::Count, "Erasures that are not confirmed yet, by destination.");
+    describe_gauge!(
+        ERASURE_OLDEST,
+        Unit::Seconds,
+        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none."
     );
     describe_counter!(API_REQUESTS, Unit::Count, "Requests to Clerk's Backend API, by HTTP status.");
     describe_counter!(BACKFILL_USERS, Unit::Count, "Users that a backfill went through, by outcome.");

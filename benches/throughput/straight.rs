@@ -111,7 +111,11 @@ pub(crate) fn changes(deliveries: &[Delivery]) -> Vec<(&Delivery, &Change)> {
 
 fn register() -> Register {
     let at = events::signed_up().timestamp_millis();
-    Register { version: Version { version: at, event_at: at, tie: "msg_1".to_owned() }, deleted: false }
+    Register {
+        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
+        deleted: false,
+        held_until: None,
+    }
 }
 
 fn user(id: &ClerkId) -> User {

@@ -69,7 +69,8 @@ CREATE TABLE IF NOT EXISTS erasure_receipts (
     last_error   text,
     PRIMARY KEY (clerk_id, destination)
 );
-CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at) WHERE completed_at IS NULL;
+CREATE INDEX IF NOT EXISTS erasure_receipts_open ON erasure_receipts (requested_at, clerk_id, destination)
+    WHERE completed_at IS NULL;
 
 -- A run through only some users does not mean that the others are right.
 ALTER TABLE sync_runs ADD COLUMN everybody boolean NOT NULL DEFAULT true;

@@ -535,7 +535,7 @@ mod tests {
     fn patch(event: &Event) -> &Patch {
         match &change(event).news {
             News::Upsert { patch, .. } => patch,
-            News::Delete => panic!("a deletion"),
+            other => panic!("no upsert: {other:?}"),
         }
     }
 

@@ -237,7 +237,7 @@ fn is_not_empty(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
 }
 
-fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
+pub(super) fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     let day =
         || text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
     let instant = || DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());

@@ -32,6 +32,6 @@ impl Ensure {
     }
 }
 
-fn id(text: &str) -> Result<ClerkId, &'static str> {
+pub(super) fn id(text: &str) -> Result<ClerkId, &'static str> {
     ClerkId::new(text).ok_or("an id of 1 to 255 bytes is allowed")
 }

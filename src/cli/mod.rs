@@ -4,9 +4,12 @@
 mod backfill;
 mod dev;
 mod ensure;
+mod erase;
 mod migrate;
+mod minimize;
 mod outbox;
 mod post;
+mod prune;
 mod queue;
 mod reconcile;
 mod sample;
@@ -18,7 +21,7 @@ mod worker;
 use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::ExposeSecret;
 
@@ -66,6 +69,12 @@ enum Command {
     Worker(worker::Worker),
     /// Look at deliveries that wait or are dead, try them again, or take them out
     Queue(queue::Queue),
+    /// Erase a user, and see to it that every copy is gone
+    Erase(erase::Erase),
+    /// Clear the columns of fields that are no longer synced
+    Minimize(minimize::Minimize),
+    /// Forget what is kept only for a time, as `serve` does every hour
+    Prune(prune::Prune),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
@@ -108,6 +117,9 @@ fn run() -> Result<(), Failure> {
             Command::Outbox(outbox) => outbox.run(&settings).await,
             Command::Worker(worker) => worker.run(&settings).await,
             Command::Queue(queue) => queue.run(&settings).await,
+            Command::Erase(erase) => erase.run(&settings).await,
+            Command::Minimize(minimize) => minimize.run(&settings).await,
+            Command::Prune(prune) => prune.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
             Command::Sinks(sinks) => sinks.run(&settings).await,
@@ -128,6 +140,10 @@ pub struct Failure {
 impl Failure {
     fn failed(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
     }
 
     fn unreachable(message: impl Into<String>) -> Self {
@@ -254,6 +270,19 @@ async fn catch_up(
     Ok(CatchUp { store, api, rules, clock: clock() })
 }
 
+/// The store with its tables, for commands that need nothing else.
+async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
+    let config = resolve(settings)?;
+    service::init_log(&config)?;
+    let store = open_store(&config).await?;
+    if !read_only {
+        store.migrate().await?;
+    } else if store.ready().await? != Readiness::Ready {
+        return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+    }
+    Ok((config, store))
+}
+
 /// Clerk's Backend API, if there is a key to it.
 fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>>, Failure> {
     let Some(key) = config.clerk_secret_key.clone() else { return Ok(None) };
@@ -267,6 +296,7 @@ fn rules(config: &Config) -> Rules {
     Rules {
         processing: config.processing,
         retry: Retry { max_attempts: config.queue_max_attempts, ..Retry::default() },
+        grace: TimeDelta::from_std(config.deletion_grace).unwrap_or_default(),
         subscriptions,
         ..Rules::new(config.sync_fields, config.deletion_policy)
     }

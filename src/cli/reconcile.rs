@@ -75,6 +75,9 @@ impl Reconcile {
                 Kind::Different => "as new here, but different",
                 Kind::NotAtClerk => "here, but not at Clerk",
                 Kind::ErasedHere => "erased here, but alive at Clerk: left alone, for deletion is final",
+                Kind::HeldHere => {
+                    "about to be erased here, but alive at Clerk: `clerk-sync erase cancel` takes that back"
+                }
             };
             say!("{:>9}  {meaning}", drift.users);
             for id in &drift.ids {

@@ -23,8 +23,9 @@ use crate::{
     sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
     telemetry,
     work::{
-        CatchUpLoop, Queue, Upkeep,
+        CatchUpLoop, Queue, Retention, Upkeep,
         outbox::{Destination, Outbox},
+        retention::Keep,
         worker::Worker,
     },
 };
@@ -149,7 +150,7 @@ pub struct Service {
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
-    /// Gives its lease back before it ends.
+    /// Those that give their leases back before they end.
     catch_up: JoinSet<()>,
     /// Finishes what they have begun.
     workers: JoinSet<()>,
@@ -244,7 +245,7 @@ impl Service {
                 clock: Arc::clone(&clock),
             };
             outbox.spawn(dispatching.run(shutdown.clone()));
-            let queue = Queue { store: Arc::clone(&store), rules, clock: Arc::clone(&clock) };
+            let queue = Queue { store: Arc::clone(&store), rules: rules.clone(), clock: Arc::clone(&clock) };
             let worker = Worker {
                 tenant: Arc::new(queue),
                 places: store.writers(),
@@ -253,16 +254,18 @@ impl Service {
             };
             workers.spawn(worker.run(shutdown.clone()));
         }
-        let days = |retention| TimeDelta::from_std(retention).unwrap_or(TimeDelta::MAX);
-        let work = Upkeep {
+        let work = Upkeep { store: Arc::clone(&store), clock: Arc::clone(&clock) };
+        let retention = Retention {
             store: Arc::clone(&store),
+            rules,
             clock,
-            retention: days(config.processed_retention),
-            dead_retention: days(config.dead_retention),
+            keep: keep(config),
+            holder: random_id("replica_"),
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
+        catch_up.spawn(retention.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
                 context,
@@ -348,6 +351,12 @@ impl Service {
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
+}
+
+/// How long rows are kept.
+pub(super) fn keep(config: &Config) -> Keep {
+    let days = |kept| TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX);
+    Keep { processed: days(config.processed_retention), dead: days(config.dead_retention) }
 }
 
 fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {

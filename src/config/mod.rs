@@ -65,6 +65,8 @@ pub struct Config {
     pub sync_fields: FieldSet,
     /// `DELETION_POLICY`
     pub deletion_policy: DeletionPolicy,
+    /// `DELETION_GRACE_DAYS`
+    pub deletion_grace: Duration,
     /// `ANONYMIZE_COLUMNS`: never one of our own columns.
     pub anonymize_columns: Vec<String>,
     /// `CONFIG_FILE`, or the file of the usual name if that is there.
@@ -162,6 +164,7 @@ impl Settings {
         read.check_listeners(listen, admin_listen, admin_token.is_some());
         let sync_fields = read.sync_fields(self.sync_fields.as_deref());
         let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
+        let grace_days = read.number("DELETION_GRACE_DAYS", self.deletion_grace_days.as_deref(), 0..=30);
         let anonymize_columns = read.anonymize_columns(self.anonymize_columns.as_deref());
         let file = sinks::File::find(self.config_file.as_deref(), !self.no_default_config_file);
         let sinks = read.sinks(file.as_ref(), sync_fields, needs.sink_secrets);
@@ -204,6 +207,7 @@ impl Settings {
             admin_token,
             sync_fields,
             deletion_policy,
+            deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
             anonymize_columns,
             config_file: file.map(sinks::File::into_path),
             sinks,

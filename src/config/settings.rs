@@ -125,6 +125,11 @@ pub struct Settings {
     #[arg(value_name = "POLICY", help_heading = "Users")]
     pub deletion_policy: Option<String>,
 
+    /// For how long an erasure is held back after Clerk deleted the user, 0 to 30 days [default: 0]
+    #[arg(long, env = "DELETION_GRACE_DAYS", hide_env_values = true, global = true)]
+    #[arg(value_name = "DAYS", help_heading = "Users")]
+    pub deletion_grace_days: Option<String>,
+
     /// Columns the application added to `users`, set to NULL on anonymisation
     #[arg(long, env = "ANONYMIZE_COLUMNS", hide_env_values = true, global = true)]
     #[arg(value_name = "COLUMNS", help_heading = "Users")]

@@ -21,11 +21,12 @@ use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, SvixId, User},
+    model::{ClerkId, DeletionPolicy, Receipt, SvixId, User},
     store::{
         Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Parked, Patience, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row,
-        RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction, Trouble,
+        MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued,
+        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+        StoredMessage, Tombstone, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -172,6 +173,35 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn held_due(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_receipts(
+        &self,
+        _: Option<DateTime<Utc>>,
+        _: Option<&Receipt>,
+        _: u32,
+    ) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
+        unreachable!()
+    }
+    async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
+        unreachable!()
+    }
+    async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
+        unreachable!()
+    }
+    async fn count_old(&self, _: Old, _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {
         unreachable!()
     }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {

@@ -11,6 +11,10 @@ pub enum AuditAction {
     UserUpdated,
     UserHardDeleted,
     UserAnonymized,
+    /// Clerk deleted the user; the erasure is held back.
+    UserDeletionHeld,
+    /// What was held back will not happen.
+    UserDeletionCancelled,
 }
 
 impl AuditAction {
@@ -21,6 +25,8 @@ impl AuditAction {
             Self::UserUpdated => "USER_UPDATED",
             Self::UserHardDeleted => "USER_HARD_DELETED",
             Self::UserAnonymized => "USER_ANONYMIZED",
+            Self::UserDeletionHeld => "USER_DELETION_HELD",
+            Self::UserDeletionCancelled => "USER_DELETION_CANCELLED",
         }
     }
 }

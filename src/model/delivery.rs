@@ -18,6 +18,8 @@ pub enum Source {
     /// Clerk's Backend API, because somebody asked for this user.
     Api,
     Cli,
+    /// The time for which an erasure was held back is over.
+    Retention,
 }
 
 impl Source {
@@ -29,6 +31,7 @@ impl Source {
             Self::Reconcile => "reconcile",
             Self::Api => "api",
             Self::Cli => "cli",
+            Self::Retention => "retention",
         }
     }
 }
@@ -104,8 +107,23 @@ pub enum News {
         /// When the user signed up, Clerk's own time.
         created_at: Option<DateTime<Utc>>,
     },
-    /// The user is gone, for ever.
+    /// The user is gone, for ever. Erased at once, or when the time is over for which that is held back.
     Delete,
+    /// The user is erased at once, if this is so.
+    Erase(EraseIf),
+    /// The deletion that is held back is taken back.
+    Keep,
+}
+
+/// What must be so for a user to be erased at once. Looked at under the register's lock, so that an erasure and the one
+/// who takes it back cannot pass each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EraseIf {
+    Always,
+    /// The deletion is held back.
+    Held,
+    /// It was held back, and the time for that is over.
+    TimeIsOver,
 }
 
 /// The person behind an event: personal data.

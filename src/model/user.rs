@@ -156,10 +156,19 @@ pub struct User {
 }
 
 impl User {
-    /// Whether nothing tells any more who it was.
+    /// Whether nothing tells any more who it was. That the row is marked as deleted is not enough: so is one whose
+    /// erasure is held back. Nor is the address: anybody may have one that looks like ours.
     pub fn is_anonymized(&self) -> bool {
-        let email = self.profile[Field::Email].text();
-        self.deleted_at.is_some() && email.is_some_and(|email| email.ends_with("@anonymized.local"))
+        let text = |field| self.profile[field].text();
+        let number = text(Field::Email)
+            .and_then(|email| email.strip_prefix("deleted-")?.strip_suffix("@anonymized.local"));
+        self.deleted_at.is_some()
+            && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+            && text(Field::FirstName) == Some("Deleted")
+            && text(Field::LastName) == Some("User")
+            && [Field::ImageUrl, Field::Username, Field::PhoneNumber, Field::ExternalId]
+                .into_iter()
+                .all(|field| self.profile[field] == Value::Null)
     }
 }
 
@@ -245,6 +254,29 @@ mod tests {
 
         assert_eq!(profile.apply(&patch, allowed), vec![Field::Email]);
         assert_eq!(profile[Field::Username], Value::Null);
+    }
+
+    #[test]
+    fn only_a_row_with_nothing_left_in_it_is_anonymised() {
+        let at = DateTime::from_timestamp_millis(0).expect("in range");
+        let mut user = User {
+            clerk_id: ClerkId::new("user_1").expect("valid"),
+            profile: Profile::default(),
+            created_at: None,
+            updated_at: at,
+            synced_at: at,
+            deleted_at: Some(at),
+        };
+        for (field, text) in [(Field::FirstName, "Deleted"), (Field::LastName, "User")] {
+            user.profile.set(field, Value::Text(text.to_owned()));
+        }
+        user.profile.set(Field::Email, Value::Text("ada@anonymized.local".to_owned()));
+        assert!(!user.is_anonymized());
+        user.profile.set(Field::Email, Value::Text("deleted-17@anonymized.local".to_owned()));
+        assert!(user.is_anonymized());
+        assert!(!User { deleted_at: None, ..user.clone() }.is_anonymized());
+        user.profile.set(Field::PhoneNumber, Value::Text("+15555550100".to_owned()));
+        assert!(!user.is_anonymized());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The order of events, which Svix does not keep: a version per entity decides what is news.
 
+use chrono::{DateTime, Utc};
+
 /// When an event happened, as a triple that is compared from left to right.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -11,6 +13,11 @@ pub struct Version {
     pub tie: String,
 }
 
+impl Version {
+    /// Older than any event.
+    pub const BLANK: Self = Self { version: i64::MIN, event_at: i64::MIN, tie: String::new() };
+}
+
 /// What the register knows of one entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
@@ -18,4 +25,6 @@ pub struct Register {
     pub version: Version,
     /// Deletion is terminal: nothing is news any more, whatever its time.
     pub deleted: bool,
+    /// When the user is to be erased, whom Clerk has deleted. Until then updates are news, and it can be taken back.
+    pub held_until: Option<DateTime<Utc>>,
 }

@@ -26,7 +26,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 pub use error::{StoreError, Trouble};
 pub use migration::{Migration, MigrationStatus};
 
-use crate::model::{AuditEntry, ClerkId, FieldSet, MessageType, Outcome, Profile, Register, SvixId, User};
+use crate::model::{
+    AuditEntry, ClerkId, Field, FieldSet, MessageType, Outcome, Profile, Receipt, Register, SvixId, User,
+};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -179,6 +181,51 @@ pub trait Store: Send + Sync + 'static {
     /// Let a sink remember this of a user; false if the user is none of its recipients.
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 
+    /// Up to `limit` users whose erasure was held back until now or before, the longest due first.
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>>;
+
+    /// Every receipt of one user.
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
+
+    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>>;
+
+    /// How many receipts of each destination are not completed.
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
+
+    /// Up to `limit` users who were deleted at Clerk at this time or later and are erased, and those whose erasure is
+    /// held back, in the order of their ids, after this one.
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>>;
+
+    /// Set all synced columns but those of `keep` to NULL, in the next `limit` rows behind this `id` that are not
+    /// anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
+    /// [`Transaction::delete_users`].
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>>;
+
+    /// How many rows of a kind are older than this.
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64>;
+
+    /// Rewrite the database without what its file still has of rows that are gone, if it is a file of at most so many
+    /// bytes and anybody was erased since this time, or no time is given; returns whether it did. Nobody else can write
+    /// meanwhile.
+    async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool>;
+
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
 
@@ -242,6 +289,16 @@ pub trait Transaction: Send {
     /// Anonymise rows; returns those that were there. `deleted_at` stays if the application has set it already.
     /// Refusals are as in [`delete_users`](Self::delete_users).
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
+
+    /// Mark rows as deleted at this time, or take the mark from them. Who is marked already, by the application, stays so.
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()>;
+
+    /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
+    /// older request counts, and once completed it stays so.
+    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()>;
+
+    /// Complete the receipts of these users and this destination, as far as there are any that are open.
+    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()>;
 
     /// Remove everything else that is kept of these users: parked deliveries and audit actors. A delivery that somebody
     /// else works on at this moment is left to them: they will find the user deleted.
@@ -473,6 +530,69 @@ impl From<&Parked> for Queued {
             received_at: parked.received_at,
             last_error: parked.last_error.clone(),
             bytes: parked.payload.len() as u64,
+        }
+    }
+}
+
+/// Receipts of one destination that are not completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenErasures {
+    pub destination: String,
+    pub receipts: u64,
+    /// When the oldest was asked for.
+    pub oldest: DateTime<Utc>,
+}
+
+/// Somebody who is erased, or will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    pub clerk_id: ClerkId,
+    /// When Clerk deleted them; `None` as long as the erasure is held back.
+    pub erased_at: Option<DateTime<Utc>>,
+    /// Until when it is held back.
+    pub held_until: Option<DateTime<Utc>>,
+}
+
+/// What a page of rows lost to the allow-list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Minimized {
+    /// The `id` of the last row of the page.
+    pub last: i64,
+    /// Rows that lost anything.
+    pub users: u64,
+    /// Values by column, in the order of [`Field::ALL`].
+    pub columns: [u64; Field::ALL.len()],
+}
+
+impl Minimized {
+    /// The same page, left alone.
+    #[must_use]
+    pub fn skipped(self) -> Self {
+        Self { users: 0, columns: [0; Field::ALL.len()], ..self }
+    }
+}
+
+/// Rows that are kept only for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Old {
+    /// Ids of processed deliveries.
+    Processed,
+    /// Parked deliveries that are dead.
+    Dead,
+    /// Messages that were delivered or discarded.
+    Told,
+    /// Messages that are dead.
+    Untold,
+}
+
+impl Old {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Processed => "processed_webhooks",
+            Self::Dead => "dead_deliveries",
+            Self::Told => "delivered_messages",
+            Self::Untold => "dead_messages",
         }
     }
 }

@@ -16,14 +16,16 @@ use metrics::counter;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Rules, news,
+    Rules,
+    erasure::retry_id,
+    news,
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
     clerk::event::deletion_body,
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, News, Outcome,
-        Processing, SvixId,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, MessageType, News,
+        Outcome, Processing, Receipt, SvixId,
     },
     store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
@@ -228,7 +230,11 @@ impl Work<'_> {
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
         transaction.tell(&plan.messages).await?;
+        transaction.mark_users(&plan.held, Some(self.now)).await?;
+        transaction.mark_users(&plan.kept, None).await?;
         self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
+        // The application may have removed a row that resisted us.
+        transaction.close_receipts(&plan.gone, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
 
@@ -339,8 +345,20 @@ impl Work<'_> {
             }
         }
         let mut parked = Vec::new();
-        for Erasure { clerk_id, change: index } in &plan.erasures {
+        let mut receipts = Vec::new();
+        for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
             let (delivery, change) = changes[*index];
+            if *known {
+                let resists = standing.contains(clerk_id);
+                receipts.push(Receipt {
+                    clerk_id: clerk_id.clone(),
+                    destination: Receipt::DATABASE.to_owned(),
+                    requested_at: *requested_at,
+                    completed_at: (!resists).then_some(self.now),
+                    attempts: 1,
+                    last_error: resists.then(|| refusal.to_string()),
+                });
+            }
             if let Some(action) = erased.get(clerk_id) {
                 let line = entry(delivery, change, *action, Vec::new(), self.now);
                 plan.audit.push(AuditEntry { actor: None, ..line });
@@ -351,13 +369,13 @@ impl Work<'_> {
                     error = %refusal,
                     "the row of a deleted user could be neither deleted nor anonymised; it is tried again without end"
                 );
-                let Some(svix_id) = &delivery.svix_id else { return Err(refusal) };
+                let svix_id = delivery.svix_id.clone().unwrap_or_else(|| retry_id(clerk_id));
                 plan.outcomes[*index] = Outcome::Parked;
-                let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
+                let (attempts, received_at) = next_attempt(waiting.get(&svix_id), delivery);
                 let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
                 parked.push(Parked {
-                    svix_id: svix_id.clone(),
-                    event_type: delivery.event_type.clone(),
+                    svix_id,
+                    event_type: delivery.event_type.clone().or_else(|| Some("user.deleted".to_owned())),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
@@ -367,6 +385,7 @@ impl Work<'_> {
                 });
             }
         }
+        transaction.receipts(&receipts).await?;
         transaction.park(&parked).await
     }
 
@@ -384,6 +403,7 @@ impl Work<'_> {
     }
 
     /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
+    /// Whoever wants to hear of deletions hears of every row that goes.
     async fn tell_of_erasures(
         &self,
         transaction: &mut dyn Transaction,
@@ -391,7 +411,14 @@ impl Work<'_> {
         erasures: &[Erasure],
         changes: &[(&Delivery, &Change)],
     ) -> Result<()> {
-        let recipients = transaction.recall(ids, self.now).await?;
+        let mut recipients: BTreeSet<(ClerkId, String)> =
+            transaction.recall(ids, self.now).await?.into_iter().collect();
+        for erasure in erasures.iter().filter(|erasure| erasure.leaves) {
+            let subscribed = self.rules.subscriptions.iter();
+            let subscribed = subscribed.filter(|one| one.events.contains(&MessageType::UserDeleted));
+            recipients.extend(subscribed.map(|one| (erasure.clerk_id.clone(), one.sink.clone())));
+        }
+        let recipients: Vec<(ClerkId, String)> = recipients.into_iter().collect();
         let asked: HashMap<&ClerkId, usize> =
             erasures.iter().map(|erasure| (&erasure.clerk_id, erasure.change)).collect();
         let messages: Vec<Outgoing> = recipients
@@ -413,7 +440,9 @@ impl Work<'_> {
         reason: String,
         patience: Patience,
     ) -> Result<Outcome> {
-        let Some(svix_id) = &delivery.svix_id else {
+        // A user's row may refuse even the mark of a deletion that is held back.
+        let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
+        let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else {
             let trouble = if fate == Fate::Dead { Trouble::BadData } else { Trouble::Refused };
             return Err(StoreError { trouble, code: None, place: Some(reason) });
         };
@@ -450,12 +479,16 @@ impl Work<'_> {
             Fate::Dead => None,
         };
         let again = next_attempt_at.is_some();
+        let payload = match &delivery.clerk_id {
+            Some(id) if is_deletion(delivery) => deletion_body(id, delivery.event_at),
+            _ => delivery.payload.clone(),
+        };
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
                 event_type: delivery.event_type.clone(),
                 clerk_id: delivery.clerk_id.clone(),
-                payload: delivery.payload.clone(),
+                payload,
                 attempts,
                 next_attempt_at,
                 received_at,
@@ -486,7 +519,7 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
 }
 
 pub(super) fn is_deletion(delivery: &Delivery) -> bool {
-    matches!(&delivery.content, Content::Change(Change { news: News::Delete, .. }))
+    matches!(&delivery.content, Content::Change(Change { news: News::Delete | News::Erase(_), .. }))
 }
 
 fn sorted<'a>(ids: impl Iterator<Item = &'a ClerkId>) -> Vec<ClerkId> {

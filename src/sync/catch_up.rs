@@ -123,6 +123,11 @@ impl CatchUp {
                 match result {
                     Ok(Outcome::Applied) => counts.applied += 1,
                     Ok(Outcome::Unchanged) => counts.unchanged += 1,
+                    Ok(Outcome::Parked) => {
+                        let id = delivery.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default();
+                        let reason = "the database refuses it for now; it is tried again without end";
+                        counts.leave_out(&id, reason.to_owned());
+                    }
                     Ok(_) => counts.stale += 1,
                     Err(error) if error.is_about_the_data() => {
                         let id = delivery.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -3,8 +3,9 @@
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting. [`mod@enqueue`] keeps deliveries for later, and
 //! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
-//! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. `news` says what
-//! other systems are told.
+//! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
+//! for erasures that no webhook asks for, and [`minimize`] clears what is no longer synced. `news` says what other
+//! systems are told.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
@@ -15,6 +16,8 @@ pub mod committer;
 pub mod drain;
 pub mod enqueue;
 pub mod ensure;
+pub mod erasure;
+pub mod minimize;
 mod news;
 pub mod plan;
 pub mod queue;
@@ -32,6 +35,8 @@ pub use committer::{Committer, Lanes, Limits, Refusal};
 pub use drain::{Drained, drain};
 pub use enqueue::enqueue;
 
+use chrono::TimeDelta;
+
 use self::retry::Retry;
 pub use crate::clerk::Clock;
 use crate::model::{DeletionPolicy, FieldSet, Processing, Source, Subscription};
@@ -46,6 +51,8 @@ pub struct Rules {
     pub processing: Processing,
     /// When a delivery that is kept is tried again.
     pub retry: Retry,
+    /// For how long the erasure of a user whom Clerk deleted is held back; zero: not at all.
+    pub grace: TimeDelta,
     /// What other systems are told.
     pub subscriptions: Arc<[Subscription]>,
     /// Whether they also hear of what was found by looking, and not told by Clerk. Of deletions they always hear.
@@ -62,6 +69,7 @@ impl Rules {
             deletion,
             processing: Processing::default(),
             retry: Retry::default(),
+            grace: TimeDelta::zero(),
             subscriptions: Arc::default(),
             emit: false,
             bell: Arc::default(),

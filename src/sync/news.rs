@@ -28,7 +28,10 @@ pub(super) fn of_row(
     let kind = match action {
         AuditAction::UserCreated => MessageType::UserCreated,
         AuditAction::UserUpdated => MessageType::UserUpdated,
-        AuditAction::UserHardDeleted | AuditAction::UserAnonymized => return Vec::new(),
+        AuditAction::UserHardDeleted
+        | AuditAction::UserAnonymized
+        | AuditAction::UserDeletionHeld
+        | AuditAction::UserDeletionCancelled => return Vec::new(),
     };
     let told = |subscription: &Subscription| {
         if !subscription.events.contains(&kind) {

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Rules, news};
 use crate::{
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Delivery, Field, News, Outcome, Patch, Profile, Register,
-        User, Version,
+        AuditAction, AuditEntry, Change, ClerkId, Delivery, EraseIf, Field, News, Outcome, Patch, Profile,
+        Register, User, Version,
     },
     store::{Advance, Outgoing},
 };
@@ -35,8 +35,14 @@ pub struct Plan {
     pub audit: Vec<AuditEntry>,
     /// What other systems are told of what is inserted and updated, of each user in the order of the changes.
     pub messages: Vec<Outgoing>,
+    /// Rows to mark as deleted, whose erasure is held back from now on. The rows above may be among them.
+    pub held: Vec<ClerkId>,
+    /// Rows to take that mark from.
+    pub kept: Vec<ClerkId>,
     /// Written last: the rows above may be among them.
     pub erasures: Vec<Erasure>,
+    /// Users who were to be erased once more, and of whom nothing is left to erase.
+    pub gone: Vec<ClerkId>,
 }
 
 /// A user to take out.
@@ -45,13 +51,19 @@ pub struct Erasure {
     pub clerk_id: ClerkId,
     /// Which change asks for it, as an index into the changes.
     pub change: usize,
+    /// Whether there ever was anything of them here.
+    pub known: bool,
+    /// Whether a row that stood goes now, and did not resist an erasure before.
+    pub leaves: bool,
+    /// When it was first asked for.
+    pub requested_at: DateTime<Utc>,
 }
 
 /// Whether a change can matter, so that its user's row has to be loaded.
 pub fn is_news(change: &Change, register: Option<&Register>) -> bool {
     match (&change.news, register) {
-        (_, None) | (News::Delete, Some(_)) => true,
         (News::Upsert { .. }, Some(register)) => !register.deleted && change.version > register.version,
+        _ => true,
     }
 }
 
@@ -85,11 +97,33 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                         }
                     }
                 }
-                News::Delete if fold.delete(&change.version) => {
-                    plan.erasures.push(Erasure { clerk_id: id.clone(), change: index });
+                News::Keep if fold.keep() => {
+                    let line = entry(delivery, change, AuditAction::UserDeletionCancelled, Vec::new(), now);
+                    audit.push((index, line));
                     Outcome::Applied
                 }
-                News::Delete => Outcome::Stale,
+                News::Keep => Outcome::Stale,
+                News::Delete if fold.hold(rules, now) => {
+                    let line = entry(delivery, change, AuditAction::UserDeletionHeld, Vec::new(), now);
+                    audit.push((index, AuditEntry { actor: None, ..line }));
+                    Outcome::Applied
+                }
+                News::Delete | News::Erase(_) => {
+                    let (known, leaves) = (fold.is_known(), fold.leaves());
+                    let requested_at = fold.requested_at(delivery, now);
+                    if fold.erase(&change.news, &change.version, now) {
+                        plan.erasures.push(Erasure {
+                            clerk_id: id.clone(),
+                            change: index,
+                            known,
+                            leaves,
+                            requested_at,
+                        });
+                        Outcome::Applied
+                    } else {
+                        Outcome::Stale
+                    }
+                }
             };
         }
         fold.finish(id, &mut plan);
@@ -127,7 +161,15 @@ struct Fold {
     messages: Vec<Outgoing>,
     row_is_new: bool,
     row_moved: bool,
-    erased: bool,
+    end: Option<End>,
+}
+
+/// What a deletion came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Erased,
+    /// It was asked for once more, and found done.
+    Gone,
 }
 
 /// What an upsert did.
@@ -142,7 +184,27 @@ impl Fold {
     fn new(stored: Option<Register>, user: Option<User>) -> Self {
         let register = stored.clone();
         let messages = Vec::new();
-        Self { stored, register, messages, row_is_new: user.is_none(), user, row_moved: false, erased: false }
+        Self { stored, register, messages, row_is_new: user.is_none(), user, row_moved: false, end: None }
+    }
+
+    fn held_until(&self) -> Option<DateTime<Utc>> {
+        self.register.as_ref().and_then(|register| register.held_until)
+    }
+
+    /// Whether anything of this user was ever here, if only a delivery that was parked.
+    fn is_known(&self) -> bool {
+        self.stored.is_some() || self.user.is_some()
+    }
+
+    /// Whether a row stands that nobody has tried to erase.
+    fn leaves(&self) -> bool {
+        !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted)
+    }
+
+    /// When the erasure was first asked for: the mark on the row of a deletion that is held back says it.
+    fn requested_at(&self, delivery: &Delivery, now: DateTime<Utc>) -> DateTime<Utc> {
+        let marked = self.held_until().and(self.user.as_ref()).and_then(|user| user.deleted_at);
+        marked.unwrap_or(delivery.event_at).min(now)
     }
 
     fn upsert(
@@ -156,7 +218,8 @@ impl Fold {
         if self.register.as_ref().is_some_and(|known| known.deleted || change.version <= known.version) {
             return Step::Stale;
         }
-        self.register = Some(Register { version: change.version.clone(), deleted: false });
+        let held_until = self.held_until();
+        self.register = Some(Register { version: change.version.clone(), deleted: false, held_until });
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();
@@ -179,25 +242,63 @@ impl Fold {
         }
     }
 
-    /// Whether there is anything to erase: deletion is terminal, so a second one finds nothing to do, unless the
-    /// row still stands because the application's constraints refused before.
-    fn delete(&mut self, version: &Version) -> bool {
-        if self.register.as_ref().is_some_and(|known| known.deleted) {
-            let stands = self.user.as_ref().is_some_and(|user| !user.is_anonymized());
-            let unfinished = stands && !self.erased;
-            self.erased = true;
-            return unfinished;
+    /// Hold a deletion back, if that is wanted and there is somebody to hold back. The version stays, for what happened
+    /// before the deletion may come after it.
+    fn hold(&mut self, rules: &Rules, now: DateTime<Utc>) -> bool {
+        let register = self.register.as_ref();
+        let is_due = register.is_some_and(|known| known.deleted || known.held_until.is_some());
+        if is_due || rules.grace <= TimeDelta::zero() || self.user.is_none() {
+            return false;
         }
-        self.register = Some(Register { version: version.clone(), deleted: true });
-        self.erased = true;
-        // Whoever never heard of the user need not begin now.
-        self.messages.clear();
+        let version = register.map_or(Version::BLANK, |known| known.version.clone());
+        self.register = Some(Register { version, deleted: false, held_until: Some(now + rules.grace) });
         true
     }
 
-    fn finish(self, id: &ClerkId, plan: &mut Plan) {
-        plan.messages.extend(self.messages);
+    /// Whether there was a deletion to take back.
+    fn keep(&mut self) -> bool {
+        self.register.as_mut().and_then(|register| register.held_until.take()).is_some()
+    }
+
+    /// Whether there is anything to erase now: deletion is terminal, so a second one finds nothing to do, unless the
+    /// row still stands because the application's constraints refused before.
+    fn erase(&mut self, news: &News, version: &Version, now: DateTime<Utc>) -> bool {
+        if self.register.as_ref().is_some_and(|known| known.deleted) {
+            let stands = self.user.as_ref().is_some_and(|user| !user.is_anonymized());
+            let unfinished = stands && self.end.is_none();
+            self.end.get_or_insert(if stands { End::Erased } else { End::Gone });
+            return unfinished;
+        }
+        let wanted = match (news, self.held_until()) {
+            (News::Erase(EraseIf::Always), _) => true,
+            // A second one waits with the first.
+            (News::Delete, held) => held.is_none(),
+            (News::Erase(EraseIf::TimeIsOver), Some(until)) => until <= now,
+            (News::Erase(EraseIf::Held), held) => held.is_some(),
+            _ => false,
+        };
+        if wanted {
+            self.register = Some(Register { version: version.clone(), deleted: true, held_until: None });
+            self.end = Some(End::Erased);
+            // Whoever never heard of the user need not begin now.
+            self.messages.clear();
+        }
+        wanted
+    }
+
+    fn finish(mut self, id: &ClerkId, plan: &mut Plan) {
+        plan.messages.append(&mut self.messages);
         let new = self.stored.is_none();
+        let was_held = self.stored.as_ref().is_some_and(|register| register.held_until.is_some());
+        match self.held_until() {
+            // A row that is made anew needs the mark as well.
+            Some(_) if !was_held || (self.row_is_new && self.row_moved) => plan.held.push(id.clone()),
+            None if was_held && self.end.is_none() => plan.kept.push(id.clone()),
+            _ => {}
+        }
+        if self.end == Some(End::Gone) {
+            plan.gone.push(id.clone());
+        }
         if self.register != self.stored
             && let Some(register) = self.register
         {
@@ -256,13 +357,17 @@ mod tests {
     }
 
     fn planned(deliveries: &[Delivery], stored: Stored) -> Plan {
+        planned_by(&rules(), deliveries, stored)
+    }
+
+    fn planned_by(rules: &Rules, deliveries: &[Delivery], stored: Stored) -> Plan {
         let change = |delivery: &Delivery| match &delivery.content {
             Content::Change(change) => change.clone(),
             other => panic!("not a change: {other:?}"),
         };
         let changes: Vec<Change> = deliveries.iter().map(change).collect();
         let pairs: Vec<_> = deliveries.iter().zip(&changes).collect();
-        plan(&pairs, stored, &rules(), at(1_000_000))
+        plan(&pairs, stored, rules, at(1_000_000))
     }
 
     fn known(register: Register, user: Option<User>) -> Stored {
@@ -276,7 +381,13 @@ mod tests {
     fn row(deleted_at: Option<DateTime<Utc>>) -> User {
         let mut profile = Profile::default();
         if deleted_at.is_some() {
-            profile.set(Field::Email, Value::Text("deleted-1@anonymized.local".to_owned()));
+            for (field, text) in [
+                (Field::Email, "deleted-1@anonymized.local"),
+                (Field::FirstName, "Deleted"),
+                (Field::LastName, "User"),
+            ] {
+                profile.set(field, Value::Text(text.to_owned()));
+            }
         }
         User {
             clerk_id: ClerkId::new("user_1").expect("valid"),
@@ -336,7 +447,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_final_also_without_a_row() {
-        let tombstone = || Register { version: version(1, ""), deleted: true };
+        let tombstone = || Register { version: version(1, ""), deleted: true, held_until: None };
         let plan = planned(&[named("msg_1", 99, "Ghost"), deleted("msg_2", 100)], known(tombstone(), None));
         assert_eq!(plan.outcomes, [Outcome::Stale, Outcome::Stale]);
         assert!(plan.registers.is_empty() && plan.inserts.is_empty() && plan.erasures.is_empty());
@@ -347,16 +458,99 @@ mod tests {
 
     #[test]
     fn a_tombstone_whose_row_still_stands_is_an_erasure_to_finish_once() {
-        let tombstone = Register { version: version(1, ""), deleted: true };
+        let tombstone = Register { version: version(1, ""), deleted: true, held_until: None };
         let plan = planned(&[deleted("msg_1", 2), deleted("msg_2", 3)], known(tombstone, Some(row(None))));
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.erasures.len(), 1);
         assert!(plan.registers.is_empty());
     }
 
+    /// The plan of these where deletions are held back for 500 s; the clock says 1,000,000 ms.
+    fn held_back(deliveries: &[Delivery], stored: Stored) -> Plan {
+        planned_by(&Rules { grace: TimeDelta::seconds(500), ..rules() }, deliveries, stored)
+    }
+
+    fn register(deleted: bool, held_until: Option<i64>) -> Register {
+        Register { version: version(10, ""), deleted, held_until: held_until.map(at) }
+    }
+
+    fn without_webhook(time: i64, news: News) -> Delivery {
+        Delivery { svix_id: None, ..delivery("msg", version(time, ""), news) }
+    }
+
+    #[test]
+    fn a_deletion_that_is_held_back_keeps_the_version_and_marks_the_row() {
+        let plan = held_back(&[deleted("msg_1", 20)], known(register(false, None), Some(row(None))));
+        assert_eq!(plan.outcomes, [Outcome::Applied]);
+        assert_eq!(plan.registers[0].register, register(false, Some(1_500_000)));
+        assert_eq!((plan.held.len(), plan.erasures.len()), (1, 0));
+        assert_eq!(actions(&plan), [AuditAction::UserDeletionHeld]);
+
+        let late = held_back(&[named("msg_2", 15, "Ada")], known(register(false, Some(9)), Some(row(None))));
+        assert_eq!(late.outcomes, [Outcome::Applied]);
+        assert_eq!(late.registers[0].register.held_until, Some(at(9)));
+        assert!(late.held.is_empty() && late.kept.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_held_back_without_a_row_or_without_the_wish() {
+        let unknown = held_back(&[deleted("msg_1", 20)], Stored::default());
+        assert!(unknown.registers[0].register.deleted && !unknown.erasures[0].known);
+        let rowless = held_back(&[deleted("msg_1", 20)], known(register(false, None), None));
+        assert!(rowless.registers[0].register.deleted && rowless.erasures[0].known);
+        let at_once = planned(&[deleted("msg_1", 20)], known(register(false, None), Some(row(None))));
+        assert!(at_once.registers[0].register.deleted && at_once.held.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_back_ends_by_time_by_hand_or_not_at_all() {
+        let due = |until: i64, news: News| {
+            let stored = known(register(false, Some(until)), Some(row(Some(at(7)))));
+            held_back(&[without_webhook(30, news)], stored)
+        };
+        let (over, not_yet) = (1_000_000, 1_000_001);
+        for (until, news, erased) in [
+            (over, News::Erase(EraseIf::TimeIsOver), true),
+            (not_yet, News::Erase(EraseIf::TimeIsOver), false),
+            (not_yet, News::Erase(EraseIf::Held), true),
+            (not_yet, News::Erase(EraseIf::Always), true),
+            (over, News::Delete, false),
+        ] {
+            let plan = due(until, news.clone());
+            assert_eq!(plan.erasures.len(), usize::from(erased), "{news:?}");
+            assert_eq!(plan.outcomes, [if erased { Outcome::Applied } else { Outcome::Stale }], "{news:?}");
+            assert!(plan.kept.is_empty());
+            if erased {
+                assert_eq!(plan.erasures[0].requested_at, at(7), "since the row is marked");
+                assert_eq!(plan.registers[0].register.held_until, None);
+            }
+        }
+        let kept = due(over, News::Keep);
+        assert_eq!((kept.kept.len(), kept.outcomes[0]), (1, Outcome::Applied));
+        assert_eq!(kept.registers[0].register, register(false, None));
+        for (stored, news) in [
+            (register(false, None), News::Keep),
+            (register(true, None), News::Keep),
+            (register(false, None), News::Erase(EraseIf::Held)),
+            (register(false, None), News::Erase(EraseIf::TimeIsOver)),
+        ] {
+            let plan = held_back(&[without_webhook(30, news)], known(stored, Some(row(None))));
+            let nothing = plan.registers.is_empty() && plan.kept.is_empty() && plan.audit.is_empty();
+            assert!(nothing, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_that_finds_nobody_left_says_so() {
+        let plan = planned(&[deleted("msg_1", 20)], known(register(true, None), None));
+        assert_eq!((plan.gone.len(), plan.outcomes[0]), (1, Outcome::Stale));
+        let standing = planned(&[deleted("msg_1", 20)], known(register(true, None), Some(row(None))));
+        assert!(standing.gone.is_empty());
+    }
+
     #[test]
     fn a_row_that_the_application_removed_is_created_again() {
-        let register = Register { version: version(1, ""), deleted: false };
+        let register = Register { version: version(1, ""), deleted: false, held_until: None };
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
         assert_eq!(actions(&plan), [AuditAction::UserCreated]);
         assert_eq!(plan.inserts.len(), 1);

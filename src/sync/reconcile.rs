@@ -3,7 +3,8 @@
 //! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
 //! Clerk are deleted only after a complete scan, only if nobody wrote them meanwhile, each only if Clerk says once more
 //! that it does not know it, and never many at once unless that is allowed: an answer that is incomplete must not empty the
-//! table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final.
+//! table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final. So is whoever is deleted
+//! here with the erasure held back: only an operator takes that back.
 
 use std::{
     collections::HashSet,
@@ -22,6 +23,7 @@ use tokio::{
 
 use super::{
     catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
+    erasure,
     scan::{Scan, Visit, Window},
 };
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
         api::{Filters, Persistence},
         event::Found,
     },
-    model::{Change, ClerkId, Content, Delivery, FieldSet, News, Source, Version},
+    model::{Change, ClerkId, Content, FieldSet, News, Source},
     store::{Known, RunKind},
     telemetry,
 };
@@ -62,11 +64,13 @@ pub enum Kind {
     NotAtClerk,
     /// Deleted here, and alive at Clerk.
     ErasedHere,
+    /// To be erased here when the time is over, and alive at Clerk.
+    HeldHere,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] =
-        [Self::Missing, Self::Stale, Self::Different, Self::NotAtClerk, Self::ErasedHere];
+    pub const ALL: [Self; 6] =
+        [Self::Missing, Self::Stale, Self::Different, Self::NotAtClerk, Self::ErasedHere, Self::HeldHere];
 
     /// The label of the metric, and the name in reports.
     pub fn name(self) -> &'static str {
@@ -76,6 +80,7 @@ impl Kind {
             Self::Different => "different",
             Self::NotAtClerk => "not_at_clerk",
             Self::ErasedHere => "erased_here",
+            Self::HeldHere => "held_here",
         }
     }
 }
@@ -107,6 +112,7 @@ pub struct Report {
     pub different: Drift,
     pub not_at_clerk: Drift,
     pub erased_here: Drift,
+    pub held_here: Drift,
     /// Written, of the first three.
     pub mended: u64,
     /// Of those not at Clerk.
@@ -126,6 +132,7 @@ impl Report {
             Kind::Different => &self.different,
             Kind::NotAtClerk => &self.not_at_clerk,
             Kind::ErasedHere => &self.erased_here,
+            Kind::HeldHere => &self.held_here,
         }
     }
 
@@ -141,6 +148,7 @@ impl Report {
             Kind::Different => &mut self.different,
             Kind::NotAtClerk => &mut self.not_at_clerk,
             Kind::ErasedHere => &mut self.erased_here,
+            Kind::HeldHere => &mut self.held_here,
         };
         drift.users += 1;
         if drift.ids.len() < NAMED {
@@ -226,7 +234,7 @@ impl Visit for Visitor {
                 match difference(&found, &known, self.context.rules.fields) {
                     Some(kind) => {
                         report.add(kind, &found.clerk_id);
-                        if kind != Kind::ErasedHere {
+                        if !matches!(kind, Kind::ErasedHere | Kind::HeldHere) {
                             to_mend.push(found);
                         }
                     }
@@ -322,15 +330,8 @@ impl Visitor {
 
     fn deletion(&self, clerk_id: ClerkId) -> Found {
         let now = (self.context.clock)();
-        let at = now.timestamp_millis();
-        let content = Content::Change(Change {
-            clerk_id: clerk_id.clone(),
-            version: Version { version: at, event_at: at, tie: String::new() },
-            news: News::Delete,
-            actor: None,
-        });
-        let delivery = Delivery::without_webhook(clerk_id.clone(), Source::Reconcile, now, now, content);
-        Found { clerk_id, created_at: at, delivery }
+        let delivery = erasure::delivery(clerk_id.clone(), News::Delete, Source::Reconcile, now, now);
+        Found { clerk_id, created_at: now.timestamp_millis(), delivery }
     }
 }
 
@@ -343,6 +344,9 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Kind> {
     let register = known.registers.get(&found.clerk_id);
     if register.is_some_and(|register| register.deleted) {
         return Some(Kind::ErasedHere);
+    }
+    if register.is_some_and(|register| register.held_until.is_some()) {
+        return Some(Kind::HeldHere);
     }
     let Some(user) = known.users.get(&found.clerk_id) else { return Some(Kind::Missing) };
     let here = register.map_or(i64::MIN, |register| register.version.version);

@@ -189,6 +189,7 @@ impl CatchUpLoop {
                     different = report.of(Kind::Different).users,
                     not_at_clerk = report.of(Kind::NotAtClerk).users,
                     erased_here = report.of(Kind::ErasedHere).users,
+                    held_here = report.of(Kind::HeldHere).users,
                     mended = report.mended,
                     deleted = report.deleted,
                     "reconcile finished"

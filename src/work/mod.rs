@@ -5,12 +5,13 @@
 mod catch_up;
 pub mod outbox;
 mod queue;
+pub mod retention;
 pub mod sinks;
 pub mod worker;
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use metrics::gauge;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::{
 
 pub use catch_up::CatchUpLoop;
 pub use queue::Queue;
+pub use retention::Retention;
 
 /// How often we look what there is.
 const POLL: Duration = Duration::from_secs(5);
@@ -30,23 +32,13 @@ const POLL: Duration = Duration::from_secs(5);
 /// Counting a long queue takes long: it may take this part of our time, and no more.
 const COUNTING: u32 = 50;
 
-/// How often we look for what is old.
-const PRUNE: Duration = Duration::from_hours(1);
-
-/// Rows forgotten in one transaction.
-const PRUNE_AT_ONCE: u32 = 1000;
-
 /// No call of the store may hold up the loop for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The loop that shows how long the queue is, and forgets what is old.
+/// The loop that shows how long the queue is.
 pub struct Upkeep {
     pub store: Arc<dyn Store>,
     pub clock: Clock,
-    /// How long processed ids are kept.
-    pub retention: TimeDelta,
-    /// How long dead deliveries are kept, from when they came.
-    pub dead_retention: TimeDelta,
 }
 
 impl Upkeep {
@@ -54,7 +46,7 @@ impl Upkeep {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut count_at, mut prune_at) = (Instant::now(), Instant::now());
+        let mut count_at = Instant::now();
         loop {
             tokio::select! {
                 _ = poll.tick() => {}
@@ -68,12 +60,6 @@ impl Upkeep {
                 }
                 count_at = Instant::now() + began.elapsed() * COUNTING;
             }
-            if prune_at <= Instant::now() {
-                prune_at = Instant::now() + PRUNE;
-                if let Err(error) = self.prune().await {
-                    tracing::warn!(%error, "what is old could not be forgotten");
-                }
-            }
         }
     }
 
@@ -85,19 +71,6 @@ impl Upkeep {
         let now = (self.clock)();
         let oldest = depth.first_due.map(|due| now - due).filter(|age| *age > TimeDelta::zero());
         gauge!(telemetry::QUEUE_OLDEST).set(oldest.map_or(0.0, TimeDelta::as_seconds_f64));
-        Ok(())
-    }
-
-    async fn prune(&self) -> Result<(), StoreError> {
-        let before = |retention: TimeDelta| -> DateTime<Utc> { (self.clock)() - retention };
-        let (processed, dead) = (before(self.retention), before(self.dead_retention));
-        while patient(self.store.prune_processed(processed, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE)
-        {
-        }
-        while patient(self.store.prune_outbox(processed, dead, PRUNE_AT_ONCE)).await?
-            == u64::from(PRUNE_AT_ONCE)
-        {}
-        while patient(self.store.prune_dead(dead, PRUNE_AT_ONCE)).await? == u64::from(PRUNE_AT_ONCE) {}
         Ok(())
     }
 }

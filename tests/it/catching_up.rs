@@ -33,14 +33,14 @@ on_each_keeper!(
 const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
 
 /// A fake Clerk, and the runtime that serves it.
-struct Clerk {
+pub(crate) struct Clerk {
     fake: Fake,
     _runtime: Runtime,
 }
 
 impl Clerk {
     /// With so many users, and known to the host.
-    fn of(host: &mut Host, users: usize) -> Self {
+    pub(crate) fn of(host: &mut Host, users: usize) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let options = Options { users, key: KEY.to_owned(), port: 0 };
@@ -50,7 +50,7 @@ impl Clerk {
         Self { fake, _runtime: runtime }
     }
 
-    fn users(&self) -> Users {
+    pub(crate) fn users(&self) -> Users {
         self.fake.users()
     }
 

@@ -17,19 +17,19 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clerk_sync::{
     model::{
-        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Processing, Register,
-        Subscription, SvixId, User,
+        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Processing, Receipt,
+        Register, Subscription, SvixId, User,
     },
     store::{
         Advance, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Outgoing, Parked, Patience, QueueDepth, QueueFilter, Queued, Readiness, Record,
-        Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Transaction,
-        Trouble, Waiting,
+        MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, QueueDepth, QueueFilter,
+        Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+        StoredMessage, Tombstone, Transaction, Trouble, Waiting,
     },
-    sync::{Clock, enqueue},
+    sync::{Clock, enqueue, erasure},
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher},
         sinks::{Memory, Refusal, Sink},
@@ -40,7 +40,7 @@ use tokio::{select, sync::Notify, time::Instant};
 
 use crate::{
     application,
-    world::{Event, Keeper, World, at, run},
+    world::{Event, Keeper, NOW, World, at, clerk_id, run},
 };
 
 /// How the n-th call fails.
@@ -71,6 +71,10 @@ macro_rules! crashes {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Postgres, |world| every_queued_call(world, How::$how)); })+
             }
+            mod held_back {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_hold(world, How::$how)); })+
+            }
         }
         mod sqlite {
             use super::*;
@@ -83,6 +87,10 @@ macro_rules! crashes {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_queued_call(world, How::$how)); })+
             }
+            mod held_back {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_hold(world, How::$how)); })+
+            }
         }
     };
 }
@@ -93,6 +101,7 @@ crashes! {
     being_cancelled_before_a_call_changes_nothing_about_the_end: CutBefore,
     being_cancelled_during_a_call_changes_nothing_about_the_end: CutDuring,
     being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
+
 }
 
 async fn every_call(world: World, how: How) {
@@ -211,6 +220,69 @@ impl Sink for Ear {
     }
 }
 
+/// Deletions that are held back, taken back, hurried on, and carried out when the time is over.
+async fn every_call_of_a_hold(mut world: World, how: How) {
+    application::orders(&world, "").await;
+    let ids = ["user_a", "user_b", "user_c", "user_d"];
+    let (created, deleted) = (ids.map(Event::created), ids.map(|id| Event::deleted(id, 1000)));
+    let undisturbed = hold(&mut world, &created, &deleted, Fault::never()).await.0;
+    for end in ["deleted-ID@", "USER_DELETION_CANCELLED", "USER_HARD_DELETED", "\"retention\""] {
+        assert!(undisturbed.iter().any(|line| line.contains(end)), "the story has {end}");
+    }
+    let mut number = 0;
+    loop {
+        number += 1;
+        let (end, calls) = hold(&mut world, &created, &deleted, Fault::new(number, how)).await;
+        assert_eq!(end, undisturbed, "after trouble at call {number}");
+        if calls < number {
+            break;
+        }
+    }
+    assert!(number > 60, "the story has only {number} calls");
+}
+
+/// Live through it, and ask again at once for what got no answer. Returns the end and the number of calls.
+async fn hold(
+    world: &mut World,
+    created: &[Event],
+    deleted: &[Event],
+    fault: Arc<Fault>,
+) -> (Vec<String>, usize) {
+    world.sql("DELETE FROM orders").await;
+    world.empty().await;
+    (world.now, world.rules.grace) = (at(NOW), TimeDelta::days(7));
+    world.deliver_all(created).await;
+    application::order(world, 1, "user_b").await;
+    let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+    let (kept, hurried) = (clerk_id("user_c"), clerk_id("user_d"));
+
+    let deliveries: Vec<Delivery> = deleted.iter().map(|event| world.delivery(event)).collect();
+    let answers = fault.disturbed(async { Ok(world.apply(&store, &deliveries).await) }).await;
+    if !answers.is_some_and(|answers| answers.iter().all(Result::is_ok)) {
+        world.wait_until_idle().await;
+        world.deliver_all(deleted).await;
+    }
+    let (rules, now) = (world.rules.clone(), world.now);
+    let clock: Clock = Arc::new(move || now);
+    if fault.disturbed(erasure::cancel(&store, &kept, &rules, &clock)).await.is_none() {
+        world.wait_until_idle().await;
+        erasure::cancel(&*world.store, &kept, &rules, &clock).await.unwrap();
+    }
+    if fault.disturbed(erasure::erase_now(&store, &hurried, &rules, &clock)).await.is_none() {
+        world.wait_until_idle().await;
+        erasure::erase_now(&*world.store, &hurried, &rules, &clock).await.unwrap();
+    }
+    let now = now + TimeDelta::days(8);
+    let clock: Clock = Arc::new(move || now);
+    if fault.disturbed(erasure::release_due(&store, &rules, &clock)).await.is_none() {
+        world.wait_until_idle().await;
+        erasure::release_due(&*world.store, &rules, &clock).await.unwrap();
+    }
+    world.wait_until_idle().await;
+    let end = world.dump_without(&["attempts", "next_attempt_at"]).await;
+    (end, fault.calls.load(Ordering::SeqCst))
+}
+
 /// Batches in which everything happens that a batch can be about.
 struct Story {
     batches: Vec<Vec<Event>>,
@@ -316,6 +388,14 @@ impl Fault {
 
     fn never() -> Arc<Self> {
         Self::new(usize::MAX, How::Refused)
+    }
+
+    /// What comes of it, if it is not cancelled and does not fail.
+    async fn disturbed<T>(&self, work: impl Future<Output = Result<T>>) -> Option<T> {
+        select! {
+            result = work => result.ok(),
+            () = self.cut.notified() => None,
+        }
     }
 
     async fn call<T>(&self, inner: impl Future<Output = Result<T>>) -> Result<T> {
@@ -487,6 +567,46 @@ impl Store for Troubled {
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         self.fault.call(self.inner.keep_reference(sink, id, reference)).await
     }
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.held_due(now, limit)).await
+    }
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        self.fault.call(self.inner.receipts_of(id)).await
+    }
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        self.fault.call(self.inner.open_receipts(before, after, limit)).await
+    }
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        self.fault.call(self.inner.open_erasures()).await
+    }
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        self.fault.call(self.inner.tombstones(since, after, limit)).await
+    }
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        self.fault.call(self.inner.minimize(keep, after, limit, dry_run)).await
+    }
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.count_old(kind, before)).await
+    }
+    async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
+        self.fault.call(self.inner.compact(at_most, erased_since)).await
+    }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await
     }
@@ -546,6 +666,15 @@ impl Transaction for TroubledTransaction {
     }
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
         self.fault.call(self.inner.anonymize_users(ids, at)).await
+    }
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
+        self.fault.call(self.inner.mark_users(ids, at)).await
+    }
+    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
+        self.fault.call(self.inner.receipts(receipts)).await
+    }
+    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.close_receipts(ids, destination, at)).await
     }
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
         self.fault.call(self.inner.forget(ids)).await

@@ -58,7 +58,7 @@ fn only_stores_speak_sql() {
 
 #[test]
 fn only_the_room_of_rules_writes_users() {
-    for verb in ["insert_users", "update_users", "delete_users", "anonymize_users"] {
+    for verb in ["insert_users", "update_users", "mark_users", "delete_users", "anonymize_users"] {
         for source in sources() {
             let writes = source.code.contains(&format!(".{verb}("));
             let may = source.path.ends_with("sync/apply.rs") || source.room == "store";
@@ -126,6 +126,8 @@ fn metrics_have_exactly_the_documented_names() {
         "clerk_sync_queue_oldest_seconds",
         "clerk_sync_queue_processed_total",
         "clerk_sync_erasure_failures_total",
+        "clerk_sync_erasures_open",
+        "clerk_sync_erasure_oldest_open_seconds",
         "clerk_sync_api_requests_total",
         "clerk_sync_backfill_users_total",
         "clerk_sync_reconcile_drift",
@@ -146,6 +148,8 @@ fn metrics_have_exactly_the_documented_names() {
         telemetry::QUEUE_OLDEST,
         telemetry::QUEUE_PROCESSED,
         telemetry::ERASURE_FAILURES,
+        telemetry::ERASURES_OPEN,
+        telemetry::ERASURE_OLDEST,
         telemetry::API_REQUESTS,
         telemetry::BACKFILL_USERS,
         telemetry::RECONCILE_DRIFT,
@@ -289,7 +293,7 @@ fn tables(sql: &str) -> BTreeMap<String, Vec<String>> {
         if let Some(rest) = line.strip_prefix("CREATE TABLE IF NOT EXISTS ") {
             table = rest.split_whitespace().next().map(ToOwned::to_owned);
         } else if let Some(rest) = line.strip_prefix("ALTER TABLE ") {
-            let mut words = rest.split_whitespace();
+            let mut words = rest.split_whitespace().filter(|word| !["IF", "NOT", "EXISTS"].contains(word));
             let name = words.next().unwrap().to_owned();
             if let (Some("ADD"), Some("COLUMN"), Some(column)) = (words.next(), words.next(), words.next()) {
                 tables.entry(name).or_default().push(column.to_owned());

@@ -25,6 +25,7 @@ mod service;
 
 mod attacks;
 mod catching_up;
+mod erasure;
 mod journeys;
 mod outages;
 mod private_api;

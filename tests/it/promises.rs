@@ -10,7 +10,7 @@ use clerk_sync::{
     },
     store::{Advance, Bucket, History, Patience, Record, RowFilter, Run, RunKind, Transaction, Trouble},
     sync::{Clock, Committer, Limits, Refusal},
-    work::Upkeep,
+    work::{Retention, Upkeep, retention::Keep},
 };
 use serde_json::{Map, Value as Json, json};
 use tokio::{task::JoinSet, time::Instant};
@@ -1525,14 +1525,17 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
     let recent = Event::raw("unusable as well");
     assert_eq!(world.deliver(&recent).await, Parked);
     let now = world.now + TimeDelta::days(21);
-    let upkeep = Upkeep {
+    let upkeep = Upkeep { store: Arc::clone(&world.store), clock: Arc::new(move || now) };
+    let retention = Retention {
         store: Arc::clone(&world.store),
+        rules: world.rules.clone(),
         clock: Arc::new(move || now),
-        retention: TimeDelta::days(30),
-        dead_retention: TimeDelta::days(30),
+        keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
+        holder: "one".to_owned(),
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(upkeep.run(shutdown.clone()));
+    let forgetting = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);
     while world.count("webhook_queue").await > 1 || world.count("processed_webhooks").await > 1 {
         assert!(Instant::now() < deadline, "{:?}", world.dump().await);
@@ -1540,6 +1543,7 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
     }
     shutdown.cancel();
     running.await.unwrap();
+    forgetting.await.unwrap();
     assert_eq!(world.value("SELECT clerk_id FROM processed_webhooks").await, "user_2");
     assert_eq!(world.value("SELECT svix_id FROM webhook_queue").await, recent.svix_id);
 }
@@ -1583,7 +1587,7 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
 
 fn advance(id: &str, version: i64, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
-    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false }, new }
+    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false, held_until: None }, new }
 }
 
 async fn a_commit_is_all_or_nothing(world: World) {

@@ -17,7 +17,7 @@ pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -
     let mut session = store.session(&store.begin_normal).await?;
     let registers = session
         .rows(
-            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted
+            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until
                  FROM unnest($1::text[]) AS n (clerk_id)
                  CROSS JOIN LATERAL (
                      SELECT * FROM entity_versions WHERE kind = 'user' AND clerk_id = n.clerk_id

@@ -14,12 +14,14 @@
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
 mod catch_up;
+mod erasure;
 mod error;
 mod foreign;
 mod outbox;
 mod queue;
 mod references;
 mod relay;
+mod retention;
 mod rows;
 mod transaction;
 
@@ -48,12 +50,12 @@ use self::{
 };
 use super::{
     Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth,
-    Store, StoreError, StoredMessage, Transaction,
+    Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
+    Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
 const MIGRATIONS: [Migration; 3] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work");
 
@@ -495,6 +497,55 @@ impl Store for Postgres {
 
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         references::keep_reference(self, sink, id, reference).await
+    }
+
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+        erasure::held_due(self, now, limit).await
+    }
+
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        erasure::receipts_of(self, id).await
+    }
+
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        erasure::open_receipts(self, before, after, limit).await
+    }
+
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        erasure::open_erasures(self).await
+    }
+
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        erasure::tombstones(self, since, after, limit).await
+    }
+
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        retention::minimize(self, keep, after, limit, dry_run).await
+    }
+
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        retention::count_old(self, kind, before).await
+    }
+
+    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {
+        // Its own vacuum sees to it.
+        Ok(false)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -14,10 +14,11 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, get, outbox, queue, sql};
+use super::{Session, erasure, get, outbox, queue, sql};
 use crate::{
     model::{
-        Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Register, SvixId, User, Value, Version,
+        Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Receipt, Register, SvixId, User,
+        Value, Version,
     },
     store::{
         Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted,
@@ -143,7 +144,7 @@ impl Transaction for PostgresTransaction {
             return Ok(HashMap::new());
         }
         // One index search an id, in the order of the ids, so that two transactions never wait for each other.
-        let query = sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted
+        let query = sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until
              FROM unnest($1::text[]) AS n (clerk_id)
              CROSS JOIN LATERAL (
                  SELECT * FROM entity_versions
@@ -170,22 +171,26 @@ impl Transaction for PostgresTransaction {
         if registers.is_empty() {
             return Ok(());
         }
-        let query = sql("INSERT INTO entity_versions AS e (kind, clerk_id, version, event_at, tie, deleted)
+        let query = sql("INSERT INTO entity_versions AS e (kind, clerk_id, version, event_at, tie, deleted, held_until)
              SELECT 'user', n.*
-             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[]) AS n
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[], $6::timestamptz[]) AS n
              ON CONFLICT (kind, clerk_id) DO UPDATE
              SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie,
-                 deleted = excluded.deleted
+                 deleted = excluded.deleted, held_until = excluded.held_until
              WHERE NOT e.deleted
                AND (excluded.deleted
-                    OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie))
+                    OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie)
+                    -- To hold an erasure back, or to take that back, is no newer version.
+                    OR (e.held_until IS DISTINCT FROM excluded.held_until
+                        AND (e.version, e.event_at, e.tie) = (excluded.version, excluded.event_at, excluded.tie)))
              -- A row that this statement inserted has no older version to point back to.
              RETURNING clerk_id, xmax = 0 AS new")
         .bind(column(registers, |advance| advance.clerk_id.as_str()))
         .bind(column(registers, |advance| advance.register.version.version))
         .bind(column(registers, |advance| advance.register.version.event_at))
         .bind(column(registers, |advance| advance.register.version.tie.as_str()))
-        .bind(column(registers, |advance| advance.register.deleted));
+        .bind(column(registers, |advance| advance.register.deleted))
+        .bind(column(registers, |advance| advance.register.held_until));
         let rows = self.session.rows(query).await?;
         let written: HashMap<ClerkId, bool> =
             rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
@@ -284,6 +289,18 @@ impl Transaction for PostgresTransaction {
         let statement = Arc::clone(&self.anonymize);
         let query = sqlx::query(AssertSqlSafe(statement)).bind(texts(ids)).bind(at);
         self.refusable(query).await
+    }
+
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
+        erasure::mark_users(&mut self.session, ids, at).await
+    }
+
+    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
+        erasure::write_receipts(&mut self.session, receipts).await
+    }
+
+    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
+        erasure::close_receipts(&mut self.session, ids, destination, at).await
     }
 
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
@@ -550,6 +567,7 @@ pub(super) fn register(row: &PgRow) -> Result<Register> {
     Ok(Register {
         version: Version { version: get(row, 1)?, event_at: get(row, 2)?, tie: get(row, 3)? },
         deleted: get(row, 4)?,
+        held_until: get(row, 5)?,
     })
 }
 

@@ -13,11 +13,13 @@ mod transaction;
 
 mod audit;
 mod catch_up;
+mod erasure;
 mod outbox;
 mod processed;
 mod queue;
 mod references;
 mod registers;
+mod retention;
 mod rows;
 mod users;
 
@@ -49,10 +51,10 @@ use self::{
 };
 use super::{
     Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth,
-    Store, StoreError, StoredMessage, Transaction, Trouble,
+    Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
+    Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
 };
-use crate::model::{ClerkId, FieldSet, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -363,6 +365,81 @@ impl Store for Sqlite {
         let kept = references::keep_reference(transaction.connection()?, sink, id, reference).await?;
         Box::new(transaction).commit().await?;
         Ok(kept)
+    }
+
+    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+        erasure::held_due(&mut *self.read().await?, now, limit).await
+    }
+
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        erasure::receipts_of(&mut *self.read().await?, id).await
+    }
+
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        erasure::open_receipts(&mut *self.read().await?, before, after, limit).await
+    }
+
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        erasure::open_erasures(&mut *self.read().await?).await
+    }
+
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        erasure::tombstones(&mut *self.read().await?, since, after, limit).await
+    }
+
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        let gone = retention::gone(keep);
+        if dry_run {
+            return retention::count_columns(&mut *self.read().await?, &gone, after, limit).await;
+        }
+        let mut transaction = self.write(Patience::Normal).await?;
+        let page = retention::count_columns(transaction.connection()?, &gone, after, limit).await?;
+        if let Some(page) = page.filter(|page| page.users > 0) {
+            retention::clear_columns(transaction.connection()?, &gone, after, page.last).await?;
+            transaction.note_erasure();
+        }
+        Box::new(transaction).commit().await?;
+        Ok(page)
+    }
+
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        retention::count_old(&mut *self.read().await?, kind, before).await
+    }
+
+    async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
+        {
+            let mut reader = self.read().await?;
+            if retention::size(&mut reader).await? > at_most {
+                return Ok(false);
+            }
+            if let Some(at) = erased_since
+                && !retention::any_erased_since(&mut reader, at).await?
+            {
+                return Ok(false);
+            }
+        }
+        self.file.check()?;
+        let mut writer = self.writer.acquire().await.map_err(explain)?;
+        retention::vacuum(&mut writer).await?;
+        // The new pages stand in the log, the old ones still in the file.
+        self.housekeeping.empty_log(&mut writer).await;
+        Ok(true)
     }
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {

@@ -17,7 +17,7 @@ pub(super) async fn load(
     ids: &[ClerkId],
 ) -> Result<HashMap<ClerkId, Register>> {
     let rows = sqlx::query(
-        "SELECT r.clerk_id, r.version, r.event_at, r.tie, r.deleted
+        "SELECT r.clerk_id, r.version, r.event_at, r.tie, r.deleted, r.held_until
          FROM json_each(?1) AS n
          -- CROSS, not INNER: the ids come first and each is looked up, however the table grows.
          CROSS JOIN entity_versions AS r ON r.kind = 'user' AND r.clerk_id = n.value",
@@ -53,13 +53,14 @@ pub(super) async fn advance(connection: &mut SqliteConnection, registers: &[Adva
             "event_at": register.version.event_at,
             "tie": register.version.tie,
             "deleted": register.deleted,
+            "held_until": register.held_until.map(text::time),
             "new": new,
         })
     }))?;
     let done = sqlx::query(
-        "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)
+        "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted, held_until)
          SELECT 'user', n.value ->> 'clerk_id', n.value ->> 'version', n.value ->> 'event_at',
-                n.value ->> 'tie', n.value ->> 'deleted'
+                n.value ->> 'tie', n.value ->> 'deleted', n.value ->> 'held_until'
          FROM json_each(?1) AS n
          -- What was planned for an entity that had no register must not fall on one that has.
          -- A blank one (see make_blank) says nothing about the entity.
@@ -71,12 +72,17 @@ pub(super) async fn advance(connection: &mut SqliteConnection, registers: &[Adva
              version = excluded.version,
              event_at = excluded.event_at,
              tie = excluded.tie,
-             deleted = excluded.deleted
+             deleted = excluded.deleted,
+             held_until = excluded.held_until
          WHERE NOT entity_versions.deleted
            -- Deletion is terminal whatever its time.
            AND (excluded.deleted
                 OR (excluded.version, excluded.event_at, excluded.tie)
-                   > (entity_versions.version, entity_versions.event_at, entity_versions.tie))",
+                   > (entity_versions.version, entity_versions.event_at, entity_versions.tie)
+                -- To hold an erasure back, or to take that back, is no newer version.
+                OR (excluded.held_until IS NOT entity_versions.held_until
+                    AND (excluded.version, excluded.event_at, excluded.tie)
+                        = (entity_versions.version, entity_versions.event_at, entity_versions.tie)))",
     )
     .bind(rows)
     .bind(i64::MIN)
@@ -94,5 +100,6 @@ fn register(row: &SqliteRow) -> Result<Register> {
             tie: text::read(row, "tie")?.unwrap_or_default(),
         },
         deleted: text::read_integer(row, "deleted")? != Some(0),
+        held_until: text::read_time(row, "held_until")?,
     })
 }

@@ -16,9 +16,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
 
-use super::{audit, error::explain, outbox, processed, queue, registers, text, users};
+use super::{audit, erasure, error::explain, outbox, processed, queue, registers, text, users};
 use crate::{
-    model::{AuditEntry, ClerkId, FieldSet, Outcome, Register, SvixId, User},
+    model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{Advance, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting},
 };
 
@@ -75,6 +75,11 @@ impl SqliteTransaction {
             Err(error) => Err(error),
         };
         self.noted(result)
+    }
+
+    /// Note that something of a person was removed without a verb of its own.
+    pub(super) fn note_erasure(&mut self) {
+        self.erased = true;
     }
 
     /// Note that rows were removed, or why they were not.
@@ -296,6 +301,30 @@ impl Transaction for SqliteTransaction {
         self.leave_savepoint(anonymized).await
     }
 
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let marked = erasure::mark_users(self.connection()?, ids, at).await;
+        self.noted(marked)
+    }
+
+    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let written = erasure::write_receipts(self.connection()?, receipts).await;
+        self.noted(written)
+    }
+
+    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let closed = erasure::close_receipts(self.connection()?, ids, destination, at).await;
+        self.noted(closed)
+    }
+
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
@@ -410,6 +439,11 @@ impl Housekeeping {
     pub(super) fn new(anonymizing: Arc<str>) -> Self {
         // Somebody may have died between an erasure's commit and its checkpoint.
         Self { anonymizing, log_is_stale: AtomicBool::new(true) }
+    }
+
+    /// Empty the write-ahead log of whatever it holds. It waits for readers that still need the log.
+    pub(super) async fn empty_log(&self, connection: &mut SqliteConnection) {
+        self.tidy(connection, true).await;
     }
 
     /// Empty the write-ahead log after an erasure. It waits a little for readers that still need the log; if they

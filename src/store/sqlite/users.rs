@@ -12,7 +12,7 @@ use crate::{
     store::{Result, schema::quoted},
 };
 
-/// The rows of these users; fields that are not asked for stay `Null`.
+/// The rows of these users; metadata only as far as it is asked for.
 pub(super) async fn load(
     connection: &mut SqliteConnection,
     ids: &[ClerkId],
@@ -220,8 +220,13 @@ fn value(value: &Value) -> Json {
 
 pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
     let mut profile = Profile::default();
-    for field in fields.iter() {
-        profile.set(field, read(row, field)?);
+    for field in Field::ALL {
+        let is_large =
+            matches!(field, Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata);
+        // The others tell whether the row is anonymised.
+        if !is_large || fields.contains(field) {
+            profile.set(field, read(row, field)?);
+        }
     }
     Ok(User {
         clerk_id: text::read_clerk_id(row)?,

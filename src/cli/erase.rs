@@ -1,0 +1,390 @@
+//! `erase`: people, out of everything; and what became of that.
+
+use std::{
+    fs,
+    io::{IsTerminal, Read, Write, stderr, stdin},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Failure, backfill::time, clock, ensure::id, open, open_api, rules, say};
+use crate::{
+    clerk::{api::Persistence, event::Reading},
+    config::{Config, Settings},
+    model::{ClerkId, FieldSet, Receipt, Source},
+    store::Store,
+    sync::erasure::{self, Fate},
+};
+
+/// Receipts read at once.
+const PAGE: u32 = 1000;
+
+/// Erase a user, and see to it that every copy is gone
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Erase {
+    #[command(subcommand)]
+    action: Option<Action>,
+
+    /// Clerk's id of the user
+    #[arg(value_name = "USER_ID", value_parser = id, required = true)]
+    user_id: Option<ClerkId>,
+
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Show where an erasure has to reach, and whether it did
+    Status(Status),
+    /// List the erasures that are not confirmed everywhere
+    Report(Report),
+    /// Erase a user at once whose erasure is held back
+    Now(Now),
+    /// Take back a deletion whose erasure is held back
+    Cancel(Cancel),
+    /// Print who was erased, to be kept apart from the backups
+    Export(Export),
+    /// Erase everybody again on such a list, after a backup was restored
+    Replay(Replay),
+}
+
+#[derive(Args)]
+struct Status {
+    /// Clerk's id of the user
+    #[arg(value_name = "USER_ID", value_parser = id)]
+    user_id: ClerkId,
+
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Report {
+    /// Only those that were asked for longer ago than --days; exits with 1 if there are any
+    #[arg(long)]
+    overdue: bool,
+
+    /// How long an erasure may take
+    #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3650))]
+    days: u32,
+
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Now {
+    /// Clerk's id of the user
+    #[arg(value_name = "USER_ID", value_parser = id)]
+    user_id: ClerkId,
+
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args)]
+struct Cancel {
+    /// Clerk's id of the user
+    #[arg(value_name = "USER_ID", value_parser = id)]
+    user_id: ClerkId,
+
+    /// Where there is no key to ask Clerk with: believe that it still knows the user
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args)]
+struct Export {
+    /// Only who was deleted at Clerk after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<DateTime<Utc>>,
+}
+
+#[derive(Args)]
+struct Replay {
+    /// The list; - is standard input
+    #[arg(value_name = "FILE")]
+    file: String,
+
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Erase {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        match (self.action, self.user_id) {
+            (Some(Action::Status(status)), _) => status.run(settings).await,
+            (Some(Action::Report(report)), _) => report.run(settings).await,
+            (Some(Action::Now(now)), _) => now.run(settings).await,
+            (Some(Action::Cancel(cancel)), _) => cancel.run(settings).await,
+            (Some(Action::Export(export)), _) => export.run(settings).await,
+            (Some(Action::Replay(replay)), _) => replay.run(settings).await,
+            (None, Some(id)) => {
+                confirm(&format!("Erase {id} for good?"), self.yes)?;
+                let (config, store) = open(settings, false).await?;
+                let fate = erasure::erase(&*store, &id, &rules(&config), &clock()).await;
+                finish(&*store, &id, fate?).await
+            }
+            (None, None) => Err(Failure::usage("erase whom? Name the user's id, or see --help")),
+        }
+    }
+}
+
+impl Now {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        confirm(&format!("Erase {} for good, now?", self.user_id), self.yes)?;
+        let (config, store) = open(settings, false).await?;
+        let fate = erasure::erase_now(&*store, &self.user_id, &rules(&config), &clock()).await;
+        finish(&*store, &self.user_id, fate?).await
+    }
+}
+
+impl Cancel {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (config, store) = open(settings, false).await?;
+        let id = &self.user_id;
+        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        // Clerk is asked only about somebody who can be kept.
+        if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
+            self.ask_clerk(&config).await?;
+        }
+        let fate = erasure::cancel(&*store, id, &rules(&config), &clock()).await;
+        finish(&*store, id, fate?).await
+    }
+
+    /// A user whom Clerk does not know any more would be here for ever.
+    async fn ask_clerk(&self, config: &Config) -> Result<(), Failure> {
+        let id = &self.user_id;
+        let Some(api) = open_api(config, None)? else {
+            if self.force {
+                return Ok(());
+            }
+            return Err(Failure::failed(format!(
+                "only Clerk knows whether {id} still exists there: set CLERK_SECRET_KEY, so that it can be asked, or say \
+                 --force if you are sure"
+            )));
+        };
+        let reading = Reading { source: Source::Cli, fields: config.sync_fields };
+        let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
+        if found.map_err(|error| Failure::from(&error))?.is_none() {
+            return Err(Failure::failed(format!(
+                "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Say what became of a user; the exit code is 0 if it is what was asked for.
+async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failure> {
+    let open = store.receipts_of(id).await?.iter().filter(|receipt| receipt.completed_at.is_none()).count();
+    store.close().await;
+    match fate {
+        Fate::Erased => say!("{id} is erased here."),
+        Fate::Held(until) => say!(
+            "{id} is marked as deleted, and erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
+             takes it back.",
+            shown(until)
+        ),
+        Fate::Unknown => say!("{id} was not here; a tombstone keeps them out from now on."),
+        Fate::Gone => say!("{id} was erased before."),
+        Fate::Kept => say!("{id} stays: the deletion is taken back."),
+        Fate::Resists => {
+            return Err(Failure::failed(format!(
+                "the row of {id} could be neither deleted nor anonymised; everything else is erased, and `serve` tries \
+                 again without end: see `clerk-sync erase status {id}`"
+            )));
+        }
+        Fate::NotHeld => {
+            return Err(Failure::failed(format!("no erasure of {id} is held back: nothing was changed")));
+        }
+    }
+    if open > 0 {
+        say!("{open} destinations have not confirmed it yet: see `clerk-sync erase status {id}`.");
+    }
+    Ok(())
+}
+
+impl Status {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (_, store) = open(settings, true).await?;
+        let id = &self.user_id;
+        let receipts = store.receipts_of(id).await?;
+        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        store.close().await;
+        let register = known.registers.get(id);
+        let held_until = register.and_then(|register| register.held_until);
+        let is_deleted = register.is_some_and(|register| register.deleted);
+        let state = match (is_deleted, held_until) {
+            (true, _) if receipts.iter().any(|receipt| receipt.completed_at.is_none()) => "erasing",
+            (true, _) => "erased",
+            (false, Some(_)) => "held",
+            (false, None) if register.is_some() || known.users.contains_key(id) => "here",
+            (false, None) => "unknown",
+        };
+        if self.json {
+            let status = json!({
+                "clerk_id": id.as_str(), "state": state, "held_until": held_until,
+                "receipts": receipts.iter().map(as_json).collect::<Vec<_>>(),
+            });
+            say!("{status}");
+        } else {
+            match (state, held_until) {
+                (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
+                ("erasing", _) => say!("{id}: erased, not confirmed everywhere"),
+                ("here", _) => say!("{id}: not deleted"),
+                ("unknown", _) => say!("{id}: never heard of"),
+                (state, _) => say!("{id}: {state}"),
+            }
+            table(&receipts, false);
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (_, store) = open(settings, true).await?;
+        let before = self.overdue.then(|| clock()() - TimeDelta::days(self.days.into()));
+        let mut open: Vec<Receipt> = Vec::new();
+        loop {
+            let page = store.open_receipts(before, open.last(), PAGE).await?;
+            if page.is_empty() {
+                break;
+            }
+            open.extend(page);
+        }
+        store.close().await;
+        if self.json {
+            say!("{}", Value::Array(open.iter().map(as_json).collect()));
+        } else if open.is_empty() {
+            say!(
+                "{}",
+                if self.overdue { "None is overdue." } else { "Every erasure is confirmed everywhere." }
+            );
+        } else {
+            table(&open, true);
+        }
+        if self.overdue && !open.is_empty() {
+            return Err(Failure::failed(format!(
+                "{} erasures are not confirmed after {} days",
+                open.len(),
+                self.days
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Export {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (_, store) = open(settings, true).await?;
+        let since = self.since.unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let mut out = std::io::stdout().lock();
+        // A list that is cut off must not look complete: every line counts.
+        let written =
+            erasure::export(&*store, since, |line| writeln!(out, "{line}").map_err(Failure::from)).await;
+        drop(out);
+        store.close().await;
+        written
+    }
+}
+
+impl Replay {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let mut text = String::new();
+        let read = match self.file.as_str() {
+            "-" => stdin().read_to_string(&mut text).map(|_| ()),
+            path => fs::read_to_string(path).map(|read| text = read),
+        };
+        read.map_err(|error| {
+            Failure::usage(format!("the list {} cannot be read: {}", self.file, error.kind()))
+        })?;
+        let list = erasure::read_list(&text).map_err(|line| {
+            Failure::usage(format!(
+                "line {line} of {} is no line of `clerk-sync erase export`; nothing was changed",
+                self.file
+            ))
+        })?;
+        let (config, store) = open(settings, false).await?;
+        let replayed = erasure::replay(&*store, &list, &rules(&config), &clock()).await;
+        store.close().await;
+        let replayed = replayed?;
+        if self.json {
+            say!("{}", serde_json::to_string(&replayed).unwrap_or_default());
+        } else {
+            for (users, what) in [
+                (replayed.erased, "were back, and are erased again"),
+                (replayed.held, "were back, and wait for their erasure again"),
+                (replayed.kept_out, "were not here; tombstones keep them out"),
+                (replayed.done_before, "were erased already"),
+                (replayed.resisting, "were back, and the database refuses to let their rows go"),
+            ] {
+                say!("{users:>9}  {what}");
+            }
+        }
+        if replayed.resisting > 0 {
+            return Err(Failure::failed(format!(
+                "{} rows could be neither deleted nor anonymised; `serve` tries again without end",
+                replayed.resisting
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Ask whoever sits at the terminal; without one only `--yes` counts.
+fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        return Err(Failure::usage("there is nobody to ask: say --yes if you are sure; nothing was changed"));
+    }
+    write!(stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::failed("nothing was changed"))
+    }
+}
+
+fn as_json(receipt: &Receipt) -> Value {
+    json!({
+        "clerk_id": receipt.clerk_id.as_str(),
+        "destination": receipt.destination,
+        "requested_at": receipt.requested_at,
+        "completed_at": receipt.completed_at,
+        "attempts": receipt.attempts,
+        "last_error": receipt.last_error,
+    })
+}
+
+fn table(receipts: &[Receipt], with_users: bool) {
+    for receipt in receipts {
+        let user = if with_users { format!("{}  ", receipt.clerk_id) } else { String::new() };
+        let completed = receipt.completed_at.map_or_else(|| "open".to_owned(), shown);
+        say!(
+            "{user}{:<16}  asked for {}  completed {completed:<20}  attempts {}  {}",
+            receipt.destination,
+            shown(receipt.requested_at),
+            receipt.attempts,
+            receipt.last_error.as_deref().unwrap_or_default(),
+        );
+    }
+}
+
+fn shown(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

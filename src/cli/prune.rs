@@ -1,0 +1,47 @@
+//! `prune`: what is kept only for a time, forgotten now.
+
+use clap::Args;
+
+use super::{Failure, clock, open, say, service::keep};
+use crate::{
+    config::Settings,
+    work::retention::{old_rows, prune},
+};
+
+/// Forget what is kept only for a time, as `serve` does every hour
+#[derive(Args)]
+pub(super) struct Prune {
+    /// Only count what would go
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the counts as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Prune {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (config, store) = open(settings, self.dry_run).await?;
+        let (keep, now) = (keep(&config), clock()());
+        let rows = if self.dry_run {
+            old_rows(&*store, &keep, now).await?
+        } else {
+            let rows = prune(&*store, &keep, now, None).await?;
+            store.compact(u64::MAX, None).await?;
+            rows
+        };
+        store.close().await;
+        if self.json {
+            let counts: serde_json::Map<_, _> =
+                rows.iter().map(|(kind, rows)| (kind.name().to_owned(), (*rows).into())).collect();
+            say!("{}", serde_json::json!({ "dry_run": self.dry_run, "rows": counts }));
+        } else {
+            let what = if self.dry_run { "would go from" } else { "gone from" };
+            for (kind, rows) in rows {
+                say!("{rows:>9}  {what} {}", kind.name());
+            }
+        }
+        Ok(())
+    }
+}

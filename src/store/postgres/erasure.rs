@@ -1,0 +1,181 @@
+//! `erasure_receipts`, and erasures that are held back.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+
+use super::{
+    Postgres, Session, count, get, sql,
+    transaction::{clerk_id, column, texts},
+};
+use crate::{
+    model::{ClerkId, Receipt},
+    store::{OpenErasures, Result, Tombstone},
+};
+
+pub(super) async fn mark_users(
+    session: &mut Session,
+    ids: &[ClerkId],
+    at: Option<DateTime<Utc>>,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let query = sql("UPDATE users AS u
+         SET deleted_at = CASE WHEN $2::timestamptz IS NULL THEN NULL ELSE coalesce(u.deleted_at, $2) END
+         FROM unnest($1::text[]) AS n (clerk_id)
+         WHERE u.clerk_id = n.clerk_id")
+    .bind(texts(ids))
+    .bind(at);
+    session.execute(query).await?;
+    Ok(())
+}
+
+pub(super) async fn write_receipts(session: &mut Session, receipts: &[Receipt]) -> Result<()> {
+    if receipts.is_empty() {
+        return Ok(());
+    }
+    let query = sql("INSERT INTO erasure_receipts AS r
+             (clerk_id, destination, requested_at, completed_at, attempts, last_error)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[])
+         ON CONFLICT (clerk_id, destination) DO UPDATE
+         SET requested_at = least(r.requested_at, excluded.requested_at),
+             completed_at = coalesce(r.completed_at, excluded.completed_at),
+             attempts = r.attempts + excluded.attempts,
+             -- What is done has no error.
+             last_error = CASE WHEN r.completed_at IS NULL THEN excluded.last_error END")
+    .bind(column(receipts, |receipt| receipt.clerk_id.as_str()))
+    .bind(column(receipts, |receipt| receipt.destination.as_str()))
+    .bind(column(receipts, |receipt| receipt.requested_at))
+    .bind(column(receipts, |receipt| receipt.completed_at))
+    .bind(column(receipts, |receipt| i32::try_from(receipt.attempts).unwrap_or(i32::MAX)))
+    .bind(column(receipts, |receipt| receipt.last_error.as_deref()));
+    session.execute(query).await?;
+    Ok(())
+}
+
+pub(super) async fn close_receipts(
+    session: &mut Session,
+    ids: &[ClerkId],
+    destination: &str,
+    at: DateTime<Utc>,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let query = sql("UPDATE erasure_receipts AS r SET completed_at = $3, last_error = NULL
+         FROM unnest($1::text[]) AS n (clerk_id)
+         WHERE r.clerk_id = n.clerk_id AND r.destination = $2 AND r.completed_at IS NULL")
+    .bind(texts(ids))
+    .bind(destination)
+    .bind(at);
+    session.execute(query).await?;
+    Ok(())
+}
+
+pub(super) async fn held_due(store: &Postgres, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT clerk_id FROM entity_versions
+                 WHERE kind = 'user' AND held_until <= $1
+                 ORDER BY held_until
+                 LIMIT $2")
+            .bind(now)
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(|row| clerk_id(row, 0)).collect()
+}
+
+pub(super) async fn receipts_of(store: &Postgres, id: &ClerkId) -> Result<Vec<Receipt>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT clerk_id, destination, requested_at, completed_at, attempts, last_error
+                 FROM erasure_receipts WHERE clerk_id = $1 ORDER BY destination")
+            .bind(id.as_str()),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(receipt).collect()
+}
+
+pub(super) async fn open_receipts(
+    store: &Postgres,
+    before: Option<DateTime<Utc>>,
+    after: Option<&Receipt>,
+    limit: u32,
+) -> Result<Vec<Receipt>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT clerk_id, destination, requested_at, completed_at, attempts, last_error
+                 FROM erasure_receipts
+                 WHERE completed_at IS NULL AND requested_at < coalesce($1, 'infinity'::timestamptz)
+                   AND (requested_at, clerk_id, destination) > (coalesce($2, '-infinity'::timestamptz), $3, $4)
+                 ORDER BY requested_at, clerk_id, destination
+                 LIMIT $5")
+            .bind(before)
+            .bind(after.map(|receipt| receipt.requested_at))
+            .bind(after.map_or("", |receipt| receipt.clerk_id.as_str()))
+            .bind(after.map_or("", |receipt| receipt.destination.as_str()))
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(receipt).collect()
+}
+
+pub(super) async fn open_erasures(store: &Postgres) -> Result<Vec<OpenErasures>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(sql("SELECT destination, count(*), min(requested_at) FROM erasure_receipts
+                   WHERE completed_at IS NULL
+                   GROUP BY destination"))
+        .await?;
+    session.commit().await?;
+    let open =
+        |row| Ok(OpenErasures { destination: get(row, 0)?, receipts: count(row, 1)?, oldest: get(row, 2)? });
+    rows.iter().map(open).collect()
+}
+
+pub(super) async fn tombstones(
+    store: &Postgres,
+    since: DateTime<Utc>,
+    after: Option<&ClerkId>,
+    limit: u32,
+) -> Result<Vec<Tombstone>> {
+    // Where nearly nobody was erased it looks through the whole table.
+    let mut session = store.session(&store.begin_migration).await?;
+    let rows = session
+        .rows(
+            sql("SELECT clerk_id, event_at, held_until FROM entity_versions
+                 WHERE kind = 'user' AND clerk_id > $1 AND ((deleted AND event_at >= $2) OR held_until IS NOT NULL)
+                 ORDER BY clerk_id
+                 LIMIT $3")
+            .bind(after.map_or("", ClerkId::as_str))
+            .bind(since.timestamp_millis())
+            .bind(i64::from(limit)),
+        )
+        .await?;
+    session.commit().await?;
+    let tombstone = |row| {
+        let held_until: Option<DateTime<Utc>> = get(row, 2)?;
+        let erased_at = DateTime::from_timestamp_millis(get(row, 1)?).unwrap_or_default();
+        let erased_at = held_until.is_none().then_some(erased_at);
+        Ok(Tombstone { clerk_id: clerk_id(row, 0)?, erased_at, held_until })
+    };
+    rows.iter().map(tombstone).collect()
+}
+
+fn receipt(row: &PgRow) -> Result<Receipt> {
+    Ok(Receipt {
+        clerk_id: clerk_id(row, 0)?,
+        destination: get(row, 1)?,
+        requested_at: get(row, 2)?,
+        completed_at: get(row, 3)?,
+        attempts: get::<i32>(row, 4)?.unsigned_abs(),
+        last_error: get(row, 5)?,
+    })
+}

@@ -1,0 +1,283 @@
+//! Erasures that do not come as a webhook: asked for by hand, due because the time is over for which they were held back,
+//! or done once already and lost with a backup that was restored.
+//!
+//! All of them are deliveries like any other and go through [`apply`](mod@super::apply), which alone decides, under the
+//! register's lock. Asking twice does no harm.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::{Clock, Rules, apply};
+use crate::{
+    model::{Change, ClerkId, Content, Delivery, EraseIf, FieldSet, News, Outcome, Source, SvixId, Version},
+    store::{Result, Store, StoreError, Tombstone, Trouble},
+};
+
+/// Users erased in one transaction.
+const PAGE: u32 = 500;
+
+/// How long one page may take.
+const PAGE_TIME: Duration = Duration::from_mins(1);
+
+/// What became of a user whose erasure was asked for, or taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing is left here.
+    Erased,
+    /// The row is marked as deleted, and erased then.
+    Held(DateTime<Utc>),
+    /// Erased, but for the row: the database refuses every way, and is asked again without end.
+    Resists,
+    /// There was nobody; a tombstone keeps them out from now on.
+    Unknown,
+    /// Done before.
+    Gone,
+    /// The deletion that was held back is taken back.
+    Kept,
+    /// No deletion is held back.
+    NotHeld,
+}
+
+/// News of a user that did not come as a webhook.
+pub(super) fn delivery(
+    clerk_id: ClerkId,
+    news: News,
+    source: Source,
+    at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Delivery {
+    let milliseconds = at.timestamp_millis();
+    let content = Content::Change(Change {
+        clerk_id: clerk_id.clone(),
+        version: Version { version: milliseconds, event_at: milliseconds, tie: String::new() },
+        news,
+        actor: None,
+    });
+    Delivery::without_webhook(clerk_id, source, at, now, content)
+}
+
+/// Under which id the deletion of a user waits that did not come as a webhook: always the same, so that asking again
+/// does not make it wait twice.
+pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
+    let mut half = [0; 16];
+    half.copy_from_slice(&Sha256::digest(clerk_id.as_str())[..16]);
+    SvixId::new(format!("erase_{:032x}", u128::from_be_bytes(half))).expect("38 visible characters")
+}
+
+/// Erase a user, or hold the erasure back if that is wanted, as if Clerk had deleted them now.
+///
+/// # Errors
+/// If the database is not available.
+pub async fn erase(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &Clock) -> Result<Fate> {
+    ask(store, id, News::Delete, rules, clock).await
+}
+
+/// Erase a user whose erasure is held back.
+///
+/// # Errors
+/// If the database is not available.
+pub async fn erase_now(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &Clock) -> Result<Fate> {
+    ask(store, id, News::Erase(EraseIf::Held), rules, clock).await
+}
+
+/// Take back a deletion that is held back. Whether Clerk still knows the user is for the caller to ask.
+///
+/// # Errors
+/// If the database is not available.
+pub async fn cancel(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &Clock) -> Result<Fate> {
+    ask(store, id, News::Keep, rules, clock).await
+}
+
+async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: &Clock) -> Result<Fate> {
+    let now = clock();
+    let wanted = news.clone();
+    let before = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+    let delivery = delivery(id.clone(), news, Source::Cli, now, now);
+    let outcome = apply_all(store, std::slice::from_ref(&delivery), rules, now).await.pop();
+    let outcome = outcome.unwrap_or_else(|| Err(StoreError::new(Trouble::Broken)))?;
+    let after = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+    let held = after.registers.get(id).and_then(|register| register.held_until);
+    let was_known = before.registers.contains_key(id) || before.users.contains_key(id);
+    let is_deleted = after.registers.get(id).is_some_and(|register| register.deleted);
+    Ok(match (outcome, held) {
+        (Outcome::Parked, _) => Fate::Resists,
+        (Outcome::Applied, _) if matches!(wanted, News::Keep) => Fate::Kept,
+        (_, Some(until)) => Fate::Held(until),
+        (Outcome::Applied, None) if was_known => Fate::Erased,
+        (Outcome::Applied, None) => Fate::Unknown,
+        (_, None) if is_deleted => Fate::Gone,
+        (_, None) => Fate::NotHeld,
+    })
+}
+
+/// Erase everybody whose time is over; returns how many.
+///
+/// # Errors
+/// If the database is not available. What is left is due at the next turn.
+pub async fn release_due(store: &dyn Store, rules: &Rules, clock: &Clock) -> Result<u64> {
+    let mut released = 0;
+    loop {
+        let now = clock();
+        let due = store.held_due(now, PAGE).await?;
+        let is_last = due.len() < PAGE as usize;
+        let deliveries: Vec<Delivery> = due
+            .into_iter()
+            .map(|id| delivery(id, News::Erase(EraseIf::TimeIsOver), Source::Retention, now, now))
+            .collect();
+        let mut trouble = None;
+        for result in apply_all(store, &deliveries, rules, now).await {
+            match result {
+                Ok(Outcome::Applied | Outcome::Parked) => released += 1,
+                Ok(_) => {}
+                Err(error) => trouble = Some(error),
+            }
+        }
+        if let Some(error) = trouble {
+            return Err(error);
+        }
+        if is_last {
+            return Ok(released);
+        }
+    }
+}
+
+/// A line of the list of erased users, which is kept apart from the backups.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Line {
+    clerk_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    erased_at: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_until: Option<DateTime<Utc>>,
+}
+
+/// Call `write` with a line for everybody who was erased since, and whose erasure is held back.
+///
+/// # Errors
+/// If the database is not available, or whatever `write` fails with.
+pub async fn export<E: From<StoreError>>(
+    store: &dyn Store,
+    since: DateTime<Utc>,
+    mut write: impl FnMut(String) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let mut after: Option<ClerkId> = None;
+    loop {
+        let page = store.tombstones(since, after.as_ref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.clerk_id.clone());
+        for Tombstone { clerk_id, erased_at, held_until } in page {
+            let line = Line { clerk_id: clerk_id.to_string(), erased_at, held_until };
+            write(serde_json::to_string(&line).unwrap_or_default())?;
+        }
+    }
+}
+
+/// Read such a list; on failure the number of the line that cannot be understood.
+///
+/// # Errors
+/// If anything in it is not a line of such a list.
+pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, usize> {
+    let read = |line: &str| {
+        let Line { clerk_id, erased_at, held_until } = serde_json::from_str(line).ok()?;
+        let is_one = erased_at.is_some() != held_until.is_some();
+        is_one.then_some(Tombstone { clerk_id: ClerkId::new(clerk_id)?, erased_at, held_until })
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(number, line)| read(line).ok_or(number + 1)).collect()
+}
+
+/// What became of a list of users who were erased before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Replayed {
+    /// They were back.
+    pub erased: u64,
+    /// They were back, and their erasure is held back again.
+    pub held: u64,
+    /// Nothing was here of them; a tombstone keeps them out.
+    pub kept_out: u64,
+    /// Nothing to do.
+    pub done_before: u64,
+    /// Their row refuses to go; it is tried again without end.
+    pub resisting: u64,
+}
+
+/// Erase users again who were erased before.
+///
+/// # Errors
+/// If the database is not available. What is done is done, and can be asked for again.
+pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock: &Clock) -> Result<Replayed> {
+    let mut replayed = Replayed::default();
+    for page in list.chunks(PAGE as usize) {
+        let now = clock();
+        let mut ids: Vec<ClerkId> = page.iter().map(|tombstone| tombstone.clerk_id.clone()).collect();
+        ids.sort();
+        ids.dedup();
+        let known = store.known(&ids, FieldSet::ALL).await?;
+        let deliveries: Vec<Delivery> = page
+            .iter()
+            .map(|Tombstone { clerk_id, erased_at, held_until }| {
+                let is_over = held_until.is_none_or(|until| until <= now);
+                let news = if is_over { News::Erase(EraseIf::Always) } else { News::Delete };
+                delivery(clerk_id.clone(), news, Source::Cli, erased_at.unwrap_or(now).min(now), now)
+            })
+            .collect();
+        let results = apply_all(store, &deliveries, rules, now).await;
+        let after = store.known(&ids, FieldSet::ALL).await?;
+        for (tombstone, result) in page.iter().zip(results) {
+            let id = &tombstone.clerk_id;
+            let is_held = after.registers.get(id).is_some_and(|register| register.held_until.is_some());
+            let was_known = known.registers.contains_key(id) || known.users.contains_key(id);
+            match result? {
+                Outcome::Parked => replayed.resisting += 1,
+                Outcome::Applied if is_held => replayed.held += 1,
+                Outcome::Applied if was_known => replayed.erased += 1,
+                Outcome::Applied => replayed.kept_out += 1,
+                _ => replayed.done_before += 1,
+            }
+        }
+    }
+    Ok(replayed)
+}
+
+async fn apply_all(
+    store: &dyn Store,
+    deliveries: &[Delivery],
+    rules: &Rules,
+    now: DateTime<Utc>,
+) -> Vec<Result<Outcome>> {
+    apply(store, deliveries, rules, now, Instant::now() + PAGE_TIME).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_read_as_it_was_written_or_not_at_all() {
+        let list = "{\"clerk_id\":\"user_1\",\"erased_at\":\"2026-01-01T00:00:00.123Z\"}\n\n\
+                    {\"clerk_id\":\"user_2\",\"held_until\":\"2026-01-02T00:00:00Z\"}\n";
+        let read = read_list(list).expect("a list");
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[0].clerk_id.as_str(), "user_1");
+        assert_eq!(read[0].erased_at.map(|at| at.timestamp_subsec_millis()), Some(123));
+        assert!(read[1].erased_at.is_none() && read[1].held_until.is_some());
+        for wrong in [
+            "user_3",
+            "{\"clerk_id\":\"user_3\"}",
+            "{\"clerk_id\":\"\",\"erased_at\":\"2026-01-01T00:00:00Z\"}",
+        ] {
+            assert_eq!(read_list(&format!("{list}{wrong}")), Err(4), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_that_waits_has_one_id_a_user() {
+        let id = |id: &str| retry_id(&ClerkId::new(id).expect("valid"));
+        assert_eq!(id("user_1"), id("user_1"));
+        assert_ne!(id("user_1"), id("USER_1"));
+    }
+}

@@ -1,0 +1,60 @@
+//! Clearing columns whose fields left the allow-list: a field that is no longer synced is no longer kept.
+//!
+//! Page by page, each in a transaction of its own, so that nobody waits for it; asking again goes on. It writes no audit
+//! line and moves no time: nothing happened to the users. Rows that are anonymised are left as they are.
+
+use serde::Serialize;
+
+use crate::{
+    model::{Field, FieldSet},
+    store::{self, Result, Store},
+};
+
+/// Rows looked at in one transaction.
+const PAGE: u32 = 1000;
+
+/// What was cleared, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Minimized {
+    /// Users of whom something was cleared.
+    pub users: u64,
+    /// How many values, column by column.
+    pub columns: Vec<(&'static str, u64)>,
+    /// Users of whom the application's own constraint or trigger keeps us from clearing anything.
+    pub refused: u64,
+}
+
+/// Clear every column that is not among the fields to keep; on a dry run only count.
+///
+/// # Errors
+/// If the database is not available. What was cleared stays cleared.
+pub async fn minimize(store: &dyn Store, keep: FieldSet, dry_run: bool) -> Result<Minimized> {
+    let mut counts = [0; Field::ALL.len()];
+    let mut minimized = Minimized::default();
+    let mut after = i64::MIN;
+    let mut limit = PAGE;
+    loop {
+        let cleared = match store.minimize(keep, after, limit, dry_run).await {
+            Err(error) if error.is_about_the_data() && limit > 1 => {
+                limit /= 2;
+                continue;
+            }
+            Err(error) if error.is_about_the_data() => {
+                tracing::warn!(%error, "the columns of a user could not be cleared");
+                minimized.refused += 1;
+                store.minimize(keep, after, 1, true).await?.map(store::Minimized::skipped)
+            }
+            page => page?,
+        };
+        let Some(page) = cleared else { break };
+        after = page.last;
+        limit = (2 * limit).min(PAGE);
+        minimized.users += page.users;
+        for (count, more) in counts.iter_mut().zip(page.columns) {
+            *count += more;
+        }
+    }
+    let gone = Field::ALL.into_iter().filter(|field| !keep.contains(*field));
+    minimized.columns = gone.map(|field| (field.name(), counts[field as usize])).collect();
+    Ok(minimized)
+}

@@ -1,0 +1,232 @@
+//! What goes when its time is over: people whose erasure was held back, and rows that are kept only for a while.
+//!
+//! Of several replicas one does it, the one that holds the lease. Rows go in small portions with a rest in between, so
+//! that nobody waits for it. Receipts of erasures stay: they are the proof, and hold nothing but ids and times.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::gauge;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::patient;
+use crate::{
+    model::Receipt,
+    store::{Old, Store, StoreError},
+    sync::{Clock, Rules, erasure::release_due},
+    telemetry,
+};
+
+/// The lease's name.
+const LEASE: &str = "retention";
+
+/// After so long without a word its holder counts as dead.
+const LASTING: Duration = Duration::from_mins(1);
+
+/// How often we look for people whose time is over.
+const POLL: Duration = Duration::from_secs(10);
+
+/// How often we look for what is old.
+const PRUNE: Duration = Duration::from_hours(1);
+
+/// Rows forgotten in one transaction.
+const AT_ONCE: u32 = 1000;
+
+/// Between two of them.
+const REST: Duration = Duration::from_millis(50);
+
+/// Held for so long by whoever compacted the database, so that nobody does it again.
+const COMPACTION: &str = "compaction";
+const COMPACTED_FOR: Duration = Duration::from_hours(23);
+
+/// A larger file is not rewritten by itself, for nobody else can write meanwhile.
+const COMPACTED_BYTES: u64 = 1 << 30;
+
+/// How long rows are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Ids of processed deliveries, and messages that were delivered or discarded.
+    pub processed: TimeDelta,
+    /// Deliveries and messages that are dead.
+    pub dead: TimeDelta,
+}
+
+impl Keep {
+    /// Every kind of row that goes, and what is older than which time. A new kind is a line here.
+    fn steps(&self, now: DateTime<Utc>) -> [(Old, DateTime<Utc>); 4] {
+        let before = |kept: TimeDelta| now.checked_sub_signed(kept).unwrap_or(DateTime::UNIX_EPOCH);
+        let (processed, dead) = (before(self.processed), before(self.dead));
+        [(Old::Processed, processed), (Old::Dead, dead), (Old::Told, processed), (Old::Untold, dead)]
+    }
+}
+
+/// How many rows of each kind are too old.
+///
+/// # Errors
+/// If the database is not available.
+pub async fn old_rows(
+    store: &dyn Store,
+    keep: &Keep,
+    now: DateTime<Utc>,
+) -> Result<Vec<(Old, u64)>, StoreError> {
+    let mut old = Vec::new();
+    for (kind, before) in keep.steps(now) {
+        old.push((kind, store.count_old(kind, before).await?));
+    }
+    Ok(old)
+}
+
+/// Forget what is too old; returns how many rows of each kind. Whoever does it as the holder of the lease keeps it all the
+/// while, and stops when it is lost.
+///
+/// # Errors
+/// If the database is not available. What went is gone.
+pub async fn prune(
+    store: &dyn Store,
+    keep: &Keep,
+    now: DateTime<Utc>,
+    holder: Option<&str>,
+) -> Result<Vec<(Old, u64)>, StoreError> {
+    let mut pruned = Vec::new();
+    for (kind, before) in keep.steps(now) {
+        let mut rows = 0;
+        loop {
+            if let Some(holder) = holder
+                && !patient(store.hold_lease(LEASE, holder, LASTING)).await?
+            {
+                break;
+            }
+            let portion = patient(async {
+                match kind {
+                    Old::Processed => store.prune_processed(before, AT_ONCE).await,
+                    Old::Dead => store.prune_dead(before, AT_ONCE).await,
+                    Old::Told => store.prune_outbox(before, DateTime::UNIX_EPOCH, AT_ONCE).await,
+                    Old::Untold => store.prune_outbox(DateTime::UNIX_EPOCH, before, AT_ONCE).await,
+                }
+            });
+            let portion = portion.await?;
+            rows += portion;
+            if portion < u64::from(AT_ONCE) {
+                break;
+            }
+            sleep(REST).await;
+        }
+        pruned.push((kind, rows));
+    }
+    Ok(pruned)
+}
+
+/// The loop that does it all by itself.
+pub struct Retention {
+    pub store: Arc<dyn Store>,
+    pub rules: Rules,
+    pub clock: Clock,
+    pub keep: Keep,
+    /// Who we are among the replicas.
+    pub holder: String,
+}
+
+/// What the loop keeps in mind.
+struct Mind {
+    prune_at: Instant,
+    compact_at: Instant,
+    /// When this process last saw to it that nothing erased is left in the file.
+    compacted_at: DateTime<Utc>,
+    /// Destinations that the metrics speak of.
+    destinations: BTreeSet<String>,
+}
+
+impl Retention {
+    /// Run until the shutdown. Trouble is logged, and tried again at the next turn.
+    pub async fn run(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.work()).await;
+        if let Err(error) = patient(self.store.release_lease(LEASE, &self.holder)).await {
+            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
+        }
+    }
+
+    async fn work(&self) {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut mind = Mind {
+            prune_at: Instant::now(),
+            compact_at: Instant::now(),
+            compacted_at: DateTime::UNIX_EPOCH,
+            destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
+        };
+        loop {
+            poll.tick().await;
+            if let Err(error) = self.turn(&mut mind).await {
+                tracing::warn!(%error, "what is kept only for a time could not be looked at");
+            }
+        }
+    }
+
+    async fn turn(&self, mind: &mut Mind) -> Result<(), StoreError> {
+        self.count_open(mind).await?;
+        if !self.hold().await? {
+            return Ok(());
+        }
+        let released = release_due(&*self.store, &self.rules, &self.clock).await?;
+        if released > 0 {
+            tracing::info!(
+                users = released,
+                "the time is over: users whose erasure was held back are erased"
+            );
+        }
+        if mind.prune_at <= Instant::now() {
+            let pruned = prune(&*self.store, &self.keep, (self.clock)(), Some(&self.holder)).await?;
+            for (kind, rows) in pruned {
+                if rows > 0 {
+                    tracing::info!(kind = kind.name(), rows, "old rows are forgotten");
+                }
+            }
+            mind.prune_at = Instant::now() + PRUNE;
+        }
+        if mind.compact_at <= Instant::now() {
+            self.compact(mind).await?;
+            mind.compact_at = Instant::now() + PRUNE;
+        }
+        Ok(())
+    }
+
+    async fn hold(&self) -> Result<bool, StoreError> {
+        patient(self.store.hold_lease(LEASE, &self.holder, LASTING)).await
+    }
+
+    /// Once a day over all processes, if anybody was erased since.
+    async fn compact(&self, mind: &mut Mind) -> Result<(), StoreError> {
+        let began = (self.clock)();
+        // Not our name: who compacted yesterday must not keep the lease by asking again.
+        let once = format!("{} {began}", self.holder);
+        if !patient(self.store.hold_lease(COMPACTION, &once, COMPACTED_FOR)).await? {
+            return Ok(());
+        }
+        // Waited for, however long it takes.
+        let compacted = self.store.compact(COMPACTED_BYTES, Some(mind.compacted_at)).await;
+        if matches!(compacted, Ok(true)) {
+            mind.compacted_at = began;
+            tracing::info!("the database is rewritten without what was erased");
+        } else {
+            patient(self.store.release_lease(COMPACTION, &once)).await?;
+        }
+        compacted.map(|_| ())
+    }
+
+    /// Every replica tells, so that any of them can be asked.
+    async fn count_open(&self, mind: &mut Mind) -> Result<(), StoreError> {
+        let open = patient(self.store.open_erasures()).await?;
+        mind.destinations.extend(open.iter().map(|open| open.destination.clone()));
+        for destination in &mind.destinations {
+            let receipts = open.iter().find(|open| open.destination == *destination);
+            let receipts = receipts.map_or(0, |open| open.receipts);
+            gauge!(telemetry::ERASURES_OPEN, "destination" => destination.clone())
+                .set(u32::try_from(receipts).unwrap_or(u32::MAX));
+        }
+        let oldest = open.iter().map(|open| open.oldest).min();
+        let age = oldest.map_or(0, |oldest| ((self.clock)() - oldest).num_seconds().max(0));
+        gauge!(telemetry::ERASURE_OLDEST).set(u32::try_from(age).unwrap_or(u32::MAX));
+        Ok(())
+    }
+}
