@@ -325,10 +325,6 @@ pub trait Transaction: Send {
     /// deletion yet. The registers of these users are locked.
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>>;
 
-    /// Note that erasures must reach these destinations; what was asked for before keeps its time.
-    async fn request_erasures(&mut self, destinations: &[(ClerkId, String)], at: DateTime<Utc>)
-    -> Result<()>;
-
     /// Append to the audit trail.
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()>;
 

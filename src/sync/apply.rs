@@ -418,18 +418,25 @@ impl Work<'_> {
             let subscribed = subscribed.filter(|one| one.events.contains(&MessageType::UserDeleted));
             recipients.extend(subscribed.map(|one| (erasure.clerk_id.clone(), one.sink.clone())));
         }
-        let recipients: Vec<(ClerkId, String)> = recipients.into_iter().collect();
-        let asked: HashMap<&ClerkId, usize> =
-            erasures.iter().map(|erasure| (&erasure.clerk_id, erasure.change)).collect();
-        let messages: Vec<Outgoing> = recipients
-            .iter()
-            .filter_map(|(id, sink)| {
-                let (delivery, change) = changes[*asked.get(id)?];
-                Some(news::of_deletion(sink, delivery, change, self.now))
-            })
-            .collect();
+        let asked: HashMap<&ClerkId, &Erasure> =
+            erasures.iter().map(|erasure| (&erasure.clerk_id, erasure)).collect();
+        let mut messages: Vec<Outgoing> = Vec::new();
+        let mut receipts = Vec::new();
+        for (clerk_id, destination) in recipients {
+            let Some(erasure) = asked.get(&clerk_id) else { continue };
+            let (delivery, change) = changes[erasure.change];
+            messages.push(news::of_deletion(&destination, delivery, change, self.now));
+            receipts.push(Receipt {
+                clerk_id,
+                destination,
+                requested_at: erasure.requested_at,
+                completed_at: None,
+                attempts: 0,
+                last_error: None,
+            });
+        }
         transaction.tell(&messages).await?;
-        transaction.request_erasures(&recipients, self.now).await
+        transaction.receipts(&receipts).await
     }
 
     /// Keep a delivery that cannot be applied. For a deleted user nothing is kept.

@@ -355,7 +355,9 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
                 _ => users.update(id),
             };
             if let Some(event) = event {
-                assert_eq!(client.post(&Post::new(event.body)).expect("an answer").status, 200);
+                let post = Post::new(event.body);
+                // Where a page of the backfill holds the user for long, Clerk is asked to come back, and does.
+                eventually("taken", || client.post(&post).expect("an answer").status == 200);
             }
         }
     };

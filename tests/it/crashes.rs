@@ -697,13 +697,6 @@ impl Transaction for TroubledTransaction {
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
         self.fault.call(self.inner.recall(ids, now)).await
     }
-    async fn request_erasures(
-        &mut self,
-        destinations: &[(ClerkId, String)],
-        at: DateTime<Utc>,
-    ) -> Result<()> {
-        self.fault.call(self.inner.request_erasures(destinations, at)).await
-    }
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         self.fault.call(self.inner.audit(entries)).await
     }

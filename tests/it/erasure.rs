@@ -943,16 +943,30 @@ mod by_the_program {
         assert_eq!(service.post(&post(&odd)).word(), "parked");
         service.stop();
         let rows = |host: &Host| json_of(host, &["prune", "--dry-run", "--json"])["rows"].clone();
-        assert_eq!(rows(host), json!({ "processed_webhooks": 0, "dead_deliveries": 0 }));
+        let of = |each: u64| {
+            json!({
+                "processed_webhooks": each, "dead_deliveries": each, "delivered_messages": each, "dead_messages": each,
+            })
+        };
+        assert_eq!(rows(host), of(0));
+        host.sql(
+            "INSERT INTO outbox (message_id, sink, clerk_id, type, state, created_at, finished_at) VALUES
+             ('msg_1', 'crm', 'user_1', 'user.created', 'delivered', '2020-01-01T00:00:00.000Z', NULL),
+             ('msg_2', 'crm', 'user_1', 'user.updated', 'dead', '2020-01-01T00:00:00.000Z', NULL)",
+        );
         let age = |host: &Host| {
+            host.sql("UPDATE outbox SET finished_at = '2020-01-01T00:00:00.000Z'");
             host.sql("UPDATE processed_webhooks SET processed_at = '2020-01-01T00:00:00.000Z'");
             host.sql("UPDATE webhook_queue SET received_at = '2020-01-01T00:00:00.000Z'");
         };
         age(host);
-        assert_eq!(rows(host), json!({ "processed_webhooks": 1, "dead_deliveries": 1 }));
+        assert_eq!(rows(host), of(1));
         assert_eq!(host.count("webhook_queue"), 1, "a dry run changes nothing");
         assert_eq!(host.run(&["prune"]).code, Some(0));
-        assert_eq!(host.count("webhook_queue") + host.count("processed_webhooks"), 0);
+        let left = |host: &Host| {
+            host.count("webhook_queue") + host.count("processed_webhooks") + host.count("outbox")
+        };
+        assert_eq!(left(host), 0);
 
         host.set("SYNC_FIELDS", "email");
         let counted = json_of(host, &["minimize", "--dry-run", "--json"]);
@@ -971,8 +985,6 @@ mod by_the_program {
         service.stop();
         age(host);
         let _service = host.serve();
-        eventually("old rows go by themselves", || {
-            host.count("webhook_queue") + host.count("processed_webhooks") == 0
-        });
+        eventually("old rows go by themselves", || left(host) == 0);
     }
 }

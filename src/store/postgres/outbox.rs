@@ -92,22 +92,6 @@ pub(super) async fn recall(
     rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect()
 }
 
-/// Note that erasures must reach these destinations.
-pub(super) async fn request_erasures(
-    session: &mut Session,
-    destinations: &[(ClerkId, String)],
-    at: DateTime<Utc>,
-) -> Result<()> {
-    let query = sql("INSERT INTO erasure_receipts (clerk_id, destination, requested_at)
-         SELECT n.*, $3 FROM unnest($1::text[], $2::text[]) AS n
-         ON CONFLICT (clerk_id, destination) DO NOTHING")
-    .bind(column(destinations, |(id, _)| id.as_str()))
-    .bind(column(destinations, |(_, destination)| destination.as_str()))
-    .bind(at);
-    session.execute(query).await?;
-    Ok(())
-}
-
 pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
     loop {
         let mut session = store.session(&store.begin_normal).await?;

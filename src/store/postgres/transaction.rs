@@ -410,17 +410,6 @@ impl Transaction for PostgresTransaction {
         outbox::recall(&mut self.session, ids, now).await
     }
 
-    async fn request_erasures(
-        &mut self,
-        destinations: &[(ClerkId, String)],
-        at: DateTime<Utc>,
-    ) -> Result<()> {
-        if destinations.is_empty() {
-            return Ok(());
-        }
-        outbox::request_erasures(&mut self.session, destinations, at).await
-    }
-
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());

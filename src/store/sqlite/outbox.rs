@@ -112,28 +112,6 @@ pub(super) async fn to_be_told(
     rows.iter().map(|row| Ok((text::read_clerk_id(row)?, required(row, "sink")?))).collect()
 }
 
-/// Note that erasures must reach these destinations.
-pub(super) async fn request_erasures(
-    connection: &mut SqliteConnection,
-    destinations: &[(ClerkId, String)],
-    at: DateTime<Utc>,
-) -> Result<()> {
-    let rows = text::rows(destinations.iter().map(|(id, destination)| json!([id.as_str(), destination])))?;
-    sqlx::query(
-        "INSERT INTO erasure_receipts (clerk_id, destination, requested_at)
-         SELECT n.value ->> 0, n.value ->> 1, ?2 FROM json_each(?1) AS n
-         -- Without a WHERE, the parser takes ON for a join's.
-         WHERE true
-         ON CONFLICT (clerk_id, destination) DO NOTHING",
-    )
-    .bind(rows)
-    .bind(text::time(at))
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(())
-}
-
 /// Whether any message for this sink is due.
 pub(super) async fn any_due(
     connection: &mut SqliteConnection,

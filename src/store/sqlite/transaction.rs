@@ -385,18 +385,6 @@ impl Transaction for SqliteTransaction {
         self.noted(told)
     }
 
-    async fn request_erasures(
-        &mut self,
-        destinations: &[(ClerkId, String)],
-        at: DateTime<Utc>,
-    ) -> Result<()> {
-        if destinations.is_empty() {
-            return Ok(());
-        }
-        let requested = outbox::request_erasures(self.connection()?, destinations, at).await;
-        self.noted(requested)
-    }
-
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());
