@@ -54,6 +54,7 @@ promises! {
     what_is_rolled_back_is_told_to_nobody,
     several_changes_in_one_batch_are_told_step_by_step,
     what_was_found_by_looking_is_told_only_if_somebody_asks_for_it,
+    a_sink_that_wants_no_deletions_hears_only_of_those_whom_it_was_told_of,
 
     // Handed out.
     of_one_user_only_the_oldest_message_is_handed_out,
@@ -245,12 +246,26 @@ async fn what_was_found_by_looking_is_told_only_if_somebody_asks_for_it(mut worl
     // Somebody asked for this user, and somebody else heard of another one.
     let asked = from(&world, &Event::created("user_4"), Source::Api);
     world.apply(&*world.store, &asked).await;
-    // Of a deletion whoever heard of the user always hears.
+    // Of a deletion everybody hears who heard of the user, or wants to hear of deletions.
     let gone = from(&world, &Event::deleted("user_1", 2), Source::Reconcile);
     world.apply(&*world.store, &gone).await;
     let gone = from(&world, &Event::deleted("user_2", 2), Source::Reconcile);
     world.apply(&*world.store, &gone).await;
-    assert_eq!(drain(&world, "crm").await, ["user.created user_4", "user.deleted user_1"]);
+    let told = ["user.created user_4", "user.deleted user_1", "user.deleted user_2"];
+    assert_eq!(drain(&world, "crm").await, told);
+}
+
+async fn a_sink_that_wants_no_deletions_hears_only_of_those_whom_it_was_told_of(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let mut subscriptions = world.rules.subscriptions.to_vec();
+    subscriptions[0].events = vec![MessageType::UserCreated];
+    world.deliver(&Event::created("user_1")).await;
+    world.rules.subscriptions = subscriptions.into();
+    let mut found = world.delivery(&Event::created("user_2"));
+    found.source = Source::Backfill;
+    world.apply(&*world.store, &[found]).await;
+    world.deliver_all(&[Event::deleted("user_1", 2), Event::deleted("user_2", 2)]).await;
+    assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
 }
 
 async fn of_one_user_only_the_oldest_message_is_handed_out(mut world: World) {
@@ -437,7 +452,7 @@ async fn a_deletion_is_told_once_however_often_it_is_tried(mut world: World) {
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.deliver(&deletion).await, Outcome::Parked, "the row still resists");
     assert!(drain(&world, "crm").await.is_empty(), "the sink has erased the user");
-    let receipt = &world.rows("SELECT * FROM erasure_receipts").await[..];
+    let receipt = &world.rows("SELECT * FROM erasure_receipts WHERE destination = 'crm'").await[..];
     assert_eq!(receipt.len(), 1, "{receipt:?}");
     assert_eq!(time(&receipt[0]["completed_at"]), world.now - TimeDelta::hours(1));
 }
@@ -457,10 +472,10 @@ async fn a_receipt_says_how_far_the_erasure_has_come(mut world: World) {
     subscribe(&mut world, &["crm"]);
     world.deliver(&Event::created("user_1")).await;
     drain(&world, "crm").await;
-    let requested = world.now;
+    let requested = after(1);
     world.deliver(&Event::deleted("user_1", 1)).await;
     let receipt = async |world: &World| {
-        let mut rows = world.rows("SELECT * FROM erasure_receipts").await;
+        let mut rows = world.rows("SELECT * FROM erasure_receipts WHERE destination = 'crm'").await;
         assert_eq!(rows.len(), 1);
         rows.remove(0)
     };
@@ -488,7 +503,7 @@ async fn who_was_created_and_deleted_in_one_batch_was_never_told_of(mut world: W
     subscribe(&mut world, &["crm"]);
     world.deliver_all(&[Event::created("user_1"), Event::deleted("user_1", 1)]).await;
     assert_eq!(world.count("outbox").await, 0);
-    assert_eq!(world.count("erasure_receipts").await, 0);
+    assert_eq!(world.count("erasure_receipts WHERE destination = 'crm'").await, 0);
 }
 
 async fn nothing_of_an_erased_user_remains_in_the_outbox(mut world: World) {
