@@ -267,6 +267,8 @@ struct Track {
     /// The next request has no cursor, to look behind an end or a cursor that is refused.
     without_cursor: bool,
     offset: usize,
+    /// Who was seen since the offset was 0.
+    walked: HashSet<String>,
     /// Who must come first at this offset.
     seam: Option<String>,
     restarts: u32,
@@ -284,6 +286,7 @@ impl Track {
             seen: HashSet::new(),
             without_cursor: false,
             offset: 0,
+            walked: HashSet::new(),
             seam: None,
             restarts: 0,
             density: (0, 1),
@@ -344,6 +347,14 @@ impl Track {
             self.seam = None;
             return Ok(Vec::new());
         }
+        if step.offset == 0 {
+            self.walked.clear();
+        }
+        let walked = self.walked.len();
+        self.walked.extend(page.iter().map(|found| found.clerk_id.as_str().to_owned()));
+        if step.offset > 0 && full && self.walked.len() == walked {
+            return Err(unintelligible("the same users at every offset"));
+        }
         let (first, last) = (page.first().cloned_place(), page.last().cloned_place());
         if let (Some(first), Some(last)) = (&first, &last) {
             self.density = (page.len(), (last.created_at - first.created_at + 1).max(1));
@@ -374,8 +385,9 @@ impl Track {
             self.without_cursor = true;
         }
         let moved = self.ahead.as_ref().is_some_and(|place| Some(place.created_at) != stand);
-        if full && was_without_cursor && !moved && stand.is_some() {
-            // A whole page of the one millisecond that we stand at.
+        if full && was_without_cursor && !moved && !self.finished {
+            // A whole page of the one millisecond that we stand at, or of the one before it if `created_at_after`
+            // includes it.
             self.offset += PAGE - 1;
             self.seam = last.map(|place| place.id);
             self.without_cursor = true;
