@@ -55,6 +55,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
+/// Clerk's code for a user that it does not have.
+const NO_SUCH_USER: &str = "resource_not_found";
+
 /// The longest text of Clerk's that goes into an error, in characters.
 const MAX_MESSAGE_CHARS: usize = 200;
 
@@ -281,7 +284,10 @@ impl Api {
             path.push(id.as_str());
         }
         let answer = match self.get(url, persistence).await {
-            Err(ApiError::Refused(refusal)) if refusal.status == 404 => return Ok(None),
+            // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the user.
+            Err(ApiError::Refused(refusal)) if refusal.status == 404 && refusal.code == NO_SUCH_USER => {
+                return Ok(None);
+            }
             answer => answer?,
         };
         let found = event::user(&answer.body, reading, answer.read_at)

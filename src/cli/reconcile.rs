@@ -19,7 +19,7 @@ pub(super) struct Reconcile {
     #[arg(long)]
     dry_run: bool,
 
-    /// Delete users that are not at Clerk even if they are many: more than 50, and more than 5 %
+    /// Delete users that are not at Clerk even if they are many (more than 50, and more than 5 %) or most
     #[arg(long)]
     allow_mass_delete: bool,
 
@@ -49,9 +49,9 @@ impl Reconcile {
         } else {
             self.show(&report);
         }
-        if report.withheld > 0 {
+        if let Some(doubt) = report.doubt {
             return Err(Failure::failed(format!(
-                "{} users seem not to be at Clerk, more than one run deletes: look into it, and if it is right, repeat \
+                "{} users seem not to be at Clerk, {doubt}: nobody was deleted; look into it, and if it is right, repeat \
                  with --allow-mass-delete",
                 report.withheld
             )));

@@ -1,12 +1,13 @@
 //! Comparing what is here with what is at Clerk, and mending the difference.
 //!
 //! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
-//! Clerk are deleted only after a complete scan, only if nobody wrote them meanwhile, each only if Clerk says once more
-//! that it does not know it, and never many at once unless that is allowed: an answer that is incomplete must not empty the
-//! table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final.
+//! Clerk are deleted only after a complete scan that saw as many as Clerk counts, only if nobody wrote them meanwhile, only
+//! once Clerk has said of each of them that it does not know it, and never many or most at once unless that is allowed: an
+//! answer that is incomplete, or of another instance, must not empty the table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final.
 
 use std::{
     collections::HashSet,
+    fmt,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -21,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     scan::{Scan, Visit, Window},
 };
 use crate::{
@@ -39,6 +40,9 @@ const DELETIONS: u64 = 50;
 
 /// … or one of so many.
 const DELETIONS_ONE_IN: u64 = 20;
+
+/// Of fewer users than this half may always go.
+const FEW: u64 = 3;
 
 /// Users of a kind that are named in the report.
 const NAMED: usize = 20;
@@ -89,6 +93,45 @@ pub struct Options {
     pub allow_mass_delete: bool,
 }
 
+/// Why users who seem not to be at Clerk are not deleted unless that is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doubt {
+    /// Nobody who is here is there.
+    OtherInstance,
+    /// More than half of those who are here.
+    MostOfThem,
+    /// More than one run deletes.
+    TooMany,
+}
+
+impl Doubt {
+    /// About so many strangers among the users who were here before.
+    fn about(strangers: u64, before: u64) -> Option<Self> {
+        if before >= FEW && strangers >= before {
+            Some(Self::OtherInstance)
+        } else if before >= FEW && strangers.saturating_mul(2) > before {
+            Some(Self::MostOfThem)
+        } else {
+            (strangers > DELETIONS.max(before / DELETIONS_ONE_IN)).then_some(Self::TooMany)
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherInstance => {
+                "not one user of this database is at Clerk: CLERK_SECRET_KEY is probably of another instance"
+            }
+            Self::MostOfThem => {
+                "more than half of all users here: CLERK_SECRET_KEY may be of another instance"
+            }
+            Self::TooMany => "more than one run deletes",
+        })
+    }
+}
+
 /// Users of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Drift {
@@ -111,8 +154,9 @@ pub struct Report {
     pub mended: u64,
     /// Of those not at Clerk.
     pub deleted: u64,
-    /// Not at Clerk as it seems, and not deleted because they are too many.
+    /// Not at Clerk as it seems, and not deleted because there is a doubt.
     pub withheld: u64,
+    pub doubt: Option<Doubt>,
     /// At Clerk, and not usable or not storable.
     pub left_out: Counts,
 }
@@ -176,11 +220,14 @@ pub async fn reconcile(
         report: Mutex::default(),
         tell,
     });
+    // Before the scan adds to them.
+    let before = patiently(|| context.store.count_standing()).await?;
     let scan = Scan::new(context, Filters::default(), context.reading(Source::Reconcile));
-    let (windows, _) = scan.windows().await?;
+    let (windows, counted) = scan.windows().await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     scan.run(windows, &visit).await?;
-    visitor.look_for_strangers(began).await?;
+    check_complete(&context.api, &Filters::default(), visitor.seen(), counted).await?;
+    visitor.look_for_strangers(began, before).await?;
     let report = visitor.with(|report| report.clone());
     for kind in Kind::ALL {
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
@@ -252,6 +299,11 @@ impl Visitor {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How many users Clerk showed, each once.
+    fn seen(&self) -> u64 {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
     async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {
         if users.is_empty() || self.options.dry_run {
             return Ok(());
@@ -264,10 +316,9 @@ impl Visitor {
         Ok(())
     }
 
-    /// Users here that were not seen at Clerk.
-    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>) -> Result<(), Trouble> {
+    /// Users here that were not seen at Clerk; `before` is how many were here when it began.
+    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>, before: u64) -> Result<(), Trouble> {
         let store = &self.context.store;
-        let limit = DELETIONS.max(patiently(|| store.count_standing()).await? / DELETIONS_ONE_IN);
         let mut strangers = Vec::new();
         let mut after: Option<ClerkId> = None;
         loop {
@@ -277,8 +328,10 @@ impl Visitor {
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             strangers.extend(page.into_iter().filter(|id| !seen.contains(&self.hasher.hash_one(id))));
         }
-        if strangers.len() as u64 > limit && !self.options.allow_mass_delete {
+        let doubt = Doubt::about(strangers.len() as u64, before);
+        if doubt.is_some() && !self.options.allow_mass_delete {
             self.with(|report| {
+                report.doubt = doubt;
                 for id in &strangers {
                     report.add(Kind::NotAtClerk, id);
                 }
@@ -288,6 +341,7 @@ impl Visitor {
         }
         let mut strangers = strangers.into_iter();
         let mut asked = JoinSet::new();
+        let mut gone = Vec::new();
         loop {
             while asked.len() < CONFIRMATIONS
                 && let Some(id) = strangers.next()
@@ -295,19 +349,29 @@ impl Visitor {
                 let visitor = Arc::clone(self);
                 asked.spawn(async move { visitor.confirm(id).await });
             }
-            let Some(confirmed) = asked.join_next().await else { return Ok(()) };
-            confirmed.map_err(|_| Trouble::Abandoned)??;
+            let Some(confirmed) = asked.join_next().await else { break };
+            gone.extend(confirmed.map_err(|_| Trouble::Abandoned)??);
         }
+        // Only now: an answer that is no answer ends the run, and nobody is gone on the word of such a server.
+        for id in gone {
+            self.delete(id).await?;
+        }
+        Ok(())
     }
 
-    /// Ask Clerk about one user, and delete it if it is unknown there.
-    async fn confirm(&self, id: ClerkId) -> Result<(), Trouble> {
+    /// Ask Clerk about one user; gives it back if it is unknown there.
+    async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
         let reading = self.context.reading(Source::Reconcile);
         if let Some(found) = self.context.api.user(&id, &reading, Persistence::BACKGROUND).await? {
             // Passed over by the scan, perhaps because it came back meanwhile.
-            return self.visit(vec![found]).await;
+            self.visit(vec![found]).await?;
+            return Ok(None);
         }
         self.with(|report| report.add(Kind::NotAtClerk, &id));
+        Ok(Some(id))
+    }
+
+    async fn delete(&self, id: ClerkId) -> Result<(), Trouble> {
         if self.options.dry_run {
             return Ok(());
         }

@@ -193,10 +193,11 @@ impl CatchUpLoop {
                     deleted = report.deleted,
                     "reconcile finished"
                 );
-                if report.withheld > 0 {
+                if let Some(doubt) = report.doubt {
                     tracing::error!(
                         users = report.withheld,
-                        "so many users seem not to be at Clerk that none was deleted: run `clerk-sync reconcile --dry-run`"
+                        %doubt,
+                        "so many users seem not to be at Clerk that nobody was deleted: run `clerk-sync reconcile --dry-run`"
                     );
                 }
             }

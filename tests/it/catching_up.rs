@@ -11,8 +11,8 @@ use std::{
 };
 
 use chrono::Utc;
-use clerk_sync::clerk::fake::{Behaviour, Bursts, DeletedCursor, Fake, Options, Users};
-use serde_json::Value;
+use clerk_sync::clerk::fake::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::service::{
@@ -26,6 +26,7 @@ on_each_keeper!(
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
+    a_clerk_of_another_instance_deletes_nobody,
     a_dry_run_makes_no_database,
     a_thousand_who_ask_for_one_user_make_one_request,
 );
@@ -57,6 +58,39 @@ impl Clerk {
     fn ids(&self) -> BTreeSet<String> {
         self.users().ids().into_iter().collect()
     }
+}
+
+/// An instance of Clerk with exactly these users: when they signed up, and who they are. It does not know the cursor,
+/// takes `created_at_after` to include the millisecond, and puts no more than `most` users on a page.
+fn listing(users: &[(i64, String)], most: usize) -> Script {
+    let mut users = users.to_vec();
+    users.sort();
+    let shown = |(at, id): &(i64, String)| json!({ "id": id, "created_at": at, "updated_at": at });
+    Script::new(move |path, query| {
+        let parameter = |name: &str| {
+            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<i64>().ok())
+        };
+        let after = parameter("created_at_after").unwrap_or(i64::MIN);
+        let (offset, limit) = (parameter("offset").unwrap_or(0), parameter("limit").unwrap_or(10));
+        let listed = users.iter().filter(|(at, _)| *at >= after);
+        match path.strip_prefix("/v1/users")? {
+            "" => {
+                let limit = usize::try_from(limit).unwrap().min(most);
+                let page: Vec<_> =
+                    listed.skip(usize::try_from(offset).unwrap()).take(limit).map(shown).collect();
+                Some(Canned::new(200, Value::from(page).to_string()))
+            }
+            "/count" => Some(Canned::new(200, json!({ "total_count": listed.count() }).to_string())),
+            id => match users.iter().find(|user| user.1 == id[1..]) {
+                Some(user) => Some(Canned::new(200, shown(user).to_string())),
+                None => Some(Canned::new(404, r#"{"errors":[{"code":"resource_not_found"}]}"#)),
+            },
+        }
+    })
+}
+
+fn behaving(script: Script) -> Behaviour {
+    Behaviour { script, ..Behaviour::default() }
 }
 
 fn backfill(host: &Host, more: &[&str]) -> (Finished, Value) {
@@ -237,7 +271,14 @@ fn a_dry_run_makes_no_database(host: &mut Host) {
 fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     let clerk = Clerk::of(host, 1500);
     assert_eq!(backfill(host, &[]).0.code, Some(0));
+    // It contradicts itself: nothing overrides that.
     clerk.fake.behave(Behaviour { only: Some(0.5), ..Behaviour::default() });
+    let (finished, _) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("Clerk counts 1500 users"), "{finished:?}");
+    assert_eq!(here(host), clerk.ids());
+
+    clerk.fake.behave(Behaviour { only: Some(0.5), count_only_listed: true, ..Behaviour::default() });
     let (finished, report) = reconcile(host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
@@ -247,6 +288,32 @@ fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
     assert_eq!(here(host), clerk.ids());
+}
+
+fn a_clerk_of_another_instance_deletes_nobody(host: &mut Host) {
+    let clerk = Clerk::of(host, 40);
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    let instance = |users: &[(i64, String)]| behaving(listing(users, 500));
+    let others: Vec<_> = (0..60_i64).map(|number| (1000 + number, format!("user_other{number}"))).collect();
+    let half: Vec<_> = ids.iter().take(19).map(|id| (1, id.clone())).collect();
+    for (users, reason) in
+        [(&[][..], "other_instance"), (&others[..], "other_instance"), (&half, "most_of_them")]
+    {
+        clerk.fake.behave(instance(users));
+        let (finished, report) = reconcile(host, &["--dry-run"]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert_eq!(report["doubt"], reason, "{report}");
+        let (finished, report) = reconcile(host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("of another instance"), "{finished:?}");
+        assert_eq!((&report["doubt"], &report["deleted"]), (&reason.into(), &0.into()), "{report}");
+        assert!(here(host).is_superset(&ids));
+        host.sql("DELETE FROM users WHERE clerk_id LIKE 'user_other%'");
+    }
+    let (finished, report) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(report["deleted"], 21, "{report}");
 }
 
 fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
@@ -290,6 +357,71 @@ fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
 /// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.
 fn any_host() -> Host {
     Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
+}
+
+#[test]
+fn nobody_is_gone_on_the_word_of_a_server_that_is_not_clerk() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 40);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    host.set("ADMIN_TOKEN", "t0ken");
+    let service = host.serve();
+    let shown: Vec<_> = ids.iter().skip(10).map(|id| (1, id.clone())).collect();
+    for body in ["<html>404</html>", r#"{"errors":[{"code":"instance_not_found"}]}"#, "{}", ""] {
+        let script = listing(&shown, 500);
+        let missing = ids.iter().take(10).cloned().collect::<Vec<_>>();
+        let odd = Script::new(move |path, query| match path.strip_prefix("/v1/users/") {
+            // Of one of ten it speaks as Clerk would.
+            Some(id) if id == missing[0] => {
+                Some(Canned::new(404, r#"{"errors":[{"code":"resource_not_found"}]}"#))
+            }
+            Some(id) if id != "count" => Some(Canned::new(404, body)),
+            _ => script.answer(path, query),
+        });
+        clerk.fake.behave(behaving(odd));
+        let (finished, _) = reconcile(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{body}: {finished:?}");
+        assert!(finished.stderr.contains("refused the request: 404"), "{finished:?}");
+        assert_eq!(here(&host), ids, "{body}");
+        let answer = service.ask_api("POST", "/v1/users/user_unknown/ensure", Some("Bearer t0ken"));
+        assert_eq!(answer.word(), "clerk_refused", "{body}");
+    }
+}
+
+#[test]
+fn a_walk_ends_however_many_signed_up_in_one_millisecond() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // Ahead of us, so that the windows to begin with have one millisecond each: the second one begins behind a crowd, and
+    // its first page is wholly of the millisecond before it.
+    let at = milliseconds() + 600_000;
+    let crowd = |at: i64, name: &str, count: usize| -> Vec<(i64, String)> {
+        (0..count).map(|number| (at, format!("user_{name}{number:04}"))).collect()
+    };
+    let users = [crowd(at, "a", 1500), crowd(at + 1, "b", 600)].concat();
+    clerk.fake.behave(behaving(listing(&users, 500)));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(here(&host), users.into_iter().map(|(_, id)| id).collect());
+}
+
+#[test]
+fn a_server_that_shows_one_user_again_and_again_is_told() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // Ahead of us, so that nothing is cut off behind it.
+    let at = milliseconds() + 600_000;
+    clerk.fake.behave(behaving(Script::new(move |path, _| {
+        let user = json!({ "id": "user_same", "created_at": at, "updated_at": 1000 });
+        match path {
+            "/v1/users" => Some(Canned::new(200, Value::from(vec![user; 500]).to_string())),
+            _ => Some(Canned::new(200, r#"{"total_count":500}"#)),
+        }
+    })));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("the same users at every offset"), "{finished:?}");
 }
 
 #[test]
