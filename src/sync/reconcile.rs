@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clerk::{
-        api::{Filters, Persistence},
+        api::{Filters, Persistence, can_ask},
         event::Found,
     },
     model::{Change, ClerkId, Content, Delivery, FieldSet, News, Source, Version},
@@ -361,6 +361,15 @@ impl Visitor {
 
     /// Ask Clerk about one user; gives it back if it is unknown there.
     async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
+        if !can_ask(&id) {
+            self.with(|report| {
+                report.left_out.leave_out(
+                    id.as_str(),
+                    "not seen at Clerk, which cannot be asked for such an id".to_owned(),
+                );
+            });
+            return Ok(None);
+        }
         let reading = self.context.reading(Source::Reconcile);
         if let Some(found) = self.context.api.user(&id, &reading, Persistence::BACKGROUND).await? {
             // Passed over by the scan, perhaps because it came back meanwhile.

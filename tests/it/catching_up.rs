@@ -424,6 +424,115 @@ fn a_server_that_shows_one_user_again_and_again_is_told() {
     assert!(finished.stderr.contains("the same users at every offset"), "{finished:?}");
 }
 
+/// What a script says to the request for the list of users, and to that for their number.
+fn saying(answer: Canned) -> Behaviour {
+    behaving(Script::new(move |path, _| (path != "/v1/users/count").then(|| answer.clone())))
+}
+
+#[test]
+fn an_answer_without_an_end_is_not_read_to_it() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    clerk.fake.behave(saying(Canned::new(200, " ".repeat((64 << 20) + 1))));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("more than 64 MiB"), "{finished:?}");
+
+    let code = r#"{"errors":[{"code":"some_code"}]}"#;
+    let long = format!("{code}{}", " ".repeat(64 << 10));
+    for (body, told) in [(code.to_owned(), true), (long, false)] {
+        clerk.fake.behave(saying(Canned::new(400, body)));
+        let (finished, _) = backfill(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("refused the request: 400"), "{finished:?}");
+        assert_eq!(finished.stderr.contains("some_code"), told, "{finished:?}");
+    }
+
+    let users: Vec<_> = (0..501).map(|n| json!({ "id": format!("user_{n}"), "created_at": n })).collect();
+    clerk.fake.behave(saying(Canned::new(200, Value::from(users).to_string())));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("do not understand"), "{finished:?}");
+}
+
+#[test]
+fn an_old_date_of_an_answer_hides_nothing() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    let now = milliseconds();
+    let user = |name: &str, updated_at: i64| {
+        let user = json!({ "id": "user_1", "created_at": 1, "updated_at": updated_at, "first_name": name });
+        let body = Value::from(vec![user]).to_string();
+        let date = ("date", "Tue, 01 Feb 2000 00:00:00 GMT".to_owned());
+        saying(Canned { headers: vec![date], ..Canned::new(200, body) })
+    };
+    for (name, at) in [("Ada", now - 20_000), ("Augusta", now - 10_000)] {
+        clerk.fake.behave(user(name, at));
+        assert_eq!(reconcile(&host, &[]).0.code, Some(0));
+        assert_eq!(first_names(&host)["user_1"], name);
+        let at_all =
+            host.count(&format!("entity_versions WHERE version = {at} AND event_at > {now} - 60000"));
+        assert_eq!(at_all, 1, "{name}");
+    }
+}
+
+#[test]
+fn no_id_is_asked_for_as_another() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 8);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    let odd = ["count", "..", ".", "user_1\tb", "user_1\n", "a/b", "a?b", "%2e%2e"];
+    let service = host.serve();
+    for id in odd {
+        let event = user("user.created", id, milliseconds() - 1000, "Odd");
+        assert_eq!(service.post(&post(&event)).word(), "applied", "{id:?}");
+    }
+    service.stop();
+    let before = clerk.fake.requests().len();
+    let (finished, report) = reconcile(&host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!((&report["deleted"], &report["left_out"]["left_out"]), (&0.into(), &8.into()), "{report}");
+    assert!(!finished.stderr.contains('\t'), "{finished:?}");
+    for id in &odd[..1] {
+        host.sql(&format!("DELETE FROM users WHERE clerk_id = '{id}'"));
+        assert_eq!(host.run(&["ensure", id]).code, Some(1));
+    }
+    let asked = clerk.fake.requests();
+    let paths = asked[before..].iter().filter(|request| !request.path.starts_with("/v1/users/count"));
+    assert!(paths.clone().all(|request| request.path == "/v1/users"), "{:?}", paths.collect::<Vec<_>>());
+    assert!(here(&host).is_superset(&ids));
+}
+
+#[test]
+fn nothing_that_a_server_says_of_anybody_is_told() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    let (head, tail) = KEY.split_at(12);
+    let refusal = |status: u16, code: &str, trace_id: &str| {
+        let message = format!("ada@example.com {head}\u{7}{tail} \u{1b}[31m");
+        let error = json!({ "code": code, "message": message, "long_message": message });
+        let body = json!({ "errors": [error], "clerk_trace_id": trace_id });
+        saying(Canned::new(status, body.to_string()))
+    };
+    for (status, code, trace_id, told) in [
+        (400, "form_param_invalid", "trace-1_A", true),
+        (401, "ada@example.com", "\u{1b}[31m", false),
+        (422, KEY, KEY, false),
+        (403, &format!("{head}\u{7}{tail}"), &format!("{head}\u{7}{tail}"), false),
+    ] {
+        clerk.fake.behave(refusal(status, code, trace_id));
+        let (finished, _) = backfill(&host, &[]);
+        assert_ne!(finished.code, Some(0), "{finished:?}");
+        let stderr = &finished.stderr;
+        assert!(stderr.contains(&status.to_string()), "{finished:?}");
+        assert_eq!(stderr.contains(code) && stderr.contains(trace_id), told, "{finished:?}");
+        for secret in ["example.com", tail, "\u{7}", "[31m"] {
+            assert!(!stderr.contains(secret), "{secret:?}: {finished:?}");
+        }
+    }
+}
+
 #[test]
 fn users_who_leave_during_a_backfill_hide_nobody_else() {
     for deleted_cursor in [DeletedCursor::NotFound422, DeletedCursor::EmptyPage, DeletedCursor::GoOn] {
