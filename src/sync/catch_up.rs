@@ -51,7 +51,7 @@ pub enum Trouble {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
-        "Clerk counts {counted} users and showed only {seen} of them, so its list is not complete: nothing was deleted; \
+        "Clerk counts {counted} users and showed only {seen} of them, so its list is not complete; nobody was deleted: \
          try again later"
     )]
     Incomplete { seen: u64, counted: u64 },

@@ -379,7 +379,10 @@ impl Track {
 
         let was_without_cursor = step.cursor.is_none() || ignores_cursor;
         self.without_cursor = false;
-        self.finished = past_the_end || (!full && (was_without_cursor || step.from == i64::MIN));
+        // A page may be short because the server shows fewer at once than it is asked for: only one with nobody new is the
+        // last, or the last one of those that are overlapped by offsets.
+        let is_last = fresh.is_empty() || step.offset > 0;
+        self.finished = past_the_end || (!full && was_without_cursor && is_last);
         if !full && !self.finished {
             // The end, or a cursor whose user is gone.
             self.without_cursor = true;
