@@ -59,6 +59,12 @@ impl Reconcile {
         if report.left_out.left_out > 0 {
             return Err(Failure::failed(left_out_text(report.left_out.left_out, &report.left_out)));
         }
+        if report.unmended > 0 {
+            return Err(Failure::failed(format!(
+                "{} users could not be mended: newer here by the register",
+                report.unmended
+            )));
+        }
         if self.dry_run && report.has_drift() {
             return Err(Failure::failed("there is drift"));
         }
@@ -78,7 +84,7 @@ impl Reconcile {
             };
             say!("{:>9}  {meaning}", drift.users);
             for id in &drift.ids {
-                say!("           {id}");
+                say!("           {}", id.escape_debug());
             }
             if drift.users > drift.ids.len() as u64 {
                 say!("           …");

@@ -60,7 +60,7 @@ pub enum Kind {
     Missing,
     /// Older here.
     Stale,
-    /// As new here, and not the same.
+    /// As new here or newer, and not the same.
     Different,
     /// Here, and not at Clerk.
     NotAtClerk,
@@ -152,6 +152,8 @@ pub struct Report {
     pub erased_here: Drift,
     /// Written, of the first three.
     pub mended: u64,
+    /// Different, and newer here by the register, so that no rule lets the API's older state in.
+    pub unmended: u64,
     /// Of those not at Clerk.
     pub deleted: u64,
     /// Not at Clerk as it seems, and not deleted because there is a doubt.
@@ -273,8 +275,10 @@ impl Visit for Visitor {
                 match difference(&found, &known, self.context.rules.fields) {
                     Some(kind) => {
                         report.add(kind, &found.clerk_id);
-                        if kind != Kind::ErasedHere {
+                        if can_mend(&found, kind, &known) {
                             to_mend.push(found);
+                        } else if kind != Kind::ErasedHere {
+                            report.unmended += 1;
                         }
                     }
                     None => {
@@ -419,12 +423,22 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Kind> {
     }
     let Some(user) = known.users.get(&found.clerk_id) else { return Some(Kind::Missing) };
     let here = register.map_or(i64::MIN, |register| register.version.version);
+    let differs = || !user.profile.clone().apply(patch, fields).is_empty();
     match version.version.cmp(&here) {
         std::cmp::Ordering::Greater => Some(Kind::Stale),
-        std::cmp::Ordering::Equal => {
-            (!user.profile.clone().apply(patch, fields).is_empty()).then_some(Kind::Different)
+        std::cmp::Ordering::Equal => differs().then_some(Kind::Different),
+        std::cmp::Ordering::Less => {
+            // Else a webhook was faster than the list.
+            let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
+            (read_later && differs()).then_some(Kind::Different)
         }
-        // A webhook was faster than the list.
-        std::cmp::Ordering::Less => None,
     }
+}
+
+/// Whether the rules let in what Clerk shows.
+fn can_mend(found: &Found, kind: Kind, known: &Known) -> bool {
+    let Content::Change(change) = &found.delivery.content else { return false };
+    let is_newer =
+        || known.registers.get(&found.clerk_id).is_none_or(|register| change.version > register.version);
+    kind == Kind::Missing || (kind != Kind::ErasedHere && is_newer())
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -412,16 +412,92 @@ fn a_server_that_shows_one_user_again_and_again_is_told() {
     let clerk = Clerk::of(&mut host, 0);
     // Ahead of us, so that nothing is cut off behind it.
     let at = milliseconds() + 600_000;
-    clerk.fake.behave(behaving(Script::new(move |path, _| {
+    clerk.fake.behave(behaving(Script::new(move |path, query| {
         let user = json!({ "id": "user_same", "created_at": at, "updated_at": 1000 });
         match path {
-            "/v1/users" => Some(Canned::new(200, Value::from(vec![user; 500]).to_string())),
+            "/v1/users" => {
+                let users = vec![user; if query.contains("limit=500") { 500 } else { 1 }];
+                Some(Canned::new(200, Value::from(users).to_string()))
+            }
             _ => Some(Canned::new(200, r#"{"total_count":500}"#)),
         }
     })));
     let (finished, _) = backfill(&host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("the same users at every offset"), "{finished:?}");
+}
+
+#[test]
+fn a_list_that_is_shorter_than_clerk_counts_is_no_success() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // A server that puts fewer on a page than it is asked for.
+    let users: Vec<_> = (0..1200_i64).map(|number| (1000 + number, format!("user_{number:04}"))).collect();
+    clerk.fake.behave(behaving(listing(&users, 100)));
+    let (finished, summary) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((summary["applied"].as_u64(), here(&host).len()), (Some(1200), 1200), "{summary}");
+
+    let lists = listing(&users[..1100], 500);
+    clerk.fake.behave(behaving(Script::new(move |path, query| match path {
+        "/v1/users/count" => Some(Canned::new(200, r#"{"total_count":1200}"#)),
+        _ => lists.answer(path, query),
+    })));
+    for _ in 0..2 {
+        let (finished, _) = backfill(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("Clerk counts 1200 users and showed only 1100"), "{finished:?}");
+    }
+    assert_eq!(host.count("sync_runs WHERE finished_at IS NULL"), 1);
+}
+
+#[test]
+fn a_clerk_that_refuses_without_a_wait_is_not_pestered_and_failures_are_told_at_once() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    let refused = Canned { headers: vec![("retry-after", "0".to_owned())], ..Canned::new(429, "{}") };
+    clerk.fake.behave(saying(refused));
+    assert_eq!(host.run(&["ensure", "user_1"]).code, Some(69));
+    // Nine a second, in the eight seconds that somebody waits for a page, would be seventy.
+    let asked = clerk.fake.requests().len();
+    assert!(asked < 30, "{asked} requests");
+
+    let left = AtomicUsize::new(3);
+    clerk.fake.behave(behaving(Script::new(move |_, _| {
+        let fails = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        fails.then(|| Canned::new(503, r#"{"errors":[{"code":"internal_clerk_error"}]}"#))
+    })));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let told = finished.stderr.matches("it is asked again").count();
+    assert!(told == 1 && finished.stderr.contains("503 internal_clerk_error"), "{finished:?}");
+
+    clerk.fake.behave(saying(Canned::new(400, "{}")));
+    host.set("RECONCILE_INTERVAL", "1s");
+    let service = host.serve();
+    eventually("a failure", || service.metric("clerk_sync_catch_up_failures_total").is_some());
+}
+
+#[test]
+fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 5);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.users().ids();
+    // As after an event that did not say when the user was updated: newer here than the API will ever say.
+    host.sql("UPDATE entity_versions SET version = version + 1000, event_at = event_at - 60000");
+    host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[0]));
+    host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[1]));
+    let (finished, report) = reconcile(&host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!((&report["missing"]["users"], &report["different"]["users"]), (&1.into(), &1.into()));
+    let (finished, report) = reconcile(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("1 users could not be mended"), "{finished:?}");
+    assert_eq!((&report["mended"], &report["unmended"]), (&1.into(), &1.into()), "{report}");
+    let mut expected = names_at(&clerk);
+    expected.insert(ids[1].clone(), "Tampered".to_owned());
+    assert_eq!(first_names(&host), expected);
 }
 
 /// What a script says to the request for the list of users, and to that for their number.
