@@ -357,7 +357,9 @@ impl Track {
         }
         let (first, last) = (page.first().cloned_place(), page.last().cloned_place());
         if let (Some(first), Some(last)) = (&first, &last) {
-            self.density = (page.len(), (last.created_at - first.created_at + 1).max(1));
+            // Behind a short page there is probably nobody, and nothing to cut off.
+            let users = if full { page.len() } else { 0 };
+            self.density = (users, (last.created_at - first.created_at + 1).max(1));
         }
         let stand = self.window.last.as_ref().map(|place| place.created_at);
         let fresh: Vec<Found> = page
