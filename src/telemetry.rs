@@ -55,6 +55,8 @@ pub const BACKFILL_USERS: &str = "clerk_sync_backfill_users_total";
 pub const RECONCILE_DRIFT: &str = "clerk_sync_reconcile_drift";
 /// Gauge, in unix seconds: when a reconcile last ran to its end.
 pub const RECONCILE_LAST_SUCCESS: &str = "clerk_sync_reconcile_last_success_timestamp_seconds";
+/// Counter: backfills and reconciles of the service that failed, to be tried again.
+pub const CATCH_UP_FAILURES: &str = "clerk_sync_catch_up_failures_total";
 
 /// Gauge by `sink` and `state`: messages in `outbox`, pending and dead.
 pub const OUTBOX_DEPTH: &str = "clerk_sync_outbox_depth";
@@ -239,6 +241,11 @@ fn describe() {
         RECONCILE_LAST_SUCCESS,
         Unit::Seconds,
         "When a reconcile last ran to its end, in unix time; absent until the first."
+    );
+    describe_counter!(
+        CATCH_UP_FAILURES,
+        Unit::Count,
+        "Backfills and reconciles of the service that failed, to be tried again."
     );
     describe_gauge!(OUTBOX_DEPTH, Unit::Count, "Messages in outbox, by sink and state.");
     describe_gauge!(OUTBOX_OLDEST, Unit::Seconds, "How long the oldest pending message waits, by sink.");

@@ -15,11 +15,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use metrics::counter;
-use reqwest::{Client, StatusCode, header, redirect};
+use reqwest::{Client, Response, StatusCode, header, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -31,7 +30,7 @@ use url::Url;
 
 use super::{
     Clock,
-    event::{self, Found, Reading},
+    event::{self, Found, Moment, Reading},
 };
 use crate::{model::ClerkId, telemetry};
 
@@ -52,11 +51,26 @@ const FIRST_ATTEMPTS: u32 = 6;
 /// The longest wait between two attempts that we choose ourselves.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
+/// Attempts that fail are told this often.
+const WARN_EVERY: Duration = Duration::from_secs(30);
+
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
-/// The longest text of Clerk's that goes into an error, in characters.
-const MAX_MESSAGE_CHARS: usize = 200;
+/// Clerk's code for a user that it does not have.
+const NO_SUCH_USER: &str = "resource_not_found";
+
+/// The longest answer that is read, in bytes: more than a hundred kilobytes for each user of a page.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The longest body of an error that is read, in bytes.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// The longest code or trace id of Clerk's that goes into an error, in bytes.
+const MAX_WORD_BYTES: usize = 64;
+
+/// A `Date` that is further behind our clock is not believed: it is of a cache, or of a clock that is wrong.
+const OLDEST_DATE: TimeDelta = TimeDelta::hours(1);
 
 /// Requests a second that leave a tenth of what Clerk allows to the application: 1,000 in 10 s in production, 100 in
 /// development.
@@ -130,6 +144,8 @@ pub struct Api {
     answered: AtomicBool,
     /// Nobody asks before this: Clerk said so.
     paused_until: Mutex<Instant>,
+    /// When it was last said that an attempt failed.
+    warned: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
@@ -147,31 +163,45 @@ pub enum ApiError {
     Unintelligible(String),
 }
 
-/// An error of Clerk's in its own words.
+/// An error of Clerk's, without its message: that may quote whatever was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: u16,
+    /// Empty if there is none.
     pub code: String,
-    message: String,
     trace_id: Option<String>,
+}
+
+impl Refusal {
+    /// What the code means, where it helps.
+    fn meaning(&self) -> &'static str {
+        match self.code.as_str() {
+            "authorization_header_format_invalid" => ": the key has not the form of one",
+            "clerk_key_invalid" => ": there is no such key",
+            "instance_not_found" => ": the instance of the key does not exist",
+            "too_many_requests" => ": too many requests",
+            "internal_clerk_error" => ": an error at Clerk",
+            _ if (300..400).contains(&self.status) => ": it points elsewhere; is CLERK_API_URL right?",
+            _ => "",
+        }
+    }
 }
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.status)?;
-        for text in [&self.code, &self.message] {
-            if !text.is_empty() {
-                write!(f, " {text}")?;
-            }
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
         }
+        f.write_str(self.meaning())?;
         self.trace_id.as_ref().map_or(Ok(()), |trace_id| write!(f, " (clerk_trace_id {trace_id})"))
     }
 }
 
 /// A body, and when what it says was true.
 struct Answer {
-    body: Bytes,
-    read_at: DateTime<Utc>,
+    body: Vec<u8>,
+    moment: Moment,
 }
 
 /// How one attempt ended without an answer.
@@ -210,6 +240,7 @@ impl Api {
             line: AsyncMutex::default(),
             answered: AtomicBool::new(false),
             paused_until: Mutex::new(Instant::now()),
+            warned: Mutex::default(),
             clock,
         })
     }
@@ -243,7 +274,8 @@ impl Api {
             }
         }
         let answer = self.get(url, Persistence::BACKGROUND).await?;
-        event::users(&answer.body, reading, answer.read_at)
+        event::users(&answer.body, reading, answer.moment)
+            .filter(|users| users.len() <= list.limit)
             .ok_or_else(|| ApiError::Unintelligible("no list of users that each have an id".to_owned()))
     }
 
@@ -266,7 +298,7 @@ impl Api {
         Ok(count.total_count)
     }
 
-    /// One user; `None` if Clerk does not know this id.
+    /// One user; `None` if Clerk does not know this id, or it is not one that can be [asked for](can_ask).
     ///
     /// # Errors
     /// As [`ApiError`] says.
@@ -276,15 +308,21 @@ impl Api {
         reading: &Reading,
         persistence: Persistence,
     ) -> Result<Option<Found>, ApiError> {
+        if !can_ask(id) {
+            return Ok(None);
+        }
         let mut url = self.url("users", &Filters::default());
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(id.as_str());
         }
         let answer = match self.get(url, persistence).await {
-            Err(ApiError::Refused(refusal)) if refusal.status == 404 => return Ok(None),
+            // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the user.
+            Err(ApiError::Refused(refusal)) if refusal.status == 404 && refusal.code == NO_SUCH_USER => {
+                return Ok(None);
+            }
             answer => answer?,
         };
-        let found = event::user(&answer.body, reading, answer.read_at)
+        let found = event::user(&answer.body, reading, answer.moment)
             .filter(|found| found.clerk_id == *id)
             .ok_or_else(|| ApiError::Unintelligible("not the user that was asked for".to_owned()))?;
         Ok(Some(found))
@@ -303,6 +341,7 @@ impl Api {
     async fn get(&self, url: Url, persistence: Persistence) -> Result<Answer, ApiError> {
         let deadline = Instant::now() + persistence.within;
         let mut attempts = 0;
+        let mut too_early = 0;
         loop {
             let turn = timeout_at(deadline, self.turn(deadline, persistence.in_line)).await;
             turn.unwrap_or(Err(()))
@@ -311,7 +350,9 @@ impl Api {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Refused(error)) => return Err(error),
                 Err(Failed::TooEarly { wait }) => {
-                    self.pause(wait);
+                    too_early += 1;
+                    // It may say that it takes no time, and refuse again.
+                    self.pause(wait.max(full_jitter(too_early)));
                     continue;
                 }
                 Err(Failed::Again { why, wait }) => (why, wait),
@@ -323,7 +364,11 @@ impl Api {
             if attempts >= allowed.min(persistence.attempts) || Instant::now() + wait >= deadline {
                 return Err(self.unreachable(&why));
             }
-            tracing::debug!(why, attempts, "Clerk's API is asked again");
+            if self.is_time_to_warn() {
+                tracing::warn!(why, attempts, "Clerk's API does not answer as it should; it is asked again");
+            } else {
+                tracing::debug!(why, attempts, "Clerk's API is asked again");
+            }
             sleep(wait).await;
         }
     }
@@ -346,6 +391,16 @@ impl Api {
         }
     }
 
+    /// Whether nothing was said of failed attempts lately.
+    fn is_time_to_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if is_time {
+            *warned = Some(Instant::now());
+        }
+        is_time
+    }
+
     /// Keep everybody from asking for a while.
     fn pause(&self, wait: Duration) {
         let until = Instant::now() + wait;
@@ -361,7 +416,7 @@ impl Api {
 
     async fn attempt(&self, url: Url, within: Duration) -> Result<Answer, Failed> {
         let sent_at = (self.clock)();
-        let answer = self
+        let mut answer = self
             .client
             .get(url)
             .bearer_auth(self.key.expose_secret())
@@ -375,15 +430,25 @@ impl Api {
         counter!(telemetry::API_REQUESTS, "status" => status.as_u16().to_string()).increment(1);
         let header =
             |name: header::HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
-        let retry_after = header(header::RETRY_AFTER)
-            .and_then(|seconds| seconds.trim().parse().ok())
-            .map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER));
-        let date = header(header::DATE).and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        let date = header(header::DATE).and_then(time);
+        let retry_after =
+            header(header::RETRY_AFTER).and_then(|value| retry_after(value, date.unwrap_or(sent_at)));
         // What was read is no newer than either clock says.
-        let read_at = date.map_or(sent_at, |date| date.to_utc().min(sent_at));
-        let body = answer.bytes().await.map_err(|error| no_answer(&error))?;
+        let read_at =
+            date.filter(|date| sent_at - *date <= OLDEST_DATE).map_or(sent_at, |at| at.min(sent_at));
+        let body =
+            body(&mut answer, if status == StatusCode::OK { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES });
+        let body = match body.await.map_err(|error| no_answer(&error))? {
+            Some(body) => body,
+            // What is wrong is told by the status.
+            None if status != StatusCode::OK => Vec::new(),
+            None => {
+                let what = format!("more than {} MiB at once", MAX_ANSWER_BYTES >> 20);
+                return Err(Failed::Refused(ApiError::Unintelligible(what)));
+            }
+        };
         match status {
-            StatusCode::OK => Ok(Answer { body, read_at }),
+            StatusCode::OK => Ok(Answer { body, moment: Moment { read_at, now: sent_at } }),
             StatusCode::TOO_MANY_REQUESTS => {
                 Err(Failed::TooEarly { wait: retry_after.unwrap_or(Duration::from_secs(1)) })
             }
@@ -408,20 +473,21 @@ impl Api {
         #[serde(default)]
         struct Error {
             code: String,
-            message: String,
         }
         let mut errors: Errors = serde_json::from_slice(body).unwrap_or_default();
         let error = if errors.errors.is_empty() { Error::default() } else { errors.errors.swap_remove(0) };
-        // One line, and never the key, should anybody send it back to us.
-        let shown = |text: String| -> String {
-            let text = text.replace(self.key.expose_secret(), "(the key)");
-            text.chars().filter(|character| !character.is_control()).take(MAX_MESSAGE_CHARS).collect()
+        // A word, and never the key, should anybody send it back to us.
+        let is_word = |text: &String, in_words: fn(u8) -> bool| {
+            (1..=MAX_WORD_BYTES).contains(&text.len())
+                && text.bytes().all(in_words)
+                && !text.contains(self.key.expose_secret())
         };
+        let in_codes = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let in_ids = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
         Refusal {
             status: status.as_u16(),
-            code: shown(error.code),
-            message: shown(error.message),
-            trace_id: errors.clerk_trace_id.map(shown),
+            code: Some(error.code).filter(|code| is_word(code, in_codes)).unwrap_or_default(),
+            trace_id: errors.clerk_trace_id.filter(|id| is_word(id, in_ids)),
         }
     }
 
@@ -433,6 +499,36 @@ impl Api {
             why: why.to_owned(),
         }
     }
+}
+
+/// Whether an id can stand in a path, where others would name another id or another route: `..`, or `count`.
+pub fn can_ask(id: &ClerkId) -> bool {
+    id.as_str() != "count"
+        && id.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+/// A body; `None` if it is longer than this.
+async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if body.len() + chunk.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+/// A time as HTTP writes it.
+fn time(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc2822(text.trim()).ok().map(|at| at.to_utc())
+}
+
+/// How long a `Retry-After` asks to wait, be it in seconds or until a time.
+fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let seconds = value.trim().parse().ok().map(Duration::from_secs);
+    let until = || Some((time(value)? - now).to_std().unwrap_or_default());
+    seconds.or_else(until).map(|wait| wait.min(LONGEST_RETRY_AFTER))
 }
 
 impl std::fmt::Debug for Api {

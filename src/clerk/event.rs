@@ -137,14 +137,14 @@ pub struct Found {
     pub delivery: Delivery,
 }
 
-/// Understand users of the Backend API as they stood at `read_at`; `None` if one of them has no id, or this is no
+/// Understand users of the Backend API as they stood then; `None` if one of them has no id, or this is no
 /// list of users at all.
-pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Vec<Found>> {
+pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let text = decoded(body);
     let json = storable(&text);
     let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
     let mut users: Vec<Found> =
-        users.into_iter().map(|user| found(user.get(), reading, read_at)).collect::<Option<_>>()?;
+        users.into_iter().map(|user| found(user.get(), reading, moment)).collect::<Option<_>>()?;
     // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
     let mut neighbour = users.iter().map(|user| user.created_at).find(|at| *at != UNSAID).unwrap_or(UNSAID);
     for user in &mut users {
@@ -157,9 +157,9 @@ pub(super) fn users(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> O
 }
 
 /// The same for one user.
-pub(super) fn user(body: &[u8], reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
+pub(super) fn user(body: &[u8], reading: &Reading, moment: Moment) -> Option<Found> {
     let text = decoded(body);
-    found(&storable(&text), reading, read_at)
+    found(&storable(&text), reading, moment)
 }
 
 /// Stands for a time of sign-up that is absent, or no time at all.
@@ -173,12 +173,22 @@ pub struct Reading {
     pub fields: FieldSet,
 }
 
-fn found(json: &str, reading: &Reading, read_at: DateTime<Utc>) -> Option<Found> {
+/// When something was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// What it says was true then.
+    pub(super) read_at: DateTime<Utc>,
+    /// The present by our clock.
+    pub(super) now: DateTime<Utc>,
+}
+
+fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
+    let Moment { read_at, now } = moment;
     let data = object(json)?;
     let clerk_id = data.get("id").and_then(string).and_then(ClerkId::new)?;
     let created_at = data.get("created_at").and_then(integer).and_then(instant);
     let updated_at =
-        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, read_at));
+        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, now));
     let content = match read_patch(&data, reading.fields) {
         Ok(patch) => Content::Change(Change {
             clerk_id: clerk_id.clone(),

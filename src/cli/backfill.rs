@@ -165,7 +165,8 @@ pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
     let mut text = format!("{left_out} users were left out:");
     for reason in &counts.reasons {
         text.push_str("\n  ");
-        text.push_str(&reason.clerk_id);
+        // Whatever it is, it does not steer the terminal.
+        text.extend(reason.clerk_id.escape_debug());
         text.push_str(": ");
         text.push_str(&reason.reason);
     }

@@ -19,7 +19,7 @@ pub(super) struct Reconcile {
     #[arg(long)]
     dry_run: bool,
 
-    /// Delete users that are not at Clerk even if they are many: more than 50, and more than 5 %
+    /// Delete users that are not at Clerk even if they are many (more than 50, and more than 5 %) or most
     #[arg(long)]
     allow_mass_delete: bool,
 
@@ -49,15 +49,21 @@ impl Reconcile {
         } else {
             self.show(&report);
         }
-        if report.withheld > 0 {
+        if let Some(doubt) = report.doubt {
             return Err(Failure::failed(format!(
-                "{} users seem not to be at Clerk, more than one run deletes: look into it, and if it is right, repeat \
+                "{} users seem not to be at Clerk, {doubt}: nobody was deleted; look into it, and if it is right, repeat \
                  with --allow-mass-delete",
                 report.withheld
             )));
         }
         if report.left_out.left_out > 0 {
             return Err(Failure::failed(left_out_text(report.left_out.left_out, &report.left_out)));
+        }
+        if report.unmended > 0 {
+            return Err(Failure::failed(format!(
+                "{} users could not be mended: newer here by the register",
+                report.unmended
+            )));
         }
         if self.dry_run && report.has_drift() {
             return Err(Failure::failed("there is drift"));
@@ -81,7 +87,7 @@ impl Reconcile {
             };
             say!("{:>9}  {meaning}", drift.users);
             for id in &drift.ids {
-                say!("           {id}");
+                say!("           {}", id.escape_debug());
             }
             if drift.users > drift.ids.len() as u64 {
                 say!("           …");

@@ -220,7 +220,9 @@ impl Work<'_> {
         }
         let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id));
         let registers = transaction.registers(&ids).await?;
-        let news = changes.iter().filter(|(_, change)| is_news(change, registers.get(&change.clerk_id)));
+        let news = changes
+            .iter()
+            .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
         let ids = sorted(news.map(|(_, change)| &change.clerk_id));
         let users = transaction.users(&ids, self.rules.fields).await?;
 

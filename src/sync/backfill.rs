@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete},
     scan::{Scan, Visit, Window},
 };
 use crate::{
@@ -136,11 +136,19 @@ struct Visitor {
 
 impl Visitor {
     async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
-        let scan = Scan::new(&self.context, filters, self.context.reading(Source::Backfill));
+        let scan = Scan::new(&self.context, filters.clone(), self.context.reading(Source::Backfill));
         let windows = self.begin(batch, &scan).await?;
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
         scan.run(windows, &visitor).await?;
         let mut ledger = self.ledger.lock().await;
+        let (seen, expected) = (ledger.progress.counts.seen, ledger.progress.expected);
+        let complete = check_complete(&self.context.api, &filters, seen, expected).await;
+        if matches!(complete, Err(Trouble::Incomplete { .. })) {
+            // There is nothing to go on with: the next run begins anew.
+            ledger.progress = Progress::default();
+            ledger.save().await?;
+        }
+        complete?;
         ledger.progress.batch = batch + 1;
         ledger.progress.windows = None;
         ledger.save().await

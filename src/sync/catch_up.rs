@@ -12,7 +12,7 @@ use tokio::{
 use super::{Clock, Rules, apply};
 use crate::{
     clerk::{
-        api::{Api, ApiError},
+        api::{Api, ApiError, Filters},
         event::{Found, Reading},
     },
     model::{Content, Delivery, Outcome, Source},
@@ -50,6 +50,11 @@ pub enum Trouble {
     Api(#[from] ApiError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "Clerk counts {counted} users and showed only {seen} of them, so its list is not complete; nobody was deleted: \
+         try again later"
+    )]
+    Incomplete { seen: u64, counted: u64 },
     #[error("another process goes on with this run")]
     TakenOver,
     #[error("the run was stopped")]
@@ -231,6 +236,23 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
 /// Whether asking again cannot help.
 fn is_hopeless(error: &StoreError) -> bool {
     matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema)
+}
+
+/// Refuse a walk that saw clearly fewer users than Clerk counts, more than can have left meanwhile. `counted` is what it
+/// counted before, if it was asked.
+pub(super) async fn check_complete(
+    api: &Api,
+    filters: &Filters,
+    seen: u64,
+    counted: Option<u64>,
+) -> Result<(), Trouble> {
+    let Some(before) = counted.filter(|counted| falls_short(seen, *counted)) else { return Ok(()) };
+    let counted = before.min(api.count(filters).await?);
+    if falls_short(seen, counted) { Err(Trouble::Incomplete { seen, counted }) } else { Ok(()) }
+}
+
+fn falls_short(seen: u64, counted: u64) -> bool {
+    counted.saturating_sub(seen) > (counted / 100).max(10) || seen.saturating_mul(2) < counted
 }
 
 /// Ask the database again while it is away for a moment.

@@ -11,7 +11,7 @@ use super::{Rules, news};
 use crate::{
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Delivery, EraseIf, Field, News, Outcome, Patch, Profile,
-        Register, User, Version,
+        Register, Source, User, Version,
     },
     store::{Advance, Outgoing},
 };
@@ -60,11 +60,18 @@ pub struct Erasure {
 }
 
 /// Whether a change can matter, so that its user's row has to be loaded.
-pub fn is_news(change: &Change, register: Option<&Register>) -> bool {
+pub fn is_news(delivery: &Delivery, change: &Change, register: Option<&Register>) -> bool {
     match (&change.news, register) {
-        (News::Upsert { .. }, Some(register)) => !register.deleted && change.version > register.version,
+        (News::Upsert { .. }, Some(register)) => {
+            !register.deleted && (change.version > register.version || shows_state(delivery.source))
+        }
         _ => true,
     }
+}
+
+/// Whether it shows a user as Clerk has it, and not what once changed.
+fn shows_state(source: Source) -> bool {
+    matches!(source, Source::Backfill | Source::Reconcile | Source::Api)
 }
 
 /// Decide about changes that were never seen before, in the order in which they came.
@@ -81,7 +88,8 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             let (delivery, change) = changes[index];
             plan.outcomes[index] = match &change.news {
                 News::Upsert { patch, created_at } => {
-                    match fold.upsert(change, patch, *created_at, rules, now) {
+                    let restores = shows_state(delivery.source) && fold.user.is_none();
+                    match fold.upsert(change, patch, *created_at, restores, rules, now) {
                         Step::Stale => Outcome::Stale,
                         Step::Unchanged => Outcome::Unchanged,
                         Step::Wrote(action, changed_fields) => {
@@ -207,19 +215,26 @@ impl Fold {
         marked.unwrap_or(delivery.event_at).min(now)
     }
 
+    /// `restores`: there is no row, and it may come back from a user as Clerk shows it, though not the newest that we heard
+    /// of. What is newer is still to come, or was removed with the row.
     fn upsert(
         &mut self,
         change: &Change,
         patch: &Patch,
         created_at: Option<DateTime<Utc>>,
+        restores: bool,
         rules: &Rules,
         now: DateTime<Utc>,
     ) -> Step {
-        if self.register.as_ref().is_some_and(|known| known.deleted || change.version <= known.version) {
+        let known = self.register.as_ref();
+        let is_newer = known.is_none_or(|known| change.version > known.version);
+        if known.is_some_and(|known| known.deleted) || !(is_newer || restores) {
             return Step::Stale;
         }
-        let held_until = self.held_until();
-        self.register = Some(Register { version: change.version.clone(), deleted: false, held_until });
+        if is_newer {
+            let held_until = self.held_until();
+            self.register = Some(Register { version: change.version.clone(), deleted: false, held_until });
+        }
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();
@@ -317,7 +332,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::{Content, DeletionPolicy, FieldSet, Source, SvixId, Value};
+    use crate::model::{Content, DeletionPolicy, FieldSet, SvixId, Value};
 
     fn rules() -> Rules {
         Rules::new(FieldSet::ALL, DeletionPolicy::Auto)
@@ -546,6 +561,28 @@ mod tests {
         assert_eq!((plan.gone.len(), plan.outcomes[0]), (1, Outcome::Stale));
         let standing = planned(&[deleted("msg_1", 20)], known(register(true, None), Some(row(None))));
         assert!(standing.gone.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_is_gone_comes_back_from_what_the_api_shows_though_it_is_older() {
+        let register = |deleted| Register { version: version(9, "msg_0"), deleted, held_until: None };
+        let read = |source| Delivery { source, ..named("", 2, "Ada") };
+        for source in [Source::Backfill, Source::Reconcile, Source::Api] {
+            let plan = planned(&[read(source)], known(register(false), None));
+            assert_eq!(plan.outcomes, [Outcome::Applied], "{source:?}");
+            assert_eq!(plan.inserts.len(), 1, "{source:?}");
+            assert!(plan.registers.is_empty(), "what is newest stays known");
+            // Not if it stands, and nobody comes back from the dead.
+            let stands = planned(&[read(source)], known(register(false), Some(row(None))));
+            assert_eq!(stands.outcomes, [Outcome::Stale], "{source:?}");
+            assert_eq!(planned(&[read(source)], known(register(true), None)).outcomes, [Outcome::Stale]);
+            let (delivery, older) = (read(source), register(false));
+            let Content::Change(change) = &delivery.content else { panic!("a change") };
+            assert!(is_news(&delivery, change, Some(&older)), "its row has to be looked for");
+        }
+        // An old event says nothing of the present.
+        let plan = planned(&[named("msg_1", 2, "Ada")], known(register(false), None));
+        assert_eq!(plan.outcomes, [Outcome::Stale]);
     }
 
     #[test]

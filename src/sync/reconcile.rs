@@ -1,13 +1,15 @@
 //! Comparing what is here with what is at Clerk, and mending the difference.
 //!
 //! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
-//! Clerk are deleted only after a complete scan, only if nobody wrote them meanwhile, each only if Clerk says once more
-//! that it does not know it, and never many at once unless that is allowed: an answer that is incomplete must not empty the
-//! table. Whoever is erased here and alive at Clerk is reported and left alone: deletion is final. So is whoever is deleted
-//! here with the erasure held back: only an operator takes that back.
+//! Clerk are deleted only after a complete scan that saw as many as Clerk counts, only if nobody wrote them meanwhile, only
+//! once Clerk has said of each of them that it does not know it, and never many or most at once unless that is allowed: an
+//! answer that is incomplete, or of another instance, must not empty the table. Whoever is erased here and alive at Clerk is
+//! reported and left alone: deletion is final. So is whoever is deleted here with the erasure held back: only an operator
+//! takes that back.
 
 use std::{
     collections::HashSet,
+    fmt,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -22,13 +24,13 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     erasure,
     scan::{Scan, Visit, Window},
 };
 use crate::{
     clerk::{
-        api::{Filters, Persistence},
+        api::{Filters, Persistence, can_ask},
         event::Found,
     },
     model::{Change, ClerkId, Content, FieldSet, News, Source},
@@ -41,6 +43,9 @@ const DELETIONS: u64 = 50;
 
 /// … or one of so many.
 const DELETIONS_ONE_IN: u64 = 20;
+
+/// Of fewer users than this half may always go.
+const FEW: u64 = 3;
 
 /// Users of a kind that are named in the report.
 const NAMED: usize = 20;
@@ -58,7 +63,7 @@ pub enum Kind {
     Missing,
     /// Older here.
     Stale,
-    /// As new here, and not the same.
+    /// As new here or newer, and not the same.
     Different,
     /// Here, and not at Clerk.
     NotAtClerk,
@@ -94,6 +99,45 @@ pub struct Options {
     pub allow_mass_delete: bool,
 }
 
+/// Why users who seem not to be at Clerk are not deleted unless that is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doubt {
+    /// Nobody who is here is there.
+    OtherInstance,
+    /// More than half of those who are here.
+    MostOfThem,
+    /// More than one run deletes.
+    TooMany,
+}
+
+impl Doubt {
+    /// About so many strangers among the users who were here before.
+    fn about(strangers: u64, before: u64) -> Option<Self> {
+        if before >= FEW && strangers >= before {
+            Some(Self::OtherInstance)
+        } else if before >= FEW && strangers.saturating_mul(2) > before {
+            Some(Self::MostOfThem)
+        } else {
+            (strangers > DELETIONS.max(before / DELETIONS_ONE_IN)).then_some(Self::TooMany)
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherInstance => {
+                "not one user of this database is at Clerk: CLERK_SECRET_KEY is probably of another instance"
+            }
+            Self::MostOfThem => {
+                "more than half of all users here: CLERK_SECRET_KEY may be of another instance"
+            }
+            Self::TooMany => "more than one run deletes",
+        })
+    }
+}
+
 /// Users of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Drift {
@@ -115,10 +159,13 @@ pub struct Report {
     pub held_here: Drift,
     /// Written, of the first three.
     pub mended: u64,
+    /// Different, and newer here by the register, so that no rule lets the API's older state in.
+    pub unmended: u64,
     /// Of those not at Clerk.
     pub deleted: u64,
-    /// Not at Clerk as it seems, and not deleted because they are too many.
+    /// Not at Clerk as it seems, and not deleted because there is a doubt.
     pub withheld: u64,
+    pub doubt: Option<Doubt>,
     /// At Clerk, and not usable or not storable.
     pub left_out: Counts,
 }
@@ -184,11 +231,14 @@ pub async fn reconcile(
         report: Mutex::default(),
         tell,
     });
+    // Before the scan adds to them.
+    let before = patiently(|| context.store.count_standing()).await?;
     let scan = Scan::new(context, Filters::default(), context.reading(Source::Reconcile));
-    let (windows, _) = scan.windows().await?;
+    let (windows, counted) = scan.windows().await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     scan.run(windows, &visit).await?;
-    visitor.look_for_strangers(began).await?;
+    check_complete(&context.api, &Filters::default(), visitor.seen(), counted).await?;
+    visitor.look_for_strangers(began, before).await?;
     let report = visitor.with(|report| report.clone());
     for kind in Kind::ALL {
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
@@ -234,8 +284,10 @@ impl Visit for Visitor {
                 match difference(&found, &known, self.context.rules.fields) {
                     Some(kind) => {
                         report.add(kind, &found.clerk_id);
-                        if !matches!(kind, Kind::ErasedHere | Kind::HeldHere) {
+                        if can_mend(&found, kind, &known) {
                             to_mend.push(found);
+                        } else if !matches!(kind, Kind::ErasedHere | Kind::HeldHere) {
+                            report.unmended += 1;
                         }
                     }
                     None => {
@@ -260,6 +312,11 @@ impl Visitor {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How many users Clerk showed, each once.
+    fn seen(&self) -> u64 {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
     async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {
         if users.is_empty() || self.options.dry_run {
             return Ok(());
@@ -272,10 +329,9 @@ impl Visitor {
         Ok(())
     }
 
-    /// Users here that were not seen at Clerk.
-    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>) -> Result<(), Trouble> {
+    /// Users here that were not seen at Clerk; `before` is how many were here when it began.
+    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>, before: u64) -> Result<(), Trouble> {
         let store = &self.context.store;
-        let limit = DELETIONS.max(patiently(|| store.count_standing()).await? / DELETIONS_ONE_IN);
         let mut strangers = Vec::new();
         let mut after: Option<ClerkId> = None;
         loop {
@@ -285,8 +341,10 @@ impl Visitor {
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             strangers.extend(page.into_iter().filter(|id| !seen.contains(&self.hasher.hash_one(id))));
         }
-        if strangers.len() as u64 > limit && !self.options.allow_mass_delete {
+        let doubt = Doubt::about(strangers.len() as u64, before);
+        if doubt.is_some() && !self.options.allow_mass_delete {
             self.with(|report| {
+                report.doubt = doubt;
                 for id in &strangers {
                     report.add(Kind::NotAtClerk, id);
                 }
@@ -296,6 +354,7 @@ impl Visitor {
         }
         let mut strangers = strangers.into_iter();
         let mut asked = JoinSet::new();
+        let mut gone = Vec::new();
         loop {
             while asked.len() < CONFIRMATIONS
                 && let Some(id) = strangers.next()
@@ -303,19 +362,38 @@ impl Visitor {
                 let visitor = Arc::clone(self);
                 asked.spawn(async move { visitor.confirm(id).await });
             }
-            let Some(confirmed) = asked.join_next().await else { return Ok(()) };
-            confirmed.map_err(|_| Trouble::Abandoned)??;
+            let Some(confirmed) = asked.join_next().await else { break };
+            gone.extend(confirmed.map_err(|_| Trouble::Abandoned)??);
         }
+        // Only now: an answer that is no answer ends the run, and nobody is gone on the word of such a server.
+        for id in gone {
+            self.delete(id).await?;
+        }
+        Ok(())
     }
 
-    /// Ask Clerk about one user, and delete it if it is unknown there.
-    async fn confirm(&self, id: ClerkId) -> Result<(), Trouble> {
+    /// Ask Clerk about one user; gives it back if it is unknown there.
+    async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
+        if !can_ask(&id) {
+            self.with(|report| {
+                report.left_out.leave_out(
+                    id.as_str(),
+                    "not seen at Clerk, which cannot be asked for such an id".to_owned(),
+                );
+            });
+            return Ok(None);
+        }
         let reading = self.context.reading(Source::Reconcile);
         if let Some(found) = self.context.api.user(&id, &reading, Persistence::BACKGROUND).await? {
             // Passed over by the scan, perhaps because it came back meanwhile.
-            return self.visit(vec![found]).await;
+            self.visit(vec![found]).await?;
+            return Ok(None);
         }
         self.with(|report| report.add(Kind::NotAtClerk, &id));
+        Ok(Some(id))
+    }
+
+    async fn delete(&self, id: ClerkId) -> Result<(), Trouble> {
         if self.options.dry_run {
             return Ok(());
         }
@@ -350,12 +428,22 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Kind> {
     }
     let Some(user) = known.users.get(&found.clerk_id) else { return Some(Kind::Missing) };
     let here = register.map_or(i64::MIN, |register| register.version.version);
+    let differs = || !user.profile.clone().apply(patch, fields).is_empty();
     match version.version.cmp(&here) {
         std::cmp::Ordering::Greater => Some(Kind::Stale),
-        std::cmp::Ordering::Equal => {
-            (!user.profile.clone().apply(patch, fields).is_empty()).then_some(Kind::Different)
+        std::cmp::Ordering::Equal => differs().then_some(Kind::Different),
+        std::cmp::Ordering::Less => {
+            // Else a webhook was faster than the list.
+            let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
+            (read_later && differs()).then_some(Kind::Different)
         }
-        // A webhook was faster than the list.
-        std::cmp::Ordering::Less => None,
     }
+}
+
+/// Whether the rules let in what Clerk shows.
+fn can_mend(found: &Found, kind: Kind, known: &Known) -> bool {
+    let Content::Change(change) = &found.delivery.content else { return false };
+    let is_newer =
+        || known.registers.get(&found.clerk_id).is_none_or(|register| change.version > register.version);
+    kind == Kind::Missing || (!matches!(kind, Kind::ErasedHere | Kind::HeldHere) && is_newer())
 }

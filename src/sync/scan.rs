@@ -267,6 +267,8 @@ struct Track {
     /// The next request has no cursor, to look behind an end or a cursor that is refused.
     without_cursor: bool,
     offset: usize,
+    /// Who was seen since the offset was 0.
+    walked: HashSet<String>,
     /// Who must come first at this offset.
     seam: Option<String>,
     restarts: u32,
@@ -284,6 +286,7 @@ impl Track {
             seen: HashSet::new(),
             without_cursor: false,
             offset: 0,
+            walked: HashSet::new(),
             seam: None,
             restarts: 0,
             density: (0, 1),
@@ -344,9 +347,19 @@ impl Track {
             self.seam = None;
             return Ok(Vec::new());
         }
+        if step.offset == 0 {
+            self.walked.clear();
+        }
+        let walked = self.walked.len();
+        self.walked.extend(page.iter().map(|found| found.clerk_id.as_str().to_owned()));
+        if step.offset > 0 && full && self.walked.len() == walked {
+            return Err(unintelligible("the same users at every offset"));
+        }
         let (first, last) = (page.first().cloned_place(), page.last().cloned_place());
         if let (Some(first), Some(last)) = (&first, &last) {
-            self.density = (page.len(), (last.created_at - first.created_at + 1).max(1));
+            // Behind a short page there is probably nobody, and nothing to cut off.
+            let users = if full { page.len() } else { 0 };
+            self.density = (users, (last.created_at - first.created_at + 1).max(1));
         }
         let stand = self.window.last.as_ref().map(|place| place.created_at);
         let fresh: Vec<Found> = page
@@ -368,14 +381,18 @@ impl Track {
 
         let was_without_cursor = step.cursor.is_none() || ignores_cursor;
         self.without_cursor = false;
-        self.finished = past_the_end || (!full && (was_without_cursor || step.from == i64::MIN));
+        // A page may be short because the server shows fewer at once than it is asked for: only one with nobody new is the
+        // last, or the last one of those that are overlapped by offsets.
+        let is_last = fresh.is_empty() || step.offset > 0;
+        self.finished = past_the_end || (!full && was_without_cursor && is_last);
         if !full && !self.finished {
             // The end, or a cursor whose user is gone.
             self.without_cursor = true;
         }
         let moved = self.ahead.as_ref().is_some_and(|place| Some(place.created_at) != stand);
-        if full && was_without_cursor && !moved && stand.is_some() {
-            // A whole page of the one millisecond that we stand at.
+        if full && was_without_cursor && !moved && !self.finished {
+            // A whole page of the one millisecond that we stand at, or of the one before it if `created_at_after`
+            // includes it.
             self.offset += PAGE - 1;
             self.seam = last.map(|place| place.id);
             self.without_cursor = true;

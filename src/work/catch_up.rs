@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use metrics::counter;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -20,6 +21,7 @@ use crate::{
         catch_up::{CatchUp, Trouble},
         reconcile::{Kind, Options, reconcile},
     },
+    telemetry,
 };
 
 /// The lease's name.
@@ -106,6 +108,7 @@ impl CatchUpLoop {
     async fn perform_in(&self, wait: Duration, task: Task) -> Option<Task> {
         sleep(wait).await;
         let error = self.perform(task).await.err()?;
+        counter!(telemetry::CATCH_UP_FAILURES).increment(1);
         tracing::warn!(%error, ?task, "catching up failed; it is tried again");
         sleep(self.every.map_or(RETRY, |every| every.min(RETRY))).await;
         Some(task)
@@ -194,10 +197,11 @@ impl CatchUpLoop {
                     deleted = report.deleted,
                     "reconcile finished"
                 );
-                if report.withheld > 0 {
+                if let Some(doubt) = report.doubt {
                     tracing::error!(
                         users = report.withheld,
-                        "so many users seem not to be at Clerk that none was deleted: run `clerk-sync reconcile --dry-run`"
+                        %doubt,
+                        "so many users seem not to be at Clerk that nobody was deleted: run `clerk-sync reconcile --dry-run`"
                     );
                 }
             }

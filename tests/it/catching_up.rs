@@ -4,15 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use chrono::Utc;
-use clerk_sync::clerk::fake::{Behaviour, Bursts, DeletedCursor, Fake, Options, Users};
-use serde_json::Value;
+use clerk_sync::clerk::fake::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::service::{
@@ -26,6 +26,7 @@ on_each_keeper!(
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
+    a_clerk_of_another_instance_deletes_nobody,
     a_dry_run_makes_no_database,
     a_thousand_who_ask_for_one_user_make_one_request,
 );
@@ -57,6 +58,39 @@ impl Clerk {
     fn ids(&self) -> BTreeSet<String> {
         self.users().ids().into_iter().collect()
     }
+}
+
+/// An instance of Clerk with exactly these users: when they signed up, and who they are. It does not know the cursor,
+/// takes `created_at_after` to include the millisecond, and puts no more than `most` users on a page.
+fn listing(users: &[(i64, String)], most: usize) -> Script {
+    let mut users = users.to_vec();
+    users.sort();
+    let shown = |(at, id): &(i64, String)| json!({ "id": id, "created_at": at, "updated_at": at });
+    Script::new(move |path, query| {
+        let parameter = |name: &str| {
+            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<i64>().ok())
+        };
+        let after = parameter("created_at_after").unwrap_or(i64::MIN);
+        let (offset, limit) = (parameter("offset").unwrap_or(0), parameter("limit").unwrap_or(10));
+        let listed = users.iter().filter(|(at, _)| *at >= after);
+        match path.strip_prefix("/v1/users")? {
+            "" => {
+                let limit = usize::try_from(limit).unwrap().min(most);
+                let page: Vec<_> =
+                    listed.skip(usize::try_from(offset).unwrap()).take(limit).map(shown).collect();
+                Some(Canned::new(200, Value::from(page).to_string()))
+            }
+            "/count" => Some(Canned::new(200, json!({ "total_count": listed.count() }).to_string())),
+            id => match users.iter().find(|user| user.1 == id[1..]) {
+                Some(user) => Some(Canned::new(200, shown(user).to_string())),
+                None => Some(Canned::new(404, r#"{"errors":[{"code":"resource_not_found"}]}"#)),
+            },
+        }
+    })
+}
+
+fn behaving(script: Script) -> Behaviour {
+    Behaviour { script, ..Behaviour::default() }
 }
 
 fn backfill(host: &Host, more: &[&str]) -> (Finished, Value) {
@@ -237,7 +271,14 @@ fn a_dry_run_makes_no_database(host: &mut Host) {
 fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     let clerk = Clerk::of(host, 1500);
     assert_eq!(backfill(host, &[]).0.code, Some(0));
+    // It contradicts itself: nothing overrides that.
     clerk.fake.behave(Behaviour { only: Some(0.5), ..Behaviour::default() });
+    let (finished, _) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("Clerk counts 1500 users"), "{finished:?}");
+    assert_eq!(here(host), clerk.ids());
+
+    clerk.fake.behave(Behaviour { only: Some(0.5), count_only_listed: true, ..Behaviour::default() });
     let (finished, report) = reconcile(host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
@@ -247,6 +288,32 @@ fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
     assert_eq!(here(host), clerk.ids());
+}
+
+fn a_clerk_of_another_instance_deletes_nobody(host: &mut Host) {
+    let clerk = Clerk::of(host, 40);
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    let instance = |users: &[(i64, String)]| behaving(listing(users, 500));
+    let others: Vec<_> = (0..60_i64).map(|number| (1000 + number, format!("user_other{number}"))).collect();
+    let half: Vec<_> = ids.iter().take(19).map(|id| (1, id.clone())).collect();
+    for (users, reason) in
+        [(&[][..], "other_instance"), (&others[..], "other_instance"), (&half, "most_of_them")]
+    {
+        clerk.fake.behave(instance(users));
+        let (finished, report) = reconcile(host, &["--dry-run"]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert_eq!(report["doubt"], reason, "{report}");
+        let (finished, report) = reconcile(host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("of another instance"), "{finished:?}");
+        assert_eq!((&report["doubt"], &report["deleted"]), (&reason.into(), &0.into()), "{report}");
+        assert!(here(host).is_superset(&ids));
+        host.sql("DELETE FROM users WHERE clerk_id LIKE 'user_other%'");
+    }
+    let (finished, report) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(report["deleted"], 21, "{report}");
 }
 
 fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
@@ -290,6 +357,256 @@ fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
 /// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.
 fn any_host() -> Host {
     Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
+}
+
+#[test]
+fn nobody_is_gone_on_the_word_of_a_server_that_is_not_clerk() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 40);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    host.set("ADMIN_TOKEN", "t0ken");
+    let service = host.serve();
+    let shown: Vec<_> = ids.iter().skip(10).map(|id| (1, id.clone())).collect();
+    for body in ["<html>404</html>", r#"{"errors":[{"code":"instance_not_found"}]}"#, "{}", ""] {
+        let script = listing(&shown, 500);
+        let missing = ids.iter().take(10).cloned().collect::<Vec<_>>();
+        let odd = Script::new(move |path, query| match path.strip_prefix("/v1/users/") {
+            // Of one of ten it speaks as Clerk would.
+            Some(id) if id == missing[0] => {
+                Some(Canned::new(404, r#"{"errors":[{"code":"resource_not_found"}]}"#))
+            }
+            Some(id) if id != "count" => Some(Canned::new(404, body)),
+            _ => script.answer(path, query),
+        });
+        clerk.fake.behave(behaving(odd));
+        let (finished, _) = reconcile(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{body}: {finished:?}");
+        assert!(finished.stderr.contains("refused the request: 404"), "{finished:?}");
+        assert_eq!(here(&host), ids, "{body}");
+        let answer = service.ask_api("POST", "/v1/users/user_unknown/ensure", Some("Bearer t0ken"));
+        assert_eq!(answer.word(), "clerk_refused", "{body}");
+    }
+}
+
+#[test]
+fn a_walk_ends_however_many_signed_up_in_one_millisecond() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // Ahead of us, so that the windows to begin with have one millisecond each: the second one begins behind a crowd, and
+    // its first page is wholly of the millisecond before it.
+    let at = milliseconds() + 600_000;
+    let crowd = |at: i64, name: &str, count: usize| -> Vec<(i64, String)> {
+        (0..count).map(|number| (at, format!("user_{name}{number:04}"))).collect()
+    };
+    let users = [crowd(at, "a", 1500), crowd(at + 1, "b", 600)].concat();
+    clerk.fake.behave(behaving(listing(&users, 500)));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(here(&host), users.into_iter().map(|(_, id)| id).collect());
+}
+
+#[test]
+fn a_server_that_shows_one_user_again_and_again_is_told() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // Ahead of us, so that nothing is cut off behind it.
+    let at = milliseconds() + 600_000;
+    clerk.fake.behave(behaving(Script::new(move |path, query| {
+        let user = json!({ "id": "user_same", "created_at": at, "updated_at": 1000 });
+        match path {
+            "/v1/users" => {
+                let users = vec![user; if query.contains("limit=500") { 500 } else { 1 }];
+                Some(Canned::new(200, Value::from(users).to_string()))
+            }
+            _ => Some(Canned::new(200, r#"{"total_count":500}"#)),
+        }
+    })));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("the same users at every offset"), "{finished:?}");
+}
+
+#[test]
+fn a_list_that_is_shorter_than_clerk_counts_is_no_success() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    // A server that puts fewer on a page than it is asked for.
+    let users: Vec<_> = (0..1200_i64).map(|number| (1000 + number, format!("user_{number:04}"))).collect();
+    clerk.fake.behave(behaving(listing(&users, 100)));
+    let (finished, summary) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((summary["applied"].as_u64(), here(&host).len()), (Some(1200), 1200), "{summary}");
+
+    let lists = listing(&users[..1100], 500);
+    clerk.fake.behave(behaving(Script::new(move |path, query| match path {
+        "/v1/users/count" => Some(Canned::new(200, r#"{"total_count":1200}"#)),
+        _ => lists.answer(path, query),
+    })));
+    for _ in 0..2 {
+        let (finished, _) = backfill(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("Clerk counts 1200 users and showed only 1100"), "{finished:?}");
+    }
+    assert_eq!(host.count("sync_runs WHERE finished_at IS NULL"), 1);
+}
+
+#[test]
+fn a_clerk_that_refuses_without_a_wait_is_not_pestered_and_failures_are_told_at_once() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    let refused = Canned { headers: vec![("retry-after", "0".to_owned())], ..Canned::new(429, "{}") };
+    clerk.fake.behave(saying(refused));
+    assert_eq!(host.run(&["ensure", "user_1"]).code, Some(69));
+    // Nine a second, in the eight seconds that somebody waits for a page, would be seventy.
+    let asked = clerk.fake.requests().len();
+    assert!(asked < 30, "{asked} requests");
+
+    let left = AtomicUsize::new(3);
+    clerk.fake.behave(behaving(Script::new(move |_, _| {
+        let fails = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        fails.then(|| Canned::new(503, r#"{"errors":[{"code":"internal_clerk_error"}]}"#))
+    })));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let told = finished.stderr.matches("it is asked again").count();
+    assert!(told == 1 && finished.stderr.contains("503 internal_clerk_error"), "{finished:?}");
+
+    clerk.fake.behave(saying(Canned::new(400, "{}")));
+    host.set("RECONCILE_INTERVAL", "1s");
+    let service = host.serve();
+    eventually("a failure", || service.metric("clerk_sync_catch_up_failures_total").is_some());
+}
+
+#[test]
+fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 5);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.users().ids();
+    // As after an event that did not say when the user was updated: newer here than the API will ever say.
+    host.sql("UPDATE entity_versions SET version = version + 1000, event_at = event_at - 60000");
+    host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[0]));
+    host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[1]));
+    let (finished, report) = reconcile(&host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!((&report["missing"]["users"], &report["different"]["users"]), (&1.into(), &1.into()));
+    let (finished, report) = reconcile(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("1 users could not be mended"), "{finished:?}");
+    assert_eq!((&report["mended"], &report["unmended"]), (&1.into(), &1.into()), "{report}");
+    let mut expected = names_at(&clerk);
+    expected.insert(ids[1].clone(), "Tampered".to_owned());
+    assert_eq!(first_names(&host), expected);
+}
+
+/// What a script says to the request for the list of users, and to that for their number.
+fn saying(answer: Canned) -> Behaviour {
+    behaving(Script::new(move |path, _| (path != "/v1/users/count").then(|| answer.clone())))
+}
+
+#[test]
+fn an_answer_without_an_end_is_not_read_to_it() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    clerk.fake.behave(saying(Canned::new(200, " ".repeat((64 << 20) + 1))));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("more than 64 MiB"), "{finished:?}");
+
+    let code = r#"{"errors":[{"code":"some_code"}]}"#;
+    let long = format!("{code}{}", " ".repeat(64 << 10));
+    for (body, told) in [(code.to_owned(), true), (long, false)] {
+        clerk.fake.behave(saying(Canned::new(400, body)));
+        let (finished, _) = backfill(&host, &[]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("refused the request: 400"), "{finished:?}");
+        assert_eq!(finished.stderr.contains("some_code"), told, "{finished:?}");
+    }
+
+    let users: Vec<_> = (0..501).map(|n| json!({ "id": format!("user_{n}"), "created_at": n })).collect();
+    clerk.fake.behave(saying(Canned::new(200, Value::from(users).to_string())));
+    let (finished, _) = backfill(&host, &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("do not understand"), "{finished:?}");
+}
+
+#[test]
+fn an_old_date_of_an_answer_hides_nothing() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    let now = milliseconds();
+    let user = |name: &str, updated_at: i64| {
+        let user = json!({ "id": "user_1", "created_at": 1, "updated_at": updated_at, "first_name": name });
+        let body = Value::from(vec![user]).to_string();
+        let date = ("date", "Tue, 01 Feb 2000 00:00:00 GMT".to_owned());
+        saying(Canned { headers: vec![date], ..Canned::new(200, body) })
+    };
+    for (name, at) in [("Ada", now - 20_000), ("Augusta", now - 10_000)] {
+        clerk.fake.behave(user(name, at));
+        assert_eq!(reconcile(&host, &[]).0.code, Some(0));
+        assert_eq!(first_names(&host)["user_1"], name);
+        let at_all =
+            host.count(&format!("entity_versions WHERE version = {at} AND event_at > {now} - 60000"));
+        assert_eq!(at_all, 1, "{name}");
+    }
+}
+
+#[test]
+fn no_id_is_asked_for_as_another() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 8);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.ids();
+    let odd = ["count", "..", ".", "user_1\tb", "user_1\n", "a/b", "a?b", "%2e%2e"];
+    let service = host.serve();
+    for id in odd {
+        let event = user("user.created", id, milliseconds() - 1000, "Odd");
+        assert_eq!(service.post(&post(&event)).word(), "applied", "{id:?}");
+    }
+    service.stop();
+    let before = clerk.fake.requests().len();
+    let (finished, report) = reconcile(&host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!((&report["deleted"], &report["left_out"]["left_out"]), (&0.into(), &8.into()), "{report}");
+    assert!(!finished.stderr.contains('\t'), "{finished:?}");
+    for id in &odd[..1] {
+        host.sql(&format!("DELETE FROM users WHERE clerk_id = '{id}'"));
+        assert_eq!(host.run(&["ensure", id]).code, Some(1));
+    }
+    let asked = clerk.fake.requests();
+    let paths = asked[before..].iter().filter(|request| !request.path.starts_with("/v1/users/count"));
+    assert!(paths.clone().all(|request| request.path == "/v1/users"), "{:?}", paths.collect::<Vec<_>>());
+    assert!(here(&host).is_superset(&ids));
+}
+
+#[test]
+fn nothing_that_a_server_says_of_anybody_is_told() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    let (head, tail) = KEY.split_at(12);
+    let refusal = |status: u16, code: &str, trace_id: &str| {
+        let message = format!("ada@example.com {head}\u{7}{tail} \u{1b}[31m");
+        let error = json!({ "code": code, "message": message, "long_message": message });
+        let body = json!({ "errors": [error], "clerk_trace_id": trace_id });
+        saying(Canned::new(status, body.to_string()))
+    };
+    for (status, code, trace_id, told) in [
+        (400, "form_param_invalid", "trace-1_A", true),
+        (401, "ada@example.com", "\u{1b}[31m", false),
+        (422, KEY, KEY, false),
+        (403, &format!("{head}\u{7}{tail}"), &format!("{head}\u{7}{tail}"), false),
+    ] {
+        clerk.fake.behave(refusal(status, code, trace_id));
+        let (finished, _) = backfill(&host, &[]);
+        assert_ne!(finished.code, Some(0), "{finished:?}");
+        let stderr = &finished.stderr;
+        assert!(stderr.contains(&status.to_string()), "{finished:?}");
+        assert_eq!(stderr.contains(code) && stderr.contains(trace_id), told, "{finished:?}");
+        for secret in ["example.com", tail, "\u{7}", "[31m"] {
+            assert!(!stderr.contains(secret), "{secret:?}: {finished:?}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,6 +42,48 @@ pub struct Behaviour {
     pub down: bool,
     /// Accept every request and never answer.
     pub hang: bool,
+    /// Answers that no Clerk gives.
+    pub script: Script,
+}
+
+/// What is answered instead of what a fake would say, by the path and what stands behind the question mark; `None` leaves
+/// a request to the fake.
+#[derive(Clone, Default)]
+pub struct Script(Option<Arc<Answering>>);
+
+type Answering = dyn Fn(&str, &str) -> Option<Canned> + Send + Sync;
+
+/// An answer of a script.
+#[derive(Clone, Debug)]
+pub struct Canned {
+    pub status: u16,
+    /// They replace those that a fake would send.
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Canned {
+    /// With the usual headers.
+    pub fn new(status: u16, body: impl Into<String>) -> Self {
+        Self { status, headers: Vec::new(), body: body.into() }
+    }
+}
+
+impl Script {
+    pub fn new(answering: impl Fn(&str, &str) -> Option<Canned> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(answering)))
+    }
+
+    /// What it says to a request.
+    pub fn answer(&self, path: &str, query: &str) -> Option<Canned> {
+        self.0.as_ref()?(path, query)
+    }
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Script(..)" } else { "Script(none)" })
+    }
 }
 
 /// Spells of 429: the first one `every` after the behaviour began, and so on.

@@ -37,7 +37,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use behaviour::{Behaviour, Bursts, DeletedCursor};
+pub use behaviour::{Behaviour, Bursts, Canned, DeletedCursor, Script};
 pub use users::{Event, Users};
 
 use behaviour::Conduct;
@@ -189,11 +189,18 @@ impl Server {
         if !behaviour.latency.is_zero() {
             sleep(behaviour.latency).await;
         }
-        let (status, body, retry_after) = match self.answer(request, place, &behaviour) {
-            Ok(body) => (StatusCode::OK, body, None),
-            Err(refusal) => {
-                let trace_id = format!("{:032x}", u128::from(id::hash(place as u64, 31)));
-                (refusal.status, refusal.body(&trace_id), refusal.retry_after)
+        let uri = request.uri();
+        let canned = behaviour.script.answer(uri.path(), uri.query().unwrap_or_default());
+        let (status, body, retry_after, more) = if let Some(canned) = canned {
+            let status = StatusCode::from_u16(canned.status).map_err(io::Error::other)?;
+            (status, canned.body, None, canned.headers)
+        } else {
+            match self.answer(request, place, &behaviour) {
+                Ok(body) => (StatusCode::OK, body, None, Vec::new()),
+                Err(refusal) => {
+                    let trace_id = format!("{:032x}", u128::from(id::hash(place as u64, 31)));
+                    (refusal.status, refusal.body(&trace_id), refusal.retry_after, Vec::new())
+                }
             }
         };
         if let Some(noted) = self.log().get_mut(place) {
@@ -207,6 +214,9 @@ impl Server {
         headers.insert(header::DATE, date.parse().map_err(io::Error::other)?);
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        for (name, value) in more {
+            headers.insert(header::HeaderName::from_static(name), value.parse().map_err(io::Error::other)?);
         }
         Ok(response)
     }

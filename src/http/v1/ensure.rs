@@ -63,7 +63,7 @@ pub(super) async fn ensure(
                 Trouble::Store(_) => Problem::DatabaseUnavailable,
                 Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver => Problem::ClerkUnavailable,
                 Trouble::Api(_) => Problem::ClerkRefused,
-                Trouble::Abandoned => Problem::Internal,
+                Trouble::Incomplete { .. } | Trouble::Abandoned => Problem::Internal,
             })
         }
     }
