@@ -51,8 +51,16 @@ pub struct Erasure {
 pub fn is_news(change: &Change, register: Option<&Register>) -> bool {
     match (&change.news, register) {
         (_, None) | (News::Delete, Some(_)) => true,
-        (News::Upsert { .. }, Some(register)) => !register.deleted && change.version > register.version,
+        (News::Upsert { .. }, Some(register)) => {
+            !register.deleted && (change.version > register.version || shows(change, register))
+        }
     }
+}
+
+/// Whether this is what Clerk's Backend API shows of just the version that is known here. It can have been read before the
+/// webhook about that version was sent, and so seem older, without being news or out of date.
+fn shows(change: &Change, register: &Register) -> bool {
+    change.version.tie.is_empty() && change.version.version == register.version.version
 }
 
 /// Decide about changes that were never seen before, in the order in which they came.
@@ -133,7 +141,7 @@ struct Fold {
 /// What an upsert did.
 enum Step {
     Stale,
-    /// Newer, but no allow-listed field differs.
+    /// Newer, or of the same version, but no allow-listed field differs.
     Unchanged,
     Wrote(AuditAction, Vec<Field>),
 }
@@ -153,8 +161,14 @@ impl Fold {
         rules: &Rules,
         now: DateTime<Utc>,
     ) -> Step {
-        if self.register.as_ref().is_some_and(|known| known.deleted || change.version <= known.version) {
-            return Step::Stale;
+        if let Some(known) =
+            self.register.as_ref().filter(|known| known.deleted || change.version <= known.version)
+        {
+            let differs = |user: &User| !user.profile.clone().apply(patch, rules.fields).is_empty();
+            let same = !known.deleted
+                && shows(change, known)
+                && self.user.as_ref().is_some_and(|user| !differs(user));
+            return if same { Step::Unchanged } else { Step::Stale };
         }
         self.register = Some(Register { version: change.version.clone(), deleted: false });
         self.row_moved = true;
@@ -246,9 +260,13 @@ mod tests {
 
     /// An event that names the user, at this time.
     fn named(svix_id: &str, time: i64, first_name: &str) -> Delivery {
+        delivery_at(svix_id, version(time, svix_id), first_name)
+    }
+
+    fn delivery_at(svix_id: &str, version: Version, first_name: &str) -> Delivery {
         let mut patch = Patch::default();
         patch.set(Field::FirstName, Value::Text(first_name.to_owned()));
-        delivery(svix_id, version(time, svix_id), News::Upsert { patch, created_at: None })
+        delivery(svix_id, version, News::Upsert { patch, created_at: None })
     }
 
     fn deleted(svix_id: &str, time: i64) -> Delivery {
@@ -332,6 +350,52 @@ mod tests {
         let plan = planned(&[named("msg_2", 10, "Two"), named("msg_1", 10, "One")], Stored::default());
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.inserts[0].profile[Field::FirstName].text(), Some("Two"));
+    }
+
+    #[test]
+    fn what_the_api_shows_of_the_version_that_is_here_is_the_same_whenever_it_was_read() {
+        let read = |version: i64, event_at: i64, first_name: &str| Delivery {
+            svix_id: None,
+            source: Source::Backfill,
+            ..delivery_at("", Version { version, event_at, tie: String::new() }, first_name)
+        };
+        let here = |deleted| {
+            let mut user = row(None);
+            user.profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+            known(
+                Register { version: Version { version: 10, event_at: 15, tie: "msg_1".to_owned() }, deleted },
+                Some(user),
+            )
+        };
+        for (read, expected) in [
+            // Read before the webhook was sent, and after.
+            (read(10, 12, "Ada"), Outcome::Unchanged),
+            (read(10, 15, "Ada"), Outcome::Unchanged),
+            (read(10, 99, "Ada"), Outcome::Unchanged),
+            (read(10, 12, "Augusta"), Outcome::Stale),
+            (read(9, 99, "Ada"), Outcome::Stale),
+        ] {
+            let plan = planned(std::slice::from_ref(&read), here(false));
+            assert_eq!(plan.outcomes, [expected], "{read:?}");
+            assert!(plan.audit.is_empty() && plan.inserts.is_empty());
+            let [Content::Change(change)] = [&read.content] else { panic!("not a change") };
+            let register = &here(false).registers[&change.clerk_id];
+            assert_eq!(is_news(change, Some(register)), change.version.version == 10, "the row is needed");
+        }
+        assert_eq!(planned(&[read(10, 12, "Ada")], here(true)).outcomes, [Outcome::Stale]);
+        // A webhook of the same time is no read.
+        assert_eq!(
+            planned(
+                &[delivery_at(
+                    "msg_0",
+                    Version { version: 10, event_at: 12, tie: "msg_0".to_owned() },
+                    "Ada"
+                )],
+                here(false)
+            )
+            .outcomes,
+            [Outcome::Stale]
+        );
     }
 
     #[test]
