@@ -59,6 +59,15 @@ enum Task {
     Reconcile,
 }
 
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
 impl CatchUpLoop {
     /// Run until the shutdown. Trouble is logged, and tried again.
     pub async fn run(self, shutdown: CancellationToken) {
@@ -106,7 +115,7 @@ impl CatchUpLoop {
     async fn perform_in(&self, wait: Duration, task: Task) -> Option<Task> {
         sleep(wait).await;
         let error = self.perform(task).await.err()?;
-        tracing::warn!(%error, ?task, "catching up failed; it is tried again");
+        tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
         sleep(self.every.map_or(RETRY, |every| every.min(RETRY))).await;
         Some(task)
     }
