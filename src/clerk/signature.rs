@@ -41,6 +41,8 @@ pub struct Secret(SecretSlice<u8>);
 pub enum SecretError {
     #[error("the part after `whsec_` is not base64")]
     NotBase64,
+    #[error("it does not begin with `whsec_`")]
+    NoPrefix,
     #[error("the part after `whsec_` is empty")]
     Empty,
 }
@@ -52,12 +54,20 @@ impl Secret {
     /// If what follows the prefix is empty or not standard base64.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         let text = text.trim();
-        let key =
-            KEY.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| SecretError::NotBase64)?;
+        let (encoded, mistake) = match text.strip_prefix("whsec_") {
+            Some(encoded) => (encoded, SecretError::NotBase64),
+            None => (text, SecretError::NoPrefix),
+        };
+        let key = KEY.decode(encoded).map_err(|_| mistake)?;
         if key.is_empty() {
             return Err(SecretError::Empty);
         }
         Ok(Self(key.into()))
+    }
+
+    /// Whether it is so short that it could be guessed. Those of Svix have 24 bytes.
+    pub fn is_weak(&self) -> bool {
+        self.0.expose_secret().len() < 16
     }
 
     /// Sign a body as Svix would: the value of the `svix-signature` header.
@@ -401,6 +411,10 @@ mod tests {
         assert!(Secret::parse("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").is_ok());
         assert_eq!(Secret::parse("whsec_").unwrap_err(), SecretError::Empty);
         assert_eq!(Secret::parse("whsec_???").unwrap_err(), SecretError::NotBase64);
+        assert_eq!(Secret::parse("my-secret").unwrap_err(), SecretError::NoPrefix);
+        let weak =
+            |bytes: usize| Secret::parse(&STANDARD.encode(vec![7; bytes])).expect("a secret").is_weak();
+        assert!(weak(3) && weak(15) && !weak(16) && !weak(24));
         let secret = Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("secret");
         assert!(!format!("{secret:?}").contains("MfKQ"));
     }

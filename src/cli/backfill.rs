@@ -7,21 +7,21 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::{
     sync::watch,
     time::{Instant, interval},
 };
 
-use super::{Failure, catch_up, say};
+use super::{Failure, asked_to_stop, catch_up, rate, say, user_id};
 use crate::{
     clerk::api::PAGE,
-    config::Settings,
+    config::{Settings, unreadable},
     model::{ClerkId, FieldSet},
     sync::{
-        backfill::{Progress, Summary, Wanted, backfill},
+        backfill::{Progress, Summary, Wanted, backfill, nobodys},
         catch_up::{CatchUp, Counts},
     },
 };
@@ -29,14 +29,18 @@ use crate::{
 /// How often a line tells how far it is, where no terminal shows a bar.
 const TELL: Duration = Duration::from_secs(5);
 
+/// Before this there was no Clerk, by far: 2001, in unix seconds.
+const FIRST: i64 = 978_307_200;
+
 /// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
 #[derive(Args)]
 pub(super) struct Backfill {
-    /// Begin anew, even if a run was interrupted
+    /// Begin anew, even if a run was interrupted or is under way
     #[arg(long)]
     restart: bool,
 
-    /// Only users with these e-mail addresses: a list, or @FILE with one a line
+    /// Only users with these e-mail addresses: a list, or @FILE with one a line (a line that begins with # is a comment).
+    /// Of several of --email, --phone and --user-id, everybody whom any of them names
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
     email: Vec<String>,
 
@@ -48,16 +52,17 @@ pub(super) struct Backfill {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
     user_id: Vec<String>,
 
-    /// Only users that Clerk's search finds
+    /// Only users that Clerk's search finds; narrows the lists
     #[arg(long, value_name = "TEXT")]
     query: Option<String>,
 
-    /// Only users who signed up after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+    /// Only users who signed up after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds; narrows
+    /// the lists
     #[arg(long, value_name = "TIME", value_parser = time)]
     created_after: Option<DateTime<Utc>>,
 
     /// Requests a second [default: 90 with a key of production, else 9]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<NonZeroU32>,
 
     /// Tell other systems of what is written; else they hear only of what Clerk's webhooks say
@@ -75,12 +80,20 @@ impl Backfill {
         let context = catch_up(settings, self.rate, false, self.emit).await?;
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
-        let teller = tokio::spawn(show(hear));
-        let summary = backfill(&context, &wanted, self.restart, tell).await;
+        let teller = tokio::spawn(show(hear.clone()));
+        let summary = tokio::select! {
+            summary = backfill(&context, &wanted, self.restart, tell) => summary,
+            code = asked_to_stop() => {
+                let message = interrupted(&hear.borrow());
+                let _ = teller.await;
+                return Err(Failure { code, message });
+            }
+        };
+        drop(hear);
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
-        let missing = match &summary {
-            Ok(_) => self.missing(&wanted, &context).await?,
+        let unknown = match &summary {
+            Ok(_) => self.unknown(&wanted, &context).await?,
             Err(_) => Vec::new(),
         };
         context.store.close().await;
@@ -90,26 +103,35 @@ impl Backfill {
         if summary.counts.left_out > 0 {
             return Err(Failure::failed(left_out_text(summary.counts.left_out, &summary.counts)));
         }
-        if !missing.is_empty() {
-            return Err(Failure::failed(format!("Clerk does not know {}", missing.join(", "))));
+        if !unknown.is_empty() {
+            return Err(Failure::failed(format!(
+                "Clerk does not know {} of the {asked_for} asked for: {}",
+                unknown.len(),
+                unknown.join(", ")
+            )));
         }
         Ok(())
     }
 
-    /// Users asked for by their ids that Clerk has not shown us, unless something else may have kept them out.
-    async fn missing(&self, wanted: &Wanted, context: &CatchUp) -> Result<Vec<String>, Failure> {
+    /// Ids that Clerk has not shown us, and addresses and numbers that nobody has, unless something else may have kept
+    /// them out.
+    async fn unknown(&self, wanted: &Wanted, context: &CatchUp) -> Result<Vec<String>, Failure> {
         if self.query.is_some() || self.created_after.is_some() {
             return Ok(Vec::new());
         }
         let named = wanted.lists.iter().filter(|(filter, _)| *filter == "user_id").flat_map(|(_, ids)| ids);
         let ids: Vec<ClerkId> = named.filter_map(|id| ClerkId::new(id.as_str())).collect();
-        let mut missing = Vec::new();
+        let mut unknown = Vec::new();
         for ids in ids.chunks(PAGE) {
             let known = context.store.known(ids, FieldSet::ALL).await?;
-            missing
+            unknown
                 .extend(ids.iter().filter(|id| !known.registers.contains_key(*id)).map(ToString::to_string));
         }
-        Ok(missing)
+        for (filter, values) in wanted.lists.iter().filter(|(filter, _)| *filter != "user_id") {
+            let nobodys = nobodys(context, filter, values).await;
+            unknown.extend(nobodys.map_err(|trouble| Failure::from(&trouble))?);
+        }
+        Ok(unknown)
     }
 
     fn wanted(&self) -> Result<Wanted, Failure> {
@@ -123,6 +145,11 @@ impl Backfill {
         for (name, values) in lists {
             if !values.is_empty() {
                 wanted.lists.push((name, expand(values)?));
+            }
+        }
+        for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
+            for id in ids {
+                user_id(id).map_err(|allowed| Failure::usage(format!("--user-id {id:?}: {allowed}")))?;
             }
         }
         Ok(wanted)
@@ -179,14 +206,24 @@ pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
 /// Tell how far it is: a bar on a terminal, else a line every few seconds.
 async fn show(mut hear: watch::Receiver<Progress>) {
     if stderr().is_terminal() {
+        let style = |template| {
+            let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+                let _ = write!(text, "{:.0} a second", state.per_sec());
+            };
+            ProgressStyle::with_template(template).map(|style| style.with_key("rate", rate))
+        };
         let bar = ProgressBar::no_length();
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} users, {per_sec}, {eta} left") {
+        if let Ok(style) = style("{pos} users, {rate}") {
             bar.set_style(style);
         }
         while hear.changed().await.is_ok() {
             let progress = hear.borrow_and_update().clone();
-            if let Some(expected) = progress.expected {
+            // Of a list of users nobody says beforehand how many there are.
+            if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
                 bar.set_length(expected);
+                if let Ok(style) = style("{bar:40} {pos}/{len} users, {rate}, {eta} left") {
+                    bar.set_style(style);
+                }
             }
             bar.set_position(progress.counts.seen);
         }
@@ -217,19 +254,20 @@ fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
         match value.strip_prefix('@') {
             None => all.push(value.trim().to_owned()),
             Some(path) => {
-                let text = fs::read_to_string(path).map_err(|error| Failure {
-                    code: 2,
-                    message: format!("the file {path} cannot be read: {}", error.kind()),
+                let text = fs::read_to_string(path).map_err(|error| {
+                    Failure::usage(format!("the file {path} cannot be read: {}", unreadable(&error)))
                 })?;
-                let lines = text.split([',', '\n']).map(str::trim).filter(|line| !line.is_empty());
-                all.extend(lines.map(ToOwned::to_owned));
+                let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+                let values =
+                    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|value| !value.is_empty());
+                all.extend(values.map(ToOwned::to_owned));
             }
         }
     }
     all.sort();
     all.dedup();
     if all.is_empty() {
-        return Err(Failure { code: 2, message: "a list of users names nobody".to_owned() });
+        return Err(Failure::usage("a list of users names nobody"));
     }
     Ok(all)
 }
@@ -238,7 +276,28 @@ fn is_not_empty(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
 }
 
-pub(super) fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
+/// What is said at Ctrl-C.
+fn interrupted(progress: &Progress) -> String {
+    let of = progress.expected.map(|expected| format!(" of {expected}")).unwrap_or_default();
+    format!("interrupted at {}{of} users; run it again to go on", progress.counts.seen)
+}
+
+fn time(text: &str) -> Result<DateTime<Utc>, String> {
+    let at = any_time(text)?;
+    let (first, last) =
+        (DateTime::from_timestamp(FIRST, 0).unwrap_or_default(), Utc::now() + TimeDelta::days(1));
+    if (first..=last).contains(&at) {
+        return Ok(at);
+    }
+    let seconds = text.parse::<i64>().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let hint = match seconds.filter(|at| (first..=last).contains(at)) {
+        Some(_) => format!("; if these are seconds, write {text}000"),
+        None => String::new(),
+    };
+    Err(format!("that is {}, when nobody can have signed up at Clerk{hint}", at.format("%Y-%m-%d")))
+}
+
+pub(super) fn any_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     let day =
         || text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
     let instant = || DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());

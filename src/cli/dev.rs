@@ -41,14 +41,21 @@ use crate::{
 /// How wide the names of fields are in the story.
 const NAME_WIDTH: usize = 12;
 
+/// As of when the users of the fake are made, so that they are the same in every run: 2026, in unix seconds.
+const FAKE_BEGAN: i64 = 1_767_225_600;
+
 /// Everything on this machine with no set-up: embedded database, generated secrets, readable log
+///
+/// So that no sample ever reaches a real database, DATABASE_URL, DATABASE_URL_FILE and CONFIG_FILE count only as flags
+/// here: the environment's and those of .env are ignored, as is a clerk-sync.toml.
 #[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "the comment is the text of --help, where backticks would be noise")]
 pub(super) struct Dev {
     /// Send signed sample events and tell what becomes of them
     #[arg(long)]
     sample: bool,
 
-    /// Start a fake of Clerk's Backend API with this many users, and take them in
+    /// Start a fake of Clerk's Backend API with this many users, always the same ones, and take them in
     #[arg(long, value_name = "N")]
     fake_clerk: Option<usize>,
 
@@ -58,7 +65,7 @@ pub(super) struct Dev {
 }
 
 impl Dev {
-    pub(super) async fn run(self, mut settings: Settings) -> Result<(), Failure> {
+    pub(super) async fn run(self, mut settings: Settings, ignored: &[&str]) -> Result<(), Failure> {
         // Samples are of no real instance, come from this machine, and meet tables without anybody's own columns.
         settings.clerk_instance_id = None;
         settings.webhook_allowed_ips = None;
@@ -85,9 +92,23 @@ impl Dev {
         let public = service.public.context("webhooks are not received")?;
         let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
+        if !ignored.is_empty() {
+            say!(
+                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.",
+                ignored.join(", ")
+            );
+            say!();
+        }
+        if fake.is_some() && matches!(config.database, Database::Postgres { .. }) {
+            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.");
+            say!();
+        }
 
         if let Some(fake) = &fake {
-            take_in(&config, &store, fake).await?;
+            take_in(&config, &store).await?;
+            if !self.once {
+                invite_to_compare(&config, fake);
+            }
         }
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
@@ -117,7 +138,10 @@ impl Dev {
     async fn start_fake(&self, settings: &mut Settings) -> Result<Option<Fake>, Failure> {
         let Some(users) = self.fake_clerk else { return Ok(None) };
         let options = Options { users, ..Options::default() };
-        let fake = Fake::start(options, clock()).await.context("the fake Clerk could not be started")?;
+        let began = DateTime::from_timestamp(FAKE_BEGAN, 0).context("no time")?;
+        let fake = Fake::start_as_of(began, options, clock())
+            .await
+            .context("the fake Clerk could not be started")?;
         settings.clerk_api_url = Some(fake.url());
         settings.clerk_secret_key = Some(fake.key().to_owned());
         settings.clerk_secret_key_file = None;
@@ -125,8 +149,8 @@ impl Dev {
     }
 }
 
-/// Take in the users of the fake, and say how to go on with it.
-async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result<(), Failure> {
+/// Take in the users of the fake.
+async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure> {
     // There is no limit that a fake would have to be protected by.
     let api = open_api(config, NonZeroU32::new(1000))?.context("there is no key")?;
     let context = CatchUp { store: Arc::clone(store), api, rules: rules(config), clock: clock() };
@@ -138,6 +162,11 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result
     say!("  {}", bold("A fake Clerk"));
     say!("  backfill   {} users, {} of them written, in {seconds:.1} s", counts.seen, counts.applied);
     say!();
+    Ok(())
+}
+
+/// Say how to go on with the fake.
+fn invite_to_compare(config: &Config, fake: &Fake) {
     say!("  Compare with it, or ask for one of its users:");
     say!();
     let program = program();
@@ -146,7 +175,8 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result
         // With its password it is not repeated.
         Database::Postgres { .. } => "…".to_owned(),
     };
-    for command in ["reconcile --dry-run".to_owned(), format!("ensure {}", some_user(fake))] {
+    let some_user = fake.users().ids().into_iter().next().map(|id| format!("ensure {id}"));
+    for command in some_user.into_iter().chain(["reconcile --dry-run".to_owned()]) {
         say!(
             "CLERK_API_URL={} CLERK_SECRET_KEY={} {program} {command} --database-url {database}",
             fake.url(),
@@ -154,11 +184,6 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>, fake: &Fake) -> Result
         );
     }
     say!();
-    Ok(())
-}
-
-fn some_user(fake: &Fake) -> String {
-    fake.users().ids().into_iter().next().unwrap_or_else(|| random_id("user_"))
 }
 
 fn program() -> String {

@@ -2,14 +2,15 @@
 
 use clap::Args;
 
-use super::{Failure, catch_up, say};
+use super::{Failure, catch_up, say, user_id};
 use crate::{config::Settings, http, model::ClerkId, sync::ensure::Ensure as Ensuring};
 
 /// Show one user, fetched from Clerk if it is not here
 #[derive(Args)]
+#[command(override_usage = "clerk-sync ensure [OPTIONS] <USER_ID>")]
 pub(super) struct Ensure {
     /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = id)]
+    #[arg(value_name = "USER_ID", value_parser = user_id)]
     user_id: ClerkId,
 }
 
@@ -30,8 +31,4 @@ impl Ensure {
             Err(trouble) => Err(Failure::from(&*trouble)),
         }
     }
-}
-
-pub(super) fn id(text: &str) -> Result<ClerkId, &'static str> {
-    ClerkId::new(text).ok_or("an id of 1 to 255 bytes is allowed")
 }

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::time, clock, ensure::id, open, open_api, rules, say};
+use super::{Failure, backfill::any_time, clock, open, open_api, rules, say, user_id};
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings},
@@ -29,7 +29,7 @@ pub(super) struct Erase {
     action: Option<Action>,
 
     /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = id, required = true)]
+    #[arg(value_name = "USER_ID", value_parser = user_id, required = true)]
     user_id: Option<ClerkId>,
 
     /// Do not ask
@@ -56,7 +56,7 @@ enum Action {
 #[derive(Args)]
 struct Status {
     /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = id)]
+    #[arg(value_name = "USER_ID", value_parser = user_id)]
     user_id: ClerkId,
 
     /// Print it as JSON
@@ -82,7 +82,7 @@ struct Report {
 #[derive(Args)]
 struct Now {
     /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = id)]
+    #[arg(value_name = "USER_ID", value_parser = user_id)]
     user_id: ClerkId,
 
     /// Do not ask
@@ -93,7 +93,7 @@ struct Now {
 #[derive(Args)]
 struct Cancel {
     /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = id)]
+    #[arg(value_name = "USER_ID", value_parser = user_id)]
     user_id: ClerkId,
 
     /// Where there is no key to ask Clerk with: believe that it still knows the user
@@ -104,7 +104,7 @@ struct Cancel {
 #[derive(Args)]
 struct Export {
     /// Only who was deleted at Clerk after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = any_time)]
     since: Option<DateTime<Utc>>,
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, open_store, resolve, rules, say, service::init_log};
+use super::{Failure, clock, explained, open_store, resolve, rules, say, service::init_log};
 use crate::{
     config::{Config, Settings},
     store::Store,
@@ -39,10 +39,16 @@ impl Migrate {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let config = resolve(settings)?;
         init_log(&config)?;
-        let store = open_store(&config).await?;
+        let store = match open_store(&config).await {
+            Ok(store) => store,
+            Err(error) => return Err(explained(&config.database, error).await),
+        };
         match self.action {
             None => {
-                let applied = store.migrate().await?;
+                let applied = match store.migrate().await {
+                    Ok(applied) => applied,
+                    Err(error) => return Err(explained(&config.database, error).await),
+                };
                 for migration in &applied {
                     say!("applied  {}", migration.name);
                 }
@@ -90,6 +96,14 @@ impl Adopt {
                 say!("{count:>9}  {what}");
             }
         }
+        for (name, columns) in &tally.columns {
+            for column in columns {
+                say!("           {column} → {name}");
+            }
+        }
+        say!(
+            "A row without a Clerk id is nobody's and was passed over; a column that is empty everywhere is not listed."
+        );
         say!("Only the fields in SYNC_FIELDS are copied; {} itself is left as it is.", self.from);
     }
 }

@@ -18,12 +18,25 @@ pub mod service;
 mod sinks;
 mod worker;
 
-use std::{fmt, io::Write, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::{ErrorKind, Write},
+    net::SocketAddr,
+    num::NonZeroU32,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use chrono::{TimeDelta, Utc};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::ExposeSecret;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 
 use crate::{
     clerk::{
@@ -31,6 +44,7 @@ use crate::{
         signature::Secret,
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
+    model::ClerkId,
     store::{Readiness, Store, StoreError, Trouble, postgres, sqlite},
     sync::{
         Clock, Rules,
@@ -42,12 +56,23 @@ use crate::{
 /// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
 #[derive(Parser)]
 #[command(name = "clerk-sync", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
     settings: Settings,
 }
+
+/// What a command ends with, for scripts.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  not, or not all of it, done; `reconcile --dry-run`: something differs
+    2  wrong usage
+   69  the database, Clerk or the service cannot be reached
+   78  the configuration cannot be used, or what it names refuses it: key, password, database, tables
+  130  interrupted (143: by SIGTERM)";
 
 #[derive(Subcommand)]
 enum Command {
@@ -97,11 +122,18 @@ pub fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
     load_dotenv()?;
-    let matches = Cli::command().get_matches();
+    // There are many settings, and every command has them: -h tells of the command, --help of them too.
+    let matches = Cli::command()
+        .mut_args(|argument| {
+            let is_setting = argument.get_env().is_some();
+            if is_setting { argument.hide_short_help(true) } else { argument }
+        })
+        .get_matches();
     let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    if matches!(command, Command::Dev(_)) {
-        settings.ignore_database_of_environment(&matches);
-    }
+    let ignored = match command {
+        Command::Dev(_) => settings.ignore_database_of_environment(&matches),
+        _ => Vec::new(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -109,7 +141,7 @@ fn run() -> Result<(), Failure> {
     let result = runtime.block_on(async {
         match command {
             Command::Serve(serve) => serve.run(&settings).await,
-            Command::Dev(dev) => dev.run(settings).await,
+            Command::Dev(dev) => dev.run(settings, &ignored).await,
             Command::Migrate(migrate) => migrate.run(&settings).await,
             Command::Backfill(backfill) => backfill.run(&settings).await,
             Command::Ensure(ensure) => ensure.run(&settings).await,
@@ -142,12 +174,14 @@ impl Failure {
         Self { code: 1, message: message.into() }
     }
 
-    fn usage(message: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into() }
-    }
+    const UNREACHABLE: u8 = 69;
 
     fn unreachable(message: impl Into<String>) -> Self {
-        Self { code: 69, message: message.into() }
+        Self { code: Self::UNREACHABLE, message: message.into() }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
     }
 
     fn configuration(message: impl Into<String>) -> Self {
@@ -172,6 +206,7 @@ impl From<Mistakes> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error.trouble {
+            _ if error.is_closed_door() => Self::configuration(error.to_string()),
             Trouble::Unavailable => Self::unreachable(error.to_string()),
             Trouble::Schema => Self::configuration(error.to_string()),
             _ => Self::failed(error.to_string()),
@@ -211,6 +246,17 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// Wait until somebody wants us to stop; gives the exit code that says who.
+async fn asked_to_stop() -> u8 {
+    let listening = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    // Where signals cannot be listened for they end the process by themselves.
+    let (Ok(mut interrupt), Ok(mut terminate)) = listening else { return std::future::pending().await };
+    tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+    }
+}
+
 fn clock() -> Clock {
     Arc::new(Utc::now)
 }
@@ -241,6 +287,33 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
     }
 }
 
+/// Why a command cannot use its database: with what a connection of our own can tell, if there is none to it.
+async fn explained(database: &Database, error: StoreError) -> Failure {
+    let mut failure = Failure::from(error);
+    if failure.code == Failure::UNREACHABLE
+        && let Some(why) = diagnosis(database).await
+    {
+        failure.message = format!("{}: {why}", failure.message);
+    }
+    failure
+}
+
+/// Why a server cannot be reached, without its user, its password or the driver's words.
+async fn diagnosis(database: &Database) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (host, port) = database.address()?;
+    let look_up = timeout(PATIENCE, lookup_host((host.as_str(), port))).await;
+    let Ok(Ok(addresses)) = look_up else { return Some(format!("there is no host {host}")) };
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    match timeout(PATIENCE, TcpStream::connect(&*addresses)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+            Some(format!("connection refused by {host}, port {port}"))
+        }
+        _ => Some(format!("no answer from {host}, port {port}")),
+    }
+}
+
 /// What commands need that ask Clerk: the store with its tables, and the API.
 async fn catch_up(
     settings: &Settings,
@@ -260,10 +333,21 @@ async fn catch_up(
             path.display()
         )));
     }
-    let store = open_store(&config).await?;
-    if !read_only {
-        store.migrate().await?;
-    } else if store.ready().await? != Readiness::Ready {
+    let prepare = async {
+        let store = open_store(&config).await?;
+        let ready = if read_only {
+            store.ready().await? == Readiness::Ready
+        } else {
+            store.migrate().await?;
+            true
+        };
+        Ok((store, ready))
+    };
+    let (store, ready) = match prepare.await {
+        Ok(prepared) => prepared,
+        Err(error) => return Err(explained(&config.database, error).await),
+    };
+    if !ready {
         return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
     }
     let rules = Rules { emit, ..rules(&config) };
@@ -311,6 +395,17 @@ fn signing_secret(settings: &Settings) -> Result<Secret, Failure> {
              `clerk-sync dev` prints the one that it uses",
         )
     })
+}
+
+/// How many requests a second.
+fn rate(text: &str) -> Result<NonZeroU32, &'static str> {
+    text.parse().map_err(|_| "a whole number from 1 on is allowed")
+}
+
+/// Clerk's id of a user; what has a blank in it is none, and rather a list in the wrong form.
+fn user_id(text: &str) -> Result<ClerkId, &'static str> {
+    const ALLOWED: &str = "an id of 1 to 255 bytes without blanks is allowed";
+    ClerkId::new(text).filter(|id| !id.as_str().contains(char::is_whitespace)).ok_or(ALLOWED)
 }
 
 fn random_id(prefix: &str) -> String {

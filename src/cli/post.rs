@@ -77,14 +77,14 @@ impl Poster {
         if error.is_builder() {
             return Failure { code: 2, message: "--url is not a URL that can be posted to".to_owned() };
         }
-        let why = if error.is_timeout() { "no answer in time" } else { "no connection" };
+        let why = if error.is_timeout() { "no answer in time from" } else { "no connection to" };
         // A URL may carry a password: what stands before the @ is not shown.
         let place = url::Url::parse(&self.url).ok().and_then(|url| {
             let (host, port) = (url.host_str()?, url.port_or_known_default()?);
             Some(format!("{}://{host}:{port}{}", url.scheme(), url.path()))
         });
         Failure::unreachable(format!(
-            "{why} from {}: is clerk-sync running there? --url names another place",
+            "{why} {}: is clerk-sync running there? --url names another place",
             place.unwrap_or_default()
         ))
     }

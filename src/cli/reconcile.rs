@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{Failure, backfill::left_out_text, catch_up, say};
+use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, rate, say};
 use crate::{
     config::Settings,
     sync::reconcile::{Kind, Options, Report, reconcile},
@@ -24,7 +24,7 @@ pub(super) struct Reconcile {
     allow_mass_delete: bool,
 
     /// Requests a second [default: 90 with a key of production, else 9]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<NonZeroU32>,
 
     /// Tell other systems of what is mended; of deletions they always hear
@@ -40,8 +40,17 @@ impl Reconcile {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let context = catch_up(settings, self.rate, self.dry_run, self.emit).await?;
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
-        let (tell, _) = watch::channel(0);
-        let report = reconcile(&context, options, tell).await;
+        let (tell, hear) = watch::channel(0);
+        let report = tokio::select! {
+            report = reconcile(&context, options, tell) => report,
+            code = asked_to_stop() => {
+                let message = format!(
+                    "interrupted at {} users; what was mended stays, and another run begins anew",
+                    *hear.borrow()
+                );
+                return Err(Failure { code, message });
+            }
+        };
         context.store.close().await;
         let report = report.map_err(|trouble| Failure::from(&trouble))?;
         if self.json {

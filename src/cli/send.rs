@@ -14,6 +14,7 @@ use crate::config::Settings;
 
 /// Post signed sample events
 #[derive(Args)]
+#[command(override_usage = "clerk-sync send [OPTIONS] <TYPE>")]
 pub(super) struct Send {
     #[command(flatten)]
     event: SampleEvent,
@@ -32,10 +33,16 @@ impl Send {
         let poster =
             Poster::new(self.url.unwrap_or_else(|| default_url(settings)), signing_secret(settings)?)?;
         let mut refused = 0_u32;
-        for _ in 0..self.count {
+        for sent in 0..self.count {
             let (body, user_id) = self.event.body()?;
             let svix_id = random_id("msg_");
-            let answer = poster.post(&svix_id, &body, Utc::now()).await?;
+            let answer = poster.post(&svix_id, &body, Utc::now()).await.map_err(|failure| Failure {
+                message: format!(
+                    "{}; {sent} of {} were sent, {refused} of them refused",
+                    failure.message, self.count
+                ),
+                ..failure
+            })?;
             say!(
                 "{}  {:<10}  {}  {svix_id}  {user_id}",
                 answer.status.as_u16(),

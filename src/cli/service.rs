@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, open_api, open_store, random_id, rules, sinks};
+use super::{Failure, clock, diagnosis, open_api, open_store, random_id, rules, sinks};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -67,7 +67,11 @@ impl Serve {
         let store = wait_for_store(&config, !self.no_migrate).await?;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
         let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
-        service.say_ready(&config);
+        if self.no_migrate && service.store.ready().await.ok() != Some(Readiness::Ready) {
+            service.say_where(&config, "listening, and not ready before the migrations are applied");
+        } else {
+            service.say_where(&config, "ready");
+        }
         service.run_until_asked_to_stop().await
     }
 }
@@ -103,19 +107,22 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
             Ok(store) => return Ok(store),
             Err(error) => error,
         };
-        if !matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict) {
+        let may_pass = matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict);
+        if !may_pass || error.is_closed_door() {
             return Err(Failure::from(error));
         }
         if began.elapsed() >= config.database_wait {
+            let why = diagnosis(&config.database).await.map(|why| format!(": {why}")).unwrap_or_default();
             return Err(Failure::unreachable(format!(
-                "{error}; waited {} s (DATABASE_WAIT_SECONDS). Is the server that DATABASE_URL names running, and may \
+                "{error}{why}; waited {} s (DATABASE_WAIT_SECONDS). Is the server that DATABASE_URL names running, and may \
                  this user connect?",
                 config.database_wait.as_secs()
             )));
         }
         if !told {
             told = true;
-            tracing::warn!(%error, "waiting for the database");
+            let why = diagnosis(&config.database).await;
+            tracing::warn!(%error, why, "waiting for the database");
         }
         sleep(RETRY).await;
     }
@@ -294,14 +301,14 @@ impl Service {
     }
 
     /// Say in the log where it can be reached.
-    pub(super) fn say_ready(&self, config: &Config) {
+    pub(super) fn say_where(&self, config: &Config, state: &str) {
         let webhooks = self.public.map(|address| format!("http://{address}/webhooks/clerk"));
         tracing::info!(
             webhooks,
             private = %format_args!("http://{}", self.private),
             database = config.database.place(),
             version = env!("CARGO_PKG_VERSION"),
-            "ready"
+            "{state}"
         );
     }
 

@@ -27,7 +27,7 @@ impl Worker {
         let destinations = destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
         let service = Service::start_as(Role::Work, &config, store, Limits::default(), destinations)?;
-        service.say_ready(&config);
+        service.say_where(&config, "ready");
         service.run_until_asked_to_stop().await
     }
 }

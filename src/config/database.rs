@@ -41,6 +41,18 @@ pub enum Database {
 }
 
 impl Database {
+    /// Host and port of a server that is reached over the network, as far as the URL itself names them.
+    pub fn address(&self) -> Option<(String, u16)> {
+        let Self::Postgres { url } = self else { return None };
+        let url = Url::parse(url.expose_secret()).ok()?;
+        let elsewhere = ["host", "hostaddr", "port"];
+        if url.query_pairs().any(|(name, _)| elsewhere.contains(&&*name)) {
+            return None;
+        }
+        let host = url.host_str().filter(|host| !host.is_empty() && !host.contains('%'))?;
+        Some((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(5432)))
+    }
+
     /// Where it is, for people: without user, password or parameters.
     pub fn place(&self) -> String {
         match self {
@@ -208,6 +220,17 @@ mod tests {
                 "DATABASE_URL: the parameter channel_binding is ignored",
             ]
         );
+    }
+
+    #[test]
+    fn a_server_has_an_address_if_the_url_itself_names_it() {
+        let address = |text: &str| understand(text).expect("understood").database.address();
+        let at = |host: &str, port| Some((host.to_owned(), port));
+        assert_eq!(address("postgres://app:hunter2@db.example/app"), at("db.example", 5432));
+        assert_eq!(address("postgres://[::1]:6543/app"), at("::1", 6543));
+        for text in ["sqlite://x.db", "postgres:///shop?host=%2Frun", "postgres://%2Frun/shop"] {
+            assert_eq!(address(text), None, "{text}");
+        }
     }
 
     #[test]

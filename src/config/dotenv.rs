@@ -1,6 +1,6 @@
 //! The `.env` file.
 
-use super::mistake::{Mistake, Mistakes};
+use super::mistake::{Mistake, Mistakes, unreadable};
 
 /// Take variables from the nearest `.env` file, here or in a directory above. What the environment has already
 /// wins. No file is fine. Call it before any thread is started and before the command line is read.
@@ -38,7 +38,7 @@ fn explain(error: &dotenvy::Error, before: Option<String>) -> Mistake {
                  holds spaces, quotes, # or $"
             )
         }
-        dotenvy::Error::Io(error) => format!("the file cannot be read: {}", error.kind()),
+        dotenvy::Error::Io(error) => format!("the file cannot be read: {}", unreadable(error)),
         _ => "the file cannot be read".to_owned(),
     };
     Mistake { variable: ".env".to_owned(), explanation }

@@ -1,6 +1,6 @@
 //! What is wrong with the configuration, all of it in one report.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// The longest part of a value that is shown, in characters.
 const MAX_SHOWN_CHARS: usize = 60;
@@ -62,6 +62,16 @@ pub(super) fn flag(variable: &str) -> String {
         return "--config".to_owned();
     }
     format!("--{}", variable.to_ascii_lowercase().replace('_', "-"))
+}
+
+/// Why a file cannot be read, in words that are not Rust's.
+pub fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::InvalidData => "it is no text in UTF-8".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        kind => kind.to_string(),
+    }
 }
 
 /// A value as it may be shown, or nothing where it looks like a secret that strayed into another variable.

@@ -19,7 +19,7 @@ use url::Url;
 
 pub use database::Database;
 pub use dotenv::load_dotenv;
-pub use mistake::{Mistake, Mistakes};
+pub use mistake::{Mistake, Mistakes, unreadable};
 pub use settings::Settings;
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 

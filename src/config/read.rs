@@ -10,12 +10,12 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use url::Url;
+use url::{Host, Url};
 
 use super::{
     AllowedAddresses,
     database::{self, Database, Understood},
-    mistake::{Mistake, flag, shown},
+    mistake::{Mistake, flag, shown, unreadable},
 };
 use crate::{
     clerk::signature::Secret,
@@ -111,6 +111,13 @@ impl Reader {
             } else {
                 match Secret::parse(part) {
                     Ok(secret) => {
+                        if secret.is_weak() {
+                            self.warnings.push(format!(
+                                "{VARIABLE}: secret {} of {} has fewer than 16 bytes and can be guessed; Clerk's have 24",
+                                place + 1,
+                                parts.len()
+                            ));
+                        }
                         secrets.push(secret);
                         continue;
                     }
@@ -225,8 +232,22 @@ impl Reader {
                 && url.fragment().is_none();
             plain.then_some(url)
         };
-        self.value("CLERK_API_URL", given, allowed, read)
-            .unwrap_or_else(|| Url::parse(DEFAULT_CLERK_API_URL).expect("a URL"))
+        let url = self
+            .value("CLERK_API_URL", given, allowed, read)
+            .unwrap_or_else(|| Url::parse(DEFAULT_CLERK_API_URL).expect("a URL"));
+        let loopback = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+            None => false,
+        };
+        if url.scheme() == "http" && !loopback {
+            self.warnings.push(
+                "CLERK_API_URL: the key and the users go over http, where anybody on the way can read them; use https"
+                    .to_owned(),
+            );
+        }
+        url
     }
 
     pub(super) fn instance_id(&mut self, given: Option<&str>) -> Option<String> {
@@ -426,7 +447,7 @@ impl Reader {
                 Err(error) => {
                     self.mistake(
                         &file_variable,
-                        format!("the file {} cannot be read: {}", shown_path(path), error.kind()),
+                        format!("the file {} cannot be read: {}", shown_path(path), unreadable(&error)),
                     );
                     None
                 }

@@ -212,18 +212,22 @@ impl Settings {
     /// Forget a database and other systems that the environment, `.env` or the directory name: only those of the command
     /// line count. For commands that write samples, which must never reach production. `matches` are those of the whole
     /// command line.
-    pub fn ignore_database_of_environment(&mut self, matches: &ArgMatches) {
-        let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-        if !given("database_url") {
-            self.database_url = None;
-        }
-        if !given("database_url_file") {
-            self.database_url_file = None;
-        }
-        if !given("config_file") {
-            self.config_file = None;
-        }
+    ///
+    /// Gives the variables that were set and do not count.
+    pub fn ignore_database_of_environment(&mut self, matches: &ArgMatches) -> Vec<&'static str> {
         self.no_default_config_file = true;
+        let mut ignored = Vec::new();
+        for (id, variable, value) in [
+            ("database_url", "DATABASE_URL", &mut self.database_url),
+            ("database_url_file", "DATABASE_URL_FILE", &mut self.database_url_file),
+            ("config_file", "CONFIG_FILE", &mut self.config_file),
+        ] {
+            let given = matches.value_source(id) == Some(ValueSource::CommandLine);
+            if !given && value.take().is_some_and(|value| !value.trim().is_empty()) {
+                ignored.push(variable);
+            }
+        }
+        ignored
     }
 }
 

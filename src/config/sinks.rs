@@ -18,7 +18,7 @@ use toml::{Table, Value};
 use url::{Host, Url};
 
 use super::{
-    mistake::{Mistake, shown},
+    mistake::{Mistake, shown, unreadable},
     read::{Reader, is_visible, list},
 };
 use crate::{
@@ -173,7 +173,7 @@ impl Reader {
             Ok(text) => text,
             Err(error) => {
                 let explanation =
-                    format!("the file {} cannot be read: {}", shown_path(&file.path), error.kind());
+                    format!("the file {} cannot be read: {}", shown_path(&file.path), unreadable(&error));
                 self.mistakes.push(Mistake { variable: "CONFIG_FILE".to_owned(), explanation });
                 return Vec::new();
             }
@@ -523,7 +523,7 @@ impl Keys<'_> {
                 .and_then(|text| not_empty(&text).ok_or_else(|| format!("the variable {name} is empty"))),
             (None, Some(path)) => (self.source.read_file)(path)
                 .map_err(|error| {
-                    format!("the file {} cannot be read: {}", shown_path(path.as_ref()), error.kind())
+                    format!("the file {} cannot be read: {}", shown_path(path.as_ref()), unreadable(&error))
                 })
                 .and_then(|text| {
                     not_empty(&text).ok_or_else(|| format!("the file {} is empty", shown_path(path.as_ref())))

@@ -192,7 +192,7 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
     let both = mistakes(&[("ADMIN_TOKEN", "x"), ("ADMIN_TOKEN_FILE", &token)], Needs::default());
     assert!(both.contains("ADMIN_TOKEN_FILE (--admin-token-file): ADMIN_TOKEN is set as well"), "{both}");
     let missing = mistake_of("ADMIN_TOKEN_FILE", "/nowhere/token");
-    assert!(missing.contains("the file \"/nowhere/token\" cannot be read: entity not found"), "{missing}");
+    assert!(missing.contains("the file \"/nowhere/token\" cannot be read: no such file"), "{missing}");
     assert!(mistake_of("ADMIN_TOKEN_FILE", &file("empty", "\n")).contains("is empty"));
 }
 
@@ -200,6 +200,10 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
 fn several_signing_secrets_are_separated_by_commas_or_spaces() {
     let given = format!("{SECRET},{SECRET} {SECRET}\n{SECRET},");
     assert_eq!(config(&[("CLERK_WEBHOOK_SIGNING_SECRET", &given)]).signing_secrets.len(), 4);
+    let weak = config(&[("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET} whsec_AAAA"))]);
+    assert_eq!(weak.signing_secrets.len(), 2);
+    assert!(weak.warnings[0].contains("secret 2 of 2 has fewer than 16 bytes"), "{:?}", weak.warnings);
+    assert!(mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", "my-secret").contains("does not begin with `whsec_`"));
     let second = mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET}, whsec_?"));
     assert!(second.contains("secret 2 of 2 cannot be used"), "{second}");
     assert_eq!(
@@ -312,6 +316,16 @@ fn what_goes_to_clerk_is_checked() {
         config(&[("CLERK_API_URL", "http://127.0.0.1:9")]).clerk_api_url.as_str(),
         "http://127.0.0.1:9/"
     );
+    for (url, warned) in [
+        ("http://127.0.0.1:9", false),
+        ("http://[::1]:9", false),
+        ("http://localhost", false),
+        ("https://clerk.example", false),
+        ("http://clerk.example", true),
+    ] {
+        let warnings = config(&[("CLERK_API_URL", url)]).warnings;
+        assert_eq!(warnings.iter().any(|warning| warning.contains("over http")), warned, "{url}");
+    }
     for url in ["api.clerk.com", "ftp://api.clerk.com", "https://api.clerk.com?x=1"] {
         mistake_of("CLERK_API_URL", url);
     }
@@ -339,7 +353,8 @@ fn only_the_command_line_names_the_database_of_dev() {
         assert!(matches!(cli.command, Some(Sub::Dev)));
         let mut settings = cli.settings;
         assert!(settings.database_url.is_some());
-        settings.ignore_database_of_environment(&matches);
+        let ignored = settings.ignore_database_of_environment(&matches);
+        assert_eq!(ignored.is_empty(), settings.database_url.is_some(), "{ignored:?}");
         settings.database_url
     };
     let given = Some("sqlite:x.db".to_owned());

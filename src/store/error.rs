@@ -47,6 +47,13 @@ impl StoreError {
         matches!(self.trouble, Trouble::BadData | Trouble::Refused)
     }
 
+    /// Whether a server is there and will not let us in, however long we wait: there is no such database, user or password.
+    pub fn is_closed_door(&self) -> bool {
+        let code = self.code.as_deref().unwrap_or_default();
+        self.trouble == Trouble::Unavailable
+            && (code == "3D000" || (code.len() == "28P01".len() && code.starts_with("28")))
+    }
+
     /// The tables are not what we need.
     pub fn schema(explanation: String) -> Self {
         Self { trouble: Trouble::Schema, code: None, place: Some(explanation) }

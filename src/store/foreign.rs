@@ -35,18 +35,28 @@ pub(super) fn users(rows: Vec<(String, String)>) -> Result<Vec<ForeignUser>, Sto
 fn user(clerk_id: String, row: &Map<String, Json>) -> ForeignUser {
     let find = |name: &str| {
         let named = |column: &str| plain(column) == plain(name);
-        row.iter().find(|(column, json)| named(column) && !json.is_null()).map(|(_, json)| json)
+        row.iter().find(|(column, json)| named(column) && !json.is_null())
     };
+    let time_in = |name: &str| find(name).and_then(|(_, json)| time(json));
     let mut profile = Profile::default();
+    let mut columns = Vec::new();
     for field in Field::ALL {
         let found = names(field).iter().find_map(|name| find(name));
+        if let Some((column, _)) = found {
+            columns.push((field.name(), column.clone()));
+        }
+        let found = found.map(|(_, json)| json);
         profile.set(field, found.and_then(|json| value(field, json)).unwrap_or_default());
+    }
+    for name in ["created_at", "updated_at"] {
+        columns.extend(find(name).map(|(column, _)| (name, column.clone())));
     }
     ForeignUser {
         clerk_id,
         profile,
-        created_at: find("created_at").and_then(time),
-        updated_at: find("updated_at").and_then(time),
+        columns,
+        created_at: time_in("created_at"),
+        updated_at: time_in("updated_at"),
         deleted: find("deleted_at").is_some(),
     }
 }
@@ -136,6 +146,8 @@ mod tests {
             r#"{"clerk_id":"user_1","first_name":"Ada","image_url":"https://x","updated_at":"2024-01-02T03:04:05.678+00:00"}"#,
         );
         assert_eq!(prisma.profile, drizzle.profile);
+        let taken = [("first_name", "firstName"), ("image_url", "imageUrl"), ("updated_at", "updatedAt")];
+        assert_eq!(prisma.columns, taken.map(|(name, column)| (name, column.to_owned())));
         assert_eq!(prisma.profile[Field::FirstName].text(), Some("Ada"));
         assert_eq!(prisma.updated_at, drizzle.updated_at);
         assert_eq!(prisma.updated_at.map(|at| at.timestamp_millis()), Some(1_704_164_645_678));

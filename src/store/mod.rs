@@ -652,6 +652,8 @@ pub struct ForeignUser {
     /// As the table has it: it may be no usable id.
     pub clerk_id: String,
     pub profile: Profile,
+    /// Of each of our columns for which the row has something, the column of the table that it is in.
+    pub columns: Vec<(&'static str, String)>,
     pub created_at: Option<DateTime<Utc>>,
     pub updated_at: Option<DateTime<Utc>>,
     /// Whether the table says that the user is deleted.

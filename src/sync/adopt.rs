@@ -3,14 +3,17 @@
 //! A row is as new as its update time says, so that events which came later win, and rows that are here already are
 //! never overwritten by older ones.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use super::{Clock, Rules, apply};
 use crate::{
-    model::{Change, ClerkId, Content, Delivery, News, Outcome, Patch, Source, Version},
+    model::{Change, ClerkId, Content, Delivery, Field, News, Outcome, Patch, Source, Version},
     store::{ForeignUser, Patience, Readiness, Result, Store},
 };
 
@@ -21,7 +24,7 @@ const PAGE: u32 = 500;
 const PAGE_TIME: Duration = Duration::from_mins(1);
 
 /// What became of the users of the table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub copied: u64,
     /// Here already, and at least as new.
@@ -32,6 +35,8 @@ pub struct Tally {
     pub unusable: u64,
     /// Left out, because the database refuses their data.
     pub refused: u64,
+    /// Of each of our columns that is filled, the columns of the table that it is filled from.
+    pub columns: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
 /// Copy the users of a table; on a dry run only count them.
@@ -72,6 +77,13 @@ fn delivery(user: ForeignUser, rules: &Rules, now: DateTime<Utc>, tally: &mut Ta
         tally.unusable += 1;
         return None;
     };
+    let is_synced = |name| Field::named(name).is_none_or(|field| rules.fields.contains(field));
+    for (name, column) in user.columns.into_iter().filter(|(name, _)| is_synced(name)) {
+        let columns = tally.columns.entry(name).or_default();
+        if !columns.contains(&column) {
+            columns.insert(column);
+        }
+    }
     // A time to come would keep Clerk's own events out until then.
     let changed_at =
         user.updated_at.or(user.created_at).filter(|at| *at <= now).unwrap_or(DateTime::UNIX_EPOCH);
@@ -98,7 +110,7 @@ async fn copy(
 ) -> Result<()> {
     for result in apply(store, page, rules, now, Instant::now() + PAGE_TIME).await {
         match result {
-            Ok(Outcome::Applied | Outcome::Unchanged) => tally.copied += 1,
+            Ok(Outcome::Applied) => tally.copied += 1,
             Ok(_) => tally.already_here += 1,
             Err(error) if error.is_about_the_data() => {
                 tracing::warn!(%error, "a user could not be taken over");

@@ -4,17 +4,20 @@
 //! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
 //! it was and asks again only for the pages that were on their way.
 
-use std::sync::Arc;
+use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::{
+    sync::{Mutex, Semaphore, watch},
+    time::sleep,
+};
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete},
+    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
     scan::{Scan, Visit, Window},
 };
 use crate::{
@@ -22,12 +25,12 @@ use crate::{
         api::{FILTER_VALUES, Filters},
         event::Found,
     },
-    model::Source,
+    model::{ClerkId, Source},
     store::{self, RunKind},
     telemetry,
 };
 
-/// Who is to be taken in.
+/// Who is to be taken in: everybody whom any of the lists names, as far as the other two admit them.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// Each of these lists is asked for on its own, by the name of the filter as the API has it; all must name somebody.
@@ -118,13 +121,47 @@ pub async fn backfill(
         context: context.clone(),
         writers: Semaphore::new(context.store.writers()),
         ledger: Mutex::new(ledger),
+        named: (filters.len() > 1).then(Mutex::default),
     });
-    for (batch, filters) in filters.into_iter().enumerate().skip(first) {
-        visitor.walk(batch, filters).await?;
+    let walk = async {
+        for (batch, filters) in filters.into_iter().enumerate().skip(first) {
+            visitor.walk(batch, filters).await?;
+        }
+        Ok::<_, Trouble>(())
+    };
+    tokio::select! {
+        walked = walk => walked?,
+        lost = visitor.beat() => match lost? {},
     }
     let mut ledger = visitor.ledger.lock().await;
     ledger.finish().await?;
     Ok(Summary { counts: ledger.progress.counts.clone(), resumed })
+}
+
+/// Those of these values of one filter, such as addresses, that no user at Clerk has. No two users share one.
+///
+/// # Errors
+/// If Clerk cannot say.
+pub async fn nobodys(
+    context: &CatchUp,
+    filter: &'static str,
+    values: &[String],
+) -> Result<Vec<String>, Trouble> {
+    let mut nobodys = Vec::new();
+    let mut parts: Vec<&[String]> = values.chunks(FILTER_VALUES).collect();
+    while let Some(part) = parts.pop() {
+        let values = part.iter().map(|value| (filter, value.clone())).collect();
+        let users = context.api.count(&Filters { values, created_after: None }).await?;
+        if users == 0 {
+            nobodys.extend_from_slice(part);
+        } else if users < part.len() as u64 {
+            // Nobody has some of them, or somebody has several.
+            let (left, right) = part.split_at(part.len() / 2);
+            parts.extend([left, right]);
+        }
+    }
+    nobodys.sort();
+    Ok(nobodys)
 }
 
 struct Visitor {
@@ -132,9 +169,19 @@ struct Visitor {
     /// As many transactions at once as the database likes.
     writers: Semaphore,
     ledger: Mutex<Ledger<Progress>>,
+    /// Who was visited, where several lists can name one user.
+    named: Option<Mutex<HashSet<ClerkId>>>,
 }
 
 impl Visitor {
+    /// Say again and again that somebody is at work, also while Clerk is slow. Ends when the run is not ours any more.
+    async fn beat(&self) -> Result<Infallible, Trouble> {
+        loop {
+            sleep(HEARTBEAT).await;
+            self.ledger.lock().await.save().await?;
+        }
+    }
+
     async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
         let scan = Scan::new(&self.context, filters.clone(), self.context.reading(Source::Backfill));
         let windows = self.begin(batch, &scan).await?;
@@ -171,7 +218,11 @@ impl Visitor {
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble> {
+    async fn visit(&self, mut users: Vec<Found>) -> Result<(), Trouble> {
+        if let Some(named) = &self.named {
+            let mut named = named.lock().await;
+            users.retain(|found| named.insert(found.clerk_id.clone()));
+        }
         let counts = self.context.take_in(users, &self.writers).await?;
         for (outcome, count) in [
             ("applied", counts.applied),

@@ -28,6 +28,15 @@ const PAGE_ATTEMPTS: u32 = 6;
 /// An interrupted run goes on only if it is younger than this: what it went through first has changed since.
 const RESUMABLE: TimeDelta = TimeDelta::days(1);
 
+/// Whoever works on a run says so this often.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// A run that was silent for so long is nobody's any more, whatever its times say.
+const SILENCE: Duration = Duration::from_secs(6);
+
+/// A run whose last word is older than this is not even watched: clocks do not differ by so much.
+const ALIVE: TimeDelta = TimeDelta::seconds(30);
+
 /// How long runs are remembered.
 const REMEMBERED: TimeDelta = TimeDelta::days(7);
 
@@ -57,6 +66,10 @@ pub enum Trouble {
     Incomplete { seen: u64, counted: u64 },
     #[error("another process goes on with this run")]
     TakenOver,
+    #[error(
+        "another process is at work on the same run; it ends by itself, and --restart begins another one beside it"
+    )]
+    UnderWay,
     #[error("the run was stopped")]
     Abandoned,
 }
@@ -172,6 +185,8 @@ pub(super) struct Ledger<P> {
 impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     /// Begin a run for what these parameters name, perhaps everybody, or go on with one for the same that was interrupted.
     /// Says whether it goes on.
+    ///
+    /// A run that somebody is at work on is left to them.
     pub(super) async fn open(
         context: &CatchUp,
         kind: RunKind,
@@ -182,6 +197,11 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     ) -> Result<(Self, bool), Trouble> {
         let now = (context.clock)();
         let found = if restart { None } else { context.store.unfinished_run(kind, &parameters).await? };
+        if let Some(run) = found.as_ref().filter(|run| now - run.updated_at < ALIVE)
+            && is_worked_on(context, run).await?
+        {
+            return Err(Trouble::UnderWay);
+        }
         let found = found
             .filter(|run| now - run.updated_at < RESUMABLE)
             .and_then(|run| Some((serde_json::from_str(&run.progress).ok()?, run)));
@@ -231,6 +251,22 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         self.run.finished_at = Some((self.clock)());
         self.save().await
     }
+}
+
+/// Whether somebody lets their heart beat on this run, or has just ended it. Watching does not depend on anybody's clock.
+async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, Trouble> {
+    tracing::info!(
+        "this run had somebody at work on it a moment ago: a few seconds show whether it still has"
+    );
+    let deadline = Instant::now() + SILENCE;
+    while Instant::now() < deadline {
+        sleep(HEARTBEAT / 4).await;
+        let again = patiently(|| context.store.unfinished_run(run.kind, &run.parameters)).await?;
+        if again.as_ref() != Some(run) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether asking again cannot help.

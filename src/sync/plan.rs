@@ -74,6 +74,12 @@ fn shows_state(source: Source) -> bool {
     matches!(source, Source::Backfill | Source::Reconcile | Source::Api)
 }
 
+/// Whether this is what Clerk's Backend API shows of just the version that is known here. It can have been read before the
+/// webhook about that version was sent, and so seem older, without being news or out of date.
+fn shows(change: &Change, register: &Register) -> bool {
+    change.version.tie.is_empty() && change.version.version == register.version.version
+}
+
 /// Decide about changes that were never seen before, in the order in which they came.
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
@@ -183,7 +189,7 @@ enum End {
 /// What an upsert did.
 enum Step {
     Stale,
-    /// Newer, but no allow-listed field differs.
+    /// Newer, or of the same version, but no allow-listed field differs.
     Unchanged,
     Wrote(AuditAction, Vec<Field>),
 }
@@ -228,8 +234,14 @@ impl Fold {
     ) -> Step {
         let known = self.register.as_ref();
         let is_newer = known.is_none_or(|known| change.version > known.version);
-        if known.is_some_and(|known| known.deleted) || !(is_newer || restores) {
+        if known.is_some_and(|known| known.deleted) {
             return Step::Stale;
+        }
+        if !(is_newer || restores) {
+            let differs = |user: &User| !user.profile.clone().apply(patch, rules.fields).is_empty();
+            let same = known.is_some_and(|known| shows(change, known))
+                && self.user.as_ref().is_some_and(|user| !differs(user));
+            return if same { Step::Unchanged } else { Step::Stale };
         }
         if is_newer {
             let held_until = self.held_until();
@@ -362,9 +374,13 @@ mod tests {
 
     /// An event that names the user, at this time.
     fn named(svix_id: &str, time: i64, first_name: &str) -> Delivery {
+        delivery_at(svix_id, version(time, svix_id), first_name)
+    }
+
+    fn delivery_at(svix_id: &str, version: Version, first_name: &str) -> Delivery {
         let mut patch = Patch::default();
         patch.set(Field::FirstName, Value::Text(first_name.to_owned()));
-        delivery(svix_id, version(time, svix_id), News::Upsert { patch, created_at: None })
+        delivery(svix_id, version, News::Upsert { patch, created_at: None })
     }
 
     fn deleted(svix_id: &str, time: i64) -> Delivery {
@@ -458,6 +474,56 @@ mod tests {
         let plan = planned(&[named("msg_2", 10, "Two"), named("msg_1", 10, "One")], Stored::default());
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.inserts[0].profile[Field::FirstName].text(), Some("Two"));
+    }
+
+    #[test]
+    fn what_the_api_shows_of_the_version_that_is_here_is_the_same_whenever_it_was_read() {
+        let read = |version: i64, event_at: i64, first_name: &str| Delivery {
+            svix_id: None,
+            source: Source::Backfill,
+            ..delivery_at("", Version { version, event_at, tie: String::new() }, first_name)
+        };
+        let here = |deleted| {
+            let mut user = row(None);
+            user.profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+            known(
+                Register {
+                    version: Version { version: 10, event_at: 15, tie: "msg_1".to_owned() },
+                    deleted,
+                    held_until: None,
+                },
+                Some(user),
+            )
+        };
+        for (read, expected) in [
+            // Read before the webhook was sent, and after.
+            (read(10, 12, "Ada"), Outcome::Unchanged),
+            (read(10, 15, "Ada"), Outcome::Unchanged),
+            (read(10, 99, "Ada"), Outcome::Unchanged),
+            (read(10, 12, "Augusta"), Outcome::Stale),
+            (read(9, 99, "Ada"), Outcome::Stale),
+        ] {
+            let plan = planned(std::slice::from_ref(&read), here(false));
+            assert_eq!(plan.outcomes, [expected], "{read:?}");
+            assert!(plan.audit.is_empty() && plan.inserts.is_empty());
+            let [Content::Change(change)] = [&read.content] else { panic!("not a change") };
+            let register = &here(false).registers[&change.clerk_id];
+            assert!(is_news(&read, change, Some(register)), "the row is needed");
+        }
+        assert_eq!(planned(&[read(10, 12, "Ada")], here(true)).outcomes, [Outcome::Stale]);
+        // A webhook of the same time is no read.
+        assert_eq!(
+            planned(
+                &[delivery_at(
+                    "msg_0",
+                    Version { version: 10, event_at: 12, tie: "msg_0".to_owned() },
+                    "Ada"
+                )],
+                here(false)
+            )
+            .outcomes,
+            [Outcome::Stale]
+        );
     }
 
     #[test]

@@ -61,6 +61,15 @@ enum Task {
     Reconcile,
 }
 
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
 impl CatchUpLoop {
     /// Run until the shutdown. Trouble is logged, and tried again.
     pub async fn run(self, shutdown: CancellationToken) {
@@ -109,7 +118,7 @@ impl CatchUpLoop {
         sleep(wait).await;
         let error = self.perform(task).await.err()?;
         counter!(telemetry::CATCH_UP_FAILURES).increment(1);
-        tracing::warn!(%error, ?task, "catching up failed; it is tried again");
+        tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
         sleep(self.every.map_or(RETRY, |every| every.min(RETRY))).await;
         Some(task)
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::Utc;
+use chrono::{SecondsFormat, TimeDelta, Utc};
 use clerk_sync::clerk::fake::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -24,6 +25,7 @@ on_each_keeper!(
     a_backfill_revives_nobody_and_overwrites_nothing_newer,
     a_server_that_ignores_the_cursor_is_noticed_and_nobody_is_skipped,
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
+    a_backfill_that_is_under_way_is_left_alone,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
     a_clerk_of_another_instance_deletes_nobody,
@@ -191,6 +193,9 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
+        // As if it had been a while ago: otherwise the next one makes sure for some seconds that nobody is at work.
+        let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
+        host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));
     }
     assert!(kills > 3);
     let (finished, summary) = backfill(host, &[]);
@@ -200,6 +205,27 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
     // Every window ends with a page that is not full, and each kill costs the pages that were on their way.
     let asked = clerk.fake.requests_to("/v1/users");
     assert!(asked <= pages + 3 * 32 + kills * 33, "{asked} requests for {pages} pages and {kills} kills");
+}
+
+fn a_backfill_that_is_under_way_is_left_alone(host: &mut Host) {
+    let clerk = Clerk::of(host, 4000);
+    let mut first = host.command(&["backfill", "--rate", "1"]).spawn().unwrap();
+    eventually("a beginning", || clerk.fake.requests_to("/v1/users") >= 2);
+    let (second, _) = backfill(host, &[]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains("at work on the same run"), "{second:?}");
+    // Interrupted, the first one says where it is, and another one goes on with it.
+    assert!(first.try_wait().unwrap().is_none(), "it still runs");
+    let pid = first.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let first = first.wait_with_output().unwrap();
+    let said = String::from_utf8(first.stderr).unwrap();
+    assert_eq!(first.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted at ") && said.contains(" of 4000 users"), "{said}");
+    let (finished, summary) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((&summary["resumed"], &summary["seen"]), (&true.into(), &4000.into()), "{summary}");
+    assert_eq!(here(host), clerk.ids());
 }
 
 fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
@@ -737,7 +763,72 @@ fn only_some_users_can_be_asked_for() {
     assert_eq!(here(&host), expected);
     let (finished, _) = backfill(&host, &["--user-id", "user_nobody"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("does not know user_nobody"), "{finished:?}");
+    assert!(finished.stderr.contains("does not know 1 of the 1 asked for: user_nobody"), "{finished:?}");
+    let (finished, _) = backfill(&host, &["--user-id", "user_1 user_2"]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    assert!(finished.stderr.contains("without blanks"), "{finished:?}");
+}
+
+#[test]
+fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 500);
+    let users = clerk.users();
+    let ids = users.ids();
+    let mut owners: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+    for id in &ids {
+        for address in users.get(id).unwrap()["email_addresses"].as_array().unwrap() {
+            owners.entry(address["email_address"].as_str().unwrap().to_owned()).or_default().push(id);
+        }
+    }
+    // One address of each, that nobody else has.
+    let mut with_address: Vec<(&String, String)> = Vec::new();
+    for (address, owners) in owners.into_iter().filter(|(_, owners)| owners.len() == 1) {
+        if with_address.len() < 150 && with_address.iter().all(|(known, _)| *known != owners[0]) {
+            with_address.push((owners[0], address));
+        }
+    }
+    let mut lines = vec!["# who is meant".to_owned()];
+    lines.extend(with_address.iter().map(|(_, address)| address.clone()));
+    let file = host.write("addresses.txt", &lines.join("\n"));
+    // Named by an address too, and not.
+    let other = ids.iter().find(|id| with_address.iter().all(|(known, _)| known != id)).unwrap();
+    let by_id = format!("{},{other}", with_address[3].0);
+    let (finished, summary) = backfill(&host, &["--email", &format!("@{file}"), "--user-id", &by_id]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let expected: BTreeSet<String> = with_address.iter().map(|(id, _)| *id).chain([other]).cloned().collect();
+    assert_eq!(summary["seen"], expected.len(), "{summary}");
+    assert_eq!(here(&host), expected);
+
+    let (finished, summary) =
+        backfill(&host, &["--email", &format!("@{file},nobody@example.com,no.one@example.com")]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(summary["unchanged"], 150, "{summary}");
+    let words = "Clerk does not know 2 of the 152 asked for: no.one@example.com, nobody@example.com";
+    assert!(finished.stderr.contains(words), "{finished:?}");
+}
+
+#[test]
+fn a_time_at_which_nobody_can_have_signed_up_is_refused() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 3);
+    let now = Utc::now();
+    for (given, hint) in [
+        (now.timestamp().to_string(), format!("write {}000", now.timestamp())),
+        ("1999-12-31".to_owned(), "1999-12-31, when nobody".to_owned()),
+        ((now + TimeDelta::days(400)).to_rfc3339(), "when nobody".to_owned()),
+        ("yesterday".to_owned(), "RFC 3339".to_owned()),
+    ] {
+        let (refused, _) = backfill(&host, &["--created-after", &given]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(&hint), "{refused:?}");
+    }
+    assert_eq!(clerk.fake.requests().len(), 0);
+    let (finished, summary) = backfill(&host, &["--created-after", "2010-01-01"]);
+    assert_eq!((finished.code, &summary["seen"]), (Some(0), &3.into()), "{finished:?}");
+    let (refused, _) = backfill(&host, &["--rate", "0"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("a whole number from 1 on"), "{refused:?}");
 }
 
 #[test]

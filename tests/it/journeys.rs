@@ -204,6 +204,11 @@ fn what_the_application_refuses_is_parked_and_later_applied(host: &mut Host) {
 
 fn without_migrations_it_is_alive_but_not_ready(host: &mut Host) {
     let service = host.begin(&["--no-migrate"]);
+    let said = service.log();
+    assert!(
+        said.contains("not ready before the migrations") && !said.contains(r#""message":"ready""#),
+        "{said}"
+    );
     assert_eq!(service.get("/livez").status, 200);
     for path in ["/readyz", "/healthz"] {
         let answer = service.get(path);
@@ -242,6 +247,9 @@ fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
     let from = if host.keeper == Keeper::Postgres { table.clone() } else { "User".to_owned() };
     let told = host.run(&["migrate", "adopt", "--from", &from, "--dry-run"]).succeeded();
     assert!(told.contains("2  would be copied"), "{told}");
+    assert!(told.contains("firstName → first_name") && told.contains("updatedAt → updated_at"), "{told}");
+    // Nothing in it, or nothing that is ours.
+    assert!(!told.contains("lastName → username") && !told.contains("\"id\""), "{told}");
     let pending = host.run(&["migrate", "status"]).succeeded();
     assert!(pending.contains("pending"), "a dry run changed something: {pending}");
 
@@ -685,6 +693,25 @@ fn dev_never_touches_the_database_of_the_environment() {
 }
 
 #[test]
+fn dev_says_what_it_ignores_and_makes_the_same_users_in_every_run() {
+    let mut host = host();
+    host.set("DATABASE_URL", &format!("sqlite://{}", host.path("precious.db")));
+    let first = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
+    assert!(first.contains("DATABASE_URL of the environment or .env: ignored"), "{first}");
+    assert!(first.contains("30 users, 30 of them written"), "{first}");
+    // The fake is gone by then.
+    assert!(!first.contains("CLERK_API_URL="), "{first}");
+    host.unset("DATABASE_URL");
+    let second = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
+    assert!(second.contains("30 users, 0 of them written") && !second.contains("ignored"), "{second}");
+    let service = Service::start(host.command(&["dev", "--fake-clerk", "0"]));
+    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    let out = service.out();
+    assert!(out.contains("reconcile --dry-run") && !out.contains(" ensure "), "{out}");
+    service.stop();
+}
+
+#[test]
 fn dev_stays_and_prints_a_curl_command_that_works() {
     let mut host = host();
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
@@ -751,6 +778,8 @@ fn samples_are_printed_signed_and_sent() {
     let nobody = host.run(&["send", "user.created", "--url", "http://u:hunter2@127.0.0.1:1/"]);
     assert_eq!(nobody.code, Some(69), "{nobody:?}");
     assert!(!nobody.stderr.contains("hunter2"), "{nobody:?}");
+    assert!(nobody.stderr.contains("no connection to http://127.0.0.1:1/"), "{nobody:?}");
+    assert!(nobody.stderr.contains("0 of 1 were sent"), "{nobody:?}");
 }
 
 #[test]
@@ -767,6 +796,15 @@ fn wrong_usage_is_2() {
         let told = host.run(arguments).succeeded();
         assert!(!told.contains(SECRET), "{told}");
     }
+    assert!(host.run(&["--help"]).succeeded().contains("Exit codes:"));
+    // What the environment sets is no part of how to use it.
+    for command in ["sample", "send", "ensure"] {
+        let wrong = host.run(&[command]).stderr;
+        assert!(wrong.contains(&format!("Usage: clerk-sync {command} [OPTIONS] <")), "{wrong}");
+    }
+    let (short, long) = (host.run(&["serve", "-h"]).succeeded(), host.run(&["serve", "--help"]).succeeded());
+    assert!(short.contains("--no-migrate") && !short.contains("--database-url"), "{short}");
+    assert!(long.contains("--no-migrate") && long.contains("--database-url"), "{long}");
 }
 
 #[test]
@@ -881,11 +919,44 @@ fn serve_waits_for_the_database_and_gives_up_with_69() {
         refused.stderr.contains("DATABASE_WAIT_SECONDS") && !refused.stderr.contains("hunter2"),
         "{refused:?}"
     );
+    let words = "connection refused by 127.0.0.1, port 1";
+    assert!(refused.stderr.contains(words), "{refused:?}");
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains(words), "{refused:?}");
+    host.set("DATABASE_URL", "postgres://app:hunter2@db.invalid/shop");
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains("there is no host db.invalid"), "{refused:?}");
+}
+
+#[test]
+fn a_database_that_will_never_let_us_in_is_78_at_once() {
+    let mut host = host();
     host.set("DATABASE_URL", &format!("sqlite://{}", host.path("no/such/folder/users.db")));
-    let refused = host.run(&["migrate"]);
-    assert_eq!(refused.code, Some(69), "{refused:?}");
+    for command in ["serve", "migrate"] {
+        let refused = host.run(&[command]);
+        assert_eq!(refused.code, Some(78), "{refused:?}");
+        assert!(refused.stderr.contains("there is no directory "), "{refused:?}");
+    }
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let mut url = url::Url::parse(host.get("DATABASE_URL")).expect("a URL");
+    url.set_path("no_such_database");
+    let there = url.to_string();
+    url.set_path("postgres");
+    url.set_username("no_such_user").expect("a user");
+    for (url, words) in
+        [(there.as_str(), "does not exist"), (url.as_str(), "refuses the user or the password")]
+    {
+        host.set("DATABASE_URL", url);
+        for command in ["serve", "migrate"] {
+            let started = Instant::now();
+            let refused = host.run(&[command]);
+            assert_eq!(refused.code, Some(78), "{refused:?}");
+            assert!(refused.stderr.contains(words), "{refused:?}");
+            assert!(started.elapsed() < Duration::from_secs(20), "it waited for what never comes");
+        }
+    }
 }
 
 #[test]

@@ -490,7 +490,9 @@ impl Service {
 
     /// Where it listens: in the log of `serve`, or in what `dev` prints.
     fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let ready = self.lines().into_iter().find(|line| line["message"] == "ready");
+        let ready = self.lines().into_iter().find(|line| {
+            line["message"].as_str().is_some_and(|state| state == "ready" || state.starts_with("listening"))
+        });
         if let Some(ready) = ready {
             let private = address(ready["private"].as_str()?)?;
             // A worker has only one.

@@ -28,6 +28,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
@@ -95,6 +96,16 @@ impl Fake {
     ///
     /// If the port is taken, or there are to be too many users.
     pub async fn start(options: Options, clock: Clock) -> io::Result<Self> {
+        let began = clock();
+        Self::start_as_of(began, options, clock).await
+    }
+
+    /// The same with users who had signed up before this time: at one time they are always the same users.
+    ///
+    /// # Errors
+    ///
+    /// If the port is taken, or there are to be too many users.
+    pub async fn start_as_of(began: DateTime<Utc>, options: Options, clock: Clock) -> io::Result<Self> {
         let count = u32::try_from(options.users)
             .ok()
             .filter(|count| *count <= MAX_NUMBER)
@@ -103,7 +114,7 @@ impl Fake {
         let address = listener.local_addr()?;
         let server = Arc::new(Server {
             key: options.key,
-            users: Users::new(count, Arc::clone(&clock)),
+            users: Users::new(count, began, Arc::clone(&clock)),
             clock,
             conduct: Mutex::new(Conduct::new(Instant::now())),
             log: Mutex::default(),

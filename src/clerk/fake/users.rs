@@ -28,8 +28,8 @@ pub struct Event {
 }
 
 impl Users {
-    pub(super) fn new(count: u32, clock: Clock) -> Self {
-        let everybody = Directory::new(count, milliseconds(clock()));
+    pub(super) fn new(count: u32, began: DateTime<Utc>, clock: Clock) -> Self {
+        let everybody = Directory::new(count, milliseconds(began));
         Self { everybody: Arc::new(Mutex::new(everybody)), clock }
     }
 

@@ -61,7 +61,9 @@ pub(super) async fn ensure(
             tracing::warn!(clerk_id = %id, error = %trouble, "a user could not be ensured");
             Err(match &*trouble {
                 Trouble::Store(_) => Problem::DatabaseUnavailable,
-                Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver => Problem::ClerkUnavailable,
+                Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver | Trouble::UnderWay => {
+                    Problem::ClerkUnavailable
+                }
                 Trouble::Api(_) => Problem::ClerkRefused,
                 Trouble::Incomplete { .. } | Trouble::Abandoned => Problem::Internal,
             })

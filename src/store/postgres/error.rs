@@ -30,7 +30,9 @@ fn server_error(error: &PgDatabaseError) -> StoreError {
         .join(", ");
     let hint = match error.code() {
         "3D000" => "the database that DATABASE_URL names does not exist".to_owned(),
-        "28000" | "28P01" => "the server refuses the user or the password of DATABASE_URL".to_owned(),
+        code if code.starts_with("28") => {
+            "the server refuses the user or the password of DATABASE_URL".to_owned()
+        }
         _ => place,
     };
     StoreError {
@@ -46,7 +48,7 @@ fn trouble(code: &str) -> Trouble {
         "40001" | "40P01" => Trouble::Conflict,
         // Lock not available; cancelled, by `statement_timeout` or by an administrator.
         "55P03" | "57014" => Trouble::Locked,
-        // Read-only transaction; idle for too long; the database or the role is not there (yet).
+        // Read-only transaction; idle for too long; the database is not there. A start gives up on that at once.
         "25006" | "25P03" | "3D000" => Trouble::Unavailable,
         _ => match code.get(..2) {
             // Connection; authorisation; resources; operator intervention.

@@ -87,7 +87,8 @@ impl Sqlite {
     /// Open the file, making it if it is missing.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Broken`] if it is no database.
+    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it;
+    /// [`Trouble::Broken`] if it is no database.
     pub async fn open(options: Options) -> Result<Self> {
         let connect = SqliteConnectOptions::new()
             .filename(&options.path)
@@ -97,6 +98,13 @@ impl Sqlite {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("secure_delete", "ON")
             .disable_statement_logging();
+        let folder = options.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+            return Err(StoreError::schema(format!(
+                "DATABASE_URL: there is no directory {}; make it first, the file in it is made by itself",
+                folder.display()
+            )));
+        }
         create(&connect).await.map_err(|error| error.at(&options.path))?;
         let file = File::identify(options.path)?;
         let pool = || {

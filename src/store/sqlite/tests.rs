@@ -687,7 +687,11 @@ async fn a_file_that_is_gone_or_cannot_be_opened_is_unavailable() {
     );
     let nowhere = Options { path: world.folder.path().join("no/where.db"), ..options(&world.folder, &[]) };
     let error = Sqlite::open(nowhere).await.map(|_| ()).expect_err("no folder");
-    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Unavailable, Some("14")));
+    assert_eq!(error.trouble, Trouble::Schema, "nobody will make it");
+    assert!(error.to_string().contains("there is no directory"), "{error}");
+    let folder = Options { path: world.folder.path().to_owned(), ..options(&world.folder, &[]) };
+    let error = Sqlite::open(folder).await.map(|_| ()).expect_err("a folder");
+    assert_eq!(error.trouble, Trouble::Unavailable);
 }
 
 #[tokio::test]
