@@ -175,7 +175,7 @@ impl World {
     /// One turn of a worker.
     pub async fn drain_once(&self, store: &dyn Store) -> Drained {
         // Longer than a worker would give it: a busy machine is no trouble of the database.
-        sync::drain(store, &self.rules, self.now, Instant::now() + Duration::from_secs(60)).await
+        sync::drain(store, &self.rules, self.now, Instant::now() + Duration::from_mins(1)).await
     }
 
     /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.
