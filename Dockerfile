@@ -28,6 +28,8 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
+# There is no shell and no curl in here; the private listener is asked, which `worker` has as well.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=35s CMD ["/usr/local/bin/clerk-sync", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/clerk-sync"]
 CMD ["serve"]

@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     let url = env::var("BENCH_POSTGRES_URL")
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
     let runtime = Runtime::new()?;
-    let options = Options { users, key: KEY.to_owned(), port: 0 };
+    let options = Options { users, key: KEY.to_owned(), ..Options::default() };
     let fake = runtime.block_on(Fake::start(options, Arc::new(Utc::now)))?;
     println!("# Backfill of {users} users\n");
     println!(

@@ -23,7 +23,7 @@ use clerk_sync::{
 };
 use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
 
-use events::{Event, Events, SECRET, signed_up};
+use events::{Event, Events, Person, SECRET, signed_up};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,7 +55,7 @@ impl Signed {
 
     /// With a body of about this many bytes.
     fn of(bytes: usize) -> Self {
-        let mut event = Events::default().make(1, 10_000).remove(0);
+        let mut event = Events::default().make(1, 10_000, Person::Connected).remove(0);
         let missing = bytes.saturating_sub(event.body.len());
         if missing > 1_000 {
             let items: Vec<String> =
@@ -118,7 +118,7 @@ fn parse_all_fields(bencher: Bencher<'_, '_>, bytes: usize) {
 fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
     let verifier = verifier();
     let now = Utc::now();
-    let events = Events::default().make(BATCH, 10_000);
+    let events = Events::default().make(BATCH, 10_000, Person::Connected);
     let existing: Vec<bool> = events.iter().map(|event| event.existing.is_some()).collect();
     let deliveries: Vec<Delivery> = events
         .into_iter()

@@ -1,16 +1,25 @@
-//! Users and events as Clerk makes them: bodies of about 2.5 kB, ids that begin with the time, half of the events
-//! about new users and half about users that are there already.
+//! Users and events as Clerk makes them: ids that begin with the time, half of the events about new users and half
+//! about users that are there already.
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeZone, Utc};
 use clerk_sync::clerk::{sample, signature::Secret};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What signs every request. Of no other use.
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 /// A step that visits every user of 10 k, 100 k or 1 M once before any twice, all over the table.
 const STRIDE: u64 = 611_953;
+
+/// Whom events are about.
+#[derive(Clone, Copy)]
+pub(crate) enum Person {
+    /// With a mail address and a password, like the people in Clerk's documented samples.
+    Plain,
+    /// With a telephone number, a Google account and metadata as well, and every field that Clerk sends.
+    Connected,
+}
 
 /// One event, ready to be signed.
 pub(crate) struct Event {
@@ -46,8 +55,8 @@ pub(crate) struct Events {
 
 impl Events {
     /// `count` events on a table of `population` users.
-    pub(crate) fn make(&mut self, count: usize, population: u64) -> Vec<Event> {
-        (0..count).map(|_| self.next(population)).collect()
+    pub(crate) fn make(&mut self, count: usize, population: u64, person: Person) -> Vec<Event> {
+        (0..count).map(|_| self.next(population, person)).collect()
     }
 
     /// How many so far.
@@ -55,7 +64,7 @@ impl Events {
         self.made
     }
 
-    fn next(&mut self, population: u64) -> Event {
+    fn next(&mut self, population: u64, person: Person) -> Event {
         self.made += 1;
         let number = self.made;
         let now = Utc::now();
@@ -64,7 +73,8 @@ impl Events {
             Some(number) => (existing_user(number), signed_up()),
             None => (id("user_", now), now),
         };
-        let body = body(existing.is_some(), &user, &format!("Lovelace {number}"), created_at, now);
+        let updated = existing.is_some();
+        let body = body(person, updated, &user, &format!("Lovelace {number}"), created_at, now);
         Event { svix_id: id("msg_", now), existing, body: body.into() }
     }
 }
@@ -98,8 +108,9 @@ fn id(prefix: &str, at: DateTime<Utc>) -> String {
     })
 }
 
-/// A user with a mail address, a telephone number and a Google account.
-pub(crate) fn body(
+/// What Clerk posts.
+fn body(
+    person: Person,
     updated: bool,
     user: &str,
     last_name: &str,
@@ -107,47 +118,12 @@ pub(crate) fn body(
     at: DateTime<Utc>,
 ) -> String {
     let (created, now) = (created_at.timestamp_millis(), at.timestamp_millis());
-    let own = |prefix: &str| user.replacen("user_", prefix, 1);
-    let (email, phone, google) = (own("idn_e"), own("idn_p"), own("eac_"));
-    let address = format!("{}@example.com", own(""));
-    let image = "https://img.clerk.com/eyJ0eXBlIjoicHJveHkiLCJzcmMiOiJodHRwczovL2ltYWdlcy5jbGVyay5kZXYvb2F1dGhfZ29vZ2xlL2ltZ18ifQ";
-    let verified = |strategy: &str| {
-        json!({ "object": "verification_from_oauth", "status": "verified", "strategy": strategy, "attempts": null,
-                "expire_at": null, "verified_at_client": "client_2sample" })
+    let data = match person {
+        Person::Plain => plain(user, last_name, created, now),
+        Person::Connected => connected(user, last_name, created, now),
     };
     json!({
-        "data": {
-            "id": user, "object": "user", "external_id": null, "username": null, "first_name": "Ada",
-            "last_name": last_name, "locale": "en-GB", "image_url": image, "profile_image_url": image, "has_image": true,
-            "primary_email_address_id": email, "primary_phone_number_id": phone, "primary_web3_wallet_id": null,
-            "email_addresses": [{
-                "id": email, "object": "email_address", "email_address": address, "reserved": false,
-                "matches_sso_connection": false,
-                "linked_to": [{ "id": google, "type": "oauth_google" }],
-                "verification": verified("from_oauth_google"), "created_at": created, "updated_at": now,
-            }],
-            "phone_numbers": [{
-                "id": phone, "object": "phone_number", "phone_number": "+15555550100", "reserved_for_second_factor": false,
-                "default_second_factor": false, "reserved": false, "linked_to": [], "backup_codes": null,
-                "verification": verified("phone_code"), "created_at": created, "updated_at": now,
-            }],
-            "web3_wallets": [], "passkeys": [], "saml_accounts": [], "enterprise_accounts": [],
-            "external_accounts": [{
-                "id": google, "object": "external_account", "provider": "oauth_google", "identification_id": email,
-                "provider_user_id": "103456789012345678901", "approved_scopes": "email openid profile",
-                "email_address": address, "first_name": "Ada", "last_name": last_name, "avatar_url": image,
-                "image_url": image, "username": null, "public_metadata": {}, "label": null,
-                "verification": verified("oauth_google"), "created_at": created, "updated_at": now,
-            }],
-            "public_metadata": { "plan": "pro", "seats": 5, "onboarded": true, "theme": "dark" },
-            "private_metadata": { "stripe_customer": "cus_9s6XKzkNRiz8i3" },
-            "unsafe_metadata": { "newsletter": true, "referrer": "friend" },
-            "password_enabled": true, "two_factor_enabled": false, "totp_enabled": false, "backup_code_enabled": false,
-            "mfa_enabled_at": null, "mfa_disabled_at": null, "banned": false, "locked": false,
-            "lockout_expires_in_seconds": null, "verification_attempts_remaining": 100, "delete_self_enabled": true,
-            "create_organization_enabled": true, "legal_accepted_at": null, "last_sign_in_at": now,
-            "last_active_at": now, "created_at": created, "updated_at": now,
-        },
+        "data": data,
         "event_attributes": { "http_request": {
             "client_ip": "192.0.2.1",
             "user_agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
@@ -158,4 +134,70 @@ pub(crate) fn body(
         "type": if updated { "user.updated" } else { "user.created" },
     })
     .to_string()
+}
+
+/// The id of something of this user.
+fn own(user: &str, prefix: &str) -> String {
+    user.replacen("user_", prefix, 1)
+}
+
+fn plain(user: &str, last_name: &str, created: i64, now: i64) -> Value {
+    let email = own(user, "idn_");
+    let image = "https://img.clerk.com/2sample";
+    json!({
+        "id": user, "object": "user", "external_id": null, "username": null, "first_name": "Ada",
+        "last_name": last_name, "birthday": "", "gender": "", "image_url": image, "profile_image_url": image,
+        "primary_email_address_id": email, "primary_phone_number_id": null, "primary_web3_wallet_id": null,
+        "email_addresses": [{
+            "id": email, "object": "email_address", "email_address": format!("{}@example.com", own(user, "")),
+            "reserved": false, "linked_to": [],
+            "verification": { "status": "verified", "strategy": "admin", "attempts": null, "expire_at": null },
+        }],
+        "phone_numbers": [], "web3_wallets": [], "external_accounts": [],
+        "public_metadata": {}, "private_metadata": {}, "unsafe_metadata": {},
+        "password_enabled": true, "two_factor_enabled": false, "last_sign_in_at": null,
+        "created_at": created, "updated_at": now,
+    })
+}
+
+fn connected(user: &str, last_name: &str, created: i64, now: i64) -> Value {
+    let (email, phone, google) = (own(user, "idn_e"), own(user, "idn_p"), own(user, "eac_"));
+    let address = format!("{}@example.com", own(user, ""));
+    let image = "https://img.clerk.com/eyJ0eXBlIjoicHJveHkiLCJzcmMiOiJodHRwczovL2ltYWdlcy5jbGVyay5kZXYvb2F1dGhfZ29vZ2xlL2ltZ18ifQ";
+    let verified = |strategy: &str| {
+        json!({ "object": "verification_from_oauth", "status": "verified", "strategy": strategy, "attempts": null,
+                "expire_at": null, "verified_at_client": "client_2sample" })
+    };
+    json!({
+        "id": user, "object": "user", "external_id": null, "username": null, "first_name": "Ada",
+        "last_name": last_name, "locale": "en-GB", "image_url": image, "profile_image_url": image, "has_image": true,
+        "primary_email_address_id": email, "primary_phone_number_id": phone, "primary_web3_wallet_id": null,
+        "email_addresses": [{
+            "id": email, "object": "email_address", "email_address": address, "reserved": false,
+            "matches_sso_connection": false,
+            "linked_to": [{ "id": google, "type": "oauth_google" }],
+            "verification": verified("from_oauth_google"), "created_at": created, "updated_at": now,
+        }],
+        "phone_numbers": [{
+            "id": phone, "object": "phone_number", "phone_number": "+15555550100", "reserved_for_second_factor": false,
+            "default_second_factor": false, "reserved": false, "linked_to": [], "backup_codes": null,
+            "verification": verified("phone_code"), "created_at": created, "updated_at": now,
+        }],
+        "web3_wallets": [], "passkeys": [], "saml_accounts": [], "enterprise_accounts": [],
+        "external_accounts": [{
+            "id": google, "object": "external_account", "provider": "oauth_google", "identification_id": email,
+            "provider_user_id": "103456789012345678901", "approved_scopes": "email openid profile",
+            "email_address": address, "first_name": "Ada", "last_name": last_name, "avatar_url": image,
+            "image_url": image, "username": null, "public_metadata": {}, "label": null,
+            "verification": verified("oauth_google"), "created_at": created, "updated_at": now,
+        }],
+        "public_metadata": { "plan": "pro", "seats": 5, "onboarded": true, "theme": "dark" },
+        "private_metadata": { "stripe_customer": "cus_9s6XKzkNRiz8i3" },
+        "unsafe_metadata": { "newsletter": true, "referrer": "friend" },
+        "password_enabled": true, "two_factor_enabled": false, "totp_enabled": false, "backup_code_enabled": false,
+        "mfa_enabled_at": null, "mfa_disabled_at": null, "banned": false, "locked": false,
+        "lockout_expires_in_seconds": null, "verification_attempts_remaining": 100, "delete_self_enabled": true,
+        "create_organization_enabled": true, "legal_accepted_at": null, "last_sign_in_at": now,
+        "last_active_at": now, "created_at": created, "updated_at": now,
+    })
 }

@@ -27,7 +27,7 @@ use tokio::runtime::Runtime;
 
 use self::{
     database::Database,
-    events::{Event, Events, SECRET},
+    events::{Event, Events, Person, SECRET},
     load::{Load, Report, drive},
     service::{Mode, Service},
     straight::{Writer, batches},
@@ -40,6 +40,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
 const CONNECTIONS: usize = 256;
+
+/// As fast as answers come.
+const FLAT_OUT: Load = Load { connections: CONNECTIONS, every: None };
 
 /// What is asked of a quiet machine with two cores that carries the database and the sender as well.
 mod wanted {
@@ -187,10 +190,12 @@ impl Bench {
         let settings: Vec<String> =
             settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         println!("PostgreSQL: {}", settings.join(", "));
-        let body = self.events.make(2, 10_000).iter().map(|event| event.body.len()).sum::<usize>() / 2;
+        let [plain, connected] = [Person::Plain, Person::Connected].map(|person| {
+            self.events.make(2, 10_000, person).iter().map(|event| event.body.len()).sum::<usize>() / 2
+        });
         println!(
-            "{CONNECTIONS} connections kept alive; bodies of {body} bytes; half new users, half updates; every event \
-             applied, audited and answered after its commit"
+            "{CONNECTIONS} connections kept alive; bodies of {connected} bytes, where they are said to be small of {plain}; \
+             half new users, half updates; every event applied, audited and answered after its commit"
         );
         Ok(())
     }
@@ -210,11 +215,12 @@ impl Bench {
         self.over_http(&one_by_one, 500, population)?;
 
         let watch = self.runtime.block_on(async { self.database.watch() });
-        let [mut group, mut straight, mut single] = [Vec::new(), Vec::new(), Vec::new()];
+        let [mut group, mut small, mut straight, mut single] = [const { Vec::new() }; 4];
         let began = Instant::now();
         while group.len() < self.size.rounds && began.elapsed() < LONGEST_PART {
             group.push(self.over_http(&grouped, self.size.grouped, population)?);
             let batch = group.last().map_or(1.0, |run| run.batch);
+            small.push(self.load(&grouped, self.size.grouped, population, Person::Plain, FLAT_OUT)?.0);
             straight.push(self.straight(&writer, self.size.grouped, population, batch)?);
             single.push(self.over_http(&one_by_one, self.size.one_by_one, population)?);
         }
@@ -226,16 +232,18 @@ impl Bench {
              PostgreSQL | sender |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
         );
         print_runs("over HTTP, group commit", &group);
+        print_runs("over HTTP, group commit, small bodies", &small);
         print_runs("over HTTP, one event a transaction", &single);
         print_runs("the same batches straight into SQL", &straight);
         tell_statements(&seen);
 
-        let [group, single, straight] = [&group, &single, &straight].map(|runs| median(runs, Run::rate));
+        let [group, small, single, straight] =
+            [&group, &small, &single, &straight].map(|runs| median(runs, Run::rate));
         self.verdict(
-            "events/s over HTTP, 256 connections",
-            format!("{group:.0}"),
+            "events/s over HTTP, 256 connections, small bodies",
+            format!("{small:.0}"),
             format!("≥ {:.0}", wanted::EVENTS_A_SECOND),
-            group >= wanted::EVENTS_A_SECOND,
+            small >= wanted::EVENTS_A_SECOND,
         );
         self.verdict(
             "group commit over one event a transaction",
@@ -272,8 +280,8 @@ impl Bench {
 
     /// Latency while events come at a steady rate.
     fn pace(&mut self, service: &Service, population: u64) -> anyhow::Result<()> {
-        let load = Load { connections: CONNECTIONS, every: Some(Duration::from_millis(1)) };
-        let (run, report) = self.load(service, self.size.paced, population, load)?;
+        let load = Load { every: Some(Duration::from_millis(1)), ..FLAT_OUT };
+        let (run, report) = self.load(service, self.size.paced, population, Person::Connected, load)?;
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let p99 = milliseconds(report.percentile(0.99));
         println!(
@@ -369,8 +377,7 @@ impl Bench {
 
     /// As fast as it goes.
     fn over_http(&mut self, service: &Service, count: usize, population: u64) -> anyhow::Result<Run> {
-        let load = Load { connections: CONNECTIONS, every: None };
-        Ok(self.load(service, count, population, load)?.0)
+        Ok(self.load(service, count, population, Person::Connected, FLAT_OUT)?.0)
     }
 
     fn load(
@@ -378,9 +385,10 @@ impl Bench {
         service: &Service,
         count: usize,
         population: u64,
+        person: Person,
         load: Load,
     ) -> anyhow::Result<(Run, Report)> {
-        let events = self.events.make(count, population);
+        let events = self.events.make(count, population, person);
         let requests = self.signed(&events);
         drop(events);
         let backends = || self.backends(service.mode().client());
@@ -411,7 +419,7 @@ impl Bench {
     ) -> anyhow::Result<Run> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 512")]
         let size = batch.round().clamp(1.0, 512.0) as usize;
-        let events = self.events.make(count, population);
+        let events = self.events.make(count, population, Person::Connected);
         let batches = batches(&events, size);
         drop(events);
         let in_database = self.backends(straight::CLIENT)?;

@@ -11,6 +11,14 @@ ALTER TABLE webhook_queue SET (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
 );
 
+-- Read from its old end by whoever prunes it, for which a block range index has to be summed up anew time and again.
+DROP INDEX IF EXISTS processed_webhooks_processed_at;
+CREATE INDEX processed_webhooks_processed_at ON processed_webhooks (processed_at);
+ALTER TABLE processed_webhooks SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000,
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 500000
+);
+
 -- The dead are few among many: by their ids for whoever looks at them, by their age for who forgets them.
 CREATE INDEX IF NOT EXISTS webhook_queue_dead ON webhook_queue (svix_id) WHERE state = 'dead';
 CREATE INDEX IF NOT EXISTS webhook_queue_dead_age ON webhook_queue (received_at) WHERE state = 'dead';
@@ -41,7 +49,7 @@ CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id)
     WHERE state = 'pending' AND next_attempt_at IS NOT NULL;
 -- With all that counting needs.
 CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id) INCLUDE (created_at) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (sink, id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (id, sink) WHERE state = 'dead';
 CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id, sink, id);
 CREATE INDEX IF NOT EXISTS outbox_finished ON outbox (finished_at) WHERE state <> 'pending';
 

@@ -25,7 +25,7 @@ CREATE INDEX IF NOT EXISTS outbox_due ON outbox (sink, next_attempt_at, id)
     WHERE state = 'pending' AND next_attempt_at IS NOT NULL;
 -- With all that counting needs.
 CREATE INDEX IF NOT EXISTS outbox_order ON outbox (sink, clerk_id, id, created_at) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (sink, id) WHERE state = 'dead';
+CREATE INDEX IF NOT EXISTS outbox_dead ON outbox (id, sink) WHERE state = 'dead';
 CREATE INDEX IF NOT EXISTS outbox_clerk_id ON outbox (clerk_id, sink, id);
 CREATE INDEX IF NOT EXISTS outbox_finished ON outbox (finished_at) WHERE state <> 'pending';
 

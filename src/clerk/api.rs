@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::{
-    sync::Mutex as AsyncMutex,
+    sync::{Mutex as AsyncMutex, OnceCell},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use url::Url;
@@ -144,6 +144,8 @@ pub struct Api {
     answered: AtomicBool,
     /// Nobody asks before this: Clerk said so.
     paused_until: Mutex<Instant>,
+    /// The id of the instance, once it was told.
+    instance: OnceCell<String>,
     /// When it was last said that an attempt failed.
     warned: Mutex<Option<Instant>>,
     clock: Clock,
@@ -155,12 +157,14 @@ pub enum ApiError {
     /// There was no usable answer, again and again.
     #[error("Clerk's API at {place} cannot be reached: {why}")]
     Unreachable { place: String, why: String },
-    #[error("Clerk refuses CLERK_SECRET_KEY: {0}; take a valid one from Clerk's Dashboard (API keys)")]
-    KeyRefused(Refusal),
-    #[error("Clerk's API refused the request: {0}")]
-    Refused(Refusal),
-    #[error("Clerk's API answered something that we do not understand: {0}")]
-    Unintelligible(String),
+    #[error(
+        "Clerk's API at {place} refuses CLERK_SECRET_KEY: {refusal}; take a valid one from Clerk's Dashboard (API keys)"
+    )]
+    KeyRefused { place: String, refusal: Refusal },
+    #[error("Clerk's API at {place} refused the request: {refusal}")]
+    Refused { place: String, refusal: Refusal },
+    #[error("Clerk's API at {place} answered something that we do not understand: {what}")]
+    Unintelligible { place: String, what: String },
 }
 
 /// An error of Clerk's, without its message: that may quote whatever was asked for.
@@ -220,16 +224,16 @@ impl Api {
     /// # Errors
     /// If the HTTP client cannot be made.
     pub fn new(url: &Url, key: SecretString, rate: NonZeroU32, clock: Clock) -> Result<Self, ApiError> {
+        let mut base = url.clone();
+        let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        base.set_path(&format!("{path}/v1/"));
         let client = Client::builder()
             .connect_timeout(CONNECT_WITHIN)
             .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
             // The key is for this address only.
             .redirect(redirect::Policy::none())
             .build()
-            .map_err(|_| ApiError::Unintelligible("the HTTP client cannot be made".to_owned()))?;
-        let mut base = url.clone();
-        let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        base.set_path(&format!("{path}/v1/"));
+            .map_err(|_| unreachable(&base, "the HTTP client cannot be made"))?;
         // A tenth of a second's requests at once makes up for timers that are late.
         let burst = NonZeroU32::new(rate.get() / 10).unwrap_or(NonZeroU32::MIN);
         Ok(Self {
@@ -240,6 +244,7 @@ impl Api {
             line: AsyncMutex::default(),
             answered: AtomicBool::new(false),
             paused_until: Mutex::new(Instant::now()),
+            instance: OnceCell::new(),
             warned: Mutex::default(),
             clock,
         })
@@ -252,6 +257,24 @@ impl Api {
             .chain_update(self.key.expose_secret())
             .finalize()
             .into()
+    }
+
+    /// The id of the instance that the key is of, such as `ins_2fZ…`. Clerk is asked once.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn instance(&self, persistence: Persistence) -> Result<&str, ApiError> {
+        #[derive(Deserialize)]
+        struct Instance {
+            id: String,
+        }
+        let ask = async || {
+            let answer = self.get(self.url("instance", &Filters::default()), persistence).await?;
+            let instance = serde_json::from_slice(&answer.body).ok();
+            let id = instance.map(|Instance { id }| id).filter(|id| self.is_word(id, in_ids));
+            id.ok_or_else(|| self.unintelligible("no instance with an id"))
+        };
+        self.instance.get_or_try_init(ask).await.map(String::as_str)
     }
 
     /// A page of users, in the order in which they signed up.
@@ -276,7 +299,7 @@ impl Api {
         let answer = self.get(url, Persistence::BACKGROUND).await?;
         event::users(&answer.body, reading, answer.moment)
             .filter(|users| users.len() <= list.limit)
-            .ok_or_else(|| ApiError::Unintelligible("no list of users that each have an id".to_owned()))
+            .ok_or_else(|| self.unintelligible("no list of users"))
     }
 
     /// How many users there are.
@@ -293,8 +316,8 @@ impl Api {
             url.query_pairs_mut().append_pair("created_at_after", &after.to_string());
         }
         let answer = self.get(url, Persistence::BACKGROUND).await?;
-        let count: Count = serde_json::from_slice(&answer.body)
-            .map_err(|_| ApiError::Unintelligible("no number of users".to_owned()))?;
+        let count: Count =
+            serde_json::from_slice(&answer.body).map_err(|_| self.unintelligible("no number of users"))?;
         Ok(count.total_count)
     }
 
@@ -317,14 +340,16 @@ impl Api {
         }
         let answer = match self.get(url, persistence).await {
             // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the user.
-            Err(ApiError::Refused(refusal)) if refusal.status == 404 && refusal.code == NO_SUCH_USER => {
+            Err(ApiError::Refused { refusal, .. })
+                if refusal.status == 404 && refusal.code == NO_SUCH_USER =>
+            {
                 return Ok(None);
             }
             answer => answer?,
         };
         let found = event::user(&answer.body, reading, answer.moment)
             .filter(|found| found.clerk_id == *id)
-            .ok_or_else(|| ApiError::Unintelligible("not the user that was asked for".to_owned()))?;
+            .ok_or_else(|| self.unintelligible("not the user that was asked for"))?;
         Ok(Some(found))
     }
 
@@ -444,7 +469,7 @@ impl Api {
             None if status != StatusCode::OK => Vec::new(),
             None => {
                 let what = format!("more than {} MiB at once", MAX_ANSWER_BYTES >> 20);
-                return Err(Failed::Refused(ApiError::Unintelligible(what)));
+                return Err(Failed::Refused(self.unintelligible(&what)));
             }
         };
         match status {
@@ -455,10 +480,13 @@ impl Api {
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Err(Failed::Again { why: self.refusal(status, &body).to_string(), wait: retry_after })
             }
-            StatusCode::UNAUTHORIZED => {
-                Err(Failed::Refused(ApiError::KeyRefused(self.refusal(status, &body))))
+            status => {
+                let (place, refusal) = (place(&self.base), self.refusal(status, &body));
+                Err(Failed::Refused(match status {
+                    StatusCode::UNAUTHORIZED => ApiError::KeyRefused { place, refusal },
+                    _ => ApiError::Refused { place, refusal },
+                }))
             }
-            status => Err(Failed::Refused(ApiError::Refused(self.refusal(status, &body)))),
         }
     }
 
@@ -476,35 +504,48 @@ impl Api {
         }
         let mut errors: Errors = serde_json::from_slice(body).unwrap_or_default();
         let error = if errors.errors.is_empty() { Error::default() } else { errors.errors.swap_remove(0) };
-        // A word, and never the key, should anybody send it back to us.
-        let is_word = |text: &String, in_words: fn(u8) -> bool| {
-            (1..=MAX_WORD_BYTES).contains(&text.len())
-                && text.bytes().all(in_words)
-                && !text.contains(self.key.expose_secret())
-        };
         let in_codes = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        let in_ids = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
         Refusal {
             status: status.as_u16(),
-            code: Some(error.code).filter(|code| is_word(code, in_codes)).unwrap_or_default(),
-            trace_id: errors.clerk_trace_id.filter(|id| is_word(id, in_ids)),
+            code: Some(error.code).filter(|code| self.is_word(code, in_codes)).unwrap_or_default(),
+            trace_id: errors.clerk_trace_id.filter(|id| self.is_word(id, in_ids)),
         }
     }
 
-    fn unreachable(&self, why: &str) -> ApiError {
-        let place = self.base.host_str().unwrap_or_default();
-        let port = self.base.port().map(|port| format!(":{port}")).unwrap_or_default();
-        ApiError::Unreachable {
-            place: format!("{}://{place}{port}", self.base.scheme()),
-            why: why.to_owned(),
-        }
+    /// Whether this is a word, and not the key, should anybody send it back to us.
+    fn is_word(&self, text: &str, in_words: impl Fn(u8) -> bool) -> bool {
+        (1..=MAX_WORD_BYTES).contains(&text.len())
+            && text.bytes().all(in_words)
+            && !text.contains(self.key.expose_secret())
     }
+
+    /// It answered something like this, which is not Clerk's way.
+    pub fn unintelligible(&self, what: &str) -> ApiError {
+        ApiError::Unintelligible { place: place(&self.base), what: what.to_owned() }
+    }
+
+    fn unreachable(&self, why: &str) -> ApiError {
+        unreachable(&self.base, why)
+    }
+}
+
+/// Where the API is, so that a wrong `CLERK_API_URL` can be seen: without a user and a password that may stand in it.
+fn place(base: &Url) -> String {
+    let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}", base.scheme(), base.host_str().unwrap_or_default())
+}
+
+fn unreachable(base: &Url, why: &str) -> ApiError {
+    ApiError::Unreachable { place: place(base), why: why.to_owned() }
 }
 
 /// Whether an id can stand in a path, where others would name another id or another route: `..`, or `count`.
 pub fn can_ask(id: &ClerkId) -> bool {
-    id.as_str() != "count"
-        && id.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    id.as_str() != "count" && id.as_str().bytes().all(in_ids)
+}
+
+fn in_ids(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_-".contains(&byte)
 }
 
 /// A body; `None` if it is longer than this.

@@ -18,7 +18,8 @@ use super::{
     text::{decoded, storable},
 };
 use crate::model::{
-    Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, News, Patch, Source, Value, Version,
+    Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, MAX_ID_BYTES, News, Patch, Source, Value,
+    Version,
 };
 
 /// Below this an envelope's `timestamp` is in seconds: published examples have them, the wire has milliseconds.
@@ -31,7 +32,10 @@ const MAX_TYPE_BYTES: usize = 255;
 const MAX_ACTOR_CHARS: usize = 512;
 
 /// The event types that change something here.
-pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", USER_DELETED];
+
+/// The type of the event that deletes a user.
+pub const USER_DELETED: &str = "user.deleted";
 
 /// Every event type that Clerk is known to send. New ones appear without notice.
 pub const KNOWN_TYPES: [&str; 46] = [
@@ -124,12 +128,17 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
         Some(envelope) => read_envelope(&envelope, &mut event, fields, now).unwrap_or_else(Content::Unusable),
         None => Content::Unusable("the body is not a JSON object".to_owned()),
     };
+    if event.delivery.clerk_id.is_none() && matches!(event.delivery.content, Content::Unusable(_)) {
+        // It is kept, and must go when they go.
+        event.delivery.clerk_id = ClerkId::only_one_in(verified.body());
+    }
     event
 }
 
 /// A user as the Backend API shows it.
 #[derive(Clone, Debug)]
 pub struct Found {
+    /// What stands in its place, if that is no id: then the content is unusable.
     pub clerk_id: ClerkId,
     /// Unix milliseconds: the order of lists.
     pub created_at: i64,
@@ -137,12 +146,16 @@ pub struct Found {
     pub delivery: Delivery,
 }
 
-/// Understand users of the Backend API as they stood then; `None` if one of them has no id, or this is no
-/// list of users at all.
+/// Understand users of the Backend API as they stood then; `None` if this is no list of users. One whose id is unusable
+/// does not spoil it for the others.
 pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let text = decoded(body);
     let json = storable(&text);
     let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
+    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.get("id").is_some());
+    if !users.is_empty() && !users.iter().any(has_id) {
+        return None;
+    }
     let mut users: Vec<Found> =
         users.into_iter().map(|user| found(user.get(), reading, moment)).collect::<Option<_>>()?;
     // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
@@ -185,12 +198,14 @@ pub(super) struct Moment {
 fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let Moment { read_at, now } = moment;
     let data = object(json)?;
-    let clerk_id = data.get("id").and_then(string).and_then(ClerkId::new)?;
+    let usable = data.get("id").and_then(string).and_then(ClerkId::new);
     let created_at = data.get("created_at").and_then(integer).and_then(instant);
     let updated_at =
         data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, now));
-    let content = match read_patch(&data, reading.fields) {
-        Ok(patch) => Content::Change(Change {
+    let content = match (&usable, read_patch(&data, reading.fields)) {
+        (None, _) => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
+        (_, Err(reason)) => Content::Unusable(reason),
+        (Some(clerk_id), Ok(patch)) => Content::Change(Change {
             clerk_id: clerk_id.clone(),
             version: Version {
                 version: updated_at.unwrap_or(read_at).timestamp_millis(),
@@ -200,11 +215,18 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
             news: News::Upsert { patch, created_at },
             actor: None,
         }),
-        Err(reason) => Content::Unusable(reason),
     };
+    let clerk_id = usable.or_else(|| stand_in(data.get("id")))?;
     let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery })
+}
+
+/// By what somebody is called whose id is none: as much of it as there is room for.
+fn stand_in(id: Option<&RawValue>) -> Option<ClerkId> {
+    let id = id.map(|raw| string(raw).unwrap_or_else(|| raw.get().to_owned()));
+    let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| "(no id)".to_owned());
+    ClerkId::new(&id[..id.floor_char_boundary(MAX_ID_BYTES)])
 }
 
 /// What Clerk sends when a user is deleted, with nothing in it but the id.
@@ -231,18 +253,20 @@ fn read_envelope(
     }
     let data = envelope.get("data").and_then(|raw| object(raw.get()));
     let id = data.as_ref().and_then(|data| data.get("id")).filter(|raw| !is_null(raw));
-    let event_type = envelope
-        .get("type")
-        .and_then(string)
-        .filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
-        .ok_or("the envelope has no usable `type`")?;
+    let clerk_id = id.and_then(string).and_then(ClerkId::new);
+    let Some(event_type) =
+        envelope.get("type").and_then(string).filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
+    else {
+        event.delivery.clerk_id = clerk_id;
+        return Err("the envelope has no usable `type`".into());
+    };
     event.delivery.event_type = Some(event_type.clone());
     if !SYNCED_TYPES.contains(&event_type.as_str()) {
         // Whatever this id names, it is not a user.
         return Ok(Content::Ignored);
     }
-    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
-    let deletion = event_type == "user.deleted";
+    event.delivery.clerk_id = clerk_id;
+    let deletion = event_type == USER_DELETED;
     if deletion && id.is_none() && data.is_some() {
         return Ok(Content::Ignored);
     }
@@ -711,6 +735,24 @@ mod tests {
         assert_eq!((actor.ip.as_deref(), actor.user_agent), (Some("192.0.2.1"), None));
         assert!(change(&event("user.updated", "")).actor.is_none());
         assert!(change(&event("user.deleted", "192.0.2.1")).actor.is_none());
+    }
+
+    #[test]
+    fn a_user_without_a_usable_id_spoils_no_page() {
+        let at = DateTime::from_timestamp_millis(NOW).expect("in range");
+        let reading = Reading { source: Source::Backfill, fields: FieldSet::ALL };
+        let page = |body: &str| users(body.as_bytes(), &reading, Moment { read_at: at, now: at });
+        let long = "ä".repeat(200);
+        let body = format!(r#"[{{"id":""}},{{"id":7}},{{}},{{"id":"{long}"}},{{"id":"user_1"}}]"#);
+        let found = page(&body).expect("a list of users");
+        let names: Vec<&str> = found.iter().map(|found| found.clerk_id.as_str()).collect();
+        assert_eq!(names, ["(no id)", "7", "(no id)", &long[..254], "user_1"]);
+        let usable = |found: &Found| matches!(found.delivery.content, Content::Change(_));
+        assert_eq!(found.iter().map(usable).collect::<Vec<_>>(), [false, false, false, false, true]);
+        assert!(page("[]").is_some_and(|found| found.is_empty()));
+        for other in ["{}", r#"[{"name":"main"}]"#, r#"[{"id":"user_1"},17]"#] {
+            assert!(page(other).is_none(), "{other} is no list of users");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `backfill`: all users, or some, through Clerk's Backend API.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{IsTerminal, stderr},
     num::NonZeroU32,
@@ -34,6 +35,7 @@ const FIRST: i64 = 978_307_200;
 
 /// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Backfill {
     /// Begin anew, even if a run was interrupted or is under way
     #[arg(long)]
@@ -69,6 +71,10 @@ pub(super) struct Backfill {
     #[arg(long)]
     emit: bool,
 
+    /// Let users come from another instance of Clerk than so far; --clerk-instance-id, if it is set, still counts
+    #[arg(long)]
+    change_instance: bool,
+
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -77,7 +83,8 @@ pub(super) struct Backfill {
 impl Backfill {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let wanted = self.wanted()?;
-        let context = catch_up(settings, self.rate, false, self.emit).await?;
+        let mut context = catch_up(settings, self.rate, false, self.emit).await?;
+        context.instance.may_change = self.change_instance;
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
         let teller = tokio::spawn(show(hear.clone()));
@@ -107,7 +114,8 @@ impl Backfill {
             return Err(Failure::failed(format!(
                 "Clerk does not know {} of the {asked_for} asked for: {}",
                 unknown.len(),
-                unknown.join(", ")
+                // Whatever they are, they do not steer the terminal.
+                unknown.join(", ").escape_debug()
             )));
         }
         Ok(())
@@ -128,8 +136,12 @@ impl Backfill {
                 .extend(ids.iter().filter(|id| !known.registers.contains_key(*id)).map(ToString::to_string));
         }
         for (filter, values) in wanted.lists.iter().filter(|(filter, _)| *filter != "user_id") {
-            let nobodys = nobodys(context, filter, values).await;
-            unknown.extend(nobodys.map_err(|trouble| Failure::from(&trouble))?);
+            let nobodys =
+                nobodys(context, filter, values).await.map_err(|trouble| Failure::from(&trouble))?;
+            // An error may end up in a log, where nobody's address or number belongs: they are told by their place.
+            let flag = if *filter == "phone_number" { "--phone" } else { "--email" };
+            let places = values.iter().enumerate().filter(|(_, value)| nobodys.contains(value));
+            unknown.extend(places.map(|(place, _)| format!("number {} of {flag}", place + 1)));
         }
         Ok(unknown)
     }
@@ -149,7 +161,7 @@ impl Backfill {
         }
         for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
             for id in ids {
-                user_id(id).map_err(|allowed| Failure::usage(format!("--user-id {id:?}: {allowed}")))?;
+                user_id(id).map_err(|why| Failure::usage(format!("--user-id {:?}: {why}", beginning(id))))?;
             }
         }
         Ok(wanted)
@@ -264,8 +276,8 @@ fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
             }
         }
     }
-    all.sort();
-    all.dedup();
+    let mut seen = HashSet::new();
+    all.retain(|value| seen.insert(value.clone()));
     if all.is_empty() {
         return Err(Failure::usage("a list of users names nobody"));
     }
@@ -274,6 +286,15 @@ fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
 
 fn is_not_empty(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
+}
+
+/// As much of a value as a message has room for.
+fn beginning(value: &str) -> String {
+    const SHOWN: usize = 40;
+    match value.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_owned(),
+    }
 }
 
 /// What is said at Ctrl-C.

@@ -33,7 +33,7 @@ use crate::{
     sync::{
         Limits,
         backfill::{Progress, Wanted, backfill},
-        catch_up::CatchUp,
+        catch_up::{CatchUp, Instance},
     },
     telemetry::LogFormat,
 };
@@ -74,6 +74,8 @@ impl Dev {
         settings.reconcile_interval = None;
         settings.catch_up_after = Some("off".to_owned());
         settings.catch_up_on_empty = None;
+        // The rows are shown as soon as an event is answered.
+        settings.processing = None;
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
@@ -153,7 +155,13 @@ impl Dev {
 async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure> {
     // There is no limit that a fake would have to be protected by.
     let api = open_api(config, NonZeroU32::new(1000))?.context("there is no key")?;
-    let context = CatchUp { store: Arc::clone(store), api, rules: rules(config), clock: clock() };
+    let context = CatchUp {
+        store: Arc::clone(store),
+        api,
+        rules: rules(config),
+        clock: clock(),
+        instance: Instance::default(),
+    };
     let (tell, _) = watch::channel(Progress::default());
     let began = Instant::now();
     let summary = backfill(&context, &Wanted::default(), true, tell).await;

@@ -26,7 +26,9 @@ impl Ensure {
                 Ok(())
             }
             Ok(None) => {
-                Err(Failure::failed(format!("Clerk does not know user {}, or it was deleted", self.user_id)))
+                // Whatever it is, it does not steer the terminal.
+                let id = self.user_id.as_str().escape_debug();
+                Err(Failure::failed(format!("Clerk does not know user {id}, or it was deleted")))
             }
             Err(trouble) => Err(Failure::from(&*trouble)),
         }

@@ -2,17 +2,17 @@
 
 use std::{
     fs,
-    io::{IsTerminal, Read, Write, stderr, stdin},
+    io::{Read, Write, stdin},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::any_time, clock, open, open_api, rules, say, user_id};
+use super::{Failure, backfill::any_time, clock, confirm, open, open_api, rules, say, user_id};
 use crate::{
     clerk::{api::Persistence, event::Reading},
-    config::{Config, Settings},
+    config::{Config, Settings, unreadable},
     model::{ClerkId, FieldSet, Receipt, Source},
     store::Store,
     sync::erasure::{self, Fate},
@@ -129,7 +129,9 @@ impl Erase {
             (Some(Action::Export(export)), _) => export.run(settings).await,
             (Some(Action::Replay(replay)), _) => replay.run(settings).await,
             (None, Some(id)) => {
-                confirm(&format!("Erase {id} for good?"), self.yes)?;
+                if !self.yes {
+                    confirm(&format!("Erase {id} for good?"))?;
+                }
                 let (config, store) = open(settings, false).await?;
                 let fate = erasure::erase(&*store, &id, &rules(&config), &clock()).await;
                 finish(&*store, &id, fate?).await
@@ -141,7 +143,9 @@ impl Erase {
 
 impl Now {
     async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        confirm(&format!("Erase {} for good, now?", self.user_id), self.yes)?;
+        if !self.yes {
+            confirm(&format!("Erase {} for good, now?", self.user_id))?;
+        }
         let (config, store) = open(settings, false).await?;
         let fate = erasure::erase_now(&*store, &self.user_id, &rules(&config), &clock()).await;
         finish(&*store, &self.user_id, fate?).await
@@ -157,8 +161,12 @@ impl Cancel {
         if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
             self.ask_clerk(&config).await?;
         }
-        let fate = erasure::cancel(&*store, id, &rules(&config), &clock()).await;
-        finish(&*store, id, fate?).await
+        let fate = erasure::cancel(&*store, id, &rules(&config), &clock()).await?;
+        if fate == Fate::Gone {
+            store.close().await;
+            return Err(Failure::failed(format!("{id} is erased: that cannot be taken back")));
+        }
+        finish(&*store, id, fate).await
     }
 
     /// A user whom Clerk does not know any more would be here for ever.
@@ -177,7 +185,8 @@ impl Cancel {
         let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(
-                "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
+                "Clerk does not know {} any more: nothing was changed, and the erasure stays due",
+                id.as_str().escape_debug()
             )));
         }
         Ok(())
@@ -191,7 +200,7 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
     match fate {
         Fate::Erased => say!("{id} is erased here."),
         Fate::Held(until) => say!(
-            "{id} is marked as deleted, and erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
+            "{id} is marked as deleted, and will be erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
              takes it back.",
             shown(until)
         ),
@@ -224,6 +233,9 @@ impl Status {
         let register = known.registers.get(id);
         let held_until = register.and_then(|register| register.held_until);
         let is_deleted = register.is_some_and(|register| register.deleted);
+        let is_open = |destination: &str| {
+            receipts.iter().any(|of| of.destination == destination && of.completed_at.is_none())
+        };
         let state = match (is_deleted, held_until) {
             (true, _) if receipts.iter().any(|receipt| receipt.completed_at.is_none()) => "erasing",
             (true, _) => "erased",
@@ -240,7 +252,10 @@ impl Status {
         } else {
             match (state, held_until) {
                 (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
-                ("erasing", _) => say!("{id}: erased, not confirmed everywhere"),
+                ("erasing", _) if is_open(Receipt::DATABASE) => {
+                    say!("{id}: to be erased, but the database does not let the row go");
+                }
+                ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
                 ("here", _) => say!("{id}: not deleted"),
                 ("unknown", _) => say!("{id}: never heard of"),
                 (state, _) => say!("{id}: {state}"),
@@ -307,13 +322,10 @@ impl Replay {
             path => fs::read_to_string(path).map(|read| text = read),
         };
         read.map_err(|error| {
-            Failure::usage(format!("the list {} cannot be read: {}", self.file, error.kind()))
+            Failure::usage(format!("the list {} cannot be read: {}", self.file, unreadable(&error)))
         })?;
-        let list = erasure::read_list(&text).map_err(|line| {
-            Failure::usage(format!(
-                "line {line} of {} is no line of `clerk-sync erase export`; nothing was changed",
-                self.file
-            ))
+        let list = erasure::read_list(&text).map_err(|trouble| {
+            Failure::usage(format!("the list {} cannot be used: {trouble}; nothing was changed", self.file))
         })?;
         let (config, store) = open(settings, false).await?;
         let replayed = erasure::replay(&*store, &list, &rules(&config), &clock()).await;
@@ -322,11 +334,12 @@ impl Replay {
         if self.json {
             say!("{}", serde_json::to_string(&replayed).unwrap_or_default());
         } else {
+            say!("{}", config.database.place());
             for (users, what) in [
                 (replayed.erased, "were back, and are erased again"),
                 (replayed.held, "were back, and wait for their erasure again"),
                 (replayed.kept_out, "were not here; tombstones keep them out"),
-                (replayed.done_before, "were erased already"),
+                (replayed.done_before, "were erased already, or wait for it"),
                 (replayed.resisting, "were back, and the database refuses to let their rows go"),
             ] {
                 say!("{users:>9}  {what}");
@@ -339,24 +352,6 @@ impl Replay {
             )));
         }
         Ok(())
-    }
-}
-
-/// Ask whoever sits at the terminal; without one only `--yes` counts.
-fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
-    if yes {
-        return Ok(());
-    }
-    if !stdin().is_terminal() || !stderr().is_terminal() {
-        return Err(Failure::usage("there is nobody to ask: say --yes if you are sure; nothing was changed"));
-    }
-    write!(stderr(), "{question} [y/N] ")?;
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::failed("nothing was changed"))
     }
 }
 

@@ -55,6 +55,7 @@ impl Migrate {
                 if applied.is_empty() {
                     say!("nothing to do: every migration is applied");
                 }
+                say!("{}", config.database.place());
             }
             Some(Action::Status) => {
                 for status in store.migration_status().await? {
@@ -91,6 +92,7 @@ impl Adopt {
             (tally.marked_deleted, "left out: marked as deleted in the table"),
             (tally.unusable, "left out: their Clerk id is empty or longer than 255 bytes"),
             (tally.refused, "left out: the database refuses their data"),
+            (tally.without_id, "rows passed over: without a Clerk id they are nobody's"),
         ] {
             if count > 0 {
                 say!("{count:>9}  {what}");
@@ -101,9 +103,7 @@ impl Adopt {
                 say!("           {column} → {name}");
             }
         }
-        say!(
-            "A row without a Clerk id is nobody's and was passed over; a column that is empty everywhere is not listed."
-        );
+        say!("A column that is empty everywhere is not listed.");
         say!("Only the fields in SYNC_FIELDS are copied; {} itself is left as it is.", self.from);
     }
 }

@@ -1,10 +1,14 @@
 //! Commands, one file each. The only readers of `config`; no logic of their own.
 #![expect(clippy::disallowed_methods, reason = "the one room that knows where the time comes from")]
 
+mod audit;
 mod backfill;
+mod config;
 mod dev;
 mod ensure;
 mod erase;
+mod healthcheck;
+mod manual;
 mod migrate;
 mod minimize;
 mod outbox;
@@ -20,7 +24,7 @@ mod worker;
 
 use std::{
     fmt,
-    io::{ErrorKind, Write},
+    io::{ErrorKind, IsTerminal, Write, stderr, stdin},
     net::SocketAddr,
     num::NonZeroU32,
     process::ExitCode,
@@ -44,11 +48,11 @@ use crate::{
         signature::Secret,
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
-    model::ClerkId,
+    model::{ClerkId, MAX_ID_BYTES},
     store::{Readiness, Store, StoreError, Trouble, postgres, sqlite},
     sync::{
         Clock, Rules,
-        catch_up::{CatchUp, Trouble as CatchUpTrouble},
+        catch_up::{CatchUp, Instance, Trouble as CatchUpTrouble},
         retry::Retry,
     },
 };
@@ -96,6 +100,8 @@ enum Command {
     Queue(queue::Queue),
     /// Erase a user, and see to it that every copy is gone
     Erase(erase::Erase),
+    /// Print what happened to a user, when, and why
+    Audit(audit::Audit),
     /// Clear the columns of fields that are no longer synced
     Minimize(minimize::Minimize),
     /// Forget what is kept only for a time, as `serve` does every hour
@@ -106,6 +112,14 @@ enum Command {
     Send(send::Send),
     /// List the systems that are told of changes, or try one out
     Sinks(sinks::Sinks),
+    /// Print the configuration as it came out, without secrets, and where each value came from
+    Config(config::Show),
+    /// Ask the running service whether it is ready, where there is no curl
+    Healthcheck(healthcheck::Healthcheck),
+    /// Print a script with completions for a shell
+    Completions(manual::Completions),
+    /// Print the manual page, or write the pages of all commands into a folder
+    Man(manual::Manual),
 }
 
 /// Run the command that the process was started with.
@@ -121,14 +135,8 @@ pub fn main() -> ExitCode {
 
 fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
-    load_dotenv()?;
-    // There are many settings, and every command has them: -h tells of the command, --help of them too.
-    let matches = Cli::command()
-        .mut_args(|argument| {
-            let is_setting = argument.get_env().is_some();
-            if is_setting { argument.hide_short_help(true) } else { argument }
-        })
-        .get_matches();
+    let dotenv = load_dotenv()?;
+    let matches = command_line().get_matches();
     let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let ignored = match command {
         Command::Dev(_) => settings.ignore_database_of_environment(&matches),
@@ -150,16 +158,32 @@ fn run() -> Result<(), Failure> {
             Command::Worker(worker) => worker.run(&settings).await,
             Command::Queue(queue) => queue.run(&settings).await,
             Command::Erase(erase) => erase.run(&settings).await,
+            Command::Audit(audit) => audit.run(&settings).await,
             Command::Minimize(minimize) => minimize.run(&settings).await,
             Command::Prune(prune) => prune.run(&settings).await,
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
             Command::Sinks(sinks) => sinks.run(&settings).await,
+            Command::Config(show) => show.run(&settings, &matches, &dotenv),
+            Command::Healthcheck(healthcheck) => healthcheck.run(&settings).await,
+            Command::Completions(completions) => {
+                completions.run(command_line());
+                Ok(())
+            }
+            Command::Man(manual) => manual.run(command_line()),
         }
     });
     // Whatever still hangs in a system call does not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// There are many settings, and every command has them: -h tells of the command, --help of them too.
+fn command_line() -> clap::Command {
+    Cli::command().mut_args(|argument| {
+        let is_setting = argument.get_env().is_some();
+        if is_setting { argument.hide_short_help(true) } else { argument }
+    })
 }
 
 /// Why a command did not do what it should, and the exit code that says so.
@@ -218,7 +242,7 @@ impl From<&ApiError> for Failure {
     fn from(error: &ApiError) -> Self {
         match error {
             ApiError::Unreachable { .. } => Self::unreachable(error.to_string()),
-            ApiError::KeyRefused(_) => Self::configuration(error.to_string()),
+            ApiError::KeyRefused { .. } => Self::configuration(error.to_string()),
             _ => Self::failed(error.to_string()),
         }
     }
@@ -229,6 +253,9 @@ impl From<&CatchUpTrouble> for Failure {
         match trouble {
             CatchUpTrouble::Api(error) => error.into(),
             CatchUpTrouble::Store(error) => error.clone().into(),
+            CatchUpTrouble::NotThePinnedInstance { .. } | CatchUpTrouble::OtherInstance { .. } => {
+                Self::configuration(trouble.to_string())
+            }
             trouble => Self::failed(trouble.to_string()),
         }
     }
@@ -328,13 +355,29 @@ async fn catch_up(
         && let Database::Sqlite { path } = &config.database
         && !path.exists()
     {
-        return Err(Failure::failed(format!(
+        return Err(Failure::configuration(format!(
             "there is no database {}: run `clerk-sync backfill` first",
             path.display()
         )));
     }
+    let store = open_tables(&config, read_only).await?;
+    let rules = Rules { emit, ..rules(&config) };
+    let instance = Instance { pinned: config.instance_id, may_change: false };
+    Ok(CatchUp { store, api, rules, clock: clock(), instance })
+}
+
+/// The store with its tables, for commands that need nothing else.
+async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
+    let config = resolve(settings)?;
+    service::init_log(&config)?;
+    let store = open_tables(&config, read_only).await?;
+    Ok((config, store))
+}
+
+/// The store, its tables brought up to date; where nothing may be written, they must be.
+async fn open_tables(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Failure> {
     let prepare = async {
-        let store = open_store(&config).await?;
+        let store = open_store(config).await?;
         let ready = if read_only {
             store.ready().await? == Readiness::Ready
         } else {
@@ -347,24 +390,27 @@ async fn catch_up(
         Ok(prepared) => prepared,
         Err(error) => return Err(explained(&config.database, error).await),
     };
-    if !ready {
-        return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+    if ready {
+        Ok(store)
+    } else {
+        Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"))
     }
-    let rules = Rules { emit, ..rules(&config) };
-    Ok(CatchUp { store, api, rules, clock: clock() })
 }
 
-/// The store with its tables, for commands that need nothing else.
-async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
-    let config = resolve(settings)?;
-    service::init_log(&config)?;
-    let store = open_store(&config).await?;
-    if !read_only {
-        store.migrate().await?;
-    } else if store.ready().await? != Readiness::Ready {
-        return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
+/// Ask whoever sits at the terminal, and go on at y or yes. Where nobody sits only `--yes` counts.
+fn confirm(question: &str) -> Result<(), Failure> {
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        return Err(Failure::usage(format!(
+            "{question} There is no terminal to ask at: say --yes if you are sure. Nothing was changed"
+        )));
     }
-    Ok((config, store))
+    write!(stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was changed")),
+    }
 }
 
 /// Clerk's Backend API, if there is a key to it.
@@ -403,9 +449,12 @@ fn rate(text: &str) -> Result<NonZeroU32, &'static str> {
 }
 
 /// Clerk's id of a user; what has a blank in it is none, and rather a list in the wrong form.
-fn user_id(text: &str) -> Result<ClerkId, &'static str> {
-    const ALLOWED: &str = "an id of 1 to 255 bytes without blanks is allowed";
-    ClerkId::new(text).filter(|id| !id.as_str().contains(char::is_whitespace)).ok_or(ALLOWED)
+fn user_id(text: &str) -> Result<ClerkId, String> {
+    if text.len() > MAX_ID_BYTES {
+        return Err(format!("it has {} bytes, and an id at most {MAX_ID_BYTES}", text.len()));
+    }
+    let id = ClerkId::new(text).filter(|id| !id.as_str().contains(char::is_whitespace));
+    id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
 }
 
 fn random_id(prefix: &str) -> String {

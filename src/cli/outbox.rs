@@ -1,15 +1,17 @@
 //! `outbox`: the messages for other systems, as an operator sees and tends them. What they say is shown only on demand.
 
-use std::io::{IsTerminal, Write, stdin, stdout};
+use std::collections::BTreeSet;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Failure, clock, open_store, resolve, say, service::init_log};
+use super::{Failure, clock, confirm, open, say};
 use crate::{
-    config::Settings,
-    store::{MessageFilter, MessageState, Readiness, Store, StoredMessage},
+    config::{Config, Settings},
+    http,
+    model::rfc3339,
+    store::{MessageFilter, MessageState, Store},
     work::outbox::{Selection, Tally, discard, retry},
 };
 
@@ -119,20 +121,15 @@ struct Name {
 
 impl Outbox {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = resolve(settings)?;
-        init_log(&config)?;
-        let store = open_store(&config).await?;
-        if store.ready().await? != Readiness::Ready {
-            return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
-        }
-        let result = self.action.run(&*store, clock()()).await;
+        let (config, store) = open(settings, true).await?;
+        let result = self.action.run(&*store, &config, clock()()).await;
         store.close().await;
         result
     }
 }
 
 impl Action {
-    async fn run(self, store: &dyn Store, now: DateTime<Utc>) -> Result<(), Failure> {
+    async fn run(self, store: &dyn Store, config: &Config, now: DateTime<Utc>) -> Result<(), Failure> {
         match self {
             Self::Ls(ls) => ls.run(store).await,
             Self::Show(show) => show.run(store).await,
@@ -140,10 +137,11 @@ impl Action {
                 let tally = retry(store, &which.selection(), dry_run, now).await?;
                 let left = "left: not dead, or later news of their users were delivered since";
                 report(&tally, dry_run, ("would be tried again", "due again"), left);
-                Ok(())
+                which.all_found(&tally)
             }
             Self::Discard(discard) => discard.run(store, now).await,
             Self::Pause(Name { sink }) => {
+                check_sink(store, config, &sink).await?;
                 store.pause_sink(&sink, now).await?;
                 say!("{sink} is paused: its messages wait until `clerk-sync outbox resume {sink}`");
                 Ok(())
@@ -159,18 +157,34 @@ impl Action {
     }
 }
 
+/// A typing error must not leave the real one running.
+async fn check_sink(store: &dyn Store, config: &Config, name: &str) -> Result<(), Failure> {
+    let mut known: BTreeSet<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
+    if known.contains(name) {
+        return Ok(());
+    }
+    // Of one that is configured no more there may be messages; to count them can take long.
+    known.extend(store.outbox_depth().await?.into_iter().map(|depth| depth.sink));
+    if known.contains(name) {
+        return Ok(());
+    }
+    let names = known.into_iter().collect::<Vec<_>>().join(", ");
+    let names = if names.is_empty() { "none".to_owned() } else { names };
+    Err(Failure::usage(format!("there is no sink {name:?}; there are: {names}")))
+}
+
 impl Ls {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
         let filter = MessageFilter { sink: self.sink, state: self.state, after: self.after };
         let messages = store.messages(&filter, self.limit).await?;
         if self.json {
-            for message in &messages {
-                say!("{}", as_json(message));
+            for message in messages {
+                say!("{}", http::message_as_json(message));
             }
             return Ok(());
         }
         for (sink, since) in store.paused_sinks().await? {
-            say!("{sink} is paused since {}", time(since));
+            say!("{sink} is paused since {}", rfc3339(since));
         }
         say!(
             "{:>8}  {:<9}  {:<16}  {:<12}  {:<32}  {:>8}  {:<24}  why",
@@ -185,7 +199,7 @@ impl Ls {
         for message in &messages {
             let next = match (message.next_attempt_at, message.state) {
                 (Some(_), _) if message.taken => "under way".to_owned(),
-                (Some(at), _) => time(at),
+                (Some(at), _) => rfc3339(at),
                 (None, MessageState::Pending) => "after an older one".to_owned(),
                 (None, _) => String::new(),
             };
@@ -214,7 +228,7 @@ impl Show {
         let found = store.message(self.id).await?;
         let (message, payload) =
             found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
-        let mut shown = as_json(&message);
+        let mut shown = http::message_as_json(message);
         if self.reveal {
             let payload =
                 payload.map(|payload| serde_json::from_str(&payload).unwrap_or(Value::String(payload)));
@@ -235,11 +249,21 @@ impl Discard {
         let tally = discard(store, &selection, self.dry_run, now).await?;
         let left = "left: deletions, on their way, or finished already";
         report(&tally, self.dry_run, ("would be given up", "given up"), left);
-        Ok(())
+        self.which.all_found(&tally)
     }
 }
 
 impl Which {
+    /// Whoever is named must be there.
+    fn all_found(&self, tally: &Tally) -> Result<(), Failure> {
+        let named: BTreeSet<i64> = self.ids.iter().copied().collect();
+        let missing = (named.len() as u64).saturating_sub(tally.found);
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("{missing} of those named are not in the outbox")))
+    }
+
     fn selection(&self) -> Selection {
         match &self.sink {
             Some(sink) => Selection::Sink(sink.clone()),
@@ -260,39 +284,6 @@ fn report(tally: &Tally, dry_run: bool, (would, did): (&str, &str), left: &str) 
     }
 }
 
-/// Ask whoever sits there; nobody there is no consent.
-fn confirm(question: &str) -> Result<(), Failure> {
-    if !stdin().is_terminal() {
-        return Err(Failure { code: 2, message: format!("{question} Say --yes, for nobody can be asked") });
-    }
-    let _ = write!(stdout(), "{question} [y/N] ");
-    let _ = stdout().flush();
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    if answer.trim().eq_ignore_ascii_case("y") { Ok(()) } else { Err(Failure::failed("nothing was done")) }
-}
-
-fn as_json(message: &StoredMessage) -> Value {
-    json!({
-        "id": message.id,
-        "message_id": message.message_id,
-        "sink": message.sink,
-        "clerk_id": message.clerk_id.as_str(),
-        "type": message.kind.name(),
-        "state": message.state.name(),
-        "attempts": message.attempts,
-        "next_attempt_at": message.next_attempt_at.map(time),
-        "under_way": message.taken,
-        "created_at": time(message.created_at),
-        "finished_at": message.finished_at.map(time),
-        "last_error": message.last_error,
-    })
-}
-
 fn state(text: &str) -> Result<MessageState, &'static str> {
     MessageState::named(text).ok_or("allowed are pending, dead, delivered and discarded")
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

@@ -75,7 +75,7 @@ impl Poster {
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         if error.is_builder() {
-            return Failure { code: 2, message: "--url is not a URL that can be posted to".to_owned() };
+            return Failure::usage("--url is not a URL that can be posted to");
         }
         let why = if error.is_timeout() { "no answer in time from" } else { "no connection to" };
         // A URL may carry a password: what stands before the @ is not shown.

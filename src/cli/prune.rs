@@ -24,10 +24,17 @@ impl Prune {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, store) = open(settings, self.dry_run).await?;
         let (keep, now) = (keep(&config), clock()());
+        let mut trouble = None;
         let rows = if self.dry_run {
             old_rows(&*store, &keep, now).await?
         } else {
-            let rows = prune(&*store, &keep, now, None).await?;
+            let mut rows = Vec::new();
+            for (kind, pruned) in prune(&*store, &keep, now, None).await {
+                match pruned {
+                    Ok(pruned) => rows.push((kind, pruned)),
+                    Err(error) => trouble = Some(error),
+                }
+            }
             store.compact(u64::MAX, None).await?;
             rows
         };
@@ -42,6 +49,6 @@ impl Prune {
                 say!("{rows:>9}  {what} {}", kind.name());
             }
         }
-        Ok(())
+        trouble.map_or(Ok(()), |error| Err(error.into()))
     }
 }

@@ -1,19 +1,15 @@
 //! `queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
 
-use std::{
-    io::{IsTerminal, Write, stderr, stdin},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use chrono::SecondsFormat;
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, open_store, resolve, say, service::init_log};
+use super::{Failure, clock, confirm, open, say};
 use crate::{
     config::Settings,
     http,
-    model::SvixId,
-    store::{QueueFilter, QueueState, Queued, Readiness, Store},
+    model::{SvixId, rfc3339},
+    store::{QueueFilter, QueueState, Queued, Store},
     sync::queue::{self, Done, Which},
 };
 
@@ -108,12 +104,7 @@ struct Discard {
 
 impl Queue {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = resolve(settings)?;
-        init_log(&config)?;
-        let store = open_store(&config).await?;
-        if store.ready().await? != Readiness::Ready {
-            return Err(Failure::failed("migrations are pending: run `clerk-sync migrate` first"));
-        }
+        let (_, store) = open(settings, true).await?;
         let result = match self.action {
             Action::Ls(list) => list.run(&*store).await,
             Action::Show(show) => show.run(&*store).await,
@@ -154,7 +145,7 @@ impl List {
                 one.state.name(),
                 &one.attempts.to_string(),
                 one.event_type.as_deref().unwrap_or("?"),
-                &one.received_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+                &rfc3339(one.received_at),
                 one.svix_id.as_str(),
                 &one.last_error,
             );
@@ -200,7 +191,7 @@ impl Discard {
             return finished(&would);
         }
         if would.deliveries > 0 && !self.yes {
-            confirm(would.deliveries).await?;
+            confirm(&format!("Take {} deliveries out for ever?", would.deliveries))?;
         }
         let done = queue::discard(&**store, &which, clock()(), false).await?;
         say!("{:>9}  taken out", done.deliveries);
@@ -223,28 +214,6 @@ fn finished(done: &Done) -> Result<(), Failure> {
 fn missing(ids: &[SvixId]) -> Failure {
     let ids: Vec<&str> = ids.iter().map(SvixId::as_str).collect();
     Failure::failed(format!("not in the queue, processed or never seen: {}", ids.join(", ")))
-}
-
-/// Ask whoever sits at the terminal.
-async fn confirm(deliveries: u64) -> Result<(), Failure> {
-    if !stdin().is_terminal() || !stderr().is_terminal() {
-        return Err(Failure {
-            code: 2,
-            message: format!(
-                "{deliveries} deliveries would be taken out for ever, and there is no terminal to ask at: repeat with \
-                 --yes, or with --dry-run to look first"
-            ),
-        });
-    }
-    let answer = tokio::task::spawn_blocking(move || {
-        let _ = write!(stderr(), "Take {deliveries} deliveries out for ever? Type yes: ");
-        let mut answer = String::new();
-        stdin().read_line(&mut answer).map(|_| answer)
-    });
-    match answer.await {
-        Ok(Ok(answer)) if answer.trim() == "yes" => Ok(()),
-        _ => Err(Failure::failed("nothing was taken out")),
-    }
 }
 
 fn state(text: &str) -> Result<QueueState, &'static str> {

@@ -31,6 +31,10 @@ pub(super) struct Reconcile {
     #[arg(long)]
     emit: bool,
 
+    /// Let users come from another instance of Clerk than so far; --clerk-instance-id, if it is set, still counts
+    #[arg(long)]
+    change_instance: bool,
+
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +42,8 @@ pub(super) struct Reconcile {
 
 impl Reconcile {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let context = catch_up(settings, self.rate, self.dry_run, self.emit).await?;
+        let mut context = catch_up(settings, self.rate, self.dry_run, self.emit).await?;
+        context.instance.may_change = self.change_instance;
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
         let (tell, hear) = watch::channel(0);
         let report = tokio::select! {

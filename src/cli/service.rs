@@ -20,7 +20,11 @@ use crate::{
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
-    sync::{Committer, Lanes, Limits, catch_up::CatchUp, ensure::Ensure},
+    sync::{
+        Committer, Lanes, Limits,
+        catch_up::{CatchUp, Instance},
+        ensure::Ensure,
+    },
     telemetry,
     work::{
         CatchUpLoop, Queue, Retention, Upkeep,
@@ -217,6 +221,7 @@ impl Service {
             api,
             rules: rules.clone(),
             clock: Arc::clone(&clock),
+            instance: Instance { pinned: config.instance_id.clone(), may_change: false },
         });
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let app = Arc::new(App {

@@ -187,7 +187,7 @@ fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
         data.insert(field.name().to_owned(), value);
     }
     Message {
-        id: random_id("msg_test_"),
+        id: format!("msg_{:032x}", rand::random::<u128>()),
         kind: MessageType::UserCreated,
         version: Message::VERSION,
         timestamp: now,

@@ -1,19 +1,24 @@
 //! The `.env` file.
 
+use std::env;
+
 use super::mistake::{Mistake, Mistakes, unreadable};
 
 /// Take variables from the nearest `.env` file, here or in a directory above. What the environment has already
-/// wins. No file is fine. Call it before any thread is started and before the command line is read.
+/// wins. No file is fine. Call it before any thread is started and before the command line is read. Gives the names
+/// of what was taken.
 ///
 /// # Errors
 /// If the file cannot be read or one of its lines cannot be understood. The line is never shown: it may be a secret.
-pub fn load_dotenv() -> Result<(), Mistakes> {
+pub fn load_dotenv() -> Result<Vec<String>, Mistakes> {
+    let names = dotenvy::dotenv_iter().into_iter().flatten().map_while(Result::ok).map(|(name, _)| name);
+    let taken = names.filter(|name| env::var_os(name).is_none()).collect();
     match dotenvy::dotenv() {
         Err(error) if !error.not_found() => {
             let before = dotenvy::dotenv_iter().ok().and_then(last_name);
             Err(Mistakes::of(explain(&error, before)))
         }
-        _ => Ok(()),
+        _ => Ok(taken),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod database;
 mod dotenv;
+mod effective;
 mod mistake;
 mod read;
 mod settings;
@@ -19,6 +20,7 @@ use url::Url;
 
 pub use database::Database;
 pub use dotenv::load_dotenv;
+pub use effective::{Effective, Origin};
 pub use mistake::{Mistake, Mistakes, unreadable};
 pub use settings::Settings;
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
@@ -47,7 +49,7 @@ pub struct Config {
     pub clerk_secret_key: Option<SecretString>,
     /// `CLERK_API_URL`
     pub clerk_api_url: Url,
-    /// `CLERK_INSTANCE_ID`: events of other instances are refused.
+    /// `CLERK_INSTANCE_ID`: events and users of other instances are refused.
     pub instance_id: Option<String>,
     /// `RECONCILE_INTERVAL`: never without a key.
     pub reconcile_interval: Option<Duration>,

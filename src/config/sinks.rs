@@ -514,13 +514,23 @@ impl Keys<'_> {
             let name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
             (name && !text.is_empty() && !text.starts_with("whsec_")).then(|| text.to_owned())
         });
+        // What looks like no name may be the secret itself.
+        let named = |name: &str| {
+            let plain =
+                name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+            if plain {
+                format!("the variable {name}")
+            } else {
+                "the variable of this name (not shown)".to_owned()
+            }
+        };
         let file = self.text(&by_file, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
         let mistaken = |table: &Table| table.contains_key(&by_variable) || table.contains_key(&by_file);
         let found = match (&variable, &file) {
             (Some(_), Some(_)) => Err(format!("{by_file} is set as well, and only one of them can count")),
             (Some(name), None) => (self.source.variable)(name)
-                .ok_or_else(|| format!("the variable {name} is not set"))
-                .and_then(|text| not_empty(&text).ok_or_else(|| format!("the variable {name} is empty"))),
+                .ok_or_else(|| format!("{} is not set", named(name)))
+                .and_then(|text| not_empty(&text).ok_or_else(|| format!("{} is empty", named(name)))),
             (None, Some(path)) => (self.source.read_file)(path)
                 .map_err(|error| {
                     format!("the file {} cannot be read: {}", shown_path(path.as_ref()), unreadable(&error))
@@ -665,7 +675,9 @@ mod tests {
 
     fn read_with(text: &str, fields: FieldSet, need_secrets: bool) -> Result<Vec<SinkConfig>, Vec<String>> {
         let variable = |name: &str| match name {
-            "CRM_SECRET" => Some(format!("{SECRET} whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")),
+            "CRM_SECRET" | "BILLING_SECRET" => {
+                Some(format!("{SECRET} whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"))
+            }
             "SEGMENT_WRITE_KEY" | "SEGMENT_TOKEN" => Some("hunter2".to_owned()),
             "MAILCHIMP_API_KEY" => Some("hunter2-us21".to_owned()),
             "EMPTY" => Some(" ".to_owned()),

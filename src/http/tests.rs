@@ -23,7 +23,7 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, Receipt, SvixId, User},
     store::{
-        Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+        AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
         MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued,
         Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
         StoredMessage, Tombstone, Transaction, Trouble,
@@ -118,6 +118,12 @@ impl Store for FakeStore {
     async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
         unreachable!()
     }
+    async fn instance(&self) -> Stored<Option<String>> {
+        unreachable!()
+    }
+    async fn remember_instance(&self, _: &str) -> Stored<()> {
+        unreachable!()
+    }
     async fn last_finished(&self, _: RunKind) -> Stored<Option<DateTime<Utc>>> {
         unreachable!()
     }
@@ -136,10 +142,10 @@ impl Store for FakeStore {
     async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
-    async fn claim_message(&self, _: &str, _: &Lease) -> Stored<Option<Claimed>> {
+    async fn claim_messages(&self, _: &str, _: &Lease, _: u32) -> Stored<Vec<Claimed>> {
         unreachable!()
     }
-    async fn finish_message(&self, _: &Claimed, _: &Ending, _: DateTime<Utc>) -> Stored<bool> {
+    async fn finish_messages(&self, _: &[(Claimed, Ending)], _: DateTime<Utc>) -> Stored<u64> {
         unreachable!()
     }
     async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
@@ -175,7 +181,10 @@ impl Store for FakeStore {
     async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
         unreachable!()
     }
-    async fn held_due(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<ClerkId>> {
+    async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
         unreachable!()
     }
     async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
@@ -205,6 +214,9 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
+        unreachable!()
+    }
+    async fn count_foreign_without_id(&self, _: &str) -> Stored<u64> {
         unreachable!()
     }
     async fn close(&self) {}

@@ -21,6 +21,23 @@ impl ClerkId {
         &self.0
     }
 
+    /// The only user that these bytes name, in UTF-8 or UTF-16, if it is only one. For bodies that nobody can read. Clerk's
+    /// ids begin with the time and so have digits, which `user_agent` and its like have not.
+    pub fn only_one_in(bytes: &[u8]) -> Option<Self> {
+        const PREFIX: &[u8] = b"user_";
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+        let ids = text.windows(PREFIX.len()).enumerate().filter(|(_, window)| *window == PREFIX);
+        let mut ids = ids.filter_map(|(start, _)| {
+            let rest = &text[start + PREFIX.len()..];
+            let length = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+            let id = &text[start..start + PREFIX.len() + length];
+            let is_id = id.iter().any(u8::is_ascii_digit);
+            is_id.then(|| String::from_utf8_lossy(id).into_owned())
+        });
+        let first = ids.next()?;
+        if ids.all(|id| id == first) { Self::new(first) } else { None }
+    }
+
     /// Whether these bytes name exactly this id, and not merely a longer one that contains it.
     pub fn is_named_in(&self, bytes: &[u8]) -> bool {
         let id = self.0.as_bytes();
@@ -83,6 +100,17 @@ mod tests {
         assert!(!id.is_named_in(br#"{"id":"superuser_1"}"#));
         assert!(id.is_named_in(br#""user_12","user_1""#));
         assert!(id.is_named_in(br#""see\nuser_1""#));
+    }
+
+    #[test]
+    fn a_body_that_names_one_user_is_about_them() {
+        let only = |bytes: &[u8]| ClerkId::only_one_in(bytes).map(|id| id.as_str().to_owned());
+        assert_eq!(only(br#"{"id":"user_1","again":"user_1"#), Some("user_1".to_owned()));
+        assert_eq!(only(br#"["user_1","user_2"]"#), None);
+        assert_eq!(only(br#"{"id":"user_1","user_agent":"curl"#), Some("user_1".to_owned()));
+        assert_eq!(only(b"u\0s\0e\0r\0_\x001\0\"\0"), Some("user_1".to_owned()));
+        assert_eq!(only(br#"{"type":"user_"}"#), None);
+        assert_eq!(only(b""), None);
     }
 
     #[test]

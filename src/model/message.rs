@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ClerkId, FieldSet};
+use super::{ClerkId, Field, FieldSet};
 
 /// What happened to the *row*, as other systems see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,6 +72,15 @@ impl Message {
         self.text("clerk_id").and_then(ClerkId::new)
     }
 
+    /// Leave out the fields that are not among these; whether there were any.
+    pub fn keep_only(&mut self, fields: FieldSet) -> bool {
+        let allowed = |name: &str| Field::named(name).is_none_or(|field| fields.contains(field));
+        let before = self.data.len();
+        self.data.retain(|name, _| allowed(name));
+        self.changed_fields.retain(|name| allowed(name));
+        self.data.len() < before
+    }
+
     /// A member of `data` that is text.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.data.get(name).and_then(Value::as_str)
@@ -93,4 +102,23 @@ pub struct Subscription {
     pub events: Vec<MessageType>,
     /// Those of the allow-list that it may have.
     pub fields: FieldSet,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sink_may_not_have_any_more_is_left_out() {
+        let text = r#"{"id":"msg_1","type":"user.updated","version":1,"timestamp":"2026-01-01T00:00:00Z",
+            "data":{"clerk_id":"user_1","created_at":"2026-01-01T00:00:00Z","email":"ada@example.com","first_name":"Ada"},
+            "changed_fields":["email","first_name"]}"#;
+        let mut message: Message = serde_json::from_str(text).expect("a message");
+        let before = message.clone();
+        assert!(!message.keep_only(FieldSet::ALL));
+        assert_eq!(message, before);
+        assert!(message.keep_only(FieldSet::from_iter([Field::FirstName])));
+        assert_eq!(message.data.keys().collect::<Vec<_>>(), ["clerk_id", "created_at", "first_name"]);
+        assert_eq!(message.changed_fields, ["first_name"]);
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::{fmt, ops::Index};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 
-use super::{ClerkId, Field, FieldSet};
+use super::{ClerkId, Field, FieldSet, rfc3339};
 
 /// The value of one synced field.
 #[derive(Clone, Default)]
@@ -59,7 +59,7 @@ impl Value {
             Self::Null => serde_json::Value::Null,
             Self::Text(text) => text.as_str().into(),
             Self::Bool(truth) => (*truth).into(),
-            Self::Time(time) => time.to_rfc3339_opts(SecondsFormat::Millis, true).into(),
+            Self::Time(time) => rfc3339(*time).into(),
             Self::Json(json) => serde_json::from_str(json).ok()?,
         })
     }

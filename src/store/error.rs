@@ -47,6 +47,11 @@ impl StoreError {
         matches!(self.trouble, Trouble::BadData | Trouble::Refused)
     }
 
+    /// Whether a statement was ended because it took too long, by itself or waiting for others.
+    pub fn took_too_long(&self) -> bool {
+        self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014")
+    }
+
     /// Whether a server is there and will not let us in, however long we wait: there is no such database, user or password.
     pub fn is_closed_door(&self) -> bool {
         let code = self.code.as_deref().unwrap_or_default();
@@ -68,6 +73,7 @@ impl fmt::Display for StoreError {
         f.write_str(match self.trouble {
             Trouble::Unavailable => "the database is not available",
             Trouble::Conflict => "the database saw a conflict",
+            Trouble::Locked if self.took_too_long() => "it takes too long",
             Trouble::Locked => "somebody holds a lock for too long",
             Trouble::Raced => "somebody else wrote the same entity",
             Trouble::BadData => "the database cannot store the data",

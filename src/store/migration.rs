@@ -14,11 +14,7 @@ pub struct Migration {
 impl Migration {
     /// SHA-256 of the file, in hexadecimal: a file that was changed after it was applied is noticed.
     pub(super) fn checksum(&self) -> String {
-        use std::fmt::Write;
-        Sha256::digest(self.sql).iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        hex::encode(Sha256::digest(self.sql))
     }
 
     /// Every migration of `known`, and whether it is applied. A newer database may have more.

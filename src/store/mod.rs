@@ -113,6 +113,12 @@ pub trait Store: Send + Sync + 'static {
     /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
 
+    /// Which instance of Clerk the users came from, if that is remembered.
+    async fn instance(&self) -> Result<Option<String>>;
+
+    /// Remember which instance of Clerk the users come from, in place of any other.
+    async fn remember_instance(&self, id: &str) -> Result<()>;
+
     /// When a run of this kind through all users last came to its end.
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>>;
 
@@ -132,14 +138,15 @@ pub trait Store: Send + Sync + 'static {
     /// Give a lease back, if it is this holder's.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
-    /// Take one message for this sink whose time has come, unless the sink is paused. Only the oldest pending message of
-    /// a user is ever taken, and nobody else gets it, or a later one of that user, before it is
-    /// [finished](Self::finish_message) or the lease ends.
-    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>>;
+    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
+    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
+    /// before it is [finished](Self::finish_messages) or the lease ends.
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>>;
 
-    /// Say how the delivery of a message ended; false, and nothing is changed, if the lease has ended and somebody else
-    /// has taken the message since, or it was taken back. Unless it is tried again the next one of its user may go.
-    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool>;
+    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
+    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
+    /// the next one of its user may go.
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64>;
 
     /// What waits and what is dead, by sink.
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
@@ -181,8 +188,12 @@ pub trait Store: Send + Sync + 'static {
     /// Let a sink remember this of a user; false if the user is none of its recipients.
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 
-    /// Up to `limit` users whose erasure was held back until now or before, the longest due first.
-    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>>;
+    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
+    async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
+    -> Result<Vec<ClerkId>>;
+
+    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
 
     /// Every receipt of one user.
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
@@ -228,6 +239,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
+
+    /// How many rows of a table that is not ours are no user's, because they have no id.
+    async fn count_foreign_without_id(&self, table: &str) -> Result<u64>;
 
     /// Finish what runs and close every connection.
     async fn close(&self);
@@ -291,7 +305,8 @@ pub trait Transaction: Send {
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
 
     /// Mark rows as deleted at this time, or take the mark from them. Who is marked already, by the application, stays so.
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()>;
+    /// Returns whose rows there are; refusals are as in [`delete_users`](Self::delete_users).
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>>;
 
     /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
     /// older request counts, and once completed it stays so.
@@ -342,6 +357,8 @@ pub enum Patience {
     Normal,
     /// 50 ms: one of many small steps, which together must not outlast the sender's patience.
     Short,
+    /// As `Normal`, but a statement may take 20 s: nobody waits for an answer.
+    Long,
 }
 
 /// Whether a store can work.
@@ -414,6 +431,22 @@ pub struct Record<'a> {
     pub processed_at: DateTime<Utc>,
 }
 
+/// A line of the audit trail, as it stands in `audit_log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditLine {
+    /// In the order in which they were written.
+    pub id: i64,
+    pub at: DateTime<Utc>,
+    pub action: String,
+    /// The delivery that caused it, if one did.
+    pub svix_id: Option<String>,
+    pub source: String,
+    /// Names of fields.
+    pub changed_fields: Vec<String>,
+    /// When it happened at Clerk.
+    pub event_at: DateTime<Utc>,
+}
+
 /// A step of one user's register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advance {
@@ -424,7 +457,7 @@ pub struct Advance {
 }
 
 /// A delivery in `webhook_queue`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Parked {
     pub svix_id: SvixId,
     pub event_type: Option<String>,
@@ -437,6 +470,12 @@ pub struct Parked {
     pub received_at: DateTime<Utc>,
     /// Why, without anybody's data; empty if it was never tried.
     pub last_error: String,
+}
+
+impl fmt::Debug for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parked({}, redacted)", self.svix_id)
+    }
 }
 
 impl Parked {
@@ -718,6 +757,8 @@ impl fmt::Debug for Claimed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     Delivered,
+    /// It was not begun. Whoever comes next may have it, as if nobody had taken it.
+    Untried,
     /// Not now; `attempts` have counted so far.
     Again {
         attempts: u32,
@@ -729,6 +770,13 @@ pub enum Ending {
         attempts: u32,
         error: String,
     },
+}
+
+impl Ending {
+    /// Whether the next message of the user may go.
+    pub fn lets_the_next_one_go(&self) -> bool {
+        matches!(self, Self::Delivered | Self::Dead { .. })
+    }
 }
 
 /// Messages of one sink by state.

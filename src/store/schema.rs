@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 12] = [
+pub const TABLES: [Table; 13] = [
     Table {
         name: "users",
         columns: &[
@@ -158,6 +158,7 @@ pub const TABLES: [Table; 12] = [
             ("everybody", Kind::Bool),
         ],
     },
+    Table { name: "clerk_instance", columns: &[("one", Kind::Bool), ("instance_id", Kind::Text)] },
     Table {
         name: "leases",
         columns: &[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)],

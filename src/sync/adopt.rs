@@ -33,6 +33,8 @@ pub struct Tally {
     pub marked_deleted: u64,
     /// Left out, because their Clerk id is empty or longer than any.
     pub unusable: u64,
+    /// Rows that are no user's, because they have no Clerk id at all.
+    pub without_id: u64,
     /// Left out, because the database refuses their data.
     pub refused: u64,
     /// Of each of our columns that is filled, the columns of the table that it is filled from.
@@ -54,7 +56,10 @@ pub async fn adopt(
     let mut after: Option<String> = None;
     loop {
         let page = store.foreign_users(table, after.as_deref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(tally) };
+        let Some(last) = page.last() else {
+            tally.without_id = store.count_foreign_without_id(table).await?;
+            return Ok(tally);
+        };
         after = Some(last.clerk_id.clone());
         let now = clock();
         let deliveries: Vec<Delivery> =

@@ -22,10 +22,10 @@ use super::{
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
-    clerk::event::deletion_body,
+    clerk::event::{USER_DELETED, deletion_body},
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, MessageType, News,
-        Outcome, Processing, Receipt, SvixId,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, MessageType,
+        News, Outcome, Processing, Receipt, Register, SvixId,
     },
     store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry,
@@ -76,7 +76,7 @@ pub(super) async fn deliver(
                     work.single(delivery, patience).await.map(|outcome| vec![outcome])
                 }
                 (Processing::Inline, _) => {
-                    work.settled(&deliveries, patience, rungs(work.rules.deletion)).await
+                    work.settled(&deliveries, patience, Ways::of(work.rules.deletion)).await
                 }
             }
         };
@@ -110,25 +110,52 @@ pub(super) async fn deliver(
     }
     for index in unusable {
         let Content::Unusable(reason) = &batch[index].content else { continue };
-        let park = work.park(&batch[index], Fate::Dead, reason.clone(), patience);
+        let unusable = StoreError { trouble: Trouble::BadData, code: None, place: Some(reason.clone()) };
+        let park = work.park(&batch[index], reason.clone(), unusable, patience);
         let parked = timeout_at(deadline, park).await;
         results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
     }
     results
 }
 
-/// The ways to take out a user's row, in the order in which they are tried.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rung {
-    Delete,
-    Anonymize,
+/// The ways to take out a user's row, in the order in which they are tried; where none is left, only a tombstone.
+#[derive(Clone)]
+pub(super) struct Ways {
+    steps: &'static [Step],
+    /// Why those that are not tried any more did not work.
+    refusal: StoreError,
 }
 
-pub(super) fn rungs(policy: DeletionPolicy) -> &'static [Rung] {
-    match policy {
-        DeletionPolicy::Auto => &[Rung::Delete, Rung::Anonymize],
-        DeletionPolicy::Delete => &[Rung::Delete],
-        DeletionPolicy::Anonymize => &[Rung::Anonymize],
+/// What is done to a row, and may be refused by the application.
+#[derive(Clone, Copy)]
+enum Step {
+    Delete,
+    Anonymize,
+    Mark,
+}
+
+impl Ways {
+    pub(super) fn of(policy: DeletionPolicy) -> Self {
+        let steps: &[Step] = match policy {
+            DeletionPolicy::Auto => &[Step::Delete, Step::Anonymize],
+            DeletionPolicy::Delete => &[Step::Delete],
+            DeletionPolicy::Anonymize => &[Step::Anonymize],
+        };
+        Self { steps, refusal: StoreError::new(Trouble::Refused) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Those behind the first one, which did not work.
+    pub(super) fn after(self, refusal: StoreError) -> Self {
+        Self { steps: self.steps.get(1..).unwrap_or_default(), refusal }
+    }
+
+    /// None for now: what takes too long is for whoever has time.
+    pub(super) fn later(refusal: StoreError) -> Self {
+        Self { steps: &[], refusal }
     }
 }
 
@@ -150,9 +177,9 @@ pub(super) struct Work<'a> {
 impl Work<'_> {
     /// One delivery alone: its trouble is its own.
     async fn single(&self, delivery: &Delivery, patience: Patience) -> Result<Outcome> {
-        let mut rungs = rungs(self.rules.deletion);
+        let mut ways = Ways::of(self.rules.deletion);
         loop {
-            let error = match self.settled(&[delivery], patience, rungs).await {
+            let error = match self.settled(&[delivery], patience, ways.clone()).await {
                 Ok(outcomes) => {
                     return outcomes.first().copied().ok_or_else(|| StoreError::new(Trouble::Broken));
                 }
@@ -160,25 +187,34 @@ impl Work<'_> {
             };
             match error.trouble {
                 // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
-                _ if error.is_about_the_data() && is_deletion(delivery) && !rungs.is_empty() => {
-                    rungs = &rungs[1..];
+                _ if error.is_about_the_data() && is_deletion(delivery) && !ways.is_empty() => {
+                    ways = ways.after(error);
                 }
-                Trouble::Refused => {
-                    return self.park(delivery, Fate::Retry, error.to_string(), patience).await;
+                Trouble::Raced => {
+                    let refusal = unmoved();
+                    return self.park(delivery, refusal.to_string(), refusal, patience).await;
                 }
-                Trouble::BadData => {
-                    return self.park(delivery, Fate::Dead, error.to_string(), patience).await;
+                Trouble::Refused | Trouble::BadData => {
+                    return self.park(delivery, error.to_string(), error, patience).await;
                 }
                 _ => return Err(error),
             }
         }
     }
 
-    /// Attempt a batch, again after a conflict that is likely to be gone.
-    async fn settled(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
-        let (mut conflicts, mut races) = (0, 0);
+    /// Attempt a batch, again after a conflict that is likely to be gone. If it takes too long and deletes somebody, perhaps
+    /// with much that hangs on them, there is a tombstone first, and the rest is done later.
+    async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
+        let (mut conflicts, mut races, mut ways) = (0, 0, ways);
         loop {
-            match self.attempt(batch, patience, rungs).await {
+            match self.attempt(batch, patience, &ways).await {
+                Err(error)
+                    if error.took_too_long()
+                        && !ways.is_empty()
+                        && batch.iter().any(|delivery| is_deletion(delivery)) =>
+                {
+                    ways = Ways::later(error);
+                }
                 Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
                 Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
                 result => return result,
@@ -186,9 +222,9 @@ impl Work<'_> {
         }
     }
 
-    async fn attempt(&self, batch: &[&Delivery], patience: Patience, rungs: &[Rung]) -> Result<Vec<Outcome>> {
+    async fn attempt(&self, batch: &[&Delivery], patience: Patience, ways: &Ways) -> Result<Vec<Outcome>> {
         let mut transaction = self.store.begin(patience).await?;
-        let written = self.write(&mut *transaction, batch, rungs).await;
+        let written = self.write(&mut *transaction, batch, ways).await;
         let outcomes = end(transaction, written).await?;
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
             self.rules.bell.notify_one();
@@ -201,7 +237,7 @@ impl Work<'_> {
         &self,
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
-        rungs: &[Rung],
+        ways: &Ways,
     ) -> Result<Vec<Outcome>> {
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
         // Asked before recording takes them out of the queue.
@@ -220,6 +256,7 @@ impl Work<'_> {
         }
         let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id));
         let registers = transaction.registers(&ids).await?;
+        let gone = deleted_before(&changes, &registers);
         let news = changes
             .iter()
             .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
@@ -232,9 +269,15 @@ impl Work<'_> {
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
         transaction.tell(&plan.messages).await?;
-        transaction.mark_users(&plan.held, Some(self.now)).await?;
+        self.mark(transaction, &plan.held).await?;
         transaction.mark_users(&plan.kept, None).await?;
-        self.erase(transaction, &changes, &mut plan, rungs, &waiting).await?;
+        // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
+        let again: Vec<ClerkId> = gone
+            .into_iter()
+            .filter(|id| plan.erasures.iter().all(|erasure| erasure.clerk_id != *id))
+            .collect();
+        self.forget(transaction, &again).await?;
+        self.erase(transaction, &changes, &mut plan, ways, &waiting).await?;
         // The application may have removed a row that resisted us.
         transaction.close_receipts(&plan.gone, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
@@ -297,7 +340,7 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         changes: &[(&Delivery, &Change)],
         plan: &mut Plan,
-        rungs: &[Rung],
+        ways: &Ways,
         waiting: &HashMap<SvixId, Waiting>,
     ) -> Result<()> {
         if plan.erasures.is_empty() {
@@ -308,35 +351,20 @@ impl Work<'_> {
         transaction.check_constraints().await?;
         let mut standing = ids.clone();
         let mut erased: HashMap<ClerkId, AuditAction> = HashMap::new();
-        let mut refusal = StoreError::new(Trouble::Refused);
-        for rung in rungs {
-            let mut resisting = Vec::new();
-            let mut parts = vec![standing];
-            while let Some(part) = parts.pop() {
-                let (result, action) = match rung {
-                    Rung::Delete => (transaction.delete_users(&part).await, AuditAction::UserHardDeleted),
-                    Rung::Anonymize => {
-                        (transaction.anonymize_users(&part, self.now).await, AuditAction::UserAnonymized)
-                    }
-                };
-                match result {
-                    Ok(gone) => erased.extend(gone.into_iter().map(|id| (id, action))),
-                    Err(error) if error.is_about_the_data() => {
-                        refusal = error;
-                        if part.len() == 1 {
-                            resisting.extend(part);
-                        } else {
-                            let (left, right) = part.split_at(part.len() / 2);
-                            parts.push(right.to_vec());
-                            parts.push(left.to_vec());
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            resisting.sort();
-            standing = resisting;
+        let mut refusal = ways.refusal.clone();
+        for step in ways.steps {
+            let action = match step {
+                Step::Delete => AuditAction::UserHardDeleted,
+                Step::Anonymize | Step::Mark => AuditAction::UserAnonymized,
+            };
+            let (done, refused) = self.as_far_as_allowed(transaction, *step, standing.clone()).await?;
+            standing.retain(|id| done.binary_search(id).is_err());
+            erased.extend(done.into_iter().map(|id| (id, action)));
+            // A trigger can also keep a row without a word.
+            standing = still_here(transaction, standing).await?;
+            refusal = refused.unwrap_or(refusal);
         }
+        self.mark(transaction, &standing).await?;
         self.forget(transaction, &ids).await?;
         self.tell_of_erasures(transaction, &ids, &plan.erasures, changes).await?;
 
@@ -377,7 +405,7 @@ impl Work<'_> {
                 let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
                 parked.push(Parked {
                     svix_id,
-                    event_type: delivery.event_type.clone().or_else(|| Some("user.deleted".to_owned())),
+                    event_type: Some(USER_DELETED.to_owned()),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
@@ -391,8 +419,49 @@ impl Work<'_> {
         transaction.park(&parked).await
     }
 
+    /// Do it to as many as the application lets us. Gives to whom it was done, sorted, and why not to others.
+    async fn as_far_as_allowed(
+        &self,
+        transaction: &mut dyn Transaction,
+        step: Step,
+        ids: Vec<ClerkId>,
+    ) -> Result<(Vec<ClerkId>, Option<StoreError>)> {
+        let (mut done, mut refusal) = (Vec::new(), None);
+        let mut parts = vec![ids];
+        while let Some(part) = parts.pop() {
+            let result = match step {
+                Step::Delete => transaction.delete_users(&part).await,
+                Step::Anonymize => transaction.anonymize_users(&part, self.now).await,
+                Step::Mark => transaction.mark_users(&part, Some(self.now)).await,
+            };
+            match result {
+                Ok(ids) => done.extend(ids),
+                Err(error) if error.is_about_the_data() => {
+                    refusal = Some(error);
+                    if part.len() > 1 {
+                        let (left, right) = part.split_at(part.len() / 2);
+                        parts.push(right.to_vec());
+                        parts.push(left.to_vec());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        done.sort();
+        Ok((done, refusal))
+    }
+
+    /// Mark rows of users who are deleted and still stand. Whether they are is not for the mark to say, so it does not matter
+    /// if the application lets us.
+    async fn mark(&self, transaction: &mut dyn Transaction, ids: &[ClerkId]) -> Result<()> {
+        self.as_far_as_allowed(transaction, Step::Mark, ids.to_vec()).await.map(|_| ())
+    }
+
     /// Parked deliveries and audit actors of these users, also those whose body could not be read.
     async fn forget(&self, transaction: &mut dyn Transaction, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         transaction.forget(ids).await?;
         let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
         let mut theirs: Vec<SvixId> = suspects
@@ -441,20 +510,19 @@ impl Work<'_> {
         transaction.receipts(&receipts).await
     }
 
-    /// Keep a delivery that cannot be applied. For a deleted user nothing is kept.
+    /// Keep a delivery that cannot be applied. For a deleted user nothing is kept; what has no id to be kept under, because
+    /// no webhook brought it, ends with the error.
     async fn park(
         &self,
         delivery: &Delivery,
-        fate: Fate,
         reason: String,
+        error: StoreError,
         patience: Patience,
     ) -> Result<Outcome> {
         // A user's row may refuse even the mark of a deletion that is held back.
         let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
-        let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else {
-            let trouble = if fate == Fate::Dead { Trouble::BadData } else { Trouble::Refused };
-            return Err(StoreError { trouble, code: None, place: Some(reason) });
-        };
+        let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else { return Err(error) };
+        let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
         let mut transaction = self.store.begin(patience).await?;
         let parked = self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await;
         end(transaction, parked).await
@@ -495,7 +563,11 @@ impl Work<'_> {
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
-                event_type: delivery.event_type.clone(),
+                event_type: if is_deletion(delivery) {
+                    Some(USER_DELETED.to_owned())
+                } else {
+                    delivery.event_type.clone()
+                },
                 clerk_id: delivery.clerk_id.clone(),
                 payload,
                 attempts,
@@ -518,6 +590,29 @@ pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>)
             Err(error)
         }
     }
+}
+
+/// A row that stays as it is though the database refuses nothing: a trigger of the application skips the statement.
+pub(super) fn unmoved() -> StoreError {
+    let place = Some("the row stays as it is".to_owned());
+    StoreError { trouble: Trouble::Refused, code: None, place }
+}
+
+/// Those whose row stands and tells who they were.
+async fn still_here(transaction: &mut dyn Transaction, ids: Vec<ClerkId>) -> Result<Vec<ClerkId>> {
+    if ids.is_empty() {
+        return Ok(ids);
+    }
+    let rows = transaction.users(&ids, FieldSet::from_iter([])).await?;
+    let stands = |id: &ClerkId| rows.get(id).is_some_and(|user| !user.is_anonymized());
+    Ok(ids.into_iter().filter(stands).collect())
+}
+
+/// Whose deletion is asked for though they are deleted.
+fn deleted_before(changes: &[(&Delivery, &Change)], registers: &HashMap<ClerkId, Register>) -> Vec<ClerkId> {
+    let deletions = changes.iter().filter(|(delivery, _)| is_deletion(delivery));
+    let ids = deletions.map(|(_, change)| &change.clerk_id);
+    sorted(ids.filter(|id| registers.get(*id).is_some_and(|register| register.deleted)))
 }
 
 /// Ids of the deliveries that delete somebody.

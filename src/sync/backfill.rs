@@ -4,7 +4,7 @@
 //! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
 //! it was and asks again only for the pages that were on their way.
 
-use std::{collections::HashSet, convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -18,14 +18,14 @@ use tokio::{
 
 use super::{
     catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
-    scan::{Scan, Visit, Window},
+    scan::{Scan, Seen, Visit, Window},
 };
 use crate::{
     clerk::{
-        api::{FILTER_VALUES, Filters},
+        api::{FILTER_VALUES, Filters, Persistence},
         event::Found,
     },
-    model::{ClerkId, Source},
+    model::Source,
     store::{self, RunKind},
     telemetry,
 };
@@ -48,7 +48,7 @@ impl Wanted {
         let Self { lists, query, created_after } = self;
         let (instance, fields) = (context.api.identity(), context.rules.fields);
         let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}");
-        Sha256::digest(text).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        hex::encode(Sha256::digest(text))
     }
 
     fn is_everybody(&self) -> bool {
@@ -112,6 +112,7 @@ pub async fn backfill(
     restart: bool,
     tell: watch::Sender<Progress>,
 ) -> Result<Summary, Trouble> {
+    context.check_instance(Persistence::BACKGROUND, false).await?;
     let filters = wanted.filters();
     let parameters = (wanted.digest(context), wanted.is_everybody());
     let (ledger, resumed) =
@@ -121,7 +122,7 @@ pub async fn backfill(
         context: context.clone(),
         writers: Semaphore::new(context.store.writers()),
         ledger: Mutex::new(ledger),
-        named: (filters.len() > 1).then(Mutex::default),
+        seen: Arc::default(),
     });
     let walk = async {
         for (batch, filters) in filters.into_iter().enumerate().skip(first) {
@@ -169,8 +170,8 @@ struct Visitor {
     /// As many transactions at once as the database likes.
     writers: Semaphore,
     ledger: Mutex<Ledger<Progress>>,
-    /// Who was visited, where several lists can name one user.
-    named: Option<Mutex<HashSet<ClerkId>>>,
+    /// Several lists can name one user.
+    seen: Arc<Seen>,
 }
 
 impl Visitor {
@@ -183,7 +184,8 @@ impl Visitor {
     }
 
     async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
-        let scan = Scan::new(&self.context, filters.clone(), self.context.reading(Source::Backfill));
+        let reading = self.context.reading(Source::Backfill);
+        let scan = Scan::new(&self.context, filters.clone(), reading, Arc::clone(&self.seen));
         let windows = self.begin(batch, &scan).await?;
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
         scan.run(windows, &visitor).await?;
@@ -218,11 +220,7 @@ impl Visitor {
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, mut users: Vec<Found>) -> Result<(), Trouble> {
-        if let Some(named) = &self.named {
-            let mut named = named.lock().await;
-            users.retain(|found| named.insert(found.clerk_id.clone()));
-        }
+    async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble> {
         let counts = self.context.take_in(users, &self.writers).await?;
         for (outcome, count) in [
             ("applied", counts.applied),
@@ -232,12 +230,13 @@ impl Visit for Visitor {
         ] {
             counter!(telemetry::BACKFILL_USERS, "outcome" => outcome).increment(count);
         }
-        self.ledger.lock().await.progress.counts.add(counts);
-        Ok(())
+        Ok(counts)
     }
 
-    async fn reached(&self, left: Vec<Window>) -> Result<(), Trouble> {
+    /// Both at once: a run that goes on counts again whom it visits again.
+    async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), Trouble> {
         let mut ledger = self.ledger.lock().await;
+        ledger.progress.counts.add(counts);
         ledger.progress.windows = Some(left);
         ledger.save().await
     }

@@ -12,7 +12,7 @@ use tokio::{
 use super::{Clock, Rules, apply};
 use crate::{
     clerk::{
-        api::{Api, ApiError, Filters},
+        api::{Api, ApiError, Filters, Persistence},
         event::{Found, Reading},
     },
     model::{Content, Delivery, Outcome, Source},
@@ -50,6 +50,16 @@ pub struct CatchUp {
     pub api: Arc<Api>,
     pub rules: Rules,
     pub clock: Clock,
+    pub instance: Instance,
+}
+
+/// Of which instance of Clerk users may come in: of the one that they came from so far.
+#[derive(Clone, Debug, Default)]
+pub struct Instance {
+    /// `CLERK_INSTANCE_ID`: and of no other.
+    pub pinned: Option<String>,
+    /// Whether it may be another one from now on.
+    pub may_change: bool,
 }
 
 /// Why a run ended before its end. What it has done stays, and it can go on from there.
@@ -64,6 +74,16 @@ pub enum Trouble {
          try again later"
     )]
     Incomplete { seen: u64, counted: u64 },
+    #[error(
+        "CLERK_SECRET_KEY is of instance {of_key} and CLERK_INSTANCE_ID says {pinned}: nobody was taken in; correct one \
+         of the two"
+    )]
+    NotThePinnedInstance { of_key: String, pinned: String },
+    #[error(
+        "CLERK_SECRET_KEY is of instance {of_key}, and the users of this database came from {known}: nobody was taken in; \
+         take a key of {known}, or say `--change-instance` to backfill or reconcile if users are to come from {of_key} now"
+    )]
+    OtherInstance { of_key: String, known: String },
     #[error("another process goes on with this run")]
     TakenOver,
     #[error(
@@ -120,6 +140,39 @@ impl Counts {
 impl CatchUp {
     pub(super) fn reading(&self, source: Source) -> Reading {
         Reading { source, fields: self.rules.fields }
+    }
+
+    /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that
+    /// is, unless it is a dry one.
+    pub(super) async fn check_instance(
+        &self,
+        persistence: Persistence,
+        dry_run: bool,
+    ) -> Result<(), Trouble> {
+        let Instance { pinned, may_change } = &self.instance;
+        let known = patiently(|| self.store.instance()).await?;
+        let of_key = match self.api.instance(persistence).await {
+            Err(error @ (ApiError::Refused { .. } | ApiError::Unintelligible { .. }))
+                if pinned.is_none() && known.is_none() =>
+            {
+                // Such as a proxy that lets only questions about users through.
+                tracing::warn!(%error, "of which instance of Clerk the users are is not checked");
+                return Ok(());
+            }
+            of_key => of_key?,
+        };
+        if let Some(pinned) = pinned.as_deref().filter(|pinned| *pinned != of_key) {
+            return Err(Trouble::NotThePinnedInstance {
+                of_key: of_key.to_owned(),
+                pinned: pinned.to_owned(),
+            });
+        }
+        match known {
+            Some(known) if known == of_key => Ok(()),
+            Some(known) if !may_change => Err(Trouble::OtherInstance { of_key: of_key.to_owned(), known }),
+            _ if dry_run => Ok(()),
+            _ => Ok(patiently(|| self.store.remember_instance(of_key)).await?),
+        }
     }
 
     /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.

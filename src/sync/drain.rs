@@ -5,14 +5,14 @@
 //! tried in transactions of their own, each beginning with a claim of what it is about: others may have been quicker.
 //! A single delivery that fails is put off or dead, and holds up nobody.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     Rules,
-    apply::{Fate, HOPELESS_REFUSALS, RACES, Rung, Work, end, is_deletion, rungs},
+    apply::{Fate, HOPELESS_REFUSALS, RACES, Ways, Work, end, is_deletion, unmoved},
 };
 use crate::{
     clerk::{event, signature::Verified},
@@ -25,6 +25,9 @@ const BATCH: u32 = 512;
 
 /// Bytes of their bodies, but for the last one.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+
+/// For a deletion with much that hangs on it.
+const LONG: Duration = Duration::from_secs(25);
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -94,8 +97,8 @@ impl Draining<'_> {
         if !self.in_time(self.work.store.any_due(self.work.now)).await? {
             return Ok(());
         }
-        let all = rungs(self.work.rules.deletion);
-        let (claimed, first) = self.turn(Claim::Due, Patience::Normal, all).await;
+        let all = Ways::of(self.work.rules.deletion);
+        let (claimed, first) = self.turn(Claim::Due, Patience::Normal, &all).await;
         let (usable, unusable): (Vec<Claimed>, Vec<Claimed>) =
             claimed.into_iter().partition(Claimed::is_usable);
         match first {
@@ -114,7 +117,7 @@ impl Draining<'_> {
 
     /// Find who spoils a batch that has failed like this, and do the rest.
     async fn isolate(&self, batch: &[Claimed], error: StoreError, done: &mut Vec<Worked>) -> Result<()> {
-        let all = rungs(self.work.rules.deletion);
+        let all = Ways::of(self.work.rules.deletion);
         let ids: Vec<SvixId> = batch.iter().map(|claimed| claimed.svix_id.clone()).collect();
         let mut failures = 0;
         let mut parts: Vec<(Range<usize>, Option<StoreError>)> = vec![(0..batch.len(), Some(error))];
@@ -122,7 +125,7 @@ impl Draining<'_> {
             let result = match failed {
                 // What is likely to be gone is tried again before anybody is suspected.
                 Some(error) if !matches!(error.trouble, Trouble::Conflict | Trouble::Raced) => Err(error),
-                _ => self.settled(&ids[part.clone()], all).await,
+                _ => self.settled(&ids[part.clone()], &all).await,
             };
             let error = match result {
                 Ok(worked) => {
@@ -132,15 +135,21 @@ impl Draining<'_> {
                 Err(error) if error.trouble == Trouble::Unavailable => return Err(error),
                 Err(error) => error,
             };
+            if part.len() > 1 && error.took_too_long() {
+                // Halves would take too long as well.
+                parts.extend(part.rev().map(|place| (place..place + 1, None)));
+                continue;
+            }
             if part.len() > 1 {
                 let middle = part.start + part.len() / 2;
                 parts.push((middle..part.end, None));
                 parts.push((part.start..middle, None));
                 continue;
             }
-            let about_the_data = error.is_about_the_data();
+            // One who holds many users is not the table's trouble.
+            let is_its_own = error.is_about_the_data() || error.trouble == Trouble::Locked;
             done.extend(self.single(&batch[part.start], error.clone()).await?);
-            failures += u32::from(!about_the_data);
+            failures += u32::from(!is_its_own);
             if failures >= HOPELESS_REFUSALS {
                 return Err(error);
             }
@@ -149,10 +158,10 @@ impl Draining<'_> {
     }
 
     /// Attempt these, again after a conflict that is likely to be gone.
-    async fn settled(&self, ids: &[SvixId], rungs: &[Rung]) -> Result<Vec<Worked>> {
+    async fn settled(&self, ids: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
         let (mut conflicts, mut races) = (0, 0);
         loop {
-            match self.turn(Claim::These(ids), Patience::Short, rungs).await.1 {
+            match self.turn(Claim::These(ids), Patience::Short, ways).await.1 {
                 Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
                 Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
                 result => return result,
@@ -163,15 +172,33 @@ impl Draining<'_> {
     /// One delivery that has failed alone; nothing if somebody else has it by now.
     async fn single(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
         if is_deletion(&claimed.delivery) {
-            // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
-            let mut rungs = rungs(self.work.rules.deletion);
-            while error.is_about_the_data() && !rungs.is_empty() {
-                rungs = &rungs[1..];
-                match self.settled(std::slice::from_ref(&claimed.svix_id), rungs).await {
+            let this = std::slice::from_ref(&claimed.svix_id);
+            let mut ways = Ways::of(self.work.rules.deletion);
+            if error.took_too_long() {
+                match self.turn(Claim::These(this), Patience::Long, &ways).await.1 {
                     Ok(worked) => return Ok(worked.into_iter().next()),
                     Err(next) => error = next,
                 }
             }
+            // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
+            while (error.is_about_the_data() || error.took_too_long()) && !ways.is_empty() {
+                ways = if error.took_too_long() { Ways::later(error) } else { ways.after(error) };
+                match self.settled(this, &ways).await {
+                    Ok(worked) => return Ok(worked.into_iter().next()),
+                    Err(next) => error = next,
+                }
+            }
+        }
+        if error.trouble == Trouble::Raced {
+            error = unmoved();
+        }
+        if !error.is_about_the_data() {
+            // Its own fault it is not, so it must not die of it.
+            if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+                tracing::error!(%error, "the database refused a statement of ours: a delivery waits");
+            }
+            let outcome = self.put_off(claimed, &error).await?;
+            return Ok(outcome.map(|outcome| claimed.worked(outcome)));
         }
         let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
         let outcome = match self.set_aside(claimed, fate, &error.to_string(), Patience::Short).await {
@@ -186,15 +213,19 @@ impl Draining<'_> {
         &self,
         claim: Claim<'_>,
         patience: Patience,
-        rungs: &[Rung],
+        ways: &Ways,
     ) -> (Vec<Claimed>, Result<Vec<Worked>>) {
         let mut claimed = Vec::new();
         let attempt = async {
             let mut transaction = self.work.store.begin(patience).await?;
-            let worked = self.work_in(&mut *transaction, claim, rungs, &mut claimed).await;
+            let worked = self.work_in(&mut *transaction, claim, ways, &mut claimed).await;
             end(transaction, worked).await
         };
-        let worked = self.in_time(attempt).await;
+        let deadline = match patience {
+            Patience::Long => self.deadline.max(Instant::now() + LONG),
+            _ => self.deadline,
+        };
+        let worked = until(deadline, attempt).await;
         (claimed, worked)
     }
 
@@ -202,7 +233,7 @@ impl Draining<'_> {
         &self,
         transaction: &mut dyn Transaction,
         claim: Claim<'_>,
-        rungs: &[Rung],
+        ways: &Ways,
         claimed: &mut Vec<Claimed>,
     ) -> Result<Vec<Worked>> {
         let parked = match claim {
@@ -215,7 +246,7 @@ impl Draining<'_> {
             return Ok(Vec::new());
         }
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
-        let outcomes = self.work.write(transaction, &deliveries, rungs).await?;
+        let outcomes = self.work.write(transaction, &deliveries, ways).await?;
         Ok(usable.iter().zip(outcomes).map(|(claimed, outcome)| claimed.worked(outcome)).collect())
     }
 
@@ -253,8 +284,8 @@ impl Draining<'_> {
         self.in_time(attempt).await
     }
 
-    /// Only say that it failed once more, where somebody holds even the user's register: whether it may be dead cannot
-    /// be decided without.
+    /// Only say that it failed once more: where the fault is the database's, or where somebody holds even the user's
+    /// register, without which it cannot be decided whether it may be dead.
     async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Option<Outcome>> {
         let Claimed { svix_id, attempt, .. } = claimed;
         let again = async {
@@ -282,6 +313,10 @@ impl Draining<'_> {
     }
 
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        timeout_at(self.deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+        until(self.deadline, call).await
     }
+}
+
+async fn until<T>(deadline: Instant, call: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout_at(deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::catch_up::{CatchUp, Trouble};
 use crate::{
-    clerk::api::{ApiError, Persistence},
+    clerk::api::Persistence,
     model::{ClerkId, FieldSet, Source},
     store::Row,
 };
@@ -91,13 +91,14 @@ impl Inner {
         if known.registers.get(id).is_some_and(|register| register.deleted) {
             return Ok(None);
         }
+        self.context.check_instance(Persistence::INTERACTIVE, false).await?;
         let reading = self.context.reading(Source::Api);
         let Some(found) = self.context.api.user(id, &reading, Persistence::INTERACTIVE).await? else {
             return Ok(None);
         };
         let counts = self.context.take_in(vec![found], &self.writers).await?;
         if let Some(left_out) = counts.reasons.into_iter().next() {
-            return Err(Trouble::Api(ApiError::Unintelligible(left_out.reason)));
+            return Err(self.context.api.unintelligible(&left_out.reason).into());
         }
         // Or the deletion was faster.
         Ok(store.row(id).await?.and_then(Row::standing))

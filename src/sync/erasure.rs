@@ -63,9 +63,8 @@ pub(super) fn delivery(
 /// Under which id the deletion of a user waits that did not come as a webhook: always the same, so that asking again
 /// does not make it wait twice.
 pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
-    let mut half = [0; 16];
-    half.copy_from_slice(&Sha256::digest(clerk_id.as_str())[..16]);
-    SvixId::new(format!("erase_{:032x}", u128::from_be_bytes(half))).expect("38 visible characters")
+    let half = hex::encode(&Sha256::digest(clerk_id.as_str())[..16]);
+    SvixId::new(format!("erase_{half}")).expect("38 visible characters")
 }
 
 /// Erase a user, or hold the erasure back if that is wanted, as if Clerk had deleted them now.
@@ -114,33 +113,28 @@ async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: 
     })
 }
 
-/// Erase everybody whose time is over; returns how many.
+/// Erase everybody whose time is over, and whoever cannot be erased now does not hold up the others; returns how many.
 ///
 /// # Errors
-/// If the database is not available. What is left is due at the next turn.
+/// If anybody could not be erased, or the database is not available. What is left is due at the next turn.
 pub async fn release_due(store: &dyn Store, rules: &Rules, clock: &Clock) -> Result<u64> {
-    let mut released = 0;
+    let (mut released, mut trouble) = (0, None);
+    let mut after: Option<ClerkId> = None;
     loop {
         let now = clock();
-        let due = store.held_due(now, PAGE).await?;
-        let is_last = due.len() < PAGE as usize;
+        let due = store.held_due(now, after.as_ref(), PAGE).await?;
+        let Some(last) = due.last() else { return trouble.map_or(Ok(released), Err) };
+        after = Some(last.clone());
         let deliveries: Vec<Delivery> = due
             .into_iter()
             .map(|id| delivery(id, News::Erase(EraseIf::TimeIsOver), Source::Retention, now, now))
             .collect();
-        let mut trouble = None;
         for result in apply_all(store, &deliveries, rules, now).await {
             match result {
                 Ok(Outcome::Applied | Outcome::Parked) => released += 1,
                 Ok(_) => {}
                 Err(error) => trouble = Some(error),
             }
-        }
-        if let Some(error) = trouble {
-            return Err(error);
-        }
-        if is_last {
-            return Ok(released);
         }
     }
 }
@@ -155,7 +149,15 @@ struct Line {
     held_until: Option<DateTime<Utc>>,
 }
 
-/// Call `write` with a line for everybody who was erased since, and whose erasure is held back.
+/// The last line of such a list. Without it a list was cut off.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct End {
+    /// How many users the lines before it name.
+    users: u64,
+}
+
+/// Call `write` with a line for everybody who was erased since, and whose erasure is held back; and at last with one that
+/// says how many they are.
 ///
 /// # Errors
 /// If the database is not available, or whatever `write` fails with.
@@ -164,11 +166,14 @@ pub async fn export<E: From<StoreError>>(
     since: DateTime<Utc>,
     mut write: impl FnMut(String) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
-    let mut after: Option<ClerkId> = None;
+    let (mut after, mut users): (Option<ClerkId>, u64) = (None, 0);
     loop {
         let page = store.tombstones(since, after.as_ref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
+        let Some(last) = page.last() else {
+            return write(serde_json::to_string(&End { users }).unwrap_or_default());
+        };
         after = Some(last.clerk_id.clone());
+        users += page.len() as u64;
         for Tombstone { clerk_id, erased_at, held_until } in page {
             let line = Line { clerk_id: clerk_id.to_string(), erased_at, held_until };
             write(serde_json::to_string(&line).unwrap_or_default())?;
@@ -176,18 +181,39 @@ pub async fn export<E: From<StoreError>>(
     }
 }
 
-/// Read such a list; on failure the number of the line that cannot be understood.
+/// Why a list cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListTrouble {
+    #[error("line {0} is no line of `clerk-sync erase export`")]
+    Line(usize),
+    #[error("it is cut off: it does not end with how many users it names")]
+    CutOff,
+}
+
+/// Read such a list, or several that were put together.
 ///
 /// # Errors
-/// If anything in it is not a line of such a list.
-pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, usize> {
+/// If anything in it is not a line of such a list, or lines are missing.
+pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, ListTrouble> {
     let read = |line: &str| {
         let Line { clerk_id, erased_at, held_until } = serde_json::from_str(line).ok()?;
         let is_one = erased_at.is_some() != held_until.is_some();
         is_one.then_some(Tombstone { clerk_id: ClerkId::new(clerk_id)?, erased_at, held_until })
     };
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(number, line)| read(line).ok_or(number + 1)).collect()
+    let (mut list, mut open, mut ended) = (Vec::new(), 0, false);
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        if let Ok(End { users }) = serde_json::from_str(line) {
+            ended = users == open;
+            if !ended {
+                return Err(ListTrouble::CutOff);
+            }
+            open = 0;
+        } else {
+            list.push(read(line).ok_or(ListTrouble::Line(number + 1))?);
+            open += 1;
+        }
+    }
+    if ended && open == 0 { Ok(list) } else { Err(ListTrouble::CutOff) }
 }
 
 /// What became of a list of users who were erased before.
@@ -217,17 +243,24 @@ pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock:
         ids.sort();
         ids.dedup();
         let known = store.known(&ids, FieldSet::ALL).await?;
-        let deliveries: Vec<Delivery> = page
+        let (held, erased): (Vec<&Tombstone>, Vec<&Tombstone>) =
+            page.iter().partition(|tombstone| tombstone.held_until.is_some_and(|until| until > now));
+        let deliveries: Vec<Delivery> = erased
             .iter()
-            .map(|Tombstone { clerk_id, erased_at, held_until }| {
-                let is_over = held_until.is_none_or(|until| until <= now);
-                let news = if is_over { News::Erase(EraseIf::Always) } else { News::Delete };
-                delivery(clerk_id.clone(), news, Source::Cli, erased_at.unwrap_or(now).min(now), now)
+            .map(|Tombstone { clerk_id, erased_at, .. }| {
+                let at = erased_at.unwrap_or(now).min(now);
+                delivery(clerk_id.clone(), News::Erase(EraseIf::Always), Source::Cli, at, now)
             })
             .collect();
-        let results = apply_all(store, &deliveries, rules, now).await;
+        let mut results = apply_all(store, &deliveries, rules, now).await;
+        for Tombstone { clerk_id, held_until, .. } in &held {
+            // The time that they were promised, whatever the configuration says now.
+            let grace = held_until.map_or(rules.grace, |until| until - now);
+            let delivery = delivery(clerk_id.clone(), News::Delete, Source::Cli, now, now);
+            results.extend(apply_all(store, &[delivery], &Rules { grace, ..rules.clone() }, now).await);
+        }
         let after = store.known(&ids, FieldSet::ALL).await?;
-        for (tombstone, result) in page.iter().zip(results) {
+        for (tombstone, result) in erased.into_iter().chain(held).zip(results) {
             let id = &tombstone.clerk_id;
             let is_held = after.registers.get(id).is_some_and(|register| register.held_until.is_some());
             let was_known = known.registers.contains_key(id) || known.users.contains_key(id);
@@ -260,7 +293,17 @@ mod tests {
     fn a_list_is_read_as_it_was_written_or_not_at_all() {
         let list = "{\"clerk_id\":\"user_1\",\"erased_at\":\"2026-01-01T00:00:00.123Z\"}\n\n\
                     {\"clerk_id\":\"user_2\",\"held_until\":\"2026-01-02T00:00:00Z\"}\n";
-        let read = read_list(list).expect("a list");
+        assert_eq!(read_list(list), Err(ListTrouble::CutOff), "its end is missing");
+        assert_eq!(
+            read_list(&format!("{list}{{\"users\":3}}")),
+            Err(ListTrouble::CutOff),
+            "a line is missing"
+        );
+        assert_eq!(read_list(""), Err(ListTrouble::CutOff));
+        let list = format!("{list}{{\"users\":2}}\n");
+        let twice = read_list(&format!("{list}{list}")).expect("two lists");
+        assert_eq!(twice.len(), 4);
+        let read = read_list(&list).expect("a list");
         assert_eq!(read.len(), 2);
         assert_eq!(read[0].clerk_id.as_str(), "user_1");
         assert_eq!(read[0].erased_at.map(|at| at.timestamp_subsec_millis()), Some(123));
@@ -270,7 +313,7 @@ mod tests {
             "{\"clerk_id\":\"user_3\"}",
             "{\"clerk_id\":\"\",\"erased_at\":\"2026-01-01T00:00:00Z\"}",
         ] {
-            assert_eq!(read_list(&format!("{list}{wrong}")), Err(4), "{wrong}");
+            assert_eq!(read_list(&format!("{list}{wrong}")), Err(ListTrouble::Line(5)), "{wrong}");
         }
     }
 

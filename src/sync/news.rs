@@ -3,7 +3,7 @@
 //! A message is about the row, not about the event that changed it, and shows the row as it was after that change. A sink
 //! sees only fields that it may have, and hears of an update only if one of them changed.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -11,6 +11,7 @@ use super::Rules;
 use crate::{
     model::{
         AuditAction, Change, Delivery, Field, FieldSet, Message, MessageType, Subscription, User, Version,
+        rfc3339,
     },
     store::Outgoing,
 };
@@ -87,7 +88,7 @@ fn outgoing(sink: &str, message: Message, change: &Change, now: DateTime<Utc>) -
 }
 
 fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
-    let time = |time: DateTime<Utc>| Value::from(time.to_rfc3339_opts(SecondsFormat::Millis, true));
+    let time = |time: DateTime<Utc>| Value::from(rfc3339(time));
     let mut data = Map::from_iter([
         ("clerk_id".to_owned(), Value::from(user.clerk_id.as_str())),
         ("created_at".to_owned(), user.created_at.map_or(Value::Null, time)),
@@ -106,8 +107,7 @@ fn message_id(sink: &str, change: &Change, kind: MessageType) -> String {
     let Version { version, event_at, tie } = &change.version;
     // No id holds a NUL.
     let text = format!("{sink}\0{}\0{version}\0{event_at}\0{tie}\0{kind}", change.clerk_id);
-    let digest = Sha256::digest(text);
-    digest.iter().take(16).fold("msg_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+    format!("msg_{}", hex::encode(&Sha256::digest(text)[..16]))
 }
 
 #[cfg(test)]

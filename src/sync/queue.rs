@@ -7,15 +7,13 @@ use chrono::{DateTime, Utc};
 
 use super::apply::end;
 use crate::{
+    clerk::event::USER_DELETED,
     model::{Outcome, SvixId},
     store::{Patience, QueueFilter, QueueState, Queued, Record, Result, Store},
 };
 
 /// Deliveries in one transaction.
 const BATCH: u32 = 500;
-
-/// The type of the event that deletes a user.
-const DELETION: &str = "user.deleted";
 
 /// Which deliveries are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +70,7 @@ pub async fn discard(store: &dyn Store, which: &Which, now: DateTime<Utc>, dry_r
 
 /// One that says of nobody that they are deleted can never do its work.
 fn deletes_somebody(one: &Queued) -> bool {
-    one.event_type.as_deref() == Some(DELETION) && one.clerk_id.is_some()
+    one.event_type.as_deref() == Some(USER_DELETED) && one.clerk_id.is_some()
 }
 
 async fn revive(store: &dyn Store, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {

@@ -8,9 +8,7 @@
 //! takes that back.
 
 use std::{
-    collections::HashSet,
     fmt,
-    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -26,7 +24,7 @@ use tokio::{
 use super::{
     catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     erasure,
-    scan::{Scan, Visit, Window},
+    scan::{Scan, Seen, Visit, Window},
 };
 use crate::{
     clerk::{
@@ -214,6 +212,7 @@ pub async fn reconcile(
     options: Options,
     tell: watch::Sender<u64>,
 ) -> Result<Report, Trouble> {
+    context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
     let began = (context.clock)();
     let mut ledger = if options.dry_run {
         None
@@ -226,18 +225,18 @@ pub async fn reconcile(
         context: context.clone(),
         options,
         writers: Semaphore::new(context.store.writers()),
-        hasher: RandomState::new(),
-        seen: Mutex::default(),
+        seen: Arc::default(),
         report: Mutex::default(),
         tell,
     });
     // Before the scan adds to them.
     let before = patiently(|| context.store.count_standing()).await?;
-    let scan = Scan::new(context, Filters::default(), context.reading(Source::Reconcile));
+    let reading = context.reading(Source::Reconcile);
+    let scan = Scan::new(context, Filters::default(), reading, Arc::clone(&visitor.seen));
     let (windows, counted) = scan.windows().await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     scan.run(windows, &visit).await?;
-    check_complete(&context.api, &Filters::default(), visitor.seen(), counted).await?;
+    check_complete(&context.api, &Filters::default(), visitor.seen.len(), counted).await?;
     visitor.look_for_strangers(began, before).await?;
     let report = visitor.with(|report| report.clone());
     for kind in Kind::ALL {
@@ -257,25 +256,18 @@ struct Visitor {
     context: CatchUp,
     options: Options,
     writers: Semaphore,
-    hasher: RandomState,
-    /// Everybody at Clerk, by a hash: of a million users two share one in one of ten million runs, and then somebody who
-    /// is gone is overlooked until the next.
-    seen: Mutex<HashSet<u64>>,
+    /// Everybody at Clerk.
+    seen: Arc<Seen>,
     report: Mutex<Report>,
     tell: watch::Sender<u64>,
 }
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble> {
+    async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble> {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
-        ids.dedup();
         let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields)).await?;
-        {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.extend(ids.iter().map(|id| self.hasher.hash_one(id)));
-        }
         let mut to_mend = Vec::new();
         self.with(|report| {
             report.seen += users.len() as u64;
@@ -298,11 +290,12 @@ impl Visit for Visitor {
                 }
             }
         });
-        self.mend(to_mend).await
+        self.mend(to_mend).await?;
+        Ok(Counts::default())
     }
 
     /// A comparison begins anew each time: what is here and not at Clerk needs all of it.
-    async fn reached(&self, _: Vec<Window>) -> Result<(), Trouble> {
+    async fn reached(&self, _: Vec<Window>, _: Counts) -> Result<(), Trouble> {
         Ok(())
     }
 }
@@ -310,11 +303,6 @@ impl Visit for Visitor {
 impl Visitor {
     fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// How many users Clerk showed, each once.
-    fn seen(&self) -> u64 {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
     }
 
     async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {
@@ -338,8 +326,7 @@ impl Visitor {
             let page = patiently(|| store.standing(began, after.as_ref(), STEP)).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.clone());
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            strangers.extend(page.into_iter().filter(|id| !seen.contains(&self.hasher.hash_one(id))));
+            strangers.extend(page.into_iter().filter(|id| !self.seen.contains(id)));
         }
         let doubt = Doubt::about(strangers.len() as u64, before);
         if doubt.is_some() && !self.options.allow_mass_delete {

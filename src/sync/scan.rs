@@ -4,15 +4,16 @@
 //! there is room for more requests, the window with most left to do is cut in two. A user is never skipped: every request
 //! also says from which millisecond on, so that a cursor that is refused, ignored or gone with its user does no harm; a
 //! page that seems to be the last one is looked behind once more without a cursor; and where a whole page signed up in one
-//! millisecond, offsets that overlap by a user show whether anybody left meanwhile. It never loops: a walk that makes no
-//! progress ends with an error.
+//! millisecond, offsets that overlap by a user show whether anybody left meanwhile. A user whom several pages show is seen
+//! once. It never loops: a walk that makes no progress ends with an error.
 //!
 //! Nothing is decided about users here: a [`Visit`] takes them in.
 
 use std::{
     collections::HashSet,
+    hash::{BuildHasher, RandomState},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -21,10 +22,13 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::catch_up::{CatchUp, Trouble};
-use crate::clerk::{
-    api::{Api, ApiError, Filters, List, PAGE},
-    event::{Found, Reading},
+use super::catch_up::{CatchUp, Counts, Trouble};
+use crate::{
+    clerk::{
+        api::{Api, ApiError, Filters, List, PAGE},
+        event::{Found, Reading},
+    },
+    model::ClerkId,
 };
 
 /// Pages that are fetched at the same time, at most. So many keep 90 requests a second busy that take a third of a second.
@@ -81,11 +85,44 @@ impl Window {
 /// Who takes users in.
 #[async_trait]
 pub(super) trait Visit: Send + Sync + 'static {
-    /// Take in users of one page.
-    async fn visit(&self, users: Vec<Found>) -> Result<(), Trouble>;
+    /// Take in users of one page, who were not seen before.
+    async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble>;
 
-    /// What is left to walk; what was visited is in none of these windows any more.
-    async fn reached(&self, left: Vec<Window>) -> Result<(), Trouble>;
+    /// What is left to walk, and what became of a page that no longer is: who was visited is in none of these windows.
+    async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), Trouble>;
+}
+
+/// Who was seen in a run, by two hashes, which no two users share.
+#[derive(Default)]
+pub(super) struct Seen {
+    hashers: [RandomState; 2],
+    ids: Mutex<HashSet<[u64; 2]>>,
+}
+
+impl Seen {
+    /// Those who are seen for the first time.
+    fn first_time(&self, mut users: Vec<Found>) -> Vec<Found> {
+        let mut ids = self.ids();
+        users.retain(|found| ids.insert(self.hashes(&found.clerk_id)));
+        users
+    }
+
+    pub(super) fn contains(&self, id: &ClerkId) -> bool {
+        self.ids().contains(&self.hashes(id))
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> u64 {
+        self.ids().len() as u64
+    }
+
+    fn ids(&self) -> MutexGuard<'_, HashSet<[u64; 2]>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hashes(&self, id: &ClerkId) -> [u64; 2] {
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(id))
+    }
 }
 
 /// What a walk needs.
@@ -94,6 +131,7 @@ pub(super) struct Scan {
     api: Arc<Api>,
     filters: Arc<Filters>,
     reading: Reading,
+    seen: Arc<Seen>,
     /// The present, in unix milliseconds: where an open window is taken to end when it is cut.
     now: i64,
     /// Whether the server has shown that it does not know the cursor.
@@ -105,16 +143,17 @@ pub(super) struct Scan {
 /// What a task has done with a track.
 enum Done {
     Fetched(usize, Step, Result<Vec<Found>, ApiError>),
-    Visited(usize, Result<(), Trouble>),
+    Visited(usize, Result<Counts, Trouble>),
 }
 
 impl Scan {
-    /// Of users that `filters` name, read as `reading` says.
-    pub(super) fn new(context: &CatchUp, filters: Filters, reading: Reading) -> Self {
+    /// Of users that `filters` name, read as `reading` says; those in `seen` are passed over.
+    pub(super) fn new(context: &CatchUp, filters: Filters, reading: Reading, seen: Arc<Seen>) -> Self {
         Self {
             api: Arc::clone(&context.api),
             filters: Arc::new(filters),
             reading,
+            seen,
             now: (context.clock)().timestamp_millis(),
             ignores_cursor: Arc::default(),
             refused_cursors: Arc::default(),
@@ -128,7 +167,7 @@ impl Scan {
         }
         // Only for the progress: the walk does not rely on it.
         let count = match self.api.count(&self.filters).await {
-            Err(ApiError::Refused(_) | ApiError::Unintelligible(_)) => None,
+            Err(ApiError::Refused { .. } | ApiError::Unintelligible { .. }) => None,
             count => Some(count?),
         };
         let pages =
@@ -155,27 +194,21 @@ impl Scan {
             }
             let Some(done) = tasks.join_next().await else { return Ok(()) };
             let done = done.map_err(|_| Trouble::Abandoned)?;
-            let index = match done {
+            let (index, counts) = match done {
                 Done::Fetched(index, step, page) => {
-                    let fresh = self.take(&mut tracks[index], &step, page)?;
+                    let fresh = self.seen.first_time(self.take(&mut tracks[index], &step, page)?);
                     if !fresh.is_empty() {
                         let visitor = Arc::clone(visitor);
                         tasks.spawn(async move { Done::Visited(index, visitor.visit(fresh).await) });
                         continue;
                     }
-                    index
+                    (index, Counts::default())
                 }
-                Done::Visited(index, result) => {
-                    result?;
-                    index
-                }
+                Done::Visited(index, result) => (index, result?),
             };
             tracks[index].arrive();
-            visitor
-                .reached(
-                    tracks.iter().filter(|track| !track.finished).map(|track| track.window.clone()).collect(),
-                )
-                .await?;
+            let left = tracks.iter().filter(|track| !track.finished).map(|track| track.window.clone());
+            visitor.reached(left.collect(), counts).await?;
         }
     }
 
@@ -218,7 +251,7 @@ impl Scan {
         page: Result<Vec<Found>, ApiError>,
     ) -> Result<Vec<Found>, Trouble> {
         let page = match page {
-            Err(ApiError::Refused(_)) if step.cursor.is_some() => {
+            Err(ApiError::Refused { .. }) if step.cursor.is_some() => {
                 // Perhaps the user that it names is gone; not so often, though.
                 track.without_cursor = true;
                 if self.refused_cursors.fetch_add(1, Ordering::Relaxed) + 1 == REFUSED_CURSORS {
@@ -229,7 +262,7 @@ impl Scan {
             page => page?,
         };
         if page.iter().any(|found| found.created_at < step.from) {
-            return Err(unintelligible("users who signed up before created_at_after"));
+            return Err(self.unintelligible("users who signed up before created_at_after"));
         }
         if let Some(cursor) = &step.cursor {
             self.refused_cursors.store(0, Ordering::Relaxed);
@@ -237,7 +270,12 @@ impl Scan {
                 self.do_without_cursor("ignores");
             }
         }
-        track.take(step, page, self.ignores_cursor.load(Ordering::Relaxed))
+        let ignores_cursor = self.ignores_cursor.load(Ordering::Relaxed);
+        track.take(step, page, ignores_cursor).map_err(|what| self.unintelligible(what))
+    }
+
+    fn unintelligible(&self, what: &str) -> Trouble {
+        self.api.unintelligible(what).into()
     }
 
     fn do_without_cursor(&self, what: &str) {
@@ -279,11 +317,12 @@ struct Track {
 impl Track {
     fn new(window: Window) -> Self {
         Self {
+            // A run that goes on begins there.
+            seen: window.last.iter().map(|last| last.id.clone()).collect(),
             window,
             busy: false,
             finished: false,
             ahead: None,
-            seen: HashSet::new(),
             without_cursor: false,
             offset: 0,
             walked: HashSet::new(),
@@ -333,7 +372,13 @@ impl Track {
         Some(later)
     }
 
-    fn take(&mut self, step: &Step, page: Vec<Found>, ignores_cursor: bool) -> Result<Vec<Found>, Trouble> {
+    /// Understand a page; gives those on it who were not seen before, or what is not Clerk's way about it.
+    fn take(
+        &mut self,
+        step: &Step,
+        page: Vec<Found>,
+        ignores_cursor: bool,
+    ) -> Result<Vec<Found>, &'static str> {
         let full = page.len() >= PAGE;
         let past_the_end =
             page.iter().any(|found| self.window.end.is_some_and(|end| found.created_at >= end));
@@ -341,7 +386,7 @@ impl Track {
             // Somebody before us is gone, so somebody may have moved over the seam: through this millisecond again.
             self.restarts += 1;
             if self.restarts > RESTARTS {
-                return Err(unintelligible("lists that change with every request"));
+                return Err("lists that change with every request");
             }
             self.offset = 0;
             self.seam = None;
@@ -353,7 +398,7 @@ impl Track {
         let walked = self.walked.len();
         self.walked.extend(page.iter().map(|found| found.clerk_id.as_str().to_owned()));
         if step.offset > 0 && full && self.walked.len() == walked {
-            return Err(unintelligible("the same users at every offset"));
+            return Err("the same users at every offset");
         }
         let (first, last) = (page.first().cloned_place(), page.last().cloned_place());
         if let (Some(first), Some(last)) = (&first, &last) {
@@ -400,7 +445,7 @@ impl Track {
             self.offset = 0;
             self.seam = None;
             if full && fresh.is_empty() && !self.finished && !was_without_cursor {
-                return Err(unintelligible("the same page again"));
+                return Err("the same page again");
             }
         }
         Ok(fresh)
@@ -415,8 +460,4 @@ impl ClonedPlace for Option<&Found> {
     fn cloned_place(&self) -> Option<Place> {
         self.map(|found| Place { created_at: found.created_at, id: found.clerk_id.as_str().to_owned() })
     }
-}
-
-fn unintelligible(what: &str) -> Trouble {
-    Trouble::Api(ApiError::Unintelligible(what.to_owned()))
 }

@@ -20,6 +20,7 @@ use crate::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
         catch_up::{CatchUp, Trouble},
         reconcile::{Kind, Options, reconcile},
+        retry::Retry,
     },
     telemetry,
 };
@@ -33,8 +34,11 @@ const LASTING: Duration = Duration::from_secs(30);
 /// How often the holder says that it lives, and how often the others ask.
 const HEARTBEAT: Duration = Duration::from_secs(8);
 
-/// After a failed run, unless the next one is due sooner.
-const RETRY: Duration = Duration::from_mins(1);
+/// The first wait after a failed run; after each further one it is about twice as long …
+const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
+
+/// … up to this, unless runs are due more often.
+const LONGEST_REST: Duration = Duration::from_hours(1);
 
 /// Who works on a run says so more often than this.
 const QUIET: TimeDelta = TimeDelta::minutes(2);
@@ -86,9 +90,10 @@ impl CatchUpLoop {
 
     async fn work(&self) {
         let mut task = self.wait_to_lead().await;
+        let mut failures = 0;
         loop {
             let wait = match (task, self.every) {
-                (Some(_), _) => Duration::ZERO,
+                (Some(_), _) => rest_after(failures, self.every, &self.holder, (self.context.clock)()),
                 (None, Some(every)) => self.left_of(every).await,
                 (None, None) => return,
             };
@@ -96,10 +101,12 @@ impl CatchUpLoop {
                 failed = self.perform_in(wait, task.unwrap_or(Task::Reconcile)) => {
                     // What failed stays due, also if it was due only by the interval.
                     task = failed;
+                    failures = if failed.is_some() { failures + 1 } else { 0 };
                 }
                 () = self.lead() => {
                     tracing::warn!("another replica catches up now");
                     task = self.wait_to_lead().await;
+                    failures = 0;
                 }
             }
         }
@@ -113,13 +120,12 @@ impl CatchUpLoop {
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 
-    /// Wait, then do it; gives the task back if it failed, after a rest.
+    /// Wait, then do it; gives the task back if it failed.
     async fn perform_in(&self, wait: Duration, task: Task) -> Option<Task> {
         sleep(wait).await;
         let error = self.perform(task).await.err()?;
         counter!(telemetry::CATCH_UP_FAILURES).increment(1);
         tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
-        sleep(self.every.map_or(RETRY, |every| every.min(RETRY))).await;
         Some(task)
     }
 
@@ -216,5 +222,38 @@ impl CatchUpLoop {
             }
         }
         Ok(())
+    }
+}
+
+/// How long to wait after so many failures in a row, where there is a run so often; after none not at all.
+fn rest_after(failures: u32, every: Option<Duration>, holder: &str, now: DateTime<Utc>) -> Duration {
+    if failures == 0 {
+        return Duration::ZERO;
+    }
+    let longest = every.map_or(LONGEST_REST, |every| every.min(LONGEST_REST));
+    let longest = TimeDelta::from_std(longest).unwrap_or(FIRST_REST);
+    let retry = Retry { max_attempts: u32::MAX, first: FIRST_REST, longest };
+    (retry.always_after(failures, holder, now) - now).to_std().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_fails_again_and_again_is_tried_ever_more_rarely() {
+        let longest = |failures, every| {
+            let rests = (0..500).map(|replica| {
+                rest_after(failures, every, &format!("replica_{replica}"), DateTime::UNIX_EPOCH)
+            });
+            rests.max().expect("some").as_secs().div_ceil(60)
+        };
+        let often = Some(Duration::from_mins(5));
+        let rarely = Some(Duration::from_hours(24));
+        for (failures, every, minutes) in
+            [(0, None, 0), (1, None, 1), (2, None, 2), (5, rarely, 16), (50, rarely, 60), (50, often, 5)]
+        {
+            assert_eq!(longest(failures, every), minutes, "after {failures} failures");
+        }
     }
 }

@@ -56,7 +56,6 @@ impl Upkeep {
             if count_at <= began {
                 if let Err(error) = self.show_queue().await {
                     tracing::warn!(%error, "the deliveries that wait could not be counted");
-                    continue;
                 }
                 count_at = Instant::now() + began.elapsed() * COUNTING;
             }

@@ -46,7 +46,7 @@ const COMPACTED_BYTES: u64 = 1 << 30;
 /// How long rows are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
-    /// Ids of processed deliveries, and messages that were delivered or discarded.
+    /// Ids of processed deliveries, and messages that were delivered or discarded; those no shorter than dead ones.
     pub processed: TimeDelta,
     /// Deliveries and messages that are dead.
     pub dead: TimeDelta,
@@ -57,7 +57,9 @@ impl Keep {
     fn steps(&self, now: DateTime<Utc>) -> [(Old, DateTime<Utc>); 4] {
         let before = |kept: TimeDelta| now.checked_sub_signed(kept).unwrap_or(DateTime::UNIX_EPOCH);
         let (processed, dead) = (before(self.processed), before(self.dead));
-        [(Old::Processed, processed), (Old::Dead, dead), (Old::Told, processed), (Old::Untold, dead)]
+        // What was told shows that a dead message before it is overtaken, and so outlives it.
+        let told = processed.min(dead);
+        [(Old::Processed, processed), (Old::Dead, dead), (Old::Told, told), (Old::Untold, dead)]
     }
 }
 
@@ -77,44 +79,49 @@ pub async fn old_rows(
     Ok(old)
 }
 
-/// Forget what is too old; returns how many rows of each kind. Whoever does it as the holder of the lease keeps it all the
-/// while, and stops when it is lost.
-///
-/// # Errors
-/// If the database is not available. What went is gone.
+/// Forget what is too old; gives how many rows of each kind went, or why not all of that kind could. Whoever does it as the
+/// holder of the lease keeps it all the while, and stops when it is lost.
 pub async fn prune(
     store: &dyn Store,
     keep: &Keep,
     now: DateTime<Utc>,
     holder: Option<&str>,
-) -> Result<Vec<(Old, u64)>, StoreError> {
+) -> Vec<(Old, Result<u64, StoreError>)> {
     let mut pruned = Vec::new();
     for (kind, before) in keep.steps(now) {
-        let mut rows = 0;
-        loop {
-            if let Some(holder) = holder
-                && !patient(store.hold_lease(LEASE, holder, LASTING)).await?
-            {
-                break;
-            }
-            let portion = patient(async {
-                match kind {
-                    Old::Processed => store.prune_processed(before, AT_ONCE).await,
-                    Old::Dead => store.prune_dead(before, AT_ONCE).await,
-                    Old::Told => store.prune_outbox(before, DateTime::UNIX_EPOCH, AT_ONCE).await,
-                    Old::Untold => store.prune_outbox(DateTime::UNIX_EPOCH, before, AT_ONCE).await,
-                }
-            });
-            let portion = portion.await?;
-            rows += portion;
-            if portion < u64::from(AT_ONCE) {
-                break;
-            }
-            sleep(REST).await;
-        }
-        pruned.push((kind, rows));
+        pruned.push((kind, prune_kind(store, kind, before, holder).await));
     }
-    Ok(pruned)
+    pruned
+}
+
+async fn prune_kind(
+    store: &dyn Store,
+    kind: Old,
+    before: DateTime<Utc>,
+    holder: Option<&str>,
+) -> Result<u64, StoreError> {
+    let mut rows = 0;
+    loop {
+        if let Some(holder) = holder
+            && !patient(store.hold_lease(LEASE, holder, LASTING)).await?
+        {
+            return Ok(rows);
+        }
+        let portion = patient(async {
+            match kind {
+                Old::Processed => store.prune_processed(before, AT_ONCE).await,
+                Old::Dead => store.prune_dead(before, AT_ONCE).await,
+                Old::Told => store.prune_outbox(before, DateTime::UNIX_EPOCH, AT_ONCE).await,
+                Old::Untold => store.prune_outbox(DateTime::UNIX_EPOCH, before, AT_ONCE).await,
+            }
+        });
+        let portion = portion.await?;
+        rows += portion;
+        if portion < u64::from(AT_ONCE) {
+            return Ok(rows);
+        }
+        sleep(REST).await;
+    }
 }
 
 /// The loop that does it all by itself.
@@ -157,38 +164,50 @@ impl Retention {
         };
         loop {
             poll.tick().await;
-            if let Err(error) = self.turn(&mut mind).await {
-                tracing::warn!(%error, "what is kept only for a time could not be looked at");
-            }
+            self.turn(&mut mind).await;
         }
     }
 
-    async fn turn(&self, mind: &mut Mind) -> Result<(), StoreError> {
-        self.count_open(mind).await?;
-        if !self.hold().await? {
-            return Ok(());
+    /// No step depends on another one having gone well.
+    async fn turn(&self, mind: &mut Mind) {
+        if let Err(error) = self.count_open(mind).await {
+            tracing::warn!(%error, "the erasures that are open could not be counted");
         }
-        let released = release_due(&*self.store, &self.rules, &self.clock).await?;
-        if released > 0 {
-            tracing::info!(
-                users = released,
-                "the time is over: users whose erasure was held back are erased"
-            );
+        match self.hold().await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(%error, "whether it is for us to forget what is old could not be asked");
+                return;
+            }
+        }
+        match release_due(&*self.store, &self.rules, &self.clock).await {
+            Ok(0) => {}
+            Ok(users) => {
+                tracing::info!(users, "the time is over: users whose erasure was held back are erased");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "not everybody whose erasure was held back could be erased");
+            }
         }
         if mind.prune_at <= Instant::now() {
-            let pruned = prune(&*self.store, &self.keep, (self.clock)(), Some(&self.holder)).await?;
-            for (kind, rows) in pruned {
-                if rows > 0 {
-                    tracing::info!(kind = kind.name(), rows, "old rows are forgotten");
+            for (kind, pruned) in prune(&*self.store, &self.keep, (self.clock)(), Some(&self.holder)).await {
+                match pruned {
+                    Ok(0) => {}
+                    Ok(rows) => tracing::info!(kind = kind.name(), rows, "old rows are forgotten"),
+                    Err(error) => {
+                        tracing::warn!(kind = kind.name(), %error, "old rows could not all be forgotten");
+                    }
                 }
             }
             mind.prune_at = Instant::now() + PRUNE;
         }
         if mind.compact_at <= Instant::now() {
-            self.compact(mind).await?;
+            if let Err(error) = self.compact(mind).await {
+                tracing::warn!(%error, "the database could not be rewritten without what was erased");
+            }
             mind.compact_at = Instant::now() + PRUNE;
         }
-        Ok(())
     }
 
     async fn hold(&self) -> Result<bool, StoreError> {

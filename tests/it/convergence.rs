@@ -169,12 +169,13 @@ impl Receiver {
     async fn claim(&self, world: &World, seconds: i64) -> Option<Claimed> {
         let token = format!("{:032x}", rand::random::<u128>());
         let lease = Lease { token, now: world.now, until: world.now + TimeDelta::seconds(seconds) };
-        world.store.claim_message(self.sink, &lease).await.unwrap()
+        world.store.claim_messages(self.sink, &lease, 1).await.unwrap().pop()
     }
 
     async fn take(&mut self, world: &World, claimed: &Claimed) {
         self.learn(claimed);
-        world.store.finish_message(claimed, &Ending::Delivered, world.now).await.unwrap();
+        let ended = [(claimed.clone(), Ending::Delivered)];
+        world.store.finish_messages(&ended, world.now).await.unwrap();
     }
 
     fn learn(&mut self, claimed: &Claimed) {

@@ -24,10 +24,10 @@ use clerk_sync::{
         Register, Subscription, SvixId, User,
     },
     store::{
-        Advance, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, QueueDepth, QueueFilter,
-        Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-        StoredMessage, Tombstone, Transaction, Trouble, Waiting,
+        Advance, AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter,
+        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, QueueDepth,
+        QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store,
+        StoreError, StoredMessage, Tombstone, Transaction, Trouble, Waiting,
     },
     sync::{Clock, enqueue, erasure},
     work::{
@@ -509,6 +509,12 @@ impl Store for Troubled {
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
         self.fault.call(self.inner.unfinished_run(kind, parameters)).await
     }
+    async fn instance(&self) -> Result<Option<String>> {
+        self.fault.call(self.inner.instance()).await
+    }
+    async fn remember_instance(&self, id: &str) -> Result<()> {
+        self.fault.call(self.inner.remember_instance(id)).await
+    }
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
         self.fault.call(self.inner.last_finished(kind)).await
     }
@@ -527,11 +533,11 @@ impl Store for Troubled {
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.fault.call(self.inner.release_lease(name, holder)).await
     }
-    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
-        self.fault.call(self.inner.claim_message(sink, lease)).await
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
+        self.fault.call(self.inner.claim_messages(sink, lease, limit)).await
     }
-    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
-        self.fault.call(self.inner.finish_message(claimed, ending, now)).await
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.finish_messages(ended, now)).await
     }
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
         self.inner.outbox_depth().await
@@ -571,8 +577,16 @@ impl Store for Troubled {
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         self.fault.call(self.inner.keep_reference(sink, id, reference)).await
     }
-    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.held_due(now, limit)).await
+    async fn held_due(
+        &self,
+        now: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.held_due(now, after, limit)).await
+    }
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
+        self.fault.call(self.inner.audit_trail(id, after, limit)).await
     }
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
         self.fault.call(self.inner.receipts_of(id)).await
@@ -613,6 +627,9 @@ impl Store for Troubled {
     }
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         self.inner.foreign_users(table, after, limit).await
+    }
+    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
+        self.inner.count_foreign_without_id(table).await
     }
     async fn close(&self) {
         self.inner.close().await;
@@ -671,7 +688,7 @@ impl Transaction for TroubledTransaction {
     async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
         self.fault.call(self.inner.anonymize_users(ids, at)).await
     }
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
         self.fault.call(self.inner.mark_users(ids, at)).await
     }
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {

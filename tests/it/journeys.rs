@@ -9,6 +9,7 @@ use std::{
 };
 
 use chrono::Utc;
+use clerk_sync::config::Settings;
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,12 +25,14 @@ on_each_keeper!(
     every_status_is_told_exactly,
     a_deletion_takes_the_row_or_anonymises_it_where_business_data_stands_in_the_way,
     what_the_application_refuses_is_parked_and_later_applied,
+    what_happened_to_a_user_is_told_in_its_order,
     without_migrations_it_is_alive_but_not_ready,
     migrations_are_listed_applied_once_and_listed_again,
     a_prisma_table_is_adopted_after_a_dry_run,
     a_drizzle_table_is_adopted,
     a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
     nothing_personal_reaches_the_log_the_metrics_or_the_errors,
+    what_cannot_be_taken_back_is_asked_about_first,
 );
 
 /// The schema of the application beside ours, where the keeper has schemas.
@@ -223,6 +226,23 @@ fn without_migrations_it_is_alive_but_not_ready(host: &mut Host) {
     service.stop();
 }
 
+fn what_happened_to_a_user_is_told_in_its_order(host: &mut Host) {
+    let service = host.serve();
+    let first = applied(&service, &user("user.created", "user_1", milliseconds() - 2000, "Ada"));
+    applied(&service, &user("user.updated", "user_1", milliseconds() - 1000, "Augusta"));
+    applied(&service, &deletion("user_1", milliseconds()));
+    service.stop();
+    let text = host.run(&["audit", "user_1"]).succeeded();
+    let actions: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(actions, ["USER_CREATED", "USER_UPDATED", "USER_HARD_DELETED"], "{text}");
+    assert!(!text.contains("Ada") && !text.contains("example.com"), "{text}");
+    let lines = host.run(&["audit", "user_1", "--json"]).succeeded();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["svix_id"], first.id.as_str());
+    assert_eq!(lines[1]["changed_fields"], json!(["first_name"]));
+    assert_eq!(host.run(&["audit", "user_2"]).code, Some(1));
+}
+
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
     let listed = host.run(&["migrate", "status"]).succeeded();
     assert!(listed.contains("pending  0001_users") && !listed.contains("applied"), "{listed}");
@@ -282,16 +302,18 @@ fn a_drizzle_table_is_adopted(host: &mut Host) {
     // With schemas it may have our table's very name.
     let table = app_table(host, if host.keeper == Keeper::Postgres { "users" } else { "members" });
     host.sql(&format!(
-        "CREATE TABLE {table} (id integer PRIMARY KEY, clerk_id text NOT NULL, email text, first_name text,
+        "CREATE TABLE {table} (id integer PRIMARY KEY, clerk_id text, email text, first_name text,
              last_name text, image_url text, created_at timestamp, updated_at timestamp, deleted_at timestamp);
          INSERT INTO {table} VALUES
              (1, 'user_a', 'a@example.com', 'Ada', 'L', NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00', NULL),
              (2, 'user_b', 'b@example.com', 'Bob', 'B', NULL, '2024-01-01 00:00:00', NULL, NULL),
              (3, 'user_gone', NULL, NULL, NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00',
-              '2024-03-01 00:00:00')"
+              '2024-03-01 00:00:00'),
+             (4, NULL, 'guest@example.com', NULL, NULL, NULL, '2024-01-01 00:00:00', NULL, NULL)"
     ));
     let told = host.run(&["migrate", "adopt", "--from", &table]).succeeded();
     assert!(told.contains("2  copied") && told.contains("1  left out: marked as deleted"), "{told}");
+    assert!(told.contains("1  rows passed over: without a Clerk id"), "{told}");
     let rows = host.sql("SELECT clerk_id, first_name FROM users ORDER BY clerk_id");
     assert_eq!(rows, [["user_a", "Ada"], ["user_b", "Bob"]]);
     let missing = host.run(&["migrate", "adopt", "--from", "no_such_table"]);
@@ -453,6 +475,63 @@ fn both_routes_and_both_header_families_are_the_same() {
         }
     }
     assert_eq!(host.count("users"), 4);
+}
+
+#[test]
+fn the_configuration_is_shown_with_its_origins_and_without_secrets() {
+    let mut host = host();
+    host.set("CLERK_SECRET_KEY", "sk_live_hunter2");
+    host.write(".env", "QUEUE_MAX_ATTEMPTS=7\nADMIN_TOKEN=hunter2\nPROCESSING=\n");
+    let secret = host.write("secret", SECRET);
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET_FILE", &secret);
+    let text = host.run(&["config", "--sync-fields", "email,username"]).succeeded();
+    let shown = host.run(&["config", "--json", "--sync-fields", "email,username"]).succeeded();
+    assert!(!format!("{text}{shown}").contains("hunter2"), "{text}");
+    let json: Value = serde_json::from_str(&shown).unwrap();
+    for (variable, value, origin) in [
+        ("SYNC_FIELDS", json!("email,username"), "command line (--sync-fields)"),
+        ("CLERK_SECRET_KEY", json!("sk_live_…"), "environment"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", json!("1 secret"), "file of CLERK_WEBHOOK_SIGNING_SECRET_FILE"),
+        ("QUEUE_MAX_ATTEMPTS", json!("7"), ".env"),
+        ("PROCESSING", json!("inline"), "default"),
+        ("DELETION_GRACE_DAYS", json!("0"), "default"),
+        ("CLERK_INSTANCE_ID", json!(null), "default"),
+    ] {
+        assert_eq!(json[variable], json!({ "value": value, "origin": origin }), "{variable}");
+        assert!(text.lines().any(|line| line.starts_with(variable) && line.ends_with(origin)), "{text}");
+    }
+    let variables = Settings::variables().into_iter().filter(|name| !name.ends_with("_URL_FILE"));
+    let plain: Vec<String> =
+        variables.filter(|name| !name.ends_with("_FILE") || name == "CONFIG_FILE").collect();
+    assert_eq!(json.as_object().unwrap().len(), plain.len(), "every variable: {plain:?}");
+    let refused = host.run(&["config", "--port", "x"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+}
+
+#[test]
+fn health_can_be_asked_without_curl() {
+    let mut host = host();
+    host.set("ADMIN_PORT", "1");
+    assert_eq!(host.run(&["healthcheck"]).code, Some(69));
+    host.set("ADMIN_PORT", "0");
+    let service = host.serve();
+    let port = service.private.port().to_string();
+    assert_eq!(host.run(&["healthcheck", "--admin-port", &port]).succeeded(), "ready\n");
+    assert_eq!(host.run(&["healthcheck", "--live", "--admin-port", &port]).succeeded(), "alive\n");
+    assert_eq!(host.run(&["healthcheck"]).code, Some(2), "which port that is only the service knows");
+}
+
+#[test]
+fn shells_and_man_get_what_they_need() {
+    let host = host();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = host.run(&["completions", shell]).succeeded();
+        assert!(script.contains("reconcile") && script.contains("dry-run"), "{shell}");
+    }
+    assert!(host.run(&["man"]).succeeded().contains(".TH clerk-sync 1"));
+    host.run(&["man", "--dir", &host.path("man")]).succeeded();
+    assert!(std::fs::read_to_string(host.path("man/clerk-sync-queue-retry.1")).unwrap().contains("dry"));
 }
 
 #[test]
@@ -1039,4 +1118,37 @@ fn two_services_share_one_database() {
     words.sort();
     assert_eq!(words, ["applied", "duplicate", "duplicate", "duplicate"]);
     assert_eq!((host.count("users"), host.count("audit_log")), (1, 1));
+}
+
+fn what_cannot_be_taken_back_is_asked_about_first(host: &mut Host) {
+    let service = host.serve();
+    applied(&service, &user("user.created", "user_1", milliseconds(), "Ada"));
+    let dead = Post::new(r#"{"type":"user.created","data":{"id":7}}"#);
+    assert_eq!(service.post(&dead).word(), "parked");
+    host.sql(
+        "INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, created_at)
+         VALUES ('msg_1', 'crm', 'user_2', 'user.created', '{}', 'dead', '2026-01-01T00:00:00.000Z')",
+    );
+    for (arguments, what, sure) in [
+        (["queue", "discard", "--all"].as_slice(), "webhook_queue", "yes"),
+        (&["outbox", "discard", "--all"], "outbox WHERE payload IS NOT NULL", "y"),
+        (&["erase", "now", "user_1"], "users", "n"),
+        (&["erase", "user_1"], "users", "Y"),
+    ] {
+        let nobody = host.run(arguments);
+        assert_eq!(nobody.code, Some(2), "{nobody:?}");
+        assert!(nobody.stderr.contains("--yes"), "{nobody:?}");
+        for unsure in ["n", "", "no", "yesterday"] {
+            let Some(asked) = host.run_at_terminal(arguments, &format!("{unsure}\n")) else { return };
+            assert_eq!(asked.code, Some(1), "{unsure}: {asked:?}");
+            assert!(asked.stdout.contains("[y/N]"), "{asked:?}");
+            assert!(asked.stdout.contains("nothing was changed"), "{asked:?}");
+        }
+        assert_eq!(host.count(what), 1, "{arguments:?}");
+        if sure != "n" {
+            host.run_at_terminal(arguments, &format!("{sure}\n")).expect("a terminal").succeeded();
+            assert_eq!(host.count(what), 0, "{arguments:?}");
+        }
+    }
+    service.stop();
 }

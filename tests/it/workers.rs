@@ -61,7 +61,7 @@ fn what_is_accepted_is_answered_queued_and_applied_a_moment_later(host: &mut Hos
     ] {
         assert_eq!(service.metric(name), Some(expected), "{name}");
     }
-    assert_eq!(service.metric("clerk_sync_queue_oldest_seconds"), Some(0.0));
+    eventually("counted", || service.metric("clerk_sync_queue_oldest_seconds") == Some(0.0));
     assert!(service.lines_about(&delivery.id).iter().any(|line| line["outcome"] == "applied"));
     service.stop();
 }
@@ -267,6 +267,49 @@ fn one_in_a_hundred_is_poison_the_others_are_applied_and_it_is_too_once_it_is_me
     let retried = host.run(&["queue", "retry", "--all"]).succeeded();
     assert!(retried.contains(&format!("{poison}  are tried again")), "{retried}");
     eventually("applied", || host.count("users") == count && host.count("webhook_queue") == 0);
+    service.stop();
+}
+
+#[test]
+fn a_statement_that_the_database_refuses_kills_no_delivery() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    host.set("PROCESSING", "queue");
+    host.set("QUEUE_MAX_ATTEMPTS", "1");
+    let service = host.serve();
+    // As if a right had been taken away.
+    host.sql(
+        "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE insufficient_privilege;
+         END $$;
+         CREATE TRIGGER forbid BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION forbid()",
+    );
+    let delivery = post(&user("user.created", "user_1", milliseconds(), "Ada"));
+    assert_eq!(service.post(&delivery).word(), "queued");
+    eventually("it is tried", || host.count("webhook_queue WHERE attempts > 1") == 1);
+    assert_eq!(host.count("webhook_queue WHERE state = 'pending'"), 1);
+    host.sql("DROP TRIGGER forbid ON users");
+    eventually("applied", || host.count("users") == 1 && host.count("webhook_queue") == 0);
+    service.stop();
+}
+
+#[test]
+fn a_deletion_that_takes_longer_than_a_statement_may_is_done_all_the_same() {
+    let Some(host) = Host::with(Keeper::Postgres) else { return };
+    let service = host.serve();
+    let send = |event: &Value| service.post(&post(event)).word();
+    assert_eq!(send(&user("user.created", "user_1", milliseconds(), "Ada")), "applied");
+    // As if much hung on the row.
+    host.sql(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM pg_sleep(4);
+             RETURN OLD;
+         END $$;
+         CREATE TRIGGER dawdle BEFORE DELETE ON users FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    );
+    assert_eq!(send(&deletion("user_1", milliseconds())), "parked");
+    assert_eq!(send(&user("user.updated", "user_1", milliseconds() + 1000, "Ada")), "stale");
+    eventually("gone", || host.count("users") == 0 && host.count("webhook_queue") == 0);
+    assert_eq!(host.count("erasure_receipts WHERE completed_at IS NOT NULL"), 1);
     service.stop();
 }
 

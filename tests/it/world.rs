@@ -45,6 +45,9 @@ pub const NOW: i64 = 1_767_225_600_000;
 /// When the people of these tests signed up: the day before, with milliseconds that must not get lost.
 pub const SIGN_UP: i64 = NOW - 86_400_000 + 123;
 
+/// The time that our work gets here, longer than in the service: a busy machine is no trouble of the database.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A database that keeps users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeper {
@@ -159,23 +162,22 @@ impl World {
         self.apply(&*self.store, &batch).await
     }
 
-    /// Apply a batch with the deadline of the real service.
+    /// Apply a batch.
     pub async fn apply(&self, store: &dyn Store, batch: &[Delivery]) -> Vec<Result<Outcome, StoreError>> {
-        sync::apply(store, batch, &self.rules, self.now, Instant::now() + Duration::from_secs(7)).await
+        sync::apply(store, batch, &self.rules, self.now, Instant::now() + PATIENCE).await
     }
 
     /// Store events as one batch, to be processed later.
     pub async fn enqueue(&self, events: &[Event]) -> Vec<Outcome> {
         let batch: Vec<Delivery> = events.iter().map(|event| self.delivery(event)).collect();
-        let deadline = Instant::now() + Duration::from_secs(7);
+        let deadline = Instant::now() + PATIENCE;
         let results = sync::enqueue(&*self.store, &batch, &self.rules, self.now, deadline).await;
         results.into_iter().collect::<Result<_, _>>().unwrap()
     }
 
     /// One turn of a worker.
     pub async fn drain_once(&self, store: &dyn Store) -> Drained {
-        // Longer than a worker would give it: a busy machine is no trouble of the database.
-        sync::drain(store, &self.rules, self.now, Instant::now() + Duration::from_mins(1)).await
+        sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE).await
     }
 
     /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.
@@ -361,6 +363,15 @@ impl World {
         sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(pool).await.ok()
     }
 
+    /// Postgres: what a backup of our schema says, if `pg_dump` is there and of a version that this server's is not too new
+    /// for.
+    pub fn backup(&self) -> Option<String> {
+        let Place::Postgres { schema, .. } = &self.place else { return None };
+        let dumped =
+            std::process::Command::new("pg_dump").args(["--schema", schema, &server_url()]).output().ok()?;
+        dumped.status.success().then(|| String::from_utf8_lossy(&dumped.stdout).into_owned())
+    }
+
     /// Whether these bytes stand in any file of the database. Only an embedded one's can be looked at.
     pub fn files_contain(&self, needle: &str) -> bool {
         let Place::Sqlite { folder, .. } = &self.place else { return false };
@@ -371,10 +382,14 @@ impl World {
     }
 }
 
+fn server_url() -> String {
+    std::env::var("TEST_POSTGRES_URL")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned())
+}
+
 impl Place {
     async fn postgres() -> Option<Self> {
-        let url = std::env::var("TEST_POSTGRES_URL")
-            .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
+        let url = server_url();
         let schema = format!("test_{:016x}", rand::random::<u64>());
         let server =
             PgConnectOptions::from_str(&url).unwrap().application_name(&schema).disable_statement_logging();

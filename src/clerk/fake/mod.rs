@@ -1,6 +1,6 @@
 //! A fake of Clerk's Backend API, for tests and for trying things out without an account.
 //!
-//! It serves `GET /v1/users`, `/v1/users/count` and `/v1/users/{id}` on this machine, with Clerk's parameters, cursor
+//! It serves `GET /v1/users`, `/v1/users/count`, `/v1/users/{id}` and `/v1/instance` on this machine, with Clerk's parameters, cursor
 //! and errors, to whoever has its key; and it misbehaves as it is told ([`Behaviour`]). Users are made from numbers,
 //! so that a million fit: all the kinds there are, down to a `\u0000` where anybody can write one. Whatever happens to
 //! one also comes as the event that Clerk would send ([`Users`]).
@@ -58,13 +58,20 @@ pub struct Options {
     pub users: usize,
     /// The one valid secret key.
     pub key: String,
+    /// The instance that it is of.
+    pub instance: String,
     /// On 127.0.0.1; 0 is any that is free.
     pub port: u16,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { users: 0, key: "sk_test_fake".to_owned(), port: 0 }
+        Self {
+            users: 0,
+            key: "sk_test_fake".to_owned(),
+            instance: "ins_2fakefakefakefakefakefakefa".to_owned(),
+            port: 0,
+        }
     }
 }
 
@@ -114,7 +121,7 @@ impl Fake {
         let address = listener.local_addr()?;
         let server = Arc::new(Server {
             key: options.key,
-            users: Users::new(count, began, Arc::clone(&clock)),
+            users: Users::new(count, began, options.instance.into(), Arc::clone(&clock)),
             clock,
             conduct: Mutex::new(Conduct::new(Instant::now())),
             log: Mutex::default(),
@@ -248,6 +255,7 @@ impl Server {
             (&Method::GET, ["", "users"]) => self.list(query, behaviour),
             (&Method::GET, ["", "users", "count"]) => self.count(query, behaviour),
             (&Method::GET, ["", "users", id]) => self.find(id),
+            (&Method::GET, ["", "instance"]) => Ok(self.instance()),
             _ => Err(Refusal::no_such_path()),
         }
     }
@@ -287,6 +295,17 @@ impl Server {
     fn find(&self, id: &str) -> Result<String, Refusal> {
         let seed = self.users.with(|everybody, _| everybody.get(id));
         seed.map(|seed| json_of(&User::from(&seed))).ok_or_else(|| Refusal::no_such_user(id))
+    }
+
+    fn instance(&self) -> String {
+        let environment = if self.key.starts_with("sk_live_") { "production" } else { "development" };
+        json!({
+            "object": "instance",
+            "id": self.users.instance(),
+            "environment_type": environment,
+            "allowed_origins": null,
+        })
+        .to_string()
     }
 
     /// Write a request down, and tell where.

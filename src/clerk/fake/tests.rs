@@ -663,6 +663,22 @@ async fn every_request_is_written_down() {
 }
 
 #[tokio::test]
+async fn a_key_is_of_the_instance_that_its_events_name() {
+    let world = World::with(1).await;
+    let instance = world.get("/v1/instance").await;
+    assert_eq!(
+        (instance.status, &instance.body["environment_type"]),
+        (StatusCode::OK, &"development".into())
+    );
+    let event: Value = serde_json::from_str(&world.fake.users().create().body).unwrap();
+    assert_eq!((&instance.body["object"], &instance.body["id"]), (&"instance".into(), &event["instance_id"]));
+    assert_eq!(
+        world.get_with("/v1/instance", Some("Bearer sk_test_other")).await.code(),
+        "clerk_key_invalid"
+    );
+}
+
+#[tokio::test]
 async fn the_date_is_that_of_the_clock() {
     let world = World::with(0).await;
     assert_eq!(world.get("/v1/users").await.headers["date"], "Thu, 01 Jan 2026 00:00:00 GMT");

@@ -113,21 +113,21 @@ impl Seed {
     }
 
     /// An event about this user, as Clerk would send it.
-    pub(super) fn event(&self, event_type: &str) -> String {
-        self.envelope(event_type, &User::from(self), self.updated_at)
+    pub(super) fn event(&self, event_type: &str, instance: &str) -> String {
+        self.envelope(event_type, &User::from(self), self.updated_at, instance)
     }
 
     /// The event that ends this user. It has no `updated_at`.
-    pub(super) fn deletion(&self, at: i64) -> String {
+    pub(super) fn deletion(&self, at: i64, instance: &str) -> String {
         let user = User::from(self);
         let mut data = json!({ "deleted": true, "id": user.id, "object": "user" });
         if let Some(external_id) = user.external_id {
             data["external_id"] = external_id.into();
         }
-        self.envelope("user.deleted", &data, at)
+        self.envelope("user.deleted", &data, at, instance)
     }
 
-    fn envelope(&self, event_type: &str, data: &impl Serialize, at: i64) -> String {
+    fn envelope(&self, event_type: &str, data: &impl Serialize, at: i64, instance: &str) -> String {
         let [.., a, b] = self.number.to_be_bytes();
         json!({
             "data": data,
@@ -135,7 +135,7 @@ impl Seed {
                 "client_ip": format!("198.18.{a}.{b}"),
                 "user_agent": "Mozilla/5.0 (a fake user)",
             } },
-            "instance_id": "ins_2fakefakefakefakefakefakefa",
+            "instance_id": instance,
             "object": "event",
             "timestamp": at + spread(self.bits(6) ^ u64::from(self.version), 17, 58),
             "type": event_type,

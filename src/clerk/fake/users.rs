@@ -15,6 +15,8 @@ use super::{
 #[derive(Clone)]
 pub struct Users {
     everybody: Arc<Mutex<Directory>>,
+    /// The id of theirs.
+    instance: Arc<str>,
     clock: Clock,
 }
 
@@ -28,9 +30,13 @@ pub struct Event {
 }
 
 impl Users {
-    pub(super) fn new(count: u32, began: DateTime<Utc>, clock: Clock) -> Self {
+    pub(super) fn new(count: u32, began: DateTime<Utc>, instance: Arc<str>, clock: Clock) -> Self {
         let everybody = Directory::new(count, milliseconds(began));
-        Self { everybody: Arc::new(Mutex::new(everybody)), clock }
+        Self { everybody: Arc::new(Mutex::new(everybody)), instance, clock }
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Somebody signs up now: `user.created`.
@@ -40,19 +46,19 @@ impl Users {
     /// If ten million have signed up before.
     pub fn create(&self) -> Event {
         let seed = self.with(Directory::create).expect("there are numbers left");
-        Event { user_id: seed.id(), body: seed.event("user.created") }
+        Event { user_id: seed.id(), body: seed.event("user.created", &self.instance) }
     }
 
     /// Something about this user changes now: `user.updated`. `None` if there is no such user.
     pub fn update(&self, id: &str) -> Option<Event> {
         let seed = self.with(|everybody, now| everybody.update(id, now))?;
-        Some(Event { user_id: seed.id(), body: seed.event("user.updated") })
+        Some(Event { user_id: seed.id(), body: seed.event("user.updated", &self.instance) })
     }
 
     /// The user goes now, for ever: `user.deleted`. `None` if there is no such user.
     pub fn delete(&self, id: &str) -> Option<Event> {
         let (seed, now) = self.with(|everybody, now| Some((everybody.delete(id)?, now)))?;
-        Some(Event { user_id: seed.id(), body: seed.deletion(now.max(seed.updated_at)) })
+        Some(Event { user_id: seed.id(), body: seed.deletion(now.max(seed.updated_at), &self.instance) })
     }
 
     /// As the Backend API shows the user.

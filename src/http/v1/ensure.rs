@@ -64,7 +64,9 @@ pub(super) async fn ensure(
                 Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver | Trouble::UnderWay => {
                     Problem::ClerkUnavailable
                 }
-                Trouble::Api(_) => Problem::ClerkRefused,
+                Trouble::Api(_) | Trouble::NotThePinnedInstance { .. } | Trouble::OtherInstance { .. } => {
+                    Problem::ClerkRefused
+                }
                 Trouble::Incomplete { .. } | Trouble::Abandoned => Problem::Internal,
             })
         }

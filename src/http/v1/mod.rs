@@ -18,11 +18,13 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    extract::Request,
     http::{HeaderValue, header},
     middleware::{from_fn_with_state, map_response},
     response::Response,
     routing::{any, get, post},
 };
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
@@ -31,6 +33,7 @@ use utoipa::OpenApi;
 
 use self::{openapi::Bearer, token::Token};
 pub use self::{
+    outbox::message_as_json,
     queue::{parked_as_json, queue_as_json},
     users::row_as_json,
 };
@@ -44,6 +47,11 @@ use crate::{
 const INVALID_PARAMETER: &str = "`invalid_parameter`: the message says which, and what is allowed";
 const UNAUTHORIZED: &str = "`unauthorized`: the token is missing or wrong, or none is set";
 const UNAVAILABLE: &str = "`database_unavailable` or `overloaded`: try again after `Retry-After`";
+
+const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
+
+/// How many ids a body may name.
+const MAX_IDS: usize = 1000;
 
 /// How many questions the database is asked at a time.
 const READERS: usize = 2;
@@ -152,6 +160,16 @@ where
     });
     // If it panicked, that is in the log.
     reading.await.unwrap_or(Err(Problem::Internal))
+}
+
+/// The body of a request that says which of many are meant. What is not allowed is told by `complaint`.
+async fn body<T: DeserializeOwned>(
+    app: &App,
+    request: Request,
+    complaint: &'static str,
+) -> Result<T, Problem> {
+    let body = app.bodies.read(request.into_body(), Instant::now()).await?;
+    serde_json::from_slice(&body.bytes).map_err(|_| Problem::InvalidBody(complaint))
 }
 
 /// People's data stays nowhere on the way.

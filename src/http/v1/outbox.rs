@@ -4,35 +4,32 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, State, rejection::PathRejection},
+    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
 };
-use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use super::{
+    INVALID_BODY, INVALID_PARAMETER, MAX_IDS, UNAUTHORIZED, UNAVAILABLE, body,
+    query::{AFTER, Query, page},
+    read,
+};
 use crate::{
     http::{
         App,
         error::{ErrorBody, Problem},
     },
+    model::rfc3339,
     store::{MessageFilter, MessageState, StoredMessage},
     work::outbox::{self as work, Selection},
 };
 
 const LISTED: [&str; 4] = ["sink", "state", "after", "limit"];
 const LISTED_KNOWN: &str = "the parameters are sink, state, after and limit, each at most once";
-const CHOSEN: [&str; 4] = ["ids", "sink", "all", "dry_run"];
-const CHOSEN_KNOWN: &str = "the parameters are dry_run and one of ids, sink and all, each at most once";
 const SINK: &str = "sink: allowed is the name of a sink";
 const STATE: &str = "state: allowed are pending, dead, delivered and discarded";
-const AFTER: &str = "after: allowed is the `next` of the page before";
-const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
-const IDS: &str = "ids: allowed are up to 500 ids of messages, separated by commas";
-const TRUTH: &str = "all and dry_run: allowed are true and false";
-
-const DEFAULT_LIMIT: u32 = 100;
-const MAX_LIMIT: u32 = 500;
+const BODY: &str =
+    "the body is a JSON object with one of ids (1 to 1000 of them), sink and all (true), and perhaps dry_run";
 
 /// One page of messages.
 #[derive(Serialize, ToSchema)]
@@ -82,6 +79,23 @@ pub(super) struct OutboxMessage {
     finished_at: Option<String>,
     #[schema(example = "status 500")]
     last_error: Option<String>,
+}
+
+/// Which messages are meant: exactly one of `ids`, `sink` and `all`.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MessageSelection {
+    /// These.
+    #[schema(example = json!([41, 42]))]
+    ids: Option<Vec<i64>>,
+    /// All dead ones for this sink.
+    sink: Option<String>,
+    /// All dead ones.
+    #[serde(default)]
+    all: bool,
+    /// Only count them.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// What became of the messages that were chosen.
@@ -137,18 +151,16 @@ pub(super) async fn list(
         state: query.value("state", MessageState::named, STATE)?,
         after: query.value("after", |text| text.parse().ok(), AFTER)?,
     };
-    let limit = query.value("limit", limit, LIMIT)?.unwrap_or(DEFAULT_LIMIT);
-    // One more than asked for tells whether there is a next page.
-    let (mut messages, paused) = read(&app, async move |store| {
+    let limit = query.limit()?;
+    let (messages, paused) = read(&app, async move |store| {
         Ok((store.messages(&filter, limit + 1).await?, store.paused_sinks().await?))
     })
     .await?;
-    let more = messages.len() > limit as usize;
-    messages.truncate(limit as usize);
+    let (messages, more) = page(messages, limit);
     Ok(Json(OutboxPage {
         next: messages.last().filter(|_| more).map(|message| message.id.to_string()),
         messages: messages.into_iter().map(OutboxMessage::from).collect(),
-        paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: time(since) }).collect(),
+        paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: rfc3339(since) }).collect(),
     }))
 }
 
@@ -159,26 +171,21 @@ pub(super) async fn list(
     post,
     path = "/v1/outbox/retry",
     operation_id = "retry_messages",
-    params(
-        ("ids" = Option<String>, Query, example = "41,42", description = "These messages"),
-        ("sink" = Option<String>, Query, description = "All dead ones for this sink"),
-        ("all" = Option<bool>, Query, description = "All dead ones"),
-        ("dry_run" = Option<bool>, Query, description = "Only count them"),
-    ),
+    request_body = MessageSelection,
     responses(
         (status = 200, description = "What was done", body = MessageTally),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 400, description = INVALID_BODY, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
 pub(super) async fn retry(
     State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
+    request: Request,
 ) -> Result<Json<MessageTally>, Problem> {
-    let (selection, dry_run) = selection(query.as_deref())?;
+    let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
     let now = (app.clock)();
-    let tally = read(&app, async move |store| work::retry(&*store, &selection, dry_run, now).await).await?;
+    let tally = read(&app, async move |store| work::retry(&*store, &which, dry_run, now).await).await?;
     Ok(Json(tally.into()))
 }
 
@@ -189,26 +196,21 @@ pub(super) async fn retry(
     post,
     path = "/v1/outbox/discard",
     operation_id = "discard_messages",
-    params(
-        ("ids" = Option<String>, Query, example = "41,42", description = "These messages"),
-        ("sink" = Option<String>, Query, description = "All dead ones for this sink"),
-        ("all" = Option<bool>, Query, description = "All dead ones"),
-        ("dry_run" = Option<bool>, Query, description = "Only count them"),
-    ),
+    request_body = MessageSelection,
     responses(
         (status = 200, description = "What was done", body = MessageTally),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
+        (status = 400, description = INVALID_BODY, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
 pub(super) async fn discard(
     State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
+    request: Request,
 ) -> Result<Json<MessageTally>, Problem> {
-    let (selection, dry_run) = selection(query.as_deref())?;
+    let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
     let now = (app.clock)();
-    let tally = read(&app, async move |store| work::discard(&*store, &selection, dry_run, now).await).await?;
+    let tally = read(&app, async move |store| work::discard(&*store, &which, dry_run, now).await).await?;
     Ok(Json(tally.into()))
 }
 
@@ -260,24 +262,20 @@ pub(super) async fn resume(
     Ok(Json(SinkState { sink: name, paused: false }))
 }
 
-/// Exactly one way to choose, and whether only to count.
-fn selection(query: Option<&str>) -> Result<(Selection, bool), Problem> {
-    let query = Query::read(query, &CHOSEN, CHOSEN_KNOWN)?;
-    let truth = |text: &str| text.parse::<bool>().ok();
-    let ids = query.value("ids", ids, IDS)?.map(Selection::Ids);
-    let sink = query.value("sink", sink, SINK)?.map(Selection::Sink);
-    let all = query.value("all", truth, TRUTH)?.filter(|all| *all).map(|_| Selection::All);
-    let dry_run = query.value("dry_run", truth, TRUTH)?.unwrap_or(false);
-    let mut chosen = [ids, sink, all].into_iter().flatten();
-    match (chosen.next(), chosen.next()) {
-        (Some(selection), None) => Ok((selection, dry_run)),
-        _ => Err(Problem::InvalidParameter(CHOSEN_KNOWN)),
+impl MessageSelection {
+    /// The one way to choose, and whether only to count.
+    fn which(self) -> Result<(Selection, bool), Problem> {
+        let dry_run = self.dry_run;
+        let which = match self {
+            Self { ids: Some(ids), sink: None, all: false, .. } if (1..=MAX_IDS).contains(&ids.len()) => {
+                Some(Selection::Ids(ids))
+            }
+            Self { ids: None, sink: Some(name), all: false, .. } => sink(&name).map(Selection::Sink),
+            Self { ids: None, sink: None, all: true, .. } => Some(Selection::All),
+            _ => None,
+        };
+        Ok((which.ok_or(Problem::InvalidBody(BODY))?, dry_run))
     }
-}
-
-fn ids(text: &str) -> Option<Vec<i64>> {
-    let ids: Vec<i64> = text.split(',').map(|id| id.trim().parse().ok()).collect::<Option<_>>()?;
-    (ids.len() <= MAX_LIMIT as usize).then_some(ids)
 }
 
 /// What every database can be asked for.
@@ -285,8 +283,9 @@ fn sink(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= 255 && !text.contains('\0')).then(|| text.to_owned())
 }
 
-fn limit(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
+/// A message as the API shows it.
+pub fn message_as_json(message: StoredMessage) -> serde_json::Value {
+    serde_json::to_value(OutboxMessage::from(message)).unwrap_or_default()
 }
 
 impl From<StoredMessage> for OutboxMessage {
@@ -299,10 +298,10 @@ impl From<StoredMessage> for OutboxMessage {
             kind: message.kind.name(),
             state: message.state.name(),
             attempts: message.attempts,
-            next_attempt_at: message.next_attempt_at.map(time),
+            next_attempt_at: message.next_attempt_at.map(rfc3339),
             under_way: message.taken,
-            created_at: time(message.created_at),
-            finished_at: message.finished_at.map(time),
+            created_at: rfc3339(message.created_at),
+            finished_at: message.finished_at.map(rfc3339),
             last_error: message.last_error,
         }
     }
@@ -314,22 +313,30 @@ impl From<work::Tally> for MessageTally {
     }
 }
 
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn messages_are_chosen_in_exactly_one_way() {
-        let chosen = |query: &str| selection(Some(query)).ok();
-        assert_eq!(chosen("ids=1,2"), Some((Selection::Ids(vec![1, 2]), false)));
-        assert_eq!(chosen("sink=crm&dry_run=true"), Some((Selection::Sink("crm".to_owned()), true)));
-        assert_eq!(chosen("all=true"), Some((Selection::All, false)));
-        for query in ["", "all=false", "dry_run=true", "all=true&sink=crm", "ids=", "ids=1,x", "sink="] {
-            assert_eq!(chosen(query), None, "{query}");
+        let chosen = |body: &str| serde_json::from_str::<MessageSelection>(body).ok()?.which().ok();
+        assert_eq!(chosen(r#"{"ids":[1,2]}"#), Some((Selection::Ids(vec![1, 2]), false)));
+        assert_eq!(
+            chosen(r#"{"sink":"crm","dry_run":true}"#),
+            Some((Selection::Sink("crm".to_owned()), true))
+        );
+        assert_eq!(chosen(r#"{"all":true}"#), Some((Selection::All, false)));
+        for body in [
+            "{}",
+            r#"{"all":false}"#,
+            r#"{"dry_run":true}"#,
+            r#"{"all":true,"sink":"crm"}"#,
+            r#"{"ids":[]}"#,
+            r#"{"ids":["x"]}"#,
+            r#"{"sink":""}"#,
+            r#"{"all":true,"force":true}"#,
+        ] {
+            assert_eq!(chosen(body), None, "{body}");
         }
     }
 }

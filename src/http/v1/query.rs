@@ -4,6 +4,13 @@
 
 use crate::http::error::Problem;
 
+/// What is allowed of the parameters of every list.
+pub(super) const AFTER: &str = "after: allowed is the `next` of the page before";
+const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
+
+const DEFAULT_LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 500;
+
 /// The parameters of a query string, decoded.
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -34,4 +41,17 @@ impl Query {
         let Some((_, value)) = self.0.iter().find(|(other, _)| other == name) else { return Ok(None) };
         parse(value).map(Some).ok_or(Problem::InvalidParameter(complaint))
     }
+
+    /// How much a page holds at most.
+    pub(super) fn limit(&self) -> Result<u32, Problem> {
+        let read = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+        Ok(self.value("limit", read, LIMIT)?.unwrap_or(DEFAULT_LIMIT))
+    }
+}
+
+/// One page of what was found, and whether there is more: one more than the page holds was asked for.
+pub(super) fn page<T>(mut found: Vec<T>, limit: u32) -> (Vec<T>, bool) {
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    (found, more)
 }

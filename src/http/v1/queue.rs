@@ -8,18 +8,20 @@ use axum::{
     Json,
     extract::{Path, RawQuery, Request, State, rejection::PathRejection},
 };
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use super::{
+    INVALID_BODY, INVALID_PARAMETER, MAX_IDS, UNAUTHORIZED, UNAVAILABLE, body,
+    query::{AFTER, Query, page},
+    read,
+};
 use crate::{
     http::{
         App,
         error::{ErrorBody, Problem},
     },
-    model::SvixId,
+    model::{SvixId, rfc3339},
     store::{Parked, QueueFilter, QueueState, Queued},
     sync::queue::{self, Done, Which},
 };
@@ -28,17 +30,9 @@ const PARAMETERS: [&str; 4] = ["state", "type", "after", "limit"];
 const KNOWN: &str = "the parameters are state, type, after and limit, each at most once";
 const STATE: &str = "state: allowed are pending and dead";
 const TYPE: &str = "type: allowed is the name of an event such as user.updated";
-const AFTER: &str = "after: allowed is the `next` of the page before";
-const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
 const REVEAL: &str = "the only parameter is reveal, at most once: true or false";
 const BODY: &str =
     "the body is a JSON object with one of ids (1 to 1000 of them), type and all (true), and perhaps dry_run";
-
-const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
-
-const DEFAULT_LIMIT: u32 = 100;
-const MAX_LIMIT: u32 = 500;
-const MAX_IDS: usize = 1000;
 
 /// One page of the queue.
 #[derive(Serialize, ToSchema)]
@@ -152,12 +146,10 @@ pub(super) async fn list(
         event_type: query.value("type", event_type, TYPE)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
     };
-    let limit = query.value("limit", limit, LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+    let limit = query.limit()?;
 
-    // One more than asked for tells whether there is a next page.
-    let mut found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
-    let more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
+    let (found, more) = page(found, limit);
     let next = found.last().filter(|_| more).map(|last| last.svix_id.to_string());
     Ok(Json(Entries { entries: found.iter().map(Entry::from).collect(), next }))
 }
@@ -239,9 +231,8 @@ pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Re
 }
 
 async fn selection(app: &App, request: Request) -> Result<(Which, bool), Problem> {
-    let body = app.bodies.read(request.into_body(), Instant::now()).await?;
+    let selection: Selection = body(app, request, BODY).await?;
     let invalid = Problem::InvalidBody(BODY);
-    let selection: Selection = serde_json::from_slice(&body.bytes).map_err(|_| invalid)?;
     let which = match selection {
         Selection { ids: Some(ids), event_type: None, all: false, .. }
             if (1..=MAX_IDS).contains(&ids.len()) =>
@@ -292,8 +283,8 @@ impl From<&Queued> for Entry {
             clerk_id: queued.clerk_id.as_ref().map(ToString::to_string),
             state: queued.state.name(),
             attempts: queued.attempts,
-            next_attempt_at: queued.next_attempt_at.map(time),
-            received_at: time(queued.received_at),
+            next_attempt_at: queued.next_attempt_at.map(rfc3339),
+            received_at: rfc3339(queued.received_at),
             last_error: Some(queued.last_error.clone()).filter(|error| !error.is_empty()),
             bytes: queued.bytes,
         }
@@ -303,12 +294,4 @@ impl From<&Queued> for Entry {
 fn event_type(text: &str) -> Option<String> {
     let plausible = (1..=255).contains(&text.len()) && !text.contains('\0');
     plausible.then(|| text.to_owned())
-}
-
-fn limit(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

@@ -6,29 +6,27 @@ use axum::{
     Json,
     extract::{Path, RawQuery, State, rejection::PathRejection},
 };
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use super::{
+    INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE,
+    query::{AFTER, Query, page},
+    read,
+};
 use crate::{
     http::{
         App,
         error::{ErrorBody, Problem},
     },
-    model::{ClerkId, Field, Value},
+    model::{ClerkId, Field, Value, rfc3339},
     store::{Row, RowFilter},
 };
 
 const PARAMETERS: [&str; 3] = ["email", "after", "limit"];
 const KNOWN: &str = "the parameters are email, after and limit, each at most once";
 const EMAIL: &str = "email: allowed is a whole address, in which + is written as %2B";
-const AFTER: &str = "after: allowed is the `next` of the page before";
-const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
-
-const DEFAULT_LIMIT: u32 = 100;
-const MAX_LIMIT: u32 = 500;
 
 /// One page of users.
 #[derive(Serialize, ToSchema)]
@@ -118,13 +116,11 @@ pub(super) async fn list(
     let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
     let email = query.value("email", email, EMAIL)?;
     let after = query.value("after", |text| text.parse().ok(), AFTER)?;
-    let limit = query.value("limit", limit, LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+    let limit = query.limit()?;
 
-    // One more than asked for tells whether there is a next page.
     let filter = RowFilter { email, after };
-    let mut rows = read(&app, async move |store| store.rows(&filter, limit + 1).await).await?;
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
+    let rows = read(&app, async move |store| store.rows(&filter, limit + 1).await).await?;
+    let (rows, more) = page(rows, limit);
     let next = rows.last().filter(|_| more).map(|row| row.id.to_string());
     Ok(Json(Users { users: rows.iter().map(User::from).collect(), next }))
 }
@@ -169,10 +165,6 @@ fn email(text: &str) -> Option<String> {
     plausible.then(|| text.to_owned())
 }
 
-fn limit(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
-}
-
 /// Whether every database can be asked for it.
 fn is_text(text: &str) -> bool {
     !text.contains('\0')
@@ -183,7 +175,7 @@ impl From<&Row> for User {
         let Row { id, user, preferences } = row;
         let text = |field: Field| user.profile[field].text().map(ToOwned::to_owned);
         let truth = |field: Field| user.profile[field].bool();
-        let instant = |field: Field| user.profile[field].time().map(time);
+        let instant = |field: Field| user.profile[field].time().map(rfc3339);
         let metadata = |field: Field| match &user.profile[field] {
             Value::Json(text) => Some(json(text)),
             _ => None,
@@ -207,16 +199,12 @@ impl From<&Row> for User {
             last_sign_in_at: instant(Field::LastSignInAt),
             last_active_at: instant(Field::LastActiveAt),
             preferences: json(preferences),
-            created_at: user.created_at.map(time),
-            updated_at: time(user.updated_at),
-            synced_at: time(user.synced_at),
-            deleted_at: user.deleted_at.map(time),
+            created_at: user.created_at.map(rfc3339),
+            updated_at: rfc3339(user.updated_at),
+            synced_at: rfc3339(user.synced_at),
+            deleted_at: user.deleted_at.map(rfc3339),
         }
     }
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// JSON as it is stored. Where the application wrote something else into a column of JSON, a string of it.

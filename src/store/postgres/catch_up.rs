@@ -116,6 +116,26 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
     rows.first().map(run).transpose()
 }
 
+pub(super) async fn instance(store: &Postgres) -> Result<Option<String>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session.rows(sql("SELECT instance_id FROM clerk_instance WHERE one")).await?;
+    session.commit().await?;
+    rows.first().map(|row| get(row, 0)).transpose()
+}
+
+pub(super) async fn remember_instance(store: &Postgres, id: &str) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(
+            sql("INSERT INTO clerk_instance (one, instance_id)
+                 VALUES (true, $1)
+                 ON CONFLICT (one) DO UPDATE SET instance_id = excluded.instance_id")
+            .bind(id),
+        )
+        .await?;
+    session.commit().await
+}
+
 pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session

@@ -12,24 +12,6 @@ use crate::{
     store::{OpenErasures, Result, Tombstone},
 };
 
-pub(super) async fn mark_users(
-    session: &mut Session,
-    ids: &[ClerkId],
-    at: Option<DateTime<Utc>>,
-) -> Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let query = sql("UPDATE users AS u
-         SET deleted_at = CASE WHEN $2::timestamptz IS NULL THEN NULL ELSE coalesce(u.deleted_at, $2) END
-         FROM unnest($1::text[]) AS n (clerk_id)
-         WHERE u.clerk_id = n.clerk_id")
-    .bind(texts(ids))
-    .bind(at);
-    session.execute(query).await?;
-    Ok(())
-}
-
 pub(super) async fn write_receipts(session: &mut Session, receipts: &[Receipt]) -> Result<()> {
     if receipts.is_empty() {
         return Ok(());
@@ -72,15 +54,21 @@ pub(super) async fn close_receipts(
     Ok(())
 }
 
-pub(super) async fn held_due(store: &Postgres, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
+pub(super) async fn held_due(
+    store: &Postgres,
+    now: DateTime<Utc>,
+    after: Option<&ClerkId>,
+    limit: u32,
+) -> Result<Vec<ClerkId>> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
         .rows(
             sql("SELECT clerk_id FROM entity_versions
-                 WHERE kind = 'user' AND held_until <= $1
-                 ORDER BY held_until
-                 LIMIT $2")
+                 WHERE kind = 'user' AND held_until <= $1 AND clerk_id > $2
+                 ORDER BY clerk_id
+                 LIMIT $3")
             .bind(now)
+            .bind(after.map_or("", ClerkId::as_str))
             .bind(i64::from(limit)),
         )
         .await?;

@@ -2,8 +2,8 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Postgres, Session, get, sql};
-use crate::store::{ForeignUser, Result, StoreError, foreign, schema::quoted};
+use super::{Postgres, Session, count, get, sql};
+use crate::store::{ForeignUser, Result, StoreError, Trouble, foreign, schema::quoted};
 
 /// Opened without our search path: the name is looked up as the application would.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'; \
@@ -24,15 +24,14 @@ pub(super) async fn read(
             store.schema
         )));
     }
-    let id = foreign::id_column(table, &found.columns)?;
+    let id = quoted(foreign::id_column(table, &found.columns)?);
     // The names are the catalogue's own, quoted.
     let statement = format!(
         "SELECT t.{id}::text, to_jsonb(t)::text FROM {table} AS t
          -- Empty ids come too, to be counted.
          WHERE t.{id}::text COLLATE \"C\" > $1 OR ($1 IS NULL AND t.{id} IS NOT NULL)
          ORDER BY t.{id}::text COLLATE \"C\" LIMIT $2",
-        table = format_args!("{}.{}", quoted(&found.schema), quoted(&found.name)),
-        id = quoted(id),
+        table = found.quoted(),
     );
     let query = sqlx::query(AssertSqlSafe(statement)).bind(after).bind(i64::from(limit));
     let rows = session.rows(query).await?;
@@ -40,10 +39,27 @@ pub(super) async fn read(
     foreign::users(rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?)
 }
 
+/// How many rows have no id.
+pub(super) async fn count_without_id(store: &Postgres, table: &str) -> Result<u64> {
+    let mut session = store.session(BEGIN).await?;
+    let found = find(&mut session, table).await?;
+    let id = quoted(foreign::id_column(table, &found.columns)?);
+    let statement = format!("SELECT count(*) FROM {} WHERE {id} IS NULL", found.quoted());
+    let rows = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
+    session.commit().await?;
+    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+}
+
 struct Found {
     schema: String,
     name: String,
     columns: Vec<String>,
+}
+
+impl Found {
+    fn quoted(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
 }
 
 /// The table of this name, written as in SQL (`public."User"`) or plainly (`User`).

@@ -3,8 +3,8 @@
 //! Sessions hold no state that a pooler could mix up, so that PgBouncer in transaction mode works: every statement
 //! runs inside a transaction that opens with one simple query setting all that it needs, and statements are prepared
 //! under names only where the server sees our own ends of the connection, so that nobody can stand between.
-//! All statements look rows up by their ids; scans of whole tables are off, so that no plan degrades as they grow. Only
-//! sign-ups are counted by reading all of `users`.
+//! All statements that webhooks wait for look rows up by their ids; scans of whole tables are off, so that no plan degrades as
+//! they grow. Only what counts or lists for people may read whole tables, and has a deadline.
 //! Compiling plans is off as well: to the planner a table that must be scanned is of astronomic cost, and it would spend
 //! a quarter of a second on the counting of an empty queue.
 //!
@@ -49,15 +49,16 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
-    Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
+    AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+    MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result,
+    Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
-const MIGRATIONS: [Migration; 3] = migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work");
+const MIGRATIONS: [Migration; 4] =
+    migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance");
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -86,6 +87,7 @@ pub struct Postgres {
     anonymize_columns: Vec<String>,
     begin_normal: String,
     begin_short: String,
+    begin_long: String,
     begin_page: String,
     begin_count: String,
     begin_unhurried: String,
@@ -142,6 +144,7 @@ impl Postgres {
             pool,
             begin_normal: begin("1500ms", "3s"),
             begin_short: begin("50ms", "3s"),
+            begin_long: begin("1500ms", "20s"),
             begin_migration: begin("30s", "10min"),
             // What it writes is lost if the server dies within the next second, and nothing else is.
             begin_unhurried: begin("1500ms", "3s") + "; SET LOCAL synchronous_commit = off",
@@ -288,6 +291,7 @@ impl Store for Postgres {
         let begin = match patience {
             Patience::Normal => &self.begin_normal,
             Patience::Short => &self.begin_short,
+            Patience::Long => &self.begin_long,
         };
         let session = self.session(begin).await?;
         Ok(Box::new(PostgresTransaction::new(session, Arc::clone(&self.anonymize))))
@@ -383,6 +387,7 @@ impl Store for Postgres {
             .execute(
                 sql("DELETE FROM processed_webhooks WHERE ctid = ANY (ARRAY(
                          SELECT ctid FROM processed_webhooks WHERE processed_at < $1
+                         ORDER BY processed_at
                          LIMIT $2
                          FOR UPDATE SKIP LOCKED
                      ))")
@@ -419,6 +424,14 @@ impl Store for Postgres {
         catch_up::unfinished_run(self, kind, parameters).await
     }
 
+    async fn instance(&self) -> Result<Option<String>> {
+        catch_up::instance(self).await
+    }
+
+    async fn remember_instance(&self, id: &str) -> Result<()> {
+        catch_up::remember_instance(self, id).await
+    }
+
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
         catch_up::last_finished(self, kind).await
     }
@@ -443,12 +456,12 @@ impl Store for Postgres {
         catch_up::release_lease(self, name, holder).await
     }
 
-    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
-        outbox::claim(self, sink, lease).await
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
+        outbox::claim(self, sink, lease, limit).await
     }
 
-    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
-        outbox::finish(self, claimed, ending, now).await
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+        outbox::finish(self, ended, now).await
     }
 
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
@@ -499,8 +512,39 @@ impl Store for Postgres {
         references::keep_reference(self, sink, id, reference).await
     }
 
-    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
-        erasure::held_due(self, now, limit).await
+    async fn held_due(
+        &self,
+        now: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        erasure::held_due(self, now, after, limit).await
+    }
+
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let rows = session
+            .rows(
+                sql("SELECT id, at, action, svix_id, source, changed_fields, event_at FROM audit_log
+                     WHERE clerk_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+                .bind(id.as_str())
+                .bind(after.unwrap_or(i64::MIN))
+                .bind(i64::from(limit)),
+            )
+            .await?;
+        session.commit().await?;
+        let line = |row| {
+            Ok(AuditLine {
+                id: get(row, 0)?,
+                at: get(row, 1)?,
+                action: get(row, 2)?,
+                svix_id: get(row, 3)?,
+                source: get(row, 4)?,
+                changed_fields: get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default(),
+                event_at: get(row, 6)?,
+            })
+        };
+        rows.iter().map(line).collect()
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
@@ -550,6 +594,10 @@ impl Store for Postgres {
 
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         foreign::read(self, table, after, limit).await
+    }
+
+    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
+        foreign::count_without_id(self, table).await
     }
 
     async fn close(&self) {

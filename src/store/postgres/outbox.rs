@@ -4,7 +4,7 @@
 //! by one search, however many wait behind it, and nothing overtakes. Whoever adds a message or takes one away holds the
 //! user's register, or two of them would each believe that the other lets the next one go.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
@@ -58,12 +58,13 @@ pub(super) async fn recall(
     ids: &[ClerkId],
     now: DateTime<Utc>,
 ) -> Result<Vec<(ClerkId, String)>> {
-    session
-        .execute(
+    let removed = session
+        .rows(
             sql("DELETE FROM outbox AS o USING unnest($1::text[]) AS n (clerk_id)
                  WHERE o.clerk_id = n.clerk_id AND o.type <> 'user.deleted'
                    -- On its way, and still in time.
-                   AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)")
+                   AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)
+                 RETURNING o.sink, o.clerk_id")
             .bind(texts(ids))
             .bind(now),
         )
@@ -75,6 +76,13 @@ pub(super) async fn recall(
             .bind(texts(ids)),
         )
         .await?;
+    // A deletion may have waited behind what was removed.
+    let behind: BTreeSet<(String, ClerkId)> =
+        removed.iter().map(|row| Ok((get(row, 0)?, clerk_id(row, 1)?))).collect::<Result<_>>()?;
+    let behind: Vec<(&str, &ClerkId)> = behind.iter().map(|(sink, id)| (sink.as_str(), id)).collect();
+    if !behind.is_empty() {
+        promote(session, &behind, now).await?;
+    }
     let rows = session
         .rows(
             sql("SELECT r.clerk_id, r.sink FROM unnest($1::text[]) AS n (clerk_id)
@@ -92,7 +100,7 @@ pub(super) async fn recall(
     rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect()
 }
 
-pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
     loop {
         let mut session = store.session(&store.begin_normal).await?;
         let rows = session
@@ -104,8 +112,8 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result
                          WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
                            AND NOT EXISTS (SELECT FROM outbox_paused WHERE sink = $1)
                          ORDER BY next_attempt_at, id
-                         LIMIT 1
-                         -- Another replica takes another one.
+                         LIMIT $5
+                         -- Another replica takes others.
                          FOR UPDATE SKIP LOCKED
                      ) AS due
                      WHERE o.id = due.id
@@ -113,16 +121,18 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result
                 .bind(sink)
                 .bind(lease.now)
                 .bind(lease.token.as_str())
-                .bind(lease.until),
+                .bind(lease.until)
+                .bind(i64::from(limit)),
             )
             .await?;
-        let Some(row) = rows.first() else {
-            session.commit().await?;
-            return Ok(None);
-        };
-        let (id, clerk_id) = (get::<i64>(row, 0)?, clerk_id(row, 2)?);
-        if let Some(payload) = get::<Option<String>>(row, 4)? {
-            let claimed = Claimed {
+        let (mut claimed, mut emptied) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in &rows {
+            let (id, clerk_id) = (get::<i64>(row, 0)?, clerk_id(row, 2)?);
+            let Some(payload) = get::<Option<String>>(row, 4)? else {
+                emptied.push((id, clerk_id));
+                continue;
+            };
+            claimed.push(Claimed {
                 id,
                 message_id: get(row, 1)?,
                 sink: sink.to_owned(),
@@ -132,127 +142,165 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease) -> Result
                 attempts: get::<i32>(row, 5)?.unsigned_abs(),
                 created_at: get(row, 6)?,
                 lease: lease.token.clone(),
-            };
-            session.commit().await?;
-            return Ok(Some(claimed));
+            });
         }
-        // Its user was erased while somebody who is dead delivered it. The deletion that waits behind it may go.
-        remove(&mut session, id).await?;
-        promote(&mut session, sink, &clerk_id, lease.now).await?;
+        if !emptied.is_empty() {
+            // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
+            remove(&mut session, &column(&emptied, |(id, _)| *id)).await?;
+            promote(&mut session, &column(&emptied, |(_, user)| (sink, user)), lease.now).await?;
+        }
         session.commit().await?;
+        if rows.is_empty() || !claimed.is_empty() {
+            claimed.sort_by_key(|message| message.id);
+            return Ok(claimed);
+        }
     }
 }
 
-pub(super) async fn finish(
-    store: &Postgres,
-    claimed: &Claimed,
-    ending: &Ending,
-    now: DateTime<Utc>,
-) -> Result<bool> {
-    // Should it be lost, the message is delivered once more when its lease ends. A claim must not be: an erasure has to
-    // know what is on its way.
+pub(super) async fn finish(store: &Postgres, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+    // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
+    // to know what is on its way.
     let mut session = store.session(&store.begin_unhurried).await?;
-    lock(&mut session, std::slice::from_ref(&claimed.clerk_id)).await?;
-    let Some(emptied) = settle(&mut session, claimed, ending, now).await? else {
-        session.commit().await?;
-        return Ok(false);
-    };
-    let recalled = emptied && *ending != Ending::Delivered;
-    if recalled {
-        remove(&mut session, claimed.id).await?;
-    }
-    if recalled || !matches!(ending, Ending::Again { .. }) {
-        promote(&mut session, &claimed.sink, &claimed.clerk_id, now).await?;
-    }
-    if claimed.kind == MessageType::UserDeleted {
-        write_receipt(&mut session, claimed, ending, now).await?;
-        if *ending == Ending::Delivered {
-            forget_recipient(&mut session, claimed).await?;
+    let mut users = column(ended, |(claimed, _)| claimed.clerk_id.clone());
+    users.sort();
+    users.dedup();
+    lock(&mut session, &users).await?;
+    let settled = settle(&mut session, ended, now).await?;
+    let (mut recalled, mut let_go, mut deletions) = (Vec::new(), Vec::new(), Vec::new());
+    for (claimed, ending) in ended {
+        let Some(emptied) = settled.get(&claimed.id) else { continue };
+        let is_recalled = *emptied && *ending != Ending::Delivered;
+        if is_recalled {
+            recalled.push(claimed.id);
         }
+        if is_recalled || ending.lets_the_next_one_go() {
+            let_go.push((claimed.sink.as_str(), &claimed.clerk_id));
+        }
+        if claimed.kind == MessageType::UserDeleted && *ending != Ending::Untried {
+            deletions.push((claimed, ending));
+        }
+    }
+    if !recalled.is_empty() {
+        remove(&mut session, &recalled).await?;
+    }
+    if !let_go.is_empty() {
+        promote(&mut session, &let_go, now).await?;
+    }
+    if !deletions.is_empty() {
+        write_receipts(&mut session, &deletions, now).await?;
+        forget_recipients(&mut session, &deletions).await?;
     }
     session.commit().await?;
-    Ok(true)
+    Ok(settled.len() as u64)
 }
 
-/// Write how it ended, if it is still ours to write; says whether nothing is left of what it said.
+/// Write how they ended, where that is still ours to write; says of these whether nothing is left of what they said.
 async fn settle(
     session: &mut Session,
-    claimed: &Claimed,
-    ending: &Ending,
+    ended: &[(Claimed, Ending)],
     now: DateTime<Utc>,
-) -> Result<Option<bool>> {
-    let (state, attempts, at, error) = match ending {
-        Ending::Delivered => (MessageState::Delivered, claimed.attempts + 1, None, None),
-        Ending::Again { attempts, at, error } => (MessageState::Pending, *attempts, Some(*at), Some(error)),
-        Ending::Dead { attempts, error } => (MessageState::Dead, *attempts, None, Some(error)),
+) -> Result<HashMap<i64, bool>> {
+    let state = |(_, ending): &(Claimed, Ending)| match ending {
+        Ending::Delivered => MessageState::Delivered.name(),
+        Ending::Untried | Ending::Again { .. } => MessageState::Pending.name(),
+        Ending::Dead { .. } => MessageState::Dead.name(),
     };
-    let rows = session
-        .rows(
-            sql("UPDATE outbox
-                 SET state = $3, attempts = $4, next_attempt_at = $5, lease = NULL, last_error = $6,
-                     finished_at = CASE WHEN $3 <> 'pending' THEN $7 END,
-                     payload = CASE WHEN $3 <> 'delivered' THEN payload END
-                 WHERE id = $1 AND lease = $2 AND state = 'pending'
-                 RETURNING payload IS NULL")
-            .bind(claimed.id)
-            .bind(claimed.lease.as_str())
-            .bind(state.name())
-            .bind(i32::try_from(attempts).unwrap_or(i32::MAX))
-            .bind(at)
-            .bind(error.map(String::as_str))
-            .bind(now),
-        )
-        .await?;
-    rows.first().map(|row| get(row, 0)).transpose()
+    let attempts = |(claimed, ending): &(Claimed, Ending)| {
+        let attempts = match ending {
+            Ending::Delivered => claimed.attempts + 1,
+            Ending::Untried => claimed.attempts,
+            Ending::Again { attempts, .. } | Ending::Dead { attempts, .. } => *attempts,
+        };
+        i32::try_from(attempts).unwrap_or(i32::MAX)
+    };
+    let at = |(claimed, ending): &(Claimed, Ending)| match ending {
+        // It stands before whatever became due since.
+        Ending::Untried => Some(claimed.created_at),
+        Ending::Again { at, .. } => Some(*at),
+        Ending::Delivered | Ending::Dead { .. } => None,
+    };
+    let query = sql("UPDATE outbox AS o
+         SET state = n.state, attempts = n.attempts, next_attempt_at = n.at, lease = NULL,
+             last_error = CASE WHEN n.state = 'pending' THEN coalesce(n.error, o.last_error) ELSE n.error END,
+             finished_at = CASE WHEN n.state <> 'pending' THEN $7::timestamptz END,
+             payload = CASE WHEN n.state <> 'delivered' THEN o.payload END
+         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[], $6::text[])
+              AS n (id, lease, state, attempts, at, error)
+         -- A lease stands only on what is pending.
+         WHERE o.id = n.id AND o.lease = n.lease
+         RETURNING o.id, o.payload IS NULL")
+    .bind(column(ended, |(claimed, _)| claimed.id))
+    .bind(column(ended, |(claimed, _)| claimed.lease.as_str()))
+    .bind(column(ended, state))
+    .bind(column(ended, attempts))
+    .bind(column(ended, at))
+    .bind(column(ended, |(_, ending)| error_of(ending)))
+    .bind(now);
+    session.rows(query).await?.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
-async fn remove(session: &mut Session, id: i64) -> Result<()> {
-    session.execute(sql("DELETE FROM outbox WHERE id = $1").bind(id)).await?;
+fn error_of(ending: &Ending) -> Option<&str> {
+    match ending {
+        Ending::Delivered | Ending::Untried => None,
+        Ending::Again { error, .. } | Ending::Dead { error, .. } => Some(error),
+    }
+}
+
+async fn remove(session: &mut Session, ids: &[i64]) -> Result<()> {
+    let query =
+        sql("DELETE FROM outbox AS o USING unnest($1::bigint[]) AS n (id) WHERE o.id = n.id").bind(ids);
+    session.execute(query).await?;
     Ok(())
 }
 
-/// Let the oldest message of this user go that waits for this sink, unless it may already.
-async fn promote(session: &mut Session, sink: &str, id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
+/// Of each of these sinks and users let the oldest message go that waits, unless it may already.
+async fn promote(session: &mut Session, pairs: &[(&str, &ClerkId)], now: DateTime<Utc>) -> Result<()> {
     let query = sql("UPDATE outbox AS o SET next_attempt_at = $3
-         FROM (
-             SELECT id FROM outbox WHERE sink = $1 AND clerk_id = $2 AND state = 'pending' ORDER BY id LIMIT 1
+         FROM unnest($1::text[], $2::text[]) AS n (sink, clerk_id)
+         CROSS JOIN LATERAL (
+             SELECT id FROM outbox
+             WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending'
+             ORDER BY id
+             LIMIT 1
          ) AS oldest
          WHERE o.id = oldest.id AND o.next_attempt_at IS NULL")
-    .bind(sink)
-    .bind(id.as_str())
+    .bind(column(pairs, |(sink, _)| *sink))
+    .bind(column(pairs, |(_, id)| id.as_str()))
     .bind(now);
     session.execute(query).await?;
     Ok(())
 }
 
-/// How far the erasure has come at this sink.
-async fn write_receipt(
+/// How far these erasures have come at their sinks.
+async fn write_receipts(
     session: &mut Session,
-    claimed: &Claimed,
-    ending: &Ending,
+    deletions: &[(&Claimed, &Ending)],
     now: DateTime<Utc>,
 ) -> Result<()> {
-    let (done, error) = match ending {
-        Ending::Delivered => (true, None),
-        Ending::Again { error, .. } | Ending::Dead { error, .. } => (false, Some(error.as_str())),
-    };
-    let query = sql("UPDATE erasure_receipts
-         SET attempts = attempts + 1, last_error = $4, completed_at = CASE WHEN $3 THEN $5 END
-         WHERE clerk_id = $1 AND destination = $2 AND completed_at IS NULL")
-    .bind(claimed.clerk_id.as_str())
-    .bind(claimed.sink.as_str())
-    .bind(done)
-    .bind(error)
+    let query = sql("UPDATE erasure_receipts AS r
+         SET attempts = r.attempts + 1, last_error = n.error, completed_at = CASE WHEN n.error IS NULL THEN $4::timestamptz END
+         FROM unnest($1::text[], $2::text[], $3::text[]) AS n (clerk_id, sink, error)
+         WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL")
+    .bind(column(deletions, |(claimed, _)| claimed.clerk_id.as_str()))
+    .bind(column(deletions, |(claimed, _)| claimed.sink.as_str()))
+    .bind(column(deletions, |(_, ending)| error_of(ending)))
     .bind(now);
     session.execute(query).await?;
     Ok(())
 }
 
-/// The sink knows nothing of this user any more.
-async fn forget_recipient(session: &mut Session, claimed: &Claimed) -> Result<()> {
-    let query = sql("DELETE FROM outbox_recipients WHERE clerk_id = $1 AND sink = $2")
-        .bind(claimed.clerk_id.as_str())
-        .bind(claimed.sink.as_str());
+/// The sinks that have erased a user know nothing of them any more.
+async fn forget_recipients(session: &mut Session, deletions: &[(&Claimed, &Ending)]) -> Result<()> {
+    let done: Vec<&Claimed> = deletions
+        .iter()
+        .filter(|(_, ending)| **ending == Ending::Delivered)
+        .map(|(claimed, _)| *claimed)
+        .collect();
+    let query =
+        sql("DELETE FROM outbox_recipients AS r USING unnest($1::text[], $2::text[]) AS n (clerk_id, sink)
+         WHERE r.clerk_id = n.clerk_id AND r.sink = n.sink")
+        .bind(column(&done, |claimed| claimed.clerk_id.as_str()))
+        .bind(column(&done, |claimed| claimed.sink.as_str()));
     session.execute(query).await?;
     Ok(())
 }
@@ -298,18 +346,29 @@ pub(super) async fn messages(
     limit: u32,
 ) -> Result<Vec<StoredMessage>> {
     let mut session = store.session(&store.begin_count).await?;
+    // The dead are few among many, and an index of their own finds them only where they are asked for by name.
+    let query = if filter.state == Some(MessageState::Dead) {
+        sql("SELECT id, message_id, sink, clerk_id, type, state, attempts, next_attempt_at, lease IS NOT NULL,
+                    created_at, finished_at, last_error
+             FROM outbox
+             WHERE state = 'dead' AND id > $1 AND ($2::text IS NULL OR sink = $2) AND $3 = 'dead'
+             ORDER BY id
+             LIMIT $4")
+    } else {
+        sql("SELECT id, message_id, sink, clerk_id, type, state, attempts, next_attempt_at, lease IS NOT NULL,
+                    created_at, finished_at, last_error
+             FROM outbox
+             WHERE id > $1 AND ($2::text IS NULL OR sink = $2) AND ($3::text IS NULL OR state = $3)
+             ORDER BY id
+             LIMIT $4")
+    };
     let rows = session
         .rows(
-            sql("SELECT id, message_id, sink, clerk_id, type, state, attempts, next_attempt_at, lease IS NOT NULL,
-                        created_at, finished_at, last_error
-                 FROM outbox
-                 WHERE id > $1 AND ($2::text IS NULL OR sink = $2) AND ($3::text IS NULL OR state = $3)
-                 ORDER BY id
-                 LIMIT $4")
-            .bind(filter.after.unwrap_or(i64::MIN))
-            .bind(filter.sink.as_deref())
-            .bind(filter.state.map(MessageState::name))
-            .bind(i64::from(limit)),
+            query
+                .bind(filter.after.unwrap_or(i64::MIN))
+                .bind(filter.sink.as_deref())
+                .bind(filter.state.map(MessageState::name))
+                .bind(i64::from(limit)),
         )
         .await?;
     session.commit().await?;
@@ -441,10 +500,7 @@ async fn arrange(session: &mut Session, before: &[i64], rows: &[PgRow], now: Dat
         rows.iter().map(|row| Ok((get(row, 0)?, clerk_id(row, 1)?))).collect::<Result<_>>()?;
     pairs.sort();
     pairs.dedup();
-    for (sink, id) in &pairs {
-        promote(session, sink, id, now).await?;
-    }
-    Ok(())
+    promote(session, &column(&pairs, |(sink, id)| (sink.as_str(), id)), now).await
 }
 
 pub(super) async fn pause(store: &Postgres, sink: &str, at: DateTime<Utc>) -> Result<()> {

@@ -53,7 +53,7 @@ async fn count_columns(
                  FROM (
                      SELECT u.*,
                          -- Of an anonymised row everything is cleared that tells who it was.
-                         NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') LIKE 'deleted-%@anonymized.local') AND (
+                         NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') = 'deleted-' || u.id || '@anonymized.local') AND (
                              ($3[1] AND u.email IS NOT NULL) OR
                              ($3[2] AND u.email_verified IS NOT NULL) OR
                              ($3[3] AND u.first_name IS NOT NULL) OR
@@ -110,7 +110,7 @@ async fn clear_columns(session: &mut Session, gone: &[bool], after: i64, last: i
                      last_active_at = CASE WHEN $3[15] THEN NULL ELSE u.last_active_at END
                  WHERE u.id > $1 AND u.id <= $2
                    -- Looked at again: somebody may have been anonymised since.
-                   AND NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') LIKE 'deleted-%@anonymized.local')
+                   AND NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') = 'deleted-' || u.id || '@anonymized.local')
                    AND (
                        ($3[1] AND u.email IS NOT NULL) OR
                        ($3[2] AND u.email_verified IS NOT NULL) OR

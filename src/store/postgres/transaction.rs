@@ -51,7 +51,7 @@ impl PostgresTransaction {
         Ok(())
     }
 
-    /// Run a deletion of `ids` so that a refusal leaves the transaction as it was.
+    /// Run what the application may refuse, so that a refusal leaves the transaction as it was.
     async fn refusable(&mut self, deletion: Query<'_, Pg, PgArguments>) -> Result<Vec<ClerkId>> {
         self.session.run("SAVEPOINT refusable").await?;
         let deleted = self.session.rows(deletion).await;
@@ -291,8 +291,18 @@ impl Transaction for PostgresTransaction {
         self.refusable(query).await
     }
 
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
-        erasure::mark_users(&mut self.session, ids, at).await
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = sql("UPDATE users AS u
+             SET deleted_at = CASE WHEN $2::timestamptz IS NULL THEN NULL ELSE coalesce(u.deleted_at, $2) END
+             FROM unnest($1::text[]) AS n (clerk_id)
+             WHERE u.clerk_id = n.clerk_id
+             RETURNING u.clerk_id")
+        .bind(texts(ids))
+        .bind(at);
+        self.refusable(query).await
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
@@ -311,11 +321,17 @@ impl Transaction for PostgresTransaction {
                  DELETE FROM webhook_queue AS q
                  USING unnest($1::text[]) AS n (clerk_id)
                  CROSS JOIN LATERAL (
-                     SELECT svix_id FROM webhook_queue WHERE clerk_id = n.clerk_id
+                     SELECT svix_id FROM webhook_queue WHERE clerk_id = n.clerk_id AND state = 'pending'
                      -- Whoever works on it waits for our lock on the user's register, and will find it deleted.
                      FOR UPDATE SKIP LOCKED
                  ) AS free
                  WHERE q.svix_id = free.svix_id
+             ),
+             unburied AS (
+                 -- Nobody works on these, so whoever holds one is waited for.
+                 DELETE FROM webhook_queue AS q
+                 USING unnest($1::text[]) AS n (clerk_id)
+                 WHERE q.clerk_id = n.clerk_id AND q.state = 'dead'
              )
              DELETE FROM audit_actors AS a
              USING unnest($1::text[]) AS n (clerk_id)

@@ -1,4 +1,4 @@
-//! `sync_runs` and `leases`: what catching up through the Backend API has to remember.
+//! `sync_runs`, `clerk_instance` and `leases`: what catching up through the Backend API has to remember.
 
 use std::time::Duration;
 
@@ -62,6 +62,29 @@ pub(super) async fn unfinished_run(
         everybody: row.try_get("everybody").map_err(explain)?,
         finished_at: None,
     }))
+}
+
+/// Which instance of Clerk the users are of, if that is known.
+pub(super) async fn instance(connection: &mut SqliteConnection) -> Result<Option<String>> {
+    let row = sqlx::query("SELECT instance_id FROM clerk_instance")
+        .fetch_optional(connection)
+        .await
+        .map_err(explain)?;
+    row.map_or(Ok(None), |row| text::read(&row, "instance_id"))
+}
+
+/// Remember it.
+pub(super) async fn remember_instance(connection: &mut SqliteConnection, id: &str) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO clerk_instance (one, instance_id)
+         VALUES (1, ?1)
+         ON CONFLICT (one) DO UPDATE SET instance_id = excluded.instance_id",
+    )
+    .bind(id)
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
 }
 
 /// When a run of this kind last came to its end.

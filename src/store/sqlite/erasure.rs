@@ -15,18 +15,19 @@ pub(super) async fn mark_users(
     connection: &mut SqliteConnection,
     ids: &[ClerkId],
     at: Option<DateTime<Utc>>,
-) -> Result<()> {
-    sqlx::query(
+) -> Result<Vec<ClerkId>> {
+    let rows = sqlx::query(
         "UPDATE users
          SET deleted_at = CASE WHEN ?2 IS NULL THEN NULL ELSE coalesce(deleted_at, ?2) END
-         WHERE clerk_id IN (SELECT value FROM json_each(?1))",
+         WHERE clerk_id IN (SELECT value FROM json_each(?1))
+         RETURNING clerk_id",
     )
     .bind(text::clerk_ids(ids)?)
     .bind(at.map(text::time))
-    .execute(connection)
+    .fetch_all(connection)
     .await
     .map_err(explain)?;
-    Ok(())
+    rows.iter().map(text::read_clerk_id).collect()
 }
 
 /// Write receipts; of one that stands already the older request counts, and once completed it stays so.
@@ -86,15 +87,17 @@ pub(super) async fn close_receipts(
 pub(super) async fn held_due(
     connection: &mut SqliteConnection,
     now: DateTime<Utc>,
+    after: Option<&ClerkId>,
     limit: u32,
 ) -> Result<Vec<ClerkId>> {
     let rows = sqlx::query(
         "SELECT clerk_id FROM entity_versions
-         WHERE kind = 'user' AND held_until IS NOT NULL AND held_until <= ?1
-         ORDER BY held_until
-         LIMIT ?2",
+         WHERE kind = 'user' AND held_until IS NOT NULL AND held_until <= ?1 AND clerk_id > ?2
+         ORDER BY clerk_id
+         LIMIT ?3",
     )
     .bind(text::time(now))
+    .bind(after.map_or("", ClerkId::as_str))
     .bind(limit)
     .fetch_all(connection)
     .await

@@ -12,11 +12,7 @@ pub(super) async fn users(
     after: Option<&str>,
     limit: u32,
 ) -> Result<Vec<ForeignUser>> {
-    let columns: Vec<String> =
-        migrations::columns(connection, table).await?.into_iter().map(|column| column.name).collect();
-    if columns.is_empty() {
-        return Err(StoreError::schema(format!("there is no table {table} in this database")));
-    }
+    let columns = columns(connection, table).await?;
     let id = foreign::id_column(table, &columns)?;
     let rows = sqlx::query(AssertSqlSafe(statement(table, id, &columns)))
         .persistent(false)
@@ -29,6 +25,28 @@ pub(super) async fn users(
         Ok((text::read(row, "id")?.unwrap_or_default(), text::read(row, "json")?.unwrap_or_default()))
     };
     foreign::users(rows.iter().map(read).collect::<Result<_>>()?)
+}
+
+/// How many rows have no id.
+pub(super) async fn count_without_id(connection: &mut SqliteConnection, table: &str) -> Result<u64> {
+    let columns = columns(connection, table).await?;
+    let id = quoted(foreign::id_column(table, &columns)?);
+    let statement = format!("SELECT count(*) FROM {} WHERE {id} IS NULL", quoted(table));
+    let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+        .persistent(false)
+        .fetch_one(connection)
+        .await
+        .map_err(explain)?;
+    Ok(count.unsigned_abs())
+}
+
+/// The table's columns.
+async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
+    let columns = migrations::columns(connection, table).await?;
+    if columns.is_empty() {
+        return Err(StoreError::schema(format!("there is no table {table} in this database")));
+    }
+    Ok(columns.into_iter().map(|column| column.name).collect())
 }
 
 /// Assembled because the names are not ours; they are quoted, and each was found in the database.

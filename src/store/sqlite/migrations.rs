@@ -11,8 +11,8 @@ use crate::store::{
     schema::{self, Column, Kind, TABLES},
 };
 
-pub(super) const MIGRATIONS: [Migration; 3] =
-    migrations!("sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work");
+pub(super) const MIGRATIONS: [Migration; 4] =
+    migrations!("sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance");
 
 const REMEDY: &str =
     "Rename the table, and take its rows over with `clerk-sync migrate adopt --from TABLE` (the new name).";

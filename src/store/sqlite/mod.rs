@@ -50,9 +50,10 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
-    Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
+    AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
+    MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result,
+    Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
+    Trouble,
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
@@ -254,6 +255,16 @@ impl Store for Sqlite {
         catch_up::unfinished_run(&mut *self.read().await?, kind, parameters).await
     }
 
+    async fn instance(&self) -> Result<Option<String>> {
+        catch_up::instance(&mut *self.read().await?).await
+    }
+
+    async fn remember_instance(&self, id: &str) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::remember_instance(transaction.connection()?, id).await?;
+        Box::new(transaction).commit().await
+    }
+
     async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
         catch_up::last_finished(&mut *self.read().await?, kind).await
     }
@@ -290,20 +301,23 @@ impl Store for Sqlite {
         Box::new(transaction).commit().await
     }
 
-    async fn claim_message(&self, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
         // Asking whether anything is due needs no write lock.
         if !outbox::any_due(&mut *self.read().await?, sink, lease.now).await? {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let mut transaction = self.write(Patience::Normal).await?;
-        let claimed = outbox::claim(transaction.connection()?, sink, lease).await?;
+        let claimed = outbox::claim(transaction.connection()?, sink, lease, limit).await?;
         Box::new(transaction).commit().await?;
         Ok(claimed)
     }
 
-    async fn finish_message(&self, claimed: &Claimed, ending: &Ending, now: DateTime<Utc>) -> Result<bool> {
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
         let mut transaction = self.write(Patience::Normal).await?;
-        let finished = outbox::finish(transaction.connection()?, claimed, ending, now).await?;
+        let mut finished = 0;
+        for (claimed, ending) in ended {
+            finished += u64::from(outbox::finish(transaction.connection()?, claimed, ending, now).await?);
+        }
         Box::new(transaction).commit().await?;
         Ok(finished)
     }
@@ -375,8 +389,17 @@ impl Store for Sqlite {
         Ok(kept)
     }
 
-    async fn held_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<ClerkId>> {
-        erasure::held_due(&mut *self.read().await?, now, limit).await
+    async fn held_due(
+        &self,
+        now: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        erasure::held_due(&mut *self.read().await?, now, after, limit).await
+    }
+
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
+        audit::trail(&mut *self.read().await?, id, after, limit).await
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
@@ -453,6 +476,10 @@ impl Store for Sqlite {
     async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
         let mut reader = self.read().await?;
         foreign::users(&mut reader, table, after, limit).await
+    }
+
+    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
+        foreign::count_without_id(&mut *self.read().await?, table).await
     }
 
     async fn close(&self) {

@@ -72,13 +72,22 @@ pub(super) async fn recall(
         "DELETE FROM outbox
          WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND type <> 'user.deleted'
            -- On its way, and still in time.
-           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > ?2)",
+           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > ?2)
+         RETURNING sink, clerk_id",
     )
     .bind(ids.as_str())
     .bind(text::time(now))
-    .execute(&mut *connection)
+    .fetch_all(&mut *connection)
     .await
     .map_err(explain)?;
+    // A deletion may have waited behind what was removed.
+    let behind: BTreeSet<(String, ClerkId)> = removed
+        .iter()
+        .map(|row| Ok((required(row, "sink")?, text::read_clerk_id(row)?)))
+        .collect::<Result<_>>()?;
+    for (sink, id) in &behind {
+        promote(connection, sink, id, now).await?;
+    }
     let emptied = sqlx::query(
         "UPDATE outbox SET payload = NULL
          WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND type <> 'user.deleted'",
@@ -87,7 +96,7 @@ pub(super) async fn recall(
     .execute(connection)
     .await
     .map_err(explain)?;
-    Ok(removed.rows_affected() + emptied.rows_affected())
+    Ok(removed.len() as u64 + emptied.rows_affected())
 }
 
 /// Which sinks were ever told of these users, and wait for no deletion yet.
@@ -129,22 +138,23 @@ pub(super) async fn any_due(
     .map_err(explain)
 }
 
-/// Take the message that has been due for longest.
+/// Take the messages that have been due for longest.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
     sink: &str,
     lease: &Lease,
-) -> Result<Option<Claimed>> {
+    limit: u32,
+) -> Result<Vec<Claimed>> {
     loop {
-        let row = sqlx::query(
+        let rows = sqlx::query(
             "UPDATE outbox
              SET lease = ?3, next_attempt_at = ?4
-             WHERE id = (
+             WHERE id IN (
                  SELECT id FROM outbox
                  WHERE sink = ?1 AND state = 'pending' AND next_attempt_at <= ?2
                    AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = ?1)
                  ORDER BY next_attempt_at, id
-                 LIMIT 1
+                 LIMIT ?5
              )
              RETURNING id, message_id, clerk_id, type, payload, attempts, created_at",
         )
@@ -152,27 +162,35 @@ pub(super) async fn claim(
         .bind(text::time(lease.now))
         .bind(lease.token.as_str())
         .bind(text::time(lease.until))
-        .fetch_optional(&mut *connection)
+        .bind(limit)
+        .fetch_all(&mut *connection)
         .await
         .map_err(explain)?;
-        let Some(row) = row else { return Ok(None) };
-        let (id, clerk_id) = (number(&row, "id")?, text::read_clerk_id(&row)?);
-        if let Some(payload) = text::read(&row, "payload")? {
-            return Ok(Some(Claimed {
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (id, clerk_id) = (number(row, "id")?, text::read_clerk_id(row)?);
+            let Some(payload) = text::read(row, "payload")? else {
+                // Its user was erased while somebody who is dead delivered it. The deletion that waits behind it may go.
+                remove(connection, id).await?;
+                promote(connection, sink, &clerk_id, lease.now).await?;
+                continue;
+            };
+            claimed.push(Claimed {
                 id,
-                message_id: required(&row, "message_id")?,
+                message_id: required(row, "message_id")?,
                 sink: sink.to_owned(),
                 clerk_id,
-                kind: kind(&row)?,
+                kind: kind(row)?,
                 payload,
-                attempts: attempts(&row)?,
-                created_at: time(&row, "created_at")?,
+                attempts: attempts(row)?,
+                created_at: time(row, "created_at")?,
                 lease: lease.token.clone(),
-            }));
+            });
         }
-        // Its user was erased while somebody who is dead delivered it. The deletion that waits behind it may go.
-        remove(connection, id).await?;
-        promote(connection, sink, &clerk_id, lease.now).await?;
+        if rows.is_empty() || !claimed.is_empty() {
+            claimed.sort_by_key(|message| message.id);
+            return Ok(claimed);
+        }
     }
 }
 
@@ -188,7 +206,7 @@ pub(super) async fn finish(
     if recalled {
         remove(connection, claimed.id).await?;
     }
-    if recalled || !matches!(ending, Ending::Again { .. }) {
+    if recalled || ending.lets_the_next_one_go() {
         promote(connection, &claimed.sink, &claimed.clerk_id, now).await?;
     }
     if claimed.kind == MessageType::UserDeleted {
@@ -209,12 +227,15 @@ async fn settle(
 ) -> Result<Option<bool>> {
     let (state, attempts, at, error) = match ending {
         Ending::Delivered => (MessageState::Delivered, claimed.attempts + 1, None, None),
+        // It stands before whatever became due since.
+        Ending::Untried => (MessageState::Pending, claimed.attempts, Some(claimed.created_at), None),
         Ending::Again { attempts, at, error } => (MessageState::Pending, *attempts, Some(*at), Some(error)),
         Ending::Dead { attempts, error } => (MessageState::Dead, *attempts, None, Some(error)),
     };
     sqlx::query_scalar(
         "UPDATE outbox
-         SET state = ?3, attempts = ?4, next_attempt_at = ?5, lease = NULL, last_error = ?6,
+         SET state = ?3, attempts = ?4, next_attempt_at = ?5, lease = NULL,
+             last_error = CASE WHEN ?3 = 'pending' THEN coalesce(?6, last_error) ELSE ?6 END,
              finished_at = CASE WHEN ?3 <> 'pending' THEN ?7 END,
              payload = CASE WHEN ?3 <> 'delivered' THEN payload END
          WHERE id = ?1 AND lease = ?2 AND state = 'pending'
@@ -268,6 +289,7 @@ async fn write_receipt(
 ) -> Result<()> {
     let (completed_at, error) = match ending {
         Ending::Delivered => (Some(text::time(now)), None),
+        Ending::Untried => return Ok(()),
         Ending::Again { error, .. } | Ending::Dead { error, .. } => (None, Some(error.as_str())),
     };
     sqlx::query(

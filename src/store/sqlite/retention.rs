@@ -44,7 +44,7 @@ pub(super) async fn count_columns(
          FROM (
              SELECT *,
                  -- Of an anonymised row everything is cleared that tells who it was.
-                 NOT (deleted_at IS NOT NULL AND coalesce(email, '') LIKE 'deleted-%@anonymized.local') AND (
+                 NOT (deleted_at IS NOT NULL AND coalesce(email, '') = 'deleted-' || id || '@anonymized.local') AND (
                      (?3 ->> 'email' AND email IS NOT NULL)
                      OR (?3 ->> 'email_verified' AND email_verified IS NOT NULL)
                      OR (?3 ->> 'first_name' AND first_name IS NOT NULL)
@@ -107,7 +107,7 @@ pub(super) async fn clear_columns(
              last_sign_in_at = CASE WHEN ?3 ->> 'last_sign_in_at' THEN NULL ELSE last_sign_in_at END,
              last_active_at = CASE WHEN ?3 ->> 'last_active_at' THEN NULL ELSE last_active_at END
          WHERE id > ?1 AND id <= ?2
-           AND NOT (deleted_at IS NOT NULL AND coalesce(email, '') LIKE 'deleted-%@anonymized.local')
+           AND NOT (deleted_at IS NOT NULL AND coalesce(email, '') = 'deleted-' || id || '@anonymized.local')
            AND (
                (?3 ->> 'email' AND email IS NOT NULL)
                OR (?3 ->> 'email_verified' AND email_verified IS NOT NULL)

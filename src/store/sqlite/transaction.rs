@@ -44,7 +44,7 @@ impl SqliteTransaction {
         // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
         // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
         let begin = match patience {
-            Patience::Normal => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
+            Patience::Normal | Patience::Long => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
             Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
         };
         control(this.connection()?, begin).await?;
@@ -301,12 +301,13 @@ impl Transaction for SqliteTransaction {
         self.leave_savepoint(anonymized).await
     }
 
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<()> {
+    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
         if ids.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        self.enter_savepoint().await?;
         let marked = erasure::mark_users(self.connection()?, ids, at).await;
-        self.noted(marked)
+        self.leave_savepoint(marked).await
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {

@@ -4,6 +4,10 @@
 //! message is claimed in one short transaction, handed over outside of any, and finished in another; what a dead process
 //! had claimed comes free when its lease ends, half a minute later at most. A late answer changes nothing: the lease's
 //! token is a fence. What a sink makes of a message is the sink's; nothing here knows what a user looks like.
+//!
+//! A sink that answers quickly costs more time in the database than on the network. So a worker claims several users'
+//! messages at once, as many as the sink has lately taken in a tenth of a second, hands them over one after another, and
+//! finishes them together. What it has not begun by then, or when the sink fails, it gives back.
 
 mod breaker;
 mod tending;
@@ -11,7 +15,11 @@ mod tending;
 use std::{
     collections::BTreeSet,
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +42,7 @@ use super::{
 };
 use crate::{
     model::{Message, MessageType, Subscription},
-    store::{Claimed, Ending, Lease, Store, StoreError},
+    store::{Claimed, Ending, Lease, Store, StoreError, Trouble},
     sync::{Clock, retry::Retry},
     telemetry,
 };
@@ -58,6 +66,13 @@ const DOWN_FOR: TimeDelta = TimeDelta::days(1);
 
 /// Transactions of all dispatchers at a time, so that they never take the connections that webhooks need.
 const DESKS: usize = 2;
+
+/// How long a worker goes on with what it has claimed at once. What a process had finished of it and not written down is
+/// delivered once more if it dies.
+const PORTION_TIME: Duration = Duration::from_millis(100);
+
+/// The most messages that are claimed at once.
+const LARGEST_PORTION: usize = 64;
 
 /// Waits between attempts to write down how a delivery ended.
 const PERSISTENCE: [Duration; 3] =
@@ -152,7 +167,12 @@ async fn count(store: Arc<dyn Store>, mut names: BTreeSet<String>, clock: Clock)
         match patient(store.outbox_depth()).await {
             Ok(depths) => {
                 // A sink that has nothing left is not in the answer.
-                names.extend(depths.iter().map(|depth| depth.sink.clone()));
+                for depth in &depths {
+                    if names.insert(depth.sink.clone()) {
+                        let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
+                        tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
+                    }
+                }
                 let now = clock();
                 for name in &names {
                     let depth = depths.iter().find(|depth| depth.sink == *name);
@@ -166,13 +186,13 @@ async fn count(store: Arc<dyn Store>, mut names: BTreeSet<String>, clock: Clock)
                     gauge!(telemetry::OUTBOX_OLDEST, "sink" => name.clone()).set(age.as_secs_f64());
                 }
             }
-            Err(error) => tracing::debug!(%error, "the outbox could not be counted"),
+            Err(error) => tracing::warn!(%error, "the outbox could not be counted"),
         }
         sleep(COUNT.max(began.elapsed() * COUNTING_SHARE)).await;
     }
 }
 
-/// Works for one sink. A turn claims one message, hands it over, and writes down how that ended.
+/// Works for one sink. A turn claims a portion of what is due, hands it over, and writes down how that ended.
 pub struct Dispatcher {
     store: Arc<dyn Store>,
     destination: Destination,
@@ -184,6 +204,8 @@ pub struct Dispatcher {
     breaker: Arc<Mutex<Breaker>>,
     limiter: Option<DefaultDirectRateLimiter>,
     desks: Arc<Semaphore>,
+    /// How many messages the sink is likely to take within [`PORTION_TIME`].
+    portion: AtomicUsize,
 }
 
 impl Dispatcher {
@@ -197,6 +219,7 @@ impl Dispatcher {
             breaker: Arc::new(Mutex::new(Breaker::new(&destination.subscription.sink))),
             limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
             desks: Arc::new(Semaphore::new(DESKS)),
+            portion: AtomicUsize::new(1),
             destination,
         }
     }
@@ -216,28 +239,40 @@ impl Dispatcher {
         self.destination.settings.timeout.min(LONGEST)
     }
 
-    async fn claim(&self) -> Result<Option<Claimed>, StoreError> {
-        let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
-        let now = (self.clock)();
-        let token = format!("{:032x}", rand::random::<u128>());
-        let lease = Lease { token, now, until: now + lasting };
-        self.ask(self.store.claim_message(self.name(), &lease)).await
+    /// What was claimed, and when the last of it must be over.
+    async fn claim(&self, limit: usize) -> Result<(Vec<Claimed>, Instant), StoreError> {
+        self.ask(async {
+            // Only now: waiting for a desk is not for the sink to answer for.
+            let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
+            let (now, deadline) = ((self.clock)(), Instant::now() + self.patience() + MARGIN / 2);
+            let token = format!("{:032x}", rand::random::<u128>());
+            let lease = Lease { token, now, until: now + lasting };
+            let limit = u32::try_from(limit).unwrap_or(1);
+            Ok((self.store.claim_messages(self.name(), &lease, limit).await?, deadline))
+        })
+        .await
     }
 
-    /// Hand a message over, within what is left of the lease. In a task of its own: a panic is a refusal like another.
-    async fn hand_over(&self, claimed: &Claimed, patience: Duration) -> Result<(), Refusal> {
+    /// Hand a message over. In a task of its own: a panic is a refusal like another.
+    async fn hand_over(&self, claimed: &Claimed) -> Result<(), Refusal> {
         let later = |reason: &str| Refusal { reason: reason.to_owned(), again: Again::Later(None) };
-        let Ok(message) = serde_json::from_str::<Message>(&claimed.payload) else {
-            return Err(Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never });
-        };
-        let (sink, body) = (Arc::clone(&self.destination.sink), claimed.payload.clone());
+        let unreadable =
+            || Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never };
+        let mut message: Message = serde_json::from_str(&claimed.payload).map_err(|_| unreadable())?;
+        let mut body = claimed.payload.clone();
+        // A field may have been taken from the sink since the message was written.
+        if message.keep_only(self.destination.subscription.fields) {
+            body = serde_json::to_string(&message).map_err(|_| unreadable())?;
+        }
+        let sink = Arc::clone(&self.destination.sink);
         let memory = Recipient {
             store: Arc::clone(&self.store),
+            desks: Arc::clone(&self.desks),
             sink: claimed.sink.clone(),
             clerk_id: claimed.clerk_id.clone(),
         };
         let mut handing = tokio::spawn(async move { sink.deliver(&message, &body, &memory).await });
-        match timeout(patience, &mut handing).await {
+        match timeout(self.patience(), &mut handing).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(later("a bug in clerk-sync: see the log")),
             Err(_) => {
@@ -280,21 +315,126 @@ impl Dispatcher {
         }
     }
 
-    /// Write down how it ended; what cannot be written down is delivered once more when the lease has ended.
-    async fn finish(&self, claimed: &Claimed, ending: &Ending) -> Result<(), StoreError> {
+    /// Write down how they ended; what cannot be written down is delivered once more when the lease has ended.
+    async fn finish(&self, ended: &[(Claimed, Ending)]) -> Result<(), StoreError> {
+        match self.write(ended).await {
+            // Somebody holds one of the users, and the others do not wait for that.
+            Err(StoreError { trouble: Trouble::Locked, .. }) if ended.len() > 1 => {
+                let mut result = Ok(());
+                for one in ended.chunks(1) {
+                    result = self.write(one).await.and(result);
+                }
+                result
+            }
+            result => result,
+        }
+    }
+
+    async fn write(&self, ended: &[(Claimed, Ending)]) -> Result<(), StoreError> {
+        if ended.is_empty() {
+            return Ok(());
+        }
         let mut pauses = PERSISTENCE.iter();
         loop {
-            let error = match self.ask(self.store.finish_message(claimed, ending, (self.clock)())).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {
-                    tracing::debug!(sink = self.name(), id = claimed.message_id, "the answer came too late");
+            let error = match self.ask(self.store.finish_messages(ended, (self.clock)())).await {
+                Ok(written) => {
+                    let late = ended.len() as u64 - written;
+                    if late > 0 {
+                        tracing::debug!(sink = self.name(), late, "answers came too late");
+                    }
                     return Ok(());
                 }
+                Err(error) if error.trouble == Trouble::Locked && ended.len() > 1 => return Err(error),
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { return Err(error) };
             sleep(*pause).await;
         }
+    }
+
+    /// Whether another message may go now. `None`: the sink is to be left alone, or has had as many as its rate allows.
+    fn next_pass(&self, began: Instant) -> Option<Pass> {
+        if began.elapsed() > PORTION_TIME {
+            return None;
+        }
+        let pass = Breaker::enter(&self.breaker, Instant::now())?;
+        let is_allowed = self.limiter.as_ref().is_none_or(|limiter| limiter.check().is_ok());
+        (is_allowed && !pass.is_probe()).then_some(pass)
+    }
+
+    /// Hand over what was claimed, one after another, and write down how that ended. The last one is over by the deadline.
+    async fn work_through(
+        &self,
+        claimed: Vec<Claimed>,
+        mut pass: Pass,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let all = claimed.len();
+        let mut waiting = claimed.into_iter();
+        let mut ended: Vec<(Claimed, Ending)> = Vec::with_capacity(all);
+        let (mut handed_over, mut failed) = (0, false);
+        while let Some(message) = waiting.next() {
+            let handing_over = Instant::now();
+            if handing_over + self.patience() > deadline {
+                // The database took too much of the lease, which the sink could not know.
+                ended.push((message, Ending::Untried));
+                break;
+            }
+            let result = {
+                let mut handing = pin!(self.hand_over(&message));
+                if let Ok(result) = timeout(PORTION_TIME.saturating_sub(began.elapsed()), &mut handing).await
+                {
+                    result
+                } else {
+                    // The others do not wait for this one.
+                    ended.extend(waiting.by_ref().map(|message| (message, Ending::Untried)));
+                    let (result, written) = tokio::join!(handing, self.finish(&ended));
+                    ended.clear();
+                    if let Err(error) = written {
+                        tracing::warn!(sink = self.name(), %error, "deliveries were not written down, and are repeated");
+                    }
+                    result
+                }
+            };
+            let took = handing_over.elapsed();
+            match &result {
+                Ok(()) | Err(Refusal { again: Again::Never, .. }) => pass.answered(),
+                Err(Refusal { again: Again::Later(hold), reason }) => {
+                    failed = true;
+                    pass.failed(Instant::now(), hold.map(|hold| hold.min(LONGEST_HOLD)), reason);
+                }
+            }
+            let ending = self.ending(&message, result, &pass, (self.clock)());
+            self.tell(&message, &ending, took);
+            ended.push((message, ending));
+            handed_over += 1;
+            if failed || waiting.len() == 0 {
+                break;
+            }
+            let Some(next) = self.next_pass(began) else { break };
+            pass = next;
+        }
+        // A probe is over before its answer is written down.
+        drop(pass);
+        ended.extend(waiting.map(|message| (message, Ending::Untried)));
+        self.adapt(all, handed_over, failed, began.elapsed());
+        self.finish(&ended).await
+    }
+
+    /// Learn from a portion how large the next one may be.
+    fn adapt(&self, claimed: usize, handed_over: usize, failed: bool, took: Duration) {
+        let portion = self.portion.load(Ordering::Relaxed);
+        let next = if failed {
+            1
+        } else if handed_over < claimed || took > PORTION_TIME {
+            handed_over.max(1)
+        } else if claimed >= portion && took < PORTION_TIME / 2 {
+            (portion * 2).min(LARGEST_PORTION)
+        } else {
+            return;
+        };
+        self.portion.store(next, Ordering::Relaxed);
     }
 
     fn tell(&self, claimed: &Claimed, ending: &Ending, took: Duration) {
@@ -305,6 +445,7 @@ impl Dispatcher {
                 tracing::debug!(sink, id, %clerk_id, %kind, "a message was delivered");
                 "delivered"
             }
+            Ending::Untried => return,
             Ending::Again { attempts, error, .. } => {
                 tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken: tried again");
                 "again"
@@ -326,7 +467,7 @@ impl Tenant for Dispatcher {
     }
 
     async fn turn(&self) -> Result<Turn, StoreError> {
-        let Some(mut pass) = Breaker::enter(&self.breaker, Instant::now()) else { return Ok(Turn::Idle) };
+        let Some(pass) = Breaker::enter(&self.breaker, Instant::now()) else { return Ok(Turn::Idle) };
         if let Some(limiter) = &self.limiter
             && let Err(not_until) = limiter.check()
         {
@@ -336,24 +477,15 @@ impl Tenant for Dispatcher {
             sleep(wait.min(Duration::from_secs(1))).await;
             return Ok(Turn::More);
         }
-        let began = Instant::now();
-        let Some(claimed) = self.claim().await? else { return Ok(Turn::Idle) };
-        // Perhaps there is one for the next place too.
-        self.bell.notify_one();
-        let handing_over = Instant::now();
-        let left = (self.patience() + MARGIN / 2).saturating_sub(began.elapsed());
-        let result = self.hand_over(&claimed, self.patience().min(left)).await;
-        let took = handing_over.elapsed();
-        match &result {
-            Ok(()) | Err(Refusal { again: Again::Never, .. }) => pass.answered(),
-            Err(Refusal { again: Again::Later(hold), reason }) => {
-                pass.failed(Instant::now(), hold.map(|hold| hold.min(LONGEST_HOLD)), reason);
-            }
+        // A probe risks one message.
+        let limit = if pass.is_probe() { 1 } else { self.portion.load(Ordering::Relaxed) };
+        let (claimed, deadline) = self.claim(limit).await?;
+        if claimed.is_empty() {
+            return Ok(Turn::Idle);
         }
-        let ending = self.ending(&claimed, result, &pass, (self.clock)());
-        drop(pass);
-        self.tell(&claimed, &ending, took);
-        self.finish(&claimed, &ending).await?;
+        // Perhaps there is something for the next place too.
+        self.bell.notify_one();
+        self.work_through(claimed, pass, deadline).await?;
         Ok(Turn::More)
     }
 }

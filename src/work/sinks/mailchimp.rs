@@ -10,7 +10,7 @@
 //! Source: <https://mailchimp.com/developer/marketing/api/list-members/>,
 //! <https://mailchimp.com/developer/marketing/docs/errors/>.
 
-use std::{fmt::Write, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use md5::{Digest, Md5};
@@ -313,11 +313,7 @@ const SKIP_VALIDATION: (&str, &str) = ("skip_merge_validation", "true");
 
 /// How Mailchimp names a contact by its address.
 fn subscriber_hash(address: &str) -> String {
-    let digest = Md5::digest(address.trim().to_lowercase());
-    digest.iter().fold(String::with_capacity(32), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(Md5::digest(address.trim().to_lowercase()))
 }
 
 fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 
-use super::Refusal;
+use super::{super::patient, Refusal};
 use crate::{
     model::ClerkId,
     store::{Store, StoreError},
@@ -30,6 +31,8 @@ pub trait Memory: Send + Sync {
 /// The memory that lasts: `outbox_recipients.reference`.
 pub struct Recipient {
     pub store: Arc<dyn Store>,
+    /// Transactions at a time, of all who ask.
+    pub desks: Arc<Semaphore>,
     pub sink: String,
     pub clerk_id: ClerkId,
 }
@@ -38,25 +41,36 @@ pub struct Recipient {
 impl Memory for Recipient {
     async fn recall(&self) -> Result<Option<String>, Refusal> {
         let (store, sink, clerk_id) = (Arc::clone(&self.store), self.sink.clone(), self.clerk_id.clone());
-        finish(async move { store.reference(&sink, &clerk_id).await }).await
+        self.finish(async move { store.reference(&sink, &clerk_id).await }).await
     }
 
     async fn keep(&self, reference: &str) -> Result<(), Refusal> {
         let (store, sink, clerk_id) = (Arc::clone(&self.store), self.sink.clone(), self.clerk_id.clone());
         let reference = reference.to_owned();
-        let kept = finish(async move { store.keep_reference(&sink, &clerk_id, &reference).await }).await?;
+        let kept =
+            self.finish(async move { store.keep_reference(&sink, &clerk_id, &reference).await }).await?;
         if kept { Ok(()) } else { Err(Refusal::later("the user is no recipient of this sink")) }
     }
 }
 
-/// In a task of its own: a sink may run out of time at any moment, a transaction is not to be cut off by that.
-async fn finish<T: Send + 'static>(
-    call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, Refusal> {
-    match tokio::spawn(call).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Refusal::later(format!("what is known of the user cannot be read: {error}"))),
-        Err(_) => Err(Refusal::later("what is known of the user cannot be read")),
+impl Recipient {
+    /// In a task of its own: a sink may run out of time at any moment, a transaction is not to be cut off by that.
+    async fn finish<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let desks = Arc::clone(&self.desks);
+        let call = async move {
+            let _desk = desks.acquire().await;
+            patient(call).await
+        };
+        match tokio::spawn(call).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                Err(Refusal::later(format!("what is known of the user cannot be read: {error}")))
+            }
+            Err(_) => Err(Refusal::later("what is known of the user cannot be read")),
+        }
     }
 }
 

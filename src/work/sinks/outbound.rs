@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use reqwest::{Client, RequestBuilder, StatusCode, header, redirect};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::{Again, Refusal};
 use crate::sync::Clock;
@@ -19,6 +20,9 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
+
+/// How long the rest of an answer may take that nobody waits for.
+const READ_ON: Duration = Duration::from_secs(1);
 
 const TOO_LATE: &str = "no answer in time";
 const NO_CONNECTION: &str = "no connection";
@@ -58,23 +62,41 @@ impl Outbound {
 
     /// Send a request and read the beginning of the answer, whatever its status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
-        let mut response = request.send().await.map_err(|error| no_answer(&error))?;
+        let (mut answer, response) = self.begin(request).await?;
+        // The status has been said. If the rest does not come, it is for who needs the rest to miss it.
+        answer.body = beginning(response).await;
+        Ok(answer)
+    }
+
+    /// Send a request to somebody of whom only the status counts. For the rest nobody waits.
+    pub(super) async fn post(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
+        let (answer, response) = self.begin(request).await?;
+        // Read all the same, so that the connection can be used again.
+        tokio::spawn(timeout(READ_ON, beginning(response)));
+        Ok(answer)
+    }
+
+    async fn begin(&self, request: RequestBuilder) -> Result<(Answer, Response), Refusal> {
+        let response = request.send().await.map_err(|error| no_answer(&error))?;
         let status = response.status();
         let retry_after = response
             .headers()
             .get(header::RETRY_AFTER)
             .and_then(|value| retry_after(value.to_str().ok()?, self.now()));
-        let mut body = Vec::new();
-        // The status has been said. If the rest does not come, it is for who needs the rest to miss it.
-        while let Ok(Some(chunk)) = response.chunk().await {
-            let room = LONGEST_ANSWER - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() >= room {
-                break;
-            }
-        }
-        Ok(Answer { status, retry_after, body })
+        Ok((Answer { status, retry_after, body: Vec::new() }, response))
     }
+}
+
+async fn beginning(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = LONGEST_ANSWER - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if chunk.len() >= room {
+            break;
+        }
+    }
+    body
 }
 
 /// All of it within this time.
@@ -82,7 +104,7 @@ pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(Refusal::later(TOO_LATE)))
+    timeout(limit, work).await.unwrap_or_else(|_| Err(Refusal::later(TOO_LATE)))
 }
 
 /// What came back.

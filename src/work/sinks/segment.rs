@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use reqwest::{
     StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
@@ -22,7 +22,7 @@ use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
     outbound::{Answer, within},
 };
-use crate::model::{Field, Message, MessageType};
+use crate::model::{Field, Message, MessageType, rfc3339};
 
 /// The form of Segment's Public API that we speak, which is also its content type.
 const PUBLIC_API: HeaderValue = HeaderValue::from_static("application/vnd.segment.v1+json");
@@ -87,7 +87,7 @@ impl Segment {
             .basic_auth(self.write_key.expose_secret(), Some(""))
             .header(CONTENT_TYPE, "application/json")
             .body(call.to_string());
-        self.outbound.send(request).await?.taken()?;
+        self.outbound.post(request).await?.taken()?;
         Ok(())
     }
 
@@ -170,12 +170,11 @@ fn until_next(answer: &Answer) -> Option<Duration> {
 
 /// The `identify` call of a message; `None` if it is about nobody.
 fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
-    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Millis, true);
     Some(json!({
         "userId": message.clerk_id()?.as_str(),
         "messageId": message.id,
-        "timestamp": time(message.timestamp),
-        "sentAt": time(now),
+        "timestamp": rfc3339(message.timestamp),
+        "sentAt": rfc3339(now),
         "traits": traits(&message.data),
         "context": { "library": { "name": "clerk-sync", "version": env!("CARGO_PKG_VERSION") } },
     }))

@@ -1,0 +1,58 @@
+//! `completions` and `man`: what a shell and `man` need to know of the command line, made from its definition.
+
+use std::{
+    fs,
+    io::{Write, stdout},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use clap::{Args, Command};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::Failure;
+
+/// Print a script with completions for a shell
+#[derive(Args)]
+pub(super) struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+impl Completions {
+    pub(super) fn run(self, mut command: Command) {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut command, "clerk-sync", &mut script);
+        print(&script);
+    }
+}
+
+/// Print the manual page, or write the pages of all commands into a folder
+#[derive(Args)]
+pub(super) struct Manual {
+    /// The folder; made if it is missing
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+}
+
+impl Manual {
+    pub(super) fn run(self, command: Command) -> Result<(), Failure> {
+        let Some(folder) = self.dir else {
+            let mut page = Vec::new();
+            Man::new(command).render(&mut page)?;
+            print(&page);
+            return Ok(());
+        };
+        let place = folder.display();
+        fs::create_dir_all(&folder).with_context(|| format!("the folder {place} cannot be made"))?;
+        clap_mangen::generate_to(command, &folder)
+            .with_context(|| format!("the pages cannot be written to {place}"))?;
+        Ok(())
+    }
+}
+
+/// A reader that has gone away is not an error.
+fn print(text: &[u8]) {
+    let _ = stdout().write_all(text);
+}

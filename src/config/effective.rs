@@ -1,0 +1,211 @@
+//! The configuration as it came out, for people: every variable with its value and where that came from. Secrets are
+//! told by their kind and number, never shown.
+
+use std::{fmt, path::Path, time::Duration};
+
+use clap::{ArgMatches, Args, Command, parser::ValueSource};
+use humantime::format_duration;
+use secrecy::ExposeSecret;
+
+use super::{AllowedAddresses, Config, Database, Settings, mistake::flag};
+use crate::{model::FieldSet, telemetry::LogFormat};
+
+/// One variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    /// Such as `PORT`.
+    pub variable: &'static str,
+    /// `None`: not set, and there is no default.
+    pub value: Option<String>,
+    pub origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This flag.
+    CommandLine(String),
+    Environment,
+    /// The file `.env`.
+    Dotenv,
+    /// The file that the variable's `…_FILE` names.
+    File(String),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine(flag) => write!(f, "command line ({flag})"),
+            Self::Environment => f.write_str("environment"),
+            Self::Dotenv => f.write_str(".env"),
+            Self::File(variable) => write!(f, "file of {variable}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+impl Config {
+    /// Every variable, in the order of the documentation. `matches` are those of the whole command line, `dotenv` the
+    /// names that [`load_dotenv`](super::load_dotenv) took from the file.
+    pub fn effective(&self, matches: &ArgMatches, dotenv: &[String]) -> Vec<Effective> {
+        let given = Given { matches, dotenv, arguments: Settings::augment_args(Command::new("clerk-sync")) };
+        let values = self.values().into_iter();
+        values
+            .map(|(variable, value)| Effective { variable, value, origin: given.origin(variable) })
+            .collect()
+    }
+
+    fn values(&self) -> Vec<(&'static str, Option<String>)> {
+        // By name, so that nobody adds a setting that is not told here.
+        let Self {
+            database,
+            database_schema,
+            database_max_connections,
+            database_wait,
+            signing_secrets,
+            clerk_secret_key,
+            clerk_api_url,
+            instance_id,
+            reconcile_interval,
+            catch_up_after,
+            catch_up_on_empty,
+            listen,
+            admin_listen,
+            admin_token,
+            sync_fields,
+            deletion_policy,
+            deletion_grace,
+            anonymize_columns,
+            config_file,
+            sinks: _,
+            webhook_tolerance_seconds,
+            webhook_max_body_bytes,
+            webhook_allowed_ips,
+            trusted_proxies,
+            processing,
+            queue_max_attempts,
+            processed_retention,
+            dead_retention,
+            shutdown_grace,
+            log_format,
+            log_filter,
+            warnings: _,
+        } = self;
+        let place = match database {
+            Database::Postgres { .. } => database.place(),
+            Database::Sqlite { path } => format!("sqlite://{}", path.display()),
+        };
+        let secrets = match signing_secrets.len() {
+            0 => None,
+            1 => Some("1 secret".to_owned()),
+            several => Some(format!("{several} secrets")),
+        };
+        // Of a key its first part says which kind of instance it is for.
+        let key = clerk_secret_key.as_ref().map(|key| {
+            let live = key.expose_secret().starts_with("sk_live_");
+            format!("{}…", if live { "sk_live_" } else { "sk_test_" })
+        });
+        let format = log_format.map_or("pretty on a terminal, else json", |format| match format {
+            LogFormat::Pretty => "pretty",
+            LogFormat::Json => "json",
+        });
+        let switch = if *catch_up_on_empty { "on" } else { "off" };
+        let some = |value: &dyn fmt::Display| Some(value.to_string());
+        vec![
+            ("DATABASE_URL", Some(place)),
+            ("DATABASE_SCHEMA", some(database_schema)),
+            ("DATABASE_MAX_CONNECTIONS", some(database_max_connections)),
+            ("DATABASE_WAIT_SECONDS", some(&database_wait.as_secs())),
+            ("CLERK_WEBHOOK_SIGNING_SECRET", secrets),
+            ("CLERK_SECRET_KEY", key),
+            ("CLERK_API_URL", some(clerk_api_url)),
+            ("CLERK_INSTANCE_ID", instance_id.clone()),
+            ("RECONCILE_INTERVAL", Some(length(*reconcile_interval))),
+            ("CATCH_UP_AFTER", Some(length(*catch_up_after))),
+            ("CATCH_UP_ON_EMPTY", some(&switch)),
+            ("HOST", some(&listen.ip())),
+            ("PORT", some(&listen.port())),
+            ("ADMIN_HOST", some(&admin_listen.ip())),
+            ("ADMIN_PORT", some(&admin_listen.port())),
+            ("ADMIN_TOKEN", admin_token.as_ref().map(|_| "set".to_owned())),
+            ("SYNC_FIELDS", Some(fields(*sync_fields))),
+            ("DELETION_POLICY", some(&deletion_policy.name())),
+            ("DELETION_GRACE_DAYS", Some(days(*deletion_grace))),
+            ("ANONYMIZE_COLUMNS", listed(anonymize_columns)),
+            ("CONFIG_FILE", config_file.as_deref().map(Path::display).as_ref().and_then(|path| some(path))),
+            ("WEBHOOK_TOLERANCE_SECONDS", some(webhook_tolerance_seconds)),
+            ("WEBHOOK_MAX_BODY_BYTES", some(webhook_max_body_bytes)),
+            ("WEBHOOK_ALLOWED_IPS", Some(allowed(webhook_allowed_ips))),
+            ("TRUSTED_PROXIES", listed(trusted_proxies)),
+            ("PROCESSING", some(&processing.name())),
+            ("QUEUE_MAX_ATTEMPTS", some(queue_max_attempts)),
+            ("PROCESSED_RETENTION_DAYS", Some(days(*processed_retention))),
+            ("DEAD_RETENTION_DAYS", Some(days(*dead_retention))),
+            ("SHUTDOWN_GRACE_SECONDS", some(&shutdown_grace.as_secs())),
+            ("LOG_FORMAT", some(&format)),
+            ("RUST_LOG", some(log_filter)),
+        ]
+    }
+}
+
+/// What was given, and how.
+struct Given<'a> {
+    matches: &'a ArgMatches,
+    dotenv: &'a [String],
+    /// The definition of every setting.
+    arguments: Command,
+}
+
+impl Given<'_> {
+    fn origin(&self, variable: &str) -> Origin {
+        let file = format!("{variable}_FILE");
+        match (self.of(variable), self.of(&file)) {
+            (Some(origin), _) => origin,
+            (None, Some(_)) => Origin::File(file),
+            (None, None) => Origin::Default,
+        }
+    }
+
+    /// Where this variable itself was given; a blank value counts as none.
+    fn of(&self, variable: &str) -> Option<Origin> {
+        let argument = self
+            .arguments
+            .get_arguments()
+            .find(|argument| argument.get_env().is_some_and(|name| name.to_str() == Some(variable)))?;
+        let id = argument.get_id().as_str();
+        let text = self.matches.get_one::<String>(id)?;
+        match self.matches.value_source(id)? {
+            _ if text.trim().is_empty() => None,
+            ValueSource::CommandLine => Some(Origin::CommandLine(flag(variable))),
+            _ if self.dotenv.iter().any(|name| name == variable) => Some(Origin::Dotenv),
+            _ => Some(Origin::Environment),
+        }
+    }
+}
+
+fn length(length: Option<Duration>) -> String {
+    length.map_or_else(|| "off".to_owned(), |length| format_duration(length).to_string())
+}
+
+fn days(length: Duration) -> String {
+    (length.as_secs() / (24 * 60 * 60)).to_string()
+}
+
+fn fields(fields: FieldSet) -> String {
+    let names: Vec<_> = fields.iter().map(crate::model::Field::name).collect();
+    names.join(",")
+}
+
+fn listed<T: fmt::Display>(items: &[T]) -> Option<String> {
+    let texts: Vec<String> = items.iter().map(T::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(","))
+}
+
+fn allowed(addresses: &AllowedAddresses) -> String {
+    match addresses {
+        AllowedAddresses::Any => "any".to_owned(),
+        AllowedAddresses::Svix => "svix".to_owned(),
+        AllowedAddresses::Networks(networks) => listed(networks).unwrap_or_default(),
+    }
+}
