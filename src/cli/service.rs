@@ -28,6 +28,7 @@ use crate::{
     telemetry,
     work::{
         CatchUpLoop, Queue, Retention, Upkeep,
+        activity::{Answers, Recorder},
         outbox::{Destination, Outbox},
         retention::Keep,
         worker::Worker,
@@ -161,7 +162,7 @@ pub struct Service {
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
-    /// Those that give their leases back before they end.
+    /// Those that give their leases back, or write their last counts, before they end.
     catch_up: JoinSet<()>,
     /// Finishes what they have begun.
     workers: JoinSet<()>,
@@ -223,6 +224,7 @@ impl Service {
             clock: Arc::clone(&clock),
             instance: Instance { pinned: config.instance_id.clone(), may_change: false },
         });
+        let answers = Answers::default();
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
@@ -234,6 +236,7 @@ impl Service {
                 catch_up_context.clone().map(Ensure::new),
             ),
             bodies: Bodies::new(config.webhook_max_body_bytes),
+            answers: answers.clone(),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,
             instance_id: config.instance_id.clone(),
@@ -266,6 +269,7 @@ impl Service {
             };
             workers.spawn(worker.run(shutdown.clone()));
         }
+        let recorder = Recorder { store: Arc::clone(&store), answers };
         let work = Upkeep { store: Arc::clone(&store), clock: Arc::clone(&clock) };
         let retention = Retention {
             store: Arc::clone(&store),
@@ -278,6 +282,7 @@ impl Service {
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
         catch_up.spawn(retention.run(shutdown.clone()));
+        catch_up.spawn(recorder.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
                 context,

@@ -44,6 +44,7 @@ use crate::{
     clerk::signature::Verifier,
     model::FieldSet,
     sync::{Clock, Committer},
+    work::activity::Answers,
 };
 
 /// Everything that handlers need.
@@ -53,6 +54,7 @@ pub struct App {
     pub probe: Probe,
     pub api: Api,
     pub bodies: Bodies,
+    pub answers: Answers,
     pub addresses: Addresses,
     /// The allow-list of fields.
     pub fields: FieldSet,

@@ -23,10 +23,10 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, Receipt, SvixId, User},
     store::{
-        AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued,
-        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-        StoredMessage, Tombstone, Transaction, Trouble,
+        Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
+        MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
+        QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
+        SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -97,10 +97,19 @@ impl Store for FakeStore {
     async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
         unreachable!()
     }
-    async fn prune_dead(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+    async fn prune(&self, _: Old, _: DateTime<Utc>, _: u32) -> Stored<u64> {
         unreachable!()
     }
-    async fn prune_processed(&self, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+    async fn deliveries(&self, _: &DeliveryFilter, _: u32) -> Stored<Vec<Processed>> {
+        unreachable!()
+    }
+    async fn processed(&self, _: &[SvixId]) -> Stored<Vec<Processed>> {
+        unreachable!()
+    }
+    async fn add_activity(&self, _: &[Activity]) -> Stored<()> {
+        unreachable!()
+    }
+    async fn activity(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<Activity>> {
         unreachable!()
     }
     async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
@@ -124,7 +133,7 @@ impl Store for FakeStore {
     async fn remember_instance(&self, _: &str) -> Stored<()> {
         unreachable!()
     }
-    async fn last_finished(&self, _: RunKind) -> Stored<Option<DateTime<Utc>>> {
+    async fn last_finished(&self, _: RunKind) -> Stored<Option<Run>> {
         unreachable!()
     }
     async fn prune_runs(&self, _: DateTime<Utc>) -> Stored<()> {
@@ -170,9 +179,6 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn paused_sinks(&self) -> Stored<Vec<(String, DateTime<Utc>)>> {
-        unreachable!()
-    }
-    async fn prune_outbox(&self, _: DateTime<Utc>, _: DateTime<Utc>, _: u32) -> Stored<u64> {
         unreachable!()
     }
     async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
@@ -241,6 +247,7 @@ fn app(store: Arc<FakeStore>) -> App {
         probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
         api: Api::new(store, Some("t0ken"), None),
         bodies: Bodies::new(1_048_576),
+        answers: Answers::default(),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,
         instance_id: None,

@@ -42,6 +42,7 @@ pub(super) struct Answer {
 /// What is known of a request so far. Each is counted and logged exactly once, even if its handler panics or is
 /// cut off at shutdown.
 struct Attempt {
+    app: Arc<App>,
     started: Instant,
     peer: SocketAddr,
     /// Whom the peer speaks for, where it is trusted to say.
@@ -60,8 +61,16 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<Json<Answer>, Problem> {
     let started = Instant::now();
-    let mut attempt =
-        Attempt { started, peer, caller: None, request_id, svix_id: None, event_type: None, told: false };
+    let mut attempt = Attempt {
+        app: Arc::clone(&app),
+        started,
+        peer,
+        caller: None,
+        request_id,
+        svix_id: None,
+        event_type: None,
+        told: false,
+    };
     let result = process(&app, request, &mut attempt).await;
     match result {
         Ok(outcome) => attempt.succeeded(outcome),
@@ -110,7 +119,7 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
 
 impl Attempt {
     fn succeeded(&mut self, outcome: Outcome) {
-        let duration = self.count(outcome.name());
+        let duration = self.count(outcome.name(), "");
         tracing::info!(
             svix_id = self.svix_id(),
             event = self.event_type(),
@@ -122,7 +131,7 @@ impl Attempt {
     }
 
     fn failed(&mut self, problem: Problem) {
-        let duration = self.count("failed");
+        let duration = self.count("failed", problem.code());
         tracing::warn!(
             svix_id = self.svix_id(),
             event = self.event_type(),
@@ -136,7 +145,7 @@ impl Attempt {
 
     fn rejected(&mut self, problem: Problem) {
         metrics::counter!(telemetry::REJECTIONS, "reason" => problem.code()).increment(1);
-        let duration = self.count("rejected");
+        let duration = self.count("rejected", problem.code());
         macro_rules! say {
             ($level:ident) => {
                 tracing::$level!(
@@ -170,13 +179,14 @@ impl Attempt {
         );
     }
 
-    /// Count the answer; returns how long it took.
-    fn count(&mut self, outcome: &'static str) -> Duration {
+    /// Count the answer, and why it is not a better one; returns how long it took.
+    fn count(&mut self, outcome: &'static str, reason: &'static str) -> Duration {
         self.told = true;
         let event = label(self.event_type.as_deref());
         let duration = self.started.elapsed();
         metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
         metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
+        self.app.answers.count((self.app.clock)(), event, outcome, reason, duration);
         duration
     }
 

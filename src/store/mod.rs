@@ -86,11 +86,21 @@ pub trait Store: Send + Sync + 'static {
     /// One delivery of `webhook_queue`, whole.
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
 
-    /// Forget up to `limit` dead deliveries that came before `before`; returns how many.
-    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
+    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64>;
 
-    /// Forget up to `limit` processed ids older than `before`; returns how many.
-    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64>;
+    /// Up to `limit` of the newest processed deliveries, the newest first, behind this one. With an event type or outcome
+    /// only so many of the newest are looked through as [`LOOKED_THROUGH`] says.
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
+
+    /// These deliveries, as far as they are recorded as processed.
+    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>>;
+
+    /// Add to what is counted of a minute.
+    async fn add_activity(&self, counted: &[Activity]) -> Result<()>;
+
+    /// What was counted since then, put together by so many seconds from the epoch on, in the order of time.
+    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>>;
 
     /// What is stored of these users, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
@@ -119,8 +129,8 @@ pub trait Store: Send + Sync + 'static {
     /// Remember which instance of Clerk the users come from, in place of any other.
     async fn remember_instance(&self, id: &str) -> Result<()>;
 
-    /// When a run of this kind through all users last came to its end.
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>>;
+    /// The run of this kind through all users that last came to its end.
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>>;
 
     /// Forget runs that were last worked on before this.
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()>;
@@ -174,14 +184,6 @@ pub trait Store: Send + Sync + 'static {
     /// Which sinks are paused, and since when.
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
 
-    /// Forget up to `limit` messages that were delivered or discarded before one time, or dead before another; returns
-    /// how many.
-    async fn prune_outbox(
-        &self,
-        delivered_before: DateTime<Utc>,
-        dead_before: DateTime<Utc>,
-        limit: u32,
-    ) -> Result<u64>;
     /// What a sink remembers of a user who is one of its recipients.
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
 
@@ -431,6 +433,49 @@ pub struct Record<'a> {
     pub processed_at: DateTime<Utc>,
 }
 
+/// How many of the newest deliveries are looked through for those of a type or outcome: a search for what is rare must not
+/// read a whole table.
+pub const LOOKED_THROUGH: u32 = 10_000;
+
+/// Which processed deliveries are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryFilter {
+    pub event_type: Option<String>,
+    pub outcome: Option<String>,
+    /// Those that were processed before this one.
+    pub before: Option<(DateTime<Utc>, SvixId)>,
+}
+
+/// A row of `processed_webhooks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processed {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub outcome: String,
+    pub clerk_id: Option<String>,
+    pub event_at: DateTime<Utc>,
+    pub processed_at: DateTime<Utc>,
+}
+
+/// Bounds of [`Activity::within`], in milliseconds.
+pub const WITHIN: [u32; 6] = [5, 25, 100, 500, 2_000, 10_000];
+
+/// How many webhooks of one kind were answered in one stretch of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// When the stretch began.
+    pub at: DateTime<Utc>,
+    /// The type of event, as in the metrics.
+    pub event: String,
+    /// As in the metrics.
+    pub outcome: String,
+    /// Why it was rejected or failed; else empty.
+    pub reason: String,
+    pub count: u64,
+    /// How many of them were answered within each of [`WITHIN`].
+    pub within: [u64; WITHIN.len()],
+}
+
 /// A line of the audit trail, as it stands in `audit_log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditLine {
@@ -618,6 +663,8 @@ pub enum Old {
     Told,
     /// Messages that are dead.
     Untold,
+    /// Counts of what was answered.
+    Activity,
 }
 
 impl Old {
@@ -628,6 +675,7 @@ impl Old {
             Self::Dead => "dead_deliveries",
             Self::Told => "delivered_messages",
             Self::Untold => "dead_messages",
+            Self::Activity => "activity",
         }
     }
 }

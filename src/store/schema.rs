@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 13] = [
+pub const TABLES: [Table; 14] = [
     Table {
         name: "users",
         columns: &[
@@ -156,6 +156,22 @@ pub const TABLES: [Table; 13] = [
             ("updated_at", Kind::Time),
             ("finished_at", Kind::Time),
             ("everybody", Kind::Bool),
+        ],
+    },
+    Table {
+        name: "activity",
+        columns: &[
+            ("at", Kind::Time),
+            ("event", Kind::Text),
+            ("outcome", Kind::Text),
+            ("reason", Kind::Text),
+            ("count", Kind::BigInt),
+            ("within_5ms", Kind::BigInt),
+            ("within_25ms", Kind::BigInt),
+            ("within_100ms", Kind::BigInt),
+            ("within_500ms", Kind::BigInt),
+            ("within_2s", Kind::BigInt),
+            ("within_10s", Kind::BigInt),
         ],
     },
     Table { name: "clerk_instance", columns: &[("one", Kind::Bool), ("instance_id", Kind::Text)] },

@@ -8,6 +8,7 @@
 //! takes that back.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use metrics::gauge;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -32,7 +33,7 @@ use crate::{
         event::Found,
     },
     model::{Change, ClerkId, Content, FieldSet, News, Source},
-    store::{Known, RunKind},
+    store::{Known, Run, RunKind},
     telemetry,
 };
 
@@ -202,6 +203,42 @@ impl Report {
     }
 }
 
+/// What is remembered of a reconcile: `sync_runs.progress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    /// Users at Clerk.
+    pub seen: u64,
+    /// Users that differed, by kind; kinds without any are left out.
+    pub drift: BTreeMap<String, u64>,
+    /// Of those, how many do not differ any more.
+    pub mended: u64,
+}
+
+impl Summary {
+    /// Of this run, if it is one that came to its end.
+    pub fn of(run: &Run) -> Option<Self> {
+        run.finished_at?;
+        serde_json::from_str(&run.progress).ok()
+    }
+
+    /// Users that differed.
+    pub fn differed(&self) -> u64 {
+        self.drift.values().sum()
+    }
+}
+
+impl From<&Report> for Summary {
+    fn from(report: &Report) -> Self {
+        let drift = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), report.of(kind).users));
+        Self {
+            seen: report.seen,
+            drift: drift.filter(|(_, users)| *users > 0).collect(),
+            mended: report.mended + report.deleted,
+        }
+    }
+}
+
 /// Compare everything, and mend it unless it is a dry run. `tell` hears how many users were compared.
 ///
 /// # Errors
@@ -217,8 +254,9 @@ pub async fn reconcile(
     let mut ledger = if options.dry_run {
         None
     } else {
-        let (unheard, _) = watch::channel(0_u64);
-        let open = Ledger::open(context, RunKind::Reconcile, (String::new(), true), true, 0, unheard);
+        let (unheard, _) = watch::channel(Summary::default());
+        let fresh = Summary::default();
+        let open = Ledger::open(context, RunKind::Reconcile, (String::new(), true), true, fresh, unheard);
         Some(open.await?.0)
     };
     let visitor = Arc::new(Visitor {
@@ -246,7 +284,7 @@ pub async fn reconcile(
     gauge!(telemetry::RECONCILE_LAST_SUCCESS)
         .set(f64::from(u32::try_from((context.clock)().timestamp()).unwrap_or(u32::MAX)));
     if let Some(ledger) = &mut ledger {
-        ledger.progress = report.seen;
+        ledger.progress = Summary::from(&report);
         ledger.finish().await?;
     }
     Ok(report)

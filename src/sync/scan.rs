@@ -10,7 +10,7 @@
 //! Nothing is decided about users here: a [`Visit`] takes them in.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -96,7 +96,8 @@ pub(super) trait Visit: Send + Sync + 'static {
 #[derive(Default)]
 pub(super) struct Seen {
     hashers: [RandomState; 2],
-    ids: Mutex<HashSet<[u64; 2]>>,
+    /// A tree, which unlike a table never stands twice in memory while it grows.
+    ids: Mutex<BTreeSet<[u64; 2]>>,
 }
 
 impl Seen {
@@ -116,7 +117,7 @@ impl Seen {
         self.ids().len() as u64
     }
 
-    fn ids(&self) -> MutexGuard<'_, HashSet<[u64; 2]>> {
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<[u64; 2]>> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

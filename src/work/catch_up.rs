@@ -116,6 +116,7 @@ impl CatchUpLoop {
     async fn left_of(&self, every: Duration) -> Duration {
         let last = self.store().last_finished(RunKind::Reconcile).await.ok().flatten();
         // By somebody's clock it may have been in the future.
+        let last = last.and_then(|run| run.finished_at);
         let ago = last.map(|last| ((self.context.clock)() - last).to_std().unwrap_or_default());
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides what a user looks like: what is due is applied by the rules that apply a webhook.
 
+pub mod activity;
 mod catch_up;
 pub mod outbox;
 mod queue;

@@ -43,6 +43,9 @@ const COMPACTED_FOR: Duration = Duration::from_hours(23);
 /// A larger file is not rewritten by itself, for nobody else can write meanwhile.
 const COMPACTED_BYTES: u64 = 1 << 30;
 
+/// How long it is known how many webhooks were answered: the last week is shown.
+const COUNTED: TimeDelta = TimeDelta::days(8);
+
 /// How long rows are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
@@ -54,12 +57,18 @@ pub struct Keep {
 
 impl Keep {
     /// Every kind of row that goes, and what is older than which time. A new kind is a line here.
-    fn steps(&self, now: DateTime<Utc>) -> [(Old, DateTime<Utc>); 4] {
+    fn steps(&self, now: DateTime<Utc>) -> [(Old, DateTime<Utc>); 5] {
         let before = |kept: TimeDelta| now.checked_sub_signed(kept).unwrap_or(DateTime::UNIX_EPOCH);
         let (processed, dead) = (before(self.processed), before(self.dead));
         // What was told shows that a dead message before it is overtaken, and so outlives it.
         let told = processed.min(dead);
-        [(Old::Processed, processed), (Old::Dead, dead), (Old::Told, told), (Old::Untold, dead)]
+        [
+            (Old::Processed, processed),
+            (Old::Dead, dead),
+            (Old::Told, told),
+            (Old::Untold, dead),
+            (Old::Activity, before(COUNTED)),
+        ]
     }
 }
 
@@ -107,15 +116,7 @@ async fn prune_kind(
         {
             return Ok(rows);
         }
-        let portion = patient(async {
-            match kind {
-                Old::Processed => store.prune_processed(before, AT_ONCE).await,
-                Old::Dead => store.prune_dead(before, AT_ONCE).await,
-                Old::Told => store.prune_outbox(before, DateTime::UNIX_EPOCH, AT_ONCE).await,
-                Old::Untold => store.prune_outbox(DateTime::UNIX_EPOCH, before, AT_ONCE).await,
-            }
-        });
-        let portion = portion.await?;
+        let portion = patient(store.prune(kind, before, AT_ONCE)).await?;
         rows += portion;
         if portion < u64::from(AT_ONCE) {
             return Ok(rows);

@@ -278,7 +278,11 @@ fn a_chunked_body_is_a_body() {
     for chunk in [1, 7, 100_000] {
         assert_eq!(service.ask(&chunked(&created(), chunk)).word(), "applied");
     }
-    let broken = String::from_utf8(chunked(&created(), 100)).expect("text").replacen("64\r\n", "zz\r\n", 1);
+    let broken = String::from_utf8(chunked(&created(), 100)).expect("text").replacen(
+        "\r\n\r\n64\r\n",
+        "\r\n\r\nzz\r\n",
+        1,
+    );
     let answer = service.ask(broken.as_bytes());
     assert_eq!((answer.status, answer.word().as_str()), (400, "incomplete_body"));
     // The body ends before the announced length.

@@ -24,10 +24,10 @@ use clerk_sync::{
         Register, Subscription, SvixId, User,
     },
     store::{
-        Advance, AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter,
-        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, QueueDepth,
-        QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store,
-        StoreError, StoredMessage, Tombstone, Transaction, Trouble, Waiting,
+        Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known,
+        Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked,
+        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run,
+        RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble, Waiting,
     },
     sync::{Clock, enqueue, erasure},
     work::{
@@ -483,11 +483,20 @@ impl Store for Troubled {
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
         self.inner.parked(id).await
     }
-    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        self.inner.prune_dead(before, limit).await
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        self.inner.prune(kind, before, limit).await
     }
-    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        self.inner.prune_processed(before, limit).await
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
+        self.inner.deliveries(filter, limit).await
+    }
+    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
+        self.inner.processed(ids).await
+    }
+    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
+        self.inner.add_activity(counted).await
+    }
+    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
+        self.inner.activity(since, seconds).await
     }
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
         self.fault.call(self.inner.known(ids, fields)).await
@@ -515,7 +524,7 @@ impl Store for Troubled {
     async fn remember_instance(&self, id: &str) -> Result<()> {
         self.fault.call(self.inner.remember_instance(id)).await
     }
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
         self.fault.call(self.inner.last_finished(kind)).await
     }
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
@@ -562,14 +571,6 @@ impl Store for Troubled {
     }
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
         self.inner.paused_sinks().await
-    }
-    async fn prune_outbox(
-        &self,
-        delivered_before: DateTime<Utc>,
-        dead_before: DateTime<Utc>,
-        limit: u32,
-    ) -> Result<u64> {
-        self.inner.prune_outbox(delivered_before, dead_before, limit).await
     }
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
         self.fault.call(self.inner.reference(sink, id)).await

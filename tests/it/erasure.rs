@@ -857,14 +857,14 @@ async fn dead_deliveries_are_forgotten_after_their_time_and_no_others(mut world:
     let before = world.now - TimeDelta::days(30);
     let old = async |kind| world.store.count_old(kind, before).await.unwrap();
     assert_eq!(old(Old::Dead).await, 4);
-    assert_eq!(world.store.prune_dead(before, 3).await.unwrap(), 3);
-    assert_eq!(world.store.prune_dead(before, 3).await.unwrap(), 1);
+    assert_eq!(world.store.prune(Old::Dead, before, 3).await.unwrap(), 3);
+    assert_eq!(world.store.prune(Old::Dead, before, 3).await.unwrap(), 1);
     assert_eq!(old(Old::Dead).await, 0);
     let mut left = world.column("SELECT svix_id FROM webhook_queue").await;
     left.sort();
     assert_eq!(left, [waiting.svix_id.clone(), dead[4].svix_id.clone()]);
     // What waits is not dead, however long.
-    assert_eq!(world.store.prune_dead(world.now + TimeDelta::days(1), 10).await.unwrap(), 1);
+    assert_eq!(world.store.prune(Old::Dead, world.now + TimeDelta::days(1), 10).await.unwrap(), 1);
     assert_eq!(time(&world.parked().await["received_at"]), at(crate::world::NOW));
 }
 

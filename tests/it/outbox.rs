@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     model::{DeletionPolicy, Field, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Ending, Lease, MessageFilter, MessageState},
+    store::{Claimed, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
@@ -740,10 +740,12 @@ async fn old_messages_are_forgotten_and_no_others(mut world: World) {
     let message = claimed(&world, "crm").await;
     finish(&world, &message, Ending::Delivered).await;
     let (old, older) = (world.now - TimeDelta::hours(1), world.now - TimeDelta::days(2));
-    assert_eq!(world.store.prune_outbox(older, older, 10).await.unwrap(), 0);
-    assert_eq!(world.store.prune_outbox(old, older, 1).await.unwrap(), 1);
-    assert_eq!(world.store.prune_outbox(old, older, 10).await.unwrap(), 1);
-    assert_eq!(world.store.prune_outbox(older, old, 10).await.unwrap(), 2);
+    let prune = async |kind, before, limit| world.store.prune(kind, before, limit).await.unwrap();
+    assert_eq!(prune(Old::Told, older, 10).await, 0);
+    assert_eq!(prune(Old::Told, old, 1).await, 1);
+    assert_eq!(prune(Old::Told, old, 10).await, 1);
+    assert_eq!(prune(Old::Untold, older, 10).await, 0);
+    assert_eq!(prune(Old::Untold, old, 10).await, 2);
     let mut left = world.column("SELECT state FROM outbox").await;
     left.sort();
     assert_eq!(left, ["delivered", "pending"]);

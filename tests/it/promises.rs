@@ -8,7 +8,10 @@ use clerk_sync::{
         Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register, Source,
         SvixId, User, Value, Version,
     },
-    store::{Advance, Bucket, History, Patience, Record, RowFilter, Run, RunKind, Transaction, Trouble},
+    store::{
+        Activity, Advance, Bucket, DeliveryFilter, History, Old, Patience, Processed, Record, RowFilter, Run,
+        RunKind, Transaction, Trouble,
+    },
     sync::{Clock, Committer, Limits, Refusal},
     work::{Retention, Upkeep, retention::Keep},
 };
@@ -141,6 +144,8 @@ promises! {
     extra_columns_are_fine,
     signups_are_counted_by_week_from_monday_in_utc,
     old_processed_ids_are_forgotten_and_no_others,
+    the_newest_deliveries_come_first,
+    what_was_answered_is_counted_by_the_minute,
     a_table_made_by_prisma_can_be_read,
     a_table_made_by_drizzle_can_be_read,
     a_table_without_clerks_ids_is_refused_with_an_explanation,
@@ -223,12 +228,12 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     let finished = Run { finished_at: Some(at(NOW + 5)), ..taken };
     assert!(store.save_run(&finished).await.unwrap());
     assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(older));
-    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(finished.clone()));
     let of_some = Run { everybody: false, finished_at: Some(at(NOW + 9)), ..run("3", "one", at(NOW)) };
     store.begin_run(&of_some).await.unwrap();
     assert_eq!(
         store.last_finished(RunKind::Backfill).await.unwrap(),
-        Some(at(NOW + 5)),
+        Some(finished.clone()),
         "a run through some users says nothing of the others"
     );
     assert_eq!(store.last_finished(RunKind::Reconcile).await.unwrap(), None);
@@ -238,7 +243,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
         None,
         "the older one is forgotten"
     );
-    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(at(NOW + 5)));
+    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(finished.clone()));
 }
 
 async fn the_instance_that_users_come_from_is_remembered(world: World) {
@@ -1816,13 +1821,80 @@ async fn old_processed_ids_are_forgotten_and_no_others(mut world: World) {
     let new = Event::created("user_9");
     world.deliver(&new).await;
     let before = world.now - TimeDelta::days(29);
-    assert_eq!(world.store.prune_processed(at(NOW), 100).await, Ok(0), "not older than itself");
-    assert_eq!(world.store.prune_processed(before, 3).await, Ok(3));
-    assert_eq!(world.store.prune_processed(before, 3).await, Ok(2));
-    assert_eq!(world.store.prune_processed(before, 3).await, Ok(0));
+    assert_eq!(world.store.prune(Old::Processed, at(NOW), 100).await, Ok(0), "not older than itself");
+    assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(3));
+    assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(2));
+    assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(0));
     assert_eq!(world.column("SELECT svix_id FROM processed_webhooks").await, [new.svix_id]);
     // Even then the register knows better.
     assert_eq!(world.deliver(&old[0]).await, Stale);
+}
+
+async fn the_newest_deliveries_come_first(mut world: World) {
+    let mut sent = Vec::new();
+    for n in 0..3 {
+        let [one, two] = ["a", "b"].map(|id| Event::created(&format!("user_{id}{n}")));
+        world.deliver_all(&[one.clone(), two.clone()]).await;
+        let mut ids = [one.svix_id, two.svix_id];
+        ids.sort();
+        sent.extend(ids);
+        world.pass(TimeDelta::seconds(1));
+    }
+    let deletion = Event::deleted("user_a0", 5);
+    world.deliver(&deletion).await;
+    sent.push(deletion.svix_id.clone());
+    sent.reverse();
+
+    let newest = async |filter: DeliveryFilter, limit| world.store.deliveries(&filter, limit).await.unwrap();
+    let ids = |found: &[Processed]| found.iter().map(|row| row.svix_id.to_string()).collect::<Vec<_>>();
+    let mut walked = Vec::new();
+    let mut before = None;
+    loop {
+        let page = newest(DeliveryFilter { before: before.clone(), ..DeliveryFilter::default() }, 2).await;
+        let Some(last) = page.last() else { break };
+        before = Some((last.processed_at, last.svix_id.clone()));
+        walked.extend(ids(&page));
+    }
+    assert_eq!(walked, sent, "also where several were processed at once");
+
+    let event_type = Some("user.deleted".to_owned());
+    let deletions = newest(DeliveryFilter { event_type, ..DeliveryFilter::default() }, 5).await;
+    assert_eq!(ids(&deletions), sent[..1]);
+    assert_eq!(deletions[0].clerk_id.as_deref(), Some("user_a0"));
+    let outcome = Some("stale".to_owned());
+    assert_eq!(newest(DeliveryFilter { outcome, ..DeliveryFilter::default() }, 5).await, []);
+
+    let asked = [sent[0].as_str(), "msg_unknown"].map(|id| SvixId::new(id).unwrap());
+    assert_eq!(world.store.processed(&asked).await.unwrap(), deletions);
+}
+
+async fn what_was_answered_is_counted_by_the_minute(world: World) {
+    let counted = |minute: i64, outcome: &str, count| Activity {
+        at: at(NOW + minute * 60_000),
+        event: "user.created".to_owned(),
+        outcome: outcome.to_owned(),
+        reason: if outcome == "rejected" { "invalid_signature" } else { "" }.to_owned(),
+        count,
+        within: [count - 1, count, count, count, count, count],
+    };
+    let store = &world.store;
+    store.add_activity(&[]).await.unwrap();
+    store.add_activity(&[counted(0, "applied", 2), counted(1, "rejected", 3)]).await.unwrap();
+    let other = world.open().await;
+    other.add_activity(&[counted(1, "rejected", 1), counted(61, "applied", 5)]).await.unwrap();
+
+    let since =
+        async |minute: i64, seconds| store.activity(at(NOW + minute * 60_000), seconds).await.unwrap();
+    let mut both = counted(1, "rejected", 4);
+    both.within[0] = 2;
+    assert_eq!(since(0, 60).await, [counted(0, "applied", 2), both.clone(), counted(61, "applied", 5)]);
+    assert_eq!(since(1, 60).await, [both.clone(), counted(61, "applied", 5)]);
+    both.at = at(NOW);
+    assert_eq!(since(0, 3600).await, [counted(0, "applied", 2), both, counted(60, "applied", 5)]);
+
+    assert_eq!(store.count_old(Old::Activity, at(NOW + 60_000)).await, Ok(1));
+    assert_eq!(store.prune(Old::Activity, at(NOW + 60_000), 10).await, Ok(1));
+    assert_eq!(world.count("activity").await, 2);
 }
 
 async fn a_table_made_by_prisma_can_be_read(world: World) {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::TimeDelta;
 use clerk_sync::{
     model::{DeletionPolicy, Field, Outcome, Processing, SvixId},
-    store::{Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
+    store::{Old, Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
     sync::{
         Clock, Committer, Limits,
         queue::{Done, Which, discard, retry},
@@ -611,9 +611,9 @@ async fn only_old_dead_deliveries_are_forgotten(mut world: World) {
     world.pass(TimeDelta::days(1));
     world.enqueue(&[Event::raw("four")]).await;
     let before = world.now;
-    assert_eq!(world.store.prune_dead(before, 2).await, Ok(2));
-    assert_eq!(world.store.prune_dead(before, 2).await, Ok(1));
-    assert_eq!(world.store.prune_dead(before, 2).await, Ok(0));
+    assert_eq!(world.store.prune(Old::Dead, before, 2).await, Ok(2));
+    assert_eq!(world.store.prune(Old::Dead, before, 2).await, Ok(1));
+    assert_eq!(world.store.prune(Old::Dead, before, 2).await, Ok(0));
     let left = world.column("SELECT state FROM webhook_queue ORDER BY received_at").await;
     assert_eq!(left, ["pending", "dead"]);
     if world.keeper == Keeper::Sqlite {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 
 use super::{
     Postgres, count, get, sql,
@@ -91,7 +92,7 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
         .rows(
-            sql("SELECT id, owner, progress, started_at, updated_at, everybody FROM sync_runs
+            sql("SELECT id, owner, progress, started_at, updated_at, everybody, parameters, finished_at FROM sync_runs
                  WHERE kind = $1 AND parameters = $2 AND finished_at IS NULL
                  ORDER BY started_at DESC
                  LIMIT 1")
@@ -100,20 +101,22 @@ pub(super) async fn unfinished_run(store: &Postgres, kind: RunKind, parameters: 
         )
         .await?;
     session.commit().await?;
-    let run = |row| {
-        Ok(Run {
-            id: get(row, 0)?,
-            kind,
-            owner: get(row, 1)?,
-            parameters: parameters.to_owned(),
-            progress: get(row, 2)?,
-            started_at: get(row, 3)?,
-            updated_at: get(row, 4)?,
-            everybody: get(row, 5)?,
-            finished_at: None,
-        })
-    };
-    rows.first().map(run).transpose()
+    rows.first().map(|row| run(row, kind)).transpose()
+}
+
+/// Of the columns in the order of [`unfinished_run`].
+fn run(row: &PgRow, kind: RunKind) -> Result<Run> {
+    Ok(Run {
+        id: get(row, 0)?,
+        kind,
+        owner: get(row, 1)?,
+        progress: get(row, 2)?,
+        started_at: get(row, 3)?,
+        updated_at: get(row, 4)?,
+        everybody: get(row, 5)?,
+        parameters: get(row, 6)?,
+        finished_at: get(row, 7)?,
+    })
 }
 
 pub(super) async fn instance(store: &Postgres) -> Result<Option<String>> {
@@ -136,13 +139,19 @@ pub(super) async fn remember_instance(store: &Postgres, id: &str) -> Result<()> 
     session.commit().await
 }
 
-pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+pub(super) async fn last_finished(store: &Postgres, kind: RunKind) -> Result<Option<Run>> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
-        .rows(sql("SELECT max(finished_at) FROM sync_runs WHERE kind = $1 AND everybody").bind(kind.name()))
+        .rows(
+            sql("SELECT id, owner, progress, started_at, updated_at, everybody, parameters, finished_at FROM sync_runs
+                 WHERE kind = $1 AND everybody AND finished_at IS NOT NULL
+                 ORDER BY finished_at DESC
+                 LIMIT 1")
+            .bind(kind.name()),
+        )
         .await?;
     session.commit().await?;
-    get(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+    rows.first().map(|row| run(row, kind)).transpose()
 }
 
 pub(super) async fn prune_runs(store: &Postgres, before: DateTime<Utc>) -> Result<()> {

@@ -13,6 +13,7 @@
 //! With `sslmode=prefer`, the default, the server at the other end of a loopback connection is spoken to without TLS:
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
+mod activity;
 mod catch_up;
 mod erasure;
 mod error;
@@ -49,16 +50,17 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-    MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result,
-    Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
+    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
+    MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
+    QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+    StoredMessage, Tombstone, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
-const MIGRATIONS: [Migration; 4] =
-    migrations!("postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance");
+const MIGRATIONS: [Migration; 5] = migrations!("postgres":
+    1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity");
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -374,29 +376,24 @@ impl Store for Postgres {
         Ok(found)
     }
 
-    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let pruned = queue::prune_dead(&mut session, before, limit).await?;
-        session.commit().await?;
-        Ok(pruned)
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        retention::prune(self, kind, before, limit).await
     }
 
-    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let pruned = session
-            .execute(
-                sql("DELETE FROM processed_webhooks WHERE ctid = ANY (ARRAY(
-                         SELECT ctid FROM processed_webhooks WHERE processed_at < $1
-                         ORDER BY processed_at
-                         LIMIT $2
-                         FOR UPDATE SKIP LOCKED
-                     ))")
-                .bind(before)
-                .bind(i64::from(limit)),
-            )
-            .await?;
-        session.commit().await?;
-        Ok(pruned)
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
+        activity::deliveries(self, filter, limit).await
+    }
+
+    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
+        activity::processed(self, ids).await
+    }
+
+    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
+        activity::add(self, counted).await
+    }
+
+    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
+        activity::since(self, since, seconds).await
     }
 
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
@@ -432,7 +429,7 @@ impl Store for Postgres {
         catch_up::remember_instance(self, id).await
     }
 
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
         catch_up::last_finished(self, kind).await
     }
 
@@ -496,14 +493,6 @@ impl Store for Postgres {
         outbox::paused(self).await
     }
 
-    async fn prune_outbox(
-        &self,
-        delivered_before: DateTime<Utc>,
-        dead_before: DateTime<Utc>,
-        limit: u32,
-    ) -> Result<u64> {
-        outbox::prune(self, delivered_before, dead_before, limit).await
-    }
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
         references::reference(self, sink, id).await
     }

@@ -529,31 +529,6 @@ pub(super) async fn paused(store: &Postgres) -> Result<Vec<(String, DateTime<Utc
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
-pub(super) async fn prune(
-    store: &Postgres,
-    delivered_before: DateTime<Utc>,
-    dead_before: DateTime<Utc>,
-    limit: u32,
-) -> Result<u64> {
-    let mut session = store.session(&store.begin_normal).await?;
-    let pruned = session
-        .execute(
-            sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
-                     SELECT ctid FROM outbox
-                     WHERE state <> 'pending' AND finished_at < greatest($1, $2)
-                       AND finished_at < CASE WHEN state = 'dead' THEN $2 ELSE $1 END
-                     LIMIT $3
-                     FOR UPDATE SKIP LOCKED
-                 ))")
-            .bind(delivered_before)
-            .bind(dead_before)
-            .bind(i64::from(limit)),
-        )
-        .await?;
-    session.commit().await?;
-    Ok(pruned)
-}
-
 /// Of the columns in the order of [`messages`].
 fn stored(row: &PgRow) -> Result<StoredMessage> {
     let state: String = get(row, 5)?;

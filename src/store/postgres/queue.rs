@@ -195,19 +195,6 @@ pub(super) async fn one(session: &mut Session, id: &SvixId) -> Result<Option<Par
 }
 
 /// Forget the dead who came before this; returns how many.
-pub(super) async fn prune_dead(session: &mut Session, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-    let query = sql("DELETE FROM webhook_queue WHERE ctid = ANY (ARRAY(
-             SELECT ctid FROM webhook_queue
-             WHERE state = 'dead' AND received_at < $1
-             ORDER BY received_at
-             LIMIT $2
-             FOR UPDATE SKIP LOCKED
-         ))")
-    .bind(before)
-    .bind(i64::from(limit));
-    session.execute(query).await
-}
-
 fn parked(row: &PgRow) -> Result<Parked> {
     Ok(Parked {
         svix_id: svix_id(row, 0)?,

@@ -146,8 +146,49 @@ pub(super) async fn count_old(store: &Postgres, kind: Old, before: DateTime<Utc>
             sql("SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < $1")
         }
         Old::Untold => sql("SELECT count(*) FROM outbox WHERE state = 'dead' AND finished_at < $1"),
+        Old::Activity => sql("SELECT count(*) FROM activity WHERE at < $1"),
     };
     let rows = session.rows(query.bind(before)).await?;
     session.commit().await?;
     count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+}
+
+pub(super) async fn prune(store: &Postgres, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+    let query = match kind {
+        Old::Processed => sql("DELETE FROM processed_webhooks WHERE ctid = ANY (ARRAY(
+                 SELECT ctid FROM processed_webhooks WHERE processed_at < $1
+                 ORDER BY processed_at
+                 LIMIT $2
+                 FOR UPDATE SKIP LOCKED
+             ))"),
+        Old::Dead => sql("DELETE FROM webhook_queue WHERE ctid = ANY (ARRAY(
+                 SELECT ctid FROM webhook_queue
+                 WHERE state = 'dead' AND received_at < $1
+                 ORDER BY received_at
+                 LIMIT $2
+                 FOR UPDATE SKIP LOCKED
+             ))"),
+        Old::Told => sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
+                 SELECT ctid FROM outbox
+                 WHERE state <> 'pending' AND finished_at < $1 AND state <> 'dead'
+                 LIMIT $2
+                 FOR UPDATE SKIP LOCKED
+             ))"),
+        Old::Untold => sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
+                 SELECT ctid FROM outbox
+                 WHERE state <> 'pending' AND finished_at < $1 AND state = 'dead'
+                 LIMIT $2
+                 FOR UPDATE SKIP LOCKED
+             ))"),
+        Old::Activity => sql("DELETE FROM activity WHERE ctid = ANY (ARRAY(
+                 SELECT ctid FROM activity WHERE at < $1
+                 ORDER BY at
+                 LIMIT $2
+                 FOR UPDATE SKIP LOCKED
+             ))"),
+    };
+    let mut session = store.session(&store.begin_normal).await?;
+    let pruned = session.execute(query.bind(before).bind(i64::from(limit))).await?;
+    session.commit().await?;
+    Ok(pruned)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::store::{History, Result, Run, RunKind};
@@ -38,7 +38,7 @@ pub(super) async fn unfinished_run(
     parameters: &str,
 ) -> Result<Option<Run>> {
     let row = sqlx::query(
-        "SELECT id, owner, progress, started_at, updated_at, everybody FROM sync_runs
+        "SELECT * FROM sync_runs
          WHERE kind = ?1 AND parameters = ?2 AND finished_at IS NULL
          ORDER BY started_at DESC
          LIMIT 1",
@@ -48,20 +48,23 @@ pub(super) async fn unfinished_run(
     .fetch_optional(connection)
     .await
     .map_err(explain)?;
-    let Some(row) = row else { return Ok(None) };
-    let text_of = |column| text::read(&row, column).map(Option::unwrap_or_default);
-    let time_of = |column| text::read_time(&row, column)?.ok_or_else(|| text::unreadable(column));
-    Ok(Some(Run {
+    row.map(|row| run(&row, kind)).transpose()
+}
+
+fn run(row: &SqliteRow, kind: RunKind) -> Result<Run> {
+    let text_of = |column| text::read(row, column).map(Option::unwrap_or_default);
+    let time_of = |column| text::read_time(row, column)?.ok_or_else(|| text::unreadable(column));
+    Ok(Run {
         id: text_of("id")?,
         kind,
         owner: text_of("owner")?,
-        parameters: parameters.to_owned(),
+        parameters: text_of("parameters")?,
         progress: text_of("progress")?,
         started_at: time_of("started_at")?,
         updated_at: time_of("updated_at")?,
         everybody: row.try_get("everybody").map_err(explain)?,
-        finished_at: None,
-    }))
+        finished_at: text::read_time(row, "finished_at")?,
+    })
 }
 
 /// Which instance of Clerk the users are of, if that is known.
@@ -87,18 +90,19 @@ pub(super) async fn remember_instance(connection: &mut SqliteConnection, id: &st
     Ok(())
 }
 
-/// When a run of this kind last came to its end.
-pub(super) async fn last_finished(
-    connection: &mut SqliteConnection,
-    kind: RunKind,
-) -> Result<Option<DateTime<Utc>>> {
-    let row =
-        sqlx::query("SELECT max(finished_at) AS finished_at FROM sync_runs WHERE kind = ?1 AND everybody")
-            .bind(kind.name())
-            .fetch_one(connection)
-            .await
-            .map_err(explain)?;
-    text::read_time(&row, "finished_at")
+/// The run of this kind through all users that last came to its end.
+pub(super) async fn last_finished(connection: &mut SqliteConnection, kind: RunKind) -> Result<Option<Run>> {
+    let row = sqlx::query(
+        "SELECT * FROM sync_runs
+         WHERE kind = ?1 AND everybody AND finished_at IS NOT NULL
+         ORDER BY finished_at DESC
+         LIMIT 1",
+    )
+    .bind(kind.name())
+    .fetch_optional(connection)
+    .await
+    .map_err(explain)?;
+    row.map(|row| run(&row, kind)).transpose()
 }
 
 /// Forget runs that were last worked on before this.

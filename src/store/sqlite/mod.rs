@@ -11,6 +11,7 @@
 
 mod transaction;
 
+mod activity;
 mod audit;
 mod catch_up;
 mod erasure;
@@ -50,10 +51,10 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    AuditLine, Bucket, Claimed, Ending, ForeignUser, History, Known, Lease, MessageFilter, Migration,
-    MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, QueueDepth, QueueFilter, Queued, Result,
-    Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction,
-    Trouble,
+    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
+    MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
+    QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
+    StoredMessage, Tombstone, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
@@ -212,18 +213,29 @@ impl Store for Sqlite {
         queue::one(&mut *self.read().await?, id).await
     }
 
-    async fn prune_dead(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
         let mut transaction = self.write(Patience::Normal).await?;
-        let pruned = transaction.prune_dead(before, limit).await?;
+        let pruned = transaction.prune(kind, before, limit).await?;
         Box::new(transaction).commit().await?;
         Ok(pruned)
     }
 
-    async fn prune_processed(&self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
+        processed::newest(&mut *self.read().await?, filter, limit).await
+    }
+
+    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
+        processed::these(&mut *self.read().await?, ids).await
+    }
+
+    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
         let mut transaction = self.write(Patience::Normal).await?;
-        let pruned = processed::prune(transaction.connection()?, before, limit).await?;
-        Box::new(transaction).commit().await?;
-        Ok(pruned)
+        activity::add(transaction.connection()?, counted).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
+        activity::since(&mut *self.read().await?, since, seconds).await
     }
 
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
@@ -265,7 +277,7 @@ impl Store for Sqlite {
         Box::new(transaction).commit().await
     }
 
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<DateTime<Utc>>> {
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
         catch_up::last_finished(&mut *self.read().await?, kind).await
     }
 
@@ -367,17 +379,6 @@ impl Store for Sqlite {
         outbox::paused(&mut *self.read().await?).await
     }
 
-    async fn prune_outbox(
-        &self,
-        delivered_before: DateTime<Utc>,
-        dead_before: DateTime<Utc>,
-        limit: u32,
-    ) -> Result<u64> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let pruned = outbox::prune(transaction.connection()?, delivered_before, dead_before, limit).await?;
-        Box::new(transaction).commit().await?;
-        Ok(pruned)
-    }
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
         references::reference(&mut *self.read().await?, sink, id).await
     }

@@ -493,30 +493,6 @@ pub(super) async fn paused(connection: &mut SqliteConnection) -> Result<Vec<(Str
 }
 
 /// Forget what was finished long ago; returns how many messages that were.
-pub(super) async fn prune(
-    connection: &mut SqliteConnection,
-    delivered_before: DateTime<Utc>,
-    dead_before: DateTime<Utc>,
-    limit: u32,
-) -> Result<u64> {
-    let done = sqlx::query(
-        "DELETE FROM outbox
-         WHERE id IN (
-             SELECT id FROM outbox
-             WHERE state <> 'pending' AND finished_at < max(?1, ?2)
-               AND finished_at < CASE WHEN state = 'dead' THEN ?2 ELSE ?1 END
-             LIMIT ?3
-         )",
-    )
-    .bind(text::time(delivered_before))
-    .bind(text::time(dead_before))
-    .bind(limit)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected())
-}
-
 fn stored(row: &SqliteRow) -> Result<StoredMessage> {
     Ok(StoredMessage {
         id: number(row, "id")?,

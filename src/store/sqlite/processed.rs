@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::SqliteConnection;
+use sqlx::{SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, Outcome, SvixId},
-    store::{Record, Result},
+    store::{DeliveryFilter, LOOKED_THROUGH, Processed, Record, Result},
 };
 
 /// Record deliveries; returns those that were not recorded before.
@@ -42,6 +41,60 @@ pub(super) async fn insert(
     .await
     .map_err(explain)?;
     fresh.iter().map(text::read_svix_id).collect()
+}
+
+/// The newest, as [`deliveries`](crate::store::Store::deliveries) promises.
+pub(super) async fn newest(
+    connection: &mut SqliteConnection,
+    filter: &DeliveryFilter,
+    limit: u32,
+) -> Result<Vec<Processed>> {
+    let (at, id) = filter.before.as_ref().map(|(at, id)| (text::time(*at), id.as_str())).unzip();
+    let filtered = filter.event_type.is_some() || filter.outcome.is_some();
+    let rows = sqlx::query(
+        "SELECT * FROM (
+             SELECT * FROM processed_webhooks
+             WHERE processed_at <= coalesce(?1, '~') AND (?1 IS NULL OR (processed_at, svix_id) < (?1, ?2))
+             ORDER BY processed_at DESC, svix_id DESC
+             LIMIT ?3
+         )
+         WHERE (?4 IS NULL OR event_type = ?4) AND (?5 IS NULL OR outcome = ?5)
+         LIMIT ?6",
+    )
+    .bind(at)
+    .bind(id)
+    .bind(if filtered { LOOKED_THROUGH } else { limit })
+    .bind(filter.event_type.as_deref())
+    .bind(filter.outcome.as_deref())
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(processed).collect()
+}
+
+/// These, as far as they are recorded.
+pub(super) async fn these(connection: &mut SqliteConnection, ids: &[SvixId]) -> Result<Vec<Processed>> {
+    let rows = sqlx::query(
+        "SELECT p.* FROM json_each(?1) AS n CROSS JOIN processed_webhooks AS p ON p.svix_id = n.value",
+    )
+    .bind(text::svix_ids(ids)?)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(processed).collect()
+}
+
+fn processed(row: &SqliteRow) -> Result<Processed> {
+    let time_of = |column| text::read_time(row, column)?.ok_or_else(|| text::unreadable(column));
+    Ok(Processed {
+        svix_id: text::read_svix_id(row)?,
+        event_type: text::read(row, "event_type")?,
+        outcome: text::read(row, "outcome")?.ok_or_else(|| text::unreadable("outcome"))?,
+        clerk_id: text::read(row, "clerk_id")?,
+        event_at: time_of("event_at")?,
+        processed_at: time_of("processed_at")?,
+    })
 }
 
 /// Which of these are recorded.
@@ -80,27 +133,4 @@ pub(super) async fn remove(connection: &mut SqliteConnection, ids: &str) -> Resu
         .await
         .map_err(explain)?;
     Ok(())
-}
-
-/// Forget the oldest; returns how many.
-pub(super) async fn prune(
-    connection: &mut SqliteConnection,
-    before: DateTime<Utc>,
-    limit: u32,
-) -> Result<u64> {
-    let done = sqlx::query(
-        "DELETE FROM processed_webhooks
-         WHERE svix_id IN (
-             SELECT svix_id FROM processed_webhooks
-             WHERE processed_at < ?1
-             ORDER BY processed_at
-             LIMIT ?2
-         )",
-    )
-    .bind(text::time(before))
-    .bind(limit)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected())
 }

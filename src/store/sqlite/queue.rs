@@ -267,27 +267,6 @@ pub(super) async fn one(connection: &mut SqliteConnection, id: &SvixId) -> Resul
 }
 
 /// Forget the dead who came before this; returns how many.
-pub(super) async fn prune_dead(
-    connection: &mut SqliteConnection,
-    before: DateTime<Utc>,
-    limit: u32,
-) -> Result<u64> {
-    let done = sqlx::query(
-        "DELETE FROM webhook_queue WHERE svix_id IN (
-             SELECT svix_id FROM webhook_queue
-             WHERE state = 'dead' AND received_at < ?1
-             ORDER BY received_at
-             LIMIT ?2
-         )",
-    )
-    .bind(text::time(before))
-    .bind(limit)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected())
-}
-
 fn queued(row: &SqliteRow) -> Result<Queued> {
     Ok(Queued {
         svix_id: text::read_svix_id(row)?,

@@ -148,10 +148,49 @@ pub(super) async fn count_old(
             "SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < ?1"
         }
         Old::Untold => "SELECT count(*) FROM outbox WHERE state = 'dead' AND finished_at < ?1",
+        Old::Activity => "SELECT count(*) FROM activity WHERE at < ?1",
     };
     let old: i64 =
         sqlx::query_scalar(query).bind(text::time(before)).fetch_one(connection).await.map_err(explain)?;
     Ok(old.unsigned_abs())
+}
+
+/// Forget the oldest of a kind; returns how many.
+pub(super) async fn prune(
+    connection: &mut SqliteConnection,
+    kind: Old,
+    before: DateTime<Utc>,
+    limit: u32,
+) -> Result<u64> {
+    let query = match kind {
+        Old::Processed => {
+            "DELETE FROM processed_webhooks WHERE rowid IN (
+                 SELECT rowid FROM processed_webhooks WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2
+             )"
+        }
+        Old::Dead => {
+            "DELETE FROM webhook_queue WHERE rowid IN (
+                 SELECT rowid FROM webhook_queue WHERE state = 'dead' AND received_at < ?1
+                 ORDER BY received_at LIMIT ?2
+             )"
+        }
+        Old::Told => {
+            "DELETE FROM outbox WHERE id IN (
+                 SELECT id FROM outbox WHERE state <> 'pending' AND finished_at < ?1 AND state <> 'dead' LIMIT ?2
+             )"
+        }
+        Old::Untold => {
+            "DELETE FROM outbox WHERE id IN (
+                 SELECT id FROM outbox WHERE state <> 'pending' AND finished_at < ?1 AND state = 'dead' LIMIT ?2
+             )"
+        }
+        Old::Activity => {
+            "DELETE FROM activity WHERE rowid IN (SELECT rowid FROM activity WHERE at < ?1 ORDER BY at LIMIT ?2)"
+        }
+    };
+    let done =
+        sqlx::query(query).bind(text::time(before)).bind(limit).execute(connection).await.map_err(explain)?;
+    Ok(done.rows_affected())
 }
 
 /// Whether anybody was erased here at this time or later.

@@ -478,8 +478,8 @@ async fn a_delivery_is_recorded_once_and_leaves_the_queue() {
     let rows: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(rows, [("msg_1".to_owned(), "unchanged".to_owned())]);
     assert_eq!(world.store.queue_depth().await, Ok(QueueDepth { pending: 0, dead: 1, first_due: None }));
-    assert_eq!(world.store.prune_processed(at(1), 10).await, Ok(0));
-    assert_eq!(world.store.prune_processed(at(2), 10).await, Ok(1));
+    assert_eq!(world.store.prune(Old::Processed, at(1), 10).await, Ok(0));
+    assert_eq!(world.store.prune(Old::Processed, at(2), 10).await, Ok(1));
 }
 
 #[tokio::test]

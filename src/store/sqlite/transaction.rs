@@ -16,10 +16,12 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
 
-use super::{audit, erasure, error::explain, outbox, processed, queue, registers, text, users};
+use super::{audit, erasure, error::explain, outbox, processed, queue, registers, retention, text, users};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
-    store::{Advance, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting},
+    store::{
+        Advance, Old, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting,
+    },
 };
 
 pub(super) struct SqliteTransaction {
@@ -153,11 +155,11 @@ impl SqliteTransaction {
         Ok(recorded)
     }
 
-    /// Forget what has been dead for long.
-    pub(super) async fn prune_dead(&mut self, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let pruned = queue::prune_dead(self.connection()?, before, limit).await;
+    /// Forget what is old. What it said leaves the write-ahead log too.
+    pub(super) async fn prune(&mut self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let pruned = retention::prune(self.connection()?, kind, before, limit).await;
         let pruned = self.noted(pruned)?;
-        self.erased |= pruned > 0;
+        self.erased |= pruned > 0 && matches!(kind, Old::Dead | Old::Told | Old::Untold);
         Ok(pruned)
     }
 

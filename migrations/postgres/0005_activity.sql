@@ -1,0 +1,15 @@
+-- What was answered, minute by minute, by all replicas together: what the dashboard shows of the last week. No ids.
+CREATE TABLE IF NOT EXISTS activity (
+    at            timestamptz NOT NULL, -- the beginning of the minute
+    event         text NOT NULL,        -- the type of event, as in the metrics
+    outcome       text NOT NULL,        -- as in the metrics
+    reason        text NOT NULL,        -- why it was rejected or failed; else empty
+    count         bigint NOT NULL,
+    within_5ms    bigint NOT NULL,      -- of those, answered within so long
+    within_25ms   bigint NOT NULL,
+    within_100ms  bigint NOT NULL,
+    within_500ms  bigint NOT NULL,
+    within_2s     bigint NOT NULL,
+    within_10s    bigint NOT NULL,
+    PRIMARY KEY (at, event, outcome, reason)
+);

@@ -1,0 +1,15 @@
+-- What was answered, minute by minute: what the dashboard shows of the last week. No ids.
+CREATE TABLE IF NOT EXISTS activity (
+    at            TEXT NOT NULL,    -- the beginning of the minute
+    event         TEXT NOT NULL,    -- the type of event, as in the metrics
+    outcome       TEXT NOT NULL,    -- as in the metrics
+    reason        TEXT NOT NULL,    -- why it was rejected or failed; else empty
+    count         INTEGER NOT NULL,
+    within_5ms    INTEGER NOT NULL, -- of those, answered within so long
+    within_25ms   INTEGER NOT NULL,
+    within_100ms  INTEGER NOT NULL,
+    within_500ms  INTEGER NOT NULL,
+    within_2s     INTEGER NOT NULL,
+    within_10s    INTEGER NOT NULL,
+    PRIMARY KEY (at, event, outcome, reason)
+);

@@ -1,0 +1,130 @@
+//! What was answered, counted by the minute, so that a dashboard can show more than this process has seen.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::patient;
+use crate::store::{Activity, Store, WITHIN};
+
+/// How often the counts are added to those of the other replicas.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// How long the last counts may take at a shutdown.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Minutes that are kept while the database is away: a day of them. Later ones are not counted.
+const KEPT: usize = 24 * 60 * 8;
+
+/// When, of which type, with which outcome, and why.
+type Kind = (DateTime<Utc>, &'static str, &'static str, &'static str);
+
+type Counts = (u64, [u64; WITHIN.len()]);
+
+/// Counts until they are fetched. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Answers(Arc<Mutex<HashMap<Kind, Counts>>>);
+
+impl Answers {
+    /// Count one answer.
+    pub fn count(
+        &self,
+        now: DateTime<Utc>,
+        event: &'static str,
+        outcome: &'static str,
+        reason: &'static str,
+        duration: Duration,
+    ) {
+        let minute = now.duration_trunc(TimeDelta::minutes(1)).unwrap_or(now);
+        let mut within = [0; WITHIN.len()];
+        for (within, milliseconds) in within.iter_mut().zip(WITHIN) {
+            *within = u64::from(duration <= Duration::from_millis(milliseconds.into()));
+        }
+        self.add((minute, event, outcome, reason), (1, within));
+    }
+
+    fn add(&self, kind: Kind, (count, within): Counts) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= KEPT && !counts.contains_key(&kind) {
+            return;
+        }
+        let sum = counts.entry(kind).or_default();
+        sum.0 += count;
+        for (sum, within) in sum.1.iter_mut().zip(within) {
+            *sum += within;
+        }
+    }
+
+    fn take(&self) -> HashMap<Kind, Counts> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The loop that makes counts last.
+pub struct Recorder {
+    pub store: Arc<dyn Store>,
+    pub answers: Answers,
+}
+
+impl Recorder {
+    /// Run until the shutdown, and a moment longer.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut poll = interval(EVERY);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(poll.tick()).await.is_some() {
+            self.record().await;
+        }
+        let _ = timeout(LAST, self.record()).await;
+    }
+
+    /// What cannot be added now is counted again: a commit whose answer is lost counts twice, which nobody relies on.
+    async fn record(&self) {
+        let counts = self.answers.take();
+        if counts.is_empty() {
+            return;
+        }
+        let counted: Vec<Activity> = counts
+            .iter()
+            .map(|(&(at, event, outcome, reason), &(count, within))| Activity {
+                at,
+                event: event.to_owned(),
+                outcome: outcome.to_owned(),
+                reason: reason.to_owned(),
+                count,
+                within,
+            })
+            .collect();
+        if let Err(error) = patient(self.store.add_activity(&counted)).await {
+            tracing::debug!(%error, "what was answered could not be counted yet");
+            for (kind, counts) in counts {
+                self.answers.add(kind, counts);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_one_minute_are_counted_together_by_how_long_they_took() {
+        let answers = Answers::default();
+        let at = |second| DateTime::from_timestamp(1_767_225_600_i64 + second, 0).expect("a time");
+        for (second, milliseconds) in [(0, 3), (59, 5), (30, 400), (60, 12_000)] {
+            let took = Duration::from_millis(milliseconds);
+            answers.count(at(second), "user.created", "applied", "", took);
+        }
+        let counts = answers.take();
+        let of = |second| counts[&(at(second), "user.created", "applied", "")];
+        assert_eq!(of(0), (3, [2, 2, 2, 3, 3, 3]));
+        assert_eq!(of(60), (1, [0; 6]));
+        assert!(answers.take().is_empty());
+    }
+}
