@@ -4,6 +4,7 @@ CREATE TABLE IF NOT EXISTS activity (
     event         text NOT NULL,        -- the type of event, as in the metrics
     outcome       text NOT NULL,        -- as in the metrics
     reason        text NOT NULL,        -- why it was rejected or failed; else empty
+    latest        timestamptz NOT NULL, -- when the last one was answered
     count         bigint NOT NULL,
     within_5ms    bigint NOT NULL,      -- of those, answered within so long
     within_25ms   bigint NOT NULL,

@@ -4,6 +4,7 @@ CREATE TABLE IF NOT EXISTS activity (
     event         TEXT NOT NULL,    -- the type of event, as in the metrics
     outcome       TEXT NOT NULL,    -- as in the metrics
     reason        TEXT NOT NULL,    -- why it was rejected or failed; else empty
+    latest        TEXT NOT NULL,    -- when the last one was answered
     count         INTEGER NOT NULL,
     within_5ms    INTEGER NOT NULL, -- of those, answered within so long
     within_25ms   INTEGER NOT NULL,

@@ -18,7 +18,7 @@ use super::{Failure, clock, diagnosis, open_api, open_store, random_id, rules, s
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
-    http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Probe},
+    http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     store::{Readiness, Store, StoreError, Trouble},
     sync::{
         Committer, Lanes, Limits,
@@ -234,6 +234,10 @@ impl Service {
                 Arc::clone(&store),
                 config.admin_token.as_ref().map(ExposeSecret::expose_secret),
                 catch_up_context.clone().map(Ensure::new),
+            ),
+            dashboard: Dashboard::new(
+                config.admin_token.as_ref().map(ExposeSecret::expose_secret),
+                destinations.iter().map(|destination| destination.subscription.sink.clone()).collect(),
             ),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),

@@ -1,12 +1,14 @@
 //! Every route, on one screen.
 //!
-//! Those of the private API stand in `v1`. This room speaks HTTP/1.1 to senders, probes, Prometheus and programs of
+//! Those of the private API stand in `v1`, the pages for people in `dashboard`. This room speaks HTTP/1.1 to senders, probes, Prometheus and programs of
 //! the house, and turns what the other rooms say into answers. It
 //! promises that every request is answered within 10 s, whatever the sender or the database does. It never reads
 //! configuration, never speaks SQL, and decides nothing about users.
 
 mod address;
+mod attempts;
 mod body;
+mod dashboard;
 mod error;
 mod head;
 mod health;
@@ -14,6 +16,7 @@ mod listener;
 mod metrics;
 mod request_id;
 mod socket;
+mod token;
 mod v1;
 mod webhook;
 
@@ -34,6 +37,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use address::Addresses;
 pub use body::Bodies;
+pub use dashboard::Dashboard;
 pub use error::Problem;
 pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
@@ -53,6 +57,7 @@ pub struct App {
     pub committer: Committer,
     pub probe: Probe,
     pub api: Api,
+    pub dashboard: Dashboard,
     pub bodies: Bodies,
     pub answers: Answers,
     pub addresses: Addresses,
@@ -76,6 +81,7 @@ pub fn public_routes(app: Arc<App>) -> Router {
         .route("/readyz", get(health::readyz))
         .route("/healthz", get(health::readyz))
         .route("/version", get(health::version))
+        .fallback(async || Problem::NotFound)
         .with_state(app);
     dress(routes)
 }
@@ -88,14 +94,14 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
         .with_state(Arc::clone(&app))
         .route("/metrics", get(metrics::show))
         .with_state(prometheus)
-        .merge(v1::routes(app));
+        .merge(v1::routes(Arc::clone(&app)))
+        .merge(dashboard::routes(app));
     dress(routes)
 }
 
-/// What every request gets: a name, an answer even if nothing is there, and one even if a handler panics.
+/// What every request gets: a name, and an answer even if a handler panics.
 fn dress(routes: Router) -> Router {
     routes
-        .fallback(async || Problem::NotFound)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .layer(from_fn(head::limit))
         .layer(CatchPanicLayer::custom(answer_panic))

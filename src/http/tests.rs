@@ -248,6 +248,7 @@ fn app(store: Arc<FakeStore>) -> App {
         api: Api::new(store, Some("t0ken"), None),
         bodies: Bodies::new(1_048_576),
         answers: Answers::default(),
+        dashboard: Dashboard::new(Some("t0ken"), Vec::new()),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,
         instance_id: None,
@@ -590,7 +591,7 @@ fn the_private_listener_shows_metrics_and_no_webhooks() {
     let answer = server.ask(&get("/metrics"));
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
     assert_eq!(server.ask(&get("/readyz")).status, 200);
-    assert_eq!(server.ask(&signed("{}", "")).status, 404);
+    assert_eq!(server.ask(&signed("{}", "")).status, 401);
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub enum AuditAction {
     UserDeletionHeld,
     /// What was held back will not happen.
     UserDeletionCancelled,
+    /// Somebody was shown the user's data in the dashboard.
+    UserRevealed,
 }
 
 impl AuditAction {
@@ -27,6 +29,7 @@ impl AuditAction {
             Self::UserAnonymized => "USER_ANONYMIZED",
             Self::UserDeletionHeld => "USER_DELETION_HELD",
             Self::UserDeletionCancelled => "USER_DELETION_CANCELLED",
+            Self::UserRevealed => "USER_REVEALED",
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum Source {
     Cli,
     /// The time for which an erasure was held back is over.
     Retention,
+    /// Somebody at the dashboard.
+    Dashboard,
 }
 
 impl Source {
@@ -32,6 +34,7 @@ impl Source {
             Self::Api => "api",
             Self::Cli => "cli",
             Self::Retention => "retention",
+            Self::Dashboard => "dashboard",
         }
     }
 }

@@ -471,6 +471,8 @@ pub struct Activity {
     pub outcome: String,
     /// Why it was rejected or failed; else empty.
     pub reason: String,
+    /// When the last of them was answered.
+    pub latest: DateTime<Utc>,
     pub count: u64,
     /// How many of them were answered within each of [`WITHIN`].
     pub within: [u64; WITHIN.len()],

@@ -165,6 +165,7 @@ pub const TABLES: [Table; 14] = [
             ("event", Kind::Text),
             ("outcome", Kind::Text),
             ("reason", Kind::Text),
+            ("latest", Kind::Time),
             ("count", Kind::BigInt),
             ("within_5ms", Kind::BigInt),
             ("within_25ms", Kind::BigInt),

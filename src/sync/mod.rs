@@ -23,6 +23,7 @@ pub mod plan;
 pub mod queue;
 pub mod reconcile;
 pub mod retry;
+pub mod reveal;
 mod scan;
 
 use std::sync::Arc;

@@ -32,7 +32,8 @@ pub(super) fn of_row(
         AuditAction::UserHardDeleted
         | AuditAction::UserAnonymized
         | AuditAction::UserDeletionHeld
-        | AuditAction::UserDeletionCancelled => return Vec::new(),
+        | AuditAction::UserDeletionCancelled
+        | AuditAction::UserRevealed => return Vec::new(),
     };
     let told = |subscription: &Subscription| {
         if !subscription.events.contains(&kind) {

@@ -272,7 +272,7 @@ impl Scan {
             }
         }
         let ignores_cursor = self.ignores_cursor.load(Ordering::Relaxed);
-        track.take(step, page, ignores_cursor).map_err(|what| self.unintelligible(what))
+        track.take(step, page, ignores_cursor, self.now).map_err(|what| self.unintelligible(what))
     }
 
     fn unintelligible(&self, what: &str) -> Trouble {
@@ -373,12 +373,14 @@ impl Track {
         Some(later)
     }
 
-    /// Understand a page; gives those on it who were not seen before, or what is not Clerk's way about it.
+    /// Understand a page; gives those on it who were not seen before, or what is not Clerk's way about it. The walk began
+    /// at `now`.
     fn take(
         &mut self,
         step: &Step,
         page: Vec<Found>,
         ignores_cursor: bool,
+        now: i64,
     ) -> Result<Vec<Found>, &'static str> {
         let full = page.len() >= PAGE;
         let past_the_end =
@@ -428,8 +430,9 @@ impl Track {
         let was_without_cursor = step.cursor.is_none() || ignores_cursor;
         self.without_cursor = false;
         // A page may be short because the server shows fewer at once than it is asked for: only one with nobody new is the
-        // last, or the last one of those that are overlapped by offsets.
-        let is_last = fresh.is_empty() || step.offset > 0;
+        // last, or the last one of those that are overlapped by offsets. Nobody new is also who signed up since the walk
+        // began, or it would follow new sign-ups for ever.
+        let is_last = fresh.iter().all(|found| found.created_at > now) || step.offset > 0;
         self.finished = past_the_end || (!full && was_without_cursor && is_last);
         if !full && !self.finished {
             // The end, or a cursor whose user is gone.

@@ -25,7 +25,8 @@ const KEPT: usize = 24 * 60 * 8;
 /// When, of which type, with which outcome, and why.
 type Kind = (DateTime<Utc>, &'static str, &'static str, &'static str);
 
-type Counts = (u64, [u64; WITHIN.len()]);
+/// When the last one was, how many there were, and how many of them within each bound.
+type Counts = (DateTime<Utc>, u64, [u64; WITHIN.len()]);
 
 /// Counts until they are fetched. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -46,17 +47,18 @@ impl Answers {
         for (within, milliseconds) in within.iter_mut().zip(WITHIN) {
             *within = u64::from(duration <= Duration::from_millis(milliseconds.into()));
         }
-        self.add((minute, event, outcome, reason), (1, within));
+        self.add((minute, event, outcome, reason), (now, 1, within));
     }
 
-    fn add(&self, kind: Kind, (count, within): Counts) {
+    fn add(&self, kind: Kind, (latest, count, within): Counts) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= KEPT && !counts.contains_key(&kind) {
             return;
         }
-        let sum = counts.entry(kind).or_default();
-        sum.0 += count;
-        for (sum, within) in sum.1.iter_mut().zip(within) {
+        let sum = counts.entry(kind).or_insert((latest, 0, [0; WITHIN.len()]));
+        sum.0 = sum.0.max(latest);
+        sum.1 += count;
+        for (sum, within) in sum.2.iter_mut().zip(within) {
             *sum += within;
         }
     }
@@ -91,11 +93,12 @@ impl Recorder {
         }
         let counted: Vec<Activity> = counts
             .iter()
-            .map(|(&(at, event, outcome, reason), &(count, within))| Activity {
+            .map(|(&(at, event, outcome, reason), &(latest, count, within))| Activity {
                 at,
                 event: event.to_owned(),
                 outcome: outcome.to_owned(),
                 reason: reason.to_owned(),
+                latest,
                 count,
                 within,
             })
@@ -123,8 +126,8 @@ mod tests {
         }
         let counts = answers.take();
         let of = |second| counts[&(at(second), "user.created", "applied", "")];
-        assert_eq!(of(0), (3, [2, 2, 2, 3, 3, 3]));
-        assert_eq!(of(60), (1, [0; 6]));
+        assert_eq!(of(0), (at(59), 3, [2, 2, 2, 3, 3, 3]));
+        assert_eq!(of(60), (at(60), 1, [0; 6]));
         assert!(answers.take().is_empty());
     }
 }

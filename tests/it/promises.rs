@@ -1874,6 +1874,7 @@ async fn what_was_answered_is_counted_by_the_minute(world: World) {
         event: "user.created".to_owned(),
         outcome: outcome.to_owned(),
         reason: if outcome == "rejected" { "invalid_signature" } else { "" }.to_owned(),
+        latest: at(NOW + minute * 60_000 + 1000 * i64::try_from(count).unwrap()),
         count,
         within: [count - 1, count, count, count, count, count],
     };
@@ -1886,11 +1887,13 @@ async fn what_was_answered_is_counted_by_the_minute(world: World) {
     let since =
         async |minute: i64, seconds| store.activity(at(NOW + minute * 60_000), seconds).await.unwrap();
     let mut both = counted(1, "rejected", 4);
+    both.latest = at(NOW + 60_000 + 3000);
     both.within[0] = 2;
     assert_eq!(since(0, 60).await, [counted(0, "applied", 2), both.clone(), counted(61, "applied", 5)]);
     assert_eq!(since(1, 60).await, [both.clone(), counted(61, "applied", 5)]);
     both.at = at(NOW);
-    assert_eq!(since(0, 3600).await, [counted(0, "applied", 2), both, counted(60, "applied", 5)]);
+    let late = Activity { latest: at(NOW + 61 * 60_000 + 5000), ..counted(60, "applied", 5) };
+    assert_eq!(since(0, 3600).await, [counted(0, "applied", 2), both, late]);
 
     assert_eq!(store.count_old(Old::Activity, at(NOW + 60_000)).await, Ok(1));
     assert_eq!(store.prune(Old::Activity, at(NOW + 60_000), 10).await, Ok(1));

@@ -11,7 +11,6 @@ mod outbox;
 mod query;
 mod queue;
 mod signups;
-mod token;
 mod users;
 
 use std::sync::Arc;
@@ -31,13 +30,18 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-use self::{openapi::Bearer, token::Token};
+use self::openapi::Bearer;
 pub use self::{
     outbox::message_as_json,
     queue::{parked_as_json, queue_as_json},
     users::row_as_json,
 };
-use super::{App, error::Problem};
+use super::{
+    App,
+    attempts::Attempts,
+    error::Problem,
+    token::{self, Token},
+};
 use crate::{
     store::{self, Store},
     sync::ensure::Ensure,
@@ -120,6 +124,7 @@ pub struct Api {
     store: Arc<dyn Store>,
     /// `None`: nobody is let in.
     token: Option<Token>,
+    pub(super) attempts: Attempts,
     places: Arc<Semaphore>,
     /// `None`: there is no key to Clerk's API.
     ensure: Option<Ensure>,
@@ -128,12 +133,25 @@ pub struct Api {
 impl Api {
     /// Read from this store, for whoever has this token; without one, for nobody.
     pub fn new(store: Arc<dyn Store>, token: Option<&str>, ensure: Option<Ensure>) -> Self {
-        Self { store, token: token.map(Token::new), places: Arc::new(Semaphore::new(READERS)), ensure }
+        Self {
+            store,
+            token: token.map(Token::new),
+            attempts: Attempts::default(),
+            places: Arc::new(Semaphore::new(READERS)),
+            ensure,
+        }
+    }
+
+    pub(super) fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
     }
 }
 
 /// Ask the database, in a task of its own, so that a caller that hangs up cancels nothing there.
-async fn read<T, Answer>(app: &App, ask: impl FnOnce(Arc<dyn Store>) -> Answer) -> Result<T, Problem>
+pub(super) async fn read<T, Answer>(
+    app: &App,
+    ask: impl FnOnce(Arc<dyn Store>) -> Answer,
+) -> Result<T, Problem>
 where
     T: Send + 'static,
     Answer: Future<Output = store::Result<T>> + Send + 'static,

@@ -74,11 +74,12 @@ pub(super) async fn add(store: &Postgres, counted: &[Activity]) -> Result<()> {
     session
         .execute(
             sql("INSERT INTO activity AS a
-                 SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::bigint[],
-                     $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) AS n
+                 SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::bigint[],
+                     $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[]) AS n
                  -- Every replica takes the rows in one order.
                  ORDER BY 1, 2, 3, 4
                  ON CONFLICT (at, event, outcome, reason) DO UPDATE SET
+                     latest = greatest(a.latest, excluded.latest),
                      count = a.count + excluded.count,
                      within_5ms = a.within_5ms + excluded.within_5ms,
                      within_25ms = a.within_25ms + excluded.within_25ms,
@@ -90,6 +91,7 @@ pub(super) async fn add(store: &Postgres, counted: &[Activity]) -> Result<()> {
             .bind(texts(|activity| &activity.event))
             .bind(texts(|activity| &activity.outcome))
             .bind(texts(|activity| &activity.reason))
+            .bind(counted.iter().map(|activity| activity.latest).collect::<Vec<_>>())
             .bind(counted.iter().map(|activity| activity.count.cast_signed()).collect::<Vec<_>>())
             .bind(within(0))
             .bind(within(1))
@@ -106,7 +108,7 @@ pub(super) async fn since(store: &Postgres, since: DateTime<Utc>, seconds: u32) 
     let mut session = store.session(&store.begin_count).await?;
     let rows = session
         .rows(
-            sql("SELECT to_timestamp(floor(extract(epoch FROM at) / $2) * $2), event, outcome, reason,
+            sql("SELECT to_timestamp(floor(extract(epoch FROM at) / $2) * $2), event, outcome, reason, max(latest),
                         sum(count)::bigint, sum(within_5ms)::bigint, sum(within_25ms)::bigint, sum(within_100ms)::bigint,
                         sum(within_500ms)::bigint, sum(within_2s)::bigint, sum(within_10s)::bigint
                  FROM activity WHERE at >= $1
@@ -121,14 +123,15 @@ pub(super) async fn since(store: &Postgres, since: DateTime<Utc>, seconds: u32) 
         .map(|row| {
             let mut within = [0; 6];
             for (index, within) in within.iter_mut().enumerate() {
-                *within = count(row, index + 5)?;
+                *within = count(row, index + 6)?;
             }
             Ok(Activity {
                 at: get(row, 0)?,
                 event: get(row, 1)?,
                 outcome: get(row, 2)?,
                 reason: get(row, 3)?,
-                count: count(row, 4)?,
+                latest: get(row, 4)?,
+                count: count(row, 5)?,
                 within,
             })
         })

@@ -19,18 +19,21 @@ pub(super) async fn add(connection: &mut SqliteConnection, counted: &[Activity])
             "event": activity.event,
             "outcome": activity.outcome,
             "reason": activity.reason,
+            "latest": text::time(activity.latest),
             "count": activity.count,
             "within": activity.within,
         })
     }))?;
     sqlx::query(
         "INSERT INTO activity
-         SELECT n.value ->> 'at', n.value ->> 'event', n.value ->> 'outcome', n.value ->> 'reason', n.value ->> 'count',
+         SELECT n.value ->> 'at', n.value ->> 'event', n.value ->> 'outcome', n.value ->> 'reason', n.value ->> 'latest',
+                n.value ->> 'count',
                 n.value ->> '$.within[0]', n.value ->> '$.within[1]', n.value ->> '$.within[2]',
                 n.value ->> '$.within[3]', n.value ->> '$.within[4]', n.value ->> '$.within[5]'
          FROM json_each(?1) AS n
          WHERE true
          ON CONFLICT (at, event, outcome, reason) DO UPDATE SET
+             latest = max(latest, excluded.latest),
              count = count + excluded.count,
              within_5ms = within_5ms + excluded.within_5ms,
              within_25ms = within_25ms + excluded.within_25ms,
@@ -53,7 +56,7 @@ pub(super) async fn since(
     seconds: u32,
 ) -> Result<Vec<Activity>> {
     let rows = sqlx::query(
-        "SELECT CAST(strftime('%s', at) AS INTEGER) / ?2 * ?2 AS second, event, outcome, reason,
+        "SELECT CAST(strftime('%s', at) AS INTEGER) / ?2 * ?2 AS second, event, outcome, reason, max(latest) AS latest,
                 sum(count) AS count, sum(within_5ms) AS within_5ms, sum(within_25ms) AS within_25ms,
                 sum(within_100ms) AS within_100ms, sum(within_500ms) AS within_500ms,
                 sum(within_2s) AS within_2s, sum(within_10s) AS within_10s
@@ -82,6 +85,7 @@ fn counted(row: &SqliteRow) -> Result<Activity> {
         event: text_of("event")?,
         outcome: text_of("outcome")?,
         reason: text_of("reason")?,
+        latest: text::read_time(row, "latest")?.ok_or_else(|| text::unreadable("latest"))?,
         count: count("count")?,
         within,
     })

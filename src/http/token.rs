@@ -3,16 +3,17 @@
 //! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
 //! forgotten at the start, and what is presented is never logged.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::Response,
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::time::Instant;
 
 use crate::http::{App, error::Problem};
 
@@ -24,7 +25,8 @@ impl Token {
         Self(Sha256::digest(token).into())
     }
 
-    fn is(&self, presented: &[u8]) -> bool {
+    /// Whether this is it, in constant time.
+    pub(super) fn is(&self, presented: &[u8]) -> bool {
         let presented: [u8; 32] = Sha256::digest(presented).into();
         presented.ct_eq(&self.0).into()
     }
@@ -36,10 +38,20 @@ pub(super) async fn require(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(token) = &app.api.token else { return Err(Problem::TokenNotSet) };
+    let Some(token) = app.api.token() else { return Err(Problem::TokenNotSet) };
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    if address.is_some_and(|address| app.api.attempts.wait(address, Instant::now()).is_some()) {
+        return Err(Problem::TooManyAttempts);
+    }
     match presented(request.headers()) {
         Some(presented) if token.is(presented) => Ok(next.run(request).await),
-        _ => Err(Problem::Unauthorized),
+        presented => {
+            // Who shows nothing guesses nothing.
+            if let Some(address) = address.filter(|_| presented.is_some()) {
+                app.api.attempts.failed(address, Instant::now());
+            }
+            Err(Problem::Unauthorized)
+        }
     }
 }
 

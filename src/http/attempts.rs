@@ -1,0 +1,72 @@
+//! Whoever guesses is slowed down: after some failures an address is not listened to for a while.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Failures that are free.
+const FREE: u32 = 10;
+
+/// How long it takes until one failure is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(6);
+
+/// Addresses that are remembered at most. Those whose failures are forgotten go first.
+const ADDRESSES: usize = 10_000;
+
+/// Failures by address.
+#[derive(Debug, Default)]
+pub(super) struct Attempts(Mutex<HashMap<IpAddr, Instant>>);
+
+impl Attempts {
+    /// How long this address has to wait before it is listened to again, if it has to.
+    pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let all_forgotten = self.with(|failures| failures.get(&address).copied())?;
+        let too_far = now + FORGOTTEN * (FREE - 1);
+        let wait = all_forgotten.saturating_duration_since(too_far);
+        (!wait.is_zero()).then_some(wait)
+    }
+
+    /// It failed once more.
+    pub(super) fn failed(&self, address: IpAddr, now: Instant) {
+        self.with(|failures| {
+            if failures.len() >= ADDRESSES {
+                failures.retain(|_, all_forgotten| *all_forgotten > now);
+            }
+            if failures.len() < ADDRESSES || failures.contains_key(&address) {
+                let all_forgotten = failures.entry(address).or_insert(now);
+                *all_forgotten = (*all_forgotten).max(now) + FORGOTTEN;
+            }
+        });
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut HashMap<IpAddr, Instant>) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_failures_are_free_and_each_is_forgotten_after_a_while() {
+        let attempts = Attempts::default();
+        let now = Instant::now();
+        let [guesser, other] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        for _ in 0..FREE {
+            assert_eq!(attempts.wait(guesser, now), None);
+            attempts.failed(guesser, now);
+        }
+        assert_eq!(attempts.wait(guesser, now), Some(FORGOTTEN));
+        assert_eq!(attempts.wait(other, now), None);
+        let later = now + FORGOTTEN;
+        assert_eq!(attempts.wait(guesser, later), None);
+        attempts.failed(guesser, later);
+        assert_eq!(attempts.wait(guesser, later), Some(FORGOTTEN));
+    }
+}

@@ -1,0 +1,142 @@
+//! `GET /deliveries`: the newest processed webhooks.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{RawQuery, State},
+    response::Response,
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use maud::{Markup, html};
+
+use super::{
+    page::{grouped, page, time},
+    session::Session,
+};
+use crate::{
+    http::{App, error::Problem, v1::read},
+    model::SvixId,
+    store::{DeliveryFilter, LOOKED_THROUGH, Processed},
+};
+
+/// Rows on a page.
+const ROWS: u32 = 50;
+
+const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+const OUTCOMES: [&str; 5] = ["applied", "unchanged", "stale", "ignored", "discarded"];
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let filter = filter(query.as_deref().unwrap_or_default());
+    let asked = filter.clone();
+    let mut found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
+    let more = found.len() > ROWS as usize;
+    found.truncate(ROWS as usize);
+    let next = found.last().filter(|_| more).map(|last| link(&filter, last));
+    let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
+    let content = html! {
+        form.filter method="get" action="/deliveries" {
+            (choice("type", "Type", &TYPES, filter.event_type.as_deref()))
+            (choice("outcome", "Outcome", &OUTCOMES, filter.outcome.as_deref()))
+            button.quiet { "Show" }
+        }
+        @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
+        (processed_table(&found, (app.clock)(), true))
+        @if let Some(next) = next { p { a href=(next) { "Older ones" } } }
+    };
+    Ok(page(&session, "/deliveries", "Deliveries", &content))
+}
+
+/// What is not understood is left out.
+fn filter(query: &str) -> DeliveryFilter {
+    let mut filter = DeliveryFilter::default();
+    let (mut at, mut id) = (None, None);
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()).filter(|(_, value)| !value.is_empty())
+    {
+        match &*name {
+            "type" => filter.event_type = Some(value.into_owned()),
+            "outcome" => filter.outcome = Some(value.into_owned()),
+            "at" => at = DateTime::parse_from_rfc3339(&value).ok().map(|at| at.to_utc()),
+            "id" => id = SvixId::new(value),
+            _ => {}
+        }
+    }
+    filter.before = at.zip(id);
+    filter
+}
+
+fn link(filter: &DeliveryFilter, last: &Processed) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("at", &last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true));
+    query.append_pair("id", last.svix_id.as_str());
+    for (name, value) in [("type", &filter.event_type), ("outcome", &filter.outcome)] {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    format!("/deliveries?{}", query.finish())
+}
+
+fn choice(name: &str, label: &str, values: &[&str], chosen: Option<&str>) -> Markup {
+    html! {
+        label {
+            (label)
+            select name=(name) {
+                option value="" { "all" }
+                @for value in values { option value=(value) selected[chosen == Some(*value)] { (value) } }
+            }
+        }
+    }
+}
+
+/// Processed deliveries, with whom they are about if that is not known.
+pub(super) fn processed_table(deliveries: &[Processed], now: DateTime<Utc>, with_users: bool) -> Markup {
+    if deliveries.is_empty() {
+        return html! { p.nothing { "There are none." } };
+    }
+    html! {
+        div.scroll tabindex="0" { table {
+            thead { tr {
+                th { "Processed" } th { "Type" } th { "Outcome" } @if with_users { th { "User" } } th { "Delivery" }
+            } }
+            tbody { @for delivery in deliveries {
+                tr {
+                    td { (time(now, delivery.processed_at)) }
+                    td { (delivery.event_type.as_deref().unwrap_or("unreadable")) }
+                    td { span.tag.{ (delivery.outcome) } { (delivery.outcome) } }
+                    @if with_users { td { @if let Some(id) = &delivery.clerk_id {
+                        @if id.starts_with("user_") { a href={ "/users/" (id) } { (id) } } @else { (id) }
+                    } } }
+                    td { (delivery.svix_id) }
+                }
+            } }
+        } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_to_older_ones_is_understood_again() {
+        let at = DateTime::from_timestamp_micros(1_767_225_600_123_456).expect("a time");
+        let last = Processed {
+            svix_id: SvixId::new("msg_&=").expect("an id"),
+            event_type: None,
+            outcome: "stale".to_owned(),
+            clerk_id: None,
+            event_at: at,
+            processed_at: at,
+        };
+        let asked = DeliveryFilter { outcome: Some("stale".to_owned()), ..DeliveryFilter::default() };
+        let link = link(&asked, &last);
+        let again = filter(link.strip_prefix("/deliveries?").expect("a query"));
+        assert_eq!(again.before, Some((at, last.svix_id)));
+        assert_eq!((again.outcome, again.event_type), (asked.outcome, None));
+    }
+}

@@ -1,0 +1,213 @@
+//! The dashboard: for the person on call, every page of it on one screen.
+//!
+//! Pages are made here, whole, from what the store says; nothing comes from elsewhere, and all works without JavaScript.
+//! Whoever knows `ADMIN_TOKEN` signs in once and has a session; every deed is a form with a proof that we made it.
+//! Personal data is masked until somebody asks for it, and that stands in the audit trail before it is shown. What is
+//! looked for is sent in a body: addresses of people never stand in a URL.
+
+mod chart;
+mod deliveries;
+mod form;
+mod overview;
+mod page;
+mod queue;
+mod session;
+mod signups;
+mod sinks;
+mod users;
+mod verdict;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::{Next, from_fn_with_state, map_response},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use maud::html;
+use tokio::time::Instant;
+
+use self::{
+    form::Form,
+    page::{see, stranger},
+    session::{Session, Sessions},
+    verdict::Facts,
+};
+use super::{App, attempts::Attempts, error::Problem, token::Token};
+
+/// Nothing but what we serve ourselves, and no code or style inside a page.
+const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
+                              connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// What every answer of the dashboard says to browsers.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
+
+/// How long what was read for the overview is good for, however many look at it.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// What the dashboard needs.
+pub struct Dashboard {
+    /// `None`: nobody is let in.
+    door: Option<Door>,
+    /// Names of the sinks that are configured.
+    sinks: Vec<String>,
+    glance: Mutex<Option<(Instant, Arc<Facts>)>>,
+}
+
+struct Door {
+    token: Token,
+    sessions: Sessions,
+    attempts: Attempts,
+}
+
+impl Dashboard {
+    /// For whoever has this token; without one, for nobody.
+    pub fn new(token: Option<&str>, sinks: Vec<String>) -> Self {
+        let door = token.map(|token| Door {
+            token: Token::new(token),
+            sessions: Sessions::new(token),
+            attempts: Attempts::default(),
+        });
+        Self { door, sinks, glance: Mutex::default() }
+    }
+}
+
+/// Everything that people look at. What is nowhere is here, so that it needs somebody who is signed in too.
+pub(super) fn routes(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(overview::show))
+        .route("/users", get(users::search).post(users::find))
+        .route("/users/{clerk_id}", get(users::show).post(users::reveal))
+        .route("/sign-ups", get(signups::show))
+        .route("/deliveries", get(deliveries::list))
+        .route("/queue", get(queue::list).post(queue::act_on_all))
+        .route("/queue/{svix_id}", get(queue::show).post(queue::act))
+        .route("/sinks", get(sinks::list))
+        .route("/sinks/{sink}", get(sinks::show).post(sinks::act))
+        .fallback(nothing)
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(from_fn_with_state(Arc::clone(&app), require))
+        .route("/sign-in", get(ask).post(sign_in))
+        .route("/sign-out", get(async || see("/")).post(sign_out))
+        .route("/assets/style.css", get(asset("text/css", include_str!("assets/style.css"))))
+        .route("/assets/refresh.js", get(asset("text/javascript", include_str!("assets/refresh.js"))))
+        .route("/assets/icon.svg", get(asset("image/svg+xml", include_str!("assets/icon.svg"))))
+        .layer(map_response(async |mut response: Response| {
+            for (name, value) in HEADERS {
+                response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+            }
+            response
+        }))
+        .with_state(app)
+}
+
+/// What anybody may see: it is the same in every copy of the program.
+fn asset(kind: &'static str, content: &'static str) -> ([(HeaderName, &'static str); 2], &'static str) {
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")], content)
+}
+
+async fn nothing(Extension(session): Extension<Session>) -> Response {
+    let content = html! { p { "There is no such page. " a href="/" { "To the overview" } } };
+    let mut page = page::page(&session, "", "Not found", &content);
+    *page.status_mut() = StatusCode::NOT_FOUND;
+    page
+}
+
+/// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused.
+async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let now = (app.clock)();
+    let session = app.dashboard.door.as_ref().and_then(|door| door.sessions.find(request.headers(), now));
+    match session {
+        Some(session) => {
+            request.extensions_mut().insert(session);
+            next.run(request).await
+        }
+        None if request.method() == Method::GET || request.method() == Method::HEAD => see("/sign-in"),
+        None if app.dashboard.door.is_none() => Problem::TokenNotSet.into_response(),
+        None => Problem::Unauthorized.into_response(),
+    }
+}
+
+/// `GET /sign-in`
+async fn ask(State(app): State<Arc<App>>) -> Response {
+    sign_in_page(&app, StatusCode::OK, None)
+}
+
+/// `POST /sign-in`
+async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
+    let Some(door) = &app.dashboard.door else { return sign_in_page(&app, StatusCode::UNAUTHORIZED, None) };
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    if let Some(wait) = address.and_then(|address| door.attempts.wait(address, Instant::now())) {
+        let complaint = "Too many attempts. Wait a moment.";
+        let mut page = sign_in_page(&app, StatusCode::TOO_MANY_REQUESTS, Some(complaint));
+        page.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
+        return page;
+    }
+    let form = match Form::read(&app, request).await {
+        Ok(form) => form,
+        Err(problem) => return problem.into_response(),
+    };
+    if !form.value("token").is_some_and(|token| door.token.is(token.trim().as_bytes())) {
+        if let Some(address) = address {
+            door.attempts.failed(address, Instant::now());
+        }
+        tracing::warn!("somebody could not sign in to the dashboard: wrong token");
+        return sign_in_page(&app, StatusCode::UNAUTHORIZED, Some("This is not the token."));
+    }
+    let mut response = see("/");
+    if let Ok(cookie) = HeaderValue::from_str(&door.sessions.begin((app.clock)())) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Response {
+    let content = if app.dashboard.door.is_some() {
+        html! {
+            form.sign-in method="post" action="/sign-in" {
+                label for="token" { "The token in " code { "ADMIN_TOKEN" } }
+                input id="token" type="password" name="token" autocomplete="current-password" required autofocus
+                    aria-describedby=[complaint.map(|_| "complaint")];
+                @if let Some(complaint) = complaint { p #complaint .complaint role="alert" { (complaint) } }
+                button { "Sign in" }
+            }
+        }
+    } else {
+        html! {
+            p { "Nobody is let in before a token is set: set " code { "ADMIN_TOKEN" }
+                " to something long and random, such as the output of " code { "openssl rand -hex 32" }
+                ", and start the service again." }
+        }
+    };
+    stranger(status, "clerk-sync", &content)
+}
+
+/// `POST /sign-out`
+async fn sign_out(State(app): State<Arc<App>>, request: Request) -> Response {
+    let now = (app.clock)();
+    let mut response = see("/sign-in");
+    let Some(door) = &app.dashboard.door else { return response };
+    let Some(session) = door.sessions.find(request.headers(), now) else { return response };
+    match Form::read(&app, request).await {
+        Ok(form) if form.is_of(&session) => {}
+        _ => return Problem::ForeignForm.into_response(),
+    }
+    if let Ok(cookie) = HeaderValue::from_str(&door.sessions.end(&session, now)) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}

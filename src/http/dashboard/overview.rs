@@ -1,0 +1,277 @@
+//! `GET /`: is my data right, and if not, what to do.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+};
+
+use axum::{
+    Extension,
+    extract::{RawQuery, State},
+    response::Response,
+};
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use maud::{Markup, html};
+use tokio::time::Instant;
+
+use super::{
+    FRESH,
+    chart::Bars,
+    page::{ago, count, fact, grouped, length, page, time},
+    session::Session,
+    verdict::{Facts, Finding, Level, findings},
+};
+use crate::{
+    http::{App, error::Problem, v1::read},
+    store::{Activity, DeliveryFilter, RunKind, WITHIN},
+    sync::reconcile::Summary,
+};
+
+/// A stretch of time that is shown.
+struct Range {
+    name: &'static str,
+    title: &'static str,
+    length: TimeDelta,
+    /// Seconds that one bar stands for.
+    step: u32,
+    /// How a bar is named.
+    format: &'static str,
+}
+
+const RANGES: [Range; 3] = [
+    Range { name: "hour", title: "hour", length: TimeDelta::hours(1), step: 60, format: "%H:%M" },
+    Range { name: "day", title: "day", length: TimeDelta::days(1), step: 1800, format: "%H:%M" },
+    Range { name: "week", title: "week", length: TimeDelta::days(7), step: 4 * 3600, format: "%a %H:%M" },
+];
+
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let now = (app.clock)();
+    let name = query.as_deref().and_then(|query| query.strip_prefix("range="));
+    let range = RANGES.iter().find(|range| Some(range.name) == name).unwrap_or(&RANGES[0]);
+    let facts = match glance(&app, now).await {
+        Ok(facts) => facts,
+        Err(problem) => return page(&session, "/", "Overview", &unknown(problem)),
+    };
+    let from = now - range.length;
+    let activity = if range.step == 60 {
+        Ok(facts.hour.clone())
+    } else {
+        let step = range.step;
+        read(&app, async move |store| store.activity(from, step).await).await
+    };
+    let findings = findings(&facts, now);
+    let content = html! {
+        div data-refresh="5" {
+            (headline(&findings, &facts, now))
+            (told(&findings))
+            (numbers(&facts, now))
+            h2 { "Webhooks" }
+            nav.tabs aria-label="Stretch of time" {
+                @for other in &RANGES {
+                    a href={ "/?range=" (other.name) } aria-current=[(other.name == range.name).then_some("true")] {
+                        "Last " (other.title)
+                    }
+                }
+            }
+            @match activity {
+                Ok(activity) => (answered(range, &activity, from, now)),
+                Err(problem) => p.complaint { (problem) },
+            }
+        }
+    };
+    page(&session, "/", "Overview", &content)
+}
+
+/// What is known now, or was a moment ago.
+async fn glance(app: &App, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
+    let last = app.dashboard.glance.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some((_, facts)) = last.filter(|(at, _)| at.elapsed() < FRESH) {
+        return Ok(facts);
+    }
+    let facts = read(app, async move |store| {
+        let (at, summary) = match store.last_finished(RunKind::Reconcile).await? {
+            Some(run) => (run.finished_at, Summary::of(&run)),
+            None => (None, None),
+        };
+        Ok(Facts {
+            last_event: store
+                .deliveries(&DeliveryFilter::default(), 1)
+                .await?
+                .pop()
+                .map(|last| last.processed_at),
+            hour: store.activity(now - TimeDelta::hours(1), 60).await?,
+            queue: store.queue_depth().await?,
+            sinks: store.outbox_depth().await?,
+            paused: store.paused_sinks().await?.into_iter().map(|(sink, _)| sink).collect(),
+            reconciled: at.zip(summary),
+            erasures: store.open_erasures().await?,
+        })
+    });
+    let facts = Arc::new(facts.await?);
+    *app.dashboard.glance.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some((Instant::now(), Arc::clone(&facts)));
+    Ok(facts)
+}
+
+/// Where the database does not answer.
+fn unknown(problem: Problem) -> Markup {
+    let what = match problem {
+        Problem::Overloaded => "Too many are looking at this at once",
+        _ => "The database cannot be reached, so nothing can be applied",
+    };
+    html! {
+        div data-refresh="5" {
+            section.verdict.wrong role="status" {
+                (question())
+                p.headline { strong { (what) } }
+                p { "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that "
+                    code { "DATABASE_URL" } " names running, and not full? The log has its error; "
+                    code { "clerk-sync doctor" } " looks closer." }
+            }
+        }
+    }
+}
+
+fn question() -> Markup {
+    html! { p.question { "Is my data right?" } }
+}
+
+fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
+    let last = facts.last_event.map(|last| format!("last webhook {}", ago(now, last)));
+    match findings.first() {
+        None => html! {
+            section.verdict.well role="status" {
+                (question())
+                p.headline { strong { "Your data is right" } }
+                p { @if let Some(last) = last { (last) ", " } "nothing waits, nothing failed." }
+            }
+        },
+        Some(worst) => html! {
+            section.verdict.{ (class(worst.level)) } role="status" {
+                (question())
+                p.headline { strong { (worst.what) } }
+                p { (worst.remedy) @if let Some(link) = worst.link { " " a href=(link) { "Look" } } }
+            }
+        },
+    }
+}
+
+/// All but the worst, which is the headline.
+fn told(findings: &[Finding]) -> Markup {
+    html! {
+        @if findings.len() > 1 {
+            ul.findings {
+                @for finding in &findings[1..] {
+                    li.{ (class(finding.level)) } {
+                        strong { (finding.what) } " " (finding.remedy)
+                        @if let Some(link) = finding.link { " " a href=(link) { "Look" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn class(level: Level) -> &'static str {
+    match level {
+        Level::Wrong => "wrong",
+        Level::Doubtful => "doubtful",
+    }
+}
+
+fn numbers(facts: &Facts, now: DateTime<Utc>) -> Markup {
+    let pending: u64 = facts.sinks.iter().map(|sink| sink.pending).sum();
+    let dead: u64 = facts.sinks.iter().map(|sink| sink.dead).sum();
+    let erasures: u64 = facts.erasures.iter().map(|open| open.receipts).sum();
+    html! {
+        dl.facts {
+            (fact("Last webhook", &facts.last_event.map_or(html! { "none yet" }, |last| time(now, last))))
+            (fact("Waiting to be applied", &html! { a href="/queue?state=pending" { (grouped(facts.queue.pending)) } }))
+            (fact("Dead letters", &html! { a href="/queue?state=dead" { (grouped(facts.queue.dead)) } }))
+            (fact("Messages to sinks", &html! {
+                a href="/sinks" { (grouped(pending)) " waiting, " (grouped(dead)) " dead" }
+            }))
+            (fact("Last reconcile", &match &facts.reconciled {
+                None => html! { "never" },
+                Some((at, summary)) => html! {
+                    (time(now, *at)) ", " (count(summary.differed(), "difference", "differences"))
+                },
+            }))
+            (fact("Open erasures", &html! { (grouped(erasures)) }))
+            (fact("Version", &html! { (env!("CARGO_PKG_VERSION")) }))
+        }
+    }
+}
+
+fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: DateTime<Utc>) -> Markup {
+    let step = TimeDelta::seconds(range.step.into());
+    let mut bars: BTreeMap<DateTime<Utc>, [u64; 3]> = BTreeMap::new();
+    let mut at = from.duration_trunc(step).unwrap_or(from);
+    while at <= now {
+        bars.insert(at, [0; 3]);
+        at += step;
+    }
+    let mut outcomes: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for answered in activity {
+        let series = match answered.outcome.as_str() {
+            "applied" | "queued" => 0,
+            "rejected" | "failed" | "parked" => 2,
+            _ => 1,
+        };
+        if let Some(bar) = bars.get_mut(&answered.at) {
+            bar[series] += answered.count;
+        }
+        *outcomes.entry((&answered.outcome, &answered.reason)).or_default() += answered.count;
+    }
+    let bars = bars.into_iter().map(|(at, heights)| (at.format(range.format).to_string(), heights.to_vec()));
+    let title = format!("Webhooks in the last {}", range.title);
+    let chart =
+        Bars { title: &title, series: &["applied", "nothing to do", "not applied"], bars: bars.collect() };
+    html! {
+        (chart.draw())
+        div.columns {
+            section {
+                h3 { "What became of them" }
+                @if outcomes.is_empty() { p.nothing { "There were none." } }
+                @else {
+                    table {
+                        thead { tr { th { "Outcome" } th { "Reason" } th.number { "Webhooks" } } }
+                        tbody { @for ((outcome, reason), number) in &outcomes {
+                            tr { td { span.tag.{ (outcome) } { (outcome) } } td { (reason) } td.number { (grouped(*number)) } }
+                        } }
+                    }
+                }
+            }
+            section { h3 { "How long they took" } (latency(activity)) }
+        }
+    }
+}
+
+fn latency(activity: &[Activity]) -> Markup {
+    let all: u64 = activity.iter().map(|answered| answered.count).sum();
+    if all == 0 {
+        return html! { p.nothing { "There were none." } };
+    }
+    let within = |index: usize| -> u64 { activity.iter().map(|answered| answered.within[index]).sum() };
+    html! {
+        table {
+            thead { tr { th { "Answered within" } th.number { "Webhooks" } th.number { "Share" } } }
+            tbody { @for (index, milliseconds) in WITHIN.into_iter().enumerate() {
+                tr {
+                    td { @if milliseconds < 1000 { (milliseconds) " ms" } @else { (length(TimeDelta::milliseconds(milliseconds.into()))) } }
+                    td.number { (grouped(within(index))) }
+                    td.number { (share(within(index), all)) }
+                }
+            } }
+        }
+    }
+}
+
+fn share(part: u64, all: u64) -> String {
+    let tenths = part.saturating_mul(1000) / all.max(1);
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}

@@ -1,0 +1,207 @@
+//! What all pages share: the frame, words for times and numbers, and forms.
+
+use axum::response::{IntoResponse, Response};
+use axum::{
+    http::{StatusCode, header},
+    response::Html,
+};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use maud::{DOCTYPE, Markup, html};
+
+use super::session::Session;
+
+/// Every page in the menu.
+const MENU: [(&str, &str); 6] = [
+    ("/", "Overview"),
+    ("/users", "Users"),
+    ("/sign-ups", "Sign-ups"),
+    ("/deliveries", "Deliveries"),
+    ("/queue", "Dead letters"),
+    ("/sinks", "Sinks"),
+];
+
+/// A page for somebody who is signed in. `path` is its own in the menu.
+pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup) -> Response {
+    let frame = html! {
+        header {
+            a.skip href="#content" { "To the content" }
+            strong.brand { "clerk-sync" }
+            nav aria-label="Pages" {
+                @for (target, name) in MENU {
+                    a href=(target) aria-current=[(target == path).then_some("page")] { (name) }
+                }
+            }
+            (button(session, "/sign-out", "sign-out", "Sign out", "quiet"))
+        }
+        main id="content" tabindex="-1" {
+            h1 { (title) }
+            (content)
+        }
+        footer { "clerk-sync " (env!("CARGO_PKG_VERSION")) " · times in UTC" }
+    };
+    document(title, &frame).into_response()
+}
+
+/// A page for somebody who is not.
+pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Response {
+    let frame = html! { main.stranger id="content" { h1 { (title) } (content) } };
+    (status, document(title, &frame)).into_response()
+}
+
+fn document(title: &str, body: &Markup) -> Html<String> {
+    Html(
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (title) " · clerk-sync" }
+                    link rel="stylesheet" href="/assets/style.css";
+                    link rel="icon" href="/assets/icon.svg" type="image/svg+xml";
+                    script src="/assets/refresh.js" defer {}
+                }
+                body { (body) }
+            }
+        }
+        .into_string(),
+    )
+}
+
+/// A form that is one button.
+pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, class: &str) -> Markup {
+    html! {
+        form method="post" action=(path) {
+            input type="hidden" name="csrf" value=(session.csrf);
+            button class=(class) name="action" value=(action) { (label) }
+        }
+    }
+}
+
+/// A button that asks first. Without JavaScript: it opens, and shows the one that does it.
+pub(super) fn asking(session: &Session, path: &str, action: &str, label: &str, question: &str) -> Markup {
+    html! {
+        details.asking {
+            summary role="button" { (label) "…" }
+            div { p { (question) } (button(session, path, action, label, "danger")) }
+        }
+    }
+}
+
+/// One line of a list of facts.
+pub(super) fn fact(name: &str, value: &Markup) -> Markup {
+    html! { div { dt { (name) } dd { (value) } } }
+}
+
+/// A time, exactly and as how long ago it is.
+pub(super) fn time(now: DateTime<Utc>, at: DateTime<Utc>) -> Markup {
+    html! { time datetime=(rfc3339(at)) title=(rfc3339(at)) { (ago(now, at)) } }
+}
+
+/// A time that people read.
+pub(super) fn moment(at: DateTime<Utc>) -> Markup {
+    html! { time datetime=(rfc3339(at)) { (at.format("%Y-%m-%d %H:%M:%S")) } }
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// How long ago, or how long until.
+pub(super) fn ago(now: DateTime<Utc>, at: DateTime<Utc>) -> String {
+    let past = now - at;
+    if past.abs() < TimeDelta::seconds(1) {
+        "just now".to_owned()
+    } else if past > TimeDelta::zero() {
+        format!("{} ago", length(past))
+    } else {
+        format!("in {}", length(-past))
+    }
+}
+
+/// A length of time in its two largest units.
+pub(super) fn length(time: TimeDelta) -> String {
+    let seconds = time.num_seconds();
+    let two = |large: i64, large_unit: &str, small: i64, small_unit: &str| {
+        if small == 0 {
+            format!("{large} {large_unit}")
+        } else {
+            format!("{large} {large_unit} {small} {small_unit}")
+        }
+    };
+    match seconds {
+        ..60 => format!("{seconds} s"),
+        60..3600 => two(seconds / 60, "min", 0, ""),
+        3600..86_400 => two(seconds / 3600, "h", seconds / 60 % 60, "min"),
+        _ => two(seconds / 86_400, "d", seconds / 3600 % 24, "h"),
+    }
+}
+
+/// A number with its word.
+pub(super) fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { many })
+}
+
+/// A number, its thousands apart.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// What somebody's data looks like before it is revealed: that there is something, and its first letter.
+pub(super) fn masked(value: &str) -> String {
+    let mut masked: String = value.chars().take(1).collect();
+    masked.push_str("•••");
+    if let Some((_, _)) = value.split_once('@') {
+        masked.push_str("@•••");
+    }
+    masked
+}
+
+/// Go there, by GET.
+pub(super) fn see(path: &str) -> Response {
+    (StatusCode::SEE_OTHER, [(header::LOCATION, path.to_owned())]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_told_in_their_two_largest_units() {
+        for (seconds, told) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (3599, "59 min"),
+            (3600, "1 h"),
+            (3660, "1 h 1 min"),
+            (86_400, "1 d"),
+            (97_200, "1 d 3 h"),
+        ] {
+            assert_eq!(length(TimeDelta::seconds(seconds)), told);
+        }
+    }
+
+    #[test]
+    fn a_mask_shows_what_kind_of_thing_it_is_and_hardly_more() {
+        assert_eq!(masked("ada@example.com"), "a•••@•••");
+        assert_eq!(masked("Ada"), "A•••");
+        assert_eq!(masked("é"), "é•••");
+        assert_eq!(masked(""), "•••");
+    }
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1\u{202f}234\u{202f}567");
+    }
+}

@@ -1,0 +1,287 @@
+//! `/queue`: deliveries that wait or are dead. Why, what they say, and what to do with them.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, RawQuery, Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use maud::{Markup, html};
+use serde_json::Value as Json;
+
+use super::{
+    form::Form,
+    page::{asking, button, count, fact, masked, page, see, time},
+    session::Session,
+};
+use crate::{
+    http::{App, error::Problem, v1::read},
+    model::{ClerkId, SvixId},
+    store::{Parked, QueueFilter, QueueState, Queued},
+    sync::{
+        queue::{self, Which},
+        reveal,
+    },
+};
+
+/// Rows on a page.
+const ROWS: u32 = 50;
+
+/// Whose data it is that cannot be told.
+const UNKNOWN: &str = "unknown";
+
+/// `GET /queue`
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut filter = QueueFilter { state: Some(QueueState::Dead), ..QueueFilter::default() };
+    for (name, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "state" => filter.state = QueueState::named(&value),
+            "after" => filter.after = SvixId::new(value),
+            _ => {}
+        }
+    }
+    let state = filter.state;
+    let mut found = read(&app, async move |store| store.queued(&filter, ROWS + 1).await).await?;
+    let depth = read(&app, async move |store| store.queue_depth().await).await?;
+    let more = found.len() > ROWS as usize;
+    found.truncate(ROWS as usize);
+    let name = |state: Option<QueueState>| state.map_or("all", QueueState::name);
+    let next = found.last().filter(|_| more).map(|last| {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("state", name(state)).append_pair("after", last.svix_id.as_str());
+        format!("/queue?{}", query.finish())
+    });
+    let tabs = [
+        (Some(QueueState::Dead), "Dead", Some(depth.dead)),
+        (Some(QueueState::Pending), "Waiting", Some(depth.pending)),
+        (None, "All", None),
+    ];
+    let content = html! {
+        nav.tabs aria-label="State" {
+            @for (other, label, number) in tabs {
+                a href={ "/queue?state=" (name(other)) } aria-current=[(other == state).then_some("true")] {
+                    (label) @if let Some(number) = number { " (" (number) ")" }
+                }
+            }
+        }
+        p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
+        (table(&found, (app.clock)()))
+        @if let Some(next) = next { p { a href=(next) { "More" } } }
+        @if depth.dead > 0 {
+            div.deeds {
+                (asking(&session, "/queue", "retry", "Retry all that are dead",
+                    &format!("{} will be tried again now.", count(depth.dead, "delivery", "deliveries"))))
+            }
+        }
+    };
+    Ok(page(&session, "/queue", "Dead letters", &content))
+}
+
+fn table(queued: &[Queued], now: DateTime<Utc>) -> Markup {
+    if queued.is_empty() {
+        return html! { p.nothing { "There are none." } };
+    }
+    html! {
+        div.scroll tabindex="0" { table {
+            thead { tr { th { "Delivery" } th { "Type" } th { "State" } th { "Came" } th.number { "Tries" } th { "Why" } } }
+            tbody { @for one in queued {
+                tr {
+                    td { a href={ "/queue/" (one.svix_id) } { (one.svix_id) } }
+                    td { (one.event_type.as_deref().unwrap_or("unreadable")) }
+                    td { span.tag.{ (one.state.name()) } { (one.state.name()) } }
+                    td { (time(now, one.received_at)) }
+                    td.number { (one.attempts) }
+                    td.why { (one.last_error) }
+                }
+            } }
+        } }
+    }
+}
+
+/// `POST /queue`
+pub(super) async fn act_on_all(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let form = Form::read_own(&app, &session, request).await?;
+    if form.value("action") != Some("retry") {
+        return Err(Problem::NotFound);
+    }
+    let now = (app.clock)();
+    read(&app, async move |store| queue::retry(&*store, &Which::All, now, false).await).await?;
+    app.committer.bell().notify_one();
+    Ok(see("/queue?state=pending"))
+}
+
+/// `GET /queue/{svix_id}`
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    show_one(&app, &session, &id, false).await
+}
+
+/// `POST /queue/{svix_id}`
+pub(super) async fn act(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let form = Form::read_own(&app, &session, request).await?;
+    let svix_id = SvixId::new(id.as_str()).ok_or(Problem::NotFound)?;
+    let now = (app.clock)();
+    let these = Which::These(vec![svix_id.clone()]);
+    match form.value("action") {
+        Some("reveal") => {
+            read(&app, async move |store| {
+                let Some(parked) = store.parked(&svix_id).await? else { return Ok(()) };
+                let Some(of) = parked.clerk_id.or_else(|| ClerkId::new(UNKNOWN)) else { return Ok(()) };
+                reveal::reveal(&*store, &of, now).await
+            })
+            .await?;
+            show_one(&app, &session, &id, true).await
+        }
+        Some("retry") => {
+            read(&app, async move |store| queue::retry(&*store, &these, now, false).await).await?;
+            app.committer.bell().notify_one();
+            Ok(see("/queue"))
+        }
+        Some("discard") => {
+            let done =
+                read(&app, async move |store| queue::discard(&*store, &these, now, false).await).await?;
+            if done.deletions > 0 {
+                let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
+                return Ok(page(&session, "/queue", "Not discarded", &content));
+            }
+            Ok(see("/queue"))
+        }
+        _ => Err(Problem::NotFound),
+    }
+}
+
+async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
+    let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
+    let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
+        let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
+        let mut page = page(session, "/queue", "Not in the queue", &content);
+        *page.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(page);
+    };
+    Ok(page(session, "/queue", id, &content(session, &parked, (app.clock)(), revealed)).into_response())
+}
+
+fn content(session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
+    let mut path =
+        url::form_urlencoded::byte_serialize(parked.svix_id.as_str().as_bytes()).collect::<String>();
+    path.insert_str(0, "/queue/");
+    html! {
+        p.reason { @if parked.last_error.is_empty() { "It was not tried yet." } @else { (parked.last_error) } }
+        dl.facts {
+            (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
+            (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
+            (fact("User", &match &parked.clerk_id {
+                Some(id) => html! { a href={ "/users/" (id) } { (id) } },
+                None => html! { "unknown" },
+            }))
+            (fact("Came", &time(now, parked.received_at)))
+            (fact("Tries", &html! { (parked.attempts) }))
+            (fact("Next", &parked.next_attempt_at.map_or(html! { "never, by itself" }, |at| time(now, at))))
+        }
+        h2 { "What it says" }
+        @if parked.payload.is_empty() { p.nothing { "Nothing is kept of it." } }
+        @else {
+            pre.scroll tabindex="0" { (said(&parked.payload, revealed)) }
+            @if revealed { p.note { "That this was shown stands in the audit trail." } }
+            @else { (button(session, &path, "reveal", "Reveal, and write it down", "quiet")) }
+        }
+        div.deeds {
+            (asking(session, &path, "retry", "Retry", "It will be tried again now."))
+            (asking(session, &path, "discard", "Discard", "It will never be applied, and not come back. Nothing brings it back."))
+        }
+    }
+}
+
+/// The body, with every text in it masked unless it was revealed. Names of fields and what kind of event it is stay.
+fn said(payload: &[u8], revealed: bool) -> String {
+    let Ok(mut body) = serde_json::from_slice::<Json>(payload) else {
+        return if revealed {
+            String::from_utf8_lossy(payload).into_owned()
+        } else {
+            format!("{} that are not JSON", count(payload.len() as u64, "byte", "bytes"))
+        };
+    };
+    if !revealed {
+        if let Some(data) = body.as_object_mut() {
+            for (name, value) in data {
+                if !matches!(name.as_str(), "type" | "object" | "timestamp" | "instance_id") {
+                    mask(value);
+                }
+            }
+        } else {
+            mask(&mut body);
+        }
+    }
+    serde_json::to_string_pretty(&body).unwrap_or_default()
+}
+
+/// Fields whose texts are Clerk's own words.
+const HARMLESS: [&str; 5] = ["id", "object", "status", "strategy", "type"];
+
+fn mask(value: &mut Json) {
+    match value {
+        Json::String(text) => *text = masked(text),
+        Json::Array(items) => items.iter_mut().for_each(mask),
+        Json::Object(fields) => {
+            for (name, value) in fields {
+                // In metadata the names too are somebody's own.
+                if name.ends_with("_metadata") && !value.is_null() {
+                    *value = Json::String(masked(""));
+                } else if !value.is_string() || !HARMLESS.contains(&name.as_str()) {
+                    mask(value);
+                }
+            }
+        }
+        Json::Number(number) => {
+            *value =
+                if number.as_i64().is_some_and(is_time) { value.take() } else { Json::String(masked("")) }
+        }
+        Json::Null | Json::Bool(_) => {}
+    }
+}
+
+/// Whether a number is milliseconds of this century.
+fn is_time(number: i64) -> bool {
+    (946_684_800_000..4_102_444_800_000).contains(&number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masked_body_says_nothing_of_anybody() {
+        let body = r#"{"type":"user.created","data":{"id":"user_1","first_name":"Ada","age":36,"created_at":1767225600000,
+            "email_addresses":[{"email_address":"ada@example.com"}],"unsafe_metadata":{"likes Ada":1}},
+            "event_attributes":{"http_request":{"client_ip":"192.0.2.7"}}}"#;
+        let shown = said(body.as_bytes(), false);
+        for personal in ["Ada", "ada@", "36", "192", "likes", "example"] {
+            assert!(!shown.contains(personal), "{personal}: {shown}");
+        }
+        for kept in ["user.created", "first_name", "1767225600000", "a•••@•••"].into_iter().take(3)
+        {
+            assert!(shown.contains(kept), "{kept}: {shown}");
+        }
+        assert!(said(body.as_bytes(), true).contains("ada@example.com"));
+        assert_eq!(said(b"{\"a\": Ada", false), "9 bytes that are not JSON");
+    }
+}

@@ -1,0 +1,88 @@
+//! `GET /sign-ups`: how many, by day, week and month.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{RawQuery, State},
+    response::Response,
+};
+use chrono::{Datelike, Days, Months, NaiveDate, NaiveTime};
+use maud::html;
+
+use super::{
+    chart::Bars,
+    page::{fact, grouped, page},
+    session::Session,
+};
+use crate::{
+    http::{App, error::Problem, v1::read},
+    store::Bucket,
+};
+
+/// By what they can be put together, and how many buckets are shown.
+const BUCKETS: [(Bucket, &str, u32); 3] =
+    [(Bucket::Day, "day", 30), (Bucket::Week, "week", 26), (Bucket::Month, "month", 24)];
+
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let asked = query.as_deref().and_then(|query| query.strip_prefix("by="));
+    let (bucket, name, number) =
+        BUCKETS.into_iter().find(|(_, name, _)| Some(*name) == asked).unwrap_or(BUCKETS[0]);
+    let today = (app.clock)().date_naive();
+    let days = buckets(bucket, today, number);
+    let from = days.first().map(|day| day.and_time(NaiveTime::MIN).and_utc());
+    let counted = read(&app, async move |store| store.signups(bucket, from, None).await).await?;
+    let standing = read(&app, async move |store| store.count_standing().await).await?;
+    let total: u64 = counted.iter().map(|(_, signups)| signups).sum();
+    let bars = days.iter().map(|day| {
+        let signups = counted.iter().find(|(other, _)| other == day).map_or(0, |(_, signups)| *signups);
+        (day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string(), vec![signups])
+    });
+    let title = format!("Sign-ups by {name}");
+    let bars = Bars { title: &title, series: &["sign-ups"], bars: bars.collect() };
+    let content = html! {
+        nav.tabs aria-label="Put together by" {
+            @for (_, other, _) in BUCKETS {
+                a href={ "/sign-ups?by=" (other) } aria-current=[(other == name).then_some("true")] { "By " (other) }
+            }
+        }
+        dl.facts {
+            (fact("Users here now", &html! { (grouped(standing)) }))
+            (fact(&format!("Sign-ups in these {number} {name}s"), &html! { (grouped(total)) }))
+        }
+        (bars.draw())
+        p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised." }
+    };
+    Ok(page(&session, "/sign-ups", "Sign-ups", &content))
+}
+
+/// The first days of the last buckets, from left to right.
+fn buckets(bucket: Bucket, today: NaiveDate, number: u32) -> Vec<NaiveDate> {
+    let back = |steps: u32| match bucket {
+        Bucket::Day => today.checked_sub_days(Days::new(steps.into())),
+        Bucket::Week => {
+            let monday = today.checked_sub_days(Days::new(today.weekday().num_days_from_monday().into()));
+            monday?.checked_sub_days(Days::new(7 * u64::from(steps)))
+        }
+        Bucket::Month => today.with_day(1)?.checked_sub_months(Months::new(steps)),
+    };
+    (0..number).rev().filter_map(back).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_end_with_the_one_of_today() {
+        let today = NaiveDate::from_ymd_opt(2026, 3, 1).expect("a Sunday");
+        let days = |bucket| buckets(bucket, today, 2).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(days(Bucket::Day), ["2026-02-28", "2026-03-01"]);
+        assert_eq!(days(Bucket::Week), ["2026-02-16", "2026-02-23"]);
+        assert_eq!(days(Bucket::Month), ["2026-02-01", "2026-03-01"]);
+    }
+}

@@ -1,0 +1,274 @@
+//! `/users`: finding somebody by id or address, and all that is known of one user.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use maud::{Markup, html};
+
+use super::{
+    deliveries::processed_table,
+    form::Form,
+    page::{button, fact, masked, moment, page, see, time},
+    session::Session,
+};
+use crate::{
+    http::{App, error::Problem, v1::read},
+    model::{ClerkId, Field, Receipt, Register, SvixId, Value},
+    store::{AuditLine, Processed, Row, RowFilter},
+    sync::reveal,
+};
+
+/// Users of one address that are shown.
+const FOUND: u32 = 50;
+
+/// Lines of the audit trail that are shown, the newest.
+const LINES: u32 = 500;
+
+/// `GET /users`
+pub(super) async fn search(Extension(session): Extension<Session>) -> Response {
+    page(&session, "/users", "Users", &search_form(&session, None))
+}
+
+/// `POST /users`: by a body, because an address in a URL stands in histories and logs.
+pub(super) async fn find(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let form = Form::read_own(&app, &session, request).await?;
+    let sought = form.value("sought").unwrap_or_default().trim().to_owned();
+    if !sought.contains('@') {
+        let known = if let Some(id) = ClerkId::new(sought.as_str()).filter(|_| is_plain(&sought)) {
+            let (asked, fields) = ([id], app.fields);
+            let known = read(&app, async move |store| store.known(&asked, fields).await).await?;
+            !known.registers.is_empty() || !known.users.is_empty()
+        } else {
+            false
+        };
+        return Ok(if known {
+            see(&format!("/users/{sought}"))
+        } else {
+            let nobody =
+                "Nobody of this id was ever here. Give a whole id (user_…) or a whole e-mail address.";
+            page(&session, "/users", "Users", &search_form(&session, Some(nobody)))
+        });
+    }
+    let filter = RowFilter { email: Some(sought), after: None };
+    let rows = read(&app, async move |store| store.rows(&filter, FOUND).await).await?;
+    let content = html! {
+        (search_form(&session, rows.is_empty().then_some("Nobody here has this address.")))
+        @if !rows.is_empty() {
+            h2 { "Users of this address" }
+            table {
+                thead { tr { th { "User" } th { "Name" } th { "Signed up" } th { "Written" } } }
+                tbody { @for row in &rows {
+                    tr {
+                        td { a href={ "/users/" (row.user.clerk_id) } { (row.user.clerk_id) } }
+                        td { (shown(&row.user.profile[Field::FirstName], false)) }
+                        td { @if let Some(at) = row.user.created_at { (moment(at)) } }
+                        td { (moment(row.user.synced_at)) }
+                    }
+                } }
+            }
+        }
+    };
+    Ok(page(&session, "/users", "Users", &content))
+}
+
+fn search_form(session: &Session, complaint: Option<&str>) -> Markup {
+    html! {
+        form.search method="post" action="/users" role="search" {
+            input type="hidden" name="csrf" value=(session.csrf);
+            label for="sought" { "Clerk's id, or an e-mail address" }
+            input id="sought" name="sought" autocomplete="off" spellcheck="false" required;
+            button { "Find" }
+        }
+        @if let Some(complaint) = complaint { p.complaint role="alert" { (complaint) } }
+    }
+}
+
+/// Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
+fn is_plain(id: &str) -> bool {
+    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// All that is known of a user.
+struct Known {
+    id: ClerkId,
+    row: Option<Row>,
+    register: Option<Register>,
+    waiting: Vec<SvixId>,
+    deliveries: Vec<Processed>,
+    trail: Vec<AuditLine>,
+    receipts: Vec<Receipt>,
+}
+
+/// `GET /users/{clerk_id}`
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    show_user(&app, &session, &id, false).await
+}
+
+/// `POST /users/{clerk_id}`: the same with what the person's data is, once that is written down.
+pub(super) async fn reveal(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Form::read_own(&app, &session, request).await?;
+    let clerk_id = ClerkId::new(id.as_str()).ok_or(Problem::NotFound)?;
+    let now = (app.clock)();
+    read(&app, async move |store| {
+        // Of whom nothing is here nothing is shown.
+        match store.row(&clerk_id).await? {
+            Some(_) => reveal::reveal(&*store, &clerk_id, now).await,
+            None => Ok(()),
+        }
+    })
+    .await?;
+    show_user(&app, &session, &id, true).await
+}
+
+async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
+    let clerk_id = ClerkId::new(id).ok_or(Problem::NotFound)?;
+    let known = load(app, clerk_id).await?;
+    if known.row.is_none() && known.register.is_none() && known.trail.is_empty() {
+        let content = html! { p { "Nobody of this id was ever here." } (search_form(session, None)) };
+        let mut page = page(session, "/users", "Nobody", &content);
+        *page.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(page);
+    }
+    Ok(page(session, "/users", id, &content(session, &known, (app.clock)(), revealed)).into_response())
+}
+
+async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
+    let fields = app.fields;
+    read(app, async move |store| {
+        let ids = [id.clone()];
+        let row = store.row(&id).await?;
+        let register = store.known(&ids, fields).await?.registers.remove(&id);
+        let trail = store.audit_trail(&id, None, LINES).await?;
+        let receipts = store.receipts_of(&id).await?;
+        // Those that changed anything, and the last one that was news.
+        let mut caused: Vec<SvixId> =
+            trail.iter().filter_map(|line| SvixId::new(line.svix_id.clone()?)).collect();
+        caused.extend(register.as_ref().and_then(|register| SvixId::new(register.version.tie.as_str())));
+        caused.sort();
+        caused.dedup();
+        let mut deliveries = store.processed(&caused).await?;
+        deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.processed_at));
+        let mut waiting = Vec::new();
+        for svix_id in caused {
+            if store.parked(&svix_id).await?.is_some() {
+                waiting.push(svix_id);
+            }
+        }
+        Ok(Known { id, row, register, waiting, deliveries, trail, receipts })
+    })
+    .await
+}
+
+fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool) -> Markup {
+    let Known { id, row, register, waiting, deliveries, trail, receipts } = known;
+    html! {
+        h2 { "Row" }
+        @match row {
+            None => p.nothing { "There is no row: the user is deleted, or their deletion came first." },
+            Some(row) => {
+                dl.facts {
+                    (fact("Number", &html! { (row.id) }))
+                    (fact("Signed up", &row.user.created_at.map_or(html! { "unknown" }, |at| time(now, at))))
+                    (fact("Changed at Clerk", &time(now, row.user.updated_at)))
+                    (fact("Written here", &time(now, row.user.synced_at)))
+                    (fact("Deleted", &row.user.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
+                }
+                table.profile {
+                    tbody { @for field in Field::ALL {
+                        @let value = &row.user.profile[field];
+                        @if *value != Value::Null {
+                            tr { th scope="row" { (field.name()) } td { (shown(value, revealed)) } }
+                        }
+                    } }
+                }
+                @if revealed {
+                    p.note { "That this was shown stands in the audit trail below." }
+                } @else {
+                    (button(session, &format!("/users/{id}"), "reveal", "Reveal, and write it down", "quiet"))
+                }
+            }
+        }
+        h2 { "Version" }
+        @match register {
+            None => p.nothing { "There is no register: no event has come." },
+            Some(register) => dl.facts {
+                (fact("Newest", &moment_of(register.version.version)))
+                (fact("Event of", &moment_of(register.version.event_at)))
+                (fact("By delivery", &html! { (if register.version.tie.is_empty() { "the Backend API" } else { &register.version.tie }) }))
+                (fact("Deleted for good", &html! { (if register.deleted { "yes" } else { "no" }) }))
+                @if let Some(until) = register.held_until {
+                    (fact("Erasure held back until", &time(now, until)))
+                }
+            }
+        }
+        h2 { "Deliveries" }
+        p.note { "Those that changed anything, and the last that was news." }
+        @for waiting in waiting { p { "Waiting: " a href={ "/queue/" (waiting) } { (waiting) } } }
+        (processed_table(deliveries, now, false))
+        h2 { "Audit trail" }
+        @if trail.is_empty() { p.nothing { "Nothing has happened yet." } }
+        @else {
+            div.scroll tabindex="0" { table {
+                thead { tr { th { "When" } th { "What" } th { "Fields" } th { "Source" } th { "Delivery" } } }
+                tbody { @for line in trail {
+                    tr {
+                        td { (moment(line.at)) }
+                        td { (line.action) }
+                        td.why { (line.changed_fields.join(", ")) }
+                        td { (line.source) }
+                        td { (line.svix_id.as_deref().unwrap_or_default()) }
+                    }
+                } }
+            } }
+        }
+        @if !receipts.is_empty() {
+            h2 { "Erasure" }
+            table {
+                thead { tr { th { "Destination" } th { "Asked for" } th { "Done" } th { "Why not" } } }
+                tbody { @for receipt in receipts {
+                    tr {
+                        td { (receipt.destination) }
+                        td { (moment(receipt.requested_at)) }
+                        td { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } }
+                        td { (receipt.last_error.as_deref().unwrap_or_default()) }
+                    }
+                } }
+            }
+        }
+    }
+}
+
+fn moment_of(milliseconds: i64) -> Markup {
+    DateTime::from_timestamp_millis(milliseconds).map_or(html! { (milliseconds) }, moment)
+}
+
+/// What a field has, or that it has something.
+fn shown(value: &Value, revealed: bool) -> Markup {
+    let text = match value {
+        Value::Null => return html! {},
+        Value::Text(text) | Value::Json(text) => text.clone(),
+        // Says of nobody who they are.
+        Value::Bool(truth) => return html! { (truth) },
+        Value::Time(at) => return moment(*at),
+    };
+    html! { @if revealed { (text) } @else { span.masked { (masked(&text)) } } }
+}

@@ -1,0 +1,386 @@
+//! Is my data right? What is known, judged, the worst first.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::page::{ago, count, length};
+use crate::{
+    store::{Activity, OpenErasures, QueueDepth, SinkDepth},
+    sync::reconcile::Summary,
+};
+
+/// After so long without a word we wonder.
+const SILENCE: TimeDelta = TimeDelta::hours(1);
+
+/// A delivery or message that has been due for so long is held up.
+const HELD_UP: TimeDelta = TimeDelta::minutes(1);
+
+/// The time within which an erasure has to be confirmed everywhere.
+const ERASED_WITHIN: TimeDelta = TimeDelta::days(30);
+
+/// What the database says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    /// When the newest delivery was processed.
+    pub(super) last_event: Option<DateTime<Utc>>,
+    /// What was answered in the last hour, minute by minute.
+    pub(super) hour: Vec<Activity>,
+    pub(super) queue: QueueDepth,
+    pub(super) sinks: Vec<SinkDepth>,
+    pub(super) paused: BTreeSet<String>,
+    /// When the last reconcile came to its end, and what it found.
+    pub(super) reconciled: Option<(DateTime<Utc>, Summary)>,
+    pub(super) erasures: Vec<OpenErasures>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    /// The data is wrong, or about to become so.
+    Wrong,
+    /// The data may be right; somebody should look.
+    Doubtful,
+}
+
+/// Something that somebody should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) level: Level,
+    pub(super) what: String,
+    /// What to do about it.
+    pub(super) remedy: &'static str,
+    /// Where to look.
+    pub(super) link: Option<&'static str>,
+}
+
+impl Finding {
+    fn new(level: Level, what: String, remedy: &'static str, link: &'static str) -> Self {
+        Self { level, what, remedy, link: Some(link) }
+    }
+}
+
+/// All that is not as it should be, the worst first.
+pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = [
+        signatures(facts, now),
+        failures(facts, now),
+        dead(facts),
+        held_up(facts, now),
+        silence(facts, now),
+        drift(facts, now),
+        erasures(facts, now),
+    ]
+    .into_iter()
+    .flatten()
+    .chain(facts.sinks.iter().filter_map(|sink| of_sink(sink, facts, now)))
+    .collect();
+    findings.sort_by_key(|finding| finding.level);
+    findings
+}
+
+/// Whether a delivery was believed, whatever became of it.
+fn is_believed(activity: &Activity) -> bool {
+    activity.outcome != "rejected"
+}
+
+fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let refused = |activity: &&Activity| {
+        matches!(activity.reason.as_str(), "invalid_signature" | "timestamp_out_of_tolerance")
+    };
+    let last = facts.hour.iter().filter(refused).map(|activity| activity.latest).max()?;
+    let all: u64 = facts.hour.iter().filter(refused).map(|activity| activity.count).sum();
+    let believed =
+        facts.hour.iter().filter(|activity| is_believed(activity)).map(|activity| activity.latest).max();
+    let since = ago(now, last);
+    Some(if believed.is_none_or(|believed| believed < last) {
+        Finding::new(
+            Level::Wrong,
+            format!(
+                "Webhooks are refused, and none was believed since: {} in the last hour, the last {since}",
+                count(all, "signature does not match", "signatures do not match")
+            ),
+            "Compare CLERK_WEBHOOK_SIGNING_SECRET with the signing secret of the endpoint in the Clerk Dashboard: after a \
+             rotation it needs the new one, best beside the old one. Svix sends again for 28 hours. If the reason is the time, \
+             set this machine's clock.",
+            "/deliveries",
+        )
+    } else {
+        Finding::new(
+            Level::Doubtful,
+            format!(
+                "{} in the last hour, while others are believed; the last {since}",
+                count(
+                    all,
+                    "webhook was refused for its signature",
+                    "webhooks were refused for their signatures"
+                )
+            ),
+            "Somebody else knows the address, or one of two endpoints in the Clerk Dashboard has a secret that is not in \
+             CLERK_WEBHOOK_SIGNING_SECRET.",
+            "/deliveries",
+        )
+    })
+}
+
+fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let lately = now - TimeDelta::minutes(10);
+    let failed = facts.hour.iter().filter(|activity| activity.outcome == "failed" && activity.at >= lately);
+    let failed: u64 = failed.map(|activity| activity.count).sum();
+    (failed > 0).then(|| {
+        Finding::new(
+            Level::Doubtful,
+            format!(
+                "{} in the last ten minutes",
+                count(failed, "webhook was answered 503", "webhooks were answered 503")
+            ),
+            "Svix sends them again. The log says why; most often the database was away or locked.",
+            "/deliveries",
+        )
+    })
+}
+
+fn dead(facts: &Facts) -> Option<Finding> {
+    (facts.queue.dead > 0).then(|| {
+        Finding::new(
+            Level::Wrong,
+            format!(
+                "{}, and will not be tried again by itself",
+                count(facts.queue.dead, "delivery could not be applied", "deliveries could not be applied")
+            ),
+            "Each says why. Mend the cause, then retry them.",
+            "/queue?state=dead",
+        )
+    })
+}
+
+fn held_up(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let due = facts.queue.first_due.filter(|due| now - *due > HELD_UP)?;
+    Some(Finding::new(
+        Level::Wrong,
+        format!("Deliveries wait to be applied since {}", length(now - due)),
+        "Is a worker running (serve without --no-worker, or `clerk-sync worker`), and does the log say why it gets nowhere?",
+        "/queue?state=pending",
+    ))
+}
+
+fn silence(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let (what, remedy) = match facts.last_event {
+        None => (
+            "No webhook has come yet".to_owned(),
+            "Add the endpoint in the Clerk Dashboard, or send a sample: `clerk-sync send user.created`.",
+        ),
+        Some(last) if now - last > SILENCE => (
+            format!("No webhook for {}", length(now - last)),
+            "Perhaps nobody signed in. If that is unlikely: does the Clerk Dashboard show failing deliveries, or the endpoint \
+             as disabled? `clerk-sync reconcile --dry-run` shows whether anything was missed.",
+        ),
+        Some(_) => return None,
+    };
+    Some(Finding::new(Level::Doubtful, what, remedy, "/deliveries"))
+}
+
+fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let (at, summary) = facts.reconciled.as_ref()?;
+    let differed = summary.differed();
+    if differed == 0 {
+        return None;
+    }
+    let kinds: Vec<String> =
+        summary.drift.iter().map(|(kind, users)| format!("{users} {}", kind.replace('_', " "))).collect();
+    let (kinds, when) = (kinds.join(", "), ago(now, *at));
+    let users = count(differed, "user differed", "users differed");
+    Some(if summary.mended < differed {
+        Finding::new(
+            Level::Wrong,
+            format!(
+                "{users} from Clerk at the last reconcile, {when} ({kinds}), and not all could be mended"
+            ),
+            "`clerk-sync reconcile --dry-run` names them and says why.",
+            "/deliveries",
+        )
+    } else {
+        Finding::new(
+            Level::Doubtful,
+            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); they are mended"),
+            "Webhooks got lost, or somebody edited the table. Look at the endpoint's failures in the Clerk Dashboard.",
+            "/deliveries",
+        )
+    })
+}
+
+fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let overdue = facts.erasures.iter().filter(|open| now - open.oldest > ERASED_WITHIN);
+    let names: Vec<&str> = overdue.map(|open| open.destination.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        Finding::new(
+            Level::Wrong,
+            format!("Erasures are not confirmed after 30 days by {}", names.join(", ")),
+            "`clerk-sync erase report --overdue` names them.",
+            "/users",
+        )
+    })
+}
+
+fn of_sink(sink: &SinkDepth, facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let name = &sink.sink;
+    if sink.dead > 0 {
+        return Some(Finding::new(
+            Level::Wrong,
+            format!(
+                "Sink {name} did not take {}",
+                count(sink.dead, "message, which was given up", "messages, which were given up")
+            ),
+            "Each says why. Mend the cause, then retry them.",
+            "/sinks",
+        ));
+    }
+    if facts.paused.contains(name) {
+        let waiting = count(sink.pending, "message waits", "messages wait");
+        return Some(Finding::new(
+            Level::Doubtful,
+            format!("Sink {name} is paused; {waiting}"),
+            "Resume it when it is ready.",
+            "/sinks",
+        ));
+    }
+    let oldest = sink.oldest.filter(|oldest| now - *oldest > HELD_UP)?;
+    Some(Finding::new(
+        Level::Wrong,
+        format!(
+            "Sink {name} is behind: {}, the oldest for {}",
+            count(sink.pending, "message waits", "messages wait"),
+            length(now - oldest)
+        ),
+        "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
+        "/sinks",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::WITHIN;
+
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_767_225_600, 0).expect("a time")
+    }
+
+    fn minutes_ago(minutes: i64) -> DateTime<Utc> {
+        now() - TimeDelta::minutes(minutes)
+    }
+
+    fn answered(minutes: i64, outcome: &str, reason: &str) -> Activity {
+        Activity {
+            at: minutes_ago(minutes),
+            event: "user.created".to_owned(),
+            outcome: outcome.to_owned(),
+            reason: reason.to_owned(),
+            latest: minutes_ago(minutes),
+            count: 2,
+            within: [2; WITHIN.len()],
+        }
+    }
+
+    fn well() -> Facts {
+        Facts {
+            last_event: Some(minutes_ago(5)),
+            hour: vec![answered(5, "applied", "")],
+            reconciled: Some((minutes_ago(90), Summary { seen: 10, ..Summary::default() })),
+            ..Facts::default()
+        }
+    }
+
+    fn told(facts: &Facts) -> Vec<(Level, String)> {
+        findings(facts, now()).into_iter().map(|finding| (finding.level, finding.what)).collect()
+    }
+
+    fn only(facts: &Facts) -> (Level, String) {
+        let mut told = told(facts);
+        assert_eq!(told.len(), 1, "{told:?}");
+        told.remove(0)
+    }
+
+    #[test]
+    fn nothing_is_said_where_all_is_well() {
+        assert_eq!(told(&well()), []);
+    }
+
+    #[test]
+    fn silence_is_noticed() {
+        let silent = Facts { last_event: Some(minutes_ago(61)), hour: vec![], ..well() };
+        assert_eq!(only(&silent), (Level::Doubtful, "No webhook for 1 h 1 min".to_owned()));
+        let (_, what) = only(&Facts { last_event: None, hour: vec![], ..well() });
+        assert_eq!(what, "No webhook has come yet");
+    }
+
+    #[test]
+    fn after_a_rotated_secret_it_is_said_that_nothing_is_believed() {
+        let mut facts = well();
+        facts.hour.push(answered(1, "rejected", "invalid_signature"));
+        let (level, what) = only(&facts);
+        assert_eq!(level, Level::Wrong);
+        assert!(what.contains("2 signatures do not match"), "{what}");
+        facts.hour.push(answered(0, "applied", ""));
+        assert_eq!(only(&facts).0, Level::Doubtful);
+        // What any passer-by can have says nothing.
+        let facts = Facts { hour: vec![answered(1, "rejected", "missing_headers")], ..well() };
+        assert_eq!(told(&facts), []);
+    }
+
+    #[test]
+    fn dead_letters_and_what_waits_too_long_are_told() {
+        let queue = QueueDepth { dead: 1, ..QueueDepth::default() };
+        let (level, what) = only(&Facts { queue, ..well() });
+        assert_eq!(level, Level::Wrong);
+        assert!(what.starts_with("1 delivery could not be applied"), "{what}");
+        let waiting = |minutes| QueueDepth { pending: 7, dead: 0, first_due: Some(minutes_ago(minutes)) };
+        assert_eq!(told(&Facts { queue: waiting(0), ..well() }), []);
+        assert_eq!(only(&Facts { queue: waiting(3), ..well() }).0, Level::Wrong);
+    }
+
+    #[test]
+    fn a_sink_that_is_down_is_told_and_one_that_is_busy_is_not() {
+        let sink = |pending, dead, minutes| SinkDepth {
+            sink: "crm".to_owned(),
+            pending,
+            dead,
+            oldest: Some(minutes_ago(minutes)),
+        };
+        let with = |sink| Facts { sinks: vec![sink], ..well() };
+        assert_eq!(told(&with(sink(100, 0, 0))), []);
+        assert_eq!(only(&with(sink(3, 0, 2))).1, "Sink crm is behind: 3 messages wait, the oldest for 2 min");
+        assert!(only(&with(sink(3, 1, 2))).1.contains("given up"));
+        let paused = Facts { paused: BTreeSet::from(["crm".to_owned()]), ..with(sink(3, 0, 2)) };
+        assert_eq!(only(&paused).0, Level::Doubtful);
+    }
+
+    #[test]
+    fn drift_is_worse_if_it_is_still_there() {
+        let found = |mended| {
+            let drift = [("missing".to_owned(), 2), ("erased_here".to_owned(), 1)].into();
+            Facts { reconciled: Some((minutes_ago(30), Summary { seen: 9, drift, mended })), ..well() }
+        };
+        let (level, what) = only(&found(2));
+        assert_eq!(level, Level::Wrong);
+        assert!(what.contains("3 users differed") && what.contains("1 erased here, 2 missing"), "{what}");
+        assert_eq!(only(&found(3)).0, Level::Doubtful);
+    }
+
+    #[test]
+    fn the_worst_comes_first() {
+        let facts = Facts {
+            last_event: Some(minutes_ago(90)),
+            hour: vec![answered(3, "failed", "database_unavailable")],
+            queue: QueueDepth { dead: 1, ..QueueDepth::default() },
+            erasures: vec![OpenErasures {
+                destination: "crm".to_owned(),
+                receipts: 1,
+                oldest: now() - TimeDelta::days(31),
+            }],
+            ..well()
+        };
+        let levels: Vec<Level> = told(&facts).into_iter().map(|(level, _)| level).collect();
+        assert_eq!(levels, [Level::Wrong, Level::Wrong, Level::Doubtful, Level::Doubtful]);
+    }
+}
