@@ -229,6 +229,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
     say!();
     say!("  webhooks   {url}");
     say!("  private    http://{}/metrics", service.private);
+    say!("  dashboard  http://{}  (sign in with the token)", service.private);
     say!("  database   {}", config.database.place());
     say!("  fields     {}", config.sync_fields.iter().map(Field::name).collect::<Vec<_>>().join(", "));
     say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));

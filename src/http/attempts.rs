@@ -1,4 +1,4 @@
-//! Whoever guesses is slowed down: after some failures an address is not listened to for a while.
+//! Whoever guesses is slowed down: the failures of an address are counted, and forgotten one by one.
 
 use std::{
     collections::HashMap,
@@ -9,9 +9,6 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Failures that are free.
-const FREE: u32 = 10;
-
 /// How long it takes until one failure is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(6);
 
@@ -19,14 +16,23 @@ const FORGOTTEN: Duration = Duration::from_secs(6);
 const ADDRESSES: usize = 10_000;
 
 /// Failures by address.
-#[derive(Debug, Default)]
-pub(super) struct Attempts(Mutex<HashMap<IpAddr, Instant>>);
+#[derive(Debug)]
+pub(super) struct Attempts {
+    /// Failures that cost nothing.
+    free: u32,
+    /// When all failures of an address will be forgotten.
+    failures: Mutex<HashMap<IpAddr, Instant>>,
+}
 
 impl Attempts {
-    /// How long this address has to wait before it is listened to again, if it has to.
+    pub(super) fn new(free: u32) -> Self {
+        Self { free, failures: Mutex::default() }
+    }
+
+    /// How long it takes until this address has a free failure again, if it has none.
     pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
         let all_forgotten = self.with(|failures| failures.get(&address).copied())?;
-        let too_far = now + FORGOTTEN * (FREE - 1);
+        let too_far = now + FORGOTTEN * self.free.saturating_sub(1);
         let wait = all_forgotten.saturating_duration_since(too_far);
         (!wait.is_zero()).then_some(wait)
     }
@@ -45,7 +51,7 @@ impl Attempts {
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut HashMap<IpAddr, Instant>) -> T) -> T {
-        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        what(&mut self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -55,10 +61,10 @@ mod tests {
 
     #[test]
     fn some_failures_are_free_and_each_is_forgotten_after_a_while() {
-        let attempts = Attempts::default();
+        let attempts = Attempts::new(3);
         let now = Instant::now();
         let [guesser, other] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
-        for _ in 0..FREE {
+        for _ in 0..3 {
             assert_eq!(attempts.wait(guesser, now), None);
             attempts.failed(guesser, now);
         }

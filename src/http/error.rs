@@ -32,8 +32,6 @@ pub enum Problem {
     TokenNotSet,
     #[error("this form was not made for this session; go back, load the page again and repeat it")]
     ForeignForm,
-    #[error("too many wrong tokens came from this address; wait a moment")]
-    TooManyAttempts,
     #[error("this address is not on the allow-list")]
     AddressNotAllowed,
     #[error("the event belongs to another Clerk instance")]
@@ -79,7 +77,6 @@ impl Problem {
             }
             Self::Unauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::ForeignForm | Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -105,7 +102,6 @@ impl Problem {
             Self::InvalidBody(_) => "invalid_body",
             Self::Unauthorized | Self::TokenNotSet => "unauthorized",
             Self::ForeignForm => "foreign_form",
-            Self::TooManyAttempts => "too_many_attempts",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::WrongInstance => "wrong_instance",
             Self::NotFound => "not_found",
@@ -134,7 +130,6 @@ impl Problem {
             | Self::SchemaNotCurrent
             | Self::ShuttingDown => Some(5),
             Self::Overloaded => Some(1),
-            Self::TooManyAttempts => Some(6),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 //! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
 //! forgotten at the start, and what is presented is never logged.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::{ConnectInfo, Request, State},
@@ -13,9 +13,12 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::http::{App, error::Problem};
+
+/// How long whoever guesses waits for each answer.
+const DELAY: Duration = Duration::from_secs(1);
 
 /// What is left of the token: its SHA-256.
 pub(super) struct Token([u8; 32]);
@@ -40,19 +43,21 @@ pub(super) async fn require(
 ) -> Result<Response, Problem> {
     let Some(token) = app.api.token() else { return Err(Problem::TokenNotSet) };
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-    if address.is_some_and(|address| app.api.attempts.wait(address, Instant::now()).is_some()) {
-        return Err(Problem::TooManyAttempts);
-    }
     match presented(request.headers()) {
-        Some(presented) if token.is(presented) => Ok(next.run(request).await),
-        presented => {
-            // Who shows nothing guesses nothing.
-            if let Some(address) = address.filter(|_| presented.is_some()) {
+        Some(presented) if token.is(presented) => return Ok(next.run(request).await),
+        // Who shows nothing guesses nothing.
+        None => {}
+        Some(_) => {
+            if let Some(address) = address {
                 app.api.attempts.failed(address, Instant::now());
+                // Not refused, for a program with the right token may have the same address.
+                if app.api.attempts.wait(address, Instant::now()).is_some() {
+                    sleep(DELAY).await;
+                }
             }
-            Err(Problem::Unauthorized)
         }
     }
+    Err(Problem::Unauthorized)
 }
 
 /// The token of the one `Authorization` header. The name of the scheme is the same in any case (RFC 9110, 11.1).

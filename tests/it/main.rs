@@ -14,6 +14,7 @@ mod queue;
 
 mod convergence;
 mod crashes;
+mod dashboard;
 
 mod house;
 mod oracles;

@@ -337,6 +337,14 @@ impl Host {
             )),
         };
     }
+
+    /// The application mended it.
+    pub(crate) fn allow_first_names(&self) {
+        match self.keeper {
+            Keeper::Postgres => self.sql("DROP TRIGGER refuse ON users"),
+            Keeper::Sqlite => self.sql("DROP TRIGGER refuse"),
+        };
+    }
 }
 
 impl Drop for Host {

@@ -56,6 +56,9 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
+/// Wrong tokens in a row before somebody has to wait.
+const FREE_ATTEMPTS: u32 = 10;
+
 /// How long what was read for the overview is good for, however many look at it.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -80,7 +83,7 @@ impl Dashboard {
         let door = token.map(|token| Door {
             token: Token::new(token),
             sessions: Sessions::new(token),
-            attempts: Attempts::default(),
+            attempts: Attempts::new(FREE_ATTEMPTS),
         });
         Self { door, sinks, glance: Mutex::default() }
     }

@@ -36,7 +36,6 @@ pub(super) async fn show(
     let days = buckets(bucket, today, number);
     let from = days.first().map(|day| day.and_time(NaiveTime::MIN).and_utc());
     let counted = read(&app, async move |store| store.signups(bucket, from, None).await).await?;
-    let standing = read(&app, async move |store| store.count_standing().await).await?;
     let total: u64 = counted.iter().map(|(_, signups)| signups).sum();
     let bars = days.iter().map(|day| {
         let signups = counted.iter().find(|(other, _)| other == day).map_or(0, |(_, signups)| *signups);
@@ -51,7 +50,6 @@ pub(super) async fn show(
             }
         }
         dl.facts {
-            (fact("Users here now", &html! { (grouped(standing)) }))
             (fact(&format!("Sign-ups in these {number} {name}s"), &html! { (grouped(total)) }))
         }
         (bars.draw())

@@ -57,6 +57,9 @@ const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
 /// How many ids a body may name.
 const MAX_IDS: usize = 1000;
 
+/// Wrong tokens in a row before answers to more of them take their time.
+const FREE_ATTEMPTS: u32 = 30;
+
 /// How many questions the database is asked at a time.
 const READERS: usize = 2;
 
@@ -136,7 +139,7 @@ impl Api {
         Self {
             store,
             token: token.map(Token::new),
-            attempts: Attempts::default(),
+            attempts: Attempts::new(FREE_ATTEMPTS),
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
         }

@@ -154,7 +154,7 @@ impl Postgres {
             begin_count: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {path}; SET LOCAL lock_timeout = '1500ms'; \
                  SET LOCAL statement_timeout = '8s'; SET LOCAL idle_in_transaction_session_timeout = '10s'; \
-                 SET LOCAL client_min_messages = error; SET LOCAL jit = off"
+                 SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
             ),
             anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
             schema: options.schema,

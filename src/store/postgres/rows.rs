@@ -66,9 +66,7 @@ pub(super) async fn signups(
 ) -> Result<Vec<(NaiveDate, u64)>> {
     let query = sql("SELECT date_trunc($1, created_at AT TIME ZONE 'UTC')::date, count(*)
          FROM users
-         WHERE created_at IS NOT NULL
-           AND ($2::timestamptz IS NULL OR created_at >= $2)
-           AND ($3::timestamptz IS NULL OR created_at < $3)
+         WHERE created_at >= coalesce($2::timestamptz, '-infinity') AND created_at < coalesce($3::timestamptz, 'infinity')
          GROUP BY 1
          ORDER BY 1")
     .bind(bucket.name())

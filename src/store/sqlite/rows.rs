@@ -77,9 +77,7 @@ pub(super) async fn signups(
                         WHEN 'month' THEN date(created_at, 'start of month') END AS start,
                 count(*) AS signups
          FROM users
-         WHERE created_at IS NOT NULL
-           AND (?2 IS NULL OR created_at >= ?2)
-           AND (?3 IS NULL OR created_at < ?3)
+         WHERE created_at >= coalesce(?2, '') AND created_at < coalesce(?3, '~')
          GROUP BY 1
          ORDER BY 1",
     )

@@ -1,0 +1,380 @@
+//! What the person on call sees: the dashboard of the real program, page by page, and who is kept out of it.
+
+use serde_json::json;
+
+use crate::service::{
+    Answer, Client, Host, Keeper, Post, Service, deletion, eventually, milliseconds, on_each_keeper, post,
+    user,
+};
+
+const TOKEN: &str = "t0ken-of-the-house";
+
+on_each_keeper!(
+    nobody_sees_anything_before_signing_in,
+    the_overview_says_whether_the_data_is_right,
+    a_user_is_masked_until_that_is_written_down,
+    dead_letters_are_shown_retried_and_discarded,
+    sinks_are_paused_and_resumed,
+    the_newest_deliveries_are_listed,
+    names_of_people_are_never_code,
+);
+
+/// Somebody with a browser.
+struct Browser<'a> {
+    service: &'a Service,
+    cookie: String,
+}
+
+impl<'a> Browser<'a> {
+    fn sign_in(service: &'a Service) -> Self {
+        let answer = ask(service, "POST", "/sign-in", "", &format!("token={TOKEN}"));
+        assert_eq!((answer.status, answer.headers["location"].as_str()), (303, "/"), "{answer:?}");
+        let cookie = &answer.headers["set-cookie"];
+        for part in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age="] {
+            assert!(cookie.contains(part), "{cookie}");
+        }
+        Self { service, cookie: format!("cookie: {}\r\n", cookie.split(';').next().expect("a pair")) }
+    }
+
+    fn see(&self, path: &str) -> String {
+        let answer = self.get(path);
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        assert!(answer.headers["content-security-policy"].starts_with("default-src 'none'"));
+        assert!(!answer.body.contains("style=\""), "the policy forbids it: {path}");
+        answer.body
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        ask(self.service, "GET", path, &self.cookie, "")
+    }
+
+    /// Press a button of a page.
+    fn press(&self, page: &str, path: &str, action: &str) -> Answer {
+        self.send(path, &format!("action={action}&csrf={}", csrf(page)))
+    }
+
+    fn send(&self, path: &str, form: &str) -> Answer {
+        ask(self.service, "POST", path, &self.cookie, form)
+    }
+}
+
+fn csrf(page: &str) -> &str {
+    let (_, after) = page.split_once("name=\"csrf\" value=\"").expect("a form");
+    after.split('"').next().expect("a value")
+}
+
+fn ask(service: &Service, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    let mut client = Client::connect(service.private).expect("a connection");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: test\r\n{headers}content-type: application/x-www-form-urlencoded\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    client.send(request.as_bytes()).expect("sent");
+    client.answer().expect("an answer")
+}
+
+fn serve(host: &mut Host) -> Service {
+    host.set("ADMIN_TOKEN", TOKEN);
+    host.serve()
+}
+
+fn applied(service: &Service, post: &Post) {
+    assert_eq!(service.post(post).word(), "applied");
+}
+
+fn ada(id: &str) -> Post {
+    post(&user("user.created", id, milliseconds(), "Ada"))
+}
+
+fn nobody_sees_anything_before_signing_in(host: &mut Host) {
+    let service = serve(host);
+    applied(&service, &ada("user_1"));
+    let paths = [
+        "/",
+        "/users",
+        "/users/user_1",
+        "/sign-ups",
+        "/deliveries",
+        "/queue",
+        "/queue/msg_1",
+        "/sinks",
+        "/sinks/crm",
+        "/nothing",
+        "/users/../metrics",
+        "/%2e%2e/etc/passwd",
+        "/.env",
+        "/clerk-sync.db",
+        "/assets/",
+        "/assets/../x",
+    ];
+    let forged = "cookie: clerk-sync-session=AAAAAGsDQ1qDJarpgZYzmWoucgn0W2XM2aqXlUBC_6FEUDFB19UAvJdybpdHTyV3wyU4T2rR3r4\r\n";
+    for path in paths {
+        for cookie in ["", "cookie: clerk-sync-session=\r\n", forged] {
+            let answer = ask(&service, "GET", path, cookie, "");
+            assert_eq!((answer.status, answer.headers["location"].as_str()), (303, "/sign-in"), "{path}");
+            assert!(answer.body.is_empty(), "{path}");
+            let answer = ask(&service, "POST", path, cookie, "action=retry");
+            assert_eq!(answer.status, 401, "{path}");
+        }
+    }
+    // The token itself is for programs; a cookie is for people.
+    assert_eq!(service.get_api("/", Some(&format!("Bearer {TOKEN}"))).status, 303);
+    let browser = Browser::sign_in(&service);
+    assert_eq!(ask(&service, "GET", "/v1/users", &browser.cookie, "").status, 401);
+
+    // A deed needs a form that was made for this session, sent from one of our own pages.
+    let page = browser.see("/sinks");
+    let other = Browser::sign_in(&service);
+    for form in [
+        "action=retry".to_owned(),
+        "action=retry&csrf=".to_owned(),
+        format!("action=retry&csrf={}", csrf(&other.see("/"))),
+    ] {
+        assert_eq!(browser.send("/queue", &form).status, 403, "{form}");
+    }
+    let foreign = format!("{}sec-fetch-site: cross-site\r\n", browser.cookie);
+    let form = format!("action=retry&csrf={}", csrf(&page));
+    assert_eq!(ask(&service, "POST", "/queue", &foreign, &form).status, 403);
+    assert_eq!(browser.send("/queue", &form).status, 303);
+
+    // Nothing that is asked for gets into a header.
+    let split = ask(&service, "GET", "/users/user_1%0d%0aset-cookie:%20x=y", &browser.cookie, "");
+    assert!(!split.headers.contains_key("set-cookie"), "{split:?}");
+    assert_eq!(browser.get("/nothing").status, 404);
+
+    assert_eq!(browser.press(&page, "/sign-out", "sign-out").headers["location"], "/sign-in");
+    assert_eq!(browser.get("/").status, 303, "a session that was ended");
+    assert_eq!(other.get("/").status, 200);
+    service.stop();
+}
+
+#[test]
+fn whoever_guesses_the_token_has_to_wait() {
+    let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    let service = serve(&mut host);
+    let mut statuses = Vec::new();
+    for guess in 0..12 {
+        statuses.push(ask(&service, "POST", "/sign-in", "", &format!("token=guess-{guess}")).status);
+    }
+    assert_eq!(statuses[..10], [401; 10]);
+    let refused = ask(&service, "POST", "/sign-in", "", &format!("token={TOKEN}"));
+    assert_eq!(refused.status, 429, "{statuses:?}");
+    assert!(refused.headers["retry-after"].parse::<u64>().expect("seconds") <= 7);
+    // Programs that know it are not held up by somebody at the same address.
+    assert_eq!(service.get_api("/v1/users", Some(&format!("Bearer {TOKEN}"))).status, 200);
+    service.stop();
+}
+
+#[test]
+fn without_a_token_the_page_says_what_to_set() {
+    let host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    let service = host.serve();
+    assert_eq!(service.get_private("/").status, 303);
+    let page = service.get_private("/sign-in");
+    assert!(page.body.contains("ADMIN_TOKEN") && !page.body.contains("<form"), "{page:?}");
+    assert_eq!(ask(&service, "POST", "/sign-in", "", "token=").status, 401);
+    assert_eq!(ask(&service, "POST", "/queue", "", "action=retry").status, 401);
+    service.stop();
+}
+
+fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    assert!(browser.see("/").contains("No webhook has come yet"));
+
+    applied(&service, &ada("user_1"));
+    eventually("all is well", || browser.see("/").contains("Your data is right"));
+    let page = browser.see("/");
+    assert!(page.contains("<svg") && page.contains("Webhooks in the last hour"), "{page}");
+    for range in ["/?range=day", "/?range=week"] {
+        assert!(browser.see(range).contains("<svg"), "{range}");
+    }
+
+    let forged = Post { secret: "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ..ada("user_2") };
+    assert_eq!(service.post(&forged).word(), "invalid_signature");
+    eventually("refused", || browser.see("/").contains("Webhooks are refused, and none was believed since"));
+
+    host.refuse_first_name("Bad");
+    let bad = post(&user("user.created", "user_3", milliseconds(), "Bad"));
+    assert_eq!(service.post(&bad).word(), "parked");
+    host.sql("UPDATE webhook_queue SET state = 'dead', next_attempt_at = NULL");
+    eventually("dead", || browser.see("/").contains("1 delivery could not be applied"));
+    service.stop();
+}
+
+#[test]
+fn the_overview_says_that_the_database_is_gone() {
+    let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    let service = serve(&mut host);
+    let browser = Browser::sign_in(&service);
+    assert!(browser.see("/").contains("Is my data right?"));
+    std::fs::rename(host.path("users.db"), host.path("moved.db")).expect("moved");
+    eventually("gone", || browser.see("/").contains("The database cannot be reached"));
+    std::fs::rename(host.path("moved.db"), host.path("users.db")).expect("moved back");
+    eventually("back", || !browser.see("/").contains("The database cannot be reached"));
+    service.stop();
+}
+
+fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &ada("user_1"));
+    let email = host.value("SELECT email FROM users");
+
+    let search = browser.see("/users");
+    let sought: String = url::form_urlencoded::byte_serialize(email.as_bytes()).collect();
+    let found = browser.send("/users", &format!("sought={sought}&csrf={}", csrf(&search)));
+    assert_eq!(found.status, 200);
+    assert!(found.body.contains("/users/user_1") && !found.body.contains(&email), "{found:?}");
+    let by_id = browser.send("/users", &format!("sought=user_1&csrf={}", csrf(&search)));
+    assert_eq!(by_id.headers["location"], "/users/user_1");
+    for nobody in ["user_2", "nobody%40example.com", "..%2F..", "user_1%0d%0ax:y"] {
+        let answer = browser.send("/users", &format!("sought={nobody}&csrf={}", csrf(&search)));
+        assert_eq!(answer.status, 200, "{nobody}");
+        assert!(answer.body.contains("role=\"alert\""), "{nobody}: {answer:?}");
+    }
+    assert_eq!(browser.get("/users/user_2").status, 404);
+
+    let page = browser.see("/users/user_1");
+    for personal in [email.as_str(), ">Ada<"] {
+        assert!(!page.contains(personal), "{personal}: {page}");
+    }
+    assert!(page.contains("USER_CREATED") && page.contains("•••"), "{page}");
+    assert_eq!(host.count("audit_log"), 1);
+
+    let revealed = browser.press(&page, "/users/user_1", "reveal");
+    assert!(revealed.body.contains(&email) && revealed.body.contains("Ada"), "{revealed:?}");
+    assert_eq!(
+        host.value(
+            "SELECT action || ' ' || source || ' ' || clerk_id FROM audit_log ORDER BY id DESC LIMIT 1"
+        ),
+        "USER_REVEALED dashboard user_1"
+    );
+    assert!(!browser.see("/users/user_1").contains(&email), "only once");
+    // Of whom nothing is here nothing is shown, and nothing written down.
+    browser.press(&page, "/users/user_9", "reveal");
+    assert_eq!(host.count("audit_log"), 2);
+
+    applied(&service, &post(&deletion("user_1", milliseconds() + 1000)));
+    let page = browser.see("/users/user_1");
+    assert!(page.contains("There is no row") && page.contains("USER_HARD_DELETED"), "{page}");
+    assert!(!service.log().contains(&email));
+    service.stop();
+}
+
+fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    host.refuse_first_name("Bad");
+    let letters =
+        ["user_1", "user_2", "user_3"].map(|id| post(&user("user.created", id, milliseconds(), "Bad")));
+    for letter in &letters {
+        assert_eq!(service.post(letter).word(), "parked");
+    }
+    host.sql("UPDATE webhook_queue SET state = 'dead', next_attempt_at = NULL");
+    let list = browser.see("/queue");
+    let [one, two, three] = letters.each_ref().map(|letter| format!("/queue/{}", letter.id));
+    for path in [&one, &two, &three] {
+        assert!(list.contains(&format!("href=\"{path}\"")), "{list}");
+    }
+
+    let page = browser.see(&one);
+    assert!(page.contains("constraint or trigger refuses") && !page.contains("Bad"), "{page}");
+    let revealed = browser.press(&page, &one, "reveal").body;
+    assert!(revealed.contains("Bad"), "{revealed}");
+    assert_eq!(host.value("SELECT action || ' ' || clerk_id FROM audit_log"), "USER_REVEALED user_1");
+
+    assert_eq!(browser.press(&page, &one, "discard").status, 303);
+    assert_eq!(browser.get(&one).status, 404);
+    assert_eq!(host.value("SELECT outcome FROM processed_webhooks"), "discarded");
+
+    host.allow_first_names();
+    assert_eq!(browser.press(&page, &two, "retry").status, 303);
+    eventually("retried", || host.count("users") == 1);
+    assert_eq!(browser.press(&page, "/queue", "retry").status, 303);
+    eventually("all retried", || host.count("users") == 2);
+    assert_eq!(browser.press(&page, "/queue", "explode").status, 404);
+    service.stop();
+}
+
+fn sinks_are_paused_and_resumed(host: &mut Host) {
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    host.set("CRM_SECRET", secret);
+    let config = host.write(
+        "clerk-sync.toml",
+        "[[sink]]\nname = \"crm\"\nkind = \"webhook\"\nurl = \"http://127.0.0.1:9/hook\"\nsigning_secret_env = \"CRM_SECRET\"\n",
+    );
+    host.set("CONFIG_FILE", &config);
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &ada("user_1"));
+    let list = browser.see("/sinks");
+    assert!(list.contains("href=\"/sinks/crm\"") && list.contains(">on<"), "{list}");
+    let page = browser.see("/sinks/crm?state=pending");
+    assert!(page.contains("/users/user_1") && !page.contains(secret), "{page}");
+
+    assert_eq!(browser.press(&page, "/sinks/crm", "pause").headers["location"], "/sinks/crm");
+    assert_eq!(host.value("SELECT sink FROM outbox_paused"), "crm");
+    assert!(browser.see("/sinks").contains(">paused<"));
+    assert_eq!(browser.press(&page, "/sinks/crm", "resume").status, 303);
+    assert_eq!(host.count("outbox_paused"), 0);
+    host.sql(
+        "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
+    );
+    eventually("told", || browser.see("/").contains("Sink crm did not take 1 message"));
+    assert_eq!(browser.press(&page, "/sinks/crm", "discard").status, 303);
+    assert_eq!(host.value("SELECT state FROM outbox"), "discarded");
+    assert_eq!(browser.get("/sinks/other").status, 404);
+    assert_eq!(browser.press(&page, "/sinks/other", "pause").status, 404);
+    service.stop();
+}
+
+fn the_newest_deliveries_are_listed(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    assert!(browser.see("/deliveries").contains("There are none"));
+    for n in 0..55 {
+        applied(&service, &ada(&format!("user_{n}")));
+    }
+    applied(&service, &post(&deletion("user_7", milliseconds() + 1000)));
+    let page = browser.see("/deliveries");
+    assert_eq!(page.matches("href=\"/users/user_").count(), 50);
+    let (_, next) = page.split_once("<a href=\"/deliveries?").expect("older ones");
+    let next = next.split('"').next().expect("a link").replace("&amp;", "&");
+    let older = browser.see(&format!("/deliveries?{next}"));
+    assert_eq!(older.matches("href=\"/users/user_").count(), 6);
+    let deletions = browser.see("/deliveries?type=user.deleted&outcome=applied");
+    assert_eq!(deletions.matches("href=\"/users/user_").count(), 1);
+    assert!(browser.see("/deliveries?outcome=stale").contains("There are none"));
+
+    let signups = browser.see("/sign-ups");
+    assert!(signups.contains("<svg") && signups.contains("Sign-ups in these 30 days"), "{signups}");
+    for by in ["/sign-ups?by=week", "/sign-ups?by=month"] {
+        assert!(browser.see(by).contains("<svg"));
+    }
+    service.stop();
+}
+
+fn names_of_people_are_never_code(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    let name = "<script>alert(1)</script>\" onload='x'";
+    let mut event = user("user.created", "user_1", milliseconds(), name);
+    event["data"]["last_name"] = json!("</td><img src=x onerror=alert(2)>");
+    applied(&service, &post(&event));
+    let page = browser.see("/users/user_1");
+    let revealed = browser.press(&page, "/users/user_1", "reveal").body;
+    assert!(revealed.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{revealed}");
+    for code in ["<script>alert", "<img", "onload='x'\""] {
+        assert!(!page.contains(code) && !revealed.contains(code), "{code}");
+    }
+    // Types and ids come from outside as well.
+    let odd = post(&json!({"type": "<b>odd</b>", "object": "event", "data": {"id": "user_<i>"}}));
+    assert_eq!(service.post(&odd).word(), "ignored");
+    let deliveries = browser.see("/deliveries");
+    assert!(!deliveries.contains("<b>odd") && !deliveries.contains("user_<i>"), "{deliveries}");
+    service.stop();
+}
