@@ -224,16 +224,8 @@ impl Api {
     /// # Errors
     /// If the HTTP client cannot be made.
     pub fn new(url: &Url, key: SecretString, rate: NonZeroU32, clock: Clock) -> Result<Self, ApiError> {
-        let mut base = url.clone();
-        let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        base.set_path(&format!("{path}/v1/"));
-        let client = Client::builder()
-            .connect_timeout(CONNECT_WITHIN)
-            .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
-            // The key is for this address only.
-            .redirect(redirect::Policy::none())
-            .build()
-            .map_err(|_| unreachable(&base, "the HTTP client cannot be made"))?;
+        let base = base(url);
+        let client = client(&base)?;
         // A tenth of a second's requests at once makes up for timers that are late.
         let burst = NonZeroU32::new(rate.get() / 10).unwrap_or(NonZeroU32::MIN);
         Ok(Self {
@@ -529,6 +521,48 @@ impl Api {
     }
 }
 
+/// What Clerk's clock says, and ours before and after it was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockReading {
+    pub asked_at: DateTime<Utc>,
+    /// To the second; `None` if the answer had no `Date`.
+    pub theirs: Option<DateTime<Utc>>,
+    pub answered_at: DateTime<Utc>,
+}
+
+/// Ask what time it is at Clerk. Any answer tells, so no key is sent.
+///
+/// # Errors
+/// [`ApiError::Unreachable`]
+pub async fn read_clock(url: &Url, clock: &Clock, within: Duration) -> Result<ClockReading, ApiError> {
+    let base = base(url);
+    let target = base.join("instance").unwrap_or_else(|_| base.clone());
+    let request = client(&base)?.get(target).header("clerk-api-version", VERSION).timeout(within);
+    let asked_at = clock();
+    let answer = request.send().await.map_err(|error| unreachable(&base, why_no_answer(&error)))?;
+    let answered_at = clock();
+    let date = answer.headers().get(header::DATE).and_then(|value| value.to_str().ok());
+    Ok(ClockReading { asked_at, theirs: date.and_then(time), answered_at })
+}
+
+/// The address with the version of the API, whether or not it was given.
+fn base(url: &Url) -> Url {
+    let mut base = url.clone();
+    let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
+    base.set_path(&format!("{path}/v1/"));
+    base
+}
+
+fn client(base: &Url) -> Result<Client, ApiError> {
+    Client::builder()
+        .connect_timeout(CONNECT_WITHIN)
+        .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
+        // The key is for this address only.
+        .redirect(redirect::Policy::none())
+        .build()
+        .map_err(|_| unreachable(base, "the HTTP client cannot be made"))
+}
+
 /// Where the API is, so that a wrong `CLERK_API_URL` can be seen: without a user and a password that may stand in it.
 fn place(base: &Url) -> String {
     let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -581,14 +615,17 @@ impl std::fmt::Debug for Api {
 /// The driver's errors quote the URL, which may hold an e-mail address.
 fn no_answer(error: &reqwest::Error) -> Failed {
     counter!(telemetry::API_REQUESTS, "status" => "unreachable").increment(1);
-    let why = if error.is_timeout() {
+    Failed::Again { why: why_no_answer(error).to_owned(), wait: None }
+}
+
+fn why_no_answer(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
         "no answer in time"
     } else if error.is_connect() {
         "no connection"
     } else {
         "the connection broke"
-    };
-    Failed::Again { why: why.to_owned(), wait: None }
+    }
 }
 
 /// Anything from nothing to a quarter of a second, doubled with every attempt: so that many who failed together do not

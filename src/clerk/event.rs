@@ -87,6 +87,10 @@ pub const KNOWN_TYPES: [&str; 46] = [
     "paymentAttempt.updated",
 ];
 
+/// The type of an event of our own, that nobody has to keep: whoever is answered knows that the secret it was signed with is
+/// the right one.
+pub const PROBE: &str = "clerk-sync.probe";
+
 /// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
 pub fn label(event_type: Option<&str>) -> &'static str {
     event_type.and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name)).unwrap_or("other")

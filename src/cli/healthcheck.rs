@@ -52,7 +52,7 @@ impl Healthcheck {
 }
 
 /// Where a listener on this address can be asked from this machine.
-fn reachable(listener: IpAddr) -> IpAddr {
+pub(super) fn reachable(listener: IpAddr) -> IpAddr {
     match listener {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

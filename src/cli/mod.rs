@@ -5,6 +5,7 @@ mod audit;
 mod backfill;
 mod config;
 mod dev;
+mod doctor;
 mod ensure;
 mod erase;
 mod healthcheck;
@@ -20,6 +21,7 @@ mod sample;
 mod send;
 pub mod service;
 mod sinks;
+mod stats;
 mod worker;
 
 use std::{
@@ -27,6 +29,7 @@ use std::{
     io::{ErrorKind, IsTerminal, Write, stderr, stdin},
     net::SocketAddr,
     num::NonZeroU32,
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -35,7 +38,7 @@ use std::{
 use anyhow::Context;
 use chrono::{TimeDelta, Utc};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpStream, lookup_host},
     signal::unix::{SignalKind, signal},
@@ -112,6 +115,10 @@ enum Command {
     Send(send::Send),
     /// List the systems that are told of changes, or try one out
     Sinks(sinks::Sinks),
+    /// Look for everything that can be wrong, and say what mends it; changes nothing
+    Doctor(doctor::Doctor),
+    /// Print how much there is: users, sign-ups by week, events, what waits
+    Stats(stats::Stats),
     /// Print the configuration as it came out, without secrets, and where each value came from
     Config(config::Show),
     /// Ask the running service whether it is ready, where there is no curl
@@ -135,9 +142,15 @@ pub fn main() -> ExitCode {
 
 fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
-    let dotenv = load_dotenv()?;
+    let dotenv = load_dotenv();
     let matches = command_line().get_matches();
     let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (dotenv, mistakes) = match dotenv {
+        Ok(names) => (names, None),
+        // It goes on, and tells of this among the rest.
+        Err(mistakes) if matches!(command, Command::Doctor(_)) => (Vec::new(), Some(mistakes)),
+        Err(mistakes) => return Err(mistakes.into()),
+    };
     let ignored = match command {
         Command::Dev(_) => settings.ignore_database_of_environment(&matches),
         _ => Vec::new(),
@@ -164,6 +177,8 @@ fn run() -> Result<(), Failure> {
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
             Command::Sinks(sinks) => sinks.run(&settings).await,
+            Command::Doctor(doctor) => doctor.run(&settings, mistakes.as_ref()).await,
+            Command::Stats(stats) => stats.run(&settings).await,
             Command::Config(show) => show.run(&settings, &matches, &dotenv),
             Command::Healthcheck(healthcheck) => healthcheck.run(&settings).await,
             Command::Completions(completions) => {
@@ -194,11 +209,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn failed(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
-    }
-
+    const FAILED: u8 = 1;
     const UNREACHABLE: u8 = 69;
+    const CONFIGURATION: u8 = 78;
+
+    fn failed(message: impl Into<String>) -> Self {
+        Self { code: Self::FAILED, message: message.into() }
+    }
 
     fn unreachable(message: impl Into<String>) -> Self {
         Self { code: Self::UNREACHABLE, message: message.into() }
@@ -209,7 +226,7 @@ impl Failure {
     }
 
     fn configuration(message: impl Into<String>) -> Self {
-        Self { code: 78, message: message.into() }
+        Self { code: Self::CONFIGURATION, message: message.into() }
     }
 }
 
@@ -290,27 +307,38 @@ fn clock() -> Clock {
 
 /// Open the store that the configuration names.
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
-    match &config.database {
-        Database::Postgres { url } => {
-            let connect = url
-                .expose_secret()
-                .parse()
-                .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
-            Ok(Arc::new(postgres::Postgres::new(postgres::Options {
-                connect,
-                schema: config.database_schema.clone(),
-                max_connections: config.database_max_connections,
-                anonymize_columns: config.anonymize_columns.clone(),
-            })))
-        }
-        Database::Sqlite { path } => {
-            let options = sqlite::Options {
-                path: path.clone(),
-                max_connections: config.database_max_connections,
-                anonymize_columns: config.anonymize_columns.clone(),
-            };
-            Ok(Arc::new(sqlite::Sqlite::open(options).await?))
-        }
+    Ok(match &config.database {
+        Database::Postgres { url } => Arc::new(postgres_store(config, url)?),
+        Database::Sqlite { path } => Arc::new(sqlite::Sqlite::open(sqlite_options(config, path)).await?),
+    })
+}
+
+/// The same only to be looked at: of SQLite no file is made, and none is changed.
+fn look(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match &config.database {
+        Database::Postgres { url } => Arc::new(postgres_store(config, url)?),
+        Database::Sqlite { path } => Arc::new(sqlite::Sqlite::look(sqlite_options(config, path))?),
+    })
+}
+
+fn postgres_store(config: &Config, url: &SecretString) -> Result<postgres::Postgres, StoreError> {
+    let connect = url
+        .expose_secret()
+        .parse()
+        .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
+    Ok(postgres::Postgres::new(postgres::Options {
+        connect,
+        schema: config.database_schema.clone(),
+        max_connections: config.database_max_connections,
+        anonymize_columns: config.anonymize_columns.clone(),
+    }))
+}
+
+fn sqlite_options(config: &Config, path: &Path) -> sqlite::Options {
+    sqlite::Options {
+        path: path.to_owned(),
+        max_connections: config.database_max_connections,
+        anonymize_columns: config.anonymize_columns.clone(),
     }
 }
 
@@ -327,9 +355,14 @@ async fn explained(database: &Database, error: StoreError) -> Failure {
 
 /// Why a server cannot be reached, without its user, its password or the driver's words.
 async fn diagnosis(database: &Database) -> Option<String> {
-    const PATIENCE: Duration = Duration::from_secs(2);
     let (host, port) = database.address()?;
-    let look_up = timeout(PATIENCE, lookup_host((host.as_str(), port))).await;
+    why_no_connection(&host, port).await
+}
+
+/// Why nobody can connect there; `None` if one can.
+async fn why_no_connection(host: &str, port: u16) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let look_up = timeout(PATIENCE, lookup_host((host, port))).await;
     let Ok(Ok(addresses)) = look_up else { return Some(format!("there is no host {host}")) };
     let addresses: Vec<SocketAddr> = addresses.collect();
     match timeout(PATIENCE, TcpStream::connect(&*addresses)).await {
@@ -455,6 +488,20 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
     }
     let id = ClerkId::new(text).filter(|id| !id.as_str().contains(char::is_whitespace));
     id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
+}
+
+/// An amount of bytes, for people.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut tenths = bytes.saturating_mul(10);
+    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    // A first decimal says something only of small numbers.
+    let decimal = if unit > 0 && tenths < 100 { format!(".{}", tenths % 10) } else { String::new() };
+    format!("{}{decimal} {}", tenths / 10, UNITS[unit])
 }
 
 fn random_id(prefix: &str) -> String {

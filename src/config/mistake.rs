@@ -15,6 +15,24 @@ pub struct Mistake {
     pub explanation: String,
 }
 
+impl Mistake {
+    /// What was found, and what is to be done about it as far as that is said apart.
+    pub fn parts(&self) -> (String, Option<String>) {
+        let (found, remedy) = apart(&self.explanation);
+        (Self { explanation: found, ..self.clone() }.to_string(), remedy)
+    }
+}
+
+/// A sentence of ours without its end, which says what is allowed or what to do, and that end.
+pub fn apart(sentence: &str) -> (String, Option<String>) {
+    // What is quoted in it may have a semicolon too.
+    let place = sentence.find("; allowed").or_else(|| sentence.rfind("; "));
+    match place {
+        Some(place) => (sentence[..place].to_owned(), Some(sentence[place + "; ".len()..].to_owned())),
+        None => (sentence.to_owned(), None),
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { variable, explanation } = self;

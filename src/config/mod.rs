@@ -21,7 +21,7 @@ use url::Url;
 pub use database::Database;
 pub use dotenv::load_dotenv;
 pub use effective::{Effective, Origin};
-pub use mistake::{Mistake, Mistakes, unreadable};
+pub use mistake::{Mistake, Mistakes, apart, unreadable};
 pub use settings::Settings;
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
@@ -127,6 +127,13 @@ impl Settings {
     /// # Errors
     /// All mistakes at once.
     pub fn resolve(&self, needs: Needs) -> Result<Config, Mistakes> {
+        let (config, mistakes) = self.diagnose(needs);
+        Mistakes::among(mistakes).map_or(Ok(config), Err)
+    }
+
+    /// Check everything, and give all mistakes beside a configuration that has stand-ins for what is wrong: for whoever
+    /// looks into the rest all the same.
+    pub fn diagnose(&self, needs: Needs) -> (Config, Vec<Mistake>) {
         let mut read = Reader::default();
 
         let database = read.database(self.database_url.as_deref(), self.database_url_file.as_deref());
@@ -226,7 +233,7 @@ impl Settings {
             log_filter,
             warnings: read.warnings,
         };
-        Mistakes::among(read.mistakes).map_or(Ok(config), Err)
+        (config, read.mistakes)
     }
 
     /// Only the signing secrets, for commands that need nothing else; empty if none is given.

@@ -23,10 +23,11 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, Receipt, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
-        MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
-        QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
-        SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
+        Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection,
+        Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
+        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
+        Run, RunKind, SinkDepth, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
+        Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -223,6 +224,12 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn count_foreign_without_id(&self, _: &str) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn inspect(&self) -> Stored<Inspection> {
+        unreachable!()
+    }
+    async fn statistics(&self, _: DateTime<Utc>) -> Stored<Statistics> {
         unreachable!()
     }
     async fn close(&self) {}

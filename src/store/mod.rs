@@ -8,6 +8,7 @@
 
 mod error;
 mod foreign;
+mod inspection;
 mod migration;
 pub mod postgres;
 pub mod schema;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 
 pub use error::{StoreError, Trouble};
+pub use inspection::{Count, Inspection, Missing, Reference, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 
 use crate::model::{
@@ -244,6 +246,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// How many rows of a table that is not ours are no user's, because they have no id.
     async fn count_foreign_without_id(&self, table: &str) -> Result<u64>;
+
+    /// Look for what keeps us from working, without writing anything.
+    async fn inspect(&self) -> Result<Inspection>;
+
+    /// How much there is, with what was processed at `since` or later. Large tables may be estimated.
+    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics>;
 
     /// Finish what runs and close every connection.
     async fn close(&self);

@@ -40,7 +40,7 @@ const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
 
 /// A fake Clerk, and the runtime that serves it.
 pub(crate) struct Clerk {
-    fake: Fake,
+    pub(crate) fake: Fake,
     _runtime: Runtime,
 }
 

@@ -24,10 +24,11 @@ use clerk_sync::{
         Register, Subscription, SvixId, User,
     },
     store::{
-        Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known,
-        Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked,
-        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run,
-        RunKind, SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble, Waiting,
+        Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History,
+        Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
+        Outgoing, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result,
+        Row, RowFilter, Run, RunKind, SinkDepth, Statistics, Store, StoreError, StoredMessage, Tombstone,
+        Transaction, Trouble, Waiting,
     },
     sync::{Clock, enqueue, erasure},
     work::{
@@ -631,6 +632,12 @@ impl Store for Troubled {
     }
     async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
         self.inner.count_foreign_without_id(table).await
+    }
+    async fn inspect(&self) -> Result<Inspection> {
+        self.inner.inspect().await
+    }
+    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
+        self.inner.statistics(since).await
     }
     async fn close(&self) {
         self.inner.close().await;

@@ -26,6 +26,7 @@ mod service;
 
 mod attacks;
 mod catching_up;
+mod doctor;
 mod erasure;
 mod fan_out;
 mod journeys;

@@ -18,6 +18,7 @@ mod catch_up;
 mod erasure;
 mod error;
 mod foreign;
+mod inspect;
 mod outbox;
 mod queue;
 mod references;
@@ -50,10 +51,10 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
-    MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
-    QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-    StoredMessage, Tombstone, Transaction,
+    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
+    Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
+    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Statistics,
+    Store, StoreError, StoredMessage, Tombstone, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -587,6 +588,14 @@ impl Store for Postgres {
 
     async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
         foreign::count_without_id(self, table).await
+    }
+
+    async fn inspect(&self) -> Result<Inspection> {
+        inspect::inspect(self).await
+    }
+
+    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
+        inspect::statistics(self, since).await
     }
 
     async fn close(&self) {

@@ -26,6 +26,7 @@ mod users;
 
 mod error;
 mod foreign;
+mod inspect;
 mod migrations;
 mod text;
 
@@ -51,10 +52,10 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
-    MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
-    QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Store, StoreError,
-    StoredMessage, Tombstone, Transaction, Trouble,
+    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
+    Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
+    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Statistics,
+    Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
@@ -108,6 +109,23 @@ impl Sqlite {
             )));
         }
         create(&connect).await.map_err(|error| error.at(&options.path))?;
+        Self::with(connect, options)
+    }
+
+    /// Open a file that is there, only to look at it: nothing is made and nothing changed. What writes fails.
+    ///
+    /// # Errors
+    /// [`Trouble::Unavailable`] if there is no such file.
+    pub fn look(options: Options) -> Result<Self> {
+        let connect = SqliteConnectOptions::new()
+            .filename(&options.path)
+            .read_only(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
+        Self::with(connect, options)
+    }
+
+    fn with(connect: SqliteConnectOptions, options: Options) -> Result<Self> {
         let file = File::identify(options.path)?;
         let pool = || {
             PoolOptions::new()
@@ -481,6 +499,15 @@ impl Store for Sqlite {
 
     async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
         foreign::count_without_id(&mut *self.read().await?, table).await
+    }
+
+    async fn inspect(&self) -> Result<Inspection> {
+        let place = self.file.path.display();
+        inspect::inspect(&mut *self.read().await?, &place, &self.anonymize_columns).await
+    }
+
+    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
+        inspect::statistics(&mut *self.read().await?, since).await
     }
 
     async fn close(&self) {

@@ -1,0 +1,158 @@
+//! What is given: every variable, the form of secrets, and where is listened.
+
+use std::net::SocketAddr;
+
+use super::report::{Cause, Finding};
+use crate::config::{Config, Mistake, apart};
+
+/// The configuration as far as it can be used, and what is wrong with the rest.
+pub(super) struct Given {
+    pub(super) config: Config,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+const CONFIGURATION: &str = "configuration";
+const SECRETS: &str = "secrets";
+const LISTENERS: &str = "listeners";
+
+impl Given {
+    /// Whether the configuration has only a stand-in for this variable.
+    pub(super) fn is_mistaken(&self, variable: &str) -> bool {
+        let of = |mistake: &Mistake| {
+            mistake.variable == variable || mistake.variable.strip_suffix("_FILE") == Some(variable)
+        };
+        self.mistakes.iter().any(of)
+    }
+}
+
+/// Which line a mistake belongs to.
+fn check_of(mistake: &Mistake) -> &'static str {
+    let variable = mistake.variable.as_str();
+    let is_secret = ["CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_SECRET_KEY", "ADMIN_TOKEN"]
+        .iter()
+        .any(|secret| variable.starts_with(secret));
+    let of_sink = ["signing_secret", "write_key", "regulations_token", "api_key"];
+    let is_secret_of_sink = variable.rsplit_once(", ").is_some_and(|(place, key)| {
+        place.contains(", sink ") && of_sink.iter().any(|secret| key.starts_with(secret))
+    });
+    if is_secret || is_secret_of_sink {
+        SECRETS
+    } else if ["HOST", "PORT", "ADMIN_HOST", "ADMIN_PORT"].contains(&variable) {
+        LISTENERS
+    } else {
+        CONFIGURATION
+    }
+}
+
+pub(super) fn check(given: &Given) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for check in [CONFIGURATION, SECRETS, LISTENERS] {
+        let mistakes: Vec<&Mistake> =
+            given.mistakes.iter().filter(|mistake| check_of(mistake) == check).collect();
+        if mistakes.is_empty() {
+            findings.push(Finding::ok(check, praise(check, given)));
+        }
+        for mistake in mistakes {
+            let (found, remedy) = mistake.parts();
+            let remedy = match remedy {
+                _ if is_open_door(given, mistake) => {
+                    "set ADMIN_TOKEN, such as the output of `openssl rand -hex 32`, or ADMIN_HOST=127.0.0.1"
+                        .to_owned()
+                }
+                Some(remedy) => remedy,
+                None => format!("correct {}, or leave it out", mistake.variable),
+            };
+            findings.push(Finding::fail(check, Cause::Configuration, found, remedy));
+        }
+        for warning in given.config.warnings.iter().filter(|warning| check_of_warning(warning) == check) {
+            let (found, remedy) = of_warning(warning);
+            findings.push(Finding::warn(check, found, remedy));
+        }
+    }
+    findings
+}
+
+fn check_of_warning(warning: &str) -> &'static str {
+    let variable = warning.split(':').next().unwrap_or_default();
+    check_of(&Mistake { variable: variable.to_owned(), explanation: String::new() })
+}
+
+/// What a warning says, and what to do about it.
+fn of_warning(warning: &str) -> (String, String) {
+    let (found, rest) = apart(warning);
+    if let Some(remedy) = rest.filter(|rest| rest.starts_with("use ") || rest.starts_with("set ")) {
+        return (found, remedy);
+    }
+    let variable = warning.split(':').next().unwrap_or_default();
+    let remedy = match variable {
+        _ if warning.contains(" is ignored") => format!("remove it from {variable}"),
+        "CLERK_WEBHOOK_SIGNING_SECRET" => {
+            "take a secret of Clerk's own from its Dashboard (Webhooks, your endpoint, Signing Secret)"
+                .to_owned()
+        }
+        _ => format!("correct {variable}"),
+    };
+    (warning.to_owned(), remedy)
+}
+
+/// A private listener that others may reach, without a token.
+fn is_open_door(given: &Given, mistake: &Mistake) -> bool {
+    mistake.variable == "ADMIN_HOST"
+        && !given.is_mistaken("ADMIN_TOKEN")
+        && given.config.admin_token.is_none()
+        && !given.config.admin_listen.ip().to_canonical().is_loopback()
+}
+
+/// What is there, if nothing is wrong with it.
+fn praise(check: &str, given: &Given) -> String {
+    let config = &given.config;
+    match check {
+        SECRETS => {
+            let mut there = match config.signing_secrets.len() {
+                0 => vec![],
+                1 => vec!["one webhook secret".to_owned()],
+                several => vec![format!("{several} webhook secrets")],
+            };
+            if config.clerk_secret_key.is_some() {
+                there.push("a key to Clerk's API".to_owned());
+            }
+            if config.admin_token.is_some() {
+                there.push("an admin token".to_owned());
+            }
+            format!("well formed: {}", there.join(", "))
+        }
+        LISTENERS => {
+            let token = if config.admin_token.is_some() { "" } else { ", no token" };
+            let address = |address: SocketAddr| match address.port() {
+                0 => format!("{}, any free port", address.ip()),
+                _ => address.to_string(),
+            };
+            format!(
+                "webhooks at {}, private at {}{token}",
+                address(config.listen),
+                address(config.admin_listen)
+            )
+        }
+        _ => match config.sinks.len() {
+            0 => "every variable can be used".to_owned(),
+            1 => "every variable can be used, and one sink".to_owned(),
+            sinks => format!("every variable can be used, and {sinks} sinks"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_is_told_whole_unless_it_says_itself_what_to_do() {
+        let (found, remedy) = of_warning("CLERK_API_URL: it goes over http; use https");
+        assert_eq!((found.as_str(), remedy.as_str()), ("CLERK_API_URL: it goes over http", "use https"));
+        let weak = "CLERK_WEBHOOK_SIGNING_SECRET: secret 1 of 1 can be guessed; Clerk's have 24";
+        let (found, remedy) = of_warning(weak);
+        assert!(found == weak && remedy.contains("Dashboard"), "{found} {remedy}");
+        let (_, remedy) = of_warning("DATABASE_URL: the parameter sslaccept is ignored");
+        assert_eq!(remedy, "remove it from DATABASE_URL");
+    }
+}

@@ -1,0 +1,319 @@
+//! The database: whether it is there, lets us do what we have to do, and holds the tables of this version.
+
+use std::{path::Path, time::Duration};
+
+use chrono::{DateTime, Utc};
+use tokio::time::timeout;
+
+use super::{
+    clock::{self, Span},
+    configuration::Given,
+    disk,
+    report::{Cause, Finding},
+};
+use crate::{
+    cli::{clock as our_clock, explained, look},
+    config::{Database, apart},
+    store::{Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError, Trouble},
+};
+
+/// For connecting and looking at everything.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is only known once the database was looked at, in the order of the report.
+const REST: [&str; 6] = ["version", "privileges", "migrations", "tables", "foreign keys", "database clock"];
+
+/// What the database says, and what others need to know of it.
+pub(super) struct Looked {
+    pub(super) findings: Vec<Finding>,
+    /// Which instance of Clerk the users came from, if that is remembered.
+    pub(super) instance: Option<String>,
+    /// `None` if there is nothing yet.
+    pub(super) size: Option<Stored<Size>>,
+}
+
+impl Looked {
+    /// It could not be looked at, for this reason.
+    fn not(finding: Finding, why: &str) -> Self {
+        let rest = REST.into_iter().map(|check| Finding::skip(check, why));
+        Self { findings: [finding].into_iter().chain(rest).collect(), instance: None, size: None }
+    }
+}
+
+pub(super) async fn check(given: &Given) -> Looked {
+    let config = &given.config;
+    if given.is_mistaken("DATABASE_URL") || given.is_mistaken("DATABASE_SCHEMA") {
+        let why = "the configuration does not say which database";
+        return Looked::not(Finding::skip("database", why), why);
+    }
+    if let Database::Sqlite { path } = &config.database
+        && let Some(finding) = before_it_is_opened(path)
+    {
+        return Looked::not(finding, "there is no database yet");
+    }
+    let our_time = our_clock();
+    let began = our_time();
+    let asked = async {
+        let store = look(config)?;
+        let inspection = store.inspect().await;
+        Ok((store, inspection?))
+    };
+    let asked = timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
+    let (store, inspection) = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            let remedy = remedy_of(&error, &config.database);
+            let failure = explained(&config.database, error).await;
+            let finding = Finding::fail("database", Cause::of(&failure), failure.message, remedy);
+            return Looked::not(finding, "the database cannot be looked at");
+        }
+    };
+    let ours = Span { from: began, until: our_time() };
+    let mut findings = vec![reached(&config.database.place(), &inspection), version(&inspection)];
+    findings.extend(privileges(&config.database, &inspection.missing));
+    findings.push(migrations(inspection.migrations.as_ref()));
+    findings.push(tables(&inspection));
+    findings.extend(foreign_keys(&inspection.references));
+    findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
+    let instance = if is_ready(&inspection) { store.instance().await.ok().flatten() } else { None };
+    store.close().await;
+    Looked { findings, instance, size: Some(inspection.size) }
+}
+
+/// Whether the tables can be read.
+fn is_ready(inspection: &Inspection) -> bool {
+    let current = matches!(&inspection.migrations, Some(Ok(status)) if status.iter().all(|one| one.applied));
+    current && inspection.missing.is_empty() && inspection.tables.is_ok()
+}
+
+/// What can be said of a file without making it.
+fn before_it_is_opened(path: &Path) -> Option<Finding> {
+    let folder = disk::folder(path);
+    if !folder.is_dir() {
+        return Some(Finding::fail(
+            "database",
+            Cause::Configuration,
+            format!("there is no directory {} for the file of DATABASE_URL", folder.display()),
+            format!("mkdir -p {}", folder.display()),
+        ));
+    }
+    if path.exists() {
+        return None;
+    }
+    if !disk::may_write(folder) {
+        return Some(unwritable("database", folder));
+    }
+    Some(Finding::ok("database", format!("{} is not there, and is made at the first start", path.display())))
+}
+
+fn unwritable(check: &str, place: &Path) -> Finding {
+    let place = place.display();
+    Finding::fail(
+        check,
+        Cause::Configuration,
+        format!("{place} may not be written to by this user"),
+        format!("chown it to the user that clerk-sync runs as: `chown USER {place}`"),
+    )
+}
+
+fn remedy_of(error: &StoreError, database: &Database) -> String {
+    let text = match (error.code.as_deref().unwrap_or_default(), database) {
+        ("3D000", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
+        (code, _) if code.starts_with("28") => {
+            "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
+        }
+        ("53300", _) => "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS",
+        ("57014" | "55P03", _) => "look in pg_stat_activity for whoever holds the lock, and end it",
+        ("42501", _) => "grant what is refused to the user of DATABASE_URL",
+        (_, Database::Postgres { .. }) if error.trouble == Trouble::Unavailable => {
+            "start the server, or correct host and port in DATABASE_URL"
+        }
+        (_, Database::Sqlite { .. }) if error.trouble == Trouble::Unavailable => {
+            "see that the file may be read by this user, and that no other process holds it locked"
+        }
+        (_, Database::Sqlite { .. }) => {
+            "see that the path in DATABASE_URL is that of a SQLite database that is whole"
+        }
+        _ => "see the log of the database, and report it if the cause is not there",
+    };
+    text.to_owned()
+}
+
+fn reached(place: &str, inspection: &Inspection) -> Finding {
+    if inspection.standby {
+        return Finding::fail(
+            "database",
+            Cause::Unreachable,
+            format!("{place}: a standby, which takes no writes"),
+            "name the primary in DATABASE_URL, or promote this one",
+        );
+    }
+    Finding::ok("database", place)
+}
+
+fn version(inspection: &Inspection) -> Finding {
+    match inspection.needs {
+        None => Finding::ok("version", &*inspection.version),
+        Some(oldest) => Finding::fail(
+            "version",
+            Cause::Configuration,
+            format!("{}, and {oldest} is the oldest that will do", inspection.version),
+            format!("upgrade the server to PostgreSQL {oldest} or newer"),
+        ),
+    }
+}
+
+fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
+    if let Database::Sqlite { path } = database {
+        // The log of what is written stands beside the file.
+        let places = [path.as_path(), disk::folder(path)];
+        let refused = places.into_iter().filter(|place| !disk::may_write(place));
+        let refused: Vec<Finding> = refused.map(|place| unwritable("privileges", place)).collect();
+        if !refused.is_empty() {
+            return refused;
+        }
+        return vec![Finding::ok("privileges", "the file and its directory may be written to")];
+    }
+    if missing.is_empty() {
+        return vec![Finding::ok("privileges", "all that is needed")];
+    }
+    let finding = |Missing { what, remedy }: &Missing| {
+        Finding::fail("privileges", Cause::Configuration, format!("missing: {what}"), remedy)
+    };
+    missing.iter().map(finding).collect()
+}
+
+fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
+    const CHECK: &str = "migrations";
+    let status = match status {
+        None => return Finding::skip(CHECK, "without privileges nobody can tell"),
+        Some(Err(error)) => {
+            let (found, remedy) = sentence(error);
+            return Finding::fail(CHECK, Cause::Configuration, found, remedy);
+        }
+        Some(Ok(status)) => status,
+    };
+    let pending: Vec<&str> = status.iter().filter(|one| !one.applied).map(|one| one.migration.name).collect();
+    if pending.is_empty() {
+        return Finding::ok(CHECK, format!("all {} are applied", status.len()));
+    }
+    Finding::warn(
+        CHECK,
+        format!("{} of {} are pending: {}", pending.len(), status.len(), pending.join(", ")),
+        "`clerk-sync migrate`; `clerk-sync serve` does it too, unless --no-migrate is given",
+    )
+}
+
+fn tables(inspection: &Inspection) -> Finding {
+    const CHECK: &str = "tables";
+    let why_not = match &inspection.migrations {
+        _ if !inspection.missing.is_empty() => Some("privileges are missing"),
+        None | Some(Err(_)) => Some("they are not of this version"),
+        Some(Ok(status)) => {
+            let applied = status.iter().filter(|one| one.applied).count();
+            (applied > 0 && applied < status.len()).then_some("migrations are pending")
+        }
+    };
+    match (why_not, &inspection.tables) {
+        (Some(why), _) => Finding::skip(CHECK, why),
+        (None, Ok(())) => Finding::ok(CHECK, "every table with one of our names is ours"),
+        (None, Err(error)) => {
+            let (found, remedy) = sentence(error);
+            Finding::fail(CHECK, Cause::Configuration, found, remedy)
+        }
+    }
+}
+
+/// What a store says that cannot use its tables, and what it says to do.
+fn sentence(error: &StoreError) -> (String, String) {
+    let text = error.to_string();
+    if let Some((found, remedy)) = text.split_once(". Nothing was changed. ") {
+        return (found.to_owned(), remedy.to_owned());
+    }
+    if let Some((found, remedy)) = text.rsplit_once(": ") {
+        return (found.to_owned(), remedy.to_owned());
+    }
+    let (found, remedy) = apart(&text);
+    (found, remedy.unwrap_or_else(|| "see the log of the database".to_owned()))
+}
+
+fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
+    const CHECK: &str = "foreign keys";
+    let warn = |reference: &Reference| {
+        let found = format!(
+            "{} refers to users and has no index: each deletion reads the whole table",
+            reference.place
+        );
+        reference.remedy.as_ref().map(|remedy| Finding::warn(CHECK, found, remedy))
+    };
+    let warnings: Vec<Finding> = references.iter().filter_map(warn).collect();
+    if !warnings.is_empty() {
+        return warnings;
+    }
+    vec![Finding::ok(
+        CHECK,
+        match references.len() {
+            0 => "none refers to users".to_owned(),
+            1 => "one refers to users, and has an index".to_owned(),
+            many => format!("{many} refer to users, each with an index"),
+        },
+    )]
+}
+
+fn clocks(theirs: Option<DateTime<Utc>>, ours: Span, tolerance_seconds: u32) -> Finding {
+    const CHECK: &str = "database clock";
+    match theirs {
+        None => Finding::ok(CHECK, "the file is on this machine, and has no clock of its own"),
+        Some(now) => {
+            clock::judge(CHECK, "the database", ours, Span { from: now, until: now }, tolerance_seconds)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(finding: &Finding) -> String {
+        finding.as_json()["status"].as_str().expect("a word").to_owned()
+    }
+
+    #[test]
+    fn a_clock_that_is_ten_minutes_off_is_a_failure() {
+        let now = DateTime::from_timestamp(1_767_225_600, 0).expect("in range");
+        let ours = Span { from: now, until: now };
+        assert_eq!(status(&clocks(Some(now), ours, 300)), "ok");
+        for minutes in [-10, 10] {
+            let finding = clocks(Some(now + chrono::TimeDelta::minutes(minutes)), ours, 300);
+            assert_eq!(status(&finding), "fail");
+            assert!(finding.as_json()["remedy"].as_str().is_some_and(|remedy| remedy.contains("NTP")));
+        }
+    }
+
+    #[test]
+    fn what_a_store_says_is_told_apart_from_what_it_says_to_do() {
+        let apart = |text: &str| sentence(&StoreError::schema(text.to_owned()));
+        assert_eq!(
+            apart("a: b is missing. Nothing was changed. Do c: d."),
+            ("a: b is missing".into(), "Do c: d.".into())
+        );
+        assert_eq!(apart("it has migration 9: run a newer one").1, "run a newer one");
+    }
+
+    #[test]
+    fn an_old_server_is_a_failure() {
+        let inspection = Inspection {
+            version: "PostgreSQL 13.9".to_owned(),
+            needs: Some("14"),
+            now: None,
+            standby: true,
+            missing: Vec::new(),
+            migrations: None,
+            tables: Ok(()),
+            references: Vec::new(),
+            size: Ok(Size { database: 0, ours: None }),
+        };
+        assert_eq!(status(&version(&inspection)), "fail");
+        assert_eq!(status(&reached("x", &inspection)), "fail");
+    }
+}

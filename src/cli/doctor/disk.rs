@@ -1,0 +1,84 @@
+//! The disk: how much is left where SQLite keeps its file, and how much PostgreSQL holds.
+
+use std::path::Path;
+
+use rustix::fs::{Access, access, statvfs};
+
+use super::{
+    configuration::Given,
+    report::{Cause, Finding},
+};
+use crate::{
+    cli::bytes,
+    config::Database,
+    store::{Result as Stored, Size},
+};
+
+const CHECK: &str = "disk";
+
+/// Less than this is a warning, and so is less than a tenth.
+const ENOUGH: u64 = 1 << 30;
+
+/// With less than this SQLite cannot even write its log.
+const NEXT_TO_NOTHING: u64 = 16 << 20;
+
+/// The directory of a file.
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether this process may write there, as far as the system tells without trying.
+pub(super) fn may_write(path: &Path) -> bool {
+    access(path, Access::WRITE_OK).is_ok()
+}
+
+pub(super) fn check(given: &Given, size: Option<Stored<Size>>) -> Finding {
+    if given.is_mistaken("DATABASE_URL") {
+        return Finding::skip(CHECK, "the configuration does not say which database");
+    }
+    match (&given.config.database, size) {
+        (Database::Sqlite { path }, size) => {
+            let size = size.and_then(Result::ok);
+            let Ok(volume) = statvfs(folder(path)) else {
+                return Finding::skip(CHECK, "the system does not say how much is left");
+            };
+            judge(size, volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize)
+        }
+        (Database::Postgres { .. }, None) => Finding::skip(CHECK, "the database cannot be looked at"),
+        (Database::Postgres { .. }, Some(Err(error))) => Finding::skip(CHECK, error.to_string()),
+        (Database::Postgres { .. }, Some(Ok(Size { database, ours }))) => {
+            let ours = ours.map(|ours| format!(", {} of it in our tables", bytes(ours))).unwrap_or_default();
+            let place = "how much is left on the server cannot be seen from here";
+            Finding::ok(CHECK, format!("the database has {}{ours}; {place}", bytes(database)))
+        }
+    }
+}
+
+fn judge(size: Option<Size>, free: u64, all: u64) -> Finding {
+    let file = size.map(|size| format!("the file has {}, and ", bytes(size.database))).unwrap_or_default();
+    let found = format!("{file}{} of {} are free", bytes(free), bytes(all));
+    let remedy =
+        "make room on the volume of DATABASE_URL, or move the file to a larger one while nothing runs";
+    if free < NEXT_TO_NOTHING {
+        Finding::fail(CHECK, Cause::Wrong, found, remedy)
+    } else if free < ENOUGH || free < all / 10 {
+        Finding::warn(CHECK, found, remedy)
+    } else {
+        Finding::ok(CHECK, found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_with_less_than_a_gibibyte_or_a_tenth_free_is_told() {
+        let status = |free, all| judge(None, free, all).as_json()["status"].as_str().map(str::to_owned);
+        let gib = 1 << 30;
+        assert_eq!(status(20 * gib, 100 * gib).as_deref(), Some("ok"));
+        assert_eq!(status(9 * gib, 100 * gib).as_deref(), Some("warn"));
+        assert_eq!(status(gib - 1, 2 * gib).as_deref(), Some("warn"));
+        assert_eq!(status(0, 100 * gib).as_deref(), Some("fail"));
+    }
+}

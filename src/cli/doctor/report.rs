@@ -1,0 +1,174 @@
+//! What was found, for people and for programs.
+
+use std::io::{IsTerminal, stdout};
+
+use serde_json::{Value, json};
+
+use crate::cli::{Failure, say};
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// What was looked at. The names are public.
+    check: String,
+    status: Status,
+    found: String,
+    /// What to do; every warning and every failure has one.
+    remedy: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Ok,
+    /// It works, and is probably not meant so, or will not work for long.
+    Warn,
+    Fail(Cause),
+    /// It could not be looked at.
+    Skip,
+}
+
+/// What kind of failure it is, in the order in which the exit code prefers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    Wrong,
+    Unreachable,
+    Configuration,
+}
+
+impl Cause {
+    fn exit_code(self) -> u8 {
+        match self {
+            Self::Wrong => Failure::FAILED,
+            Self::Unreachable => Failure::UNREACHABLE,
+            Self::Configuration => Failure::CONFIGURATION,
+        }
+    }
+
+    /// As what a command would fail that met the same.
+    pub(super) fn of(failure: &Failure) -> Self {
+        [Self::Unreachable, Self::Configuration]
+            .into_iter()
+            .find(|cause| cause.exit_code() == failure.code)
+            .unwrap_or(Self::Wrong)
+    }
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail(_) => "fail",
+            Self::Skip => "skip",
+        }
+    }
+
+    fn colour(self) -> &'static str {
+        match self {
+            Self::Ok => "\x1b[32m",
+            Self::Warn => "\x1b[33m",
+            Self::Fail(_) => "\x1b[1;31m",
+            Self::Skip => "\x1b[2m",
+        }
+    }
+}
+
+impl Finding {
+    pub(super) fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { check: check.into(), status: Status::Ok, found: found.into(), remedy: None }
+    }
+
+    pub(super) fn warn(
+        check: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let remedy = Some(remedy.into());
+        Self { check: check.into(), status: Status::Warn, found: found.into(), remedy }
+    }
+
+    pub(super) fn fail(
+        check: impl Into<String>,
+        cause: Cause,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let remedy = Some(remedy.into());
+        Self { check: check.into(), status: Status::Fail(cause), found: found.into(), remedy }
+    }
+
+    pub(super) fn skip(check: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { check: check.into(), status: Status::Skip, found: why.into(), remedy: None }
+    }
+
+    pub(super) fn failed(&self) -> bool {
+        matches!(self.status, Status::Fail(_))
+    }
+
+    pub(super) fn as_json(&self) -> Value {
+        let Self { check, status, found, remedy } = self;
+        json!({ "check": check, "status": status.name(), "found": found, "remedy": remedy })
+    }
+
+    fn lines(&self, width: usize, colours: bool) -> String {
+        let Self { check, status, found, remedy } = self;
+        // Padded before it is coloured, or the colour would count.
+        let mut word = format!("{:<4}", status.name());
+        if colours {
+            word = format!("{}{word}\x1b[0m", status.colour());
+        }
+        let line = format!("{word}  {check:<width$}  {found}");
+        match remedy {
+            None => line,
+            Some(remedy) => format!("{line}\n{:indent$}→ {remedy}", "", indent = width + 8),
+        }
+    }
+}
+
+/// Print for people.
+pub(super) fn print(findings: &[Finding]) {
+    let set = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    let colours = stdout().is_terminal() && !set("NO_COLOR") && !dumb;
+    let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
+    for finding in findings {
+        say!("{}", finding.lines(width, colours));
+    }
+    let count = |name| findings.iter().filter(|finding| finding.status.name() == name).count();
+    let counts = ["ok", "warn", "fail", "skip"].map(|name| format!("{} {name}", count(name)));
+    say!("\n{}", counts.join(", "));
+}
+
+/// What to end with, if anything failed.
+pub(super) fn exit_code(findings: &[Finding]) -> Option<u8> {
+    let causes = findings.iter().filter_map(|finding| match finding.status {
+        Status::Fail(cause) => Some(cause),
+        _ => None,
+    });
+    causes.max().map(Cause::exit_code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_failures_the_highest_code_counts_and_warnings_count_for_nothing() {
+        let fail = |cause| Finding::fail("x", cause, "", "");
+        let (wrong, away, mistaken) =
+            (fail(Cause::Wrong), fail(Cause::Unreachable), fail(Cause::Configuration));
+        let calm = [Finding::ok("x", ""), Finding::warn("x", "", ""), Finding::skip("x", "")];
+        assert_eq!(exit_code(&calm), None);
+        assert_eq!(exit_code(std::slice::from_ref(&wrong)), Some(1));
+        assert_eq!(exit_code(&[wrong.clone(), away.clone()]), Some(69));
+        assert_eq!(exit_code(&[mistaken, wrong, away]), Some(78));
+    }
+
+    #[test]
+    fn what_was_found_stands_in_one_column_and_the_remedy_below_it() {
+        let finding = Finding::warn("disk", "little is left", "make room");
+        assert_eq!(finding.lines(8, false), "warn  disk      little is left\n                → make room");
+        let coloured = finding.lines(8, true);
+        assert!(coloured.starts_with("\x1b[33mwarn\x1b[0m  disk      little"), "{coloured:?}");
+    }
+}

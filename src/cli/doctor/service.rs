@@ -1,0 +1,116 @@
+//! The service that runs: whether it has the same webhook secrets as this configuration.
+//!
+//! It is sent a signed event of a type that it answers and never records, so that nothing comes of it but the answer.
+
+use std::net::SocketAddr;
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use super::{
+    configuration::Given,
+    report::{Cause, Finding},
+};
+use crate::{
+    clerk::event,
+    cli::{
+        clock,
+        healthcheck::reachable,
+        post::{Answer, Poster},
+        random_id,
+    },
+};
+
+const CHECK: &str = "webhook secret";
+
+/// `url` is where the operator says that the service is.
+pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
+    let config = &given.config;
+    let secrets = &config.signing_secrets;
+    if given.is_mistaken("CLERK_WEBHOOK_SIGNING_SECRET") && secrets.is_empty() {
+        return vec![Finding::skip(CHECK, "there is no secret that can be used")];
+    }
+    let named = url.is_some();
+    let Some(url) = url.or_else(|| usual_url(given)) else {
+        return vec![Finding::skip(CHECK, "it is not known where the service listens: name it with --url")];
+    };
+    let mut findings = Vec::new();
+    for (place, secret) in secrets.iter().enumerate() {
+        let which = if secrets.len() == 1 {
+            "the secret".to_owned()
+        } else {
+            format!("secret {} of {}", place + 1, secrets.len())
+        };
+        let now = clock()();
+        let sent = async {
+            let poster = Poster::new(url.clone(), secret.clone())?;
+            poster.post(&random_id("msg_"), &probe(now), now).await
+        };
+        match sent.await {
+            Ok(answer) => findings.push(judge(&which, &answer)),
+            Err(failure) => {
+                let found = failure.message.split(": is clerk-sync").next().unwrap_or_default();
+                return vec![if named {
+                    let remedy = "start the service there, or correct --url";
+                    Finding::fail(CHECK, Cause::of(&failure), found, remedy)
+                } else {
+                    let remedy = "`clerk-sync serve` starts it; --url names one that is elsewhere";
+                    Finding::warn(CHECK, format!("not tried, {found}"), remedy)
+                }];
+            }
+        }
+    }
+    findings
+}
+
+/// Where the service is that this configuration starts.
+fn usual_url(given: &Given) -> Option<String> {
+    let mistaken = ["HOST", "PORT"].iter().any(|variable| given.is_mistaken(variable));
+    let listen = given.config.listen;
+    (!mistaken && listen.port() != 0).then(|| {
+        let address = SocketAddr::new(reachable(listen.ip()), listen.port());
+        format!("http://{address}/webhooks/clerk")
+    })
+}
+
+fn probe(now: DateTime<Utc>) -> String {
+    let milliseconds = now.timestamp_millis();
+    json!({ "type": event::PROBE, "object": "event", "timestamp": milliseconds, "data": {} }).to_string()
+}
+
+fn judge(which: &str, answer: &Answer) -> Finding {
+    let status = answer.status.as_u16();
+    match (status, answer.word.as_str()) {
+        (200, "ignored" | "duplicate") => {
+            Finding::ok(CHECK, format!("the running service takes what {which} signs"))
+        }
+        (400, "invalid_signature") => Finding::fail(
+            CHECK,
+            Cause::Wrong,
+            format!("the running service refuses what {which} signs: invalid_signature"),
+            "the service that runs has another CLERK_WEBHOOK_SIGNING_SECRET: restart it with this one, or correct this one \
+             by Clerk's Dashboard (Webhooks, your endpoint, Signing Secret)",
+        ),
+        (400, "timestamp_out_of_tolerance") => Finding::fail(
+            CHECK,
+            Cause::Wrong,
+            "the running service finds that this machine's time is too far away: timestamp_out_of_tolerance",
+            "set the clocks of both machines by NTP: `timedatectl set-ntp true`",
+        ),
+        (403, "address_not_allowed") => {
+            Finding::skip(CHECK, "WEBHOOK_ALLOWED_IPS of the running service does not let this machine in")
+        }
+        (429 | 500.., word) => Finding::fail(
+            CHECK,
+            Cause::Wrong,
+            format!("the running service answers {status} {word}"),
+            "look at its log, and at /readyz",
+        ),
+        (_, word) => Finding::fail(
+            CHECK,
+            Cause::Wrong,
+            format!("what answers is no service of this version: {status} {word}"),
+            "see that PORT is that of clerk-sync, or name the service with --url",
+        ),
+    }
+}

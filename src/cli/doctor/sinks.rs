@@ -1,0 +1,110 @@
+//! The systems that are told: whether they can be reached. They are sent a `HEAD` without any secret, and no message:
+//! `clerk-sync sinks test` does that.
+
+use std::{future::ready, time::Duration};
+
+use reqwest::{Client, redirect};
+use url::Url;
+
+use super::{
+    configuration::Given,
+    report::{Cause, Finding},
+};
+use crate::{
+    cli::why_no_connection,
+    config::{Kind, SinkConfig},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn check(given: &Given) -> Vec<Finding> {
+    let client = Client::builder()
+        .connect_timeout(PATIENCE)
+        .timeout(PATIENCE)
+        .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
+        // What stands in an address is for that address only.
+        .redirect(redirect::Policy::none())
+        .build();
+    let Ok(client) = client else {
+        let skip = |sink| Finding::skip(name(sink), "the HTTP client cannot be made");
+        return given.config.sinks.iter().map(skip).collect();
+    };
+    // All at once: one that hangs does not hold up the others.
+    let mut asked = Vec::new();
+    for sink in &given.config.sinks {
+        let urls = urls(sink);
+        if is_mistaken(given, sink) {
+            let finding = Finding::skip(name(sink), "the configuration does not say where it is");
+            asked.push(tokio::spawn(ready(finding)));
+            continue;
+        }
+        if urls.is_empty() {
+            let finding = Finding::skip(name(sink), "where it is follows from its key, which is not there");
+            asked.push(tokio::spawn(ready(finding)));
+        }
+        for url in urls {
+            let (client, sink, url) = (client.clone(), sink.clone(), url.clone());
+            asked.push(tokio::spawn(async move { reach(&client, &sink, &url).await }));
+        }
+    }
+    let mut findings = Vec::new();
+    for answer in asked {
+        findings.extend(answer.await);
+    }
+    findings
+}
+
+/// Whether the configuration has only a stand-in for its address.
+fn is_mistaken(given: &Given, sink: &SinkConfig) -> bool {
+    let place = format!(", sink \"{}\", ", sink.name);
+    given
+        .mistakes
+        .iter()
+        .any(|mistake| mistake.variable.split_once(&place).is_some_and(|(_, key)| key.ends_with("url")))
+}
+
+fn name(sink: &SinkConfig) -> String {
+    format!("sink {}", sink.name)
+}
+
+fn urls(sink: &SinkConfig) -> Vec<&Url> {
+    match &sink.kind {
+        Kind::Webhook(webhook) => vec![&webhook.url],
+        Kind::Segment(segment) => vec![&segment.url, &segment.regulations.url],
+        Kind::Mailchimp(mailchimp) => mailchimp.url.iter().collect(),
+    }
+}
+
+async fn reach(client: &Client, sink: &SinkConfig, url: &Url) -> Finding {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port_or_known_default().unwrap_or_default();
+    let test = format!("`clerk-sync sinks test {}`", sink.name);
+    match client.head(url.clone()).send().await {
+        // Any other status is that of an endpoint that wants a message: whether it takes one is another question.
+        Ok(answer) if answer.status().is_server_error() => Finding::warn(
+            name(sink),
+            format!("{host} is reachable, and answers {}", answer.status()),
+            format!("{test} sends a test message; messages wait meanwhile"),
+        ),
+        Ok(_) => Finding::ok(name(sink), format!("{host} is reachable")),
+        Err(error) => {
+            let why = if error.is_timeout() {
+                format!("no answer in time from {host}, port {port}")
+            } else {
+                let why = why_no_connection(host.trim_matches(['[', ']']), port).await;
+                why.unwrap_or_else(|| {
+                    format!(
+                        "{host}, port {port}, takes connections and does not speak {} as expected",
+                        url.scheme()
+                    )
+                })
+            };
+            let remedy = format!(
+                "see that {host} runs and can be reached from here, or correct its url in clerk-sync.toml; then {test}. \
+                 Messages wait meanwhile: `clerk-sync outbox ls --sink {}`",
+                sink.name
+            );
+            Finding::fail(name(sink), Cause::Unreachable, why, remedy)
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a database tells of itself to people: to those who look for the cause of a trouble, and to those who want to know
+//! how much there is.
+
+use chrono::{DateTime, Utc};
+
+use super::{MigrationStatus, Result};
+
+/// What is right and wrong with a database, read without writing anything.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Such as `PostgreSQL 15.8`.
+    pub version: String,
+    /// The oldest version that will do, if this one is older.
+    pub needs: Option<&'static str>,
+    /// What its clock says; `None` if it has none of its own.
+    pub now: Option<DateTime<Utc>>,
+    /// Whether it is a copy that takes no writes.
+    pub standby: bool,
+    /// What we may not do, and would have to.
+    pub missing: Vec<Missing>,
+    /// [`Trouble::Schema`](super::Trouble::Schema) if another version of this program has been here; `None` if we may not look.
+    pub migrations: Option<Result<Vec<MigrationStatus>>>,
+    /// Whether tables with our names are ours. Only looked at if nothing is missing.
+    pub tables: Result<()>,
+    /// Foreign keys that refer to `users`.
+    pub references: Vec<Reference>,
+    /// How much there is, unless somebody holds a lock on it.
+    pub size: Result<Size>,
+}
+
+/// What we may not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Such as `INSERT on clerk.users`.
+    pub what: String,
+    /// What mends it, mostly a statement.
+    pub remedy: String,
+}
+
+/// A foreign key of the application's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// Such as `public.orders (user_id)`.
+    pub place: String,
+    /// The statement that makes the index that it lacks.
+    pub remedy: Option<String>,
+}
+
+/// How much there is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub database: u64,
+    /// Our tables and their indexes; `None` if that cannot be told apart.
+    pub ours: Option<u64>,
+}
+
+/// How much there is of everything.
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    /// Every table of ours.
+    pub tables: Vec<(&'static str, Count)>,
+    /// Rows of users who are not deleted.
+    pub standing: Count,
+    /// People who were erased here.
+    pub erased: u64,
+    /// Deliveries that were processed since the given time, by outcome, the most frequent first; `None` if counting them
+    /// takes too long.
+    pub outcomes: Option<Vec<(String, u64)>>,
+    /// When a delivery was last processed.
+    pub last_event: Option<DateTime<Utc>>,
+    /// Of the whole database.
+    pub bytes: u64,
+}
+
+/// A number of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    pub rows: u64,
+    /// By what the database remembers of the table, rather than one by one.
+    pub estimated: bool,
+}
+
+impl Count {
+    /// Counted one by one.
+    pub(super) fn exact(rows: u64) -> Self {
+        Self { rows, estimated: false }
+    }
+}

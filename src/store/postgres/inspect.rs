@@ -1,0 +1,440 @@
+//! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but catalogues and
+//! the list of migrations, so that it works, and tells why, where next to nothing is allowed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
+
+use super::{MIGRATIONS, Postgres, Session, count, get, sql};
+use crate::store::{
+    Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
+    schema::{self, TABLES},
+};
+
+/// The first version that replaces triggers, as `server_version_num` says it.
+const OLDEST: (i32, &str) = (140_000, "14");
+
+/// A table with fewer rows than this is counted.
+const COUNTED: u64 = 500_000;
+
+/// Where it is written which migrations are applied.
+const REMEMBERED: &str = "_clerk_sync_migrations";
+
+const PRIVILEGES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+
+/// What is done with a table of ours.
+fn needed(table: &str) -> &'static [&'static str] {
+    match table {
+        REMEMBERED => &["SELECT"],
+        "audit_log" => &["SELECT", "INSERT"],
+        "entity_versions" | "erasure_receipts" | "clerk_instance" => &["SELECT", "INSERT", "UPDATE"],
+        "audit_actors" | "outbox_paused" => &["SELECT", "INSERT", "DELETE"],
+        _ => &PRIVILEGES,
+    }
+}
+
+pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
+    let mut session = store.session(&store.begin_count).await?;
+    let server = server(&mut session, &store.schema).await?;
+    let tables = tables(&mut session, &store.schema).await?;
+    let remembered = tables.iter().find(|table| table.name == REMEMBERED);
+    let migrations = if remembered.is_none_or(|table| server.may_use && table.may.contains(&"SELECT")) {
+        let applied = store.applied(&mut session).await?;
+        let known = Migration::pending(&MIGRATIONS, &applied);
+        Some(known.map(|_| Migration::status(&MIGRATIONS, &applied)))
+    } else {
+        None
+    };
+    let applied = match &migrations {
+        Some(Ok(status)) => status.iter().filter(|status| status.applied).count(),
+        _ => MIGRATIONS.len(),
+    };
+    let missing = missing(&server, &tables, applied < MIGRATIONS.len());
+    let references = references(&mut session, &store.schema).await?;
+    // While some migrations are pending columns are missing that they will add.
+    let check = missing.is_empty() && (applied == 0 || applied == MIGRATIONS.len());
+    let checked = if check {
+        store.check_tables(&mut session).await.and_then(|columns| {
+            if applied == 0 {
+                Ok(())
+            } else {
+                schema::check_anonymize_columns(&columns, &store.anonymize_columns)
+            }
+        })
+    } else {
+        Ok(())
+    };
+    let size = size(&mut session, &store.schema).await;
+    if size.is_ok() {
+        session.commit().await?;
+    }
+    Ok(Inspection {
+        version: format!("PostgreSQL {}", server.version),
+        needs: (server.number < OLDEST.0).then_some(OLDEST.1),
+        now: Some(server.now),
+        standby: server.standby,
+        missing,
+        migrations,
+        tables: checked,
+        references,
+        size,
+    })
+}
+
+/// The server and who we are there. Names are quoted where SQL wants it.
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
+struct Server {
+    number: i32,
+    version: String,
+    now: DateTime<Utc>,
+    standby: bool,
+    role: String,
+    database: String,
+    schema: String,
+    has_schema: bool,
+    may_make_schemas: bool,
+    may_use: bool,
+    may_create: bool,
+}
+
+async fn server(session: &mut Session, schema: &str) -> Result<Server> {
+    let rows = session
+        .rows(
+            sql("SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
+                        clock_timestamp(), pg_is_in_recovery(),
+                        quote_ident(current_user::text), quote_ident(current_database()::text), quote_ident($1),
+                        s.oid IS NOT NULL,
+                        has_database_privilege(current_database()::text, 'CREATE'),
+                        coalesce(has_schema_privilege(s.oid, 'USAGE'), false),
+                        coalesce(has_schema_privilege(s.oid, 'CREATE'), false)
+                 FROM (VALUES (1)) AS one
+                 LEFT JOIN pg_namespace AS s ON s.nspname = $1")
+            .bind(schema),
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let version: String = get(row, 1)?;
+    Ok(Server {
+        number: get(row, 0)?,
+        // What a distribution adds is of no interest.
+        version: version.split_whitespace().next().unwrap_or_default().to_owned(),
+        now: get(row, 2)?,
+        standby: get(row, 3)?,
+        role: get(row, 4)?,
+        database: get(row, 5)?,
+        schema: get(row, 6)?,
+        has_schema: get(row, 7)?,
+        may_make_schemas: get(row, 8)?,
+        may_use: get(row, 9)?,
+        may_create: get(row, 10)?,
+    })
+}
+
+/// A table with one of our names.
+struct Table {
+    name: String,
+    owner: String,
+    /// Whether we are its owner, or as good as that.
+    owned: bool,
+    may: Vec<&'static str>,
+}
+
+async fn tables(session: &mut Session, schema: &str) -> Result<Vec<Table>> {
+    let rows = session
+        .rows(
+            sql("SELECT c.relname::text, quote_ident(pg_get_userbyid(c.relowner)::text),
+                        pg_has_role(c.relowner, 'USAGE'),
+                        has_table_privilege(c.oid, 'SELECT'), has_table_privilege(c.oid, 'INSERT'),
+                        has_table_privilege(c.oid, 'UPDATE'), has_table_privilege(c.oid, 'DELETE')
+                 FROM pg_class AS c
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p')
+                 ORDER BY c.relname")
+            .bind(schema)
+            .bind(names().chain([REMEMBERED]).collect::<Vec<_>>()),
+        )
+        .await?;
+    let table = |row| {
+        let mut may = Vec::new();
+        for (index, privilege) in PRIVILEGES.into_iter().enumerate() {
+            if get(row, 3 + index)? {
+                may.push(privilege);
+            }
+        }
+        Ok(Table { name: get(row, 0)?, owner: get(row, 1)?, owned: get(row, 2)?, may })
+    };
+    rows.iter().map(table).collect()
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|table| table.name)
+}
+
+/// What is not allowed, with the statement that allows it.
+fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
+    let Server { role, database, schema, .. } = server;
+    let mut missing = Vec::new();
+    let mut lacks = |what: String, remedy: String| missing.push(Missing { what, remedy });
+    if !server.has_schema {
+        if !server.may_make_schemas {
+            lacks(
+                format!("CREATE on database {database}, to make schema {schema}"),
+                format!("CREATE SCHEMA {schema} AUTHORIZATION {role};"),
+            );
+        }
+        return missing;
+    }
+    let needs = [("USAGE", server.may_use), ("CREATE", server.may_create || !pending)];
+    for (privilege, _) in needs.into_iter().filter(|(_, granted)| !granted) {
+        let why = if privilege == "CREATE" { ", to apply migrations" } else { "" };
+        lacks(
+            format!("{privilege} on schema {schema}{why}"),
+            format!("GRANT {privilege} ON SCHEMA {schema} TO {role};"),
+        );
+    }
+    // Tables that lack the same are told together.
+    let mut alike: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
+    let mut strange: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for table in tables {
+        let wanted = needed(&table.name).iter().filter(|privilege| !table.may.contains(privilege));
+        let wanted: Vec<&str> = wanted.copied().collect();
+        if !wanted.is_empty() {
+            alike.entry(wanted).or_default().push(format!("{schema}.{}", table.name));
+        }
+        if pending && !table.owned {
+            strange.entry(&table.owner).or_default().push(&table.name);
+        }
+    }
+    for (privileges, tables) in alike {
+        let (privileges, tables) = (privileges.join(", "), tables.join(", "));
+        lacks(format!("{privileges} on {tables}"), format!("GRANT {privileges} ON {tables} TO {role};"));
+    }
+    for (owner, tables) in strange {
+        lacks(
+            format!(
+                "ownership of {} in schema {schema}, which pending migrations may alter",
+                tables.join(", ")
+            ),
+            format!("run `clerk-sync migrate` as {owner}, or GRANT {owner} TO {role};"),
+        );
+    }
+    missing
+}
+
+async fn references(session: &mut Session, schema: &str) -> Result<Vec<Reference>> {
+    let rows = session
+        .rows(
+            sql("SELECT format('%I.%I (%s)', s.nspname, c.relname, k.names),
+                        format(
+                            -- Of a partitioned table only the partitions can be indexed without a lock.
+                            CASE c.relkind WHEN 'p' THEN 'CREATE INDEX ON %I.%I (%s);'
+                                           ELSE 'CREATE INDEX CONCURRENTLY ON %I.%I (%s);' END,
+                            s.nspname, c.relname, k.names
+                        ),
+                        EXISTS (
+                            SELECT FROM pg_index AS i
+                            JOIN pg_class AS x ON x.oid = i.indexrelid
+                            JOIN pg_am AS m ON m.oid = x.relam
+                            WHERE i.indrelid = f.conrelid AND i.indisvalid AND m.amname IN ('btree', 'hash')
+                              -- Its first columns are those of the key, in any order.
+                              AND (i.indkey::int2[])[0:cardinality(f.conkey) - 1] @> f.conkey
+                              -- Of all rows, or of all that refer to anybody.
+                              AND (i.indpred IS NULL
+                                   OR pg_get_expr(i.indpred, i.indrelid) = '(' || k.names || ' IS NOT NULL)')
+                        )
+                 FROM pg_constraint AS f
+                 JOIN pg_class AS c ON c.oid = f.conrelid
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 CROSS JOIN LATERAL (
+                     SELECT string_agg(quote_ident(a.attname::text), ', ' ORDER BY n.place) AS names
+                     FROM unnest(f.conkey) WITH ORDINALITY AS n (number, place)
+                     JOIN pg_attribute AS a ON a.attrelid = f.conrelid AND a.attnum = n.number
+                 ) AS k
+                 -- Those of partitions follow from that of their table.
+                 WHERE f.contype = 'f' AND f.conparentid = 0
+                   AND f.confrelid = (
+                       SELECT u.oid FROM pg_class AS u JOIN pg_namespace AS n ON n.oid = u.relnamespace
+                       WHERE u.relname = 'users' AND n.nspname = $1
+                   )
+                 ORDER BY 1")
+            .bind(schema),
+        )
+        .await?;
+    let reference = |row| {
+        let indexed: bool = get(row, 2)?;
+        let statement: String = get(row, 1)?;
+        Ok(Reference { place: get(row, 0)?, remedy: (!indexed).then_some(statement) })
+    };
+    rows.iter().map(reference).collect()
+}
+
+async fn size(session: &mut Session, schema: &str) -> Result<Size> {
+    let rows = session
+        .rows(
+            sql("SELECT pg_database_size(current_database()),
+                        (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+                         FROM pg_class AS c
+                         JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                         WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r')")
+            .bind(schema)
+            .bind(names().collect::<Vec<_>>()),
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    Ok(Size { database: count(row, 0)?, ours: Some(count(row, 1)?) })
+}
+
+pub(super) async fn statistics(store: &Postgres, since: DateTime<Utc>) -> Result<Statistics> {
+    let outcomes = match outcomes(store, since).await {
+        Ok(outcomes) => Some(outcomes),
+        Err(error) if error.took_too_long() => None,
+        Err(error) => return Err(error),
+    };
+    let mut session = store.session(&store.begin_count).await?;
+    let estimates = estimates(&mut session, &store.schema).await?;
+    let estimate = |name| estimates.get(name).copied().filter(|rows| *rows >= COUNTED);
+    let mut tables = Vec::new();
+    for name in names() {
+        let count = match estimate(name) {
+            Some(rows) => Count { rows, estimated: true },
+            None => Count::exact(counted(&mut session, name).await?),
+        };
+        tables.push((name, count));
+    }
+    // This index has an entry for each of them.
+    let standing = match estimate("users").and(estimates.get("users_email").copied()) {
+        Some(rows) => Count { rows, estimated: true },
+        None => Count::exact(only(
+            &session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?,
+        )?),
+    };
+    let erased = session
+        .rows(sql(
+            "SELECT count(*) FROM erasure_receipts WHERE destination = 'database' AND completed_at IS NOT NULL",
+        ))
+        .await?;
+    let rows = session
+        .rows(sql(
+            "SELECT (SELECT max(processed_at) FROM processed_webhooks), pg_database_size(current_database())",
+        ))
+        .await?;
+    session.commit().await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    Ok(Statistics {
+        tables,
+        standing,
+        erased: only(&erased)?,
+        outcomes,
+        last_event: get(row, 0)?,
+        bytes: count(row, 1)?,
+    })
+}
+
+async fn outcomes(store: &Postgres, since: DateTime<Utc>) -> Result<Vec<(String, u64)>> {
+    let mut session = store.session(&store.begin_count).await?;
+    let rows = session
+        .rows(
+            sql("SELECT outcome, count(*) FROM processed_webhooks WHERE processed_at >= $1
+                 GROUP BY outcome ORDER BY 2 DESC, 1")
+            .bind(since),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
+}
+
+/// How many rows tables and indexes probably have; 0 for those that nobody has ever analysed.
+async fn estimates(session: &mut Session, schema: &str) -> Result<HashMap<String, u64>> {
+    let rows = session
+        .rows(
+            sql("SELECT c.relname::text,
+                        -- As the planner does it: the rows of a page as it was, times the pages that there are now.
+                        CASE WHEN c.reltuples > 0 AND c.relpages > 0
+                             THEN (c.reltuples / c.relpages
+                                   * (pg_relation_size(c.oid) / current_setting('block_size')::integer))::bigint
+                             ELSE 0 END
+                 FROM pg_class AS c
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 WHERE s.nspname = $1 AND c.relname = ANY($2)")
+            .bind(schema)
+            .bind(names().chain(["users_email"]).collect::<Vec<_>>()),
+        )
+        .await?;
+    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
+}
+
+/// How many rows a table of ours has.
+async fn counted(session: &mut Session, table: &'static str) -> Result<u64> {
+    only(&session.rows(sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {table}")))).await?)
+}
+
+fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {
+    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            number: 150_000,
+            version: "15.0".to_owned(),
+            now: DateTime::UNIX_EPOCH,
+            standby: false,
+            role: "app".to_owned(),
+            database: "shop".to_owned(),
+            schema: "clerk".to_owned(),
+            has_schema: true,
+            may_make_schemas: false,
+            may_use: true,
+            may_create: false,
+        }
+    }
+
+    fn table(name: &str, may: &[&'static str]) -> Table {
+        Table { name: name.to_owned(), owner: "admin".to_owned(), owned: false, may: may.to_vec() }
+    }
+
+    fn remedies(server: &Server, tables: &[Table], pending: bool) -> Vec<String> {
+        missing(server, tables, pending).into_iter().map(|missing| missing.remedy).collect()
+    }
+
+    #[test]
+    fn whoever_may_read_and_write_our_tables_needs_neither_to_own_nor_to_create_anything() {
+        let tables = [table("users", &PRIVILEGES), table("audit_log", &["SELECT", "INSERT"])];
+        assert_eq!(missing(&server(), &tables, false), []);
+        assert_eq!(
+            remedies(&server(), &tables, true),
+            [
+                "GRANT CREATE ON SCHEMA clerk TO app;",
+                "run `clerk-sync migrate` as admin, or GRANT admin TO app;"
+            ]
+        );
+    }
+
+    #[test]
+    fn tables_that_lack_the_same_are_told_together() {
+        let tables = [
+            table("audit_log", &["SELECT"]),
+            table("leases", &["SELECT", "UPDATE"]),
+            table("outbox", &["UPDATE", "SELECT"]),
+        ];
+        assert_eq!(
+            remedies(&Server { may_use: false, ..server() }, &tables, false),
+            [
+                "GRANT USAGE ON SCHEMA clerk TO app;",
+                "GRANT INSERT ON clerk.audit_log TO app;",
+                "GRANT INSERT, DELETE ON clerk.leases, clerk.outbox TO app;",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_schema_that_is_not_there_has_to_be_made_by_somebody() {
+        let server = Server { has_schema: false, may_use: false, ..server() };
+        assert_eq!(remedies(&server, &[], true), ["CREATE SCHEMA clerk AUTHORIZATION app;"]);
+        assert_eq!(missing(&Server { may_make_schemas: true, ..server }, &[], true), []);
+    }
+}
