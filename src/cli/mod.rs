@@ -11,6 +11,7 @@ mod healthcheck;
 mod manual;
 mod migrate;
 mod minimize;
+mod notify;
 mod outbox;
 mod post;
 mod prune;

@@ -30,5 +30,6 @@ mod fan_out;
 mod journeys;
 mod outages;
 mod private_api;
+mod service_manager;
 mod sinks;
 mod workers;
