@@ -15,9 +15,11 @@ mod queue;
 mod convergence;
 mod crashes;
 
+mod documentation;
 mod house;
 mod oracles;
 mod outbox;
+mod packaging;
 
 mod proxy;
 mod receivers;
