@@ -1,6 +1,14 @@
 # syntax=docker/dockerfile:1
+#
+#   docker build -t clerk-sync --build-arg REVISION="$(git rev-parse HEAD)" .
+#
+# The toolchain, cargo-chef and, by Cargo.lock, every crate have a version. Whoever wants the very same layers again also
+# names the two base images by their digests, and the time of the commit:
+#
+#   docker buildx build -t clerk-sync --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" \
+#     --output type=docker,rewrite-timestamp=true .
 FROM rust:1.95-bookworm AS chef
-RUN cargo install cargo-chef --locked
+RUN cargo install cargo-chef --version 0.1.73 --locked
 WORKDIR /build
 
 # What the dependencies are, without our own sources.
@@ -28,8 +36,18 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
-# There is no shell and no curl in here; the private listener is asked, which `worker` has as well.
+# There is no curl in here; the private listener is asked, which `worker` has as well.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=35s CMD ["/usr/local/bin/clerk-sync", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/clerk-sync"]
 CMD ["serve"]
+
+# Last, because they change with every commit.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="clerk-sync" \
+      org.opencontainers.image.description="Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order." \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/debian:bookworm-slim"

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use reqwest::Client;
+use reqwest::{Client, Response};
 use serde_json::Value;
 
 use super::{Failure, resolve, say};
@@ -33,12 +33,10 @@ impl Healthcheck {
                 "ADMIN_PORT is 0, a free port that only the service knows: name a port",
             ));
         }
-        let address = SocketAddr::new(reachable(listener.ip()), listener.port());
+        let listener = Listener::new(listener)?;
         let path = if self.live { "livez" } else { "readyz" };
-        let client = Client::builder().timeout(PATIENCE).no_proxy().build();
-        let client = client.context("the HTTP client could not be made")?;
-        let answer = client.get(format!("http://{address}/{path}")).send().await.map_err(|_| {
-            Failure::unreachable(format!("no answer from {address}: is clerk-sync running there?"))
+        let answer = listener.ask(path).await.map_err(|_| {
+            Failure::unreachable(format!("no answer from {}: is clerk-sync running there?", listener.address))
         })?;
         if answer.status().is_success() {
             say!("{}", if self.live { "alive" } else { "ready" });
@@ -48,6 +46,33 @@ impl Healthcheck {
         let body: Value = serde_json::from_str(&answer.text().await.unwrap_or_default()).unwrap_or_default();
         let why = body["error"]["message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
         Err(Failure::failed(format!("not ready: {why}")))
+    }
+}
+
+/// The private listener of a service on this machine, as those see it who ask how the service is.
+pub(super) struct Listener {
+    address: SocketAddr,
+    client: Client,
+}
+
+impl Listener {
+    /// The one that listens on this address.
+    pub(super) fn new(listener: SocketAddr) -> Result<Self, Failure> {
+        // Each question on a connection of its own, so that it is also asked whether connections are accepted.
+        let client = Client::builder().timeout(PATIENCE).no_proxy().pool_max_idle_per_host(0).build();
+        Ok(Self {
+            address: SocketAddr::new(reachable(listener.ip()), listener.port()),
+            client: client.context("the HTTP client could not be made")?,
+        })
+    }
+
+    /// Whether it answers this in time, and with yes.
+    pub(super) async fn says_yes(&self, path: &str) -> bool {
+        self.ask(path).await.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    async fn ask(&self, path: &str) -> reqwest::Result<Response> {
+        self.client.get(format!("http://{}/{path}", self.address)).send().await
     }
 }
 

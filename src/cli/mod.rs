@@ -12,6 +12,7 @@ mod healthcheck;
 mod manual;
 mod migrate;
 mod minimize;
+mod notify;
 mod outbox;
 mod post;
 mod prune;

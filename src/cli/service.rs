@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, diagnosis, open_api, open_store, random_id, rules, sinks};
+use super::{Failure, clock, diagnosis, notify, open_api, open_store, random_id, rules, sinks};
 use crate::{
     clerk::{addresses, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -339,7 +339,10 @@ impl Service {
                 _ = interrupt.recv() => "SIGINT",
             }
         };
+        let informing = tokio::spawn(notify::keep_informed(self.private));
         let name = asked().await;
+        informing.abort();
+        notify::stopping();
         tracing::info!(signal = name, "stopping: no new requests, what is under way is finished");
         tokio::select! {
             () = self.stop() => {

@@ -16,9 +16,11 @@ mod convergence;
 mod crashes;
 mod dashboard;
 
+mod documentation;
 mod house;
 mod oracles;
 mod outbox;
+mod packaging;
 
 mod proxy;
 mod receivers;
@@ -32,5 +34,6 @@ mod fan_out;
 mod journeys;
 mod outages;
 mod private_api;
+mod service_manager;
 mod sinks;
 mod workers;

@@ -1,0 +1,276 @@
+//! What the documents say, compared with the code that it is said of.
+//!
+//! `docs/configuration.md` is made from it: `UPDATE_DOCS=1 cargo nextest run documentation` writes it anew.
+
+use std::{collections::BTreeMap, ffi::OsStr, fmt::Write, fs, path::Path};
+
+use clap::{Args, Command};
+use clerk_sync::{
+    config::Settings,
+    store::schema::{Kind, TABLES},
+};
+use serde_json::Value;
+
+use crate::service::{Host, Keeper};
+
+/// Whatever variable it is given to, it is a mistake there.
+const NONSENSE: &str = "no 'such' thing=/";
+
+const DATABASE: &str = "every command that opens the database";
+const API: &str = "`serve`, `worker`, `dev`, `backfill`, `reconcile`, `ensure`, `erase`";
+const SERVICE: &str = "`serve`, `worker`, `dev`";
+const SERVE: &str = "`serve`";
+
+/// Who does something with a variable, beyond checking it.
+const USED_BY: &[(&str, &str)] = &[
+    ("DATABASE_URL", "every command that opens the database; `dev` only as a flag"),
+    ("DATABASE_SCHEMA", DATABASE),
+    ("DATABASE_MAX_CONNECTIONS", DATABASE),
+    ("DATABASE_WAIT_SECONDS", SERVICE),
+    ("CLERK_WEBHOOK_SIGNING_SECRET", "`serve`, `dev`, `sample --curl`, `send`"),
+    ("CLERK_SECRET_KEY", API),
+    ("CLERK_API_URL", API),
+    ("CLERK_INSTANCE_ID", "`serve`, `worker`, `backfill`, `reconcile`, `ensure`"),
+    ("RECONCILE_INTERVAL", SERVE),
+    ("CATCH_UP_AFTER", SERVE),
+    ("CATCH_UP_ON_EMPTY", SERVE),
+    ("HOST", "`serve`, `dev`"),
+    ("PORT", "`serve`, `dev`, `sample --curl`, `send`"),
+    ("ADMIN_HOST", "`serve`, `worker`, `dev`, `healthcheck`"),
+    ("ADMIN_PORT", "`serve`, `worker`, `dev`, `healthcheck`"),
+    ("ADMIN_TOKEN", SERVICE),
+    (
+        "SYNC_FIELDS",
+        "`serve`, `worker`, `dev`, `migrate adopt`, `backfill`, `reconcile`, `ensure`, `minimize`, `erase`",
+    ),
+    ("DELETION_POLICY", "`serve`, `worker`, `dev`, `reconcile`, `erase`"),
+    ("DELETION_GRACE_DAYS", "`serve`, `worker`, `dev`, `reconcile`, `erase`"),
+    ("ANONYMIZE_COLUMNS", "every command that opens the database, but for `dev`"),
+    (
+        "CONFIG_FILE",
+        "`serve`, `worker`, `sinks`, `outbox`, `erase`, `reconcile`, `backfill`; `dev` only as a flag",
+    ),
+    ("WEBHOOK_TOLERANCE_SECONDS", "`serve`, `dev`"),
+    ("WEBHOOK_MAX_BODY_BYTES", "`serve`, `dev`"),
+    ("WEBHOOK_ALLOWED_IPS", SERVE),
+    ("TRUSTED_PROXIES", "`serve`, `dev`"),
+    ("PROCESSING", SERVE),
+    ("QUEUE_MAX_ATTEMPTS", SERVICE),
+    ("PROCESSED_RETENTION_DAYS", "`serve`, `worker`, `dev`, `prune`"),
+    ("DEAD_RETENTION_DAYS", "`serve`, `worker`, `dev`, `prune`"),
+    ("SHUTDOWN_GRACE_SECONDS", SERVICE),
+    ("LOG_FORMAT", DATABASE),
+    ("RUST_LOG", DATABASE),
+];
+
+/// What stands before and after the variables.
+const HEAD: &str = "\
+# Configuration
+
+<!-- Made from the code: `UPDATE_DOCS=1 cargo nextest run documentation` writes it anew, and a test compares. -->
+
+Every setting is an environment variable, a flag of every command, or a line `NAME=value` in a file `.env`, here or in the
+nearest directory above. A flag counts before the environment, the environment before `.env`. A variable that is set but empty
+counts as not set.
+
+- **Nothing is needed** to try it out: `clerk-sync dev --sample`. `serve` needs `CLERK_WEBHOOK_SIGNING_SECRET`, and
+  `DATABASE_URL` to keep the users in your own database.
+- **Secrets may be files**: what has a second variable `…_FILE` below can be given as the path of a file that holds the value;
+  white space around it does not count. Both at once is a mistake.
+- **Everything is checked** at the start, by every command but `sample`, `send`, `completions` and `man`. All mistakes are told at
+  once, and the exit code is 78. Nothing is read again later: restart to change something.
+- **`clerk-sync config`** prints what came out, without secrets, and where each value came from; `--json` for programs.
+
+[.env.example](../.env.example) is the same as a file to copy. What is special to one command, `clerk-sync COMMAND -h` tells.
+";
+
+const TAIL: &str = "
+## Sinks
+
+Which other systems are told of changes stands in a file of its own, `clerk-sync.toml` or what `CONFIG_FILE` names: see
+[sinks.md](sinks.md). The secrets of sinks are never in it; it names variables, which may stand in `.env`, or files.
+
+## Variables of others
+
+| variable | whose | what it does |
+|---|---|---|
+| `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | systemd's | `serve`, `worker` and `dev` tell there that they are ready, alive and stopping; see [operations.md](operations.md) |
+| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | everybody's | the proxy that Clerk's Backend API and sinks are reached through |
+";
+
+#[test]
+fn the_page_of_the_configuration_is_what_the_code_says() {
+    let page = configuration();
+    let path = root().join("docs/configuration.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    let differs = page.lines().zip(written.lines()).find(|(made, written)| made != written);
+    assert!(
+        page == written,
+        "docs/configuration.md is out of date, at {differs:?}: run UPDATE_DOCS=1 cargo nextest run documentation"
+    );
+}
+
+/// The whole page.
+fn configuration() -> String {
+    // On a machine without any configuration.
+    let host = Host::with(Keeper::Sqlite).unwrap();
+    let defaults = defaults(&host);
+    let allowed = allowed(&host);
+    let told = told();
+    let used_by: BTreeMap<&str, &str> = USED_BY.iter().copied().collect();
+
+    let mut page = HEAD.to_owned();
+    let definition = Settings::augment_args(Command::new("clerk-sync"));
+    let mut heading = "";
+    for argument in definition.get_arguments() {
+        let variable = argument.get_env().unwrap().to_str().unwrap();
+        // It stands with what it is the file of.
+        if variable.ends_with("_FILE") && variable != "CONFIG_FILE" {
+            continue;
+        }
+        let section = argument.get_help_heading().unwrap();
+        if section != heading {
+            heading = section;
+            write!(page, "\n## {heading}\n").unwrap();
+        }
+        let short = argument.get_help().unwrap().to_string();
+        let short = short.split(" [default").next().unwrap();
+        let explanation =
+            told.get(variable).cloned().unwrap_or_else(|| format!("{short}.")).replace('<', "&lt;");
+        let flag = argument.get_long().unwrap();
+        let in_file = format!("{variable}_FILE");
+        let file = definition
+            .get_arguments()
+            .find(|other| other.get_env().and_then(OsStr::to_str) == Some(in_file.as_str()))
+            .map(|other| format!("; as a file `{in_file}`, `--{}`", other.get_long().unwrap()));
+        write!(page, "\n### `{variable}`\n\n{explanation}\n\n").unwrap();
+        writeln!(page, "- flag: `--{flag}`{}", file.unwrap_or_default()).unwrap();
+        writeln!(page, "- default: {}", defaults[variable]).unwrap();
+        if let Some(allowed) = allowed.get(variable) {
+            writeln!(page, "- allowed: {allowed}").unwrap();
+        }
+        let users = used_by.get(variable).unwrap_or_else(|| panic!("who uses {variable}? Say so in USED_BY"));
+        writeln!(page, "- used by: {users}").unwrap();
+    }
+    page + TAIL
+}
+
+/// What counts where nothing is set.
+fn defaults(host: &Host) -> BTreeMap<String, String> {
+    let shown = host.command(&["config", "--json"]).env_clear().output().unwrap();
+    let shown: BTreeMap<String, Value> = serde_json::from_slice(&shown.stdout).unwrap();
+    let default = |value: &Value| match value["value"].as_str() {
+        Some(text) if text.contains(' ') => text.to_owned(),
+        Some(text) => format!("`{text}`"),
+        None => "none".to_owned(),
+    };
+    shown.into_iter().map(|(variable, value)| (variable, default(&value))).collect()
+}
+
+/// What the program says is allowed when it is given something that is not.
+fn allowed(host: &Host) -> BTreeMap<String, String> {
+    let definition = Settings::augment_args(Command::new("clerk-sync"));
+    let mut command = host.command(&["config"]);
+    command.env_clear();
+    for argument in definition.get_arguments() {
+        if !argument.get_env().unwrap().to_str().unwrap().ends_with("_FILE") {
+            command.arg(format!("--{}={NONSENSE}", argument.get_long().unwrap()));
+        }
+    }
+    let report = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    let mut allowed = BTreeMap::new();
+    for line in report.lines().filter_map(|line| line.strip_prefix("  ")) {
+        let (variable, _) = line.split_once(' ').unwrap();
+        let (_, what) = line.split_once("allowed ").unwrap_or_else(|| panic!("{line} says what is allowed"));
+        let what = what.trim_start_matches("is ").trim_start_matches("are ");
+        allowed.insert(variable.to_owned(), what.to_owned());
+    }
+    allowed
+}
+
+/// What `.env.example` tells of each variable, where it has a word of its own.
+fn told() -> BTreeMap<String, String> {
+    let example = fs::read_to_string(root().join(".env.example")).unwrap();
+    let mut told = BTreeMap::new();
+    let mut lines: Vec<&str> = Vec::new();
+    for line in example.lines() {
+        if let Some(line) = line.strip_prefix("# ") {
+            lines.push(line);
+        } else if let Some((variable, _)) = line.strip_prefix('#').and_then(|line| line.split_once('=')) {
+            if !lines.is_empty() {
+                told.insert(variable.to_owned(), lines.join("\n"));
+            }
+            lines.clear();
+        } else {
+            lines.clear();
+        }
+    }
+    told
+}
+
+#[test]
+fn the_page_of_the_tables_names_every_table_and_column() {
+    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
+    for table in TABLES {
+        let heading = format!("\n### `{}`\n", table.name);
+        let (_, section) = page
+            .split_once(&heading)
+            .unwrap_or_else(|| panic!("docs/schema.md tells of table {}", table.name));
+        let section = section.split("\n#").next().unwrap();
+        let told: Vec<(&str, &str)> = section
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| `")?.split('|');
+                Some((cells.next()?.trim().trim_end_matches('`'), cells.next()?.trim()))
+            })
+            .collect();
+        let columns: Vec<(&str, &str)> =
+            table.columns.iter().map(|(name, kind)| (*name, type_in_postgres(*kind))).collect();
+        assert_eq!(told, columns, "{}", table.name);
+    }
+}
+
+fn type_in_postgres(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BigInt => "bigint",
+        Kind::Int => "integer",
+        Kind::Text => "text",
+        Kind::Bool => "boolean",
+        Kind::Time => "timestamptz",
+        Kind::Json => "jsonb",
+        Kind::Bytes => "bytea",
+        Kind::TextArray => "text[]",
+    }
+}
+
+#[test]
+fn every_link_in_the_documents_leads_to_a_file() {
+    let mut pages: Vec<_> = [root().to_owned(), root().join("docs")]
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    pages.sort();
+    let mut links = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            links += 1;
+            let there = page.parent().unwrap().join(file).exists();
+            assert!(there, "{}: {target} is not there", page.display());
+        }
+    }
+    assert!(links > 20, "only {links} links were found");
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,73 @@
+//! The files that run the program elsewhere: what they say of it must hold.
+
+use std::{fs, path::Path, process::Command};
+
+use clerk_sync::config::Settings;
+
+use crate::service::skip;
+
+const UNIT: &str = "ops/systemd/clerk-sync.service";
+
+#[test]
+fn the_files_of_other_places_name_only_variables_that_there_are() {
+    let known = Settings::variables();
+    let mut named = 0;
+    for file in files() {
+        let text = fs::read_to_string(root().join(&file)).unwrap();
+        let words = text.split(|character: char| !(character.is_ascii_uppercase() || character == '_'));
+        for word in words.filter(|word| word.len() > 3 && word.trim_matches('_').contains('_')) {
+            // Of PostgreSQL's and Grafana's images, of Linux, and of those who build.
+            if ["POSTGRES_", "GF_", "AF_", "SOURCE_DATE_EPOCH"].iter().any(|others| word.starts_with(others))
+            {
+                continue;
+            }
+            named += 1;
+            assert!(known.iter().any(|variable| variable == word), "{file} names {word}");
+        }
+    }
+    assert!(named > 20, "only {named} were found");
+}
+
+#[test]
+fn systemd_takes_the_unit_and_finds_it_well_protected() {
+    let Some(version) = version_of_systemd() else {
+        return skip("systemd-analyze", "it is not installed, or older than 250");
+    };
+    // The program is where it was just built.
+    let unit = fs::read_to_string(root().join(UNIT)).unwrap();
+    let unit = unit.replace("/usr/local/bin/clerk-sync", env!("CARGO_BIN_EXE_clerk-sync"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clerk-sync.service");
+    fs::write(&path, unit).unwrap();
+
+    let verified = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && said.is_empty(), "systemd {version}: {said}");
+
+    // In tenths; from 0, safe, to 100.
+    let rated = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=29", "--no-pager"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(rated.status.success(), "systemd {version}: {}", String::from_utf8_lossy(&rated.stdout));
+}
+
+fn version_of_systemd() -> Option<u32> {
+    let shown = Command::new("systemd-analyze").arg("--version").output().ok()?;
+    let shown = String::from_utf8(shown.stdout).ok()?;
+    shown.split_whitespace().nth(1)?.parse().ok().filter(|version| *version >= 250)
+}
+
+/// Those that say how to run it.
+fn files() -> Vec<String> {
+    let mut files = vec!["compose.yaml".to_owned(), "Dockerfile".to_owned(), UNIT.to_owned()];
+    for entry in fs::read_dir(root().join("ops/kubernetes")).unwrap() {
+        files.push(format!("ops/kubernetes/{}", entry.unwrap().file_name().to_str().unwrap()));
+    }
+    files
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
