@@ -276,7 +276,7 @@ impl Service {
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
-        upkeep.spawn(telemetry::upkeep(metrics));
+        upkeep.spawn(telemetry::upkeep(metrics, started_at));
         catch_up.spawn(retention.run(shutdown.clone()));
         catch_up.spawn(recorder.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {

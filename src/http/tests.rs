@@ -26,7 +26,7 @@ use crate::{
         Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Known, Lease,
         MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
         QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
-        SinkDepth, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
+        SinkDepth, Space, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
     },
     sync::{Limits, Rules},
 };
@@ -89,6 +89,9 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn queue_depth(&self) -> Stored<QueueDepth> {
+        unreachable!()
+    }
+    async fn space(&self) -> Stored<Space> {
         unreachable!()
     }
     async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
