@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use clerk_sync::{config::Settings, store::schema::TABLES, sync::reconcile::Kind, telemetry};
@@ -186,6 +187,50 @@ fn every_metric_is_counted_somewhere_and_with_its_labels() {
     }
     let all: BTreeSet<&str> = telemetry::METRICS.iter().map(|metric| metric.name).collect();
     assert_eq!(counted, all);
+}
+
+#[test]
+fn every_alert_has_an_entry_in_the_runbook() {
+    let alerts = fs::read_to_string(root().join("ops/prometheus/alerts.yml")).unwrap();
+    let tests = ["alerts_test.yml", "alerts_days_test.yml"]
+        .map(|name| fs::read_to_string(root().join("ops/prometheus").join(name)).unwrap())
+        .concat();
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let headings: Vec<&str> =
+        runbook.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' ')).collect();
+    let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    assert!(rules.len() > 15, "only {} alerts were found", rules.len());
+    for rule in rules {
+        let name = rule.lines().next().unwrap().trim();
+        let address = format!("docs/runbook.md#{}", name.to_lowercase());
+        assert!(rule.contains(&format!("runbook_url: {address}")), "{name} does not lead to {address}");
+        assert!(headings.contains(&name), "{name} is not in the runbook");
+        assert!(tests.contains(&format!("alertname=\"{name}\"")), "{name} has no test");
+        for needed in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(needed), "{name} has no {needed}");
+        }
+    }
+}
+
+#[test]
+fn every_command_of_the_runbook_exists() {
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let lines = runbook.lines().filter(|line| line.trim_start().starts_with("clerk-sync "));
+    let spans = runbook.split('`').skip(1).step_by(2).filter(|span| !span.contains('\n'));
+    let mut seen = BTreeSet::new();
+    for command in lines.chain(spans) {
+        let Some((_, words)) = command.split_once("clerk-sync ") else { continue };
+        let words = words.split(['#', '>', ';']).next().unwrap().trim().replace('…', "1");
+        // What cannot be understood is told before the help is printed.
+        let tried = Command::new(env!("CARGO_BIN_EXE_clerk-sync"))
+            .args(words.split_whitespace())
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(tried.status.success(), "clerk-sync {words}: {}", String::from_utf8_lossy(&tried.stderr));
+        seen.insert(words);
+    }
+    assert!(seen.len() > 20, "only {seen:?} were found");
 }
 
 #[test]
