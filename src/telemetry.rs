@@ -3,6 +3,8 @@
 //! Logs go to stderr. Other people's crates are heard only when something is wrong, and the database driver never:
 //! its messages carry the values of rows. A panic is told by its place, not by its message, for the same reason.
 
+mod process;
+
 use std::{
     io::{self, IsTerminal},
     panic,
@@ -10,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{Level, Metadata, Subscriber};
@@ -22,53 +25,211 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Counter by `event` and `outcome`: webhooks answered.
 pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
-/// Counter by `reason`: webhooks refused before they were believed.
 pub const REJECTIONS: &str = "clerk_sync_rejections_total";
-/// Histogram by `outcome`, in seconds: from the head of the request to the answer.
 pub const WEBHOOK_DURATION: &str = "clerk_sync_webhook_duration_seconds";
-/// Histogram: deliveries that shared a transaction.
 pub const COMMIT_BATCH_SIZE: &str = "clerk_sync_commit_batch_size";
-/// Histogram, in seconds: from the beginning of a batch's transaction to its end.
 pub const COMMIT_DURATION: &str = "clerk_sync_commit_duration_seconds";
-/// Gauge, in unix seconds: when a genuine event was last taken in, by our clock.
 pub const LAST_EVENT_TIMESTAMP: &str = "clerk_sync_last_event_timestamp_seconds";
-/// Gauge by `state`: deliveries in `webhook_queue`.
-pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
-/// Gauge, in seconds: how long the first of those that wait in `webhook_queue` has been due; 0 if none is.
-pub const QUEUE_OLDEST: &str = "clerk_sync_queue_oldest_seconds";
-/// Counter by `outcome`: deliveries of `webhook_queue` that were worked on, `parked` if it was in vain.
-pub const QUEUE_PROCESSED: &str = "clerk_sync_queue_processed_total";
-/// Counter: deletions that the database refused, to be tried again.
-pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
-/// Gauge by `destination`: erasures that are not confirmed yet.
-pub const ERASURES_OPEN: &str = "clerk_sync_erasures_open";
-/// Gauge, in seconds: since when the oldest of them is asked for.
-pub const ERASURE_OLDEST: &str = "clerk_sync_erasure_oldest_open_seconds";
 
-/// Counter by `status`: requests to Clerk's Backend API, `unreachable` where there was no answer.
+pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
+pub const QUEUE_OLDEST: &str = "clerk_sync_queue_oldest_seconds";
+pub const QUEUE_PROCESSED: &str = "clerk_sync_queue_processed_total";
+
+pub const OUTBOX_DEPTH: &str = "clerk_sync_outbox_depth";
+pub const OUTBOX_OLDEST: &str = "clerk_sync_outbox_oldest_seconds";
+pub const DELIVERIES: &str = "clerk_sync_deliveries_total";
+pub const DELIVERY_DURATION: &str = "clerk_sync_delivery_duration_seconds";
+pub const SINK_UP: &str = "clerk_sync_sink_up";
+
 pub const API_REQUESTS: &str = "clerk_sync_api_requests_total";
-/// Counter by `outcome`: users that a backfill went through.
 pub const BACKFILL_USERS: &str = "clerk_sync_backfill_users_total";
-/// Gauge by `kind`: differences that the last complete reconcile found.
 pub const RECONCILE_DRIFT: &str = "clerk_sync_reconcile_drift";
-/// Gauge, in unix seconds: when a reconcile last ran to its end.
 pub const RECONCILE_LAST_SUCCESS: &str = "clerk_sync_reconcile_last_success_timestamp_seconds";
-/// Counter: backfills and reconciles of the service that failed, to be tried again.
 pub const CATCH_UP_FAILURES: &str = "clerk_sync_catch_up_failures_total";
 
-/// Gauge by `sink` and `state`: messages in `outbox`, pending and dead.
-pub const OUTBOX_DEPTH: &str = "clerk_sync_outbox_depth";
-/// Gauge by `sink`, in seconds: how long the oldest pending message waits.
-pub const OUTBOX_OLDEST: &str = "clerk_sync_outbox_oldest_seconds";
-/// Counter by `sink` and `outcome`: attempts to deliver a message (`delivered`, `again`, `dead`).
-pub const DELIVERIES: &str = "clerk_sync_deliveries_total";
-/// Histogram by `sink`, in seconds: how long the sink took.
-pub const DELIVERY_DURATION: &str = "clerk_sync_delivery_duration_seconds";
+pub const ERASURES_OPEN: &str = "clerk_sync_erasures_open";
+pub const ERASURE_OLDEST: &str = "clerk_sync_erasure_oldest_open_seconds";
+pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
+
+pub const DATABASE_SIZE: &str = "clerk_sync_database_size_bytes";
+pub const DISK_FREE: &str = "clerk_sync_disk_free_bytes";
+pub const BUILD_INFO: &str = "clerk_sync_build_info";
+pub const PROCESS_START: &str = "process_start_time_seconds";
+pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
+pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+pub const PROCESS_OPEN_FDS: &str = "process_open_fds";
+pub const PROCESS_MAX_FDS: &str = "process_max_fds";
+
+/// What a metric is.
+#[derive(Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
+    /// For `# HELP`.
+    pub help: &'static str,
+}
+
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    /// As Prometheus calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Every metric there is, in the order of `docs/metrics.md`, which says the same for people; a test compares them.
+pub static METRICS: [Metric; 30] = [
+    counter(WEBHOOKS, Unit::Count, &["event", "outcome"], "Webhooks answered, by event type and outcome."),
+    counter(REJECTIONS, Unit::Count, &["reason"], "Webhooks refused before they were believed, by reason."),
+    histogram(WEBHOOK_DURATION, Unit::Seconds, &["outcome"], "From the head of a webhook to its answer."),
+    histogram(COMMIT_BATCH_SIZE, Unit::Count, &[], "Deliveries that shared one transaction."),
+    histogram(COMMIT_DURATION, Unit::Seconds, &[], "How long the transaction of a batch took."),
+    gauge(
+        LAST_EVENT_TIMESTAMP,
+        Unit::Seconds,
+        &[],
+        "When a genuine event was last taken in, in unix time; absent until the first.",
+    ),
+    gauge(
+        QUEUE_DEPTH,
+        Unit::Count,
+        &["state"],
+        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long.",
+    ),
+    gauge(
+        QUEUE_OLDEST,
+        Unit::Seconds,
+        &[],
+        "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.",
+    ),
+    counter(
+        QUEUE_PROCESSED,
+        Unit::Count,
+        &["outcome"],
+        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain.",
+    ),
+    gauge(OUTBOX_DEPTH, Unit::Count, &["sink", "state"], "Messages in outbox, by sink and state."),
+    gauge(
+        OUTBOX_OLDEST,
+        Unit::Seconds,
+        &["sink"],
+        "How long the oldest pending message waits, by sink; 0 if there is none.",
+    ),
+    counter(
+        DELIVERIES,
+        Unit::Count,
+        &["sink", "outcome"],
+        "Attempts to deliver a message, by sink and outcome.",
+    ),
+    histogram(DELIVERY_DURATION, Unit::Seconds, &["sink"], "How long a sink took for a message."),
+    gauge(
+        SINK_UP,
+        Unit::Count,
+        &["sink"],
+        "Whether a sink is spoken to: 0 while it is left alone after failures in a row, and only probed.",
+    ),
+    counter(API_REQUESTS, Unit::Count, &["status"], "Requests to Clerk's Backend API, by HTTP status."),
+    counter(BACKFILL_USERS, Unit::Count, &["outcome"], "Users that a backfill went through, by outcome."),
+    gauge(
+        RECONCILE_DRIFT,
+        Unit::Count,
+        &["kind"],
+        "Differences from Clerk that the last complete reconcile found, by kind; absent until the first.",
+    ),
+    gauge(
+        RECONCILE_LAST_SUCCESS,
+        Unit::Seconds,
+        &[],
+        "When a reconcile last ran to its end, in unix time; absent until the first.",
+    ),
+    counter(
+        CATCH_UP_FAILURES,
+        Unit::Count,
+        &[],
+        "Backfills and reconciles of the service that failed, to be tried again.",
+    ),
+    gauge(
+        ERASURES_OPEN,
+        Unit::Count,
+        &["destination"],
+        "Erasures that are not confirmed yet, by destination.",
+    ),
+    gauge(
+        ERASURE_OLDEST,
+        Unit::Seconds,
+        &[],
+        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none.",
+    ),
+    counter(
+        ERASURE_FAILURES,
+        Unit::Count,
+        &[],
+        "Deletions of users that the database refused; they are tried again.",
+    ),
+    gauge(
+        DATABASE_SIZE,
+        Unit::Bytes,
+        &[],
+        "What the whole database takes up; with SQLite the file and its log.",
+    ),
+    gauge(
+        DISK_FREE,
+        Unit::Bytes,
+        &[],
+        "What is free on the volume of SQLite's file; absent with PostgreSQL.",
+    ),
+    gauge(BUILD_INFO, Unit::Count, &["version"], "Always 1; the version is in the label."),
+    gauge(PROCESS_START, Unit::Seconds, &[], "When the process started, in unix time."),
+    counter(PROCESS_CPU, Unit::Seconds, &[], "CPU time of the process, in whole seconds."),
+    gauge(PROCESS_MEMORY, Unit::Bytes, &[], "Resident memory of the process; only on Linux."),
+    gauge(PROCESS_OPEN_FDS, Unit::Count, &[], "Open file descriptors of the process."),
+    gauge(PROCESS_MAX_FDS, Unit::Count, &[], "The most file descriptors that the process may have."),
+];
+
+const fn counter(
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Counter, unit, labels, help }
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Gauge, unit, labels, help }
+}
+
+const fn histogram(
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Histogram, unit, labels, help }
+}
 
 /// Every `reason` of [`REJECTIONS`].
-pub const REJECTION_REASONS: [&str; 7] = [
+pub const REJECTION_REASONS: [&str; 9] = [
     "missing_headers",
     "invalid_timestamp",
     "timestamp_out_of_tolerance",
@@ -76,13 +237,21 @@ pub const REJECTION_REASONS: [&str; 7] = [
     "address_not_allowed",
     "wrong_instance",
     "body_too_large",
+    "incomplete_body",
+    "body_timeout",
 ];
 
-/// Every `state` of [`QUEUE_DEPTH`].
+/// Every `state` of [`QUEUE_DEPTH`] and of [`OUTBOX_DEPTH`].
 pub const QUEUE_STATES: [&str; 2] = ["pending", "dead"];
 
 /// Every `outcome` of [`QUEUE_PROCESSED`].
 pub const QUEUE_OUTCOMES: [&str; 6] = ["applied", "unchanged", "stale", "duplicate", "ignored", "parked"];
+
+/// Every `outcome` of [`DELIVERIES`].
+pub const DELIVERY_OUTCOMES: [&str; 3] = ["delivered", "again", "dead"];
+
+/// Every `event` of [`WEBHOOKS`] for which failures begin at zero: the synced types, and what cannot be told.
+const COUNTED_EVENTS: [&str; 4] = ["user.created", "user.updated", "user.deleted", "other"];
 
 const SECONDS_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -169,14 +338,28 @@ pub fn install_metrics() -> PrometheusHandle {
 }
 
 /// Keep the memory of histograms bounded, for ever: samples wait one by one until somebody asks for the metrics, or
-/// this puts them into their buckets.
-pub async fn upkeep(metrics: PrometheusHandle) {
+/// this puts them into their buckets. It also looks what the process, which began at `started_at`, takes up.
+pub async fn upkeep(metrics: PrometheusHandle, started_at: DateTime<Utc>) {
+    gauge!(PROCESS_START).set(unix_seconds(started_at));
     let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         metrics.run_upkeep();
+        process::look();
     }
+}
+
+/// A time as Prometheus has it.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float for 285,000 years")]
+pub fn unix_seconds(at: DateTime<Utc>) -> f64 {
+    at.timestamp_millis() as f64 / 1000.0
+}
+
+/// A number of bytes as Prometheus has it.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 9 petabytes")]
+pub fn bytes(bytes: u64) -> f64 {
+    bytes as f64
 }
 
 fn recorder() -> PrometheusBuilder {
@@ -194,63 +377,17 @@ fn recorder() -> PrometheusBuilder {
 /// Say what the metrics are, and begin at zero where the labels are known: a counter that appears with its first
 /// failure has no rate to alert on.
 fn describe() {
-    describe_counter!(WEBHOOKS, Unit::Count, "Webhooks answered, by event type and outcome.");
-    describe_counter!(REJECTIONS, Unit::Count, "Webhooks refused before they were believed, by reason.");
-    describe_histogram!(WEBHOOK_DURATION, Unit::Seconds, "From the head of a webhook to its answer.");
-    describe_histogram!(COMMIT_BATCH_SIZE, Unit::Count, "Deliveries that shared one transaction.");
-    describe_histogram!(COMMIT_DURATION, Unit::Seconds, "How long the transaction of a batch took.");
-    describe_gauge!(
-        LAST_EVENT_TIMESTAMP,
-        Unit::Seconds,
-        "When a genuine event was last taken in, in unix time; absent until the first."
-    );
-    describe_gauge!(
-        QUEUE_DEPTH,
-        Unit::Count,
-        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long."
-    );
-    describe_gauge!(
-        QUEUE_OLDEST,
-        Unit::Seconds,
-        "How long the first of the deliveries that wait in webhook_queue has been due."
-    );
-    describe_counter!(
-        QUEUE_PROCESSED,
-        Unit::Count,
-        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain."
-    );
-    describe_counter!(
-        ERASURE_FAILURES,
-        Unit::Count,
-        "Deletions of users that the database refused; they are tried again."
-    );
-    describe_gauge!(ERASURES_OPEN, Unit::Count, "Erasures that are not confirmed yet, by destination.");
-    describe_gauge!(
-        ERASURE_OLDEST,
-        Unit::Seconds,
-        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none."
-    );
-    describe_counter!(API_REQUESTS, Unit::Count, "Requests to Clerk's Backend API, by HTTP status.");
-    describe_counter!(BACKFILL_USERS, Unit::Count, "Users that a backfill went through, by outcome.");
-    describe_gauge!(
-        RECONCILE_DRIFT,
-        Unit::Count,
-        "Differences from Clerk that the last complete reconcile found, by kind; absent until the first."
-    );
-    describe_gauge!(
-        RECONCILE_LAST_SUCCESS,
-        Unit::Seconds,
-        "When a reconcile last ran to its end, in unix time; absent until the first."
-    );
-    describe_counter!(
-        CATCH_UP_FAILURES,
-        Unit::Count,
-        "Backfills and reconciles of the service that failed, to be tried again."
-    );
-    describe_gauge!(OUTBOX_DEPTH, Unit::Count, "Messages in outbox, by sink and state.");
-    describe_gauge!(OUTBOX_OLDEST, Unit::Seconds, "How long the oldest pending message waits, by sink.");
-    describe_counter!(DELIVERIES, Unit::Count, "Attempts to deliver a message, by sink and outcome.");
-    describe_histogram!(DELIVERY_DURATION, Unit::Seconds, "How long a sink took for a message.");
+    for Metric { name, kind, unit, help, .. } in &METRICS {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+        }
+    }
+    for event in COUNTED_EVENTS {
+        counter!(WEBHOOKS, "event" => event, "outcome" => "failed").absolute(0);
+    }
+    counter!(WEBHOOKS, "event" => "other", "outcome" => "rejected").absolute(0);
     for reason in REJECTION_REASONS {
         counter!(REJECTIONS, "reason" => reason).absolute(0);
     }
@@ -262,6 +399,8 @@ fn describe() {
         counter!(QUEUE_PROCESSED, "outcome" => outcome).absolute(0);
     }
     counter!(ERASURE_FAILURES).absolute(0);
+    counter!(CATCH_UP_FAILURES).absolute(0);
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 #[cfg(test)]
@@ -344,6 +483,8 @@ mod tests {
             "clerk_sync_rejections_total{reason=\"invalid_signature\"} 0",
             "clerk_sync_queue_depth{state=\"dead\"} 0",
             "clerk_sync_erasure_failures_total 0",
+            "clerk_sync_catch_up_failures_total 0",
+            "clerk_sync_webhooks_total{event=\"user.created\",outcome=\"failed\"} 0",
             "clerk_sync_commit_batch_size_bucket{le=\"2\"} 0",
             "clerk_sync_commit_batch_size_bucket{le=\"4\"} 1",
             "clerk_sync_webhook_duration_seconds_bucket{outcome=\"applied\",le=\"0.0025\"} 1",

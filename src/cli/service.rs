@@ -21,7 +21,7 @@ use crate::{
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     store::{Readiness, Store, StoreError, Trouble},
     sync::{
-        Committer, Lanes, Limits,
+        Clock, Committer, Lanes, Limits, Rules,
         catch_up::{CatchUp, Instance},
         ensure::Ensure,
     },
@@ -217,28 +217,20 @@ impl Service {
         let started_at = clock();
         let shutdown = CancellationToken::new();
         let rules = rules(config);
-        let catch_up_context = open_api(config, None)?.map(|api| CatchUp {
-            store: Arc::clone(&store),
-            api,
-            rules: rules.clone(),
-            clock: Arc::clone(&clock),
-            instance: Instance { pinned: config.instance_id.clone(), may_change: false },
-        });
+        let catch_up_context = catch_up(config, &store, &rules, &clock)?;
         let answers = Answers::default();
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
+        let admin_token = config.admin_token.as_ref().map(ExposeSecret::expose_secret);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
-            api: Api::new(
-                Arc::clone(&store),
-                config.admin_token.as_ref().map(ExposeSecret::expose_secret),
-                catch_up_context.clone().map(Ensure::new),
-            ),
+            api: Api::new(Arc::clone(&store), admin_token, catch_up_context.clone().map(Ensure::new)),
             dashboard: Dashboard::new(
-                config.admin_token.as_ref().map(ExposeSecret::expose_secret),
+                admin_token,
                 destinations.iter().map(|destination| destination.subscription.sink.clone()).collect(),
             ),
+            scrapers: http::Scrapers::new(config.metrics_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),
             addresses: allowed_addresses(config),
@@ -284,7 +276,7 @@ impl Service {
         };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
-        upkeep.spawn(telemetry::upkeep(metrics));
+        upkeep.spawn(telemetry::upkeep(metrics, started_at));
         catch_up.spawn(retention.run(shutdown.clone()));
         catch_up.spawn(recorder.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
@@ -375,6 +367,22 @@ impl Service {
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
+}
+
+/// What asks Clerk, if there is a key for it.
+fn catch_up(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    rules: &Rules,
+    clock: &Clock,
+) -> Result<Option<CatchUp>, Failure> {
+    Ok(open_api(config, None)?.map(|api| CatchUp {
+        store: Arc::clone(store),
+        api,
+        rules: rules.clone(),
+        clock: Arc::clone(clock),
+        instance: Instance { pinned: config.instance_id.clone(), may_change: false },
+    }))
 }
 
 /// How long rows are kept.

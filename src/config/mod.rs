@@ -63,6 +63,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// `ADMIN_TOKEN`; always there if `admin_listen` is not a loopback address.
     pub admin_token: Option<SecretString>,
+    /// `METRICS_TOKEN`
+    pub metrics_token: Option<SecretString>,
     /// `SYNC_FIELDS`
     pub sync_fields: FieldSet,
     /// `DELETION_POLICY`
@@ -169,7 +171,7 @@ impl Settings {
             ("ADMIN_PORT", self.admin_port.as_deref()),
             8081,
         );
-        let admin_token = read.admin_token(self.admin_token.as_deref(), self.admin_token_file.as_deref());
+        let [admin_token, metrics_token] = self.tokens(&mut read);
         read.check_listeners(listen, admin_listen, admin_token.is_some());
         let sync_fields = read.sync_fields(self.sync_fields.as_deref());
         let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
@@ -214,6 +216,7 @@ impl Settings {
             listen,
             admin_listen,
             admin_token,
+            metrics_token,
             sync_fields,
             deletion_policy,
             deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
@@ -234,6 +237,14 @@ impl Settings {
             warnings: read.warnings,
         };
         (config, read.mistakes)
+    }
+
+    /// Of the private API and of the metrics.
+    fn tokens(&self, read: &mut Reader) -> [Option<SecretString>; 2] {
+        [
+            read.token("ADMIN_TOKEN", self.admin_token.as_deref(), self.admin_token_file.as_deref()),
+            read.token("METRICS_TOKEN", self.metrics_token.as_deref(), self.metrics_token_file.as_deref()),
+        ]
     }
 
     /// Only the signing secrets, for commands that need nothing else; empty if none is given.

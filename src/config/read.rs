@@ -275,11 +275,17 @@ impl Reader {
         SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port.unwrap_or(default_port))
     }
 
-    pub(super) fn admin_token(&mut self, given: Option<&str>, file: Option<&str>) -> Option<SecretString> {
-        let token = self.secret("ADMIN_TOKEN", given, file)?;
+    /// A bearer token.
+    pub(super) fn token(
+        &mut self,
+        variable: &str,
+        given: Option<&str>,
+        file: Option<&str>,
+    ) -> Option<SecretString> {
+        let token = self.secret(variable, given, file)?;
         if !is_visible(&token) {
             self.mistake(
-                "ADMIN_TOKEN",
+                variable,
                 "found a token that no HTTP header can carry; allowed are visible ASCII characters without spaces"
                     .to_owned(),
             );

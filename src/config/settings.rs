@@ -115,6 +115,16 @@ pub struct Settings {
     #[arg(value_name = "PATH", help_heading = "Listeners")]
     pub admin_token_file: Option<String>,
 
+    /// The bearer token of /metrics, which is open without; the one of the private API opens it too
+    #[arg(long, env = "METRICS_TOKEN", hide_env_values = true, global = true)]
+    #[arg(value_name = "TOKEN", help_heading = "Listeners")]
+    pub metrics_token: Option<String>,
+
+    /// A file that holds the bearer token of /metrics
+    #[arg(long, env = "METRICS_TOKEN_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Listeners")]
+    pub metrics_token_file: Option<String>,
+
     /// The fields to sync [default: email,first_name,last_name,image_url]
     #[arg(long, env = "SYNC_FIELDS", hide_env_values = true, global = true)]
     #[arg(value_name = "FIELDS", help_heading = "Users")]

@@ -57,6 +57,7 @@ fn nothing_given_means_the_documented_defaults() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.admin_listen.to_string(), "127.0.0.1:8081");
     assert!(config.admin_token.is_none());
+    assert!(config.metrics_token.is_none());
     let fields: Vec<&str> = config.sync_fields.iter().map(Field::name).collect();
     assert_eq!(fields, ["email", "first_name", "last_name", "image_url"]);
     assert_eq!(config.deletion_policy, DeletionPolicy::Auto);
@@ -142,6 +143,7 @@ fn no_secret_is_ever_shown() {
         ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_aHVudGVyMg=="),
         ("CLERK_SECRET_KEY", "sk_test_hunter2"),
         ("ADMIN_TOKEN", "hunter2"),
+        ("METRICS_TOKEN", "hunter2"),
         ("DATABASE_URL", "postgres://app:hunter2@db/app"),
     ];
     let shows = |text: &str| text.contains("hunter2") || text.contains("aHVudGVyMg");
@@ -155,6 +157,7 @@ fn no_secret_is_ever_shown() {
         ("CLERK_SECRET_KEY", "pk_test_hunter2"),
         ("CLERK_SECRET_KEY", "sk_test_hun ter2 hunter2"),
         ("ADMIN_TOKEN", "hunter2 hunter2"),
+        ("METRICS_TOKEN", "hunter2 hunter2"),
         ("DATABASE_URL", "postgres://app:hunter2/hunter2@db/app"),
         // Strayed into a neighbour.
         ("HOST", "postgres://app:hunter2@db/app"),
@@ -179,11 +182,13 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
     let (secret, key) = (file("secret", &format!("{SECRET}\n{SECRET}\n")), file("key", "sk_live_x\n"));
     let config = config(&[
         ("ADMIN_TOKEN_FILE", &token),
+        ("METRICS_TOKEN_FILE", &token),
         ("DATABASE_URL_FILE", &url),
         ("CLERK_WEBHOOK_SIGNING_SECRET_FILE", &secret),
         ("CLERK_SECRET_KEY_FILE", &key),
     ]);
     assert_eq!(config.admin_token.expect("a token").expose_secret(), "t0ken");
+    assert_eq!(config.metrics_token.expect("a token").expose_secret(), "t0ken");
     assert_eq!(config.clerk_secret_key.expect("a key").expose_secret(), "sk_live_x");
     assert_eq!(config.signing_secrets.len(), 2);
     let Database::Postgres { url } = config.database else { panic!("a file") };

@@ -28,6 +28,8 @@ pub enum Problem {
     InvalidBody(&'static str),
     #[error("this needs the header `Authorization: Bearer …` with the token in ADMIN_TOKEN")]
     Unauthorized,
+    #[error("this needs the header `Authorization: Bearer …` with the token in METRICS_TOKEN")]
+    MetricsUnauthorized,
     #[error("nobody is let in before a token is set: set ADMIN_TOKEN and start the service again")]
     TokenNotSet,
     #[error("this form was not made for this session; go back, load the page again and repeat it")]
@@ -75,7 +77,7 @@ impl Problem {
             Self::Rejected(_) | Self::IncompleteBody | Self::InvalidParameter(_) | Self::InvalidBody(_) => {
                 StatusCode::BAD_REQUEST
             }
-            Self::Unauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::ForeignForm | Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
             Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -100,7 +102,7 @@ impl Problem {
             Self::IncompleteBody => "incomplete_body",
             Self::InvalidParameter(_) => "invalid_parameter",
             Self::InvalidBody(_) => "invalid_body",
-            Self::Unauthorized | Self::TokenNotSet => "unauthorized",
+            Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => "unauthorized",
             Self::ForeignForm => "foreign_form",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::WrongInstance => "wrong_instance",

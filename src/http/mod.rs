@@ -41,6 +41,7 @@ pub use dashboard::Dashboard;
 pub use error::Problem;
 pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
+pub use metrics::Scrapers;
 pub use v1::{Api, message_as_json, parked_as_json, queue_as_json, row_as_json};
 pub use webhook::ANSWER_WITHIN;
 
@@ -58,6 +59,7 @@ pub struct App {
     pub probe: Probe,
     pub api: Api,
     pub dashboard: Dashboard,
+    pub scrapers: Scrapers,
     pub bodies: Bodies,
     pub answers: Answers,
     pub addresses: Addresses,
@@ -93,7 +95,7 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
         .route("/readyz", get(health::readyz))
         .with_state(Arc::clone(&app))
         .route("/metrics", get(metrics::show))
-        .with_state(prometheus)
+        .with_state((Arc::clone(&app), prometheus))
         .merge(v1::routes(Arc::clone(&app)))
         .merge(dashboard::routes(app));
     dress(routes)

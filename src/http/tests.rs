@@ -26,7 +26,7 @@ use crate::{
         Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection,
         Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
         Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
-        Run, RunKind, SinkDepth, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
+        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
         Trouble,
     },
     sync::{Limits, Rules},
@@ -90,6 +90,9 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn queue_depth(&self) -> Stored<QueueDepth> {
+        unreachable!()
+    }
+    async fn space(&self) -> Stored<Space> {
         unreachable!()
     }
     async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
@@ -253,6 +256,7 @@ fn app(store: Arc<FakeStore>) -> App {
         committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
         probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
         api: Api::new(store, Some("t0ken"), None),
+        scrapers: Scrapers::default(),
         bodies: Bodies::new(1_048_576),
         answers: Answers::default(),
         dashboard: Dashboard::new(Some("t0ken"), Vec::new()),
@@ -599,6 +603,37 @@ fn the_private_listener_shows_metrics_and_no_webhooks() {
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
     assert_eq!(server.ask(&get("/readyz")).status, 200);
     assert_eq!(server.ask(&signed("{}", "")).status, 401);
+}
+
+#[test]
+fn metrics_ask_for_a_token_once_there_is_one_for_them() {
+    let page = |scrapers: Scrapers, authorization: &str| {
+        let prometheus = PrometheusBuilder::new().build_recorder().handle();
+        let routes = private_routes(Arc::new(App { scrapers, ..ready_app() }), prometheus);
+        let server = Server::start(routes, ConnectionLimits::default(), GRACE);
+        server.ask(&format!("GET /metrics HTTP/1.1\r\nhost: test\r\n{authorization}\r\n"))
+    };
+    let closed = || Scrapers::new(Some("m3trics"));
+    // The token of the private API opens more, and so this too.
+    for authorization in ["authorization: Bearer m3trics\r\n", "authorization: Bearer t0ken\r\n"] {
+        assert_eq!(page(closed(), authorization).status, 200, "{authorization}");
+    }
+    for authorization in ["", "authorization: Bearer m3tric\r\n", "authorization: Basic m3trics\r\n"] {
+        let answer = page(closed(), authorization);
+        assert_eq!((answer.status, answer.code().as_str()), (401, "unauthorized"), "{authorization}");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    }
+    assert_eq!(page(Scrapers::new(None), "").status, 200);
+}
+
+#[test]
+fn whoever_guesses_at_the_metrics_has_to_wait() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let app = App { scrapers: Scrapers::new(Some("m3trics")), ..ready_app() };
+    let server = Server::start(private_routes(Arc::new(app), prometheus), ConnectionLimits::default(), GRACE);
+    let guess = "GET /metrics HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0kem\r\n\r\n";
+    let answers: Vec<u16> = (0..12).map(|_| server.ask(guess).status).collect();
+    assert_eq!((answers[0], answers[11]), (401, 429), "{answers:?}");
 }
 
 #[test]

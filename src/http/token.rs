@@ -3,7 +3,11 @@
 //! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
 //! forgotten at the start, and what is presented is never logged.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     extract::{ConnectInfo, Request, State},
@@ -42,22 +46,35 @@ pub(super) async fn require(
     next: Next,
 ) -> Result<Response, Problem> {
     let Some(token) = app.api.token() else { return Err(Problem::TokenNotSet) };
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-    match presented(request.headers()) {
-        Some(presented) if token.is(presented) => return Ok(next.run(request).await),
-        // Who shows nothing guesses nothing.
-        None => {}
-        Some(_) => {
-            if let Some(address) = address {
-                app.api.attempts.failed(address, Instant::now());
-                // Not refused, for a program with the right token may have the same address.
-                if app.api.attempts.wait(address, Instant::now()).is_some() {
-                    sleep(DELAY).await;
-                }
-            }
+    check(&app, &[token], request.headers(), peer(&request)).await?;
+    Ok(next.run(request).await)
+}
+
+/// Whether one of these tokens is shown. Whoever guesses has to wait, whichever of the doors they guess at.
+pub(super) async fn check(
+    app: &App,
+    tokens: &[&Token],
+    headers: &HeaderMap,
+    address: Option<IpAddr>,
+) -> Result<(), Problem> {
+    // Who shows nothing guesses nothing.
+    let Some(presented) = presented(headers) else { return Err(Problem::Unauthorized) };
+    if tokens.iter().any(|token| token.is(presented)) {
+        return Ok(());
+    }
+    if let Some(address) = address {
+        app.api.attempts.failed(address, Instant::now());
+        // Not refused, for a program with the right token may have the same address.
+        if app.api.attempts.wait(address, Instant::now()).is_some() {
+            sleep(DELAY).await;
         }
     }
     Err(Problem::Unauthorized)
+}
+
+/// Who is at the other end.
+pub(super) fn peer(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip())
 }
 
 /// The token of the one `Authorization` header. The name of the scheme is the same in any case (RFC 9110, 11.1).

@@ -117,7 +117,7 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
         .await
         .map_err(|_| Problem::DatabaseUnavailable)?
         .map_err(|_| Problem::DatabaseUnavailable)??;
-    metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(seconds(now));
+    metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(telemetry::unix_seconds(now));
     Ok(outcome)
 }
 
@@ -213,9 +213,4 @@ impl Drop for Attempt {
 
 fn milliseconds(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float for 285,000 years")]
-fn seconds(at: chrono::DateTime<chrono::Utc>) -> f64 {
-    at.timestamp_millis() as f64 / 1000.0
 }

@@ -82,6 +82,9 @@ pub trait Store: Send + Sync + 'static {
     /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
     async fn queue_depth(&self) -> Result<QueueDepth>;
 
+    /// How much room the database takes up. Not to be asked often.
+    async fn space(&self) -> Result<Space>;
+
     /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
 
@@ -556,6 +559,15 @@ pub struct QueueDepth {
     pub dead: u64,
     /// When the first of those that wait became due, or will be.
     pub first_due: Option<DateTime<Utc>>,
+}
+
+/// The room that a database takes up, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it, whoever's tables they are.
+    pub taken: u64,
+    /// What is left for us where it is; `None` if only its server can know.
+    pub free: Option<u64>,
 }
 
 /// `webhook_queue.state`.

@@ -33,10 +33,13 @@ const POLL: Duration = Duration::from_secs(5);
 /// Counting a long queue takes long: it may take this part of our time, and no more.
 const COUNTING: u32 = 50;
 
+/// How often we look how large the database is.
+const MEASURE: Duration = Duration::from_mins(1);
+
 /// No call of the store may hold up the loop for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The loop that shows how long the queue is.
+/// The loop that shows how long the queue is, and how large the database.
 pub struct Upkeep {
     pub store: Arc<dyn Store>,
     pub clock: Clock,
@@ -48,6 +51,7 @@ impl Upkeep {
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count_at = Instant::now();
+        let mut measure_at = count_at;
         loop {
             tokio::select! {
                 _ = poll.tick() => {}
@@ -60,6 +64,12 @@ impl Upkeep {
                 }
                 count_at = Instant::now() + began.elapsed() * COUNTING;
             }
+            if measure_at <= began {
+                if let Err(error) = self.show_space().await {
+                    tracing::warn!(%error, "how large the database is could not be found out");
+                }
+                measure_at = began + MEASURE;
+            }
         }
     }
 
@@ -71,6 +81,15 @@ impl Upkeep {
         let now = (self.clock)();
         let oldest = depth.first_due.map(|due| now - due).filter(|age| *age > TimeDelta::zero());
         gauge!(telemetry::QUEUE_OLDEST).set(oldest.map_or(0.0, TimeDelta::as_seconds_f64));
+        Ok(())
+    }
+
+    async fn show_space(&self) -> Result<(), StoreError> {
+        let space = patient(self.store.space()).await?;
+        gauge!(telemetry::DATABASE_SIZE).set(telemetry::bytes(space.taken));
+        if let Some(free) = space.free {
+            gauge!(telemetry::DISK_FREE).set(telemetry::bytes(free));
+        }
         Ok(())
     }
 }

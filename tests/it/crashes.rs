@@ -27,8 +27,8 @@ use clerk_sync::{
         Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History,
         Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
         Outgoing, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result,
-        Row, RowFilter, Run, RunKind, SinkDepth, Statistics, Store, StoreError, StoredMessage, Tombstone,
-        Transaction, Trouble, Waiting,
+        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
+        Tombstone, Transaction, Trouble, Waiting,
     },
     sync::{Clock, enqueue, erasure},
     work::{
@@ -477,6 +477,9 @@ impl Store for Troubled {
     }
     async fn queue_depth(&self) -> Result<QueueDepth> {
         self.inner.queue_depth().await
+    }
+    async fn space(&self) -> Result<Space> {
+        self.inner.space().await
     }
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
         self.inner.queued(filter, limit).await

@@ -4,9 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use clerk_sync::{config::Settings, store::schema::TABLES, telemetry};
+use clerk_sync::{config::Settings, store::schema::TABLES, sync::reconcile::Kind, telemetry};
 
 /// Data meets the rooms in this order, and each imports only rooms to its left.
 const ROOMS: [&str; 7] = ["model", "clerk", "store", "sync", "work", "http", "cli"];
@@ -114,61 +115,122 @@ fn the_migrations_of_all_keepers_make_the_same_tables() {
 }
 
 #[test]
-fn metrics_have_exactly_the_documented_names() {
-    let documented = [
-        "clerk_sync_webhooks_total",
-        "clerk_sync_rejections_total",
-        "clerk_sync_webhook_duration_seconds",
-        "clerk_sync_commit_batch_size",
-        "clerk_sync_commit_duration_seconds",
-        "clerk_sync_last_event_timestamp_seconds",
-        "clerk_sync_queue_depth",
-        "clerk_sync_queue_oldest_seconds",
-        "clerk_sync_queue_processed_total",
-        "clerk_sync_erasure_failures_total",
-        "clerk_sync_erasures_open",
-        "clerk_sync_erasure_oldest_open_seconds",
-        "clerk_sync_api_requests_total",
-        "clerk_sync_backfill_users_total",
-        "clerk_sync_reconcile_drift",
-        "clerk_sync_reconcile_last_success_timestamp_seconds",
-        "clerk_sync_catch_up_failures_total",
-        "clerk_sync_outbox_depth",
-        "clerk_sync_outbox_oldest_seconds",
-        "clerk_sync_deliveries_total",
-        "clerk_sync_delivery_duration_seconds",
-    ];
-    let named = [
-        telemetry::WEBHOOKS,
-        telemetry::REJECTIONS,
-        telemetry::WEBHOOK_DURATION,
-        telemetry::COMMIT_BATCH_SIZE,
-        telemetry::COMMIT_DURATION,
-        telemetry::LAST_EVENT_TIMESTAMP,
-        telemetry::QUEUE_DEPTH,
-        telemetry::QUEUE_OLDEST,
-        telemetry::QUEUE_PROCESSED,
-        telemetry::ERASURE_FAILURES,
-        telemetry::ERASURES_OPEN,
-        telemetry::ERASURE_OLDEST,
-        telemetry::API_REQUESTS,
-        telemetry::BACKFILL_USERS,
-        telemetry::RECONCILE_DRIFT,
-        telemetry::RECONCILE_LAST_SUCCESS,
-        telemetry::CATCH_UP_FAILURES,
-        telemetry::OUTBOX_DEPTH,
-        telemetry::OUTBOX_OLDEST,
-        telemetry::DELIVERIES,
-        telemetry::DELIVERY_DURATION,
-    ];
-    assert_eq!(named, documented);
-    // And nobody makes others up on the way.
+fn the_documentation_lists_exactly_the_metrics_there_are() {
+    let text = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let documented: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            // Names of labels stand in backticks, their values do not.
+            let labels: Vec<&str> = cells[3].split('`').skip(1).step_by(2).collect();
+            format!("{} {} {}", cells[1].trim_matches('`'), cells[2], labels.join(","))
+        })
+        .collect();
+    let exported: Vec<String> = telemetry::METRICS
+        .iter()
+        .map(|metric| {
+            let unit = match metric.unit.as_str() {
+                "count" => String::new(),
+                unit => format!(", {unit}"),
+            };
+            format!("{} {}{unit} {}", metric.name, metric.kind.name(), metric.labels.join(","))
+        })
+        .collect();
+    assert_eq!(documented, exported, "in the same order");
+    for value in [
+        &telemetry::REJECTION_REASONS[..],
+        &telemetry::QUEUE_STATES,
+        &telemetry::QUEUE_OUTCOMES,
+        &telemetry::DELIVERY_OUTCOMES,
+        &Kind::ALL.map(Kind::name),
+    ]
+    .concat()
+    {
+        assert!(text.contains(value), "{value} is not documented");
+    }
+}
+
+#[test]
+fn every_metric_is_counted_somewhere_and_with_its_labels() {
+    let constants = fs::read_to_string(root().join("src/telemetry.rs")).unwrap();
+    let constants: BTreeMap<&str, &str> = constants
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const ")?.strip_suffix("\";")?.split_once(": &str = \""))
+        .collect();
+    let mut counted = BTreeSet::new();
     for source in sources() {
+        for kind in ["counter", "gauge", "histogram"] {
+            for call in source.code.split(&format!("{kind}!(")).skip(1) {
+                let arguments = arguments(call);
+                let first = arguments.split(',').next().unwrap().trim().trim_start_matches("telemetry::");
+                if first == "*name" {
+                    // The descriptions of all of them.
+                    continue;
+                }
+                let name = constants.get(first).unwrap_or_else(|| panic!("{first} is no constant"));
+                let metric = telemetry::METRICS.iter().find(|metric| metric.name == *name).expect(name);
+                // What is behind the last arrow is only a value.
+                let arrows: Vec<&str> = arguments.split("=>").collect();
+                let labels: Vec<&str> = arrows[..arrows.len() - 1]
+                    .iter()
+                    .map(|before| before.trim_end().trim_end_matches('"').rsplit('"').next().unwrap())
+                    .collect();
+                assert_eq!((kind, &labels[..]), (metric.kind.name(), metric.labels), "{name}");
+                counted.insert(*name);
+            }
+        }
+        // Nobody makes names up on the way.
         for name in source.code.split("\"clerk_sync_").skip(1).filter_map(|rest| rest.split('"').next()) {
-            let name = format!("clerk_sync_{name}");
-            assert!(documented.contains(&name.as_str()), "{} names {name}", source.path.display());
+            assert!(source.room == "telemetry", "{} names clerk_sync_{name}", source.path.display());
         }
     }
+    let all: BTreeSet<&str> = telemetry::METRICS.iter().map(|metric| metric.name).collect();
+    assert_eq!(counted, all);
+}
+
+#[test]
+fn every_alert_has_an_entry_in_the_runbook() {
+    let alerts = fs::read_to_string(root().join("ops/prometheus/alerts.yml")).unwrap();
+    let tests = ["alerts_test.yml", "alerts_days_test.yml"]
+        .map(|name| fs::read_to_string(root().join("ops/prometheus").join(name)).unwrap())
+        .concat();
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let headings: Vec<&str> =
+        runbook.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' ')).collect();
+    let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    assert!(rules.len() > 15, "only {} alerts were found", rules.len());
+    for rule in rules {
+        let name = rule.lines().next().unwrap().trim();
+        let address = format!("docs/runbook.md#{}", name.to_lowercase());
+        assert!(rule.contains(&format!("runbook_url: {address}")), "{name} does not lead to {address}");
+        assert!(headings.contains(&name), "{name} is not in the runbook");
+        assert!(tests.contains(&format!("alertname=\"{name}\"")), "{name} has no test");
+        for needed in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(needed), "{name} has no {needed}");
+        }
+    }
+}
+
+#[test]
+fn every_command_of_the_runbook_exists() {
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let lines = runbook.lines().filter(|line| line.trim_start().starts_with("clerk-sync "));
+    let spans = runbook.split('`').skip(1).step_by(2).filter(|span| !span.contains('\n'));
+    let mut seen = BTreeSet::new();
+    for command in lines.chain(spans) {
+        let Some((_, words)) = command.split_once("clerk-sync ") else { continue };
+        let words = words.split(['#', '>', ';']).next().unwrap().trim().replace('…', "1");
+        // What cannot be understood is told before the help is printed.
+        let tried = Command::new(env!("CARGO_BIN_EXE_clerk-sync"))
+            .args(words.split_whitespace())
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(tried.status.success(), "clerk-sync {words}: {}", String::from_utf8_lossy(&tried.stderr));
+        seen.insert(words);
+    }
+    assert!(seen.len() > 20, "only {seen:?} were found");
 }
 
 #[test]
@@ -272,6 +334,20 @@ fn imports(code: &str) -> Vec<String> {
     }
     rooms.retain(|room| !room.is_empty());
     rooms
+}
+
+/// What stands before the parenthesis that closes one opened before.
+fn arguments(call: &str) -> &str {
+    let mut depth = 0;
+    let end = call.char_indices().find(|(_, character)| {
+        match character {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        depth < 0
+    });
+    end.map_or(call, |(end, _)| &call[..end])
 }
 
 /// The files of a keeper by name.

@@ -715,6 +715,8 @@ fn probes_and_numbers_stand_on_their_listeners() {
         "clerk_sync_queue_depth{state=\"pending\"} 0",
         "clerk_sync_queue_depth{state=\"dead\"} 0",
         "clerk_sync_erasure_failures_total 0",
+        "clerk_sync_catch_up_failures_total 0",
+        "clerk_sync_webhooks_total{event=\"user.created\",outcome=\"failed\"} 0",
     ] {
         assert!(metrics.body.contains(name), "{name}: {}", metrics.body);
     }

@@ -97,6 +97,24 @@ fn only_the_token_opens_the_private_api(host: &mut Host) {
 }
 
 #[test]
+fn a_token_of_their_own_closes_the_metrics_and_opens_nothing_else() {
+    let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    host.set("METRICS_TOKEN", "m3trics-of-the-house");
+    let service = serve(&mut host);
+    let answer = service.get_private("/metrics");
+    assert_eq!((answer.status, answer.word().as_str()), (401, "unauthorized"), "{answer:?}");
+    assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    assert!(answer.body.contains("METRICS_TOKEN"), "{answer:?}");
+    assert_eq!(service.get_api("/metrics", Some("Bearer wrong")).status, 401);
+    let theirs = Some("Bearer m3trics-of-the-house");
+    assert!(service.get_api("/metrics", theirs).body.contains("clerk_sync_rejections_total"));
+    assert_eq!(ask(&service, "/metrics").status, 200, "whoever may read users may read numbers");
+    assert_eq!(service.get_api("/v1/users", theirs).status, 401);
+    assert_eq!(service.get_private("/readyz").status, 200, "probes have no token");
+    service.stop();
+}
+
+#[test]
 fn without_a_token_nobody_is_let_in_and_the_answer_says_what_to_set() {
     let host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
     let service = host.serve();

@@ -129,6 +129,7 @@ promises! {
     // Around it.
     what_is_handed_to_the_committer_is_answered_and_finished,
     the_upkeep_forgets_what_is_old,
+    the_room_that_the_database_takes_up_is_known,
 
     // The keeper itself.
     a_commit_is_all_or_nothing,
@@ -1562,6 +1563,13 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
     forgetting.await.unwrap();
     assert_eq!(world.value("SELECT clerk_id FROM processed_webhooks").await, "user_2");
     assert_eq!(world.value("SELECT svix_id FROM webhook_queue").await, recent.svix_id);
+}
+
+async fn the_room_that_the_database_takes_up_is_known(world: World) {
+    let space = world.store.space().await.unwrap();
+    assert!(space.taken > 10_000, "{space:?}");
+    // Of a server's disk nothing is known here.
+    assert_eq!(space.free.is_some_and(|free| free > 0), world.keeper == Keeper::Sqlite, "{space:?}");
 }
 
 /// Every verb that writes, in one transaction.

@@ -18,14 +18,13 @@ mod users;
 mod verdict;
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use axum::{
     Extension, Router,
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
@@ -40,7 +39,12 @@ use self::{
     session::{Session, Sessions},
     verdict::Facts,
 };
-use super::{App, attempts::Attempts, error::Problem, token::Token};
+use super::{
+    App,
+    attempts::Attempts,
+    error::Problem,
+    token::{Token, peer},
+};
 
 /// Nothing but what we serve ourselves, and no code or style inside a page.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
@@ -153,7 +157,7 @@ async fn ask(State(app): State<Arc<App>>) -> Response {
 /// `POST /sign-in`
 async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
     let Some(door) = &app.dashboard.door else { return sign_in_page(&app, StatusCode::UNAUTHORIZED, None) };
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let address = peer(&request);
     if let Some(wait) = address.and_then(|address| door.attempts.wait(address, Instant::now())) {
         let complaint = "Too many attempts. Wait a moment.";
         let mut page = sign_in_page(&app, StatusCode::TOO_MANY_REQUESTS, Some(complaint));

@@ -53,8 +53,8 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
     Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
-    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Statistics,
-    Store, StoreError, StoredMessage, Tombstone, Transaction,
+    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
+    Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -354,6 +354,10 @@ impl Store for Postgres {
         let any = queue::any_due(&mut session, now).await?;
         session.commit().await?;
         Ok(any)
+    }
+
+    async fn space(&self) -> Result<Space> {
+        retention::space(self).await
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth> {

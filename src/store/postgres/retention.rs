@@ -5,8 +5,17 @@ use chrono::{DateTime, Utc};
 use super::{Postgres, Session, count, get, sql};
 use crate::{
     model::{Field, FieldSet},
-    store::{Minimized, Old, Result, StoreError, Trouble},
+    store::{Minimized, Old, Result, Space, StoreError, Trouble},
 };
+
+/// How large the whole database is. Its server's disk cannot be seen from here.
+pub(super) async fn space(store: &Postgres) -> Result<Space> {
+    let mut session = store.session(&store.begin_long).await?;
+    let rows = session.rows(sql("SELECT pg_database_size(current_database())")).await?;
+    session.commit().await?;
+    let taken = rows.first().map_or(Ok(0), |row| count(row, 0))?;
+    Ok(Space { taken, free: None })
+}
 
 pub(super) async fn minimize(
     store: &Postgres,

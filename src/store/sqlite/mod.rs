@@ -54,8 +54,8 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
     Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
-    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Statistics,
-    Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
+    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
+    Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
@@ -217,6 +217,10 @@ impl Store for Sqlite {
 
     async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
         queue::any_due(&mut *self.read().await?, now).await
+    }
+
+    async fn space(&self) -> Result<Space> {
+        self.file.space()
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth> {
@@ -552,6 +556,20 @@ impl File {
     fn identify(path: PathBuf) -> Result<Self> {
         let identity = identity(&path)?;
         Ok(Self { path, identity })
+    }
+
+    /// What the file and its log take up, and what is free on their volume.
+    fn space(&self) -> Result<Space> {
+        self.check()?;
+        let unavailable = |_| StoreError::new(Trouble::Unavailable).at(&self.path);
+        let file = std::fs::metadata(&self.path).map_err(unavailable)?.len();
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        // There is none while nobody has the file open.
+        let log = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
+        let volume = rustix::fs::statvfs(&self.path).ok();
+        let free = volume.map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize));
+        Ok(Space { taken: file + log, free })
     }
 
     /// [`Trouble::Unavailable`] if the path does not lead to the same file any more.

@@ -9,10 +9,11 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
+use metrics::gauge;
 use tokio::time::Instant;
 
 use super::locked;
-use crate::sync::retry::Retry;
+use crate::{sync::retry::Retry, telemetry};
 
 /// Failures in a row until it opens.
 const FAILURES: u32 = 5;
@@ -61,6 +62,7 @@ impl Breaker {
     fn answered(&mut self) {
         if self.waits > 0 {
             tracing::info!(sink = self.sink, "the sink answers again");
+            self.show(true);
         }
         self.failures = 0;
         self.waits = 0;
@@ -77,6 +79,7 @@ impl Breaker {
                 reason,
                 "the sink is down: it is left alone, and probed from time to time"
             );
+            self.show(false);
         }
         if opens || probe {
             self.waits = self.waits.saturating_add(1);
@@ -85,6 +88,11 @@ impl Breaker {
         if let Some(hold) = hold {
             self.hold(now, hold);
         }
+    }
+
+    /// Tell whether the sink is spoken to.
+    pub(super) fn show(&self, up: bool) {
+        gauge!(telemetry::SINK_UP, "sink" => self.sink.clone()).set(f64::from(up));
     }
 
     fn hold(&mut self, now: Instant, wait: Duration) {

@@ -134,6 +134,7 @@ impl Outbox {
             names.insert(destination.subscription.sink.clone());
             let mut dispatcher = Dispatcher::new(Arc::clone(&store), destination, Arc::clone(&clock));
             dispatcher.desks = Arc::clone(&desks);
+            dispatcher.begin_to_count();
             let bell = Arc::clone(&dispatcher.bell);
             bells.push(Arc::clone(&bell));
             let worker = Worker { tenant: Arc::new(dispatcher), places, bell, clock: Arc::clone(&clock) };
@@ -226,6 +227,15 @@ impl Dispatcher {
 
     fn name(&self) -> &str {
         &self.destination.subscription.sink
+    }
+
+    /// Begin at zero: a counter that appears with its first failure has no rate to alert on.
+    fn begin_to_count(&self) {
+        for outcome in telemetry::DELIVERY_OUTCOMES {
+            counter!(telemetry::DELIVERIES, "sink" => self.name().to_owned(), "outcome" => outcome)
+                .absolute(0);
+        }
+        locked(&self.breaker).show(true);
     }
 
     /// A call of the store, when there is a desk free.
