@@ -602,7 +602,7 @@ fn the_private_listener_shows_metrics_and_no_webhooks() {
     let answer = server.ask(&get("/metrics"));
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4"));
     assert_eq!(server.ask(&get("/readyz")).status, 200);
-    assert_eq!(server.ask(&signed("{}", "")).status, 401);
+    assert_eq!(server.ask(&signed("{}", "")).status, 404);
 }
 
 #[test]

@@ -102,6 +102,9 @@ fn nobody_sees_anything_before_signing_in(host: &mut Host) {
         "/queue/msg_1",
         "/sinks",
         "/sinks/crm",
+        "/users/..%2fmetrics",
+    ];
+    for nowhere in [
         "/nothing",
         "/users/../metrics",
         "/%2e%2e/etc/passwd",
@@ -109,7 +112,9 @@ fn nobody_sees_anything_before_signing_in(host: &mut Host) {
         "/clerk-sync.db",
         "/assets/",
         "/assets/../x",
-    ];
+    ] {
+        assert_eq!(ask(&service, "GET", nowhere, "", "").status, 404, "{nowhere}");
+    }
     let forged = "cookie: clerk-sync-session=AAAAAGsDQ1qDJarpgZYzmWoucgn0W2XM2aqXlUBC_6FEUDFB19UAvJdybpdHTyV3wyU4T2rR3r4\r\n";
     for path in paths {
         for cookie in ["", "cookie: clerk-sync-session=\r\n", forged] {

@@ -39,6 +39,7 @@ const USED_BY: &[(&str, &str)] = &[
     ("ADMIN_HOST", "`serve`, `worker`, `dev`, `healthcheck`"),
     ("ADMIN_PORT", "`serve`, `worker`, `dev`, `healthcheck`"),
     ("ADMIN_TOKEN", SERVICE),
+    ("METRICS_TOKEN", SERVICE),
     (
         "SYNC_FIELDS",
         "`serve`, `worker`, `dev`, `migrate adopt`, `backfill`, `reconcile`, `ensure`, `minimize`, `erase`",

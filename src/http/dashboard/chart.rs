@@ -9,7 +9,7 @@ const SIZE: (u32, u32) = (720, 200);
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 0, 1), RGBColor(0, 0, 2), RGBColor(0, 0, 3)];
 
 /// Bars that stand on each other.
-pub(super) struct Bars<'a> {
+pub(super) struct Chart<'a> {
     /// What it shows, for whoever cannot see it.
     pub(super) title: &'a str,
     /// What the colours mean, from below.
@@ -18,7 +18,7 @@ pub(super) struct Bars<'a> {
     pub(super) bars: Vec<(String, Vec<u64>)>,
 }
 
-impl Bars<'_> {
+impl Chart<'_> {
     /// The chart, and its numbers for those who want them.
     pub(super) fn draw(&self) -> Markup {
         let svg = self.svg().unwrap_or_default();
@@ -105,12 +105,12 @@ mod tests {
 
     #[test]
     fn a_chart_is_svg_without_styles_of_its_own_and_with_its_numbers() {
-        let bars = Bars {
+        let chart = Chart {
             title: "Webhooks",
             series: &["applied", "other"],
             bars: vec![("12:00".to_owned(), vec![3, 1]), ("<b>".to_owned(), vec![0, 12_345])],
         };
-        let page = bars.draw().into_string();
+        let page = chart.draw().into_string();
         assert!(page.contains("<svg") && page.contains("viewBox"), "{page}");
         assert!(!page.contains("style="), "the policy for content forbids it: {page}");
         assert!(!page.contains("<b>"), "{page}");

@@ -23,13 +23,14 @@ use std::{
 };
 
 use axum::{
-    Extension, Router,
+    Router,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing::get,
 };
+use chrono::{DateTime, Utc};
 use maud::html;
 use tokio::time::Instant;
 
@@ -91,9 +92,14 @@ impl Dashboard {
         });
         Self { door, sinks, glance: Mutex::default() }
     }
+
+    /// Whose session a request shows.
+    fn session(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Session> {
+        self.door.as_ref()?.sessions.find(headers, now)
+    }
 }
 
-/// Everything that people look at. What is nowhere is here, so that it needs somebody who is signed in too.
+/// Everything that people look at, and what is nowhere.
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(overview::show))
@@ -105,9 +111,9 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/queue/{svix_id}", get(queue::show).post(queue::act))
         .route("/sinks", get(sinks::list))
         .route("/sinks/{sink}", get(sinks::show).post(sinks::act))
-        .fallback(nothing)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require))
+        .fallback(nothing)
         .route("/sign-in", get(ask).post(sign_in))
         .route("/sign-out", get(async || see("/")).post(sign_out))
         .route("/assets/style.css", get(asset("text/css", include_str!("assets/style.css"))))
@@ -127,7 +133,10 @@ fn asset(kind: &'static str, content: &'static str) -> ([(HeaderName, &'static s
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")], content)
 }
 
-async fn nothing(Extension(session): Extension<Session>) -> Response {
+async fn nothing(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let Some(session) = app.dashboard.session(&headers, (app.clock)()) else {
+        return Problem::NotFound.into_response();
+    };
     let content = html! { p { "There is no such page. " a href="/" { "To the overview" } } };
     let mut page = page::page(&session, "", "Not found", &content);
     *page.status_mut() = StatusCode::NOT_FOUND;
@@ -137,8 +146,7 @@ async fn nothing(Extension(session): Extension<Session>) -> Response {
 /// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused.
 async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let now = (app.clock)();
-    let session = app.dashboard.door.as_ref().and_then(|door| door.sessions.find(request.headers(), now));
-    match session {
+    match app.dashboard.session(request.headers(), now) {
         Some(session) => {
             request.extensions_mut().insert(session);
             next.run(request).await

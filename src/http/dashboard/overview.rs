@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     FRESH,
-    chart::Bars,
+    chart::Chart,
     page::{ago, count, fact, grouped, length, page, time},
     session::Session,
     verdict::{Facts, Finding, Level, findings},
@@ -230,7 +230,7 @@ fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: Date
     let bars = bars.into_iter().map(|(at, heights)| (at.format(range.format).to_string(), heights.to_vec()));
     let title = format!("Webhooks in the last {}", range.title);
     let chart =
-        Bars { title: &title, series: &["applied", "nothing to do", "not applied"], bars: bars.collect() };
+        Chart { title: &title, series: &["applied", "nothing to do", "not applied"], bars: bars.collect() };
     html! {
         (chart.draw())
         div.columns {

@@ -148,7 +148,7 @@ pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.char_indices() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push('\u{202f}');
         }
         text.push(digit);
@@ -160,7 +160,7 @@ pub(super) fn grouped(number: u64) -> String {
 pub(super) fn masked(value: &str) -> String {
     let mut masked: String = value.chars().take(1).collect();
     masked.push_str("•••");
-    if let Some((_, _)) = value.split_once('@') {
+    if value.contains('@') {
         masked.push_str("@•••");
     }
     masked

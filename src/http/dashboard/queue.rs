@@ -189,9 +189,8 @@ fn content(session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: boo
         dl.facts {
             (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
             (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
-            (fact("User", &match &parked.clerk_id {
-                Some(id) => html! { a href={ "/users/" (id) } { (id) } },
-                None => html! { "unknown" },
+            (fact("User", &html! {
+                @match &parked.clerk_id { Some(id) => a href={ "/users/" (id) } { (id) }, None => "unknown" }
             }))
             (fact("Came", &time(now, parked.received_at)))
             (fact("Tries", &html! { (parked.attempts) }))

@@ -11,7 +11,7 @@ use chrono::{Datelike, Days, Months, NaiveDate, NaiveTime};
 use maud::html;
 
 use super::{
-    chart::Bars,
+    chart::Chart,
     page::{fact, grouped, page},
     session::Session,
 };
@@ -42,7 +42,7 @@ pub(super) async fn show(
         (day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string(), vec![signups])
     });
     let title = format!("Sign-ups by {name}");
-    let bars = Bars { title: &title, series: &["sign-ups"], bars: bars.collect() };
+    let chart = Chart { title: &title, series: &["sign-ups"], bars: bars.collect() };
     let content = html! {
         nav.tabs aria-label="Put together by" {
             @for (_, other, _) in BUCKETS {
@@ -52,7 +52,7 @@ pub(super) async fn show(
         dl.facts {
             (fact(&format!("Sign-ups in these {number} {name}s"), &html! { (grouped(total)) }))
         }
-        (bars.draw())
+        (chart.draw())
         p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised." }
     };
     Ok(page(&session, "/sign-ups", "Sign-ups", &content))
