@@ -46,6 +46,10 @@ pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
 pub const ERASURES_OPEN: &str = "clerk_sync_erasures_open";
 /// Gauge, in seconds: since when the oldest of them is asked for.
 pub const ERASURE_OLDEST: &str = "clerk_sync_erasure_oldest_open_seconds";
+/// Gauge: lines of `audit_log` that no seal covers yet, counted up to 100,000.
+pub const AUDIT_UNSEALED: &str = "clerk_sync_audit_unsealed_lines";
+/// Gauge, in seconds: how long the oldest of them waits for its seal; 0 if there is none.
+pub const AUDIT_UNSEALED_OLDEST: &str = "clerk_sync_audit_unsealed_oldest_seconds";
 
 /// Counter by `status`: requests to Clerk's Backend API, `unreachable` where there was no answer.
 pub const API_REQUESTS: &str = "clerk_sync_api_requests_total";
@@ -229,6 +233,16 @@ fn describe() {
         ERASURE_OLDEST,
         Unit::Seconds,
         "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none."
+    );
+    describe_gauge!(
+        AUDIT_UNSEALED,
+        Unit::Count,
+        "Lines of the audit trail that no seal covers yet, counted up to 100,000."
+    );
+    describe_gauge!(
+        AUDIT_UNSEALED_OLDEST,
+        Unit::Seconds,
+        "How long the oldest of them waits for its seal; 0 if there is none. More than a few seconds: nobody seals."
     );
     describe_counter!(API_REQUESTS, Unit::Count, "Requests to Clerk's Backend API, by HTTP status.");
     describe_counter!(BACKFILL_USERS, Unit::Count, "Users that a backfill went through, by outcome.");

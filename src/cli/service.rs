@@ -21,13 +21,13 @@ use crate::{
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Probe},
     store::{Readiness, Store, StoreError, Trouble},
     sync::{
-        Committer, Lanes, Limits,
+        Clock, Committer, Lanes, Limits, Rules,
         catch_up::{CatchUp, Instance},
         ensure::Ensure,
     },
     telemetry,
     work::{
-        CatchUpLoop, Queue, Retention, Upkeep,
+        CatchUpLoop, Queue, Retention, Sealing, Upkeep,
         outbox::{Destination, Outbox},
         retention::Keep,
         worker::Worker,
@@ -267,17 +267,11 @@ impl Service {
             workers.spawn(worker.run(shutdown.clone()));
         }
         let work = Upkeep { store: Arc::clone(&store), clock: Arc::clone(&clock) };
-        let retention = Retention {
-            store: Arc::clone(&store),
-            rules,
-            clock,
-            keep: keep(config),
-            holder: random_id("replica_"),
-        };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics));
-        catch_up.spawn(retention.run(shutdown.clone()));
+        catch_up.spawn(retention(config, &store, rules, &clock).run(shutdown.clone()));
+        catch_up.spawn(sealing(&store, &clock).run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
                 context,
@@ -363,6 +357,20 @@ impl Service {
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
+}
+
+fn retention(config: &Config, store: &Arc<dyn Store>, rules: Rules, clock: &Clock) -> Retention {
+    Retention {
+        store: Arc::clone(store),
+        rules,
+        clock: Arc::clone(clock),
+        keep: keep(config),
+        holder: random_id("replica_"),
+    }
+}
+
+fn sealing(store: &Arc<dyn Store>, clock: &Clock) -> Sealing {
+    Sealing { store: Arc::clone(store), clock: Arc::clone(clock), holder: random_id("replica_") }
 }
 
 /// How long rows are kept.
