@@ -24,6 +24,7 @@ mod receivers;
 mod service;
 
 mod attacks;
+mod audit_chain;
 mod catching_up;
 mod erasure;
 mod fan_out;
