@@ -12,7 +12,7 @@ use crate::{
     config::Settings,
     model::{ClerkId, Mark, rfc3339},
     store::AuditLine,
-    sync::chain::{self, Fault, Report},
+    sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
 };
 
 /// Lines read at once.
@@ -138,7 +138,8 @@ fn print_report(report: &Report) {
     }
     let oldest =
         unsealed.since.map(|since| format!(", the oldest of {}", rfc3339(since))).unwrap_or_default();
-    say!("not sealed yet: {} lines{oldest}", unsealed.lines);
+    let at_least = if unsealed.lines == u64::from(UNSEALED_COUNTED) { "at least " } else { "" };
+    say!("not sealed yet: {at_least}{} lines{oldest}", unsealed.lines);
 }
 
 fn report_as_json(report: &Report) -> Value {

@@ -18,7 +18,7 @@ const SEALS: u32 = 200;
 const LINES: u32 = 10_000;
 
 /// Lines that wait for their seal are counted up to so many.
-const UNSEALED: u32 = 1_000_000;
+pub const UNSEALED_COUNTED: u32 = 100_000;
 
 /// Faults that are told; more are counted.
 const TOLD: usize = 20;
@@ -172,7 +172,7 @@ pub struct Report {
     /// Lines that are there and sealed.
     pub lines: u64,
     pub newest: Option<Mark>,
-    /// Counted up to a million.
+    /// Counted up to [`UNSEALED_COUNTED`].
     pub unsealed: Unsealed,
     /// The first ones, in the order of the chain.
     pub faults: Vec<Fault>,
@@ -238,7 +238,7 @@ pub async fn verify(
         report.tell(Fault::NotAsKept { number: mark.number, here: None });
     }
     report.newest = before.map(|seal| seal.mark());
-    report.unsealed = store.unsealed(UNSEALED).await?;
+    report.unsealed = store.unsealed(UNSEALED_COUNTED).await?;
     Ok(report)
 }
 

@@ -15,7 +15,7 @@ use crate::{
     store::{Store, StoreError},
     sync::{
         Clock,
-        chain::{self, Sealed},
+        chain::{self, Sealed, UNSEALED_COUNTED},
     },
     telemetry,
 };
@@ -34,9 +34,8 @@ const FOLLOW: Duration = Duration::from_secs(2);
 const AT_ONCE: u32 = 5000;
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the lines that are not sealed are counted, and up to how many.
+/// How often the lines that are not sealed are counted.
 const COUNT: Duration = Duration::from_secs(5);
-const COUNTED: u32 = 100_000;
 
 /// How often the log is told of the newest seal: whoever keeps the log keeps the chain from being written anew.
 const TELL: Duration = Duration::from_hours(1);
@@ -145,7 +144,7 @@ impl Sealing {
     /// Every replica tells, so that any of them can be asked.
     async fn count(&self, mind: &mut Mind) -> Result<(), StoreError> {
         let began = Instant::now();
-        let unsealed = patient(self.store.unsealed(COUNTED)).await?;
+        let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
         mind.count_at = Instant::now() + COUNT.max(began.elapsed() * COUNTING);
         gauge!(telemetry::AUDIT_UNSEALED).set(u32::try_from(unsealed.lines).unwrap_or(u32::MAX));
         let age = unsealed.since.map_or(0, |since| ((self.clock)() - since).num_seconds().max(0));
