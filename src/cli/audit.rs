@@ -1,13 +1,18 @@
-//! `audit`: what happened to one user, when, and why. There are no values in it, and so nothing of the person.
+//! `audit`: what happened to one user, when, and why; and the proof that nobody has changed the trail that says so. There
+//! are no values in it, and so nothing of the person.
 
-use clap::Args;
+use std::io::{IsTerminal, stderr};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, open, say, user_id};
+use super::{Failure, explained, open, say, user_id};
 use crate::{
     config::Settings,
-    model::{ClerkId, rfc3339},
+    model::{ClerkId, Mark, rfc3339},
     store::AuditLine,
+    sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
 };
 
 /// Lines read at once.
@@ -15,35 +20,141 @@ const PAGE: u32 = 500;
 
 /// Print what happened to a user, the oldest first; exits with 1 if nothing is known of them
 #[derive(Args)]
-#[command(override_usage = "clerk-sync audit [OPTIONS] <USER_ID>")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Audit {
+    #[command(subcommand)]
+    action: Option<Action>,
+
     /// Clerk's id of the user
-    #[arg(value_parser = user_id)]
-    user_id: ClerkId,
+    #[arg(value_name = "USER_ID", value_parser = user_id, required = true)]
+    user_id: Option<ClerkId>,
 
     /// Print a line of JSON each
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Subcommand)]
+enum Action {
+    /// Prove that no line of the audit trail was changed, removed, or slipped in later
+    ///
+    /// Exits with 1 and names what is wrong if one was. Lines of the last moment, which no seal covers yet, are counted.
+    /// Whoever may write everything in the database could write the whole chain anew, or cut off its end: keep the newest
+    /// seal that this prints somewhere else, and give it to --seal the next time.
+    Verify(Verify),
+}
+
+#[derive(Args)]
+struct Verify {
+    /// A seal that was printed before and kept elsewhere: it must still be the same; may be repeated
+    #[arg(long = "seal", value_name = "NUMBER:HASH")]
+    seals: Vec<Mark>,
+
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 impl Audit {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (_, store) = open(settings, true).await?;
-        let mut after = None;
-        loop {
-            let page = store.audit_trail(&self.user_id, after, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.id);
-            for line in &page {
-                if self.json { say!("{}", as_json(line)) } else { print(line) }
-            }
+        match (self.action, self.user_id) {
+            (Some(Action::Verify(verify)), _) => verify.run(settings).await,
+            (None, Some(id)) => trail(settings, &id, self.json).await,
+            (None, None) => Err(Failure::usage("the trail of whom? Name the user's id, or see --help")),
         }
-        store.close().await;
-        if after.is_none() {
-            return Err(Failure::failed(format!("nothing ever happened here to {}", self.user_id)));
-        }
-        Ok(())
     }
+}
+
+async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Failure> {
+    let (_, store) = open(settings, true).await?;
+    let mut after = None;
+    loop {
+        let page = store.audit_trail(id, after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        for line in &page {
+            if json { say!("{}", as_json(line)) } else { print(line) }
+        }
+    }
+    store.close().await;
+    if after.is_none() {
+        return Err(Failure::failed(format!("nothing ever happened here to {id}")));
+    }
+    Ok(())
+}
+
+impl Verify {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let (config, store) = open(settings, true).await?;
+        let bar = progress();
+        let verified = chain::verify(&*store, &self.seals, |lines| bar.set_position(lines)).await;
+        bar.finish_and_clear();
+        let report = match verified {
+            Ok(report) => report,
+            Err(error) => return Err(explained(&config.database, error).await),
+        };
+        store.close().await;
+        if self.json {
+            say!("{}", report_as_json(&report));
+        } else {
+            print_report(&report);
+        }
+        let Some(first) = report.faults.first() else { return Ok(()) };
+        let more = match report.found - 1 {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        Err(Failure::failed(format!("the audit trail is not as it was sealed: {first}{more}")))
+    }
+}
+
+/// On a terminal only.
+fn progress() -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::no_length();
+    let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+        let _ = write!(text, "{:.0} a second", state.per_sec());
+    };
+    if let Ok(style) = ProgressStyle::with_template("{pos} lines, {rate}") {
+        bar.set_style(style.with_key("rate", rate));
+    }
+    bar
+}
+
+fn print_report(report: &Report) {
+    let Report { seals, lines, newest, unsealed, faults, found } = report;
+    for fault in faults {
+        say!("{fault}");
+    }
+    if *found > faults.len() as u64 {
+        say!("and {} more", found - faults.len() as u64);
+    }
+    let verdict = if report.is_whole() { "all as they were sealed" } else { "not all as they were sealed" };
+    say!("{lines} lines under {seals} seals, {verdict}");
+    if let Some(newest) = newest {
+        say!("newest seal, to be kept elsewhere: {newest}");
+    }
+    let oldest =
+        unsealed.since.map(|since| format!(", the oldest of {}", rfc3339(since))).unwrap_or_default();
+    let at_least = if unsealed.lines == u64::from(UNSEALED_COUNTED) { "at least " } else { "" };
+    say!("not sealed yet: {at_least}{} lines{oldest}", unsealed.lines);
+}
+
+fn report_as_json(report: &Report) -> Value {
+    let Report { seals, lines, newest, unsealed, faults, found } = report;
+    let fault = |fault: &Fault| {
+        json!({
+            "kind": fault.kind(), "seal": fault.seal(), "lines": fault.lines(), "message": fault.to_string(),
+        })
+    };
+    json!({
+        "whole": report.is_whole(), "seals": seals, "lines": lines,
+        "newest_seal": newest.as_ref().map(ToString::to_string),
+        "unsealed": { "lines": unsealed.lines, "since": unsealed.since.map(rfc3339) },
+        "faults_found": found, "faults": faults.iter().map(fault).collect::<Vec<_>>(),
+    })
 }
 
 fn print(line: &AuditLine) {

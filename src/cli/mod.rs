@@ -104,7 +104,7 @@ enum Command {
     Queue(queue::Queue),
     /// Erase a user, and see to it that every copy is gone
     Erase(erase::Erase),
-    /// Print what happened to a user, when, and why
+    /// Print what happened to a user, when, and why; or prove that nobody changed what is printed there
     Audit(audit::Audit),
     /// Clear the columns of fields that are no longer synced
     Minimize(minimize::Minimize),

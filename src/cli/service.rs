@@ -27,7 +27,7 @@ use crate::{
     },
     telemetry,
     work::{
-        CatchUpLoop, Queue, Retention, Upkeep,
+        CatchUpLoop, Queue, Retention, Sealing, Upkeep,
         activity::{Answers, Recorder},
         outbox::{Destination, Outbox},
         retention::Keep,
@@ -267,17 +267,11 @@ impl Service {
         }
         let recorder = Recorder { store: Arc::clone(&store), answers };
         let work = Upkeep { store: Arc::clone(&store), clock: Arc::clone(&clock) };
-        let retention = Retention {
-            store: Arc::clone(&store),
-            rules,
-            clock,
-            keep: keep(config),
-            holder: random_id("replica_"),
-        };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics, started_at));
-        catch_up.spawn(retention.run(shutdown.clone()));
+        catch_up.spawn(retention(config, &store, rules, &clock).run(shutdown.clone()));
+        catch_up.spawn(sealing(&store, &clock).run(shutdown.clone()));
         catch_up.spawn(recorder.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
@@ -383,6 +377,20 @@ fn catch_up(
         clock: Arc::clone(clock),
         instance: Instance { pinned: config.instance_id.clone(), may_change: false },
     }))
+}
+
+fn retention(config: &Config, store: &Arc<dyn Store>, rules: Rules, clock: &Clock) -> Retention {
+    Retention {
+        store: Arc::clone(store),
+        rules,
+        clock: Arc::clone(clock),
+        keep: keep(config),
+        holder: random_id("replica_"),
+    }
+}
+
+fn sealing(store: &Arc<dyn Store>, clock: &Clock) -> Sealing {
+    Sealing { store: Arc::clone(store), clock: Arc::clone(clock), holder: random_id("replica_") }
 }
 
 /// How long rows are kept.

@@ -21,13 +21,13 @@ use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, Receipt, SvixId, User},
+    model::{ClerkId, DeletionPolicy, LineHash, Receipt, Seal, SvixId, User},
     store::{
         Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection,
         Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
         Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
-        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
-        Trouble,
+        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+        Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
 };
@@ -195,6 +195,21 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
+        unreachable!()
+    }
+    async fn to_seal(&self, _: u32) -> Stored<ToSeal> {
+        unreachable!()
+    }
+    async fn add_seals(&self, _: &[Seal]) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn seals(&self, _: i64, _: u32) -> Stored<Vec<Seal>> {
+        unreachable!()
+    }
+    async fn audit_lines(&self, _: i64, _: i64, _: u32) -> Stored<Vec<LineHash>> {
+        unreachable!()
+    }
+    async fn unsealed(&self, _: u32) -> Stored<Unsealed> {
         unreachable!()
     }
     async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {

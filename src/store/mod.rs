@@ -29,7 +29,8 @@ pub use inspection::{Count, Inspection, Missing, Reference, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 
 use crate::model::{
-    AuditEntry, ClerkId, Field, FieldSet, MessageType, Outcome, Profile, Receipt, Register, SvixId, User,
+    AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Profile, Receipt, Register, Seal,
+    SvixId, User,
 };
 
 /// What a store call gives.
@@ -201,6 +202,23 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
+
+    /// The newest seal, and up to `limit` lines of the audit trail behind it in the order of their ids, each of which is
+    /// there for good: no line can appear before one of them any more. Waits a moment, and holds up nobody, for lines that
+    /// are being written.
+    async fn to_seal(&self, limit: u32) -> Result<ToSeal>;
+
+    /// Append seals, all or none; false if there is one of such a number already: somebody else was faster.
+    async fn add_seals(&self, seals: &[Seal]) -> Result<bool>;
+
+    /// Up to `limit` seals in the order of their numbers, behind this one.
+    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>>;
+
+    /// Up to `limit` lines of the audit trail in the order of their ids, behind the one and up to the other.
+    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>>;
+
+    /// How many lines no seal covers yet; counted up to `at_most`.
+    async fn unsealed(&self, at_most: u32) -> Result<Unsealed>;
 
     /// Every receipt of one user.
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
@@ -503,6 +521,21 @@ pub struct AuditLine {
     pub changed_fields: Vec<String>,
     /// When it happened at Clerk.
     pub event_at: DateTime<Utc>,
+}
+
+/// What a seal may be put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToSeal {
+    pub newest: Option<Seal>,
+    pub lines: Vec<LineHash>,
+}
+
+/// Lines of the audit trail that no seal covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsealed {
+    pub lines: u64,
+    /// When the oldest was written.
+    pub since: Option<DateTime<Utc>>,
 }
 
 /// A step of one user's register.

@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 14] = [
+pub const TABLES: [Table; 15] = [
     Table {
         name: "users",
         columns: &[
@@ -95,6 +95,20 @@ pub const TABLES: [Table; 14] = [
     Table {
         name: "audit_actors",
         columns: &[("audit_id", Kind::BigInt), ("ip", Kind::Text), ("user_agent", Kind::Text)],
+    },
+    Table {
+        name: "audit_seals",
+        columns: &[
+            ("number", Kind::BigInt),
+            ("sealed_at", Kind::Time),
+            ("first_id", Kind::BigInt),
+            ("last_id", Kind::BigInt),
+            ("lines", Kind::BigInt),
+            ("gaps", Kind::Text),
+            ("content", Kind::Text),
+            ("previous", Kind::Text),
+            ("hash", Kind::Text),
+        ],
     },
     Table {
         name: "webhook_queue",

@@ -5,13 +5,14 @@
 //! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
 //! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
 //! for erasures that no webhook asks for, and [`minimize`] clears what is no longer synced. `news` says what other
-//! systems are told.
+//! systems are told. [`chain`] seals the audit trail and proves that nobody changed it.
 //! Nothing but `apply` writes a user.
 
 pub mod adopt;
 pub mod apply;
 pub mod backfill;
 pub mod catch_up;
+pub mod chain;
 pub mod committer;
 pub mod drain;
 pub mod enqueue;

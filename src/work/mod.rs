@@ -7,6 +7,7 @@ mod catch_up;
 pub mod outbox;
 mod queue;
 pub mod retention;
+mod sealing;
 pub mod sinks;
 pub mod worker;
 
@@ -26,6 +27,7 @@ use crate::{
 pub use catch_up::CatchUpLoop;
 pub use queue::Queue;
 pub use retention::Retention;
+pub use sealing::Sealing;
 
 /// How often we look what there is.
 const POLL: Duration = Duration::from_secs(5);

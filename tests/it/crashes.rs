@@ -20,17 +20,17 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clerk_sync::{
     model::{
-        AuditEntry, ClerkId, Delivery, FieldSet, Message, MessageType, Outcome, Processing, Receipt,
-        Register, Subscription, SvixId, User,
+        AuditEntry, ClerkId, Delivery, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
+        Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
         Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History,
         Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
         Outgoing, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result,
-        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
-        Tombstone, Transaction, Trouble, Waiting,
+        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+        Tombstone, Transaction, Trouble, Unsealed, Waiting,
     },
-    sync::{Clock, enqueue, erasure},
+    sync::{Clock, chain, enqueue, erasure},
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher},
         sinks::{Memory, Refusal, Sink},
@@ -76,6 +76,10 @@ macro_rules! crashes {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_hold(world, How::$how)); })+
             }
+            mod sealing {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_sealing(world, How::$how)); })+
+            }
         }
         mod sqlite {
             use super::*;
@@ -91,6 +95,10 @@ macro_rules! crashes {
             mod held_back {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_hold(world, How::$how)); })+
+            }
+            mod sealing {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_sealing(world, How::$how)); })+
             }
         }
     };
@@ -282,6 +290,30 @@ async fn hold(
     world.wait_until_idle().await;
     let end = world.dump_without(&["attempts", "next_attempt_at"]).await;
     (end, fault.calls.load(Ordering::SeqCst))
+}
+
+/// Whoever seals the audit trail dies at any call, and another one goes on: one chain over every line.
+async fn every_call_of_sealing(world: World, how: How) {
+    let mut number = 0;
+    loop {
+        number += 1;
+        world.empty().await;
+        let fault = Fault::new(number, how);
+        let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+        for id in ["user_a", "user_b", "user_c"] {
+            world.deliver(&Event::created(id)).await;
+            fault.disturbed(chain::seal(&store, 10, world.now)).await;
+            world.wait_until_idle().await;
+        }
+        while chain::seal(&*world.store, 10, world.now).await.unwrap().unwrap().more {}
+        let report = chain::verify(&*world.store, &[], |_| {}).await.unwrap();
+        assert!(report.is_whole(), "after trouble at call {number}: {report:?}");
+        assert_eq!((report.lines, report.unsealed.lines), (3, 0), "after trouble at call {number}");
+        if fault.calls.load(Ordering::SeqCst) < number {
+            break;
+        }
+    }
+    assert!(number > 6, "there are only {number} calls");
 }
 
 /// Batches in which everything happens that a batch can be about.
@@ -592,6 +624,21 @@ impl Store for Troubled {
     }
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         self.fault.call(self.inner.audit_trail(id, after, limit)).await
+    }
+    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
+        self.fault.call(self.inner.to_seal(limit)).await
+    }
+    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
+        self.fault.call(self.inner.add_seals(seals)).await
+    }
+    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
+        self.fault.call(self.inner.seals(after, limit)).await
+    }
+    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
+        self.fault.call(self.inner.audit_lines(after, until, limit)).await
+    }
+    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
+        self.fault.call(self.inner.unsealed(at_most)).await
     }
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
         self.fault.call(self.inner.receipts_of(id)).await

@@ -27,6 +27,7 @@ mod receivers;
 mod service;
 
 mod attacks;
+mod audit_chain;
 mod catching_up;
 mod doctor;
 mod erasure;

@@ -326,7 +326,9 @@ impl World {
         let deletions = deletions.join(" ");
         self.sql_of(
             &format!("SET session_replication_role = replica; {deletions} RESET session_replication_role"),
-            &format!("DROP TRIGGER IF EXISTS audit_log_no_delete; {deletions}"),
+            &format!(
+                "DROP TRIGGER IF EXISTS audit_log_no_delete; DROP TRIGGER IF EXISTS audit_seals_no_delete; {deletions}"
+            ),
         )
         .await;
     }

@@ -25,6 +25,7 @@ mod references;
 mod relay;
 mod retention;
 mod rows;
+mod seals;
 mod transaction;
 
 use std::{
@@ -54,14 +55,15 @@ use super::{
     Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
     Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
     Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-    Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
+    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
+use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 5] = migrations!("postgres":
-    1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity");
+const MIGRATIONS: [Migration; 6] = migrations!(
+    "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals"
+);
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -539,6 +541,26 @@ impl Store for Postgres {
             })
         };
         rows.iter().map(line).collect()
+    }
+
+    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
+        seals::to_seal(self, limit).await
+    }
+
+    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
+        seals::add(self, seals).await
+    }
+
+    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
+        seals::seals(self, after, limit).await
+    }
+
+    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
+        seals::lines(self, after, until, limit).await
+    }
+
+    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
+        seals::unsealed(self, at_most).await
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {

@@ -11,7 +11,9 @@ use crate::store::{
     schema::{self, Column, Kind, TABLES},
 };
 
-pub(super) const MIGRATIONS: [Migration; 5] = migrations!("sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity");
+pub(super) const MIGRATIONS: [Migration; 6] = migrations!(
+    "sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals"
+);
 
 const REMEDY: &str =
     "Rename the table, and take its rows over with `clerk-sync migrate adopt --from TABLE` (the new name).";

@@ -22,6 +22,7 @@ mod references;
 mod registers;
 mod retention;
 mod rows;
+mod seals;
 mod users;
 
 mod error;
@@ -55,9 +56,9 @@ use super::{
     Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
     Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
     Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-    Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction, Trouble,
+    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
 };
-use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
+use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -423,6 +424,38 @@ impl Store for Sqlite {
 
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         audit::trail(&mut *self.read().await?, id, after, limit).await
+    }
+
+    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
+        let mut reader = self.read().await?;
+        // Whoever writes holds the write lock, so ids appear in their order.
+        let newest = seals::newest(&mut reader).await?;
+        let after = newest.as_ref().map_or(0, |seal| seal.last_id);
+        let lines = seals::lines(&mut reader, after, i64::MAX, limit).await?;
+        Ok(ToSeal { newest, lines })
+    }
+
+    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        let all = seals::add(transaction.connection()?, seals).await?;
+        if all {
+            Box::new(transaction).commit().await?;
+        } else {
+            Box::new(transaction).rollback().await;
+        }
+        Ok(all)
+    }
+
+    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
+        seals::seals(&mut *self.read().await?, after, limit).await
+    }
+
+    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
+        seals::lines(&mut *self.read().await?, after, until, limit).await
+    }
+
+    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
+        seals::unsealed(&mut *self.read().await?, at_most).await
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
