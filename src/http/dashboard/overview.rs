@@ -141,13 +141,13 @@ fn question() -> Markup {
 }
 
 fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
-    let last = facts.last_event.map(|last| format!("last webhook {}", ago(now, last)));
+    let last = facts.last_event.map(|last| format!("Last webhook {}", ago(now, last)));
     match findings.first() {
         None => html! {
             section.verdict.well role="status" {
                 (question())
                 p.headline { strong { "Your data is right" } }
-                p { @if let Some(last) = last { (last) ", " } "nothing waits, nothing failed." }
+                p { @if let Some(last) = last { (last) ". " } "Nothing waits, nothing failed." }
             }
         },
         Some(worst) => html! {
