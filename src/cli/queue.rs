@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, confirm, open, say};
+use super::{Failure, clock, confirm, open, say, user_id};
 use crate::{
     config::Settings,
     http,
-    model::{SvixId, rfc3339},
+    model::{ClerkId, SvixId, rfc3339},
     store::{QueueFilter, QueueState, Queued, Store},
     sync::queue::{self, Done, Which},
 };
@@ -41,6 +41,10 @@ struct List {
     /// Only events of this type, such as user.updated
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
+
+    /// Only deliveries about this user
+    #[arg(long, value_name = "USER_ID", value_parser = user_id)]
+    user: Option<ClerkId>,
 
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -118,7 +122,8 @@ impl Queue {
 
 impl List {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let mut filter = QueueFilter { state: self.state, event_type: self.event_type, after: None };
+        let mut filter =
+            QueueFilter { state: self.state, event_type: self.event_type, clerk_id: self.user, after: None };
         let mut found: Vec<Queued> = Vec::new();
         while let Some(left) = self.limit.checked_sub(found.len().try_into().unwrap_or(u32::MAX))
             && left > 0

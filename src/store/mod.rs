@@ -633,6 +633,8 @@ pub struct QueueFilter {
     pub state: Option<QueueState>,
     /// Those of this type of event.
     pub event_type: Option<String>,
+    /// Those about this user.
+    pub clerk_id: Option<ClerkId>,
     /// Those whose id is greater.
     pub after: Option<SvixId>,
 }

@@ -119,7 +119,7 @@ impl<'a> Pages<'a> {
         let filter = |state: &QueueState| QueueFilter {
             state: Some(*state),
             event_type: event_type.clone(),
-            after: None,
+            ..QueueFilter::default()
         };
         Self { named: None, filters: states.iter().rev().map(filter).collect() }
     }

@@ -536,6 +536,10 @@ async fn the_queue_is_listed_by_state_and_type_in_pages(world: World) {
     let of = |name: &str| Some(name.to_owned());
     assert_eq!(list(QueueFilter { event_type: of("user.created"), ..pending }, 9).await, ids(&[0, 3]));
     assert_eq!(list(QueueFilter { event_type: of("user.updated"), ..dead }, 9).await, ids(&[4]));
+    let user = Some(clerk_id("user_1"));
+    assert_eq!(list(QueueFilter { clerk_id: user.clone(), ..all() }, 9).await, ids(&[0]));
+    let dead = QueueFilter { clerk_id: user, state: Some(QueueState::Dead), ..all() };
+    assert_eq!(list(dead, 9).await, Vec::<String>::new());
     let one = world.store.queued(&all(), 1).await.unwrap().remove(0);
     assert_eq!(one.bytes, batch[0].body().len() as u64);
     assert_eq!((one.clerk_id, one.last_error.as_str()), (Some(clerk_id("user_1")), ""));

@@ -72,7 +72,7 @@ pub(super) async fn list(
             }
         }
         p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
-        (table(&found, (app.clock)()))
+        (queued_table(&found, (app.clock)()))
         @if let Some(next) = next { p { a href=(next) { "More" } } }
         @if depth.dead > 0 {
             div.deeds {
@@ -84,7 +84,8 @@ pub(super) async fn list(
     Ok(page(&session, "/queue", "Dead letters", &content))
 }
 
-fn table(queued: &[Queued], now: DateTime<Utc>) -> Markup {
+/// Deliveries of the queue.
+pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>) -> Markup {
     if queued.is_empty() {
         return html! { p.nothing { "There are none." } };
     }

@@ -15,12 +15,13 @@ use super::{
     deliveries::processed_table,
     form::Form,
     page::{button, fact, masked, moment, page, see, time},
+    queue::queued_table,
     session::Session,
 };
 use crate::{
     http::{App, error::Problem, v1::read},
     model::{ClerkId, Field, Receipt, Register, SvixId, Value},
-    store::{AuditLine, Processed, Row, RowFilter},
+    store::{AuditLine, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store},
     sync::reveal,
 };
 
@@ -44,18 +45,10 @@ pub(super) async fn find(
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     if !sought.contains('@') {
-        let known = if let Some(id) = ClerkId::new(sought.as_str()).filter(|_| is_plain(&sought)) {
-            let (asked, fields) = ([id], app.fields);
-            let known = read(&app, async move |store| store.known(&asked, fields).await).await?;
-            !known.registers.is_empty() || !known.users.is_empty()
-        } else {
-            false
-        };
-        return Ok(if known {
+        return Ok(if is_plain(&sought) && ClerkId::new(sought.as_str()).is_some() {
             see(&format!("/users/{sought}"))
         } else {
-            let nobody =
-                "Nobody of this id was ever here. Give a whole id (user_…) or a whole e-mail address.";
+            let nobody = "That is neither an id of Clerk's (user_…) nor an e-mail address.";
             page(&session, "/users", "Users", &search_form(&session, Some(nobody)))
         });
     }
@@ -103,7 +96,7 @@ struct Known {
     id: ClerkId,
     row: Option<Row>,
     register: Option<Register>,
-    waiting: Vec<SvixId>,
+    waiting: Vec<Queued>,
     deliveries: Vec<Processed>,
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
@@ -142,7 +135,7 @@ pub(super) async fn reveal(
 async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
     let clerk_id = ClerkId::new(id).ok_or(Problem::NotFound)?;
     let known = load(app, clerk_id).await?;
-    if known.row.is_none() && known.register.is_none() && known.trail.is_empty() {
+    if known.row.is_none() && known.register.is_none() && known.trail.is_empty() && known.waiting.is_empty() {
         let content = html! { p { "Nobody of this id was ever here." } (search_form(session, None)) };
         let mut page = page(session, "/users", "Nobody", &content);
         *page.status_mut() = StatusCode::NOT_FOUND;
@@ -151,13 +144,28 @@ async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Re
     Ok(page(session, "/users", id, &content(session, &known, (app.clock)(), revealed)).into_response())
 }
 
+/// The end of the trail, the newest first.
+async fn newest_lines(store: &dyn Store, id: &ClerkId) -> Stored<Vec<AuditLine>> {
+    let mut newest: Vec<AuditLine> = Vec::new();
+    loop {
+        let page = store.audit_trail(id, newest.last().map(|line| line.id), LINES).await?;
+        if page.is_empty() {
+            break;
+        }
+        newest.extend(page);
+        newest.drain(..newest.len().saturating_sub(LINES as usize));
+    }
+    newest.reverse();
+    Ok(newest)
+}
+
 async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
     let fields = app.fields;
     read(app, async move |store| {
         let ids = [id.clone()];
         let row = store.row(&id).await?;
         let register = store.known(&ids, fields).await?.registers.remove(&id);
-        let trail = store.audit_trail(&id, None, LINES).await?;
+        let trail = newest_lines(&*store, &id).await?;
         let receipts = store.receipts_of(&id).await?;
         // Those that changed anything, and the last one that was news.
         let mut caused: Vec<SvixId> =
@@ -167,12 +175,8 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         caused.dedup();
         let mut deliveries = store.processed(&caused).await?;
         deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.processed_at));
-        let mut waiting = Vec::new();
-        for svix_id in caused {
-            if store.parked(&svix_id).await?.is_some() {
-                waiting.push(svix_id);
-            }
-        }
+        let filter = QueueFilter { clerk_id: Some(id.clone()), ..QueueFilter::default() };
+        let waiting = store.queued(&filter, LINES).await?;
         Ok(Known { id, row, register, waiting, deliveries, trail, receipts })
     })
     .await
@@ -222,7 +226,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         }
         h2 { "Deliveries" }
         p.note { "Those that changed anything, and the last that was news." }
-        @for waiting in waiting { p { "Waiting: " a href={ "/queue/" (waiting) } { (waiting) } } }
+        @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now)) h3 { "Applied" } }
         (processed_table(deliveries, now, false))
         h2 { "Audit trail" }
         @if trail.is_empty() { p.nothing { "Nothing has happened yet." } }

@@ -21,15 +21,16 @@ use crate::{
         App,
         error::{ErrorBody, Problem},
     },
-    model::{SvixId, rfc3339},
+    model::{ClerkId, SvixId, rfc3339},
     store::{Parked, QueueFilter, QueueState, Queued},
     sync::queue::{self, Done, Which},
 };
 
-const PARAMETERS: [&str; 4] = ["state", "type", "after", "limit"];
-const KNOWN: &str = "the parameters are state, type, after and limit, each at most once";
+const PARAMETERS: [&str; 5] = ["state", "type", "user", "after", "limit"];
+const KNOWN: &str = "the parameters are state, type, user, after and limit, each at most once";
 const STATE: &str = "state: allowed are pending and dead";
 const TYPE: &str = "type: allowed is the name of an event such as user.updated";
+const USER: &str = "user: allowed is Clerk's id of a user";
 const REVEAL: &str = "the only parameter is reveal, at most once: true or false";
 const BODY: &str =
     "the body is a JSON object with one of ids (1 to 1000 of them), type and all (true), and perhaps dry_run";
@@ -123,6 +124,7 @@ pub(super) struct Report {
     params(
         ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only those in this state"),
         ("type" = Option<String>, Query, example = "user.updated", description = "Only events of this type"),
+        ("user" = Option<String>, Query, description = "Only those about this user"),
         ("after" = Option<String>, Query, description = "The `next` of the page before"),
         (
             "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
@@ -144,6 +146,7 @@ pub(super) async fn list(
     let filter = QueueFilter {
         state: query.value("state", QueueState::named, STATE)?,
         event_type: query.value("type", event_type, TYPE)?,
+        clerk_id: query.value("user", |text| ClerkId::new(text), USER)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
     };
     let limit = query.limit()?;

@@ -167,6 +167,7 @@ pub(super) async fn page(session: &mut Session, filter: &QueueFilter, limit: u32
                       octet_length(payload)
                FROM webhook_queue
                WHERE svix_id > $1 AND ($2::text IS NULL OR event_type = $2) AND ($3::text IS NULL OR state = $3)
+                 AND $5::text IS NULL
                ORDER BY svix_id
                LIMIT $4";
     // Few among many: they have an index of their own, which only this text allows to use.
@@ -174,13 +175,28 @@ pub(super) async fn page(session: &mut Session, filter: &QueueFilter, limit: u32
                        octet_length(payload)
                 FROM webhook_queue
                 WHERE state = 'dead' AND svix_id > $1 AND ($2::text IS NULL OR event_type = $2) AND $3 = 'dead'
+                  AND $5::text IS NULL
                 ORDER BY svix_id
                 LIMIT $4";
-    let query = sql(if filter.state == Some(QueueState::Dead) { dead } else { all })
+    let of_user =
+        "SELECT svix_id, event_type, clerk_id, state, attempts, next_attempt_at, received_at, last_error,
+                octet_length(payload)
+         FROM webhook_queue
+         WHERE clerk_id = $5 AND svix_id > $1 AND ($2::text IS NULL OR event_type = $2)
+           AND ($3::text IS NULL OR state = $3)
+         ORDER BY svix_id
+         LIMIT $4";
+    let query = match (&filter.clerk_id, filter.state) {
+        (Some(_), _) => of_user,
+        (None, Some(QueueState::Dead)) => dead,
+        (None, _) => all,
+    };
+    let query = sql(query)
         .bind(filter.after.as_ref().map_or("", SvixId::as_str))
         .bind(filter.event_type.as_deref())
         .bind(filter.state.map(QueueState::name))
-        .bind(i64::from(limit));
+        .bind(i64::from(limit))
+        .bind(filter.clerk_id.as_ref().map(ClerkId::as_str));
     session.rows(query).await?.iter().map(queued).collect()
 }
 
@@ -194,7 +210,6 @@ pub(super) async fn one(session: &mut Session, id: &SvixId) -> Result<Option<Par
     session.rows(query).await?.first().map(parked).transpose()
 }
 
-/// Forget the dead who came before this; returns how many.
 fn parked(row: &PgRow) -> Result<Parked> {
     Ok(Parked {
         svix_id: svix_id(row, 0)?,

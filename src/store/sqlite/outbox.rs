@@ -492,7 +492,6 @@ pub(super) async fn paused(connection: &mut SqliteConnection) -> Result<Vec<(Str
     rows.iter().map(|row| Ok((required(row, "sink")?, time(row, "paused_at")?))).collect()
 }
 
-/// Forget what was finished long ago; returns how many messages that were.
 fn stored(row: &SqliteRow) -> Result<StoredMessage> {
     Ok(StoredMessage {
         id: number(row, "id")?,

@@ -235,6 +235,7 @@ pub(super) async fn page(
                       length(payload) AS bytes
                FROM webhook_queue
                WHERE svix_id > ?1 AND (?2 IS NULL OR event_type = ?2) AND (?3 IS NULL OR state = ?3)
+                 AND ?5 IS NULL
                ORDER BY svix_id
                LIMIT ?4";
     // Few among many: they have an index of their own, which only this text allows to use.
@@ -243,13 +244,27 @@ pub(super) async fn page(
                        length(payload) AS bytes
                 FROM webhook_queue
                 WHERE state = 'dead' AND svix_id > ?1 AND (?2 IS NULL OR event_type = ?2) AND ?3 = 'dead'
+                  AND ?5 IS NULL
                 ORDER BY svix_id
                 LIMIT ?4";
-    let rows = sqlx::query(if filter.state == Some(QueueState::Dead) { dead } else { all })
+    let of_user =
+        "SELECT svix_id, event_type, clerk_id, state, attempts, next_attempt_at, received_at, last_error,
+                length(payload) AS bytes
+         FROM webhook_queue INDEXED BY webhook_queue_clerk_id
+         WHERE clerk_id = ?5 AND svix_id > ?1 AND (?2 IS NULL OR event_type = ?2) AND (?3 IS NULL OR state = ?3)
+         ORDER BY svix_id
+         LIMIT ?4";
+    let query = match (&filter.clerk_id, filter.state) {
+        (Some(_), _) => of_user,
+        (None, Some(QueueState::Dead)) => dead,
+        (None, _) => all,
+    };
+    let rows = sqlx::query(query)
         .bind(filter.after.as_ref().map_or("", SvixId::as_str))
         .bind(filter.event_type.as_deref())
         .bind(filter.state.map(QueueState::name))
         .bind(limit)
+        .bind(filter.clerk_id.as_ref().map(ClerkId::as_str))
         .fetch_all(connection)
         .await
         .map_err(explain)?;
@@ -266,7 +281,6 @@ pub(super) async fn one(connection: &mut SqliteConnection, id: &SvixId) -> Resul
     row.as_ref().map(parked).transpose()
 }
 
-/// Forget the dead who came before this; returns how many.
 fn queued(row: &SqliteRow) -> Result<Queued> {
     Ok(Queued {
         svix_id: text::read_svix_id(row)?,
