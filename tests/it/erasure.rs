@@ -1126,7 +1126,7 @@ mod by_the_program {
         let rows = |host: &Host| json_of(host, &["prune", "--dry-run", "--json"])["rows"].clone();
         let of = |each: u64| {
             json!({
-                "processed_webhooks": each, "dead_deliveries": each, "delivered_messages": each, "dead_messages": each,
+                "processed_webhooks": each, "dead_deliveries": each, "delivered_messages": each, "dead_messages": each, "activity": 0,
             })
         };
         assert_eq!(rows(host), of(0));
