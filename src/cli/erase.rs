@@ -129,6 +129,10 @@ impl Erase {
             (Some(Action::Export(export)), _) => export.run(settings).await,
             (Some(Action::Replay(replay)), _) => replay.run(settings).await,
             (None, Some(id)) => {
+                // A word that was mistyped must not leave a tombstone and look like an erasure.
+                if !id.as_str().starts_with("user_") {
+                    return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
+                }
                 if !self.yes {
                     confirm(&format!("Erase {id} for good?"))?;
                 }

@@ -404,8 +404,21 @@ async fn catch_up(
 async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
     let config = resolve(settings)?;
     service::init_log(&config)?;
+    insist_on_database(&config)?;
     let store = open_tables(&config, read_only).await?;
     Ok((config, store))
+}
+
+/// Whoever looks at what is here, or takes something away, is in the wrong place if nothing is here: an erasure in a database
+/// that was made for it would be believed.
+fn insist_on_database(config: &Config) -> Result<(), Failure> {
+    match &config.database {
+        Database::Sqlite { path } if !path.exists() => Err(Failure::configuration(format!(
+            "there is no database {}: is DATABASE_URL that of the service? `clerk-sync migrate` or `clerk-sync serve` makes one",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The store, its tables brought up to date; where nothing may be written, they must be.

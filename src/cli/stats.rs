@@ -7,9 +7,9 @@ use clap::Args;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, bytes, clock, explained, look, resolve, say, service::init_log};
+use super::{Failure, bytes, clock, explained, insist_on_database, look, resolve, say, service::init_log};
 use crate::{
-    config::{Config, Database, Settings},
+    config::{Config, Settings},
     model::rfc3339,
     store::{Bucket, Count, QueueDepth, Readiness, SinkDepth, Statistics, Store, StoreError},
 };
@@ -67,14 +67,7 @@ impl Stats {
 
 /// The store with its tables, to be looked at.
 async fn open(config: &Config) -> Result<std::sync::Arc<dyn Store>, Failure> {
-    if let Database::Sqlite { path } = &config.database
-        && !path.exists()
-    {
-        return Err(Failure::configuration(format!(
-            "there is no database {}: `clerk-sync migrate` or `clerk-sync serve` makes it",
-            path.display()
-        )));
-    }
+    insist_on_database(config)?;
     let prepare = async {
         let store = look(config)?;
         let readiness = store.ready().await?;

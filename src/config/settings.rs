@@ -95,7 +95,7 @@ pub struct Settings {
     #[arg(value_name = "PORT", help_heading = "Listeners")]
     pub port: Option<String>,
 
-    /// The address of the private listener: metrics and API, later the dashboard [default: 127.0.0.1]
+    /// The address of the private listener: metrics, API and dashboard [default: 127.0.0.1]
     #[arg(long, env = "ADMIN_HOST", hide_env_values = true, global = true)]
     #[arg(value_name = "ADDRESS", help_heading = "Listeners")]
     pub admin_host: Option<String>,

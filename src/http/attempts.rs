@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 /// How long it takes until one failure is forgotten.
-const FORGOTTEN: Duration = Duration::from_secs(6);
+pub(super) const FORGOTTEN: Duration = Duration::from_secs(6);
 
 /// Addresses that are remembered at most. Those whose failures are forgotten go first.
 const ADDRESSES: usize = 10_000;
@@ -37,6 +37,20 @@ impl Attempts {
         (!wait.is_zero()).then_some(wait)
     }
 
+    /// Count a try before it is looked at; false if the address has no free failure left.
+    pub(super) fn begin(&self, address: IpAddr, now: Instant) -> bool {
+        let free = self.wait(address, now).is_none();
+        if free {
+            self.failed(address, now);
+        }
+        free
+    }
+
+    /// What was tried was right: nothing is held against the address.
+    pub(super) fn succeeded(&self, address: IpAddr) {
+        self.with(|failures| failures.remove(&address));
+    }
+
     /// It failed once more.
     pub(super) fn failed(&self, address: IpAddr, now: Instant) {
         self.with(|failures| {
@@ -45,7 +59,9 @@ impl Attempts {
             }
             if failures.len() < ADDRESSES || failures.contains_key(&address) {
                 let all_forgotten = failures.entry(address).or_insert(now);
-                *all_forgotten = (*all_forgotten).max(now) + FORGOTTEN;
+                // However many failed, nobody waits long for what others did at the same address.
+                let most = now + FORGOTTEN * (self.free + 1);
+                *all_forgotten = ((*all_forgotten).max(now) + FORGOTTEN).min(most);
             }
         });
     }

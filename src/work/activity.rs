@@ -28,9 +28,16 @@ type Kind = (DateTime<Utc>, &'static str, &'static str, &'static str);
 /// When the last one was, how many there were, and how many of them within each bound.
 type Counts = (DateTime<Utc>, u64, [u64; WITHIN.len()]);
 
-/// Counts until they are fetched. Cheap to clone.
+/// Counts until they stand in the database. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Answers(Arc<Mutex<HashMap<Kind, Counts>>>);
+pub struct Answers(Arc<Mutex<Unwritten>>);
+
+#[derive(Debug, Default)]
+struct Unwritten {
+    counting: HashMap<Kind, Counts>,
+    /// On their way into the database.
+    writing: HashMap<Kind, Counts>,
+}
 
 impl Answers {
     /// Count one answer.
@@ -47,24 +54,68 @@ impl Answers {
         for (within, milliseconds) in within.iter_mut().zip(WITHIN) {
             *within = u64::from(duration <= Duration::from_millis(milliseconds.into()));
         }
-        self.add((minute, event, outcome, reason), (now, 1, within));
+        self.with(|unwritten| {
+            add(&mut unwritten.counting, (minute, event, outcome, reason), (now, 1, within));
+        });
     }
 
-    fn add(&self, kind: Kind, (latest, count, within): Counts) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= KEPT && !counts.contains_key(&kind) {
-            return;
-        }
-        let sum = counts.entry(kind).or_insert((latest, 0, [0; WITHIN.len()]));
-        sum.0 = sum.0.max(latest);
-        sum.1 += count;
-        for (sum, within) in sum.2.iter_mut().zip(within) {
-            *sum += within;
-        }
+    /// What this process has counted and the database does not have yet: while it is locked or full, that is all there is
+    /// to know of what goes wrong.
+    pub fn unwritten(&self) -> Vec<Activity> {
+        self.with(|unwritten| {
+            unwritten
+                .counting
+                .iter()
+                .chain(&unwritten.writing)
+                .map(|(kind, counts)| activity(*kind, *counts))
+                .collect()
+        })
     }
 
-    fn take(&self) -> HashMap<Kind, Counts> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn begin_writing(&self) -> Vec<Activity> {
+        self.with(|unwritten| {
+            unwritten.writing = std::mem::take(&mut unwritten.counting);
+            unwritten.writing.iter().map(|(kind, counts)| activity(*kind, *counts)).collect()
+        })
+    }
+
+    /// What could not be written is counted again.
+    fn end_writing(&self, written: bool) {
+        self.with(|unwritten| {
+            for (kind, counts) in std::mem::take(&mut unwritten.writing) {
+                if !written {
+                    add(&mut unwritten.counting, kind, counts);
+                }
+            }
+        });
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut Unwritten) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn add(counts: &mut HashMap<Kind, Counts>, kind: Kind, (latest, count, within): Counts) {
+    if counts.len() >= KEPT && !counts.contains_key(&kind) {
+        return;
+    }
+    let sum = counts.entry(kind).or_insert((latest, 0, [0; WITHIN.len()]));
+    sum.0 = sum.0.max(latest);
+    sum.1 += count;
+    for (sum, within) in sum.2.iter_mut().zip(within) {
+        *sum += within;
+    }
+}
+
+fn activity((at, event, outcome, reason): Kind, (latest, count, within): Counts) -> Activity {
+    Activity {
+        at,
+        event: event.to_owned(),
+        outcome: outcome.to_owned(),
+        reason: reason.to_owned(),
+        latest,
+        count,
+        within,
     }
 }
 
@@ -87,27 +138,14 @@ impl Recorder {
 
     /// What cannot be added now is counted again: a commit whose answer is lost counts twice, which nobody relies on.
     async fn record(&self) {
-        let counts = self.answers.take();
-        if counts.is_empty() {
+        let counted = self.answers.begin_writing();
+        if counted.is_empty() {
             return;
         }
-        let counted: Vec<Activity> = counts
-            .iter()
-            .map(|(&(at, event, outcome, reason), &(latest, count, within))| Activity {
-                at,
-                event: event.to_owned(),
-                outcome: outcome.to_owned(),
-                reason: reason.to_owned(),
-                latest,
-                count,
-                within,
-            })
-            .collect();
-        if let Err(error) = patient(self.store.add_activity(&counted)).await {
+        let result = patient(self.store.add_activity(&counted)).await;
+        self.answers.end_writing(result.is_ok());
+        if let Err(error) = result {
             tracing::debug!(%error, "what was answered could not be counted yet");
-            for (kind, counts) in counts {
-                self.answers.add(kind, counts);
-            }
         }
     }
 }
@@ -124,10 +162,18 @@ mod tests {
             let took = Duration::from_millis(milliseconds);
             answers.count(at(second), "user.created", "applied", "", took);
         }
-        let counts = answers.take();
-        let of = |second| counts[&(at(second), "user.created", "applied", "")];
-        assert_eq!(of(0), (at(59), 3, [2, 2, 2, 3, 3, 3]));
-        assert_eq!(of(60), (at(60), 1, [0; 6]));
-        assert!(answers.take().is_empty());
+        let mut counted = answers.begin_writing();
+        counted.sort_by_key(|activity| activity.at);
+        let of = |index: usize| {
+            let Activity { at, latest, count, within, .. } = &counted[index];
+            (*at, *latest, *count, *within)
+        };
+        assert_eq!(of(0), (at(0), at(59), 3, [2, 2, 2, 3, 3, 3]));
+        assert_eq!(of(1), (at(60), at(60), 1, [0; 6]));
+        assert_eq!(answers.unwritten().len(), 2, "known also while it is written");
+        answers.end_writing(false);
+        assert_eq!(answers.begin_writing().len(), 2, "not lost");
+        answers.end_writing(true);
+        assert_eq!(answers.unwritten(), []);
     }
 }

@@ -11,7 +11,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{grouped, page, time},
+    page::{grouped, page, time, whereabouts},
     session::Session,
 };
 use crate::{
@@ -55,7 +55,8 @@ pub(super) async fn list(
 fn filter(query: &str) -> DeliveryFilter {
     let mut filter = DeliveryFilter::default();
     let (mut at, mut id) = (None, None);
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()).filter(|(_, value)| !value.is_empty())
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes())
+        .filter(|(_, value)| !value.is_empty() && !value.contains('\0'))
     {
         match &*name {
             "type" => filter.event_type = Some(value.into_owned()),
@@ -109,7 +110,7 @@ pub(super) fn processed_table(deliveries: &[Processed], now: DateTime<Utc>, with
                     td { (delivery.event_type.as_deref().unwrap_or("unreadable")) }
                     td { span.tag.{ (delivery.outcome) } { (delivery.outcome) } }
                     @if with_users { td { @if let Some(id) = &delivery.clerk_id {
-                        @if id.starts_with("user_") { a href={ "/users/" (id) } { (id) } } @else { (id) }
+                        @if id.starts_with("user_") { a href=(whereabouts("/users", id.as_str())) { (id) } } @else { (id) }
                     } } }
                     td { (delivery.svix_id) }
                 }

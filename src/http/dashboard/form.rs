@@ -17,7 +17,7 @@ pub(super) struct Form {
 impl Form {
     pub(super) async fn read(app: &App, request: Request) -> Result<Self, Problem> {
         let (head, body) = request.into_parts();
-        let body = app.bodies.read(body, Instant::now()).await?;
+        let body = app.dashboard.forms.read(body, Instant::now()).await?;
         let fields = url::form_urlencoded::parse(&body.bytes);
         let fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         Ok(Self { fields, foreign: is_foreign(&head.headers) })
@@ -27,6 +27,11 @@ impl Form {
     pub(super) async fn read_own(app: &App, session: &Session, request: Request) -> Result<Self, Problem> {
         let form = Self::read(app, request).await?;
         if form.is_of(session) { Ok(form) } else { Err(Problem::ForeignForm) }
+    }
+
+    /// Whether another site sent it.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// Whether we made it for this session.

@@ -41,8 +41,8 @@ use self::{
     verdict::Facts,
 };
 use super::{
-    App,
-    attempts::Attempts,
+    App, Bodies,
+    attempts::{Attempts, FORGOTTEN},
     error::Problem,
     token::{Token, peer},
 };
@@ -61,6 +61,9 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
+/// The most that a form may have.
+const FORM_BYTES: usize = 16 * 1024;
+
 /// Wrong tokens in a row before somebody has to wait.
 const FREE_ATTEMPTS: u32 = 10;
 
@@ -74,6 +77,8 @@ pub struct Dashboard {
     /// Names of the sinks that are configured.
     sinks: Vec<String>,
     glance: Mutex<Option<(Instant, Arc<Facts>)>>,
+    /// Forms have room of their own: whoever fills that of webhooks keeps nobody from signing in, and the other way round.
+    forms: Bodies,
 }
 
 struct Door {
@@ -90,7 +95,7 @@ impl Dashboard {
             sessions: Sessions::new(token),
             attempts: Attempts::new(FREE_ATTEMPTS),
         });
-        Self { door, sinks, glance: Mutex::default() }
+        Self { door, sinks, glance: Mutex::default(), forms: Bodies::new(FORM_BYTES) }
     }
 
     /// Whose session a request shows.
@@ -167,20 +172,29 @@ async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
     let Some(door) = &app.dashboard.door else { return sign_in_page(&app, StatusCode::UNAUTHORIZED, None) };
     let address = peer(&request);
     if let Some(wait) = address.and_then(|address| door.attempts.wait(address, Instant::now())) {
-        let complaint = "Too many attempts. Wait a moment.";
-        let mut page = sign_in_page(&app, StatusCode::TOO_MANY_REQUESTS, Some(complaint));
-        page.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
-        return page;
+        return too_many(&app, wait);
     }
     let form = match Form::read(&app, request).await {
         Ok(form) => form,
         Err(problem) => return problem.into_response(),
     };
-    if !form.value("token").is_some_and(|token| door.token.is(token.trim().as_bytes())) {
-        if let Some(address) = address {
-            door.attempts.failed(address, Instant::now());
+    // Another site that sends guesses must not keep out who sits before this browser.
+    if form.is_foreign() {
+        return Problem::ForeignForm.into_response();
+    }
+    let token = form.value("token").unwrap_or_default().trim();
+    if let Some(address) = address.filter(|_| !token.is_empty()) {
+        // Before it is looked at, so that many at once are not all looked at.
+        if !door.attempts.begin(address, Instant::now()) {
+            return too_many(&app, FORGOTTEN);
         }
-        tracing::warn!("somebody could not sign in to the dashboard: wrong token");
+    }
+    if door.token.is(token.as_bytes()) {
+        if let Some(address) = address {
+            door.attempts.succeeded(address);
+        }
+    } else {
+        tracing::warn!(peer = address.map(tracing::field::display), "wrong token at the dashboard");
         return sign_in_page(&app, StatusCode::UNAUTHORIZED, Some("This is not the token."));
     }
     let mut response = see("/");
@@ -188,6 +202,13 @@ async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     response
+}
+
+fn too_many(app: &App, wait: Duration) -> Response {
+    let complaint = "Too many attempts. Wait a moment.";
+    let mut page = sign_in_page(app, StatusCode::TOO_MANY_REQUESTS, Some(complaint));
+    page.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
+    page
 }
 
 fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Response {

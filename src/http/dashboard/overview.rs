@@ -19,10 +19,11 @@ use super::{
     chart::Chart,
     page::{ago, count, fact, grouped, length, page, time},
     session::Session,
-    verdict::{Facts, Finding, Level, findings},
+    verdict::{Facts, Finding, Level, findings, last_believed},
 };
 use crate::{
     http::{App, error::Problem, v1::read},
+    model::Outcome,
     store::{Activity, DeliveryFilter, RunKind, WITHIN},
     sync::reconcile::Summary,
 };
@@ -98,10 +99,12 @@ async fn glance(app: &App, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
             None => (None, None),
         };
         Ok(Facts {
+            // What an operator discarded now came long ago.
             last_event: store
-                .deliveries(&DeliveryFilter::default(), 1)
+                .deliveries(&DeliveryFilter::default(), 20)
                 .await?
-                .pop()
+                .into_iter()
+                .find(|last| last.outcome != Outcome::Discarded.name())
                 .map(|last| last.processed_at),
             hour: store.activity(now - TimeDelta::hours(1), 60).await?,
             queue: store.queue_depth().await?,
@@ -111,7 +114,10 @@ async fn glance(app: &App, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
             erasures: store.open_erasures().await?,
         })
     });
-    let facts = Arc::new(facts.await?);
+    let mut facts = facts.await?;
+    facts.hour.extend(app.answers.unwritten());
+    facts.last_event = facts.last_event.max(last_believed(&facts.hour));
+    let facts = Arc::new(facts);
     *app.dashboard.glance.lock().unwrap_or_else(PoisonError::into_inner) =
         Some((Instant::now(), Arc::clone(&facts)));
     Ok(facts)
@@ -154,9 +160,18 @@ fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
             section.verdict.{ (class(worst.level)) } role="status" {
                 (question())
                 p.headline { strong { (worst.what) } }
-                p { (worst.remedy) @if let Some(link) = worst.link { " " a href=(link) { "Look" } } }
+                p { (prose(worst.remedy)) @if let Some(link) = worst.link { " " a href=(link) { "Look" } } }
             }
         },
+    }
+}
+
+/// Text in which commands stand between backticks.
+fn prose(text: &str) -> Markup {
+    html! {
+        @for (index, part) in text.split('`').enumerate() {
+            @if index % 2 == 1 { code { (part) } } @else { (part) }
+        }
     }
 }
 
@@ -167,7 +182,7 @@ fn told(findings: &[Finding]) -> Markup {
             ul.findings {
                 @for finding in &findings[1..] {
                     li.{ (class(finding.level)) } {
-                        strong { (finding.what) } " " (finding.remedy)
+                        strong { (finding.what) "." } " " (prose(finding.remedy))
                         @if let Some(link) = finding.link { " " a href=(link) { "Look" } }
                     }
                 }

@@ -158,12 +158,20 @@ pub(super) fn grouped(number: u64) -> String {
 
 /// What somebody's data looks like before it is revealed: that there is something, and its first letter.
 pub(super) fn masked(value: &str) -> String {
-    let mut masked: String = value.chars().take(1).collect();
+    // Of a short name one letter would be all or much of it.
+    let mut masked: String =
+        if value.chars().nth(2).is_some() { value.chars().take(1).collect() } else { String::new() };
     masked.push_str("•••");
     if value.contains('@') {
         masked.push_str("@•••");
     }
     masked
+}
+
+/// Where something with this id is: ids come from outside, and may look like paths or queries.
+pub(super) fn whereabouts(folder: &str, id: &str) -> String {
+    let id: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    format!("{folder}/{id}")
 }
 
 /// Go there, by GET.
@@ -195,7 +203,8 @@ mod tests {
     fn a_mask_shows_what_kind_of_thing_it_is_and_hardly_more() {
         assert_eq!(masked("ada@example.com"), "a•••@•••");
         assert_eq!(masked("Ada"), "A•••");
-        assert_eq!(masked("é"), "é•••");
+        assert_eq!(masked("王"), "•••");
+        assert_eq!(masked("Éva"), "É•••");
         assert_eq!(masked(""), "•••");
     }
 

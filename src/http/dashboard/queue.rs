@@ -10,11 +10,11 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::{
     form::Form,
-    page::{asking, button, count, fact, masked, page, see, time},
+    page::{asking, button, count, fact, masked, page, see, time, whereabouts},
     session::Session,
 };
 use crate::{
@@ -94,7 +94,7 @@ pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>) -> Markup {
             thead { tr { th { "Delivery" } th { "Type" } th { "State" } th { "Came" } th.number { "Tries" } th { "Why" } } }
             tbody { @for one in queued {
                 tr {
-                    td { a href={ "/queue/" (one.svix_id) } { (one.svix_id) } }
+                    td { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } }
                     td { (one.event_type.as_deref().unwrap_or("unreadable")) }
                     td { span.tag.{ (one.state.name()) } { (one.state.name()) } }
                     td { (time(now, one.received_at)) }
@@ -182,16 +182,14 @@ async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Res
 }
 
 fn content(session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
-    let mut path =
-        url::form_urlencoded::byte_serialize(parked.svix_id.as_str().as_bytes()).collect::<String>();
-    path.insert_str(0, "/queue/");
+    let path = whereabouts("/queue", parked.svix_id.as_str());
     html! {
         p.reason { @if parked.last_error.is_empty() { "It was not tried yet." } @else { (parked.last_error) } }
         dl.facts {
             (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
             (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
             (fact("User", &html! {
-                @match &parked.clerk_id { Some(id) => a href={ "/users/" (id) } { (id) }, None => "unknown" }
+                @match &parked.clerk_id { Some(id) => a href=(whereabouts("/users", id.as_str())) { (id) }, None => "unknown" }
             }))
             (fact("Came", &time(now, parked.received_at)))
             (fact("Tries", &html! { (parked.attempts) }))
@@ -222,11 +220,9 @@ fn said(payload: &[u8], revealed: bool) -> String {
     };
     if !revealed {
         if let Some(data) = body.as_object_mut() {
-            for (name, value) in data {
-                if !matches!(name.as_str(), "type" | "object" | "timestamp" | "instance_id") {
-                    mask(value);
-                }
-            }
+            let envelope = ["type", "object", "timestamp", "instance_id"];
+            let is_clerks = |name: &str, value: &Json| envelope.contains(&name) && is_word(value);
+            mask_fields(data, &is_clerks);
         } else {
             mask(&mut body);
         }
@@ -240,28 +236,45 @@ const HARMLESS: [&str; 5] = ["id", "object", "status", "strategy", "type"];
 fn mask(value: &mut Json) {
     match value {
         Json::String(text) => *text = masked(text),
+        Json::Number(_) => *value = Json::String(masked("")),
         Json::Array(items) => items.iter_mut().for_each(mask),
-        Json::Object(fields) => {
-            for (name, value) in fields {
-                // In metadata the names too are somebody's own.
-                if name.ends_with("_metadata") && !value.is_null() {
-                    *value = Json::String(masked(""));
-                } else if !value.is_string() || !HARMLESS.contains(&name.as_str()) {
-                    mask(value);
-                }
-            }
-        }
-        Json::Number(number) => {
-            *value =
-                if number.as_i64().is_some_and(is_time) { value.take() } else { Json::String(masked("")) }
-        }
+        Json::Object(fields) => mask_fields(fields, &|name, value| {
+            (HARMLESS.contains(&name) && value.is_string() && is_word(value))
+                || (name.ends_with("_at") && is_time(value))
+        }),
         Json::Null | Json::Bool(_) => {}
     }
 }
 
-/// Whether a number is milliseconds of this century.
-fn is_time(number: i64) -> bool {
-    (946_684_800_000..4_102_444_800_000).contains(&number)
+/// Mask all but what is Clerk's own. In metadata, and where they are odd, the names too are somebody's.
+fn mask_fields(fields: &mut Map<String, Json>, is_clerks: &dyn Fn(&str, &Json) -> bool) {
+    let masked_fields = std::mem::take(fields).into_iter().enumerate().map(|(index, (name, mut value))| {
+        if name.ends_with("_metadata") && !value.is_null() {
+            value = Json::String(masked(""));
+        } else if !is_clerks(&name, &value) {
+            mask(&mut value);
+        }
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        (if plain { name } else { format!("••• {index}") }, value)
+    });
+    *fields = masked_fields.collect();
+}
+
+/// Whether it is a number, or a word such as Clerk's own: no address, no sentence.
+fn is_word(value: &Json) -> bool {
+    match value {
+        Json::Number(_) => true,
+        Json::String(text) => {
+            text.len() <= 64
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+        }
+        _ => false,
+    }
+}
+
+/// Whether it is milliseconds of this century.
+fn is_time(value: &Json) -> bool {
+    value.as_i64().is_some_and(|number| (946_684_800_000..4_102_444_800_000).contains(&number))
 }
 
 #[cfg(test)]
@@ -282,6 +295,11 @@ mod tests {
             assert!(shown.contains(kept), "{kept}: {shown}");
         }
         assert!(said(body.as_bytes(), true).contains("ada@example.com"));
+        let odd = r#"{"type":{"email":"leak1@x.y"},"timestamp":"leak2@x.y","data":{"phone":972501234567,"leak3@x.y":1,"status":"leak4@x.y"}}"#;
+        let shown = said(odd.as_bytes(), false);
+        for personal in ["leak", "972501234567"] {
+            assert!(!shown.contains(personal), "{personal}: {shown}");
+        }
         assert_eq!(said(b"{\"a\": Ada", false), "9 bytes that are not JSON");
     }
 }

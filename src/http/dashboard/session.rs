@@ -60,10 +60,17 @@ impl Sessions {
 
     /// Whose session it is that the request shows.
     pub(super) fn find(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Session> {
-        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-        let value = lines
-            .flat_map(|line| line.split(';'))
-            .find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))?;
+        // Other programs of the same host have cookies too, perhaps of the same name and no text at all.
+        let pairs = headers
+            .get_all(header::COOKIE)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+        let mut values =
+            pairs.filter_map(|pair| pair.trim_ascii().strip_prefix(COOKIE.as_bytes())?.strip_prefix(b"="));
+        values.find_map(|value| self.believe(value, now))
+    }
+
+    fn believe(&self, value: &[u8], now: DateTime<Utc>) -> Option<Session> {
         let value = BASE64.decode(value).ok()?;
         let (name, proof) = value.split_first_chunk::<NAME_BYTES>()?;
         if !bool::from(mac(&self.key, &[b"session", name]).ct_eq(proof)) {
@@ -134,6 +141,11 @@ mod tests {
         assert!(session.made(&session.csrf));
         assert!(!session.made(""));
         assert!(Sessions::new("t0ken").find(&shown, now()).is_some());
+        let mut crowded = HeaderMap::new();
+        let own = shown[header::COOKIE].as_bytes();
+        let line = [b"x=\xff; clerk-sync-session=bad; ", own].concat();
+        crowded.append(header::COOKIE, axum::http::HeaderValue::from_bytes(&line).expect("a header"));
+        assert!(sessions.find(&crowded, now()).is_some());
         assert!(Sessions::new("other").find(&shown, now()).is_none());
         assert!(sessions.find(&shown, now() + LASTING - TimeDelta::seconds(1)).is_some());
         assert!(sessions.find(&shown, now() + LASTING).is_none());

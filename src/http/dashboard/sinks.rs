@@ -15,8 +15,9 @@ use maud::{Markup, html};
 
 use super::{
     form::Form,
-    page::{asking, count, fact, grouped, page, see, time},
+    page::{asking, count, fact, grouped, page, see, time, whereabouts},
     session::Session,
+    verdict::HELD_UP,
 };
 use crate::{
     http::{App, error::Problem, v1::read},
@@ -75,8 +76,12 @@ pub(super) async fn list(
 }
 
 fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
+    let now = (app.clock)();
+    let oldest = sinks.depth.get(name).and_then(|depth| depth.oldest);
     let (class, word) = if sinks.paused.contains_key(name) {
         ("pending", "paused")
+    } else if oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
+        ("dead", "behind")
     } else if app.dashboard.sinks.contains(name) {
         ("applied", "on")
     } else {
@@ -96,7 +101,9 @@ pub(super) async fn show(
     if !sinks.names.contains(&name) {
         return Err(Problem::NotFound);
     }
-    let mut filter = MessageFilter { sink: Some(name.clone()), state: Some(MessageState::Dead), after: None };
+    let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
+    let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
+    let mut filter = MessageFilter { sink: Some(name.clone()), state: Some(state_at_first), after: None };
     for (parameter, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
         match &*parameter {
             "state" => filter.state = MessageState::named(&value),
@@ -161,7 +168,7 @@ fn table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
                 tr {
                     td.number { (message.id) }
                     td { (message.kind) }
-                    td { a href={ "/users/" (message.clerk_id) } { (message.clerk_id) } }
+                    td { a href=(whereabouts("/users", message.clerk_id.as_str())) { (message.clerk_id) } }
                     td { span.tag.{ (message.state.name()) } { (message.state.name()) } }
                     td { (time(now, message.created_at)) }
                     td.number { (message.attempts) }

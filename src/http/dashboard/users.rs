@@ -14,7 +14,7 @@ use maud::{Markup, html};
 use super::{
     deliveries::processed_table,
     form::Form,
-    page::{button, fact, masked, moment, page, see, time},
+    page::{button, fact, masked, moment, page, see, time, whereabouts},
     queue::queued_table,
     session::Session,
 };
@@ -52,7 +52,7 @@ pub(super) async fn find(
             page(&session, "/users", "Users", &search_form(&session, Some(nobody)))
         });
     }
-    let filter = RowFilter { email: Some(sought), after: None };
+    let filter = RowFilter { email: Some(sought.replace('\0', "")), after: None };
     let rows = read(&app, async move |store| store.rows(&filter, FOUND).await).await?;
     let content = html! {
         (search_form(&session, rows.is_empty().then_some("Nobody here has this address.")))
@@ -62,7 +62,7 @@ pub(super) async fn find(
                 thead { tr { th { "User" } th { "Name" } th { "Signed up" } th { "Written" } } }
                 tbody { @for row in &rows {
                     tr {
-                        td { a href={ "/users/" (row.user.clerk_id) } { (row.user.clerk_id) } }
+                        td { a href=(whereabouts("/users", row.user.clerk_id.as_str())) { (row.user.clerk_id) } }
                         td { (shown(&row.user.profile[Field::FirstName], false)) }
                         td { @if let Some(at) = row.user.created_at { (moment(at)) } }
                         td { (moment(row.user.synced_at)) }
@@ -133,7 +133,7 @@ pub(super) async fn reveal(
 }
 
 async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
-    let clerk_id = ClerkId::new(id).ok_or(Problem::NotFound)?;
+    let clerk_id = ClerkId::new(id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)?;
     let known = load(app, clerk_id).await?;
     if known.row.is_none() && known.register.is_none() && known.trail.is_empty() && known.waiting.is_empty() {
         let content = html! { p { "Nobody of this id was ever here." } (search_form(session, None)) };
@@ -207,7 +207,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                 @if revealed {
                     p.note { "That this was shown stands in the audit trail below." }
                 } @else {
-                    (button(session, &format!("/users/{id}"), "reveal", "Reveal, and write it down", "quiet"))
+                    (button(session, &whereabouts("/users", id.as_str()), "reveal", "Reveal, and write it down", "quiet"))
                 }
             }
         }

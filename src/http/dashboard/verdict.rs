@@ -14,7 +14,7 @@ use crate::{
 const SILENCE: TimeDelta = TimeDelta::hours(1);
 
 /// A delivery or message that has been due for so long is held up.
-const HELD_UP: TimeDelta = TimeDelta::minutes(1);
+pub(super) const HELD_UP: TimeDelta = TimeDelta::minutes(1);
 
 /// The time within which an erasure has to be confirmed everywhere.
 const ERASED_WITHIN: TimeDelta = TimeDelta::days(30);
@@ -64,6 +64,7 @@ impl Finding {
 pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = [
         signatures(facts, now),
+        refusals(facts, now),
         failures(facts, now),
         dead(facts),
         held_up(facts, now),
@@ -79,9 +80,14 @@ pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     findings
 }
 
-/// Whether a delivery was believed, whatever became of it.
+/// Whether deliveries were believed and taken in. What failed may never have been looked at.
 fn is_believed(activity: &Activity) -> bool {
-    activity.outcome != "rejected"
+    !matches!(activity.outcome.as_str(), "rejected" | "failed")
+}
+
+/// When the last webhook was believed and taken in.
+pub(super) fn last_believed(hour: &[Activity]) -> Option<DateTime<Utc>> {
+    hour.iter().filter(|activity| is_believed(activity)).map(|activity| activity.latest).max()
 }
 
 fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
@@ -90,8 +96,7 @@ fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     };
     let last = facts.hour.iter().filter(refused).map(|activity| activity.latest).max()?;
     let all: u64 = facts.hour.iter().filter(refused).map(|activity| activity.count).sum();
-    let believed =
-        facts.hour.iter().filter(|activity| is_believed(activity)).map(|activity| activity.latest).max();
+    let believed = last_believed(&facts.hour);
     let since = ago(now, last);
     Some(if believed.is_none_or(|believed| believed < last) {
         Finding::new(
@@ -123,21 +128,64 @@ fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     })
 }
 
+/// Genuine or not, what was refused for a setting of ours.
+fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
+    let of = |reason: &str| -> Vec<&Activity> {
+        facts.hour.iter().filter(|activity| activity.reason == reason).collect()
+    };
+    for (reason, level, remedy) in [
+        (
+            "wrong_instance",
+            Level::Wrong,
+            "They are signed with our secret and of another instance of Clerk: is CLERK_INSTANCE_ID right, and does only one \
+             instance send here?",
+        ),
+        (
+            "body_too_large",
+            Level::Doubtful,
+            "If they are Clerk's, raise WEBHOOK_MAX_BODY_BYTES: users with large metadata are missing their changes.",
+        ),
+        (
+            "address_not_allowed",
+            Level::Doubtful,
+            "If they are Clerk's, mend WEBHOOK_ALLOWED_IPS and TRUSTED_PROXIES: `svix` allows Svix's own addresses.",
+        ),
+    ] {
+        let refused = of(reason);
+        if let Some(last) = refused.iter().map(|activity| activity.latest).max() {
+            let all = refused.iter().map(|activity| activity.count).sum();
+            let what = format!(
+                "{} in the last hour ({reason}), the last {}",
+                count(all, "webhook was refused", "webhooks were refused"),
+                ago(now, last)
+            );
+            return Some(Finding::new(level, what, remedy, "/"));
+        }
+    }
+    None
+}
+
 fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let lately = now - TimeDelta::minutes(10);
-    let failed = facts.hour.iter().filter(|activity| activity.outcome == "failed" && activity.at >= lately);
-    let failed: u64 = failed.map(|activity| activity.count).sum();
-    (failed > 0).then(|| {
-        Finding::new(
-            Level::Doubtful,
-            format!(
-                "{} in the last ten minutes",
-                count(failed, "webhook was answered 503", "webhooks were answered 503")
-            ),
-            "Svix sends them again. The log says why; most often the database was away or locked.",
-            "/deliveries",
-        )
-    })
+    let failed: Vec<&Activity> = facts
+        .hour
+        .iter()
+        .filter(|activity| activity.outcome == "failed" && activity.latest >= lately)
+        .collect();
+    let last = failed.iter().map(|activity| activity.latest).max()?;
+    let all = failed.iter().map(|activity| activity.count).sum();
+    let nothing_since = last_believed(&facts.hour).is_none_or(|believed| believed < last);
+    Some(Finding::new(
+        if nothing_since { Level::Wrong } else { Level::Doubtful },
+        format!(
+            "{} in the last ten minutes{}",
+            count(all, "webhook was answered 503", "webhooks were answered 503"),
+            if nothing_since { ", and none was taken in since" } else { "" }
+        ),
+        "Nothing is lost: Svix sends them again for 28 hours. The log says why; most often the database is away, full or \
+         locked.",
+        "/",
+    ))
 }
 
 fn dead(facts: &Facts) -> Option<Finding> {
@@ -145,7 +193,7 @@ fn dead(facts: &Facts) -> Option<Finding> {
         Finding::new(
             Level::Wrong,
             format!(
-                "{}, and will not be tried again by itself",
+                "{}, and nothing tries again by itself",
                 count(facts.queue.dead, "delivery could not be applied", "deliveries could not be applied")
             ),
             "Each says why. Mend the cause, then retry them.",
@@ -329,6 +377,38 @@ mod tests {
     }
 
     #[test]
+    fn failures_are_worse_if_nothing_was_taken_in_since() {
+        let mut facts = Facts {
+            hour: vec![answered(6, "applied", ""), answered(5, "failed", "database_unavailable")],
+            ..well()
+        };
+        assert_eq!(only(&facts).0, Level::Wrong);
+        facts.hour.push(answered(4, "applied", ""));
+        assert_eq!(only(&facts).0, Level::Doubtful);
+        // What was never looked at proves no signature.
+        let facts = Facts {
+            hour: vec![answered(2, "rejected", "invalid_signature"), answered(1, "failed", "overloaded")],
+            ..well()
+        };
+        assert_eq!(told(&facts).iter().filter(|(level, _)| *level == Level::Wrong).count(), 2);
+    }
+
+    #[test]
+    fn what_a_setting_refuses_is_told() {
+        for (reason, level) in [
+            ("wrong_instance", Level::Wrong),
+            ("body_too_large", Level::Doubtful),
+            ("address_not_allowed", Level::Doubtful),
+        ] {
+            let mut facts = well();
+            facts.hour.push(answered(2, "rejected", reason));
+            let (found, what) = only(&facts);
+            assert_eq!(found, level);
+            assert!(what.contains(reason), "{what}");
+        }
+    }
+
+    #[test]
     fn dead_letters_and_what_waits_too_long_are_told() {
         let queue = QueueDepth { dead: 1, ..QueueDepth::default() };
         let (level, what) = only(&Facts { queue, ..well() });
@@ -381,6 +461,6 @@ mod tests {
             ..well()
         };
         let levels: Vec<Level> = told(&facts).into_iter().map(|(level, _)| level).collect();
-        assert_eq!(levels, [Level::Wrong, Level::Wrong, Level::Doubtful, Level::Doubtful]);
+        assert_eq!(levels, [Level::Wrong, Level::Wrong, Level::Wrong, Level::Doubtful]);
     }
 }

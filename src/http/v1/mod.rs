@@ -37,7 +37,7 @@ pub use self::{
     users::row_as_json,
 };
 use super::{
-    App,
+    App, Bodies,
     attempts::Attempts,
     error::Problem,
     token::{self, Token},
@@ -53,6 +53,9 @@ const UNAUTHORIZED: &str = "`unauthorized`: the token is missing or wrong, or no
 const UNAVAILABLE: &str = "`database_unavailable` or `overloaded`: try again after `Retry-After`";
 
 const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
+
+/// The most that a body may have: a thousand ids with room to spare.
+const MAX_BODY_BYTES: usize = 512 * 1024;
 
 /// How many ids a body may name.
 const MAX_IDS: usize = 1000;
@@ -128,6 +131,8 @@ pub struct Api {
     /// `None`: nobody is let in.
     token: Option<Token>,
     pub(super) attempts: Attempts,
+    /// Room of its own, which webhooks do not fill.
+    bodies: Bodies,
     places: Arc<Semaphore>,
     /// `None`: there is no key to Clerk's API.
     ensure: Option<Ensure>,
@@ -140,6 +145,7 @@ impl Api {
             store,
             token: token.map(Token::new),
             attempts: Attempts::new(FREE_ATTEMPTS),
+            bodies: Bodies::new(MAX_BODY_BYTES),
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
         }
@@ -189,7 +195,7 @@ async fn body<T: DeserializeOwned>(
     request: Request,
     complaint: &'static str,
 ) -> Result<T, Problem> {
-    let body = app.bodies.read(request.into_body(), Instant::now()).await?;
+    let body = app.api.bodies.read(request.into_body(), Instant::now()).await?;
     serde_json::from_slice(&body.bytes).map_err(|_| Problem::InvalidBody(complaint))
 }
 
