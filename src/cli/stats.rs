@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{Failure, bytes, clock, explained, insist_on_database, look, resolve, say, service::init_log};
 use crate::{
     config::{Config, Settings},
+    http::grouped_by,
     model::rfc3339,
     store::{Bucket, Count, QueueDepth, Readiness, SinkDepth, Statistics, Store, StoreError},
 };
@@ -233,15 +234,7 @@ fn told(count: Count) -> String {
 
 /// A number whose digits can be counted.
 fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
+    grouped_by(number, ',')
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use address::Addresses;
 pub use body::Bodies;
-pub use dashboard::Dashboard;
+pub use dashboard::{Dashboard, grouped_by};
 pub use error::Problem;
 pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};

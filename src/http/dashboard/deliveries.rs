@@ -11,17 +11,18 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{grouped, page, time, whereabouts},
+    page::{ROWS, grouped, page, time, whereabouts},
     session::Session,
 };
 use crate::{
-    http::{App, error::Problem, v1::read},
+    http::{
+        App,
+        error::Problem,
+        v1::{query::page as cut, read},
+    },
     model::SvixId,
     store::{DeliveryFilter, LOOKED_THROUGH, Processed},
 };
-
-/// Rows on a page.
-const ROWS: u32 = 50;
 
 const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 const OUTCOMES: [&str; 5] = ["applied", "unchanged", "stale", "ignored", "discarded"];
@@ -33,9 +34,8 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let filter = filter(query.as_deref().unwrap_or_default());
     let asked = filter.clone();
-    let mut found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
-    let more = found.len() > ROWS as usize;
-    found.truncate(ROWS as usize);
+    let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
+    let (found, more) = cut(found, ROWS);
     let next = found.last().filter(|_| more).map(|last| link(&filter, last));
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
     let content = html! {

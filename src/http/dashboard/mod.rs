@@ -34,6 +34,7 @@ use chrono::{DateTime, Utc};
 use maud::html;
 use tokio::time::Instant;
 
+pub use self::page::grouped_by;
 use self::{
     form::Form,
     page::{see, stranger},

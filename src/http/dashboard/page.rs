@@ -20,6 +20,9 @@ const MENU: [(&str, &str); 6] = [
     ("/sinks", "Sinks"),
 ];
 
+/// Rows of a list on a page.
+pub(super) const ROWS: u32 = 50;
+
 /// A page for somebody who is signed in. `path` is its own in the menu.
 pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup) -> Response {
     let frame = html! {
@@ -145,11 +148,16 @@ pub(super) fn count(number: u64, one: &str, many: &str) -> String {
 
 /// A number, its thousands apart.
 pub(super) fn grouped(number: u64) -> String {
+    grouped_by(number, '\u{202f}')
+}
+
+/// A number with this between its thousands.
+pub fn grouped_by(number: u64, separator: char) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.char_indices() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push('\u{202f}');
+            text.push(separator);
         }
         text.push(digit);
     }

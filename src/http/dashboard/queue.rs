@@ -14,11 +14,15 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     form::Form,
-    page::{asking, button, count, fact, masked, page, see, time, whereabouts},
+    page::{ROWS, asking, button, count, fact, masked, page, see, time, whereabouts},
     session::Session,
 };
 use crate::{
-    http::{App, error::Problem, v1::read},
+    http::{
+        App,
+        error::Problem,
+        v1::{query::page as cut, read},
+    },
     model::{ClerkId, SvixId},
     store::{Parked, QueueFilter, QueueState, Queued},
     sync::{
@@ -26,9 +30,6 @@ use crate::{
         reveal,
     },
 };
-
-/// Rows on a page.
-const ROWS: u32 = 50;
 
 /// Whose data it is that cannot be told.
 const UNKNOWN: &str = "unknown";
@@ -48,10 +49,9 @@ pub(super) async fn list(
         }
     }
     let state = filter.state;
-    let mut found = read(&app, async move |store| store.queued(&filter, ROWS + 1).await).await?;
+    let found = read(&app, async move |store| store.queued(&filter, ROWS + 1).await).await?;
     let depth = read(&app, async move |store| store.queue_depth().await).await?;
-    let more = found.len() > ROWS as usize;
-    found.truncate(ROWS as usize);
+    let (found, more) = cut(found, ROWS);
     let name = |state: Option<QueueState>| state.map_or("all", QueueState::name);
     let next = found.last().filter(|_| more).map(|last| {
         let mut query = url::form_urlencoded::Serializer::new(String::new());

@@ -15,18 +15,19 @@ use maud::{Markup, html};
 
 use super::{
     form::Form,
-    page::{asking, count, fact, grouped, page, see, time, whereabouts},
+    page::{ROWS, asking, count, fact, grouped, page, see, time, whereabouts},
     session::Session,
     verdict::HELD_UP,
 };
 use crate::{
-    http::{App, error::Problem, v1::read},
+    http::{
+        App,
+        error::Problem,
+        v1::{query::page as cut, read},
+    },
     store::{MessageFilter, MessageState, SinkDepth, StoredMessage},
     work::outbox::{Selection, discard, retry},
 };
-
-/// Rows on a page.
-const ROWS: u32 = 50;
 
 /// What is known of all sinks: those that are configured, and those that anything waits for.
 struct Sinks {
@@ -112,9 +113,8 @@ pub(super) async fn show(
         }
     }
     let chosen = filter.state;
-    let mut messages = read(&app, async move |store| store.messages(&filter, ROWS + 1).await).await?;
-    let more = messages.len() > ROWS as usize;
-    messages.truncate(ROWS as usize);
+    let messages = read(&app, async move |store| store.messages(&filter, ROWS + 1).await).await?;
+    let (messages, more) = cut(messages, ROWS);
     let word = |state: Option<MessageState>| state.map_or("all", MessageState::name);
     let next = messages
         .last()

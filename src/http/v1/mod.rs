@@ -8,7 +8,7 @@
 mod ensure;
 mod openapi;
 mod outbox;
-mod query;
+pub(super) mod query;
 mod queue;
 mod signups;
 mod users;

@@ -50,7 +50,7 @@ impl Query {
 }
 
 /// One page of what was found, and whether there is more: one more than the page holds was asked for.
-pub(super) fn page<T>(mut found: Vec<T>, limit: u32) -> (Vec<T>, bool) {
+pub(in crate::http) fn page<T>(mut found: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     let more = found.len() > limit as usize;
     found.truncate(limit as usize);
     (found, more)
