@@ -1,23 +1,13 @@
 //! The size of a head. hyper itself refuses what is larger still, with a bare 431, before there is a request to answer.
 
-use axum::{
-    extract::Request,
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
-
-use super::error::Problem;
+use axum::http::Request;
 
 /// The most that the target and the headers of a request may have, in bytes. Svix's have about 600.
 pub(super) const MAX_BYTES: usize = 16 * 1024;
 
-/// Refuse a head that is too large.
-pub(super) async fn limit(request: Request, next: Next) -> Response {
+pub(super) fn is_too_large<B>(request: &Request<B>) -> bool {
     let headers: usize =
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    if headers + target > MAX_BYTES {
-        return Problem::HeadTooLarge.into_response();
-    }
-    next.run(request).await
+    headers + target > MAX_BYTES
 }

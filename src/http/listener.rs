@@ -6,7 +6,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo};
+use axum::extract::ConnectInfo;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -16,9 +16,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
-use super::{head, socket::Socket};
+use super::{Routes, head, socket::Socket};
 
 /// How long accepting pauses after an error that is not the peer's, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -57,7 +56,7 @@ impl Default for ConnectionLimits {
 /// most `grace`, cut off the rest, and return.
 pub async fn serve(
     listener: TcpListener,
-    routes: Router,
+    routes: Routes,
     limits: ConnectionLimits,
     shutdown: CancellationToken,
     grace: Duration,
@@ -76,7 +75,7 @@ pub async fn serve(
 /// Accept for ever.
 async fn accept(
     listener: TcpListener,
-    routes: Router,
+    routes: Routes,
     limits: ConnectionLimits,
     shutdown: &CancellationToken,
     connections: &mut JoinSet<()>,
@@ -126,14 +125,14 @@ async fn converse(
     http: http1::Builder,
     socket: Socket,
     peer: SocketAddr,
-    routes: Router,
+    routes: Routes,
     shutdown: CancellationToken,
     _place: OwnedSemaphorePermit,
 ) {
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        let routes = routes.clone();
-        async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        let answer = routes.clone().answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
     let ended = tokio::select! {

@@ -27,13 +27,16 @@ use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    middleware::from_fn,
+    body::Body,
+    http::Request,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::ServiceExt;
+use tower_http::catch_panic::{CatchPanic, ResponseForPanic};
 
 pub use address::Addresses;
 pub use body::Bodies;
@@ -45,6 +48,7 @@ pub use metrics::Scrapers;
 pub use v1::{Api, message_as_json, parked_as_json, queue_as_json, row_as_json};
 pub use webhook::ANSWER_WITHIN;
 
+use self::request_id::RequestId;
 use crate::{
     clerk::signature::Verifier,
     model::FieldSet,
@@ -75,7 +79,7 @@ pub struct App {
 }
 
 /// What the public listener serves.
-pub fn public_routes(app: Arc<App>) -> Router {
+pub fn public_routes(app: Arc<App>) -> Routes {
     let routes = Router::new()
         .route("/webhooks/clerk", post(webhook::receive))
         .route("/api/webhooks/clerk", post(webhook::receive))
@@ -85,11 +89,11 @@ pub fn public_routes(app: Arc<App>) -> Router {
         .route("/version", get(health::version))
         .fallback(async || Problem::NotFound)
         .with_state(app);
-    dress(routes)
+    Routes::new(routes)
 }
 
 /// What the private listener serves.
-pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
+pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Routes {
     let routes = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
@@ -98,19 +102,43 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Router {
         .with_state((Arc::clone(&app), prometheus))
         .merge(v1::routes(Arc::clone(&app)))
         .merge(dashboard::routes(app));
-    dress(routes)
+    Routes::new(routes)
 }
 
-/// What every request gets: a name, and an answer even if a handler panics.
-fn dress(routes: Router) -> Router {
-    routes
-        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
-        .layer(from_fn(head::limit))
-        .layer(CatchPanicLayer::custom(answer_panic))
-        .layer(from_fn(request_id::carry))
+/// What a listener serves. What every request gets stands around the routes and not in layers of them, which would be
+/// boxed and cloned for each request.
+#[derive(Clone, Debug)]
+pub struct Routes(CatchPanic<Router, Wordless>);
+
+impl Routes {
+    fn new(routes: Router) -> Self {
+        let routes = routes.method_not_allowed_fallback(async || Problem::MethodNotAllowed);
+        Self(CatchPanic::custom(routes, Wordless))
+    }
+
+    /// Answer a request under a name, also one whose head is too large or whose handler panics.
+    async fn answer(self, mut request: Request<Incoming>) -> Response {
+        let id = RequestId::of(request.headers());
+        let mut response = if head::is_too_large(&request) {
+            Problem::HeadTooLarge.into_response()
+        } else {
+            request.extensions_mut().insert(id.clone());
+            let Ok(response) = self.0.oneshot(request).await;
+            response.map(Body::new)
+        };
+        id.name(&mut response);
+        response
+    }
 }
 
 /// The panic's message may quote what was being worked on, so nobody sees it.
-fn answer_panic(_message: Box<dyn Any + Send>) -> Response {
-    Problem::Internal.into_response()
+#[derive(Clone, Debug)]
+struct Wordless;
+
+impl ResponseForPanic for Wordless {
+    type ResponseBody = Body;
+
+    fn response_for_panic(&mut self, _message: Box<dyn Any + Send>) -> Response {
+        Problem::Internal.into_response()
+    }
 }

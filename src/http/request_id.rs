@@ -1,9 +1,7 @@
 //! A name for every request: `x-request-id`, taken from the caller if it is sane, else made here, always returned.
 
 use axum::{
-    extract::Request,
-    http::{HeaderName, HeaderValue},
-    middleware::Next,
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
 
@@ -17,6 +15,19 @@ const MAX_BYTES: usize = 128;
 pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
+    /// The name of the request with these headers.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        headers.get(HEADER).and_then(Self::sane).unwrap_or_else(Self::random)
+    }
+
+    /// Name the answer.
+    pub(super) fn name(self, answer: &mut Response) {
+        if answer.status().as_u16() == 500 {
+            tracing::error!(request_id = self.as_str(), "a handler panicked");
+        }
+        answer.headers_mut().insert(HEADER, self.0);
+    }
+
     fn sane(value: &HeaderValue) -> Option<Self> {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
         let sane = (1..=MAX_BYTES).contains(&value.len()) && value.as_bytes().iter().all(plain);
@@ -31,16 +42,4 @@ impl RequestId {
     pub(super) fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
     }
-}
-
-/// Name a request and its answer.
-pub(super) async fn carry(mut request: Request, next: Next) -> Response {
-    let id = request.headers().get(HEADER).and_then(RequestId::sane).unwrap_or_else(RequestId::random);
-    request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
-    if response.status().as_u16() == 500 {
-        tracing::error!(request_id = id.as_str(), "a handler panicked");
-    }
-    response.headers_mut().insert(HEADER, id.0);
-    response
 }

@@ -297,7 +297,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(routes: Router, limits: ConnectionLimits, grace: Duration) -> Self {
+    fn start(routes: Routes, limits: ConnectionLimits, grace: Duration) -> Self {
         let runtime = Runtime::new().expect("runtime");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("free port");
         let address = listener.local_addr().expect("address");
@@ -703,7 +703,7 @@ fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
     let routes = Router::new()
         .route("/panic", axum::routing::get(async || -> Response { panic!("jane@example.com") }))
         .route("/fine", axum::routing::get(async || "fine"));
-    let server = Server::start(dress(routes), ConnectionLimits::default(), GRACE);
+    let server = Server::start(Routes::new(routes), ConnectionLimits::default(), GRACE);
     let mut client = server.connect();
     client.send(get("/panic").as_bytes());
     let answer = client.answer().expect("an answer");
@@ -714,12 +714,16 @@ fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
 }
 
 /// A route that answers after `delay`.
-fn slow_route(delay: Duration) -> Router {
+fn slow_route(delay: Duration) -> Routes {
     let answer = async move || {
         tokio::time::sleep(delay).await;
         "done"
     };
-    Router::new().route("/slow", axum::routing::get(answer)).route("/", axum::routing::get(async || "quick"))
+    Routes::new(
+        Router::new()
+            .route("/slow", axum::routing::get(answer))
+            .route("/", axum::routing::get(async || "quick")),
+    )
 }
 
 #[test]
@@ -779,7 +783,7 @@ fn a_peer_that_never_reads_its_answer_is_closed() {
         write_within: Duration::from_secs(1),
         ..ConnectionLimits::default()
     };
-    let server = Server::start(big, limits, GRACE);
+    let server = Server::start(Routes::new(big), limits, GRACE);
     let mut deaf = server.connect();
     deaf.send(get("/").as_bytes());
     let mut next = server.connect();
@@ -807,8 +811,11 @@ fn a_request_is_seen_through_although_its_sender_hangs_up() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         count.fetch_add(1, Ordering::SeqCst);
     };
-    let server =
-        Server::start(Router::new().route("/", axum::routing::get(slow)), ConnectionLimits::default(), GRACE);
+    let server = Server::start(
+        Routes::new(Router::new().route("/", axum::routing::get(slow))),
+        ConnectionLimits::default(),
+        GRACE,
+    );
     let wait_for = |count: usize| {
         let started = Instant::now();
         while seen.load(Ordering::SeqCst) < count {
