@@ -22,6 +22,9 @@ use secrecy::ExposeSecret;
 
 use crate::{database::Database, events::SECRET, process};
 
+/// Lets the bench look at the dashboard.
+pub(crate) const ADMIN_TOKEN: &str = "bench-bench-bench-bench";
+
 /// Set for a child that stands in for the service.
 const STAND_IN: &str = "CLERK_SYNC_BENCH_STAND_IN";
 
@@ -60,7 +63,27 @@ pub(crate) struct Service {
     child: Child,
     mode: Mode,
     pub(crate) address: SocketAddr,
-    private: SocketAddr,
+    pub(crate) private: PrivateListener,
+}
+
+/// Where metrics and the dashboard are.
+#[derive(Clone, Copy)]
+pub(crate) struct PrivateListener(SocketAddr);
+
+impl PrivateListener {
+    /// The whole answer to a request, after which it is to hang up.
+    pub(crate) fn ask(self, request: &str) -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(self.0)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn get(self, path: &str) -> anyhow::Result<String> {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+    }
 }
 
 impl Service {
@@ -95,14 +118,15 @@ impl Service {
             .env("CLERK_WEBHOOK_SIGNING_SECRET", SECRET)
             .env("PORT", address.port().to_string())
             .env("ADMIN_PORT", private.port().to_string())
+            .env("ADMIN_TOKEN", ADMIN_TOKEN)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .context("the service cannot be started")?;
-        let mut service = Self { child, mode, address, private };
+        let mut service = Self { child, mode, address, private: PrivateListener(private) };
         let began = Instant::now();
-        while !service.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        while !service.private.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             if let Some(status) = service.child.try_wait()? {
                 bail!("the service ended with {status}; BENCH_LOG=1 shows why");
             }
@@ -130,21 +154,12 @@ impl Service {
 
     /// How many events were committed so far, in how many batches.
     pub(crate) fn batches(&self) -> anyhow::Result<(f64, f64)> {
-        let metrics = self.get("/metrics")?;
+        let metrics = self.private.get("/metrics")?;
         let value = |name: &str| -> anyhow::Result<f64> {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
         };
         Ok((value("clerk_sync_commit_batch_size_sum")?, value("clerk_sync_commit_batch_size_count")?))
-    }
-
-    fn get(&self, path: &str) -> anyhow::Result<String> {
-        let mut stream = TcpStream::connect(self.private)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
     }
 }
 
