@@ -9,7 +9,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::any_time, clock, confirm, open, open_api, rules, say, user_id};
+use super::{
+    Failure, backfill::any_time, clock, confirm, open, open_api, rules, say, terminal::plain, user_id,
+};
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
@@ -189,8 +191,7 @@ impl Cancel {
         let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(
-                "Clerk does not know {} any more: nothing was changed, and the erasure stays due",
-                id.as_str().escape_debug()
+                "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
             )));
         }
         Ok(())
@@ -310,8 +311,11 @@ impl Export {
         let since = self.since.unwrap_or(DateTime::<Utc>::MIN_UTC);
         let mut out = std::io::stdout().lock();
         // A list that is cut off must not look complete: every line counts.
-        let written =
-            erasure::export(&*store, since, |line| writeln!(out, "{line}").map_err(Failure::from)).await;
+        let mut write = |line: String| {
+            let cut_off = |error| Failure::failed(format!("the list is cut off: {}", unreadable(&error)));
+            writeln!(out, "{}", plain(&line)).map_err(cut_off)
+        };
+        let written = erasure::export(&*store, since, &mut write).await;
         drop(out);
         store.close().await;
         written

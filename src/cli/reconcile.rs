@@ -101,7 +101,7 @@ impl Reconcile {
             };
             say!("{:>9}  {meaning}", drift.users);
             for id in &drift.ids {
-                say!("           {}", id.escape_debug());
+                say!("           {id}");
             }
             if drift.users > drift.ids.len() as u64 {
                 say!("           …");
