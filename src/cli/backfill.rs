@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use super::{Failure, asked_to_stop, catch_up, rate, say, user_id};
+use super::{Failure, asked_to_stop, catch_up, rate, say, terminal::word, user_id};
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
@@ -115,7 +115,7 @@ impl Backfill {
             return Err(Failure::failed(format!(
                 "Clerk does not know {} of the {asked_for} asked for: {}",
                 unknown.len(),
-                unknown.join(", ")
+                word(&unknown.join(", "))
             )));
         }
         Ok(())
@@ -207,7 +207,7 @@ impl Backfill {
 pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
     let mut text = format!("{left_out} users were left out:");
     for reason in &counts.reasons {
-        let _ = write!(text, "\n  {}: {}", reason.clerk_id, reason.reason);
+        let _ = write!(text, "\n  {}: {}", word(&reason.clerk_id), reason.reason);
     }
     if left_out > counts.reasons.len() as u64 {
         text.push_str("\n  …");

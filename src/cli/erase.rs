@@ -10,7 +10,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{
-    Failure, backfill::any_time, clock, confirm, open, open_api, rules, say, terminal::plain, user_id,
+    Failure,
+    backfill::any_time,
+    clock, confirm, open, open_api, rules, say,
+    terminal::{plain, word},
+    user_id,
 };
 use crate::{
     clerk::{api::Persistence, event::Reading},
@@ -376,14 +380,14 @@ fn as_json(receipt: &Receipt) -> Value {
 
 fn table(receipts: &[Receipt], with_users: bool) {
     for receipt in receipts {
-        let user = if with_users { format!("{}  ", receipt.clerk_id) } else { String::new() };
+        let user = if with_users { format!("{}  ", word(receipt.clerk_id.as_str())) } else { String::new() };
         let completed = receipt.completed_at.map_or_else(|| "open".to_owned(), shown);
         say!(
             "{user}{:<16}  asked for {}  completed {completed:<20}  attempts {}  {}",
             receipt.destination,
             shown(receipt.requested_at),
             receipt.attempts,
-            receipt.last_error.as_deref().unwrap_or_default(),
+            word(receipt.last_error.as_deref().unwrap_or_default()),
         );
     }
 }

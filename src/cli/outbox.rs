@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, clock, confirm, open, say, sinks::no_sink};
+use super::{Failure, clock, confirm, open, say, sinks::no_sink, terminal::word};
 use crate::{
     config::Settings,
     http,
@@ -223,9 +223,9 @@ impl Ls {
                 message.state.name(),
                 message.sink,
                 message.kind.name(),
-                message.clerk_id.as_str(),
+                word(message.clerk_id.as_str()),
                 message.attempts,
-                message.last_error.as_deref().unwrap_or_default(),
+                word(message.last_error.as_deref().unwrap_or_default()),
             );
         }
         if messages.len() == self.limit as usize

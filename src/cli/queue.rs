@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, confirm, open, say, user_id};
+use super::{Failure, clock, confirm, open, say, terminal::word, user_id};
 use crate::{
     config::Settings,
     http,
@@ -158,10 +158,10 @@ impl List {
             row(
                 one.state.name(),
                 &one.attempts.to_string(),
-                one.event_type.as_deref().unwrap_or("?"),
+                &word(one.event_type.as_deref().unwrap_or("?")),
                 &rfc3339(one.received_at),
                 one.svix_id.as_str(),
-                &one.last_error,
+                &word(&one.last_error),
             );
         }
         if found.len() == self.limit as usize {

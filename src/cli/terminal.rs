@@ -35,8 +35,16 @@ pub(super) fn complain(text: &str) {
 
 /// A text with control characters written as `\u001b`: all but ends of lines and tabs.
 pub(super) fn plain(text: &str) -> Cow<'_, str> {
-    let steers = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
-    if !text.contains(steers) {
+    written_out(text, |character| character.is_control() && !matches!(character, '\n' | '\t'))
+}
+
+/// The same of what stands within a line, such as an id of somebody else's: it does not end the line either.
+pub(super) fn word(text: &str) -> Cow<'_, str> {
+    written_out(text, char::is_control)
+}
+
+fn written_out(text: &str, steers: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&steers) {
         return Cow::Borrowed(text);
     }
     let mut plain = String::with_capacity(text.len() + 5);
@@ -81,6 +89,7 @@ mod tests {
     fn what_would_steer_a_terminal_is_written_out_and_json_stays_json() {
         let id = "user_\u{1b}[2J\u{9b}31m\r\u{7f}\u{8}";
         assert_eq!(plain(id), "user_\\u001b[2J\\u009b31m\\u000d\\u007f\\u0008");
+        assert_eq!(word("user_1\n\tok"), "user_1\\u000a\\u0009ok");
         assert_eq!(plain("Zoë\n\t→ 東京"), "Zoë\n\t→ 東京");
         let json = serde_json::json!({ "id": id }).to_string();
         let read: serde_json::Value = serde_json::from_str(&plain(&json)).expect("JSON");

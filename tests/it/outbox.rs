@@ -1220,10 +1220,13 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert_eq!(host.count(revealed), 1);
 
     // Whatever an id is made of, it does not steer the terminal.
-    host.sql("UPDATE outbox SET clerk_id = 'user_\u{1b}[2J\u{9b}31m' WHERE clerk_id = 'user_2'");
+    host.sql("UPDATE outbox SET clerk_id = 'user_\u{1b}[2J\u{9b}31m\n' WHERE clerk_id = 'user_2'");
     let shown = host.run(&["outbox", "ls"]).succeeded();
-    assert!(shown.contains("user_\\u001b[2J\\u009b31m") && !shown.contains(['\u{1b}', '\u{9b}']), "{shown}");
-    assert_eq!(list(&["--sink", "mail"])[0]["clerk_id"], "user_\u{1b}[2J\u{9b}31m");
+    assert!(
+        shown.contains("user_\\u001b[2J\\u009b31m\\u000a") && !shown.contains(['\u{1b}', '\u{9b}']),
+        "{shown}"
+    );
+    assert_eq!(list(&["--sink", "mail"])[0]["clerk_id"], "user_\u{1b}[2J\u{9b}31m\n");
 
     host.run(&["outbox", "pause", "crm"]).succeeded();
     assert!(host.run(&["outbox", "ls"]).succeeded().contains("crm is paused since"));
