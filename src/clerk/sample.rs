@@ -15,6 +15,9 @@ pub const TYPES: [&str; 6] = [
     "email.created",
 ];
 
+/// The instance of Clerk that made-up people are of: none that there is. A database that remembers it has some in it.
+pub const INSTANCE: &str = "ins_sample";
+
 /// Characters of the ids that Clerk and Svix make.
 const ID_CHARACTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -51,7 +54,7 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
     let event = json!({
         "data": data,
         "event_attributes": { "http_request": { "client_ip": "192.0.2.1", "user_agent": "clerk-sync sample" } },
-        "instance_id": "ins_sample",
+        "instance_id": INSTANCE,
         "object": "event",
         "timestamp": milliseconds(at),
         "type": event_type,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fmt::Write,
     fs,
     io::{IsTerminal, stderr},
     num::NonZeroU32,
@@ -16,7 +17,7 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use super::{Failure, asked_to_stop, catch_up, rate, say, user_id};
+use super::{Failure, asked_to_stop, catch_up, rate, say, terminal::word, user_id};
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
@@ -55,7 +56,7 @@ pub(super) struct Backfill {
     user_id: Vec<String>,
 
     /// Only users that Clerk's search finds; narrows the lists
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = is_not_empty)]
     query: Option<String>,
 
     /// Only users who signed up after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds; narrows
@@ -114,8 +115,7 @@ impl Backfill {
             return Err(Failure::failed(format!(
                 "Clerk does not know {} of the {asked_for} asked for: {}",
                 unknown.len(),
-                // Whatever they are, they do not steer the terminal.
-                unknown.join(", ").escape_debug()
+                word(&unknown.join(", "))
             )));
         }
         Ok(())
@@ -138,10 +138,14 @@ impl Backfill {
         for (filter, values) in wanted.lists.iter().filter(|(filter, _)| *filter != "user_id") {
             let nobodys =
                 nobodys(context, filter, values).await.map_err(|trouble| Failure::from(&trouble))?;
-            // An error may end up in a log, where nobody's address or number belongs: they are told by their place.
+            // Whoever asked at a terminal may read them there. Anywhere else may be a log, where nobody's address or number
+            // belongs: they are told by their place.
+            let at_terminal = stderr().is_terminal();
             let flag = if *filter == "phone_number" { "--phone" } else { "--email" };
             let places = values.iter().enumerate().filter(|(_, value)| nobodys.contains(value));
-            unknown.extend(places.map(|(place, _)| format!("number {} of {flag}", place + 1)));
+            unknown.extend(places.map(|(place, value)| {
+                if at_terminal { value.clone() } else { format!("number {} of {flag}", place + 1) }
+            }));
         }
         Ok(unknown)
     }
@@ -203,11 +207,7 @@ impl Backfill {
 pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
     let mut text = format!("{left_out} users were left out:");
     for reason in &counts.reasons {
-        text.push_str("\n  ");
-        // Whatever it is, it does not steer the terminal.
-        text.extend(reason.clerk_id.escape_debug());
-        text.push_str(": ");
-        text.push_str(&reason.reason);
+        let _ = write!(text, "\n  {}: {}", word(&reason.clerk_id), reason.reason);
     }
     if left_out > counts.reasons.len() as u64 {
         text.push_str("\n  …");
@@ -219,7 +219,7 @@ pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
 async fn show(mut hear: watch::Receiver<Progress>) {
     if stderr().is_terminal() {
         let style = |template| {
-            let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let rate = |state: &ProgressState, text: &mut dyn Write| {
                 let _ = write!(text, "{:.0} a second", state.per_sec());
             };
             ProgressStyle::with_template(template).map(|style| style.with_key("rate", rate))

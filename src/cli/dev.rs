@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write,
-    io::IsTerminal,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
@@ -20,6 +19,8 @@ use super::{
     post::{Answer, Poster},
     random_id, rules, say,
     service::{Service, init_log, wait_for_store},
+    sinks::destinations,
+    terminal::{has_colours, plain, print_styled},
 };
 use crate::{
     clerk::{
@@ -78,7 +79,7 @@ impl Dev {
         settings.processing = None;
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
-        let mut config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
+        let mut config = settings.resolve(Needs::SERVE)?;
         let token = generate_token_if_missing(&mut config);
         config.log_format = config.log_format.or(Some(LogFormat::Pretty));
         if self.once {
@@ -89,8 +90,12 @@ impl Dev {
         if !self.sample {
             init_log(&config)?;
         }
+        let destinations = destinations(&config)?;
         let store = wait_for_store(&config, true).await?;
-        let service = Service::start(&config, Arc::clone(&store), Limits::default(), Vec::new())?;
+        if self.sample {
+            mark_as_made_up(&config, &*store).await?;
+        }
+        let service = Service::start(&config, Arc::clone(&store), Limits::default(), destinations)?;
         let public = service.public.context("webhooks are not received")?;
         let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
@@ -139,7 +144,7 @@ impl Dev {
     /// A Clerk of our own in place of the real one.
     async fn start_fake(&self, settings: &mut Settings) -> Result<Option<Fake>, Failure> {
         let Some(users) = self.fake_clerk else { return Ok(None) };
-        let options = Options { users, ..Options::default() };
+        let options = Options { users, instance: sample::INSTANCE.to_owned(), ..Options::default() };
         let began = DateTime::from_timestamp(FAKE_BEGAN, 0).context("no time")?;
         let fake = Fake::start_as_of(began, options, clock())
             .await
@@ -148,6 +153,20 @@ impl Dev {
         settings.clerk_secret_key = Some(fake.key().to_owned());
         settings.clerk_secret_key_file = None;
         Ok(Some(fake))
+    }
+}
+
+/// Remember that made-up people are in this database, unless there are users of a real instance: samples must not be among
+/// them.
+async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failure> {
+    match store.instance().await? {
+        Some(known) if known != sample::INSTANCE => Err(Failure::configuration(format!(
+            "the users of {} came from instance {known} of Clerk, and samples must not be among them: name another database, \
+             such as --database-url sqlite://sample.db",
+            config.database.place()
+        ))),
+        Some(_) => Ok(()),
+        None => Ok(store.remember_instance(sample::INSTANCE).await?),
     }
 }
 
@@ -167,7 +186,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     let summary = backfill(&context, &Wanted::default(), true, tell).await;
     let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
     let seconds = began.elapsed().as_secs_f64();
-    say!("  {}", bold("A fake Clerk"));
+    heading("A fake Clerk");
     say!("  backfill   {} users, {} of them written, in {seconds:.1} s", counts.seen, counts.applied);
     say!();
     Ok(())
@@ -225,7 +244,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
         None => format!("yours, from {variable}"),
     };
     say!();
-    say!("  {}", bold("clerk-sync is running"));
+    heading("clerk-sync is running");
     say!();
     say!("  webhooks   {url}");
     say!("  private    http://{}/metrics", service.private);
@@ -240,7 +259,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
 fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
     let now = Utc::now();
     let user_id = random_id("user_");
-    say!("  {}", bold("Now you"));
+    heading("Now you");
     say!("  Post an event yourself; the signature is good for five minutes:");
     say!();
     if let Some(body) = sample::body("user.created", &user_id, now) {
@@ -341,8 +360,8 @@ impl Story<'_> {
 
     fn headline(&mut self, title: &str, svix_id: &str, answer: &Answer, took: Duration, expected: &str) {
         let milliseconds = took.as_secs_f64() * 1000.0;
-        say!("  {} {}", bold("▸"), bold(title));
-        say!("    {svix_id}  →  {} {}  {milliseconds:.1} ms", answer.status.as_u16(), bold(&answer.word));
+        heading(&format!("▸ {title}"));
+        say!("    {svix_id}  →  {} {}  {milliseconds:.1} ms", answer.status.as_u16(), answer.word);
         if answer.word != expected {
             self.surprises.push(format!("{title}: {} instead of {expected}", answer.word));
         }
@@ -392,6 +411,7 @@ fn time(at: DateTime<Utc>) -> String {
     at.format("%H:%M:%S%.3f").to_string()
 }
 
-fn bold(text: &str) -> String {
-    if std::io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+fn heading(text: &str) {
+    let text = plain(text);
+    print_styled(&if has_colours() { format!("  \x1b[1m{text}\x1b[0m") } else { format!("  {text}") });
 }

@@ -26,9 +26,7 @@ impl Ensure {
                 Ok(())
             }
             Ok(None) => {
-                // Whatever it is, it does not steer the terminal.
-                let id = self.user_id.as_str().escape_debug();
-                Err(Failure::failed(format!("Clerk does not know user {id}, or it was deleted")))
+                Err(Failure::failed(format!("Clerk does not know user {}, or it was deleted", self.user_id)))
             }
             Err(trouble) => Err(Failure::from(&*trouble)),
         }

@@ -9,7 +9,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::any_time, clock, confirm, open, open_api, rules, say, user_id};
+use super::{
+    Failure,
+    backfill::any_time,
+    clock, confirm, open, open_api, rules, say,
+    terminal::{plain, word},
+    user_id,
+};
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
@@ -189,8 +195,7 @@ impl Cancel {
         let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(
-                "Clerk does not know {} any more: nothing was changed, and the erasure stays due",
-                id.as_str().escape_debug()
+                "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
             )));
         }
         Ok(())
@@ -310,8 +315,11 @@ impl Export {
         let since = self.since.unwrap_or(DateTime::<Utc>::MIN_UTC);
         let mut out = std::io::stdout().lock();
         // A list that is cut off must not look complete: every line counts.
-        let written =
-            erasure::export(&*store, since, |line| writeln!(out, "{line}").map_err(Failure::from)).await;
+        let mut write = |line: String| {
+            let cut_off = |error| Failure::failed(format!("the list is cut off: {}", unreadable(&error)));
+            writeln!(out, "{}", plain(&line)).map_err(cut_off)
+        };
+        let written = erasure::export(&*store, since, &mut write).await;
         drop(out);
         store.close().await;
         written
@@ -372,14 +380,14 @@ fn as_json(receipt: &Receipt) -> Value {
 
 fn table(receipts: &[Receipt], with_users: bool) {
     for receipt in receipts {
-        let user = if with_users { format!("{}  ", receipt.clerk_id) } else { String::new() };
+        let user = if with_users { format!("{}  ", word(receipt.clerk_id.as_str())) } else { String::new() };
         let completed = receipt.completed_at.map_or_else(|| "open".to_owned(), shown);
         say!(
             "{user}{:<16}  asked for {}  completed {completed:<20}  attempts {}  {}",
             receipt.destination,
             shown(receipt.requested_at),
             receipt.attempts,
-            receipt.last_error.as_deref().unwrap_or_default(),
+            word(receipt.last_error.as_deref().unwrap_or_default()),
         );
     }
 }

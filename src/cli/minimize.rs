@@ -2,8 +2,11 @@
 
 use clap::Args;
 
-use super::{Failure, open, say};
-use crate::{config::Settings, sync::minimize::minimize};
+use super::{Failure, confirm, open, say};
+use crate::{
+    config::Settings,
+    sync::minimize::{Minimized, minimize},
+};
 
 /// Clear the columns of fields that are no longer synced
 #[derive(Args)]
@@ -11,6 +14,10 @@ pub(super) struct Minimize {
     /// Only count what would be cleared
     #[arg(long)]
     dry_run: bool,
+
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 
     /// Print the counts as JSON
     #[arg(long)]
@@ -20,6 +27,16 @@ pub(super) struct Minimize {
 impl Minimize {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, store) = open(settings, self.dry_run).await?;
+        if !self.dry_run && !self.yes {
+            let would = minimize(&*store, config.sync_fields, true).await?;
+            if would.users > 0 {
+                confirm(&format!(
+                    "Clear for good, of {} users, what SYNC_FIELDS does not name: {}?",
+                    would.users,
+                    columns(&would)
+                ))?;
+            }
+        }
         let minimized = minimize(&*store, config.sync_fields, self.dry_run).await?;
         if !self.dry_run && minimized.users > 0 {
             // What was cleared must not stay in the file either.
@@ -50,4 +67,10 @@ impl Minimize {
         }
         Ok(())
     }
+}
+
+/// The names of the columns that have something to clear.
+fn columns(would: &Minimized) -> String {
+    let names = would.columns.iter().filter(|(_, count)| *count > 0).map(|(name, _)| *name);
+    names.collect::<Vec<_>>().join(", ")
 }

@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 mod ensure;
 mod erase;
+mod examples;
 mod healthcheck;
 mod manual;
 mod migrate;
@@ -23,16 +24,11 @@ mod send;
 pub mod service;
 mod sinks;
 mod stats;
+mod terminal;
 mod worker;
 
 use std::{
-    fmt,
-    io::{ErrorKind, IsTerminal, Write, stderr, stdin},
-    net::SocketAddr,
-    num::NonZeroU32,
-    path::Path,
-    process::ExitCode,
-    sync::Arc,
+    fmt, io::ErrorKind, net::SocketAddr, num::NonZeroU32, path::Path, process::ExitCode, sync::Arc,
     time::Duration,
 };
 
@@ -46,6 +42,7 @@ use tokio::{
     time::timeout,
 };
 
+use self::terminal::{confirm, say};
 use crate::{
     clerk::{
         api::{self, Api, ApiError},
@@ -53,7 +50,7 @@ use crate::{
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
     model::{ClerkId, MAX_ID_BYTES},
-    store::{Readiness, Store, StoreError, Trouble, postgres, sqlite},
+    store::{Store, StoreError, Trouble, postgres, sqlite},
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, Instance, Trouble as CatchUpTrouble},
@@ -120,7 +117,7 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Print how much there is: users, sign-ups by week, events, what waits
     Stats(stats::Stats),
-    /// Print the configuration as it came out, without secrets, and where each value came from
+    /// Print the configuration as it came out, where each value came from, and what `serve` would refuse
     Config(config::Show),
     /// Ask the running service whether it is ready, where there is no curl
     Healthcheck(healthcheck::Healthcheck),
@@ -135,7 +132,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "clerk-sync: {}", failure.message);
+            terminal::complain(&format!("clerk-sync: {}", failure.message));
             ExitCode::from(failure.code)
         }
     }
@@ -196,10 +193,11 @@ fn run() -> Result<(), Failure> {
 
 /// There are many settings, and every command has them: -h tells of the command, --help of them too.
 fn command_line() -> clap::Command {
-    Cli::command().mut_args(|argument| {
+    let command = Cli::command().mut_args(|argument| {
         let is_setting = argument.get_env().is_some();
         if is_setting { argument.hide_short_help(true) } else { argument }
-    })
+    });
+    examples::with_examples(command, "")
 }
 
 /// Why a command did not do what it should, and the exit code that says so.
@@ -375,7 +373,7 @@ async fn why_no_connection(host: &str, port: u16) -> Option<String> {
     }
 }
 
-/// What commands need that ask Clerk: the store with its tables, and the API.
+/// What commands need that ask Clerk: the store with its tables, which are made unless nothing may be written, and the API.
 async fn catch_up(
     settings: &Settings,
     rate: Option<NonZeroU32>,
@@ -385,79 +383,74 @@ async fn catch_up(
     let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
     service::init_log(&config)?;
     let api = open_api(&config, rate)?.context("there is no key")?;
-    if read_only
-        && let Database::Sqlite { path } = &config.database
-        && !path.exists()
-    {
-        return Err(Failure::configuration(format!(
-            "there is no database {}: run `clerk-sync backfill` first",
-            path.display()
-        )));
-    }
-    let store = open_tables(&config, read_only).await?;
+    let store = if read_only { existing(&config, true).await? } else { migrated(&config).await? };
     let rules = Rules { emit, ..rules(&config) };
     let instance = Instance { pinned: config.instance_id, may_change: false };
     Ok(CatchUp { store, api, rules, clock: clock(), instance })
 }
 
-/// The store with its tables, for commands that need nothing else.
+/// The store with its tables, for commands that look at what is here or take something away.
 async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
     let config = resolve(settings)?;
     service::init_log(&config)?;
-    insist_on_database(&config)?;
-    let store = open_tables(&config, read_only).await?;
+    let store = existing(&config, read_only).await?;
     Ok((config, store))
 }
 
-/// Whoever looks at what is here, or takes something away, is in the wrong place if nothing is here: an erasure in a database
-/// that was made for it would be believed.
-fn insist_on_database(config: &Config) -> Result<(), Failure> {
-    match &config.database {
-        Database::Sqlite { path } if !path.exists() => Err(Failure::configuration(format!(
-            "there is no database {}: is DATABASE_URL that of the service? `clerk-sync migrate` or `clerk-sync serve` makes one",
-            path.display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The store, its tables brought up to date; where nothing may be written, they must be.
-async fn open_tables(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Failure> {
+/// The store, its tables brought up to date.
+async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     let prepare = async {
         let store = open_store(config).await?;
-        let ready = if read_only {
-            store.ready().await? == Readiness::Ready
-        } else {
-            store.migrate().await?;
-            true
-        };
-        Ok((store, ready))
-    };
-    let (store, ready) = match prepare.await {
-        Ok(prepared) => prepared,
-        Err(error) => return Err(explained(&config.database, error).await),
-    };
-    if ready {
+        store.migrate().await?;
         Ok(store)
-    } else {
-        Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"))
+    };
+    match prepare.await {
+        Ok(store) => Ok(store),
+        Err(error) => Err(explained(&config.database, error).await),
     }
 }
 
-/// Ask whoever sits at the terminal, and go on at y or yes. Where nobody sits only `--yes` counts.
-fn confirm(question: &str) -> Result<(), Failure> {
-    if !stdin().is_terminal() || !stderr().is_terminal() {
-        return Err(Failure::usage(format!(
-            "{question} There is no terminal to ask at: say --yes if you are sure. Nothing was changed"
+/// The store, if its tables are there and those of this version. Nothing is made: an erasure in a database, or a schema, that
+/// was made for it would be believed.
+async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Failure> {
+    if let Database::Sqlite { path } = &config.database
+        && !path.exists()
+    {
+        return Err(Failure::configuration(format!(
+            "there is no database {}: is DATABASE_URL that of the service? `clerk-sync migrate` or `clerk-sync serve` makes one",
+            path.display()
         )));
     }
-    write!(stderr(), "{question} [y/N] ")?;
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::failed("nothing was changed")),
+    let looking = async {
+        let store = look(config)?;
+        let status = store.migration_status().await?;
+        Ok((store, status))
+    };
+    let (store, status) = match looking.await {
+        Ok(looked) => looked,
+        Err(error) => return Err(explained(&config.database, error).await),
+    };
+    let applied = status.iter().filter(|one| one.applied).count();
+    if read_only && applied == status.len() {
+        return Ok(store);
     }
+    store.close().await;
+    if applied == status.len() {
+        // There is nothing to apply: it only looks whether the tables are such as we may write to.
+        return migrated(config).await;
+    }
+    let place = config.database.place();
+    Err(Failure::configuration(match &config.database {
+        _ if applied > 0 => "migrations are pending: run `clerk-sync migrate` first".to_owned(),
+        Database::Sqlite { .. } => format!(
+            "there are no tables of clerk-sync in {place}: is DATABASE_URL that of the service? `clerk-sync migrate` makes them"
+        ),
+        Database::Postgres { .. } => format!(
+            "there are no tables of clerk-sync in {place}, schema {}: are DATABASE_URL and DATABASE_SCHEMA those of the \
+             service? `clerk-sync migrate` makes them",
+            config.database_schema
+        ),
+    }))
 }
 
 /// Clerk's Backend API, if there is a key to it.
@@ -526,12 +519,3 @@ fn random_id(prefix: &str) -> String {
 fn resolve(settings: &Settings) -> Result<Config, Failure> {
     Ok(settings.resolve(Needs::default())?)
 }
-
-/// Print to standard output; a reader that has gone away is not an error.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
-use say;

@@ -6,13 +6,14 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, clock, confirm, open, say};
+use super::{Failure, clock, confirm, open, say, sinks::no_sink, terminal::word};
 use crate::{
-    config::{Config, Settings},
+    config::Settings,
     http,
     model::rfc3339,
     store::{MessageFilter, MessageState, Store},
-    work::outbox::{Selection, Tally, discard, retry},
+    sync::reveal::reveal_message,
+    work::outbox::{Selection, Tally, discard, known_sinks, retry},
 };
 
 /// Messages for other systems: list, show, retry, discard; pause and resume a sink
@@ -49,7 +50,7 @@ struct Ls {
     state: Option<MessageState>,
 
     /// Only after this message
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = number)]
     after: Option<i64>,
 
     /// At most so many
@@ -64,10 +65,10 @@ struct Ls {
 #[derive(Args)]
 struct Show {
     /// The message's number, as `outbox ls` shows it
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = number)]
     id: i64,
 
-    /// Also what it says: personal data
+    /// Also what it says, which is personal data; the audit trail tells of it
     #[arg(long)]
     reveal: bool,
 }
@@ -100,7 +101,7 @@ struct Discard {
 #[group(required = true, multiple = false)]
 struct Which {
     /// These messages, by their numbers
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = number)]
     ids: Vec<i64>,
 
     /// All dead ones for this sink
@@ -121,33 +122,45 @@ struct Name {
 
 impl Outbox {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, true).await?;
-        let result = self.action.run(&*store, &config, clock()()).await;
+        let (config, store) = open(settings, self.action.only_looks()).await?;
+        let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
+        let result = self.action.run(&*store, &sinks, clock()()).await;
         store.close().await;
         result
     }
 }
 
 impl Action {
-    async fn run(self, store: &dyn Store, config: &Config, now: DateTime<Utc>) -> Result<(), Failure> {
+    fn only_looks(&self) -> bool {
         match self {
-            Self::Ls(ls) => ls.run(store).await,
-            Self::Show(show) => show.run(store).await,
+            Self::Ls(_) => true,
+            Self::Show(show) => !show.reveal,
+            Self::Retry(Retry { dry_run, .. }) | Self::Discard(Discard { dry_run, .. }) => *dry_run,
+            Self::Pause(_) | Self::Resume(_) => false,
+        }
+    }
+
+    /// `sinks` are those that are configured.
+    async fn run(self, store: &dyn Store, sinks: &[String], now: DateTime<Utc>) -> Result<(), Failure> {
+        match self {
+            Self::Ls(ls) => ls.run(store, sinks).await,
+            Self::Show(show) => show.run(store, now).await,
             Self::Retry(Retry { which, dry_run }) => {
                 let tally = retry(store, &which.selection(), dry_run, now).await?;
                 let left = "left: not dead, or later news of their users were delivered since";
                 report(&tally, dry_run, ("would be tried again", "due again"), left);
-                which.all_found(&tally)
+                which.all_done(&tally, dry_run, store, sinks).await
             }
-            Self::Discard(discard) => discard.run(store, now).await,
+            Self::Discard(discard) => discard.run(store, sinks, now).await,
             Self::Pause(Name { sink }) => {
-                check_sink(store, config, &sink).await?;
+                check_sink(store, sinks, &sink).await?;
                 store.pause_sink(&sink, now).await?;
                 say!("{sink} is paused: its messages wait until `clerk-sync outbox resume {sink}`");
                 Ok(())
             }
             Self::Resume(Name { sink }) => {
                 if !store.resume_sink(&sink).await? {
+                    check_sink(store, sinks, &sink).await?;
                     return Err(Failure::failed(format!("{sink} is not paused")));
                 }
                 say!("{sink} goes on");
@@ -157,26 +170,23 @@ impl Action {
     }
 }
 
-/// A typing error must not leave the real one running.
-async fn check_sink(store: &dyn Store, config: &Config, name: &str) -> Result<(), Failure> {
-    let mut known: BTreeSet<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
-    if known.contains(name) {
-        return Ok(());
-    }
+/// Refuse a name that is no sink's: a typing error must not leave the real one running, nor look like an answer.
+async fn check_sink(store: &dyn Store, configured: &[String], name: &str) -> Result<(), Failure> {
     // Of one that is configured no more there may be messages; to count them can take long.
-    known.extend(store.outbox_depth().await?.into_iter().map(|depth| depth.sink));
-    if known.contains(name) {
+    if configured.iter().any(|sink| sink == name) {
         return Ok(());
     }
-    let names = known.into_iter().collect::<Vec<_>>().join(", ");
-    let names = if names.is_empty() { "none".to_owned() } else { names };
-    Err(Failure::usage(format!("there is no sink {name:?}; there are: {names}")))
+    let known = known_sinks(store, configured).await?;
+    if known.contains(name) { Ok(()) } else { Err(no_sink(name, known.iter().map(String::as_str))) }
 }
 
 impl Ls {
-    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
+    async fn run(self, store: &dyn Store, sinks: &[String]) -> Result<(), Failure> {
         let filter = MessageFilter { sink: self.sink, state: self.state, after: self.after };
         let messages = store.messages(&filter, self.limit).await?;
+        if let Some(sink) = filter.sink.as_deref().filter(|_| messages.is_empty()) {
+            check_sink(store, sinks, sink).await?;
+        }
         if self.json {
             for message in messages {
                 say!("{}", http::message_as_json(message));
@@ -185,6 +195,10 @@ impl Ls {
         }
         for (sink, since) in store.paused_sinks().await? {
             say!("{sink} is paused since {}", rfc3339(since));
+        }
+        if messages.is_empty() {
+            say!("no messages");
+            return Ok(());
         }
         say!(
             "{:>8}  {:<9}  {:<16}  {:<12}  {:<32}  {:>8}  {:<24}  why",
@@ -209,9 +223,9 @@ impl Ls {
                 message.state.name(),
                 message.sink,
                 message.kind.name(),
-                message.clerk_id.as_str(),
+                word(message.clerk_id.as_str()),
                 message.attempts,
-                message.last_error.as_deref().unwrap_or_default(),
+                word(message.last_error.as_deref().unwrap_or_default()),
             );
         }
         if messages.len() == self.limit as usize
@@ -224,10 +238,13 @@ impl Ls {
 }
 
 impl Show {
-    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
+    async fn run(self, store: &dyn Store, now: DateTime<Utc>) -> Result<(), Failure> {
         let found = store.message(self.id).await?;
         let (message, payload) =
             found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
+        if self.reveal {
+            reveal_message(store, &message.clerk_id, now).await?;
+        }
         let mut shown = http::message_as_json(message);
         if self.reveal {
             let payload =
@@ -240,28 +257,55 @@ impl Show {
 }
 
 impl Discard {
-    async fn run(self, store: &dyn Store, now: DateTime<Utc>) -> Result<(), Failure> {
+    async fn run(self, store: &dyn Store, sinks: &[String], now: DateTime<Utc>) -> Result<(), Failure> {
         let selection = self.which.selection();
         if !self.dry_run && !self.yes {
-            let Tally { found, .. } = discard(store, &selection, true, now).await?;
-            confirm(&format!("Give up {found} messages for good?"))?;
+            let Tally { found, deletions, .. } = discard(store, &selection, true, now).await?;
+            if found > deletions {
+                confirm(&format!("Give up {} messages for good?", found - deletions))?;
+            }
         }
         let tally = discard(store, &selection, self.dry_run, now).await?;
         let left = "left: deletions, on their way, or finished already";
         report(&tally, self.dry_run, ("would be given up", "given up"), left);
-        self.which.all_found(&tally)
+        if tally.deletions > 0 {
+            return Err(Failure::failed(format!(
+                "{} deletions stay: whoever was told of a user has to hear that they are gone. Mend the sink, and they go \
+                 by themselves; `clerk-sync erase report` shows what is not confirmed",
+                tally.deletions
+            )));
+        }
+        self.which.all_done(&tally, self.dry_run, store, sinks).await
     }
 }
 
 impl Which {
-    /// Whoever is named must be there.
-    fn all_found(&self, tally: &Tally) -> Result<(), Failure> {
+    /// Whatever is named must be there, and done.
+    async fn all_done(
+        &self,
+        tally: &Tally,
+        dry_run: bool,
+        store: &dyn Store,
+        sinks: &[String],
+    ) -> Result<(), Failure> {
+        if let Some(sink) = self.sink.as_deref().filter(|_| tally.found == 0) {
+            return check_sink(store, sinks, sink).await;
+        }
         let named: BTreeSet<i64> = self.ids.iter().copied().collect();
-        let missing = (named.len() as u64).saturating_sub(tally.found);
-        if missing == 0 {
+        if named.is_empty() {
             return Ok(());
         }
-        Err(Failure::failed(format!("{missing} of those named are not in the outbox")))
+        let missing = (named.len() as u64).saturating_sub(tally.found);
+        if missing > 0 {
+            return Err(Failure::failed(format!("{missing} of those named are not in the outbox")));
+        }
+        if tally.done < tally.found && !dry_run {
+            return Err(Failure::failed(format!(
+                "{} of those named were left as they are: see `clerk-sync outbox show`",
+                tally.found - tally.done
+            )));
+        }
+        Ok(())
     }
 
     fn selection(&self) -> Selection {
@@ -275,13 +319,17 @@ impl Which {
 
 fn report(tally: &Tally, dry_run: bool, (would, did): (&str, &str), left: &str) {
     if dry_run {
-        say!("{:>9}  {would}", tally.found);
+        say!("{:>9}  {would}", tally.found - tally.deletions);
         return;
     }
     say!("{:>9}  {did}", tally.done);
     if tally.found > tally.done {
         say!("{:>9}  {left}", tally.found - tally.done);
     }
+}
+
+fn number(text: &str) -> Result<i64, &'static str> {
+    text.parse().map_err(|_| "the number of a message is allowed, as `clerk-sync outbox ls` shows it")
 }
 
 fn state(text: &str) -> Result<MessageState, &'static str> {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, confirm, open, say, user_id};
+use super::{Failure, clock, confirm, open, say, terminal::word, user_id};
 use crate::{
     config::Settings,
     http,
-    model::{ClerkId, SvixId, rfc3339},
+    model::{ClerkId, Source, SvixId, rfc3339},
     store::{QueueFilter, QueueState, Queued, Store},
-    sync::queue::{self, Done, Which},
+    sync::{
+        queue::{self, Done, Which},
+        reveal::reveal_delivery,
+    },
 };
 
 /// Look at deliveries that wait or are dead, try them again, or take them out
@@ -47,7 +50,7 @@ struct List {
     user: Option<ClerkId>,
 
     /// At most so many
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
 
     /// Print JSON
@@ -57,10 +60,11 @@ struct List {
 
 #[derive(Args)]
 struct Show {
+    /// The delivery's id, as `queue ls` shows it
     #[arg(value_name = "SVIX_ID", value_parser = id)]
     svix_id: SvixId,
 
-    /// Show the body as well, which is personal data
+    /// Show the body as well, which is personal data; the audit trail tells of it
     #[arg(long)]
     reveal: bool,
 }
@@ -108,7 +112,12 @@ struct Discard {
 
 impl Queue {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (_, store) = open(settings, true).await?;
+        let only_looks = match &self.action {
+            Action::Ls(_) => true,
+            Action::Show(show) => !show.reveal,
+            Action::Retry(Retry { dry_run, .. }) | Action::Discard(Discard { dry_run, .. }) => *dry_run,
+        };
+        let (_, store) = open(settings, only_looks).await?;
         let result = match self.action {
             Action::Ls(list) => list.run(&*store).await,
             Action::Show(show) => show.run(&*store).await,
@@ -149,11 +158,14 @@ impl List {
             row(
                 one.state.name(),
                 &one.attempts.to_string(),
-                one.event_type.as_deref().unwrap_or("?"),
+                &word(one.event_type.as_deref().unwrap_or("?")),
                 &rfc3339(one.received_at),
                 one.svix_id.as_str(),
-                &one.last_error,
+                &word(&one.last_error),
             );
+        }
+        if found.len() == self.limit as usize {
+            say!("There may be more: say a larger --limit, or narrow it by --state, --type or --user");
         }
         Ok(())
     }
@@ -163,6 +175,9 @@ impl Show {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
         let parked = store.parked(&self.svix_id).await?;
         let parked = parked.ok_or_else(|| missing(std::slice::from_ref(&self.svix_id)))?;
+        if self.reveal {
+            reveal_delivery(store, &parked, Source::Cli, clock()()).await?;
+        }
         say!("{}", http::parked_as_json(&parked, self.reveal));
         Ok(())
     }

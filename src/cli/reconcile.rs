@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, rate, say};
+use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, rate, say, terminal::word};
 use crate::{
     config::Settings,
     sync::reconcile::{Kind, Options, Report, reconcile},
@@ -101,7 +101,7 @@ impl Reconcile {
             };
             say!("{:>9}  {meaning}", drift.users);
             for id in &drift.ids {
-                say!("           {}", id.escape_debug());
+                say!("           {}", word(id));
             }
             if drift.users > drift.ids.len() as u64 {
                 say!("           …");

@@ -4,7 +4,11 @@ use chrono::Utc;
 use clap::Args;
 
 use super::{Failure, random_id, say, signing_secret};
-use crate::{clerk::sample, config::Settings};
+use crate::{
+    clerk::sample,
+    config::Settings,
+    model::{ClerkId, MAX_ID_BYTES},
+};
 
 /// Where a service with these settings listens on this machine.
 pub(super) fn default_url(settings: &Settings) -> String {
@@ -37,14 +41,19 @@ pub(super) struct SampleEvent {
     pub(super) event_type: String,
 
     /// The user it is about [default: a new one]
-    #[arg(long, value_name = "ID")]
-    pub(super) user_id: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = any_id)]
+    user_id: Option<ClerkId>,
+}
+
+/// Whatever a user could be called: also what Clerk would never call one.
+fn any_id(text: &str) -> Result<ClerkId, String> {
+    ClerkId::new(text).ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes is allowed"))
 }
 
 impl SampleEvent {
     /// A body, and the user in it.
     pub(super) fn body(&self) -> Result<(String, String), Failure> {
-        let user_id = self.user_id.clone().unwrap_or_else(|| random_id("user_"));
+        let user_id = self.user_id.as_ref().map_or_else(|| random_id("user_"), ToString::to_string);
         let body = sample::body(&self.event_type, &user_id, Utc::now())
             .ok_or_else(|| Failure::failed("there is no sample of this type"))?;
         Ok((body, user_id))

@@ -24,7 +24,7 @@ pub(super) struct Send {
     url: Option<String>,
 
     /// How many, each about a new user unless --user-id is given
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
 }
 

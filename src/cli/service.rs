@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, clock, diagnosis, notify, open_api, open_store, random_id, rules, sinks};
 use crate::{
-    clerk::{addresses, signature::Verifier},
+    clerk::{addresses, sample, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     store::{Readiness, Store, StoreError, Trouble},
@@ -65,11 +65,11 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config =
-            settings.resolve(Needs { signing_secret: true, sink_secrets: true, ..Needs::default() })?;
+        let config = settings.resolve(Needs::SERVE)?;
         init_log(&config)?;
         let destinations = sinks::destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
+        warn_of_samples(&*store).await;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
         let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
         if self.no_migrate && service.store.ready().await.ok() != Some(Readiness::Ready) {
@@ -130,6 +130,15 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
             tracing::warn!(%error, why, "waiting for the database");
         }
         sleep(RETRY).await;
+    }
+}
+
+/// Made-up people are for trying things out; whoever runs a service on their database has probably not meant it.
+pub(super) async fn warn_of_samples(store: &dyn Store) {
+    if store.instance().await.ok().flatten().is_some_and(|known| known == sample::INSTANCE) {
+        tracing::warn!(
+            "`clerk-sync dev` has written made-up people into this database: name another one in DATABASE_URL for real ones"
+        );
     }
 }
 
@@ -221,15 +230,18 @@ impl Service {
         let answers = Answers::default();
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let admin_token = config.admin_token.as_ref().map(ExposeSecret::expose_secret);
+        let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
-            api: Api::new(Arc::clone(&store), admin_token, catch_up_context.clone().map(Ensure::new)),
-            dashboard: Dashboard::new(
+            api: Api::new(
+                Arc::clone(&store),
                 admin_token,
-                destinations.iter().map(|destination| destination.subscription.sink.clone()).collect(),
+                catch_up_context.clone().map(Ensure::new),
+                sinks.clone(),
             ),
+            dashboard: Dashboard::new(admin_token, sinks),
             scrapers: http::Scrapers::new(config.metrics_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),

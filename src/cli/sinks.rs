@@ -78,13 +78,7 @@ impl Test {
     async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
         let Some(sink) = config.sinks.iter().find(|sink| sink.name == self.name) else {
-            let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-            let known = if names.is_empty() {
-                "there are none".to_owned()
-            } else {
-                format!("there are {}", names.join(", "))
-            };
-            return Err(Failure::configuration(format!("no sink has the name {:?}; {known}", self.name)));
+            return Err(no_sink(&self.name, config.sinks.iter().map(|sink| sink.name.as_str())));
         };
         let outbound = outbound()?;
         let open = open(sink, &outbound)?;
@@ -105,6 +99,17 @@ impl Test {
             }
         }
     }
+}
+
+/// What to say of a name that is no sink's.
+pub(super) fn no_sink<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Failure {
+    let known: Vec<&str> = known.collect();
+    let known = if known.is_empty() {
+        ", nor any other".to_owned()
+    } else {
+        format!("; known: {}", known.join(", "))
+    };
+    Failure::usage(format!("there is no sink {name:?}{known}"))
 }
 
 /// All sinks, ready to be spoken to.

@@ -7,20 +7,16 @@ use clap::Args;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, bytes, clock, explained, insist_on_database, look, resolve, say, service::init_log};
+use super::{Failure, bytes, clock, open, say};
 use crate::{
-    config::{Config, Settings},
+    config::Settings,
     http::grouped_by,
     model::rfc3339,
-    store::{Bucket, Count, QueueDepth, Readiness, SinkDepth, Statistics, Store, StoreError},
+    store::{Bucket, Count, QueueDepth, SinkDepth, Statistics, Store, StoreError},
 };
 
-const EXAMPLES: &str = "\
-Examples:
-    clerk-sync stats
-    clerk-sync stats --json | jq .queue.dead
-
-A number behind ~ is estimated: a large table is not counted one by one.";
+/// The last words of the help.
+const NOTE: &str = "A number behind ~ is estimated: a large table is not counted one by one.";
 
 /// Weeks in the chart, this one included.
 const WEEKS: u64 = 12;
@@ -32,7 +28,7 @@ const LONGEST_BAR: usize = 60;
 
 /// Print how much there is: users, sign-ups by week, events, what waits
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = NOTE)]
 pub(super) struct Stats {
     /// Print JSON
     #[arg(long)]
@@ -51,9 +47,7 @@ struct Report {
 
 impl Stats {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = resolve(settings)?;
-        init_log(&config)?;
-        let store = open(&config).await?;
+        let (config, store) = open(settings, true).await?;
         let now = clock()();
         let report = Report::of(&*store, now).await?;
         store.close().await;
@@ -63,23 +57,6 @@ impl Stats {
             report.print(&config.database.place(), now);
         }
         Ok(())
-    }
-}
-
-/// The store with its tables, to be looked at.
-async fn open(config: &Config) -> Result<std::sync::Arc<dyn Store>, Failure> {
-    insist_on_database(config)?;
-    let prepare = async {
-        let store = look(config)?;
-        let readiness = store.ready().await?;
-        Ok((store, readiness))
-    };
-    match prepare.await {
-        Ok((store, Readiness::Ready)) => Ok(store),
-        Ok((_, Readiness::SchemaNotCurrent)) => {
-            Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"))
-        }
-        Err(error) => Err(explained(&config.database, error).await),
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     Failure,
-    service::{Role, Service, init_log, wait_for_store},
+    service::{Role, Service, init_log, wait_for_store, warn_of_samples},
     sinks::destinations,
 };
 use crate::{
@@ -26,6 +26,7 @@ impl Worker {
         init_log(&config)?;
         let destinations = destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
+        warn_of_samples(&*store).await;
         let service = Service::start_as(Role::Work, &config, store, Limits::default(), destinations)?;
         service.say_where(&config, "ready");
         service.run_until_asked_to_stop().await

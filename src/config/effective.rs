@@ -186,8 +186,16 @@ impl Given<'_> {
     }
 }
 
+/// As the documents write it, in one unit if that is possible: days only from two on.
 fn length(length: Option<Duration>) -> String {
-    length.map_or_else(|| "off".to_owned(), |length| format_duration(length).to_string())
+    const UNITS: [(&str, u64, u64); 4] = [("d", 86_400, 2), ("h", 3600, 1), ("m", 60, 1), ("s", 1, 1)];
+    let Some(length) = length else { return "off".to_owned() };
+    let seconds = length.as_secs();
+    let unit = UNITS.iter().find(|(_, unit, from)| seconds.is_multiple_of(*unit) && seconds / unit >= *from);
+    match unit.filter(|_| length.subsec_nanos() == 0) {
+        Some((name, unit, _)) => format!("{}{name}", seconds / unit),
+        None => format_duration(length).to_string(),
+    }
 }
 
 fn days(length: Duration) -> String {
@@ -209,5 +217,19 @@ fn allowed(addresses: &AllowedAddresses) -> String {
         AllowedAddresses::Any => "any".to_owned(),
         AllowedAddresses::Svix => "svix".to_owned(),
         AllowedAddresses::Networks(networks) => listed(networks).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_of_time_is_written_as_the_documents_write_it() {
+        for text in ["24h", "7d", "90s", "15m", "36h", "1h", "365d", "off"] {
+            let parsed = humantime::parse_duration(text).ok();
+            assert_eq!(length(parsed), text);
+        }
+        assert_eq!(length(Some(Duration::from_millis(1500))), "1s 500ms");
     }
 }

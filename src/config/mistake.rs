@@ -16,6 +16,11 @@ pub struct Mistake {
 }
 
 impl Mistake {
+    /// Whether it is this variable that cannot be used, given directly or in a file.
+    pub fn is_about(&self, variable: &str) -> bool {
+        self.variable == variable || self.variable.strip_suffix("_FILE") == Some(variable)
+    }
+
     /// What was found, and what is to be done about it as far as that is said apart.
     pub fn parts(&self) -> (String, Option<String>) {
         let (found, remedy) = apart(&self.explanation);

@@ -123,6 +123,11 @@ pub struct Needs {
     pub sink_secrets: bool,
 }
 
+impl Needs {
+    /// Of the whole service.
+    pub const SERVE: Self = Self { signing_secret: true, secret_key: false, sink_secrets: true };
+}
+
 impl Settings {
     /// Check everything and fill in the defaults.
     ///

@@ -5,16 +5,17 @@
 //! that holds one.
 
 use std::{
+    collections::BTreeSet,
     env, fmt, fs, io,
     net::IpAddr,
     num::NonZeroU32,
-    ops::RangeInclusive,
+    ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use secrecy::SecretString;
-use toml::{Table, Value};
+use toml::{Table, Value, de::DeTable};
 use url::{Host, Url};
 
 use super::{
@@ -212,34 +213,42 @@ impl Source<'_> {
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                // The error itself quotes the line.
-                let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-                mistake("", format!("line {line} is not TOML, or names something twice"));
+                // The errors themselves quote their lines.
+                let (_, errors) = DeTable::parse_recoverable(text);
+                let line = |span: Range<usize>| 1 + text[..span.start].matches('\n').count();
+                let spans = errors.iter().chain([&error]).filter_map(toml::de::Error::span);
+                let lines: BTreeSet<usize> = spans.map(line).collect();
+                for line in lines {
+                    mistake("", format!("line {line} is not TOML, or names something twice"));
+                }
                 return Vec::new();
             }
         };
         for key in table.keys().filter(|key| *key != "sink") {
             mistake("", format!("found {}; allowed is only [[sink]]", shown(key)));
         }
-        let tables = match table.get("sink") {
+        let given = match table.get("sink") {
             None => return Vec::new(),
-            Some(Value::Array(tables)) => tables.iter().map(Value::as_table).collect::<Option<Vec<_>>>(),
-            Some(_) => None,
+            Some(Value::Array(given)) => given.as_slice(),
+            Some(other) => std::slice::from_ref(other),
         };
-        let Some(tables) = tables else {
+        let is_list = table.get("sink").is_some_and(Value::is_array);
+        if !is_list || given.iter().any(|sink| !sink.is_table()) {
             mistake("", "found a sink that is not a table of its own; allowed is [[sink]]".to_owned());
-            return Vec::new();
-        };
-        let mut sinks: Vec<SinkConfig> = Vec::new();
-        for (place, table) in tables.into_iter().enumerate() {
-            let mut keys = Keys { source: self, table, place: String::new(), known: Vec::new(), mistakes };
-            let read = keys.sink(place + 1);
-            if let Some(sink) = read {
-                if sinks.iter().any(|other| other.name == sink.name) {
-                    keys.mistake("name", "another sink has this name; allowed is each name once".to_owned());
-                }
-                sinks.push(sink);
+        }
+        let (mut sinks, mut names) = (Vec::new(), Vec::new());
+        for (place, sink) in given.iter().enumerate() {
+            let Some(table) = sink.as_table() else { continue };
+            let place = format!(", sink {}", place + 1);
+            let mut keys = Keys { source: self, table, place, known: Vec::new(), mistakes };
+            let name = keys.name();
+            if let Some(name) = &name
+                && names.contains(name)
+            {
+                keys.mistake("name", "another sink has this name; allowed is each name once".to_owned());
             }
+            sinks.extend(keys.sink(name.clone().unwrap_or_default()));
+            names.extend(name);
         }
         sinks
     }
@@ -257,15 +266,18 @@ struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn sink(&mut self, number: usize) -> Option<SinkConfig> {
-        self.place = format!(", sink {number}");
+    /// Its name; from then on mistakes are told by it.
+    fn name(&mut self) -> Option<String> {
         let allowed = format!(
             "a name of 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9 and -, and not {DATABASE}, which is our own"
         );
-        let name = self.required("name", &allowed, |text| is_name(text).then(|| text.to_owned()));
-        if let Some(name) = &name {
-            self.place = format!(", sink \"{name}\"");
-        }
+        let name = self.required("name", &allowed, |text| is_name(text).then(|| text.to_owned()))?;
+        self.place = format!(", sink \"{name}\"");
+        Some(name)
+    }
+
+    /// The rest; none if its kind is not known, and so not which other keys are allowed.
+    fn sink(&mut self, name: String) -> Option<SinkConfig> {
         let kind = self.required("kind", &format!("one of {}", KINDS.join(", ")), |text| {
             KINDS.into_iter().find(|kind| *kind == text)
         });
@@ -287,7 +299,7 @@ impl Keys<'_> {
         };
         self.refuse_unknown();
         Some(SinkConfig {
-            name: name.unwrap_or_default(),
+            name,
             kind: kind?,
             events,
             fields,
@@ -306,19 +318,19 @@ impl Keys<'_> {
 
     fn signing_secrets(&mut self, text: &str) -> Vec<Secret> {
         let mut secrets = Vec::new();
-        for part in list(text) {
+        let parts: Vec<&str> = list(text).collect();
+        for (place, part) in parts.iter().enumerate() {
             match Secret::parse(part) {
                 Ok(secret) => secrets.push(secret),
-                Err(error) => {
-                    self.mistake(
-                        "signing_secret",
-                        format!(
-                            "it cannot be used, {error}; allowed are whsec_ and base64, several separated by commas \
-                             or spaces"
-                        ),
-                    );
-                    break;
-                }
+                Err(error) => self.mistake(
+                    "signing_secret",
+                    format!(
+                        "secret {} of {} cannot be used, {error}; allowed are whsec_ and base64, several separated by commas \
+                         or spaces",
+                        place + 1,
+                        parts.len()
+                    ),
+                ),
             }
         }
         secrets
@@ -461,29 +473,31 @@ impl Keys<'_> {
             return stand_in();
         };
         let shown = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
-        let refusal = if !["https", "http"].contains(&url.scheme()) || url.host().is_none() {
-            Some("allowed is https://…".to_owned())
-        } else if !url.username().is_empty() || url.password().is_some() {
-            Some("it holds a user or password, and secrets do not stand in this file".to_owned())
-        } else if url.fragment().is_some() || (url.query().is_some() && !may_have_query) {
-            Some("it has parameters or a fragment, which are not allowed here".to_owned())
-        } else if url.scheme() == "http" && !allow_http && !is_loopback(&url) {
-            Some(
+        let is_http = url.scheme() == "http";
+        let is_elsewhere = !["https", "http"].contains(&url.scheme()) || url.host().is_none();
+        let refusals = [
+            (is_elsewhere, "allowed is https://…"),
+            (
+                !url.username().is_empty() || url.password().is_some(),
+                "it holds a user or password, and secrets do not stand in this file",
+            ),
+            (
+                url.fragment().is_some() || (url.query().is_some() && !may_have_query),
+                "it has parameters or a fragment, which are not allowed here",
+            ),
+            (
+                is_http && !allow_http && !is_loopback(&url),
                 "everybody on the way could read what is sent; allowed is https://…, http:// to this machine, or \
-                 anywhere with allow_http = true"
-                    .to_owned(),
-            )
-        } else {
-            None
-        };
-        match refusal {
-            None => url,
-            Some(refusal) => {
-                let found = if given { format!("found an address at {shown}: ") } else { String::new() };
-                self.mistake(key, format!("{found}{refusal}"));
-                stand_in()
-            }
+                 anywhere with allow_http = true",
+            ),
+        ];
+        let found = if given { format!("found an address at {shown}: ") } else { String::new() };
+        let mut is_refused = false;
+        for (_, refusal) in refusals.iter().filter(|(is_so, _)| *is_so) {
+            self.mistake(key, format!("{found}{refusal}"));
+            is_refused = true;
         }
+        if is_refused { stand_in() } else { url }
     }
 
     /// A secret of one word that a header can carry.
@@ -503,7 +517,7 @@ impl Keys<'_> {
     fn secret(&mut self, key: &str) -> Option<String> {
         let (by_variable, by_file) = (format!("{key}_env"), format!("{key}_file"));
         if self.table.contains_key(key) {
-            self.known.push(key.to_owned());
+            self.known.extend([key.to_owned(), by_variable.clone(), by_file.clone()]);
             self.mistake(
                 key,
                 format!("secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"),
@@ -681,6 +695,7 @@ mod tests {
             "SEGMENT_WRITE_KEY" | "SEGMENT_TOKEN" => Some("hunter2".to_owned()),
             "MAILCHIMP_API_KEY" => Some("hunter2-us21".to_owned()),
             "EMPTY" => Some(" ".to_owned()),
+            "BAD" => Some(format!("hunter2 {SECRET},whsec_hunter2!")),
             _ => None,
         };
         let read_file = |path: &str| match path {
@@ -822,6 +837,35 @@ mod tests {
     }
 
     #[test]
+    fn one_mistake_hides_no_other() {
+        let mistakes = read("sink = 1\n[[other]]\n").expect_err("mistakes");
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        let mistakes = read(
+            "[[sink]]\nkind = \"webhook\"\nurl = \"http://me:hunter2@crm.example/?a=1#b\"\nsigning_secret_env = \"BAD\"\n\
+             [[sink]]\nname = \"x\"\nkind = \"pigeon\"\n[[sink]]\nname = \"x\"\nkind = \"webhook\"\n\
+             url = \"https://crm.example\"\nsigning_secret = \"whsec_hunter2\"\nsigning_secret_env = \"CRM_SECRET\"\n\
+             [[sink]]\nkind = \"webhook\"\nurl = \"https://crm.example\"\nsigning_secret_env = \"CRM_SECRET\"\n",
+        )
+        .expect_err("mistakes");
+        let has = |part: &str| mistakes.iter().filter(|mistake| mistake.contains(part)).count();
+        for (part, times) in [
+            ("sink 1, name: not set", 1),
+            ("sink 1, url: found an address at http://crm.example: it holds a user or password", 1),
+            ("sink 1, url: found an address at http://crm.example: it has parameters or a fragment", 1),
+            ("sink 1, url: found an address at http://crm.example: everybody on the way", 1),
+            ("sink 1, signing_secret: secret 1 of 3 cannot be used", 1),
+            ("sink 1, signing_secret: secret 3 of 3 cannot be used", 1),
+            ("sink \"x\", kind: found \"pigeon\"", 1),
+            ("sink \"x\", name: another sink has this name", 1),
+            ("sink \"x\", signing_secret: secrets do not stand in this file", 1),
+            ("sink 4, name: not set", 1),
+        ] {
+            assert_eq!(has(part), times, "{part}: {mistakes:#?}");
+        }
+        assert_eq!(mistakes.len(), 10, "and nothing that follows from another one: {mistakes:#?}");
+    }
+
+    #[test]
     fn no_mistake_shows_a_secret() {
         for lines in [
             "signing_secret = \"whsec_hunter2\"",
@@ -912,6 +956,11 @@ mod tests {
     fn a_line_that_is_not_toml_is_told_by_its_number() {
         let mistakes = read("[[sink]]\nname = \"crm\"\nsigning_secret = hunter2\n").expect_err("not TOML");
         assert_eq!(mistakes, ["clerk-sync.toml: line 3 is not TOML, or names something twice"]);
+        let mistakes =
+            read("[[sink]]\nname = hunter2\nkind = \"webhook\"\nurl = hunter2\n").expect_err("not TOML");
+        let lines =
+            [2, 4].map(|line| format!("clerk-sync.toml: line {line} is not TOML, or names something twice"));
+        assert_eq!(mistakes, lines);
     }
 
     #[test]

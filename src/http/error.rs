@@ -44,6 +44,8 @@ pub enum Problem {
     UserNotFound,
     #[error("there is no such delivery in the queue: it is processed, or never came")]
     DeliveryNotFound,
+    #[error("there is no sink of this name: none is configured, nothing waits for one, and none is paused")]
+    SinkNotFound,
     #[error("this path knows other methods only: see the Allow header")]
     MethodNotAllowed,
     #[error("the body did not arrive in time")]
@@ -79,7 +81,9 @@ impl Problem {
             }
             Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::ForeignForm | Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound | Self::SinkNotFound => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -109,6 +113,7 @@ impl Problem {
             Self::NotFound => "not_found",
             Self::UserNotFound => "user_not_found",
             Self::DeliveryNotFound => "delivery_not_found",
+            Self::SinkNotFound => "sink_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::BodyTimeout => "body_timeout",
             Self::BodyTooLarge => "body_too_large",

@@ -270,7 +270,7 @@ fn app(store: Arc<FakeStore>) -> App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
         committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
         probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
-        api: Api::new(store, Some("t0ken"), None),
+        api: Api::new(store, Some("t0ken"), None, Vec::new()),
         scrapers: Scrapers::default(),
         bodies: Bodies::new(1_048_576),
         answers: Answers::default(),

@@ -15,7 +15,7 @@ pub enum AuditAction {
     UserDeletionHeld,
     /// What was held back will not happen.
     UserDeletionCancelled,
-    /// Somebody was shown the user's data in the dashboard.
+    /// Somebody asked to be shown the user's data, and was.
     UserRevealed,
 }
 

@@ -4,26 +4,62 @@ use chrono::{DateTime, Utc};
 
 use super::apply::end;
 use crate::{
-    model::{AuditAction, AuditEntry, ClerkId, Source},
-    store::{Patience, Result, Store},
+    model::{AuditAction, AuditEntry, ClerkId, Source, SvixId},
+    store::{Parked, Patience, Result, Store, StoreError, Trouble},
 };
 
-/// Write down that a user's data is shown now.
+/// Whose data it is that cannot be told.
+const UNKNOWN: &str = "unknown";
+
+/// Write down that a user's data is shown at the dashboard now.
 ///
 /// # Errors
 /// If the database cannot be used. Then nothing may be shown.
 pub async fn reveal(store: &dyn Store, clerk_id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
-    let mut transaction = store.begin(Patience::Normal).await?;
+    write(store, clerk_id, None, Source::Dashboard, now).await
+}
+
+/// Write down that what a delivery says is shown now, and where.
+///
+/// # Errors
+/// If the database cannot be used. Then nothing may be shown.
+pub async fn reveal_delivery(
+    store: &dyn Store,
+    parked: &Parked,
+    source: Source,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let clerk_id = parked.clerk_id.clone().or_else(|| ClerkId::new(UNKNOWN));
+    let clerk_id = clerk_id.ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    write(store, &clerk_id, Some(&parked.svix_id), source, now).await
+}
+
+/// Write down that what a message for another system says is shown now, by a command.
+///
+/// # Errors
+/// If the database cannot be used. Then nothing may be shown.
+pub async fn reveal_message(store: &dyn Store, clerk_id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
+    write(store, clerk_id, None, Source::Cli, now).await
+}
+
+async fn write(
+    store: &dyn Store,
+    clerk_id: &ClerkId,
+    svix_id: Option<&SvixId>,
+    source: Source,
+    now: DateTime<Utc>,
+) -> Result<()> {
     let entry = AuditEntry {
         at: now,
         action: AuditAction::UserRevealed,
         clerk_id: clerk_id.clone(),
-        svix_id: None,
-        source: Source::Dashboard,
+        svix_id: svix_id.cloned(),
+        source,
         changed_fields: Vec::new(),
         event_at: now,
         actor: None,
     };
+    let mut transaction = store.begin(Patience::Normal).await?;
     let written = transaction.audit(&[entry]).await;
     end(transaction, written).await
 }

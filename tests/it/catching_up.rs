@@ -319,7 +319,7 @@ fn a_dry_run_makes_no_database(host: &mut Host) {
     let (finished, _) = reconcile(host, &["--dry-run"]);
     // Not what an alarm on drift listens for.
     assert_eq!(finished.code, Some(78), "{finished:?}");
-    assert!(finished.stderr.contains("run `clerk-sync "), "{finished:?}");
+    assert!(finished.stderr.contains("`clerk-sync migrate`"), "{finished:?}");
     assert!(host.keeper != Keeper::Sqlite || !std::path::Path::new(&host.path("users.db")).exists());
     assert_eq!(backfill(host, &[]).0.code, Some(0));
     assert_eq!(host.count("users"), 10);
@@ -923,7 +923,7 @@ fn only_some_users_can_be_asked_for() {
         [backfill(&host, &["--user-id", "user_\u{1b}[2J"]).0, host.run(&["ensure", "user_\u{1b}[2J"])]
     {
         assert_eq!(finished.code, Some(1), "{finished:?}");
-        let told = finished.stderr.contains("does not know") && finished.stderr.contains("user_\\u{1b}[2J");
+        let told = finished.stderr.contains("does not know") && finished.stderr.contains("user_\\u001b[2J");
         assert!(told && !finished.stderr.contains('\u{1b}'), "{finished:?}");
     }
 }
@@ -965,6 +965,12 @@ fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() 
     assert_eq!(summary["unchanged"], 150, "{summary}");
     let words = "Clerk does not know 2 of the 152 asked for: number 151 of --email, number 152 of --email";
     assert!(finished.stderr.contains(words), "{finished:?}");
+    // Whoever sits at a terminal is told by name.
+    let asked = ["backfill", "--rate", "1000", "--email", "nobody@example.com"];
+    if let Some(told) = host.run_at_terminal(&asked, "") {
+        assert_eq!(told.code, Some(1), "{told:?}");
+        assert!(told.stdout.contains("1 of the 1 asked for: nobody@example.com"), "{told:?}");
+    }
 }
 
 #[test]

@@ -232,7 +232,8 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
                 .unwrap();
             let broken = doctor(host, &[]);
             assert_ne!(broken.code, 0);
-            assert!(broken.remedy("database", "fail", "").contains("DATABASE_URL"), "{broken:#?}");
+            let remedy = broken.remedy("database", "fail", "is no SQLite database");
+            assert!(remedy.contains("DATABASE_URL"), "{broken:#?}");
             report
         }
     };
@@ -414,6 +415,9 @@ fn a_key_of_another_instance_is_found(host: &mut Host) {
     let remedy = report.remedy("clerk key", "fail", "came from ins_third");
     assert!(remedy.contains("--change-instance"), "{remedy}");
     report.only_fails(&["clerk key"]);
+    // Or nobody's at all.
+    host.sql("UPDATE clerk_instance SET instance_id = 'ins_sample'");
+    doctor(host, &[]).remedy("database", "warn", "made-up people");
 }
 
 fn a_dead_sink_is_found(host: &mut Host) {
@@ -483,6 +487,7 @@ fn a_public_private_listener_without_a_token_is_found(host: &mut Host) {
     let remedy = report.remedy("listeners", "fail", "no ADMIN_TOKEN");
     assert!(remedy.contains("set ADMIN_TOKEN") && remedy.contains("ADMIN_HOST=127.0.0.1"), "{remedy}");
     report.only_fails(&["listeners"]);
+    assert_eq!(report.of("configuration")[0]["found"], "every other variable can be used");
     host.set("ADMIN_TOKEN", "hunter2-hunter2");
     assert_eq!(doctor(host, &[]).status("listeners"), "ok");
 }

@@ -80,7 +80,8 @@ counts as not set.
   white space around it does not count. Both at once is a mistake.
 - **Everything is checked** at the start, by every command but `sample`, `send`, `completions` and `man`. All mistakes are told at
   once, and the exit code is 78. Nothing is read again later: restart to change something.
-- **`clerk-sync config`** prints what came out, without secrets, and where each value came from; `--json` for programs.
+- **`clerk-sync config`** prints what came out, without secrets, and where each value came from, then what `serve` would refuse, and
+  exits with 78 if there is anything; `--json` for programs.
 
 [.env.example](../.env.example) is the same as a file to copy. What is special to one command, `clerk-sync COMMAND -h` tells.
 ";

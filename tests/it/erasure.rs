@@ -1157,7 +1157,7 @@ mod by_the_program {
             "{counted}"
         );
         assert_eq!(host.value("SELECT last_name FROM users"), "Lovelace");
-        assert_eq!(host.run(&["minimize"]).code, Some(0));
+        assert_eq!(host.run(&["minimize", "--yes"]).code, Some(0));
         assert_eq!(host.value("SELECT coalesce(last_name, '') FROM users"), "");
 
         host.unset("SYNC_FIELDS");

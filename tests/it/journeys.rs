@@ -32,6 +32,7 @@ on_each_keeper!(
     a_drizzle_table_is_adopted,
     a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
     nothing_personal_reaches_the_log_the_metrics_or_the_errors,
+    what_looks_or_removes_makes_nothing,
     what_cannot_be_taken_back_is_asked_about_first,
 );
 
@@ -502,8 +503,19 @@ fn the_configuration_is_shown_with_its_origins_and_without_secrets() {
     let plain: Vec<String> =
         variables.filter(|name| !name.ends_with("_FILE") || name == "CONFIG_FILE").collect();
     assert_eq!(json.as_object().unwrap().len(), plain.len(), "every variable: {plain:?}");
-    let refused = host.run(&["config", "--port", "x"]);
+    // What cannot be used is not shown as if it were, and all the rest is.
+    let refused = host.run(&["config", "--json", "--port", "x"]);
     assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("PORT (--port): found \"x\""), "{refused:?}");
+    let shown: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(shown["PORT"], json!({ "value": null, "origin": "command line (--port)" }));
+    assert_eq!(shown["PROCESSING"]["value"], "inline");
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET_FILE");
+    let refused = host.run(&["config"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stdout.contains("CLERK_WEBHOOK_SIGNING_SECRET") && refused.stdout.contains("(not set)"));
+    let words = "`clerk-sync serve` would refuse this:\n  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set";
+    assert!(refused.stderr.contains(words), "{refused:?}");
 }
 
 #[test]
@@ -790,6 +802,30 @@ fn dev_says_what_it_ignores_and_makes_the_same_users_in_every_run() {
 }
 
 #[test]
+fn samples_stay_out_of_a_real_database_and_a_service_on_one_of_samples_says_so() {
+    let host = host();
+    let url = host.get("DATABASE_URL").to_owned();
+    let story = ["dev", "--sample", "--once", "--database-url", &url];
+    host.run(&story).succeeded();
+    let service = host.serve();
+    let warns = |line: &Value| {
+        line["level"] == "WARN" && line["message"].as_str().unwrap().contains("made-up people")
+    };
+    assert!(service.lines().iter().any(warns), "{}", service.log());
+    service.stop();
+    // Somebody's backfill has been there.
+    host.sql("UPDATE clerk_instance SET instance_id = 'ins_real'");
+    let before = host.count("audit_log");
+    let refused = host.run(&story);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("ins_real") && refused.stderr.contains("--database-url"), "{refused:?}");
+    assert_eq!(host.count("audit_log"), before);
+    let service = host.serve();
+    assert!(!service.lines().iter().any(warns), "{}", service.log());
+    service.stop();
+}
+
+#[test]
 fn dev_stays_and_prints_a_curl_command_that_works() {
     let mut host = host();
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
@@ -849,6 +885,11 @@ fn samples_are_printed_signed_and_sent() {
     assert_eq!(told.matches("200  applied").count(), 3, "{told}");
     assert_eq!(host.count("users"), 4);
 
+    for nobodys in ["x".repeat(256), String::new()] {
+        let refused = host.run(&["send", "user.created", "--url", &url, "--user-id", &nobodys]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("255"), "{refused:?}");
+    }
     let refused =
         host.run(&["send", "user.created", "--url", &url, "--clerk-webhook-signing-secret", OTHER_SECRET]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -982,6 +1023,38 @@ fn a_port_in_use_is_named() {
         assert!(refused.stderr.contains(words) && refused.stderr.contains(&port), "{refused:?}");
         host.set(name, "0");
     }
+}
+
+#[test]
+fn a_file_that_is_no_database_is_told_at_once_and_left_as_it_is() {
+    let mut host = host();
+    std::fs::create_dir(host.path("folder")).unwrap();
+    for (name, why) in [("folder", "is a directory"), ("notes.txt", "is no SQLite database")] {
+        if name == "notes.txt" {
+            host.write(name, "these are my notes");
+        }
+        host.set("DATABASE_URL", &format!("sqlite://{}", host.path(name)));
+        for command in [["serve"].as_slice(), &["migrate"], &["queue", "ls"], &["erase", "user_1", "--yes"]] {
+            let refused = host.run(command);
+            assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
+            assert!(refused.stderr.contains(why), "{command:?}: {refused:?}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(host.path("notes.txt")).unwrap(), "these are my notes");
+}
+
+#[test]
+fn whoever_comes_while_the_file_is_locked_is_told_so() {
+    let host = host();
+    host.run(&["migrate"]).succeeded();
+    let mut holder = host.connect();
+    holder.run("BEGIN EXCLUSIVE").expect("locked");
+    host.run(&["queue", "ls"]).succeeded();
+    let refused = host.run(&["erase", "user_1", "--yes"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains("somebody else holds it locked"), "{refused:?}");
+    holder.run("COMMIT").expect("free again");
+    host.run(&["erase", "user_1", "--yes"]).succeeded();
 }
 
 #[test]
@@ -1119,6 +1192,52 @@ fn two_services_share_one_database() {
     assert_eq!((host.count("users"), host.count("audit_log")), (1, 1));
 }
 
+fn what_looks_or_removes_makes_nothing(host: &mut Host) {
+    let commands: [&[&str]; 14] = [
+        &["erase", "user_1", "--yes"],
+        &["erase", "now", "user_1", "--yes"],
+        &["erase", "status", "user_1"],
+        &["erase", "report"],
+        &["erase", "export"],
+        &["prune"],
+        &["minimize", "--yes"],
+        &["queue", "ls"],
+        &["queue", "retry", "--all"],
+        &["outbox", "ls"],
+        &["outbox", "pause", "crm"],
+        &["audit", "user_1"],
+        &["audit", "verify"],
+        &["stats"],
+    ];
+    for made in [false, true] {
+        for command in commands {
+            let refused = host.run(command);
+            assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
+            assert!(refused.stdout.is_empty() && refused.stderr.contains("DATABASE_URL"), "{refused:?}");
+            assert!(refused.stderr.contains("`clerk-sync migrate`"), "{refused:?}");
+            match host.keeper {
+                Keeper::Postgres => {
+                    assert!(refused.stderr.contains(&host.schema), "{refused:?}");
+                    let schemas =
+                        format!("SELECT count(*) FROM pg_namespace WHERE nspname = '{}'", host.schema);
+                    assert_eq!(host.value(&schemas), usize::from(made).to_string(), "{command:?}");
+                    assert_eq!(host.count(&format!("pg_tables WHERE schemaname = '{}'", host.schema)), 0);
+                }
+                Keeper::Sqlite => {
+                    let size = std::fs::metadata(host.path("users.db")).map(|file| file.len()).ok();
+                    assert_eq!(size, made.then_some(0), "{command:?}");
+                }
+            }
+        }
+        // Empty is no better than absent.
+        match host.keeper {
+            Keeper::Postgres if !made => _ = host.sql(&format!("CREATE SCHEMA {}", host.schema)),
+            Keeper::Sqlite => _ = host.write("users.db", ""),
+            Keeper::Postgres => {}
+        }
+    }
+}
+
 fn what_cannot_be_taken_back_is_asked_about_first(host: &mut Host) {
     let service = host.serve();
     applied(&service, &user("user.created", "user_1", milliseconds(), "Ada"));
@@ -1131,6 +1250,7 @@ fn what_cannot_be_taken_back_is_asked_about_first(host: &mut Host) {
     for (arguments, what, sure) in [
         (["queue", "discard", "--all"].as_slice(), "webhook_queue", "yes"),
         (&["outbox", "discard", "--all"], "outbox WHERE payload IS NOT NULL", "y"),
+        (&["minimize", "--sync-fields", "email"], "users WHERE last_name IS NOT NULL", "yes"),
         (&["erase", "now", "user_1"], "users", "n"),
         (&["erase", "user_1"], "users", "Y"),
     ] {

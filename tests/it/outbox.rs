@@ -609,8 +609,11 @@ async fn dead_messages_are_tried_again_in_their_order(mut world: World) {
     assert_eq!(world.column("SELECT state FROM outbox WHERE sink = 'crm' ORDER BY id").await, states);
     let store = &*world.store;
     let one = Selection::Sink("crm".to_owned());
-    assert_eq!(retry(store, &one, true, world.now).await.unwrap(), Tally { found: 2, done: 0 });
-    assert_eq!(retry(store, &one, false, world.now).await.unwrap(), Tally { found: 2, done: 2 });
+    assert_eq!(retry(store, &one, true, world.now).await.unwrap(), Tally { found: 2, done: 0, deletions: 0 });
+    assert_eq!(
+        retry(store, &one, false, world.now).await.unwrap(),
+        Tally { found: 2, done: 2, deletions: 0 }
+    );
     assert_eq!(retry(store, &Selection::All, false, world.now).await.unwrap(), Tally::default());
     let told = drain(&world, "crm").await;
     assert_eq!(told.iter().filter(|told| told.ends_with("user_1")).count(), 3);
@@ -626,9 +629,12 @@ async fn a_dead_message_that_later_news_overtook_stays_dead(mut world: World) {
     let second = claimed(&world, "crm").await;
     let ids = Selection::Ids(vec![first.id, first.id, 4711]);
     let tally = retry(&*world.store, &ids, false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 1, done: 0 }, "the later one is on its way");
+    assert_eq!(tally, Tally { found: 1, done: 0, deletions: 0 }, "the later one is on its way");
     finish(&world, &second, Ending::Delivered).await;
-    assert_eq!(retry(&*world.store, &ids, false, world.now).await.unwrap(), Tally { found: 1, done: 0 });
+    assert_eq!(
+        retry(&*world.store, &ids, false, world.now).await.unwrap(),
+        Tally { found: 1, done: 0, deletions: 0 }
+    );
     assert_eq!(standing(&world, "crm").await, ["user.created user_1 dead", "user.updated user_1 delivered"]);
 }
 
@@ -666,11 +672,14 @@ async fn what_is_given_up_is_forgotten_and_lets_the_next_one_go(mut world: World
         .collect();
     let all = Selection::Ids(ids.clone());
     let tally = discard(&*world.store, &all, false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 3, done: 2 }, "what is on its way stays");
+    assert_eq!(tally, Tally { found: 3, done: 2, deletions: 0 }, "what is on its way stays");
     finish(&world, &under_way, again(&world, 5)).await;
     world.deliver(&named("user_1", 2, "C")).await;
     assert!(claim(&world, "crm").await.is_none());
-    assert_eq!(discard(&*world.store, &all, false, world.now).await.unwrap(), Tally { found: 3, done: 1 });
+    assert_eq!(
+        discard(&*world.store, &all, false, world.now).await.unwrap(),
+        Tally { found: 3, done: 1, deletions: 0 }
+    );
     assert_eq!(drain(&world, "crm").await, ["user.updated user_1"]);
     let kept = world.column("SELECT payload FROM outbox WHERE state = 'discarded'").await;
     assert_eq!(kept, ["null", "null", "null"]);
@@ -683,7 +692,7 @@ async fn a_deletion_is_never_given_up(mut world: World) {
     world.deliver(&Event::deleted("user_1", 1)).await;
     let deletion = world.value("SELECT id FROM outbox WHERE type = 'user.deleted'").await.parse().unwrap();
     let tally = discard(&*world.store, &Selection::Ids(vec![deletion]), false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 1, done: 0 });
+    assert_eq!(tally, Tally { found: 1, done: 0, deletions: 1 });
     assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
 }
 
@@ -1185,8 +1194,39 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert_eq!(list(&["--state", "discarded"]).len(), 2);
     assert_eq!(host.value("SELECT count(*) FROM outbox WHERE state = 'discarded' AND payload IS NULL"), "2");
     let deletion = list(&["--state", "pending"]).pop().unwrap()["id"].to_string();
-    let refused = host.run(&["outbox", "discard", &deletion, "--yes"]).succeeded();
-    assert!(refused.contains("1  left"), "{refused}");
+    for deletion in [[deletion.as_str(), "--yes"], ["--dry-run", &deletion]] {
+        let refused = host.run(&[&["outbox", "discard"], &deletion[..]].concat());
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("1 deletions stay"), "{refused:?}");
+    }
+    assert_eq!(list(&["--state", "pending"]).len(), 2);
+    // What is named must be done.
+    let left = host.run(&["outbox", "retry", &deletion]);
+    assert_eq!(left.code, Some(1), "{left:?}");
+
+    // A mistyped name is no answer, and nothing else happens.
+    for mistyped in [
+        ["outbox", "ls", "--sink", "cmr"].as_slice(),
+        &["outbox", "retry", "--sink", "cmr"],
+        &["outbox", "discard", "--sink", "cmr", "--yes"],
+        &["outbox", "pause", "cmr"],
+        &["outbox", "resume", "cmr"],
+    ] {
+        let unknown = host.run(mistyped);
+        assert_eq!(unknown.code, Some(2), "{unknown:?}");
+        assert!(unknown.stderr.contains("there is no sink \"cmr\"; known: crm"), "{unknown:?}");
+    }
+    let revealed = "audit_log WHERE action = 'USER_REVEALED' AND source = 'cli' AND clerk_id = 'user_1'";
+    assert_eq!(host.count(revealed), 1);
+
+    // Whatever an id is made of, it does not steer the terminal.
+    host.sql("UPDATE outbox SET clerk_id = 'user_\u{1b}[2J\u{9b}31m\n' WHERE clerk_id = 'user_2'");
+    let shown = host.run(&["outbox", "ls"]).succeeded();
+    assert!(
+        shown.contains("user_\\u001b[2J\\u009b31m\\u000a") && !shown.contains(['\u{1b}', '\u{9b}']),
+        "{shown}"
+    );
+    assert_eq!(list(&["--sink", "mail"])[0]["clerk_id"], "user_\u{1b}[2J\u{9b}31m\n");
 
     host.run(&["outbox", "pause", "crm"]).succeeded();
     assert!(host.run(&["outbox", "ls"]).succeeded().contains("crm is paused since"));

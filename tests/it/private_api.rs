@@ -321,6 +321,10 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
     let unusable = Post::new("unusable");
     assert_eq!(service.post(&unusable).word(), "parked");
+    host.sql(
+        "INSERT INTO outbox (message_id, sink, clerk_id, type, state, created_at)
+         VALUES ('msg_1', 'crm', 'user_1', 'user.created', 'dead', '2026-01-01T00:00:00.000Z')",
+    );
     let described = asked(&service, "/v1/openapi.json");
     assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")), "{described}");
     assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -356,6 +360,22 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
         }
         if path.contains("{svix_id}") {
             documents(&ask(&path.replace("{svix_id}", "msg_2")));
+        }
+        if path.contains("{sink}") {
+            let unknown = ask(&path.replace("{sink}", "cmr"));
+            assert_refused(&unknown, 404, "sink_not_found");
+            documents(&unknown);
+        }
+        if path.starts_with("/v1/outbox") && has_body {
+            let body = r#"{"sink":"cmr"}"#;
+            let unknown = service.tell_api(&method, path, Some(&format!("Bearer {TOKEN}")), body);
+            assert_refused(&unknown, 404, "sink_not_found");
+            documents(&unknown);
+        }
+        if path == "/v1/outbox" {
+            let unknown = ask("/v1/outbox?sink=cmr");
+            assert_refused(&unknown, 404, "sink_not_found");
+            documents(&unknown);
         }
         if has_body {
             documents(&service.tell_api(&method, &known, Some(&format!("Bearer {TOKEN}")), "{}"));

@@ -700,8 +700,8 @@ mod commands {
             assert!(refused.stderr.contains("answered 422 Unprocessable Entity"), "{refused:?}");
             assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
             let unknown = host.run(&["sinks", "test", "cmr"]);
-            assert_eq!(unknown.code, Some(78), "{unknown:?}");
-            assert!(unknown.stderr.contains("there are crm"), "{unknown:?}");
+            assert_eq!(unknown.code, Some(2), "{unknown:?}");
+            assert!(unknown.stderr.contains("there is no sink \"cmr\"; known: crm"), "{unknown:?}");
             host.unset("CRM_SECRET");
             let without = host.run(&["sinks", "test", "crm"]);
             assert_eq!(without.code, Some(78), "{without:?}");

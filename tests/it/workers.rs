@@ -134,6 +134,13 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     let revealed = run(&["show", &waiting.id, "--reveal"]).succeeded();
     let revealed: Value = serde_json::from_str(&revealed).expect("JSON");
     assert_eq!(revealed["payload"], waiting.body);
+    run(&["show", &dead.id, "--reveal"]).succeeded();
+    assert_eq!(
+        host.sql(
+            "SELECT svix_id, clerk_id, source FROM audit_log WHERE action = 'USER_REVEALED' ORDER BY id"
+        ),
+        [[waiting.id.as_str(), "user_1", "cli"], [&dead.id, "unknown", "cli"]]
+    );
     let unknown = run(&["show", "msg_none"]);
     assert_eq!(unknown.code, Some(1));
     assert!(unknown.stderr.contains("not in the queue"), "{unknown:?}");
@@ -190,7 +197,17 @@ fn the_same_can_be_done_over_http(host: &mut Host) {
     let hidden = get(&path);
     assert_eq!(hidden.json()["payload"], Value::Null);
     assert!(!hidden.body.contains("Lovelace"));
+    let revealed = "SELECT svix_id, clerk_id, source FROM audit_log WHERE action = 'USER_REVEALED'";
+    assert_eq!(host.sql(revealed), [[""; 3]; 0]);
     assert_eq!(get(&format!("{path}?reveal=true")).json()["payload"], waiting.body);
+    assert_eq!(host.sql(revealed), [[waiting.id.as_str(), "user_1", "api"]]);
+    if host.keeper == Keeper::Sqlite {
+        // What cannot be written down is not shown.
+        host.sql("CREATE TRIGGER deaf BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'deaf'); END");
+        let refused = get(&format!("{path}?reveal=true"));
+        assert_eq!((refused.status, refused.word().as_str()), (503, "database_unavailable"));
+        host.sql("DROP TRIGGER deaf");
+    }
     let missing = get("/v1/queue/msg_none");
     assert_eq!((missing.status, missing.word().as_str()), (404, "delivery_not_found"));
 

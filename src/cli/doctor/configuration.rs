@@ -18,10 +18,7 @@ const LISTENERS: &str = "listeners";
 impl Given {
     /// Whether the configuration has only a stand-in for this variable.
     pub(super) fn is_mistaken(&self, variable: &str) -> bool {
-        let of = |mistake: &Mistake| {
-            mistake.variable == variable || mistake.variable.strip_suffix("_FILE") == Some(variable)
-        };
-        self.mistakes.iter().any(of)
+        self.mistakes.iter().any(|mistake| mistake.is_about(variable))
     }
 }
 
@@ -133,11 +130,15 @@ fn praise(check: &str, given: &Given) -> String {
                 address(config.admin_listen)
             )
         }
-        _ => match config.sinks.len() {
-            0 => "every variable can be used".to_owned(),
-            1 => "every variable can be used, and one sink".to_owned(),
-            sinks => format!("every variable can be used, and {sinks} sinks"),
-        },
+        _ => {
+            // Those of the other lines stand there.
+            let variables = if given.mistakes.is_empty() { "every variable" } else { "every other variable" };
+            match config.sinks.len() {
+                0 => format!("{variables} can be used"),
+                1 => format!("{variables} can be used, and one sink"),
+                sinks => format!("{variables} can be used, and {sinks} sinks"),
+            }
+        }
     }
 }
 

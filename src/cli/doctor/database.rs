@@ -12,6 +12,7 @@ use super::{
     report::{Cause, Finding},
 };
 use crate::{
+    clerk::sample,
     cli::{clock as our_clock, explained, look},
     config::{Database, apart},
     store::{Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError, Trouble},
@@ -76,6 +77,10 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.extend(foreign_keys(&inspection.references));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
     let instance = if is_ready(&inspection) { store.instance().await.ok().flatten() } else { None };
+    if instance.as_deref() == Some(sample::INSTANCE) {
+        let found = "made-up people are in it, written by `clerk-sync dev`";
+        findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
+    }
     store.close().await;
     Looked { findings, instance, size: Some(inspection.size) }
 }

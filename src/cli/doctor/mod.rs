@@ -22,13 +22,7 @@ use self::{
 use super::{Failure, say};
 use crate::config::{Mistakes, Needs, Settings};
 
-const EXAMPLES: &str = "\
-Examples:
-    clerk-sync doctor                       before the first start, and whenever something is wrong
-    clerk-sync doctor --url https://hooks.example.com/webhooks/clerk
-                                            the way that Clerk's webhooks take, proxies included
-    clerk-sync doctor --json | jq '.[] | select(.status == \"fail\")'
-
+const EXIT_CODES: &str = "\
 Exit codes:
     0  nothing failed; there may be warnings
     1  something failed
@@ -38,7 +32,7 @@ Exit codes:
 
 /// Look for everything that can be wrong, and say what mends it; changes nothing
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXIT_CODES)]
 pub(super) struct Doctor {
     /// Where a signed event is sent to try the webhook secret [default: /webhooks/clerk on this machine, at HOST and PORT]
     #[arg(long, value_name = "URL")]
@@ -52,8 +46,7 @@ pub(super) struct Doctor {
 impl Doctor {
     /// `dotenv` is what is wrong with the `.env` file.
     pub(super) async fn run(self, settings: &Settings, dotenv: Option<&Mistakes>) -> Result<(), Failure> {
-        let needs = Needs { signing_secret: true, sink_secrets: true, ..Needs::default() };
-        let (config, mistakes) = settings.diagnose(needs);
+        let (config, mistakes) = settings.diagnose(Needs::SERVE);
         let mistakes = dotenv.into_iter().flat_map(Mistakes::iter).cloned().chain(mistakes).collect();
         let given = Given { config, mistakes };
         let (database, hour, instance, service, sinks) = tokio::join!(

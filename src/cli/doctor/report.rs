@@ -1,10 +1,11 @@
 //! What was found, for people and for programs.
 
-use std::io::{IsTerminal, stdout};
-
 use serde_json::{Value, json};
 
-use crate::cli::{Failure, say};
+use crate::cli::{
+    Failure, say,
+    terminal::{has_colours, plain, print_styled},
+};
 
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,7 @@ impl Finding {
 
     fn lines(&self, width: usize, colours: bool) -> String {
         let Self { check, status, found, remedy } = self;
+        let (check, found) = (plain(check), plain(found));
         // Padded before it is coloured, or the colour would count.
         let mut word = format!("{:<4}", status.name());
         if colours {
@@ -120,19 +122,17 @@ impl Finding {
         let line = format!("{word}  {check:<width$}  {found}");
         match remedy {
             None => line,
-            Some(remedy) => format!("{line}\n{:indent$}→ {remedy}", "", indent = width + 8),
+            Some(remedy) => format!("{line}\n{:indent$}→ {}", "", plain(remedy), indent = width + 8),
         }
     }
 }
 
 /// Print for people.
 pub(super) fn print(findings: &[Finding]) {
-    let set = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-    let colours = stdout().is_terminal() && !set("NO_COLOR") && !dumb;
+    let colours = has_colours();
     let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
     for finding in findings {
-        say!("{}", finding.lines(width, colours));
+        print_styled(&finding.lines(width, colours));
     }
     let count = |name| findings.iter().filter(|finding| finding.status.name() == name).count();
     let counts = ["ok", "warn", "fail", "skip"].map(|name| format!("{} {name}", count(name)));

@@ -23,16 +23,13 @@ use crate::{
         error::Problem,
         v1::{query::page as cut, read},
     },
-    model::{ClerkId, SvixId},
+    model::{Source, SvixId},
     store::{Parked, QueueFilter, QueueState, Queued},
     sync::{
         queue::{self, Which},
         reveal,
     },
 };
-
-/// Whose data it is that cannot be told.
-const UNKNOWN: &str = "unknown";
 
 /// `GET /queue`
 pub(super) async fn list(
@@ -146,8 +143,7 @@ pub(super) async fn act(
         Some("reveal") => {
             read(&app, async move |store| {
                 let Some(parked) = store.parked(&svix_id).await? else { return Ok(()) };
-                let Some(of) = parked.clerk_id.or_else(|| ClerkId::new(UNKNOWN)) else { return Ok(()) };
-                reveal::reveal(&*store, &of, now).await
+                reveal::reveal_delivery(&*store, &parked, Source::Dashboard, now).await
             })
             .await?;
             show_one(&app, &session, &id, true).await

@@ -217,7 +217,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
             Some(register) => dl.facts {
                 (fact("Newest", &moment_of(register.version.version)))
                 (fact("Event of", &moment_of(register.version.event_at)))
-                (fact("By delivery", &html! { (if register.version.tie.is_empty() { "the Backend API" } else { &register.version.tie }) }))
+                (fact("By delivery", &html! { (if register.version.tie.is_empty() { "none: read from Clerk, or by command" } else { &register.version.tie }) }))
                 (fact("Deleted for good", &html! { (if register.deleted { "yes" } else { "no" }) }))
                 @if let Some(until) = register.held_until {
                     (fact("Erasure held back until", &time(now, until)))

@@ -1,9 +1,9 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It reads, fetches from Clerk who is not here yet, and sees to what waits. Whoever asks shows the bearer token of `ADMIN_TOKEN` first, also to learn that there is nothing
-//! there. Answers are JSON, never to be cached, and come within the deadline of every other answer. Few read at a
-//! time, so that they cannot take the connections that webhooks need, and what is asked goes into no log: e-mail
-//! addresses stand in it.
+//! It reads, fetches from Clerk who is not here yet, and sees to what waits. Whoever asks shows the bearer token of
+//! `ADMIN_TOKEN` first, also to learn that there is nothing there. Answers are JSON, never to be cached, and come within the
+//! deadline of every other answer. Few read at a time, so that they cannot take the connections that webhooks need, and what
+//! is asked goes into no log: e-mail addresses stand in it.
 
 mod ensure;
 mod openapi;
@@ -136,11 +136,18 @@ pub struct Api {
     places: Arc<Semaphore>,
     /// `None`: there is no key to Clerk's API.
     ensure: Option<Ensure>,
+    /// Names of the sinks that are configured.
+    sinks: Vec<String>,
 }
 
 impl Api {
-    /// Read from this store, for whoever has this token; without one, for nobody.
-    pub fn new(store: Arc<dyn Store>, token: Option<&str>, ensure: Option<Ensure>) -> Self {
+    /// Read from this store, for whoever has this token; without one, for nobody. These sinks are configured.
+    pub fn new(
+        store: Arc<dyn Store>,
+        token: Option<&str>,
+        ensure: Option<Ensure>,
+        sinks: Vec<String>,
+    ) -> Self {
         Self {
             store,
             token: token.map(Token::new),
@@ -148,6 +155,7 @@ impl Api {
             bodies: Bodies::new(MAX_BODY_BYTES),
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
+            sinks,
         }
     }
 

@@ -28,6 +28,8 @@ const LISTED: [&str; 4] = ["sink", "state", "after", "limit"];
 const LISTED_KNOWN: &str = "the parameters are sink, state, after and limit, each at most once";
 const SINK: &str = "sink: allowed is the name of a sink";
 const STATE: &str = "state: allowed are pending, dead, delivered and discarded";
+const SINK_NOT_FOUND: &str =
+    "`sink_not_found`: none of this name is configured, nothing waits for one, and none is paused";
 const BODY: &str =
     "the body is a JSON object with one of ids (1 to 1000 of them), sink and all (true), and perhaps dry_run";
 
@@ -105,6 +107,8 @@ pub(super) struct MessageTally {
     found: u64,
     /// Changed; none on a dry run.
     done: u64,
+    /// Deletions of users that were to be given up, and stay.
+    deletions_kept: u64,
 }
 
 /// Whether a sink is handed messages.
@@ -138,6 +142,7 @@ pub(super) struct SinkState {
         (status = 200, description = "A page", body = OutboxPage),
         (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
@@ -152,10 +157,14 @@ pub(super) async fn list(
         after: query.value("after", |text| text.parse().ok(), AFTER)?,
     };
     let limit = query.limit()?;
+    let of_sink = filter.sink.clone().filter(|_| filter.after.is_none());
     let (messages, paused) = read(&app, async move |store| {
         Ok((store.messages(&filter, limit + 1).await?, store.paused_sinks().await?))
     })
     .await?;
+    if messages.is_empty() {
+        known(&app, of_sink).await?;
+    }
     let (messages, more) = page(messages, limit);
     Ok(Json(OutboxPage {
         next: messages.last().filter(|_| more).map(|message| message.id.to_string()),
@@ -176,6 +185,7 @@ pub(super) async fn list(
         (status = 200, description = "What was done", body = MessageTally),
         (status = 400, description = INVALID_BODY, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
@@ -184,8 +194,11 @@ pub(super) async fn retry(
     request: Request,
 ) -> Result<Json<MessageTally>, Problem> {
     let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
-    let now = (app.clock)();
+    let (now, of_sink) = ((app.clock)(), which.sink().map(ToOwned::to_owned));
     let tally = read(&app, async move |store| work::retry(&*store, &which, dry_run, now).await).await?;
+    if tally.found == 0 {
+        known(&app, of_sink).await?;
+    }
     Ok(Json(tally.into()))
 }
 
@@ -201,6 +214,7 @@ pub(super) async fn retry(
         (status = 200, description = "What was done", body = MessageTally),
         (status = 400, description = INVALID_BODY, body = ErrorBody),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
+        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
@@ -209,8 +223,11 @@ pub(super) async fn discard(
     request: Request,
 ) -> Result<Json<MessageTally>, Problem> {
     let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
-    let now = (app.clock)();
+    let (now, of_sink) = ((app.clock)(), which.sink().map(ToOwned::to_owned));
     let tally = read(&app, async move |store| work::discard(&*store, &which, dry_run, now).await).await?;
+    if tally.found == 0 {
+        known(&app, of_sink).await?;
+    }
     Ok(Json(tally.into()))
 }
 
@@ -225,7 +242,7 @@ pub(super) async fn discard(
     responses(
         (status = 200, description = "It is paused", body = SinkState),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = "`not_found`: no sink can have this name", body = ErrorBody),
+        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
@@ -233,7 +250,8 @@ pub(super) async fn pause(
     State(app): State<Arc<App>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<SinkState>, Problem> {
-    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::NotFound)?;
+    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
+    known(&app, Some(name.clone())).await?;
     let (paused, now) = (name.clone(), (app.clock)());
     read(&app, async move |store| store.pause_sink(&paused, now).await).await?;
     Ok(Json(SinkState { sink: name, paused: true }))
@@ -248,7 +266,7 @@ pub(super) async fn pause(
     responses(
         (status = 200, description = "It is not paused", body = SinkState),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = "`not_found`: no sink can have this name", body = ErrorBody),
+        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
         (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
@@ -256,7 +274,8 @@ pub(super) async fn resume(
     State(app): State<Arc<App>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<SinkState>, Problem> {
-    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::NotFound)?;
+    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
+    known(&app, Some(name.clone())).await?;
     let resumed = name.clone();
     read(&app, async move |store| store.resume_sink(&resumed).await).await?;
     Ok(Json(SinkState { sink: name, paused: false }))
@@ -276,6 +295,14 @@ impl MessageSelection {
         };
         Ok((which.ok_or(Problem::InvalidBody(BODY))?, dry_run))
     }
+}
+
+/// Refuse the name of a sink that there is not, and never was as far as anything shows: a typing error must not look like an
+/// answer. One that is configured no more is known as long as anything waits for it.
+async fn known(app: &App, sink: Option<String>) -> Result<(), Problem> {
+    let Some(sink) = sink.filter(|sink| !app.api.sinks.contains(sink)) else { return Ok(()) };
+    let known = read(app, async |store| work::known_sinks(&*store, &[]).await).await?;
+    if known.contains(&sink) { Ok(()) } else { Err(Problem::SinkNotFound) }
 }
 
 /// What every database can be asked for.
@@ -308,8 +335,8 @@ impl From<StoredMessage> for OutboxMessage {
 }
 
 impl From<work::Tally> for MessageTally {
-    fn from(work::Tally { found, done }: work::Tally) -> Self {
-        Self { found, done }
+    fn from(work::Tally { found, done, deletions }: work::Tally) -> Self {
+        Self { found, done, deletions_kept: deletions }
     }
 }
 

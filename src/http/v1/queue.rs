@@ -1,6 +1,6 @@
 //! `/v1/queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
 //!
-//! Their bodies are personal data, and shown only to whoever asks for that in so many words.
+//! Their bodies are personal data, and shown only to whoever asks for that in so many words, after it is written down.
 
 use std::sync::Arc;
 
@@ -21,9 +21,12 @@ use crate::{
         App,
         error::{ErrorBody, Problem},
     },
-    model::{ClerkId, SvixId, rfc3339},
+    model::{ClerkId, Source, SvixId, rfc3339},
     store::{Parked, QueueFilter, QueueState, Queued},
-    sync::queue::{self, Done, Which},
+    sync::{
+        queue::{self, Done, Which},
+        reveal::reveal_delivery,
+    },
 };
 
 const PARAMETERS: [&str; 5] = ["state", "type", "user", "after", "limit"];
@@ -164,7 +167,10 @@ pub(super) async fn list(
     operation_id = "show_queued",
     params(
         ("svix_id" = String, Path, description = "Svix's id", example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw"),
-        ("reveal" = Option<bool>, Query, description = "`true` shows the body, which is personal data"),
+        (
+            "reveal" = Option<bool>, Query,
+            description = "`true` shows the body, which is personal data; the audit trail tells of it"
+        ),
     ),
     responses(
         (status = 200, description = "The delivery", body = WholeEntry),
@@ -182,7 +188,15 @@ pub(super) async fn show(
     let query = Query::read(query.as_deref(), &["reveal"], REVEAL)?;
     let reveal = query.value("reveal", |text| text.parse().ok(), REVEAL)?.unwrap_or(false);
     let id = path.ok().and_then(|Path(id)| SvixId::new(id)).ok_or(Problem::DeliveryNotFound)?;
-    let parked = read(&app, async move |store| store.parked(&id).await).await?;
+    let now = (app.clock)();
+    let parked = read(&app, async move |store| {
+        let parked = store.parked(&id).await?;
+        if let Some(parked) = parked.as_ref().filter(|_| reveal) {
+            reveal_delivery(&*store, parked, Source::Api, now).await?;
+        }
+        Ok(parked)
+    })
+    .await?;
     Ok(Json(whole(&parked.ok_or(Problem::DeliveryNotFound)?, reveal)))
 }
 

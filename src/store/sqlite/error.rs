@@ -51,9 +51,18 @@ fn primary(code: i32) -> i32 {
     code & 0xff
 }
 
-/// The names in a message, of which only three kinds hold nothing else: `UNIQUE constraint failed: users.clerk_id`.
+/// What a code means that people meet, in words; else the names in a message, of which only three kinds hold nothing else: `UNIQUE constraint failed: users.clerk_id`.
 /// What a trigger raises can be any text, also somebody's address.
 fn place(error: &Error, code: Option<i32>) -> Option<String> {
+    let meaning = match code.map(primary) {
+        Some(BUSY) => Some("somebody else holds it locked"),
+        Some(READONLY) => Some("this user may not write to it, or not in its directory"),
+        Some(FULL) => Some("its disk is full"),
+        _ => None,
+    };
+    if let Some(meaning) = meaning {
+        return Some(meaning.to_owned());
+    }
     if !matches!(code, Some(CONSTRAINT_NOTNULL | CONSTRAINT_PRIMARYKEY | CONSTRAINT_UNIQUE)) {
         return None;
     }

@@ -35,6 +35,7 @@ mod text;
 mod tests;
 
 use std::{
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -91,9 +92,10 @@ impl Sqlite {
     /// Open the file, making it if it is missing.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it;
-    /// [`Trouble::Broken`] if it is no database.
+    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it, or it is no
+    /// database.
     pub async fn open(options: Options) -> Result<Self> {
+        check_kind(&options.path)?;
         let connect = SqliteConnectOptions::new()
             .filename(&options.path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -116,8 +118,9 @@ impl Sqlite {
     /// Open a file that is there, only to look at it: nothing is made and nothing changed. What writes fails.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if there is no such file.
+    /// [`Trouble::Unavailable`] if there is no such file; [`Trouble::Schema`] if it is no database.
     pub fn look(options: Options) -> Result<Self> {
+        check_kind(&options.path)?;
         let connect = SqliteConnectOptions::new()
             .filename(&options.path)
             .read_only(true)
@@ -550,6 +553,23 @@ impl Store for Sqlite {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+/// Refuse what can never be a database, however long we wait: SQLite only has a number for it.
+fn check_kind(path: &Path) -> Result<()> {
+    // https://www.sqlite.org/fileformat2.html#the_database_header
+    const MAGIC: &[u8] = b"SQLite format 3\0";
+    let refuse = |why: &str| Err(StoreError::schema(format!("DATABASE_URL: {} {why}", path.display())));
+    if path.is_dir() {
+        return refuse("is a directory; allowed is a file");
+    }
+    let mut begin = Vec::new();
+    match std::fs::File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut begin)) {
+        Ok(_) if !MAGIC.starts_with(&begin) => refuse("is no SQLite database; name another file"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => refuse("may not be read by this user"),
+        // What is not there is made, or missed, by whoever opens it.
+        _ => Ok(()),
     }
 }
 

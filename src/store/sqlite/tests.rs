@@ -691,7 +691,7 @@ async fn a_file_that_is_gone_or_cannot_be_opened_is_unavailable() {
     assert!(error.to_string().contains("there is no directory"), "{error}");
     let folder = Options { path: world.folder.path().to_owned(), ..options(&world.folder, &[]) };
     let error = Sqlite::open(folder).await.map(|_| ()).expect_err("a folder");
-    assert_eq!(error.trouble, Trouble::Unavailable);
+    assert_eq!(error.trouble, Trouble::Schema, "it will never be a file");
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ use crate::{
     telemetry,
 };
 
-pub use tending::{Selection, Tally, discard, retry};
+pub use tending::{Selection, Tally, discard, known_sinks, retry};
 
 /// The longest that handing over one message may take, so that no lease lasts longer than half a minute.
 const LONGEST: Duration = Duration::from_secs(25);

@@ -1,9 +1,14 @@
 //! What an operator does with messages that were not taken: have them tried again, or give them up. Many at once go in
 //! small transactions.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 
-use crate::store::{MessageFilter, MessageState, Result, Store};
+use crate::{
+    model::MessageType,
+    store::{MessageFilter, MessageState, Result, Store, StoredMessage},
+};
 
 /// Messages in one transaction.
 const STEP: u32 = 500;
@@ -18,6 +23,16 @@ pub enum Selection {
     All,
 }
 
+impl Selection {
+    /// The sink that is named, if one is.
+    pub fn sink(&self) -> Option<&str> {
+        match self {
+            Self::Sink(sink) => Some(sink),
+            Self::Ids(_) | Self::All => None,
+        }
+    }
+}
+
 /// What became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -25,9 +40,11 @@ pub struct Tally {
     pub found: u64,
     /// Those of them that could be helped.
     pub done: u64,
+    /// Deletions that were to be given up, and stay: whoever was told of a user has to hear that they are gone.
+    pub deletions: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Deed {
     Retry,
     Discard,
@@ -43,7 +60,7 @@ pub async fn retry(
     dry_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Tally> {
-    each_step(store, selection, (!dry_run).then_some(Deed::Retry), now).await
+    each_step(store, selection, Deed::Retry, dry_run, now).await
 }
 
 /// Give up messages that are dead, or of those named also what waits; on a dry run only count them. Deletions stay.
@@ -56,13 +73,25 @@ pub async fn discard(
     dry_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Tally> {
-    each_step(store, selection, (!dry_run).then_some(Deed::Discard), now).await
+    each_step(store, selection, Deed::Discard, dry_run, now).await
+}
+
+/// The names of all sinks that there are: of those that are configured, and of those that were, as long as anything waits
+/// for them or they are paused. What waits is counted, which can take long.
+///
+/// # Errors
+/// If the database fails.
+pub async fn known_sinks(store: &dyn Store, configured: &[String]) -> Result<BTreeSet<String>> {
+    let waited_for = store.outbox_depth().await?.into_iter().map(|depth| depth.sink);
+    let paused = store.paused_sinks().await?.into_iter().map(|(sink, _)| sink);
+    Ok(configured.iter().cloned().chain(waited_for).chain(paused).collect())
 }
 
 async fn each_step(
     store: &dyn Store,
     selection: &Selection,
-    deed: Option<Deed>,
+    deed: Deed,
+    dry_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Tally> {
     let mut tally = Tally::default();
@@ -74,9 +103,9 @@ async fn each_step(
             for ids in ids.chunks(STEP as usize) {
                 let mut found = Vec::with_capacity(ids.len());
                 for id in ids {
-                    found.extend(store.message(*id).await?.map(|(message, _)| message.id));
+                    found.extend(store.message(*id).await?.map(|(message, _)| message));
                 }
-                step(store, &found, deed, now, &mut tally).await?;
+                step(store, &found, deed, dry_run, now, &mut tally).await?;
             }
             return Ok(tally);
         }
@@ -88,23 +117,34 @@ async fn each_step(
         let page = store.messages(&filter, STEP).await?;
         let Some(last) = page.last() else { return Ok(tally) };
         filter.after = Some(last.id);
-        let ids: Vec<i64> = page.iter().map(|message| message.id).collect();
-        step(store, &ids, deed, now, &mut tally).await?;
+        step(store, &page, deed, dry_run, now, &mut tally).await?;
     }
 }
 
 async fn step(
     store: &dyn Store,
-    ids: &[i64],
-    deed: Option<Deed>,
+    messages: &[StoredMessage],
+    deed: Deed,
+    dry_run: bool,
     now: DateTime<Utc>,
     tally: &mut Tally,
 ) -> Result<()> {
-    tally.found += ids.len() as u64;
+    tally.found += messages.len() as u64;
+    if deed == Deed::Discard {
+        tally.deletions += messages.iter().filter(|message| is_open_deletion(message)).count() as u64;
+    }
+    if dry_run {
+        return Ok(());
+    }
+    let ids: Vec<i64> = messages.iter().map(|message| message.id).collect();
     tally.done += match deed {
-        None => 0,
-        Some(Deed::Retry) => store.retry_messages(ids, now).await?,
-        Some(Deed::Discard) => store.discard_messages(ids, now).await?,
+        Deed::Retry => store.retry_messages(&ids, now).await?,
+        Deed::Discard => store.discard_messages(&ids, now).await?,
     };
     Ok(())
+}
+
+fn is_open_deletion(message: &StoredMessage) -> bool {
+    message.kind == MessageType::UserDeleted
+        && matches!(message.state, MessageState::Pending | MessageState::Dead)
 }

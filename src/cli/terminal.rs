@@ -1,0 +1,98 @@
+//! The terminal: what commands print there, and what they ask whoever sits at it.
+//!
+//! Ids, addresses and messages are other people's: of their characters none reaches a terminal that could steer it. What
+//! is JSON stays JSON. A reader that has gone away is not an error.
+
+use std::{
+    borrow::Cow,
+    env,
+    fmt::{self, Write as _},
+    io::{IsTerminal, Write, stderr, stdin, stdout},
+};
+
+use super::Failure;
+
+/// Print a line, or several, to standard output.
+macro_rules! say {
+    () => { $crate::cli::terminal::print(format_args!("")) };
+    ($($text:tt)*) => { $crate::cli::terminal::print(format_args!($($text)*)) };
+}
+pub(super) use say;
+
+pub(super) fn print(text: fmt::Arguments<'_>) {
+    print_styled(&plain(&text.to_string()));
+}
+
+/// The same with text that steers the terminal, all of which is ours: see [`plain`] for the rest of it.
+pub(super) fn print_styled(text: &str) {
+    let _ = writeln!(stdout(), "{text}");
+}
+
+/// Print to standard error why a command failed.
+pub(super) fn complain(text: &str) {
+    let _ = writeln!(stderr(), "{}", plain(text));
+}
+
+/// A text with control characters written as `\u001b`: all but ends of lines and tabs.
+pub(super) fn plain(text: &str) -> Cow<'_, str> {
+    written_out(text, |character| character.is_control() && !matches!(character, '\n' | '\t'))
+}
+
+/// The same of what stands within a line, such as an id of somebody else's: it does not end the line either.
+pub(super) fn word(text: &str) -> Cow<'_, str> {
+    written_out(text, char::is_control)
+}
+
+fn written_out(text: &str, steers: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 5);
+    for character in text.chars() {
+        if steers(character) {
+            let _ = write!(plain, "\\u{:04x}", u32::from(character));
+        } else {
+            plain.push(character);
+        }
+    }
+    Cow::Owned(plain)
+}
+
+/// Whether standard output is a terminal that shows colours to somebody who wants them.
+pub(super) fn has_colours() -> bool {
+    let is_set = |variable| env::var_os(variable).is_some_and(|value| !value.is_empty());
+    let is_dumb = env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+/// Ask whoever sits at the terminal, and go on at y or yes. Where nobody sits only `--yes` counts.
+pub(super) fn confirm(question: &str) -> Result<(), Failure> {
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        return Err(Failure::usage(format!(
+            "{question} There is no terminal to ask at: say --yes if you are sure. Nothing was changed"
+        )));
+    }
+    write!(stderr(), "{} [y/N] ", plain(question))?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was changed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_steer_a_terminal_is_written_out_and_json_stays_json() {
+        let id = "user_\u{1b}[2J\u{9b}31m\r\u{7f}\u{8}";
+        assert_eq!(plain(id), "user_\\u001b[2J\\u009b31m\\u000d\\u007f\\u0008");
+        assert_eq!(word("user_1\n\tok"), "user_1\\u000a\\u0009ok");
+        assert_eq!(plain("Zoë\n\t→ 東京"), "Zoë\n\t→ 東京");
+        let json = serde_json::json!({ "id": id }).to_string();
+        let read: serde_json::Value = serde_json::from_str(&plain(&json)).expect("JSON");
+        assert_eq!(read["id"], id);
+    }
+}
