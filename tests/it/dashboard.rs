@@ -1,10 +1,17 @@
 //! What the person on call sees: the dashboard of the real program, page by page, and who is kept out of it.
 
+use std::time::Duration;
+
+use chrono::{SecondsFormat, TimeDelta, Utc};
 use serde_json::json;
 
-use crate::service::{
-    Answer, Client, Host, Keeper, Post, Service, deletion, eventually, milliseconds, on_each_keeper, post,
-    user,
+use crate::{
+    catching_up::Clerk,
+    proxy::{Mode, Proxy},
+    service::{
+        Answer, Client, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
+        milliseconds, on_each_keeper, post, user,
+    },
 };
 
 const TOKEN: &str = "t0ken-of-the-house";
@@ -12,6 +19,9 @@ const TOKEN: &str = "t0ken-of-the-house";
 on_each_keeper!(
     nobody_sees_anything_before_signing_in,
     the_overview_says_whether_the_data_is_right,
+    the_overview_tells_an_hour_without_a_webhook,
+    the_overview_tells_a_rotated_secret,
+    the_overview_tells_drift,
     a_user_is_masked_until_that_is_written_down,
     dead_letters_are_shown_retried_and_discarded,
     sinks_are_paused_and_resumed,
@@ -194,13 +204,10 @@ fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
     eventually("all is well", || browser.see("/").contains("Your data is right"));
     let page = browser.see("/");
     assert!(page.contains("<svg") && page.contains("Webhooks in the last hour"), "{page}");
+    eventually("counted", || browser.see("/").contains("<dt>Users</dt><dd>1</dd>"));
     for range in ["/?range=day", "/?range=week"] {
         assert!(browser.see(range).contains("<svg"), "{range}");
     }
-
-    let forged = Post { secret: "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ..ada("user_2") };
-    assert_eq!(service.post(&forged).word(), "invalid_signature");
-    eventually("refused", || browser.see("/").contains("Webhooks are refused, and none was believed since"));
 
     host.refuse_first_name("Bad");
     let bad = post(&user("user.created", "user_3", milliseconds(), "Bad"));
@@ -210,16 +217,135 @@ fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
     service.stop();
 }
 
+fn the_overview_tells_an_hour_without_a_webhook(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &ada("user_1"));
+    // What was answered is written down a moment later.
+    eventually("counted", || host.count("activity") > 0);
+    host.sql("DELETE FROM activity");
+    host.sql(&format!("UPDATE processed_webhooks SET processed_at = '{}'", minutes_ago(61)));
+    eventually("silence", || browser.see("/").contains("Not sure.</strong> No webhook for 1 h 1 min"));
+    applied(&service, &ada("user_2"));
+    eventually("well again", || browser.see("/").contains("Your data is right"));
+    service.stop();
+}
+
+fn the_overview_tells_a_rotated_secret(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &ada("user_1"));
+    let rotated = Post { secret: OTHER_SECRET, ..ada("user_2") };
+    assert_eq!(service.post(&rotated).word(), "invalid_signature");
+    eventually("refused", || {
+        let page = browser.see("/");
+        page.contains("No.</strong> 1 webhook was refused in the last hour because of the signature")
+            && page.contains("and none was believed since")
+    });
+    assert!(browser.see("/").contains("CLERK_WEBHOOK_SIGNING_SECRET"));
+    eventually("written down", || host.count("activity WHERE outcome = 'rejected'") > 0);
+    service.stop();
+
+    host.set("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{OTHER_SECRET},{SECRET}"));
+    let service = serve(host);
+    applied(&service, &rotated);
+    let browser = Browser::sign_in(&service);
+    eventually("believed again", || browser.see("/").contains("while others are believed"));
+    service.stop();
+}
+
+fn the_overview_tells_drift(host: &mut Host) {
+    let clerk = Clerk::of(host, 3);
+    host.run(&["backfill"]).succeeded();
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    let sign_in = json!({"type": "session.created", "object": "event", "data": {"id": "sess_1"}});
+    assert_eq!(service.post(&post(&sign_in)).word(), "ignored");
+    eventually("all is well", || browser.see("/").contains("Your data is right"));
+    host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", clerk.users().ids()[0]));
+    host.run(&["reconcile"]);
+    eventually("drift", || {
+        browser.see("/").contains("Not sure.</strong> 1 user differed from Clerk at the last reconcile")
+    });
+    assert!(browser.see("/").contains("(1 missing); all of it was mended"));
+    service.stop();
+}
+
+/// So long ago, as both keepers take it.
+fn minutes_ago(minutes: i64) -> String {
+    (Utc::now() - TimeDelta::minutes(minutes)).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Every page that asks the database says that it does not answer, and what to do.
+fn is_gone(browser: &Browser<'_>) -> bool {
+    if !browser.see("/").contains("The database cannot be reached") {
+        return false;
+    }
+    for path in
+        ["/users/user_1", "/sign-ups", "/deliveries", "/queue", "/queue/msg_1", "/sinks", "/sinks/crm"]
+    {
+        let answer = browser.get(path);
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8", "{path}");
+        assert!(answer.headers.contains_key("retry-after"), "{path}");
+        for said in ["The database cannot be reached", "clerk-sync doctor", "aria-label=\"Pages\""] {
+            assert!(answer.body.contains(said), "{path}: {answer:?}");
+        }
+    }
+    true
+}
+
 #[test]
-fn the_overview_says_that_the_database_is_gone() {
+fn every_page_says_that_the_file_of_the_database_is_gone() {
     let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
     let service = serve(&mut host);
     let browser = Browser::sign_in(&service);
     assert!(browser.see("/").contains("Is my data right?"));
     std::fs::rename(host.path("users.db"), host.path("moved.db")).expect("moved");
-    eventually("gone", || browser.see("/").contains("The database cannot be reached"));
+    eventually("gone", || is_gone(&browser));
     std::fs::rename(host.path("moved.db"), host.path("users.db")).expect("moved back");
     eventually("back", || !browser.see("/").contains("The database cannot be reached"));
+    service.stop();
+}
+
+#[test]
+fn every_page_says_that_the_server_of_the_database_is_gone() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    let service = serve(&mut host);
+    let browser = Browser::sign_in(&service);
+    assert!(browser.see("/").contains("Is my data right?"));
+    proxy.set(Mode::Refuse);
+    host.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
+        host.schema
+    ));
+    eventually("gone", || is_gone(&browser));
+    proxy.set(Mode::Pass);
+    eventually("back", || !browser.see("/").contains("The database cannot be reached"));
+    service.stop();
+}
+
+#[test]
+fn what_went_wrong_is_told_on_a_page() {
+    let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
+    let service = serve(&mut host);
+    let browser = Browser::sign_in(&service);
+    let page = browser.see("/");
+    let is_page = |answer: &Answer, status: u16, said: &str| {
+        assert_eq!(
+            (answer.status, answer.headers["content-type"].as_str()),
+            (status, "text/html; charset=utf-8")
+        );
+        assert!(answer.body.contains(said), "{said}: {answer:?}");
+    };
+    is_page(&browser.get("/nothing"), 404, "There is no such page");
+    is_page(&browser.get("/sinks/other"), 404, "There is no such page");
+    is_page(&browser.send("/queue", "action=retry&csrf=other"), 403, "Nothing was done");
+    is_page(&browser.press(&page, "/deliveries", "retry"), 405, "That did not work");
+    let signed_out = ask(&service, "POST", "/queue", "", "action=retry");
+    is_page(&signed_out, 401, "You are not signed in any more");
     service.stop();
 }
 
@@ -328,6 +454,10 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
     assert!(browser.see("/sinks").contains(">paused<"));
     assert_eq!(browser.press(&page, "/sinks/crm", "resume").status, 303);
     assert_eq!(host.count("outbox_paused"), 0);
+    host.sql(&format!("UPDATE outbox SET created_at = '{}'", minutes_ago(10)));
+    eventually("behind", || {
+        browser.see("/").contains("Sink crm is behind: 1 message waits, the oldest for 10 min")
+    });
     host.sql(
         "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
     );
@@ -349,7 +479,7 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     applied(&service, &post(&deletion("user_7", milliseconds() + 1000)));
     let page = browser.see("/deliveries");
     assert_eq!(page.matches("href=\"/users/user_").count(), 50);
-    let (_, next) = page.split_once("<a href=\"/deliveries?").expect("older ones");
+    let (_, next) = page.split_once("href=\"/deliveries?").expect("older ones");
     let next = next.split('"').next().expect("a link").replace("&amp;", "&");
     let older = browser.see(&format!("/deliveries?{next}"));
     assert_eq!(older.matches("href=\"/users/user_").count(), 6);
@@ -375,7 +505,7 @@ fn names_of_people_are_never_code(host: &mut Host) {
     let page = browser.see("/users/user_1");
     let revealed = browser.press(&page, "/users/user_1", "reveal").body;
     assert!(revealed.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{revealed}");
-    for code in ["<script>alert", "<img", "onload='x'\""] {
+    for code in ["<script>alert", "<img src=x", "onload='x'\""] {
         assert!(!page.contains(code) && !revealed.contains(code), "{code}");
     }
     // Types and ids come from outside as well.

@@ -11,13 +11,13 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{ROWS, grouped, page, time, whereabouts},
+    page::{Column, ROWS, grouped, page, table, time, whereabouts},
     session::Session,
+    trouble::Trouble,
 };
 use crate::{
     http::{
         App,
-        error::Problem,
         v1::{query::page as cut, read},
     },
     model::SvixId,
@@ -31,7 +31,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let filter = filter(query.as_deref().unwrap_or_default());
     let asked = filter.clone();
     let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
@@ -46,7 +46,7 @@ pub(super) async fn list(
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
         (processed_table(&found, (app.clock)(), true))
-        @if let Some(next) = next { p { a href=(next) { "Older ones" } } }
+        @if let Some(next) = next { p { a.button.quiet href=(next) { "Older ones" } } }
     };
     Ok(page(&session, "/deliveries", "Deliveries", &content))
 }
@@ -96,27 +96,25 @@ fn choice(name: &str, label: &str, values: &[&str], chosen: Option<&str>) -> Mar
 
 /// Processed deliveries, with whom they are about if that is not known.
 pub(super) fn processed_table(deliveries: &[Processed], now: DateTime<Utc>, with_users: bool) -> Markup {
-    if deliveries.is_empty() {
-        return html! { p.nothing { "There are none." } };
-    }
-    html! {
-        div.scroll tabindex="0" { table {
-            thead { tr {
-                th { "Processed" } th { "Type" } th { "Outcome" } @if with_users { th { "User" } } th { "Delivery" }
-            } }
-            tbody { @for delivery in deliveries {
-                tr {
-                    td { (time(now, delivery.processed_at)) }
-                    td { (delivery.event_type.as_deref().unwrap_or("unreadable")) }
-                    td { span.tag.{ (delivery.outcome) } { (delivery.outcome) } }
-                    @if with_users { td { @if let Some(id) = &delivery.clerk_id {
-                        @if id.starts_with("user_") { a href=(whereabouts("/users", id.as_str())) { (id) } } @else { (id) }
-                    } } }
-                    td { (delivery.svix_id) }
-                }
-            } }
-        } }
-    }
+    const COLUMNS: [Column; 5] =
+        [("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id"), ("User", "id")];
+    let columns = if with_users { &COLUMNS[..] } else { &COLUMNS[..4] };
+    let rows: Vec<Vec<Markup>> = deliveries
+        .iter()
+        .map(|delivery| {
+            let user = delivery.clerk_id.as_ref().map(|id| {
+                html! { @if id.starts_with("user_") { a href=(whereabouts("/users", id)) { (id) } } @else { (id) } }
+            });
+            vec![
+                time(now, delivery.processed_at),
+                html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
+                html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
+                html! { (delivery.svix_id) },
+                user.unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table("Deliveries", columns, "There are none.", &rows)
 }
 
 #[cfg(test)]

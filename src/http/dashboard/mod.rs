@@ -8,19 +8,18 @@
 mod chart;
 mod deliveries;
 mod form;
+mod glance;
 mod overview;
 mod page;
 mod queue;
 mod session;
 mod signups;
 mod sinks;
+mod trouble;
 mod users;
 mod verdict;
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -32,13 +31,15 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use maud::html;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use self::page::grouped_by;
 use self::{
     form::Form,
+    glance::Glance,
     page::{see, stranger},
     session::{Session, Sessions},
+    trouble::{Trouble, explained},
     verdict::Facts,
 };
 use super::{
@@ -68,7 +69,7 @@ const FORM_BYTES: usize = 16 * 1024;
 /// Wrong tokens in a row before somebody has to wait.
 const FREE_ATTEMPTS: u32 = 10;
 
-/// How long what was read for the overview is good for, however many look at it.
+/// How long what was read for the overview is good for at least, however many look at it.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// What the dashboard needs.
@@ -77,7 +78,9 @@ pub struct Dashboard {
     door: Option<Door>,
     /// Names of the sinks that are configured.
     sinks: Vec<String>,
-    glance: Mutex<Option<(Instant, Arc<Facts>)>>,
+    facts: Glance<Arc<Facts>>,
+    /// How many users there are.
+    users: Glance<u64>,
     /// Forms have room of their own: whoever fills that of webhooks keeps nobody from signing in, and the other way round.
     forms: Bodies,
 }
@@ -96,7 +99,14 @@ impl Dashboard {
             sessions: Sessions::new(token),
             attempts: Attempts::new(FREE_ATTEMPTS),
         });
-        Self { door, sinks, glance: Mutex::default(), forms: Bodies::new(FORM_BYTES) }
+        Self {
+            door,
+            sinks,
+            facts: Glance::new(FRESH, 3),
+            // A table is counted row by row.
+            users: Glance::new(FRESH, 50),
+            forms: Bodies::new(FORM_BYTES),
+        }
     }
 
     /// Whose session a request shows.
@@ -117,7 +127,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/queue/{svix_id}", get(queue::show).post(queue::act))
         .route("/sinks", get(sinks::list))
         .route("/sinks/{sink}", get(sinks::show).post(sinks::act))
-        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .method_not_allowed_fallback(async || Trouble(Problem::MethodNotAllowed))
         .layer(from_fn_with_state(Arc::clone(&app), require))
         .fallback(nothing)
         .route("/sign-in", get(ask).post(sign_in))
@@ -143,23 +153,27 @@ async fn nothing(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let Some(session) = app.dashboard.session(&headers, (app.clock)()) else {
         return Problem::NotFound.into_response();
     };
-    let content = html! { p { "There is no such page. " a href="/" { "To the overview" } } };
-    let mut page = page::page(&session, "", "Not found", &content);
-    *page.status_mut() = StatusCode::NOT_FOUND;
-    page
+    explained(&session, "", Trouble(Problem::NotFound).into_response())
 }
 
-/// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused.
+/// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused. Whatever
+/// goes wrong is told on a page, and in time.
 async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let now = (app.clock)();
     match app.dashboard.session(request.headers(), now) {
         Some(session) => {
-            request.extensions_mut().insert(session);
-            next.run(request).await
+            let place = format!("/{}", request.uri().path().split('/').nth(1).unwrap_or_default());
+            request.extensions_mut().insert(session.clone());
+            let answer = timeout(app.answer_within, next.run(request)).await;
+            let answer = answer.unwrap_or_else(|_| Trouble(Problem::DatabaseUnavailable).into_response());
+            explained(&session, &place, answer)
         }
         None if request.method() == Method::GET || request.method() == Method::HEAD => see("/sign-in"),
-        None if app.dashboard.door.is_none() => Problem::TokenNotSet.into_response(),
-        None => Problem::Unauthorized.into_response(),
+        None => sign_in_page(
+            &app,
+            StatusCode::UNAUTHORIZED,
+            Some("You are not signed in any more. Nothing was done."),
+        ),
     }
 }
 
@@ -215,6 +229,7 @@ fn too_many(app: &App, wait: Duration) -> Response {
 fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Response {
     let content = if app.dashboard.door.is_some() {
         html! {
+            p.note { "Is the database in step with Clerk?" }
             form.sign-in method="post" action="/sign-in" {
                 label for="token" { "The token in " code { "ADMIN_TOKEN" } }
                 input id="token" type="password" name="token" autocomplete="current-password" required autofocus

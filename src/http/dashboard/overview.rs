@@ -1,24 +1,21 @@
 //! `GET /`: is my data right, and if not, what to do.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
     extract::{RawQuery, State},
     response::Response,
 };
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound, TimeDelta, Timelike, Utc};
 use maud::{Markup, html};
-use tokio::time::Instant;
+use tokio::time::timeout;
 
 use super::{
-    FRESH,
-    chart::Chart,
+    chart::{Bar, Chart},
     page::{ago, count, fact, grouped, length, page, time},
     session::Session,
+    trouble::{cause, remedy},
     verdict::{Facts, Finding, Level, findings, last_believed},
 };
 use crate::{
@@ -28,21 +25,43 @@ use crate::{
     sync::reconcile::Summary,
 };
 
+/// How long the page waits for the number of users, which in a large table takes its time.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// A stretch of time that is shown.
 struct Range {
     name: &'static str,
-    title: &'static str,
     length: TimeDelta,
     /// Seconds that one bar stands for.
     step: u32,
     /// How a bar is named.
     format: &'static str,
+    /// How the ticks are named, and at which bars they stand.
+    tick: (&'static str, fn(DateTime<Utc>) -> bool),
 }
 
 const RANGES: [Range; 3] = [
-    Range { name: "hour", title: "hour", length: TimeDelta::hours(1), step: 60, format: "%H:%M" },
-    Range { name: "day", title: "day", length: TimeDelta::days(1), step: 1800, format: "%H:%M" },
-    Range { name: "week", title: "week", length: TimeDelta::days(7), step: 4 * 3600, format: "%a %H:%M" },
+    Range {
+        name: "hour",
+        length: TimeDelta::hours(1),
+        step: 60,
+        format: "%H:%M",
+        tick: ("%H:%M", |at| at.minute() % 10 == 0),
+    },
+    Range {
+        name: "day",
+        length: TimeDelta::days(1),
+        step: 1800,
+        format: "%H:%M",
+        tick: ("%H:%M", |at| at.hour() % 4 == 0 && at.minute() == 0),
+    },
+    Range {
+        name: "week",
+        length: TimeDelta::days(7),
+        step: 4 * 3600,
+        format: "%a %d %b %H:%M",
+        tick: ("%a", |at| at.hour() == 0),
+    },
 ];
 
 pub(super) async fn show(
@@ -53,7 +72,8 @@ pub(super) async fn show(
     let now = (app.clock)();
     let name = query.as_deref().and_then(|query| query.strip_prefix("range="));
     let range = RANGES.iter().find(|range| Some(range.name) == name).unwrap_or(&RANGES[0]);
-    let facts = match glance(&app, now).await {
+    let (facts, users) = tokio::join!(facts(&app, now), users(&app));
+    let facts = match facts {
         Ok(facts) => facts,
         Err(problem) => return page(&session, "/", "Overview", &unknown(problem)),
     };
@@ -62,25 +82,26 @@ pub(super) async fn show(
         Ok(facts.hour.clone())
     } else {
         let step = range.step;
-        read(&app, async move |store| store.activity(from, step).await).await
+        let written = read(&app, async move |store| store.activity(from, step).await).await;
+        written.map(|written| written.into_iter().chain(app.answers.unwritten()).collect())
     };
     let findings = findings(&facts, now);
     let content = html! {
         div data-refresh="5" {
             (headline(&findings, &facts, now))
             (told(&findings))
-            (numbers(&facts, now))
-            h2 { "Webhooks" }
+            (numbers(&facts, users, now))
+            h2 id="webhooks" { "Webhooks" }
             nav.tabs aria-label="Stretch of time" {
                 @for other in &RANGES {
                     a href={ "/?range=" (other.name) } aria-current=[(other.name == range.name).then_some("true")] {
-                        "Last " (other.title)
+                        "Last " (other.name)
                     }
                 }
             }
             @match activity {
                 Ok(activity) => (answered(range, &activity, from, now)),
-                Err(problem) => p.complaint { (problem) },
+                Err(problem) => p.complaint { (cause(problem)) "." },
             }
         }
     };
@@ -88,11 +109,12 @@ pub(super) async fn show(
 }
 
 /// What is known now, or was a moment ago.
-async fn glance(app: &App, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
-    let last = app.dashboard.glance.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some((_, facts)) = last.filter(|(at, _)| at.elapsed() < FRESH) {
-        return Ok(facts);
-    }
+async fn facts(app: &Arc<App>, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
+    let reader = Arc::clone(app);
+    app.dashboard.facts.take(async move { look(&reader, now).await.map(Arc::new) }).await
+}
+
+async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
     let facts = read(app, async move |store| {
         let (at, summary) = match store.last_finished(RunKind::Reconcile).await? {
             Some(run) => (run.finished_at, Summary::of(&run)),
@@ -117,26 +139,24 @@ async fn glance(app: &App, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
     let mut facts = facts.await?;
     facts.hour.extend(app.answers.unwritten());
     facts.last_event = facts.last_event.max(last_believed(&facts.hour));
-    let facts = Arc::new(facts);
-    *app.dashboard.glance.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some((Instant::now(), Arc::clone(&facts)));
     Ok(facts)
+}
+
+/// How many users there are, as of the last count, if that is known by now.
+async fn users(app: &Arc<App>) -> Option<u64> {
+    let reader = Arc::clone(app);
+    let count = async move { read(&reader, async move |store| store.count_standing().await).await };
+    timeout(PATIENCE, app.dashboard.users.take(count)).await.ok()?.ok()
 }
 
 /// Where the database does not answer.
 fn unknown(problem: Problem) -> Markup {
-    let what = match problem {
-        Problem::Overloaded => "Too many are looking at this at once",
-        _ => "The database cannot be reached, so nothing can be applied",
-    };
     html! {
         div data-refresh="5" {
             section.verdict.wrong role="status" {
                 (question())
-                p.headline { strong { (what) } }
-                p { "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that "
-                    code { "DATABASE_URL" } " names running, and not full? The log has its error; "
-                    code { "clerk-sync doctor" } " looks closer." }
+                p.headline { strong { "Nobody knows." } " " (cause(problem)) }
+                (remedy(problem))
             }
         }
     }
@@ -147,22 +167,36 @@ fn question() -> Markup {
 }
 
 fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
-    let last = facts.last_event.map(|last| format!("Last webhook {}", ago(now, last)));
-    match findings.first() {
-        None => html! {
+    let Some(worst) = findings.first() else {
+        return html! {
             section.verdict.well role="status" {
                 (question())
-                p.headline { strong { "Your data is right" } }
-                p { @if let Some(last) = last { (last) ". " } "Nothing waits, nothing failed." }
+                p.headline { strong { "Yes." } " Your data is right" }
+                p {
+                    @if let Some(last) = facts.last_event { "Last webhook " (ago(now, last)) ". " }
+                    "Nothing is held up, nothing failed."
+                }
             }
-        },
-        Some(worst) => html! {
-            section.verdict.{ (class(worst.level)) } role="status" {
-                (question())
-                p.headline { strong { (worst.what) } }
-                p { (prose(worst.remedy)) @if let Some(link) = worst.link { " " a href=(link) { "Look" } } }
-            }
-        },
+        };
+    };
+    let answer = match worst.level {
+        Level::Wrong => "No.",
+        Level::Doubtful => "Not sure.",
+    };
+    html! {
+        section.verdict.{ (class(worst.level)) } role="status" {
+            (question())
+            p.headline { strong { (answer) } " " (worst.what) }
+            p.advice { (advice(worst)) }
+        }
+    }
+}
+
+/// What to do, and where to look.
+fn advice(finding: &Finding) -> Markup {
+    html! {
+        (prose(finding.remedy))
+        @if let Some(link) = &finding.link { " " a href=(link.to) { (link.text) } }
     }
 }
 
@@ -181,10 +215,7 @@ fn told(findings: &[Finding]) -> Markup {
         @if findings.len() > 1 {
             ul.findings {
                 @for finding in &findings[1..] {
-                    li.{ (class(finding.level)) } {
-                        strong { (finding.what) "." } " " (prose(finding.remedy))
-                        @if let Some(link) = finding.link { " " a href=(link) { "Look" } }
-                    }
+                    li.{ (class(finding.level)) } { strong { (finding.what) "." } " " span.advice { (advice(finding)) } }
                 }
             }
         }
@@ -198,26 +229,26 @@ fn class(level: Level) -> &'static str {
     }
 }
 
-fn numbers(facts: &Facts, now: DateTime<Utc>) -> Markup {
+fn numbers(facts: &Facts, users: Option<u64>, now: DateTime<Utc>) -> Markup {
     let pending: u64 = facts.sinks.iter().map(|sink| sink.pending).sum();
     let dead: u64 = facts.sinks.iter().map(|sink| sink.dead).sum();
     let erasures: u64 = facts.erasures.iter().map(|open| open.receipts).sum();
+    let link = |to: &str, number| html! { a href=(to) { (grouped(number)) } };
     html! {
-        dl.facts {
+        dl.facts.tiles {
+            (fact("Users", &users.map_or(html! { small { "being counted" } }, |users| html! { (grouped(users)) })))
             (fact("Last webhook", &facts.last_event.map_or(html! { "none yet" }, |last| time(now, last))))
-            (fact("Waiting to be applied", &html! { a href="/queue?state=pending" { (grouped(facts.queue.pending)) } }))
-            (fact("Dead letters", &html! { a href="/queue?state=dead" { (grouped(facts.queue.dead)) } }))
-            (fact("Messages to sinks", &html! {
-                a href="/sinks" { (grouped(pending)) " waiting, " (grouped(dead)) " dead" }
-            }))
+            (fact("Waiting to be applied", &link("/queue?state=pending", facts.queue.pending)))
+            (fact("Dead letters", &link("/queue?state=dead", facts.queue.dead)))
+            (fact("Messages waiting", &link("/sinks", pending)))
+            (fact("Messages given up", &link("/sinks", dead)))
             (fact("Last reconcile", &match &facts.reconciled {
                 None => html! { "never" },
                 Some((at, summary)) => html! {
-                    (time(now, *at)) ", " (count(summary.differed(), "difference", "differences"))
+                    (time(now, *at)) " " small { (count(summary.differed(), "difference", "differences")) }
                 },
             }))
             (fact("Open erasures", &html! { (grouped(erasures)) }))
-            (fact("Version", &html! { (env!("CARGO_PKG_VERSION")) }))
         }
     }
 }
@@ -237,13 +268,19 @@ fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: Date
             "rejected" | "failed" | "parked" => 2,
             _ => 1,
         };
-        if let Some(bar) = bars.get_mut(&answered.at) {
+        let at = answered.at.duration_trunc(step).unwrap_or(answered.at);
+        if let Some(bar) = bars.get_mut(&at) {
             bar[series] += answered.count;
         }
         *outcomes.entry((&answered.outcome, &answered.reason)).or_default() += answered.count;
     }
-    let bars = bars.into_iter().map(|(at, heights)| (at.format(range.format).to_string(), heights.to_vec()));
-    let title = format!("Webhooks in the last {}", range.title);
+    let (tick, has_tick) = range.tick;
+    let bars = bars.into_iter().map(|(at, heights)| Bar {
+        label: at.format(range.format).to_string(),
+        tick: has_tick(at).then(|| at.format(tick).to_string()),
+        heights: heights.to_vec(),
+    });
+    let title = format!("Webhooks in the last {}", range.name);
     let chart =
         Chart { title: &title, series: &["applied", "nothing to do", "not applied"], bars: bars.collect() };
     html! {
@@ -256,7 +293,7 @@ fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: Date
                     table {
                         thead { tr { th { "Outcome" } th { "Reason" } th.number { "Webhooks" } } }
                         tbody { @for ((outcome, reason), number) in &outcomes {
-                            tr { td { span.tag.{ (outcome) } { (outcome) } } td { (reason) } td.number { (grouped(*number)) } }
+                            tr { td { span.tag.{ (outcome) } { (outcome) } } td { @for part in reason.split_inclusive('_') { (part) wbr; } } td.number { (grouped(*number)) } }
                         } }
                     }
                 }

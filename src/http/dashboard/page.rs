@@ -28,7 +28,7 @@ pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup)
     let frame = html! {
         header {
             a.skip href="#content" { "To the content" }
-            strong.brand { "clerk-sync" }
+            a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; "clerk-sync" }
             nav aria-label="Pages" {
                 @for (target, name) in MENU {
                     a href=(target) aria-current=[(target == path).then_some("page")] { (name) }
@@ -37,6 +37,9 @@ pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup)
             (button(session, "/sign-out", "sign-out", "Sign out", "quiet"))
         }
         main id="content" tabindex="-1" {
+            @if let Some((above, name)) = MENU.iter().find(|(target, name)| *target == path && *name != title) {
+                p.above { a href=(above) { "← " (name) } }
+            }
             h1 { (title) }
             (content)
         }
@@ -47,7 +50,13 @@ pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup)
 
 /// A page for somebody who is not.
 pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Response {
-    let frame = html! { main.stranger id="content" { h1 { (title) } (content) } };
+    let frame = html! {
+        main.stranger id="content" {
+            img src="/assets/icon.svg" alt="" width="40" height="40";
+            h1 { (title) }
+            (content)
+        }
+    };
     (status, document(title, &frame)).into_response()
 }
 
@@ -72,22 +81,66 @@ fn document(title: &str, body: &Markup) -> Html<String> {
     )
 }
 
-/// A form that is one button.
+/// A form that is one button; of no class it is the one that one came for.
 pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, class: &str) -> Markup {
     html! {
         form method="post" action=(path) {
             input type="hidden" name="csrf" value=(session.csrf);
-            button class=(class) name="action" value=(action) { (label) }
+            button class=[(!class.is_empty()).then_some(class)] name="action" value=(action) { (label) }
         }
     }
 }
 
-/// A button that asks first. Without JavaScript: it opens, and shows the one that does it.
-pub(super) fn asking(session: &Session, path: &str, action: &str, label: &str, question: &str) -> Markup {
+/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out.
+pub(super) fn asking(session: &Session, path: &str, deed: &Deed<'_>) -> Markup {
+    let (summary, button_class) = if deed.destroys { ("danger", "danger") } else { ("quiet", "") };
     html! {
-        details.asking {
-            summary role="button" { (label) "…" }
-            div { p { (question) } (button(session, path, action, label, "danger")) }
+        details.asking name="deed" {
+            summary role="button" class=(summary) { (deed.label) "…" }
+            div {
+                p { (deed.question) }
+                div.deeds {
+                    (button(session, path, deed.action, deed.label, button_class))
+                    a.button.quiet href=(path) { "Cancel" }
+                }
+            }
+        }
+    }
+}
+
+/// What somebody can do, once they were asked.
+pub(super) struct Deed<'a> {
+    /// What the form says.
+    pub(super) action: &'a str,
+    pub(super) label: &'a str,
+    pub(super) question: &'a str,
+    /// Whether nothing brings back what was.
+    pub(super) destroys: bool,
+}
+
+/// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
+pub(super) type Column = (&'static str, &'static str);
+
+/// Rows below their heads; on a narrow screen every row is a card. `nothing` is said if there are none.
+pub(super) fn table(label: &str, columns: &[Column], nothing: &str, rows: &[Vec<Markup>]) -> Markup {
+    let class = |class: &'static str| (!class.is_empty()).then_some(class);
+    html! {
+        @if rows.is_empty() {
+            p.nothing { (nothing) }
+        } @else {
+            // As a card a table is none any more to those who hear it, unless that is said.
+            div.scroll role="region" aria-label=(label) tabindex="0" { table.cards role="table" {
+                thead role="rowgroup" { tr role="row" {
+                    @for (name, kind) in columns { th scope="col" role="columnheader" class=[class(kind)] { (name) } }
+                } }
+                tbody role="rowgroup" { @for row in rows {
+                    tr role="row" {
+                        @for ((name, kind), cell) in columns.iter().zip(row) {
+                            td role="cell" data-label=(name) class=[class(kind)] { (cell) }
+                        }
+                    }
+                } }
+            } }
         }
     }
 }

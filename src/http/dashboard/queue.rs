@@ -14,8 +14,9 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     form::Form,
-    page::{ROWS, asking, button, count, fact, masked, page, see, time, whereabouts},
+    page::{Deed, ROWS, asking, button, count, fact, grouped, masked, page, see, table, time, whereabouts},
     session::Session,
+    trouble::Trouble,
 };
 use crate::{
     http::{
@@ -36,7 +37,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let mut filter = QueueFilter { state: Some(QueueState::Dead), ..QueueFilter::default() };
     for (name, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
         match &*name {
@@ -60,21 +61,28 @@ pub(super) async fn list(
         (Some(QueueState::Pending), "Waiting", Some(depth.pending)),
         (None, "All", None),
     ];
+    let nothing = match state {
+        Some(QueueState::Dead) => "None. Whatever came could be applied, or still waits.",
+        Some(QueueState::Pending) => "None. Nothing waits.",
+        None => "None. Whatever came is applied.",
+    };
+    let again = format!("{} will be tried again now.", count(depth.dead, "delivery", "deliveries"));
     let content = html! {
+        p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
         nav.tabs aria-label="State" {
             @for (other, label, number) in tabs {
                 a href={ "/queue?state=" (name(other)) } aria-current=[(other == state).then_some("true")] {
-                    (label) @if let Some(number) = number { " (" (number) ")" }
+                    (label) @if let Some(number) = number { " " span.count { (grouped(number)) } }
                 }
             }
         }
-        p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
-        (queued_table(&found, (app.clock)()))
-        @if let Some(next) = next { p { a href=(next) { "More" } } }
+        (queued_table(&found, (app.clock)(), nothing))
+        @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
         @if depth.dead > 0 {
             div.deeds {
-                (asking(&session, "/queue", "retry", "Retry all that are dead",
-                    &format!("{} will be tried again now.", count(depth.dead, "delivery", "deliveries"))))
+                (asking(&session, "/queue", &Deed {
+                    action: "retry", label: "Retry all that are dead", question: &again, destroys: false,
+                }))
             }
         }
     };
@@ -82,25 +90,23 @@ pub(super) async fn list(
 }
 
 /// Deliveries of the queue.
-pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>) -> Markup {
-    if queued.is_empty() {
-        return html! { p.nothing { "There are none." } };
-    }
-    html! {
-        div.scroll tabindex="0" { table {
-            thead { tr { th { "Delivery" } th { "Type" } th { "State" } th { "Came" } th.number { "Tries" } th { "Why" } } }
-            tbody { @for one in queued {
-                tr {
-                    td { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } }
-                    td { (one.event_type.as_deref().unwrap_or("unreadable")) }
-                    td { span.tag.{ (one.state.name()) } { (one.state.name()) } }
-                    td { (time(now, one.received_at)) }
-                    td.number { (one.attempts) }
-                    td.why { (one.last_error) }
-                }
-            } }
-        } }
-    }
+pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>, nothing: &str) -> Markup {
+    let columns =
+        [("Delivery", "id"), ("Type", ""), ("State", ""), ("Came", ""), ("Tries", "number"), ("Why", "why")];
+    let rows: Vec<Vec<Markup>> = queued
+        .iter()
+        .map(|one| {
+            vec![
+                html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
+                html! { (one.event_type.as_deref().unwrap_or("unreadable")) },
+                html! { span.tag.{ (one.state.name()) } { (one.state.name()) } },
+                time(now, one.received_at),
+                html! { (one.attempts) },
+                html! { (one.last_error) },
+            ]
+        })
+        .collect();
+    table("Deliveries of the queue", &columns, nothing, &rows)
 }
 
 /// `POST /queue`
@@ -108,10 +114,10 @@ pub(super) async fn act_on_all(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
     if form.value("action") != Some("retry") {
-        return Err(Problem::NotFound);
+        return Err(Problem::NotFound.into());
     }
     let now = (app.clock)();
     read(&app, async move |store| queue::retry(&*store, &Which::All, now, false).await).await?;
@@ -124,7 +130,7 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     show_one(&app, &session, &id, false).await
 }
 
@@ -134,7 +140,7 @@ pub(super) async fn act(
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
     let svix_id = SvixId::new(id.as_str()).ok_or(Problem::NotFound)?;
     let now = (app.clock)();
@@ -162,11 +168,11 @@ pub(super) async fn act(
             }
             Ok(see("/queue"))
         }
-        _ => Err(Problem::NotFound),
+        _ => Err(Problem::NotFound.into()),
     }
 }
 
-async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
+async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
     let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
     let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
         let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
@@ -185,22 +191,27 @@ fn content(session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: boo
             (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
             (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
             (fact("User", &html! {
-                @match &parked.clerk_id { Some(id) => a href=(whereabouts("/users", id.as_str())) { (id) }, None => "unknown" }
+                @match &parked.clerk_id { Some(id) => a href=(whereabouts("/users", id.as_str())) { code { (id) } }, None => "unknown" }
             }))
             (fact("Came", &time(now, parked.received_at)))
             (fact("Tries", &html! { (parked.attempts) }))
             (fact("Next", &parked.next_attempt_at.map_or(html! { "never, by itself" }, |at| time(now, at))))
+        }
+        div.deeds {
+            (asking(session, &path, &Deed {
+                action: "retry", label: "Retry", question: "It will be tried again now.", destroys: false,
+            }))
+            (asking(session, &path, &Deed {
+                action: "discard", label: "Discard",
+                question: "It will never be applied, also if Clerk sends it again. This cannot be undone.", destroys: true,
+            }))
         }
         h2 { "What it says" }
         @if parked.payload.is_empty() { p.nothing { "Nothing is kept of it." } }
         @else {
             pre.scroll tabindex="0" { (said(&parked.payload, revealed)) }
             @if revealed { p.note { "That this was shown stands in the audit trail." } }
-            @else { (button(session, &path, "reveal", "Reveal, and write it down", "quiet")) }
-        }
-        div.deeds {
-            (asking(session, &path, "retry", "Retry", "It will be tried again now."))
-            (asking(session, &path, "discard", "Discard", "It will never be applied, and not come back. Nothing brings it back."))
+            @else { (button(session, &path, "reveal", "Reveal, and record that", "quiet")) }
         }
     }
 }

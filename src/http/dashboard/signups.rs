@@ -7,16 +7,17 @@ use axum::{
     extract::{RawQuery, State},
     response::Response,
 };
-use chrono::{Datelike, Days, Months, NaiveDate, NaiveTime};
+use chrono::{Datelike, Days, Months, NaiveDate, NaiveTime, Weekday};
 use maud::html;
 
 use super::{
-    chart::Chart,
-    page::{fact, grouped, page},
+    chart::{Bar, Chart},
+    page::page,
     session::Session,
+    trouble::Trouble,
 };
 use crate::{
-    http::{App, error::Problem, v1::read},
+    http::{App, v1::read},
     store::Bucket,
 };
 
@@ -28,7 +29,7 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let asked = query.as_deref().and_then(|query| query.strip_prefix("by="));
     let (bucket, name, number) =
         BUCKETS.into_iter().find(|(_, name, _)| Some(*name) == asked).unwrap_or(BUCKETS[0]);
@@ -36,12 +37,12 @@ pub(super) async fn show(
     let days = buckets(bucket, today, number);
     let from = days.first().map(|day| day.and_time(NaiveTime::MIN).and_utc());
     let counted = read(&app, async move |store| store.signups(bucket, from, None).await).await?;
-    let total: u64 = counted.iter().map(|(_, signups)| signups).sum();
     let bars = days.iter().map(|day| {
         let signups = counted.iter().find(|(other, _)| other == day).map_or(0, |(_, signups)| *signups);
-        (day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string(), vec![signups])
+        let label = day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string();
+        Bar { label, tick: tick(bucket, *day), heights: vec![signups] }
     });
-    let title = format!("Sign-ups by {name}");
+    let title = format!("Sign-ups in these {number} {name}s");
     let chart = Chart { title: &title, series: &["sign-ups"], bars: bars.collect() };
     let content = html! {
         nav.tabs aria-label="Put together by" {
@@ -49,13 +50,20 @@ pub(super) async fn show(
                 a href={ "/sign-ups?by=" (other) } aria-current=[(other == name).then_some("true")] { "By " (other) }
             }
         }
-        dl.facts {
-            (fact(&format!("Sign-ups in these {number} {name}s"), &html! { (grouped(total)) }))
-        }
         (chart.draw())
         p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised." }
     };
     Ok(page(&session, "/sign-ups", "Sign-ups", &content))
+}
+
+/// What stands below the bar that begins at this day: only now and then anything.
+fn tick(bucket: Bucket, day: NaiveDate) -> Option<String> {
+    let (is_shown, format) = match bucket {
+        Bucket::Day => (day.weekday() == Weekday::Mon, "%d %b"),
+        Bucket::Week => (day.day() <= 7, "%b"),
+        Bucket::Month => (day.month() % 6 == 1, "%b %Y"),
+    };
+    is_shown.then(|| day.format(format).to_string())
 }
 
 /// The first days of the last buckets, from left to right.

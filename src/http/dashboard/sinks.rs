@@ -15,8 +15,9 @@ use maud::{Markup, html};
 
 use super::{
     form::Form,
-    page::{ROWS, asking, count, fact, grouped, page, see, time, whereabouts},
+    page::{Column, Deed, ROWS, asking, count, fact, grouped, page, see, table, time, whereabouts},
     session::Session,
+    trouble::Trouble,
     verdict::HELD_UP,
 };
 use crate::{
@@ -49,28 +50,32 @@ async fn load(app: &App) -> Result<Sinks, Problem> {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let sinks = load(&app).await?;
     let now = (app.clock)();
+    let rows: Vec<Vec<Markup>> = sinks
+        .names
+        .iter()
+        .map(|name| {
+            let depth = sinks.depth.get(name);
+            let oldest = depth.and_then(|depth| depth.oldest);
+            vec![
+                html! { a href={ "/sinks/" (name) } { (name) } },
+                state(name, &sinks, &app),
+                html! { (grouped(depth.map_or(0, |depth| depth.pending))) },
+                html! { (grouped(depth.map_or(0, |depth| depth.dead))) },
+                oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let columns: [Column; 5] =
+        [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest written", "")];
     let content = html! {
+        p.note { "Other systems that are told of users. What they are told waits here until they have taken it." }
         @if sinks.names.is_empty() {
-            p.nothing { "None is configured. Other systems are told of users by a table each in " code { "clerk-sync.toml" } "." }
+            p.nothing { "None is configured. Each is a table " code { "[[sink]]" } " in " code { "clerk-sync.toml" } "." }
         } @else {
-            div.scroll tabindex="0" { table {
-                thead { tr {
-                    th { "Sink" } th { "State" } th.number { "Waiting" } th.number { "Dead" } th { "Oldest waits since" }
-                } }
-                tbody { @for name in &sinks.names {
-                    @let depth = sinks.depth.get(name);
-                    tr {
-                        td { a href={ "/sinks/" (name) } { (name) } }
-                        td { (state(name, &sinks, &app)) }
-                        td.number { (grouped(depth.map_or(0, |depth| depth.pending))) }
-                        td.number { (grouped(depth.map_or(0, |depth| depth.dead))) }
-                        td { @if let Some(oldest) = depth.and_then(|depth| depth.oldest) { (time(now, oldest)) } }
-                    }
-                } }
-            } }
+            (table("Sinks", &columns, "", &rows))
         }
     };
     Ok(page(&session, "/sinks", "Sinks", &content))
@@ -97,10 +102,10 @@ pub(super) async fn show(
     Extension(session): Extension<Session>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let sinks = load(&app).await?;
     if !sinks.names.contains(&name) {
-        return Err(Problem::NotFound);
+        return Err(Problem::NotFound.into());
     }
     let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
     let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
@@ -122,61 +127,92 @@ pub(super) async fn show(
         .map(|last| format!("/sinks/{name}?state={}&after={}", word(chosen), last.id));
     let now = (app.clock)();
     let path = format!("/sinks/{name}");
-    let dead = sinks.depth.get(&name).map_or(0, |depth| depth.dead);
+    let (waiting, dead) = sinks.depth.get(&name).map_or((0, 0), |depth| (depth.pending, depth.dead));
+    let tabs = [
+        (Some(MessageState::Dead), "Dead", Some(dead)),
+        (Some(MessageState::Pending), "Waiting", Some(waiting)),
+        (Some(MessageState::Delivered), "Delivered", None),
+        (Some(MessageState::Discarded), "Discarded", None),
+        (None, "All", None),
+    ];
     let content = html! {
         dl.facts {
             (fact("State", &state(&name, &sinks, &app)))
-            (fact("Waiting", &html! { (grouped(sinks.depth.get(&name).map_or(0, |depth| depth.pending))) }))
+            (fact("Waiting", &html! { (grouped(waiting)) }))
             (fact("Dead", &html! { (grouped(dead)) }))
             @if let Some(since) = sinks.paused.get(&name) { (fact("Paused", &time(now, *since))) }
         }
-        div.deeds {
-            @if sinks.paused.contains_key(&name) {
-                (asking(&session, &path, "resume", "Resume", "What waits goes out again."))
-            } @else {
-                (asking(&session, &path, "pause", "Pause", "Messages wait until you resume it; nothing is lost."))
-            }
-            @if dead > 0 {
-                (asking(&session, &path, "retry", "Retry all that are dead",
-                    &format!("{} will be sent again.", count(dead, "message", "messages"))))
-                (asking(&session, &path, "discard", "Discard all that are dead",
-                    "The sink will never hear of these changes. Deletions stay."))
-            }
-        }
+        (deeds(&session, &path, sinks.paused.contains_key(&name), dead))
         h2 { "Messages" }
         nav.tabs aria-label="State" {
-            @for other in [Some(MessageState::Dead), Some(MessageState::Pending), Some(MessageState::Delivered), None] {
-                a href={ (path) "?state=" (word(other)) } aria-current=[(other == chosen).then_some("true")] { (word(other)) }
+            @for (other, label, number) in tabs {
+                a href={ (path) "?state=" (word(other)) } aria-current=[(other == chosen).then_some("true")] {
+                    (label) @if let Some(number) = number { " " span.count { (grouped(number)) } }
+                }
             }
         }
-        (table(&messages, now))
-        @if let Some(next) = next { p { a href=(next) { "More" } } }
+        (messages_table(&messages, now))
+        @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
     };
     Ok(page(&session, "/sinks", &name, &content))
 }
 
-fn table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
-    if messages.is_empty() {
-        return html! { p.nothing { "There are none." } };
-    }
+/// What can be done with a sink.
+fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
+    let again = format!("{} will be sent again.", count(dead, "message", "messages"));
+    let given_up = format!(
+        "The sink will never hear of {}. Deletions stay. This cannot be undone.",
+        count(dead, "this change", "these changes")
+    );
     html! {
-        div.scroll tabindex="0" { table {
-            thead { tr {
-                th.number { "Number" } th { "What" } th { "User" } th { "State" } th { "Written" } th.number { "Tries" } th { "Why" }
-            } }
-            tbody { @for message in messages {
-                tr {
-                    td.number { (message.id) }
-                    td { (message.kind) }
-                    td { a href=(whereabouts("/users", message.clerk_id.as_str())) { (message.clerk_id) } }
-                    td { span.tag.{ (message.state.name()) } { (message.state.name()) } }
-                    td { (time(now, message.created_at)) }
-                    td.number { (message.attempts) }
-                    td.why { (message.last_error.as_deref().unwrap_or_default()) }
-                }
-            } }
-        } }
+        div.deeds {
+            @if is_paused {
+                (asking(session, path, &Deed {
+                    action: "resume", label: "Resume", question: "What waits goes out again.", destroys: false,
+                }))
+            } @else {
+                (asking(session, path, &Deed {
+                    action: "pause", label: "Pause", question: "Messages wait until you resume it; nothing is lost.",
+                    destroys: false,
+                }))
+            }
+            @if dead > 0 {
+                (asking(session, path, &Deed {
+                    action: "retry", label: "Retry all that are dead", question: &again, destroys: false,
+                }))
+                (asking(session, path, &Deed {
+                    action: "discard", label: "Discard all that are dead", question: &given_up, destroys: true,
+                }))
+            }
+        }
     }
+}
+
+fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
+    let columns: [Column; 7] = [
+        ("Number", "number"),
+        ("What", ""),
+        ("User", "id"),
+        ("State", ""),
+        ("Written", ""),
+        ("Tries", "number"),
+        ("Why", "why"),
+    ];
+    let rows: Vec<Vec<Markup>> = messages
+        .iter()
+        .map(|message| {
+            vec![
+                html! { (message.id) },
+                html! { (message.kind) },
+                html! { a href=(whereabouts("/users", message.clerk_id.as_str())) { (message.clerk_id) } },
+                html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
+                time(now, message.created_at),
+                html! { (message.attempts) },
+                html! { (message.last_error.as_deref().unwrap_or_default()) },
+            ]
+        })
+        .collect();
+    table("Messages", &columns, "There are none.", &rows)
 }
 
 /// `POST /sinks/{sink}`
@@ -185,10 +221,10 @@ pub(super) async fn act(
     Extension(session): Extension<Session>,
     Path(name): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
     if !load(&app).await?.names.contains(&name) {
-        return Err(Problem::NotFound);
+        return Err(Problem::NotFound.into());
     }
     let now = (app.clock)();
     let sink = name.clone();
@@ -203,7 +239,7 @@ pub(super) async fn act(
             _ = read(&app, async move |store| discard(&*store, &Selection::Sink(sink), false, now).await)
                 .await?;
         }
-        _ => return Err(Problem::NotFound),
+        _ => return Err(Problem::NotFound.into()),
     }
     Ok(see(&format!("/sinks/{name}")))
 }

@@ -14,9 +14,10 @@ use maud::{Markup, html};
 use super::{
     deliveries::processed_table,
     form::Form,
-    page::{button, fact, masked, moment, page, see, time, whereabouts},
+    page::{button, fact, masked, moment, page, see, table, time, whereabouts},
     queue::queued_table,
     session::Session,
+    trouble::Trouble,
 };
 use crate::{
     http::{App, error::Problem, v1::read},
@@ -41,7 +42,7 @@ pub(super) async fn find(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     if !sought.contains('@') {
@@ -58,20 +59,25 @@ pub(super) async fn find(
         (search_form(&session, rows.is_empty().then_some("Nobody here has this address.")))
         @if !rows.is_empty() {
             h2 { "Users of this address" }
-            table {
-                thead { tr { th { "User" } th { "Name" } th { "Signed up" } th { "Written" } } }
-                tbody { @for row in &rows {
-                    tr {
-                        td { a href=(whereabouts("/users", row.user.clerk_id.as_str())) { (row.user.clerk_id) } }
-                        td { (shown(&row.user.profile[Field::FirstName], false)) }
-                        td { @if let Some(at) = row.user.created_at { (moment(at)) } }
-                        td { (moment(row.user.synced_at)) }
-                    }
-                } }
-            }
+            (found(&rows))
         }
     };
     Ok(page(&session, "/users", "Users", &content))
+}
+
+fn found(rows: &[Row]) -> Markup {
+    let rows: Vec<Vec<Markup>> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                html! { a href=(whereabouts("/users", row.user.clerk_id.as_str())) { (row.user.clerk_id) } },
+                shown(&row.user.profile[Field::FirstName], false),
+                html! { @if let Some(at) = row.user.created_at { (moment(at)) } },
+                moment(row.user.synced_at),
+            ]
+        })
+        .collect();
+    table("Users", &[("User", "id"), ("Name", ""), ("Signed up", ""), ("Written", "")], "", &rows)
 }
 
 fn search_form(session: &Session, complaint: Option<&str>) -> Markup {
@@ -83,6 +89,7 @@ fn search_form(session: &Session, complaint: Option<&str>) -> Markup {
             button { "Find" }
         }
         @if let Some(complaint) = complaint { p.complaint role="alert" { (complaint) } }
+        p.note { "One person at a time, masked until you reveal it. Every reveal stands in the audit trail." }
     }
 }
 
@@ -107,7 +114,7 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     show_user(&app, &session, &id, false).await
 }
 
@@ -117,7 +124,7 @@ pub(super) async fn reveal(
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Trouble> {
     Form::read_own(&app, &session, request).await?;
     let clerk_id = ClerkId::new(id.as_str()).ok_or(Problem::NotFound)?;
     let now = (app.clock)();
@@ -132,7 +139,7 @@ pub(super) async fn reveal(
     show_user(&app, &session, &id, true).await
 }
 
-async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Problem> {
+async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
     let clerk_id = ClerkId::new(id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)?;
     let known = load(app, clerk_id).await?;
     if known.row.is_none() && known.register.is_none() && known.trail.is_empty() && known.waiting.is_empty() {
@@ -207,7 +214,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                 @if revealed {
                     p.note { "That this was shown stands in the audit trail below." }
                 } @else {
-                    (button(session, &whereabouts("/users", id.as_str()), "reveal", "Reveal, and write it down", "quiet"))
+                    (button(session, &whereabouts("/users", id.as_str()), "reveal", "Reveal, and record that", "quiet"))
                 }
             }
         }
@@ -217,7 +224,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
             Some(register) => dl.facts {
                 (fact("Newest", &moment_of(register.version.version)))
                 (fact("Event of", &moment_of(register.version.event_at)))
-                (fact("By delivery", &html! { (if register.version.tie.is_empty() { "none: read from Clerk, or by command" } else { &register.version.tie }) }))
+                (fact("By delivery", &html! { @if register.version.tie.is_empty() { "none: read from Clerk, or by command" } @else { code { (register.version.tie) } } }))
                 (fact("Deleted for good", &html! { (if register.deleted { "yes" } else { "no" }) }))
                 @if let Some(until) = register.held_until {
                     (fact("Erasure held back until", &time(now, until)))
@@ -226,39 +233,47 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         }
         h2 { "Deliveries" }
         p.note { "Those that changed anything, and the last that was news." }
-        @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now)) h3 { "Applied" } }
+        @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now, "")) h3 { "Applied" } }
         (processed_table(deliveries, now, false))
         h2 { "Audit trail" }
-        @if trail.is_empty() { p.nothing { "Nothing has happened yet." } }
-        @else {
-            div.scroll tabindex="0" { table {
-                thead { tr { th { "When" } th { "What" } th { "Fields" } th { "Source" } th { "Delivery" } } }
-                tbody { @for line in trail {
-                    tr {
-                        td { (moment(line.at)) }
-                        td { (line.action) }
-                        td.why { (line.changed_fields.join(", ")) }
-                        td { (line.source) }
-                        td { (line.svix_id.as_deref().unwrap_or_default()) }
-                    }
-                } }
-            } }
-        }
-        @if !receipts.is_empty() {
-            h2 { "Erasure" }
-            table {
-                thead { tr { th { "Destination" } th { "Asked for" } th { "Done" } th { "Why not" } } }
-                tbody { @for receipt in receipts {
-                    tr {
-                        td { (receipt.destination) }
-                        td { (moment(receipt.requested_at)) }
-                        td { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } }
-                        td { (receipt.last_error.as_deref().unwrap_or_default()) }
-                    }
-                } }
-            }
-        }
+        (audited(trail))
+        @if !receipts.is_empty() { h2 { "Erasure" } (confirmed(receipts)) }
     }
+}
+
+/// What was done, the newest first.
+fn audited(trail: &[AuditLine]) -> Markup {
+    let rows: Vec<Vec<Markup>> = trail
+        .iter()
+        .map(|line| {
+            vec![
+                moment(line.at),
+                html! { (line.action) },
+                html! { (line.changed_fields.join(", ")) },
+                html! { (line.source) },
+                html! { (line.svix_id.as_deref().unwrap_or_default()) },
+            ]
+        })
+        .collect();
+    let columns = [("When", ""), ("What", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
+    table("Audit trail", &columns, "Nothing has happened yet.", &rows)
+}
+
+/// Who has confirmed an erasure, and who has not.
+fn confirmed(receipts: &[Receipt]) -> Markup {
+    let rows: Vec<Vec<Markup>> = receipts
+        .iter()
+        .map(|receipt| {
+            vec![
+                html! { (receipt.destination) },
+                moment(receipt.requested_at),
+                html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
+                html! { (receipt.last_error.as_deref().unwrap_or_default()) },
+            ]
+        })
+        .collect();
+    let columns = [("Destination", ""), ("Asked for", ""), ("Done", ""), ("Why not", "why")];
+    table("Erasure", &columns, "", &rows)
 }
 
 fn moment_of(milliseconds: i64) -> Markup {

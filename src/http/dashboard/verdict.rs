@@ -50,13 +50,24 @@ pub(super) struct Finding {
     pub(super) what: String,
     /// What to do about it.
     pub(super) remedy: &'static str,
-    /// Where to look.
-    pub(super) link: Option<&'static str>,
+    /// Where it can be seen.
+    pub(super) link: Option<Link>,
+}
+
+/// A page, and what is seen there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) to: String,
+    pub(super) text: &'static str,
 }
 
 impl Finding {
-    fn new(level: Level, what: String, remedy: &'static str, link: &'static str) -> Self {
-        Self { level, what, remedy, link: Some(link) }
+    fn new(level: Level, what: String, remedy: &'static str) -> Self {
+        Self { level, what, remedy, link: None }
+    }
+
+    fn seen_at(self, to: impl Into<String>, text: &'static str) -> Self {
+        Self { link: Some(Link { to: to.into(), text }), ..self }
     }
 }
 
@@ -91,41 +102,43 @@ pub(super) fn last_believed(hour: &[Activity]) -> Option<DateTime<Utc>> {
 }
 
 fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let refused = |activity: &&Activity| {
-        matches!(activity.reason.as_str(), "invalid_signature" | "timestamp_out_of_tolerance")
+    let of = |reason: &'static str| facts.hour.iter().filter(move |activity| activity.reason == reason);
+    let (forged, untimely) = (of("invalid_signature"), of("timestamp_out_of_tolerance"));
+    let last = forged.clone().chain(untimely.clone()).map(|activity| activity.latest).max()?;
+    let sum = |activities: &mut dyn Iterator<Item = &Activity>| {
+        activities.map(|activity| activity.count).sum::<u64>()
     };
-    let last = facts.hour.iter().filter(refused).map(|activity| activity.latest).max()?;
-    let all: u64 = facts.hour.iter().filter(refused).map(|activity| activity.count).sum();
-    let believed = last_believed(&facts.hour);
-    let since = ago(now, last);
-    Some(if believed.is_none_or(|believed| believed < last) {
-        Finding::new(
+    let all = sum(&mut forged.clone().chain(untimely));
+    let is_signature = forged.count() > 0;
+    let nothing_since = last_believed(&facts.hour).is_none_or(|believed| believed < last);
+    let what = format!(
+        "{} in the last hour because of the {}, the last {}, {}",
+        count(all, "webhook was refused", "webhooks were refused"),
+        if is_signature { "signature" } else { "time" },
+        ago(now, last),
+        if nothing_since { "and none was believed since" } else { "while others are believed" }
+    );
+    let (level, remedy) = match (nothing_since, is_signature) {
+        (true, true) => (
             Level::Wrong,
-            format!(
-                "Webhooks are refused, and none was believed since: {} in the last hour, the last {since}",
-                count(all, "signature does not match", "signatures do not match")
-            ),
-            "Compare CLERK_WEBHOOK_SIGNING_SECRET with the signing secret of the endpoint in the Clerk Dashboard: after a \
-             rotation it needs the new one, best beside the old one. Svix sends again for 28 hours. If the reason is the time, \
-             set this machine's clock.",
-            "/deliveries",
-        )
-    } else {
-        Finding::new(
+            "Compare `CLERK_WEBHOOK_SIGNING_SECRET` with the signing secret of the endpoint in the Clerk Dashboard: after a \
+             rotation it needs the new one, best beside the old one. Svix sends again for 28 hours.",
+        ),
+        (false, true) => (
             Level::Doubtful,
-            format!(
-                "{} in the last hour, while others are believed; the last {since}",
-                count(
-                    all,
-                    "webhook was refused for its signature",
-                    "webhooks were refused for their signatures"
-                )
-            ),
             "Somebody else knows the address, or one of two endpoints in the Clerk Dashboard has a secret that is not in \
-             CLERK_WEBHOOK_SIGNING_SECRET.",
-            "/deliveries",
-        )
-    })
+             `CLERK_WEBHOOK_SIGNING_SECRET`.",
+        ),
+        (true, false) => (
+            Level::Wrong,
+            "Their signatures were made at a time that is far from ours: set this machine's clock. Svix sends again for 28 hours.",
+        ),
+        (false, false) => (
+            Level::Doubtful,
+            "They were signed long before they came: something on the way holds them back, or somebody repeats old ones.",
+        ),
+    };
+    Some(Finding::new(level, what, remedy).seen_at("/#webhooks", "See what was answered"))
 }
 
 /// Genuine or not, what was refused for a setting of ours.
@@ -137,18 +150,18 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         (
             "wrong_instance",
             Level::Wrong,
-            "They are signed with our secret and of another instance of Clerk: is CLERK_INSTANCE_ID right, and does only one \
+            "They are signed with our secret and of another instance of Clerk: is `CLERK_INSTANCE_ID` right, and does only one \
              instance send here?",
         ),
         (
             "body_too_large",
             Level::Doubtful,
-            "If they are Clerk's, raise WEBHOOK_MAX_BODY_BYTES: users with large metadata are missing their changes.",
+            "If they are Clerk's, raise `WEBHOOK_MAX_BODY_BYTES`: users with large metadata are missing their changes.",
         ),
         (
             "address_not_allowed",
             Level::Doubtful,
-            "If they are Clerk's, mend WEBHOOK_ALLOWED_IPS and TRUSTED_PROXIES: `svix` allows Svix's own addresses.",
+            "If they are Clerk's, mend `WEBHOOK_ALLOWED_IPS` and `TRUSTED_PROXIES`: `svix` allows Svix's own addresses.",
         ),
     ] {
         let refused = of(reason);
@@ -159,7 +172,8 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
                 count(all, "webhook was refused", "webhooks were refused"),
                 ago(now, last)
             );
-            return Some(Finding::new(level, what, remedy, "/"));
+            let finding = Finding::new(level, what, remedy);
+            return Some(finding.seen_at("/#webhooks", "See what was answered"));
         }
     }
     None
@@ -175,7 +189,7 @@ fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let last = failed.iter().map(|activity| activity.latest).max()?;
     let all = failed.iter().map(|activity| activity.count).sum();
     let nothing_since = last_believed(&facts.hour).is_none_or(|believed| believed < last);
-    Some(Finding::new(
+    let finding = Finding::new(
         if nothing_since { Level::Wrong } else { Level::Doubtful },
         format!(
             "{} in the last ten minutes{}",
@@ -184,32 +198,31 @@ fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         ),
         "Nothing is lost: Svix sends them again for 28 hours. The log says why; most often the database is away, full or \
          locked.",
-        "/",
-    ))
+    );
+    Some(finding.seen_at("/#webhooks", "See what was answered"))
 }
 
 fn dead(facts: &Facts) -> Option<Finding> {
     (facts.queue.dead > 0).then(|| {
-        Finding::new(
-            Level::Wrong,
-            format!(
-                "{}, and nothing tries again by itself",
-                count(facts.queue.dead, "delivery could not be applied", "deliveries could not be applied")
-            ),
-            "Each says why. Mend the cause, then retry them.",
-            "/queue?state=dead",
-        )
+        let what = count(
+            facts.queue.dead,
+            "delivery could not be applied and is not tried again",
+            "deliveries could not be applied and are not tried again",
+        );
+        Finding::new(Level::Wrong, what, "Each says why. Mend the cause, then retry them.")
+            .seen_at("/queue?state=dead", "See the dead letters")
     })
 }
 
 fn held_up(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let due = facts.queue.first_due.filter(|due| now - *due > HELD_UP)?;
-    Some(Finding::new(
+    let finding = Finding::new(
         Level::Wrong,
-        format!("Deliveries wait to be applied since {}", length(now - due)),
-        "Is a worker running (serve without --no-worker, or `clerk-sync worker`), and does the log say why it gets nowhere?",
-        "/queue?state=pending",
-    ))
+        format!("Deliveries have waited to be applied for {}", length(now - due)),
+        "Is a worker running (`serve` without `--no-worker`, or `clerk-sync worker`), and does the log say why it gets \
+         nowhere?",
+    );
+    Some(finding.seen_at("/queue?state=pending", "See what waits"))
 }
 
 fn silence(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
@@ -225,7 +238,7 @@ fn silence(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         ),
         Some(_) => return None,
     };
-    Some(Finding::new(Level::Doubtful, what, remedy, "/deliveries"))
+    Some(Finding::new(Level::Doubtful, what, remedy).seen_at("/deliveries", "See the newest deliveries"))
 }
 
 fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
@@ -245,14 +258,12 @@ fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
                 "{users} from Clerk at the last reconcile, {when} ({kinds}), and not all could be mended"
             ),
             "`clerk-sync reconcile --dry-run` names them and says why.",
-            "/deliveries",
         )
     } else {
         Finding::new(
             Level::Doubtful,
-            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); they are mended"),
+            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); all of it was mended"),
             "Webhooks got lost, or somebody edited the table. Look at the endpoint's failures in the Clerk Dashboard.",
-            "/deliveries",
         )
     })
 }
@@ -265,44 +276,32 @@ fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
             Level::Wrong,
             format!("Erasures are not confirmed after 30 days by {}", names.join(", ")),
             "`clerk-sync erase report --overdue` names them.",
-            "/users",
         )
     })
 }
 
 fn of_sink(sink: &SinkDepth, facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let name = &sink.sink;
-    if sink.dead > 0 {
-        return Some(Finding::new(
+    let waiting = count(sink.pending, "message waits", "messages wait");
+    let finding = if sink.dead > 0 {
+        let dead = count(sink.dead, "message, which was given up", "messages, which were given up");
+        Finding::new(
             Level::Wrong,
-            format!(
-                "Sink {name} did not take {}",
-                count(sink.dead, "message, which was given up", "messages, which were given up")
-            ),
+            format!("Sink {name} did not take {dead}"),
             "Each says why. Mend the cause, then retry them.",
-            "/sinks",
-        ));
-    }
-    if facts.paused.contains(name) {
-        let waiting = count(sink.pending, "message waits", "messages wait");
-        return Some(Finding::new(
-            Level::Doubtful,
-            format!("Sink {name} is paused; {waiting}"),
-            "Resume it when it is ready.",
-            "/sinks",
-        ));
-    }
-    let oldest = sink.oldest.filter(|oldest| now - *oldest > HELD_UP)?;
-    Some(Finding::new(
-        Level::Wrong,
-        format!(
-            "Sink {name} is behind: {}, the oldest for {}",
-            count(sink.pending, "message waits", "messages wait"),
-            length(now - oldest)
-        ),
-        "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
-        "/sinks",
-    ))
+        )
+    } else if facts.paused.contains(name) {
+        let what = format!("Sink {name} is paused; {waiting}");
+        Finding::new(Level::Doubtful, what, "Resume it when it is ready.")
+    } else {
+        let oldest = sink.oldest.filter(|oldest| now - *oldest > HELD_UP)?;
+        Finding::new(
+            Level::Wrong,
+            format!("Sink {name} is behind: {waiting}, the oldest for {}", length(now - oldest)),
+            "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
+        )
+    };
+    Some(finding.seen_at(format!("/sinks/{name}"), "See its messages"))
 }
 
 #[cfg(test)]
@@ -368,9 +367,19 @@ mod tests {
         facts.hour.push(answered(1, "rejected", "invalid_signature"));
         let (level, what) = only(&facts);
         assert_eq!(level, Level::Wrong);
-        assert!(what.contains("2 signatures do not match"), "{what}");
+        assert_eq!(
+            what,
+            "2 webhooks were refused in the last hour because of the signature, the last 1 min ago, and none was believed since"
+        );
         facts.hour.push(answered(0, "applied", ""));
         assert_eq!(only(&facts).0, Level::Doubtful);
+        // A clock that is wrong is no wrong secret.
+        let facts = Facts { hour: vec![answered(1, "rejected", "timestamp_out_of_tolerance")], ..well() };
+        let finding = findings(&facts, now()).remove(0);
+        assert!(
+            finding.what.contains("because of the time") && finding.remedy.contains("clock"),
+            "{finding:?}"
+        );
         // What any passer-by can have says nothing.
         let facts = Facts { hour: vec![answered(1, "rejected", "missing_headers")], ..well() };
         assert_eq!(told(&facts), []);

@@ -1,21 +1,32 @@
 // Keeps a page fresh that asks for it (data-refresh, in seconds), unless somebody is at work on it.
 "use strict";
 (() => {
-  const main = () => document.querySelector("main[data-refresh], main:has([data-refresh])");
+  const main = (page) => page.querySelector("main");
   const busy = () =>
-    document.hidden || document.querySelector("details[open], form:focus-within, table:focus-within") !== null;
-  const every = Number(document.querySelector("[data-refresh]")?.dataset.refresh ?? 0);
-  if (!every) return;
-  setInterval(async () => {
-    if (busy()) return;
+    document.hidden || !getSelection().isCollapsed || document.querySelector("details[open], main :focus") !== null;
+
+  async function refresh() {
     try {
-      const answer = await fetch(location.href, { credentials: "same-origin" });
-      if (answer.redirected || !answer.ok) return location.reload();
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-      if (fresh && !busy()) main().replaceChildren(...fresh.childNodes);
+      if (busy()) return;
+      // The service answers within ten seconds, if it is there.
+      const answer = await fetch(location.href, { signal: AbortSignal.timeout(12_000) });
+      if (answer.redirected) return location.reload();
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (busy()) return;
+      main(document).replaceChildren(...main(fresh).childNodes);
+      document.title = fresh.title;
       document.body.classList.remove("stale");
     } catch {
       document.body.classList.add("stale");
+    } finally {
+      plan();
     }
-  }, every * 1000);
+  }
+
+  function plan() {
+    const seconds = Number(document.querySelector("[data-refresh]")?.dataset.refresh ?? 0);
+    if (seconds) setTimeout(refresh, seconds * 1000);
+  }
+
+  plan();
 })();

@@ -1,0 +1,75 @@
+//! What cannot be shown or done, told to people: a page that says what is wrong, and what to do about it.
+
+use axum::response::{IntoResponse, Response};
+use maud::{Markup, html};
+
+use super::{page::page, session::Session};
+use crate::http::error::Problem;
+
+/// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trouble(pub(super) Problem);
+
+impl From<Problem> for Trouble {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        let mut response = self.0.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The answer as it is, or a page of the trouble that it tells. `path` is where in the menu it happened.
+pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Response {
+    let Some(Trouble(problem)) = answer.extensions().get().copied() else { return answer };
+    let (title, content) = match problem {
+        Problem::NotFound => (
+            "There is no such page",
+            html! { p { "It may have been here once. " a href="/" { "To the overview" } } },
+        ),
+        Problem::ForeignForm => (
+            "Nothing was done",
+            html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
+            "load the page again and repeat it." } },
+        ),
+        Problem::DatabaseUnavailable | Problem::SchemaNotCurrent | Problem::Overloaded => {
+            (cause(problem), html! { div data-refresh="5" { (remedy(problem)) } })
+        }
+        other => ("That did not work", html! { p { "The reason: " (other) "." } }),
+    };
+    let (mut head, _) = answer.into_parts();
+    let (dress, body) = page(session, path, title, &content).into_parts();
+    head.headers.extend(dress.headers);
+    Response::from_parts(head, body)
+}
+
+/// Why nothing can be read.
+pub(super) fn cause(problem: Problem) -> &'static str {
+    match problem {
+        Problem::Overloaded => "Too many are looking at this at once",
+        Problem::SchemaNotCurrent => "The tables are not those of this version",
+        Problem::Internal => "Something failed unexpectedly",
+        _ => "The database cannot be reached, so nothing can be applied",
+    }
+}
+
+/// What to do where nothing can be read.
+pub(super) fn remedy(problem: Problem) -> Markup {
+    html! {
+        @match problem {
+            Problem::Overloaded => p { "Two questions are put to the database at a time, so that webhooks have room. Wait a moment." },
+            Problem::SchemaNotCurrent => p { "Run " code { "clerk-sync migrate" } ", or start the service without " code { "--no-migrate" } "." },
+            Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
+            _ => p {
+                "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }
+                " names running, and not full? The log has its error; " code { "clerk-sync doctor" } " looks closer."
+            },
+        }
+        p.note { "This page tries again by itself; without JavaScript, load it again." }
+    }
+}
