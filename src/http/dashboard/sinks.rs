@@ -105,7 +105,7 @@ pub(super) async fn show(
 ) -> Result<Response, Trouble> {
     let sinks = load(&app).await?;
     if !sinks.names.contains(&name) {
-        return Err(Problem::NotFound.into());
+        return Err(Problem::SinkNotFound.into());
     }
     let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
     let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
@@ -224,7 +224,7 @@ pub(super) async fn act(
 ) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
     if !load(&app).await?.names.contains(&name) {
-        return Err(Problem::NotFound.into());
+        return Err(Problem::SinkNotFound.into());
     }
     let now = (app.clock)();
     let sink = name.clone();

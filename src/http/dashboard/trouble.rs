@@ -32,6 +32,10 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
             "There is no such page",
             html! { p { "It may have been here once. " a href="/" { "To the overview" } } },
         ),
+        Problem::SinkNotFound => (
+            "There is no such sink",
+            html! { p { "None of this name is configured, nothing waits for one, and none is paused. " a href="/sinks" { "To the sinks" } } },
+        ),
         Problem::ForeignForm => (
             "Nothing was done",
             html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
