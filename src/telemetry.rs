@@ -4,6 +4,7 @@
 //! its messages carry the values of rows. A panic is told by its place, not by its message, for the same reason.
 
 mod process;
+mod trace;
 
 use std::{
     io::{self, IsTerminal},
@@ -24,6 +25,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
+
+pub use trace::{Queue, Sender, Span, TraceContext, begin_tracing, finish_tracing};
 
 pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
 pub const REJECTIONS: &str = "clerk_sync_rejections_total";

@@ -37,4 +37,6 @@ mod outages;
 mod private_api;
 mod service_manager;
 mod sinks;
+#[cfg(feature = "otel")]
+mod traces;
 mod workers;
