@@ -98,7 +98,8 @@ pub enum Role {
 pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
     let filter = telemetry::filter(&config.log_filter)
         .ok_or_else(|| Failure::configuration("RUST_LOG cannot be understood"))?;
-    telemetry::init(config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr), filter);
+    let format = config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr);
+    telemetry::init(format, filter, config.sentry.as_ref());
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -7,6 +7,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -166,15 +167,21 @@ impl Attempt {
 
     fn failed(&mut self, problem: Problem) {
         let duration = self.count(problem.status(), "failed", problem.code());
-        tracing::warn!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            outcome = "failed",
-            reason = problem.code(),
-            duration_ms = milliseconds(duration),
-            request_id = self.request_id.as_str(),
-            "webhook"
-        );
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    svix_id = self.svix_id(),
+                    event = self.event_type(),
+                    outcome = "failed",
+                    reason = problem.code(),
+                    duration_ms = milliseconds(duration),
+                    request_id = self.request_id.as_str(),
+                    "webhook"
+                )
+            };
+        }
+        // A bug is an error. Whatever else it is, it passes by itself.
+        if thread::panicking() { say!(error) } else { say!(warn) }
     }
 
     fn rejected(&mut self, problem: Problem) {

@@ -603,7 +603,13 @@ impl Work<'_> {
                 trace,
             }])
             .await?;
-        tracing::warn!(%svix_id, event = delivery.event_type, attempts, again, reason, "parked: kept in webhook_queue");
+        let event = delivery.event_type.as_deref();
+        if again {
+            tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+        } else {
+            // Until somebody acts it is lost.
+            tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+        }
         Ok(Outcome::Parked)
     }
 }

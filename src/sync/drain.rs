@@ -200,7 +200,9 @@ impl Draining<'_> {
         if !error.is_about_the_data() {
             // Its own fault it is not, so it must not die of it.
             if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
-                tracing::error!(%error, "the database refused a statement of ours: a delivery waits");
+                let Claimed { svix_id, delivery, .. } = claimed;
+                let event = delivery.event_type.as_deref();
+                tracing::error!(%svix_id, event, %error, "the database refused a statement of ours: a delivery waits");
             }
             let outcome = self.put_off(claimed, &error).await?;
             return Ok(outcome.map(|outcome| claimed.worked(outcome)));

@@ -35,6 +35,8 @@ mod fan_out;
 mod journeys;
 mod outages;
 mod private_api;
+#[cfg(feature = "sentry")]
+mod reports;
 mod service_manager;
 mod sinks;
 #[cfg(feature = "otel")]
