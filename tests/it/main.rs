@@ -39,6 +39,5 @@ mod private_api;
 mod reports;
 mod service_manager;
 mod sinks;
-#[cfg(feature = "otel")]
 mod traces;
 mod workers;

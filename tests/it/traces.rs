@@ -1,5 +1,12 @@
 //! Traces, as whoever collects them gets them from the real program: a collector of our own takes the exports.
 
+use std::{
+    env,
+    process::{Command, Stdio},
+};
+
+use crate::service::{Host, Keeper, Service, skip};
+
 #[cfg(feature = "otel")]
 mod collected {
     use std::{
@@ -483,4 +490,34 @@ mod collected {
             assert!(text.contains(expected), "{expected} is missing in {text}");
         }
     }
+}
+
+/// The program without any feature: this one, or the one that `TEST_PLAIN_PROGRAM` names.
+#[test]
+fn a_program_that_can_neither_trace_nor_report_says_so_if_it_is_asked_to() {
+    let Some(mut host) = Host::with(Keeper::Sqlite) else { return };
+    host.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    host.set("SENTRY_DSN", "https://k3y@sentry.example.com/42");
+    let command = host.command(&["serve"]);
+    let program = match env::var_os("TEST_PLAIN_PROGRAM") {
+        Some(program) => program,
+        None if cfg!(any(feature = "otel", feature = "sentry")) => {
+            return skip("plain", "TEST_PLAIN_PROGRAM names no program without features");
+        }
+        None => command.get_program().to_owned(),
+    };
+    let mut plain = Command::new(program);
+    plain
+        .args(command.get_args())
+        .env_clear()
+        .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .current_dir(host.directory.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let service = Service::start(plain);
+    for feature in ["otel", "sentry"] {
+        assert!(service.log().contains(&format!("without the feature `{feature}`")), "{}", service.log());
+    }
+    assert!(!service.log().contains("k3y"), "{}", service.log());
+    service.stop();
 }
