@@ -1,9 +1,16 @@
-//! Logs and metrics: their form and their names.
+//! Logs, metrics, traces and reports of errors: their form and their names.
 //!
 //! Logs go to stderr. Other people's crates are heard only when something is wrong, and the database driver never:
 //! its messages carry the values of rows. A panic is told by its place, not by its message, for the same reason.
 
 mod process;
+mod trace;
+
+#[cfg(not(feature = "sentry"))]
+#[path = "telemetry/no_sentry.rs"]
+mod sentry;
+#[cfg(feature = "sentry")]
+mod sentry;
 
 use std::{
     io::{self, IsTerminal},
@@ -15,15 +22,18 @@ use std::{
 use chrono::{DateTime, Utc};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use secrecy::SecretString;
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt, filter_fn},
+    filter::{FilterExt, LevelFilter, filter_fn},
     fmt::MakeWriter,
     layer::SubscriberExt,
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
+
+pub use trace::{Queue, Sender, Span, TraceContext, begin_tracing, finish_tracing};
 
 pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
 pub const REJECTIONS: &str = "clerk_sync_rejections_total";
@@ -304,16 +314,43 @@ pub fn filter(directives: &str) -> Option<EnvFilter> {
     EnvFilter::try_new(directives).ok()
 }
 
+/// Where errors are reported to, beside the log.
+#[derive(Clone, Debug)]
+pub struct Sentry {
+    /// Address and key in one.
+    pub dsn: SecretString,
+    pub environment: Option<String>,
+    /// `None`: the version of this program.
+    pub release: Option<String>,
+}
+
 /// Log to stderr from now on, panics included. Where a log is set up already, that one stays.
-pub fn init(format: LogFormat, filter: EnvFilter) {
+///
+/// # Panics
+/// With somewhere to report to, outside a runtime.
+pub fn init(format: LogFormat, filter: EnvFilter, sentry: Option<&Sentry>) {
     let layer = layer(format, filter, io::stderr, io::stderr().is_terminal());
+    let reporter = sentry.map(sentry::reporter).transpose();
+    let (reporter, mistake) = match reporter {
+        // Unfiltered it would have everything looked at that is only said to those who debug.
+        Ok(reporter) => (reporter.map(|reporter| reporter.with_filter(LevelFilter::ERROR)), None),
+        Err(mistake) => (None, Some(mistake)),
+    };
     // Fails only if there is one already, as in tests that start the service twice in one process.
-    let _ = tracing_subscriber::registry().with(layer).try_init();
+    let _ = tracing_subscriber::registry().with(reporter).with(layer).try_init();
+    if let Some(mistake) = mistake {
+        tracing::warn!("SENTRY_DSN is set, and nothing is reported: {mistake}");
+    }
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
         tracing::error!(place, thread = thread.name(), "a task panicked: please report this");
     }));
+}
+
+/// Send the reports that are still here, within this time.
+pub async fn finish_reports(within: Duration) {
+    sentry::finish(within).await;
 }
 
 fn layer<S, W>(format: LogFormat, filter: EnvFilter, writer: W, colours: bool) -> impl Layer<S>
@@ -332,8 +369,11 @@ where
 /// Whatever `RUST_LOG` says.
 fn may_speak(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let own = target == "clerk_sync" || target.starts_with("clerk_sync::");
-    own || (*metadata.level() <= Level::WARN && !target.starts_with("sqlx"))
+    is_ours(target) || (*metadata.level() <= Level::WARN && !target.starts_with("sqlx"))
+}
+
+fn is_ours(target: &str) -> bool {
+    target == "clerk_sync" || target.starts_with("clerk_sync::")
 }
 
 /// Collect metrics from now on. Called again, it returns the same handle. [`upkeep`] must run beside it.

@@ -190,7 +190,7 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         ..Settings::default()
     };
     let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
-    telemetry::init(LogFormat::Json, telemetry::filter(&config.log_filter).context("a filter")?);
+    telemetry::init(LogFormat::Json, telemetry::filter(&config.log_filter).context("a filter")?, None);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let store = open(&config)?;
         store.migrate().await?;

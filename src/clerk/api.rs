@@ -32,7 +32,10 @@ use super::{
     Clock,
     event::{self, Found, Moment, Reading},
 };
-use crate::{model::ClerkId, telemetry};
+use crate::{
+    model::ClerkId,
+    telemetry::{self, Span},
+};
 
 /// The version of the API that we ask for.
 pub const VERSION: &str = "2025-11-10";
@@ -363,17 +366,18 @@ impl Api {
             let turn = timeout_at(deadline, self.turn(deadline, persistence.in_line)).await;
             turn.unwrap_or(Err(()))
                 .map_err(|()| self.unreachable("its rate limit lets us wait for longer than we can"))?;
-            let (why, wait) = match self.attempt(url.clone(), persistence.attempt_within).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failed::Refused(error)) => return Err(error),
-                Err(Failed::TooEarly { wait }) => {
-                    too_early += 1;
-                    // It may say that it takes no time, and refuse again.
-                    self.pause(wait.max(full_jitter(too_early)));
-                    continue;
-                }
-                Err(Failed::Again { why, wait }) => (why, wait),
-            };
+            let (why, wait) =
+                match self.attempt(url.clone(), persistence.attempt_within, attempts + too_early).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(Failed::Refused(error)) => return Err(error),
+                    Err(Failed::TooEarly { wait }) => {
+                        too_early += 1;
+                        // It may say that it takes no time, and refuse again.
+                        self.pause(wait.max(full_jitter(too_early)));
+                        continue;
+                    }
+                    Err(Failed::Again { why, wait }) => (why, wait),
+                };
             attempts += 1;
             let wait = full_jitter(attempts).max(wait.unwrap_or_default());
             let allowed =
@@ -431,18 +435,27 @@ impl Api {
         *paused_until = until.max(*paused_until);
     }
 
-    async fn attempt(&self, url: Url, within: Duration) -> Result<Answer, Failed> {
+    /// Send a request that was sent so many times before.
+    async fn attempt(&self, url: Url, within: Duration, before: u32) -> Result<Answer, Failed> {
+        let span = Span::client("GET", &url, Some(before));
         let sent_at = (self.clock)();
-        let mut answer = self
+        let sent = self
             .client
             .get(url)
             .bearer_auth(self.key.expose_secret())
             .header("clerk-api-version", VERSION)
             .timeout(within)
             .send()
-            .await
-            .map_err(|error| no_answer(&error))?;
+            .await;
+        let mut answer = match sent {
+            Ok(answer) => answer,
+            Err(error) => {
+                span.failed(why_no_answer(&error));
+                return Err(no_answer(&error));
+            }
+        };
         let status = answer.status();
+        span.answer(status.as_u16());
         self.answered.store(true, Ordering::Relaxed);
         counter!(telemetry::API_REQUESTS, "status" => status.as_u16().to_string()).increment(1);
         let header =

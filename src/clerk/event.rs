@@ -17,9 +17,12 @@ use super::{
     signature::Verified,
     text::{decoded, storable},
 };
-use crate::model::{
-    Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, MAX_ID_BYTES, News, Patch, Source, Value,
-    Version,
+use crate::{
+    model::{
+        Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, MAX_ID_BYTES, News, Patch, Source, Value,
+        Version,
+    },
+    telemetry::TraceContext,
 };
 
 /// Below this an envelope's `timestamp` is in seconds: published examples have them, the wire has milliseconds.
@@ -124,6 +127,7 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
             source: Source::Webhook,
             payload: Bytes::clone(verified.body()),
             content: Content::Ignored,
+            trace: TraceContext::default(),
         },
         instance_id: None,
         replaced_characters,

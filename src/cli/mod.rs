@@ -56,6 +56,7 @@ use crate::{
         catch_up::{CatchUp, Instance, Trouble as CatchUpTrouble},
         retry::Retry,
     },
+    telemetry,
 };
 
 /// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
@@ -68,6 +69,9 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
 }
+
+/// How long sending the last reports of errors may take.
+const REPORT_TIME: Duration = Duration::from_secs(1);
 
 /// What a command ends with, for scripts.
 const EXIT_CODES: &str = "\
@@ -186,6 +190,7 @@ fn run() -> Result<(), Failure> {
             Command::Man(manual) => manual.run(command_line()),
         }
     });
+    runtime.block_on(telemetry::finish_reports(REPORT_TIME));
     // Whatever still hangs in a system call does not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result

@@ -48,6 +48,9 @@ const DESCRIPTORS: u64 = 65_536;
 /// they wait for seconds, or believe to be connected and never are.
 const BACKLOG: u32 = 4096;
 
+/// How long handing over the last spans may take: the least, however late it is, and the most.
+const TRACE_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+
 /// How long giving a lease back may take.
 const LEASE_TIME: Duration = Duration::from_secs(1);
 
@@ -95,7 +98,8 @@ pub enum Role {
 pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
     let filter = telemetry::filter(&config.log_filter)
         .ok_or_else(|| Failure::configuration("RUST_LOG cannot be understood"))?;
-    telemetry::init(config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr), filter);
+    let format = config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr);
+    telemetry::init(format, filter, config.sentry.as_ref());
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -221,6 +225,7 @@ impl Service {
         let private_address = local_address(&private)?;
         let limits = if receives { limits } else { Limits { lanes: Some(0), ..limits } };
 
+        telemetry::begin_tracing();
         let metrics = telemetry::install_metrics();
         let clock = clock();
         let started_at = clock();
@@ -245,6 +250,7 @@ impl Service {
             scrapers: http::Scrapers::new(config.metrics_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),
+            resends: http::Resends::default(),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,
             instance_id: config.instance_id.clone(),
@@ -370,6 +376,8 @@ impl Service {
         if timeout(left, self.outbox.join_all()).await.is_err() {
             tracing::warn!("a sink did not answer within SHUTDOWN_GRACE_SECONDS; its message is sent again");
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        telemetry::finish_tracing(left.clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }

@@ -91,6 +91,7 @@ impl Config {
             shutdown_grace,
             log_format,
             log_filter,
+            sentry,
             warnings: _,
         } = self;
         let place = match database {
@@ -147,6 +148,9 @@ impl Config {
             ("SHUTDOWN_GRACE_SECONDS", some(&shutdown_grace.as_secs())),
             ("LOG_FORMAT", some(&format)),
             ("RUST_LOG", some(log_filter)),
+            ("SENTRY_DSN", sentry.as_ref().map(|_| "set".to_owned())),
+            ("SENTRY_ENVIRONMENT", sentry.as_ref().and_then(|sentry| sentry.environment.clone())),
+            ("SENTRY_RELEASE", sentry.as_ref().and_then(|sentry| sentry.release.clone())),
         ]
     }
 }

@@ -28,7 +28,7 @@ pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
     model::{DeletionPolicy, FieldSet, Processing},
-    telemetry::LogFormat,
+    telemetry::{LogFormat, Sentry},
 };
 use read::Reader;
 
@@ -99,6 +99,8 @@ pub struct Config {
     pub log_format: Option<LogFormat>,
     /// `RUST_LOG`: a filter that [`telemetry::filter`](crate::telemetry::filter) accepts.
     pub log_filter: String,
+    /// `SENTRY_DSN`, `SENTRY_ENVIRONMENT` and `SENTRY_RELEASE`
+    pub sentry: Option<Sentry>,
     /// What works but is probably not meant; to be logged once at the start.
     pub warnings: Vec<String>,
 }
@@ -202,6 +204,7 @@ impl Settings {
             read.number("SHUTDOWN_GRACE_SECONDS", self.shutdown_grace_seconds.as_deref(), 0..=600);
         let log_format = read.log_format(self.log_format.as_deref());
         let log_filter = read.log_filter(self.rust_log.as_deref());
+        let sentry = self.sentry(&mut read);
 
         let (database, connection_limit) = read.finish_database(database, &database_schema);
         let default_connections = connection_limit.map_or(8, |limit| limit.min(8));
@@ -239,6 +242,7 @@ impl Settings {
             shutdown_grace: seconds(shutdown_grace.unwrap_or(10)),
             log_format,
             log_filter,
+            sentry,
             warnings: read.warnings,
         };
         (config, read.mistakes)
@@ -250,6 +254,14 @@ impl Settings {
             read.token("ADMIN_TOKEN", self.admin_token.as_deref(), self.admin_token_file.as_deref()),
             read.token("METRICS_TOKEN", self.metrics_token.as_deref(), self.metrics_token_file.as_deref()),
         ]
+    }
+
+    /// Where errors are reported to.
+    fn sentry(&self, read: &mut Reader) -> Option<Sentry> {
+        let dsn = read.sentry_dsn(self.sentry_dsn.as_deref(), self.sentry_dsn_file.as_deref());
+        let environment = read.label("SENTRY_ENVIRONMENT", self.sentry_environment.as_deref(), 64);
+        let release = read.label("SENTRY_RELEASE", self.sentry_release.as_deref(), 200);
+        Some(Sentry { dsn: dsn?, environment, release })
     }
 
     /// Only the signing secrets, for commands that need nothing else; empty if none is given.

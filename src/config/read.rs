@@ -415,6 +415,37 @@ impl Reader {
         self.value("RUST_LOG", given, allowed, read).unwrap_or_else(|| DEFAULT_LOG_FILTER.to_owned())
     }
 
+    pub(super) fn sentry_dsn(&mut self, given: Option<&str>, file: Option<&str>) -> Option<SecretString> {
+        const VARIABLE: &str = "SENTRY_DSN";
+        let dsn = self.secret(VARIABLE, given, file)?;
+        let is_dsn = Url::parse(&dsn).is_ok_and(|url| {
+            let mut segments = url.path_segments().into_iter().flatten().rev();
+            matches!(url.scheme(), "https" | "http")
+                && url.has_host()
+                && !url.username().is_empty()
+                && segments.next().is_some_and(|project| !project.is_empty())
+        });
+        if !is_dsn {
+            self.mistake(
+                VARIABLE,
+                "found something that is no DSN; allowed is one as Sentry shows it (Project Settings, Client Keys): \
+                 https://KEY@HOST/PROJECT"
+                    .to_owned(),
+            );
+        }
+        Some(dsn.into())
+    }
+
+    /// A name of which Sentry makes a label.
+    pub(super) fn label(&mut self, variable: &str, given: Option<&str>, longest: usize) -> Option<String> {
+        let allowed = format!("a name of up to {longest} visible characters without slashes");
+        let read = |text: &str| {
+            let is_name = text.len() <= longest && is_visible(text) && !text.contains(['/', '\\']);
+            is_name.then(|| text.to_owned())
+        };
+        self.value(variable, given, &allowed, read)
+    }
+
     /// One value that may be shown.
     fn value<T>(
         &mut self,

@@ -205,6 +205,26 @@ pub struct Settings {
     #[arg(value_name = "FILTER", help_heading = "Running")]
     pub rust_log: Option<String>,
 
+    /// The DSN of a project at Sentry, to which errors are reported; needs the feature sentry
+    #[arg(long, env = "SENTRY_DSN", hide_env_values = true, global = true)]
+    #[arg(value_name = "DSN", help_heading = "Running")]
+    pub sentry_dsn: Option<String>,
+
+    /// A file that holds the DSN
+    #[arg(long, env = "SENTRY_DSN_FILE", hide_env_values = true, global = true)]
+    #[arg(value_name = "PATH", help_heading = "Running")]
+    pub sentry_dsn_file: Option<String>,
+
+    /// The environment that is reported, such as production
+    #[arg(long, env = "SENTRY_ENVIRONMENT", hide_env_values = true, global = true)]
+    #[arg(value_name = "NAME", help_heading = "Running")]
+    pub sentry_environment: Option<String>,
+
+    /// The release that is reported [default: the version of this program]
+    #[arg(long, env = "SENTRY_RELEASE", hide_env_values = true, global = true)]
+    #[arg(value_name = "NAME", help_heading = "Running")]
+    pub sentry_release: Option<String>,
+
     /// Whether a `clerk-sync.toml` that nobody named is left alone.
     #[arg(skip)]
     pub no_default_config_file: bool,

@@ -145,6 +145,7 @@ fn no_secret_is_ever_shown() {
         ("ADMIN_TOKEN", "hunter2"),
         ("METRICS_TOKEN", "hunter2"),
         ("DATABASE_URL", "postgres://app:hunter2@db/app"),
+        ("SENTRY_DSN", "https://hunter2@sentry.example.com/42"),
     ];
     let shows = |text: &str| text.contains("hunter2") || text.contains("aHVudGVyMg");
     assert!(!shows(&format!("{:?}", settings(&secrets))));
@@ -164,6 +165,7 @@ fn no_secret_is_ever_shown() {
         ("CLERK_API_URL", "https://user:hunter2@api.clerk.com"),
         ("SYNC_FIELDS", "whsec_hunter2"),
         ("RUST_LOG", "a=sk_live_hunter2"),
+        ("SENTRY_ENVIRONMENT", "https://hunter2@sentry.example.com/42"),
     ] {
         let mistake = mistake_of(variable, value);
         assert!(!shows(&mistake), "{mistake}");
@@ -179,6 +181,7 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
         path.to_str().expect("text").to_owned()
     };
     let (token, url) = (file("token", "t0ken\n"), file("url", "postgres://db/app\r\n"));
+    let dsn = file("dsn", "https://k3y@sentry.example.com/42\n");
     let (secret, key) = (file("secret", &format!("{SECRET}\n{SECRET}\n")), file("key", "sk_live_x\n"));
     let config = config(&[
         ("ADMIN_TOKEN_FILE", &token),
@@ -186,11 +189,14 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
         ("DATABASE_URL_FILE", &url),
         ("CLERK_WEBHOOK_SIGNING_SECRET_FILE", &secret),
         ("CLERK_SECRET_KEY_FILE", &key),
+        ("SENTRY_DSN_FILE", &dsn),
     ]);
     assert_eq!(config.admin_token.expect("a token").expose_secret(), "t0ken");
     assert_eq!(config.metrics_token.expect("a token").expose_secret(), "t0ken");
     assert_eq!(config.clerk_secret_key.expect("a key").expose_secret(), "sk_live_x");
     assert_eq!(config.signing_secrets.len(), 2);
+    let sentry = config.sentry.expect("a place to report to");
+    assert_eq!(sentry.dsn.expose_secret(), "https://k3y@sentry.example.com/42");
     let Database::Postgres { url } = config.database else { panic!("a file") };
     assert_eq!(url.expose_secret(), "postgres://db/app");
 
@@ -374,4 +380,29 @@ fn webhooks_are_processed_inline_or_from_the_queue() {
         assert_eq!(config(&[("PROCESSING", processing.name())]).processing, processing);
     }
     assert!(mistake_of("PROCESSING", "later").contains("inline or queue"));
+}
+
+#[test]
+fn errors_are_reported_only_to_something_that_is_a_dsn() {
+    const DSN: &str = "https://k3y@o1.ingest.sentry.io/42";
+    assert!(config(&[("SENTRY_ENVIRONMENT", "production")]).sentry.is_none());
+    let given = [("SENTRY_DSN", DSN), ("SENTRY_ENVIRONMENT", "production"), ("SENTRY_RELEASE", "users@1.2")];
+    let sentry = config(&given).sentry.expect("a place to report to");
+    assert_eq!(sentry.dsn.expose_secret(), DSN);
+    assert_eq!(
+        (sentry.environment.as_deref(), sentry.release.as_deref()),
+        (Some("production"), Some("users@1.2"))
+    );
+    for wrong in [
+        "k3y",
+        "https://sentry.io/42",
+        "https://k3y@sentry.io",
+        "https://k3y@sentry.io/",
+        "ftp://k3y@sentry.io/42",
+    ] {
+        assert!(!mistake_of("SENTRY_DSN", wrong).contains("k3y"), "{wrong}");
+    }
+    for wrong in ["a/b", "two words", &"x".repeat(65)] {
+        mistake_of("SENTRY_ENVIRONMENT", wrong);
+    }
 }

@@ -15,6 +15,7 @@ mod health;
 mod listener;
 mod metrics;
 mod request_id;
+mod resends;
 mod socket;
 mod token;
 mod v1;
@@ -45,6 +46,7 @@ pub use error::Problem;
 pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
 pub use metrics::Scrapers;
+pub use resends::Resends;
 pub use v1::{Api, message_as_json, parked_as_json, queue_as_json, row_as_json};
 pub use webhook::ANSWER_WITHIN;
 
@@ -66,6 +68,7 @@ pub struct App {
     pub scrapers: Scrapers,
     pub bodies: Bodies,
     pub answers: Answers,
+    pub resends: Resends,
     pub addresses: Addresses,
     /// The allow-list of fields.
     pub fields: FieldSet,

@@ -274,6 +274,7 @@ fn app(store: Arc<FakeStore>) -> App {
         scrapers: Scrapers::default(),
         bodies: Bodies::new(1_048_576),
         answers: Answers::default(),
+        resends: Resends::default(),
         dashboard: Dashboard::new(Some("t0ken"), Vec::new()),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,

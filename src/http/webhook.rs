@@ -7,13 +7,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use axum::{
     Extension, Json,
     extract::{ConnectInfo, Request, State},
-    http::HeaderValue,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
 };
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
@@ -25,11 +26,13 @@ use crate::{
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
-    telemetry,
+    telemetry::{self, Sender, Span},
 };
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
@@ -51,6 +54,9 @@ struct Attempt {
     svix_id: Option<SvixId>,
     event_type: Option<String>,
     told: bool,
+    span: Span,
+    /// How often it came before, as far as that is known; counted only where somebody traces.
+    resends: Option<u32>,
 }
 
 /// Receive a webhook.
@@ -70,6 +76,8 @@ pub(super) async fn receive(
         svix_id: None,
         event_type: None,
         told: false,
+        span: Span::server(request.uri().path(), version(request.version())),
+        resends: None,
     };
     let result = process(&app, request, &mut attempt).await;
     match result {
@@ -96,7 +104,9 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     let verified = app.verifier.verify(&headers, unverified.bytes, now)?;
     drop(unverified.room);
     attempt.svix_id = Some(verified.svix_id().clone());
-    let event = event::parse(&verified, app.fields, now);
+    attempt.describe(&head.headers);
+    let mut event = event::parse(&verified, app.fields, now);
+    event.delivery.trace = attempt.span.context();
     attempt.event_type.clone_from(&event.delivery.event_type);
     if let (Some(expected), Some(instance_id)) = (&app.instance_id, &event.instance_id)
         && expected != instance_id
@@ -122,8 +132,29 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
 }
 
 impl Attempt {
+    /// What a genuine sender says of itself may be told.
+    fn describe(&mut self, headers: &HeaderMap) {
+        if !self.span.is_recording() {
+            return;
+        }
+        let svix_id = self.svix_id.as_ref().map_or("", SvixId::as_str);
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let sender = Sender {
+            svix_id,
+            user_agent: text(header::USER_AGENT),
+            host: text(header::HOST),
+            traceparent: text(TRACEPARENT),
+        };
+        self.span.describe(&sender);
+        self.resends = Some(self.app.resends.count(svix_id));
+    }
+
     fn succeeded(&mut self, outcome: Outcome) {
-        let duration = self.count(outcome.name(), "");
+        if outcome == Outcome::Duplicate {
+            // It was processed before, if not by this process.
+            self.resends = self.resends.map(|resends| resends.max(1));
+        }
+        let duration = self.count(StatusCode::OK, outcome.name(), "");
         tracing::info!(
             svix_id = self.svix_id(),
             event = self.event_type(),
@@ -135,21 +166,27 @@ impl Attempt {
     }
 
     fn failed(&mut self, problem: Problem) {
-        let duration = self.count("failed", problem.code());
-        tracing::warn!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            outcome = "failed",
-            reason = problem.code(),
-            duration_ms = milliseconds(duration),
-            request_id = self.request_id.as_str(),
-            "webhook"
-        );
+        let duration = self.count(problem.status(), "failed", problem.code());
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    svix_id = self.svix_id(),
+                    event = self.event_type(),
+                    outcome = "failed",
+                    reason = problem.code(),
+                    duration_ms = milliseconds(duration),
+                    request_id = self.request_id.as_str(),
+                    "webhook"
+                )
+            };
+        }
+        // A bug is an error. Whatever else it is, it passes by itself.
+        if thread::panicking() { say!(error) } else { say!(warn) }
     }
 
     fn rejected(&mut self, problem: Problem) {
         metrics::counter!(telemetry::REJECTIONS, "reason" => problem.code()).increment(1);
-        let duration = self.count("rejected", problem.code());
+        let duration = self.count(problem.status(), "rejected", problem.code());
         macro_rules! say {
             ($level:ident) => {
                 tracing::$level!(
@@ -184,13 +221,15 @@ impl Attempt {
     }
 
     /// Count the answer, and why it is not a better one; returns how long it took.
-    fn count(&mut self, outcome: &'static str, reason: &'static str) -> Duration {
+    fn count(&mut self, status: StatusCode, outcome: &'static str, reason: &'static str) -> Duration {
         self.told = true;
         let event = label(self.event_type.as_deref());
         let duration = self.started.elapsed();
         metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
         metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
         self.app.answers.count((self.app.clock)(), event, outcome, reason, duration);
+        let span = std::mem::take(&mut self.span);
+        span.answered(status.as_u16(), self.event_type.as_deref(), outcome, reason, self.resends);
         duration
     }
 
@@ -209,6 +248,11 @@ impl Drop for Attempt {
             self.failed(Problem::Internal);
         }
     }
+}
+
+/// As traces have it.
+fn version(version: Version) -> &'static str {
+    if version == Version::HTTP_10 { "1.0" } else { "1.1" }
 }
 
 fn milliseconds(duration: Duration) -> u64 {

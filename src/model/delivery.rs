@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::{ClerkId, Patch, SvixId, Version};
+use crate::telemetry::TraceContext;
 
 /// Where news came from; kept in `audit_log.source`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Delivery {
     /// The raw body, kept until its fate is known so that it can be parked byte for byte.
     pub payload: Bytes,
     pub content: Content,
+    /// Where whoever works on it stands.
+    pub trace: TraceContext,
 }
 
 impl fmt::Debug for Delivery {
@@ -83,6 +86,7 @@ impl Delivery {
             source,
             payload: Bytes::new(),
             content,
+            trace: TraceContext::default(),
         }
     }
 }

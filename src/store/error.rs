@@ -59,6 +59,20 @@ impl StoreError {
             && (code == "3D000" || (code.len() == "28P01".len() && code.starts_with("28")))
     }
 
+    /// The code, or else a word for the trouble.
+    pub fn kind(&self) -> &str {
+        self.code.as_deref().unwrap_or(match self.trouble {
+            Trouble::Unavailable => "unavailable",
+            Trouble::Conflict => "conflict",
+            Trouble::Locked => "locked",
+            Trouble::Raced => "raced",
+            Trouble::BadData => "bad_data",
+            Trouble::Refused => "refused",
+            Trouble::Schema => "schema",
+            Trouble::Broken => "broken",
+        })
+    }
+
     /// The tables are not what we need.
     pub fn schema(explanation: String) -> Self {
         Self { trouble: Trouble::Schema, code: None, place: Some(explanation) }

@@ -28,9 +28,12 @@ pub use error::{StoreError, Trouble};
 pub use inspection::{Count, Inspection, Missing, Reference, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 
-use crate::model::{
-    AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Profile, Receipt, Register, Seal,
-    SvixId, User,
+use crate::{
+    model::{
+        AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Profile, Receipt, Register,
+        Seal, SvixId, User,
+    },
+    telemetry::TraceContext,
 };
 
 /// What a store call gives.
@@ -561,6 +564,8 @@ pub struct Parked {
     pub received_at: DateTime<Utc>,
     /// Why, without anybody's data; empty if it was never tried.
     pub last_error: String,
+    /// Where whoever put it here stood.
+    pub trace: TraceContext,
 }
 
 impl fmt::Debug for Parked {
@@ -815,6 +820,8 @@ pub struct Outgoing {
     /// JSON: personal data.
     pub payload: String,
     pub created_at: DateTime<Utc>,
+    /// Where whoever wrote it stood.
+    pub trace: TraceContext,
 }
 
 impl fmt::Debug for Outgoing {
@@ -849,6 +856,8 @@ pub struct Claimed {
     pub created_at: DateTime<Utc>,
     /// The token of the lease.
     pub lease: String,
+    /// Where whoever wrote it stood.
+    pub trace: TraceContext,
 }
 
 impl fmt::Debug for Claimed {

@@ -122,6 +122,7 @@ pub const TABLES: [Table; 15] = [
             ("next_attempt_at", Kind::Time),
             ("received_at", Kind::Time),
             ("last_error", Kind::Text),
+            ("trace_context", Kind::Text),
         ],
     },
     Table {
@@ -140,6 +141,7 @@ pub const TABLES: [Table; 15] = [
             ("created_at", Kind::Time),
             ("finished_at", Kind::Time),
             ("last_error", Kind::Text),
+            ("trace_context", Kind::Text),
         ],
     },
     Table {

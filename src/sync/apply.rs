@@ -28,7 +28,7 @@ use crate::{
         News, Outcome, Processing, Receipt, Register, SvixId,
     },
     store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
-    telemetry,
+    telemetry::{self, Queue, Span, TraceContext},
 };
 
 /// How often a batch begins again because an entity appeared meanwhile.
@@ -168,6 +168,23 @@ pub(super) enum Fate {
     Retry,
 }
 
+/// What a transaction has written, as far as anybody has to know before it is committed.
+pub(super) struct Written {
+    pub(super) outcomes: Vec<Outcome>,
+    /// The messages to other systems. Of what is not committed they say that it was cut off.
+    pub(super) told: Vec<Span>,
+}
+
+impl Written {
+    /// The transaction is committed.
+    pub(super) fn committed(self) -> Vec<Outcome> {
+        for span in self.told {
+            span.done("stored");
+        }
+        self.outcomes
+    }
+}
+
 pub(super) struct Work<'a> {
     pub(super) store: &'a dyn Store,
     pub(super) rules: &'a Rules,
@@ -225,7 +242,7 @@ impl Work<'_> {
     async fn attempt(&self, batch: &[&Delivery], patience: Patience, ways: &Ways) -> Result<Vec<Outcome>> {
         let mut transaction = self.store.begin(patience).await?;
         let written = self.write(&mut *transaction, batch, ways).await;
-        let outcomes = end(transaction, written).await?;
+        let outcomes = end(transaction, written).await?.committed();
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
             self.rules.bell.notify_one();
         }
@@ -238,7 +255,7 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
         ways: &Ways,
-    ) -> Result<Vec<Outcome>> {
+    ) -> Result<Written> {
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
         // Asked before recording takes them out of the queue.
         let waiting = transaction.waiting(&deletions(batch)).await?;
@@ -268,7 +285,8 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
-        transaction.tell(&plan.messages).await?;
+        let mut told = Vec::new();
+        tell(transaction, &mut plan.messages, &mut told).await?;
         self.mark(transaction, &plan.held).await?;
         transaction.mark_users(&plan.kept, None).await?;
         // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
@@ -277,7 +295,7 @@ impl Work<'_> {
             .filter(|id| plan.erasures.iter().all(|erasure| erasure.clerk_id != *id))
             .collect();
         self.forget(transaction, &again).await?;
-        self.erase(transaction, &changes, &mut plan, ways, &waiting).await?;
+        self.erase(transaction, &changes, &mut plan, ways, &waiting, &mut told).await?;
         // The application may have removed a row that resisted us.
         transaction.close_receipts(&plan.gone, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
@@ -287,7 +305,7 @@ impl Work<'_> {
             outcomes[place] = outcome;
         }
         share_with_repeats(batch, &mut outcomes);
-        Ok(outcomes)
+        Ok(Written { outcomes, told })
     }
 
     /// Record every id once; gives the places of deliveries that are news to us.
@@ -342,6 +360,7 @@ impl Work<'_> {
         plan: &mut Plan,
         ways: &Ways,
         waiting: &HashMap<SvixId, Waiting>,
+        told: &mut Vec<Span>,
     ) -> Result<()> {
         if plan.erasures.is_empty() {
             return Ok(());
@@ -366,7 +385,7 @@ impl Work<'_> {
         }
         self.mark(transaction, &standing).await?;
         self.forget(transaction, &ids).await?;
-        self.tell_of_erasures(transaction, &ids, &plan.erasures, changes).await?;
+        self.tell_of_erasures(transaction, &ids, &plan.erasures, changes, told).await?;
 
         // No line may keep the actor of somebody who is gone.
         for line in &mut plan.audit {
@@ -412,6 +431,7 @@ impl Work<'_> {
                     next_attempt_at: Some(next_attempt_at),
                     received_at,
                     last_error: refusal.to_string(),
+                    trace: delivery.trace.clone(),
                 });
             }
         }
@@ -481,6 +501,7 @@ impl Work<'_> {
         ids: &[ClerkId],
         erasures: &[Erasure],
         changes: &[(&Delivery, &Change)],
+        told: &mut Vec<Span>,
     ) -> Result<()> {
         let mut recipients: BTreeSet<(ClerkId, String)> =
             transaction.recall(ids, self.now).await?.into_iter().collect();
@@ -506,7 +527,7 @@ impl Work<'_> {
                 last_error: None,
             });
         }
-        transaction.tell(&messages).await?;
+        tell(transaction, &mut messages, told).await?;
         transaction.receipts(&receipts).await
     }
 
@@ -523,15 +544,20 @@ impl Work<'_> {
         let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
         let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else { return Err(error) };
         let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
+        let span =
+            Span::send(Queue::Webhooks, svix_id.as_str(), delivery.event_type.as_deref(), &delivery.trace);
         let mut transaction = self.store.begin(patience).await?;
-        let parked = self.park_in(&mut *transaction, delivery, svix_id, fate, reason).await;
-        end(transaction, parked).await
+        let parked = self.park_in(&mut *transaction, delivery, span.context(), svix_id, fate, reason).await;
+        let outcome = end(transaction, parked).await?;
+        span.done(outcome.name());
+        Ok(outcome)
     }
 
     pub(super) async fn park_in(
         &self,
         transaction: &mut dyn Transaction,
         delivery: &Delivery,
+        trace: TraceContext,
         svix_id: &SvixId,
         fate: Fate,
         reason: String,
@@ -574,11 +600,33 @@ impl Work<'_> {
                 next_attempt_at,
                 received_at,
                 last_error: reason.clone(),
+                trace,
             }])
             .await?;
-        tracing::warn!(%svix_id, event = delivery.event_type, attempts, again, reason, "parked: kept in webhook_queue");
+        let event = delivery.event_type.as_deref();
+        if again {
+            tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+        } else {
+            // Until somebody acts it is lost.
+            tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+        }
         Ok(Outcome::Parked)
     }
+}
+
+/// Write messages to other systems, each as a span of what caused it.
+async fn tell(
+    transaction: &mut dyn Transaction,
+    messages: &mut [Outgoing],
+    told: &mut Vec<Span>,
+) -> Result<()> {
+    for message in &mut *messages {
+        let queue = Queue::Outbox(&message.sink);
+        let span = Span::send(queue, &message.message_id, Some(message.kind.name()), &message.trace);
+        message.trace = span.context();
+        told.push(span);
+    }
+    transaction.tell(messages).await
 }
 
 /// Commit what went well, undo what did not.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Clock, Rules, apply, enqueue};
 use crate::{
-    model::{Delivery, Outcome, Processing},
+    model::{Delivery, Outcome, Processing, SvixId},
     store::{Store, StoreError, Trouble},
     telemetry,
 };
@@ -216,20 +216,26 @@ impl Lane {
         let store = Arc::clone(&self.store);
         let (rules, now, deadline) = (self.rules.clone(), (self.clock)(), began + self.limits.batch_time);
         // In a task of its own, so that a panic costs one batch and not the lane.
+        let deliveries = Arc::new(deliveries);
+        let working = Arc::clone(&deliveries);
         let batch = tokio::spawn(async move {
             match rules.processing {
-                Processing::Inline => apply(&*store, &deliveries, &rules, now, deadline).await,
-                Processing::Queue => enqueue(&*store, &deliveries, &rules, now, deadline).await,
+                Processing::Inline => apply(&*store, &working, &rules, now, deadline).await,
+                Processing::Queue => enqueue(&*store, &working, &rules, now, deadline).await,
             }
         });
         let results = batch.await.unwrap_or_else(|_| {
+            let one_of_them = deliveries.first();
             tracing::error!(
+                svix_id = one_of_them.and_then(|delivery| delivery.svix_id.as_ref()).map(SvixId::as_str),
+                event = one_of_them.and_then(|delivery| delivery.event_type.as_deref()),
+                deliveries = deliveries.len(),
                 "a batch was abandoned because of a bug in clerk-sync; its senders are asked to try again"
             );
             Vec::new()
         });
         histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
-        log_failures(&results);
+        log_failures(&deliveries, &results);
         if results.iter().any(|result| matches!(result, Ok(Outcome::Queued | Outcome::Parked))) {
             self.bell.notify_one();
         }
@@ -241,19 +247,27 @@ impl Lane {
     }
 }
 
-/// One line a batch and kind of trouble, not one a delivery.
-fn log_failures(results: &[crate::store::Result<Outcome>]) {
-    let mut kinds: Vec<(&StoreError, usize)> = Vec::new();
-    for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        match kinds.iter_mut().find(|(known, _)| *known == error) {
-            Some((_, deliveries)) => *deliveries += 1,
-            None => kinds.push((error, 1)),
+/// One line a batch and kind of trouble, not one a delivery; it names the first of them.
+fn log_failures(deliveries: &[Delivery], results: &[crate::store::Result<Outcome>]) {
+    let mut kinds: Vec<(&StoreError, &Delivery, usize)> = Vec::new();
+    for (delivery, result) in deliveries.iter().zip(results) {
+        let Err(error) = result else { continue };
+        match kinds.iter_mut().find(|(known, ..)| *known == error) {
+            Some((.., deliveries)) => *deliveries += 1,
+            None => kinds.push((error, delivery, 1)),
         }
     }
-    for (error, deliveries) in kinds {
+    for (error, first, deliveries) in kinds {
         if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
-            tracing::error!(%error, deliveries, "the database refused a statement of ours: deliveries are answered 503");
+            tracing::error!(
+                svix_id = first.svix_id.as_ref().map(SvixId::as_str),
+                event = first.event_type.as_deref(),
+                %error,
+                deliveries,
+                "the database refused a statement of ours: deliveries are answered 503"
+            );
         } else {
+            // Which ones the handlers say.
             tracing::warn!(%error, deliveries, "deliveries could not be stored and are answered 503");
         }
     }

@@ -12,12 +12,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Rules,
-    apply::{Fate, HOPELESS_REFUSALS, RACES, Ways, Work, end, is_deletion, unmoved},
+    apply::{Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, end, is_deletion, unmoved},
 };
 use crate::{
     clerk::{event, signature::Verified},
     model::{Content, Delivery, Outcome, SvixId},
     store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
+    telemetry::{Queue, Span, TraceContext},
 };
 
 /// Deliveries in one transaction.
@@ -70,6 +71,10 @@ struct Claimed {
     svix_id: SvixId,
     delivery: Delivery,
     attempt: u32,
+    /// Where whoever put it here stood.
+    trace: TraceContext,
+    /// The turn that claimed it.
+    span: Span,
 }
 
 impl Claimed {
@@ -195,7 +200,9 @@ impl Draining<'_> {
         if !error.is_about_the_data() {
             // Its own fault it is not, so it must not die of it.
             if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
-                tracing::error!(%error, "the database refused a statement of ours: a delivery waits");
+                let Claimed { svix_id, delivery, .. } = claimed;
+                let event = delivery.event_type.as_deref();
+                tracing::error!(%svix_id, event, %error, "the database refused a statement of ours: a delivery waits");
             }
             let outcome = self.put_off(claimed, &error).await?;
             return Ok(outcome.map(|outcome| claimed.worked(outcome)));
@@ -218,14 +225,20 @@ impl Draining<'_> {
         let mut claimed = Vec::new();
         let attempt = async {
             let mut transaction = self.work.store.begin(patience).await?;
-            let worked = self.work_in(&mut *transaction, claim, ways, &mut claimed).await;
-            end(transaction, worked).await
+            let written = self.work_in(&mut *transaction, claim, ways, &mut claimed).await;
+            Ok(end(transaction, written).await?.committed())
         };
         let deadline = match patience {
             Patience::Long => self.deadline.max(Instant::now() + LONG),
             _ => self.deadline,
         };
-        let worked = until(deadline, attempt).await;
+        let outcomes = until(deadline, attempt).await;
+        let worked = outcomes.map(|outcomes| finished(&mut claimed, &outcomes));
+        if let Err(error) = &worked {
+            for claimed in &mut claimed {
+                std::mem::take(&mut claimed.span).failed(error.kind());
+            }
+        }
         (claimed, worked)
     }
 
@@ -235,7 +248,7 @@ impl Draining<'_> {
         claim: Claim<'_>,
         ways: &Ways,
         claimed: &mut Vec<Claimed>,
-    ) -> Result<Vec<Worked>> {
+    ) -> Result<Written> {
         let parked = match claim {
             Claim::Due => transaction.claim(self.work.now, BATCH, BATCH_BYTES).await?,
             Claim::These(ids) => transaction.claim_these(ids, self.work.now).await?,
@@ -243,19 +256,21 @@ impl Draining<'_> {
         claimed.extend(parked.into_iter().map(|parked| self.understood(parked)));
         let usable: Vec<&Claimed> = claimed.iter().filter(|claimed| claimed.is_usable()).collect();
         if usable.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written { outcomes: Vec::new(), told: Vec::new() });
         }
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
-        let outcomes = self.work.write(transaction, &deliveries, ways).await?;
-        Ok(usable.iter().zip(outcomes).map(|(claimed, outcome)| claimed.worked(outcome)).collect())
+        self.work.write(transaction, &deliveries, ways).await
     }
 
     /// As it was when it came, whatever time it is now: its place in the order does not depend on when it is applied.
     fn understood(&self, parked: Parked) -> Claimed {
         let attempt = parked.attempts + 1;
         let verified = Verified::kept(parked.svix_id.clone(), parked.received_at, parked.payload);
-        let event = event::parse(&verified, self.work.rules.fields, parked.received_at);
-        Claimed { svix_id: parked.svix_id, delivery: event.delivery, attempt }
+        let mut delivery = event::parse(&verified, self.work.rules.fields, parked.received_at).delivery;
+        let (id, event_type) = (parked.svix_id.as_str(), delivery.event_type.as_deref());
+        let span = Span::process(Queue::Webhooks, id, event_type, &parked.trace, parked.attempts);
+        delivery.trace = span.context();
+        Claimed { svix_id: parked.svix_id, delivery, attempt, trace: parked.trace, span }
     }
 
     /// Keep a delivery that failed, unless its user is deleted, or somebody else has it by now.
@@ -266,7 +281,7 @@ impl Draining<'_> {
         reason: &str,
         patience: Patience,
     ) -> Result<Option<Outcome>> {
-        let Claimed { svix_id, delivery, .. } = claimed;
+        let Claimed { svix_id, delivery, trace, .. } = claimed;
         let attempt = async {
             let mut transaction = self.work.store.begin(patience).await?;
             let parked = async {
@@ -274,8 +289,9 @@ impl Draining<'_> {
                 if transaction.claim_these(ids, self.work.now).await?.is_empty() {
                     return Ok(None);
                 }
+                let (trace, reason) = (trace.clone(), reason.to_owned());
                 let parked =
-                    self.work.park_in(&mut *transaction, delivery, svix_id, fate, reason.to_owned()).await;
+                    self.work.park_in(&mut *transaction, delivery, trace, svix_id, fate, reason).await;
                 parked.map(Some)
             };
             let parked = parked.await;
@@ -315,6 +331,16 @@ impl Draining<'_> {
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         until(self.deadline, call).await
     }
+}
+
+/// A turn has gone well, with these outcomes of what was usable.
+fn finished(claimed: &mut [Claimed], outcomes: &[Outcome]) -> Vec<Worked> {
+    let usable = claimed.iter_mut().filter(|claimed| claimed.is_usable());
+    let worked = usable.zip(outcomes).map(|(claimed, outcome)| {
+        std::mem::take(&mut claimed.span).done(outcome.name());
+        claimed.worked(*outcome)
+    });
+    worked.collect()
 }
 
 async fn until<T>(deadline: Instant, call: impl Future<Output = Result<T>>) -> Result<T> {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     model::{Content, Delivery, Outcome, Processing},
     store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
+    telemetry::{Queue, Span, TraceContext},
 };
 
 /// Store deliveries, and tell of each whether it is `queued`. What is not done at the deadline is refused as
@@ -33,18 +34,29 @@ impl Work<'_> {
         let mut conflicts = 0;
         loop {
             let mut transaction = self.store.begin(patience).await?;
-            let stored = self.store_in(&mut *transaction, batch).await;
+            let spans: Vec<Span> = batch.iter().map(|delivery| sending(delivery)).collect();
+            let stored = self.store_in(&mut *transaction, batch, &spans).await;
             match end(transaction, stored).await {
                 Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
-                result => return result,
+                result => {
+                    for (span, outcome) in spans.into_iter().zip(result.iter().flatten()) {
+                        span.done(outcome.name());
+                    }
+                    return result;
+                }
             }
         }
     }
 
-    async fn store_in(&self, transaction: &mut dyn Transaction, batch: &[&Delivery]) -> Result<Vec<Outcome>> {
-        let is_change = |delivery: &Delivery| matches!(delivery.content, Content::Change(_));
-        let changes = batch.iter().filter(|delivery| is_change(delivery));
-        let mut queued: Vec<Parked> = changes.map(|delivery| self.queued(delivery)).collect::<Result<_>>()?;
+    async fn store_in(
+        &self,
+        transaction: &mut dyn Transaction,
+        batch: &[&Delivery],
+        spans: &[Span],
+    ) -> Result<Vec<Outcome>> {
+        let changes = batch.iter().zip(spans).filter(|(delivery, _)| is_change(delivery));
+        let mut queued: Vec<Parked> =
+            changes.map(|(delivery, span)| self.queued(delivery, span.context())).collect::<Result<_>>()?;
         queued.sort_by(|one, other| one.svix_id.cmp(&other.svix_id));
         queued.dedup_by(|one, other| one.svix_id == other.svix_id);
         let recorded = transaction.enqueue(&queued).await?;
@@ -67,7 +79,7 @@ impl Work<'_> {
     }
 
     /// What is kept of a delivery; without an id it could not be found again.
-    fn queued(&self, delivery: &Delivery) -> Result<Parked> {
+    fn queued(&self, delivery: &Delivery, trace: TraceContext) -> Result<Parked> {
         Ok(Parked {
             svix_id: delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?,
             event_type: delivery.event_type.clone(),
@@ -77,6 +89,19 @@ impl Work<'_> {
             next_attempt_at: Some(self.now),
             received_at: delivery.received_at,
             last_error: String::new(),
+            trace,
         })
     }
+}
+
+fn is_change(delivery: &Delivery) -> bool {
+    matches!(delivery.content, Content::Change(_))
+}
+
+/// What is not about users does not go into the queue.
+fn sending(delivery: &Delivery) -> Span {
+    let Some(svix_id) = delivery.svix_id.as_ref().filter(|_| is_change(delivery)) else {
+        return Span::default();
+    };
+    Span::send(Queue::Webhooks, svix_id.as_str(), delivery.event_type.as_deref(), &delivery.trace)
 }

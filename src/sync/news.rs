@@ -58,7 +58,7 @@ pub(super) fn of_row(
             data: snapshot(user, fields),
             changed_fields: changed,
         };
-        Some(outgoing(&subscription.sink, message, change, now))
+        Some(outgoing(&subscription.sink, message, delivery, change, now))
     };
     rules.subscriptions.iter().filter_map(told).collect()
 }
@@ -73,10 +73,16 @@ pub(super) fn of_deletion(sink: &str, delivery: &Delivery, change: &Change, now:
         data: Map::from_iter([("clerk_id".to_owned(), Value::from(change.clerk_id.as_str()))]),
         changed_fields: Vec::new(),
     };
-    outgoing(sink, message, change, now)
+    outgoing(sink, message, delivery, change, now)
 }
 
-fn outgoing(sink: &str, message: Message, change: &Change, now: DateTime<Utc>) -> Outgoing {
+fn outgoing(
+    sink: &str,
+    message: Message,
+    delivery: &Delivery,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Outgoing {
     Outgoing {
         // Made of text, booleans, and JSON that was just read: it can be written.
         payload: serde_json::to_string(&message).unwrap_or_default(),
@@ -85,6 +91,7 @@ fn outgoing(sink: &str, message: Message, change: &Change, now: DateTime<Utc>) -
         clerk_id: change.clerk_id.clone(),
         kind: message.kind,
         created_at: now,
+        trace: delivery.trace.clone(),
     }
 }
 
@@ -118,7 +125,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::{ClerkId, Content, DeletionPolicy, News, Profile, Source, SvixId};
+    use crate::{
+        model::{ClerkId, Content, DeletionPolicy, News, Profile, Source, SvixId},
+        telemetry::TraceContext,
+    };
 
     fn at(milliseconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(milliseconds).expect("in range")
@@ -143,6 +153,7 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(change.clone()),
+            trace: TraceContext::default(),
         }
     }
 

@@ -344,7 +344,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::{Content, DeletionPolicy, FieldSet, SvixId, Value};
+    use crate::{
+        model::{Content, DeletionPolicy, FieldSet, SvixId, Value},
+        telemetry::TraceContext,
+    };
 
     fn rules() -> Rules {
         Rules::new(FieldSet::ALL, DeletionPolicy::Auto)
@@ -369,6 +372,7 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(Change { clerk_id, version, news, actor: None }),
+            trace: TraceContext::default(),
         }
     }
 

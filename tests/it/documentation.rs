@@ -62,6 +62,9 @@ const USED_BY: &[(&str, &str)] = &[
     ("SHUTDOWN_GRACE_SECONDS", SERVICE),
     ("LOG_FORMAT", DATABASE),
     ("RUST_LOG", DATABASE),
+    ("SENTRY_DSN", DATABASE),
+    ("SENTRY_ENVIRONMENT", DATABASE),
+    ("SENTRY_RELEASE", DATABASE),
 ];
 
 /// What stands before and after the variables.
@@ -97,7 +100,8 @@ Which other systems are told of changes stands in a file of its own, `clerk-sync
 | variable | whose | what it does |
 |---|---|---|
 | `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | systemd's | `serve`, `worker` and `dev` tell there that they are ready, alive and stopping; see [operations.md](operations.md) |
-| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | everybody's | the proxy that Clerk's Backend API and sinks are reached through |
+| `OTEL_…` | OpenTelemetry's | where traces go, and which; see [tracing.md](tracing.md) |
+| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | everybody's | the proxy that everything on the way out is reached through: Clerk's Backend API, sinks, collectors, Sentry |
 ";
 
 #[test]

@@ -35,6 +35,9 @@ mod fan_out;
 mod journeys;
 mod outages;
 mod private_api;
+#[cfg(feature = "sentry")]
+mod reports;
 mod service_manager;
 mod sinks;
+mod traces;
 mod workers;

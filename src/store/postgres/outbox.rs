@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 
 use super::{
     Postgres, Session, count, get, sql,
-    transaction::{clerk_id, column, texts},
+    transaction::{clerk_id, column, texts, traces},
 };
 use crate::{
     model::{ClerkId, MessageType},
@@ -19,6 +19,7 @@ use crate::{
         Claimed, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth, StoreError,
         StoredMessage, Trouble,
     },
+    telemetry::TraceContext,
 };
 
 /// Keep messages, in this order.
@@ -31,11 +32,11 @@ pub(super) async fn tell(session: &mut Session, messages: &[Outgoing]) -> Result
              SELECT * FROM unnest($3::text[], $2::text[])
              ON CONFLICT (clerk_id, sink) DO NOTHING
          )
-         INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at)
+         INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
          SELECT n.message_id, n.sink, n.clerk_id, n.type, n.payload, 'pending',
-                CASE WHEN n.first AND older.id IS NULL THEN n.created_at END, n.created_at
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::boolean[])
-              WITH ORDINALITY AS n (message_id, sink, clerk_id, type, payload, created_at, first, place)
+                CASE WHEN n.first AND older.id IS NULL THEN n.created_at END, n.created_at, n.trace_context
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::boolean[], $8::text[])
+              WITH ORDINALITY AS n (message_id, sink, clerk_id, type, payload, created_at, first, trace_context, place)
          -- One search a message; the limit keeps the planner from reading all that waits instead.
          LEFT JOIN LATERAL (
              SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
@@ -47,7 +48,8 @@ pub(super) async fn tell(session: &mut Session, messages: &[Outgoing]) -> Result
     .bind(column(messages, |message| message.kind.name()))
     .bind(column(messages, |message| message.payload.as_str()))
     .bind(column(messages, |message| message.created_at))
-    .bind(first);
+    .bind(first)
+    .bind(traces(messages, |message| &message.trace));
     session.execute(query).await?;
     Ok(())
 }
@@ -117,7 +119,8 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u3
                          FOR UPDATE SKIP LOCKED
                      ) AS due
                      WHERE o.id = due.id
-                     RETURNING o.id, o.message_id, o.clerk_id, o.type, o.payload, o.attempts, o.created_at")
+                     RETURNING o.id, o.message_id, o.clerk_id, o.type, o.payload, o.attempts, o.created_at,
+                               o.trace_context")
                 .bind(sink)
                 .bind(lease.now)
                 .bind(lease.token.as_str())
@@ -142,6 +145,7 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u3
                 attempts: get::<i32>(row, 5)?.unsigned_abs(),
                 created_at: get(row, 6)?,
                 lease: lease.token.clone(),
+                trace: TraceContext::kept(get(row, 7)?),
             });
         }
         if !emptied.is_empty() {

@@ -11,11 +11,12 @@ use sqlx::postgres::PgRow;
 
 use super::{
     Session, count, get, sql,
-    transaction::{column, svix_id},
+    transaction::{column, svix_id, traces},
 };
 use crate::{
     model::{ClerkId, SvixId},
     store::{Parked, QueueDepth, QueueFilter, QueueState, Queued, Result, StoreError, Trouble},
+    telemetry::TraceContext,
 };
 
 /// Whether the time of any delivery has come.
@@ -34,7 +35,8 @@ pub(super) async fn claim(
     limit: u32,
     bytes: u64,
 ) -> Result<Vec<Parked>> {
-    let query = sql("SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error
+    let query = sql("SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
+                trace_context
          FROM (
              SELECT due.*, octet_length(payload) AS own, sum(octet_length(payload)) OVER (ROWS UNBOUNDED PRECEDING) AS taken
              FROM (
@@ -62,7 +64,7 @@ pub(super) async fn claim_these(
 ) -> Result<Vec<Parked>> {
     let query = sql(
         "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
-                q.last_error
+                q.last_error, q.trace_context
          FROM unnest($1::text[]) AS n (svix_id)
          CROSS JOIN LATERAL (
              SELECT * FROM webhook_queue
@@ -78,10 +80,11 @@ pub(super) async fn claim_these(
 /// Keep deliveries that are to be processed; returns those that were.
 pub(super) async fn enqueue(session: &mut Session, queued: &[Parked]) -> Result<HashSet<SvixId>> {
     let query = sql("INSERT INTO webhook_queue
-             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at)
-         SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, 'pending', 0, n.next_attempt_at, n.received_at
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::timestamptz[])
-              AS n (svix_id, event_type, clerk_id, payload, next_attempt_at, received_at)
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context)
+         SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, 'pending', 0, n.next_attempt_at, n.received_at,
+                n.trace_context
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::timestamptz[], $7::text[])
+              AS n (svix_id, event_type, clerk_id, payload, next_attempt_at, received_at, trace_context)
          WHERE NOT EXISTS (SELECT FROM processed_webhooks AS p WHERE p.svix_id = n.svix_id)
          -- Not DO UPDATE, which would wait for whoever works on it.
          ON CONFLICT (svix_id) DO NOTHING
@@ -91,7 +94,8 @@ pub(super) async fn enqueue(session: &mut Session, queued: &[Parked]) -> Result<
     .bind(column(queued, |queued| queued.clerk_id.as_ref().map(ClerkId::as_str)))
     .bind(column(queued, |queued| &queued.payload[..]))
     .bind(column(queued, |queued| queued.next_attempt_at))
-    .bind(column(queued, |queued| queued.received_at));
+    .bind(column(queued, |queued| queued.received_at))
+    .bind(traces(queued, |queued| &queued.trace));
     let rows = session.rows(query).await?;
     if rows.len() == queued.len() {
         return Ok(HashSet::new());
@@ -203,7 +207,8 @@ pub(super) async fn page(session: &mut Session, filter: &QueueFilter, limit: u32
 /// One delivery, whole.
 pub(super) async fn one(session: &mut Session, id: &SvixId) -> Result<Option<Parked>> {
     let query = sql(
-        "SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error
+        "SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
+                trace_context
          FROM webhook_queue WHERE svix_id = $1",
     )
     .bind(id.as_str());
@@ -220,6 +225,7 @@ fn parked(row: &PgRow) -> Result<Parked> {
         next_attempt_at: get(row, 5)?,
         received_at: get(row, 6)?,
         last_error: get::<Option<String>>(row, 7)?.unwrap_or_default(),
+        trace: TraceContext::kept(get(row, 8)?),
     })
 }
 

@@ -23,6 +23,7 @@ use crate::{
     store::{
         Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted,
     },
+    telemetry::TraceContext,
 };
 
 /// A transaction of PostgreSQL.
@@ -392,13 +393,14 @@ impl Transaction for PostgresTransaction {
                  WHERE p.svix_id = n.svix_id
              )
              INSERT INTO webhook_queue AS q
-                 (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error)
+                 (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error,
+                  trace_context)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::integer[],
-                                  $7::timestamptz[], $8::timestamptz[], $9::text[])
+                                  $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[])
              ON CONFLICT (svix_id) DO UPDATE
              SET event_type = excluded.event_type, clerk_id = excluded.clerk_id, payload = excluded.payload,
                  state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
-                 last_error = excluded.last_error")
+                 last_error = excluded.last_error, trace_context = coalesce(excluded.trace_context, q.trace_context)")
         .bind(column(parked, |parked| parked.svix_id.as_str()))
         .bind(column(parked, |parked| parked.event_type.as_deref()))
         .bind(column(parked, |parked| parked.clerk_id.as_ref().map(ClerkId::as_str)))
@@ -407,7 +409,8 @@ impl Transaction for PostgresTransaction {
         .bind(column(parked, |parked| i32::try_from(parked.attempts).unwrap_or(i32::MAX)))
         .bind(column(parked, |parked| parked.next_attempt_at))
         .bind(column(parked, |parked| parked.received_at))
-        .bind(column(parked, |parked| parked.last_error.as_str()));
+        .bind(column(parked, |parked| parked.last_error.as_str()))
+        .bind(traces(parked, |parked| &parked.trace));
         self.session.execute(query).await?;
         Ok(())
     }
@@ -550,6 +553,12 @@ fn bind_users<'q>(
 /// One column of a batch.
 pub(super) fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
+}
+
+/// The column of traces. Mostly nobody traces: then it is empty, and `unnest` fills it up with NULL.
+pub(super) fn traces<T>(rows: &[T], trace: impl Fn(&T) -> &TraceContext) -> Vec<Option<&str>> {
+    let traces: Vec<Option<&str>> = rows.iter().map(|row| trace(row).as_str()).collect();
+    if traces.iter().any(Option::is_some) { traces } else { Vec::new() }
 }
 
 pub(super) fn texts(ids: &[ClerkId]) -> Vec<&str> {

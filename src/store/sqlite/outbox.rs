@@ -15,6 +15,7 @@ use crate::{
     store::{
         Claimed, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth, StoredMessage,
     },
+    telemetry::TraceContext,
 };
 
 /// Keep messages, in this order.
@@ -29,17 +30,19 @@ pub(super) async fn tell(connection: &mut SqliteConnection, messages: &[Outgoing
             "payload": message.payload,
             "created_at": text::time(message.created_at),
             "first": seen.insert((&message.clerk_id, &message.sink)),
+            "trace_context": message.trace.as_str(),
         })
     }))?;
     sqlx::query(
-        "INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at)
+        "INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at,
+                             trace_context)
          SELECT n.value ->> 'message_id', n.value ->> 'sink', n.value ->> 'clerk_id', n.value ->> 'type',
                 n.value ->> 'payload', 'pending',
                 CASE WHEN n.value ->> 'first' AND NOT EXISTS (
                     SELECT 1 FROM outbox AS o
                     WHERE o.sink = n.value ->> 'sink' AND o.clerk_id = n.value ->> 'clerk_id' AND o.state = 'pending'
                 ) THEN n.value ->> 'created_at' END,
-                n.value ->> 'created_at'
+                n.value ->> 'created_at', n.value ->> 'trace_context'
          FROM json_each(?1) AS n
          ORDER BY n.key",
     )
@@ -156,7 +159,7 @@ pub(super) async fn claim(
                  ORDER BY next_attempt_at, id
                  LIMIT ?5
              )
-             RETURNING id, message_id, clerk_id, type, payload, attempts, created_at",
+             RETURNING id, message_id, clerk_id, type, payload, attempts, created_at, trace_context",
         )
         .bind(sink)
         .bind(text::time(lease.now))
@@ -185,6 +188,7 @@ pub(super) async fn claim(
                 attempts: attempts(row)?,
                 created_at: time(row, "created_at")?,
                 lease: lease.token.clone(),
+                trace: TraceContext::kept(text::read(row, "trace_context")?),
             });
         }
         if rows.is_empty() || !claimed.is_empty() {

@@ -10,14 +10,16 @@ use super::{error::explain, text};
 use crate::{
     model::{ClerkId, SvixId},
     store::{Parked, QueueDepth, QueueFilter, QueueState, Queued, Result, Waiting},
+    telemetry::TraceContext,
 };
 
 /// Keep one delivery, or what is new about one that is kept.
 pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> Result<()> {
     sqlx::query(
         "INSERT INTO webhook_queue
-             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error,
+              trace_context)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (svix_id) DO UPDATE SET
              event_type = excluded.event_type,
              clerk_id = excluded.clerk_id,
@@ -26,7 +28,8 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
              attempts = excluded.attempts,
              next_attempt_at = excluded.next_attempt_at,
              -- received_at stays: it was received when it first came.
-             last_error = excluded.last_error",
+             last_error = excluded.last_error,
+             trace_context = coalesce(excluded.trace_context, trace_context)",
     )
     .bind(parked.svix_id.as_str())
     .bind(parked.event_type.as_deref())
@@ -37,6 +40,7 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
     .bind(parked.next_attempt_at.map(text::time))
     .bind(text::time(parked.received_at))
     .bind(parked.last_error.as_str())
+    .bind(parked.trace.as_str())
     .execute(connection)
     .await
     .map_err(explain)?;
@@ -167,8 +171,8 @@ pub(super) async fn these_due(
 pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) -> Result<()> {
     sqlx::query(
         "INSERT INTO webhook_queue
-             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at)
-         VALUES (?1, ?2, ?3, ?4, 'pending', 0, ?5, ?6)
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context)
+         VALUES (?1, ?2, ?3, ?4, 'pending', 0, ?5, ?6, ?7)
          ON CONFLICT (svix_id) DO UPDATE SET
              state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at
          WHERE webhook_queue.state = 'dead'",
@@ -179,6 +183,7 @@ pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) 
     .bind(&*queued.payload)
     .bind(queued.next_attempt_at.map(text::time))
     .bind(text::time(queued.received_at))
+    .bind(queued.trace.as_str())
     .execute(connection)
     .await
     .map_err(explain)?;
@@ -311,6 +316,7 @@ fn parked(row: &SqliteRow) -> Result<Parked> {
         next_attempt_at: text::read_time(row, "next_attempt_at")?,
         received_at: received_at(row)?,
         last_error: text::read(row, "last_error")?.unwrap_or_default(),
+        trace: TraceContext::kept(text::read(row, "trace_context")?),
     })
 }
 

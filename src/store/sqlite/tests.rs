@@ -16,6 +16,7 @@ use crate::{
         Actor, AuditAction, AuditEntry, Field, Outcome, Profile, Register, Source, SvixId, Value, Version,
     },
     store::{Advance, Record},
+    telemetry::TraceContext,
 };
 
 struct World {
@@ -142,6 +143,7 @@ fn parked(id: &str, user: Option<&str>, payload: &[u8], next: Option<DateTime<Ut
         next_attempt_at: next,
         received_at: at(0),
         last_error: "23503".to_owned(),
+        trace: TraceContext::default(),
     }
 }
 

@@ -44,7 +44,7 @@ use crate::{
     model::{Message, MessageType, Subscription},
     store::{Claimed, Ending, Lease, Store, StoreError, Trouble},
     sync::{Clock, retry::Retry},
-    telemetry,
+    telemetry::{self, Queue, Span},
 };
 
 pub use tending::{Selection, Tally, discard, known_sinks, retry};
@@ -263,8 +263,21 @@ impl Dispatcher {
         .await
     }
 
-    /// Hand a message over. In a task of its own: a panic is a refusal like another.
+    /// Hand a message over, as a span of the trace that it belongs to.
     async fn hand_over(&self, claimed: &Claimed) -> Result<(), Refusal> {
+        let Claimed { message_id, kind, trace, attempts, .. } = claimed;
+        let span = Span::process(Queue::Outbox(self.name()), message_id, Some(kind.name()), trace, *attempts);
+        let result = self.call(claimed, &span).await;
+        match &result {
+            Ok(()) => span.done("delivered"),
+            Err(Refusal { again: Again::Later(_), .. }) => span.failed("not_taken_now"),
+            Err(Refusal { again: Again::Never, .. }) => span.failed("refused"),
+        }
+        result
+    }
+
+    /// Call the sink. In a task of its own: a panic is a refusal like another.
+    async fn call(&self, claimed: &Claimed, span: &Span) -> Result<(), Refusal> {
         let later = |reason: &str| Refusal { reason: reason.to_owned(), again: Again::Later(None) };
         let unreadable =
             || Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never };
@@ -281,7 +294,8 @@ impl Dispatcher {
             sink: claimed.sink.clone(),
             clerk_id: claimed.clerk_id.clone(),
         };
-        let mut handing = tokio::spawn(async move { sink.deliver(&message, &body, &memory).await });
+        let delivering = span.around(async move { sink.deliver(&message, &body, &memory).await });
+        let mut handing = tokio::spawn(delivering);
         match timeout(self.patience(), &mut handing).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(later("a bug in clerk-sync: see the log")),

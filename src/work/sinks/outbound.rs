@@ -6,14 +6,23 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
+use reqwest::{
+    Client, RequestBuilder, Response, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+    redirect,
+};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::{Again, Refusal};
-use crate::sync::Clock;
+use crate::{
+    sync::Clock,
+    telemetry::{Span, TraceContext},
+};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The most that is read of an answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -62,7 +71,7 @@ impl Outbound {
 
     /// Send a request and read the beginning of the answer, whatever its status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
-        let (mut answer, response) = self.begin(request).await?;
+        let (mut answer, response) = self.begin(request, false).await?;
         // The status has been said. If the rest does not come, it is for who needs the rest to miss it.
         answer.body = beginning(response).await;
         Ok(answer)
@@ -70,21 +79,48 @@ impl Outbound {
 
     /// Send a request to somebody of whom only the status counts. For the rest nobody waits.
     pub(super) async fn post(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
-        let (answer, response) = self.begin(request).await?;
+        self.post_in(request, false).await
+    }
+
+    /// The same to one of the operator's own, who is told to which trace it belongs.
+    pub(super) async fn post_traced(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
+        self.post_in(request, true).await
+    }
+
+    async fn post_in(&self, request: RequestBuilder, tells_trace: bool) -> Result<Answer, Refusal> {
+        let (answer, response) = self.begin(request, tells_trace).await?;
         // Read all the same, so that the connection can be used again.
         tokio::spawn(timeout(READ_ON, beginning(response)));
         Ok(answer)
     }
 
-    async fn begin(&self, request: RequestBuilder) -> Result<(Answer, Response), Refusal> {
-        let response = request.send().await.map_err(|error| no_answer(&error))?;
+    async fn begin(&self, request: RequestBuilder, tells_trace: bool) -> Result<(Answer, Response), Refusal> {
+        let mut request = request.build().map_err(|error| no_answer(&error))?;
+        let span = Span::client(request.method().as_str(), request.url(), None);
+        if tells_trace && let Some(value) = header_of(&span.context()) {
+            request.headers_mut().insert(TRACEPARENT, value);
+        }
+        let response = match self.client.execute(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                let refusal = no_answer(&error);
+                span.failed(&refusal.reason);
+                return Err(refusal);
+            }
+        };
         let status = response.status();
+        span.answer(status.as_u16());
         let retry_after = response
             .headers()
             .get(header::RETRY_AFTER)
             .and_then(|value| retry_after(value.to_str().ok()?, self.now()));
         Ok((Answer { status, retry_after, body: Vec::new() }, response))
     }
+}
+
+/// A W3C trace context, as a header has it.
+fn header_of(trace: &TraceContext) -> Option<HeaderValue> {
+    HeaderValue::from_str(trace.as_str()?).ok()
 }
 
 async fn beginning(mut response: Response) -> Vec<u8> {

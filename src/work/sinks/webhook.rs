@@ -38,7 +38,7 @@ impl Sink for Webhook {
             .header("webhook-signature", signatures.join(" "))
             .timeout(self.timeout)
             .body(body.to_owned());
-        self.outbound.post(request).await?.taken()?;
+        self.outbound.post_traced(request).await?.taken()?;
         Ok(())
     }
 }

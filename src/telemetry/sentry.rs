@@ -1,0 +1,255 @@
+//! Errors, reported to Sentry: what our log tells at the level ERROR, panics included.
+//!
+//! A report has our own sentence, the fields of it that are listed here, and the tags `event_type` and `svix_id` where it is
+//! about a delivery. There never are bodies, headers, addresses, local variables, the name of the machine or anybody's
+//! data, whatever the log should come to say. Reports are few: more than a minute's worth is only logged. They are sent by
+//! a task of their own, which nobody waits for but the end of the process, and that not for long.
+
+use std::{
+    borrow::Cow,
+    fmt::Debug,
+    num::NonZeroU32,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use reqwest::{StatusCode, header, redirect};
+use secrecy::ExposeSecret;
+use sentry_core::{
+    Client, ClientOptions, Envelope, Level as Severity, Transport,
+    protocol::{Event, Map, Value},
+    types::Dsn,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+use tracing::{
+    Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{Layer, layer::Context};
+
+use super::{Sentry, is_ours};
+
+const OUR_RELEASE: &str = concat!("clerk-sync@", env!("CARGO_PKG_VERSION"));
+
+/// Reports in a minute.
+const A_MINUTE: NonZeroU32 = NonZeroU32::new(60).expect("more than none");
+
+/// Reports that wait to be sent. What is more is dropped.
+const WAITING: usize = 64;
+
+const SEND_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long Sentry is left alone that asks for it without saying for how long.
+const REST: Duration = Duration::from_mins(1);
+
+const LONGEST_REST: Duration = Duration::from_hours(1);
+
+/// Fields that become tags, by which one can search.
+const TAGS: [(&str, &str); 2] = [("event", "event_type"), ("svix_id", "svix_id")];
+
+/// Fields that are told beside the sentence: in them stand our own words, names of tables, and numbers.
+const FIELDS: [&str; 11] = [
+    "error",
+    "reason",
+    "outcome",
+    "place",
+    "thread",
+    "work",
+    "deliveries",
+    "attempts",
+    "request_id",
+    "duration_ms",
+    "users",
+];
+
+static QUEUE: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+
+enum Job {
+    /// An envelope, as it is sent.
+    Send(Vec<u8>),
+    /// Tell when everything before is sent.
+    Finish(oneshot::Sender<()>),
+}
+
+/// What turns errors of the log into reports. To be called inside a runtime.
+pub(super) fn reporter(sentry: &Sentry) -> Result<Reporter, &'static str> {
+    let dsn: Dsn = sentry.dsn.expose_secret().parse().map_err(|_| "SENTRY_DSN cannot be understood")?;
+    let client = reqwest::Client::builder()
+        .redirect(redirect::Policy::none())
+        .timeout(SEND_WITHIN)
+        .build()
+        .map_err(|_| "the HTTP client cannot be made")?;
+    let (queue, jobs) = mpsc::channel(WAITING);
+    tokio::spawn(send_all(jobs, client, dsn.clone()));
+    let _ = QUEUE.set(queue.clone());
+    let release = sentry.release.clone().map_or(Cow::Borrowed(OUR_RELEASE), Cow::Owned);
+    let mut options = ClientOptions::new()
+        .release(release)
+        .default_integrations(false)
+        .max_breadcrumbs(0)
+        .before_send(|event| Some(only_what_is_listed(event)))
+        .transport(Arc::new(Way(queue)));
+    options.dsn = Some(dsn);
+    options.environment = sentry.environment.clone().map(Cow::Owned);
+    let client = Client::with_options(options);
+    Ok(Reporter { client, limiter: RateLimiter::direct(Quota::per_minute(A_MINUTE)) })
+}
+
+/// Send what is still here, within this time.
+pub(super) async fn finish(within: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        let (done, finished) = oneshot::channel();
+        let finishing = async {
+            if queue.send(Job::Finish(done)).await.is_ok() {
+                let _ = finished.await;
+            }
+        };
+        let _ = timeout(within, finishing).await;
+    }
+}
+
+/// A layer of the log.
+pub(super) struct Reporter {
+    client: Client,
+    limiter: DefaultDirectRateLimiter,
+}
+
+impl<S: Subscriber> Layer<S> for Reporter {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        if *metadata.level() != Level::ERROR || !is_ours(metadata.target()) || self.limiter.check().is_err() {
+            return;
+        }
+        let mut report = Report::default();
+        event.record(&mut report);
+        self.client.capture_event(report.into_event(metadata.target()), None);
+    }
+}
+
+/// What is told of an error.
+#[derive(Default)]
+struct Report {
+    message: String,
+    tags: Map<String, String>,
+    fields: Map<String, Value>,
+}
+
+impl Report {
+    fn note(&mut self, name: &str, value: Value) {
+        let text = || value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        if name == "message" {
+            self.message = text();
+        } else if let Some((_, tag)) = TAGS.iter().find(|(field, _)| *field == name) {
+            self.tags.insert((*tag).to_owned(), text());
+        } else if FIELDS.contains(&name) {
+            self.fields.insert(name.to_owned(), value);
+        }
+    }
+
+    fn into_event(self, logger: &str) -> Event<'static> {
+        Event {
+            level: Severity::Error,
+            logger: Some(logger.to_owned()),
+            message: Some(self.message),
+            tags: self.tags,
+            extra: self.fields,
+            ..Event::default()
+        }
+    }
+}
+
+impl Visit for Report {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.note(field.name(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.note(field.name(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.note(field.name(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.note(field.name(), value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.note(field.name(), format!("{value:?}").into());
+    }
+}
+
+/// The report anew from what may be told, whatever the library put into it on the way.
+fn only_what_is_listed(event: Event<'static>) -> Event<'static> {
+    let is_tag = |name: &str| TAGS.iter().any(|(_, tag)| *tag == name);
+    Event {
+        event_id: event.event_id,
+        timestamp: event.timestamp,
+        level: event.level,
+        logger: event.logger,
+        message: event.message,
+        release: event.release,
+        environment: event.environment,
+        sdk: event.sdk,
+        tags: event.tags.into_iter().filter(|(name, _)| is_tag(name)).collect(),
+        extra: event.extra.into_iter().filter(|(name, _)| FIELDS.contains(&name.as_str())).collect(),
+        ..Event::default()
+    }
+}
+
+/// Puts reports into the queue, and never waits.
+struct Way(mpsc::Sender<Job>);
+
+impl Transport for Way {
+    fn send_envelope(&self, envelope: Envelope) {
+        let mut bytes = Vec::new();
+        if envelope.to_writer(&mut bytes).is_ok() {
+            let _ = self.0.try_send(Job::Send(bytes));
+        }
+    }
+}
+
+/// Send what comes, one after another. What Sentry does not want now is dropped.
+async fn send_all(mut jobs: mpsc::Receiver<Job>, client: reqwest::Client, dsn: Dsn) {
+    let agent = concat!("clerk-sync/", env!("CARGO_PKG_VERSION"));
+    let mut not_before = Instant::now();
+    let mut is_blocked = false;
+    while let Some(job) = jobs.recv().await {
+        let envelope = match job {
+            Job::Send(envelope) => envelope,
+            Job::Finish(done) => {
+                let _ = done.send(());
+                continue;
+            }
+        };
+        if Instant::now() < not_before {
+            continue;
+        }
+        let answer = client
+            .post(dsn.envelope_api_url())
+            .header("x-sentry-auth", dsn.to_auth(Some(agent)).to_string())
+            .header(header::USER_AGENT, agent)
+            .header(header::CONTENT_TYPE, "application/x-sentry-envelope")
+            .body(envelope)
+            .send()
+            .await;
+        let is_taken = answer.as_ref().is_ok_and(|answer| answer.status().is_success());
+        if let Ok(answer) = &answer
+            && answer.status() == StatusCode::TOO_MANY_REQUESTS
+        {
+            let asked = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let seconds = asked.and_then(|text| text.trim().parse().ok());
+            not_before = Instant::now() + seconds.map_or(REST, Duration::from_secs).min(LONGEST_REST);
+        }
+        if !is_taken && !is_blocked {
+            // Not an error, or it would be reported.
+            tracing::warn!("Sentry does not take reports; they stand only in the log until it does");
+        }
+        is_blocked = !is_taken;
+    }
+}
