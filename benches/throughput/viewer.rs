@@ -13,8 +13,8 @@ use crate::service::{ADMIN_TOKEN, PrivateListener};
 /// The overview, as it refreshes itself, and what people open from there.
 const PAGES: [&str; 8] = ["/", "/users", "/", "/sign-ups", "/", "/deliveries", "/queue", "/sinks"];
 
-/// Between two pages.
-const A_LOOK: Duration = Duration::from_millis(500);
+/// Between two pages: somebody in a hurry.
+const A_LOOK: Duration = Duration::from_secs(2);
 
 /// A browser's worth of requests.
 pub(crate) struct Viewer {

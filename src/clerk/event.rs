@@ -541,8 +541,8 @@ impl<'de> Deserialize<'de> for Name {
             }
 
             fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                // Hardly two of them are as long, so that this compares less than a search by halves.
-                Ok(Name(NAMES.into_iter().find(|known| *known == name)))
+                // Few of them are as long, so that this compares less than a search by halves.
+                Ok(Name(NAMES.iter().find(|known| **known == name).copied()))
             }
         }
         deserializer.deserialize_str(Text)

@@ -30,7 +30,7 @@ use crate::{
     },
     config::{Config, Database, Needs, Settings},
     model::{ClerkId, Field, FieldSet, User, Value},
-    store::Store,
+    store::{History, Store},
     sync::{
         Limits,
         backfill::{Progress, Wanted, backfill},
@@ -156,8 +156,8 @@ impl Dev {
     }
 }
 
-/// Remember that made-up people are in this database, unless there are users of a real instance: samples must not be among
-/// them.
+/// Remember that there are none but made-up people in this database. Where there are users of a real instance samples must
+/// not be among them; where there is anybody and nobody knows of which, only whoever named the database does.
 async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failure> {
     match store.instance().await? {
         Some(known) if known != sample::INSTANCE => Err(Failure::configuration(format!(
@@ -166,7 +166,13 @@ async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failu
             config.database.place()
         ))),
         Some(_) => Ok(()),
-        None => Ok(store.remember_instance(sample::INSTANCE).await?),
+        None => {
+            let now = clock()();
+            if store.history(now, now).await? == History::Empty {
+                store.remember_instance(sample::INSTANCE).await?;
+            }
+            Ok(())
+        }
     }
 }
 

@@ -217,7 +217,10 @@ impl Source<'_> {
                 let (_, errors) = DeTable::parse_recoverable(text);
                 let line = |span: Range<usize>| 1 + text[..span.start].matches('\n').count();
                 let spans = errors.iter().chain([&error]).filter_map(toml::de::Error::span);
-                let lines: BTreeSet<usize> = spans.map(line).collect();
+                let mut lines: BTreeSet<usize> = spans.map(line).collect();
+                if lines.is_empty() {
+                    lines.insert(1);
+                }
                 for line in lines {
                     mistake("", format!("line {line} is not TOML, or names something twice"));
                 }

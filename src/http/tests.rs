@@ -23,11 +23,11 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, LineHash, Receipt, Seal, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection,
-        Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked,
-        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
-        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
-        Transaction, Trouble, Unsealed,
+        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History,
+        Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
+        Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row,
+        RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+        Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
 };
@@ -120,6 +120,9 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn estimate_standing(&self) -> Stored<Count> {
         unreachable!()
     }
     async fn count_standing(&self) -> Stored<u64> {

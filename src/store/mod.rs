@@ -126,6 +126,9 @@ pub trait Store: Send + Sync + 'static {
     /// How many users are not deleted.
     async fn count_standing(&self) -> Result<u64>;
 
+    /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
+    async fn estimate_standing(&self) -> Result<Count>;
+
     /// What the tables say of the time from `since` until `until`, when the service started.
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History>;
 

@@ -225,10 +225,11 @@ impl Lane {
             }
         });
         let results = batch.await.unwrap_or_else(|_| {
-            let one_of_them = deliveries.first();
+            // Of several nobody knows which it was.
+            let alone = deliveries.first().filter(|_| deliveries.len() == 1);
             tracing::error!(
-                svix_id = one_of_them.and_then(|delivery| delivery.svix_id.as_ref()).map(SvixId::as_str),
-                event = one_of_them.and_then(|delivery| delivery.event_type.as_deref()),
+                svix_id = alone.and_then(|delivery| delivery.svix_id.as_ref()).map(SvixId::as_str),
+                event = alone.and_then(|delivery| delivery.event_type.as_deref()),
                 deliveries = deliveries.len(),
                 "a batch was abandoned because of a bug in clerk-sync; its senders are asked to try again"
             );

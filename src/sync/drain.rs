@@ -112,9 +112,10 @@ impl Draining<'_> {
             Err(error) => self.isolate(&usable, error, done).await?,
         }
         // Once unusable, and tried again because somebody asked for it. They have no effect on others.
-        for claimed in unusable {
+        for mut claimed in unusable {
             let Content::Unusable(reason) = &claimed.delivery.content else { continue };
             let outcome = self.set_aside(&claimed, Fate::Dead, reason, Patience::Normal).await?;
+            std::mem::take(&mut claimed.span).failed("unusable");
             done.extend(outcome.map(|outcome| claimed.worked(outcome)));
         }
         Ok(())

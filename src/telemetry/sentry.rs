@@ -52,7 +52,7 @@ const LONGEST_REST: Duration = Duration::from_hours(1);
 const TAGS: [(&str, &str); 2] = [("event", "event_type"), ("svix_id", "svix_id")];
 
 /// Fields that are told beside the sentence: in them stand our own words, names of tables, and numbers.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 10] = [
     "error",
     "reason",
     "outcome",
@@ -61,7 +61,6 @@ const FIELDS: [&str; 11] = [
     "work",
     "deliveries",
     "attempts",
-    "request_id",
     "duration_ms",
     "users",
 ];

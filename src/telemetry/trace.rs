@@ -139,7 +139,7 @@ impl Span {
 
     /// Something is put into a queue, because of what happened there.
     pub fn send(queue: Queue<'_>, id: &str, event_type: Option<&str>, cause: &TraceContext) -> Self {
-        let mut span = Self::start(Kind::Producer, cause.as_str(), || format!("send {queue}"));
+        let mut span = Self::of(Kind::Producer, "send", queue, cause);
         span.message("send", queue, id, event_type);
         span
     }
@@ -153,7 +153,7 @@ impl Span {
         kept: &TraceContext,
         before: u32,
     ) -> Self {
-        let mut span = Self::start(Kind::Consumer, kept.as_str(), || format!("process {queue}"));
+        let mut span = Self::of(Kind::Consumer, "process", queue, kept);
         span.message("process", queue, id, event_type);
         span.number("clerk_sync.attempt", before.saturating_add(1));
         if let Some(recording) = &mut span.0 {
@@ -166,14 +166,17 @@ impl Span {
     }
 
     /// A request to somebody else, which was sent so many times before; `None`: as often as the work was tried that it is
-    /// part of. Of the address only the host is told: paths can hold secrets and name people.
+    /// part of, and nothing if it is part of none. Of the address only the host is told: paths can hold secrets and name people.
     pub fn client(method: &str, url: &Url, resends: Option<u32>) -> Self {
+        let resends = resends.or_else(otel::tries_before);
+        if resends.is_none() {
+            return Self::default();
+        }
         let mut span = Self::start(Kind::Client, None, || method.to_owned());
         if span.is_recording() {
             span.text("http.request.method", method);
             span.text("url.scheme", url.scheme());
             span.host(url, url.port_or_known_default());
-            let resends = resends.or_else(otel::tries_before);
             if let Some(resends) = resends.filter(|resends| *resends > 0) {
                 span.number("http.request.resend_count", resends);
             }
@@ -212,6 +215,14 @@ impl Span {
     /// Do this as part of it: requests to others belong to it.
     pub fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         otel::around(self.0.as_ref(), work)
+    }
+
+    /// What no webhook caused is no trace: a backfill would be one for every user and sink.
+    fn of(kind: Kind, operation: &str, queue: Queue<'_>, parent: &TraceContext) -> Self {
+        match (queue, parent.as_str()) {
+            (Queue::Outbox(_), None) => Self::default(),
+            (_, parent) => Self::start(kind, parent, || format!("{operation} {queue}")),
+        }
     }
 
     fn start(kind: Kind, parent: Option<&str>, name: impl FnOnce() -> String) -> Self {

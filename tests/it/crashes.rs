@@ -24,7 +24,7 @@ use clerk_sync::{
         Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
-        Activity, Advance, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History,
+        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History,
         Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
         Outgoing, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result,
         Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
@@ -547,6 +547,9 @@ impl Store for Troubled {
     }
     async fn count_standing(&self) -> Result<u64> {
         self.fault.call(self.inner.count_standing()).await
+    }
+    async fn estimate_standing(&self) -> Result<Count> {
+        self.inner.estimate_standing().await
     }
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
         self.fault.call(self.inner.history(since, until)).await

@@ -341,7 +341,7 @@ fn what_went_wrong_is_told_on_a_page() {
         assert!(answer.body.contains(said), "{said}: {answer:?}");
     };
     is_page(&browser.get("/nothing"), 404, "There is no such page");
-    is_page(&browser.get("/sinks/other"), 404, "There is no such page");
+    is_page(&browser.get("/sinks/other"), 404, "There is no such sink");
     is_page(&browser.send("/queue", "action=retry&csrf=other"), 403, "Nothing was done");
     is_page(&browser.press(&page, "/deliveries", "retry"), 405, "That did not work");
     let signed_out = ask(&service, "POST", "/queue", "", "action=retry");

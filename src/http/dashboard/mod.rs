@@ -48,6 +48,7 @@ use super::{
     error::Problem,
     token::{Token, peer},
 };
+use crate::store::Count;
 
 /// Nothing but what we serve ourselves, and no code or style inside a page.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
@@ -80,7 +81,7 @@ pub struct Dashboard {
     sinks: Vec<String>,
     facts: Glance<Arc<Facts>>,
     /// How many users there are.
-    users: Glance<u64>,
+    users: Glance<Option<Count>>,
     /// Forms have room of their own: whoever fills that of webhooks keeps nobody from signing in, and the other way round.
     forms: Bodies,
 }

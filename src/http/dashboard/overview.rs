@@ -21,12 +21,12 @@ use super::{
 use crate::{
     http::{App, error::Problem, v1::read},
     model::Outcome,
-    store::{Activity, DeliveryFilter, RunKind, WITHIN},
+    store::{Activity, Count, DeliveryFilter, RunKind, WITHIN},
     sync::reconcile::Summary,
 };
 
-/// How long the page waits for the number of users, which in a large table takes its time.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the page waits for the number of users, which takes its time in a large table that nobody has analysed.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A stretch of time that is shown.
 struct Range {
@@ -142,11 +142,13 @@ async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
     Ok(facts)
 }
 
-/// How many users there are, as of the last count, if that is known by now.
-async fn users(app: &Arc<App>) -> Option<u64> {
+/// How many users there are, as of the last count, if that is known by now. A count in vain takes as long as one that is not,
+/// and is repeated as seldom.
+async fn users(app: &Arc<App>) -> Option<Count> {
     let reader = Arc::clone(app);
-    let count = async move { read(&reader, async move |store| store.count_standing().await).await };
-    timeout(PATIENCE, app.dashboard.users.take(count)).await.ok()?.ok()
+    let count =
+        async move { Ok(read(&reader, async move |store| store.estimate_standing().await).await.ok()) };
+    timeout(PATIENCE, app.dashboard.users.take(count)).await.ok()?.ok()?
 }
 
 /// Where the database does not answer.
@@ -229,14 +231,17 @@ fn class(level: Level) -> &'static str {
     }
 }
 
-fn numbers(facts: &Facts, users: Option<u64>, now: DateTime<Utc>) -> Markup {
+fn numbers(facts: &Facts, users: Option<Count>, now: DateTime<Utc>) -> Markup {
     let pending: u64 = facts.sinks.iter().map(|sink| sink.pending).sum();
     let dead: u64 = facts.sinks.iter().map(|sink| sink.dead).sum();
     let erasures: u64 = facts.erasures.iter().map(|open| open.receipts).sum();
     let link = |to: &str, number| html! { a href=(to) { (grouped(number)) } };
     html! {
         dl.facts.tiles {
-            (fact("Users", &users.map_or(html! { small { "being counted" } }, |users| html! { (grouped(users)) })))
+            (fact("Users", &match users {
+                Some(users) => html! { @if users.estimated { "about " } (grouped(users.rows)) },
+                None => html! { small { "not counted yet" } },
+            }))
             (fact("Last webhook", &facts.last_event.map_or(html! { "none yet" }, |last| time(now, last))))
             (fact("Waiting to be applied", &link("/queue?state=pending", facts.queue.pending)))
             (fact("Dead letters", &link("/queue?state=dead", facts.queue.dead)))

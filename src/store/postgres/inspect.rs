@@ -285,6 +285,24 @@ async fn size(session: &mut Session, schema: &str) -> Result<Size> {
     Ok(Size { database: count(row, 0)?, ours: Some(count(row, 1)?) })
 }
 
+pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
+    let mut session = store.session(&store.begin_count).await?;
+    let estimates = estimates(&mut session, &store.schema).await?;
+    let standing = count_standing(&mut session, &estimates).await?;
+    session.commit().await?;
+    Ok(standing)
+}
+
+async fn count_standing(session: &mut Session, estimates: &HashMap<String, u64>) -> Result<Count> {
+    let many = estimates.get("users").is_some_and(|rows| *rows >= COUNTED);
+    // This index has an entry for each of them.
+    if let Some(rows) = estimates.get("users_email").filter(|_| many) {
+        return Ok(Count { rows: *rows, estimated: true });
+    }
+    let rows = session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?;
+    Ok(Count::exact(only(&rows)?))
+}
+
 pub(super) async fn statistics(store: &Postgres, since: DateTime<Utc>) -> Result<Statistics> {
     let outcomes = match outcomes(store, since).await {
         Ok(outcomes) => Some(outcomes),
@@ -293,22 +311,15 @@ pub(super) async fn statistics(store: &Postgres, since: DateTime<Utc>) -> Result
     };
     let mut session = store.session(&store.begin_count).await?;
     let estimates = estimates(&mut session, &store.schema).await?;
-    let estimate = |name| estimates.get(name).copied().filter(|rows| *rows >= COUNTED);
     let mut tables = Vec::new();
     for name in names() {
-        let count = match estimate(name) {
+        let count = match estimates.get(name).copied().filter(|rows| *rows >= COUNTED) {
             Some(rows) => Count { rows, estimated: true },
             None => Count::exact(counted(&mut session, name).await?),
         };
         tables.push((name, count));
     }
-    // This index has an entry for each of them.
-    let standing = match estimate("users").and(estimates.get("users_email").copied()) {
-        Some(rows) => Count { rows, estimated: true },
-        None => Count::exact(only(
-            &session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?,
-        )?),
-    };
+    let standing = count_standing(&mut session, &estimates).await?;
     let erased = session
         .rows(sql(
             "SELECT count(*) FROM erasure_receipts WHERE destination = 'database' AND completed_at IS NOT NULL",

@@ -52,8 +52,8 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
-    Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History, Inspection,
+    Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
     Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
     Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Unsealed,
     migration::migrations,
@@ -419,6 +419,10 @@ impl Store for Postgres {
 
     async fn count_standing(&self) -> Result<u64> {
         catch_up::count_standing(self).await
+    }
+
+    async fn estimate_standing(&self) -> Result<Count> {
+        inspect::estimate_standing(self).await
     }
 
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {

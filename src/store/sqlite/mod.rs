@@ -54,8 +54,8 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, DeliveryFilter, Ending, ForeignUser, History, Inspection, Known,
-    Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History, Inspection,
+    Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
     Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
     Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
 };
@@ -283,6 +283,10 @@ impl Store for Sqlite {
 
     async fn count_standing(&self) -> Result<u64> {
         users::count_standing(&mut *self.read().await?).await
+    }
+
+    async fn estimate_standing(&self) -> Result<Count> {
+        Ok(Count::exact(self.count_standing().await?))
     }
 
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {

@@ -188,7 +188,10 @@ fn provider(protocol: Protocol) -> Result<SdkTracerProvider, String> {
         .with_protocol(protocol)
         .with_http_client(Way::new()?)
         .build()
-        .map_err(|error| format!("the variables OTEL_EXPORTER_OTLP_… cannot be used: {error}"))?;
+        // The error quotes the address, in which a password may stand.
+        .map_err(|_| {
+            "the address or another of the variables OTEL_EXPORTER_OTLP_… cannot be used".to_owned()
+        })?;
     let processor = BatchSpanProcessor::builder(exporter).build();
     Ok(SdkTracerProvider::builder().with_span_processor(processor).with_resource(resource()).build())
 }
