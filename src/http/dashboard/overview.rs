@@ -238,9 +238,9 @@ fn numbers(facts: &Facts, users: Option<Count>, now: DateTime<Utc>) -> Markup {
     let link = |to: &str, number| html! { a href=(to) { (grouped(number)) } };
     html! {
         dl.facts.tiles {
-            (fact("Users", &match users {
-                Some(users) => html! { @if users.estimated { "about " } (grouped(users.rows)) },
-                None => html! { small { "not counted yet" } },
+            (fact("Users", &html! {
+                @if let Some(users) = users { @if users.estimated { "about " } (grouped(users.rows)) }
+                @else { small { "not counted yet" } }
             }))
             (fact("Last webhook", &facts.last_event.map_or(html! { "none yet" }, |last| time(now, last))))
             (fact("Waiting to be applied", &link("/queue?state=pending", facts.queue.pending)))
