@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -31,7 +31,7 @@ impl Attempts {
 
     /// How long it takes until this address has a free failure again, if it has none.
     pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
-        let all_forgotten = self.with(|failures| failures.get(&address).copied())?;
+        let all_forgotten = self.with(|failures| failures.get(&account(failures, address)).copied())?;
         let too_far = now + FORGOTTEN * self.free.saturating_sub(1);
         let wait = all_forgotten.saturating_duration_since(too_far);
         (!wait.is_zero()).then_some(wait)
@@ -48,7 +48,7 @@ impl Attempts {
 
     /// What was tried was right: nothing is held against the address.
     pub(super) fn succeeded(&self, address: IpAddr) {
-        self.with(|failures| failures.remove(&address));
+        self.with(|failures| failures.remove(&account(failures, address)));
     }
 
     /// It failed once more.
@@ -57,18 +57,27 @@ impl Attempts {
             if failures.len() >= ADDRESSES {
                 failures.retain(|_, all_forgotten| *all_forgotten > now);
             }
-            if failures.len() < ADDRESSES || failures.contains_key(&address) {
-                let all_forgotten = failures.entry(address).or_insert(now);
-                // However many failed, nobody waits long for what others did at the same address.
-                let most = now + FORGOTTEN * (self.free + 1);
-                *all_forgotten = ((*all_forgotten).max(now) + FORGOTTEN).min(most);
-            }
+            let all_forgotten = failures.entry(account(failures, address)).or_insert(now);
+            // However many failed, nobody waits long for what others did at the same address.
+            let most = now + FORGOTTEN * (self.free + 1);
+            *all_forgotten = ((*all_forgotten).max(now) + FORGOTTEN).min(most);
         });
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut HashMap<IpAddr, Instant>) -> T) -> T {
         what(&mut self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// For whom failures at an address count: whoever has one of IPv6 has all of its /64. When there are too many to be told
+/// apart, those who are new count as one.
+fn account(failures: &HashMap<IpAddr, Instant>, address: IpAddr) -> IpAddr {
+    let account = match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address @ IpAddr::V4(_) => address,
+    };
+    let is_known = failures.len() < ADDRESSES || failures.contains_key(&account);
+    if is_known { account } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 #[cfg(test)]
@@ -90,5 +99,19 @@ mod tests {
         assert_eq!(attempts.wait(guesser, later), None);
         attempts.failed(guesser, later);
         assert_eq!(attempts.wait(guesser, later), Some(FORGOTTEN));
+    }
+
+    #[test]
+    fn whoever_has_many_addresses_has_no_more_tries() {
+        let attempts = Attempts::new(1);
+        let now = Instant::now();
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert!(attempts.begin(address("2001:db8::1"), now));
+        assert!(!attempts.begin(address("2001:db8::2"), now));
+        assert!(attempts.begin(address("::ffff:192.0.2.1"), now));
+        assert!(!attempts.begin(address("192.0.2.1"), now));
+        let strangers = (0..).map(|number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes()));
+        let let_in = strangers.take(2 * ADDRESSES).filter(|stranger| attempts.begin(*stranger, now)).count();
+        assert_eq!(let_in, ADDRESSES - 2 + 1, "those who came too late share one try");
     }
 }

@@ -29,7 +29,7 @@ impl RequestId {
     }
 
     fn sane(value: &HeaderValue) -> Option<Self> {
-        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
         let sane = (1..=MAX_BYTES).contains(&value.len()) && value.as_bytes().iter().all(plain);
         sane.then(|| Self(value.clone()))
     }

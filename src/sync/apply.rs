@@ -547,8 +547,9 @@ impl Work<'_> {
         let span =
             Span::send(Queue::Webhooks, svix_id.as_str(), delivery.event_type.as_deref(), &delivery.trace);
         let mut transaction = self.store.begin(patience).await?;
-        let parked = self.park_in(&mut *transaction, delivery, span.context(), svix_id, fate, reason).await;
-        let outcome = end(transaction, parked).await?;
+        let context = span.context();
+        let kept = self.park_in(&mut *transaction, delivery, context, svix_id, fate, reason.clone()).await;
+        let outcome = end(transaction, kept).await?.told(svix_id, delivery, &reason);
         span.done(outcome.name());
         Ok(outcome)
     }
@@ -561,18 +562,18 @@ impl Work<'_> {
         svix_id: &SvixId,
         fate: Fate,
         reason: String,
-    ) -> Result<Outcome> {
+    ) -> Result<Kept> {
         let waiting = transaction.waiting(std::slice::from_ref(svix_id)).await?;
         let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
         // In the order in which a batch takes its locks: the record, then the register.
         let recorded = transaction.record(&[record(svix_id, delivery, Outcome::Stale, self.now)]).await?;
         if recorded.is_empty() {
-            return Ok(Outcome::Duplicate);
+            return Ok(Kept::Not(Outcome::Duplicate));
         }
         if let Some(id) = &delivery.clerk_id
             && transaction.hold(id).await?.deleted
         {
-            return Ok(Outcome::Stale);
+            return Ok(Kept::Not(Outcome::Stale));
         }
         let next_attempt_at = match fate {
             _ if is_deletion(delivery) => {
@@ -599,18 +600,37 @@ impl Work<'_> {
                 attempts,
                 next_attempt_at,
                 received_at,
-                last_error: reason.clone(),
+                last_error: reason,
                 trace,
             }])
             .await?;
+        Ok(Kept::Parked { attempts, again })
+    }
+}
+
+/// What became of a delivery that was to be kept, once that is committed.
+pub(super) enum Kept {
+    /// There was no need to.
+    Not(Outcome),
+    /// After so many attempts, to be tried again or for somebody to look at.
+    Parked { attempts: u32, again: bool },
+}
+
+impl Kept {
+    /// Log it, now that it is so.
+    pub(super) fn told(self, svix_id: &SvixId, delivery: &Delivery, reason: &str) -> Outcome {
         let event = delivery.event_type.as_deref();
-        if again {
-            tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
-        } else {
+        match self {
+            Self::Not(outcome) => return outcome,
+            Self::Parked { attempts, again: true } => {
+                tracing::warn!(%svix_id, event, attempts, again = true, reason, "parked: kept in webhook_queue");
+            }
             // Until somebody acts it is lost.
-            tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+            Self::Parked { attempts, again: false } => {
+                tracing::error!(%svix_id, event, attempts, again = false, reason, "parked: kept in webhook_queue");
+            }
         }
-        Ok(Outcome::Parked)
+        Outcome::Parked
     }
 }
 

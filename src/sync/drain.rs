@@ -291,14 +291,14 @@ impl Draining<'_> {
                     return Ok(None);
                 }
                 let (trace, reason) = (trace.clone(), reason.to_owned());
-                let parked =
-                    self.work.park_in(&mut *transaction, delivery, trace, svix_id, fate, reason).await;
-                parked.map(Some)
+                let kept = self.work.park_in(&mut *transaction, delivery, trace, svix_id, fate, reason).await;
+                kept.map(Some)
             };
             let parked = parked.await;
             end(transaction, parked).await
         };
-        self.in_time(attempt).await
+        let kept = self.in_time(attempt).await?;
+        Ok(kept.map(|kept| kept.told(svix_id, delivery, reason)))
     }
 
     /// Only say that it failed once more: where the fault is the database's, or where somebody holds even the user's

@@ -232,7 +232,8 @@ pub(super) fn masked(value: &str) -> String {
 /// Where something with this id is: ids come from outside, and may look like paths or queries.
 pub(super) fn whereabouts(folder: &str, id: &str) -> String {
     let id: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
-    format!("{folder}/{id}")
+    // In a path a plus is a plus.
+    format!("{folder}/{}", id.replace('+', "%20"))
 }
 
 /// Go there, by GET.

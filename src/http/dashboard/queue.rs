@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{Path, RawQuery, Request, State},
+    extract::{RawQuery, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -16,7 +16,7 @@ use super::{
     form::Form,
     page::{Deed, ROWS, asking, button, count, fact, grouped, masked, page, see, table, time, whereabouts},
     session::Session,
-    trouble::Trouble,
+    trouble::{Segment, Trouble},
 };
 use crate::{
     http::{
@@ -129,7 +129,7 @@ pub(super) async fn act_on_all(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Response, Trouble> {
     show_one(&app, &session, &id, false).await
 }
@@ -138,7 +138,7 @@ pub(super) async fn show(
 pub(super) async fn act(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: Request,
 ) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;
@@ -147,12 +147,12 @@ pub(super) async fn act(
     let these = Which::These(vec![svix_id.clone()]);
     match form.value("action") {
         Some("reveal") => {
-            read(&app, async move |store| {
-                let Some(parked) = store.parked(&svix_id).await? else { return Ok(()) };
-                reveal::reveal_delivery(&*store, &parked, Source::Dashboard, now).await
+            let recorded = read(&app, async move |store| {
+                let Some(parked) = store.parked(&svix_id).await? else { return Ok(false) };
+                reveal::reveal_delivery(&*store, &parked, Source::Dashboard, now).await.map(|()| true)
             })
             .await?;
-            show_one(&app, &session, &id, true).await
+            show_one(&app, &session, &id, recorded).await
         }
         Some("retry") => {
             read(&app, async move |store| queue::retry(&*store, &these, now, false).await).await?;

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     Extension,
-    extract::{Path, RawQuery, Request, State},
+    extract::{RawQuery, Request, State},
     response::Response,
 };
 use chrono::{DateTime, Utc};
@@ -17,7 +17,7 @@ use super::{
     form::Form,
     page::{Column, Deed, ROWS, asking, count, fact, grouped, page, see, table, time, whereabouts},
     session::Session,
-    trouble::Trouble,
+    trouble::{Segment, Trouble},
     verdict::HELD_UP,
 };
 use crate::{
@@ -100,7 +100,7 @@ fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Trouble> {
     let sinks = load(&app).await?;
@@ -219,7 +219,7 @@ fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
 pub(super) async fn act(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: Request,
 ) -> Result<Response, Trouble> {
     let form = Form::read_own(&app, &session, request).await?;

@@ -1,6 +1,10 @@
 //! What cannot be shown or done, told to people: a page that says what is wrong, and what to do about it.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    extract::{FromRequestParts, Path},
+    http::request::Parts,
+    response::{IntoResponse, Response},
+};
 use maud::{Markup, html};
 
 use super::{page::page, session::Session};
@@ -21,6 +25,18 @@ impl IntoResponse for Trouble {
         let mut response = self.0.into_response();
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+/// The part of a path that stands for an id or a name; what is no text names nothing.
+pub(super) struct Segment(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Trouble;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Trouble> {
+        let segment = Path::from_request_parts(parts, state).await;
+        segment.map(|Path(segment)| Self(segment)).map_err(|_| Trouble(Problem::NotFound))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -17,7 +17,7 @@ use super::{
     page::{button, fact, masked, moment, page, see, table, time, whereabouts},
     queue::queued_table,
     session::Session,
-    trouble::Trouble,
+    trouble::{Segment, Trouble},
 };
 use crate::{
     http::{App, error::Problem, v1::read},
@@ -113,7 +113,7 @@ struct Known {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Response, Trouble> {
     show_user(&app, &session, &id, false).await
 }
@@ -122,26 +122,29 @@ pub(super) async fn show(
 pub(super) async fn reveal(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: Request,
 ) -> Result<Response, Trouble> {
     Form::read_own(&app, &session, request).await?;
-    let clerk_id = ClerkId::new(id.as_str()).ok_or(Problem::NotFound)?;
-    let now = (app.clock)();
-    read(&app, async move |store| {
-        // Of whom nothing is here nothing is shown.
-        match store.row(&clerk_id).await? {
-            Some(_) => reveal::reveal(&*store, &clerk_id, now).await,
-            None => Ok(()),
+    let (clerk_id, now) = (named(&id)?, (app.clock)());
+    let recorded = read(&app, async move |store| {
+        // Of whom nothing is here nothing is shown, also if it comes in the next moment.
+        if store.row(&clerk_id).await?.is_none() {
+            return Ok(false);
         }
+        reveal::reveal(&*store, &clerk_id, now).await.map(|()| true)
     })
     .await?;
-    show_user(&app, &session, &id, true).await
+    show_user(&app, &session, &id, recorded).await
+}
+
+/// Who can be meant by what stands in a path.
+fn named(id: &str) -> Result<ClerkId, Problem> {
+    ClerkId::new(id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
 }
 
 async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
-    let clerk_id = ClerkId::new(id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)?;
-    let known = load(app, clerk_id).await?;
+    let known = load(app, named(id)?).await?;
     if known.row.is_none() && known.register.is_none() && known.trail.is_empty() && known.waiting.is_empty() {
         let content = html! { p { "Nobody of this id was ever here." } (search_form(session, None)) };
         let mut page = page(session, "/users", "Nobody", &content);

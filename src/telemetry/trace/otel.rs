@@ -36,6 +36,9 @@ use super::{Kind, variable};
 /// How long an export may take, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The most of a collector's answer that is looked at.
+const ANSWER_BYTES: usize = 64 * 1024;
+
 static TRACING: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
 
 /// A span of the SDK.
@@ -259,12 +262,21 @@ impl HttpClient for Way {
         let client = self.client.clone();
         let request = reqwest::Request::try_from(request)?;
         let exchange = self.runtime.spawn(async move {
-            let answer = client.execute(request).await?;
+            let mut answer = client.execute(request).await?;
             let mut response = Response::builder().status(answer.status());
             if let Some(headers) = response.headers_mut() {
                 headers.clone_from(answer.headers());
             }
-            Ok::<_, reqwest::Error>((response, answer.bytes().await?))
+            let mut body = Vec::new();
+            while let Some(chunk) = answer.chunk().await? {
+                if body.len() + chunk.len() > ANSWER_BYTES {
+                    // Whoever says so much is no collector.
+                    body.clear();
+                    break;
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok::<_, reqwest::Error>((response, Bytes::from(body)))
         });
         match exchange.await? {
             Ok((response, body)) => {
