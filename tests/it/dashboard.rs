@@ -414,6 +414,7 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
 
     let user = browser.see("/users/user_1");
     assert!(user.contains("Not applied yet") && user.contains(&format!("href=\"{one}\"")), "{user}");
+    assert!(user.contains("There is no row yet") && user.contains("There is no register"), "{user}");
     let page = browser.see(&one);
     assert!(page.contains("constraint or trigger refuses") && !page.contains("Bad"), "{page}");
     let revealed = browser.press(&page, &one, "reveal").body;

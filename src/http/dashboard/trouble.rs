@@ -87,7 +87,7 @@ pub(super) fn remedy(problem: Problem) -> Markup {
             Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
             _ => p {
                 "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }
-                " names running, and not full? The log has its error; " code { "clerk-sync doctor" } " looks closer."
+                " names running, and not full? " code { "clerk-sync doctor" } " says what it answers."
             },
         }
         p.note { "This page tries again by itself; without JavaScript, load it again." }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     http::{App, error::Problem, v1::read},
-    model::{ClerkId, Field, Receipt, Register, SvixId, Value},
+    model::{ClerkId, Field, Receipt, Register, SvixId, Value, Version},
     store::{AuditLine, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store},
     sync::reveal,
 };
@@ -174,7 +174,9 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
     read(app, async move |store| {
         let ids = [id.clone()];
         let row = store.row(&id).await?;
+        // One that was only locked, while a delivery was parked, says nothing.
         let register = store.known(&ids, fields).await?.registers.remove(&id);
+        let register = register.filter(|register| register.version != Version::BLANK || register.deleted);
         let trail = newest_lines(&*store, &id).await?;
         let receipts = store.receipts_of(&id).await?;
         // Those that changed anything, and the last one that was news.
@@ -192,12 +194,24 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
     .await
 }
 
+fn why_no_row(known: &Known) -> &'static str {
+    match &known.register {
+        Some(register) if register.deleted => {
+            "There is no row: the user is deleted, or their deletion came first."
+        }
+        _ if !known.waiting.is_empty() => {
+            "There is no row yet: what came of the user waits, or could not be applied."
+        }
+        _ => "There is no row.",
+    }
+}
+
 fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool) -> Markup {
     let Known { id, row, register, waiting, deliveries, trail, receipts } = known;
     html! {
         h2 { "Row" }
         @match row {
-            None => p.nothing { "There is no row: the user is deleted, or their deletion came first." },
+            None => p.nothing { (why_no_row(known)) },
             Some(row) => {
                 dl.facts {
                     (fact("Number", &html! { (row.id) }))
