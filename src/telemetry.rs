@@ -33,7 +33,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub use trace::{Queue, Sender, Span, TraceContext, begin_tracing, finish_tracing};
+pub use trace::{Queue, Sender, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
 pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
 pub const REJECTIONS: &str = "clerk_sync_rejections_total";

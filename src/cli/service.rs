@@ -235,18 +235,13 @@ impl Service {
         let answers = Answers::default();
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let admin_token = config.admin_token.as_ref().map(ExposeSecret::expose_secret);
-        let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
             probe: Probe::new(Arc::clone(&store)),
-            api: Api::new(
-                Arc::clone(&store),
-                admin_token,
-                catch_up_context.clone().map(Ensure::new),
-                sinks.clone(),
-            ),
-            dashboard: Dashboard::new(admin_token, sinks),
+            api: Api::new(Arc::clone(&store), admin_token, catch_up_context.clone().map(Ensure::new)),
+            dashboard: Dashboard::new(admin_token),
+            sinks: config.sinks.iter().map(|sink| sink.name.clone()).collect(),
             scrapers: http::Scrapers::new(config.metrics_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),

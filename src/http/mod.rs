@@ -70,6 +70,8 @@ pub struct App {
     pub answers: Answers,
     pub resends: Resends,
     pub addresses: Addresses,
+    /// Names of the sinks that are configured.
+    pub sinks: Vec<String>,
     /// The allow-list of fields.
     pub fields: FieldSet,
     /// Refuse events of any other instance; `None`: of none.

@@ -32,8 +32,6 @@ use crate::{
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
 pub(super) struct Answer {
@@ -143,7 +141,7 @@ impl Attempt {
             svix_id,
             user_agent: text(header::USER_AGENT),
             host: text(header::HOST),
-            traceparent: text(TRACEPARENT),
+            traceparent: text(HeaderName::from_static(telemetry::TRACEPARENT)),
         };
         self.span.describe(&sender);
         self.resends = Some(self.app.resends.count(svix_id));

@@ -20,6 +20,9 @@ use url::Url;
 
 use self::otel::Recording;
 
+/// The header that says where a request stands in a trace.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// What the names of the variables begin with that say where to export to.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 

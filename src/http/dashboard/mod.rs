@@ -77,8 +77,6 @@ const FRESH: Duration = Duration::from_secs(2);
 pub struct Dashboard {
     /// `None`: nobody is let in.
     door: Option<Door>,
-    /// Names of the sinks that are configured.
-    sinks: Vec<String>,
     facts: Glance<Arc<Facts>>,
     /// How many users there are.
     users: Glance<Option<Count>>,
@@ -94,7 +92,7 @@ struct Door {
 
 impl Dashboard {
     /// For whoever has this token; without one, for nobody.
-    pub fn new(token: Option<&str>, sinks: Vec<String>) -> Self {
+    pub fn new(token: Option<&str>) -> Self {
         let door = token.map(|token| Door {
             token: Token::new(token),
             sessions: Sessions::new(token),
@@ -102,7 +100,6 @@ impl Dashboard {
         });
         Self {
             door,
-            sinks,
             facts: Glance::new(FRESH, 3),
             // A table is counted row by row.
             users: Glance::new(FRESH, 50),

@@ -42,7 +42,7 @@ async fn load(app: &App) -> Result<Sinks, Problem> {
         read(app, async |store| Ok((store.outbox_depth().await?, store.paused_sinks().await?))).await?;
     let depth: BTreeMap<_, _> = depth.into_iter().map(|depth| (depth.sink.clone(), depth)).collect();
     let paused: BTreeMap<_, _> = paused.into_iter().collect();
-    let names = app.dashboard.sinks.iter().chain(depth.keys()).chain(paused.keys()).cloned().collect();
+    let names = app.sinks.iter().chain(depth.keys()).chain(paused.keys()).cloned().collect();
     Ok(Sinks { depth, paused, names })
 }
 
@@ -88,7 +88,7 @@ fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
         ("pending", "paused")
     } else if oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
         ("dead", "behind")
-    } else if app.dashboard.sinks.contains(name) {
+    } else if app.sinks.contains(name) {
         ("applied", "on")
     } else {
         ("dead", "not configured")

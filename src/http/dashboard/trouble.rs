@@ -57,7 +57,7 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
             html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
             "load the page again and repeat it." } },
         ),
-        Problem::DatabaseUnavailable | Problem::SchemaNotCurrent | Problem::Overloaded => {
+        Problem::DatabaseUnavailable | Problem::Overloaded => {
             (cause(problem), html! { div data-refresh="5" { (remedy(problem)) } })
         }
         other => ("That did not work", html! { p { "The reason: " (other) "." } }),
@@ -72,7 +72,6 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
 pub(super) fn cause(problem: Problem) -> &'static str {
     match problem {
         Problem::Overloaded => "Too many are looking at this at once",
-        Problem::SchemaNotCurrent => "The tables are not those of this version",
         Problem::Internal => "Something failed unexpectedly",
         _ => "The database cannot be reached, so nothing can be applied",
     }
@@ -83,7 +82,6 @@ pub(super) fn remedy(problem: Problem) -> Markup {
     html! {
         @match problem {
             Problem::Overloaded => p { "Two questions are put to the database at a time, so that webhooks have room. Wait a moment." },
-            Problem::SchemaNotCurrent => p { "Run " code { "clerk-sync migrate" } ", or start the service without " code { "--no-migrate" } "." },
             Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
             _ => p {
                 "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }

@@ -136,18 +136,11 @@ pub struct Api {
     places: Arc<Semaphore>,
     /// `None`: there is no key to Clerk's API.
     ensure: Option<Ensure>,
-    /// Names of the sinks that are configured.
-    sinks: Vec<String>,
 }
 
 impl Api {
-    /// Read from this store, for whoever has this token; without one, for nobody. These sinks are configured.
-    pub fn new(
-        store: Arc<dyn Store>,
-        token: Option<&str>,
-        ensure: Option<Ensure>,
-        sinks: Vec<String>,
-    ) -> Self {
+    /// Read from this store, for whoever has this token; without one, for nobody.
+    pub fn new(store: Arc<dyn Store>, token: Option<&str>, ensure: Option<Ensure>) -> Self {
         Self {
             store,
             token: token.map(Token::new),
@@ -155,7 +148,6 @@ impl Api {
             bodies: Bodies::new(MAX_BODY_BYTES),
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
-            sinks,
         }
     }
 

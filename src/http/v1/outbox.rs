@@ -300,7 +300,7 @@ impl MessageSelection {
 /// Refuse the name of a sink that there is not, and never was as far as anything shows: a typing error must not look like an
 /// answer. One that is configured no more is known as long as anything waits for it.
 async fn known(app: &App, sink: Option<String>) -> Result<(), Problem> {
-    let Some(sink) = sink.filter(|sink| !app.api.sinks.contains(sink)) else { return Ok(()) };
+    let Some(sink) = sink.filter(|sink| !app.sinks.contains(sink)) else { return Ok(()) };
     let known = read(app, async |store| work::known_sinks(&*store, &[]).await).await?;
     if known.contains(&sink) { Ok(()) } else { Err(Problem::SinkNotFound) }
 }

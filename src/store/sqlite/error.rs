@@ -51,8 +51,8 @@ fn primary(code: i32) -> i32 {
     code & 0xff
 }
 
-/// What a code means that people meet, in words; else the names in a message, of which only three kinds hold nothing else: `UNIQUE constraint failed: users.clerk_id`.
-/// What a trigger raises can be any text, also somebody's address.
+/// What a code means that people meet, in words; else the names in a message, of which only three kinds hold nothing else:
+/// `UNIQUE constraint failed: users.clerk_id`. What a trigger raises can be any text, also somebody's address.
 fn place(error: &Error, code: Option<i32>) -> Option<String> {
     let meaning = match code.map(primary) {
         Some(BUSY) => Some("somebody else holds it locked"),

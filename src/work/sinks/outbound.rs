@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use reqwest::{
     Client, RequestBuilder, Response, StatusCode,
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderValue},
     redirect,
 };
 use serde::de::DeserializeOwned;
@@ -17,12 +17,10 @@ use tokio::time::timeout;
 use super::{Again, Refusal};
 use crate::{
     sync::Clock,
-    telemetry::{Span, TraceContext},
+    telemetry::{Span, TRACEPARENT, TraceContext},
 };
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The most that is read of an answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
