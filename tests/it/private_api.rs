@@ -17,6 +17,7 @@ on_each_keeper!(
     users_are_walked_through_in_pages,
     users_are_found_by_their_address,
     signups_are_counted_by_day_week_and_month,
+    signups_at_odd_times_neither_hide_others_nor_last_for_ever,
     what_cannot_be_asked_is_refused_with_what_is_allowed,
     the_description_is_what_the_service_does,
 );
@@ -287,6 +288,27 @@ fn signups_are_counted_by_day_week_and_month(host: &mut Host) {
         days,
         json!({ "bucket": "day", "signups": [{ "start": "2026-11-16", "count": 1 }], "total": 1 })
     );
+    service.stop();
+}
+
+fn signups_at_odd_times_neither_hide_others_nor_last_for_ever(host: &mut Host) {
+    let service = serve(host);
+    applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
+    // What an application may have written, and the one before the first day of a month elsewhere but not in UTC.
+    let times: &[&str] = match host.keeper {
+        Keeper::Postgres => &["-infinity", "infinity", "0001-01-01", "9999-12-31"],
+        Keeper::Sqlite => &["", "0", "some day", "2026-99-01", "9999-12-31", "2026-02-01T00:30:00+02:00"],
+    };
+    for (index, time) in times.iter().enumerate() {
+        host.sql(&format!("INSERT INTO users (clerk_id, created_at) VALUES ('odd_{index}', '{time}')"));
+    }
+    for bucket in ["day", "week", "month"] {
+        let all = asked(&service, &format!("/v1/signups?bucket={bucket}"));
+        let total = all["total"].as_u64().expect("a number");
+        assert!((1..=1 + times.len() as u64).contains(&total), "{all}");
+        let recent = asked(&service, &format!("/v1/signups?bucket={bucket}&from=2026-11-01&to=9000-01-01"));
+        assert_eq!(recent["total"], 1, "{recent}");
+    }
     service.stop();
 }
 

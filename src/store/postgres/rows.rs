@@ -64,10 +64,25 @@ pub(super) async fn signups(
     from: Option<DateTime<Utc>>,
     to: Option<DateTime<Utc>>,
 ) -> Result<Vec<(NaiveDate, u64)>> {
-    let query = sql("SELECT date_trunc($1, created_at AT TIME ZONE 'UTC')::date, count(*)
-         FROM users
-         WHERE created_at >= coalesce($2::timestamptz, '-infinity') AND created_at < coalesce($3::timestamptz, 'infinity')
-         GROUP BY 1
+    // Every bucket is counted by its bounds, which is a walk along the index: to compute the bucket of every row takes four
+    // times as long. What nobody signed up in is leapt over.
+    let query = sql("WITH RECURSIVE buckets (first, upto) AS (
+             SELECT n.first, (date_trunc($1, n.first AT TIME ZONE 'UTC') + ('1 ' || $1)::interval) AT TIME ZONE 'UTC'
+             FROM (SELECT min(created_at) AS first FROM users
+                   WHERE created_at >= coalesce($2::timestamptz, '4713-01-02 BC')
+                     AND created_at < coalesce($3::timestamptz, 'infinity')) AS n
+             WHERE n.first IS NOT NULL
+             UNION ALL
+             SELECT n.first, (date_trunc($1, n.first AT TIME ZONE 'UTC') + ('1 ' || $1)::interval) AT TIME ZONE 'UTC'
+             FROM buckets AS b
+             CROSS JOIN LATERAL (SELECT min(created_at) AS first FROM users
+                                 WHERE created_at >= b.upto AND created_at < coalesce($3::timestamptz, 'infinity')) AS n
+             WHERE n.first IS NOT NULL
+         )
+         SELECT date_trunc($1, b.first AT TIME ZONE 'UTC')::date,
+                (SELECT count(*) FROM users
+                 WHERE created_at >= b.first AND created_at < least(b.upto, coalesce($3::timestamptz, 'infinity')))
+         FROM buckets AS b
          ORDER BY 1")
     .bind(bucket.name())
     .bind(from)

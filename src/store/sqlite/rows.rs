@@ -71,19 +71,39 @@ pub(super) async fn signups(
     from: Option<DateTime<Utc>>,
     to: Option<DateTime<Utc>>,
 ) -> Result<Vec<(NaiveDate, u64)>> {
+    // How a time becomes the first day of its bucket, and that the first day of the next.
+    let [to_first, and_back, to_next] = match bucket {
+        Bucket::Day => ["+0 days", "+0 days", "+1 day"],
+        Bucket::Week => ["weekday 0", "-6 days", "+7 days"],
+        Bucket::Month => ["start of month", "+0 days", "+1 month"],
+    };
+    // Every bucket is counted by its bounds, which is a walk along the index, rather than that of every row computed. Days are
+    // compared with times as the texts that they are. A time that is not in our form may be in a bucket of its own.
     let rows = sqlx::query(
-        "SELECT CASE ?1 WHEN 'day' THEN date(created_at)
-                        WHEN 'week' THEN date(created_at, 'weekday 0', '-6 days')
-                        WHEN 'month' THEN date(created_at, 'start of month') END AS start,
-                count(*) AS signups
-         FROM users
-         WHERE created_at >= coalesce(?2, '') AND created_at < coalesce(?3, '~')
+        "WITH RECURSIVE firsts (first) AS (
+             SELECT (SELECT min(created_at) FROM users
+                     WHERE created_at >= coalesce(?1, '') AND created_at < coalesce(?2, '~'))
+             UNION ALL
+             SELECT (SELECT min(created_at) FROM users
+                     WHERE created_at >= max(coalesce(date(f.first, ?3, ?4, ?5), ''), f.first || ' ')
+                       AND created_at < coalesce(?2, '~'))
+             FROM firsts AS f WHERE f.first IS NOT NULL
+         )
+         SELECT date(f.first, ?3, ?4) AS start,
+                sum((SELECT count(*) FROM users
+                     WHERE created_at >= f.first
+                       -- One bound: a second one would be looked at row by row.
+                       AND created_at < min(max(coalesce(date(f.first, ?3, ?4, ?5), ''), f.first || ' '), coalesce(?2, '~'))
+                )) AS signups
+         FROM firsts AS f
          GROUP BY 1
          ORDER BY 1",
     )
-    .bind(bucket.name())
     .bind(from.map(text::time))
     .bind(to.map(text::time))
+    .bind(to_first)
+    .bind(and_back)
+    .bind(to_next)
     .fetch_all(connection)
     .await
     .map_err(explain)?;
