@@ -295,7 +295,7 @@ impl Bench {
         while alone.len() < 2 * self.size.rounds && began.elapsed() < LONGEST_PART {
             let first = alone.len() % 2 == 1;
             for looked_at in [first, !first] {
-                let viewer = looked_at.then(|| Viewer::open(service.private)).transpose()?;
+                let viewer = looked_at.then(|| Viewer::open(service.private, pages)).transpose()?;
                 let (run, report) =
                     self.load(service, self.size.paced, population, Person::Connected, load)?;
                 pages += viewer.map_or(Ok(0), Viewer::close)?;

@@ -23,8 +23,8 @@ pub(crate) struct Viewer {
 }
 
 impl Viewer {
-    /// Sign in and begin.
-    pub(crate) fn open(dashboard: PrivateListener) -> anyhow::Result<Self> {
+    /// Sign in and go on after so many pages.
+    pub(crate) fn open(dashboard: PrivateListener, seen_before: usize) -> anyhow::Result<Self> {
         let form = format!("token={ADMIN_TOKEN}");
         let answer = dashboard.ask(&format!(
             "POST /sign-in HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
@@ -36,7 +36,7 @@ impl Viewer {
         let (stop, stopped) = channel();
         let thread = thread::spawn(move || {
             let mut seen = 0;
-            for page in PAGES.into_iter().cycle() {
+            for page in PAGES.into_iter().cycle().skip(seen_before) {
                 let answer = dashboard.ask(&format!(
                     "GET {page} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncookie: {cookie}\r\n\r\n"
                 ))?;

@@ -9,8 +9,8 @@ use clerk_sync::{
         SvixId, User, Value, Version,
     },
     store::{
-        Activity, Advance, Bucket, DeliveryFilter, History, Old, Patience, Processed, Record, RowFilter, Run,
-        RunKind, Transaction, Trouble,
+        Activity, Advance, Bucket, Count, DeliveryFilter, History, Old, Patience, Processed, Record,
+        RowFilter, Run, RunKind, Transaction, Trouble,
     },
     sync::{Clock, Committer, Limits, Refusal},
     work::{Retention, Upkeep, retention::Keep},
@@ -124,6 +124,7 @@ promises! {
     the_instance_that_users_come_from_is_remembered,
     what_is_known_is_read_without_waiting_for_anybody,
     only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
+    the_number_of_many_users_is_known_at_once_and_about_right,
     the_time_without_us_is_told_by_webhooks_and_runs,
 
     // Around it.
@@ -281,6 +282,24 @@ async fn only_standing_users_that_nobody_touched_are_listed_in_the_order_of_thei
     let rest = world.store.standing(began, first.last(), 2).await.unwrap();
     assert_eq!(rest, [clerk_id("user_c")]);
     assert_eq!(world.store.count_standing().await.unwrap(), 4);
+}
+
+async fn the_number_of_many_users_is_known_at_once_and_about_right(world: World) {
+    assert_eq!(world.store.estimate_standing().await.unwrap(), Count { rows: 0, estimated: false });
+    // A third of them are deleted, and nobody analyses the table.
+    world
+        .sql_of(
+            "INSERT INTO users (clerk_id, first_name, deleted_at)
+             SELECT 'user_' || i, repeat('x', 200), CASE WHEN i % 3 = 0 THEN now() END
+             FROM generate_series(1, 60000) AS i",
+            "INSERT INTO users (clerk_id, first_name, deleted_at)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)
+             SELECT 'user_' || i, 'x', CASE WHEN i % 3 = 0 THEN '2026-01-01T00:00:00.000Z' END FROM n",
+        )
+        .await;
+    let estimate = world.store.estimate_standing().await.unwrap();
+    assert_eq!(estimate.estimated, world.keeper == Keeper::Postgres);
+    assert!((39_000..=41_000).contains(&estimate.rows), "{estimate:?}");
 }
 
 async fn the_time_without_us_is_told_by_webhooks_and_runs(world: World) {

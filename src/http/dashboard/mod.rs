@@ -19,7 +19,7 @@ mod trouble;
 mod users;
 mod verdict;
 
-use std::{sync::Arc, time::Duration};
+use std::{array, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -39,6 +39,7 @@ use self::{
     glance::Glance,
     page::{see, stranger},
     session::{Session, Sessions},
+    signups::SignUps,
     trouble::{Trouble, explained},
     verdict::Facts,
 };
@@ -80,6 +81,8 @@ pub struct Dashboard {
     facts: Glance<Arc<Facts>>,
     /// How many users there are.
     users: Glance<Option<Count>>,
+    /// How many signed up, by what they are put together by.
+    signups: [Glance<Arc<SignUps>>; signups::BUCKETS.len()],
     /// Forms have room of their own: whoever fills that of webhooks keeps nobody from signing in, and the other way round.
     forms: Bodies,
 }
@@ -101,8 +104,9 @@ impl Dashboard {
         Self {
             door,
             facts: Glance::new(FRESH, 3),
-            // A table is counted row by row.
+            // A table is counted row by row, and webhooks come in meanwhile.
             users: Glance::new(FRESH, 50),
+            signups: array::from_fn(|_| Glance::new(FRESH, 200)),
             forms: Bodies::new(FORM_BYTES),
         }
     }

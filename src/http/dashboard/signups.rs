@@ -7,12 +7,12 @@ use axum::{
     extract::{RawQuery, State},
     response::Response,
 };
-use chrono::{Datelike, Days, Months, NaiveDate, NaiveTime, Weekday};
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Utc, Weekday};
 use maud::html;
 
 use super::{
     chart::{Bar, Chart},
-    page::page,
+    page::{ago, page},
     session::Session,
     trouble::Trouble,
 };
@@ -22,8 +22,14 @@ use crate::{
 };
 
 /// By what they can be put together, and how many buckets are shown.
-const BUCKETS: [(Bucket, &str, u32); 3] =
+pub(super) const BUCKETS: [(Bucket, &str, u32); 3] =
     [(Bucket::Day, "day", 30), (Bucket::Week, "week", 26), (Bucket::Month, "month", 24)];
+
+/// How many signed up, and as of when.
+pub(super) struct SignUps {
+    counted: Vec<(NaiveDate, u64)>,
+    at: DateTime<Utc>,
+}
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
@@ -31,14 +37,20 @@ pub(super) async fn show(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Trouble> {
     let asked = query.as_deref().and_then(|query| query.strip_prefix("by="));
-    let (bucket, name, number) =
-        BUCKETS.into_iter().find(|(_, name, _)| Some(*name) == asked).unwrap_or(BUCKETS[0]);
-    let today = (app.clock)().date_naive();
-    let days = buckets(bucket, today, number);
+    let place = BUCKETS.iter().position(|(_, name, _)| Some(*name) == asked).unwrap_or_default();
+    let (bucket, name, number) = BUCKETS[place];
+    let now = (app.clock)();
+    let days = buckets(bucket, now.date_naive(), number);
     let from = days.first().map(|day| day.and_time(NaiveTime::MIN).and_utc());
-    let counted = read(&app, async move |store| store.signups(bucket, from, None).await).await?;
+    let reader = Arc::clone(&app);
+    let reading = async move {
+        let counted = read(&reader, async move |store| store.signups(bucket, from, None).await).await?;
+        Ok(Arc::new(SignUps { counted, at: now }))
+    };
+    let signups = app.dashboard.signups[place].take(reading).await?;
     let bars = days.iter().map(|day| {
-        let signups = counted.iter().find(|(other, _)| other == day).map_or(0, |(_, signups)| *signups);
+        let signups =
+            signups.counted.iter().find(|(other, _)| other == day).map_or(0, |(_, signups)| *signups);
         let label = day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string();
         Bar { label, tick: tick(bucket, *day), heights: vec![signups] }
     });
@@ -51,7 +63,7 @@ pub(super) async fn show(
             }
         }
         (chart.draw())
-        p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised." }
+        p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised. Counted " (ago(now, signups.at)) "." }
     };
     Ok(page(&session, "/sign-ups", "Sign-ups", &content))
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
 use super::{
-    Postgres, count, get, sql,
+    Postgres, get, inspect, sql,
     transaction::{clerk_id, load_users, register, texts},
 };
 use crate::{
@@ -63,9 +63,9 @@ pub(super) async fn standing(
 pub(super) async fn count_standing(store: &Postgres) -> Result<u64> {
     // Of a large table this takes longer than a webhook may.
     let mut session = store.session(&store.begin_migration).await?;
-    let rows = session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?;
+    let standing = inspect::count_standing(&mut session).await?;
     session.commit().await?;
-    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+    Ok(standing)
 }
 
 pub(super) async fn history(store: &Postgres, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
