@@ -14,7 +14,6 @@ use crate::config::Settings;
 
 /// Post signed sample events
 #[derive(Args)]
-#[command(override_usage = "clerk-sync send [OPTIONS] <TYPE>")]
 pub(super) struct Send {
     #[command(flatten)]
     event: SampleEvent,

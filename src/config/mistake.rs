@@ -54,11 +54,6 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    /// Just one.
-    pub(super) fn of(mistake: Mistake) -> Self {
-        Self(vec![mistake])
-    }
-
     /// `None` if nothing is wrong.
     pub(super) fn among(mistakes: Vec<Mistake>) -> Option<Self> {
         (!mistakes.is_empty()).then_some(Self(mistakes))

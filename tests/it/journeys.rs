@@ -998,9 +998,72 @@ fn secrets_may_stand_in_files_and_variables_in_an_env_file() {
     let broken = host.run(&["serve"]);
     assert_eq!(broken.code, Some(78), "{broken:?}");
     assert!(
-        broken.stderr.contains("after the one of PORT") && !broken.stderr.contains("hunter2"),
+        broken.stderr.contains(".env: line 2 cannot be understood") && !broken.stderr.contains("hunter2"),
         "{broken:?}"
     );
+}
+
+#[test]
+fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() {
+    let mut host = host();
+    host.write(".env", "hunter2 hunter2\nQUEUE_MAX_ATTEMPTS=7\nhunter2\n");
+    let shown = host.run(&["config", "--json"]);
+    assert_eq!(shown.code, Some(78), "{shown:?}");
+    let json: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(json["QUEUE_MAX_ATTEMPTS"], json!({ "value": "7", "origin": ".env" }));
+    assert!(shown.stderr.contains(".env: lines 1 and 3 cannot be understood"), "{shown:?}");
+    for command in [["migrate"].as_slice(), &["sample", "user.created"], &["completions", "bash"]] {
+        let refused = host.run(command);
+        assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
+        assert!(refused.stdout.is_empty() && !refused.stderr.contains("hunter2"), "{refused:?}");
+    }
+    // In a directory above it is told which file that is.
+    std::fs::create_dir(host.path("below")).unwrap();
+    let mut command = host.command(&["migrate"]);
+    let below = command.current_dir(host.path("below")).output().unwrap();
+    let below = String::from_utf8_lossy(&below.stderr).into_owned();
+    assert!(below.contains("/.env: lines 1 and 3 cannot be understood"), "{below}");
+    host.write(".env", "");
+    host.run(&["migrate"]).succeeded();
+    // Names that were mistyped.
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    host.write(".env", &format!("DELETION_POLICIY=hunter2\nCLERK_WEBHOOK_SECRET={SECRET}\n"));
+    let shown = host.run(&["config"]);
+    assert_eq!(shown.code, Some(78), "{shown:?}");
+    let warning =
+        "DELETION_POLICIY: .env sets it, and clerk-sync has no such variable; did you mean DELETION_POLICY?";
+    assert!(shown.stdout.contains(&format!("warning: {warning}")), "{shown:?}");
+    let words = "while CLERK_WEBHOOK_SECRET is set, which clerk-sync does not read";
+    assert!(shown.stderr.contains(words) && !shown.stderr.contains(SECRET), "{shown:?}");
+    let logged = host.run(&["migrate"]);
+    assert!(logged.stderr.contains(warning) && !logged.stderr.contains("hunter2"), "{logged:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set() {
+    let mut host = host();
+    host.write(".env", "QUEUE_MAX_ATTEMPTS=7\nADMIN_TOKEN=hunter2\n");
+    for (arguments, usage) in [
+        (["erase"].as_slice(), "Usage: clerk-sync erase <USER_ID>\n"),
+        (&["ensure"], "Usage: clerk-sync ensure <USER_ID>\n"),
+        (&["send"], "Usage: clerk-sync send <TYPE>\n"),
+        (&["queue", "show"], "Usage: clerk-sync queue show <SVIX_ID>\n"),
+    ] {
+        let refused = host.run(arguments);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(usage), "{refused:?}");
+    }
+    // The help still tells of the variables.
+    assert!(host.run(&["erase", "--help"]).succeeded().contains("[env: QUEUE_MAX_ATTEMPTS]"));
+    let without = host.run(&[]);
+    assert_eq!(without.code, Some(2), "{without:?}");
+    host.set("SENTRY_ENVIRONMENT", "production");
+    let shown = host.run(&["config"]).succeeded();
+    let line = shown.lines().find(|line| line.starts_with("SENTRY_ENVIRONMENT")).unwrap();
+    assert!(line.contains("(not used: SENTRY_DSN is not set)") && line.ends_with("environment"), "{shown}");
+    let wrong = host.run(&["config", "--sentry-environment", "a/b"]);
+    let line = wrong.stdout.lines().find(|line| line.starts_with("SENTRY_ENVIRONMENT")).unwrap();
+    assert!(line.contains("(cannot be used)"), "{wrong:?}");
 }
 
 #[test]

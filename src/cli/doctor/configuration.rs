@@ -77,7 +77,9 @@ fn check_of_warning(warning: &str) -> &'static str {
 /// What a warning says, and what to do about it.
 fn of_warning(warning: &str) -> (String, String) {
     let (found, rest) = apart(warning);
-    if let Some(remedy) = rest.filter(|rest| rest.starts_with("use ") || rest.starts_with("set ")) {
+    let says_what_to_do =
+        |rest: &String| ["use ", "set ", "see ", "did you mean "].iter().any(|words| rest.starts_with(words));
+    if let Some(remedy) = rest.filter(says_what_to_do) {
         return (found, remedy);
     }
     let variable = warning.split(':').next().unwrap_or_default();
