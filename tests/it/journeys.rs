@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     proxy::{Mode, Proxy},
+    receivers::{Receiver, reply},
     service::{
         Answer, Finished, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
         milliseconds, on_each_keeper, post, skip, unique, user,
@@ -541,6 +542,20 @@ fn shells_and_man_get_what_they_need() {
     assert!(host.run(&["man"]).succeeded().contains(".TH clerk-sync 1"));
     host.run(&["man", "--dir", &host.path("man")]).succeeded();
     assert!(std::fs::read_to_string(host.path("man/clerk-sync-queue-retry.1")).unwrap().contains("dry"));
+}
+
+#[test]
+fn of_an_answer_that_never_ends_no_more_is_read_than_the_service_would_say() {
+    let mut host = host();
+    let long =
+        format!(r#"{{"status":"applied","error":{{"message":"hunter2"}},"more":"{}"}}"#, "x".repeat(1 << 20));
+    let receiver =
+        Receiver::start(move |request| reply(if request.method == "GET" { 503 } else { 200 }, long.clone()));
+    let sent = host.run(&["send", "user.created", "--url", &receiver.url]).succeeded();
+    assert!(sent.contains("(not clerk-sync's answer)"), "{sent}");
+    host.set("ADMIN_PORT", receiver.url.rsplit(':').next().unwrap());
+    let asked = host.run(&["healthcheck"]);
+    assert_eq!((asked.code, asked.stderr.as_str()), (Some(1), "clerk-sync: not ready: 503\n"));
 }
 
 #[test]
