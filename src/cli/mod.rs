@@ -525,6 +525,21 @@ fn bytes(bytes: u64) -> String {
     format!("{}{decimal} {}", tenths / 10, UNITS[unit])
 }
 
+/// A number with its word.
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// A length of time, in a unit that fits.
+fn length(length: TimeDelta) -> String {
+    match length.num_seconds() {
+        ..60 => format!("{} s", length.num_seconds().max(0)),
+        60..3600 => format!("{} min", length.num_minutes()),
+        3600..172_800 => format!("{} h", length.num_hours()),
+        _ => format!("{} days", length.num_days()),
+    }
+}
+
 fn random_id(prefix: &str) -> String {
     crate::clerk::sample::id(prefix, rand::random)
 }

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use super::report::{Cause, Finding};
-use crate::config::{Config, Mistake, apart};
+use crate::{
+    cli::count,
+    config::{Config, Mistake, apart},
+};
 
 /// The configuration as far as it can be used, and what is wrong with the rest.
 pub(super) struct Given {
@@ -137,8 +140,7 @@ fn praise(check: &str, given: &Given) -> String {
             let variables = if given.mistakes.is_empty() { "every variable" } else { "every other variable" };
             match config.sinks.len() {
                 0 => format!("{variables} can be used"),
-                1 => format!("{variables} can be used, and one sink"),
-                sinks => format!("{variables} can be used, and {sinks} sinks"),
+                sinks => format!("{variables} can be used, and {}", count(sinks as u64, "sink", "sinks")),
             }
         }
     }

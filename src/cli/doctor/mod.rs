@@ -4,6 +4,7 @@
 //! file that is not there is not made, and the event that it sends to the service is one that nobody records. Neither a
 //! secret nor anything of a person is ever told.
 
+mod backlog;
 mod clerk;
 mod clock;
 mod configuration;
