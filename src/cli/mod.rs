@@ -511,6 +511,13 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
     id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
 }
 
+/// What commands say that are asked about somebody of whom nothing is known here.
+fn never_heard_of(id: &ClerkId) -> Failure {
+    Failure::failed(format!(
+        "nothing is known here of {id}: neither a user, nor a tombstone, nor anything in the audit trail"
+    ))
+}
+
 /// An amount of bytes, for people.
 fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
