@@ -596,7 +596,10 @@ fn in_ids(byte: u8) -> bool {
 }
 
 /// A body; `None` if it is longer than this.
-async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
+///
+/// # Errors
+/// If the connection ends before it does.
+pub async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await? {
         if body.len() + chunk.len() > most {

@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, explained, open, say, user_id};
+use super::{Failure, count, explained, never_heard_of, open, say, terminal::complain, user_id};
 use crate::{
     config::Settings,
-    model::{ClerkId, Mark, rfc3339},
+    model::{ClerkId, FieldSet, Mark, rfc3339},
     store::AuditLine,
     sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
 };
@@ -76,11 +76,20 @@ async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Fail
             if json { say!("{}", as_json(line)) } else { print(line) }
         }
     }
+    let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
     store.close().await;
-    if after.is_none() {
-        return Err(Failure::failed(format!("nothing ever happened here to {id}")));
+    match after {
+        Some(_) => Ok(()),
+        None if known.registers.is_empty() && known.users.is_empty() => Err(never_heard_of(id)),
+        None => {
+            // To standard error: a program that reads the lines finds none.
+            complain(&format!(
+                "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how \
+                 they stand"
+            ));
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 impl Verify {
@@ -132,14 +141,14 @@ fn print_report(report: &Report) {
         say!("and {} more", found - faults.len() as u64);
     }
     let verdict = if report.is_whole() { "all as they were sealed" } else { "not all as they were sealed" };
-    say!("{lines} lines under {seals} seals, {verdict}");
+    say!("{} under {}, {verdict}", count(*lines, "line", "lines"), count(*seals, "seal", "seals"));
     if let Some(newest) = newest {
         say!("newest seal, to be kept elsewhere: {newest}");
     }
     let oldest =
         unsealed.since.map(|since| format!(", the oldest of {}", rfc3339(since))).unwrap_or_default();
     let at_least = if unsealed.lines == u64::from(UNSEALED_COUNTED) { "at least " } else { "" };
-    say!("not sealed yet: {at_least}{} lines{oldest}", unsealed.lines);
+    say!("not sealed yet: {at_least}{}{oldest}", count(unsealed.lines, "line", "lines"));
 }
 
 fn report_as_json(report: &Report) -> Value {

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use super::{Failure, asked_to_stop, catch_up, rate, say, terminal::word, user_id};
+use super::{Failure, asked_to_stop, catch_up, count, rate, say, terminal::word, user_id};
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
@@ -189,7 +189,8 @@ impl Backfill {
             say!("{asked_for:>9}  asked for by id, address or number");
         }
         let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
-        say!("{seen:>9}  users at Clerk, in {:.1} s{went_on}", took.as_secs_f64());
+        let users = if *seen == 1 { "user" } else { "users" };
+        say!("{seen:>9}  {users} at Clerk, in {:.1} s{went_on}", took.as_secs_f64());
         for (count, what) in [
             (applied, "written"),
             (unchanged, "the same already"),
@@ -205,7 +206,7 @@ impl Backfill {
 
 /// Why users were left out, some of them by name.
 pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
-    let mut text = format!("{left_out} users were left out:");
+    let mut text = format!("{} left out:", count(left_out, "user was", "users were"));
     for reason in &counts.reasons {
         let _ = write!(text, "\n  {}: {}", word(&reason.clerk_id), reason.reason);
     }
@@ -299,8 +300,12 @@ fn beginning(value: &str) -> String {
 
 /// What is said at Ctrl-C.
 fn interrupted(progress: &Progress) -> String {
-    let of = progress.expected.map(|expected| format!(" of {expected}")).unwrap_or_default();
-    format!("interrupted at {}{of} users; run it again to go on", progress.counts.seen)
+    let seen = progress.counts.seen;
+    let seen = match progress.expected {
+        Some(expected) => format!("{seen} of {}", count(expected, "user", "users")),
+        None => count(seen, "user", "users"),
+    };
+    format!("interrupted at {seen}; run it again to go on")
 }
 
 fn time(text: &str) -> Result<DateTime<Utc>, String> {

@@ -4,7 +4,7 @@ use clap::{ArgMatches, Args};
 use serde_json::{Map, Value, json};
 
 use super::{Failure, say};
-use crate::config::{Effective, Needs, Origin, Settings};
+use crate::config::{Effective, Mistake, Needs, Origin, Settings};
 
 /// Print the configuration as it came out, without secrets, and where each value came from; exits with 78 if `serve` would
 /// refuse it
@@ -16,14 +16,9 @@ pub(super) struct Show {
 }
 
 impl Show {
-    pub(super) fn run(
-        self,
-        settings: &Settings,
-        matches: &ArgMatches,
-        dotenv: &[String],
-    ) -> Result<(), Failure> {
+    pub(super) fn run(self, settings: &Settings, matches: &ArgMatches) -> Result<(), Failure> {
         let (config, mistakes) = settings.diagnose(Needs::SERVE);
-        let mut values = config.effective(matches, dotenv);
+        let mut values = config.effective(matches, &settings.dotenv.taken);
         // There is only a stand-in for what is mistaken.
         for of in &mut values {
             of.value =
@@ -36,7 +31,7 @@ impl Show {
             };
             say!("{:#}", Value::Object(values.into_iter().map(entry).collect::<Map<_, _>>()));
         } else {
-            print(&values);
+            print(&values, &mistakes);
             for warning in &config.warnings {
                 say!("\nwarning: {warning}");
             }
@@ -52,18 +47,24 @@ impl Show {
     }
 }
 
-fn print(values: &[Effective]) {
-    let width = |text: fn(&Effective) -> usize| values.iter().map(text).max().unwrap_or(0);
-    let (names, texts) = (width(|of| of.variable.len()), width(|of| text(of).chars().count()).min(48));
+fn print(values: &[Effective], mistakes: &[Mistake]) {
+    let text = |of| text(of, mistakes);
+    let names = values.iter().map(|of| of.variable.len()).max().unwrap_or(0);
+    let texts = values.iter().map(|of| text(of).chars().count()).max().unwrap_or(0).min(48);
     for of in values {
         say!("{:<names$}  {:<texts$}  {}", of.variable, text(of), of.origin);
     }
 }
 
-fn text(of: &Effective) -> &str {
-    match &of.value {
-        Some(value) => value,
-        None if of.origin == Origin::Default => "(not set)",
-        None => "(cannot be used)",
+fn text<'a>(of: &'a Effective, mistakes: &[Mistake]) -> &'a str {
+    let is_mistaken = |variable| mistakes.iter().any(|mistake| mistake.is_about(variable));
+    match (&of.value, of.variable) {
+        (Some(value), _) => value,
+        (None, variable) if is_mistaken(variable) => "(cannot be used)",
+        (None, _) if of.origin == Origin::Default => "(not set)",
+        (None, "SENTRY_ENVIRONMENT" | "SENTRY_RELEASE") if !is_mistaken("SENTRY_DSN") => {
+            "(not used: SENTRY_DSN is not set)"
+        }
+        (None, _) => "(cannot be used)",
     }
 }

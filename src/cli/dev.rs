@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Failure, clock, open_api,
+    Failure, clock, count, open_api,
     post::{Answer, Poster},
     random_id, rules, say,
     service::{Service, init_log, wait_for_store},
@@ -193,7 +193,8 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
     let seconds = began.elapsed().as_secs_f64();
     heading("A fake Clerk");
-    say!("  backfill   {} users, {} of them written, in {seconds:.1} s", counts.seen, counts.applied);
+    let seen = count(counts.seen, "user", "users");
+    say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
     say!();
     Ok(())
 }

@@ -7,7 +7,6 @@ use crate::{config::Settings, http, model::ClerkId, sync::ensure::Ensure as Ensu
 
 /// Show one user, fetched from Clerk if it is not here
 #[derive(Args)]
-#[command(override_usage = "clerk-sync ensure [OPTIONS] <USER_ID>")]
 pub(super) struct Ensure {
     /// Clerk's id of the user
     #[arg(value_name = "USER_ID", value_parser = user_id)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Failure,
     backfill::any_time,
-    clock, confirm, open, open_api, rules, say,
+    clock, confirm, count, never_heard_of, open, open_api, rules, say,
     terminal::{plain, word},
     user_id,
 };
@@ -45,7 +45,7 @@ pub(super) struct Erase {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Show where an erasure has to reach, and whether it did
+    /// Show where an erasure has to reach, and whether it did; exits with 1 if nothing is known of the user
     Status(Status),
     /// List the erasures that are not confirmed everywhere
     Report(Report),
@@ -204,7 +204,8 @@ impl Cancel {
 
 /// Say what became of a user; the exit code is 0 if it is what was asked for.
 async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failure> {
-    let open = store.receipts_of(id).await?.iter().filter(|receipt| receipt.completed_at.is_none()).count();
+    let receipts = store.receipts_of(id).await?;
+    let open = receipts.iter().filter(|receipt| receipt.completed_at.is_none()).count() as u64;
     store.close().await;
     match fate {
         Fate::Erased => say!("{id} is erased here."),
@@ -213,7 +214,9 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
              takes it back.",
             shown(until)
         ),
-        Fate::Unknown => say!("{id} was not here; a tombstone keeps them out from now on."),
+        Fate::Unknown => say!(
+            "{id} was not here, so that there was nothing to erase. A tombstone was made: if they ever come, they are not let in."
+        ),
         Fate::Gone => say!("{id} was erased before."),
         Fate::Kept => say!("{id} stays: the deletion is taken back."),
         Fate::Resists => {
@@ -227,7 +230,8 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
         }
     }
     if open > 0 {
-        say!("{open} destinations have not confirmed it yet: see `clerk-sync erase status {id}`.");
+        let have_not = count(open, "destination has not", "destinations have not");
+        say!("{have_not} confirmed it yet: see `clerk-sync erase status {id}`.");
     }
     Ok(())
 }
@@ -260,18 +264,18 @@ impl Status {
             say!("{status}");
         } else {
             match (state, held_until) {
+                ("unknown", _) => {}
                 (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
                 ("erasing", _) if is_open(Receipt::DATABASE) => {
                     say!("{id}: to be erased, but the database does not let the row go");
                 }
                 ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
                 ("here", _) => say!("{id}: not deleted"),
-                ("unknown", _) => say!("{id}: never heard of"),
                 (state, _) => say!("{id}: {state}"),
             }
             table(&receipts, false);
         }
-        Ok(())
+        if state == "unknown" { Err(never_heard_of(id)) } else { Ok(()) }
     }
 }
 
@@ -300,9 +304,9 @@ impl Report {
         }
         if self.overdue && !open.is_empty() {
             return Err(Failure::failed(format!(
-                "{} erasures are not confirmed after {} days",
-                open.len(),
-                self.days
+                "{} not confirmed after {}",
+                count(open.len() as u64, "erasure is", "erasures are"),
+                count(self.days.into(), "day", "days")
             )));
         }
         Ok(())
@@ -348,19 +352,19 @@ impl Replay {
         } else {
             say!("{}", config.database.place());
             for (users, what) in [
-                (replayed.erased, "were back, and are erased again"),
-                (replayed.held, "were back, and wait for their erasure again"),
-                (replayed.kept_out, "were not here; tombstones keep them out"),
-                (replayed.done_before, "were erased already, or wait for it"),
-                (replayed.resisting, "were back, and the database refuses to let their rows go"),
+                (replayed.erased, "back, and erased again"),
+                (replayed.held, "back, and waiting for their erasure again"),
+                (replayed.kept_out, "not here; tombstones keep them out"),
+                (replayed.done_before, "erased already, or waiting for it"),
+                (replayed.resisting, "back, and the database refuses to let their rows go"),
             ] {
                 say!("{users:>9}  {what}");
             }
         }
         if replayed.resisting > 0 {
             return Err(Failure::failed(format!(
-                "{} rows could be neither deleted nor anonymised; `serve` tries again without end",
-                replayed.resisting
+                "{} could be neither deleted nor anonymised; `serve` tries again without end",
+                count(replayed.resisting, "row", "rows")
             )));
         }
         Ok(())

@@ -10,8 +10,8 @@ use clap::Args;
 use reqwest::{Client, Response};
 use serde_json::Value;
 
-use super::{Failure, resolve, say};
-use crate::config::Settings;
+use super::{Failure, post::LONGEST_ANSWER, resolve, say};
+use crate::{clerk::api, config::Settings};
 
 /// Less than what container engines wait.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ impl Healthcheck {
         }
         let listener = Listener::new(listener)?;
         let path = if self.live { "livez" } else { "readyz" };
-        let answer = listener.ask(path).await.map_err(|_| {
+        let mut answer = listener.ask(path).await.map_err(|_| {
             Failure::unreachable(format!("no answer from {}: is clerk-sync running there?", listener.address))
         })?;
         if answer.status().is_success() {
@@ -43,7 +43,8 @@ impl Healthcheck {
             return Ok(());
         }
         let status = answer.status().as_u16();
-        let body: Value = serde_json::from_str(&answer.text().await.unwrap_or_default()).unwrap_or_default();
+        let body = api::body(&mut answer, LONGEST_ANSWER).await.ok().flatten();
+        let body: Value = serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
         let why = body["error"]["message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
         Err(Failure::failed(format!("not ready: {why}")))
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Failure, confirm, open, say};
+use super::{Failure, confirm, count, open, say};
 use crate::{
     config::Settings,
     sync::minimize::{Minimized, minimize},
@@ -31,8 +31,8 @@ impl Minimize {
             let would = minimize(&*store, config.sync_fields, true).await?;
             if would.users > 0 {
                 confirm(&format!(
-                    "Clear for good, of {} users, what SYNC_FIELDS does not name: {}?",
-                    would.users,
+                    "Clear for good, of {}, what SYNC_FIELDS does not name: {}?",
+                    count(would.users, "user", "users"),
                     columns(&would)
                 ))?;
             }
@@ -57,12 +57,12 @@ impl Minimize {
                 say!("{count:>9}  {name}");
             }
             let what = if self.dry_run { "would lose something" } else { "lost something" };
-            say!("{:>9}  users {what}", minimized.users);
+            say!("{:>9}  {} {what}", minimized.users, if minimized.users == 1 { "user" } else { "users" });
         }
         if minimized.refused > 0 {
             return Err(Failure::failed(format!(
-                "{} users were left as they are, because a constraint or trigger of the application refuses",
-                minimized.refused
+                "{} left alone, because a constraint or trigger of the application refuses",
+                count(minimized.refused, "user was", "users were")
             )));
         }
         Ok(())

@@ -28,13 +28,12 @@ mod terminal;
 mod worker;
 
 use std::{
-    fmt, io::ErrorKind, net::SocketAddr, num::NonZeroU32, path::Path, process::ExitCode, sync::Arc,
-    time::Duration,
+    fmt, io, net::SocketAddr, num::NonZeroU32, path::Path, process::ExitCode, sync::Arc, time::Duration,
 };
 
 use anyhow::Context;
 use chrono::{TimeDelta, Utc};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -145,14 +144,13 @@ pub fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
     let dotenv = load_dotenv();
-    let matches = command_line().get_matches();
+    let matches = command_line().try_get_matches().unwrap_or_else(|error| refuse(error));
     let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let (dotenv, mistakes) = match dotenv {
-        Ok(names) => (names, None),
-        // It goes on, and tells of this among the rest.
-        Err(mistakes) if matches!(command, Command::Doctor(_)) => (Vec::new(), Some(mistakes)),
-        Err(mistakes) => return Err(mistakes.into()),
-    };
+    // These go on, and tell of what is wrong with it among the rest.
+    if !matches!(command, Command::Doctor(_) | Command::Config(_)) {
+        dotenv.check()?;
+    }
+    settings.dotenv = dotenv;
     let ignored = match command {
         Command::Dev(_) => settings.ignore_database_of_environment(&matches),
         _ => Vec::new(),
@@ -179,9 +177,9 @@ fn run() -> Result<(), Failure> {
             Command::Sample(sample) => sample.run(&settings),
             Command::Send(send) => send.run(&settings).await,
             Command::Sinks(sinks) => sinks.run(&settings).await,
-            Command::Doctor(doctor) => doctor.run(&settings, mistakes.as_ref()).await,
+            Command::Doctor(doctor) => doctor.run(&settings).await,
             Command::Stats(stats) => stats.run(&settings).await,
-            Command::Config(show) => show.run(&settings, &matches, &dotenv),
+            Command::Config(show) => show.run(&settings, &matches),
             Command::Healthcheck(healthcheck) => healthcheck.run(&settings).await,
             Command::Completions(completions) => {
                 completions.run(command_line());
@@ -194,6 +192,17 @@ fn run() -> Result<(), Failure> {
     // Whatever still hangs in a system call does not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// Say what is wrong with the command line. In what clap prints of the usage every variable that is set would stand like a
+/// flag that was given, so that it is asked once more without them.
+fn refuse(error: clap::Error) -> ! {
+    let is_help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_help {
+        error.exit();
+    }
+    let plain = command_line().mut_args(|argument| argument.env(None));
+    plain.try_get_matches().err().unwrap_or(error).exit()
 }
 
 /// There are many settings, and every command has them: -h tells of the command, --help of them too.
@@ -371,7 +380,7 @@ async fn why_no_connection(host: &str, port: u16) -> Option<String> {
     let addresses: Vec<SocketAddr> = addresses.collect();
     match timeout(PATIENCE, TcpStream::connect(&*addresses)).await {
         Ok(Ok(_)) => None,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Some(format!("connection refused by {host}, port {port}"))
         }
         _ => Some(format!("no answer from {host}, port {port}")),
@@ -502,6 +511,13 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
     id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
 }
 
+/// What commands say that are asked about somebody of whom nothing is known here.
+fn never_heard_of(id: &ClerkId) -> Failure {
+    Failure::failed(format!(
+        "nothing is known here of {id}: neither a user, nor a tombstone, nor anything in the audit trail"
+    ))
+}
+
 /// An amount of bytes, for people.
 fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -514,6 +530,21 @@ fn bytes(bytes: u64) -> String {
     // A first decimal says something only of small numbers.
     let decimal = if unit > 0 && tenths < 100 { format!(".{}", tenths % 10) } else { String::new() };
     format!("{}{decimal} {}", tenths / 10, UNITS[unit])
+}
+
+/// A number with its word.
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// A length of time, in a unit that fits.
+fn length(length: TimeDelta) -> String {
+    match length.num_seconds() {
+        ..60 => format!("{} s", length.num_seconds().max(0)),
+        60..3600 => format!("{} min", length.num_minutes()),
+        3600..172_800 => format!("{} h", length.num_hours()),
+        _ => format!("{} days", length.num_days()),
+    }
 }
 
 fn random_id(prefix: &str) -> String {

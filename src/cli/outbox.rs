@@ -6,12 +6,12 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, clock, confirm, open, say, sinks::no_sink, terminal::word};
+use super::{Failure, clock, confirm, count, open, say, sinks::no_sink, terminal::table};
 use crate::{
     config::Settings,
     http,
     model::rfc3339,
-    store::{MessageFilter, MessageState, Store},
+    store::{MessageFilter, MessageState, Store, StoredMessage},
     sync::reveal::reveal_message,
     work::outbox::{Selection, Tally, discard, known_sinks, retry},
 };
@@ -200,38 +200,30 @@ impl Ls {
             say!("no messages");
             return Ok(());
         }
-        say!(
-            "{:>8}  {:<9}  {:<16}  {:<12}  {:<32}  {:>8}  {:<24}  why",
-            "id",
-            "state",
-            "sink",
-            "type",
-            "user",
-            "attempts",
-            "next"
-        );
-        for message in &messages {
+        let row = |message: &StoredMessage| {
             let next = match (message.next_attempt_at, message.state) {
                 (Some(_), _) if message.taken => "under way".to_owned(),
                 (Some(at), _) => rfc3339(at),
                 (None, MessageState::Pending) => "after an older one".to_owned(),
                 (None, _) => String::new(),
             };
-            say!(
-                "{:>8}  {:<9}  {:<16}  {:<12}  {:<32}  {:>8}  {next:<24}  {}",
-                message.id,
-                message.state.name(),
-                message.sink,
-                message.kind.name(),
-                word(message.clerk_id.as_str()),
-                message.attempts,
-                word(message.last_error.as_deref().unwrap_or_default()),
-            );
-        }
+            [
+                message.id.to_string(),
+                message.state.name().to_owned(),
+                message.sink.clone(),
+                message.kind.name().to_owned(),
+                message.clerk_id.to_string(),
+                message.attempts.to_string(),
+                next,
+                message.last_error.clone().unwrap_or_default(),
+            ]
+        };
+        let rows: Vec<_> = messages.iter().map(row).collect();
+        table(["ID", "STATE", "SINK", "TYPE", "USER", "ATTEMPTS", "NEXT", "ERROR"], &rows);
         if messages.len() == self.limit as usize
             && let Some(last) = messages.last()
         {
-            say!("There may be more: --after {}", last.id);
+            say!("There may be more: say a larger --limit, or --after {}", last.id);
         }
         Ok(())
     }
@@ -262,7 +254,7 @@ impl Discard {
         if !self.dry_run && !self.yes {
             let Tally { found, deletions, .. } = discard(store, &selection, true, now).await?;
             if found > deletions {
-                confirm(&format!("Give up {} messages for good?", found - deletions))?;
+                confirm(&format!("Give up {} for good?", count(found - deletions, "message", "messages")))?;
             }
         }
         let tally = discard(store, &selection, self.dry_run, now).await?;
@@ -270,9 +262,9 @@ impl Discard {
         report(&tally, self.dry_run, ("would be given up", "given up"), left);
         if tally.deletions > 0 {
             return Err(Failure::failed(format!(
-                "{} deletions stay: whoever was told of a user has to hear that they are gone. Mend the sink, and they go \
-                 by themselves; `clerk-sync erase report` shows what is not confirmed",
-                tally.deletions
+                "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by itself; \
+                 `clerk-sync erase report` shows what is not confirmed",
+                count(tally.deletions, "deletion stays", "deletions stay")
             )));
         }
         self.which.all_done(&tally, self.dry_run, store, sinks).await
@@ -297,12 +289,15 @@ impl Which {
         }
         let missing = (named.len() as u64).saturating_sub(tally.found);
         if missing > 0 {
-            return Err(Failure::failed(format!("{missing} of those named are not in the outbox")));
+            return Err(Failure::failed(format!(
+                "{} not in the outbox",
+                count(missing, "of those named is", "of those named are")
+            )));
         }
         if tally.done < tally.found && !dry_run {
             return Err(Failure::failed(format!(
-                "{} of those named were left as they are: see `clerk-sync outbox show`",
-                tally.found - tally.done
+                "{} left alone: see `clerk-sync outbox show`",
+                count(tally.found - tally.done, "of those named was", "of those named were")
             )));
         }
         Ok(())

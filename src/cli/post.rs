@@ -8,10 +8,13 @@ use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
 use super::Failure;
-use crate::clerk::signature::Secret;
+use crate::clerk::{api, signature::Secret};
 
 /// As long as Svix waits.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What the service answers is much shorter, in bytes. Whatever is longer is not the service's.
+pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
 /// Someone who posts signed events to one URL.
 pub(super) struct Poster {
@@ -63,10 +66,11 @@ impl Poster {
             .header("svix-timestamp", now.timestamp().to_string())
             .header("svix-signature", signature)
             .body(body.to_owned());
-        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let mut answer = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = answer.status();
-        let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
-        let json: Value = serde_json::from_str(&text).unwrap_or_default();
+        let answered =
+            api::body(&mut answer, LONGEST_ANSWER).await.map_err(|error| self.unreachable(&error))?;
+        let json: Value = serde_json::from_slice(&answered.unwrap_or_default()).unwrap_or_default();
         let word =
             json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
         let message = json["error"]["message"].as_str().unwrap_or_default();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, confirm, open, say, terminal::word, user_id};
+use super::{Failure, clock, confirm, count, open, say, terminal::table, user_id};
 use crate::{
     config::Settings,
     http,
@@ -147,23 +147,23 @@ impl List {
             return Ok(());
         }
         if found.is_empty() {
-            say!("nothing waits");
+            say!("no deliveries");
             return Ok(());
         }
-        let row = |state: &str, attempts: &str, event: &str, received: &str, id: &str, error: &str| {
-            say!("{state:<8}{attempts:>9}  {event:<14}  {received:<24}  {id:<32}  {error}");
+        let row = |one: &Queued| {
+            [
+                one.svix_id.to_string(),
+                one.state.name().to_owned(),
+                one.event_type.clone().unwrap_or_default(),
+                one.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+                one.attempts.to_string(),
+                one.next_attempt_at.map(rfc3339).unwrap_or_default(),
+                rfc3339(one.received_at),
+                one.last_error.clone(),
+            ]
         };
-        row("STATE", "ATTEMPTS", "TYPE", "RECEIVED", "SVIX ID", "ERROR");
-        for one in &found {
-            row(
-                one.state.name(),
-                &one.attempts.to_string(),
-                &word(one.event_type.as_deref().unwrap_or("?")),
-                &rfc3339(one.received_at),
-                one.svix_id.as_str(),
-                &word(&one.last_error),
-            );
-        }
+        let rows: Vec<_> = found.iter().map(row).collect();
+        table(["ID", "STATE", "TYPE", "USER", "ATTEMPTS", "NEXT", "RECEIVED", "ERROR"], &rows);
         if found.len() == self.limit as usize {
             say!("There may be more: say a larger --limit, or narrow it by --state, --type or --user");
         }
@@ -196,7 +196,7 @@ impl Selection {
 impl Retry {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
         let done = queue::retry(store, &self.selection.which(), clock()(), self.dry_run).await?;
-        let what = if self.dry_run { "would be tried again" } else { "are tried again, by whoever works" };
+        let what = if self.dry_run { "would be tried again" } else { "due again, for whoever works" };
         say!("{:>9}  {what}", done.deliveries);
         finished(&done)
     }
@@ -211,7 +211,7 @@ impl Discard {
             return finished(&would);
         }
         if would.deliveries > 0 && !self.yes {
-            confirm(&format!("Take {} deliveries out for ever?", would.deliveries))?;
+            confirm(&format!("Take {} out for ever?", count(would.deliveries, "delivery", "deliveries")))?;
         }
         let done = queue::discard(&**store, &which, clock()(), false).await?;
         say!("{:>9}  taken out", done.deliveries);
@@ -223,9 +223,9 @@ impl Discard {
 fn finished(done: &Done) -> Result<(), Failure> {
     if done.deletions > 0 {
         return Err(Failure::failed(format!(
-            "{} deletions of users stay: what Clerk has deleted must not stay here. Mend what refuses them, which \
-             `clerk-sync queue ls` shows, and they succeed by themselves",
-            done.deletions
+            "{}: what Clerk has deleted must not stay here. Mend the cause, which `clerk-sync queue ls` shows, and it succeeds \
+             by itself",
+            count(done.deletions, "deletion of a user stays", "deletions of users stay")
         )));
     }
     if done.missing.is_empty() { Ok(()) } else { Err(missing(&done.missing)) }

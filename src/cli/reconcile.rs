@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, rate, say, terminal::word};
+use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, count, rate, say, terminal::word};
 use crate::{
     config::Settings,
     sync::reconcile::{Kind, Options, Report, reconcile},
@@ -50,8 +50,8 @@ impl Reconcile {
             report = reconcile(&context, options, tell) => report,
             code = asked_to_stop() => {
                 let message = format!(
-                    "interrupted at {} users; what was mended stays, and another run begins anew",
-                    *hear.borrow()
+                    "interrupted at {}; what was mended stays, and another run begins anew",
+                    count(*hear.borrow(), "user", "users")
                 );
                 return Err(Failure { code, message });
             }
@@ -65,9 +65,9 @@ impl Reconcile {
         }
         if let Some(doubt) = report.doubt {
             return Err(Failure::failed(format!(
-                "{} users seem not to be at Clerk, {doubt}: nobody was deleted; look into it, and if it is right, repeat \
-                 with --allow-mass-delete",
-                report.withheld
+                "{} not to be at Clerk, {doubt}: nobody was deleted; look into it, and if it is right, repeat with \
+                 --allow-mass-delete",
+                count(report.withheld, "user seems", "users seem")
             )));
         }
         if report.left_out.left_out > 0 {
@@ -75,8 +75,8 @@ impl Reconcile {
         }
         if report.unmended > 0 {
             return Err(Failure::failed(format!(
-                "{} users could not be mended: newer here by the register",
-                report.unmended
+                "{} could not be mended: newer here by the register",
+                count(report.unmended, "user", "users")
             )));
         }
         if self.dry_run && report.has_drift() {
@@ -86,7 +86,7 @@ impl Reconcile {
     }
 
     fn show(&self, report: &Report) {
-        say!("{:>9}  users at Clerk", report.seen);
+        say!("{:>9}  {} at Clerk", report.seen, if report.seen == 1 { "user" } else { "users" });
         for kind in Kind::ALL {
             let drift = report.of(kind);
             let meaning = match kind {

@@ -4,7 +4,7 @@ use chrono::Utc;
 use clap::Args;
 
 use super::{
-    Failure,
+    Failure, count,
     post::Poster,
     random_id,
     sample::{SampleEvent, default_url},
@@ -14,7 +14,6 @@ use crate::config::Settings;
 
 /// Post signed sample events
 #[derive(Args)]
-#[command(override_usage = "clerk-sync send [OPTIONS] <TYPE>")]
 pub(super) struct Send {
     #[command(flatten)]
     event: SampleEvent,
@@ -38,7 +37,7 @@ impl Send {
             let svix_id = random_id("msg_");
             let answer = poster.post(&svix_id, &body, Utc::now()).await.map_err(|failure| Failure {
                 message: format!(
-                    "{}; {sent} of {} were sent, {refused} of them refused",
+                    "{}; sent before: {sent} of {}, refused: {refused}",
                     failure.message, self.count
                 ),
                 ..failure
@@ -55,7 +54,8 @@ impl Send {
             }
         }
         if refused > 0 {
-            return Err(Failure::failed(format!("{refused} of {} were not accepted", self.count)));
+            let refused = count(refused.into(), "was", "were");
+            return Err(Failure::failed(format!("of {} sent, {refused} not accepted", self.count)));
         }
         Ok(())
     }

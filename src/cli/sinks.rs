@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use url::Url;
 
-use super::{Failure, clock, random_id, resolve, say};
+use super::{Failure, clock, count, random_id, resolve, say, why_no_connection};
 use crate::{
     config::{Config, Kind, Needs, Settings, SinkConfig},
     model::{Field, Message, MessageType},
@@ -59,8 +60,9 @@ fn list(settings: &Settings) -> Result<(), Failure> {
         );
         return Ok(());
     };
-    let count = config.sinks.len();
-    say!("{} names {count} {}", file.display(), if count == 1 { "sink" } else { "sinks" });
+    say!("{} names {}", file.display(), count(config.sinks.len() as u64, "sink", "sinks"));
+    // To be listed they need no secrets; to be told they do.
+    let (_, mistakes) = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() });
     for sink in &config.sinks {
         let events: Vec<&str> = sink.events.iter().map(|event| event.name()).collect();
         let fields: Vec<&str> = sink.fields.iter().map(Field::name).collect();
@@ -70,6 +72,15 @@ fn list(settings: &Settings) -> Result<(), Failure> {
         say!("  host     {}", sink.host());
         say!("  events   {}", events.join(", "));
         say!("  fields   {}", fields.join(", "));
+        for (key, mistake) in mistakes.iter().filter_map(|of| Some((of.key_of_sink(&sink.name)?, of))) {
+            say!("  wrong    {key}: {}", mistake.explanation);
+        }
+    }
+    if !config.sinks.is_empty() {
+        say!();
+        say!(
+            "`clerk-sync doctor` looks whether they answer, `clerk-sync sinks test NAME` sends a test message."
+        );
     }
     Ok(())
 }
@@ -93,12 +104,48 @@ impl Test {
                 Ok(())
             }
             Err(refusal) => {
-                let told = format!("{} at {} after {took} ms: {refusal}", sink.name, sink.host());
-                let failure = if refusal.is_unreachable() { Failure::unreachable } else { Failure::failed };
-                Err(failure(told))
+                let host = sink.host();
+                let told = format!("{} at {host} after {took} ms: {refusal}", sink.name);
+                if refusal.is_unreachable() {
+                    // Of several addresses the message does not say which one was not reached.
+                    let mut why = String::new();
+                    for url in urls(sink) {
+                        why.extend(why_not_reached(url).await.map(|why| format!(", {why}")));
+                    }
+                    return Err(Failure::unreachable(format!("{told}{why}\n  → {}", to_reach(sink, host))));
+                }
+                Err(Failure::failed(format!(
+                    "{told}\n  → mend it at {host}, or its settings in clerk-sync.toml; docs/sinks.md says what each answer \
+                     means. What it did not take: `clerk-sync outbox ls --sink {}`",
+                    sink.name
+                )))
             }
         }
     }
+}
+
+/// Where a sink is spoken to.
+pub(super) fn urls(sink: &SinkConfig) -> Vec<&Url> {
+    match &sink.kind {
+        Kind::Webhook(webhook) => vec![&webhook.url],
+        Kind::Segment(segment) => vec![&segment.url, &segment.regulations.url],
+        Kind::Mailchimp(mailchimp) => mailchimp.url.iter().collect(),
+    }
+}
+
+/// Why nobody can connect to an address; `None` if one can.
+pub(super) async fn why_not_reached(url: &Url) -> Option<String> {
+    let host = url.host_str().unwrap_or_default();
+    why_no_connection(host.trim_matches(['[', ']']), url.port_or_known_default().unwrap_or_default()).await
+}
+
+/// What to do about a sink that cannot be reached at this host.
+pub(super) fn to_reach(sink: &SinkConfig, host: &str) -> String {
+    let name = &sink.name;
+    format!(
+        "see that {host} runs and can be reached from here, or correct its url in clerk-sync.toml; then `clerk-sync sinks \
+         test {name}`. Messages wait meanwhile: `clerk-sync outbox ls --sink {name}`"
+    )
 }
 
 /// What to say of a name that is no sink's.

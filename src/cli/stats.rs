@@ -7,7 +7,7 @@ use clap::Args;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, bytes, clock, open, say};
+use super::{Failure, bytes, clock, length, open, say};
 use crate::{
     config::Settings,
     http::grouped_by,
@@ -153,14 +153,7 @@ impl Report {
 /// How long ago something was.
 fn last(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
     let Some(at) = at else { return "there never was one".to_owned() };
-    let ago = now - at;
-    let ago = match ago.num_seconds() {
-        ..60 => format!("{} s", ago.num_seconds().max(0)),
-        60..3600 => format!("{} min", ago.num_minutes()),
-        3600..172_800 => format!("{} h", ago.num_hours()),
-        _ => format!("{} days", ago.num_days()),
-    };
-    format!("the last one {ago} ago")
+    format!("the last one {} ago", length(now - at))
 }
 
 /// The Monday of a day's week.

@@ -28,6 +28,27 @@ pub(super) fn print_styled(text: &str) {
     let _ = writeln!(stdout(), "{text}");
 }
 
+/// Print rows under a header, every column as wide as its widest entry.
+pub(super) fn table<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUMNS]]) {
+    for line in aligned(header, rows) {
+        say!("{line}");
+    }
+}
+
+fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> Vec<String> {
+    // Something everywhere, so that nobody takes one column for the next.
+    let cell = |text: &String| if text.is_empty() { "-".into() } else { word(text).into_owned() };
+    let rows = rows.iter().map(|row| row.each_ref().map(cell));
+    let lines: Vec<[String; COLUMNS]> = [header.map(str::to_owned)].into_iter().chain(rows).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let line = |cells: &[String; COLUMNS]| {
+        let cells = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines.iter().map(line).collect()
+}
+
 /// Print to standard error why a command failed.
 pub(super) fn complain(text: &str) {
     let _ = writeln!(stderr(), "{}", plain(text));
@@ -84,6 +105,13 @@ pub(super) fn confirm(question: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_has_columns_that_begin_at_the_same_place() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned);
+        let lines = aligned(["ID", "USER", "ERROR"], &[row(["1", "", "a\nb c"]), row(["100", "Zoë", ""])]);
+        assert_eq!(lines, ["ID   USER  ERROR", "1    -     a\\u000ab c", "100  Zoë   -"]);
+    }
 
     #[test]
     fn what_would_steer_a_terminal_is_written_out_and_json_stays_json() {

@@ -1,74 +1,289 @@
 //! The `.env` file.
 
-use std::env;
+use std::{
+    cell::Cell,
+    env, fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
-use super::mistake::{Mistake, Mistakes, unreadable};
+use super::{
+    Settings,
+    mistake::{Mistake, Mistakes, unreadable},
+};
 
-/// Take variables from the nearest `.env` file, here or in a directory above. What the environment has already
-/// wins. No file is fine. Call it before any thread is started and before the command line is read. Gives the names
-/// of what was taken.
-///
-/// # Errors
-/// If the file cannot be read or one of its lines cannot be understood. The line is never shown: it may be a secret.
-pub fn load_dotenv() -> Result<Vec<String>, Mistakes> {
-    let names = dotenvy::dotenv_iter().into_iter().flatten().map_while(Result::ok).map(|(name, _)| name);
-    let taken = names.filter(|name| env::var_os(name).is_none()).collect();
-    match dotenvy::dotenv() {
-        Err(error) if !error.not_found() => {
-            let before = dotenvy::dotenv_iter().ok().and_then(last_name);
-            Err(Mistakes::of(explain(&error, before)))
-        }
-        _ => Ok(taken),
+const NAME: &str = ".env";
+
+/// What a line should be.
+const ALLOWED: &str =
+    "allowed is NAME=value, with single quotes around a value that holds spaces, quotes, # or $";
+
+/// So many lines that cannot be understood are told by their numbers.
+const TOLD: usize = 10;
+
+/// What the `.env` file brought, and which names were there anyway. No value stands in it.
+#[derive(Clone, Default)]
+pub struct Dotenv {
+    /// The names that were taken from the file; what the environment had already was not.
+    pub taken: Vec<String>,
+    /// Every name that stands in the file.
+    pub(super) names: Vec<String>,
+    /// Every name that the environment had before.
+    pub(super) environment: Vec<String>,
+    /// What is wrong with the file. Its lines are never shown: they may be secrets.
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+impl Dotenv {
+    /// For commands that do without the file rather than with half of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read or one of its lines cannot be understood.
+    pub fn check(&self) -> Result<(), Mistakes> {
+        Mistakes::among(self.mistakes.clone()).map_or(Ok(()), Err)
+    }
+
+    /// Whether the environment or the file has this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.iter().chain(&self.environment).any(|known| known == name)
     }
 }
 
-type Line = dotenvy::Result<(String, String)>;
-
-/// The name on the last line before the broken one.
-fn last_name(lines: impl Iterator<Item = Line>) -> Option<String> {
-    let (name, _) = lines.map_while(Result::ok).last()?;
-    // In a file that is badly broken even a name may be part of a secret.
-    name.bytes()
-        .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
-        .then_some(name)
+/// Take variables from the nearest `.env` file, here or in a directory above. What the environment has already
+/// wins. No file is fine, and lines that cannot be understood are left out. Call it before any thread is started and
+/// before the command line is read.
+pub fn load_dotenv() -> Dotenv {
+    let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut dotenv = Dotenv { environment: names.collect(), ..Dotenv::default() };
+    let file = find().and_then(|path| path.map(|path| Ok((fs::read(&path)?, path))).transpose());
+    match file {
+        Ok(None) => {}
+        Ok(Some((bytes, path))) => dotenv.take(&bytes, &shown(&path)),
+        Err(error) => dotenv.mistakes.push(Mistake {
+            variable: NAME.to_owned(),
+            explanation: format!("the file cannot be read: {}", unreadable(&error)),
+        }),
+    }
+    dotenv
 }
 
-/// The error itself quotes the line.
-fn explain(error: &dotenvy::Error, before: Option<String>) -> Mistake {
-    let explanation = match error {
-        dotenvy::Error::LineParse(..) => {
-            let place = before.map(|name| format!(" after the one of {name}")).unwrap_or_default();
-            format!(
-                "a line{place} cannot be understood; allowed is NAME=value, with single quotes around a value that \
-                 holds spaces, quotes, # or $"
-            )
+/// The nearest file.
+fn find() -> io::Result<Option<PathBuf>> {
+    for folder in env::current_dir()?.ancestors() {
+        let path = folder.join(NAME);
+        match fs::metadata(&path) {
+            Ok(about) if about.is_file() => return Ok(Some(path)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        dotenvy::Error::Io(error) => format!("the file cannot be read: {}", unreadable(error)),
-        _ => "the file cannot be read".to_owned(),
+    }
+    Ok(None)
+}
+
+/// The file's name; with its directory, if that is not where we are.
+fn shown(path: &Path) -> String {
+    let is_here = env::current_dir().is_ok_and(|here| path.parent() == Some(&here));
+    if is_here { NAME.to_owned() } else { path.display().to_string() }
+}
+
+impl Dotenv {
+    fn take(&mut self, bytes: &[u8], file: &str) {
+        let Understood { text, broken } = understand(bytes);
+        self.mistakes = self.mistakes_of(&broken, file);
+        self.names = dotenvy::from_read_iter(text.as_bytes()).flatten().map(|(name, _)| name).collect();
+        let is_new = |name: &&String| !self.environment.contains(name);
+        self.taken = self.names.iter().filter(is_new).cloned().collect();
+        // It stops at lines that cannot be understood, and there are none left.
+        let _ = dotenvy::from_read(text.as_bytes());
+    }
+
+    /// A mistake for every variable of ours whose line is broken, so that nobody takes it for one that is not set, and one
+    /// for all other lines.
+    fn mistakes_of(&self, broken: &[Broken], file: &str) -> Vec<Mistake> {
+        let ours = Settings::variables();
+        let is_ours = |line: &&Broken| ours.contains(&line.name) && !self.environment.contains(&line.name);
+        let (named, others): (Vec<&Broken>, Vec<&Broken>) = broken.iter().partition(is_ours);
+        let mut mistakes = Vec::new();
+        if !others.is_empty() {
+            let explanation = format!("{} cannot be understood; {ALLOWED}", places(&others));
+            mistakes.push(Mistake { variable: file.to_owned(), explanation });
+        }
+        mistakes.extend(named.into_iter().map(|Broken { number, name }| Mistake {
+            variable: name.clone(),
+            explanation: format!("line {number} of {file} cannot be understood; {ALLOWED}"),
+        }));
+        mistakes
+    }
+}
+
+/// `line 3`, or `lines 3, 5 and 8`.
+fn places(broken: &[&Broken]) -> String {
+    let mut places: Vec<String> = broken.iter().take(TOLD).map(|line| line.number.to_string()).collect();
+    if broken.len() > TOLD {
+        places.push(format!("{} more", broken.len() - TOLD));
+    }
+    match places.split_last() {
+        Some((last, [])) => format!("line {last}"),
+        Some((last, rest)) => format!("lines {} and {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// A file, taken apart.
+struct Understood {
+    /// All of it but the broken lines.
+    text: String,
+    broken: Vec<Broken>,
+}
+
+/// A line that cannot be understood.
+struct Broken {
+    /// Counted from one.
+    number: usize,
+    /// How it begins, as far as that may be a name. It may as well be a secret: it is compared, and not shown.
+    name: String,
+}
+
+fn understand(bytes: &[u8]) -> Understood {
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let mut broken = Vec::new();
+    let mut lines: Vec<&str> = Vec::new();
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        // No variable can hold a NUL.
+        let line = str::from_utf8(line).ok().filter(|line| !line.contains('\0')).unwrap_or_else(|| {
+            broken.push(Broken { number: index + 1, name: String::new() });
+            "\n"
+        });
+        lines.push(line);
+    }
+    // What one broken line hides, such as all that follows a quote that is not closed, comes to light without it.
+    for _ in 0..lines.len() {
+        let Some(number) = first_broken(&lines.concat()) else { break };
+        let line = std::mem::replace(&mut lines[number - 1], "\n");
+        broken.push(Broken { number, name: beginning(line) });
+    }
+    broken.sort_by_key(|line| line.number);
+    Understood { text: lines.concat(), broken }
+}
+
+/// The number of the first line that cannot be understood; of a value of several lines, that of the first of them.
+fn first_broken(text: &str) -> Option<usize> {
+    let read = Cell::new(0);
+    let error =
+        dotenvy::from_read_iter(Lines { rest: text.as_bytes(), read: &read }).find_map(Result::err)?;
+    // It holds the text from the name, or from the value, on.
+    let lines = match &error {
+        dotenvy::Error::LineParse(text, _) => text.lines().count(),
+        _ => 1,
     };
-    Mistake { variable: ".env".to_owned(), explanation }
+    Some((read.get() + 1).saturating_sub(lines).max(1))
+}
+
+/// Gives its reader one line at a time, so that what was read is no more than what was looked at.
+struct Lines<'a> {
+    rest: &'a [u8],
+    /// How many were read.
+    read: &'a Cell<usize>,
+}
+
+impl Read for Lines<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let end = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |place| place + 1);
+        let length = end.min(buffer.len());
+        let (given, rest) = self.rest.split_at(length);
+        buffer[..length].copy_from_slice(given);
+        self.rest = rest;
+        self.read.set(self.read.get() + usize::from(length > 0 && length == end));
+        Ok(length)
+    }
+}
+
+fn beginning(line: &str) -> String {
+    let line = line.trim_start();
+    let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+    line.chars().take_while(|character| character.is_ascii_alphanumeric() || *character == '_').collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The numbers of the lines that cannot be understood, and the names on the others.
+    fn read(text: &str) -> (Vec<usize>, Vec<String>) {
+        let Understood { text, broken } = understand(text.as_bytes());
+        let names = dotenvy::from_read_iter(text.as_bytes()).map(|line| line.expect("understood").0);
+        (broken.iter().map(|line| line.number).collect(), names.collect())
+    }
+
     fn complaint(text: &str) -> String {
-        let lines = || dotenvy::from_read_iter(text.as_bytes());
-        let error = lines().find_map(Result::err).expect("a line that cannot be understood");
-        Mistakes::of(explain(&error, last_name(lines()))).to_string()
+        let Understood { broken, .. } = understand(text.as_bytes());
+        Mistakes::among(Dotenv::default().mistakes_of(&broken, ".env")).expect("mistakes").to_string()
     }
 
     #[test]
-    fn a_broken_line_is_told_by_its_place_and_never_shown() {
-        let complaint = complaint("PORT=1\n# comment\nADMIN_TOKEN=hunter2 and more\nHOST=::1\n");
-        assert!(complaint.contains(".env: a line after the one of PORT cannot be understood"), "{complaint}");
+    fn every_broken_line_is_told_by_its_number_and_hides_no_other() {
+        let (broken, names) =
+            read("PORT=1\n# it's a comment\n\nhunter2 and more\nHOST=::1\nA=b c\n  x\nLAST=1");
+        assert_eq!(broken, [4, 6, 7]);
+        assert_eq!(names, ["PORT", "HOST", "LAST"]);
+        let complaint = complaint("PORT=1\nhunter2 and more\r\nHOST=::1\r\nA=hunter2 c\n  hunter2");
+        assert!(complaint.contains(".env: lines 2, 4 and 5 cannot be understood; allowed is"), "{complaint}");
         assert!(!complaint.contains("hunter2"), "{complaint}");
     }
 
     #[test]
+    fn a_value_of_several_lines_is_one_and_a_quote_that_is_not_closed_hides_nothing() {
+        let (broken, names) = read("KEY=\"a\n\nb=\n\"\nPORT=1\n");
+        assert_eq!((broken, names), (vec![], vec!["KEY".to_owned(), "PORT".to_owned()]));
+        let (broken, names) = read("A=1\nKEY=\"a\nb\" c\nB=1\n");
+        assert_eq!((broken, names), (vec![2, 3], vec!["A".to_owned(), "B".to_owned()]));
+        for open in ["KEY='hunter2", "KEY=\"hunter2", "KEY=it's"] {
+            let (broken, names) = read(&format!("A=1\n{open}\nPORT=1\n\nHOST=::1\n\n"));
+            assert_eq!((broken, names.join(" ").as_str()), (vec![2], "A PORT HOST"), "{open}");
+        }
+        let (broken, _) = read("A=1\nKEY='x\n\n\n");
+        assert_eq!(broken, [2]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_a_broken_line() {
+        let Understood { text, broken } = understand(b"\xef\xbb\xbfA=1\nB=\xff\nC=\0\nD=1\n");
+        assert_eq!(broken.iter().map(|line| line.number).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(text, "A=1\n\n\nD=1\n");
+    }
+
+    #[test]
+    fn a_variable_of_ours_on_a_broken_line_is_named_and_not_taken_for_missing() {
+        let text = "DATABASE_URL=postgres://hunter2 x\nexport PORT 80\nhunter2=\"\n";
+        let complaint = complaint(text);
+        for told in [
+            "DATABASE_URL (--database-url): line 1 of .env cannot be understood",
+            "PORT (--port): line 2 of .env",
+            ".env: line 3 cannot",
+        ] {
+            assert!(complaint.contains(told), "{complaint}");
+        }
+        assert!(!complaint.contains("hunter2"), "{complaint}");
+        let mut settings = Settings::default();
+        let Understood { broken, .. } =
+            understand(text.replace("PORT", "CLERK_WEBHOOK_SIGNING_SECRET").as_bytes());
+        settings.dotenv.mistakes = settings.dotenv.mistakes_of(&broken, ".env");
+        let (_, mistakes) = settings.diagnose(crate::config::Needs::SERVE);
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+
+    #[test]
+    fn of_many_broken_lines_the_first_are_told() {
+        let complaint = complaint(&"hunter2 x\n".repeat(30));
+        assert!(complaint.contains("lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more cannot"), "{complaint}");
+    }
+
+    #[test]
     fn nothing_of_a_badly_broken_file_is_shown() {
-        for text in ["hunter2 whsec_hunter2\n", "hunter2 x=1\n", "=hunter2\n", "hunter2=x\nhunter2\n"] {
+        for text in
+            ["hunter2 whsec_hunter2\n", "hunter2 x=1\n", "=hunter2\n", "hunter2=x\nhunter2\n", "A='hunter2"]
+        {
             let complaint = complaint(text);
             assert!(!complaint.contains("hunter2"), "{complaint}");
         }

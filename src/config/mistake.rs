@@ -21,6 +21,12 @@ impl Mistake {
         self.variable == variable || self.variable.strip_suffix("_FILE") == Some(variable)
     }
 
+    /// The key that is mistaken, if it is one of this sink.
+    pub fn key_of_sink(&self, sink: &str) -> Option<&str> {
+        let (_, key) = self.variable.split_once(&format!(", sink \"{sink}\", "))?;
+        Some(key)
+    }
+
     /// What was found, and what is to be done about it as far as that is said apart.
     pub fn parts(&self) -> (String, Option<String>) {
         let (found, remedy) = apart(&self.explanation);
@@ -54,11 +60,6 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    /// Just one.
-    pub(super) fn of(mistake: Mistake) -> Self {
-        Self(vec![mistake])
-    }
-
     /// `None` if nothing is wrong.
     pub(super) fn among(mistakes: Vec<Mistake>) -> Option<Self> {
         (!mistakes.is_empty()).then_some(Self(mistakes))

@@ -7,6 +7,7 @@
 mod database;
 mod dotenv;
 mod effective;
+mod misspelt;
 mod mistake;
 mod read;
 mod settings;
@@ -19,7 +20,7 @@ use secrecy::SecretString;
 use url::Url;
 
 pub use database::Database;
-pub use dotenv::load_dotenv;
+pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
 pub use mistake::{Mistake, Mistakes, apart, unreadable};
 pub use settings::Settings;
@@ -143,7 +144,7 @@ impl Settings {
     /// Check everything, and give all mistakes beside a configuration that has stand-ins for what is wrong: for whoever
     /// looks into the rest all the same.
     pub fn diagnose(&self, needs: Needs) -> (Config, Vec<Mistake>) {
-        let mut read = Reader::default();
+        let mut read = Reader::new(&self.dotenv);
 
         let database = read.database(self.database_url.as_deref(), self.database_url_file.as_deref());
         let database_schema = read.schema(self.database_schema.as_deref());
@@ -156,7 +157,7 @@ impl Settings {
             self.clerk_webhook_signing_secret_file.as_deref(),
         );
         if needs.signing_secret {
-            read.require_signing_secret(&signing_secrets);
+            read.require_signing_secret(&signing_secrets, misspelt::signing_secret(&self.dotenv));
         }
         let clerk_secret_key =
             read.clerk_secret_key(self.clerk_secret_key.as_deref(), self.clerk_secret_key_file.as_deref());

@@ -13,8 +13,9 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{
-    AllowedAddresses,
+    AllowedAddresses, Dotenv,
     database::{self, Database, Understood},
+    misspelt,
     mistake::{Mistake, flag, shown, unreadable},
 };
 use crate::{
@@ -47,6 +48,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
+    /// One that knows already what is wrong with the file and what is probably misspelt.
+    pub(super) fn new(dotenv: &Dotenv) -> Self {
+        Self { mistakes: dotenv.mistakes.clone(), warnings: misspelt::warnings(dotenv) }
+    }
+
     pub(super) fn database(&mut self, given: Option<&str>, file: Option<&str>) -> Understood {
         let given = self.secret("DATABASE_URL", given, file);
         let understood = database::understand(given.as_deref().unwrap_or(DEFAULT_DATABASE_URL));
@@ -140,18 +146,24 @@ impl Reader {
         secrets
     }
 
-    /// To be called after [`signing_secrets`](Self::signing_secrets).
-    pub(super) fn require_signing_secret(&mut self, secrets: &[Secret]) {
+    /// To be called after [`signing_secrets`](Self::signing_secrets). `other` is a name that is set, and that others give to
+    /// this secret.
+    pub(super) fn require_signing_secret(&mut self, secrets: &[Secret], other: Option<&str>) {
         const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
-        if secrets.is_empty() && !self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
-            self.mistake(
-                VARIABLE,
-                format!(
-                    "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
-                     (Webhooks, your endpoint, Signing Secret), or name a file that holds it in {VARIABLE}_FILE"
-                ),
-            );
+        if !secrets.is_empty() || self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
+            return;
         }
+        let explanation = match other {
+            None => format!(
+                "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
+                 (Webhooks, your endpoint, Signing Secret), or name a file that holds it in {VARIABLE}_FILE"
+            ),
+            Some(other) => format!(
+                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
+                 not read; if that is the endpoint's signing secret, give it under the name {VARIABLE} as well"
+            ),
+        };
+        self.mistake(VARIABLE, explanation);
     }
 
     pub(super) fn clerk_secret_key(

@@ -4,6 +4,8 @@ use std::fmt;
 
 use clap::{ArgMatches, Args, Command, parser::ValueSource};
 
+use super::Dotenv;
+
 /// What was given on the command line or in the environment. Flags win. Nothing is checked yet:
 /// [`resolve`](Self::resolve) does that.
 #[derive(Args, Clone, Default)]
@@ -228,6 +230,10 @@ pub struct Settings {
     /// Whether a `clerk-sync.toml` that nobody named is left alone.
     #[arg(skip)]
     pub no_default_config_file: bool,
+
+    /// What the `.env` file brought; its variables stand above.
+    #[arg(skip)]
+    pub dotenv: Dotenv,
 }
 
 impl Settings {

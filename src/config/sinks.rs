@@ -541,22 +541,36 @@ impl Keys<'_> {
                 "the variable of this name (not shown)".to_owned()
             }
         };
+        let set_it = format!("set it, or name a file that holds the secret in {by_file}");
         let file = self.text(&by_file, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
+        let fill_it = format!("put the secret there, or correct {by_file}");
         let mistaken = |table: &Table| table.contains_key(&by_variable) || table.contains_key(&by_file);
         let found = match (&variable, &file) {
-            (Some(_), Some(_)) => Err(format!("{by_file} is set as well, and only one of them can count")),
+            (Some(_), Some(_)) => {
+                Err(format!("{by_file} is set as well, and only one of them can count; remove the other"))
+            }
             (Some(name), None) => (self.source.variable)(name)
-                .ok_or_else(|| format!("{} is not set", named(name)))
-                .and_then(|text| not_empty(&text).ok_or_else(|| format!("{} is empty", named(name)))),
+                .ok_or_else(|| format!("{} is not set; {set_it}", named(name)))
+                .and_then(|text| {
+                    not_empty(&text).ok_or_else(|| format!("{} is empty; {set_it}", named(name)))
+                }),
             (None, Some(path)) => (self.source.read_file)(path)
                 .map_err(|error| {
-                    format!("the file {} cannot be read: {}", shown_path(path.as_ref()), unreadable(&error))
+                    format!(
+                        "the file {} cannot be read: {}; {fill_it}",
+                        shown_path(path.as_ref()),
+                        unreadable(&error)
+                    )
                 })
                 .and_then(|text| {
-                    not_empty(&text).ok_or_else(|| format!("the file {} is empty", shown_path(path.as_ref())))
+                    not_empty(&text)
+                        .ok_or_else(|| format!("the file {} is empty; {fill_it}", shown_path(path.as_ref())))
                 }),
             (None, None) if mistaken(self.table) => return None,
-            (None, None) => Err(format!("neither {by_variable} nor {by_file} is set, and it is needed")),
+            (None, None) => Err(format!(
+                "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the secret in \
+                 {by_variable}, or a file in {by_file}"
+            )),
         };
         let is_about_the_secret = variable.is_some() != file.is_some();
         match found {
@@ -829,12 +843,12 @@ mod tests {
             "clerk-sync.toml, sink 1, timeout: found \"1m\"; allowed is a length of time from 1s to 25s, such as \"10s\"",
             "clerk-sync.toml, sink 1, concurrency: found 0; allowed is a whole number from 1 to 64",
             "clerk-sync.toml, sink 1, url: found an address at ftp://crm.example: allowed is https://…",
-            "clerk-sync.toml, sink 1, signing_secret_env: the variable MISSING is not set",
+            "clerk-sync.toml, sink 1, signing_secret_env: the variable MISSING is not set; set it, or name a file that holds the secret in signing_secret_file",
             "clerk-sync.toml, sink 1: found \"retries\"; allowed are allow_http, attempts, concurrency, events, fields, kind, name, rate, signing_secret_env, signing_secret_file, timeout, url",
             "clerk-sync.toml, sink 2, name: not set; allowed is a name of 1 to 40 characters out of a-z, 0-9 and -, and not database, which is our own",
             "clerk-sync.toml, sink 2, kind: found \"pigeon\"; allowed is one of webhook, segment, mailchimp",
-            "clerk-sync.toml, sink \"x\", write_key_env: neither write_key_env nor write_key_file is set, and it is needed",
-            "clerk-sync.toml, sink \"x\", regulations_token_env: neither regulations_token_env nor regulations_token_file is set, and it is needed",
+            "clerk-sync.toml, sink \"x\", write_key_env: neither write_key_env nor write_key_file is set, and it is needed; name the variable that holds the secret in write_key_env, or a file in write_key_file",
+            "clerk-sync.toml, sink \"x\", regulations_token_env: neither regulations_token_env nor regulations_token_file is set, and it is needed; name the variable that holds the secret in regulations_token_env, or a file in regulations_token_file",
         ];
         assert_eq!(mistakes, expected);
     }
@@ -892,10 +906,14 @@ mod tests {
             mistakes_of("signing_secret_env = \"CRM_SECRET\"\nsigning_secret_file = \"/run/secrets/crm\"");
         assert!(both[0].contains("only one of them can count"), "{both:?}");
         let empty = mistakes_of("signing_secret_env = \"EMPTY\"");
-        assert!(empty[0].ends_with("signing_secret_env: the variable EMPTY is empty"), "{empty:?}");
+        assert!(
+            empty[0].contains("signing_secret_env: the variable EMPTY is empty; set it, or"),
+            "{empty:?}"
+        );
         let absent = mistakes_of("signing_secret_file = \"/run/secrets/other\"");
         assert!(
-            absent[0].contains("signing_secret_file: the file /run/secrets/other cannot be read"),
+            absent[0].contains("signing_secret_file: the file /run/secrets/other cannot be read")
+                && absent[0].ends_with("; put the secret there, or correct signing_secret_file"),
             "{absent:?}"
         );
     }

@@ -644,7 +644,7 @@ fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
     assert_eq!((&report["missing"]["users"], &report["different"]["users"]), (&1.into(), &1.into()));
     let (finished, report) = reconcile(&host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("1 users could not be mended"), "{finished:?}");
+    assert!(finished.stderr.contains("1 user could not be mended"), "{finished:?}");
     assert_eq!((&report["mended"], &report["unmended"]), (&1.into(), &1.into()), "{report}");
     let mut expected = names_at(&clerk);
     expected.insert(ids[1].clone(), "Tampered".to_owned());

@@ -31,8 +31,11 @@ on_each_keeper!(
     a_key_that_clerk_does_not_know_is_found,
     a_key_of_another_instance_is_found,
     a_dead_sink_is_found,
+    what_was_left_behind_is_found_with_the_command_that_tends_it,
     a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it,
     a_public_private_listener_without_a_token_is_found,
+    a_broken_env_file_is_told_by_its_lines_and_the_rest_is_looked_at_all_the_same,
+    a_misspelt_variable_is_told_with_the_one_that_is_meant,
     every_fault_of_a_bad_night_is_told_in_one_run,
     what_is_not_there_yet_is_not_made,
     people_see_one_line_a_check_and_the_remedy_below,
@@ -141,6 +144,9 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
         "tables",
         "foreign keys",
         "database clock",
+        "queue",
+        "outbox",
+        "erasures",
         "clerk clock",
         "clerk key",
         "webhook secret",
@@ -324,7 +330,7 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     for _ in 0..2 {
         let report = doctor(host, &[]);
         assert_eq!(report.code, 0, "{report:#?}");
-        let remedy = report.remedy("migrations", "warn", " are pending: 0004_instance");
+        let remedy = report.remedy("migrations", "warn", " is pending: 0004_instance");
         assert!(remedy.contains("`clerk-sync migrate`"), "{remedy}");
         assert_eq!(report.status("tables"), "skip");
     }
@@ -438,8 +444,52 @@ fn a_dead_sink_is_found(host: &mut Host) {
     host.unset("CRM_SECRET");
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");
-    report.remedy("secrets", "fail", "the variable CRM_SECRET is not set");
+    let remedy = report.remedy("secrets", "fail", "the variable CRM_SECRET is not set");
+    assert_eq!(remedy, "set it, or name a file that holds the secret in signing_secret_file");
     report.remedy("sink crm", "warn", "answers 502");
+}
+
+fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host) {
+    let _clerk = prepare(host);
+    let bytes = if host.keeper == Keeper::Postgres { "'\\x7b7d'" } else { "x'7b7d'" };
+    host.sql(&format!(
+        "INSERT INTO webhook_queue (svix_id, payload, state, attempts, received_at, last_error)
+         VALUES ('msg_1', {bytes}, 'dead', 15, '2026-01-01T00:00:00.000Z', 'x')"
+    ));
+    host.sql(
+        "INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, created_at)
+         VALUES ('msg_1', 'crm', 'user_1', 'user.created', '{}', 'dead', '2026-01-01T00:00:00.000Z')",
+    );
+    host.sql(
+        "INSERT INTO erasure_receipts (clerk_id, destination, requested_at)
+         VALUES ('user_2', 'crm', '2026-01-01T00:00:00.000Z')",
+    );
+    host.sql("INSERT INTO outbox_paused (sink, paused_at) VALUES ('news', '2026-01-01T00:00:00.000Z')");
+    let report = doctor(host, &[]);
+    assert_eq!(report.code, 0, "{report:#?}");
+    let remedy = report.remedy("queue", "warn", "1 delivery is dead");
+    assert!(remedy.contains("`clerk-sync queue ls --state dead`"), "{remedy}");
+    let remedy = report.remedy("outbox", "warn", "crm: 1 message was given up");
+    assert!(remedy.contains("`clerk-sync outbox retry --sink crm`"), "{remedy}");
+    let remedy = report.remedy("outbox", "warn", "news has been paused for ");
+    assert!(remedy.contains("`clerk-sync outbox resume news`"), "{remedy}");
+    let remedy = report.remedy("erasures", "warn", "1 by crm");
+    assert!(remedy.contains("`clerk-sync erase report`"), "{remedy}");
+    let shown = host.run(&["doctor"]).succeeded();
+    assert!(shown.contains("warn  queue ") && !shown.contains("user_"), "{shown}");
+    // The commands do what was said of them.
+    host.run(&["queue", "discard", "--all", "--yes"]).succeeded();
+    host.run(&["outbox", "resume", "news"]).succeeded();
+    host.run(&["outbox", "retry", "--sink", "crm"]).succeeded();
+    let report = doctor(host, &[]);
+    assert_eq!(report.status("queue"), "ok", "{report:#?}");
+    report.remedy("outbox", "warn", "crm: 1 message waits, the oldest for ");
+    // Where the tables are not of this version nobody can tell.
+    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 4");
+    let report = doctor(host, &[]);
+    for check in ["queue", "outbox", "erasures"] {
+        assert_eq!(report.status(check), "skip", "{report:#?}");
+    }
 }
 
 fn a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it(host: &mut Host) {
@@ -490,6 +540,54 @@ fn a_public_private_listener_without_a_token_is_found(host: &mut Host) {
     assert_eq!(report.of("configuration")[0]["found"], "every other variable can be used");
     host.set("ADMIN_TOKEN", "hunter2-hunter2");
     assert_eq!(doctor(host, &[]).status("listeners"), "ok");
+}
+
+fn a_broken_env_file_is_told_by_its_lines_and_the_rest_is_looked_at_all_the_same(host: &mut Host) {
+    let _clerk = prepare(host);
+    let url = host.get("DATABASE_URL").to_owned();
+    host.unset("DATABASE_URL");
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    // What stands behind a quote that is not closed counts too.
+    let behind = format!("CRM=\"hunter2\nSYNC_FIELDS=email\nDATABASE_URL='{url}'\n");
+    host.write(".env", &format!("hunter2 hunter2\nCLERK_WEBHOOK_SIGNING_SECRET=hunter2 hunter2\n{behind}"));
+    let report = doctor(host, &[]);
+    assert_eq!(report.code, 78, "{report:#?}");
+    let remedy = report.remedy("configuration", "fail", ".env: lines 1 and 3 cannot be understood");
+    assert!(remedy.contains("NAME=value"), "{remedy}");
+    report.remedy("secrets", "fail", "line 2 of .env cannot be understood");
+    assert_eq!(report.of("secrets").len(), 1, "nobody says that it is not set: {report:#?}");
+    report.only_fails(&["configuration", "secrets"]);
+    assert_eq!((report.status("database"), report.status("webhook secret")), ("ok", "skip"));
+    // Which database it is that line does not say, and no other is looked at.
+    host.write(".env", &behind.replace("DATABASE_URL='", "DATABASE_URL=hunter2 '"));
+    let report = doctor(host, &[]);
+    report.remedy("configuration", "fail", "DATABASE_URL (--database-url): line 3 of .env");
+    assert_eq!(report.status("database"), "skip", "{report:#?}");
+}
+
+fn a_misspelt_variable_is_told_with_the_one_that_is_meant(host: &mut Host) {
+    let _clerk = prepare(host);
+    host.write(".env", "DATABASE_POOL=1\nSYNC_FIELD=email\nCLERK_SYNC_COLOUR=red\n");
+    host.set("WEBHOOK_TOLERANCE_SECOND", "7");
+    let report = doctor(host, &[]);
+    assert_eq!(report.code, 0, "{report:#?}");
+    for (name, meant) in [
+        ("SYNC_FIELD: .env sets it", "did you mean SYNC_FIELDS?"),
+        ("CLERK_SYNC_COLOUR: .env sets it", "docs/configuration.md"),
+        ("WEBHOOK_TOLERANCE_SECOND: the environment sets it", "did you mean WEBHOOK_TOLERANCE_SECONDS?"),
+    ] {
+        let remedy = report.remedy("configuration", "warn", name);
+        assert!(remedy.contains(meant), "{remedy}");
+    }
+    assert_eq!(report.of("configuration").len(), 4, "the application's own are not mentioned: {report:#?}");
+    // The usual other name of the secret.
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    host.write(".env", &format!("WEBHOOK_SECRET={SECRET}\n"));
+    let report = doctor(host, &[]);
+    let remedy =
+        report.remedy("secrets", "fail", "while WEBHOOK_SECRET is set, which clerk-sync does not read");
+    assert!(remedy.contains("CLERK_WEBHOOK_SIGNING_SECRET"), "{remedy}");
+    assert_eq!(report.of("secrets").len(), 1, "{report:#?}");
 }
 
 fn every_fault_of_a_bad_night_is_told_in_one_run(host: &mut Host) {

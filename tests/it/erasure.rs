@@ -959,6 +959,7 @@ mod by_the_program {
             "stale"
         );
         assert_eq!(json_of(host, &["erase", "status", "user_3", "--json"])["state"], "unknown");
+        assert_eq!(host.run(&["erase", "status", "user_3"]).code, Some(1), "as `audit` says");
         assert_eq!(host.run(&["erase", "now", "user_3", "--yes"]).code, Some(1));
         assert_eq!(host.run(&["erase", "now", "user_3"]).code, Some(2));
     }

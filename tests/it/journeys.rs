@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     proxy::{Mode, Proxy},
+    receivers::{Receiver, reply},
     service::{
         Answer, Finished, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
         milliseconds, on_each_keeper, post, skip, unique, user,
@@ -238,7 +239,19 @@ fn what_happened_to_a_user_is_told_in_its_order(host: &mut Host) {
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["svix_id"], first.id.as_str());
     assert_eq!(lines[1]["changed_fields"], json!(["first_name"]));
-    assert_eq!(host.run(&["audit", "user_2"]).code, Some(1));
+    // Of a stranger nothing is known, here and by `erase status`; a tombstone is something.
+    for known in [false, true] {
+        for command in
+            [["audit", "user_2"].as_slice(), &["erase", "status", "user_2"], &["audit", "user_2", "--json"]]
+        {
+            let told = host.run(command);
+            assert_eq!(told.code, Some(i32::from(!known)), "{command:?}: {told:?}");
+            let words = "nothing is known here of user_2";
+            assert_eq!(told.stderr.contains(words), !known, "{command:?}: {told:?}");
+        }
+        let stranger = host.run(&["erase", "user_2", "--yes"]).succeeded();
+        assert!(known || stranger.contains("if they ever come, they are not let in"), "{stranger}");
+    }
 }
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
@@ -529,6 +542,20 @@ fn health_can_be_asked_without_curl() {
     assert_eq!(host.run(&["healthcheck", "--admin-port", &port]).succeeded(), "ready\n");
     assert_eq!(host.run(&["healthcheck", "--live", "--admin-port", &port]).succeeded(), "alive\n");
     assert_eq!(host.run(&["healthcheck"]).code, Some(2), "which port that is only the service knows");
+}
+
+#[test]
+fn of_an_answer_that_never_ends_no_more_is_read_than_the_service_would_say() {
+    let mut host = host();
+    let long =
+        format!(r#"{{"status":"applied","error":{{"message":"hunter2"}},"more":"{}"}}"#, "x".repeat(1 << 20));
+    let receiver =
+        Receiver::start(move |request| reply(if request.method == "GET" { 503 } else { 200 }, long.clone()));
+    let sent = host.run(&["send", "user.created", "--url", &receiver.url]).succeeded();
+    assert!(sent.contains("(not clerk-sync's answer)"), "{sent}");
+    host.set("ADMIN_PORT", receiver.url.rsplit(':').next().unwrap());
+    let asked = host.run(&["healthcheck"]);
+    assert_eq!((asked.code, asked.stderr.as_str()), (Some(1), "clerk-sync: not ready: 503\n"));
 }
 
 #[test]
@@ -898,7 +925,7 @@ fn samples_are_printed_signed_and_sent() {
     assert_eq!(nobody.code, Some(69), "{nobody:?}");
     assert!(!nobody.stderr.contains("hunter2"), "{nobody:?}");
     assert!(nobody.stderr.contains("no connection to http://127.0.0.1:1/"), "{nobody:?}");
-    assert!(nobody.stderr.contains("0 of 1 were sent"), "{nobody:?}");
+    assert!(nobody.stderr.contains("sent before: 0 of 1"), "{nobody:?}");
 }
 
 #[test]
@@ -998,9 +1025,72 @@ fn secrets_may_stand_in_files_and_variables_in_an_env_file() {
     let broken = host.run(&["serve"]);
     assert_eq!(broken.code, Some(78), "{broken:?}");
     assert!(
-        broken.stderr.contains("after the one of PORT") && !broken.stderr.contains("hunter2"),
+        broken.stderr.contains(".env: line 2 cannot be understood") && !broken.stderr.contains("hunter2"),
         "{broken:?}"
     );
+}
+
+#[test]
+fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() {
+    let mut host = host();
+    host.write(".env", "hunter2 hunter2\nQUEUE_MAX_ATTEMPTS=7\nhunter2\n");
+    let shown = host.run(&["config", "--json"]);
+    assert_eq!(shown.code, Some(78), "{shown:?}");
+    let json: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(json["QUEUE_MAX_ATTEMPTS"], json!({ "value": "7", "origin": ".env" }));
+    assert!(shown.stderr.contains(".env: lines 1 and 3 cannot be understood"), "{shown:?}");
+    for command in [["migrate"].as_slice(), &["sample", "user.created"], &["completions", "bash"]] {
+        let refused = host.run(command);
+        assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
+        assert!(refused.stdout.is_empty() && !refused.stderr.contains("hunter2"), "{refused:?}");
+    }
+    // In a directory above it is told which file that is.
+    std::fs::create_dir(host.path("below")).unwrap();
+    let mut command = host.command(&["migrate"]);
+    let below = command.current_dir(host.path("below")).output().unwrap();
+    let below = String::from_utf8_lossy(&below.stderr).into_owned();
+    assert!(below.contains("/.env: lines 1 and 3 cannot be understood"), "{below}");
+    host.write(".env", "");
+    host.run(&["migrate"]).succeeded();
+    // Names that were mistyped.
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    host.write(".env", &format!("DELETION_POLICIY=hunter2\nCLERK_WEBHOOK_SECRET={SECRET}\n"));
+    let shown = host.run(&["config"]);
+    assert_eq!(shown.code, Some(78), "{shown:?}");
+    let warning =
+        "DELETION_POLICIY: .env sets it, and clerk-sync has no such variable; did you mean DELETION_POLICY?";
+    assert!(shown.stdout.contains(&format!("warning: {warning}")), "{shown:?}");
+    let words = "while CLERK_WEBHOOK_SECRET is set, which clerk-sync does not read";
+    assert!(shown.stderr.contains(words) && !shown.stderr.contains(SECRET), "{shown:?}");
+    let logged = host.run(&["migrate"]);
+    assert!(logged.stderr.contains(warning) && !logged.stderr.contains("hunter2"), "{logged:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set() {
+    let mut host = host();
+    host.write(".env", "QUEUE_MAX_ATTEMPTS=7\nADMIN_TOKEN=hunter2\n");
+    for (arguments, usage) in [
+        (["erase"].as_slice(), "Usage: clerk-sync erase <USER_ID>\n"),
+        (&["ensure"], "Usage: clerk-sync ensure <USER_ID>\n"),
+        (&["send"], "Usage: clerk-sync send <TYPE>\n"),
+        (&["queue", "show"], "Usage: clerk-sync queue show <SVIX_ID>\n"),
+    ] {
+        let refused = host.run(arguments);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(usage), "{refused:?}");
+    }
+    // The help still tells of the variables.
+    assert!(host.run(&["erase", "--help"]).succeeded().contains("[env: QUEUE_MAX_ATTEMPTS]"));
+    let without = host.run(&[]);
+    assert_eq!(without.code, Some(2), "{without:?}");
+    host.set("SENTRY_ENVIRONMENT", "production");
+    let shown = host.run(&["config"]).succeeded();
+    let line = shown.lines().find(|line| line.starts_with("SENTRY_ENVIRONMENT")).unwrap();
+    assert!(line.contains("(not used: SENTRY_DSN is not set)") && line.ends_with("environment"), "{shown}");
+    let wrong = host.run(&["config", "--sentry-environment", "a/b"]);
+    let line = wrong.stdout.lines().find(|line| line.starts_with("SENTRY_ENVIRONMENT")).unwrap();
+    assert!(line.contains("(cannot be used)"), "{wrong:?}");
 }
 
 #[test]

@@ -1171,6 +1171,14 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     );
     let table = host.run(&["outbox", "ls", "--limit", "2"]).succeeded();
     assert!(table.contains("user_1") && table.contains("--after") && !table.contains("Ada"), "{table}");
+    // The columns are those of the queue, in the same order, between those that only one of them has.
+    let header = |table: &str| table.lines().next().unwrap().split_whitespace().map(str::to_owned).collect();
+    let header: Vec<String> = header(&table);
+    assert_eq!(header, ["ID", "STATE", "SINK", "TYPE", "USER", "ATTEMPTS", "NEXT", "ERROR"]);
+    assert_eq!(
+        host.run(&["outbox", "ls", "--state", "delivered", "--sink", "mail"]).succeeded(),
+        "no messages\n"
+    );
 
     let id = dead[0]["id"].to_string();
     assert!(!host.run(&["outbox", "show", &id]).succeeded().contains("Ada"));
@@ -1197,7 +1205,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     for deletion in [[deletion.as_str(), "--yes"], ["--dry-run", &deletion]] {
         let refused = host.run(&[&["outbox", "discard"], &deletion[..]].concat());
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        assert!(refused.stderr.contains("1 deletions stay"), "{refused:?}");
+        assert!(refused.stderr.contains("1 deletion stays"), "{refused:?}");
     }
     assert_eq!(list(&["--state", "pending"]).len(), 2);
     // What is named must be done.

@@ -697,7 +697,7 @@ mod commands {
         with(&crm(&receiver.url), |host| {
             let refused = host.run(&["sinks", "test", "crm"]);
             assert_eq!(refused.code, Some(1), "{refused:?}");
-            assert!(refused.stderr.contains("answered 422 Unprocessable Entity"), "{refused:?}");
+            assert!(refused.stderr.contains("answered 422 Unprocessable Entity\n  → mend it"), "{refused:?}");
             assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
             let unknown = host.run(&["sinks", "test", "cmr"]);
             assert_eq!(unknown.code, Some(2), "{unknown:?}");
@@ -713,9 +713,11 @@ mod commands {
             let nobody = host.run(&["sinks", "test", "crm"]);
             assert_eq!(nobody.code, Some(69), "{nobody:?}");
             assert!(
-                nobody.stderr.contains("no connection") && !nobody.stderr.contains("hunter2"),
+                nobody.stderr.contains("no connection, connection refused by 127.0.0.1, port ")
+                    && !nobody.stderr.contains("hunter2"),
                 "{nobody:?}"
             );
+            assert!(nobody.stderr.contains("→ see that 127.0.0.1 runs and can be reached"), "{nobody:?}");
         });
     }
 
@@ -731,6 +733,7 @@ mod commands {
                 "crm.example",
                 "user.deleted",
                 "email, image_url",
+                "wrong    signing_secret_env: the variable CRM_SECRET is not set; set it, or name a file",
             ] {
                 assert!(out.contains(part), "{part}: {out}");
             }

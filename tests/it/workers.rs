@@ -119,7 +119,9 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     };
     let table = run(&["ls"]).succeeded();
     assert_eq!(table.lines().count(), 4, "{table}");
-    for word in ["STATE", "pending", "dead", "user.deleted", &waiting.id, "`data.id` is not a string"] {
+    for word in
+        ["ID ", "STATE", "USER", "pending", "dead", "user.deleted", &waiting.id, "`data.id` is not a string"]
+    {
         assert!(table.contains(word), "{word}: {table}");
     }
     let all = [&waiting, &deletion, &dead].map(|post| post.id.clone());
@@ -147,7 +149,7 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
 
     assert!(run(&["retry", "--all", "--dry-run"]).succeeded().contains("1  would be tried again"));
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 1);
-    assert!(run(&["retry", &dead.id]).succeeded().contains("1  are tried again"));
+    assert!(run(&["retry", &dead.id]).succeeded().contains("1  due again"));
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 0);
     assert_eq!(run(&["retry"]).code, Some(2), "it has to be said which");
     assert_eq!(run(&["retry", &dead.id, "--all"]).code, Some(2), "one of them");
@@ -161,7 +163,7 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     assert!(run(&["discard", &waiting.id, &dead.id, "--yes"]).succeeded().contains("2  taken out"));
     let refused = run(&["discard", &deletion.id, "--yes"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("1 deletions of users stay"), "{refused:?}");
+    assert!(refused.stderr.contains("1 deletion of a user stays"), "{refused:?}");
     assert_eq!(host.count("webhook_queue"), 1);
     assert_eq!(host.count("processed_webhooks WHERE outcome = 'discarded'"), 2);
     assert_eq!(service.post(&waiting).word(), "duplicate");
@@ -279,7 +281,7 @@ fn one_in_a_hundred_is_poison_the_others_are_applied_and_it_is_too_once_it_is_me
     assert_eq!(host.count("webhook_queue"), poison);
     host.allow_first_names();
     let retried = host.run(&["queue", "retry", "--all"]).succeeded();
-    assert!(retried.contains(&format!("{poison}  are tried again")), "{retried}");
+    assert!(retried.contains(&format!("{poison}  due again")), "{retried}");
     eventually("applied", || host.count("users") == count && host.count("webhook_queue") == 0);
     service.stop();
 }

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use super::report::{Cause, Finding};
-use crate::config::{Config, Mistake, apart};
+use crate::{
+    cli::count,
+    config::{Config, Mistake, apart},
+};
 
 /// The configuration as far as it can be used, and what is wrong with the rest.
 pub(super) struct Given {
@@ -77,7 +80,9 @@ fn check_of_warning(warning: &str) -> &'static str {
 /// What a warning says, and what to do about it.
 fn of_warning(warning: &str) -> (String, String) {
     let (found, rest) = apart(warning);
-    if let Some(remedy) = rest.filter(|rest| rest.starts_with("use ") || rest.starts_with("set ")) {
+    let says_what_to_do =
+        |rest: &String| ["use ", "set ", "see ", "did you mean "].iter().any(|words| rest.starts_with(words));
+    if let Some(remedy) = rest.filter(says_what_to_do) {
         return (found, remedy);
     }
     let variable = warning.split(':').next().unwrap_or_default();
@@ -135,8 +140,7 @@ fn praise(check: &str, given: &Given) -> String {
             let variables = if given.mistakes.is_empty() { "every variable" } else { "every other variable" };
             match config.sinks.len() {
                 0 => format!("{variables} can be used"),
-                1 => format!("{variables} can be used, and one sink"),
-                sinks => format!("{variables} can be used, and {sinks} sinks"),
+                sinks => format!("{variables} can be used, and {}", count(sinks as u64, "sink", "sinks")),
             }
         }
     }

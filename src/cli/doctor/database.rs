@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::timeout;
 
 use super::{
+    backlog,
     clock::{self, Span},
     configuration::Given,
     disk,
@@ -37,7 +38,8 @@ impl Looked {
     /// It could not be looked at, for this reason.
     fn not(finding: Finding, why: &str) -> Self {
         let rest = REST.into_iter().map(|check| Finding::skip(check, why));
-        Self { findings: [finding].into_iter().chain(rest).collect(), instance: None, size: None }
+        let findings = [finding].into_iter().chain(rest).chain(backlog::skipped(why));
+        Self { findings: findings.collect(), instance: None, size: None }
     }
 }
 
@@ -76,7 +78,13 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.push(tables(&inspection));
     findings.extend(foreign_keys(&inspection.references));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
-    let instance = if is_ready(&inspection) { store.instance().await.ok().flatten() } else { None };
+    let is_ready = is_ready(&inspection);
+    findings.extend(if is_ready {
+        backlog::check(&*store, our_time()).await
+    } else {
+        backlog::skipped("the tables are not those of this version")
+    });
+    let instance = if is_ready { store.instance().await.ok().flatten() } else { None };
     if instance.as_deref() == Some(sample::INSTANCE) {
         let found = "made-up people are in it, written by `clerk-sync dev`";
         findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
@@ -204,7 +212,13 @@ fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
     }
     Finding::warn(
         CHECK,
-        format!("{} of {} are pending: {}", pending.len(), status.len(), pending.join(", ")),
+        format!(
+            "{} of {} {} pending: {}",
+            pending.len(),
+            status.len(),
+            if pending.len() == 1 { "is" } else { "are" },
+            pending.join(", ")
+        ),
         "`clerk-sync migrate`; `clerk-sync serve` does it too, unless --no-migrate is given",
     )
 }

@@ -4,6 +4,7 @@
 //! file that is not there is not made, and the event that it sends to the service is one that nobody records. Neither a
 //! secret nor anything of a person is ever told.
 
+mod backlog;
 mod clerk;
 mod clock;
 mod configuration;
@@ -20,7 +21,7 @@ use self::{
     report::{Finding, exit_code, print},
 };
 use super::{Failure, say};
-use crate::config::{Mistakes, Needs, Settings};
+use crate::config::{Needs, Settings};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -44,10 +45,8 @@ pub(super) struct Doctor {
 }
 
 impl Doctor {
-    /// `dotenv` is what is wrong with the `.env` file.
-    pub(super) async fn run(self, settings: &Settings, dotenv: Option<&Mistakes>) -> Result<(), Failure> {
+    pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, mistakes) = settings.diagnose(Needs::SERVE);
-        let mistakes = dotenv.into_iter().flat_map(Mistakes::iter).cloned().chain(mistakes).collect();
         let given = Given { config, mistakes };
         let (database, hour, instance, service, sinks) = tokio::join!(
             database::check(&given),

@@ -11,8 +11,8 @@ use super::{
     report::{Cause, Finding},
 };
 use crate::{
-    cli::why_no_connection,
-    config::{Kind, SinkConfig},
+    cli::sinks::{to_reach, urls, why_not_reached},
+    config::SinkConfig,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,23 +56,12 @@ pub(super) async fn check(given: &Given) -> Vec<Finding> {
 
 /// Whether the configuration has only a stand-in for its address.
 fn is_mistaken(given: &Given, sink: &SinkConfig) -> bool {
-    let place = format!(", sink \"{}\", ", sink.name);
-    given
-        .mistakes
-        .iter()
-        .any(|mistake| mistake.variable.split_once(&place).is_some_and(|(_, key)| key.ends_with("url")))
+    let mut keys = given.mistakes.iter().filter_map(|mistake| mistake.key_of_sink(&sink.name));
+    keys.any(|key| key.ends_with("url"))
 }
 
 fn name(sink: &SinkConfig) -> String {
     format!("sink {}", sink.name)
-}
-
-fn urls(sink: &SinkConfig) -> Vec<&Url> {
-    match &sink.kind {
-        Kind::Webhook(webhook) => vec![&webhook.url],
-        Kind::Segment(segment) => vec![&segment.url, &segment.regulations.url],
-        Kind::Mailchimp(mailchimp) => mailchimp.url.iter().collect(),
-    }
 }
 
 async fn reach(client: &Client, sink: &SinkConfig, url: &Url) -> Finding {
@@ -91,20 +80,12 @@ async fn reach(client: &Client, sink: &SinkConfig, url: &Url) -> Finding {
             let why = if error.is_timeout() {
                 format!("no answer in time from {host}, port {port}")
             } else {
-                let why = why_no_connection(host.trim_matches(['[', ']']), port).await;
-                why.unwrap_or_else(|| {
-                    format!(
-                        "{host}, port {port}, takes connections and does not speak {} as expected",
-                        url.scheme()
-                    )
+                why_not_reached(url).await.unwrap_or_else(|| {
+                    let scheme = url.scheme();
+                    format!("{host}, port {port}, takes connections and does not speak {scheme} as expected")
                 })
             };
-            let remedy = format!(
-                "see that {host} runs and can be reached from here, or correct its url in clerk-sync.toml; then {test}. \
-                 Messages wait meanwhile: `clerk-sync outbox ls --sink {}`",
-                sink.name
-            );
-            Finding::fail(name(sink), Cause::Unreachable, why, remedy)
+            Finding::fail(name(sink), Cause::Unreachable, why, to_reach(sink, host))
         }
     }
 }
