@@ -190,6 +190,7 @@ fn without_a_token_the_page_says_what_to_set() {
     assert_eq!(service.get_private("/").status, 303);
     let page = service.get_private("/sign-in");
     assert!(page.body.contains("ADMIN_TOKEN") && !page.body.contains("<form"), "{page:?}");
+    assert!(page.body.contains("<title>Sign in · clerk-sync</title>"), "{page:?}");
     assert_eq!(ask(&service, "POST", "/sign-in", "", "token=").status, 401);
     assert_eq!(ask(&service, "POST", "/queue", "", "action=retry").status, 401);
     service.stop();

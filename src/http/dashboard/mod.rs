@@ -247,7 +247,7 @@ fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Respo
                 ", and start the service again." }
         }
     };
-    stranger(status, "clerk-sync", &content)
+    stranger(status, "Sign in", &content)
 }
 
 /// `POST /sign-out`

@@ -48,12 +48,12 @@ pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup)
     document(title, &frame).into_response()
 }
 
-/// A page for somebody who is not.
+/// A page for somebody who is not. It shows whose it is; its title says what it is for.
 pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Response {
     let frame = html! {
         main.stranger id="content" {
             img src="/assets/icon.svg" alt="" width="40" height="40";
-            h1 { (title) }
+            h1 { "clerk-sync" }
             (content)
         }
     };
