@@ -65,6 +65,13 @@ impl<'a> Browser<'a> {
         self.send(path, &format!("action={action}&csrf={}", csrf(page)))
     }
 
+    /// Press a button of a page, and see where that leads.
+    fn pressed(&self, page: &str, path: &str, action: &str) -> String {
+        let answer = self.press(page, path, action);
+        assert_eq!(answer.status, 303, "{path}, {action}: {answer:?}");
+        self.see(&answer.headers["location"])
+    }
+
     fn send(&self, path: &str, form: &str) -> Answer {
         ask(self.service, "POST", path, &self.cookie, form)
     }
@@ -422,14 +429,23 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
     assert!(revealed.contains("Bad"), "{revealed}");
     assert_eq!(host.value("SELECT action || ' ' || clerk_id FROM audit_log"), "USER_REVEALED user_1");
 
-    assert_eq!(browser.press(&page, &one, "discard").status, 303);
+    let told = browser.pressed(&page, &one, "discard");
+    assert!(told.contains("role=\"status\">1 delivery is discarded."), "{told}");
+    assert!(told.contains("Dead letters · clerk-sync") && !told.contains(&one), "{told}");
+    // A page that is loaded later, such as from a bookmark, does not tell it again.
+    let long_ago = format!("/queue?done=discarded&number=1&at={}", milliseconds() / 1000 - 60);
+    assert!(!browser.see(&long_ago).contains("is discarded"));
     assert_eq!(browser.get(&one).status, 404);
     assert_eq!(host.value("SELECT outcome FROM processed_webhooks"), "discarded");
 
     host.allow_first_names();
-    assert_eq!(browser.press(&page, &two, "retry").status, 303);
+    let told = browser.pressed(&page, &two, "retry");
+    assert!(told.contains("1 delivery is tried again now."), "{told}");
     eventually("retried", || host.count("users") == 1);
-    assert_eq!(browser.press(&page, "/queue", "retry").status, 303);
+    let told = browser.pressed(&page, &two, "retry");
+    assert!(told.contains("Nothing is left to retry"), "{told}");
+    let told = browser.pressed(&page, "/queue", "retry");
+    assert!(told.contains("1 delivery is tried again now."), "{told}");
     eventually("all retried", || host.count("users") == 2);
     assert_eq!(browser.press(&page, "/queue", "explode").status, 404);
     service.stop();
@@ -451,10 +467,11 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
     let page = browser.see("/sinks/crm?state=pending");
     assert!(page.contains("/users/user_1") && !page.contains(secret), "{page}");
 
-    assert_eq!(browser.press(&page, "/sinks/crm", "pause").headers["location"], "/sinks/crm");
+    let told = browser.pressed(&page, "/sinks/crm", "pause");
+    assert!(told.contains("crm · clerk-sync") && told.contains("Paused. Messages wait"), "{told}");
     assert_eq!(host.value("SELECT sink FROM outbox_paused"), "crm");
     assert!(browser.see("/sinks").contains(">paused<"));
-    assert_eq!(browser.press(&page, "/sinks/crm", "resume").status, 303);
+    assert!(browser.pressed(&page, "/sinks/crm", "resume").contains("Resumed. What waits goes out again."));
     assert_eq!(host.count("outbox_paused"), 0);
     host.sql(&format!("UPDATE outbox SET created_at = '{}'", minutes_ago(10)));
     eventually("behind", || {
@@ -464,8 +481,9 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
         "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
     );
     eventually("told", || browser.see("/").contains("Sink crm did not take 1 message"));
-    assert_eq!(browser.press(&page, "/sinks/crm", "discard").status, 303);
+    assert!(browser.pressed(&page, "/sinks/crm", "discard").contains("1 message is discarded."));
     assert_eq!(host.value("SELECT state FROM outbox"), "discarded");
+    assert!(browser.pressed(&page, "/sinks/crm", "retry").contains("no message is dead"));
     assert_eq!(browser.get("/sinks/other").status, 404);
     assert_eq!(browser.press(&page, "/sinks/other", "pause").status, 404);
     service.stop();

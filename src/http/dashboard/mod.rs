@@ -9,6 +9,7 @@ mod chart;
 mod deliveries;
 mod form;
 mod glance;
+mod notice;
 mod overview;
 mod page;
 mod queue;
