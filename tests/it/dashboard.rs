@@ -506,6 +506,20 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     let deletions = browser.see("/deliveries?type=user.deleted&outcome=applied");
     assert_eq!(deletions.matches("href=\"/users/user_").count(), 1);
     assert!(browser.see("/deliveries?outcome=stale").contains("There are none"));
+    // What is not of users is recorded as well, whatever it is called.
+    for event_type in ["organization.created", "user.invented"] {
+        let event = json!({"type": event_type, "object": "event", "data": {"id": "other_1"}});
+        assert_eq!(service.post(&post(&event)).word(), "ignored");
+        let found = browser.see(&format!("/deliveries?type=+{event_type}+&outcome=ignored"));
+        assert_eq!(found.matches(&format!("data-label=\"Type\">{event_type}</td>")).count(), 1, "{found}");
+        assert!(found.contains(&format!("value=\"{event_type}\" list=\"types\"")), "{found}");
+    }
+    let page = browser.see("/deliveries?outcome=odd");
+    for offered in ["applied", "unchanged", "stale", "ignored", "discarded"] {
+        assert!(page.contains(&format!("<option value=\"{offered}\">")), "{offered}: {page}");
+    }
+    assert!(page.contains("<option value=\"session.created\">"), "{page}");
+    assert!(page.contains("<option value=\"odd\" selected>odd"), "{page}");
 
     let signups = browser.see("/sign-ups");
     assert!(signups.contains("<svg") && signups.contains("Sign-ups in these 30 days"), "{signups}");
