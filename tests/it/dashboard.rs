@@ -26,6 +26,7 @@ on_each_keeper!(
     dead_letters_are_shown_retried_and_discarded,
     sinks_are_paused_and_resumed,
     the_newest_deliveries_are_listed,
+    an_id_that_looks_like_a_path_has_a_page,
     names_of_people_are_never_code,
 );
 
@@ -525,6 +526,40 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     assert!(signups.contains("<svg") && signups.contains("Sign-ups in these 30 days"), "{signups}");
     for by in ["/sign-ups?by=week", "/sign-ups?by=month"] {
         assert!(browser.see(by).contains("<svg"));
+    }
+    service.stop();
+}
+
+/// The path of a link, as a browser goes there.
+fn followed(page: &str, folder: &str, id: &str) -> String {
+    let base = url::Url::parse("http://127.0.0.1/").expect("a URL");
+    let links = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let path = links.map(|link| base.join(link).expect("a link").path().to_owned());
+    let mut path = path.filter(|path| path.starts_with(folder) && path.replace("%7E", "~").ends_with(id));
+    path.next().unwrap_or_else(|| panic!("no link to {folder}{id}: {page}"))
+}
+
+fn an_id_that_looks_like_a_path_has_a_page(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    host.refuse_first_name("Bad");
+    for id in [".", "..", "~", "~user"] {
+        let letter = post(&user("user.created", id, milliseconds(), "Bad"));
+        assert_eq!(service.post(&letter).word(), "parked");
+        let letter = browser.see(&format!("/queue/{}", letter.id));
+        let page = browser.see(&followed(&letter, "/users/", id));
+        assert!(page.contains(&format!("<h1>{id}</h1>")) && page.contains("Not applied yet"), "{page}");
+    }
+    for (number, id) in [".", ".."].into_iter().enumerate() {
+        host.sql(&format!(
+            "UPDATE webhook_queue SET svix_id = '{id}', state = 'dead', next_attempt_at = NULL WHERE clerk_id = '{id}'"
+        ));
+        let list = browser.see("/queue");
+        let path = followed(&list, "/queue/", id);
+        let page = browser.see(&path);
+        assert!(page.contains(&format!("<h1>{id}</h1>")), "{page}");
+        browser.pressed(&page, &path, "discard");
+        assert_eq!(host.count("processed_webhooks WHERE outcome = 'discarded'"), number + 1);
     }
     service.stop();
 }

@@ -7,7 +7,10 @@ use axum::{
 };
 use maud::{Markup, html};
 
-use super::{page::page, session::Session};
+use super::{
+    page::{ESCAPE, page},
+    session::Session,
+};
 use crate::http::error::Problem;
 
 /// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
@@ -28,15 +31,18 @@ impl IntoResponse for Trouble {
     }
 }
 
-/// The part of a path that stands for an id or a name; what is no text names nothing.
+/// The part of a path that stands for an id or a name, as [`whereabouts`] writes it; what is no text names nothing.
+///
+/// [`whereabouts`]: super::page::whereabouts
 pub(super) struct Segment(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
     type Rejection = Trouble;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Trouble> {
-        let segment = Path::from_request_parts(parts, state).await;
-        segment.map(|Path(segment)| Self(segment)).map_err(|_| Trouble(Problem::NotFound))
+        let segment = Path::<String>::from_request_parts(parts, state).await;
+        let Path(segment) = segment.map_err(|_| Trouble(Problem::NotFound))?;
+        Ok(Self(segment.strip_prefix(ESCAPE).map(ToOwned::to_owned).unwrap_or(segment)))
     }
 }
 
