@@ -400,7 +400,17 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
 
     applied(&service, &post(&deletion("user_1", milliseconds() + 1000)));
     let page = browser.see("/users/user_1");
-    assert!(page.contains("There is no row") && page.contains("USER_HARD_DELETED"), "{page}");
+    assert!(
+        page.contains("There is no row: the user is deleted.") && page.contains("USER_HARD_DELETED"),
+        "{page}"
+    );
+    // Of somebody who was never here there is only a tombstone, so that they never come.
+    applied(&service, &post(&deletion("user_5", milliseconds())));
+    let page = browser.see("/users/user_5");
+    for said in ["the deletion came before anything else", "Deleted before anybody of this id was here"] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    assert!(!page.contains("Nothing has happened yet"), "{page}");
     assert!(!service.log().contains(&email));
     service.stop();
 }
