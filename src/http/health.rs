@@ -30,7 +30,7 @@ pub struct Probe {
 }
 
 /// `None`: all is well.
-type Finding = Option<Problem>;
+pub(super) type Finding = Option<Problem>;
 
 impl Probe {
     /// Ask this store.
@@ -38,7 +38,8 @@ impl Probe {
         Self { store, last: Arc::default() }
     }
 
-    async fn ask(self) -> Finding {
+    /// Ask, unless that was done a moment ago.
+    pub(super) async fn ask(self) -> Finding {
         let mut last = self.last.lock().await;
         match *last {
             Some((at, finding)) if at.elapsed() < FRESH => return finding,

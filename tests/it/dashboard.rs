@@ -23,6 +23,7 @@ on_each_keeper!(
     the_overview_tells_a_rotated_secret,
     the_overview_tells_drift,
     a_user_is_masked_until_that_is_written_down,
+    every_page_says_that_migrations_are_pending,
     dead_letters_are_shown_retried_and_discarded,
     sinks_are_paused_and_resumed,
     the_newest_deliveries_are_listed,
@@ -211,8 +212,9 @@ fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
 
     applied(&service, &ada("user_1"));
     eventually("all is well", || browser.see("/").contains("Your data is right"));
-    let page = browser.see("/");
-    assert!(page.contains("<svg") && page.contains("Webhooks in the last hour"), "{page}");
+    assert!(browser.see("/").contains("Webhooks in the last hour"));
+    // What is being written down this moment is seen a moment later.
+    eventually("drawn", || browser.see("/").contains("<svg"));
     eventually("counted", || browser.see("/").contains("<dt>Users</dt><dd>1</dd>"));
     for range in ["/?range=day", "/?range=week"] {
         assert!(browser.see(range).contains("<svg"), "{range}");
@@ -302,6 +304,33 @@ fn is_gone(browser: &Browser<'_>) -> bool {
         }
     }
     true
+}
+
+fn every_page_says_that_migrations_are_pending(host: &mut Host) {
+    host.set("ADMIN_TOKEN", TOKEN);
+    let service = host.begin(&["--no-migrate"]);
+    let browser = Browser::sign_in(&service);
+    let overview = browser.see("/");
+    for said in
+        ["Nobody knows.</strong> The tables are of another version", "<code>clerk-sync migrate</code>"]
+    {
+        assert!(overview.contains(said), "{said}: {overview}");
+    }
+    for path in ["/users/user_1", "/sign-ups", "/deliveries", "/queue", "/queue/msg_1", "/sinks"] {
+        let answer = browser.get(path);
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        for said in ["The tables are of another version", "<code>clerk-sync migrate</code>"] {
+            assert!(answer.body.contains(said), "{path}: {answer:?}");
+        }
+    }
+    // Programs are told by the code that they know.
+    let answer = service.get_api("/v1/users", Some(&format!("Bearer {TOKEN}")));
+    assert_eq!((answer.status, answer.word().as_str()), (503, "database_unavailable"));
+    assert!(answer.body.contains("run `clerk-sync migrate`"), "{answer:?}");
+    host.run(&["migrate"]).succeeded();
+    eventually("migrated", || browser.see("/").contains("No webhook has come yet"));
+    assert_eq!(browser.get("/sinks").status, 200);
+    service.stop();
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
             html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
             "load the page again and repeat it." } },
         ),
-        Problem::DatabaseUnavailable | Problem::Overloaded => {
+        Problem::DatabaseUnavailable | Problem::NotMigrated | Problem::Overloaded => {
             (cause(problem), html! { div data-refresh="5" { (remedy(problem)) } })
         }
         other => ("That did not work", html! { p { "The reason: " (other) "." } }),
@@ -79,6 +79,7 @@ pub(super) fn cause(problem: Problem) -> &'static str {
     match problem {
         Problem::Overloaded => "Too many are looking at this at once",
         Problem::Internal => "Something failed unexpectedly",
+        Problem::NotMigrated => "The tables are of another version, so nothing can be applied",
         _ => "The database cannot be reached, so nothing can be applied",
     }
 }
@@ -89,6 +90,11 @@ pub(super) fn remedy(problem: Problem) -> Markup {
         @match problem {
             Problem::Overloaded => p { "Two questions are put to the database at a time, so that webhooks have room. Wait a moment." },
             Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
+            Problem::NotMigrated => p {
+                "Run " code { "clerk-sync migrate" } " with the settings of this service, or start it without "
+                code { "--no-migrate" } "; " code { "clerk-sync migrate status" } " lists what is pending. Nothing is lost "
+                "meanwhile: Svix is told 503 and sends again for 28 hours."
+            },
             _ => p {
                 "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }
                 " names running, and not full? " code { "clerk-sync doctor" } " says what it answers."
