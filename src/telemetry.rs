@@ -458,14 +458,14 @@ fn describe() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::clerk::signature::Rejection;
 
     /// What is logged with this form and filter.
-    fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
+    pub(crate) fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Written(Arc<Mutex<Vec<u8>>>);
         impl io::Write for Written {

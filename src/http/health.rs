@@ -45,15 +45,23 @@ impl Probe {
             Some((at, finding)) if at.elapsed() < FRESH => return finding,
             _ => {}
         }
-        let finding = match timeout(PATIENCE, self.store.ready()).await {
-            Ok(Ok(Readiness::Ready)) => None,
-            Ok(Ok(Readiness::SchemaNotCurrent)) => Some(Problem::SchemaNotCurrent),
-            Ok(Err(error)) if error.trouble == Trouble::Schema => Some(Problem::SchemaNotCurrent),
-            Ok(Err(_)) | Err(_) => Some(Problem::DatabaseUnavailable),
+        let (finding, error) = match timeout(PATIENCE, self.store.ready()).await {
+            Ok(Ok(Readiness::Ready)) => (None, None),
+            Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
+            Ok(Err(error)) if error.trouble == Trouble::Schema => {
+                (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
+            }
+            Ok(Err(error)) => (Some(Problem::DatabaseUnavailable), Some(error.to_string())),
+            Err(_) => {
+                let error = format!("no answer within {} s", PATIENCE.as_secs());
+                (Some(Problem::DatabaseUnavailable), Some(error))
+            }
         };
         let before = last.and_then(|(_, finding)| finding);
         match finding {
-            Some(problem) if before != finding => tracing::warn!(reason = problem.code(), "not ready"),
+            Some(problem) if before != finding => {
+                tracing::warn!(reason = problem.code(), error, "not ready");
+            }
             None if before.is_some() => tracing::info!("ready again"),
             _ => {}
         }

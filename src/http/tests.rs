@@ -16,6 +16,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
 use super::*;
@@ -30,6 +31,7 @@ use crate::{
         Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
+    telemetry::{LogFormat, tests::logged},
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -393,6 +395,15 @@ impl Client {
     }
 }
 
+/// What is logged by work on this thread.
+fn logged_by(work: impl AsyncFnOnce()) -> Vec<Value> {
+    let log = logged(LogFormat::Json, "info", || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(work());
+    });
+    log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")
 }
@@ -598,6 +609,32 @@ fn readiness_is_what_the_database_says_but_liveness_is_not() {
     app.shutdown.cancel();
     let answer = Server::of(app).ask(&get("/readyz"));
     assert_eq!((answer.status, answer.code().as_str()), (503, "shutting_down"));
+}
+
+#[test]
+fn the_log_says_once_why_the_database_cannot_be_used() {
+    let closed_door = StoreError {
+        code: Some("28P01".to_owned()),
+        place: Some("the server refuses the user or the password of DATABASE_URL".to_owned()),
+        ..StoreError::new(Trouble::Unavailable)
+    };
+    for (ready, cause) in
+        [(Some(Err(closed_door)), "(28P01): the server refuses"), (None, "no answer within")]
+    {
+        let probe = Probe::new(FakeStore::new(ready));
+        let lines = logged_by(async || {
+            for _ in 0..2 {
+                assert_eq!(probe.clone().ask().await, Some(Problem::DatabaseUnavailable));
+                tokio::time::sleep(Duration::from_millis(300)).await; // what it said is no longer fresh
+            }
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(
+            (&lines[0]["message"], &lines[0]["reason"]),
+            (&json!("not ready"), &json!("database_unavailable"))
+        );
+        assert!(lines[0]["error"].as_str().is_some_and(|error| error.contains(cause)), "{lines:?}");
+    }
 }
 
 #[test]
