@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         LazyLock, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Instant,
@@ -31,7 +31,7 @@ use crate::{
         Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
-    telemetry::{LogFormat, tests::logged},
+    telemetry::{self, LogFormat, tests::logged},
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -753,6 +753,51 @@ fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
     assert!(!format!("{answer:?}").contains("jane"));
     client.send(get("/fine").as_bytes());
     assert_eq!(client.answer().expect("an answer").body, "fine");
+}
+
+/// What is logged while routes answer a request with 500 because they panic.
+fn logged_by_panic(routes: Routes, request: axum::http::request::Builder) -> Vec<Value> {
+    let before = std::panic::take_hook();
+    telemetry::tell_panics();
+    let lines = logged_by(async || {
+        let answer = routes.answer(request.body(Body::empty()).expect("a request")).await;
+        assert_eq!(answer.status(), 500);
+    });
+    std::panic::set_hook(before);
+    assert!(!format!("{lines:?}").contains("jane"), "{lines:?}");
+    lines
+}
+
+#[test]
+fn a_panic_is_reported_once_with_its_place_its_route_and_the_name_of_the_request() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let request = Request::get("/v1/signups").header("authorization", "Bearer t0ken");
+    let lines = logged_by_panic(
+        private_routes(Arc::new(ready_app()), prometheus),
+        request.header("x-request-id", "named-1"),
+    );
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["level"], &lines[0]["route"]), (&json!("ERROR"), &json!("/v1/signups")));
+    assert_eq!(lines[0]["request_id"], "named-1");
+    assert!(lines[0]["place"].as_str().is_some_and(|place| place.contains("src/http/tests.rs")), "{lines:?}");
+
+    // A webhook has its own line, as every one has; of the panic that one says nothing.
+    let mut app = ready_app();
+    let is_first = AtomicBool::new(true);
+    app.clock = Arc::new(move || {
+        assert!(!is_first.swap(false, Ordering::SeqCst), "jane@example.com");
+        Utc::now()
+    });
+    let request = Request::post("/webhooks/clerk").header("x-request-id", "named-2");
+    let peer: SocketAddr = "192.0.2.1:4444".parse().expect("an address");
+    let lines =
+        logged_by_panic(public_routes(Arc::new(app)), request.extension(axum::extract::ConnectInfo(peer)));
+    let told: Vec<_> =
+        lines.iter().map(|line| (&line["level"], &line["request_id"], &line["message"])).collect();
+    let [report, webhook] = [("ERROR", "a task panicked: please report this"), ("WARN", "webhook")]
+        .map(|(level, message)| (json!(level), json!("named-2"), json!(message)));
+    assert_eq!(told, [(&report.0, &report.1, &report.2), (&webhook.0, &webhook.1, &webhook.2)]);
+    assert_eq!(lines[0]["route"], "/webhooks/clerk");
 }
 
 /// A route that answers after `delay`.

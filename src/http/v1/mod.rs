@@ -46,6 +46,7 @@ use super::{
 use crate::{
     store::{self, Store, StoreError, Trouble},
     sync::ensure::Ensure,
+    telemetry,
 };
 
 /// What the documentation says of answers that several routes give.
@@ -173,7 +174,7 @@ where
     let Ok(Ok(place)) = place else { return Err(Problem::Overloaded) };
     let answer = ask(Arc::clone(&app.api.store));
     let probe = app.probe.clone();
-    let reading = tokio::spawn(async move {
+    let reading = tokio::spawn(telemetry::Request::inherit(async move {
         let _place = place;
         let found = async move {
             match answer.await {
@@ -185,7 +186,7 @@ where
             tracing::warn!("the private API could not read in time");
             Err(Problem::DatabaseUnavailable)
         })
-    });
+    }));
     // If it panicked, that is in the log.
     reading.await.unwrap_or(Err(Problem::Internal))
 }
