@@ -341,10 +341,52 @@ pub fn init(format: LogFormat, filter: EnvFilter, sentry: Option<&Sentry>) {
     if let Some(mistake) = mistake {
         tracing::warn!("SENTRY_DSN is set, and nothing is reported: {mistake}");
     }
+    tell_panics();
+}
+
+tokio::task_local! {
+    /// The request that is worked on.
+    static REQUEST: Request;
+}
+
+/// A request, as the report of a panic names it: never by what stands in its address.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub route: String,
+    pub id: String,
+}
+
+impl Request {
+    /// Do work for it.
+    pub async fn scope<W: Future>(self, work: W) -> W::Output {
+        REQUEST.scope(self, work).await
+    }
+
+    /// Work for the request that this task works on, if it does, to be done by a task of its own.
+    pub fn inherit<W: Future>(work: W) -> impl Future<Output = W::Output> {
+        let request = REQUEST.try_with(Clone::clone).ok();
+        async move {
+            match request {
+                Some(request) => request.scope(work).await,
+                None => work.await,
+            }
+        }
+    }
+}
+
+/// Log panics from now on, each once, here: whoever catches one says nothing more of it at the level of errors.
+pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
-        tracing::error!(place, thread = thread.name(), "a task panicked: please report this");
+        let request = REQUEST.try_with(Clone::clone).ok();
+        tracing::error!(
+            place,
+            thread = thread.name(),
+            route = request.as_ref().map(|request| request.route.as_str()),
+            request_id = request.as_ref().map(|request| request.id.as_str()),
+            "a task panicked: please report this"
+        );
     }));
 }
 
@@ -458,14 +500,14 @@ fn describe() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::clerk::signature::Rejection;
 
     /// What is logged with this form and filter.
-    fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
+    pub(crate) fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Written(Arc<Mutex<Vec<u8>>>);
         impl io::Write for Written {

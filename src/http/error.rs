@@ -66,6 +66,9 @@ pub enum Problem {
     DatabaseUnavailable,
     #[error("the database's tables are not those of this version; migrations are pending")]
     SchemaNotCurrent,
+    /// The same to whoever asked for something: their programs know the code of a database that gives nothing.
+    #[error("the database's tables are not those of this version: run `clerk-sync migrate`")]
+    NotMigrated,
     #[error("too many requests are in flight; try again later")]
     Overloaded,
     #[error("the service is shutting down; try again later")]
@@ -94,6 +97,7 @@ impl Problem {
             | Self::ClerkNotConfigured
             | Self::DatabaseUnavailable
             | Self::SchemaNotCurrent
+            | Self::NotMigrated
             | Self::Overloaded
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -122,7 +126,7 @@ impl Problem {
             Self::ClerkRefused => "clerk_refused",
             Self::ClerkUnavailable => "clerk_unavailable",
             Self::ClerkNotConfigured => "clerk_not_configured",
-            Self::DatabaseUnavailable => "database_unavailable",
+            Self::DatabaseUnavailable | Self::NotMigrated => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
@@ -135,6 +139,7 @@ impl Problem {
             Self::ClerkUnavailable
             | Self::DatabaseUnavailable
             | Self::SchemaNotCurrent
+            | Self::NotMigrated
             | Self::ShuttingDown => Some(5),
             Self::Overloaded => Some(1),
             _ => None,

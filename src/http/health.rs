@@ -30,7 +30,7 @@ pub struct Probe {
 }
 
 /// `None`: all is well.
-type Finding = Option<Problem>;
+pub(super) type Finding = Option<Problem>;
 
 impl Probe {
     /// Ask this store.
@@ -38,21 +38,30 @@ impl Probe {
         Self { store, last: Arc::default() }
     }
 
-    async fn ask(self) -> Finding {
+    /// Ask, unless that was done a moment ago.
+    pub(super) async fn ask(self) -> Finding {
         let mut last = self.last.lock().await;
         match *last {
             Some((at, finding)) if at.elapsed() < FRESH => return finding,
             _ => {}
         }
-        let finding = match timeout(PATIENCE, self.store.ready()).await {
-            Ok(Ok(Readiness::Ready)) => None,
-            Ok(Ok(Readiness::SchemaNotCurrent)) => Some(Problem::SchemaNotCurrent),
-            Ok(Err(error)) if error.trouble == Trouble::Schema => Some(Problem::SchemaNotCurrent),
-            Ok(Err(_)) | Err(_) => Some(Problem::DatabaseUnavailable),
+        let (finding, error) = match timeout(PATIENCE, self.store.ready()).await {
+            Ok(Ok(Readiness::Ready)) => (None, None),
+            Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
+            Ok(Err(error)) if error.trouble == Trouble::Schema => {
+                (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
+            }
+            Ok(Err(error)) => (Some(Problem::DatabaseUnavailable), Some(error.to_string())),
+            Err(_) => {
+                let error = format!("no answer within {} s", PATIENCE.as_secs());
+                (Some(Problem::DatabaseUnavailable), Some(error))
+            }
         };
         let before = last.and_then(|(_, finding)| finding);
         match finding {
-            Some(problem) if before != finding => tracing::warn!(reason = problem.code(), "not ready"),
+            Some(problem) if before != finding => {
+                tracing::warn!(reason = problem.code(), error, "not ready");
+            }
             None if before.is_some() => tracing::info!("ready again"),
             _ => {}
         }

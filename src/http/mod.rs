@@ -27,13 +27,15 @@ mod tests;
 use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
-    body::Body,
+    BoxError, Router,
+    body::{Body, HttpBody},
+    extract::MatchedPath,
     http::Request,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hyper::body::Incoming;
+use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -106,8 +108,18 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Routes {
         .route("/metrics", get(metrics::show))
         .with_state((Arc::clone(&app), prometheus))
         .merge(v1::routes(Arc::clone(&app)))
-        .merge(dashboard::routes(app));
+        .merge(dashboard::routes(app))
+        .layer(from_fn(name_work));
     Routes::new(routes)
+}
+
+/// Do the work of a request under its name and that of its route, so that the report of a panic has them.
+async fn name_work(request: axum::extract::Request, next: Next) -> Response {
+    let extensions = request.extensions();
+    match (extensions.get::<MatchedPath>(), extensions.get::<RequestId>()) {
+        (Some(route), Some(id)) => id.work(route.as_str()).scope(next.run(request)).await,
+        _ => next.run(request).await,
+    }
 }
 
 /// What a listener serves. What every request gets stands around the routes and not in layers of them, which would be
@@ -122,7 +134,10 @@ impl Routes {
     }
 
     /// Answer a request under a name, also one whose head is too large or whose handler panics.
-    async fn answer(self, mut request: Request<Incoming>) -> Response {
+    async fn answer<B>(self, mut request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let id = RequestId::of(request.headers());
         let mut response = if head::is_too_large(&request) {
             Problem::HeadTooLarge.into_response()

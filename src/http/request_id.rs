@@ -5,6 +5,8 @@ use axum::{
     response::Response,
 };
 
+use crate::telemetry;
+
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest id that is taken over, in bytes.
@@ -22,10 +24,12 @@ impl RequestId {
 
     /// Name the answer.
     pub(super) fn name(self, answer: &mut Response) {
-        if answer.status().as_u16() == 500 {
-            tracing::error!(request_id = self.as_str(), "a handler panicked");
-        }
         answer.headers_mut().insert(HEADER, self.0);
+    }
+
+    /// What is done for it at this route, as the report of a panic names it.
+    pub(super) fn work(&self, route: &str) -> telemetry::Request {
+        telemetry::Request { route: route.to_owned(), id: self.as_str().to_owned() }
     }
 
     fn sane(value: &HeaderValue) -> Option<Self> {

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         LazyLock, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Instant,
@@ -16,6 +16,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
 use super::*;
@@ -30,6 +31,7 @@ use crate::{
         Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
+    telemetry::{self, LogFormat, tests::logged},
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -393,6 +395,15 @@ impl Client {
     }
 }
 
+/// What is logged by work on this thread.
+fn logged_by(work: impl AsyncFnOnce()) -> Vec<Value> {
+    let log = logged(LogFormat::Json, "info", || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(work());
+    });
+    log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")
 }
@@ -601,6 +612,32 @@ fn readiness_is_what_the_database_says_but_liveness_is_not() {
 }
 
 #[test]
+fn the_log_says_once_why_the_database_cannot_be_used() {
+    let closed_door = StoreError {
+        code: Some("28P01".to_owned()),
+        place: Some("the server refuses the user or the password of DATABASE_URL".to_owned()),
+        ..StoreError::new(Trouble::Unavailable)
+    };
+    for (ready, cause) in
+        [(Some(Err(closed_door)), "(28P01): the server refuses"), (None, "no answer within")]
+    {
+        let probe = Probe::new(FakeStore::new(ready));
+        let lines = logged_by(async || {
+            for _ in 0..2 {
+                assert_eq!(probe.clone().ask().await, Some(Problem::DatabaseUnavailable));
+                tokio::time::sleep(Duration::from_millis(300)).await; // what it said is no longer fresh
+            }
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(
+            (&lines[0]["message"], &lines[0]["reason"]),
+            (&json!("not ready"), &json!("database_unavailable"))
+        );
+        assert!(lines[0]["error"].as_str().is_some_and(|error| error.contains(cause)), "{lines:?}");
+    }
+}
+
+#[test]
 fn many_probes_ask_the_database_seldom() {
     let store = FakeStore::new(Some(Ok(Readiness::Ready)));
     let server = Server::of(app(Arc::clone(&store)));
@@ -716,6 +753,51 @@ fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
     assert!(!format!("{answer:?}").contains("jane"));
     client.send(get("/fine").as_bytes());
     assert_eq!(client.answer().expect("an answer").body, "fine");
+}
+
+/// What is logged while routes answer a request with 500 because they panic.
+fn logged_by_panic(routes: Routes, request: axum::http::request::Builder) -> Vec<Value> {
+    let before = std::panic::take_hook();
+    telemetry::tell_panics();
+    let lines = logged_by(async || {
+        let answer = routes.answer(request.body(Body::empty()).expect("a request")).await;
+        assert_eq!(answer.status(), 500);
+    });
+    std::panic::set_hook(before);
+    assert!(!format!("{lines:?}").contains("jane"), "{lines:?}");
+    lines
+}
+
+#[test]
+fn a_panic_is_reported_once_with_its_place_its_route_and_the_name_of_the_request() {
+    let prometheus = PrometheusBuilder::new().build_recorder().handle();
+    let request = Request::get("/v1/signups").header("authorization", "Bearer t0ken");
+    let lines = logged_by_panic(
+        private_routes(Arc::new(ready_app()), prometheus),
+        request.header("x-request-id", "named-1"),
+    );
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["level"], &lines[0]["route"]), (&json!("ERROR"), &json!("/v1/signups")));
+    assert_eq!(lines[0]["request_id"], "named-1");
+    assert!(lines[0]["place"].as_str().is_some_and(|place| place.contains("src/http/tests.rs")), "{lines:?}");
+
+    // A webhook has its own line, as every one has; of the panic that one says nothing.
+    let mut app = ready_app();
+    let is_first = AtomicBool::new(true);
+    app.clock = Arc::new(move || {
+        assert!(!is_first.swap(false, Ordering::SeqCst), "jane@example.com");
+        Utc::now()
+    });
+    let request = Request::post("/webhooks/clerk").header("x-request-id", "named-2");
+    let peer: SocketAddr = "192.0.2.1:4444".parse().expect("an address");
+    let lines =
+        logged_by_panic(public_routes(Arc::new(app)), request.extension(axum::extract::ConnectInfo(peer)));
+    let told: Vec<_> =
+        lines.iter().map(|line| (&line["level"], &line["request_id"], &line["message"])).collect();
+    let [report, webhook] = [("ERROR", "a task panicked: please report this"), ("WARN", "webhook")]
+        .map(|(level, message)| (json!(level), json!("named-2"), json!(message)));
+    assert_eq!(told, [(&report.0, &report.1, &report.2), (&webhook.0, &webhook.1, &webhook.2)]);
+    assert_eq!(lines[0]["route"], "/webhooks/clerk");
 }
 
 /// A route that answers after `delay`.

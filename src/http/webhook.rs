@@ -7,7 +7,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -77,7 +76,9 @@ pub(super) async fn receive(
         span: Span::server(request.uri().path(), version(request.version())),
         resends: None,
     };
-    let result = process(&app, request, &mut attempt).await;
+    // Its routes have no parameters, so the path is the route.
+    let work = attempt.request_id.work(request.uri().path());
+    let result = work.scope(process(&app, request, &mut attempt)).await;
     match result {
         Ok(outcome) => attempt.succeeded(outcome),
         Err(problem) if problem.status().is_server_error() => attempt.failed(problem),
@@ -165,21 +166,16 @@ impl Attempt {
 
     fn failed(&mut self, problem: Problem) {
         let duration = self.count(problem.status(), "failed", problem.code());
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    svix_id = self.svix_id(),
-                    event = self.event_type(),
-                    outcome = "failed",
-                    reason = problem.code(),
-                    duration_ms = milliseconds(duration),
-                    request_id = self.request_id.as_str(),
-                    "webhook"
-                )
-            };
-        }
-        // A bug is an error. Whatever else it is, it passes by itself.
-        if thread::panicking() { say!(error) } else { say!(warn) }
+        // Whatever it is, it passes by itself; but for a bug, whose panic was told as an error already.
+        tracing::warn!(
+            svix_id = self.svix_id(),
+            event = self.event_type(),
+            outcome = "failed",
+            reason = problem.code(),
+            duration_ms = milliseconds(duration),
+            request_id = self.request_id.as_str(),
+            "webhook"
+        );
     }
 
     fn rejected(&mut self, problem: Problem) {

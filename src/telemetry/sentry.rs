@@ -51,12 +51,13 @@ const LONGEST_REST: Duration = Duration::from_hours(1);
 /// Fields that become tags, by which one can search.
 const TAGS: [(&str, &str); 2] = [("event", "event_type"), ("svix_id", "svix_id")];
 
-/// Fields that are told beside the sentence: in them stand our own words, names of tables, and numbers.
-const FIELDS: [&str; 10] = [
+/// Fields that are told beside the sentence: in them stand our own words, names of routes and tables, and numbers.
+const FIELDS: [&str; 11] = [
     "error",
     "reason",
     "outcome",
     "place",
+    "route",
     "thread",
     "work",
     "deliveries",

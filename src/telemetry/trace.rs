@@ -283,8 +283,8 @@ pub fn begin_tracing() {
     let endpoint = ENDPOINTS.into_iter().find(|name| !variable(name).is_empty());
     let Some(endpoint) = endpoint else { return };
     match otel::begin(endpoint) {
-        Ok(true) => tracing::info!(endpoint, "traces are exported"),
-        Ok(false) => {}
+        Ok(Some(collector)) => tracing::info!(endpoint, collector, "traces are exported"),
+        Ok(None) => {}
         Err(why) => tracing::warn!("nothing is traced: {why}"),
     }
 }

@@ -155,11 +155,14 @@ for (const javaScriptEnabled of [true, false]) {
   await page.keyboard.press("Enter");
   await page.waitForSelector("details.asking:not([open])");
   expect(await page.locator("details[open]").count() === 0, "there is no way out of a question");
-  for (const [letter, label] of [[retried, "Retry"], [discarded, "Discard"]]) {
+  for (const [letter, label, told] of [[retried, "Retry", "1 delivery is tried again now."], [discarded, "Discard", "1 delivery is discarded."]]) {
     await ask(letter, label);
     await page.keyboard.press("Enter");
-    await page.waitForURL(`${BASE}/queue`);
+    await page.waitForURL(`${BASE}/queue?**`);
+    expect(await page.locator(`[role=status]:has-text('${told}')`).count() === 1, `${label} is not confirmed`);
     expect(!(await page.content()).includes(letter), `${letter} is still dead after: ${label}`);
+    if (javaScriptEnabled) await judge(context, page, `${label}, confirmed`);
+    if (EVERY_PAGE) await page.screenshot({ path: `${EVERY_PAGE}/${label.toLowerCase()}-confirmed.png` });
   }
 
   await page.click("text=Sign out");

@@ -23,9 +23,11 @@ on_each_keeper!(
     the_overview_tells_a_rotated_secret,
     the_overview_tells_drift,
     a_user_is_masked_until_that_is_written_down,
+    every_page_says_that_migrations_are_pending,
     dead_letters_are_shown_retried_and_discarded,
     sinks_are_paused_and_resumed,
     the_newest_deliveries_are_listed,
+    an_id_that_looks_like_a_path_has_a_page,
     names_of_people_are_never_code,
 );
 
@@ -63,6 +65,13 @@ impl<'a> Browser<'a> {
     /// Press a button of a page.
     fn press(&self, page: &str, path: &str, action: &str) -> Answer {
         self.send(path, &format!("action={action}&csrf={}", csrf(page)))
+    }
+
+    /// Press a button of a page, and see where that leads.
+    fn pressed(&self, page: &str, path: &str, action: &str) -> String {
+        let answer = self.press(page, path, action);
+        assert_eq!(answer.status, 303, "{path}, {action}: {answer:?}");
+        self.see(&answer.headers["location"])
     }
 
     fn send(&self, path: &str, form: &str) -> Answer {
@@ -190,6 +199,7 @@ fn without_a_token_the_page_says_what_to_set() {
     assert_eq!(service.get_private("/").status, 303);
     let page = service.get_private("/sign-in");
     assert!(page.body.contains("ADMIN_TOKEN") && !page.body.contains("<form"), "{page:?}");
+    assert!(page.body.contains("<title>Sign in · clerk-sync</title>"), "{page:?}");
     assert_eq!(ask(&service, "POST", "/sign-in", "", "token=").status, 401);
     assert_eq!(ask(&service, "POST", "/queue", "", "action=retry").status, 401);
     service.stop();
@@ -202,8 +212,9 @@ fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
 
     applied(&service, &ada("user_1"));
     eventually("all is well", || browser.see("/").contains("Your data is right"));
-    let page = browser.see("/");
-    assert!(page.contains("<svg") && page.contains("Webhooks in the last hour"), "{page}");
+    assert!(browser.see("/").contains("Webhooks in the last hour"));
+    // What is being written down this moment is seen a moment later.
+    eventually("drawn", || browser.see("/").contains("<svg"));
     eventually("counted", || browser.see("/").contains("<dt>Users</dt><dd>1</dd>"));
     for range in ["/?range=day", "/?range=week"] {
         assert!(browser.see(range).contains("<svg"), "{range}");
@@ -293,6 +304,33 @@ fn is_gone(browser: &Browser<'_>) -> bool {
         }
     }
     true
+}
+
+fn every_page_says_that_migrations_are_pending(host: &mut Host) {
+    host.set("ADMIN_TOKEN", TOKEN);
+    let service = host.begin(&["--no-migrate"]);
+    let browser = Browser::sign_in(&service);
+    let overview = browser.see("/");
+    for said in
+        ["Nobody knows.</strong> The tables are of another version", "<code>clerk-sync migrate</code>"]
+    {
+        assert!(overview.contains(said), "{said}: {overview}");
+    }
+    for path in ["/users/user_1", "/sign-ups", "/deliveries", "/queue", "/queue/msg_1", "/sinks"] {
+        let answer = browser.get(path);
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        for said in ["The tables are of another version", "<code>clerk-sync migrate</code>"] {
+            assert!(answer.body.contains(said), "{path}: {answer:?}");
+        }
+    }
+    // Programs are told by the code that they know.
+    let answer = service.get_api("/v1/users", Some(&format!("Bearer {TOKEN}")));
+    assert_eq!((answer.status, answer.word().as_str()), (503, "database_unavailable"));
+    assert!(answer.body.contains("run `clerk-sync migrate`"), "{answer:?}");
+    host.run(&["migrate"]).succeeded();
+    eventually("migrated", || browser.see("/").contains("No webhook has come yet"));
+    assert_eq!(browser.get("/sinks").status, 200);
+    service.stop();
 }
 
 #[test]
@@ -391,7 +429,17 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
 
     applied(&service, &post(&deletion("user_1", milliseconds() + 1000)));
     let page = browser.see("/users/user_1");
-    assert!(page.contains("There is no row") && page.contains("USER_HARD_DELETED"), "{page}");
+    assert!(
+        page.contains("There is no row: the user is deleted.") && page.contains("USER_HARD_DELETED"),
+        "{page}"
+    );
+    // Of somebody who was never here there is only a tombstone, so that they never come.
+    applied(&service, &post(&deletion("user_5", milliseconds())));
+    let page = browser.see("/users/user_5");
+    for said in ["the deletion came before anything else", "Deleted before anybody of this id was here"] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    assert!(!page.contains("Nothing has happened yet"), "{page}");
     assert!(!service.log().contains(&email));
     service.stop();
 }
@@ -421,14 +469,23 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
     assert!(revealed.contains("Bad"), "{revealed}");
     assert_eq!(host.value("SELECT action || ' ' || clerk_id FROM audit_log"), "USER_REVEALED user_1");
 
-    assert_eq!(browser.press(&page, &one, "discard").status, 303);
+    let told = browser.pressed(&page, &one, "discard");
+    assert!(told.contains("role=\"status\">1 delivery is discarded."), "{told}");
+    assert!(told.contains("Dead letters · clerk-sync") && !told.contains(&one), "{told}");
+    // A page that is loaded later, such as from a bookmark, does not tell it again.
+    let long_ago = format!("/queue?done=discarded&number=1&at={}", milliseconds() / 1000 - 60);
+    assert!(!browser.see(&long_ago).contains("is discarded"));
     assert_eq!(browser.get(&one).status, 404);
     assert_eq!(host.value("SELECT outcome FROM processed_webhooks"), "discarded");
 
     host.allow_first_names();
-    assert_eq!(browser.press(&page, &two, "retry").status, 303);
+    let told = browser.pressed(&page, &two, "retry");
+    assert!(told.contains("1 delivery is tried again now."), "{told}");
     eventually("retried", || host.count("users") == 1);
-    assert_eq!(browser.press(&page, "/queue", "retry").status, 303);
+    let told = browser.pressed(&page, &two, "retry");
+    assert!(told.contains("Nothing is left to retry"), "{told}");
+    let told = browser.pressed(&page, "/queue", "retry");
+    assert!(told.contains("1 delivery is tried again now."), "{told}");
     eventually("all retried", || host.count("users") == 2);
     assert_eq!(browser.press(&page, "/queue", "explode").status, 404);
     service.stop();
@@ -450,10 +507,11 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
     let page = browser.see("/sinks/crm?state=pending");
     assert!(page.contains("/users/user_1") && !page.contains(secret), "{page}");
 
-    assert_eq!(browser.press(&page, "/sinks/crm", "pause").headers["location"], "/sinks/crm");
+    let told = browser.pressed(&page, "/sinks/crm", "pause");
+    assert!(told.contains("crm · clerk-sync") && told.contains("Paused. Messages wait"), "{told}");
     assert_eq!(host.value("SELECT sink FROM outbox_paused"), "crm");
     assert!(browser.see("/sinks").contains(">paused<"));
-    assert_eq!(browser.press(&page, "/sinks/crm", "resume").status, 303);
+    assert!(browser.pressed(&page, "/sinks/crm", "resume").contains("Resumed. What waits goes out again."));
     assert_eq!(host.count("outbox_paused"), 0);
     host.sql(&format!("UPDATE outbox SET created_at = '{}'", minutes_ago(10)));
     eventually("behind", || {
@@ -463,8 +521,9 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
         "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
     );
     eventually("told", || browser.see("/").contains("Sink crm did not take 1 message"));
-    assert_eq!(browser.press(&page, "/sinks/crm", "discard").status, 303);
+    assert!(browser.pressed(&page, "/sinks/crm", "discard").contains("1 message is discarded."));
     assert_eq!(host.value("SELECT state FROM outbox"), "discarded");
+    assert!(browser.pressed(&page, "/sinks/crm", "retry").contains("no message is dead"));
     assert_eq!(browser.get("/sinks/other").status, 404);
     assert_eq!(browser.press(&page, "/sinks/other", "pause").status, 404);
     service.stop();
@@ -487,11 +546,59 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     let deletions = browser.see("/deliveries?type=user.deleted&outcome=applied");
     assert_eq!(deletions.matches("href=\"/users/user_").count(), 1);
     assert!(browser.see("/deliveries?outcome=stale").contains("There are none"));
+    // What is not of users is recorded as well, whatever it is called.
+    for event_type in ["organization.created", "user.invented"] {
+        let event = json!({"type": event_type, "object": "event", "data": {"id": "other_1"}});
+        assert_eq!(service.post(&post(&event)).word(), "ignored");
+        let found = browser.see(&format!("/deliveries?type=+{event_type}+&outcome=ignored"));
+        assert_eq!(found.matches(&format!("data-label=\"Type\">{event_type}</td>")).count(), 1, "{found}");
+        assert!(found.contains(&format!("value=\"{event_type}\" list=\"types\"")), "{found}");
+    }
+    let page = browser.see("/deliveries?outcome=odd");
+    for offered in ["applied", "unchanged", "stale", "ignored", "discarded"] {
+        assert!(page.contains(&format!("<option value=\"{offered}\">")), "{offered}: {page}");
+    }
+    assert!(page.contains("<option value=\"session.created\">"), "{page}");
+    assert!(page.contains("<option value=\"odd\" selected>odd"), "{page}");
 
     let signups = browser.see("/sign-ups");
     assert!(signups.contains("<svg") && signups.contains("Sign-ups in these 30 days"), "{signups}");
     for by in ["/sign-ups?by=week", "/sign-ups?by=month"] {
         assert!(browser.see(by).contains("<svg"));
+    }
+    service.stop();
+}
+
+/// The path of a link, as a browser goes there.
+fn followed(page: &str, folder: &str, id: &str) -> String {
+    let base = url::Url::parse("http://127.0.0.1/").expect("a URL");
+    let links = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let path = links.map(|link| base.join(link).expect("a link").path().to_owned());
+    let mut path = path.filter(|path| path.starts_with(folder) && path.replace("%7E", "~").ends_with(id));
+    path.next().unwrap_or_else(|| panic!("no link to {folder}{id}: {page}"))
+}
+
+fn an_id_that_looks_like_a_path_has_a_page(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    host.refuse_first_name("Bad");
+    for id in [".", "..", "~", "~user"] {
+        let letter = post(&user("user.created", id, milliseconds(), "Bad"));
+        assert_eq!(service.post(&letter).word(), "parked");
+        let letter = browser.see(&format!("/queue/{}", letter.id));
+        let page = browser.see(&followed(&letter, "/users/", id));
+        assert!(page.contains(&format!("<h1>{id}</h1>")) && page.contains("Not applied yet"), "{page}");
+    }
+    for (number, id) in [".", ".."].into_iter().enumerate() {
+        host.sql(&format!(
+            "UPDATE webhook_queue SET svix_id = '{id}', state = 'dead', next_attempt_at = NULL WHERE clerk_id = '{id}'"
+        ));
+        let list = browser.see("/queue");
+        let path = followed(&list, "/queue/", id);
+        let page = browser.see(&path);
+        assert!(page.contains(&format!("<h1>{id}</h1>")), "{page}");
+        browser.pressed(&page, &path, "discard");
+        assert_eq!(host.count("processed_webhooks WHERE outcome = 'discarded'"), number + 1);
     }
     service.stop();
 }

@@ -469,12 +469,19 @@ mod collected {
     fn a_collector_that_speaks_json_is_spoken_to_in_json() {
         let Some(mut host) = Host::with(Keeper::Sqlite) else { return };
         let collector = Receiver::start(|_| reply(200, "{}"));
-        host.set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &format!("{}/over/here", collector.url));
+        let endpoint = format!("{}/over/here", collector.url.replace("http://", "http://clerk:s3cret@"));
+        host.set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &endpoint);
         host.set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json");
         host.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20t0ken");
         host.set("OTEL_SERVICE_NAME", "users");
         host.set("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test");
         let service = host.serve();
+        // Where to is told at the start, without what opens it.
+        let told =
+            format!(r#""endpoint":"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT","collector":"{}""#, collector.url);
+        let log = service.log();
+        assert!(log.contains("traces are exported") && log.contains(&told), "{log}");
+        assert!(!log.contains("s3cret") && !log.contains("over/here"), "{log}");
         assert_eq!(service_word(&service, &created("user_1")), "applied");
         // What is not exported yet is at the end.
         service.stop();

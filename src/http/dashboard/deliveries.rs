@@ -16,16 +16,18 @@ use super::{
     trouble::Trouble,
 };
 use crate::{
+    clerk::event::KNOWN_TYPES,
     http::{
         App,
         v1::{query::page as cut, read},
     },
-    model::SvixId,
+    model::{Outcome, SvixId},
     store::{DeliveryFilter, LOOKED_THROUGH, Processed},
 };
 
-const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
-const OUTCOMES: [&str; 5] = ["applied", "unchanged", "stale", "ignored", "discarded"];
+/// Every outcome that is recorded. The others are only answers.
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Applied, Outcome::Unchanged, Outcome::Stale, Outcome::Ignored, Outcome::Discarded];
 
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -40,8 +42,8 @@ pub(super) async fn list(
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
     let content = html! {
         form.filter method="get" action="/deliveries" {
-            (choice("type", "Type", &TYPES, filter.event_type.as_deref()))
-            (choice("outcome", "Outcome", &OUTCOMES, filter.outcome.as_deref()))
+            (types(filter.event_type.as_deref().unwrap_or_default()))
+            (outcomes(filter.outcome.as_deref()))
             button.quiet { "Show" }
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
@@ -56,10 +58,11 @@ fn filter(query: &str) -> DeliveryFilter {
     let mut filter = DeliveryFilter::default();
     let (mut at, mut id) = (None, None);
     for (name, value) in url::form_urlencoded::parse(query.as_bytes())
-        .filter(|(_, value)| !value.is_empty() && !value.contains('\0'))
+        .filter(|(_, value)| !value.trim().is_empty() && !value.contains('\0'))
     {
         match &*name {
-            "type" => filter.event_type = Some(value.into_owned()),
+            // Typed or pasted, with a blank somewhere.
+            "type" => filter.event_type = Some(value.trim().to_owned()),
             "outcome" => filter.outcome = Some(value.into_owned()),
             "at" => at = DateTime::parse_from_rfc3339(&value).ok().map(|at| at.to_utc()),
             "id" => id = SvixId::new(value),
@@ -82,13 +85,29 @@ fn link(filter: &DeliveryFilter, last: &Processed) -> String {
     format!("/deliveries?{}", query.finish())
 }
 
-fn choice(name: &str, label: &str, values: &[&str], chosen: Option<&str>) -> Markup {
+/// Any type can be asked for: new ones appear without notice. Those that are known are proposed.
+fn types(asked: &str) -> Markup {
     html! {
         label {
-            (label)
-            select name=(name) {
+            "Type"
+            input name="type" value=(asked) list="types" placeholder="all" autocomplete="off" spellcheck="false";
+        }
+        datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+    }
+}
+
+fn outcomes(asked: Option<&str>) -> Markup {
+    let unknown = asked.filter(|asked| OUTCOMES.iter().all(|outcome| outcome.name() != *asked));
+    html! {
+        label {
+            "Outcome"
+            select name="outcome" {
                 option value="" { "all" }
-                @for value in values { option value=(value) selected[chosen == Some(*value)] { (value) } }
+                @for outcome in OUTCOMES {
+                    option value=(outcome) selected[asked == Some(outcome.name())] { (outcome) }
+                }
+                // What is asked for is shown, also if nothing ever has it.
+                @if let Some(unknown) = unknown { option value=(unknown) selected { (unknown) } }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::http::error::Problem;
+use crate::{http::error::Problem, telemetry};
 
 /// Something that many look at and one reads.
 pub(super) struct Glance<T> {
@@ -36,14 +36,14 @@ impl<T: Clone + Send + 'static> Glance<T> {
         if let Some(last) = last.as_ref().filter(|last| Instant::now() < last.good_until) {
             return last.found.clone();
         }
-        let reading = tokio::spawn(async move {
+        let reading = tokio::spawn(telemetry::Request::inherit(async move {
             let began = Instant::now();
             let found = read.await;
             // What was in vain may not be for long.
             let good_for = if found.is_ok() { fresh.max(began.elapsed() * sparing) } else { fresh };
             *last = Some(Reading { found: found.clone(), good_until: Instant::now() + good_for });
             found
-        });
+        }));
         // If it panicked, that is in the log.
         reading.await.unwrap_or(Err(Problem::Internal))
     }

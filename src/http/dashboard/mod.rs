@@ -9,6 +9,7 @@ mod chart;
 mod deliveries;
 mod form;
 mod glance;
+mod notice;
 mod overview;
 mod page;
 mod queue;
@@ -247,7 +248,7 @@ fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Respo
                 ", and start the service again." }
         }
     };
-    stranger(status, "clerk-sync", &content)
+    stranger(status, "Sign in", &content)
 }
 
 /// `POST /sign-out`

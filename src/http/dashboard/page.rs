@@ -48,12 +48,12 @@ pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup)
     document(title, &frame).into_response()
 }
 
-/// A page for somebody who is not.
+/// A page for somebody who is not. It shows whose it is; its title says what it is for.
 pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Response {
     let frame = html! {
         main.stranger id="content" {
             img src="/assets/icon.svg" alt="" width="40" height="40";
-            h1 { (title) }
+            h1 { "clerk-sync" }
             (content)
         }
     };
@@ -229,11 +229,22 @@ pub(super) fn masked(value: &str) -> String {
     masked
 }
 
-/// Where something with this id is: ids come from outside, and may look like paths or queries.
+/// Stands before an id that a path cannot hold as it is.
+pub(super) const ESCAPE: char = '~';
+
+/// Where something with this id is: ids come from outside, and may look like paths or queries. [`Segment`] reads it.
+///
+/// [`Segment`]: super::trouble::Segment
 pub(super) fn whereabouts(folder: &str, id: &str) -> String {
-    let id: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    let encoded: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
     // In a path a plus is a plus.
-    format!("{folder}/{}", id.replace('+', "%20"))
+    let encoded = encoded.replace('+', "%20");
+    // Browsers go up for these, however they are written.
+    if matches!(id, "." | "..") || id.starts_with(ESCAPE) {
+        format!("{folder}/{ESCAPE}{encoded}")
+    } else {
+        format!("{folder}/{encoded}")
+    }
 }
 
 /// Go there, by GET.

@@ -14,7 +14,8 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     form::Form,
-    page::{Deed, ROWS, asking, button, count, fact, grouped, masked, page, see, table, time, whereabouts},
+    notice::{Done, see_done, told},
+    page::{Deed, ROWS, asking, button, count, fact, grouped, masked, page, table, time, whereabouts},
     session::Session,
     trouble::{Segment, Trouble},
 };
@@ -67,7 +68,9 @@ pub(super) async fn list(
         None => "None. Whatever came is applied.",
     };
     let again = format!("{} will be tried again now.", count(depth.dead, "delivery", "deliveries"));
+    let now = (app.clock)();
     let content = html! {
+        (told(query.as_deref(), now))
         p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
         nav.tabs aria-label="State" {
             @for (other, label, number) in tabs {
@@ -76,7 +79,7 @@ pub(super) async fn list(
                 }
             }
         }
-        (queued_table(&found, (app.clock)(), nothing))
+        (queued_table(&found, now, nothing))
         @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
         @if depth.dead > 0 {
             div.deeds {
@@ -120,9 +123,9 @@ pub(super) async fn act_on_all(
         return Err(Problem::NotFound.into());
     }
     let now = (app.clock)();
-    read(&app, async move |store| queue::retry(&*store, &Which::All, now, false).await).await?;
+    let done = read(&app, async move |store| queue::retry(&*store, &Which::All, now, false).await).await?;
     app.committer.bell().notify_one();
-    Ok(see("/queue?state=pending"))
+    Ok(see_done("/queue?state=pending", Done::Retried, done.deliveries, now))
 }
 
 /// `GET /queue/{svix_id}`
@@ -155,9 +158,9 @@ pub(super) async fn act(
             show_one(&app, &session, &id, recorded).await
         }
         Some("retry") => {
-            read(&app, async move |store| queue::retry(&*store, &these, now, false).await).await?;
+            let done = read(&app, async move |store| queue::retry(&*store, &these, now, false).await).await?;
             app.committer.bell().notify_one();
-            Ok(see("/queue"))
+            Ok(see_done("/queue", Done::Retried, done.deliveries, now))
         }
         Some("discard") => {
             let done =
@@ -166,7 +169,7 @@ pub(super) async fn act(
                 let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
                 return Ok(page(&session, "/queue", "Not discarded", &content));
             }
-            Ok(see("/queue"))
+            Ok(see_done("/queue", Done::Discarded, done.deliveries, now))
         }
         _ => Err(Problem::NotFound.into()),
     }

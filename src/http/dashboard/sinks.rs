@@ -15,7 +15,8 @@ use maud::{Markup, html};
 
 use super::{
     form::Form,
-    page::{Column, Deed, ROWS, asking, count, fact, grouped, page, see, table, time, whereabouts},
+    notice::{Done, see_done, told},
+    page::{Column, Deed, ROWS, asking, count, fact, grouped, page, table, time, whereabouts},
     session::Session,
     trouble::{Segment, Trouble},
     verdict::HELD_UP,
@@ -136,6 +137,7 @@ pub(super) async fn show(
         (None, "All", None),
     ];
     let content = html! {
+        (told(query.as_deref(), now))
         dl.facts {
             (fact("State", &state(&name, &sinks, &app)))
             (fact("Waiting", &html! { (grouped(waiting)) }))
@@ -228,18 +230,26 @@ pub(super) async fn act(
     }
     let now = (app.clock)();
     let sink = name.clone();
-    match form.value("action") {
-        Some("pause") => read(&app, async move |store| store.pause_sink(&sink, now).await).await?,
-        Some("resume") => _ = read(&app, async move |store| store.resume_sink(&sink).await).await?,
+    let (done, number) = match form.value("action") {
+        Some("pause") => {
+            read(&app, async move |store| store.pause_sink(&sink, now).await).await?;
+            (Done::Paused, 1)
+        }
+        Some("resume") => {
+            read(&app, async move |store| store.resume_sink(&sink).await).await?;
+            (Done::Resumed, 1)
+        }
         Some("retry") => {
-            _ = read(&app, async move |store| retry(&*store, &Selection::Sink(sink), false, now).await)
-                .await?;
+            let dead = Selection::Sink(sink);
+            let tally = read(&app, async move |store| retry(&*store, &dead, false, now).await).await?;
+            (Done::SentAgain, tally.done)
         }
         Some("discard") => {
-            _ = read(&app, async move |store| discard(&*store, &Selection::Sink(sink), false, now).await)
-                .await?;
+            let dead = Selection::Sink(sink);
+            let tally = read(&app, async move |store| discard(&*store, &dead, false, now).await).await?;
+            (Done::GivenUp, tally.done)
         }
         _ => return Err(Problem::NotFound.into()),
-    }
-    Ok(see(&format!("/sinks/{name}")))
+    };
+    Ok(see_done(&format!("/sinks/{name}"), done, number, now))
 }

@@ -7,7 +7,10 @@ use axum::{
 };
 use maud::{Markup, html};
 
-use super::{page::page, session::Session};
+use super::{
+    page::{ESCAPE, page},
+    session::Session,
+};
 use crate::http::error::Problem;
 
 /// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
@@ -28,15 +31,18 @@ impl IntoResponse for Trouble {
     }
 }
 
-/// The part of a path that stands for an id or a name; what is no text names nothing.
+/// The part of a path that stands for an id or a name, as [`whereabouts`] writes it; what is no text names nothing.
+///
+/// [`whereabouts`]: super::page::whereabouts
 pub(super) struct Segment(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
     type Rejection = Trouble;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Trouble> {
-        let segment = Path::from_request_parts(parts, state).await;
-        segment.map(|Path(segment)| Self(segment)).map_err(|_| Trouble(Problem::NotFound))
+        let segment = Path::<String>::from_request_parts(parts, state).await;
+        let Path(segment) = segment.map_err(|_| Trouble(Problem::NotFound))?;
+        Ok(Self(segment.strip_prefix(ESCAPE).map(ToOwned::to_owned).unwrap_or(segment)))
     }
 }
 
@@ -57,7 +63,7 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
             html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
             "load the page again and repeat it." } },
         ),
-        Problem::DatabaseUnavailable | Problem::Overloaded => {
+        Problem::DatabaseUnavailable | Problem::NotMigrated | Problem::Overloaded => {
             (cause(problem), html! { div data-refresh="5" { (remedy(problem)) } })
         }
         other => ("That did not work", html! { p { "The reason: " (other) "." } }),
@@ -73,6 +79,7 @@ pub(super) fn cause(problem: Problem) -> &'static str {
     match problem {
         Problem::Overloaded => "Too many are looking at this at once",
         Problem::Internal => "Something failed unexpectedly",
+        Problem::NotMigrated => "The tables are of another version, so nothing can be applied",
         _ => "The database cannot be reached, so nothing can be applied",
     }
 }
@@ -83,6 +90,11 @@ pub(super) fn remedy(problem: Problem) -> Markup {
         @match problem {
             Problem::Overloaded => p { "Two questions are put to the database at a time, so that webhooks have room. Wait a moment." },
             Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
+            Problem::NotMigrated => p {
+                "Run " code { "clerk-sync migrate" } " with the settings of this service, or start it without "
+                code { "--no-migrate" } "; " code { "clerk-sync migrate status" } " lists what is pending. Nothing is lost "
+                "meanwhile: Svix is told 503 and sends again for 28 hours."
+            },
             _ => p {
                 "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }
                 " names running, and not full? " code { "clerk-sync doctor" } " says what it answers."

@@ -109,6 +109,14 @@ struct Known {
     receipts: Vec<Receipt>,
 }
 
+impl Known {
+    /// Whether all there is is a tombstone: nobody of this id was ever here, or there would be lines and receipts.
+    fn is_deleted_stranger(&self) -> bool {
+        let is_deleted = self.register.as_ref().is_some_and(|register| register.deleted);
+        is_deleted && self.row.is_none() && self.trail.is_empty() && self.receipts.is_empty()
+    }
+}
+
 /// `GET /users/{clerk_id}`
 pub(super) async fn show(
     State(app): State<Arc<App>>,
@@ -196,9 +204,10 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
 
 fn why_no_row(known: &Known) -> &'static str {
     match &known.register {
-        Some(register) if register.deleted => {
-            "There is no row: the user is deleted, or their deletion came first."
+        Some(_) if known.is_deleted_stranger() => {
+            "There is no row: the deletion came before anything else of this user."
         }
+        Some(register) if register.deleted => "There is no row: the user is deleted.",
         _ if !known.waiting.is_empty() => {
             "There is no row yet: what came of the user waits, or could not be applied."
         }
@@ -253,7 +262,11 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now, "")) h3 { "Applied" } }
         (processed_table(deliveries, now, false))
         h2 { "Audit trail" }
-        (audited(trail))
+        @if known.is_deleted_stranger() {
+            p.nothing { "Deleted before anybody of this id was here: nothing was kept, so there is nothing to tell." }
+        } @else {
+            (audited(trail))
+        }
         @if !receipts.is_empty() { h2 { "Erasure" } (confirmed(receipts)) }
     }
 }

@@ -40,11 +40,13 @@ use super::{
     App, Bodies,
     attempts::Attempts,
     error::Problem,
+    health::Probe,
     token::{self, Token},
 };
 use crate::{
-    store::{self, Store},
+    store::{self, Store, StoreError, Trouble},
     sync::ensure::Ensure,
+    telemetry,
 };
 
 /// What the documentation says of answers that several routes give.
@@ -171,22 +173,33 @@ where
     let place = timeout_at(now + app.answer_within / 2, Arc::clone(&app.api.places).acquire_owned()).await;
     let Ok(Ok(place)) = place else { return Err(Problem::Overloaded) };
     let answer = ask(Arc::clone(&app.api.store));
-    let reading = tokio::spawn(async move {
+    let probe = app.probe.clone();
+    let reading = tokio::spawn(telemetry::Request::inherit(async move {
         let _place = place;
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the private API could not read");
-                Err(Problem::DatabaseUnavailable)
+        let found = async move {
+            match answer.await {
+                Ok(found) => Ok(found),
+                Err(error) => Err(cause(&error, probe).await),
             }
-            Err(_) => {
-                tracing::warn!("the private API could not read in time");
-                Err(Problem::DatabaseUnavailable)
-            }
-        }
-    });
+        };
+        timeout_at(deadline, found).await.unwrap_or_else(|_| {
+            tracing::warn!("the private API could not read in time");
+            Err(Problem::DatabaseUnavailable)
+        })
+    }));
     // If it panicked, that is in the log.
     reading.await.unwrap_or(Err(Problem::Internal))
+}
+
+/// Why nothing was read. A statement of ours that the database refuses is most often one for tables of another version.
+async fn cause(error: &StoreError, probe: Probe) -> Problem {
+    tracing::warn!(%error, "the private API could not read");
+    let is_refused = matches!(error.trouble, Trouble::Broken | Trouble::Schema);
+    if is_refused && probe.ask().await == Some(Problem::SchemaNotCurrent) {
+        Problem::NotMigrated
+    } else {
+        Problem::DatabaseUnavailable
+    }
 }
 
 /// The body of a request that says which of many are meant. What is not allowed is told by `complaint`.

@@ -54,7 +54,7 @@ pub(super) fn around<F: Future>(_: Option<&Recording>, work: F) -> F {
     work
 }
 
-pub(super) fn begin(endpoint: &str) -> Result<bool, String> {
+pub(super) fn begin(endpoint: &str) -> Result<Option<String>, String> {
     Err(format!("{endpoint} is set, and this program was built without the feature `otel`"))
 }
 

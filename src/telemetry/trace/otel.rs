@@ -147,14 +147,14 @@ pub(super) fn around<F: Future>(
     work.with_context(context)
 }
 
-/// Whether it is on now; if it is not though an endpoint is set, why.
-pub(super) fn begin(endpoint: &str) -> Result<bool, String> {
+/// Which server it exports to now, if any; if it does not though it was asked to, why.
+pub(super) fn begin(endpoint: &str) -> Result<Option<String>, String> {
     if variable("OTEL_SDK_DISABLED").eq_ignore_ascii_case("true") {
-        return Ok(false);
+        return Ok(None);
     }
     match &*variable("OTEL_TRACES_EXPORTER") {
         "" | "otlp" => {}
-        "none" => return Ok(false),
+        "none" => return Ok(None),
         _ => {
             return Err(
                 "OTEL_TRACES_EXPORTER names an exporter that is not built in; otlp and none are".to_owned()
@@ -174,15 +174,17 @@ pub(super) fn begin(endpoint: &str) -> Result<bool, String> {
     };
     // The SDK would take the address of this machine in its place.
     let url = Url::parse(&variable(endpoint)).ok();
-    if !url.is_some_and(|url| url.has_host() && matches!(url.scheme(), "http" | "https")) {
+    let url = url.filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
+    let Some(url) = url else {
         return Err(format!("{endpoint} is no address that begins with http:// or https://"));
-    }
+    };
     if TRACING.get().is_none() {
         let provider = provider(protocol)?;
         let tracer = provider.tracer("clerk-sync");
         let _ = TRACING.set((provider, tracer));
     }
-    Ok(true)
+    // Before the host a password may stand, and behind it a key.
+    Ok(Some(url.origin().ascii_serialization()))
 }
 
 fn provider(protocol: Protocol) -> Result<SdkTracerProvider, String> {
