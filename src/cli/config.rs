@@ -18,7 +18,7 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn run(self, settings: &Settings, matches: &ArgMatches) -> Result<(), Failure> {
         let (config, mistakes) = settings.diagnose(Needs::SERVE);
-        let mut values = config.effective(matches, &settings.dotenv.taken);
+        let mut values = config.effective(matches, &settings.dotenv);
         // There is only a stand-in for what is mistaken.
         for of in &mut values {
             of.value =
@@ -60,9 +60,10 @@ fn text<'a>(of: &'a Effective, mistakes: &[Mistake]) -> &'a str {
     let is_mistaken = |variable| mistakes.iter().any(|mistake| mistake.is_about(variable));
     match (&of.value, of.variable) {
         (Some(value), _) => value,
-        (None, variable) if is_mistaken(variable) => "(cannot be used)",
         (None, _) if of.origin == Origin::Default => "(not set)",
-        (None, "SENTRY_ENVIRONMENT" | "SENTRY_RELEASE") if !is_mistaken("SENTRY_DSN") => {
+        (None, "SENTRY_ENVIRONMENT" | "SENTRY_RELEASE")
+            if !is_mistaken(of.variable) && !is_mistaken("SENTRY_DSN") =>
+        {
             "(not used: SENTRY_DSN is not set)"
         }
         (None, _) => "(cannot be used)",

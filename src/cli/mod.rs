@@ -33,7 +33,10 @@ use std::{
 
 use anyhow::Context;
 use chrono::{TimeDelta, Utc};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -194,15 +197,26 @@ fn run() -> Result<(), Failure> {
     result
 }
 
-/// Say what is wrong with the command line. In what clap prints of the usage every variable that is set would stand like a
-/// flag that was given, so that it is asked once more without them.
-fn refuse(error: clap::Error) -> ! {
-    let is_help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    if is_help {
-        error.exit();
+/// Say what is wrong with the command line, and how to use the command. In clap's own words of the latter every variable that
+/// is set would stand like a flag that was given.
+fn refuse(mut error: clap::Error) -> ! {
+    if error.get(ContextKind::Usage).is_some() {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let mut command = command_line();
+        command.build();
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(usage(&mut command, &words)));
     }
-    let plain = command_line().mut_args(|argument| argument.env(None));
-    plain.try_get_matches().err().unwrap_or(error).exit()
+    error.exit()
+}
+
+/// How to use the command that these words lead to.
+fn usage(command: &mut clap::Command, words: &[String]) -> clap::builder::StyledStr {
+    for (place, word) in words.iter().enumerate() {
+        if let Some(below) = command.find_subcommand_mut(word) {
+            return usage(below, &words[place + 1..]);
+        }
+    }
+    command.render_usage()
 }
 
 /// There are many settings, and every command has them: -h tells of the command, --help of them too.

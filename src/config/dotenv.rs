@@ -25,7 +25,7 @@ const TOLD: usize = 10;
 #[derive(Clone, Default)]
 pub struct Dotenv {
     /// The names that were taken from the file; what the environment had already was not.
-    pub taken: Vec<String>,
+    pub(super) taken: Vec<String>,
     /// Every name that stands in the file.
     pub(super) names: Vec<String>,
     /// Every name that the environment had before.

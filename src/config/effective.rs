@@ -7,7 +7,7 @@ use clap::{ArgMatches, Args, Command, parser::ValueSource};
 use humantime::format_duration;
 use secrecy::ExposeSecret;
 
-use super::{AllowedAddresses, Config, Database, Settings, mistake::flag};
+use super::{AllowedAddresses, Config, Database, Dotenv, Settings, mistake::flag};
 use crate::{model::FieldSet, telemetry::LogFormat};
 
 /// One variable.
@@ -46,9 +46,8 @@ impl fmt::Display for Origin {
 }
 
 impl Config {
-    /// Every variable, in the order of the documentation. `matches` are those of the whole command line, `dotenv` the
-    /// names that [`load_dotenv`](super::load_dotenv) took from the file.
-    pub fn effective(&self, matches: &ArgMatches, dotenv: &[String]) -> Vec<Effective> {
+    /// Every variable, in the order of the documentation. `matches` are those of the whole command line.
+    pub fn effective(&self, matches: &ArgMatches, dotenv: &Dotenv) -> Vec<Effective> {
         let given = Given { matches, dotenv, arguments: Settings::augment_args(Command::new("clerk-sync")) };
         let values = self.values().into_iter();
         values
@@ -158,7 +157,7 @@ impl Config {
 /// What was given, and how.
 struct Given<'a> {
     matches: &'a ArgMatches,
-    dotenv: &'a [String],
+    dotenv: &'a Dotenv,
     /// The definition of every setting.
     arguments: Command,
 }
@@ -169,6 +168,10 @@ impl Given<'_> {
         match (self.of(variable), self.of(&file)) {
             (Some(origin), _) => origin,
             (None, Some(_)) => Origin::File(file),
+            // Its line is there, and cannot be understood.
+            (None, None) if self.dotenv.mistakes.iter().any(|mistake| mistake.is_about(variable)) => {
+                Origin::Dotenv
+            }
             (None, None) => Origin::Default,
         }
     }
@@ -184,7 +187,7 @@ impl Given<'_> {
         match self.matches.value_source(id)? {
             _ if text.trim().is_empty() => None,
             ValueSource::CommandLine => Some(Origin::CommandLine(flag(variable))),
-            _ if self.dotenv.iter().any(|name| name == variable) => Some(Origin::Dotenv),
+            _ if self.dotenv.taken.iter().any(|name| name == variable) => Some(Origin::Dotenv),
             _ => Some(Origin::Environment),
         }
     }

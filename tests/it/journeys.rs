@@ -526,7 +526,8 @@ fn the_configuration_is_shown_with_its_origins_and_without_secrets() {
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET_FILE");
     let refused = host.run(&["config"]);
     assert_eq!(refused.code, Some(78), "{refused:?}");
-    assert!(refused.stdout.contains("CLERK_WEBHOOK_SIGNING_SECRET") && refused.stdout.contains("(not set)"));
+    let line = refused.stdout.lines().find(|line| line.starts_with("CLERK_WEBHOOK_SIGNING_SECRET")).unwrap();
+    assert!(line.contains("  (not set)  ") && line.ends_with("  default"), "{refused:?}");
     let words = "`clerk-sync serve` would refuse this:\n  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set";
     assert!(refused.stderr.contains(words), "{refused:?}");
 }
@@ -1033,11 +1034,12 @@ fn secrets_may_stand_in_files_and_variables_in_an_env_file() {
 #[test]
 fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() {
     let mut host = host();
-    host.write(".env", "hunter2 hunter2\nQUEUE_MAX_ATTEMPTS=7\nhunter2\n");
+    host.write(".env", "hunter2 hunter2\nQUEUE_MAX_ATTEMPTS=7\nhunter2\nADMIN_TOKEN=hunter2 hunter2\n");
     let shown = host.run(&["config", "--json"]);
     assert_eq!(shown.code, Some(78), "{shown:?}");
     let json: Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(json["QUEUE_MAX_ATTEMPTS"], json!({ "value": "7", "origin": ".env" }));
+    assert_eq!(json["ADMIN_TOKEN"], json!({ "value": null, "origin": ".env" }));
     assert!(shown.stderr.contains(".env: lines 1 and 3 cannot be understood"), "{shown:?}");
     for command in [["migrate"].as_slice(), &["sample", "user.created"], &["completions", "bash"]] {
         let refused = host.run(command);
@@ -1071,10 +1073,11 @@ fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set(
     let mut host = host();
     host.write(".env", "QUEUE_MAX_ATTEMPTS=7\nADMIN_TOKEN=hunter2\n");
     for (arguments, usage) in [
-        (["erase"].as_slice(), "Usage: clerk-sync erase <USER_ID>\n"),
-        (&["ensure"], "Usage: clerk-sync ensure <USER_ID>\n"),
-        (&["send"], "Usage: clerk-sync send <TYPE>\n"),
-        (&["queue", "show"], "Usage: clerk-sync queue show <SVIX_ID>\n"),
+        (["erase"].as_slice(), "Usage: clerk-sync erase [OPTIONS] <USER_ID>\n"),
+        (&["serve", "--wat"], "Usage: clerk-sync serve [OPTIONS]\n"),
+        (&["ensure"], "Usage: clerk-sync ensure [OPTIONS] <USER_ID>\n"),
+        (&["send"], "Usage: clerk-sync send [OPTIONS] <TYPE>\n"),
+        (&["queue", "show"], "Usage: clerk-sync queue show [OPTIONS] <SVIX_ID>\n"),
     ] {
         let refused = host.run(arguments);
         assert_eq!(refused.code, Some(2), "{refused:?}");

@@ -92,25 +92,26 @@ fn outbox(depths: &[SinkDepth], paused: &Paused, now: DateTime<Utc>) -> Vec<Find
     let mut findings: Vec<Finding> = depths.iter().filter_map(|sink| of_sink(sink, paused, now)).collect();
     // Of a sink that nothing waits for nothing else is known.
     for (sink, since) in paused.iter().filter(|(name, _)| depths.iter().all(|depth| depth.sink != *name)) {
-        findings.push(is_paused(sink, now - *since, "no message waits"));
+        findings.push(is_paused(sink, now - *since, &messages(0)));
     }
     if findings.is_empty() {
         let pending = depths.iter().map(|depth| depth.pending).sum();
-        findings.push(Finding::ok(
-            OUTBOX,
-            match pending {
-                0 => "no message waits".to_owned(),
-                pending => count(pending, "message waits", "messages wait"),
-            },
-        ));
+        findings.push(Finding::ok(OUTBOX, messages(pending)));
     }
     findings
+}
+
+fn messages(waiting: u64) -> String {
+    match waiting {
+        0 => "no message waits".to_owned(),
+        waiting => count(waiting, "message waits", "messages wait"),
+    }
 }
 
 /// What is wrong with the messages for one sink, if anything is.
 fn of_sink(depth: &SinkDepth, paused: &Paused, now: DateTime<Utc>) -> Option<Finding> {
     let SinkDepth { sink, pending, dead, oldest } = depth;
-    let waiting = count(*pending, "message waits", "messages wait");
+    let waiting = messages(*pending);
     if *dead > 0 {
         let remedy = format!(
             "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox retry --sink {sink}`"
@@ -210,7 +211,7 @@ mod tests {
         );
         assert_eq!(
             one(sink(0, 2, hours(0)), &vec![]),
-            "warn outbox: crm: 2 messages were given up; 0 messages wait"
+            "warn outbox: crm: 2 messages were given up; no message waits"
         );
         let paused = vec![("crm".to_owned(), NOW - TimeDelta::days(3))];
         assert_eq!(
