@@ -201,7 +201,9 @@ fn run() -> Result<(), Failure> {
 /// is set would stand like a flag that was given.
 fn refuse(mut error: clap::Error) -> ! {
     if error.get(ContextKind::Usage).is_some() {
-        let words: Vec<String> = std::env::args().skip(1).collect();
+        // What is no text is the name of no command.
+        let words: Vec<String> =
+            std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
         let mut command = command_line();
         command.build();
         error.insert(ContextKind::Usage, ContextValue::StyledStr(usage(&mut command, &words)));

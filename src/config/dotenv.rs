@@ -28,7 +28,7 @@ pub struct Dotenv {
     pub(super) taken: Vec<String>,
     /// Every name that stands in the file.
     pub(super) names: Vec<String>,
-    /// Every name that the environment had before.
+    /// Every name that the environment had before. What is empty counts as not set, there and in the file.
     pub(super) environment: Vec<String>,
     /// What is wrong with the file. Its lines are never shown: they may be secrets.
     pub(super) mistakes: Vec<Mistake>,
@@ -53,12 +53,15 @@ impl Dotenv {
 /// wins. No file is fine, and lines that cannot be understood are left out. Call it before any thread is started and
 /// before the command line is read.
 pub fn load_dotenv() -> Dotenv {
-    let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let set = env::vars_os().filter(|(_, value)| !value.is_empty());
+    let names = set.filter_map(|(name, _)| name.into_string().ok());
     let mut dotenv = Dotenv { environment: names.collect(), ..Dotenv::default() };
     let file = find().and_then(|path| path.map(|path| Ok((fs::read(&path)?, path))).transpose());
     match file {
         Ok(None) => {}
         Ok(Some((bytes, path))) => dotenv.take(&bytes, &shown(&path)),
+        // It was there a moment ago, or the directory that we are in is not there any more.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => dotenv.mistakes.push(Mistake {
             variable: NAME.to_owned(),
             explanation: format!("the file cannot be read: {}", unreadable(&error)),
@@ -90,8 +93,9 @@ impl Dotenv {
     fn take(&mut self, bytes: &[u8], file: &str) {
         let Understood { text, broken } = understand(bytes);
         self.mistakes = self.mistakes_of(&broken, file);
-        self.names = dotenvy::from_read_iter(text.as_bytes()).flatten().map(|(name, _)| name).collect();
-        let is_new = |name: &&String| !self.environment.contains(name);
+        let set = dotenvy::from_read_iter(text.as_bytes()).flatten().filter(|(_, value)| !value.is_empty());
+        self.names = set.map(|(name, _)| name).collect();
+        let is_new = |name: &&String| env::var_os(name.as_str()).is_none();
         self.taken = self.names.iter().filter(is_new).cloned().collect();
         // It stops at lines that cannot be understood, and there are none left.
         let _ = dotenvy::from_read(text.as_bytes());

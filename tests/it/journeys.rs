@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     net::TcpListener,
+    os::unix::ffi::OsStrExt,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -944,6 +946,8 @@ fn wrong_usage_is_2() {
         assert!(!told.contains(SECRET), "{told}");
     }
     assert!(host.run(&["--help"]).succeeded().contains("Exit codes:"));
+    let no_text = host.command(&["erase"]).arg(OsStr::from_bytes(b"\xff")).output().expect("output");
+    assert_eq!(no_text.status.code(), Some(2), "{no_text:?}");
     // What the environment sets is no part of how to use it.
     for command in ["sample", "send", "ensure"] {
         let wrong = host.run(&[command]).stderr;
