@@ -5,7 +5,7 @@
 
 use super::{Settings, dotenv::Dotenv};
 
-/// Whatever begins so was meant for us.
+/// Programs often want this before their names.
 const PREFIX: &str = "CLERK_SYNC_";
 
 /// What the endpoint's signing secret is called in tutorials and elsewhere.
@@ -16,6 +16,9 @@ const SIGNING_SECRETS: [&str; 5] = [
     "CLERK_SIGNING_SECRET",
     "WEBHOOK_SIGNING_SECRET",
 ];
+
+/// Names of others that are as close to one of ours as an error.
+const THEIRS: [&str; 3] = ["CLERK_FAPI_URL", "CLERK_BAPI_URL", "DATABASE_MIN_CONNECTIONS"];
 
 /// Where a name was found, which says how close to one of ours it has to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,8 +31,8 @@ impl Place {
     /// How many letters may be wrong: in a short name any other letter makes somebody else's.
     fn tolerance(self, name: &str) -> Option<usize> {
         match (self, name.len()) {
-            (Self::File, 6..=10) | (Self::Environment, 8..=15) => Some(1),
-            (Self::File, 11..) | (Self::Environment, 16..) => Some(2),
+            (_, 16..) => Some(2),
+            (Self::File, 6..) | (Self::Environment, 8..) => Some(1),
             // Only whether it is written in other letters.
             (Self::File, _) => Some(0),
             (Self::Environment, _) => None,
@@ -43,16 +46,17 @@ pub(super) fn warnings(dotenv: &Dotenv) -> Vec<String> {
     let mut warnings = Vec::new();
     let of_file = dotenv.names.iter().map(|name| (Place::File, name));
     let of_environment = dotenv.environment.iter().map(|name| (Place::Environment, name));
-    for (place, name) in of_file.chain(of_environment).filter(|(_, name)| !ours.contains(name)) {
-        let is_meant_for_us = place == Place::File && name.starts_with(PREFIX);
-        let rest = if is_meant_for_us { &name[PREFIX.len()..] } else { name };
-        let hint = match meant(rest, place, &ours) {
-            Some(ours) if is_meant_for_us || !is_set(ours, dotenv) => format!("did you mean {ours}?"),
-            None if is_meant_for_us => "see docs/configuration.md for those that there are".to_owned(),
-            _ => continue,
-        };
+    let is_known = |name: &String| ours.contains(name) || THEIRS.contains(&name.as_str());
+    for (place, name) in of_file.chain(of_environment).filter(|(_, name)| !is_known(name)) {
+        // In the environment Kubernetes sets such names, of a service that is called so.
+        let unprefixed = name.strip_prefix(PREFIX).filter(|_| place == Place::File);
+        let Some(meant) = meant(unprefixed.unwrap_or(name), place, &ours) else { continue };
+        if unprefixed.is_none() && is_set(meant, dotenv) {
+            continue;
+        }
         let who = if place == Place::File { ".env" } else { "the environment" };
-        let warning = format!("{name}: {who} sets it, and clerk-sync has no such variable; {hint}");
+        let warning =
+            format!("{name}: {who} sets it, and clerk-sync has no such variable; did you mean {meant}?");
         if !warnings.contains(&warning) {
             warnings.push(warning);
         }
@@ -128,8 +132,6 @@ mod tests {
                 format!("{name}: .env sets it, and clerk-sync has no such variable; did you mean {meant}?");
             assert_eq!(told(&[name, name], &[]), [expected]);
         }
-        let unlike = told(&["CLERK_SYNC_COLOUR"], &[]);
-        assert!(unlike[0].contains("docs/configuration.md"), "{unlike:?}");
         let in_environment = told(&[], &["DATABSE_URL", "CLERK_WEBHOOK_SIGNIN_SECRETS"]);
         assert!(in_environment.iter().all(|warning| warning.contains("the environment sets it")));
         assert_eq!(in_environment.len(), 2, "{in_environment:?}");
@@ -156,6 +158,12 @@ mod tests {
             "SENTRY_AUTH_TOKEN",
             "RUSTFLAGS",
             "CRM_SECRET",
+            "CLERK_SYNC_CRM_SECRET",
+            "CLERK_FAPI_URL",
+            "DATABASE_MIN_CONNECTIONS",
+            "DATABASE_SSL",
+            "DATABASE_URL_2",
+            "DATABASE_URL_UNPOOLED",
         ];
         assert_eq!(told(&theirs, &theirs), [""; 0]);
         // Kubernetes sets these of a service that is called so; shells set the others.

@@ -567,13 +567,13 @@ fn a_broken_env_file_is_told_by_its_lines_and_the_rest_is_looked_at_all_the_same
 
 fn a_misspelt_variable_is_told_with_the_one_that_is_meant(host: &mut Host) {
     let _clerk = prepare(host);
-    host.write(".env", "DATABASE_POOL=1\nSYNC_FIELD=email\nCLERK_SYNC_COLOUR=red\n");
+    host.write(".env", "DATABASE_POOL=1\nSYNC_FIELD=email\nCLERK_SYNC_LOG_FORMT=json\n");
     host.set("WEBHOOK_TOLERANCE_SECOND", "7");
     let report = doctor(host, &[]);
     assert_eq!(report.code, 0, "{report:#?}");
     for (name, meant) in [
         ("SYNC_FIELD: .env sets it", "did you mean SYNC_FIELDS?"),
-        ("CLERK_SYNC_COLOUR: .env sets it", "docs/configuration.md"),
+        ("CLERK_SYNC_LOG_FORMT: .env sets it", "did you mean LOG_FORMAT?"),
         ("WEBHOOK_TOLERANCE_SECOND: the environment sets it", "did you mean WEBHOOK_TOLERANCE_SECONDS?"),
     ] {
         let remedy = report.remedy("configuration", "warn", name);
