@@ -6,6 +6,9 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{http::error::Problem, telemetry};
 
+/// What was read is never good for longer: it may have taken its time because it had to wait.
+const LONGEST: Duration = Duration::from_mins(1);
+
 /// Something that many look at and one reads.
 pub(super) struct Glance<T> {
     last: Arc<Mutex<Option<Reading<T>>>>,
@@ -40,7 +43,8 @@ impl<T: Clone + Send + 'static> Glance<T> {
             let began = Instant::now();
             let found = read.await;
             // What was in vain may not be for long.
-            let good_for = if found.is_ok() { fresh.max(began.elapsed() * sparing) } else { fresh };
+            let spared = (began.elapsed() * sparing).min(LONGEST);
+            let good_for = if found.is_ok() { fresh.max(spared) } else { fresh };
             *last = Some(Reading { found: found.clone(), good_until: Instant::now() + good_for });
             found
         }));
