@@ -374,7 +374,8 @@ impl Request {
     }
 }
 
-/// Log panics from now on, each once, here: whoever catches one says nothing more of it at the level of errors.
+/// Log panics from now on, here: of one in a handler nothing more is said at the level of errors. A batch or a turn that was
+/// abandoned says which.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

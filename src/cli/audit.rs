@@ -76,20 +76,22 @@ async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Fail
             if json { say!("{}", as_json(line)) } else { print(line) }
         }
     }
-    let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+    let is_known = after.is_some() || {
+        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        !known.registers.is_empty() || !known.users.is_empty()
+    };
     store.close().await;
-    match after {
-        Some(_) => Ok(()),
-        None if known.registers.is_empty() && known.users.is_empty() => Err(never_heard_of(id)),
-        None => {
-            // To standard error: a program that reads the lines finds none.
-            complain(&format!(
-                "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how \
-                 they stand"
-            ));
-            Ok(())
-        }
+    if !is_known {
+        return Err(never_heard_of(id));
     }
+    if after.is_none() {
+        // To standard error: a program that reads the lines finds none.
+        complain(&format!(
+            "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how \
+             they stand"
+        ));
+    }
+    Ok(())
 }
 
 impl Verify {

@@ -15,6 +15,7 @@ use crate::{
     clerk::api::Persistence,
     model::{ClerkId, FieldSet, Source},
     store::Row,
+    telemetry::Request,
 };
 
 /// What all who ask for one user hear; none as long as it is not known.
@@ -56,11 +57,11 @@ impl Ensure {
         let (land, flight) = watch::channel(None);
         flights.insert(id.clone(), flight.clone());
         let (inner, id) = (Arc::clone(&self.0), id.clone());
-        tokio::spawn(async move {
+        tokio::spawn(Request::inherit(async move {
             let _landing = Landing { inner: &inner, id: &id };
             let answer = inner.find(&id).await.map_err(Arc::new);
             land.send_replace(Some(answer));
-        });
+        }));
         flight
     }
 }

@@ -112,15 +112,27 @@ fn messages(waiting: u64) -> String {
 fn of_sink(depth: &SinkDepth, paused: &Paused, now: DateTime<Utc>) -> Option<Finding> {
     let SinkDepth { sink, pending, dead, oldest } = depth;
     let waiting = messages(*pending);
+    let paused = paused.iter().find(|(name, _)| name == sink).map(|(_, since)| now - *since);
     if *dead > 0 {
-        let remedy = format!(
-            "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox retry --sink {sink}`"
-        );
         let dead = count(*dead, "message was", "messages were");
-        return Some(Finding::warn(OUTBOX, format!("{sink}: {dead} given up; {waiting}"), remedy));
+        let (paused, resume) = match paused {
+            Some(since) => (
+                format!("; it has been paused for {}", length(since)),
+                format!(" and `clerk-sync outbox resume {sink}`"),
+            ),
+            None => Default::default(),
+        };
+        return Some(Finding::warn(
+            OUTBOX,
+            format!("{sink}: {dead} given up; {waiting}{paused}"),
+            format!(
+                "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox retry \
+                 --sink {sink}`{resume}"
+            ),
+        ));
     }
-    if let Some((_, since)) = paused.iter().find(|(name, _)| name == sink) {
-        return Some(is_paused(sink, now - *since, &waiting));
+    if let Some(since) = paused {
+        return Some(is_paused(sink, since, &waiting));
     }
     let late = oldest.map(|oldest| now - oldest).filter(|late| *late > TOLD_WITHIN)?;
     Some(Finding::warn(
@@ -217,6 +229,10 @@ mod tests {
         assert_eq!(
             one(sink(1, 0, hours(1)), &paused),
             "warn outbox: crm has been paused for 3 days; 1 message waits"
+        );
+        assert_eq!(
+            one(sink(1, 1, hours(1)), &paused),
+            "warn outbox: crm: 1 message was given up; 1 message waits; it has been paused for 3 days"
         );
         assert_eq!(
             told(&outbox(&[], &paused, NOW)[0]),

@@ -78,7 +78,9 @@ pub(super) async fn signups(
         Bucket::Month => ["start of month", "+0 days", "+1 month"],
     };
     // Every bucket is counted by its bounds, which is a walk along the index, rather than that of every row computed. Days are
-    // compared with times as the texts that they are. A time that is not in our form may be in a bucket of its own.
+    // compared with times as the texts that they are. Times that are not
+    // in our form are the application's: one that cannot be read belongs to no day, and one of another zone may, with what
+    // follows it, be counted in the bucket beside.
     let rows = sqlx::query(
         "WITH RECURSIVE firsts (first) AS (
              SELECT (SELECT min(created_at) FROM users
