@@ -149,8 +149,12 @@ fn run() -> Result<(), Failure> {
     let dotenv = load_dotenv();
     let matches = command_line().try_get_matches().unwrap_or_else(|error| refuse(error));
     let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    // These go on, and tell of what is wrong with it among the rest.
-    if !matches!(command, Command::Doctor(_) | Command::Config(_)) {
+    // The first two tell of what is wrong with it among the rest, the others do not need it.
+    let goes_on = matches!(
+        command,
+        Command::Doctor(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_)
+    );
+    if !goes_on {
         dotenv.check()?;
     }
     settings.dotenv = dotenv;

@@ -93,12 +93,34 @@ impl Dotenv {
     fn take(&mut self, bytes: &[u8], file: &str) {
         let Understood { text, broken } = understand(bytes);
         self.mistakes = self.mistakes_of(&broken, file);
-        let set = dotenvy::from_read_iter(text.as_bytes()).flatten().filter(|(_, value)| !value.is_empty());
-        self.names = set.map(|(name, _)| name).collect();
+        let given = dotenvy::from_read_iter(text.as_bytes()).flatten();
+        let (empty, set): (Vec<_>, Vec<_>) = given.partition(|(_, value)| value.is_empty());
+        self.names = set.into_iter().map(|(name, _)| name).collect();
+        let nothing: Vec<Mistake> =
+            empty.iter().filter_map(|(name, _)| self.comes_to_nothing(name, &text, file)).collect();
+        self.mistakes.extend(nothing);
         let is_new = |name: &&String| env::var_os(name.as_str()).is_none();
         self.taken = self.names.iter().filter(is_new).cloned().collect();
         // It stops at lines that cannot be understood, and there are none left.
         let _ = dotenvy::from_read(text.as_bytes());
+    }
+
+    /// A variable of ours that was meant to be set, and is not: with the default in its place users would end in another
+    /// database.
+    fn comes_to_nothing(&self, name: &str, text: &str, file: &str) -> Option<Mistake> {
+        let is = |other: &String| other == name;
+        if self.environment.iter().any(is) || !Settings::variables().iter().any(is) {
+            return None;
+        }
+        let (index, line) = text.lines().enumerate().find(|(_, line)| beginning(line) == name)?;
+        line.contains('$').then(|| Mistake {
+            variable: name.to_owned(),
+            explanation: format!(
+                "line {} of {file} comes to nothing, because the variable that it names with $ is not set; set that one \
+                 further up in the file or in the environment, and write it as ${{NAME}}",
+                index + 1
+            ),
+        })
     }
 
     /// A mistake for every variable of ours whose line is broken, so that nobody takes it for one that is not set, and one
@@ -275,6 +297,20 @@ mod tests {
         settings.dotenv.mistakes = settings.dotenv.mistakes_of(&broken, ".env");
         let (_, mistakes) = settings.diagnose(crate::config::Needs::SERVE);
         assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_variable_of_ours_that_comes_to_nothing_is_a_mistake() {
+        let told = |name: &str, text: &str| Dotenv::default().comes_to_nothing(name, text, NAME);
+        for value in ["${POSTGRES_URL}", "\"${POSTGRES_URL}\"", "$NOBODYS"] {
+            let text = format!("\nDATABASE_URL={value}\nPOSTGRES_URL=postgres://\n");
+            let mistake = told("DATABASE_URL", &text).expect("a mistake").to_string();
+            assert!(mistake.contains("line 2 of .env comes to nothing"), "{mistake}");
+        }
+        let harmless = "DATABASE_URL=\nPORT=''\nTHEIRS=${NOBODYS}\n";
+        for name in ["DATABASE_URL", "PORT", "THEIRS"] {
+            assert_eq!(told(name, harmless), None);
+        }
     }
 
     #[test]

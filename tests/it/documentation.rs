@@ -81,7 +81,8 @@ counts as not set.
   `DATABASE_URL` to keep the users in your own database.
 - **Secrets may be files**: what has a second variable `…_FILE` below can be given as the path of a file that holds the value;
   white space around it does not count. Both at once is a mistake.
-- **A line of `.env` that cannot be understood** is told by its number, all of them at once and never with their text. A name that is
+- **A line of `.env` that cannot be understood** is told by its number, all of them at once and never with their text, and
+  no command but `doctor`, `config`, `completions` and `man` goes on. A name that is
   close to one of these, also behind `CLERK_SYNC_`, is a warning; what else stands there is your application's.
 - **Everything is checked** at the start, by every command but `sample`, `send`, `completions` and `man`. All mistakes are told at
   once, and the exit code is 78. Nothing is read again later: restart to change something.

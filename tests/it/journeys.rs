@@ -1045,17 +1045,28 @@ fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() 
     assert_eq!(json["QUEUE_MAX_ATTEMPTS"], json!({ "value": "7", "origin": ".env" }));
     assert_eq!(json["ADMIN_TOKEN"], json!({ "value": null, "origin": ".env" }));
     assert!(shown.stderr.contains(".env: lines 1 and 3 cannot be understood"), "{shown:?}");
-    for command in [["migrate"].as_slice(), &["sample", "user.created"], &["completions", "bash"]] {
+    for command in [["migrate"].as_slice(), &["sample", "user.created"], &["stats"]] {
         let refused = host.run(command);
         assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
         assert!(refused.stdout.is_empty() && !refused.stderr.contains("hunter2"), "{refused:?}");
     }
+    // What does without any configuration does without this one too.
+    host.run(&["completions", "bash"]).succeeded();
     // In a directory above it is told which file that is.
     std::fs::create_dir(host.path("below")).unwrap();
     let mut command = host.command(&["migrate"]);
     let below = command.current_dir(host.path("below")).output().unwrap();
     let below = String::from_utf8_lossy(&below.stderr).into_owned();
     assert!(below.contains("/.env: lines 1 and 3 cannot be understood"), "{below}");
+    // Before it made a database by the default's name.
+    host.write(".env", "DATABASE_URL=${POSTGRES_URL}\nPOSTGRES_URL=postgres://127.0.0.1/\n");
+    host.unset("DATABASE_URL");
+    let nothing = host.run(&["migrate"]);
+    assert_eq!(nothing.code, Some(78), "{nothing:?}");
+    assert!(
+        nothing.stderr.contains("DATABASE_URL (--database-url): line 1 of .env comes to nothing"),
+        "{nothing:?}"
+    );
     host.write(".env", "");
     host.run(&["migrate"]).succeeded();
     // Names that were mistyped.
