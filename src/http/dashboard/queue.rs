@@ -67,7 +67,10 @@ pub(super) async fn list(
         Some(QueueState::Pending) => "None. Nothing waits.",
         None => "None. Whatever came is applied.",
     };
-    let again = format!("{} will be tried again now.", count(depth.dead, "delivery", "deliveries"));
+    let again = format!(
+        "{} will be tried again now, also what waits.",
+        count(depth.dead + depth.pending, "delivery", "deliveries")
+    );
     let now = (app.clock)();
     let content = html! {
         (told(query.as_deref(), now))
@@ -84,7 +87,7 @@ pub(super) async fn list(
         @if depth.dead > 0 {
             div.deeds {
                 (asking(&session, "/queue", &Deed {
-                    action: "retry", label: "Retry all that are dead", question: &again, destroys: false,
+                    action: "retry", label: "Retry all", question: &again, destroys: false,
                 }))
             }
         }

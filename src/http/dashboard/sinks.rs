@@ -164,7 +164,7 @@ fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
     let again = format!("{} will be sent again.", count(dead, "message", "messages"));
     let given_up = format!(
         "The sink will never hear of {}. Deletions stay. This cannot be undone.",
-        count(dead, "this change", "these changes")
+        count(dead, "change", "changes")
     );
     html! {
         div.deeds {
