@@ -1,17 +1,13 @@
 //! `completions` and `man`: what a shell and `man` need to know of the command line, made from its definition.
 
-use std::{
-    fs,
-    io::{Write, stdout},
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::Failure;
+use super::{Failure, terminal::write};
 
 /// Print a script with completions for a shell
 #[derive(Args)]
@@ -24,7 +20,7 @@ impl Completions {
     pub(super) fn run(self, mut command: Command) {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, "clerk-sync", &mut script);
-        print(&script);
+        write(&script);
     }
 }
 
@@ -41,7 +37,7 @@ impl Manual {
         let Some(folder) = self.dir else {
             let mut page = Vec::new();
             Man::new(command).render(&mut page)?;
-            print(&page);
+            write(&page);
             return Ok(());
         };
         let place = folder.display();
@@ -50,9 +46,4 @@ impl Manual {
             .with_context(|| format!("the pages cannot be written to {place}"))?;
         Ok(())
     }
-}
-
-/// A reader that has gone away is not an error.
-fn print(text: &[u8]) {
-    let _ = stdout().write_all(text);
 }

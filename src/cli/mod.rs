@@ -198,7 +198,7 @@ fn run() -> Result<(), Failure> {
     runtime.block_on(telemetry::finish_reports(REPORT_TIME));
     // Whatever still hangs in a system call does not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    result
+    result.and_then(|()| terminal::arrived())
 }
 
 /// Say what is wrong with the command line, and how to use the command. In clap's own words of the latter every variable that

@@ -7,10 +7,12 @@ use std::{
     borrow::Cow,
     env,
     fmt::{self, Write as _},
-    io::{IsTerminal, Write, stderr, stdin, stdout},
+    io::{self, IsTerminal, Write, stderr, stdin, stdout},
+    sync::OnceLock,
 };
 
 use super::Failure;
+use crate::config::unreadable;
 
 /// Print a line, or several, to standard output.
 macro_rules! say {
@@ -25,7 +27,29 @@ pub(super) fn print(text: fmt::Arguments<'_>) {
 
 /// The same with text that steers the terminal, all of which is ours: see [`plain`] for the rest of it.
 pub(super) fn print_styled(text: &str) {
-    let _ = writeln!(stdout(), "{text}");
+    write(format!("{text}\n").as_bytes());
+}
+
+/// Why some of what was printed did not arrive.
+static CUT_OFF: OnceLock<io::Error> = OnceLock::new();
+
+/// Print this as it is. A reader that has gone away has seen enough; any other trouble is told by [`arrived`].
+pub(super) fn write(bytes: &[u8]) {
+    let mut out = stdout();
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first says it.
+        _ = CUT_OFF.set(error);
+    }
+}
+
+/// Whether all that was printed arrived, as far as anybody wanted it: a list that is cut off must not look complete.
+pub(super) fn arrived() -> Result<(), Failure> {
+    match CUT_OFF.get() {
+        Some(error) => Err(Failure::failed(format!("the output is cut off: {}", unreadable(error)))),
+        None => Ok(()),
+    }
 }
 
 /// Print rows under a header, every column as wide as its widest entry.

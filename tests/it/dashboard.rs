@@ -470,11 +470,11 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
     assert_eq!(host.value("SELECT action || ' ' || clerk_id FROM audit_log"), "USER_REVEALED user_1");
 
     let told = browser.pressed(&page, &one, "discard");
-    assert!(told.contains("role=\"status\">1 delivery is discarded."), "{told}");
+    assert!(told.contains("role=\"status\">1 delivery was discarded."), "{told}");
     assert!(told.contains("Dead letters · clerk-sync") && !told.contains(&one), "{told}");
     // A page that is loaded later, such as from a bookmark, does not tell it again.
     let long_ago = format!("/queue?done=discarded&number=1&at={}", milliseconds() / 1000 - 60);
-    assert!(!browser.see(&long_ago).contains("is discarded"));
+    assert!(!browser.see(&long_ago).contains("was discarded"));
     assert_eq!(browser.get(&one).status, 404);
     assert_eq!(host.value("SELECT outcome FROM processed_webhooks"), "discarded");
 
@@ -521,7 +521,7 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
         "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
     );
     eventually("told", || browser.see("/").contains("Sink crm did not take 1 message"));
-    assert!(browser.pressed(&page, "/sinks/crm", "discard").contains("1 message is discarded."));
+    assert!(browser.pressed(&page, "/sinks/crm", "discard").contains("1 message was discarded."));
     assert_eq!(host.value("SELECT state FROM outbox"), "discarded");
     assert!(browser.pressed(&page, "/sinks/crm", "retry").contains("no message is dead"));
     assert_eq!(browser.get("/sinks/other").status, 404);

@@ -3,8 +3,10 @@
 use std::{
     collections::HashSet,
     ffi::OsStr,
+    fs::File,
     net::TcpListener,
     os::unix::ffi::OsStrExt,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -948,6 +950,15 @@ fn wrong_usage_is_2() {
     assert!(host.run(&["--help"]).succeeded().contains("Exit codes:"));
     let no_text = host.command(&["erase"]).arg(OsStr::from_bytes(b"\xff")).output().expect("output");
     assert_eq!(no_text.status.code(), Some(2), "{no_text:?}");
+    if Path::new("/dev/full").exists() {
+        let full = || File::options().write(true).open("/dev/full").expect("a full disk");
+        for command in [["sample", "user.created"], ["completions", "bash"], ["config", "--json"]] {
+            let cut_off = host.command(&command).stdout(full()).output().expect("output");
+            let told = String::from_utf8_lossy(&cut_off.stderr).into_owned();
+            assert_eq!(cut_off.status.code(), Some(1), "{command:?}: {told}");
+            assert!(told.contains("the output is cut off: "), "{command:?}: {told}");
+        }
+    }
     // What the environment sets is no part of how to use it.
     for command in ["sample", "send", "ensure"] {
         let wrong = host.run(&[command]).stderr;

@@ -68,12 +68,12 @@ impl Done {
                 format!("{} tried again now.", count(number, "delivery is", "deliveries are"))
             }
             (Self::Discarded, _) => {
-                format!("{} discarded.", count(number, "delivery is", "deliveries are"))
+                format!("{} discarded.", count(number, "delivery was", "deliveries were"))
             }
             (Self::SentAgain, _) => {
                 format!("{} will be sent again.", count(number, "message", "messages"))
             }
-            (Self::GivenUp, _) => format!("{} discarded.", count(number, "message is", "messages are")),
+            (Self::GivenUp, _) => format!("{} discarded.", count(number, "message was", "messages were")),
         }
     }
 }
