@@ -155,7 +155,7 @@ for (const javaScriptEnabled of [true, false]) {
   await page.keyboard.press("Enter");
   await page.waitForSelector("details.asking:not([open])");
   expect(await page.locator("details[open]").count() === 0, "there is no way out of a question");
-  for (const [letter, label, told] of [[retried, "Retry", "1 delivery is tried again now."], [discarded, "Discard", "1 delivery is discarded."]]) {
+  for (const [letter, label, told] of [[retried, "Retry", "1 delivery is tried again now."], [discarded, "Discard", "1 delivery was discarded."]]) {
     await ask(letter, label);
     await page.keyboard.press("Enter");
     await page.waitForURL(`${BASE}/queue?**`);
