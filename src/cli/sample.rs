@@ -18,7 +18,6 @@ pub(super) fn default_url(settings: &Settings) -> String {
 
 /// Print a sample event, or a curl command with a fresh signature
 #[derive(Args)]
-// Else a mistake would show what the environment sets as if it had to be a flag.
 pub(super) struct Sample {
     #[command(flatten)]
     event: SampleEvent,

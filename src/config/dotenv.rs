@@ -26,9 +26,9 @@ const TOLD: usize = 10;
 pub struct Dotenv {
     /// The names that were taken from the file; what the environment had already was not.
     pub(super) taken: Vec<String>,
-    /// Every name that stands in the file.
+    /// Every name that the file gives a value: what is empty counts as not set.
     pub(super) names: Vec<String>,
-    /// Every name that the environment had before. What is empty counts as not set, there and in the file.
+    /// Every name that had a value in the environment before.
     pub(super) environment: Vec<String>,
     /// What is wrong with the file. Its lines are never shown: they may be secrets.
     pub(super) mistakes: Vec<Mistake>,

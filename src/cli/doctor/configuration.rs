@@ -81,7 +81,7 @@ fn check_of_warning(warning: &str) -> &'static str {
 fn of_warning(warning: &str) -> (String, String) {
     let (found, rest) = apart(warning);
     let says_what_to_do =
-        |rest: &String| ["use ", "set ", "see ", "did you mean "].iter().any(|words| rest.starts_with(words));
+        |rest: &String| ["use ", "set ", "did you mean "].iter().any(|words| rest.starts_with(words));
     if let Some(remedy) = rest.filter(says_what_to_do) {
         return (found, remedy);
     }

@@ -105,7 +105,7 @@ impl Dashboard {
         Self {
             door,
             facts: Glance::new(FRESH, 3),
-            // A table is counted row by row, and webhooks come in meanwhile.
+            // These are counted row by row, the users unless PostgreSQL has many, and webhooks come in meanwhile.
             users: Glance::new(FRESH, 50),
             signups: array::from_fn(|_| Glance::new(FRESH, 200)),
             forms: Bodies::new(FORM_BYTES),

@@ -25,7 +25,7 @@ use crate::{
     sync::reconcile::Summary,
 };
 
-/// How long the page waits for the number of users, which takes its time in a large table that nobody has analysed.
+/// How long the page waits for the number of users, which SQLite counts one by one.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A stretch of time that is shown.
