@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use super::{Failure, asked_to_stop, catch_up, count, rate, say, terminal::word, user_id};
+use super::{Failure, asked_to_stop, catch_up, count, noun, rate, say, terminal::word, user_id};
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
@@ -189,7 +189,7 @@ impl Backfill {
             say!("{asked_for:>9}  asked for by id, address or number");
         }
         let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
-        let users = if *seen == 1 { "user" } else { "users" };
+        let users = noun(*seen, "user", "users");
         say!("{seen:>9}  {users} at Clerk, in {:.1} s{went_on}", took.as_secs_f64());
         for (count, what) in [
             (applied, "written"),

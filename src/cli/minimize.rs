@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Failure, confirm, count, open, say};
+use super::{Failure, confirm, count, noun, open, say};
 use crate::{
     config::Settings,
     sync::minimize::{Minimized, minimize},
@@ -57,7 +57,7 @@ impl Minimize {
                 say!("{count:>9}  {name}");
             }
             let what = if self.dry_run { "would lose something" } else { "lost something" };
-            say!("{:>9}  {} {what}", minimized.users, if minimized.users == 1 { "user" } else { "users" });
+            say!("{:>9}  {} {what}", minimized.users, noun(minimized.users, "user", "users"));
         }
         if minimized.refused > 0 {
             return Err(Failure::failed(format!(

@@ -554,7 +554,12 @@ fn bytes(bytes: u64) -> String {
 
 /// A number with its word.
 fn count(number: u64, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
+    format!("{number} {}", noun(number, one, many))
+}
+
+/// The word for so many, where the number stands apart.
+fn noun<'a>(number: u64, one: &'a str, many: &'a str) -> &'a str {
+    if number == 1 { one } else { many }
 }
 
 /// A length of time, in a unit that fits.

@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::{Failure, asked_to_stop, backfill::left_out_text, catch_up, count, rate, say, terminal::word};
+use super::{
+    Failure, asked_to_stop, backfill::left_out_text, catch_up, count, noun, rate, say, terminal::word,
+};
 use crate::{
     config::Settings,
     sync::reconcile::{Kind, Options, Report, reconcile},
@@ -86,7 +88,7 @@ impl Reconcile {
     }
 
     fn show(&self, report: &Report) {
-        say!("{:>9}  {} at Clerk", report.seen, if report.seen == 1 { "user" } else { "users" });
+        say!("{:>9}  {} at Clerk", report.seen, noun(report.seen, "user", "users"));
         for kind in Kind::ALL {
             let drift = report.of(kind);
             let meaning = match kind {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clerk::sample,
-    cli::{clock as our_clock, explained, look},
+    cli::{clock as our_clock, explained, look, noun},
     config::{Database, apart},
     store::{Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError, Trouble},
 };
@@ -216,7 +216,7 @@ fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
             "{} of {} {} pending: {}",
             pending.len(),
             status.len(),
-            if pending.len() == 1 { "is" } else { "are" },
+            noun(pending.len() as u64, "is", "are"),
             pending.join(", ")
         ),
         "`clerk-sync migrate`; `clerk-sync serve` does it too, unless --no-migrate is given",
