@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -14,11 +13,13 @@ use std::{
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use clerk_sync::clerk::fake::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::service::{
-    Finished, Host, Keeper, Post, Until, deletion, eventually, load, milliseconds, on_each_keeper, post, user,
+    Finished, Host, Keeper, Post, Until, deletion, eventually, load, milliseconds, on_each_keeper, post,
+    signal, user,
 };
 
 on_each_keeper!(
@@ -244,8 +245,7 @@ fn a_backfill_that_is_under_way_is_left_alone(host: &mut Host) {
     assert!(second.stderr.contains("at work on the same run"), "{second:?}");
     // Interrupted, the first one says where it is, and another one goes on with it.
     assert!(first.try_wait().unwrap().is_none(), "it still runs");
-    let pid = first.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    signal(&first, Signal::INT);
     let first = first.wait_with_output().unwrap();
     let said = String::from_utf8(first.stderr).unwrap();
     assert_eq!(first.status.code(), Some(130), "{said}");

@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::{
     proxy::{Mode, Proxy},
     service::{
@@ -481,7 +483,8 @@ impl PgBouncer {
 
 impl Drop for PgBouncer {
     fn drop(&mut self) {
-        _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        // It may have ended by itself.
+        _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let started = Instant::now();
         while self.child.try_wait().is_ok_and(|status| status.is_none()) {
             if started.elapsed() > Duration::from_secs(5) {

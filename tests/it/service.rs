@@ -20,6 +20,7 @@ use std::{
 };
 
 use chrono::Utc;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, Row, SqliteConnection,
@@ -547,10 +548,6 @@ impl Service {
         Some((told("webhooks ")?, told("private ")?))
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Everything on standard error so far.
     pub(crate) fn log(&self) -> String {
         self.log.get()
@@ -637,8 +634,7 @@ impl Service {
     }
 
     pub(crate) fn terminate(&self) {
-        let status = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().expect("kill");
-        assert!(status.success());
+        signal(&self.child, Signal::TERM);
     }
 
     /// End it as the kernel would when memory runs out.
@@ -760,6 +756,11 @@ impl Client {
             }
         }
     }
+}
+
+/// Send a child a signal, also where no program `kill` is installed.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("a child that runs");
 }
 
 pub(crate) fn get(path: &str) -> Vec<u8> {
