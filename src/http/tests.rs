@@ -100,6 +100,9 @@ impl Store for FakeStore {
     async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
         unreachable!()
     }
+    async fn queued_of(&self, _: &[SvixId]) -> Stored<Vec<Queued>> {
+        unreachable!()
+    }
     async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
         unreachable!()
     }
@@ -170,6 +173,9 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
+        unreachable!()
+    }
+    async fn messages_of(&self, _: &[i64]) -> Stored<Vec<StoredMessage>> {
         unreachable!()
     }
     async fn message(&self, _: i64) -> Stored<Option<(StoredMessage, Option<String>)>> {

@@ -24,6 +24,8 @@ pub struct Inspection {
     pub tables: Result<()>,
     /// Foreign keys that refer to `users`.
     pub references: Vec<Reference>,
+    /// Identity sequences that are behind the rows of their tables, or that we may not read.
+    pub sequences: Vec<BehindSequence>,
     /// How much there is, unless somebody holds a lock on it.
     pub size: Result<Size>,
 }
@@ -44,6 +46,33 @@ pub struct Reference {
     pub place: String,
     /// The statement that makes the index that it lacks.
     pub remedy: Option<String>,
+}
+
+/// An identity sequence that hands out numbers which are in use, as a restore may leave it, or that we may not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BehindSequence {
+    pub table: &'static str,
+    /// With its schema, quoted where SQL wants it.
+    pub sequence: String,
+    /// The highest number that is in use.
+    pub highest: i64,
+    /// The number that it hands out next; `None` if we may not read it.
+    pub next: Option<i64>,
+    /// Whether we may set it forward.
+    pub ours_to_set: bool,
+}
+
+impl BehindSequence {
+    /// What is wrong, in words.
+    pub fn found(&self) -> String {
+        let Self { table, sequence, highest, .. } = self;
+        format!("the identity sequence {sequence} is behind the rows of {table}, which go up to {highest}")
+    }
+
+    /// The statement that mends it.
+    pub fn remedy(&self) -> String {
+        format!("SELECT setval('{}', {});", self.sequence.replace('\'', "''"), self.highest)
+    }
 }
 
 /// How much there is, in bytes.

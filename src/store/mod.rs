@@ -25,7 +25,7 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 
 pub use error::{StoreError, Trouble};
-pub use inspection::{Count, Inspection, Missing, Reference, Size, Statistics};
+pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 
 use crate::{
@@ -91,6 +91,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
+
+    /// Those of these deliveries that are in `webhook_queue`, in any order, without their bodies.
+    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>>;
 
     /// One delivery of `webhook_queue`, whole.
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
@@ -175,6 +178,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `limit` messages in the order of their `id`, in every state.
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
+
+    /// Those of these messages that there are, in any order.
+    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>>;
 
     /// One message, and its JSON if it is still kept.
     async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>>;

@@ -3,6 +3,8 @@
 //! A deletion is never taken out: what Clerk has deleted must not stay here. What is taken out is recorded as
 //! `discarded`, so that it does not come back when Svix sends it again.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 
 use super::apply::end;
@@ -12,8 +14,8 @@ use crate::{
     store::{Patience, QueueFilter, QueueState, Queued, Record, Result, Store},
 };
 
-/// Deliveries in one transaction.
-const BATCH: u32 = 500;
+/// Deliveries in one transaction, unless more are named.
+const BATCH: u32 = 2000;
 
 /// Which deliveries are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,13 +128,11 @@ impl<'a> Pages<'a> {
 
     async fn next(&mut self, store: &dyn Store, done: &mut Done) -> Result<Option<Vec<Queued>>> {
         if let Some(ids) = self.named.take() {
-            let mut found = Vec::new();
-            for id in ids {
-                match store.parked(id).await? {
-                    Some(parked) => found.push(Queued::from(&parked)),
-                    None => done.missing.push(id.clone()),
-                }
-            }
+            let mut seen = HashSet::new();
+            let ids: Vec<SvixId> = ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+            let found = store.queued_of(&ids).await?;
+            let known: HashSet<&SvixId> = found.iter().map(|one| &one.svix_id).collect();
+            done.missing.extend(ids.iter().filter(|id| !known.contains(id)).cloned());
             return Ok(Some(found));
         }
         while let Some(filter) = self.filters.last_mut() {

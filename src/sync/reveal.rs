@@ -59,7 +59,13 @@ async fn write(
         event_at: now,
         actor: None,
     };
-    let mut transaction = store.begin(Patience::Normal).await?;
-    let written = transaction.audit(&[entry]).await;
-    end(transaction, written).await
+    let mut raced = false;
+    loop {
+        let mut transaction = store.begin(Patience::Normal).await?;
+        let written = transaction.audit(std::slice::from_ref(&entry)).await;
+        match end(transaction, written).await {
+            Err(error) if error.trouble == Trouble::Raced && !raced => raced = true,
+            written => return written,
+        }
+    }
 }

@@ -516,6 +516,9 @@ impl Store for Troubled {
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
         self.inner.queued(filter, limit).await
     }
+    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
+        self.inner.queued_of(ids).await
+    }
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
         self.inner.parked(id).await
     }
@@ -592,6 +595,9 @@ impl Store for Troubled {
     }
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
         self.inner.messages(filter, limit).await
+    }
+    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
+        self.inner.messages_of(ids).await
     }
     async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
         self.inner.message(id).await

@@ -728,3 +728,52 @@ fn what_is_there_is_counted(host: &mut Host) {
         assert!(text.lines().any(|line| line.starts_with("leases") && line.contains("  ~6")), "{text}");
     }
 }
+
+/// A restore may leave a sequence behind, and the service may own none of it.
+#[test]
+fn a_sequence_left_behind_that_is_not_ours_to_set_is_named_with_the_statement_that_mends_it() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    prepare(&mut host);
+    let role = unique("it_role_");
+    let schema = host.schema.clone();
+    host.sql(&format!("CREATE ROLE {role} LOGIN"));
+    host.sql(&format!("GRANT USAGE ON SCHEMA {schema} TO {role}"));
+    host.sql(&format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"));
+    host.sql(&format!("GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"));
+    host.sql(
+        "INSERT INTO users (clerk_id) SELECT 'user_' || n FROM generate_series(1, 50) AS n;
+         SELECT setval(pg_get_serial_sequence('users', 'id'), 1, false)",
+    );
+    let owners = host.get("DATABASE_URL").to_owned();
+    let mut url = url::Url::parse(&owners).unwrap();
+    url.set_username(&role).unwrap();
+    url.set_password(None).unwrap();
+    host.set("DATABASE_URL", url.as_str());
+    if Connection::postgres(url.as_str(), "public").is_err() {
+        return skip("roles", "TEST_POSTGRES_URL wants passwords");
+    }
+    let service = host.serve_with(&["--no-migrate"]);
+    let new = post(&user("user.created", &unique("user_"), milliseconds(), "Ada"));
+    assert_eq!(service.post(&new).word(), "parked");
+    eventually("named in the log", || service.log().contains("SELECT setval("));
+    service.stop();
+    let error = host.value("SELECT last_error FROM webhook_queue");
+    assert!(
+        error.contains("users_id_seq is behind the rows of users") && error.contains("setval"),
+        "{error}"
+    );
+    let report = doctor(&host, &[]);
+    let remedy =
+        report.remedy("sequences", "fail", "users_id_seq is behind the rows of users, which go up to 50");
+    let statement = remedy.split(';').next().unwrap();
+    host.set("DATABASE_URL", &owners);
+    host.sql(statement);
+    host.set("DATABASE_URL", url.as_str());
+    assert!(doctor(&host, &[]).of("sequences").is_empty());
+    let service = host.serve_with(&["--no-migrate"]);
+    host.run(&["queue", "retry", "--all"]).succeeded();
+    eventually("applied", || host.count("users WHERE first_name = 'Ada'") == 1);
+    service.stop();
+    host.set("DATABASE_URL", &owners);
+    host.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}

@@ -1,12 +1,15 @@
 //! What programs of the house see: the private API of the real program, from the token to the last page.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::service::{
-    Answer, Client, Host, Keeper, Post, Service, deletion, eventually, milliseconds, on_each_keeper, post,
-    user,
+use crate::{
+    proxy::{Mode, Proxy},
+    service::{
+        Answer, Client, Host, Keeper, Post, Service, deletion, eventually, milliseconds, on_each_keeper,
+        post, user,
+    },
 };
 
 const TOKEN: &str = "t0ken-of-the-house";
@@ -462,4 +465,43 @@ fn mismatches(value: &Value, schema: &Value, all: &Value) -> Vec<String> {
         found.extend(mismatches(item, &schema["items"], all));
     }
     found
+}
+
+#[test]
+fn a_thousand_ids_are_tended_also_where_the_database_is_far_away() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    host.run(&["migrate"]).succeeded();
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(3));
+    host.reach_postgres_at(proxy.address);
+    host.set("ADMIN_TOKEN", TOKEN);
+    host.set("PROCESSING", "queue");
+    let service = host.serve_with(&["--no-worker"]);
+    let tell = |path: &str, body: &Value| {
+        let answer = service.tell_api("POST", path, Some(&format!("Bearer {TOKEN}")), &body.to_string());
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        answer.json()
+    };
+    let ids: Vec<String> = (0..1000).map(|number| format!("msg_{number}")).collect();
+    let numbers: Vec<i64> = (1..=1000).collect();
+    for named in [true, false] {
+        for verb in ["retry", "discard"] {
+            host.sql("DELETE FROM webhook_queue");
+            host.sql(
+                "INSERT INTO webhook_queue (svix_id, event_type, payload, state, attempts, received_at)
+                 SELECT 'msg_' || n, 'user.updated', 'x', 'dead', 15, now() FROM generate_series(0, 999) AS n",
+            );
+            host.sql("DELETE FROM processed_webhooks");
+            let which = if named { json!({ "ids": ids }) } else { json!({ "all": true }) };
+            assert_eq!(tell(&format!("/v1/queue/{verb}"), &which)["deliveries"], 1000, "{verb}");
+            host.sql("DELETE FROM outbox");
+            host.sql(
+                "INSERT INTO outbox (id, message_id, sink, clerk_id, type, payload, state, created_at) OVERRIDING SYSTEM VALUE
+                 SELECT n, 'msg_' || n, 'crm', 'user_' || n, 'user.updated', '{}', 'dead', now()
+                 FROM generate_series(1, 1000) AS n",
+            );
+            let which = if named { json!({ "ids": numbers }) } else { json!({ "all": true }) };
+            assert_eq!(tell(&format!("/v1/outbox/{verb}"), &which)["done"], 1000, "{verb}");
+        }
+    }
+    service.stop();
 }

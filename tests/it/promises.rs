@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     application::{allow_names, order, orders, refuse_name},
+    outbox::subscribe,
     world::{Event, Keeper, NOW, SIGN_UP, World, after, at, clerk_id, emails, plain, run, tally, time},
 };
 
@@ -55,6 +56,8 @@ promises! {
     deletion_is_terminal_whatever_its_time,
     the_deletion_of_a_user_never_seen_leaves_a_tombstone_and_no_audit_line,
     what_is_not_synced_is_ignored_and_recorded,
+
+    a_restore_that_left_the_sequences_behind_keeps_nobody_out,
 
     // What a row holds.
     every_field_comes_back_as_it_was_sent,
@@ -466,6 +469,36 @@ async fn the_deletion_of_a_user_never_seen_leaves_a_tombstone_and_no_audit_line(
 async fn is_tombstone(world: &World, id: &str) -> bool {
     let query = format!("SELECT deleted FROM entity_versions WHERE kind = 'user' AND clerk_id = '{id}'");
     world.value(&query).await == "1"
+}
+
+async fn a_restore_that_left_the_sequences_behind_keeps_nobody_out(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let old: Vec<Event> = (0..300).map(|number| Event::created(&format!("user_old_{number:03}"))).collect();
+    assert!(world.deliver_all(&old).await.iter().all(|outcome| *outcome == Outcome::Applied));
+    for table in ["users", "audit_log", "outbox"] {
+        world
+            .sql_of(
+                &format!("SELECT setval(pg_get_serial_sequence('{table}', 'id'), 1, false)"),
+                &format!("DELETE FROM sqlite_sequence WHERE name = '{table}'"),
+            )
+            .await;
+        let new = Event::created(&format!("user_new_{table}"));
+        let change = Event::updated(&format!("user_old_{:03}", table.len()), 1000).set("first_name", "New");
+        let deletion = Event::deleted(&format!("user_old_{:03}", 100 + table.len()), 1000);
+        for event in [new, change, deletion] {
+            assert_eq!(world.deliver(&event).await, Outcome::Applied, "{table}");
+        }
+    }
+    assert_eq!(world.count("webhook_queue").await, 0);
+    // A start sees to it as well.
+    world
+        .sql_of(
+            "SELECT setval(pg_get_serial_sequence('users', 'id'), 1, false)",
+            "DELETE FROM sqlite_sequence WHERE name = 'users'",
+        )
+        .await;
+    world.store.migrate().await.unwrap();
+    assert_eq!(world.store.inspect().await.unwrap().sequences, []);
 }
 
 async fn what_is_not_synced_is_ignored_and_recorded(world: World) {

@@ -54,6 +54,7 @@ promises! {
     workers_are_called_by_the_committer_and_finish_at_the_shutdown,
     the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due,
     the_queue_is_listed_by_state_and_type_in_pages,
+    a_thousand_deliveries_are_retried_and_discarded_by_their_ids,
     a_retry_hurries_the_dead_and_those_put_off_and_no_others,
     a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded,
     only_old_dead_deliveries_are_forgotten,
@@ -506,6 +507,25 @@ async fn the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due(mut w
     world.enqueue(&[Event::created("user_2")]).await;
     let depth = world.store.queue_depth().await.unwrap();
     assert_eq!((depth.pending, depth.dead, depth.first_due), (2, 1, Some(at(NOW))));
+}
+
+async fn a_thousand_deliveries_are_retried_and_discarded_by_their_ids(mut world: World) {
+    let events: Vec<Event> = (0..1000).map(|number| Event::raw(format!("unusable {number}"))).collect();
+    world.enqueue(&events).await;
+    let mut ids: Vec<SvixId> = events.iter().map(svix_id).collect();
+    // Twice is once, and what is not there is told.
+    ids.push(ids[0].clone());
+    ids.push(SvixId::new("msg_nowhere").unwrap());
+    let which = Which::These(ids);
+    let all = Done { deliveries: 1000, deletions: 0, missing: vec![SvixId::new("msg_nowhere").unwrap()] };
+    assert_eq!(retry(&*world.store, &which, world.now, true).await.unwrap(), all);
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1000, "only counted");
+    assert_eq!(retry(&*world.store, &which, world.now, false).await.unwrap(), all);
+    assert_eq!(world.store.queue_depth().await.unwrap().pending, 1000);
+    world.pass(TimeDelta::seconds(1));
+    assert_eq!(discard(&*world.store, &which, world.now, false).await.unwrap(), all);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(world.count("processed_webhooks WHERE outcome = 'discarded'").await, 1000);
 }
 
 async fn the_queue_is_listed_by_state_and_type_in_pages(world: World) {

@@ -414,7 +414,7 @@ enum Inner {
 }
 
 impl Connection {
-    fn postgres(url: &str, schema: &str) -> Result<Self, sqlx::Error> {
+    pub(crate) fn postgres(url: &str, schema: &str) -> Result<Self, sqlx::Error> {
         let runtime = runtime();
         let options: PgConnectOptions = url.parse()?;
         let options = options.options([("search_path", schema)]).disable_statement_logging();

@@ -16,7 +16,10 @@ use crate::{
     clerk::sample,
     cli::{clock as our_clock, explained, look, noun},
     config::{Database, apart},
-    store::{Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError, Trouble},
+    store::{
+        BehindSequence, Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError,
+        Trouble,
+    },
 };
 
 /// For connecting and looking at everything.
@@ -77,6 +80,7 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.push(migrations(inspection.migrations.as_ref()));
     findings.push(tables(&inspection));
     findings.extend(foreign_keys(&inspection.references));
+    findings.extend(inspection.sequences.iter().map(sequence));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
     let is_ready = is_ready(&inspection);
     findings.extend(if is_ready {
@@ -279,6 +283,24 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     )]
 }
 
+/// One that hands out numbers which are in use, or that this user may not read.
+fn sequence(behind: &BehindSequence) -> Finding {
+    const CHECK: &str = "sequences";
+    if behind.next.is_some() {
+        return Finding::fail(
+            CHECK,
+            Cause::Configuration,
+            format!("{}: no new row can be written", behind.found()),
+            format!("{}, as the owner of the table; then `clerk-sync queue retry --all`", behind.remedy()),
+        );
+    }
+    let sequence = &behind.sequence;
+    Finding::skip(
+        CHECK,
+        format!("{sequence} may not be read by this user: GRANT SELECT, UPDATE ON SEQUENCE {sequence} TO it"),
+    )
+}
+
 fn clocks(theirs: Option<DateTime<Utc>>, ours: Span, tolerance_seconds: u32) -> Finding {
     const CHECK: &str = "database clock";
     match theirs {
@@ -330,6 +352,7 @@ mod tests {
             migrations: None,
             tables: Ok(()),
             references: Vec::new(),
+            sequences: Vec::new(),
             size: Ok(Size { database: 0, ours: None }),
         };
         assert_eq!(status(&version(&inspection)), "fail");

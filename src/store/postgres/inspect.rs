@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{MIGRATIONS, Postgres, Session, count, get, sql};
+use super::{MIGRATIONS, Postgres, Session, count, get, sequences, sql};
 use crate::store::{
     Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
     schema::{self, TABLES},
@@ -68,6 +68,11 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     } else {
         Ok(())
     };
+    let sequences = if check && checked.is_ok() && applied > 0 {
+        sequences::behind(&mut session, &store.schema).await?
+    } else {
+        Vec::new()
+    };
     let size = size(&mut session, &store.schema).await;
     if size.is_ok() {
         session.commit().await?;
@@ -81,6 +86,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         migrations,
         tables: checked,
         references,
+        sequences,
         size,
     })
 }

@@ -26,6 +26,7 @@ mod relay;
 mod retention;
 mod rows;
 mod seals;
+mod sequences;
 mod transaction;
 
 use std::{
@@ -49,6 +50,7 @@ use sqlx::{
 use self::{
     error::store_error,
     relay::{Paths, Relay},
+    sequences::Sequences,
     transaction::PostgresTransaction,
 };
 use super::{
@@ -99,6 +101,7 @@ pub struct Postgres {
     begin_unhurried: String,
     begin_migration: String,
     anonymize: Arc<str>,
+    sequences: Arc<Sequences>,
     /// Whether every connection so far leads straight to the server.
     straight: Arc<AtomicBool>,
     /// How to connect instead should whom we speak to without TLS be somebody else than the server, or insist on it.
@@ -161,6 +164,7 @@ impl Postgres {
                  SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
             ),
             anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
+            sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
             straight,
@@ -241,6 +245,7 @@ impl Postgres {
                 .await?;
         }
         let columns = self.check_tables(&mut session).await?;
+        self.sequences.set_forward(&mut session, None).await?;
         session.commit().await?;
         // Only now: the application adds its columns to tables that are there.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
@@ -300,7 +305,11 @@ impl Store for Postgres {
             Patience::Long => &self.begin_long,
         };
         let session = self.session(begin).await?;
-        Ok(Box::new(PostgresTransaction::new(session, Arc::clone(&self.anonymize))))
+        Ok(Box::new(PostgresTransaction::new(
+            session,
+            Arc::clone(&self.anonymize),
+            Arc::clone(&self.sequences),
+        )))
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -373,6 +382,13 @@ impl Store for Postgres {
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
         let mut session = self.session(&self.begin_page).await?;
         let found = queue::page(&mut session, filter, limit).await?;
+        session.commit().await?;
+        Ok(found)
+    }
+
+    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let found = queue::these(&mut session, ids).await?;
         session.commit().await?;
         Ok(found)
     }
@@ -479,6 +495,10 @@ impl Store for Postgres {
 
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
         outbox::messages(self, filter, limit).await
+    }
+
+    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
+        outbox::messages_of(self, ids).await
     }
 
     async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {

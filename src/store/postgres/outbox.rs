@@ -379,6 +379,21 @@ pub(super) async fn messages(
     rows.iter().map(stored).collect()
 }
 
+pub(super) async fn messages_of(store: &Postgres, ids: &[i64]) -> Result<Vec<StoredMessage>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT o.id, o.message_id, o.sink, o.clerk_id, o.type, o.state, o.attempts, o.next_attempt_at,
+                        o.lease IS NOT NULL, o.created_at, o.finished_at, o.last_error
+                 FROM unnest($1::bigint[]) AS n (id)
+                 CROSS JOIN LATERAL (SELECT * FROM outbox WHERE id = n.id) AS o")
+            .bind(ids),
+        )
+        .await?;
+    session.commit().await?;
+    rows.iter().map(stored).collect()
+}
+
 pub(super) async fn message(store: &Postgres, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session

@@ -204,6 +204,18 @@ pub(super) async fn page(session: &mut Session, filter: &QueueFilter, limit: u32
     session.rows(query).await?.iter().map(queued).collect()
 }
 
+/// Those of these that are here, without bodies.
+pub(super) async fn these(session: &mut Session, ids: &[SvixId]) -> Result<Vec<Queued>> {
+    let query = sql(
+        "SELECT q.svix_id, q.event_type, q.clerk_id, q.state, q.attempts, q.next_attempt_at, q.received_at,
+                q.last_error, octet_length(q.payload)
+         FROM unnest($1::text[]) AS n (svix_id)
+         CROSS JOIN LATERAL (SELECT * FROM webhook_queue WHERE svix_id = n.svix_id) AS q",
+    )
+    .bind(column(ids, SvixId::as_str));
+    session.rows(query).await?.iter().map(queued).collect()
+}
+
 /// One delivery, whole.
 pub(super) async fn one(session: &mut Session, id: &SvixId) -> Result<Option<Parked>> {
     let query = sql(

@@ -14,7 +14,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, erasure, get, outbox, queue, sql};
+use super::{Session, erasure, get, outbox, queue, sequences::Sequences, sql};
 use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Receipt, Register, SvixId, User,
@@ -30,11 +30,12 @@ use crate::{
 pub(super) struct PostgresTransaction {
     session: Session,
     anonymize: Arc<str>,
+    sequences: Arc<Sequences>,
 }
 
 impl PostgresTransaction {
-    pub(super) fn new(session: Session, anonymize: Arc<str>) -> Self {
-        Self { session, anonymize }
+    pub(super) fn new(session: Session, anonymize: Arc<str>, sequences: Arc<Sequences>) -> Self {
+        Self { session, anonymize, sequences }
     }
 
     /// Who caused lines of the audit trail. A statement of its own, because joining the lines just written to their
@@ -227,7 +228,8 @@ impl Transaction for PostgresTransaction {
              ON CONFLICT (clerk_id) DO NOTHING");
         let known = |field: &Field| users.iter().any(|user| user.profile[*field] != Value::Null);
         let fields = Field::ALL.into_iter().filter(known).collect();
-        let inserted = self.session.execute(bind_users(query, users, fields)).await?;
+        let inserted = self.session.execute(bind_users(query, users, fields)).await;
+        let inserted = self.sequences.checked(&mut self.session, "users", inserted).await?;
         all_or_raced(inserted, users.len())
     }
 
@@ -419,7 +421,8 @@ impl Transaction for PostgresTransaction {
         if messages.is_empty() {
             return Ok(());
         }
-        outbox::tell(&mut self.session, messages).await
+        let told = outbox::tell(&mut self.session, messages).await;
+        self.sequences.checked(&mut self.session, "outbox", told).await
     }
 
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
@@ -449,7 +452,8 @@ impl Transaction for PostgresTransaction {
         .bind(column(entries, |entry| entry.source.name()))
         .bind(column(entries, fields))
         .bind(column(entries, |entry| entry.event_at));
-        let lines = self.session.rows(lines).await?;
+        let lines = self.session.rows(lines).await;
+        let lines = self.sequences.checked(&mut self.session, "audit_log", lines).await?;
         // One delivery writes at most one line with an actor.
         let actors: HashMap<&str, &Actor> = entries
             .iter()

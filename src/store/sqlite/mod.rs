@@ -235,6 +235,10 @@ impl Store for Sqlite {
         queue::page(&mut *self.read().await?, filter, limit).await
     }
 
+    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
+        queue::these(&mut *self.read().await?, ids).await
+    }
+
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
         queue::one(&mut *self.read().await?, id).await
     }
@@ -370,6 +374,10 @@ impl Store for Sqlite {
 
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
         outbox::messages(&mut *self.read().await?, filter, limit).await
+    }
+
+    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
+        outbox::messages_of(&mut *self.read().await?, ids).await
     }
 
     async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {

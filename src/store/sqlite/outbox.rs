@@ -371,6 +371,24 @@ pub(super) async fn messages(
     rows.iter().map(stored).collect()
 }
 
+/// Those of these messages that there are.
+pub(super) async fn messages_of(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<StoredMessage>> {
+    let rows = sqlx::query(
+        "SELECT o.id, o.message_id, o.sink, o.clerk_id, o.type, o.state, o.attempts, o.next_attempt_at,
+                o.lease IS NOT NULL AS taken, o.created_at, o.finished_at, o.last_error
+         FROM json_each(?1) AS n
+         CROSS JOIN outbox AS o ON o.id = n.value",
+    )
+    .bind(text::rows(ids)?)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(stored).collect()
+}
+
 /// One message, and its JSON if it is still kept.
 pub(super) async fn message(
     connection: &mut SqliteConnection,

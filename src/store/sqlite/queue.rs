@@ -276,6 +276,21 @@ pub(super) async fn page(
     rows.iter().map(queued).collect()
 }
 
+/// Those of these that are here, without bodies.
+pub(super) async fn these(connection: &mut SqliteConnection, ids: &[SvixId]) -> Result<Vec<Queued>> {
+    let rows = sqlx::query(
+        "SELECT q.svix_id, q.event_type, q.clerk_id, q.state, q.attempts, q.next_attempt_at, q.received_at,
+                q.last_error, length(q.payload) AS bytes
+         FROM json_each(?1) AS n
+         CROSS JOIN webhook_queue AS q ON q.svix_id = n.value",
+    )
+    .bind(text::svix_ids(ids)?)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(queued).collect()
+}
+
 /// One delivery, whole.
 pub(super) async fn one(connection: &mut SqliteConnection, id: &SvixId) -> Result<Option<Parked>> {
     let row = sqlx::query("SELECT * FROM webhook_queue WHERE svix_id = ?1")

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Messages in one transaction.
-const STEP: u32 = 500;
+const STEP: u32 = 2000;
 
 /// Which messages are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,10 +101,7 @@ async fn each_step(
             ids.sort_unstable();
             ids.dedup();
             for ids in ids.chunks(STEP as usize) {
-                let mut found = Vec::with_capacity(ids.len());
-                for id in ids {
-                    found.extend(store.message(*id).await?.map(|(message, _)| message));
-                }
+                let found = store.messages_of(ids).await?;
                 step(store, &found, deed, dry_run, now, &mut tally).await?;
             }
             return Ok(tally);

@@ -1,0 +1,141 @@
+//! Identity sequences that are behind the rows they number, as some ways of restoring a backup leave them.
+//!
+//! Then each new row gets a number that is taken, and the primary key refuses it. No application is at fault, and no
+//! delivery: we set the sequence forward, where we may, and begin again. Where we may not, everybody is told the statement
+//! that does it.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use super::{Session, get, sql};
+use crate::store::{BehindSequence, Result, StoreError, Trouble, schema::quoted};
+
+/// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
+const LOCK: i64 = 0x63_6c65_726b_7365;
+
+/// Sees to the sequences of one schema.
+pub(super) struct Sequences {
+    pub(super) schema: String,
+    /// Opens a transaction.
+    pub(super) begin: String,
+    /// Which ones the log was told of, because we may not set them forward.
+    told: Mutex<HashSet<&'static str>>,
+}
+
+impl Sequences {
+    pub(super) fn new(schema: String, begin: String) -> Self {
+        Self { schema, begin, told: Mutex::default() }
+    }
+
+    /// What an insertion into this table gives. If a number was taken, the transaction is over, another one is open, and
+    /// the error says to begin again, or how the sequence is mended.
+    pub(super) async fn checked<T>(
+        &self,
+        session: &mut Session,
+        table: &'static str,
+        inserted: Result<T>,
+    ) -> Result<T> {
+        match inserted {
+            Err(error) if is_taken_number(&error, table) => {
+                // What it was asked for is undone, and sequences know no undoing.
+                session.run("ROLLBACK").await?;
+                session.run(&self.begin).await?;
+                let left = self.set_forward(session, Some(table)).await?;
+                session.run("COMMIT").await?;
+                session.run(&self.begin).await?;
+                Err(match left.into_iter().find(|left| left.table == table) {
+                    // It was set forward, now or a moment ago.
+                    None => StoreError::new(Trouble::Raced),
+                    Some(left) => {
+                        StoreError { place: Some(format!("{}: {}", left.found(), left.remedy())), ..error }
+                    }
+                })
+            }
+            inserted => inserted,
+        }
+    }
+
+    /// Set forward what is behind; gives what is behind and not for us to set. Of one that we may not read we know that it
+    /// is behind if a number of its table was `taken`.
+    pub(super) async fn set_forward(
+        &self,
+        session: &mut Session,
+        taken: Option<&str>,
+    ) -> Result<Vec<BehindSequence>> {
+        session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(LOCK)).await?;
+        let mut left = Vec::new();
+        for behind in behind(session, &self.schema).await? {
+            if behind.next.is_none() && taken != Some(behind.table) {
+                continue;
+            }
+            if behind.next.is_some() && behind.ours_to_set {
+                let statement = sql("SELECT setval($1::regclass, $2)::text");
+                session.rows(statement.bind(behind.sequence.clone()).bind(behind.highest)).await?;
+                tracing::warn!(
+                    table = behind.table,
+                    next = behind.next,
+                    highest = behind.highest,
+                    "an identity sequence was behind the rows of its table, as a restore may leave it: it is set forward"
+                );
+                continue;
+            }
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(behind.table) {
+                tracing::error!(table = behind.table, remedy = behind.remedy(), "{}", behind.found());
+            }
+            left.push(behind);
+        }
+        Ok(left)
+    }
+}
+
+/// Whether the number that an identity column gave to a row is another row's.
+fn is_taken_number(error: &StoreError, table: &str) -> bool {
+    error.code.as_deref() == Some("23505")
+        && error.place.as_deref() == Some(format!("table {table}, constraint {table}_pkey").as_str())
+}
+
+/// Every sequence whose next number is no higher than one that is in use, and those that we may not read.
+pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<BehindSequence>> {
+    let rows = session
+        .rows(
+            sql("SELECT n.name, s.name, n.highest, next.number, has_sequence_privilege(q.seqrelid, 'UPDATE')
+                 FROM (
+                     SELECT 'users' AS name, max(id) AS highest FROM users
+                     UNION ALL
+                     -- A number under a seal must not come again, whatever became of its line.
+                     SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
+                         SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
+                     ) AS newest)) FROM audit_log
+                     UNION ALL
+                     SELECT 'outbox', max(id) FROM outbox
+                 ) AS n
+                 CROSS JOIN LATERAL (SELECT pg_get_serial_sequence($1 || '.' || n.name, 'id') AS name) AS s
+                 JOIN pg_sequence AS q ON q.seqrelid = s.name::regclass
+                 CROSS JOIN LATERAL (
+                     SELECT CASE WHEN has_sequence_privilege(q.seqrelid, 'SELECT, USAGE')
+                                 THEN coalesce(pg_sequence_last_value(q.seqrelid) + q.seqincrement, q.seqstart) END
+                            AS number
+                 ) AS next
+                 WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
+                 ORDER BY n.name")
+            .bind(quoted(schema)),
+        )
+        .await?;
+    let one = |row| {
+        let table: String = get(row, 0)?;
+        let table = NUMBERED.into_iter().find(|name| *name == table);
+        Ok(BehindSequence {
+            table: table.ok_or_else(|| StoreError::new(Trouble::Broken))?,
+            sequence: get(row, 1)?,
+            highest: get(row, 2)?,
+            next: get(row, 3)?,
+            ours_to_set: get(row, 4)?,
+        })
+    };
+    rows.iter().map(one).collect()
+}
+
+/// The tables whose rows the database numbers.
+const NUMBERED: [&str; 3] = ["users", "audit_log", "outbox"];
