@@ -80,6 +80,8 @@ promises! {
     an_unusable_event_is_kept_dead_byte_for_byte,
     what_a_database_can_never_store_is_kept_dead,
     what_the_application_refuses_is_kept_and_tried_again,
+    what_the_application_has_broken_is_its_refusal_and_is_named,
+    a_deletion_that_the_application_has_broken_is_tried_again_until_it_works,
     a_parked_delivery_keeps_the_time_when_it_first_came,
     what_is_parked_is_applied_once_the_application_allows_it,
     what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again,
@@ -892,6 +894,165 @@ async fn what_the_application_refuses_is_kept_and_tried_again(mut world: World) 
     }
     assert_eq!(world.count("processed_webhooks").await, 0);
     assert_eq!(world.count("users").await + world.count("audit_log").await, 0);
+}
+
+/// Something that an application does to the table `users`, and that then fails whenever a row is written.
+struct Broken {
+    what: &'static str,
+    make: &'static str,
+    mend: &'static str,
+    /// Its code, and what it is called.
+    named: [&'static str; 2],
+}
+
+/// A function of a trigger, and the end of both. The trigger fires for every change.
+macro_rules! trigger {
+    ($what:literal, $body:literal, $named:expr) => {
+        Broken {
+            what: $what,
+            make: concat!(
+                "CREATE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ",
+                $body,
+                " RETURN NULL; END $$; CREATE TRIGGER remember AFTER INSERT OR UPDATE OR DELETE ON users
+                  FOR EACH ROW EXECUTE FUNCTION remember()"
+            ),
+            mend: "DROP TRIGGER remember ON users; DROP FUNCTION remember CASCADE",
+            named: $named,
+        }
+    };
+}
+
+const BROKEN_IN_POSTGRES: [Broken; 9] = [
+    trigger!("a table is gone", "INSERT INTO gone VALUES (1);", ["42P01", "function remember"]),
+    trigger!("a column is gone", "INSERT INTO notes (nick) VALUES (1);", ["42703", "function remember"]),
+    trigger!("a function is gone", "PERFORM gone(1);", ["42883", "function remember"]),
+    trigger!("a right is missing", "RAISE insufficient_privilege;", ["42501", "function remember"]),
+    trigger!("it divides by nothing", "PERFORM 1 / (SELECT count(*) FROM notes);", ["22012", "function remember"]),
+    trigger!("it runs out of patience with another server", "RAISE SQLSTATE '08001';", ["08001", "function remember"]),
+    Broken {
+        what: "a function in SQL reads a table that is gone",
+        make: "CREATE TABLE gone (id bigint);
+               CREATE FUNCTION known(text) RETURNS boolean LANGUAGE sql AS 'SELECT NOT EXISTS (SELECT FROM gone)';
+               ALTER TABLE users ADD CONSTRAINT known CHECK (known(first_name)); DROP TABLE gone",
+        mend: "ALTER TABLE users DROP CONSTRAINT known; DROP FUNCTION known",
+        named: ["42P01", "function known"],
+    },
+    Broken {
+        what: "a generated column divides by nothing",
+        make: "ALTER TABLE users ADD COLUMN n int GENERATED ALWAYS AS (1 / (length(first_name) - 7)) STORED",
+        mend: "ALTER TABLE users DROP COLUMN n",
+        named: ["22012", "table users"],
+    },
+    Broken {
+        what: "only the commit calls it",
+        make: "CREATE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                   INSERT INTO gone VALUES (1); RETURN NULL; END $$;
+               CREATE CONSTRAINT TRIGGER remember AFTER INSERT OR UPDATE OR DELETE ON users DEFERRABLE INITIALLY DEFERRED
+                   FOR EACH ROW EXECUTE FUNCTION remember()",
+        mend: "DROP TRIGGER remember ON users; DROP FUNCTION remember",
+        named: ["42P01", "function remember"],
+    },
+];
+
+const BROKEN_IN_SQLITE: [Broken; 2] = [
+    Broken {
+        what: "a table is gone",
+        make: "CREATE TRIGGER one AFTER INSERT ON users BEGIN INSERT INTO gone VALUES (1); END;
+               CREATE TRIGGER two AFTER UPDATE ON users BEGIN INSERT INTO gone VALUES (1); END;
+               CREATE TRIGGER three AFTER DELETE ON users BEGIN INSERT INTO gone VALUES (1); END",
+        mend: "DROP TRIGGER one; DROP TRIGGER two; DROP TRIGGER three",
+        named: ["(1)", "table users"],
+    },
+    Broken {
+        what: "it reads what is no JSON",
+        make: "CREATE TRIGGER one AFTER INSERT ON users BEGIN SELECT json_extract('{', '$.a'); END;
+               CREATE TRIGGER two AFTER UPDATE ON users BEGIN SELECT json_extract('{', '$.a'); END;
+               CREATE TRIGGER three AFTER DELETE ON users BEGIN SELECT json_extract('{', '$.a'); END",
+        mend: "DROP TRIGGER one; DROP TRIGGER two; DROP TRIGGER three",
+        named: ["(1)", "table users"],
+    },
+];
+
+async fn broken(world: &World) -> &'static [Broken] {
+    world.sql("CREATE TABLE notes (id BIGINT)").await;
+    match world.keeper {
+        Keeper::Postgres => &BROKEN_IN_POSTGRES,
+        Keeper::Sqlite => &BROKEN_IN_SQLITE,
+    }
+}
+
+/// Why a delivery waits.
+async fn assert_is_named(world: &World, event: &Event, broken: &Broken) {
+    let query = format!("SELECT state, last_error FROM webhook_queue WHERE svix_id = '{}'", event.svix_id);
+    let parked = &world.rows(&query).await[0];
+    let (state, error) = (plain(&parked["state"]), plain(&parked["last_error"]));
+    assert_eq!(state, "pending", "{}: {error}", broken.what);
+    let [code, place] = broken.named;
+    assert!(error.contains(code) && error.contains(place), "{}: {error}", broken.what);
+    assert!(!error.contains("Augusta") && !error.contains("example.com"), "{error}");
+}
+
+async fn what_the_application_has_broken_is_its_refusal_and_is_named(mut world: World) {
+    for broken in broken(&world).await {
+        world.deliver(&Event::created("user_known")).await;
+        world.sql(broken.make).await;
+        let events = [Event::created("user_new"), Event::updated("user_known", 5)];
+        let events = events.map(|event| event.set("first_name", "Augusta"));
+        assert_eq!(world.deliver_all(&events).await, [Parked, Parked], "{}", broken.what);
+        for event in &events {
+            assert_is_named(&world, event, broken).await;
+        }
+        world.sql(broken.mend).await;
+        world.pass(TimeDelta::hours(1));
+        let applied = world.drain().await;
+        assert!(applied.len() == 2 && applied.iter().all(|(_, outcome)| *outcome == Applied), "{}", broken.what);
+        world.empty().await;
+    }
+}
+
+async fn a_deletion_that_the_application_has_broken_is_tried_again_until_it_works(mut world: World) {
+    // A row that is deleted does not compute its columns.
+    let broken = broken(&world).await.iter().filter(|broken| !broken.make.contains("ALTER TABLE"));
+    for broken in broken {
+        world.deliver(&Event::created("user_1")).await;
+        world.sql(broken.make).await;
+        let event = Event::deleted("user_1", 1000);
+        assert_eq!(world.deliver(&event).await, Parked, "{}", broken.what);
+        assert!(is_tombstone(&world, "user_1").await, "{}", broken.what);
+        assert_is_named(&world, &event, broken).await;
+        world.sql(broken.mend).await;
+        world.pass(TimeDelta::hours(1));
+        assert_eq!(world.drain().await, [(event.svix_id.clone(), Applied)], "{}", broken.what);
+        assert_eq!(world.count("users").await, 0, "{}", broken.what);
+        world.empty().await;
+    }
+}
+
+/// Rights that a check or a default needs are named by nobody, so the server is asked for ours.
+#[test]
+fn a_right_that_only_the_application_needs_is_its_refusal_and_one_that_we_need_is_not() {
+    run(Keeper::Postgres, async |world: World| {
+        let role = format!("{}_role", world.schema());
+        let grants = format!(
+            "CREATE ROLE {role}; GRANT ALL ON SCHEMA {schema} TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role};
+             CREATE FUNCTION positive() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+             REVOKE EXECUTE ON FUNCTION positive FROM public;
+             ALTER TABLE users ADD CONSTRAINT positive CHECK (positive())",
+            schema = world.schema()
+        );
+        world.sql(&grants).await;
+        let store = world.open_as(&role);
+        let batch = [world.delivery(&Event::created("user_1"))];
+        assert_eq!(world.apply(&*store, &batch).await, [Ok(Parked)]);
+        let error = plain(&world.parked().await["last_error"]);
+        assert!(error.contains("(42501): table users"), "{error}");
+
+        world.sql(&format!("REVOKE UPDATE ON users FROM {role}")).await;
+        let batch = [world.delivery(&Event::created("user_2"))];
+        let refused = world.apply(&*store, &batch).await.remove(0).unwrap_err();
+        assert_eq!((refused.trouble, refused.code.as_deref()), (Trouble::Broken, Some("42501")));
+        world.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    });
 }
 
 /// By a wait that nobody foresees, under a ceiling that doubles from 2 s to an hour.

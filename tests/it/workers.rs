@@ -277,7 +277,8 @@ fn one_in_a_hundred_is_poison_the_others_are_applied_and_it_is_too_once_it_is_me
     eventually("everything is worked on", || host.count("webhook_queue WHERE state = 'pending'") == 0);
     assert_eq!(host.count("users"), count - poison);
     let reasons = host.sql("SELECT DISTINCT state, attempts, last_error FROM webhook_queue");
-    assert_eq!(reasons, [["dead", "2", "a constraint or trigger refuses (P0001)"]]);
+    let reason = "a constraint or trigger refuses (P0001): function";
+    assert!(matches!(&reasons[..], [row] if row[..2] == ["dead", "2"] && row[2].starts_with(reason)), "{reasons:?}");
     assert_eq!(host.count("webhook_queue"), poison);
     host.allow_first_names();
     let retried = host.run(&["queue", "retry", "--all"]).succeeded();
@@ -292,18 +293,13 @@ fn a_statement_that_the_database_refuses_kills_no_delivery() {
     host.set("PROCESSING", "queue");
     host.set("QUEUE_MAX_ATTEMPTS", "1");
     let service = host.serve();
-    // As if a right had been taken away.
-    host.sql(
-        "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             RAISE insufficient_privilege;
-         END $$;
-         CREATE TRIGGER forbid BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION forbid()",
-    );
+    // A table of ours is not where it should be.
+    host.sql("ALTER TABLE audit_log RENAME TO elsewhere");
     let delivery = post(&user("user.created", "user_1", milliseconds(), "Ada"));
     assert_eq!(service.post(&delivery).word(), "queued");
     eventually("it is tried", || host.count("webhook_queue WHERE attempts > 1") == 1);
     assert_eq!(host.count("webhook_queue WHERE state = 'pending'"), 1);
-    host.sql("DROP TRIGGER forbid ON users");
+    host.sql("ALTER TABLE elsewhere RENAME TO audit_log");
     eventually("applied", || host.count("users") == 1 && host.count("webhook_queue") == 0);
     service.stop();
 }

@@ -121,6 +121,17 @@ impl World {
         self.place.open(&[]).await
     }
 
+    /// Postgres: the same, as a role of fewer rights.
+    pub fn open_as(&self, role: &str) -> Arc<dyn Store> {
+        let Place::Postgres { server, schema, .. } = &self.place else { panic!("there are no roles") };
+        Arc::new(Postgres::new(store::postgres::Options {
+            connect: PgConnectOptions::clone(server).options([("role", role)]),
+            schema: schema.clone(),
+            max_connections: 2,
+            anonymize_columns: Vec::new(),
+        }))
+    }
+
     /// The same, with `ANONYMIZE_COLUMNS`.
     pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
         self.place.open(columns).await

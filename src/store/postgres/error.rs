@@ -1,14 +1,49 @@
 //! From SQLSTATE to trouble. Messages and details are left behind: they carry row values.
+//!
+//! The code alone does not say whose fault it is: a table that is missing may be one of ours, or one that a trigger of the
+//! application looks for. Where the error arose says so. In a function, or in a statement that the server runs by itself,
+//! it is the application's: there is no such code of ours that could fail.
 
-use sqlx::postgres::PgDatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
 use crate::store::{StoreError, Trouble};
 
+/// Functions that are named in an error, from the one that failed outwards.
+const NAMED_FUNCTIONS: usize = 3;
+
 /// Understand an error of the driver or the server.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+    understand(error, Statement::Any)
+}
+
+/// Understand an error of a statement that writes rows of `users`. Beside our own text, all that runs there is the
+/// application's: triggers, constraints, defaults, generated columns and policies.
+pub(super) fn users_error(error: sqlx::Error) -> StoreError {
+    understand(error, Statement::WritesUsers)
+}
+
+/// Whether a right is missing, and the server does not say whose fault that is.
+pub(super) fn may_be_our_rights(error: &StoreError) -> bool {
+    error.trouble == Trouble::Refused
+        && error.code.as_deref() == Some(INSUFFICIENT_PRIVILEGE)
+        && error.place.as_deref() == Some(USERS)
+}
+
+pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// Where an error arose that names no place.
+const USERS: &str = "table users";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Statement {
+    Any,
+    WritesUsers,
+}
+
+fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
     match error {
         sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
-            Some(error) => server_error(error),
+            Some(error) => Report::of(error).judged(statement),
             None => StoreError::new(Trouble::Broken),
         },
         sqlx::Error::Io(_)
@@ -21,25 +56,145 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     }
 }
 
-fn server_error(error: &PgDatabaseError) -> StoreError {
-    let names = [("table", error.table()), ("column", error.column()), ("constraint", error.constraint())];
-    let place = names
-        .into_iter()
-        .filter_map(|(what, name)| Some(format!("{what} {}", name?)))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let hint = match error.code() {
-        "3D000" => "the database that DATABASE_URL names does not exist".to_owned(),
-        code if code.starts_with("28") => {
-            "the server refuses the user or the password of DATABASE_URL".to_owned()
+/// What the server says of an error, but for values.
+struct Report<'a> {
+    code: &'a str,
+    /// The connection ends with it.
+    fatal: bool,
+    position: Position,
+    /// What called what, innermost first. Only looked at: it can quote anything.
+    trace: &'a str,
+    names: Vec<(&'static str, &'a str)>,
+}
+
+/// Which text the server points into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Position {
+    None,
+    /// The statement that we sent.
+    Ours,
+    /// A statement or expression of a function.
+    Inner,
+}
+
+impl<'a> Report<'a> {
+    fn of(error: &'a PgDatabaseError) -> Self {
+        let names =
+            [("table", error.table()), ("column", error.column()), ("constraint", error.constraint())];
+        Self {
+            code: error.code(),
+            fatal: matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic),
+            position: match error.position() {
+                None => Position::None,
+                Some(PgErrorPosition::Original(_)) => Position::Ours,
+                Some(PgErrorPosition::Internal { .. }) => Position::Inner,
+            },
+            trace: error.r#where().unwrap_or_default(),
+            names: names.into_iter().filter_map(|(what, name)| Some((what, name?))).collect(),
         }
-        _ => place,
-    };
-    StoreError {
-        trouble: trouble(error.code()),
-        code: Some(error.code().to_owned()),
-        place: (!hint.is_empty()).then_some(hint),
     }
+
+    fn judged(&self, statement: Statement) -> StoreError {
+        let trouble = self.trouble(statement);
+        StoreError { trouble, code: Some(self.code.to_owned()), place: self.place(trouble, statement) }
+    }
+
+    fn trouble(&self, statement: Statement) -> Trouble {
+        let trouble = trouble(self.code);
+        if self.is_inside() {
+            return match trouble {
+                Trouble::BadData | Trouble::Broken => Trouble::Refused,
+                // A server that the function speaks to, such as a foreign table's.
+                Trouble::Unavailable if !matches!(self.code.get(..2), Some("53" | "57")) => Trouble::Refused,
+                trouble => trouble,
+            };
+        }
+        let silent = self.position == Position::None && !self.fatal;
+        match trouble {
+            // Of all that can fail here without a word of where, nothing is ours but a lack of rights.
+            Trouble::Broken if statement == Statement::WritesUsers && silent && !is_of_the_session(self.code) => {
+                Trouble::Refused
+            }
+            // We compute nothing and cast nothing but JSON, whose errors have a trace or are about numbers.
+            Trouble::BadData
+                if statement == Statement::WritesUsers
+                    && (self.code == "22012" || (self.code == "22P02" && self.trace.is_empty())) =>
+            {
+                Trouble::Refused
+            }
+            trouble => trouble,
+        }
+    }
+
+    /// Whether it arose in something that a statement of ours only set off.
+    fn is_inside(&self) -> bool {
+        self.position == Position::Inner || self.trace.lines().any(is_call)
+    }
+
+    fn place(&self, trouble: Trouble, statement: Statement) -> Option<String> {
+        let theirs = trouble == Trouble::Refused;
+        match self.code {
+            "3D000" if !theirs => return Some("the database that DATABASE_URL names does not exist".to_owned()),
+            code if code.starts_with("28") && !theirs => {
+                return Some("the server refuses the user or the password of DATABASE_URL".to_owned());
+            }
+            _ => {}
+        }
+        let functions = functions(self.trace).into_iter().map(|name| ("function", name));
+        let names: Vec<String> = self
+            .names
+            .iter()
+            .copied()
+            .chain(functions)
+            .map(|(what, name)| format!("{what} {name}"))
+            .collect();
+        match (names.is_empty(), statement) {
+            (false, _) => Some(names.join(", ")),
+            (true, Statement::WritesUsers) if theirs => Some(USERS.to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// What happens to a session and its prepared statements is nobody's refusal, and neither is a broken disk.
+fn is_of_the_session(code: &str) -> bool {
+    matches!(code, "42P05" | "42P14" | "XX001" | "XX002")
+        || matches!(code.get(..2), Some("0B" | "24" | "25" | "26" | "34" | "58" | "F0"))
+}
+
+/// Whether a line of a trace is about a function or a statement of one, in whatever language the server speaks: these words
+/// stay. What follows the first sign of a quotation can be anybody's data.
+fn is_call(line: &str) -> bool {
+    let words = line.split(['"', '“', '„', '«', '»', '{', '$', ':', '=']).next().unwrap_or_default();
+    words.contains("SQL") || words.contains("PL/")
+}
+
+/// How lines begin that quote what a function does.
+const QUOTING: [&str; 3] = ["SQL statement \"", "SQL expression \"", "PL/pgSQL assignment \""];
+
+/// Names of the functions in a trace: `PL/pgSQL function app.remember(text) line 3 at SQL statement`.
+fn functions(trace: &str) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut quoting = false;
+    for line in trace.lines() {
+        // A statement is quoted as it is, over several lines, and can hold anything.
+        let quoted = QUOTING.iter().find_map(|words| line.strip_prefix(words)).or(quoting.then_some(line));
+        if let Some(quoted) = quoted {
+            quoting = !quoted.ends_with('"');
+            continue;
+        }
+        let Some((language, rest)) = line.split_once(" function ") else { continue };
+        if !(language == "SQL" || (language.starts_with("PL/") && !language.contains(' '))) {
+            continue;
+        }
+        let rest = rest.trim_start_matches('"');
+        let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '$')));
+        let name = &rest[..end.unwrap_or(rest.len())];
+        if !name.is_empty() && !names.contains(&name) && names.len() < NAMED_FUNCTIONS {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Source: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
@@ -86,5 +241,85 @@ mod tests {
         ] {
             assert_eq!(trouble(code), expected, "{code}");
         }
+    }
+
+    fn judged(code: &str, position: Position, trace: &str, statement: Statement) -> StoreError {
+        Report { code, fatal: false, position, trace, names: Vec::new() }.judged(statement)
+    }
+
+    const FUNCTION: &str = "SQL statement \"insert into app.gone\nvalues ('PL/pgSQL function ada')\"\n\
+                            PL/pgSQL function app.remember() line 1 at SQL statement";
+
+    #[test]
+    fn what_fails_inside_a_function_is_the_applications_refusal_whatever_its_code() {
+        for code in ["42501", "42P01", "42703", "42883", "22012", "22P02", "P0001", "XX000", "08001", "25006", "28P01"] {
+            let error = judged(code, Position::None, FUNCTION, Statement::Any);
+            assert_eq!(error.trouble, Trouble::Refused, "{code}");
+            assert_eq!(error.place.as_deref(), Some("function app.remember"), "{code}");
+        }
+        // What passes by itself, and what is about the whole server, stays what it is.
+        for (code, expected) in [
+            ("40P01", Trouble::Conflict),
+            ("55P03", Trouble::Locked),
+            ("57014", Trouble::Locked),
+            ("53100", Trouble::Unavailable),
+            ("57P01", Trouble::Unavailable),
+        ] {
+            assert_eq!(judged(code, Position::None, FUNCTION, Statement::Any).trouble, expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_speaks_another_language_is_understood() {
+        for trace in [
+            "PL/pgSQL-Funktion app.f() Zeile 1 bei SQL-Anweisung",
+            "SQL-Funktion „f“ Anweisung 1",
+            "SQL-Anweisung „insert into x“",
+            "instruction SQL « insert into x »",
+            "函数 PL/pgSQL app.f()",
+            "SQL関数\"f\"の行 1",
+        ] {
+            assert_eq!(judged("42P01", Position::None, trace, Statement::Any).trouble, Trouble::Refused, "{trace}");
+        }
+        assert_eq!(judged("42703", Position::Inner, "", Statement::Any).trouble, Trouble::Refused);
+    }
+
+    #[test]
+    fn a_statement_of_ours_that_the_server_does_not_understand_is_our_fault() {
+        for statement in [Statement::Any, Statement::WritesUsers] {
+            for code in ["42P01", "42703", "42883", "42501"] {
+                assert_eq!(judged(code, Position::Ours, "", statement).trouble, Trouble::Broken, "{code}");
+            }
+            assert_eq!(judged("26000", Position::None, "", statement).trouble, Trouble::Broken);
+        }
+        assert_eq!(judged("42501", Position::None, "", Statement::Any).trouble, Trouble::Broken);
+    }
+
+    #[test]
+    fn what_fails_on_users_without_a_trace_is_the_applications() {
+        for code in ["42501", "42703", "0A000", "22012", "22P02", "38000", "XX000"] {
+            let error = judged(code, Position::None, "", Statement::WritesUsers);
+            assert_eq!((error.trouble, error.place.as_deref()), (Trouble::Refused, Some("table users")), "{code}");
+        }
+    }
+
+    #[test]
+    fn data_that_mentions_a_function_is_still_data_and_names_nobody() {
+        for trace in [
+            "JSON data, line 1: {\"PL/pgSQL function ada@example.com() SQL\": ",
+            "unnamed portal with parameters: $1 = 'PL/pgSQL function ada() SQL'",
+        ] {
+            let error = judged("22P02", Position::None, trace, Statement::WritesUsers);
+            assert_eq!((error.trouble, error.place), (Trouble::BadData, None), "{trace}");
+        }
+    }
+
+    #[test]
+    fn functions_are_named_from_the_one_that_failed_outwards() {
+        let trace = "PL/pgSQL function app.inner(text,integer) line 4 at RAISE\n\
+                     SQL statement \"insert into app.profiles\n values ('x', '\nPL/pgSQL function ada() line 1')\"\n\
+                     PL/Python function \"remember\"\n\
+                     SQL function \"outer\" statement 1";
+        assert_eq!(functions(trace), ["app.inner", "remember", "outer"]);
     }
 }

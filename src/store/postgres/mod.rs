@@ -48,7 +48,7 @@ use sqlx::{
 };
 
 use self::{
-    error::store_error,
+    error::{INSUFFICIENT_PRIVILEGE, store_error, users_error},
     relay::{Paths, Relay},
     sequences::Sequences,
     transaction::PostgresTransaction,
@@ -254,7 +254,6 @@ impl Postgres {
 
     /// The likeliest mistake in production, in words.
     fn explain_missing_privilege(&self, error: StoreError) -> StoreError {
-        const INSUFFICIENT_PRIVILEGE: &str = "42501";
         if error.code.as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
             return error;
         }
@@ -684,6 +683,18 @@ impl Session {
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.straight);
         self.connection().fetch_all(query).await.map_err(store_error)
+    }
+
+    /// Run what writes rows of `users`, where code of the application may run.
+    async fn execute_on_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
+        let query = query.persistent(self.straight);
+        Ok(self.connection().execute(query).await.map_err(users_error)?.rows_affected())
+    }
+
+    /// The same, of what gives rows.
+    async fn rows_of_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
+        let query = query.persistent(self.straight);
+        self.connection().fetch_all(query).await.map_err(users_error)
     }
 
     async fn has_schema(&mut self, schema: &str) -> Result<bool> {

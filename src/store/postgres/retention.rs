@@ -100,7 +100,7 @@ async fn count_columns(
 
 async fn clear_columns(session: &mut Session, gone: &[bool], after: i64, last: i64) -> Result<()> {
     session
-        .execute(
+        .execute_on_users(
             sql("UPDATE users AS u
                  SET email = CASE WHEN $3[1] THEN NULL ELSE u.email END,
                      email_verified = CASE WHEN $3[2] THEN NULL ELSE u.email_verified END,

@@ -14,7 +14,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Session, erasure, get, outbox, queue, sequences::Sequences, sql};
+use super::{Session, erasure, error::may_be_our_rights, get, outbox, queue, sequences::Sequences, sql};
 use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Receipt, Register, SvixId, User,
@@ -38,6 +38,29 @@ impl PostgresTransaction {
         Self { session, anonymize, sequences }
     }
 
+    /// Write rows of `users` as a whole.
+    async fn write_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
+        match self.session.execute_on_users(query).await {
+            Err(error) if may_be_our_rights(&error) => {
+                // The transaction is lost anyway; its end finds a new one, in which nothing was done.
+                self.session.run("ROLLBACK AND CHAIN").await?;
+                Err(self.whose_rights(error).await?)
+            }
+            written => written,
+        }
+    }
+
+    /// A right was missing in a statement on `users`, and the server did not say for what: for the table itself, which is
+    /// ours, or for something of the application's that a constraint, a default or a policy needs.
+    async fn whose_rights(&mut self, error: StoreError) -> Result<StoreError> {
+        let query = sql("SELECT bool_and(has_table_privilege(quote_ident($1) || '.users', needed))
+             FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed")
+        .bind(&self.sequences.schema);
+        let rows = self.session.rows(query).await?;
+        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        Ok(if get(row, 0)? { error } else { StoreError { trouble: Trouble::Broken, ..error } })
+    }
+
     /// Who caused lines of the audit trail. A statement of its own, because joining the lines just written to their
     /// actors inside the server grows with the square of the batch.
     async fn attribute(&mut self, actors: &[(i64, &Actor)]) -> Result<()> {
@@ -56,7 +79,7 @@ impl PostgresTransaction {
     /// Run what the application may refuse, so that a refusal leaves the transaction as it was.
     async fn refusable(&mut self, deletion: Query<'_, Pg, PgArguments>) -> Result<Vec<ClerkId>> {
         self.session.run("SAVEPOINT refusable").await?;
-        let deleted = self.session.rows(deletion).await;
+        let deleted = self.session.rows_of_users(deletion).await;
         match deleted {
             Ok(rows) => {
                 self.session.run("RELEASE SAVEPOINT refusable").await?;
@@ -64,7 +87,7 @@ impl PostgresTransaction {
             }
             Err(error) if error.is_about_the_data() => {
                 self.session.run("ROLLBACK TO SAVEPOINT refusable; RELEASE SAVEPOINT refusable").await?;
-                Err(error)
+                Err(if may_be_our_rights(&error) { self.whose_rights(error).await? } else { error })
             }
             Err(error) => Err(error),
         }
@@ -228,7 +251,7 @@ impl Transaction for PostgresTransaction {
              ON CONFLICT (clerk_id) DO NOTHING");
         let known = |field: &Field| users.iter().any(|user| user.profile[*field] != Value::Null);
         let fields = Field::ALL.into_iter().filter(known).collect();
-        let inserted = self.session.execute(bind_users(query, users, fields)).await;
+        let inserted = self.write_users(bind_users(query, users, fields)).await;
         let inserted = self.sequences.checked(&mut self.session, "users", inserted).await?;
         all_or_raced(inserted, users.len())
     }
@@ -266,7 +289,7 @@ impl Transaction for PostgresTransaction {
                         last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
              WHERE u.clerk_id = n.clerk_id");
         let flags: Vec<bool> = Field::ALL.into_iter().map(|field| fields.contains(field)).collect();
-        let updated = self.session.execute(bind_users(query, users, fields).bind(flags)).await?;
+        let updated = self.write_users(bind_users(query, users, fields).bind(flags)).await?;
         all_or_raced(updated, users.len())
     }
 

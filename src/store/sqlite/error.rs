@@ -5,6 +5,7 @@ use sqlx::Error;
 use crate::store::{StoreError, Trouble};
 
 // Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary in the low byte.
+const ERROR: &str = "1";
 const BUSY: i32 = 5;
 const LOCKED: i32 = 6;
 const NOMEM: i32 = 7;
@@ -41,6 +42,11 @@ pub(super) fn explain(error: Error) -> StoreError {
 /// Whether somebody else is in the way for now.
 pub(super) fn is_busy(error: &Error) -> bool {
     matches!(code(error).map(primary), Some(BUSY | LOCKED | PROTOCOL))
+}
+
+/// Whether the statement cannot run: something that it names is not there, or a function in it fails.
+pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
+    error.trouble == Trouble::Broken && error.code.as_deref() == Some(ERROR)
 }
 
 fn code(error: &Error) -> Option<i32> {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
 
-use super::{audit, erasure, error::explain, outbox, processed, queue, registers, retention, text, users};
+use super::{audit, erasure, error::{explain, is_of_the_statement}, outbox, processed, queue, registers, retention, text, users};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
@@ -69,6 +69,20 @@ impl SqliteTransaction {
         result
     }
 
+    /// What was done to rows of `users`, where code of the application may run. If the statement cannot run though all that
+    /// is ours is there, it is a trigger that cannot, or something else that the application has put on the table.
+    async fn judged<T>(&mut self, written: Result<T>) -> Result<T> {
+        match written {
+            Err(error)
+                if is_of_the_statement(&error)
+                    && users::load(self.connection()?, &[], FieldSet::ALL).await.is_ok() =>
+            {
+                Err(StoreError { trouble: Trouble::Refused, place: Some("table users".to_owned()), ..error })
+            }
+            written => written,
+        }
+    }
+
     /// An entity appeared or vanished unless as many rows were written as were given.
     fn all_written(&mut self, written: Result<u64>, given: usize) -> Result<()> {
         let result = match written {
@@ -97,7 +111,7 @@ impl SqliteTransaction {
 
     /// Keep what was done since the savepoint, or undo it if it was refused.
     async fn leave_savepoint(&mut self, erased: Result<Vec<ClerkId>>) -> Result<Vec<ClerkId>> {
-        match erased {
+        match self.judged(erased).await {
             Ok(ids) => {
                 let left = control(self.connection()?, "RELEASE erasure").await;
                 self.noted(left)?;
@@ -268,6 +282,7 @@ impl Transaction for SqliteTransaction {
             return Ok(());
         }
         let written = users::insert(self.connection()?, users).await;
+        let written = self.judged(written).await;
         self.all_written(written, users.len())
     }
 
@@ -276,6 +291,7 @@ impl Transaction for SqliteTransaction {
             return Ok(());
         }
         let written = users::update(self.connection()?, users, fields).await;
+        let written = self.judged(written).await;
         self.all_written(written, users.len())
     }
 
