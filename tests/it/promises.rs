@@ -1005,7 +1005,11 @@ async fn what_the_application_has_broken_is_its_refusal_and_is_named(mut world: 
         world.sql(broken.mend).await;
         world.pass(TimeDelta::hours(1));
         let applied = world.drain().await;
-        assert!(applied.len() == 2 && applied.iter().all(|(_, outcome)| *outcome == Applied), "{}", broken.what);
+        assert!(
+            applied.len() == 2 && applied.iter().all(|(_, outcome)| *outcome == Applied),
+            "{}",
+            broken.what
+        );
         world.empty().await;
     }
 }

@@ -112,7 +112,9 @@ impl<'a> Report<'a> {
         let silent = self.position == Position::None && !self.fatal;
         match trouble {
             // Of all that can fail here without a word of where, nothing is ours but a lack of rights.
-            Trouble::Broken if statement == Statement::WritesUsers && silent && !is_of_the_session(self.code) => {
+            Trouble::Broken
+                if statement == Statement::WritesUsers && silent && !is_of_the_session(self.code) =>
+            {
                 Trouble::Refused
             }
             // We compute nothing and cast nothing but JSON, whose errors have a trace or are about numbers.
@@ -134,7 +136,9 @@ impl<'a> Report<'a> {
     fn place(&self, trouble: Trouble, statement: Statement) -> Option<String> {
         let theirs = trouble == Trouble::Refused;
         match self.code {
-            "3D000" if !theirs => return Some("the database that DATABASE_URL names does not exist".to_owned()),
+            "3D000" if !theirs => {
+                return Some("the database that DATABASE_URL names does not exist".to_owned());
+            }
             code if code.starts_with("28") && !theirs => {
                 return Some("the server refuses the user or the password of DATABASE_URL".to_owned());
             }
@@ -172,8 +176,8 @@ fn is_call(line: &str) -> bool {
 /// How lines begin that quote what a function does.
 const QUOTING: [&str; 3] = ["SQL statement \"", "SQL expression \"", "PL/pgSQL assignment \""];
 
-/// Names of the functions in a trace: `PL/pgSQL function app.remember(text) line 3 at SQL statement`.
-fn functions(trace: &str) -> Vec<&str> {
+/// Names of the functions in a trace, but for a block of ours: `PL/pgSQL function app.remember(text) line 3 at SQL statement`.
+pub(super) fn functions(trace: &str) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     let mut quoting = false;
     for line in trace.lines() {
@@ -190,7 +194,11 @@ fn functions(trace: &str) -> Vec<&str> {
         let rest = rest.trim_start_matches('"');
         let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '$')));
         let name = &rest[..end.unwrap_or(rest.len())];
-        if !name.is_empty() && !names.contains(&name) && names.len() < NAMED_FUNCTIONS {
+        if !name.is_empty()
+            && name != "inline_code_block"
+            && !names.contains(&name)
+            && names.len() < NAMED_FUNCTIONS
+        {
             names.push(name);
         }
     }
@@ -252,7 +260,9 @@ mod tests {
 
     #[test]
     fn what_fails_inside_a_function_is_the_applications_refusal_whatever_its_code() {
-        for code in ["42501", "42P01", "42703", "42883", "22012", "22P02", "P0001", "XX000", "08001", "25006", "28P01"] {
+        for code in [
+            "42501", "42P01", "42703", "42883", "22012", "22P02", "P0001", "XX000", "08001", "25006", "28P01",
+        ] {
             let error = judged(code, Position::None, FUNCTION, Statement::Any);
             assert_eq!(error.trouble, Trouble::Refused, "{code}");
             assert_eq!(error.place.as_deref(), Some("function app.remember"), "{code}");
@@ -279,7 +289,11 @@ mod tests {
             "函数 PL/pgSQL app.f()",
             "SQL関数\"f\"の行 1",
         ] {
-            assert_eq!(judged("42P01", Position::None, trace, Statement::Any).trouble, Trouble::Refused, "{trace}");
+            assert_eq!(
+                judged("42P01", Position::None, trace, Statement::Any).trouble,
+                Trouble::Refused,
+                "{trace}"
+            );
         }
         assert_eq!(judged("42703", Position::Inner, "", Statement::Any).trouble, Trouble::Refused);
     }
@@ -299,7 +313,11 @@ mod tests {
     fn what_fails_on_users_without_a_trace_is_the_applications() {
         for code in ["42501", "42703", "0A000", "22012", "22P02", "38000", "XX000"] {
             let error = judged(code, Position::None, "", Statement::WritesUsers);
-            assert_eq!((error.trouble, error.place.as_deref()), (Trouble::Refused, Some("table users")), "{code}");
+            assert_eq!(
+                (error.trouble, error.place.as_deref()),
+                (Trouble::Refused, Some("table users")),
+                "{code}"
+            );
         }
     }
 

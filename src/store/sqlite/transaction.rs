@@ -16,7 +16,11 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
 
-use super::{audit, erasure, error::{explain, is_of_the_statement}, outbox, processed, queue, registers, retention, text, users};
+use super::{
+    audit, erasure,
+    error::{explain, is_of_the_statement},
+    outbox, processed, queue, registers, retention, text, users,
+};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
