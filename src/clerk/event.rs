@@ -1,10 +1,11 @@
 //! From a proven body to a typed delivery, tolerantly.
 //!
 //! Absent, `null` and present are three different things: what is absent keeps what is stored. Only allow-listed
-//! fields are looked at, so nothing odd in any other field can spoil an event. What cannot be used becomes
-//! [`Content::Unusable`] with a reason that names fields and types, never values.
+//! fields are looked at, so nothing odd in any other field can spoil an event. A value that cannot be read, or that no
+//! database can hold, counts as absent, and its field is named in [`Event::unread`]. Only without a type or an id nothing
+//! can be done: that becomes [`Content::Unusable`] with a reason that names fields and types, never values.
 //!
-//! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, except where the envelope has seconds.
+//! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,7 +16,8 @@ use serde_json::value::RawValue;
 
 use super::{
     signature::Verified,
-    text::{decoded, storable},
+    text::{decoded, fits_every_store, storable},
+    time::instant,
 };
 use crate::{
     model::{
@@ -25,14 +27,14 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// Below this an envelope's `timestamp` is in seconds: published examples have them, the wire has milliseconds.
-const FIRST_MILLISECOND_TIMESTAMP: i64 = 100_000_000_000;
-
 /// The longest event type that is kept, in bytes; Clerk's longest has 33.
 const MAX_TYPE_BYTES: usize = 255;
 
 /// The longest part of an actor's address or user agent that is kept, in characters.
 const MAX_ACTOR_CHARS: usize = 512;
+
+/// The longest text of a field that an index of every database can hold, in bytes; Clerk's longest address has 254.
+const MAX_INDEXED_BYTES: usize = 2_000;
 
 /// The event types that change something here.
 pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", USER_DELETED];
@@ -107,6 +109,8 @@ pub struct Event {
     pub instance_id: Option<String>,
     /// Whether an escaped NUL or lone surrogate became U+FFFD.
     pub replaced_characters: bool,
+    /// Names of what is there and cannot be read, or be kept by every database: it counts as absent.
+    pub unread: Vec<&'static str>,
 }
 
 /// What an event would be if nothing were wrong with it, or the reason why it is unusable.
@@ -131,16 +135,26 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
         },
         instance_id: None,
         replaced_characters,
+        unread: Vec::new(),
     };
     event.delivery.content = match object(&json) {
+        _ if is_test_of_svix(&json) => Content::Ignored,
         Some(envelope) => read_envelope(&envelope, &mut event, fields, now).unwrap_or_else(Content::Unusable),
         None => Content::Unusable("the body is not a JSON object".to_owned()),
     };
-    if event.delivery.clerk_id.is_none() && matches!(event.delivery.content, Content::Unusable(_)) {
-        // It is kept, and must go when they go.
-        event.delivery.clerk_id = ClerkId::only_one_in(verified.body());
-    }
     event
+}
+
+/// The message by which Svix tries an endpoint out (`svix.ping`). It is signed like any other, and about nobody.
+fn is_test_of_svix(json: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Test {
+        #[serde(rename = "success")]
+        _success: bool,
+    }
+    // Whatever is longer says more.
+    json.len() < 256 && serde_json::from_str::<Test>(json).is_ok()
 }
 
 /// A user as the Backend API shows it.
@@ -152,6 +166,8 @@ pub struct Found {
     pub created_at: i64,
     /// What it says, as a change of which nothing is newer than the moment of reading.
     pub delivery: Delivery,
+    /// As of [`Event::unread`].
+    pub unread: Vec<&'static str>,
 }
 
 /// Understand users of the Backend API as they stood then; `None` if this is no list of users. One whose id is unusable
@@ -166,6 +182,7 @@ pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Ve
     }
     let mut users: Vec<Found> =
         users.into_iter().map(|user| found(user.get(), reading, moment)).collect::<Option<_>>()?;
+    log_unread(&users);
     // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
     let mut neighbour = users.iter().map(|user| user.created_at).find(|at| *at != UNSAID).unwrap_or(UNSAID);
     for user in &mut users {
@@ -180,7 +197,21 @@ pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Ve
 /// The same for one user.
 pub(super) fn user(body: &[u8], reading: &Reading, moment: Moment) -> Option<Found> {
     let text = decoded(body);
-    found(&storable(&text), reading, moment)
+    let found = found(&storable(&text), reading, moment)?;
+    log_unread(std::slice::from_ref(&found));
+    Some(found)
+}
+
+/// One line a page, which names the first of them.
+fn log_unread(users: &[Found]) {
+    let mut odd = users.iter().filter(|user| !user.unread.is_empty());
+    let Some(first) = odd.next() else { return };
+    tracing::warn!(
+        clerk_id = %first.clerk_id,
+        fields = first.unread.join(","),
+        others = odd.count(),
+        "fields of a user of the Backend API cannot be read or stored: they keep what is stored"
+    );
 }
 
 /// Stands for a time of sign-up that is absent, or no time at all.
@@ -207,13 +238,13 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let Moment { read_at, now } = moment;
     let data = object(json)?;
     let usable = data.get("id").and_then(string).and_then(ClerkId::new);
-    let created_at = data.get("created_at").and_then(integer).and_then(instant);
-    let updated_at =
-        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, now));
-    let content = match (&usable, read_patch(&data, reading.fields)) {
-        (None, _) => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
-        (_, Err(reason)) => Content::Unusable(reason),
-        (Some(clerk_id), Ok(patch)) => Content::Change(Change {
+    let mut unread = Vec::new();
+    let created_at = time_of(&data, "created_at", &mut unread, |_| true);
+    let updated_at = time_of(&data, "updated_at", &mut unread, |at| plausible(at, now));
+    let patch = read_patch(&data, reading.fields, &mut unread);
+    let content = match &usable {
+        None => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
+        Some(clerk_id) => Content::Change(Change {
             clerk_id: clerk_id.clone(),
             version: Version {
                 version: updated_at.unwrap_or(read_at).timestamp_millis(),
@@ -227,7 +258,7 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let clerk_id = usable.or_else(|| stand_in(data.get("id")))?;
     let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
-    Some(Found { clerk_id, created_at, delivery })
+    Some(Found { clerk_id, created_at, delivery, unread })
 }
 
 /// By what somebody is called whose id is none: as much of it as there is room for.
@@ -256,16 +287,16 @@ fn read_envelope(
     now: DateTime<Utc>,
 ) -> Usable<Content> {
     event.instance_id = envelope.get("instance_id").and_then(string);
-    if let Some(at) = envelope.get("timestamp").and_then(integer).and_then(|at| envelope_time(at, now)) {
+    let after_1970 = |at: DateTime<Utc>| at.timestamp() >= 0 && plausible(at, now);
+    if let Some(at) = time_of(envelope, "timestamp", &mut event.unread, after_1970) {
         event.delivery.event_at = at;
     }
     let data = envelope.object("data");
     let id = data.as_ref().and_then(|data| data.get("id")).filter(|raw| !is_null(raw));
-    let clerk_id = id.and_then(string).and_then(ClerkId::new);
     let Some(event_type) =
         envelope.get("type").and_then(string).filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
     else {
-        event.delivery.clerk_id = clerk_id;
+        // Nobody knows what `data.id` names, so it is kept under nobody, and an erasure looks into the body.
         return Err("the envelope has no usable `type`".into());
     };
     event.delivery.event_type = Some(event_type.clone());
@@ -273,7 +304,7 @@ fn read_envelope(
         // Whatever this id names, it is not a user.
         return Ok(Content::Ignored);
     }
-    event.delivery.clerk_id = clerk_id;
+    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
     let deletion = event_type == USER_DELETED;
     if deletion && id.is_none() && data.is_some() {
         return Ok(Content::Ignored);
@@ -284,13 +315,10 @@ fn read_envelope(
     let news = if deletion {
         News::Delete
     } else {
-        News::Upsert {
-            patch: read_patch(&data, fields)?,
-            created_at: data.get("created_at").and_then(integer).and_then(instant),
-        }
+        let created_at = time_of(&data, "created_at", &mut event.unread, |_| true);
+        News::Upsert { patch: read_patch(&data, fields, &mut event.unread), created_at }
     };
-    let updated_at =
-        data.get("updated_at").and_then(integer).and_then(instant).filter(|at| plausible(*at, now));
+    let updated_at = time_of(&data, "updated_at", &mut event.unread, |at| plausible(at, now));
     Ok(Content::Change(Change {
         clerk_id,
         version: Version {
@@ -304,53 +332,66 @@ fn read_envelope(
     }))
 }
 
-fn envelope_time(timestamp: i64, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-    let milliseconds =
-        if timestamp < FIRST_MILLISECOND_TIMESTAMP { timestamp.checked_mul(1000)? } else { timestamp };
-    instant(milliseconds).filter(|at| at.timestamp() >= 0 && plausible(*at, now))
-}
-
 /// A time more than a day ahead of us is a mistake, and would freeze the user until then.
 fn plausible(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     at - now <= TimeDelta::days(1)
 }
 
-/// Unix milliseconds within the years that every store can hold.
-fn instant(milliseconds: i64) -> Option<DateTime<Utc>> {
-    const YEAR_1: i64 = -62_135_596_800_000;
-    const YEAR_9999: i64 = 253_402_300_799_999;
-    (YEAR_1..=YEAR_9999).contains(&milliseconds).then(|| DateTime::from_timestamp_millis(milliseconds))?
+/// A time that stands beside the fields, if it can be read and is one that `fits`; else it is as if it were absent.
+fn time_of(
+    object: &Object<'_>,
+    name: &'static str,
+    unread: &mut Vec<&'static str>,
+    fits: impl Fn(DateTime<Utc>) -> bool,
+) -> Option<DateTime<Utc>> {
+    let raw = object.get(name).filter(|raw| !is_null(raw))?;
+    let time = instant(raw.get()).filter(|at| fits(*at));
+    if time.is_none() {
+        unread.push(name);
+    }
+    time
 }
 
-/// The allow-listed fields of a user; anything else in `data` is not even looked at.
-fn read_patch(data: &Object<'_>, fields: FieldSet) -> Usable<Patch> {
-    let email = || Primary::find(data, "primary_email_address_id", "email_addresses");
+/// The allow-listed fields of a user; anything else in `data` is not even looked at. What cannot be read or stored is left
+/// out, and named.
+fn read_patch(data: &Object<'_>, fields: FieldSet, unread: &mut Vec<&'static str>) -> Patch {
     let mut patch = Patch::default();
     for field in fields.iter() {
-        let value = match field {
-            Field::Email => email()?.text("email_address")?,
-            Field::EmailVerified => email()?.value(|entry| Ok(Value::Bool(is_verified(entry))))?,
-            Field::PhoneNumber => {
-                Primary::find(data, "primary_phone_number_id", "phone_numbers")?.text("phone_number")?
-            }
-            Field::FirstName | Field::LastName | Field::ImageUrl | Field::Username | Field::ExternalId => {
-                data.get(field.name()).map(|raw| text(raw, field.name())).transpose()?
-            }
-            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
-                data.get(field.name()).map(json)
-            }
-            Field::Banned | Field::Locked => {
-                data.get(field.name()).map(|raw| boolean(raw, field.name())).transpose()?
-            }
-            Field::LastSignInAt | Field::LastActiveAt => {
-                data.get(field.name()).map(|raw| time(raw, field.name())).transpose()?
-            }
-        };
-        if let Some(value) = value {
-            patch.set(field, value);
+        match read_field(data, field) {
+            Ok(Some(value)) => patch.set(field, value),
+            Ok(None) => {}
+            Err(Unreadable) => unread.push(field.name()),
         }
     }
-    Ok(patch)
+    patch
+}
+
+/// A value that is there and cannot be read, or be kept by every database.
+struct Unreadable;
+
+type Readable<T> = Result<T, Unreadable>;
+
+fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
+    let email = || Primary::find(data, "primary_email_address_id", "email_addresses");
+    let value = |read: fn(&RawValue) -> Readable<Value>| data.get(field.name()).map(read).transpose();
+    match field {
+        Field::Email => email()?.text("email_address"),
+        Field::EmailVerified => {
+            let email = email()?;
+            // Of an address that stays as it is this says nothing.
+            email.text("email_address")?;
+            email.value(|entry| Ok(Value::Bool(is_verified(entry))))
+        }
+        Field::PhoneNumber => {
+            Primary::find(data, "primary_phone_number_id", "phone_numbers")?.text("phone_number")
+        }
+        Field::FirstName | Field::LastName | Field::ImageUrl | Field::Username | Field::ExternalId => {
+            value(text)
+        }
+        Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => value(json),
+        Field::Banned | Field::Locked => value(boolean),
+        Field::LastSignInAt | Field::LastActiveAt => value(time),
+    }
 }
 
 /// The primary entry of a list of addresses or numbers.
@@ -364,25 +405,24 @@ enum Primary<'a> {
 
 impl<'a> Primary<'a> {
     /// The entry of `list` that `id_field` points to. It need not be the first.
-    fn find(data: &Object<'a>, id_field: &str, list: &str) -> Usable<Self> {
+    fn find(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Self> {
         let Some(id) = data.get(id_field) else { return Ok(Self::Unsaid) };
         if is_null(id) {
             return Ok(Self::Missing);
         }
-        let id = string(id).ok_or_else(|| format!("`data.{id_field}` is neither a string nor null"))?;
+        let id = string(id).ok_or(Unreadable)?;
         let Some(entries) = data.get(list) else { return Ok(Self::Unsaid) };
         if is_null(entries) {
             return Ok(Self::Missing);
         }
-        let entries: Vec<&RawValue> =
-            serde_json::from_str(entries.get()).map_err(|_| format!("`data.{list}` is not an array"))?;
+        let entries: Vec<&RawValue> = serde_json::from_str(entries.get()).map_err(|_| Unreadable)?;
         let named = |entry: &Object<'_>| entry.get("id").and_then(string).is_some_and(|own| own == id);
         let entry = entries.into_iter().filter_map(|entry| object(entry.get())).find(named);
         Ok(entry.map_or(Self::Missing, Self::Entry))
     }
 
     /// What it says of a field, by way of what an entry says.
-    fn value(&self, read: impl Fn(&Object<'a>) -> Usable<Value>) -> Usable<Option<Value>> {
+    fn value(&self, read: impl Fn(&Object<'a>) -> Readable<Value>) -> Readable<Option<Value>> {
         match self {
             Self::Unsaid => Ok(None),
             Self::Missing => Ok(Some(Value::Null)),
@@ -390,8 +430,11 @@ impl<'a> Primary<'a> {
         }
     }
 
-    fn text(&self, name: &str) -> Usable<Option<Value>> {
-        self.value(|entry| entry.get(name).map_or(Ok(Value::Null), |raw| text(raw, name)))
+    /// An address or a number, which there is an index on, ours or the application's.
+    fn text(&self, name: &str) -> Readable<Option<Value>> {
+        let value = self.value(|entry| entry.get(name).map_or(Ok(Value::Null), text))?;
+        let fits = |value: &Value| value.text().is_none_or(|text| text.len() <= MAX_INDEXED_BYTES);
+        if value.as_ref().is_none_or(fits) { Ok(value) } else { Err(Unreadable) }
     }
 }
 
@@ -568,32 +611,29 @@ fn string(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-fn integer(raw: &RawValue) -> Option<i64> {
-    serde_json::from_str(raw.get()).ok()
-}
-
-fn text(raw: &RawValue, name: &str) -> Usable<Value> {
-    let text: Option<String> =
-        serde_json::from_str(raw.get()).map_err(|_| format!("`{name}` is neither a string nor null"))?;
+fn text(raw: &RawValue) -> Readable<Value> {
+    let text: Option<String> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
     Ok(text.map_or(Value::Null, Value::Text))
 }
 
-fn boolean(raw: &RawValue, name: &str) -> Usable<Value> {
-    let truth: Option<bool> =
-        serde_json::from_str(raw.get()).map_err(|_| format!("`{name}` is neither a boolean nor null"))?;
+fn boolean(raw: &RawValue) -> Readable<Value> {
+    let truth: Option<bool> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
     Ok(truth.map_or(Value::Null, Value::Bool))
 }
 
-fn time(raw: &RawValue, name: &str) -> Usable<Value> {
+fn time(raw: &RawValue) -> Readable<Value> {
     if is_null(raw) {
         return Ok(Value::Null);
     }
-    let at = integer(raw).and_then(instant);
-    at.map(Value::Time).ok_or_else(|| format!("`{name}` is neither unix milliseconds nor null"))
+    instant(raw.get()).map(Value::Time).ok_or(Unreadable)
 }
 
-fn json(raw: &RawValue) -> Value {
-    if is_null(raw) { Value::Null } else { Value::Json(raw.get().to_owned()) }
+fn json(raw: &RawValue) -> Readable<Value> {
+    match raw.get() {
+        "null" => Ok(Value::Null),
+        json if fits_every_store(json) => Ok(Value::Json(json.to_owned())),
+        _ => Err(Unreadable),
+    }
 }
 
 #[cfg(test)]
@@ -694,6 +734,10 @@ mod tests {
         for unusable in ["", r#""updated_at":null,"#, r#""updated_at":"now","#, r#""updated_at":1.5,"#] {
             assert_eq!(version(&timestamp, unusable), (envelope, envelope), "{unusable}");
         }
+        for same in ["1716883198", "1716883198.0", "1.716883198e12", r#""2024-05-28T07:59:58Z""#] {
+            let updated_at = format!(r#""updated_at":{same},"#);
+            assert_eq!(version(&timestamp, &updated_at), (user, envelope), "{same}");
+        }
         let a_day = 24 * 60 * 60 * 1000;
         let ahead = |milliseconds: i64| format!(r#""updated_at":{},"#, NOW + milliseconds);
         assert_eq!(version(&timestamp, &ahead(a_day)), (NOW + a_day, envelope));
@@ -758,18 +802,81 @@ mod tests {
             (r#"{"type":"user.created","data":{}}"#, "`data.id`"),
             (r#"{"type":"user.updated","data":{"id":17}}"#, "`data.id`"),
             (r#"{"type":"user.deleted","data":{"id":17}}"#, "`data.id`"),
-            (r#"{"type":"user.updated","data":{"id":"user_1","first_name":17}}"#, "`first_name`"),
-            (
-                r#"{"type":"user.updated","data":{"id":"user_1","email_addresses":1,"primary_email_address_id":"a"}}"#,
-                "email_addresses",
-            ),
         ] {
             assert!(unusable(body).contains(reason), "{body}: {}", unusable(body));
             assert_eq!(parsed(body).delivery.payload, body.as_bytes());
         }
-        let secret =
-            r#"{"type":"user.updated","data":{"id":"user_1","last_sign_in_at":"secret@example.com"}}"#;
-        assert!(!unusable(secret).contains("example.com"));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_costs_its_field_and_not_the_event() {
+        let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+        let list = |address: &str| {
+            format!(
+                r#""primary_email_address_id":"a","email_addresses":[{{"id":"a","email_address":{address},
+                    "verification":{{"status":"verified"}}}}]"#
+            )
+        };
+        let long = format!("{}@example.com", "x".repeat(MAX_INDEXED_BYTES));
+        for (odd, names) in [
+            (r#""first_name":17"#.to_owned(), "first_name"),
+            (r#""last_name":["Lovelace"]"#.to_owned(), "last_name"),
+            (r#""banned":"yes""#.to_owned(), "banned"),
+            (r#""last_sign_in_at":"today""#.to_owned(), "last_sign_in_at"),
+            (r#""last_active_at":1.5"#.to_owned(), "last_active_at"),
+            (r#""created_at":"yesterday""#.to_owned(), "created_at"),
+            (r#""public_metadata":{"a":1e400000}"#.to_owned(), "public_metadata"),
+            (format!(r#""unsafe_metadata":{deep}"#), "unsafe_metadata"),
+            (r#""primary_email_address_id":"a","email_addresses":1"#.to_owned(), "email,email_verified"),
+            (r#""primary_email_address_id":7"#.to_owned(), "email,email_verified"),
+            (list("7"), "email,email_verified"),
+            (list(&format!("\"{long}\"")), "email,email_verified"),
+            (r#""primary_phone_number_id":{},"phone_numbers":[]"#.to_owned(), "phone_number"),
+        ] {
+            let event = parsed(&updated(&format!(r#"{odd},"username":"ada""#)));
+            assert_eq!(event.unread.join(","), names, "{odd}");
+            let patch = patch(&event);
+            assert_eq!(patch.get(Field::Username), Some(&text("ada")), "{odd}");
+            for field in Field::ALL.into_iter().filter(|field| names.split(',').any(|n| n == field.name())) {
+                assert_eq!(patch.get(field), None, "{odd}");
+            }
+        }
+        assert!(parsed(&updated(&list(r#""ada@example.com""#))).unread.is_empty());
+        let timeless =
+            r#"{"type":"user.updated","timestamp":"then","data":{"id":"user_1","updated_at":true}}"#;
+        assert_eq!(parsed(timeless).unread, ["timestamp", "updated_at"]);
+    }
+
+    #[test]
+    fn the_test_message_of_svix_is_ignored_and_nothing_that_looks_like_it() {
+        for test in [r#"{"success": true}"#, r#"{"success":false}"#, "\n{ \"success\" : true }\n"] {
+            let event = parsed(test);
+            assert!(matches!(event.delivery.content, Content::Ignored), "{test}");
+            assert_eq!(event.delivery.event_type, None);
+        }
+        for other in [
+            r#"{"success":"user_1"}"#,
+            r#"{"success":true,"data":{"id":"user_1"}}"#,
+            r#"{"success":true,"user":"user_1"}"#,
+            "{}",
+            r#"[{"success":true}]"#,
+        ] {
+            unusable(other);
+        }
+    }
+
+    #[test]
+    fn what_has_no_type_is_kept_under_nobody() {
+        for body in [
+            r#"{"data":{"id":"sess_1","user":{"id":"user_1"}}}"#,
+            r#"{"data":{"id":"user_1"}}"#,
+            r#"{"type":"","data":{"id":"user_1"}}"#,
+            r#"{"type":["user.updated"],"data":{"id":"user_1"}}"#,
+            r#"{"type":"user.updated","data":{"id":"user_1"}"#,
+        ] {
+            unusable(body);
+            assert_eq!(parsed(body).delivery.clerk_id, None, "{body}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod fake;
 pub mod sample;
 pub mod signature;
 mod text;
+mod time;
 
 use std::sync::Arc;
 

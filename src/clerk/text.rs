@@ -1,7 +1,8 @@
 //! JSON text that any store can hold.
 //!
 //! `\u0000` and lone surrogates are legal in signed JSON and refused by databases. A client may write them into
-//! its own metadata, so they must not be able to freeze a user: both become U+FFFD, the replacement character.
+//! its own metadata, so they must not be able to freeze a user: both become U+FFFD, the replacement character. Metadata with
+//! numbers or nesting that not every database can hold does not get past [`fits_every_store`].
 
 use std::borrow::Cow;
 
@@ -46,6 +47,71 @@ pub(super) fn storable(json: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
+/// How deep metadata may be nested: deeper is read by hardly any program, ours included.
+const MOST_NESTED: usize = 127;
+
+/// How many digits a number of metadata may have before the point, and how many behind it, written out without an exponent.
+/// The largest floating point number has 309 and the smallest 324. PostgreSQL holds more, but writes each of them out.
+const MOST_DIGITS: i64 = 1_000;
+
+/// Whether every database can hold this JSON, and give it back at no more than a fair multiple of its length.
+pub(super) fn fits_every_store(json: &str) -> bool {
+    let bytes = json.as_bytes();
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = bytes.get(at) {
+        let length = match byte {
+            b'"' => length_of_string(&bytes[at..]),
+            b'-' | b'0'..=b'9' => {
+                let number = &json[at..];
+                let end = number.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'));
+                let number = end.map_or(number, |end| &number[..end]);
+                if !is_writable(number) {
+                    return false;
+                }
+                number.len()
+            }
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > MOST_NESTED {
+                    return false;
+                }
+                1
+            }
+            b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                1
+            }
+            _ => 1,
+        };
+        at += length;
+    }
+    true
+}
+
+/// From one quotation mark to the other.
+fn length_of_string(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(next) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += next;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// Whether a number can be written out in [`MOST_DIGITS`] on either side of its point.
+fn is_writable(number: &str) -> bool {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.trim_start_matches('-').split_once('.').unwrap_or((mantissa, ""));
+    let Ok(exponent) = exponent.parse::<i64>() else { return false };
+    let length = |part: &str| i64::try_from(part.len()).unwrap_or(i64::MAX);
+    length(whole).saturating_add(exponent) <= MOST_DIGITS
+        && length(fraction).saturating_sub(exponent) <= MOST_DIGITS
+        && length(whole).max(length(fraction)) <= MOST_DIGITS
+}
+
 /// The UTF-16 unit of a `\uXXXX` that starts here.
 fn escaped_unit(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?;
@@ -87,5 +153,41 @@ mod tests {
             assert!(matches!(storable(json), Cow::Borrowed(same) if same == json), "{json}");
         }
         assert_eq!(storable(r#""\\\u0000""#), r#""\\\ufffd""#);
+    }
+
+    #[test]
+    fn what_a_database_cannot_hold_is_found_wherever_it_stands() {
+        let nested = |depth: usize| format!("{}1{}", r#"{"a":["#.repeat(depth / 2), "]}".repeat(depth / 2));
+        let long = |digits: usize| "7".repeat(digits);
+        for fits in [
+            "17",
+            "-0.5e-3",
+            "1.7976931348623157e308",
+            "5e-324",
+            "null",
+            r#""1e400000 [[[ \" 1e400000""#,
+            r#"{"1e400000":"\\","n":-12345678901234567890123.5}"#,
+            &nested(126),
+            &long(1_000),
+            &format!("0.{}", long(1_000)),
+        ] {
+            assert!(fits_every_store(fits), "{fits}");
+        }
+        for beyond in [
+            "1e400000",
+            "1E+400000",
+            "-1e-400000",
+            "1e99999999999999999999",
+            "0e99999999999999999999",
+            r#"{"a":"\\","b":[1,2e131000]}"#,
+            "0.00001e1200",
+            &nested(128),
+            &long(1_001),
+            &format!("0.{}", long(1_001)),
+            &format!("[{}e-999]", long(1_001)),
+        ] {
+            assert!(!fits_every_store(beyond), "{beyond}");
+            assert!(!fits_every_store(&format!(r#"{{"a":["x",{beyond}]}}"#)), "{beyond}");
+        }
     }
 }

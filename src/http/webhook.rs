@@ -119,6 +119,9 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     if event.replaced_characters {
         attempt.replaced_characters();
     }
+    if !event.unread.is_empty() {
+        attempt.left_out(&event.unread);
+    }
     let answer = app.committer.submit(event.delivery)?;
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
@@ -211,6 +214,16 @@ impl Attempt {
             event = self.event_type(),
             request_id = self.request_id.as_str(),
             "characters that no database can hold became U+FFFD"
+        );
+    }
+
+    fn left_out(&self, fields: &[&'static str]) {
+        tracing::warn!(
+            svix_id = self.svix_id(),
+            event = self.event_type(),
+            request_id = self.request_id.as_str(),
+            fields = fields.join(","),
+            "fields that cannot be read or stored keep what is stored; the rest is applied"
         );
     }
 

@@ -1,6 +1,6 @@
 //! Identifiers, checked once at the door.
 
-use std::fmt;
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 /// The longest identifier we keep, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
 pub const MAX_ID_BYTES: usize = 255;
@@ -21,26 +21,11 @@ impl ClerkId {
         &self.0
     }
 
-    /// The only user that these bytes name, in UTF-8 or UTF-16, if it is only one. For bodies that nobody can read. Clerk's
-    /// ids begin with the time and so have digits, which `user_agent` and its like have not.
-    pub fn only_one_in(bytes: &[u8]) -> Option<Self> {
-        const PREFIX: &[u8] = b"user_";
-        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
-        let ids = text.windows(PREFIX.len()).enumerate().filter(|(_, window)| *window == PREFIX);
-        let mut ids = ids.filter_map(|(start, _)| {
-            let rest = &text[start + PREFIX.len()..];
-            let length = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-            let id = &text[start..start + PREFIX.len() + length];
-            let is_id = id.iter().any(u8::is_ascii_digit);
-            is_id.then(|| String::from_utf8_lossy(id).into_owned())
-        });
-        let first = ids.next()?;
-        if ids.all(|id| id == first) { Self::new(first) } else { None }
-    }
-
-    /// Whether these bytes name exactly this id, and not merely a longer one that contains it.
+    /// Whether these bytes name exactly this id, and not merely a longer one that contains it. They may be text in UTF-8 or
+    /// UTF-16, with escapes of JSON.
     pub fn is_named_in(&self, bytes: &[u8]) -> bool {
         let id = self.0.as_bytes();
+        let bytes = &plain(bytes)[..];
         let part_of_an_id =
             |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
         // The letter of an escape such as `\n` belongs to no id.
@@ -50,6 +35,37 @@ impl ClerkId {
             window == id && begins && !part_of_an_id(start + id.len())
         })
     }
+
+    /// What looks like a user's id in bytes that nobody can read: up to so many, sorted.
+    pub fn candidates_in(bytes: &[u8], at_most: usize) -> Vec<Self> {
+        const PREFIX: &[u8] = b"user_";
+        let bytes = &plain(bytes)[..];
+        let starts = bytes.windows(PREFIX.len()).enumerate().filter(|(_, window)| *window == PREFIX);
+        let ids = starts.filter_map(|(start, _)| {
+            let length =
+                bytes[start..].iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
+            Self::new(String::from_utf8_lossy(&bytes[start..start + length]))
+        });
+        ids.collect::<BTreeSet<_>>().into_iter().take(at_most).collect()
+    }
+}
+
+/// Bytes of UTF-16 without the NULs between the letters, and what JSON escapes of ASCII as it is meant.
+fn plain(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let has_escapes = bytes.windows(2).any(|pair| pair == br"\u");
+    if !has_escapes && !bytes.contains(&0) {
+        return Cow::Borrowed(bytes);
+    }
+    let bytes: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut rest = &bytes[..];
+    while let Some((first, after)) = rest.split_first() {
+        let escape = rest.get(..6).and_then(|escape| escape.strip_prefix(br"\u00"));
+        let letter = escape.and_then(|hex| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
+        plain.push(letter.unwrap_or(*first));
+        rest = if letter.is_some() { &rest[6..] } else { after };
+    }
+    Cow::Owned(plain)
 }
 
 /// Svix's id of a message (`svix-id`): the same over retries and replays of one event.
@@ -103,14 +119,22 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_names_one_user_is_about_them() {
-        let only = |bytes: &[u8]| ClerkId::only_one_in(bytes).map(|id| id.as_str().to_owned());
-        assert_eq!(only(br#"{"id":"user_1","again":"user_1"#), Some("user_1".to_owned()));
-        assert_eq!(only(br#"["user_1","user_2"]"#), None);
-        assert_eq!(only(br#"{"id":"user_1","user_agent":"curl"#), Some("user_1".to_owned()));
-        assert_eq!(only(b"u\0s\0e\0r\0_\x001\0\"\0"), Some("user_1".to_owned()));
-        assert_eq!(only(br#"{"type":"user_"}"#), None);
-        assert_eq!(only(b""), None);
+    fn an_id_is_found_however_it_is_written() {
+        let id = ClerkId::new("user_1").expect("valid");
+        assert!(id.is_named_in(b"u\0s\0e\0r\0_\x001\0\"\0"));
+        assert!(id.is_named_in(br#"{"id":"user\u005F1"}"#));
+        assert!(id.is_named_in(br#"{"a":"\u00e9\u","id":"\u0075ser_\u0031"}"#));
+        assert!(!id.is_named_in(br#"{"id":"user\u005f12"}"#));
+        let ids = |bytes: &[u8]| {
+            ClerkId::candidates_in(bytes, 3).iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            ids(br#"{"id":"user_2","user_agent":"x","a":["user_1","user_2"]"#),
+            ["user_1", "user_2", "user_agent"]
+        );
+        assert_eq!(ids(b"u\0s\0e\0r\0_\x001\0\"\0"), ["user_1"]);
+        assert_eq!(ids(b"user_1 user_2 user_3 user_4").len(), 3);
+        assert!(ids(b"").is_empty());
     }
 
     #[test]

@@ -362,7 +362,8 @@ pub trait Transaction: Send {
     /// else works on at this moment is left to them: they will find the user deleted.
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()>;
 
-    /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one.
+    /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one; and all
+    /// whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
 
     /// Remove parked deliveries.

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     clerk::event::{USER_DELETED, deletion_body},
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, MessageType,
-        News, Outcome, Processing, Receipt, Register, SvixId,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet,
+        MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
     store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
     telemetry::{self, Queue, Span, TraceContext},
@@ -37,6 +37,9 @@ pub(super) const RACES: u32 = 5;
 /// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
 /// that somebody locks, but the table.
 pub(super) const HOPELESS_REFUSALS: u32 = 16;
+
+/// So many users are looked for in a body that nobody can read.
+const NAMED: usize = 100;
 
 /// Apply deliveries in the order in which they came, and tell what became of each. What is not done at the deadline
 /// is refused as unavailable; it may be done all the same, which makes its re-delivery a duplicate.
@@ -211,12 +214,32 @@ impl Work<'_> {
                     let refusal = unmoved();
                     return self.park(delivery, refusal.to_string(), refusal, patience).await;
                 }
-                Trouble::Refused | Trouble::BadData => {
+                Trouble::BadData => {
+                    return match self.without_what_spoils_it(delivery, patience).await {
+                        Some(outcome) => Ok(outcome),
+                        None => self.park(delivery, error.to_string(), error, patience).await,
+                    };
+                }
+                Trouble::Refused => {
                     return self.park(delivery, error.to_string(), error, patience).await;
                 }
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Apply a delivery but for the field that the database cannot store, such as one that is too long for an index of the
+    /// application's: a client writes some of them freely, and must not freeze a user by that.
+    async fn without_what_spoils_it(&self, delivery: &Delivery, patience: Patience) -> Option<Outcome> {
+        for (left_out, rules) in fewer_fields(self.rules, delivery) {
+            let work = Work { store: self.store, rules: &rules, now: self.now };
+            let ways = Ways::of(rules.deletion);
+            if let Ok(outcomes) = work.settled(&[delivery], patience, ways).await {
+                log_left_out(delivery, left_out);
+                return outcomes.first().copied();
+            }
+        }
+        None
     }
 
     /// Attempt a batch, again after a conflict that is likely to be gone. If it takes too long and deletes somebody, perhaps
@@ -575,6 +598,13 @@ impl Work<'_> {
         {
             return Ok(Kept::Not(Outcome::Stale));
         }
+        if delivery.clerk_id.is_none() {
+            // Nobody knows whom it is about; if it names somebody who is erased, they are not to come back in it.
+            let named = ClerkId::candidates_in(&delivery.payload, NAMED);
+            if transaction.registers(&named).await?.values().any(|register| register.deleted) {
+                return Ok(Kept::Not(Outcome::Stale));
+            }
+        }
         let next_attempt_at = match fate {
             _ if is_deletion(delivery) => {
                 Some(self.rules.retry.always_after(attempts, svix_id.as_str(), self.now))
@@ -632,6 +662,33 @@ impl Kept {
         }
         Outcome::Parked
     }
+}
+
+/// The rules without one of the fields that a delivery brings, and at last without all of free length.
+pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet, Rules)> {
+    let Content::Change(Change { news: News::Upsert { patch, .. }, .. }) = &delivery.content else {
+        return Vec::new();
+    };
+    let is_free = |field: &Field| matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_)));
+    let free: Vec<Field> = rules.fields.iter().filter(is_free).collect();
+    let one_by_one = free.iter().map(|field| FieldSet::from_iter([*field]));
+    let left_out = one_by_one.chain((free.len() > 1).then(|| free.iter().copied().collect()));
+    let without = |left_out: FieldSet| {
+        let fields = rules.fields.iter().filter(|field| !left_out.contains(*field)).collect();
+        (left_out, Rules { fields, ..rules.clone() })
+    };
+    left_out.map(without).collect()
+}
+
+pub(super) fn log_left_out(delivery: &Delivery, fields: FieldSet) {
+    let names: Vec<&str> = fields.iter().map(Field::name).collect();
+    tracing::warn!(
+        svix_id = delivery.svix_id.as_ref().map(SvixId::as_str),
+        event = delivery.event_type.as_deref(),
+        clerk_id = delivery.clerk_id.as_ref().map(ClerkId::as_str),
+        fields = names.join(","),
+        "the database cannot store these fields: they keep what is stored, the rest is applied"
+    );
 }
 
 /// Write messages to other systems, each as a span of what caused it.

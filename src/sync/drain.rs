@@ -12,7 +12,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Rules,
-    apply::{Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, end, is_deletion, unmoved},
+    apply::{
+        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, end, fewer_fields, is_deletion, log_left_out,
+        unmoved,
+    },
 };
 use crate::{
     clerk::{event, signature::Verified},
@@ -208,12 +211,31 @@ impl Draining<'_> {
             let outcome = self.put_off(claimed, &error).await?;
             return Ok(outcome.map(|outcome| claimed.worked(outcome)));
         }
+        if error.trouble == Trouble::BadData
+            && let Some(worked) = self.without_what_spoils_it(claimed).await
+        {
+            return Ok(worked);
+        }
         let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
         let outcome = match self.set_aside(claimed, fate, &error.to_string(), Patience::Short).await {
             Err(again) if again.trouble != Trouble::Unavailable => self.put_off(claimed, &error).await?,
             outcome => outcome?,
         };
         Ok(outcome.map(|outcome| claimed.worked(outcome)))
+    }
+
+    /// A delivery but for the field that the database cannot store; `Some(None)` if somebody else has it by now.
+    async fn without_what_spoils_it(&self, claimed: &Claimed) -> Option<Option<Worked>> {
+        let this = std::slice::from_ref(&claimed.svix_id);
+        for (left_out, rules) in fewer_fields(self.work.rules, &claimed.delivery) {
+            let work = Work { store: self.work.store, rules: &rules, now: self.work.now };
+            let draining = Draining { work, deadline: self.deadline };
+            if let Ok(worked) = draining.settled(this, &Ways::of(rules.deletion)).await {
+                log_left_out(&claimed.delivery, left_out);
+                return Some(worked.into_iter().next());
+            }
+        }
+        None
     }
 
     /// Claim, apply and remove, in one transaction. What was claimed is told also if it failed.

@@ -434,7 +434,7 @@ impl Visitor {
     fn deletion(&self, clerk_id: ClerkId) -> Found {
         let now = (self.context.clock)();
         let delivery = erasure::delivery(clerk_id.clone(), News::Delete, Source::Reconcile, now, now);
-        Found { clerk_id, created_at: now.timestamp_millis(), delivery }
+        Found { clerk_id, created_at: now.timestamp_millis(), delivery, unread: Vec::new() }
     }
 }
 

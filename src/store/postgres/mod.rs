@@ -63,9 +63,9 @@ use super::{
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 7] = migrations!(
+const MIGRATIONS: [Migration; 8] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces"
+    7 "0007_traces", 8 "0008_untyped"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.

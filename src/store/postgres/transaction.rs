@@ -374,10 +374,13 @@ impl Transaction for PostgresTransaction {
         }
         let query = sql("SELECT q.svix_id, q.payload FROM webhook_queue AS q
              WHERE q.clerk_id IS NULL
-               AND EXISTS (
-                   SELECT FROM unnest($1::text[]) AS n (clerk_id)
-                   WHERE position(convert_to(n.clerk_id, 'UTF8') IN q.payload) > 0
-               )")
+               AND (position('\\x00'::bytea IN q.payload) > 0
+                    -- A backslash and a u.
+                    OR position('\\x5c75'::bytea IN q.payload) > 0
+                    OR EXISTS (
+                        SELECT FROM unnest($1::text[]) AS n (clerk_id)
+                        WHERE position(convert_to(n.clerk_id, 'UTF8') IN q.payload) > 0
+                    ))")
         .bind(texts(ids));
         let rows = self.session.rows(query).await?;
         rows.iter().map(|row| Ok((svix_id(row, 0)?, get::<Vec<u8>>(row, 1)?.into()))).collect()

@@ -67,7 +67,7 @@ pub(super) async fn remove_of(connection: &mut SqliteConnection, users: &[ClerkI
     Ok(done.rows_affected())
 }
 
-/// Deliveries of no known user whose bytes contain one of these ids.
+/// Deliveries of no known user whose bytes contain one of these ids, or may hide one.
 pub(super) async fn unattributed(
     connection: &mut SqliteConnection,
     ids: &[ClerkId],
@@ -76,11 +76,14 @@ pub(super) async fn unattributed(
         "SELECT q.svix_id, q.payload
          FROM webhook_queue AS q
          WHERE q.clerk_id IS NULL
-           AND EXISTS (
-               SELECT 1 FROM json_each(?1) AS n
-               -- Both sides as bytes: a payload need not be text.
-               WHERE instr(q.payload, CAST(n.value AS BLOB)) > 0
-           )",
+           -- Both sides as bytes: a payload need not be text.
+           AND (instr(q.payload, x'00') > 0
+                -- A backslash and a u.
+                OR instr(q.payload, x'5c75') > 0
+                OR EXISTS (
+                    SELECT 1 FROM json_each(?1) AS n
+                    WHERE instr(q.payload, CAST(n.value AS BLOB)) > 0
+                ))",
     )
     .bind(text::clerk_ids(ids)?)
     .fetch_all(connection)

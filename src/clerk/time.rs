@@ -1,0 +1,120 @@
+//! Times as they are met in bodies of Clerk: milliseconds on the wire, seconds in published examples, and text in what
+//! passed through somebody's hands.
+
+use chrono::{DateTime, Utc};
+
+/// Below this a number is in seconds: as milliseconds it would be a day of 1973 or before. What lies before 1970 is in
+/// milliseconds.
+const FIRST_MILLISECONDS: i64 = 100_000_000_000;
+
+/// The time that this JSON says, be it a whole number, however it is spelt, or RFC 3339 text. `None` if it says none, or
+/// one of a year that not every store can hold. What is finer than a millisecond is cut off.
+pub(super) fn instant(json: &str) -> Option<DateTime<Utc>> {
+    if json.starts_with('"') {
+        let text: String = serde_json::from_str(json).ok()?;
+        return within_years(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis());
+    }
+    let number = whole(json)?;
+    within_years(if (0..FIRST_MILLISECONDS).contains(&number) { number * 1000 } else { number })
+}
+
+/// Unix milliseconds within the years that every store can hold.
+fn within_years(milliseconds: i64) -> Option<DateTime<Utc>> {
+    const YEAR_1: i64 = -62_135_596_800_000;
+    const YEAR_9999: i64 = 253_402_300_799_999;
+    (YEAR_1..=YEAR_9999).contains(&milliseconds).then(|| DateTime::from_timestamp_millis(milliseconds))?
+}
+
+/// A number without a fraction, exactly: `17`, `17.0`, `1.7e1`. `None` if it has one, or too many digits for a time.
+fn whole(number: &str) -> Option<i64> {
+    const MOST_DIGITS: usize = 18;
+    let (negative, number) = number.strip_prefix('-').map_or((false, number), |rest| (true, rest));
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [whole, fraction].concat();
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let significant = digits.trim_end_matches('0');
+    if significant.trim_start_matches('0').is_empty() {
+        return Some(0);
+    }
+    // How many zeros follow the last digit that counts; fewer than none where it stands behind the point.
+    let (trailing, behind) = (digits.len() - significant.len(), fraction.len());
+    let zeros = exponent.parse::<i64>().ok()?.checked_add_unsigned(trailing as u64)?;
+    let zeros = usize::try_from(zeros.checked_sub_unsigned(behind as u64)?).ok()?;
+    let significant = significant.trim_start_matches('0');
+    if significant.len().checked_add(zeros)? > MOST_DIGITS {
+        return None;
+    }
+    let number: i64 = format!("{significant}{}", "0".repeat(zeros)).parse().ok()?;
+    Some(if negative { -number } else { number })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(json: &str) -> Option<i64> {
+        instant(json).map(|at| at.timestamp_millis())
+    }
+
+    #[test]
+    fn a_time_is_the_same_however_it_is_written() {
+        for json in [
+            "1716883200000",
+            "1716883200",
+            "1716883200.0",
+            "1716883200000.000",
+            "1.7168832e12",
+            "1.7168832E+9",
+            "17168832e5",
+            "171688320000000e-2",
+            "1716883200000000.0e-003",
+            r#""2024-05-28T08:00:00Z""#,
+            r#""2024-05-28T10:00:00+02:00""#,
+            r#""2024-05-28T08:00:00.000999Z""#,
+            r#""2024\u002d05-28t08:00:00z""#,
+        ] {
+            assert_eq!(milliseconds(json), Some(1_716_883_200_000), "{json}");
+        }
+        assert_eq!(milliseconds("1716883200123.0"), Some(1_716_883_200_123));
+        assert_eq!(milliseconds(r#""2021-01-05T14:29:48.385449Z""#), Some(1_609_856_988_385));
+        for (json, expected) in [
+            ("0", 0),
+            ("-0.0e9", 0),
+            ("0e999999999999999999", 0),
+            ("-5", -5),
+            ("99999999999", 99_999_999_999_000),
+            ("100000000000", 100_000_000_000),
+            ("-62135596800000", -62_135_596_800_000),
+        ] {
+            assert_eq!(milliseconds(json), Some(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_none() {
+        for json in [
+            "1.5",
+            "1716883200000.5",
+            "17e-1",
+            "1e400000",
+            "1e-400000",
+            "1e99999999999999999999",
+            "253402300800000",
+            "99999999999999999999999",
+            "true",
+            "[1]",
+            "{}",
+            r#""""#,
+            r#""now""#,
+            r#""1716883200000""#,
+            r#""2024-05-28""#,
+            r#""2024-05-28T08:00:00""#,
+            r#""2024-13-28T08:00:00Z""#,
+        ] {
+            assert_eq!(milliseconds(json), None, "{json}");
+        }
+    }
+}
