@@ -29,6 +29,8 @@ const EXAMPLES: &[Examples] = &[
         ("what would be taken over from a table made with Prisma",
          "clerk-sync migrate adopt --from 'public.\"User\"' --dry-run"),
         ("and with Drizzle", "clerk-sync migrate adopt --from public.users"),
+        ("where columns have names of their own",
+         "clerk-sync migrate adopt --from members --id-column auth_id --column phone_number=phone --deleted-when \"plan = 'gone'\""),
     ]),
     ("backfill", &[
         ("everybody; after an interruption the same goes on", "clerk-sync backfill"),

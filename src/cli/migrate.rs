@@ -1,12 +1,13 @@
 //! `migrate`: the tables, and the users of a table that was there before.
 
+use chrono_tz::Tz;
 use clap::{Args, Subcommand};
 
 use super::{Failure, clock, explained, open_store, resolve, rules, say, service::init_log};
 use crate::{
     config::{Config, Settings},
     store::Store,
-    sync::{Tally, adopt},
+    sync::adopt::{Named, Tally, Wish, adopt},
 };
 
 /// Apply or list migrations, or take over an existing table
@@ -20,7 +21,7 @@ pub(super) struct Migrate {
 enum Action {
     /// List every migration and whether it is applied
     Status,
-    /// Copy the users of an existing table, made with Prisma ("User") or Drizzle (users)
+    /// Take over the users of an existing table, such as one made with Prisma ("User") or Drizzle (users)
     Adopt(Adopt),
 }
 
@@ -30,9 +31,43 @@ struct Adopt {
     #[arg(long, value_name = "TABLE")]
     from: String,
 
+    /// The column with Clerk's ids; else it is found by what is in it (user_…)
+    #[arg(long, value_name = "COLUMN")]
+    id_column: Option<String>,
+
+    /// A column of ours, and the table's column that fills it; can be given several times
+    #[arg(long = "column", value_name = "OURS=THEIRS", value_parser = pair)]
+    columns: Vec<(String, String)>,
+
+    /// Who is deleted, as a condition in SQL: "status = 'gone'"
+    #[arg(long, value_name = "SQL")]
+    deleted_when: Option<String>,
+
+    /// The column with Clerk's own `updated_at`, if the table has it: events that are not newer are out of date then
+    #[arg(long, value_name = "COLUMN")]
+    clerk_updated_at: Option<String>,
+
+    /// The zone of times that have none, such as Europe/Berlin; else that of the database
+    #[arg(long, value_name = "ZONE", value_parser = zone)]
+    time_zone: Option<Tz>,
+
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => {
+            Ok((ours.trim().to_owned(), theirs.trim().to_owned()))
+        }
+        _ => Err("write our column, =, and the table's column: phone_number=phone".to_owned()),
+    }
+}
+
+fn zone(text: &str) -> Result<Tz, String> {
+    text.parse()
+        .map_err(|_| "there is no such zone in the IANA database: write Europe/Berlin or UTC".to_owned())
 }
 
 impl Migrate {
@@ -71,39 +106,97 @@ impl Migrate {
 }
 
 impl Adopt {
-    async fn run(&self, config: &Config, store: &dyn Store) -> Result<(), Failure> {
+    async fn run(self, config: &Config, store: &dyn Store) -> Result<(), Failure> {
         if !self.dry_run {
             store.migrate().await?;
         }
-        let rules = rules(config);
-        let tally = adopt(store, &self.from, &rules, &clock(), self.dry_run).await?;
-        self.report(&tally);
-        if tally.unusable + tally.refused > 0 {
+        let wish = Wish {
+            table: self.from,
+            id_column: self.id_column,
+            columns: self.columns,
+            deleted_when: self.deleted_when,
+            clerk_updated_at: self.clerk_updated_at,
+            time_zone: self.time_zone,
+            dry_run: self.dry_run,
+        };
+        let tally = adopt(store, &wish, &rules(config), &clock()).await?;
+        report(&tally, &wish);
+        if tally.refused.users > 0 {
             return Err(Failure::failed("not every user could be taken over"));
         }
         Ok(())
     }
+}
 
-    fn report(&self, tally: &Tally) {
-        let copied = if self.dry_run { "would be copied" } else { "copied" };
-        say!("{:>9}  {copied}", tally.copied);
-        say!("{:>9}  already here, at least as new", tally.already_here);
-        for (count, what) in [
-            (tally.marked_deleted, "left out: marked as deleted in the table"),
-            (tally.unusable, "left out: their Clerk id is empty or longer than 255 bytes"),
-            (tally.refused, "left out: the database refuses their data"),
-            (tally.without_id, "rows passed over: without a Clerk id they are nobody's"),
-        ] {
-            if count > 0 {
-                say!("{count:>9}  {what}");
-            }
+fn report(tally: &Tally, wish: &Wish) {
+    let (copied, buried) = if wish.dry_run {
+        ("would be copied", "deleted by the table: would get a tombstone, and never come back")
+    } else {
+        ("copied", "deleted by the table: got a tombstone, and never come back")
+    };
+    say!("{:>9}  {copied}", tally.copied);
+    say!("{:>9}  already here, and left as they are", tally.already_here);
+    people(&tally.buried, buried);
+    people(&tally.standing, "deleted by the table, but known here and not deleted: left as they are");
+    for (reason, named) in &tally.left_out {
+        people(named, &format!("left out: {reason}"));
+    }
+    people(&tally.refused, "left out: the database refuses their data");
+    for (count, what) in [
+        (tally.further_rows, "rows passed over: further ones of somebody who has one"),
+        (tally.without_id, "rows passed over: without a Clerk id they are nobody's"),
+    ] {
+        if count > 0 {
+            say!("{count:>9}  {what}");
         }
-        for (name, columns) in &tally.columns {
-            for column in columns {
-                say!("           {column} → {name}");
-            }
-        }
-        say!("A column that is empty everywhere is not listed.");
-        say!("Only the fields in SYNC_FIELDS are copied; {} itself is left as it is.", self.from);
+    }
+    say!("Read:");
+    say!("           {} → clerk_id", tally.id_column);
+    for (column, ours) in &tally.read {
+        say!("           {column} → {ours}");
+    }
+    for column in &tally.marks {
+        say!("           {column}: who is deleted");
+    }
+    if let Some((columns, zone)) = &tally.zoneless {
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        say!(
+            "The times in {} have no zone: read as {zone}. If they are of another: --time-zone.",
+            columns.join(", ")
+        );
+    }
+    if !tally.unread.is_empty() {
+        say!("Not read:");
+    }
+    for (column, why) in &tally.unread {
+        say!("           {column}: {why}");
+    }
+    say!("A column that is empty everywhere is not listed.");
+    if tally.hides_rows {
+        say!(
+            "A policy of the database (row level security) may hide rows of {} from this database user.",
+            wish.table
+        );
+    }
+    say!("Only the fields in SYNC_FIELDS are copied; {} itself is left as it is.", wish.table);
+    if !wish.dry_run {
+        say!(
+            "Run `clerk-sync backfill` now: it brings what Clerk knows better, and whom the table did not have."
+        );
+    }
+}
+
+/// How many, and the first of them by name.
+fn people(named: &Named, what: &str) {
+    if named.users == 0 {
+        return;
+    }
+    say!("{:>9}  {what}", named.users);
+    for id in &named.ids {
+        say!("           {id}");
+    }
+    let others = named.users - named.ids.len() as u64;
+    if others > 0 {
+        say!("           and {others} more");
     }
 }

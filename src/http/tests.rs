@@ -24,11 +24,11 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, LineHash, Receipt, Seal, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History,
-        Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
-        Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row,
-        RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-        Tombstone, Transaction, Trouble, Unsealed,
+        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
+        ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
+        Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued,
+        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store,
+        StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
     telemetry::{self, LogFormat, tests::logged},
@@ -249,10 +249,10 @@ impl Store for FakeStore {
     async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {
         unreachable!()
     }
-    async fn foreign_users(&self, _: &str, _: Option<&str>, _: u32) -> Stored<Vec<ForeignUser>> {
+    async fn foreign_table(&self, _: &str) -> Stored<ForeignTable> {
         unreachable!()
     }
-    async fn count_foreign_without_id(&self, _: &str) -> Stored<u64> {
+    async fn foreign_rows(&self, _: &ForeignReading, _: Option<&str>, _: u32) -> Stored<Vec<ForeignRow>> {
         unreachable!()
     }
     async fn inspect(&self) -> Stored<Inspection> {

@@ -121,6 +121,8 @@ pub enum News {
         /// When the user signed up, Clerk's own time.
         created_at: Option<DateTime<Utc>>,
     },
+    /// The user looked like this in a table that was there before. It counts only if nothing is known here of the user.
+    Adopt { patch: Patch, created_at: Option<DateTime<Utc>> },
     /// The user is gone, for ever. Erased at once, or when the time is over for which that is held back.
     Delete,
     /// The user is erased at once, if this is so.
@@ -138,6 +140,8 @@ pub enum EraseIf {
     Held,
     /// It was held back, and the time for that is over.
     TimeIsOver,
+    /// Nothing is known here of the user.
+    Unknown,
 }
 
 /// The person behind an event: personal data.

@@ -147,7 +147,7 @@ pub struct User {
     pub profile: Profile,
     /// Clerk's own time of the sign-up, if it was ever told.
     pub created_at: Option<DateTime<Utc>>,
-    /// Clerk's own time of the newest change.
+    /// Clerk's own time of the newest change; the epoch if that is unknown, and NULL in the database.
     pub updated_at: DateTime<Utc>,
     /// When we last wrote the row for news.
     pub synced_at: DateTime<Utc>,
@@ -156,6 +156,11 @@ pub struct User {
 }
 
 impl User {
+    /// Clerk's own time of the newest change, if it is known.
+    pub fn known_updated_at(&self) -> Option<DateTime<Utc>> {
+        (self.updated_at != DateTime::UNIX_EPOCH).then_some(self.updated_at)
+    }
+
     /// Whether nothing tells any more who it was. That the row is marked as deleted is not enough: so is one whose
     /// erasure is held back. Nor is the address: anybody may have one that looks like ours.
     pub fn is_anonymized(&self) -> bool {

@@ -16,6 +16,9 @@ pub struct Version {
 impl Version {
     /// Older than any event.
     pub const BLANK: Self = Self { version: i64::MIN, event_at: i64::MIN, tie: String::new() };
+
+    /// Of a row that came from somewhere else than Clerk. Whatever Clerk says is newer.
+    pub const UNKNOWN: Self = Self { version: 0, event_at: 0, tie: String::new() };
 }
 
 /// What the register knows of one entity.

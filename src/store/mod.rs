@@ -30,8 +30,8 @@ pub use migration::{Migration, MigrationStatus};
 
 use crate::{
     model::{
-        AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Profile, Receipt, Register,
-        Seal, SvixId, User,
+        AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Receipt, Register, Seal,
+        SvixId, User,
     },
     telemetry::TraceContext,
 };
@@ -274,11 +274,17 @@ pub trait Store: Send + Sync + 'static {
     /// meanwhile.
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool>;
 
-    /// Up to `limit` users of a table that is not ours, in the order of their ids, after this one.
-    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>>;
+    /// What a table that is not ours has. Reads the whole table.
+    async fn foreign_table(&self, table: &str) -> Result<ForeignTable>;
 
-    /// How many rows of a table that is not ours are no user's, because they have no id.
-    async fn count_foreign_without_id(&self, table: &str) -> Result<u64>;
+    /// Up to `limit` rows of a table that is not ours, in the order of their ids, after this one. Rows without an id are
+    /// left out.
+    async fn foreign_rows(
+        &self,
+        reading: &ForeignReading,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ForeignRow>>;
 
     /// Look for what keeps us from working, without writing anything.
     async fn inspect(&self) -> Result<Inspection>;
@@ -805,18 +811,53 @@ pub struct Run {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// A user in a table that is not ours.
+/// A table that is not ours.
 #[derive(Clone, Debug)]
-pub struct ForeignUser {
+pub struct ForeignTable {
+    pub columns: Vec<ForeignColumn>,
+    pub rows: u64,
+    /// In which zone the times are that have none; `None` if only the user can know.
+    pub zone: Option<String>,
+    /// Whether a policy hides rows from us.
+    pub hides_rows: bool,
+}
+
+/// A column of a table that is not ours.
+#[derive(Clone, Debug, Default)]
+pub struct ForeignColumn {
+    pub name: String,
+    /// Whether its type is one of times without a zone.
+    pub lacks_zone: bool,
+    /// In how many rows there is something; an empty text is nothing.
+    pub filled: u64,
+    /// In how many rows there is a text that begins as ids of Clerk's users do.
+    pub like_ids: u64,
+    /// In how many of them it is as long as an id, and has no other characters.
+    pub ids: u64,
+}
+
+/// What is read of a table that is not ours.
+#[derive(Clone, Debug)]
+pub struct ForeignReading {
+    /// The table, as the user wrote it.
+    pub table: String,
+    /// The column of the ids.
+    pub id: String,
+    /// The other columns.
+    pub columns: Vec<String>,
+    /// A condition in SQL.
+    pub condition: Option<String>,
+}
+
+/// A row of a table that is not ours.
+#[derive(Clone, Debug)]
+pub struct ForeignRow {
     /// As the table has it: it may be no usable id.
-    pub clerk_id: String,
-    pub profile: Profile,
-    /// Of each of our columns for which the row has something, the column of the table that it is in.
-    pub columns: Vec<(&'static str, String)>,
-    pub created_at: Option<DateTime<Utc>>,
-    pub updated_at: Option<DateTime<Utc>>,
-    /// Whether the table says that the user is deleted.
-    pub deleted: bool,
+    pub id: String,
+    /// The columns, by name.
+    pub values: serde_json::Map<String, serde_json::Value>,
+    /// Whether the condition holds.
+    pub meets_condition: bool,
 }
 
 /// A message on its way into the outbox.

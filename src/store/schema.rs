@@ -230,14 +230,9 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     Ok(())
 }
 
-/// Compare the tables that exist with what is needed. A table without any column does not exist, which is fine:
-/// a migration makes it.
-pub(super) fn check(
-    columns: &[Column],
-    place: &impl fmt::Display,
-    fits: impl Fn(Kind, &str) -> bool,
-    remedy: &str,
-) -> Result<(), StoreError> {
+/// Compare the tables that exist with what is needed, and tell each difference. A table without any column does not exist,
+/// which is fine: a migration makes it.
+pub(super) fn mistakes(columns: &[Column], fits: impl Fn(Kind, &str) -> bool) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     for table in TABLES {
         let found: Vec<&Column> = columns.iter().filter(|column| column.table == table.name).collect();
@@ -245,21 +240,31 @@ pub(super) fn check(
             continue;
         }
         for (name, kind) in table.columns {
-            match found.iter().find(|column| column.name == *name) {
-                None => mistakes.push(format!("table {}: column {name} is missing", table.name)),
+            let what = match found.iter().find(|column| column.name == *name) {
+                None => format!("column {name} is missing"),
                 Some(column) if !fits(*kind, &column.type_name) => {
-                    mistakes
-                        .push(format!("table {}: column {name} is of type {}", table.name, column.type_name));
+                    format!("column {name} is of type {}", column.type_name)
                 }
-                Some(_) => {}
-            }
+                Some(_) => continue,
+            };
+            mistakes.push(Mistake { table: table.name, what });
         }
     }
-    if mistakes.is_empty() {
-        return Ok(());
-    }
-    Err(StoreError::schema(format!(
+    mistakes
+}
+
+/// How a table differs from what is needed.
+pub(super) struct Mistake {
+    pub(super) table: &'static str,
+    what: String,
+}
+
+/// Tables with our names that are not ours, and what to do about it.
+pub(super) fn refused(mistakes: &[Mistake], place: &impl fmt::Display, remedy: &str) -> StoreError {
+    let mistakes: Vec<String> =
+        mistakes.iter().map(|mistake| format!("table {}: {}", mistake.table, mistake.what)).collect();
+    StoreError::schema(format!(
         "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
         mistakes.join("; ")
-    )))
+    ))
 }

@@ -31,7 +31,6 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-pub use adopt::{Tally, adopt};
 pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
 pub use drain::{Drained, drain};

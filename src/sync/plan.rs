@@ -93,7 +93,8 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         for index in indices {
             let (delivery, change) = changes[index];
             plan.outcomes[index] = match &change.news {
-                News::Upsert { patch, created_at } => {
+                News::Adopt { .. } if !fold.is_blank() => Outcome::Stale,
+                News::Upsert { patch, created_at } | News::Adopt { patch, created_at } => {
                     let restores = shows_state(delivery.source) && fold.user.is_none();
                     match fold.upsert(change, patch, *created_at, restores, rules, now) {
                         Step::Stale => Outcome::Stale,
@@ -210,6 +211,12 @@ impl Fold {
         self.stored.is_some() || self.user.is_some()
     }
 
+    /// Whether there is no row, and the register knows of no event.
+    fn is_blank(&self) -> bool {
+        let knows = |known: &Register| known.deleted || known.version != Version::BLANK;
+        self.user.is_none() && !self.register.as_ref().is_some_and(knows)
+    }
+
     /// Whether a row stands that nobody has tried to erase.
     fn leaves(&self) -> bool {
         !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted)
@@ -302,6 +309,7 @@ impl Fold {
             (News::Delete, held) => held.is_none(),
             (News::Erase(EraseIf::TimeIsOver), Some(until)) => until <= now,
             (News::Erase(EraseIf::Held), held) => held.is_some(),
+            (News::Erase(EraseIf::Unknown), _) => !self.is_known(),
             _ => false,
         };
         if wanted {

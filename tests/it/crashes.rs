@@ -24,11 +24,12 @@ use clerk_sync::{
         Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
-        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History,
-        Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures,
-        Outgoing, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result,
-        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-        Tombstone, Transaction, Trouble, Unsealed, Waiting,
+        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading,
+        ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration,
+        MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, Processed, QueueDepth,
+        QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
+        Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+        Waiting,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -686,11 +687,16 @@ impl Store for Troubled {
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         self.fault.call(self.inner.compact(at_most, erased_since)).await
     }
-    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
-        self.inner.foreign_users(table, after, limit).await
+    async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
+        self.inner.foreign_table(table).await
     }
-    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
-        self.inner.count_foreign_without_id(table).await
+    async fn foreign_rows(
+        &self,
+        reading: &ForeignReading,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ForeignRow>> {
+        self.inner.foreign_rows(reading, after, limit).await
     }
     async fn inspect(&self) -> Result<Inspection> {
         self.inner.inspect().await

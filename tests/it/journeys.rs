@@ -34,24 +34,11 @@ on_each_keeper!(
     what_happened_to_a_user_is_told_in_its_order,
     without_migrations_it_is_alive_but_not_ready,
     migrations_are_listed_applied_once_and_listed_again,
-    a_prisma_table_is_adopted_after_a_dry_run,
-    a_drizzle_table_is_adopted,
     a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
     nothing_personal_reaches_the_log_the_metrics_or_the_errors,
     what_looks_or_removes_makes_nothing,
     what_cannot_be_taken_back_is_asked_about_first,
 );
-
-/// The schema of the application beside ours, where the keeper has schemas.
-fn app_table(host: &Host, name: &str) -> String {
-    match host.keeper {
-        Keeper::Postgres => {
-            host.sql(&format!("CREATE SCHEMA IF NOT EXISTS {}_app", host.schema));
-            format!("{}_app.{name}", host.schema)
-        }
-        Keeper::Sqlite => name.to_owned(),
-    }
-}
 
 fn applied(service: &Service, event: &Value) -> Post {
     let delivery = post(event);
@@ -267,74 +254,6 @@ fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
     assert!(host.run(&["migrate"]).succeeded().contains("nothing to do"));
     let listed = host.run(&["migrate", "status"]).succeeded();
     assert!(listed.contains("applied  0001_users") && !listed.contains("pending"), "{listed}");
-}
-
-fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
-    let table = app_table(host, "\"User\"");
-    host.sql(&format!(
-        r#"CREATE TABLE {table} ("id" TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL, "email" TEXT NOT NULL,
-               "firstName" TEXT, "lastName" TEXT, "imageUrl" TEXT,
-               "createdAt" TIMESTAMP NOT NULL, "updatedAt" TIMESTAMP NOT NULL);
-           INSERT INTO {table} VALUES
-               ('a', 'user_a', 'a@example.com', 'Ada', NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00.123'),
-               ('b', 'user_b', 'b@example.com', 'Bob', 'B', 'https://x', '2024-01-02 00:00:00', '2024-02-02 00:00:00')"#
-    ));
-    // As in SQL where there are schemas; SQLite knows tables by their plain name.
-    let from = if host.keeper == Keeper::Postgres { table.clone() } else { "User".to_owned() };
-    let told = host.run(&["migrate", "adopt", "--from", &from, "--dry-run"]).succeeded();
-    assert!(told.contains("2  would be copied"), "{told}");
-    assert!(told.contains("firstName → first_name") && told.contains("updatedAt → updated_at"), "{told}");
-    // Nothing in it, or nothing that is ours.
-    assert!(!told.contains("lastName → username") && !told.contains("\"id\""), "{told}");
-    let pending = host.run(&["migrate", "status"]).succeeded();
-    assert!(pending.contains("pending"), "a dry run changed something: {pending}");
-
-    let told = host.run(&["migrate", "adopt", "--from", &from]).succeeded();
-    assert!(told.contains("2  copied"), "{told}");
-    let rows =
-        host.sql("SELECT clerk_id, email, first_name, last_name, image_url FROM users ORDER BY clerk_id");
-    assert_eq!(
-        rows,
-        [
-            ["user_a", "a@example.com", "Ada", "NULL", "NULL"],
-            ["user_b", "b@example.com", "Bob", "B", "https://x"]
-        ]
-    );
-    let version = host.value("SELECT version FROM entity_versions WHERE clerk_id = 'user_a'");
-    assert_eq!(version, "1706745600123");
-    assert_eq!(host.sql("SELECT DISTINCT source, action FROM audit_log"), [["cli", "USER_CREATED"]]);
-    assert_eq!(host.count(&table), 2, "the table itself is left as it is");
-    let again = host.run(&["migrate", "adopt", "--from", &from]).succeeded();
-    assert!(again.contains("0  copied") && again.contains("2  already here"), "{again}");
-
-    let service = host.serve();
-    let older = post(&user("user.updated", "user_a", 1_706_745_600_122, "Old"));
-    assert_eq!(service.post(&older).word(), "stale");
-    applied(&service, &user("user.updated", "user_a", 1_706_745_600_124, "New"));
-    service.stop();
-}
-
-fn a_drizzle_table_is_adopted(host: &mut Host) {
-    // With schemas it may have our table's very name.
-    let table = app_table(host, if host.keeper == Keeper::Postgres { "users" } else { "members" });
-    host.sql(&format!(
-        "CREATE TABLE {table} (id integer PRIMARY KEY, clerk_id text, email text, first_name text,
-             last_name text, image_url text, created_at timestamp, updated_at timestamp, deleted_at timestamp);
-         INSERT INTO {table} VALUES
-             (1, 'user_a', 'a@example.com', 'Ada', 'L', NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00', NULL),
-             (2, 'user_b', 'b@example.com', 'Bob', 'B', NULL, '2024-01-01 00:00:00', NULL, NULL),
-             (3, 'user_gone', NULL, NULL, NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00',
-              '2024-03-01 00:00:00'),
-             (4, NULL, 'guest@example.com', NULL, NULL, NULL, '2024-01-01 00:00:00', NULL, NULL)"
-    ));
-    let told = host.run(&["migrate", "adopt", "--from", &table]).succeeded();
-    assert!(told.contains("2  copied") && told.contains("1  left out: marked as deleted"), "{told}");
-    assert!(told.contains("1  rows passed over: without a Clerk id"), "{told}");
-    let rows = host.sql("SELECT clerk_id, first_name FROM users ORDER BY clerk_id");
-    assert_eq!(rows, [["user_a", "Ada"], ["user_b", "Bob"]]);
-    let missing = host.run(&["migrate", "adopt", "--from", "no_such_table"]);
-    assert_eq!(missing.code, Some(78), "{missing:?}");
-    assert!(missing.stderr.contains("there is no table no_such_table"), "{missing:?}");
 }
 
 fn a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation(host: &mut Host) {

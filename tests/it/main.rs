@@ -26,6 +26,7 @@ mod proxy;
 mod receivers;
 mod service;
 
+mod adopting;
 mod attacks;
 mod audit_chain;
 mod catching_up;

@@ -9,8 +9,8 @@ use clerk_sync::{
         SvixId, User, Value, Version,
     },
     store::{
-        Activity, Advance, Bucket, Count, DeliveryFilter, History, Old, Patience, Processed, Record,
-        RowFilter, Run, RunKind, Transaction, Trouble,
+        Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
+        Patience, Processed, Record, RowFilter, Run, RunKind, Transaction, Trouble,
     },
     sync::{Clock, Committer, Limits, Refusal},
     work::{Retention, Upkeep, retention::Keep},
@@ -159,9 +159,8 @@ promises! {
     old_processed_ids_are_forgotten_and_no_others,
     the_newest_deliveries_come_first,
     what_was_answered_is_counted_by_the_minute,
-    a_table_made_by_prisma_can_be_read,
-    a_table_made_by_drizzle_can_be_read,
-    a_table_without_clerks_ids_is_refused_with_an_explanation,
+    what_a_table_of_an_application_holds_is_told,
+    a_table_of_an_application_is_read_page_by_page_in_the_order_of_its_ids,
 }
 
 async fn a_lease_has_one_holder_until_it_ends(world: World) {
@@ -2256,91 +2255,71 @@ async fn what_was_answered_is_counted_by_the_minute(world: World) {
     assert_eq!(world.count("activity").await, 2);
 }
 
-async fn a_table_made_by_prisma_can_be_read(world: World) {
+/// A table as Prisma or Drizzle makes it, and one without ids.
+async fn with_tables_of_an_application(world: &World) {
     world
         .sql_of(
             r#"CREATE TABLE "User" (
-                   id text PRIMARY KEY, "clerkId" text NOT NULL UNIQUE, email text NOT NULL, "firstName" text,
-                   "lastName" text, "imageUrl" text, "createdAt" timestamp(3) NOT NULL, "updatedAt" timestamp(3) NOT NULL,
-                   "deletedAt" timestamp(3)
+                   id text PRIMARY KEY, "clerkId" varchar(255), bio text, "isDeleted" boolean, "createdAt" timestamp(3)
                );
                INSERT INTO "User" VALUES
-               ('c1', 'user_b', 'b@example.com', NULL, 'Bee', NULL, '2025-12-31 00:00:00.123', '2025-12-31 01:00:00', now()),
-               ('c2', 'user_a', 'a@example.com', 'Ann', NULL, 'https://x/a', '2025-12-31 00:00:00.123', '2025-12-31 01:00:00.5', NULL)"#,
+               ('c1', 'user_b', '', true, '2025-12-31 00:00:00.123'), ('c2', 'user_B', NULL, false, NULL),
+               ('c3', 'user_2d0000000000000000000000006', 'x', NULL, NULL), ('c4', NULL, NULL, NULL, NULL), ('c5', '', NULL, NULL, NULL)"#,
             r#"CREATE TABLE "User" (
-                   id TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL UNIQUE, email TEXT NOT NULL, "firstName" TEXT,
-                   "lastName" TEXT, "imageUrl" TEXT, "createdAt" DATETIME NOT NULL, "updatedAt" DATETIME NOT NULL,
-                   "deletedAt" DATETIME
+                   id TEXT PRIMARY KEY, "clerkId" TEXT COLLATE NOCASE, bio TEXT, "isDeleted" INTEGER, "createdAt" DATETIME
                );
                INSERT INTO "User" VALUES
-               ('c1', 'user_b', 'b@example.com', NULL, 'Bee', NULL, 1767139200123, 1767142800000, 1767142800000),
-               ('c2', 'user_a', 'a@example.com', 'Ann', NULL, 'https://x/a', 1767139200123, 1767142800500, NULL)"#,
+               ('c1', 'user_b', '', 1, '2025-12-31T00:00:00.123'), ('c2', 'user_B', NULL, 0, NULL),
+               ('c3', 'user_2d0000000000000000000000006', 'x', NULL, NULL), ('c4', NULL, NULL, NULL, NULL), ('c5', '', NULL, NULL, NULL)"#,
         )
         .await;
-    let name = match world.keeper {
-        Keeper::Postgres => format!("{}.\"User\"", world.schema()),
-        Keeper::Sqlite => "User".to_owned(),
-    };
-    let users = world.store.foreign_users(&name, None, 10).await.unwrap();
-    assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_a", "user_b"]);
-    assert_eq!(users[0].profile[Field::Email].text(), Some("a@example.com"));
-    assert_eq!(users[0].profile[Field::FirstName].text(), Some("Ann"));
-    assert_eq!(users[0].profile[Field::LastName], Value::Null);
-    assert_eq!(users[0].profile[Field::ImageUrl].text(), Some("https://x/a"));
-    assert_eq!(users[0].created_at, Some(at(1_767_139_200_123)));
-    assert_eq!(users[0].updated_at, Some(at(1_767_142_800_500)));
-    assert!(!users[0].deleted);
-    assert!(users[1].deleted);
-    // Page by page.
-    let first = world.store.foreign_users(&name, None, 1).await.unwrap();
-    let second = world.store.foreign_users(&name, Some(&first[0].clerk_id), 1).await.unwrap();
-    assert_eq!(second[0].clerk_id, "user_b");
-    assert!(world.store.foreign_users(&name, Some("user_b"), 1).await.unwrap().is_empty());
 }
 
-async fn a_table_made_by_drizzle_can_be_read(world: World) {
-    world
-        .sql_of(
-            "CREATE TABLE people (
-                 id serial PRIMARY KEY, clerk_id varchar(255) NOT NULL, email text, first_name text, last_name text,
-                 image_url text, banned boolean, public_metadata jsonb, created_at timestamptz, updated_at timestamptz
-             );
-             INSERT INTO people VALUES
-             (1, 'user_a', 'a@example.com', 'Ann', NULL, NULL, true, '{\"a\":1}', '2025-12-31T00:00:00Z', '2025-12-31T01:00:00.25Z'),
-             (2, 'user_B', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
-            "CREATE TABLE people (
-                 id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL, email TEXT, first_name TEXT, last_name TEXT,
-                 image_url TEXT, banned INTEGER, public_metadata TEXT, created_at INTEGER, updated_at TEXT
-             );
-             INSERT INTO people VALUES
-             (1, 'user_a', 'a@example.com', 'Ann', NULL, NULL, 1, '{\"a\":1}', 1767139200, '2025-12-31 01:00:00.25'),
-             (2, 'user_B', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
-        )
-        .await;
-    let name = match world.keeper {
-        Keeper::Postgres => format!("{}.people", world.schema()),
-        Keeper::Sqlite => "people".to_owned(),
-    };
-    let users = world.store.foreign_users(&name, None, 10).await.unwrap();
-    // In the order of bytes: upper case comes first.
-    assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_B", "user_a"]);
-    assert_eq!(users[0].profile, Profile::default());
-    assert_eq!((users[0].created_at, users[0].updated_at), (None, None));
-    assert_eq!(users[1].profile[Field::Banned], Value::Bool(true));
-    assert_eq!(users[1].profile[Field::PublicMetadata], Value::Json("{\"a\":1}".to_owned()));
-    assert_eq!(users[1].created_at, Some(at(1_767_139_200_000)));
-    assert_eq!(users[1].updated_at, Some(at(1_767_142_800_250)));
-}
-
-async fn a_table_without_clerks_ids_is_refused_with_an_explanation(world: World) {
-    world.sql("CREATE TABLE people (id INTEGER PRIMARY KEY, email TEXT)").await;
-    let qualified = |name: &str| match world.keeper {
-        Keeper::Postgres => format!("{}.{name}", world.schema()),
-        Keeper::Sqlite => name.to_owned(),
-    };
-    for (name, part) in [("people", "clerk_id"), ("nothing", "no table")] {
-        let error = world.store.foreign_users(&qualified(name), None, 10).await.unwrap_err();
-        assert_eq!(error.trouble, Trouble::Schema);
-        assert!(error.to_string().contains(part), "{error}");
+fn name_of(world: &World, table: &str) -> String {
+    match world.keeper {
+        Keeper::Postgres => format!("{}.\"{table}\"", world.schema()),
+        Keeper::Sqlite => table.to_owned(),
     }
+}
+
+async fn what_a_table_of_an_application_holds_is_told(world: World) {
+    with_tables_of_an_application(&world).await;
+    let table = world.store.foreign_table(&name_of(&world, "User")).await.unwrap();
+    assert_eq!((table.rows, table.hides_rows), (5, false));
+    let facts = |column: &ForeignColumn| (column.name.clone(), column.filled, column.like_ids, column.ids);
+    let facts: Vec<_> = table.columns.iter().map(facts).collect();
+    let expected = [
+        ("id", 5, 0, 0),
+        ("clerkId", 3, 3, 1),
+        ("bio", 1, 0, 0),
+        ("isDeleted", 3 - 1, 0, 0),
+        ("createdAt", 1, 0, 0),
+    ];
+    assert_eq!(facts, expected.map(|(name, filled, like, ids)| (name.to_owned(), filled, like, ids)));
+    let error = world.store.foreign_table(&name_of(&world, "nothing")).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Schema);
+    assert!(error.to_string().contains("no table"), "{error}");
+}
+
+async fn a_table_of_an_application_is_read_page_by_page_in_the_order_of_its_ids(world: World) {
+    with_tables_of_an_application(&world).await;
+    let mut reading = ForeignReading {
+        table: name_of(&world, "User"),
+        id: "clerkId".to_owned(),
+        columns: vec!["bio".to_owned(), "createdAt".to_owned()],
+        condition: Some("\"isDeleted\" AND 1 = 1 -- whoever is gone".to_owned()),
+    };
+    let rows = world.store.foreign_rows(&reading, None, 10).await.unwrap();
+    let ids: Vec<_> = rows.iter().map(|row| (row.id.as_str(), row.meets_condition)).collect();
+    // In the order of bytes: upper case comes first. Without an id it is nobody's.
+    assert_eq!(ids, [("user_2d0000000000000000000000006", false), ("user_B", false), ("user_b", true)]);
+    assert_eq!(serde_json::to_string(&rows[0].values).unwrap(), r#"{"bio":"x","createdAt":null}"#);
+    assert_eq!(rows[2].values["createdAt"], "2025-12-31T00:00:00.123", "and no zone is made up");
+    let first = world.store.foreign_rows(&reading, None, 2).await.unwrap();
+    let second = world.store.foreign_rows(&reading, Some(&first[1].id), 2).await.unwrap();
+    assert_eq!((second.len(), second[0].id.as_str()), (1, "user_b"));
+    assert!(world.store.foreign_rows(&reading, Some("user_b"), 2).await.unwrap().is_empty());
+    reading.condition = Some("no_such_column = 1".to_owned());
+    let error = world.store.foreign_rows(&reading, None, 10).await.unwrap_err();
+    assert!(error.to_string().contains("--deleted-when"), "{error}");
 }

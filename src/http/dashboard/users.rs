@@ -225,7 +225,8 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                 dl.facts {
                     (fact("Number", &html! { (row.id) }))
                     (fact("Signed up", &row.user.created_at.map_or(html! { "unknown" }, |at| time(now, at))))
-                    (fact("Changed at Clerk", &time(now, row.user.updated_at)))
+                    (fact("Changed at Clerk",
+                        &row.user.known_updated_at().map_or(html! { "unknown" }, |at| time(now, at))))
                     (fact("Written here", &time(now, row.user.synced_at)))
                     (fact("Deleted", &row.user.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
                 }

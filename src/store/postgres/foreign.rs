@@ -1,59 +1,109 @@
-//! Reading a table that is not ours, made by Prisma or Drizzle, to take its users over.
+//! Reading a table that is not ours.
 
+use chrono_tz::Tz;
 use sqlx::AssertSqlSafe;
 
 use super::{Postgres, Session, count, get, sql};
-use crate::store::{ForeignUser, Result, StoreError, Trouble, foreign, schema::quoted};
+use crate::store::{
+    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
+    schema::quoted,
+};
 
 /// Opened without our search path: the name is looked up as the application would.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '60s'; \
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '300s'; \
                      SET LOCAL client_min_messages = error";
 
-/// One page of users, in the order of their ids.
-pub(super) async fn read(
-    store: &Postgres,
-    table: &str,
-    after: Option<&str>,
-    limit: u32,
-) -> Result<Vec<ForeignUser>> {
+/// The table, its columns and what is in them.
+pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTable> {
     let mut session = store.session(BEGIN).await?;
     let found = find(&mut session, table).await?;
     if found.schema == store.schema && found.name == "users" {
+        // Perhaps it is not ours at all: then what to do about that is the better answer.
+        store.check_tables(&mut session).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in schema {}: name the application's table, such as public.users",
             store.schema
         )));
     }
-    let id = quoted(foreign::id_column(table, &found.columns)?);
     // The names are the catalogue's own, quoted.
+    let counts = found.columns.iter().map(|column| {
+        let name = quoted(&column.name);
+        if column.is_text {
+            format!(
+                "count(*) FILTER (WHERE {name}::text <> ''), count(*) FILTER (WHERE {name}::text LIKE 'user\\_%'),
+                 count(*) FILTER (WHERE {name}::text ~ '^user_[0-9A-Za-z]{{27}}$')"
+            )
+        } else {
+            format!("count({name}), 0::bigint, 0::bigint")
+        }
+    });
     let statement = format!(
-        "SELECT t.{id}::text, to_jsonb(t)::text FROM {table} AS t
-         -- Empty ids come too, to be counted.
-         WHERE t.{id}::text COLLATE \"C\" > $1 OR ($1 IS NULL AND t.{id} IS NOT NULL)
-         ORDER BY t.{id}::text COLLATE \"C\" LIMIT $2",
+        "SELECT count(*), ARRAY[{}]::bigint[] FROM {}",
+        counts.collect::<Vec<_>>().join(", "),
+        found.quoted()
+    );
+    let rows = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let (total, counts): (u64, Vec<i64>) = (count(row, 0)?, get(row, 1)?);
+    let zone = zone(&mut session, found.owner).await?;
+    session.commit().await?;
+    let columns =
+        found.columns.into_iter().zip(counts.chunks_exact(3)).map(|(column, counts)| ForeignColumn {
+            name: column.name,
+            lacks_zone: column.lacks_zone,
+            filled: counts[0].unsigned_abs(),
+            like_ids: counts[1].unsigned_abs(),
+            ids: counts[2].unsigned_abs(),
+        });
+    Ok(ForeignTable { columns: columns.collect(), rows: total, zone, hides_rows: found.hides_rows })
+}
+
+/// One page of rows, in the order of their ids.
+pub(super) async fn read(
+    store: &Postgres,
+    reading: &ForeignReading,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<ForeignRow>> {
+    let mut session = store.session(BEGIN).await?;
+    let found = find(&mut session, &reading.table).await?;
+    let names: Vec<String> = reading.columns.iter().map(|column| quoted(column)).collect();
+    // The names are the catalogue's own, quoted; the condition is the user's, who has the database's password.
+    let statement = format!(
+        "SELECT {id}::text, (SELECT to_jsonb(r) FROM (SELECT {names}) AS r)::text, coalesce((
+             {condition}
+         ), false)
+         FROM {table}
+         WHERE {id}::text <> '' AND ($1 IS NULL OR {id}::text COLLATE \"C\" > $1)
+         ORDER BY {id}::text COLLATE \"C\"
+         LIMIT $2",
+        id = quoted(&reading.id),
+        names = names.join(", "),
+        condition = reading.condition.as_deref().unwrap_or("false"),
         table = found.quoted(),
     );
     let query = sqlx::query(AssertSqlSafe(statement)).bind(after).bind(i64::from(limit));
-    let rows = session.rows(query).await?;
+    let rows = session.rows(query).await.map_err(|error| foreign::explained(error, reading))?;
     session.commit().await?;
-    foreign::users(rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?)
-}
-
-/// How many rows have no id.
-pub(super) async fn count_without_id(store: &Postgres, table: &str) -> Result<u64> {
-    let mut session = store.session(BEGIN).await?;
-    let found = find(&mut session, table).await?;
-    let id = quoted(foreign::id_column(table, &found.columns)?);
-    let statement = format!("SELECT count(*) FROM {} WHERE {id} IS NULL", found.quoted());
-    let rows = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
-    session.commit().await?;
-    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+    let read = |row| {
+        let values = serde_json::from_str(&get::<String>(row, 1)?).unwrap_or_default();
+        Ok(ForeignRow { id: get(row, 0)?, values, meets_condition: get(row, 2)? })
+    };
+    rows.iter().map(read).collect()
 }
 
 struct Found {
     schema: String,
     name: String,
-    columns: Vec<String>,
+    owner: i64,
+    hides_rows: bool,
+    columns: Vec<Column>,
+}
+
+struct Column {
+    name: String,
+    is_text: bool,
+    lacks_zone: bool,
 }
 
 impl Found {
@@ -68,20 +118,68 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
     let candidates: Vec<&str> = if table.contains('"') { vec![table] } else { vec![&plain, table] };
     let rows = session
         .rows(
-            sql("SELECT s.nspname::text, c.relname::text,
-                        array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum > 0 AND NOT a.attisdropped)
-                 FROM unnest($1::text[]) WITH ORDINALITY AS n (name, rank)
-                 JOIN pg_class AS c ON c.oid = to_regclass(n.name)
+            sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
+                        a.attname::text, t.typcategory IN ('S', 'E'), t.oid = 'timestamp'::regtype
+                 FROM (SELECT to_regclass(n.name) AS oid FROM unnest($1::text[]) WITH ORDINALITY AS n (name, rank)
+                       WHERE to_regclass(n.name) IS NOT NULL ORDER BY n.rank LIMIT 1) AS n
+                 JOIN pg_class AS c ON c.oid = n.oid
                  JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 JOIN pg_attribute AS a ON a.attrelid = c.oid
-                 GROUP BY s.nspname, c.relname, n.rank
-                 ORDER BY n.rank
-                 LIMIT 1")
+                 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 JOIN pg_type AS d ON d.oid = a.atttypid
+                 -- Of a domain the type below it.
+                 JOIN pg_type AS t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+                 ORDER BY a.attnum")
             .bind(candidates),
         )
         .await?;
-    let row = rows.first().ok_or_else(|| {
+    let first = rows.first().ok_or_else(|| {
         StoreError::schema(format!("there is no table {table}: write it as in SQL, such as public.\"User\""))
     })?;
-    Ok(Found { schema: get(row, 0)?, name: get(row, 1)?, columns: get(row, 2)? })
+    let column = |row| Ok(Column { name: get(row, 4)?, is_text: get(row, 5)?, lacks_zone: get(row, 6)? });
+    Ok(Found {
+        schema: get(first, 0)?,
+        name: get(first, 1)?,
+        owner: get(first, 2)?,
+        hides_rows: get(first, 3)?,
+        columns: rows.iter().map(column).collect::<Result<_>>()?,
+    })
+}
+
+/// The zone in which a session of the application writes times without one, if anybody but the application can know. Our
+/// own sessions do not tell: the driver asks for UTC.
+async fn zone(session: &mut Session, owner: i64) -> Result<Option<String>> {
+    let row = session
+        .rows(
+            sql("SELECT (SELECT substr(setting, length('timezone=') + 1)
+                         FROM pg_db_role_setting AS s, unnest(s.setconfig) AS setting
+                         WHERE lower(setting) LIKE 'timezone=%'
+                           AND s.setrole IN (0, $1::oid)
+                           AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                         -- Who is named there counts before where.
+                         ORDER BY s.setrole <> 0 AND s.setdatabase <> 0 DESC, s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
+                         LIMIT 1),
+                        has_function_privilege('pg_show_all_file_settings()', 'EXECUTE'),
+                        current_setting('log_timezone')")
+            .bind(owner),
+        )
+        .await?;
+    let row = row.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let of_the_database: Option<String> = get(row, 0)?;
+    if of_the_database.is_some() {
+        return Ok(of_the_database);
+    }
+    if get(row, 1)? {
+        let rows = session
+            .rows(sql("SELECT setting FROM pg_file_settings WHERE lower(name) = 'timezone' AND error IS NULL
+                       ORDER BY seqno DESC LIMIT 1"))
+            .await?;
+        return Ok(Some(rows.first().map_or(Ok("GMT".to_owned()), |row| get(row, 0))?));
+    }
+    // Installing a server sets both zones to that of its machine. Where one is UTC the other is hardly ever changed.
+    let of_the_log: String = get(row, 2)?;
+    let is_utc = matches!(
+        of_the_log.parse(),
+        Ok(Tz::UTC | Tz::Etc__UTC | Tz::GMT | Tz::Etc__GMT | Tz::UCT | Tz::Etc__UCT)
+    );
+    Ok(is_utc.then_some(of_the_log))
 }

@@ -54,10 +54,11 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History, Inspection,
-    Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
-    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Unsealed,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
+    ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized,
+    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
+    Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+    Transaction, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -281,13 +282,35 @@ impl Postgres {
             })
         };
         let columns: Vec<Column> = rows.iter().map(column).collect::<Result<_>>()?;
-        schema::check(
-            &columns,
-            &format!("schema {}", self.schema),
-            |kind, type_name| type_name == postgres_type(kind),
-            "Name another schema in DATABASE_SCHEMA; `clerk-sync migrate adopt --from TABLE` then takes the rows over.",
-        )?;
-        Ok(columns)
+        let mistakes = schema::mistakes(&columns, |kind, type_name| type_name == postgres_type(kind));
+        if mistakes.is_empty() {
+            return Ok(columns);
+        }
+        let remedy = self.way_round(session, mistakes.iter().any(|mistake| mistake.table == "users")).await?;
+        Err(schema::refused(&mistakes, &format!("schema {}", self.schema), &remedy))
+    }
+
+    /// What to do if our schema is somebody else's: commands that can be copied.
+    async fn way_round(&self, session: &mut Session, users: bool) -> Result<String> {
+        let mut free = "clerk_sync".to_owned();
+        while session.has_schema(&free).await? {
+            free.push_str("_1");
+        }
+        let adopt = if users {
+            let table = [&self.schema, "users"]
+                .map(|name| if is_plain(name) { name.to_owned() } else { quoted(name) });
+            format!(
+                " To take over its users, run `DATABASE_SCHEMA={free} clerk-sync migrate adopt --from '{}' --dry-run`, and \
+                 then the same without --dry-run.",
+                table.join(".")
+            )
+        } else {
+            String::new()
+        };
+        Ok(format!(
+            "Leave the schema to whoever made it, and give clerk-sync one of its own: set DATABASE_SCHEMA={free} for the \
+             service and for every command; the schema is made by itself.{adopt}"
+        ))
     }
 }
 
@@ -632,12 +655,17 @@ impl Store for Postgres {
         Ok(false)
     }
 
-    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
-        foreign::read(self, table, after, limit).await
+    async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
+        foreign::describe(self, table).await
     }
 
-    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
-        foreign::count_without_id(self, table).await
+    async fn foreign_rows(
+        &self,
+        reading: &ForeignReading,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ForeignRow>> {
+        foreign::read(self, reading, after, limit).await
     }
 
     async fn inspect(&self) -> Result<Inspection> {
@@ -736,6 +764,12 @@ impl Drop for Session {
 
 fn sql<'q>(text: &'static str) -> Query<'q, Pg, PgArguments> {
     sqlx::query(text)
+}
+
+/// Whether SQL takes this name without quotes.
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 fn is_loopback(connect: &PgConnectOptions) -> bool {

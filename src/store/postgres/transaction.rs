@@ -576,7 +576,7 @@ fn bind_users<'q>(
     }
     query
         .bind(column(users, |user| user.created_at))
-        .bind(column(users, |user| user.updated_at))
+        .bind(column(users, User::known_updated_at))
         .bind(column(users, |user| user.synced_at))
 }
 

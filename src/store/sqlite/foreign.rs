@@ -1,71 +1,95 @@
-//! Reading users from a table that is not ours, as Prisma or Drizzle made it.
+//! Reading a table that is not ours.
 
-use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, migrations, text};
-use crate::store::{ForeignUser, Result, StoreError, foreign, schema::quoted};
+use crate::store::{
+    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign, schema::quoted,
+};
 
-/// Up to `limit` users in the order of their ids, after this one.
-pub(super) async fn users(
+/// The table, its columns and what is in them.
+pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
+    let columns = migrations::columns(connection, table).await?;
+    if columns.is_empty() {
+        return Err(StoreError::schema(format!("there is no table {table} in this database")));
+    }
+    let read = |row: &SqliteRow, index| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(explain);
+    let mut found = Vec::new();
+    let mut rows = 0;
+    for column in columns {
+        let name = quoted(&column.name);
+        // Assembled because the names are not ours; they are quoted, and each was found in the database.
+        let statement = format!(
+            "SELECT count(*), count(CASE WHEN {name} <> '' THEN 1 END), count(CASE WHEN {name} GLOB 'user_*' THEN 1 END),
+                    count(CASE WHEN {name} GLOB 'user_*' AND length({name}) = 32
+                                AND substr({name}, 6) NOT GLOB '*[^0-9A-Za-z]*' THEN 1 END)
+             FROM {}",
+            quoted(table)
+        );
+        let row = sqlx::query(AssertSqlSafe(statement))
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(explain)?;
+        rows = read(&row, 0)?;
+        found.push(ForeignColumn {
+            name: column.name,
+            // Its types do not tell.
+            lacks_zone: false,
+            filled: read(&row, 1)?,
+            like_ids: read(&row, 2)?,
+            ids: read(&row, 3)?,
+        });
+    }
+    // The zone of CURRENT_TIMESTAMP.
+    Ok(ForeignTable { columns: found, rows, zone: Some("UTC".to_owned()), hides_rows: false })
+}
+
+/// Up to `limit` rows in the order of their ids, after this one.
+pub(super) async fn read(
     connection: &mut SqliteConnection,
-    table: &str,
+    reading: &ForeignReading,
     after: Option<&str>,
     limit: u32,
-) -> Result<Vec<ForeignUser>> {
-    let columns = columns(connection, table).await?;
-    let id = foreign::id_column(table, &columns)?;
-    let rows = sqlx::query(AssertSqlSafe(statement(table, id, &columns)))
+) -> Result<Vec<ForeignRow>> {
+    let rows = sqlx::query(AssertSqlSafe(statement(reading)))
         .persistent(false)
         .bind(after)
         .bind(limit)
         .fetch_all(connection)
         .await
-        .map_err(explain)?;
+        .map_err(|error| foreign::explained(explain(error), reading))?;
     let read = |row: &SqliteRow| {
-        Ok((text::read(row, "id")?.unwrap_or_default(), text::read(row, "json")?.unwrap_or_default()))
+        let values = text::read(row, "json")?.unwrap_or_default();
+        Ok(ForeignRow {
+            id: text::read(row, "id")?.unwrap_or_default(),
+            values: serde_json::from_str(&values).unwrap_or_default(),
+            meets_condition: text::read_integer(row, "meets")? == Some(1),
+        })
     };
-    foreign::users(rows.iter().map(read).collect::<Result<_>>()?)
+    rows.iter().map(read).collect()
 }
 
-/// How many rows have no id.
-pub(super) async fn count_without_id(connection: &mut SqliteConnection, table: &str) -> Result<u64> {
-    let columns = columns(connection, table).await?;
-    let id = quoted(foreign::id_column(table, &columns)?);
-    let statement = format!("SELECT count(*) FROM {} WHERE {id} IS NULL", quoted(table));
-    let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
-        .persistent(false)
-        .fetch_one(connection)
-        .await
-        .map_err(explain)?;
-    Ok(count.unsigned_abs())
-}
-
-/// The table's columns.
-async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
-    let columns = migrations::columns(connection, table).await?;
-    if columns.is_empty() {
-        return Err(StoreError::schema(format!("there is no table {table} in this database")));
-    }
-    Ok(columns.into_iter().map(|column| column.name).collect())
-}
-
-/// Assembled because the names are not ours; they are quoted, and each was found in the database.
-fn statement(table: &str, id: &str, columns: &[String]) -> String {
+/// Assembled because the names are not ours; they are quoted, and each was found in the database. The condition is that of
+/// the user, whose file it is.
+fn statement(reading: &ForeignReading) -> String {
     let read = |column: &String| {
         let (name, value) = (column.replace('\'', "''"), quoted(column));
         // JSON has no bytes.
         format!("'{name}', CASE typeof({value}) WHEN 'blob' THEN CAST({value} AS TEXT) ELSE {value} END")
     };
-    let pairs =
-        columns.iter().filter(|column| foreign::is_wanted(column)).map(read).collect::<Vec<_>>().join(", ");
-    let (id, table) = (quoted(id), quoted(table));
+    let pairs = reading.columns.iter().map(read).collect::<Vec<_>>().join(", ");
+    let id = format!("CAST({} AS TEXT) COLLATE BINARY", quoted(&reading.id));
     format!(
-        "SELECT CAST({id} AS TEXT) AS id, json_object({pairs}) AS json
+        "SELECT {id} AS id, json_object({pairs}) AS json, (
+             {condition}
+         ) IS TRUE AS meets
          FROM {table}
-         -- Empty ids come too, to be counted.
-         WHERE {id} COLLATE BINARY > ?1 OR (?1 IS NULL AND {id} IS NOT NULL)
+         WHERE {id} <> '' AND (?1 IS NULL OR {id} > ?1)
          -- Ids that differ only in case are two users, whatever the column says.
-         ORDER BY {id} COLLATE BINARY
-         LIMIT ?2"
+         ORDER BY {id}
+         LIMIT ?2",
+        condition = reading.condition.as_deref().unwrap_or("0"),
+        table = quoted(&reading.table),
     )
 }

@@ -1,6 +1,6 @@
 //! Bringing the tables up to date, and refusing tables that are not ours.
 
-use std::fmt::Display;
+use std::{collections::BTreeSet, fmt::Display};
 
 use sqlx::{Row, SqliteConnection};
 
@@ -8,16 +8,13 @@ use super::{error::explain, text};
 use crate::store::{
     Migration, MigrationStatus, Result,
     migration::migrations,
-    schema::{self, Column, Kind, TABLES},
+    schema::{self, Column, Kind, TABLES, quoted},
 };
 
 pub(super) const MIGRATIONS: [Migration; 8] = migrations!(
     "sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
     7 "0007_traces", 8 "0008_untyped"
 );
-
-const REMEDY: &str =
-    "Rename the table, and take its rows over with `clerk-sync migrate adopt --from TABLE` (the new name).";
 
 /// Apply what is pending, in the caller's transaction; returns it.
 pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
@@ -52,7 +49,40 @@ pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Displa
     for column in &mut found {
         column.name.make_ascii_lowercase();
     }
-    schema::check(&found, place, fits, REMEDY)
+    let mistakes = schema::mistakes(&found, fits);
+    if mistakes.is_empty() {
+        return Ok(());
+    }
+    let tables: BTreeSet<&str> = mistakes.iter().map(|mistake| mistake.table).collect();
+    let remedy = way_round(connection, tables).await?;
+    Err(schema::refused(&mistakes, place, &remedy))
+}
+
+/// What to do about tables that are somebody else's: commands that can be copied.
+async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) -> Result<String> {
+    let mut statements = Vec::new();
+    let mut adopt = String::new();
+    for table in tables {
+        let mut old = format!("old_{table}");
+        while !columns(connection, &old).await?.is_empty() {
+            old.push_str("_1");
+        }
+        // An index keeps its name when its table gets another, and ours could not have it then.
+        for index in indexes(connection, table).await? {
+            statements.push(format!("DROP INDEX {};", quoted(&index)));
+        }
+        statements.push(format!("ALTER TABLE {table} RENAME TO {old};"));
+        if table == "users" {
+            adopt = format!(
+                " To take over its users, run `clerk-sync migrate adopt --from {old} --dry-run`, and then the same without \
+                 --dry-run."
+            );
+        }
+    }
+    Ok(format!(
+        "If an application still uses them, give clerk-sync a file of its own in DATABASE_URL. Else run in this file: {}{adopt}",
+        statements.join(" ")
+    ))
 }
 
 /// Refuse `ANONYMIZE_COLUMNS` that an erasure could not set to NULL.
@@ -79,6 +109,23 @@ pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> R
         })
     };
     rows.iter().map(column).collect()
+}
+
+/// The indexes of a table whose names we want for our own.
+async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
+    let rows = sqlx::query(
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    let names: Vec<String> =
+        rows.iter().map(|row| Ok(text::read(row, "name")?.unwrap_or_default())).collect::<Result<_>>()?;
+    let is_ours = |name: &String| {
+        MIGRATIONS.iter().any(|migration| migration.sql.contains(&format!("INDEX IF NOT EXISTS {name} ON")))
+    };
+    Ok(names.into_iter().filter(is_ours).collect())
 }
 
 /// Versions and checksums of what is applied.

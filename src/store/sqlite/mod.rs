@@ -54,10 +54,11 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignUser, History, Inspection,
-    Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience,
-    Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
+    ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized,
+    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
+    Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+    Transaction, Trouble, Unsealed,
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
@@ -544,13 +545,17 @@ impl Store for Sqlite {
         Ok(true)
     }
 
-    async fn foreign_users(&self, table: &str, after: Option<&str>, limit: u32) -> Result<Vec<ForeignUser>> {
-        let mut reader = self.read().await?;
-        foreign::users(&mut reader, table, after, limit).await
+    async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
+        foreign::describe(&mut *self.read().await?, table).await
     }
 
-    async fn count_foreign_without_id(&self, table: &str) -> Result<u64> {
-        foreign::count_without_id(&mut *self.read().await?, table).await
+    async fn foreign_rows(
+        &self,
+        reading: &ForeignReading,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ForeignRow>> {
+        foreign::read(&mut *self.read().await?, reading, after, limit).await
     }
 
     async fn inspect(&self) -> Result<Inspection> {

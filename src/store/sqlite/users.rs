@@ -202,7 +202,7 @@ fn row(user: &User) -> Json {
     }
     row.insert("clerk_id".to_owned(), json!(user.clerk_id.as_str()));
     row.insert("created_at".to_owned(), json!(user.created_at.map(text::time)));
-    row.insert("updated_at".to_owned(), json!(text::time(user.updated_at)));
+    row.insert("updated_at".to_owned(), json!(user.known_updated_at().map(text::time)));
     row.insert("synced_at".to_owned(), json!(text::time(user.synced_at)));
     row.insert("deleted_at".to_owned(), json!(user.deleted_at.map(text::time)));
     Json::Object(row)

@@ -1,0 +1,340 @@
+//! Which column of the table is which of ours.
+//!
+//! Names count without their case and underscores: `clerkId` and `clerk_id` are one. Only a name that can hardly mean anything
+//! else is believed; what merely looks like one of ours is told, and read only if the user says so.
+
+use chrono_tz::Tz;
+
+use super::{
+    Wish,
+    marks::{self, Mark},
+    mistake,
+};
+use crate::{
+    model::{Field, FieldSet},
+    store::{ForeignColumn, ForeignTable, Result},
+};
+
+/// The columns that are read, and those that are not though they look like ours.
+pub(super) struct Columns {
+    pub(super) id: String,
+    pub(super) fields: Vec<(Field, String)>,
+    pub(super) created_at: Option<String>,
+    pub(super) clerk_updated_at: Option<String>,
+    pub(super) marks: Vec<(String, Mark)>,
+    /// Each with the reason.
+    pub(super) unread: Vec<(String, String)>,
+}
+
+impl Columns {
+    pub(super) fn of(table: &ForeignTable, wish: &Wish, synced: FieldSet) -> Result<Self> {
+        let id = id_column(table, wish)?;
+        let mut columns = Self {
+            id,
+            fields: Vec::new(),
+            created_at: None,
+            clerk_updated_at: None,
+            marks: Vec::new(),
+            unread: Vec::new(),
+        };
+        if let Some(column) = &wish.clerk_updated_at {
+            columns.clerk_updated_at = Some(named(table, wish, column, "--clerk-updated-at")?);
+        }
+        for (ours, theirs) in &wish.columns {
+            columns.wished(table, wish, ours, theirs, synced)?;
+        }
+        let is_free = |column: &&ForeignColumn| column.filled > 0 && column.name != columns.id;
+        let filled: Vec<&ForeignColumn> = table.columns.iter().filter(is_free).collect();
+        for field in synced.iter().filter(|field| wish.columns.iter().all(|(ours, _)| ours != field.name())) {
+            if let Some(column) = first(&filled, names(field)) {
+                columns.fields.push((field, column));
+            }
+        }
+        if columns.created_at.is_none() {
+            columns.created_at = first(&filled, &["created_at"]);
+        }
+        for column in filled {
+            if columns.is_read(&column.name) {
+                continue;
+            }
+            let plain = plain(&column.name);
+            if let Some(mark) = marks::mark(&plain) {
+                columns.marks.push((column.name.clone(), mark));
+            } else if let Some(why) = why_unread(&plain, &column.name, synced) {
+                columns.unread.push((column.name.clone(), why));
+            }
+        }
+        Ok(columns)
+    }
+
+    /// What the user says that one of our columns is filled from.
+    fn wished(
+        &mut self,
+        table: &ForeignTable,
+        wish: &Wish,
+        ours: &str,
+        theirs: &str,
+        synced: FieldSet,
+    ) -> Result<()> {
+        let column = named(table, wish, theirs, "--column")?;
+        let instead = match ours {
+            "created_at" => {
+                self.created_at = Some(column);
+                return Ok(());
+            }
+            "clerk_id" | "id" => format!("--id-column {theirs}"),
+            "updated_at" => format!("--clerk-updated-at {theirs}, if it is Clerk's own time"),
+            "deleted_at" => "--deleted-when CONDITION".to_owned(),
+            _ => {
+                let Some(field) = Field::named(ours) else {
+                    let names: Vec<&str> = Field::ALL.into_iter().map(Field::name).collect();
+                    return Err(mistake(format!(
+                        "--column {ours}={theirs}: {ours} is no column that is filled from Clerk. Those are created_at, {}",
+                        names.join(", ")
+                    )));
+                };
+                if synced.contains(field) {
+                    self.fields.retain(|(other, _)| *other != field);
+                    self.fields.push((field, column));
+                } else {
+                    self.unread.push((column, format!("{ours} is not in SYNC_FIELDS")));
+                }
+                return Ok(());
+            }
+        };
+        Err(mistake(format!("--column {ours}={theirs}: say {instead} instead")))
+    }
+
+    fn is_read(&self, column: &str) -> bool {
+        let times = [&self.created_at, &self.clerk_updated_at];
+        self.fields.iter().any(|(_, name)| name == column)
+            || times.into_iter().flatten().any(|name| name == column)
+            || self.unread.iter().any(|(name, _)| name == column)
+    }
+
+    /// The names of all columns that are needed but the id's.
+    pub(super) fn to_read(&self) -> Vec<String> {
+        let marks = self.marks.iter().map(|(column, _)| column);
+        let mut names: Vec<String> =
+            self.read().into_iter().map(|(column, _)| column).chain(marks.cloned()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Each column, and which of ours it fills.
+    pub(super) fn read(&self) -> Vec<(String, &'static str)> {
+        let fields = self.fields.iter().map(|(field, column)| (column.clone(), field.name()));
+        let times = [(&self.created_at, "created_at"), (&self.clerk_updated_at, "updated_at")];
+        let times =
+            times.into_iter().filter_map(|(column, ours)| column.clone().map(|column| (column, ours)));
+        fields.chain(times).collect()
+    }
+
+    /// The zone of times that have none, and how the report calls it.
+    pub(super) fn zone(&self, table: &ForeignTable, wish: &Wish) -> Result<(Tz, String)> {
+        if let Some(zone) = wish.time_zone {
+            return Ok((zone, zone.name().to_owned()));
+        }
+        let of_the_database = table.zone.as_deref().map(|name| name.trim_matches(['"', '\'']));
+        if let Some(zone) = of_the_database.and_then(|name| name.parse::<Tz>().ok()) {
+            return Ok((zone, format!("{}, the zone of the database", zone.name())));
+        }
+        let read = self.read();
+        let lacks_zone = |column: &&ForeignColumn| {
+            column.lacks_zone && read.iter().any(|(name, ours)| *name == column.name && ours.ends_with("_at"))
+        };
+        match table.columns.iter().find(lacks_zone) {
+            None => Ok((Tz::UTC, "UTC".to_owned())),
+            Some(column) => Err(mistake(format!(
+                "the times in {} have no zone, and which one was meant is not to be found out from here: say it with \
+                 --time-zone, such as --time-zone UTC (what Prisma writes) or --time-zone Europe/Berlin",
+                column.name
+            ))),
+        }
+    }
+}
+
+/// The column of the ids: named by the user, or found by what is in it.
+fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
+    const OBVIOUS: [&str; 3] = ["clerkid", "clerkuserid", "clerkuser"];
+    if let Some(column) = &wish.id_column {
+        return named(table, wish, column, "--id-column");
+    }
+    let is_obvious = |column: &&ForeignColumn| OBVIOUS.contains(&plain(&column.name).as_str());
+    let names = |columns: &[&ForeignColumn]| {
+        columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let all: Vec<&ForeignColumn> = table.columns.iter().collect();
+    let obvious: Vec<&ForeignColumn> = all.iter().copied().filter(is_obvious).collect();
+    let mut found: Vec<&ForeignColumn> = all.iter().copied().filter(|column| column.ids > 0).collect();
+    if found.is_empty() {
+        // Shorter than Clerk makes them; but then names of users may begin like that as well.
+        let is_name = |column: &&ForeignColumn| plain(&column.name).contains("name");
+        found = all.iter().copied().filter(|column| column.like_ids > 0 && !is_name(column)).collect();
+    }
+    let obvious_and_found: Vec<&ForeignColumn> = found.iter().copied().filter(is_obvious).collect();
+    let is_empty = |columns: &[&ForeignColumn]| columns.iter().all(|column| column.filled == 0);
+    match (&obvious_and_found[..], &found[..], &obvious[..]) {
+        ([column], ..) | ([], [], [column]) => Ok(column.name.clone()),
+        ([], [column], obvious) if is_empty(obvious) && !refers_to_others(&column.name) => {
+            Ok(column.name.clone())
+        }
+        (_, [], _) => Err(mistake(format!(
+            "{} has no column with ids of Clerk's users, which begin with user_. Name it with --id-column, such as \
+             --id-column clerk_id. There are: {}",
+            wish.table,
+            names(&all)
+        ))),
+        (_, found, obvious) => {
+            let mut candidates = found.to_vec();
+            candidates
+                .extend(obvious.iter().filter(|column| found.iter().all(|other| other.name != column.name)));
+            Err(mistake(format!(
+                "which column of {} has the ids of Clerk's users is not plain: it can be {}. Name it, such as --id-column {}",
+                wish.table,
+                names(&candidates),
+                candidates.first().map_or("clerk_id", |column| column.name.as_str())
+            )))
+        }
+    }
+}
+
+/// Whether a column of this name has ids of others than the row's own user.
+fn refers_to_others(name: &str) -> bool {
+    const OTHERS: [&str; 12] = [
+        "owner", "invit", "refer", "author", "creat", "manag", "parent", "assign", "approv", "updated",
+        "sponsor", "deleted",
+    ];
+    let plain = plain(name);
+    plain.ends_with("by") || plain.ends_with("byid") || OTHERS.iter().any(|word| plain.contains(word))
+}
+
+/// A column that the user names.
+fn named(table: &ForeignTable, wish: &Wish, name: &str, option: &str) -> Result<String> {
+    let exactly = table.columns.iter().find(|column| column.name == name);
+    let about = || {
+        let mut found = table.columns.iter().filter(|column| plain(&column.name) == plain(name));
+        found.next().filter(|_| found.next().is_none())
+    };
+    exactly.or_else(about).map(|column| column.name.clone()).ok_or_else(|| {
+        let names: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+        mistake(format!("{option}: {} has no column {name}. There are: {}", wish.table, names.join(", ")))
+    })
+}
+
+fn first(columns: &[&ForeignColumn], names: &[&str]) -> Option<String> {
+    let found = |name: &&str| columns.iter().find(|column| plain(&column.name) == plain(name));
+    names.iter().find_map(found).map(|column| column.name.clone())
+}
+
+/// What a column with this field may be called, in the order of preference.
+fn names(field: Field) -> &'static [&'static str] {
+    match field {
+        Field::Email => &["email", "email_address", "primary_email", "primary_email_address"],
+        Field::EmailVerified => &["email_verified"],
+        Field::FirstName => &["first_name"],
+        Field::LastName => &["last_name"],
+        Field::ImageUrl => &["image_url", "profile_image_url", "avatar_url"],
+        Field::Username => &["username"],
+        Field::PhoneNumber => &["phone_number"],
+        Field::ExternalId => &["external_id"],
+        Field::PublicMetadata => &["public_metadata"],
+        Field::UnsafeMetadata => &["unsafe_metadata"],
+        Field::PrivateMetadata => &["private_metadata"],
+        Field::Banned => &["banned"],
+        Field::Locked => &["locked"],
+        Field::LastSignInAt => &["last_sign_in_at"],
+        Field::LastActiveAt => &["last_active_at"],
+    }
+}
+
+/// Why a column is not read that looks like one of ours; `None` if it does not.
+fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
+    const UPDATED: [&str; 13] = [
+        "updatedat",
+        "updated",
+        "updatedon",
+        "updatetime",
+        "updateddate",
+        "lastupdated",
+        "lastupdatedat",
+        "modifiedat",
+        "modified",
+        "modifiedon",
+        "lastmodified",
+        "lastmodifiedat",
+        "changedat",
+    ];
+    const CREATED: [&str; 12] = [
+        "created",
+        "createdon",
+        "createdtime",
+        "createtime",
+        "createddate",
+        "datecreated",
+        "creationdate",
+        "joinedat",
+        "datejoined",
+        "registeredat",
+        "signedupat",
+        "insertedat",
+    ];
+    const NAMES: [&str; 4] = ["name", "fullname", "displayname", "realname"];
+    if UPDATED.contains(&plain) {
+        return Some(format!(
+            "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
+        ));
+    }
+    if CREATED.contains(&plain) {
+        return Some(format!("looks like created_at: --column created_at={name}"));
+    }
+    if NAMES.contains(&plain) {
+        return Some(
+            "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
+        );
+    }
+    let field = Field::ALL.into_iter().find(|field| looks_like(*field, plain))?;
+    let ours = field.name();
+    Some(if synced.contains(field) {
+        format!("looks like {ours}: --column {ours}={name}")
+    } else {
+        format!("looks like {ours}, which is not in SYNC_FIELDS")
+    })
+}
+
+fn looks_like(field: Field, name: &str) -> bool {
+    let (whole, part): (&[&str], &[&str]) = match field {
+        Field::Email => (&["mail", "primarymail"], &["email"]),
+        Field::EmailVerified => (&["verified", "isverified", "verifiedat"], &["emailverif", "emailconfirm"]),
+        Field::FirstName => (&["forename", "fname", "first"], &["firstname", "givenname"]),
+        Field::LastName => (&["surname", "lname", "last"], &["lastname", "familyname"]),
+        Field::ImageUrl => {
+            (&["img", "imgurl", "pic", "profilepic"], &["avatar", "image", "photo", "picture"])
+        }
+        Field::Username => {
+            (&["handle", "nick", "nickname", "screenname", "loginname"], &["username", "userhandle"])
+        }
+        Field::PhoneNumber => (&["tel", "cell", "contactnumber"], &["phone", "mobile"]),
+        Field::ExternalId => (&[], &["externalid"]),
+        Field::PublicMetadata => (&["metadata", "meta"], &["publicmeta"]),
+        Field::UnsafeMetadata => (&[], &["unsafemeta"]),
+        Field::PrivateMetadata => (&[], &["privatemeta"]),
+        Field::Banned => (&["blocked", "isblocked", "suspended", "issuspended"], &["banned"]),
+        Field::Locked => (&[], &["locked"]),
+        Field::LastSignInAt => (&[], &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
+        Field::LastActiveAt => (&[], &["lastactiv", "lastseen"]),
+    };
+    let own = names(field).iter().any(|known| plain(known) == name);
+    // More of it comes first: an address that is verified is no address.
+    let is_email = field == Field::Email && looks_like_verified(name);
+    !is_email && (own || whole.contains(&name) || part.iter().any(|part| name.contains(part)))
+}
+
+fn looks_like_verified(name: &str) -> bool {
+    ["verif", "confirm"].iter().any(|word| name.contains(word))
+}
+
+pub(super) fn plain(name: &str) -> String {
+    name.replace(['_', '-', ' '], "").to_ascii_lowercase()
+}
