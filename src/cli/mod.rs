@@ -398,10 +398,20 @@ async fn why_no_connection(host: &str, port: u16) -> Option<String> {
     let look_up = timeout(PATIENCE, lookup_host((host, port))).await;
     let Ok(Ok(addresses)) = look_up else { return Some(format!("there is no host {host}")) };
     let addresses: Vec<SocketAddr> = addresses.collect();
+    let only_6 = addresses.iter().all(SocketAddr::is_ipv6);
     match timeout(PATIENCE, TcpStream::connect(&*addresses)).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Some(format!("connection refused by {host}, port {port}"))
+        }
+        _ if only_6 => Some(format!(
+            "no answer from {host}, port {port}, which has only IPv6 addresses: a network without IPv6, as in many \
+             containers, has no route there; name a host or a pooler with IPv4"
+        )),
+        Ok(Err(error))
+            if matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable) =>
+        {
+            Some(format!("there is no route to {host}, port {port}"))
         }
         _ => Some(format!("no answer from {host}, port {port}")),
     }

@@ -75,11 +75,16 @@ impl Serve {
         warn_of_samples(&*store).await;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
         let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
-        if self.no_migrate && service.store.ready().await.ok() != Some(Readiness::Ready) {
-            service.say_where(&config, "listening, and not ready before the migrations are applied");
-        } else {
-            service.say_where(&config, "ready");
-        }
+        service.say_where(
+            &config,
+            match service.store.ready().await {
+                Ok(Readiness::SchemaNotCurrent) => {
+                    "listening, and not ready before the migrations are applied"
+                }
+                Ok(Readiness::ReadOnly) => "listening, and not ready before the database may be written to",
+                _ => "ready",
+            },
+        );
         service.run_until_asked_to_stop().await
     }
 }
@@ -356,6 +361,7 @@ impl Service {
     pub async fn stop(mut self) {
         let deadline = Instant::now() + self.grace;
         self.shutdown.cancel();
+        self.lanes.hold_no_longer();
         while self.listeners.join_next().await.is_some() {}
         self.upkeep.shutdown().await;
         let _ = timeout(LEASE_TIME, self.catch_up.join_all()).await;

@@ -1,6 +1,10 @@
 //! Database URLs: ours, and those that other tools wrote.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
@@ -45,12 +49,10 @@ impl Database {
     pub fn address(&self) -> Option<(String, u16)> {
         let Self::Postgres { url } = self else { return None };
         let url = Url::parse(url.expose_secret()).ok()?;
-        let elsewhere = ["host", "hostaddr", "port"];
-        if url.query_pairs().any(|(name, _)| elsewhere.contains(&&*name)) {
-            return None;
-        }
-        let host = url.host_str().filter(|host| !host.is_empty() && !host.contains('%'))?;
-        Some((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(5432)))
+        // As the driver understands it: a parameter counts more.
+        let host = host(&url).filter(|host| !host.starts_with(['/', '%']))?;
+        let port = last(&url, &["port"]).and_then(|port| port.parse().ok()).or(url.port());
+        Some((host.trim_matches(['[', ']']).to_owned(), port.unwrap_or(5432)))
     }
 
     /// Where it is, for people: without user, password or parameters.
@@ -58,13 +60,28 @@ impl Database {
         match self {
             Self::Postgres { url } => {
                 let url = Url::parse(url.expose_secret()).ok();
-                let host = url.as_ref().and_then(Url::host_str).unwrap_or("a local socket");
-                let name = url.as_ref().map_or("", |url| url.path().trim_start_matches('/'));
-                format!("PostgreSQL on {host}, database {name}")
+                let host = url.as_ref().and_then(host).filter(|host| !host.starts_with(['/', '%']));
+                let host = host.unwrap_or_else(|| "a local socket".to_owned());
+                let name = url.as_ref().map(|url| {
+                    last(url, &["dbname"]).unwrap_or_else(|| url.path().trim_start_matches('/').to_owned())
+                });
+                format!("PostgreSQL on {host}, database {}", name.unwrap_or_default())
             }
             Self::Sqlite { path } => format!("SQLite in {}", path.display()),
         }
     }
+}
+
+/// The last of these parameters.
+fn last(url: &Url, names: &[&str]) -> Option<String> {
+    let meant = url.query_pairs().filter(|(name, value)| names.contains(&&**name) && !value.is_empty());
+    meant.last().map(|(_, value)| value.into_owned())
+}
+
+/// The host that the driver goes to, or the directory of a socket; `None` if the URL leaves it open.
+fn host(url: &Url) -> Option<String> {
+    let named = url.host_str().filter(|host| !host.is_empty()).map(str::to_owned);
+    last(url, &["host", "hostaddr"]).or(named)
 }
 
 /// What a database URL says.
@@ -97,7 +114,13 @@ pub(super) fn understand(text: &str) -> Result<Understood, String> {
 fn postgres(text: &str) -> Result<Understood, String> {
     const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
                           (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
-    let mut url = Url::parse(text)
+    const SEVERAL: &str = "found several hosts; clerk-sync speaks to one: name the one that takes writes, or a name, a pooler \
+                           or a proxy that leads to it";
+    if authority(text).is_some_and(|(_, host)| host.contains(',')) {
+        return Err(SEVERAL.to_owned());
+    }
+    let (text, hoisted) = without_empty_host(text);
+    let mut url = Url::parse(&text)
         .ok()
         .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
         .ok_or_else(|| format!("found a postgres URL that cannot be read; {ENCODE}"))?;
@@ -107,9 +130,10 @@ fn postgres(text: &str) -> Result<Understood, String> {
         schema: None,
         warnings: Vec::new(),
     };
-    let mut passed_on = Vec::new();
+    let mut passed_on = hoisted;
     for (name, value) in url.query_pairs().into_owned() {
         match name.as_str() {
+            "host" | "hostaddr" | "port" if value.contains(',') => return Err(SEVERAL.to_owned()),
             "schema" => understood.schema = Some(value).filter(|schema| !schema.is_empty()),
             // Sessions hold no state anyway.
             "pgbouncer" => {}
@@ -117,6 +141,11 @@ fn postgres(text: &str) -> Result<Understood, String> {
                 Ok(limit) if limit > 0 => understood.connection_limit = Some(limit),
                 _ => understood.warnings.push(ignored("connection_limit")),
             },
+            // What libpq calls the system's authorities is what the driver takes if nothing is said.
+            "sslrootcert" if value == "system" => {}
+            "sslrootcert" | "sslcert" | "sslkey" if !Path::new(&value).exists() => {
+                return Err(format!("found a postgres URL whose {name} names a file that is not there"));
+            }
             known if PASSED_ON.contains(&known) || known.starts_with("options[") => {
                 passed_on.push((name, value));
             }
@@ -136,6 +165,33 @@ fn postgres(text: &str) -> Result<Understood, String> {
     })?;
     understood.database = Database::Postgres { url: String::from(url).into() };
     Ok(understood)
+}
+
+/// User and password as they are written, if there are any, and the rest of what names the server.
+fn authority(text: &str) -> Option<(Option<&str>, &str)> {
+    let (_, rest) = text.split_once("://")?;
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    Some(authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host)))
+}
+
+/// `postgres://user@/shop?host=…` names a user and no host, which is no URL by the book. What stands there in vain is given
+/// as parameters.
+fn without_empty_host(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
+    let Some((Some(who), place)) = authority(text) else { return (text.into(), Vec::new()) };
+    let port = place.strip_prefix(':');
+    if !place.is_empty() && port.is_none() {
+        return (text.into(), Vec::new());
+    }
+    let (user, password) = who.split_once(':').map_or((who, None), |(user, password)| (user, Some(password)));
+    let given = [("user", Some(user)), ("password", password), ("port", port)];
+    let given =
+        given.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)));
+    // A plus is a plus here, and a blank only in parameters.
+    let given =
+        given.map(|(name, value)| format!("{name}={}", value.replace('+', "%2B").replace('&', "%26")));
+    let hoisted =
+        url::form_urlencoded::parse(given.collect::<Vec<_>>().join("&").as_bytes()).into_owned().collect();
+    (text.replacen(&format!("{who}@{place}"), "", 1).into(), hoisted)
 }
 
 fn sqlite(rest: &str) -> Result<Understood, String> {
@@ -228,6 +284,8 @@ mod tests {
         let at = |host: &str, port| Some((host.to_owned(), port));
         assert_eq!(address("postgres://app:hunter2@db.example/app"), at("db.example", 5432));
         assert_eq!(address("postgres://[::1]:6543/app"), at("::1", 6543));
+        assert_eq!(address("postgres:///shop?host=db.example&port=6543"), at("db.example", 6543));
+        assert_eq!(address("postgres://u@/shop?hostaddr=10.0.0.1"), at("10.0.0.1", 5432));
         for text in ["sqlite://x.db", "postgres:///shop?host=%2Frun", "postgres://%2Frun/shop"] {
             assert_eq!(address(text), None, "{text}");
         }
@@ -243,6 +301,39 @@ mod tests {
             assert_eq!(url(text), text);
             assert_eq!(understand(text).expect("understood").warnings, [""; 0]);
         }
+    }
+
+    #[test]
+    fn a_user_without_a_host_is_understood() {
+        for (text, expected) in [
+            ("postgres://app@/shop?host=db.example", "postgres:///shop?user=app&host=db.example"),
+            (
+                "postgres://app:s%40fe@/shop?host=%2Frun",
+                "postgres:///shop?user=app&password=s%40fe&host=%2Frun",
+            ),
+            ("postgres://app@:6543/shop", "postgres:///shop?user=app&port=6543"),
+        ] {
+            assert_eq!(url(text), expected, "{text}");
+        }
+        let place = understand("postgres://app@/shop?host=db.example").expect("understood").database.place();
+        assert_eq!(place, "PostgreSQL on db.example, database shop");
+    }
+
+    #[test]
+    fn several_hosts_are_refused_in_words_that_say_so() {
+        for text in [
+            "postgres://u:hunter2@a.example:5432,b.example:5432/d?target_session_attrs=read-write",
+            "postgres://a.example,b.example/d",
+            "postgres://u:hunter2@/d?host=a.example,b.example&port=5432,5433",
+            "postgres://a.example/d?port=5432,5433",
+        ] {
+            let explanation = understand(text).expect_err(text);
+            assert!(
+                explanation.contains("several hosts") && !explanation.contains("hunter2"),
+                "{explanation}"
+            );
+        }
+        assert_eq!(url("postgres://u:a,b@db.example/d"), "postgres://u:a,b@db.example/d");
     }
 
     #[test]

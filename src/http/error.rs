@@ -64,6 +64,8 @@ pub enum Problem {
     ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
+    #[error("the database may only be read: it is a standby, or is set so")]
+    DatabaseReadOnly,
     #[error("the database's tables are not those of this version; migrations are pending")]
     SchemaNotCurrent,
     /// The same to whoever asked for something: their programs know the code of a database that gives nothing.
@@ -96,6 +98,7 @@ impl Problem {
             Self::ClerkUnavailable
             | Self::ClerkNotConfigured
             | Self::DatabaseUnavailable
+            | Self::DatabaseReadOnly
             | Self::SchemaNotCurrent
             | Self::NotMigrated
             | Self::Overloaded
@@ -126,7 +129,7 @@ impl Problem {
             Self::ClerkRefused => "clerk_refused",
             Self::ClerkUnavailable => "clerk_unavailable",
             Self::ClerkNotConfigured => "clerk_not_configured",
-            Self::DatabaseUnavailable | Self::NotMigrated => "database_unavailable",
+            Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
@@ -138,6 +141,7 @@ impl Problem {
         match self {
             Self::ClerkUnavailable
             | Self::DatabaseUnavailable
+            | Self::DatabaseReadOnly
             | Self::SchemaNotCurrent
             | Self::NotMigrated
             | Self::ShuttingDown => Some(5),

@@ -47,6 +47,7 @@ impl Probe {
         }
         let (finding, error) = match timeout(PATIENCE, self.store.ready()).await {
             Ok(Ok(Readiness::Ready)) => (None, None),
+            Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),
             Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
             Ok(Err(error)) if error.trouble == Trouble::Schema => {
                 (Some(Problem::SchemaNotCurrent), Some(error.to_string()))

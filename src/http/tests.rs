@@ -596,6 +596,7 @@ fn readiness_is_what_the_database_says_but_liveness_is_not() {
     let cases = [
         (Some(Ok(Readiness::Ready)), (200, None)),
         (Some(Ok(Readiness::SchemaNotCurrent)), (503, Some("schema_not_current"))),
+        (Some(Ok(Readiness::ReadOnly)), (503, Some("database_unavailable"))),
         (Some(Err(StoreError::schema("a column is missing".to_owned()))), (503, Some("schema_not_current"))),
         (Some(Err(StoreError::new(Trouble::Unavailable))), (503, Some("database_unavailable"))),
         (None, (503, Some("database_unavailable"))),

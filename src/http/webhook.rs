@@ -122,7 +122,7 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     if !event.unread.is_empty() {
         attempt.left_out(&event.unread);
     }
-    let answer = app.committer.submit(event.delivery)?;
+    let answer = app.committer.submit(event.delivery, attempt.started)?;
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
     let outcome = timeout_at(attempt.started + app.answer_within, answer)

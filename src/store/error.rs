@@ -52,11 +52,13 @@ impl StoreError {
         self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014")
     }
 
-    /// Whether a server is there and will not let us in, however long we wait: there is no such database, user or password.
+    /// Whether a server is there and will not let us in, however long we wait: there is no such database, user, password or
+    /// parameter.
     pub fn is_closed_door(&self) -> bool {
         let code = self.code.as_deref().unwrap_or_default();
         self.trouble == Trouble::Unavailable
-            && (code == "3D000" || (code.len() == "28P01".len() && code.starts_with("28")))
+            && (matches!(code, "3D000" | "42501" | "42704" | "22023")
+                || (code.len() == "28P01".len() && code.starts_with("28")))
     }
 
     /// The code, or else a word for the trouble.

@@ -16,6 +16,8 @@ pub struct Inspection {
     pub now: Option<DateTime<Utc>>,
     /// Whether it is a copy that takes no writes.
     pub standby: bool,
+    /// Whether it is set to be read only.
+    pub read_only: bool,
     /// What we may not do, and would have to.
     pub missing: Vec<Missing>,
     /// [`Trouble::Schema`](super::Trouble::Schema) if another version of this program has been here; `None` if we may not look.

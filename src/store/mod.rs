@@ -55,7 +55,7 @@ pub trait Store: Send + Sync + 'static {
     /// Every migration we know, and whether it is applied.
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>>;
 
-    /// Reachable, and every migration applied?
+    /// Reachable, writable, and every migration applied?
     async fn ready(&self) -> Result<Readiness> {
         let current = self.migration_status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
@@ -417,6 +417,8 @@ pub enum Readiness {
     Ready,
     /// Reachable, but migrations are pending.
     SchemaNotCurrent,
+    /// Reachable, but nothing can be written for now.
+    ReadOnly,
 }
 
 /// A row of `users` with those columns that we keep for others.

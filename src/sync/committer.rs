@@ -2,11 +2,14 @@
 //! all. Nothing waits on purpose: a batch forms while the previous one commits. A user always takes the same lane.
 //!
 //! The work belongs to the lanes, so nothing that a client does can cancel it. With `PROCESSING=queue` a lane stores what
-//! it takes, and a bell calls those who apply it.
+//! it takes, and a bell calls those who apply it. What the database cannot take for now is held by `sync::hold`.
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Clock, Rules, apply, enqueue};
+use super::{
+    Clock, Rules, apply,
+    enqueue::{enqueue, keep},
+    hold::{Door, Holding, may_pass},
+};
 use crate::{
     model::{Delivery, Outcome, Processing, SvixId},
     store::{Store, StoreError, Trouble},
@@ -40,6 +47,9 @@ pub struct Limits {
     pub batch_time: Duration,
     /// After this a waiting delivery has been answered already, and is not begun.
     pub patience: Duration,
+    /// Deliveries that nobody has answered yet, while the database is away or in trouble. Fewer than there are
+    /// connections, so that probes are answered.
+    pub held: usize,
 }
 
 impl Default for Limits {
@@ -51,6 +61,7 @@ impl Default for Limits {
             waiting_bytes: 16 * 1024 * 1024,
             batch_time: Duration::from_secs(7),
             patience: Duration::from_millis(9_500),
+            held: 2048,
         }
     }
 }
@@ -64,6 +75,11 @@ struct Inner {
     lanes: Vec<mpsc::Sender<Job>>,
     hasher: RandomState,
     waiting_bytes: Arc<Semaphore>,
+    /// Those that were taken on and are not answered.
+    unanswered: Arc<()>,
+    /// Those of them that the database could not take at once.
+    held: Arc<AtomicUsize>,
+    limits: Limits,
     closing: CancellationToken,
     bell: Arc<Notify>,
 }
@@ -73,6 +89,7 @@ struct Inner {
 pub struct Lanes {
     tasks: JoinSet<()>,
     closing: CancellationToken,
+    stopping: CancellationToken,
 }
 
 /// Why a delivery was not applied now. It may be sent again at any time.
@@ -87,55 +104,95 @@ pub enum Refusal {
 }
 
 #[derive(Debug)]
-struct Job {
-    delivery: Delivery,
-    since: Instant,
+pub(super) struct Job {
+    pub(super) delivery: Delivery,
+    pub(super) waiter: Waiter,
+}
+
+/// Whoever waits for an answer.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// When the request began.
+    pub(super) since: Instant,
     answer: oneshot::Sender<Result<Outcome, Refusal>>,
     _bytes: OwnedSemaphorePermit,
+    _unanswered: Arc<()>,
+}
+
+impl Waiter {
+    pub(super) fn answer(self, result: crate::store::Result<Outcome>) {
+        let _ = self.answer.send(result.map_err(|_| Refusal::Unavailable));
+    }
+
+    pub(super) fn refuse(self, refusal: Refusal) {
+        let _ = self.answer.send(Err(refusal));
+    }
 }
 
 impl Committer {
     /// Start the lanes. Without any, nothing is taken on: for a process that receives no webhooks.
     pub fn start(store: &Arc<dyn Store>, rules: &Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
-        let closing = CancellationToken::new();
+        let (closing, stopping) = (CancellationToken::new(), CancellationToken::new());
         let bell = Arc::new(Notify::new());
+        let ground = Ground {
+            store: Arc::clone(store),
+            rules: rules.clone(),
+            limits,
+            clock: Arc::clone(clock),
+            bell: Arc::clone(&bell),
+        };
+        let (door, held) = Door::new();
         let mut tasks = JoinSet::new();
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
-                let lane = Lane {
-                    store: Arc::clone(store),
-                    rules: rules.clone(),
-                    limits,
-                    clock: Arc::clone(clock),
-                    bell: Arc::clone(&bell),
-                };
+                let lane = Lane { ground: ground.clone(), door: door.clone() };
                 tasks.spawn(lane.run(receiver, closing.clone()));
                 sender
             })
             .collect();
-        let waiting_bytes = Arc::new(Semaphore::new(limits.waiting_bytes));
-        let inner =
-            Inner { lanes, hasher: RandomState::new(), waiting_bytes, closing: closing.clone(), bell };
-        (Self(Arc::new(inner)), Lanes { tasks, closing })
+        let count = Arc::clone(door.count());
+        // Only the lanes hand over.
+        drop(door);
+        tasks.spawn(Holding { ground, stopping: stopping.clone() }.run(held));
+        let inner = Inner {
+            lanes,
+            hasher: RandomState::new(),
+            waiting_bytes: Arc::new(Semaphore::new(limits.waiting_bytes)),
+            unanswered: Arc::default(),
+            held: count,
+            limits,
+            closing: closing.clone(),
+            bell,
+        };
+        (Self(Arc::new(inner)), Lanes { tasks, closing, stopping })
     }
 
-    /// Queue a delivery. Returns at once; the receiver yields what became of it once that is durable. Dropping the
-    /// receiver cancels nothing.
+    /// Queue a delivery whose request began then. Returns at once; the receiver yields what became of it once that is
+    /// durable, or what keeps it from being so has not passed in time. Dropping the receiver cancels nothing.
     ///
     /// # Errors
     /// If too many are waiting, or the service is shutting down.
-    pub fn submit(&self, delivery: Delivery) -> Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal> {
+    pub fn submit(
+        &self,
+        delivery: Delivery,
+        since: Instant,
+    ) -> Result<oneshot::Receiver<Result<Outcome, Refusal>>, Refusal> {
         let inner = &self.0;
         if inner.closing.is_cancelled() {
             return Err(Refusal::ShuttingDown);
+        }
+        let unanswered = Arc::clone(&inner.unanswered);
+        if inner.held.load(Ordering::Relaxed) > 0 && Arc::strong_count(&unanswered) > inner.limits.held {
+            return Err(Refusal::Overloaded);
         }
         let size = u32::try_from(delivery.payload.len()).unwrap_or(u32::MAX);
         let bytes =
             Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
         let lane = inner.lane(&delivery).ok_or(Refusal::Unavailable)?;
-        let job = Job { delivery, since: Instant::now(), answer, _bytes: bytes };
+        let waiter = Waiter { since, answer, _bytes: bytes, _unanswered: unanswered };
+        let job = Job { delivery, waiter };
         lane.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Refusal::ShuttingDown,
@@ -163,58 +220,39 @@ impl Inner {
 }
 
 impl Lanes {
+    /// Hold nothing any longer: whose delivery cannot be stored now is told so.
+    pub fn hold_no_longer(&self) {
+        self.stopping.cancel();
+    }
+
     /// Take nothing more on, finish what is waiting, and return.
     pub async fn finish(mut self) {
+        self.stopping.cancel();
         self.closing.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
-struct Lane {
+/// What it takes to apply a batch.
+#[derive(Clone)]
+pub(super) struct Ground {
     store: Arc<dyn Store>,
     rules: Rules,
-    limits: Limits,
+    pub(super) limits: Limits,
     clock: Clock,
     bell: Arc<Notify>,
 }
 
-impl Lane {
-    async fn run(self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
-        let mut jobs = Vec::with_capacity(self.limits.batch);
-        loop {
-            let taken = tokio::select! {
-                taken = receiver.recv_many(&mut jobs, self.limits.batch) => taken,
-                () = closing.cancelled(), if !receiver.is_closed() => {
-                    receiver.close();
-                    continue;
-                }
-            };
-            if taken == 0 {
-                return;
-            }
-            self.commit(jobs.drain(..)).await;
-        }
-    }
-
-    async fn commit(&self, jobs: impl Iterator<Item = Job>) {
-        let began = Instant::now();
-        let mut deliveries = Vec::new();
-        let mut answers = Vec::new();
-        for job in jobs {
-            if began.duration_since(job.since) > self.limits.patience {
-                let _ = job.answer.send(Err(Refusal::Unavailable));
-            } else {
-                deliveries.push(job.delivery);
-                answers.push(job.answer);
-            }
-        }
-        if deliveries.is_empty() {
-            return;
-        }
-        histogram!(telemetry::COMMIT_BATCH_SIZE)
-            .record(f64::from(u32::try_from(deliveries.len()).unwrap_or(u32::MAX)));
+impl Ground {
+    /// Apply deliveries, or store them for those who do. Gives them back with what became of each; nothing of it if a bug
+    /// got in the way.
+    pub(super) async fn attempt(
+        &self,
+        deliveries: Vec<Delivery>,
+        deadline: Instant,
+    ) -> (Vec<Delivery>, Vec<crate::store::Result<Outcome>>) {
         let store = Arc::clone(&self.store);
-        let (rules, now, deadline) = (self.rules.clone(), (self.clock)(), began + self.limits.batch_time);
+        let (rules, now) = (self.rules.clone(), (self.clock)());
         // In a task of its own, so that a panic costs one batch and not the lane.
         let deliveries = Arc::new(deliveries);
         let working = Arc::clone(&deliveries);
@@ -235,24 +273,92 @@ impl Lane {
             );
             Vec::new()
         });
-        histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
         log_failures(&deliveries, &results);
         if results.iter().any(|result| matches!(result, Ok(Outcome::Queued | Outcome::Parked))) {
             self.bell.notify_one();
         }
+        // The task is over, and holds nothing.
+        (Arc::unwrap_or_clone(deliveries), results)
+    }
+
+    /// Store deliveries that cannot be applied now, each with the reason. An error is about them all.
+    pub(super) async fn keep(
+        &self,
+        deliveries: &[(&Delivery, &StoreError)],
+    ) -> crate::store::Result<Vec<crate::store::Result<Outcome>>> {
+        let kept = keep(&*self.store, deliveries, &self.rules, (self.clock)()).await;
+        if kept.is_ok() {
+            self.bell.notify_one();
+        }
+        kept
+    }
+}
+
+struct Lane {
+    ground: Ground,
+    door: Door,
+}
+
+impl Lane {
+    async fn run(self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
+        let batch = self.ground.limits.batch;
+        let mut jobs = Vec::with_capacity(batch);
+        loop {
+            let taken = tokio::select! {
+                taken = receiver.recv_many(&mut jobs, batch) => taken,
+                () = closing.cancelled(), if !receiver.is_closed() => {
+                    receiver.close();
+                    continue;
+                }
+            };
+            if taken == 0 {
+                return;
+            }
+            self.commit(jobs.drain(..)).await;
+        }
+    }
+
+    async fn commit(&self, jobs: impl Iterator<Item = Job>) {
+        let began = Instant::now();
+        let limits = &self.ground.limits;
+        let mut deliveries = Vec::new();
+        let mut waiters = Vec::new();
+        for Job { delivery, waiter } in jobs {
+            if began.duration_since(waiter.since) > limits.patience {
+                waiter.refuse(Refusal::Unavailable);
+            } else {
+                deliveries.push(delivery);
+                waiters.push(waiter);
+            }
+        }
+        if deliveries.is_empty() {
+            return;
+        }
+        histogram!(telemetry::COMMIT_BATCH_SIZE)
+            .record(f64::from(u32::try_from(deliveries.len()).unwrap_or(u32::MAX)));
+        let (deliveries, results) = self.ground.attempt(deliveries, began + limits.batch_time).await;
+        histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
         let mut results = results.into_iter();
-        for answer in answers {
-            let result = results.next().and_then(Result::ok).ok_or(Refusal::Unavailable);
-            let _ = answer.send(result);
+        for (delivery, waiter) in deliveries.into_iter().zip(waiters) {
+            match results.next() {
+                Some(Err(error))
+                    if may_pass(&error) && self.door.count().load(Ordering::Relaxed) < limits.held =>
+                {
+                    self.door.hold(Job { delivery, waiter }, error);
+                }
+                Some(result) => waiter.answer(result),
+                None => waiter.refuse(Refusal::Unavailable),
+            }
         }
     }
 }
 
-/// One line a batch and kind of trouble, not one a delivery; it names the first of them.
+/// One line a batch and kind of trouble, not one a delivery; it names the first of them. Trouble that may pass is told by
+/// `sync::hold`.
 fn log_failures(deliveries: &[Delivery], results: &[crate::store::Result<Outcome>]) {
     let mut kinds: Vec<(&StoreError, &Delivery, usize)> = Vec::new();
     for (delivery, result) in deliveries.iter().zip(results) {
-        let Err(error) = result else { continue };
+        let Some(error) = result.as_ref().err().filter(|error| !may_pass(error)) else { continue };
         match kinds.iter_mut().find(|(known, ..)| *known == error) {
             Some((.., deliveries)) => *deliveries += 1,
             None => kinds.push((error, delivery, 1)),

@@ -332,12 +332,16 @@ impl Draining<'_> {
             let kept = async {
                 let ids = std::slice::from_ref(svix_id);
                 let claimed = transaction.claim_these(ids, self.work.now).await?;
-                let retry = self.work.rules.retry;
+                let (retry, id) = (self.work.rules.retry, svix_id.as_str());
+                let next = match error.trouble {
+                    Trouble::Locked => retry.soon_after(*attempt, id, self.work.now),
+                    _ => retry.always_after(*attempt, id, self.work.now),
+                };
                 let parked: Vec<Parked> = claimed
                     .into_iter()
                     .map(|parked| Parked {
                         attempts: *attempt,
-                        next_attempt_at: Some(retry.always_after(*attempt, svix_id.as_str(), self.work.now)),
+                        next_attempt_at: Some(next),
                         last_error: error.to_string(),
                         ..parked
                     })

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::{
     Rules,
-    apply::{Work, deliver, end},
+    apply::{Work, deliver, end, is_deletion},
 };
 use crate::{
+    clerk::event::{USER_DELETED, deletion_body},
     model::{Content, Delivery, Outcome, Processing},
     store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
@@ -28,7 +29,65 @@ pub async fn enqueue(
     deliver(&Work { store, rules, now }, batch, Processing::Queue, deadline).await
 }
 
+/// Store deliveries that the database cannot apply for now, each with the reason, so that a worker tries them again. What is
+/// not about users is not stored, and fails as before. An error is about them all.
+pub(super) async fn keep(
+    store: &dyn Store,
+    batch: &[(&Delivery, &StoreError)],
+    rules: &Rules,
+    now: DateTime<Utc>,
+) -> Result<Vec<Result<Outcome>>> {
+    let work = Work { store, rules, now };
+    let changes = batch.iter().filter(|(delivery, _)| is_change(delivery));
+    let (spans, mut kept): (Vec<Span>, Vec<Parked>) = changes
+        .map(|(delivery, error)| {
+            let span = sending(delivery);
+            let parked = Parked { trace: span.context(), ..work.put_off(delivery, error)? };
+            Ok((span, parked))
+        })
+        .collect::<Result<_>>()?;
+    kept.sort_by(|one, other| one.svix_id.cmp(&other.svix_id));
+    kept.dedup_by(|one, other| one.svix_id == other.svix_id);
+    let mut transaction = store.begin(Patience::Short).await?;
+    let stored = transaction.enqueue(&kept).await;
+    let recorded = end(transaction, stored).await?;
+    let outcome = match rules.processing {
+        Processing::Inline => Outcome::Parked,
+        Processing::Queue => Outcome::Queued,
+    };
+    for span in spans {
+        span.done(outcome.name());
+    }
+    let outcomes = batch.iter().map(|(delivery, error)| match &delivery.svix_id {
+        Some(id) if recorded.contains(id) => Ok(Outcome::Duplicate),
+        _ if is_change(delivery) => Ok(outcome),
+        _ => Err((*error).clone()),
+    });
+    Ok(outcomes.collect())
+}
+
 impl Work<'_> {
+    /// What is kept of a delivery that failed like this, and may succeed in a moment.
+    fn put_off(&self, delivery: &Delivery, error: &StoreError) -> Result<Parked> {
+        let parked = self.queued(delivery, TraceContext::default())?;
+        let attempts = 1;
+        let next = self.rules.retry.soon_after(attempts, parked.svix_id.as_str(), self.now);
+        let (event_type, payload) = match &delivery.clerk_id {
+            Some(id) if is_deletion(delivery) => {
+                (Some(USER_DELETED.to_owned()), deletion_body(id, delivery.event_at))
+            }
+            _ => (parked.event_type, parked.payload),
+        };
+        Ok(Parked {
+            event_type,
+            payload,
+            attempts,
+            next_attempt_at: Some(next),
+            last_error: error.to_string(),
+            ..parked
+        })
+    }
+
     /// Store a batch, again after a conflict that is likely to be gone.
     pub(super) async fn stored(&self, batch: &[&Delivery], patience: Patience) -> Result<Vec<Outcome>> {
         let mut conflicts = 0;

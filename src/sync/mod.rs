@@ -1,7 +1,7 @@
 //! The rules: what becomes of a delivery. Nothing here speaks SQL or HTTP.
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
-//! spoils it for the others; [`committer`] gathers what is waiting. [`mod@enqueue`] keeps deliveries for later, and
+//! spoils it for the others; [`committer`] gathers what is waiting, and `hold` keeps what the database cannot take for now. [`mod@enqueue`] keeps deliveries for later, and
 //! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
 //! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
 //! for erasures that no webhook asks for, and [`minimize`] clears what is no longer synced. `news` says what other
@@ -18,6 +18,7 @@ pub mod drain;
 pub mod enqueue;
 pub mod ensure;
 pub mod erasure;
+mod hold;
 pub mod minimize;
 mod news;
 pub mod plan;

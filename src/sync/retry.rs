@@ -20,6 +20,9 @@ impl Default for Retry {
     }
 }
 
+/// The longest wait for what only a lock keeps from succeeding: nobody tells when it is gone.
+const SOON: TimeDelta = TimeDelta::seconds(8);
+
 impl Retry {
     /// When to try again after so many attempts at what has this id; `None` if that was the last one.
     pub fn after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
@@ -29,6 +32,11 @@ impl Retry {
     /// When to try again what must never be given up.
     pub fn always_after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> DateTime<Utc> {
         now + self.wait(attempts, id)
+    }
+
+    /// When to try again what succeeds as soon as somebody lets go of a lock.
+    pub fn soon_after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> DateTime<Utc> {
+        Self { longest: self.longest.min(SOON), ..*self }.always_after(attempts, id, now)
     }
 
     /// The wait after so many attempts. Random as far as anybody can tell, yet the same on every replica.
@@ -69,5 +77,6 @@ mod tests {
         assert!(retry.after(14, "msg_1", now).is_some_and(|at| at > now));
         assert_eq!(retry.after(15, "msg_1", now), None);
         assert!(retry.always_after(15, "msg_1", now) > now);
+        assert!(retry.soon_after(1_000_000, "msg_1", now) <= now + SOON);
     }
 }

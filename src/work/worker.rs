@@ -24,9 +24,9 @@ use crate::{
 /// How often we look for what another process has left for us, or what has become due.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long we wait while the database gives us nothing but trouble.
+/// How long we wait while the database gives us nothing but trouble. A short outage must not cost much more than it takes.
 const TROUBLE: Retry =
-    Retry { max_attempts: u32::MAX, first: TimeDelta::milliseconds(500), longest: TimeDelta::seconds(15) };
+    Retry { max_attempts: u32::MAX, first: TimeDelta::milliseconds(500), longest: TimeDelta::seconds(2) };
 
 /// Something that waits in the database to be worked on.
 #[async_trait]

@@ -1141,6 +1141,11 @@ fn serve_waits_for_the_database_and_gives_up_with_69() {
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
     assert!(refused.stderr.contains("there is no host db.invalid"), "{refused:?}");
+    // Of a network for documents, to which there is no way.
+    host.set("DATABASE_URL", "postgres://app:hunter2@[2001:db8::1]/shop");
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains("only IPv6 addresses"), "{refused:?}");
 }
 
 #[test]

@@ -10,9 +10,9 @@ use clerk_sync::{
     },
     store::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
-        Patience, Processed, Record, RowFilter, Run, RunKind, Transaction, Trouble,
+        Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction, Trouble,
     },
-    sync::{Clock, Committer, Limits, Refusal},
+    sync::{Clock, Committer, Lanes, Limits, Refusal},
     work::{Retention, Upkeep, retention::Keep},
 };
 use serde_json::{Map, Value as Json, json};
@@ -148,6 +148,8 @@ promises! {
     a_transaction_that_loses_a_race_says_so,
     after_the_deadline_nothing_is_done,
     somebody_elses_lock_loses_nothing,
+    what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free,
+    what_stays_locked_is_put_into_the_queue_if_it_can_be,
     the_audit_trail_only_grows,
     migrations_are_safe_when_ten_run_at_once,
     migrating_again_does_nothing,
@@ -1866,7 +1868,7 @@ async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) 
         for user in 0..20 {
             let event = Event::updated(&format!("user_{user:02}"), version)
                 .set("first_name", format!("Ada {version}"));
-            answers.push(committer.submit(world.delivery(&event)).unwrap());
+            answers.push(committer.submit(world.delivery(&event), Instant::now()).unwrap());
         }
     }
     // Nobody waits for these any more, which cancels nothing.
@@ -1877,7 +1879,7 @@ async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) 
     }
     assert_eq!(world.count("processed_webhooks").await, 200);
     assert_eq!(world.value("SELECT count(*) AS n FROM users WHERE first_name = 'Ada 9'").await, "20");
-    let late = committer.submit(world.delivery(&Event::created("user_99")));
+    let late = committer.submit(world.delivery(&Event::created("user_99")), Instant::now());
     assert_eq!(late.unwrap_err(), Refusal::ShuttingDown);
 }
 
@@ -2033,6 +2035,80 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
     assert_eq!(outcomes[0], Applied);
     assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
     assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Augusta");
+}
+
+/// Somebody has locked this user; on SQLite that is the whole database.
+async fn locked(world: &World, user: &str) -> (Arc<dyn Store>, Box<dyn Transaction>) {
+    world.deliver(&Event::created(user)).await;
+    let other = world.open().await;
+    let mut holder = other.begin(Patience::Long).await.unwrap();
+    holder.hold(&clerk_id(user)).await.unwrap();
+    (other, holder)
+}
+
+fn committer(world: &World, limits: Limits) -> (Committer, Lanes) {
+    let now = world.now;
+    let clock: Clock = Arc::new(move || now);
+    Committer::start(&world.store, &world.rules, limits, &clock)
+}
+
+async fn what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free(world: World) {
+    let (_other, holder) = locked(&world, "user_1").await;
+    let limits = Limits { held: 3, patience: Duration::from_mins(1), ..Limits::default() };
+    let (committer, lanes) = committer(&world, limits);
+    let mut answers = Vec::new();
+    for version in 1.. {
+        let event = Event::updated("user_1", version).set("first_name", format!("Ada {version}"));
+        match committer.submit(world.delivery(&event), Instant::now()) {
+            Ok(answer) => answers.push(answer),
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::Overloaded);
+                break;
+            }
+        }
+        // Until the first one is held, nobody knows of any trouble.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(answers.len() >= 3, "{}", answers.len());
+    holder.rollback().await;
+    for answer in answers {
+        let answer = answer.await.unwrap();
+        assert!(matches!(answer, Ok(Applied | Stale) | Err(Refusal::Unavailable)), "{answer:?}");
+    }
+    let again = committer.submit(world.delivery(&Event::created("user_2")), Instant::now()).unwrap();
+    assert_eq!(again.await.unwrap(), Ok(Applied));
+    lanes.finish().await;
+}
+
+async fn what_stays_locked_is_put_into_the_queue_if_it_can_be(mut world: World) {
+    let (_other, holder) = locked(&world, "user_1").await;
+    let limits = Limits { patience: Duration::from_secs(4), ..Limits::default() };
+    let (committer, lanes) = committer(&world, limits);
+    let update = Event::updated("user_1", 1000).set("first_name", "Augusta");
+    let submitted = [&update, &Event::deleted("user_1", 2000)]
+        .map(|event| committer.submit(world.delivery(event), Instant::now()).unwrap());
+    let [updated, deleted] = submitted;
+    let answers = [updated.await.unwrap(), deleted.await.unwrap()];
+    if world.keeper == Keeper::Postgres {
+        assert_eq!(answers, [Ok(Parked), Ok(Parked)]);
+        let query = "SELECT event_type, state, attempts, last_error FROM webhook_queue ORDER BY event_type";
+        let kept = world.rows(query).await;
+        assert_eq!(kept.len(), 2);
+        assert_eq!(
+            (plain(&kept[0]["event_type"]), plain(&kept[1]["state"])),
+            ("user.deleted".into(), "pending".into())
+        );
+        let error = plain(&kept[1]["last_error"]);
+        assert!(error.starts_with("somebody holds a lock for too long (55P03)"), "{error}");
+    } else {
+        assert_eq!(answers, [Err(Refusal::Unavailable), Err(Refusal::Unavailable)]);
+    }
+    holder.rollback().await;
+    lanes.finish().await;
+    world.pass(TimeDelta::seconds(8));
+    let worked = world.drain().await.len();
+    assert_eq!(worked, if world.keeper == Keeper::Postgres { 2 } else { 0 });
+    assert_eq!(world.count("users").await, u64::from(worked == 0));
 }
 
 async fn the_audit_trail_only_grows(world: World) {

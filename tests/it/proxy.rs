@@ -20,6 +20,8 @@ pub(crate) enum Mode {
     Refuse,
     /// Nothing arrives any more, and nobody says so.
     Silent,
+    /// Connections are answered as poolers answer whom they do not want.
+    Unwelcome,
 }
 
 /// It ends with the test.
@@ -55,6 +57,10 @@ impl Proxy {
                 if state.is(Mode::Refuse) {
                     continue;
                 }
+                if state.is(Mode::Unwelcome) {
+                    thread::spawn(move || turn_away(stream));
+                    continue;
+                }
                 let Ok(upstream) = TcpStream::connect((host.as_str(), port)) else { continue };
                 state.join(&stream, &upstream);
             }
@@ -66,19 +72,45 @@ impl Proxy {
         self.state.mode.store(mode as u8, SeqCst);
     }
 
+    /// Cut the connections that are open.
+    pub(crate) fn cut(&self) {
+        for stream in self.state.streams.lock().expect("not poisoned").drain(..) {
+            _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Connections that were tried so far.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(SeqCst)
     }
 }
 
+/// Read what a client begins with, and say that there is no such tenant.
+fn turn_away(mut stream: TcpStream) {
+    let mut read = |bytes: usize| {
+        let mut buffer = vec![0; bytes];
+        stream.read_exact(&mut buffer).map(|()| buffer)
+    };
+    let Ok(head) = read(8) else { return };
+    let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    if length == 8 {
+        // It asks for TLS.
+        _ = stream.write_all(b"N");
+        return turn_away(stream);
+    }
+    if read(length - 8).is_err() {
+        return;
+    }
+    let fields = b"SFATAL\0VFATAL\0CXX000\0MTenant or user not found\0\0";
+    let length = u32::try_from(fields.len() + 4).expect("short");
+    _ = stream.write_all(&[b"E", &length.to_be_bytes()[..], fields].concat());
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.ended.store(true, SeqCst);
         _ = TcpStream::connect(self.address);
-        for stream in self.state.streams.lock().expect("not poisoned").drain(..) {
-            _ = stream.shutdown(Shutdown::Both);
-        }
+        self.cut();
     }
 }
 

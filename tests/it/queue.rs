@@ -485,7 +485,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     let working = tokio::spawn(worker.run(shutdown.clone()));
     for number in 0..3 {
         let event = Event::created(&format!("user_{number}"));
-        let answer = committer.submit(world.delivery(&event)).unwrap();
+        let answer = committer.submit(world.delivery(&event), Instant::now()).unwrap();
         assert_eq!(answer.await.unwrap(), Ok(Queued));
         let deadline = Instant::now() + Duration::from_secs(10);
         while world.user(&format!("user_{number}")).await.is_none() {
@@ -495,7 +495,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     }
     shutdown.cancel();
     working.await.unwrap();
-    let last = committer.submit(world.delivery(&Event::created("user_9"))).unwrap();
+    let last = committer.submit(world.delivery(&Event::created("user_9")), Instant::now()).unwrap();
     assert_eq!(last.await.unwrap(), Ok(Queued));
     lanes.finish().await;
     assert_eq!(world.count("webhook_queue").await, 1, "nobody works any more");

@@ -139,6 +139,9 @@ fn remedy_of(error: &StoreError, database: &Database) -> String {
         (code, _) if code.starts_with("28") => {
             "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
         }
+        ("XX000", Database::Postgres { .. }) if error.trouble == Trouble::Unavailable => {
+            "correct tenant and user in DATABASE_URL as the pooler wants them, or let it take more clients"
+        }
         ("53300", _) => "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS",
         ("57014" | "55P03", _) => "look in pg_stat_activity for whoever holds the lock, and end it",
         ("42501", _) => "grant what is refused to the user of DATABASE_URL",
@@ -163,6 +166,15 @@ fn reached(place: &str, inspection: &Inspection) -> Finding {
             Cause::Unreachable,
             format!("{place}: a standby, which takes no writes"),
             "name the primary in DATABASE_URL, or promote this one",
+        );
+    }
+    if inspection.read_only {
+        return Finding::fail(
+            "database",
+            Cause::Unreachable,
+            format!("{place}: it may only be read, by default_transaction_read_only"),
+            "find out who set it and why, such as a host whose disk was full; then `ALTER DATABASE … RESET \
+             default_transaction_read_only`, or ALTER ROLE",
         );
     }
     Finding::ok("database", place)
@@ -348,6 +360,7 @@ mod tests {
             needs: Some("14"),
             now: None,
             standby: true,
+            read_only: false,
             missing: Vec::new(),
             migrations: None,
             tables: Ok(()),

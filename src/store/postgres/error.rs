@@ -4,6 +4,8 @@
 //! application looks for. Where the error arose says so. In a function, or in a statement that the server runs by itself,
 //! it is the application's: there is no such code of ours that could fail.
 
+use std::io::ErrorKind;
+
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
 use crate::store::{StoreError, Trouble};
@@ -14,6 +16,11 @@ const NAMED_FUNCTIONS: usize = 3;
 /// Understand an error of the driver or the server.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     understand(error, Statement::Any)
+}
+
+/// Understand why there is no connection. Poolers say so in any way.
+pub(super) fn connect_error(error: sqlx::Error) -> StoreError {
+    understand(error, Statement::Connects)
 }
 
 /// Understand an error of a statement that writes rows of `users`. Beside our own text, all that runs there is the
@@ -38,22 +45,38 @@ const USERS: &str = "table users";
 enum Statement {
     Any,
     WritesUsers,
+    Connects,
 }
 
 fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
     match error {
         sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
-            Some(error) => Report::of(error).judged(statement),
+            Some(error) => {
+                let report = Report::of(error);
+                let fatal = report.fatal || statement == Statement::Connects;
+                Report { fatal, ..report }.judged(statement)
+            }
             None => StoreError::new(Trouble::Broken),
         },
+        // Only our own words: the driver's may quote what a file holds.
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => unavailable(NO_TLS),
+        // What the other side of an encrypted connection proves is checked while reading.
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => unavailable(NO_TLS),
         sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => StoreError::new(Trouble::Unavailable),
         _ => StoreError::new(Trouble::Broken),
     }
+}
+
+const NO_TLS: &str = "no encrypted connection comes about: the server has no TLS, its certificate cannot be trusted or is \
+                      for another name, or a file that DATABASE_URL names cannot be used (sslmode, sslrootcert, sslcert, \
+                      sslkey)";
+
+fn unavailable(place: &str) -> StoreError {
+    StoreError { place: Some(place.to_owned()), ..StoreError::new(Trouble::Unavailable) }
 }
 
 /// What the server says of an error, but for values.
@@ -101,6 +124,10 @@ impl<'a> Report<'a> {
 
     fn trouble(&self, statement: Statement) -> Trouble {
         let trouble = trouble(self.code);
+        // Whatever it is, there is no connection.
+        if self.fatal && matches!(trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused) {
+            return Trouble::Unavailable;
+        }
         if self.is_inside() {
             return match trouble {
                 Trouble::BadData | Trouble::Broken => Trouble::Refused,
@@ -135,14 +162,28 @@ impl<'a> Report<'a> {
 
     fn place(&self, trouble: Trouble, statement: Statement) -> Option<String> {
         let theirs = trouble == Trouble::Refused;
-        match self.code {
-            "3D000" if !theirs => {
-                return Some("the database that DATABASE_URL names does not exist".to_owned());
+        let meaning = match self.code {
+            _ if theirs => None,
+            "3D000" => Some("the database that DATABASE_URL names does not exist"),
+            "25006" => Some("it may only be read: it is a standby, or default_transaction_read_only is on"),
+            code if code.starts_with("28") => {
+                Some("the server refuses the user or the password of DATABASE_URL")
             }
-            code if code.starts_with("28") && !theirs => {
-                return Some("the server refuses the user or the password of DATABASE_URL".to_owned());
+            _ if !self.fatal => None,
+            // Supavisor, Neon and others answer with it to a tenant that they do not know, or to one client too many.
+            "XX000" => Some(
+                "the pooler in front of the database refuses the connection: it does not know this tenant or user, or has \
+                 no room for another client",
+            ),
+            INSUFFICIENT_PRIVILEGE => Some("the user of DATABASE_URL may not connect to this database"),
+            "22023" | "42704" => {
+                Some("the server does not know a parameter in DATABASE_URL, or not this value of it")
             }
-            _ => {}
+            "55000" => Some("the server takes no connections to this database"),
+            _ => None,
+        };
+        if let Some(meaning) = meaning {
+            return Some(meaning.to_owned());
         }
         let functions = functions(self.trace).into_iter().map(|name| ("function", name));
         let names: Vec<String> = self
@@ -276,6 +317,23 @@ mod tests {
             ("57P01", Trouble::Unavailable),
         ] {
             assert_eq!(judged(code, Position::None, FUNCTION, Statement::Any).trouble, expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn what_ends_the_connection_is_no_answer_of_the_database() {
+        for (code, word) in
+            [("XX000", "pooler"), ("42501", "may not connect"), ("42704", "parameter"), ("25P04", "")]
+        {
+            let report = Report { code, fatal: true, position: Position::None, trace: "", names: Vec::new() };
+            let error = report.judged(Statement::WritesUsers);
+            assert_eq!(error.trouble, Trouble::Unavailable, "{code}");
+            assert!(error.place.unwrap_or_default().contains(word), "{code}");
+            assert_eq!(
+                StoreError { place: None, ..error }.is_closed_door(),
+                code.starts_with("42"),
+                "{code}"
+            );
         }
     }
 

@@ -82,6 +82,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         needs: (server.number < OLDEST.0).then_some(OLDEST.1),
         now: Some(server.now),
         standby: server.standby,
+        read_only: server.read_only,
         missing,
         migrations,
         tables: checked,
@@ -98,6 +99,7 @@ struct Server {
     version: String,
     now: DateTime<Utc>,
     standby: bool,
+    read_only: bool,
     role: String,
     database: String,
     schema: String,
@@ -116,7 +118,8 @@ async fn server(session: &mut Session, schema: &str) -> Result<Server> {
                         s.oid IS NOT NULL,
                         has_database_privilege(current_database()::text, 'CREATE'),
                         coalesce(has_schema_privilege(s.oid, 'USAGE'), false),
-                        coalesce(has_schema_privilege(s.oid, 'CREATE'), false)
+                        coalesce(has_schema_privilege(s.oid, 'CREATE'), false),
+                        current_setting('default_transaction_read_only') = 'on'
                  FROM (VALUES (1)) AS one
                  LEFT JOIN pg_namespace AS s ON s.nspname = $1")
             .bind(schema),
@@ -137,6 +140,7 @@ async fn server(session: &mut Session, schema: &str) -> Result<Server> {
         may_make_schemas: get(row, 8)?,
         may_use: get(row, 9)?,
         may_create: get(row, 10)?,
+        read_only: get(row, 11)?,
     })
 }
 
@@ -425,6 +429,7 @@ mod tests {
             version: "15.0".to_owned(),
             now: DateTime::UNIX_EPOCH,
             standby: false,
+            read_only: false,
             role: "app".to_owned(),
             database: "shop".to_owned(),
             schema: "clerk".to_owned(),

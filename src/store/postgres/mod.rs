@@ -48,7 +48,7 @@ use sqlx::{
 };
 
 use self::{
-    error::{INSUFFICIENT_PRIVILEGE, store_error, users_error},
+    error::{INSUFFICIENT_PRIVILEGE, connect_error, store_error, users_error},
     relay::{Paths, Relay},
     sequences::Sequences,
     transaction::PostgresTransaction,
@@ -56,9 +56,9 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
     ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized,
-    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
-    Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
-    Transaction, Unsealed,
+    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result, Row,
+    RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+    Tombstone, Transaction, Trouble, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -105,6 +105,8 @@ pub struct Postgres {
     sequences: Arc<Sequences>,
     /// Whether every connection so far leads straight to the server.
     straight: Arc<AtomicBool>,
+    /// Whether the server knows this setting, as PostgreSQL 17 does.
+    has_transaction_timeout: Arc<AtomicBool>,
     /// How to connect instead should whom we speak to without TLS be somebody else than the server, or insist on it.
     with_tls: Mutex<Option<PgConnectOptions>>,
     _relay: Option<Relay>,
@@ -124,12 +126,16 @@ impl Postgres {
             (connect, None)
         };
         let straight = Arc::new(AtomicBool::new(relay.is_some()));
+        let has_transaction_timeout = Arc::new(AtomicBool::new(false));
+        let version = Arc::clone(&has_transaction_timeout);
         let (paths, verdict) = (relay.as_ref().map(|relay| relay.paths.clone()), Arc::clone(&straight));
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(move |connection, _| {
                 let (paths, verdict) = (paths.clone(), Arc::clone(&verdict));
+                let known = connection.server_version_num().is_some_and(|version| version >= 17_00_00);
+                version.store(known, Ordering::Relaxed);
                 Box::pin(async move {
                     if let Some(paths) = paths {
                         verdict.fetch_and(is_straight(connection, &paths).await?, Ordering::Relaxed);
@@ -169,6 +175,7 @@ impl Postgres {
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
             straight,
+            has_transaction_timeout,
             with_tls: Mutex::new(with_tls),
             _relay: relay,
         }
@@ -176,7 +183,7 @@ impl Postgres {
 
     /// A connection from the pool.
     async fn connection(&self) -> Result<PoolConnection<Pg>> {
-        let acquired = self.pool.acquire().await.map_err(store_error);
+        let acquired = self.pool.acquire().await.map_err(connect_error);
         let unfit = match &acquired {
             Ok(_) => !self.straight.load(Ordering::Relaxed),
             // Refused at the door, by the server or by a pooler.
@@ -192,14 +199,19 @@ impl Postgres {
         };
         self.pool.set_connect_options(with_tls);
         drop(acquired.map(PoolConnection::detach));
-        self.pool.acquire().await.map_err(store_error)
+        self.pool.acquire().await.map_err(connect_error)
     }
 
     async fn session(&self, begin: &str) -> Result<Session> {
         let connection = self.connection().await?;
         let straight = self.straight.load(Ordering::Relaxed);
-        let mut session = Session { connection: Some(connection), straight };
-        session.run(begin).await?;
+        let mut session = Session { connection: Some(connection), straight, unfit: false };
+        if self.has_transaction_timeout.load(Ordering::Relaxed) {
+            // Whoever set it for this role has not thought of us. Every statement has a limit of ours.
+            session.run(&format!("{begin}; SET LOCAL transaction_timeout = 0")).await?;
+        } else {
+            session.run(begin).await?;
+        }
         Ok(session)
     }
 
@@ -343,6 +355,19 @@ impl Store for Postgres {
         let applied = self.applied(&mut session).await?;
         session.commit().await?;
         Ok(Migration::status(&MIGRATIONS, &applied))
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let row = session.rows(sql("SELECT current_setting('transaction_read_only') = 'on'")).await?;
+        if row.first().map_or(Ok(false), |row| get(row, 0))? {
+            // Not to be used again: what is true of a session is settled at its beginning.
+            return Ok(Readiness::ReadOnly);
+        }
+        let applied = self.applied(&mut session).await?;
+        session.commit().await?;
+        let current = Migration::status(&MIGRATIONS, &applied).iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
@@ -689,6 +714,8 @@ struct Session {
     connection: Option<PoolConnection<Pg>>,
     /// Whether nobody stands between us and the server, who would not know our statements by their names.
     straight: bool,
+    /// Whether nobody may have the connection afterwards.
+    unfit: bool,
 }
 
 impl Session {
@@ -699,18 +726,27 @@ impl Session {
     /// Run a text of our own making, perhaps of several statements, as one simple query.
     async fn run(&mut self, text: &str) -> Result<()> {
         let text = sqlx::raw_sql(AssertSqlSafe(text));
-        self.connection().execute(text).await.map_err(store_error)?;
+        let run = self.connection().execute(text).await;
+        run.map_err(|error| self.noted(store_error(error)))?;
         Ok(())
+    }
+
+    /// That a session may only read is settled at its beginning, and need not be true of another one.
+    fn noted(&mut self, error: StoreError) -> StoreError {
+        self.unfit |= error.trouble == Trouble::Unavailable;
+        error
     }
 
     async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
         let query = query.persistent(self.straight);
-        Ok(self.connection().execute(query).await.map_err(store_error)?.rows_affected())
+        let executed = self.connection().execute(query).await;
+        Ok(executed.map_err(|error| self.noted(store_error(error)))?.rows_affected())
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.straight);
-        self.connection().fetch_all(query).await.map_err(store_error)
+        let fetched = self.connection().fetch_all(query).await;
+        fetched.map_err(|error| self.noted(store_error(error)))
     }
 
     /// Run what writes rows of `users`, where code of the application may run.
@@ -739,7 +775,9 @@ impl Session {
     /// End the transaction; on failure the connection is closed.
     async fn end(mut self, how: &str) -> Result<()> {
         self.run(how).await?;
-        self.connection.take();
+        if !self.unfit {
+            self.connection.take();
+        }
         Ok(())
     }
 

@@ -42,6 +42,7 @@ pub(super) async fn inspect(
         needs: None,
         now: None,
         standby: false,
+        read_only: false,
         missing: Vec::new(),
         migrations: Some(migrations),
         tables,
