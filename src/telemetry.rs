@@ -3,6 +3,7 @@
 //! Logs go to stderr. Other people's crates are heard only when something is wrong, and the database driver never:
 //! its messages carry the values of rows. A panic is told by its place, not by its message, for the same reason.
 
+pub mod plain;
 mod process;
 mod trace;
 
@@ -32,6 +33,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
+
+use self::plain::Plain;
 
 pub use trace::{Queue, Sender, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
@@ -401,7 +404,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Plain(writer)).with_ansi(colours);
     let layer = match format {
         LogFormat::Pretty => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),

@@ -5,14 +5,16 @@
 
 use std::{
     borrow::Cow,
-    env,
-    fmt::{self, Write as _},
+    env, fmt,
     io::{self, IsTerminal, Write, stderr, stdin, stdout},
     sync::OnceLock,
 };
 
 use super::Failure;
-use crate::config::unreadable;
+use crate::{
+    config::unreadable,
+    telemetry::plain::{is_hidden, written_out},
+};
 
 /// Print a line, or several, to standard output.
 macro_rules! say {
@@ -78,29 +80,18 @@ pub(super) fn complain(text: &str) {
     let _ = writeln!(stderr(), "{}", plain(text));
 }
 
-/// A text with control characters written as `\u001b`: all but ends of lines and tabs.
+/// A text with characters that steer or that nobody sees written as `\u001b`: all but ends of lines and tabs.
 pub(super) fn plain(text: &str) -> Cow<'_, str> {
-    written_out(text, |character| character.is_control() && !matches!(character, '\n' | '\t'))
+    written_out(text, |character| steers(character) && !matches!(character, '\n' | '\t'))
 }
 
 /// The same of what stands within a line, such as an id of somebody else's: it does not end the line either.
 pub(super) fn word(text: &str) -> Cow<'_, str> {
-    written_out(text, char::is_control)
+    written_out(text, steers)
 }
 
-fn written_out(text: &str, steers: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !text.contains(&steers) {
-        return Cow::Borrowed(text);
-    }
-    let mut plain = String::with_capacity(text.len() + 5);
-    for character in text.chars() {
-        if steers(character) {
-            let _ = write!(plain, "\\u{:04x}", u32::from(character));
-        } else {
-            plain.push(character);
-        }
-    }
-    Cow::Owned(plain)
+fn steers(character: char) -> bool {
+    character.is_control() || is_hidden(character)
 }
 
 /// Whether standard output is a terminal that shows colours to somebody who wants them.
@@ -139,8 +130,8 @@ mod tests {
 
     #[test]
     fn what_would_steer_a_terminal_is_written_out_and_json_stays_json() {
-        let id = "user_\u{1b}[2J\u{9b}31m\r\u{7f}\u{8}";
-        assert_eq!(plain(id), "user_\\u001b[2J\\u009b31m\\u000d\\u007f\\u0008");
+        let id = "user_\u{1b}[2J\u{9b}31m\r\u{7f}\u{8}\u{202e}\u{200b}";
+        assert_eq!(plain(id), "user_\\u001b[2J\\u009b31m\\u000d\\u007f\\u0008\\u202e\\u200b");
         assert_eq!(word("user_1\n\tok"), "user_1\\u000a\\u0009ok");
         assert_eq!(plain("Zoë\n\t→ 東京"), "Zoë\n\t→ 東京");
         let json = serde_json::json!({ "id": id }).to_string();

@@ -608,7 +608,7 @@ fn names_of_people_are_never_code(host: &mut Host) {
     let browser = Browser::sign_in(&service);
     let name = "<script>alert(1)</script>\" onload='x'";
     let mut event = user("user.created", "user_1", milliseconds(), name);
-    event["data"]["last_name"] = json!("</td><img src=x onerror=alert(2)>");
+    event["data"]["last_name"] = json!("</td><img src=x onerror=alert(2)>\u{202e}gnp.exe\u{2066}\u{200b}");
     applied(&service, &post(&event));
     let page = browser.see("/users/user_1");
     let revealed = browser.press(&page, "/users/user_1", "reveal").body;
@@ -616,6 +616,9 @@ fn names_of_people_are_never_code(host: &mut Host) {
     for code in ["<script>alert", "<img src=x", "onload='x'\""] {
         assert!(!page.contains(code) && !revealed.contains(code), "{code}");
     }
+    // What nobody sees, and what turns the text around, is written out.
+    assert!(revealed.contains(r"\u202egnp.exe\u2066\u200b"), "{revealed}");
+    assert!(!revealed.contains(['\u{202e}', '\u{2066}', '\u{200b}']), "{revealed}");
     // Types and ids come from outside as well.
     let odd = post(&json!({"type": "<b>odd</b>", "object": "event", "data": {"id": "user_<i>"}}));
     assert_eq!(service.post(&odd).word(), "ignored");

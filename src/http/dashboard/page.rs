@@ -9,6 +9,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use maud::{DOCTYPE, Markup, html};
 
 use super::session::Session;
+use crate::telemetry::plain;
 
 /// Every page in the menu.
 const MENU: [(&str, &str); 6] = [
@@ -61,7 +62,7 @@ pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Res
 }
 
 fn document(title: &str, body: &Markup) -> Html<String> {
-    Html(
+    Html(plain::html(
         html! {
             (DOCTYPE)
             html lang="en" {
@@ -78,7 +79,7 @@ fn document(title: &str, body: &Markup) -> Html<String> {
             }
         }
         .into_string(),
-    )
+    ))
 }
 
 /// A form that is one button; of no class it is the one that one came for.

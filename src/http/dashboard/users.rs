@@ -320,5 +320,5 @@ fn shown(value: &Value, revealed: bool) -> Markup {
         Value::Bool(truth) => return html! { (truth) },
         Value::Time(at) => return moment(*at),
     };
-    html! { @if revealed { (text) } @else { span.masked { (masked(&text)) } } }
+    html! { @if revealed { bdi { (text) } } @else { span.masked { (masked(&text)) } } }
 }
