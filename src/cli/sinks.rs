@@ -13,6 +13,7 @@ use super::{Failure, clock, count, random_id, resolve, say, why_no_connection};
 use crate::{
     config::{Config, Kind, Needs, Settings, SinkConfig},
     model::{Field, Message, MessageType},
+    store::Store,
     work::{
         outbox::{DeliverySettings, Destination},
         sinks::{
@@ -33,8 +34,12 @@ pub(super) struct Sinks {
 
 #[derive(Subcommand)]
 enum SinksCommand {
-    /// Send a message that is marked as a test; exits with 0 if it was taken, 1 if it was refused, 69 without an answer
+    /// Send a message that is marked as a test, and one with a wrong signature where messages are signed; exits with 0 if
+    /// it was taken, 1 if it was refused, 69 without an answer
     Test(Test),
+    /// Say that a sink whose address has changed is the same system as before, or that nobody is left at its old one: users
+    /// whom it was told of there count as told of at the new one, and their erasures as done once it confirms them
+    Moved(Moved),
 }
 
 #[derive(Args)]
@@ -43,11 +48,22 @@ struct Test {
     name: String,
 }
 
+#[derive(Args)]
+struct Moved {
+    /// The sink's name in clerk-sync.toml
+    name: String,
+
+    /// Only say of how many users it was told elsewhere
+    #[arg(long)]
+    dry_run: bool,
+}
+
 impl Sinks {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         match self.command {
             None => list(settings),
             Some(SinksCommand::Test(test)) => test.run(settings).await,
+            Some(SinksCommand::Moved(moved)) => moved.run(settings).await,
         }
     }
 }
@@ -99,8 +115,11 @@ impl Test {
         let answer = open.test(&message, &body).await;
         let took = began.elapsed().as_millis();
         match answer {
-            Ok(()) => {
+            Ok(doubts) => {
                 say!("{} took the test message in {took} ms", sink.name);
+                for doubt in doubts {
+                    say!("warning: {doubt}");
+                }
                 Ok(())
             }
             Err(refusal) => {
@@ -121,6 +140,34 @@ impl Test {
                 )))
             }
         }
+    }
+}
+
+impl Moved {
+    async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        // Which system it is may follow from its secrets.
+        let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
+        let (_, store) = super::open(settings, self.dry_run).await?;
+        let result = self.take_note(&config, &*store).await;
+        store.close().await;
+        result
+    }
+
+    async fn take_note(&self, config: &Config, store: &dyn Store) -> Result<(), Failure> {
+        let Some(sink) = config.sinks.iter().find(|sink| sink.name == self.name) else {
+            return Err(no_sink(&self.name, config.sinks.iter().map(|sink| sink.name.as_str())));
+        };
+        let (name, address) = (&sink.name, sink.address());
+        let users = count(store.told_elsewhere(name, &address).await?.users, "user", "users");
+        if self.dry_run {
+            say!("{name} was told of {users} while it was at another address");
+            return Ok(());
+        }
+        store.point_sink(name, &address, true, clock()()).await?;
+        say!(
+            "{name} was told of {users} while it was at another address, and is now taken for the same system"
+        );
+        Ok(())
     }
 }
 
@@ -178,6 +225,7 @@ pub(super) fn destinations(config: &Config) -> Result<Vec<Destination>, Failure>
                 attempts: sink.attempts,
             },
             sink: open(sink, &outbound)?,
+            address: sink.address(),
         })
     };
     config.sinks.iter().map(destination).collect()

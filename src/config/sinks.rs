@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use toml::{Table, Value, de::DeTable};
 use url::{Host, Url};
 
@@ -113,6 +114,26 @@ impl SinkConfig {
     /// What it is told, as the rules need it.
     pub fn subscription(&self) -> Subscription {
         Subscription { sink: self.name.clone(), events: self.events.clone(), fields: self.fields }
+    }
+
+    /// Which system it is, as a hash: if this changes under one name, what was told before is elsewhere.
+    pub fn address(&self) -> String {
+        let parts = match &self.kind {
+            Kind::Webhook(webhook) => vec![webhook.url.as_str()],
+            Kind::Segment(segment) => {
+                vec![
+                    segment.url.as_str(),
+                    segment.regulations.url.as_str(),
+                    segment.write_key.expose_secret(),
+                ]
+            }
+            Kind::Mailchimp(mailchimp) => {
+                vec![mailchimp.url.as_ref().map_or("", Url::as_str), &mailchimp.list_id]
+            }
+        };
+        // No part holds an end of a line.
+        let digest = Sha256::digest(format!("{}\n{}", self.kind.name(), parts.join("\n")));
+        hex::encode(&digest[..8])
     }
 
     /// Where it is, without anything that might be a secret.

@@ -24,11 +24,11 @@ use crate::{
     clerk::signature::Secret,
     model::{ClerkId, DeletionPolicy, LineHash, Receipt, Seal, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
-        ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
-        Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued,
-        Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store,
-        StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
+        ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration,
+        MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter,
+        Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics,
+        Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
     telemetry::{self, LogFormat, tests::logged},
@@ -200,6 +200,15 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn point_sink(&self, _: &str, _: &str, _: bool, _: DateTime<Utc>) -> Stored<()> {
+        unreachable!()
+    }
+    async fn told_elsewhere(&self, _: &str, _: &str) -> Stored<Elsewhere> {
+        unreachable!()
+    }
+    async fn keep_addresses(&self, _: &str, _: &ClerkId, _: &str) -> Stored<()> {
         unreachable!()
     }
     async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {

@@ -199,6 +199,17 @@ pub trait Store: Send + Sync + 'static {
     /// Hand out messages for this sink again; false if it was not paused.
     async fn resume_sink(&self, sink: &str) -> Result<bool>;
 
+    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
+    /// With `moved` it counts as the same system as ever: whoever was told of there counts as told of here.
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
+
+    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
+    /// one.
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
+
+    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
+
     /// Which sinks are paused, and since when.
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
 
@@ -892,6 +903,9 @@ pub struct Lease {
     pub now: DateTime<Utc>,
     /// When it ends by itself.
     pub until: DateTime<Utc>,
+    /// Where the sink is, as a hash without spaces. It is written down that it was told there of those who are claimed,
+    /// unless they are to be deleted.
+    pub address: String,
 }
 
 /// A message that somebody delivers now.
@@ -909,6 +923,9 @@ pub struct Claimed {
     pub created_at: DateTime<Utc>,
     /// The token of the lease.
     pub lease: String,
+    /// Where the sink was when it was told of the user: hashes with spaces between them, behind a `-` where the user was
+    /// erased since.
+    pub addresses: String,
     /// Where whoever wrote it stood.
     pub trace: TraceContext,
 }
@@ -954,6 +971,14 @@ pub struct SinkDepth {
     pub dead: u64,
     /// When the oldest pending one was written.
     pub oldest: Option<DateTime<Utc>>,
+}
+
+/// Of whom a sink was told while it was somewhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Whether it was last used at another address.
+    pub moved: bool,
+    pub users: u64,
 }
 
 /// `outbox.state`.

@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 /// Every table, as users rely on it.
-pub const TABLES: [Table; 15] = [
+pub const TABLES: [Table; 16] = [
     Table {
         name: "users",
         columns: &[
@@ -146,7 +146,16 @@ pub const TABLES: [Table; 15] = [
     },
     Table {
         name: "outbox_recipients",
-        columns: &[("clerk_id", Kind::Text), ("sink", Kind::Text), ("reference", Kind::Text)],
+        columns: &[
+            ("clerk_id", Kind::Text),
+            ("sink", Kind::Text),
+            ("reference", Kind::Text),
+            ("addresses", Kind::Text),
+        ],
+    },
+    Table {
+        name: "outbox_sinks",
+        columns: &[("sink", Kind::Text), ("address", Kind::Text), ("since", Kind::Time)],
     },
     Table { name: "outbox_paused", columns: &[("sink", Kind::Text), ("paused_at", Kind::Time)] },
     Table {

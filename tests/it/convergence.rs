@@ -168,7 +168,12 @@ impl Receiver {
 
     async fn claim(&self, world: &World, seconds: i64) -> Option<Claimed> {
         let token = format!("{:032x}", rand::random::<u128>());
-        let lease = Lease { token, now: world.now, until: world.now + TimeDelta::seconds(seconds) };
+        let lease = Lease {
+            token,
+            now: world.now,
+            until: world.now + TimeDelta::seconds(seconds),
+            address: String::new(),
+        };
         world.store.claim_messages(self.sink, &lease, 1).await.unwrap().pop()
     }
 

@@ -24,12 +24,12 @@ use clerk_sync::{
         Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
-        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading,
-        ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, Processed, QueueDepth,
-        QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-        Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
-        Waiting,
+        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
+        ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter,
+        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, Processed,
+        QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth,
+        Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble,
+        Unsealed, Waiting,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -187,6 +187,7 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
         subscription: subscriptions()[0].clone(),
         settings: DeliverySettings::default(),
         sink: Arc::clone(ear) as Arc<dyn Sink>,
+        address: "here".to_owned(),
     };
     let store: Arc<dyn Store> =
         Arc::new(Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(fault) });
@@ -623,6 +624,15 @@ impl Store for Troubled {
     }
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         self.fault.call(self.inner.keep_reference(sink, id, reference)).await
+    }
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.point_sink(sink, address, moved, now)).await
+    }
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        self.inner.told_elsewhere(sink, address).await
+    }
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        self.fault.call(self.inner.keep_addresses(sink, id, addresses)).await
     }
     async fn held_due(
         &self,

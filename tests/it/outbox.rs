@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     model::{DeletionPolicy, Field, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Ending, Lease, MessageFilter, MessageState, Old},
+    store::{Claimed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
@@ -101,6 +101,12 @@ promises! {
     what_a_dead_process_had_claimed_is_delivered_by_another,
     a_shutdown_finishes_what_is_under_way_and_begins_nothing,
     a_sink_in_trouble_holds_up_no_other_and_gets_everything_in_order_afterwards,
+
+    // Pointed elsewhere.
+    a_sink_that_is_pointed_elsewhere_confirms_no_erasure_where_it_was,
+    a_sink_that_is_the_same_system_at_another_address_confirms_erasures_again,
+    who_was_told_of_before_addresses_were_kept_counts_as_told_of_where_the_sink_was,
+    a_message_that_died_today_is_kept_however_old_it_is,
 }
 
 mod commands {
@@ -121,7 +127,7 @@ fn subscription(sink: &str, fields: FieldSet) -> Subscription {
 
 pub(crate) fn lease(world: &World) -> Lease {
     let token = format!("{:032x}", rand::random::<u128>());
-    Lease { token, now: world.now, until: world.now + TimeDelta::seconds(30) }
+    Lease { token, now: world.now, until: world.now + TimeDelta::seconds(30), address: "here".to_owned() }
 }
 
 async fn claim(world: &World, sink: &str) -> Option<Claimed> {
@@ -356,6 +362,8 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
     let without_times = |dump: &[String]| -> Vec<String> {
         dump.iter()
+            // That the sink may have been told was noted before anybody began.
+            .filter(|line| !line.starts_with("outbox_recipients"))
             .map(|line| line.replace("2026", "").split("next_attempt_at").next().unwrap().to_owned())
             .collect()
     };
@@ -859,6 +867,7 @@ fn destination(sink: &str, recorder: &Arc<Recorder>, settings: DeliverySettings)
         subscription: subscription(sink, FieldSet::ALL),
         settings,
         sink: Arc::clone(recorder) as Arc<dyn Sink>,
+        address: "here".to_owned(),
     }
 }
 
@@ -1240,4 +1249,105 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert!(host.run(&["outbox", "ls"]).succeeded().contains("crm is paused since"));
     host.run(&["outbox", "resume", "crm"]).succeeded();
     assert_eq!(host.run(&["outbox", "resume", "crm"]).code, Some(1));
+}
+
+/// A dispatcher of the sink `crm` at this address.
+fn pointed_at(address: &str, world: &World, recorder: &Arc<Recorder>, hand: &Hand) -> Dispatcher {
+    let destination = destination("crm", recorder, DeliverySettings::default());
+    let destination = Destination { address: address.to_owned(), ..destination };
+    Dispatcher::new(Arc::clone(&world.store), destination, hand.clock())
+}
+
+async fn until_idle(dispatcher: &Dispatcher) {
+    while dispatcher.turn().await.unwrap() == Turn::More {}
+}
+
+/// What the receipt of this user at `crm` says.
+async fn confirmed(world: &World, user: &str) -> String {
+    let receipt = format!(
+        "SELECT CASE WHEN completed_at IS NULL THEN coalesce(last_error, 'not yet') ELSE 'done' END
+         FROM erasure_receipts WHERE destination = 'crm' AND clerk_id = '{user}'"
+    );
+    world.value(&receipt).await
+}
+
+async fn a_sink_that_is_pointed_elsewhere_confirms_no_erasure_where_it_was(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
+    let at = |address| pointed_at(address, &world, &recorder, &hand);
+    let elsewhere = async |address| world.store.told_elsewhere("crm", address).await.unwrap();
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_3")]).await;
+    until_idle(&at("old")).await;
+    assert_eq!(elsewhere("new").await, Elsewhere { moved: true, users: 2 });
+    let new = at("new");
+    world.deliver_all(&[Event::created("user_2"), named("user_3", 1, "B")]).await;
+    until_idle(&new).await;
+    assert_eq!(elsewhere("new").await, Elsewhere { moved: false, users: 2 });
+
+    world.deliver_all(&["user_1", "user_2", "user_3"].map(|user| Event::deleted(user, 9))).await;
+    until_idle(&new).await;
+    let tries = recorder.tries();
+    assert_eq!(confirmed(&world, "user_2").await, "done", "she was told of nowhere else");
+    for user in ["user_1", "user_3"] {
+        assert!(confirmed(&world, user).await.contains("not where it was before"), "{user}");
+    }
+    hand.pass(TimeDelta::hours(2));
+    until_idle(&new).await;
+    assert_eq!(recorder.tries(), tries, "what was erased here is not asked for again");
+
+    // Pointed back, it is asked at once.
+    until_idle(&at("old")).await;
+    assert_eq!(recorder.tries(), tries + 2);
+    assert_eq!(
+        (confirmed(&world, "user_1").await, confirmed(&world, "user_3").await),
+        ("done".into(), "done".into())
+    );
+    assert_eq!(elsewhere("old").await, Elsewhere { moved: false, users: 0 });
+}
+
+async fn a_sink_that_is_the_same_system_at_another_address_confirms_erasures_again(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    until_idle(&pointed_at("old", &world, &recorder, &hand)).await;
+    let new = pointed_at("new", &world, &recorder, &hand);
+    world.deliver(&Event::deleted("user_1", 9)).await;
+    until_idle(&new).await;
+    assert_ne!(confirmed(&world, "user_1").await, "done");
+    world.store.point_sink("crm", "new", true, world.now).await.unwrap();
+    world.deliver(&Event::deleted("user_2", 9)).await;
+    until_idle(&new).await;
+    assert_eq!(confirmed(&world, "user_1").await, "done");
+    assert_eq!(confirmed(&world, "user_2").await, "done");
+}
+
+async fn who_was_told_of_before_addresses_were_kept_counts_as_told_of_where_the_sink_was(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    until_idle(&pointed_at("old", &world, &recorder, &hand)).await;
+    // As the version before left it.
+    world.sql("UPDATE outbox_recipients SET addresses = NULL").await;
+    world.sql("DELETE FROM outbox_sinks").await;
+    world.deliver(&Event::deleted("user_1", 9)).await;
+    until_idle(&pointed_at("old", &world, &recorder, &hand)).await;
+    assert_eq!(confirmed(&world, "user_1").await, "done");
+    world.deliver(&Event::deleted("user_2", 9)).await;
+    until_idle(&pointed_at("new", &world, &recorder, &hand)).await;
+    assert_ne!(confirmed(&world, "user_2").await, "done");
+}
+
+async fn a_message_that_died_today_is_kept_however_old_it_is(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    world.deliver(&Event::created("user_1")).await;
+    let (recorder, hand) = (Recorder::new(Mood::Refuses), Hand::at(world.now));
+    hand.pass(TimeDelta::days(40));
+    assert_eq!(
+        dispatcher(&world, &recorder, DeliverySettings::default(), &hand).turn().await,
+        Ok(Turn::More)
+    );
+    assert_eq!(standing(&world, "crm").await, ["user.created user_1 dead"]);
+    let old = world.now + TimeDelta::days(40);
+    assert_eq!(world.store.prune(Old::Untold, old, 10).await, Ok(0));
+    assert_eq!(world.store.prune(Old::Untold, old + TimeDelta::days(1), 10).await, Ok(1));
 }

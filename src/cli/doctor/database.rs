@@ -11,6 +11,7 @@ use super::{
     configuration::Given,
     disk,
     report::{Cause, Finding},
+    sinks,
 };
 use crate::{
     clerk::sample,
@@ -88,6 +89,9 @@ pub(super) async fn check(given: &Given) -> Looked {
     } else {
         backlog::skipped("the tables are not those of this version")
     });
+    if is_ready {
+        findings.extend(sinks::told_elsewhere(&*store, given).await);
+    }
     let instance = if is_ready { store.instance().await.ok().flatten() } else { None };
     if instance.as_deref() == Some(sample::INSTANCE) {
         let found = "made-up people are in it, written by `clerk-sync dev`";

@@ -4,6 +4,7 @@
 use std::{future::ready, time::Duration};
 
 use reqwest::{Client, redirect};
+use tokio::time::timeout;
 use url::Url;
 
 use super::{
@@ -11,8 +12,12 @@ use super::{
     report::{Cause, Finding},
 };
 use crate::{
-    cli::sinks::{to_reach, urls, why_not_reached},
+    cli::{
+        count,
+        sinks::{to_reach, urls, why_not_reached},
+    },
     config::SinkConfig,
+    store::Store,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,6 +63,33 @@ pub(super) async fn check(given: &Given) -> Vec<Finding> {
 fn is_mistaken(given: &Given, sink: &SinkConfig) -> bool {
     let mut keys = given.mistakes.iter().filter_map(|mistake| mistake.key_of_sink(&sink.name));
     keys.any(|key| key.ends_with("url"))
+}
+
+/// What is known of sinks that were told of users at another address, as far as the configuration says where they are.
+pub(super) async fn told_elsewhere(store: &dyn Store, given: &Given) -> Vec<Finding> {
+    let is_mistaken =
+        |sink: &&SinkConfig| given.mistakes.iter().any(|mistake| mistake.key_of_sink(&sink.name).is_some());
+    let mut findings = Vec::new();
+    for sink in given.config.sinks.iter().filter(|sink| !is_mistaken(sink)) {
+        let told = match timeout(PATIENCE, store.told_elsewhere(&sink.name, &sink.address())).await {
+            Ok(Ok(told)) if told.users > 0 => told,
+            _ => continue,
+        };
+        let moved = if told.moved { ", which it was last used at" } else { "" };
+        findings.push(Finding::warn(
+            name(sink),
+            format!(
+                "it was told of {} at another address{moved}; there nobody erases them",
+                count(told.users, "user", "users")
+            ),
+            format!(
+                "point it back, and give the new system a name of its own; or if it is the same system, \
+                 `clerk-sync sinks moved {}`",
+                sink.name
+            ),
+        ));
+    }
+    findings
 }
 
 fn name(sink: &SinkConfig) -> String {

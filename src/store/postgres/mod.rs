@@ -54,19 +54,19 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
-    ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized,
-    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result, Row,
-    RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-    Tombstone, Transaction, Trouble, Unsealed,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
+    ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
+    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
+    Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
+    ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 8] = migrations!(
+const MIGRATIONS: [Migration; 9] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
@@ -578,6 +578,18 @@ impl Store for Postgres {
 
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         references::keep_reference(self, sink, id, reference).await
+    }
+
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        references::point(self, sink, address, moved, now).await
+    }
+
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        references::told_elsewhere(self, sink, address).await
+    }
+
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        references::keep_addresses(self, sink, id, addresses).await
     }
 
     async fn held_due(

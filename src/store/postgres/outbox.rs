@@ -28,8 +28,8 @@ pub(super) async fn tell(session: &mut Session, messages: &[Outgoing]) -> Result
     let first: Vec<bool> =
         messages.iter().map(|message| seen.insert((&message.clerk_id, &message.sink))).collect();
     let query = sql("WITH told AS (
-             INSERT INTO outbox_recipients (clerk_id, sink)
-             SELECT * FROM unnest($3::text[], $2::text[])
+             INSERT INTO outbox_recipients (clerk_id, sink, addresses)
+             SELECT n.clerk_id, n.sink, '' FROM unnest($3::text[], $2::text[]) AS n (clerk_id, sink)
              ON CONFLICT (clerk_id, sink) DO NOTHING
          )
          INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
@@ -120,7 +120,8 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u3
                      ) AS due
                      WHERE o.id = due.id
                      RETURNING o.id, o.message_id, o.clerk_id, o.type, o.payload, o.attempts, o.created_at,
-                               o.trace_context")
+                               o.trace_context,
+                               (SELECT addresses FROM outbox_recipients WHERE clerk_id = o.clerk_id AND sink = $1)")
                 .bind(sink)
                 .bind(lease.now)
                 .bind(lease.token.as_str())
@@ -145,9 +146,11 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u3
                 attempts: get::<i32>(row, 5)?.unsigned_abs(),
                 created_at: get(row, 6)?,
                 lease: lease.token.clone(),
+                addresses: get::<Option<String>>(row, 8)?.unwrap_or_else(|| lease.address.clone()),
                 trace: TraceContext::kept(get(row, 7)?),
             });
         }
+        note_addresses(&mut session, sink, &lease.address, &mut claimed).await?;
         if !emptied.is_empty() {
             // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
             remove(&mut session, &column(&emptied, |(id, _)| *id)).await?;
@@ -159,6 +162,36 @@ pub(super) async fn claim(store: &Postgres, sink: &str, lease: &Lease, limit: u3
             return Ok(claimed);
         }
     }
+}
+
+/// Write down that the sink is told here of those of whom it is about to be told.
+async fn note_addresses(
+    session: &mut Session,
+    sink: &str,
+    address: &str,
+    claimed: &mut [Claimed],
+) -> Result<()> {
+    let mut new = Vec::new();
+    for message in claimed.iter_mut().filter(|message| message.kind != MessageType::UserDeleted) {
+        if message.addresses.split(' ').all(|known| known != address) {
+            if !message.addresses.is_empty() {
+                message.addresses.push(' ');
+            }
+            message.addresses.push_str(address);
+            new.push((message.clerk_id.as_str(), message.addresses.as_str()));
+        }
+    }
+    if new.is_empty() {
+        return Ok(());
+    }
+    let query = sql("UPDATE outbox_recipients AS r SET addresses = n.addresses
+         FROM unnest($2::text[], $3::text[]) AS n (clerk_id, addresses)
+         WHERE r.clerk_id = n.clerk_id AND r.sink = $1")
+    .bind(sink)
+    .bind(column(&new, |(id, _)| *id))
+    .bind(column(&new, |(_, addresses)| *addresses));
+    session.execute(query).await?;
+    Ok(())
 }
 
 pub(super) async fn finish(store: &Postgres, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {

@@ -54,11 +54,11 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Ending, ForeignReading, ForeignRow,
-    ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus, Minimized,
-    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row, RowFilter,
-    Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
-    Transaction, Trouble, Unsealed,
+    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
+    ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
+    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row,
+    RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+    Tombstone, Transaction, Trouble, Unsealed,
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
@@ -427,6 +427,22 @@ impl Store for Sqlite {
         let kept = references::keep_reference(transaction.connection()?, sink, id, reference).await?;
         Box::new(transaction).commit().await?;
         Ok(kept)
+    }
+
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        references::point(transaction.connection()?, sink, address, moved, now).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        references::told_elsewhere(&mut *self.read().await?, sink, address).await
+    }
+
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        references::keep_addresses(transaction.connection()?, sink, id, addresses).await?;
+        Box::new(transaction).commit().await
     }
 
     async fn held_due(

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{error::explain, text};
+use super::{error::explain, references, text};
 use crate::{
     model::{ClerkId, MessageType},
     store::{
@@ -51,8 +51,8 @@ pub(super) async fn tell(connection: &mut SqliteConnection, messages: &[Outgoing
     .await
     .map_err(explain)?;
     sqlx::query(
-        "INSERT INTO outbox_recipients (clerk_id, sink)
-         SELECT n.value ->> 'clerk_id', n.value ->> 'sink' FROM json_each(?1) AS n
+        "INSERT INTO outbox_recipients (clerk_id, sink, addresses)
+         SELECT n.value ->> 'clerk_id', n.value ->> 'sink', '' FROM json_each(?1) AS n
          -- Without a WHERE, the parser takes ON for a join's.
          WHERE true
          ON CONFLICT (clerk_id, sink) DO NOTHING",
@@ -159,7 +159,9 @@ pub(super) async fn claim(
                  ORDER BY next_attempt_at, id
                  LIMIT ?5
              )
-             RETURNING id, message_id, clerk_id, type, payload, attempts, created_at, trace_context",
+             RETURNING id, message_id, clerk_id, type, payload, attempts, created_at, trace_context,
+                       (SELECT addresses FROM outbox_recipients AS r
+                        WHERE r.clerk_id = outbox.clerk_id AND r.sink = ?1) AS addresses",
         )
         .bind(sink)
         .bind(text::time(lease.now))
@@ -178,16 +180,28 @@ pub(super) async fn claim(
                 promote(connection, sink, &clerk_id, lease.now).await?;
                 continue;
             };
+            let kind = kind(row)?;
+            let addresses: Option<String> = text::read(row, "addresses")?;
+            let mut addresses = addresses.unwrap_or_else(|| lease.address.clone());
+            if kind != MessageType::UserDeleted && addresses.split(' ').all(|known| known != lease.address) {
+                // It is about to be told of the user here.
+                if !addresses.is_empty() {
+                    addresses.push(' ');
+                }
+                addresses.push_str(&lease.address);
+                references::keep_addresses(connection, sink, &clerk_id, &addresses).await?;
+            }
             claimed.push(Claimed {
                 id,
                 message_id: required(row, "message_id")?,
                 sink: sink.to_owned(),
                 clerk_id,
-                kind: kind(row)?,
+                kind,
                 payload,
                 attempts: attempts(row)?,
                 created_at: time(row, "created_at")?,
                 lease: lease.token.clone(),
+                addresses,
                 trace: TraceContext::kept(text::read(row, "trace_context")?),
             });
         }

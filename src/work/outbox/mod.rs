@@ -13,12 +13,13 @@ mod breaker;
 mod tending;
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     num::NonZeroU32,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -42,7 +43,7 @@ use super::{
 };
 use crate::{
     model::{Message, MessageType, Subscription},
-    store::{Claimed, Ending, Lease, Store, StoreError, Trouble},
+    store::{Claimed, Elsewhere, Ending, Lease, Store, StoreError, Trouble},
     sync::{Clock, retry::Retry},
     telemetry::{self, Queue, Span},
 };
@@ -84,6 +85,9 @@ const COUNT: Duration = Duration::from_secs(5);
 /// Counting takes one part in so many of the time.
 const COUNTING_SHARE: u32 = 50;
 
+/// Why a deletion is not done that the sink has taken.
+const ELSEWHERE: &str = "erased where the sink is now, and not where it was before under the same name: see `clerk-sync sinks moved`";
+
 /// A sink, and how it is spoken to.
 #[derive(Clone)]
 pub struct Destination {
@@ -91,6 +95,8 @@ pub struct Destination {
     pub subscription: Subscription,
     pub settings: DeliverySettings,
     pub sink: Arc<dyn Sink>,
+    /// Which system it is, as a hash without spaces.
+    pub address: String,
 }
 
 /// How one sink is spoken to.
@@ -207,6 +213,8 @@ pub struct Dispatcher {
     desks: Arc<Semaphore>,
     /// How many messages the sink is likely to take within [`PORTION_TIME`].
     portion: AtomicUsize,
+    /// Whether it is written down where the sink is.
+    is_pointed: AtomicBool,
 }
 
 impl Dispatcher {
@@ -221,6 +229,7 @@ impl Dispatcher {
             limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
             desks: Arc::new(Semaphore::new(DESKS)),
             portion: AtomicUsize::new(1),
+            is_pointed: AtomicBool::new(false),
             destination,
         }
     }
@@ -256,11 +265,66 @@ impl Dispatcher {
             let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
             let (now, deadline) = ((self.clock)(), Instant::now() + self.patience() + MARGIN / 2);
             let token = format!("{:032x}", rand::random::<u128>());
-            let lease = Lease { token, now, until: now + lasting };
+            let address = self.destination.address.clone();
+            let lease = Lease { token, now, until: now + lasting, address };
             let limit = u32::try_from(limit).unwrap_or(1);
             Ok((self.store.claim_messages(self.name(), &lease, limit).await?, deadline))
         })
         .await
+    }
+
+    /// Write down where the sink is before it is told anything, and say so if it was elsewhere.
+    async fn point(&self) -> Result<(), StoreError> {
+        if self.is_pointed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let address = &self.destination.address;
+        self.ask(self.store.point_sink(self.name(), address, false, (self.clock)())).await?;
+        if !self.is_pointed.swap(true, Ordering::Relaxed) {
+            match patient(self.store.told_elsewhere(self.name(), address)).await {
+                Ok(Elsewhere { users: 0, .. }) => {}
+                Ok(Elsewhere { users, .. }) => tracing::warn!(
+                    sink = self.name(),
+                    users,
+                    "this sink is pointed at another address than before: the users whom it was told of there are not known \
+                     to be erased there when they are erased; point it back and give the new system a name of its own, or say \
+                     `clerk-sync sinks moved` if it is the same system"
+                ),
+                Err(error) => {
+                    tracing::warn!(sink = self.name(), %error, "where it was told of users is not known");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hand a message over, unless it is a deletion that was taken here before.
+    async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
+        if claimed.kind == MessageType::UserDeleted
+            && Places::of(claimed).is_erased(&self.destination.address)
+        {
+            return Ok(());
+        }
+        self.hand_over(claimed).await
+    }
+
+    /// Of a deletion that was taken here, whether the sink was told of the user elsewhere as well: then it is not done.
+    async fn is_elsewhere(&self, claimed: &Claimed) -> bool {
+        if claimed.kind != MessageType::UserDeleted {
+            return false;
+        }
+        let mut places = Places::of(claimed);
+        if !places.erase(&self.destination.address) {
+            return false;
+        }
+        let addresses = places.text();
+        if addresses != claimed.addresses {
+            let keeping = self.store.keep_addresses(&claimed.sink, &claimed.clerk_id, &addresses);
+            if let Err(error) = self.ask(keeping).await {
+                tracing::warn!(sink = self.name(), %error, "a deletion was not written down, and is repeated");
+            }
+        }
+        true
     }
 
     /// Hand a message over, as a span of the trace that it belongs to.
@@ -293,6 +357,8 @@ impl Dispatcher {
             desks: Arc::clone(&self.desks),
             sink: claimed.sink.clone(),
             clerk_id: claimed.clerk_id.clone(),
+            address: self.destination.address.clone(),
+            is_elsewhere: Places::of(claimed).has_others(&self.destination.address),
         };
         let delivering = span.around(async move { sink.deliver(&message, &body, &memory).await });
         let mut handing = tokio::spawn(delivering);
@@ -406,7 +472,7 @@ impl Dispatcher {
                 break;
             }
             let result = {
-                let mut handing = pin!(self.hand_over(&message));
+                let mut handing = pin!(self.deliver(&message));
                 if let Ok(result) = timeout(PORTION_TIME.saturating_sub(began.elapsed()), &mut handing).await
                 {
                     result
@@ -429,7 +495,13 @@ impl Dispatcher {
                     pass.failed(Instant::now(), hold.map(|hold| hold.min(LONGEST_HOLD)), reason);
                 }
             }
-            let ending = self.ending(&message, result, &pass, (self.clock)());
+            let mut ending = self.ending(&message, result, &pass, (self.clock)());
+            if ending == Ending::Delivered && self.is_elsewhere(&message).await {
+                let attempts = message.attempts + 1;
+                // Only an operator changes that, and then it is due at once.
+                let at = self.retry.always_after(attempts.max(30), &message.message_id, (self.clock)());
+                ending = Ending::Again { attempts, at, error: ELSEWHERE.to_owned() };
+            }
             self.tell(&message, &ending, took);
             ended.push((message, ending));
             handed_over += 1;
@@ -501,6 +573,7 @@ impl Tenant for Dispatcher {
             sleep(wait.min(Duration::from_secs(1))).await;
             return Ok(Turn::More);
         }
+        self.point().await?;
         // A probe risks one message.
         let limit = if pass.is_probe() { 1 } else { self.portion.load(Ordering::Relaxed) };
         let (claimed, deadline) = self.claim(limit).await?;
@@ -511,6 +584,35 @@ impl Tenant for Dispatcher {
         self.bell.notify_one();
         self.work_through(claimed, pass, deadline).await?;
         Ok(Turn::More)
+    }
+}
+
+/// Where a sink was told of a user: [`Claimed::addresses`].
+struct Places<'a>(BTreeSet<Cow<'a, str>>);
+
+impl<'a> Places<'a> {
+    fn of(claimed: &'a Claimed) -> Self {
+        Self(claimed.addresses.split_whitespace().map(Cow::from).collect())
+    }
+
+    fn is_erased(&self, address: &str) -> bool {
+        self.0.contains(format!("-{address}").as_str())
+    }
+
+    /// Whether the sink was told of the user anywhere else.
+    fn has_others(&self, address: &str) -> bool {
+        self.0.iter().any(|place| place.trim_start_matches('-') != address)
+    }
+
+    /// The user was erased here; whether there is another place.
+    fn erase(&mut self, address: &str) -> bool {
+        self.0.remove(address);
+        self.0.insert(format!("-{address}").into());
+        self.0.iter().any(|place| !place.starts_with('-'))
+    }
+
+    fn text(&self) -> String {
+        self.0.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ")
     }
 }
 

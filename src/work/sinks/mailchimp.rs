@@ -7,8 +7,18 @@
 //! remembered for that moment is the MD5 of the address, the name that Mailchimp itself will find it by, so that a
 //! crash between Mailchimp's answer and our next write cannot lose a contact. The order is always: remember, then do.
 //!
+//! A contact cannot move to an address that has one already. Then the user takes that one, and leaves the old one: it is
+//! archived, which can be undone, and never deleted for good, which burns its address for everybody. So a user may have
+//! several contacts, and all of them are remembered for the erasure ([`contacts`]). A contact is left to another user who
+//! has its address by now, and one that was there before its user came is given back.
+//!
+//! Whose an address is, is told by the merge field of its contact. If that names another user, our own table decides:
+//! who does not have the address there, or is about to be erased, takes no contact from anybody.
+//!
 //! Source: <https://mailchimp.com/developer/marketing/api/list-members/>,
 //! <https://mailchimp.com/developer/marketing/docs/errors/>.
+
+mod contacts;
 
 use std::time::Duration;
 
@@ -20,6 +30,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::Url;
 
+use self::contacts::Person;
 use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
     outbound::{Answer, within},
@@ -34,6 +45,12 @@ const CONTACT_FIELDS: (&str, &str) = ("fields", "id,contact_id,email_address,sta
 
 /// What a member is who was archived, by us or by the operator.
 const ARCHIVED: &str = "archived";
+
+/// What a member is who wants no mail.
+const UNSUBSCRIBED: &str = "unsubscribed";
+
+/// What a member is whose address takes no mail.
+const CLEANED: &str = "cleaned";
 
 /// An audience.
 pub struct Mailchimp {
@@ -79,7 +96,7 @@ impl Sink for Mailchimp {
 
     /// A contact of a random address in the domain that the audience's own mail comes from, since Mailchimp refuses
     /// invented domains. No mail is sent to it.
-    async fn test(&self, message: &Message, body: &str) -> Result<(), Refusal> {
+    async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         let domain = within(self.timeout, self.check()).await?;
         let mut message = message.clone();
         let address =
@@ -87,13 +104,16 @@ impl Sink for Mailchimp {
         message.data.insert("email".to_owned(), json!(address));
         let memory = InMemory::default();
         let made = within(self.timeout, async {
-            let contact = self.put(&message, &address, &memory, "transactional").await?;
+            memory.keep(&subscriber_hash(&address)).await?;
+            let contact = self.put(&message, &address, "transactional").await?;
+            memory.keep(&contact.contact_id).await?;
             self.tag(&message, &contact).await
         })
         .await;
         let deletion = Message { kind: MessageType::UserDeleted, ..message };
         let removed = self.deliver(&deletion, body, &memory).await;
-        made.and(removed)
+        made.and(removed)?;
+        Ok(Vec::new())
     }
 }
 
@@ -103,100 +123,96 @@ impl Mailchimp {
         if !message.data.contains_key("email") {
             return Ok(());
         }
-        let address = message.text("email").filter(|address| !address.is_empty());
-        let contact = match (self.contact_of(message, memory).await?, address) {
-            (None, None) => return Ok(()),
-            (Some(contact), None) => return self.archive(&contact).await,
-            (None, Some(address)) => self.put(message, address, memory, &self.status_if_new).await?,
-            (Some(contact), Some(address)) => self.patch(message, address, contact, memory).await?,
+        let mut person = Person::recall(self, message, memory).await?;
+        let Some(address) = message.text("email").filter(|address| !address.is_empty()) else {
+            return person.leave(0).await;
         };
-        self.tag(message, &contact).await
+        match person.settle(address).await {
+            Ok(Some(contact)) => {
+                person.leave(1).await?;
+                self.tag(message, &contact).await
+            }
+            Ok(None) => Ok(()),
+            Err(refusal) => {
+                // They have left the old address, whether or not Mailchimp takes the new one.
+                if refusal.again == Again::Never && person.moves {
+                    person.leave(0).await?;
+                }
+                Err(refusal)
+            }
+        }
     }
 
     async fn erase(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
-        match self.contact_of(message, memory).await? {
-            Some(contact) => self.delete(&contact).await,
-            None => Ok(()),
-        }
-    }
-
-    /// The contact that we remember, unless it is gone or has become somebody else's: of two users with one address
-    /// the one who was told last has it.
-    async fn contact_of(&self, message: &Message, memory: &dyn Memory) -> Result<Option<Contact>, Refusal> {
-        let Some(reference) = memory.recall().await? else { return Ok(None) };
-        let contact = self.contact(&reference).await?.filter(|contact| {
-            let owner = contact.merge_fields.get(&self.clerk_id_merge_field).and_then(Value::as_str);
-            owner.is_none_or(|owner| owner.is_empty() || Some(owner) == message.text("clerk_id"))
-        });
-        if let Some(contact) = &contact
-            && contact.contact_id != reference
-        {
-            memory.keep(&contact.contact_id).await?;
-        }
-        Ok(contact)
+        Person::recall(self, message, memory).await?.erase().await
     }
 
     /// The contact with this `contact_id` or MD5 of an address.
     async fn contact(&self, name: &str) -> Result<Option<Contact>, Refusal> {
-        let answer = self.outbound.send(self.member(Method::GET, name, &[], &[CONTACT_FIELDS])).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        let contact = self.find(name).await?;
+        if contact.is_none() {
             // An audience that is not there answers the same, and must not look like a person who is not there.
             self.check_audience().await?;
+        }
+        Ok(contact)
+    }
+
+    /// The same where nothing is concluded from its absence.
+    async fn find(&self, name: &str) -> Result<Option<Contact>, Refusal> {
+        let answer = self.outbound.send(self.member(Method::GET, name, &[], &[CONTACT_FIELDS])).await?;
+        if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         contact_in(&answer.taken()?).map(Some)
     }
 
-    /// Make the contact of this address, or take it over.
-    async fn put(
-        &self,
-        message: &Message,
-        address: &str,
-        memory: &dyn Memory,
-        status_if_new: &str,
-    ) -> Result<Contact, Refusal> {
-        let name = subscriber_hash(address);
-        memory.keep(&name).await?;
+    /// Make the contact of this address.
+    async fn put(&self, message: &Message, address: &str, status_if_new: &str) -> Result<Contact, Refusal> {
         let body = json!({
             "email_address": address,
             "status_if_new": status_if_new,
             "merge_fields": self.merge_fields(message),
         });
+        let name = subscriber_hash(address);
         let request = self.member(Method::PUT, &name, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
-        let request = with_json(request, &body);
-        let contact = contact_in(&taken(self.outbound.send(request).await?)?)?;
-        memory.keep(&contact.contact_id).await?;
-        Ok(contact)
+        contact_in(&taken(self.outbound.send(with_json(request, &body)).await?)?)
     }
 
-    /// Bring a contact up to date, its address included.
+    /// Bring a contact up to date.
     async fn patch(
         &self,
-        message: &Message,
-        address: &str,
-        contact: Contact,
-        memory: &dyn Memory,
+        contact: &Contact,
+        merge_fields: &Map<String, Value>,
+        address: Option<&str>,
+        status: Option<&str>,
     ) -> Result<Contact, Refusal> {
-        let moves = !contact.email_address.eq_ignore_ascii_case(address);
-        let mut body = json!({ "merge_fields": self.merge_fields(message) });
-        if moves {
+        let mut body = json!({ "merge_fields": merge_fields });
+        if let Some(address) = address {
             body["email_address"] = json!(address);
         }
-        // We archive who has no address any more, so whoever has one again comes back.
-        if contact.status == ARCHIVED && message.changed_fields.iter().any(|field| field == "email") {
-            body["status"] = json!(self.status_if_new);
+        if let Some(status) = status {
+            body["status"] = json!(status);
         }
         let request = self.member(Method::PATCH, &contact.id, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
-        let answer = self.outbound.send(with_json(request, &body)).await?;
-        // A contact cannot move to where another one stands: that one is taken over, and this one must not stay.
-        if moves
-            && answer.status == StatusCode::BAD_REQUEST
-            && self.contact(&subscriber_hash(address)).await?.is_some()
-        {
-            self.delete(&contact).await?;
-            return self.put(message, address, memory, &self.status_if_new).await;
+        contact_in(&taken(self.outbound.send(with_json(request, &body)).await?)?)
+    }
+
+    /// Whose contact it says it is.
+    fn owner<'a>(&self, contact: &'a Contact) -> Option<&'a str> {
+        let owner = contact.merge_fields.get(&self.clerk_id_merge_field).and_then(Value::as_str);
+        owner.map(str::trim).filter(|owner| !owner.is_empty())
+    }
+
+    /// Take from a contact what we wrote, and say whose it is instead.
+    async fn hand_over(&self, contact: &Contact, message: &Message, to: &str) -> Result<(), Refusal> {
+        let mut fields = Map::from_iter([(self.clerk_id_merge_field.clone(), json!(to))]);
+        for name in ["FNAME", "LNAME"] {
+            // An erasure says nothing of names, and whoever is erased leaves none.
+            if message.kind == MessageType::UserDeleted || self.merge_fields(message).contains_key(name) {
+                fields.insert(name.to_owned(), json!(""));
+            }
         }
-        contact_in(&taken(answer)?)
+        self.patch(contact, &fields, None, None).await.map(drop)
     }
 
     /// Tag somebody who has just signed up.
@@ -213,9 +229,6 @@ impl Mailchimp {
 
     /// Out of the audience, and to be had back.
     async fn archive(&self, contact: &Contact) -> Result<(), Refusal> {
-        if contact.status == ARCHIVED {
-            return Ok(());
-        }
         gone_or_taken(self.outbound.send(self.member(Method::DELETE, &contact.id, &[], &[])).await?)
     }
 

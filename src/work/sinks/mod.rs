@@ -28,12 +28,14 @@ pub trait Sink: Send + Sync + 'static {
     /// If it was not taken, or nobody knows.
     async fn deliver(&self, message: &Message, body: &str, memory: &dyn Memory) -> Result<(), Refusal>;
 
-    /// Try the sink out with a message that is marked as a test, and take away again what can be taken away.
+    /// Try the sink out with a message that is marked as a test, and take away again what can be taken away. Returns what
+    /// makes it doubtful that the right system took it.
     ///
     /// # Errors
     /// If anything that a real message needs was refused.
-    async fn test(&self, message: &Message, body: &str) -> Result<(), Refusal> {
-        self.deliver(message, body, &InMemory::default()).await
+    async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
+        self.deliver(message, body, &InMemory::default()).await?;
+        Ok(Vec::new())
     }
 }
 

@@ -69,11 +69,12 @@ impl Sink for Segment {
         .await
     }
 
-    async fn test(&self, message: &Message, body: &str) -> Result<(), Refusal> {
+    async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         let memory = InMemory::default();
         self.deliver(message, body, &memory).await?;
         let deletion = Message { kind: MessageType::UserDeleted, ..message.clone() };
-        self.deliver(&deletion, body, &memory).await
+        self.deliver(&deletion, body, &memory).await?;
+        Ok(Vec::new())
     }
 }
 

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::header::CONTENT_TYPE;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::{RequestBuilder, StatusCode, header::CONTENT_TYPE};
 use url::Url;
 
 use super::{Memory, Outbound, Refusal, Sink};
@@ -24,21 +25,52 @@ pub struct Webhook {
 #[async_trait]
 impl Sink for Webhook {
     async fn deliver(&self, message: &Message, body: &str, _: &dyn Memory) -> Result<(), Refusal> {
+        self.outbound.post_traced(self.request(&message.id, body, &self.secrets)).await?.taken()?;
+        Ok(())
+    }
+
+    /// The message twice: as it should be, and signed with a secret that nobody has.
+    async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
+        let answer = self.outbound.send(self.request(&message.id, body, &self.secrets)).await?.taken()?;
+        let mut doubts = Vec::new();
+        // 202 and 204 have nothing to say.
+        if answer.is_empty() && ![StatusCode::ACCEPTED, StatusCode::NO_CONTENT].contains(&answer.status) {
+            doubts.push(format!(
+                "it answered {} with nothing in it, as a proxy does that takes everything: see that the message arrived",
+                answer.status
+            ));
+        }
+        // Not of the same id: receivers may pass over what they have seen before they verify it.
+        let stranger = Message { id: format!("{}f", message.id), ..message.clone() };
+        let body = serde_json::to_string(&stranger).unwrap_or_default();
+        let wrong = Secret::parse(&format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 24]>())));
+        let wrong: Vec<Secret> = wrong.into_iter().collect();
+        let request = self.request(&stranger.id, &body, &wrong);
+        if self.outbound.send(request).await.is_ok_and(|answer| answer.status.is_success()) {
+            doubts.push(
+                "it took a message with a wrong signature as well, so it does not verify them, and anybody can tell it of \
+                 users: see docs/sinks.md"
+                    .to_owned(),
+            );
+        }
+        Ok(doubts)
+    }
+}
+
+impl Webhook {
+    fn request(&self, id: &str, body: &str, secrets: &[Secret]) -> RequestBuilder {
         // The time is that of the attempt: receivers refuse what is older than five minutes.
         let now = self.outbound.now();
         let signatures: Vec<String> =
-            self.secrets.iter().map(|secret| secret.sign(&message.id, now, body.as_bytes())).collect();
-        let request = self
-            .outbound
+            secrets.iter().map(|secret| secret.sign(id, now, body.as_bytes())).collect();
+        self.outbound
             .client()
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
-            .header("webhook-id", &message.id)
+            .header("webhook-id", id)
             .header("webhook-timestamp", now.timestamp().to_string())
             .header("webhook-signature", signatures.join(" "))
             .timeout(self.timeout)
-            .body(body.to_owned());
-        self.outbound.post_traced(request).await?.taken()?;
-        Ok(())
+            .body(body.to_owned())
     }
 }
