@@ -109,7 +109,7 @@ struct Cancel {
 
 #[derive(Args)]
 struct Export {
-    /// Only who was deleted at Clerk after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+    /// Only who was erased here at this time or later, whenever Clerk deleted them: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
     #[arg(long, value_name = "TIME", value_parser = any_time)]
     since: Option<DateTime<Utc>>,
 }

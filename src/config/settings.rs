@@ -187,7 +187,7 @@ pub struct Settings {
     #[arg(value_name = "DAYS", help_heading = "Running")]
     pub processed_retention_days: Option<String>,
 
-    /// How long dead deliveries are kept, from when they came [default: 30]
+    /// How long dead deliveries are kept, from when they died [default: 30]
     #[arg(long, env = "DEAD_RETENTION_DAYS", hide_env_values = true, global = true)]
     #[arg(value_name = "DAYS", help_heading = "Running")]
     pub dead_retention_days: Option<String>,

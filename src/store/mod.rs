@@ -257,8 +257,8 @@ pub trait Store: Send + Sync + 'static {
     /// How many receipts of each destination are not completed.
     async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
 
-    /// Up to `limit` users who were deleted at Clerk at this time or later and are erased, and those whose erasure is
-    /// held back, in the order of their ids, after this one.
+    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
+    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
     async fn tombstones(
         &self,
         since: DateTime<Utc>,
@@ -591,6 +591,8 @@ pub struct Parked {
     /// When to try again; `None` if never, which is the state `dead`.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub received_at: DateTime<Utc>,
+    /// Since when it is dead.
+    pub dead_at: Option<DateTime<Utc>>,
     /// Why, without anybody's data; empty if it was never tried.
     pub last_error: String,
     /// Where whoever put it here stood.
@@ -748,11 +750,11 @@ impl Minimized {
 pub enum Old {
     /// Ids of processed deliveries.
     Processed,
-    /// Parked deliveries that are dead.
+    /// Parked deliveries that are dead, by when they died.
     Dead,
     /// Messages that were delivered or discarded.
     Told,
-    /// Messages that are dead.
+    /// Messages that are dead, by when they died.
     Untold,
     /// Counts of what was answered.
     Activity,

@@ -123,6 +123,7 @@ pub const TABLES: [Table; 16] = [
             ("received_at", Kind::Time),
             ("last_error", Kind::Text),
             ("trace_context", Kind::Text),
+            ("dead_at", Kind::Time),
         ],
     },
     Table {

@@ -453,6 +453,7 @@ impl Work<'_> {
                     attempts,
                     next_attempt_at: Some(next_attempt_at),
                     received_at,
+                    dead_at: None,
                     last_error: refusal.to_string(),
                     trace: delivery.trace.clone(),
                 });
@@ -630,6 +631,7 @@ impl Work<'_> {
                 attempts,
                 next_attempt_at,
                 received_at,
+                dead_at: next_attempt_at.is_none().then_some(self.now),
                 last_error: reason,
                 trace,
             }])

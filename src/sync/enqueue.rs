@@ -147,6 +147,7 @@ impl Work<'_> {
             attempts: 0,
             next_attempt_at: Some(self.now),
             received_at: delivery.received_at,
+            dead_at: None,
             last_error: String::new(),
             trace,
         })

@@ -58,6 +58,7 @@ promises! {
     a_retry_hurries_the_dead_and_those_put_off_and_no_others,
     a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded,
     only_old_dead_deliveries_are_forgotten,
+    a_dead_delivery_is_kept_from_when_it_died,
 }
 
 fn svix_id(event: &Event) -> SvixId {
@@ -647,4 +648,26 @@ async fn only_old_dead_deliveries_are_forgotten(mut world: World) {
     }
     let kept: Option<Kept> = world.store.parked(&SvixId::new("msg_none").unwrap()).await.unwrap();
     assert!(kept.is_none());
+}
+
+async fn a_dead_delivery_is_kept_from_when_it_died(mut world: World) {
+    let event = Event::raw("one");
+    world.enqueue(std::slice::from_ref(&event)).await;
+    world.drain().await;
+    let days = TimeDelta::days;
+    world.pass(days(31));
+    // Tried again, in vain, by hand and by Svix.
+    for again in 0..2 {
+        if again == 0 {
+            retry(&*world.store, &Which::All, world.now, false).await.unwrap();
+        } else {
+            world.enqueue(std::slice::from_ref(&event)).await;
+        }
+        world.drain().await;
+        assert_eq!(world.column("SELECT state FROM webhook_queue").await, ["dead"]);
+        assert_eq!(world.store.prune(Old::Dead, world.now - days(1), 10).await, Ok(0));
+        world.pass(days(31));
+    }
+    assert_eq!(world.store.count_old(Old::Dead, world.now - days(30)).await, Ok(1));
+    assert_eq!(world.store.prune(Old::Dead, world.now - days(30), 10).await, Ok(1));
 }

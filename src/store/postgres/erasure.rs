@@ -134,17 +134,35 @@ pub(super) async fn tombstones(
     after: Option<&ClerkId>,
     limit: u32,
 ) -> Result<Vec<Tombstone>> {
+    // No database has times without a beginning.
+    let since = since.max(DateTime::UNIX_EPOCH);
     // Where nearly nobody was erased it looks through the whole table.
     let mut session = store.session(&store.begin_migration).await?;
     let rows = session
         .rows(
-            sql("SELECT clerk_id, event_at, held_until FROM entity_versions
-                 WHERE kind = 'user' AND clerk_id > $1 AND ((deleted AND event_at >= $2) OR held_until IS NOT NULL)
-                 ORDER BY clerk_id
+            sql("SELECT e.clerk_id, e.event_at, e.held_until
+                 FROM entity_versions AS e
+                 LEFT JOIN LATERAL (
+                     SELECT clerk_id, completed_at FROM erasure_receipts
+                     WHERE e.deleted AND clerk_id = e.clerk_id AND destination = 'database'
+                 ) AS r ON true
+                 LEFT JOIN LATERAL (
+                     SELECT processed_at FROM processed_webhooks WHERE e.deleted AND svix_id = e.tie
+                 ) AS p ON true
+                 WHERE e.kind = 'user' AND e.clerk_id > $1
+                   AND (e.held_until IS NOT NULL
+                        -- It is not done yet.
+                        OR e.deleted AND r.clerk_id IS NOT NULL AND r.completed_at IS NULL
+                        OR e.deleted AND r.completed_at >= $2
+                        -- Of whom nothing was here: when we were told, as long as that is known.
+                        OR e.deleted AND r.clerk_id IS NULL AND CASE
+                               WHEN p.processed_at IS NOT NULL THEN p.processed_at >= $2 ELSE e.event_at >= $4 END)
+                 ORDER BY e.clerk_id
                  LIMIT $3")
             .bind(after.map_or("", ClerkId::as_str))
-            .bind(since.timestamp_millis())
-            .bind(i64::from(limit)),
+            .bind(since)
+            .bind(i64::from(limit))
+            .bind(since.timestamp_millis()),
         )
         .await?;
     session.commit().await?;

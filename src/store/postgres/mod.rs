@@ -64,9 +64,9 @@ use super::{
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 9] = migrations!(
+const MIGRATIONS: [Migration; 10] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.

@@ -36,7 +36,7 @@ pub(super) async fn claim(
     bytes: u64,
 ) -> Result<Vec<Parked>> {
     let query = sql("SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
-                trace_context
+                trace_context, dead_at
          FROM (
              SELECT due.*, octet_length(payload) AS own, sum(octet_length(payload)) OVER (ROWS UNBOUNDED PRECEDING) AS taken
              FROM (
@@ -64,7 +64,7 @@ pub(super) async fn claim_these(
 ) -> Result<Vec<Parked>> {
     let query = sql(
         "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
-                q.last_error, q.trace_context
+                q.last_error, q.trace_context, q.dead_at
          FROM unnest($1::text[]) AS n (svix_id)
          CROSS JOIN LATERAL (
              SELECT * FROM webhook_queue
@@ -122,7 +122,8 @@ async fn recorded(session: &mut Session, ids: &[SvixId]) -> Result<HashSet<SvixI
 
 /// Make these due that are dead.
 async fn revive_dead(session: &mut Session, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
-    let query = sql("UPDATE webhook_queue SET state = 'pending', attempts = 0, next_attempt_at = $2
+    let query =
+        sql("UPDATE webhook_queue SET state = 'pending', attempts = 0, next_attempt_at = $2, dead_at = NULL
          WHERE ctid = ANY (ARRAY(
              SELECT q.ctid FROM unnest($1::text[]) AS n (svix_id)
              CROSS JOIN LATERAL (
@@ -130,15 +131,16 @@ async fn revive_dead(session: &mut Session, ids: &[SvixId], now: DateTime<Utc>) 
                  FOR UPDATE SKIP LOCKED
              ) AS q
          ))")
-    .bind(column(ids, SvixId::as_str))
-    .bind(now);
+        .bind(column(ids, SvixId::as_str))
+        .bind(now);
     session.execute(query).await
 }
 
 /// Make these due that are dead or put off; returns how many.
 pub(super) async fn revive(session: &mut Session, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
     let query = sql("UPDATE webhook_queue
-         SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = $2
+         SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = $2,
+             dead_at = NULL
          WHERE ctid = ANY (ARRAY(
              SELECT q.ctid FROM unnest($1::text[]) AS n (svix_id)
              CROSS JOIN LATERAL (
@@ -220,7 +222,7 @@ pub(super) async fn these(session: &mut Session, ids: &[SvixId]) -> Result<Vec<Q
 pub(super) async fn one(session: &mut Session, id: &SvixId) -> Result<Option<Parked>> {
     let query = sql(
         "SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
-                trace_context
+                trace_context, dead_at
          FROM webhook_queue WHERE svix_id = $1",
     )
     .bind(id.as_str());
@@ -238,6 +240,7 @@ fn parked(row: &PgRow) -> Result<Parked> {
         received_at: get(row, 6)?,
         last_error: get::<Option<String>>(row, 7)?.unwrap_or_default(),
         trace: TraceContext::kept(get(row, 8)?),
+        dead_at: get(row, 9)?,
     })
 }
 

@@ -150,7 +150,9 @@ pub(super) async fn count_old(store: &Postgres, kind: Old, before: DateTime<Utc>
     let mut session = store.session(&store.begin_migration).await?;
     let query = match kind {
         Old::Processed => sql("SELECT count(*) FROM processed_webhooks WHERE processed_at < $1"),
-        Old::Dead => sql("SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND received_at < $1"),
+        Old::Dead => sql(
+            "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < $1",
+        ),
         Old::Told => {
             sql("SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < $1")
         }
@@ -172,8 +174,8 @@ pub(super) async fn prune(store: &Postgres, kind: Old, before: DateTime<Utc>, li
              ))"),
         Old::Dead => sql("DELETE FROM webhook_queue WHERE ctid = ANY (ARRAY(
                  SELECT ctid FROM webhook_queue
-                 WHERE state = 'dead' AND received_at < $1
-                 ORDER BY received_at
+                 WHERE state = 'dead' AND coalesce(dead_at, received_at) < $1
+                 ORDER BY coalesce(dead_at, received_at)
                  LIMIT $2
                  FOR UPDATE SKIP LOCKED
              ))"),

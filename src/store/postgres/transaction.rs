@@ -422,13 +422,14 @@ impl Transaction for PostgresTransaction {
              )
              INSERT INTO webhook_queue AS q
                  (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error,
-                  trace_context)
+                  trace_context, dead_at)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::integer[],
-                                  $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[])
+                                  $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[])
              ON CONFLICT (svix_id) DO UPDATE
              SET event_type = excluded.event_type, clerk_id = excluded.clerk_id, payload = excluded.payload,
                  state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
-                 last_error = excluded.last_error, trace_context = coalesce(excluded.trace_context, q.trace_context)")
+                 last_error = excluded.last_error, dead_at = excluded.dead_at,
+                 trace_context = coalesce(excluded.trace_context, q.trace_context)")
         .bind(column(parked, |parked| parked.svix_id.as_str()))
         .bind(column(parked, |parked| parked.event_type.as_deref()))
         .bind(column(parked, |parked| parked.clerk_id.as_ref().map(ClerkId::as_str)))
@@ -438,7 +439,8 @@ impl Transaction for PostgresTransaction {
         .bind(column(parked, |parked| parked.next_attempt_at))
         .bind(column(parked, |parked| parked.received_at))
         .bind(column(parked, |parked| parked.last_error.as_str()))
-        .bind(traces(parked, |parked| &parked.trace));
+        .bind(traces(parked, |parked| &parked.trace))
+        .bind(column(parked, |parked| parked.dead_at));
         self.session.execute(query).await?;
         Ok(())
     }

@@ -167,13 +167,25 @@ pub(super) async fn tombstones(
     after: Option<&ClerkId>,
     limit: u32,
 ) -> Result<Vec<Tombstone>> {
+    let since = since.max(DateTime::UNIX_EPOCH);
     let rows = sqlx::query(
-        "SELECT clerk_id, event_at, held_until FROM entity_versions
-         WHERE kind = 'user' AND clerk_id > ?1 AND ((deleted AND event_at >= ?2) OR held_until IS NOT NULL)
-         ORDER BY clerk_id
-         LIMIT ?3",
+        "SELECT e.clerk_id, e.event_at, e.held_until
+         FROM entity_versions AS e
+         LEFT JOIN erasure_receipts AS r ON e.deleted AND r.clerk_id = e.clerk_id AND r.destination = 'database'
+         LEFT JOIN processed_webhooks AS p ON e.deleted AND p.svix_id = e.tie
+         WHERE e.kind = 'user' AND e.clerk_id > ?1
+           AND (e.held_until IS NOT NULL
+                -- It is not done yet.
+                OR e.deleted AND r.clerk_id IS NOT NULL AND r.completed_at IS NULL
+                OR e.deleted AND r.completed_at >= ?2
+                -- Of whom nothing was here: when we were told, as long as that is known.
+                OR e.deleted AND r.clerk_id IS NULL AND CASE
+                       WHEN p.processed_at IS NOT NULL THEN p.processed_at >= ?2 ELSE e.event_at >= ?3 END)
+         ORDER BY e.clerk_id
+         LIMIT ?4",
     )
     .bind(after.map_or("", ClerkId::as_str))
+    .bind(text::time(since))
     .bind(since.timestamp_millis())
     .bind(limit)
     .fetch_all(connection)

@@ -18,8 +18,8 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
     sqlx::query(
         "INSERT INTO webhook_queue
              (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error,
-              trace_context)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+              trace_context, dead_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT (svix_id) DO UPDATE SET
              event_type = excluded.event_type,
              clerk_id = excluded.clerk_id,
@@ -29,6 +29,7 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
              next_attempt_at = excluded.next_attempt_at,
              -- received_at stays: it was received when it first came.
              last_error = excluded.last_error,
+             dead_at = excluded.dead_at,
              trace_context = coalesce(excluded.trace_context, trace_context)",
     )
     .bind(parked.svix_id.as_str())
@@ -41,6 +42,7 @@ pub(super) async fn put(connection: &mut SqliteConnection, parked: &Parked) -> R
     .bind(text::time(parked.received_at))
     .bind(parked.last_error.as_str())
     .bind(parked.trace.as_str())
+    .bind(parked.dead_at.map(text::time))
     .execute(connection)
     .await
     .map_err(explain)?;
@@ -177,7 +179,8 @@ pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) 
              (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context)
          VALUES (?1, ?2, ?3, ?4, 'pending', 0, ?5, ?6, ?7)
          ON CONFLICT (svix_id) DO UPDATE SET
-             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at
+             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
+             dead_at = NULL
          WHERE webhook_queue.state = 'dead'",
     )
     .bind(queued.svix_id.as_str())
@@ -201,7 +204,8 @@ pub(super) async fn revive(
 ) -> Result<u64> {
     let done = sqlx::query(
         "UPDATE webhook_queue
-         SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = ?2
+         SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = ?2,
+             dead_at = NULL
          WHERE svix_id IN (SELECT value FROM json_each(?1)) AND (state = 'dead' OR next_attempt_at > ?2)",
     )
     .bind(text::svix_ids(ids)?)
@@ -335,6 +339,7 @@ fn parked(row: &SqliteRow) -> Result<Parked> {
         received_at: received_at(row)?,
         last_error: text::read(row, "last_error")?.unwrap_or_default(),
         trace: TraceContext::kept(text::read(row, "trace_context")?),
+        dead_at: text::read_time(row, "dead_at")?,
     })
 }
 

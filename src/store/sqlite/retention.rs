@@ -143,7 +143,9 @@ pub(super) async fn count_old(
 ) -> Result<u64> {
     let query = match kind {
         Old::Processed => "SELECT count(*) FROM processed_webhooks WHERE processed_at < ?1",
-        Old::Dead => "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND received_at < ?1",
+        Old::Dead => {
+            "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < ?1"
+        }
         Old::Told => {
             "SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < ?1"
         }
@@ -170,8 +172,8 @@ pub(super) async fn prune(
         }
         Old::Dead => {
             "DELETE FROM webhook_queue WHERE rowid IN (
-                 SELECT rowid FROM webhook_queue WHERE state = 'dead' AND received_at < ?1
-                 ORDER BY received_at LIMIT ?2
+                 SELECT rowid FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < ?1
+                 ORDER BY coalesce(dead_at, received_at) LIMIT ?2
              )"
         }
         Old::Told => {

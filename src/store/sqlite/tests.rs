@@ -142,6 +142,7 @@ fn parked(id: &str, user: Option<&str>, payload: &[u8], next: Option<DateTime<Ut
         attempts: 3,
         next_attempt_at: next,
         received_at: at(0),
+        dead_at: next.is_none().then_some(at(0)),
         last_error: "23503".to_owned(),
         trace: TraceContext::default(),
     }
