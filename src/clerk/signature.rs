@@ -26,6 +26,9 @@ pub const DEFAULT_TOLERANCE_SECONDS: u32 = 300;
 /// Entries of one `svix-signature` header that are looked at. Svix sends one per active secret.
 const MAX_SIGNATURES: usize = 32;
 
+/// What stands around values in files, and in chats that make them rounder.
+pub const QUOTES: [char; 9] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«'];
+
 /// Keys as Svix writes them, padding optional.
 const KEY: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -39,6 +42,18 @@ pub struct Secret(SecretSlice<u8>);
 /// Why a secret cannot be used. Never shows the secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
+    #[error("it is in quotes, which would count as part of it")]
+    Quoted,
+    #[error("it is an API key")]
+    ApiKey,
+    #[error("it is an address")]
+    Address,
+    #[error("it is the id of an endpoint")]
+    EndpointId,
+    #[error("it is a secret that was encoded in base64 once more")]
+    EncodedTwice,
+    #[error("it is one character again and again, as in a template")]
+    Placeholder,
     #[error("the part after `whsec_` is not base64")]
     NotBase64,
     #[error("it does not begin with `whsec_`")]
@@ -51,9 +66,19 @@ impl Secret {
     /// Read `whsec_<base64>`; the prefix may be missing.
     ///
     /// # Errors
-    /// If what follows the prefix is empty or not standard base64.
+    /// If what follows the prefix is empty or not standard base64, or the whole is plainly something else.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         let text = text.trim();
+        let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| text.starts_with(beginning));
+        if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
+            return Err(SecretError::Quoted);
+        } else if begins(&["sk_", "pk_", "ak_"]) {
+            return Err(SecretError::ApiKey);
+        } else if begins(&["http://", "https://"]) {
+            return Err(SecretError::Address);
+        } else if begins(&["ep_"]) {
+            return Err(SecretError::EndpointId);
+        }
         let (encoded, mistake) = match text.strip_prefix("whsec_") {
             Some(encoded) => (encoded, SecretError::NotBase64),
             None => (text, SecretError::NoPrefix),
@@ -61,6 +86,13 @@ impl Secret {
         let key = KEY.decode(encoded).map_err(|_| mistake)?;
         if key.is_empty() {
             return Err(SecretError::Empty);
+        }
+        // Also of one in quotes.
+        if key.strip_prefix(b"\"").or(key.strip_prefix(b"'")).unwrap_or(&key).starts_with(b"whsec_") {
+            return Err(SecretError::EncodedTwice);
+        }
+        if encoded.len() >= 16 && encoded.bytes().all(|byte| encoded.as_bytes().first() == Some(&byte)) {
+            return Err(SecretError::Placeholder);
         }
         Ok(Self(key.into()))
     }
@@ -198,6 +230,18 @@ impl Verifier {
         body: Bytes,
         now: DateTime<Utc>,
     ) -> Result<Verified, Rejection> {
+        self.expect(headers, now)?.verify(body)
+    }
+
+    /// Look at the headers, before the body is there.
+    ///
+    /// # Errors
+    /// The first [`Rejection`] in the order: headers, form of the timestamp, its distance.
+    pub fn expect<'a>(
+        &'a self,
+        headers: &SignatureHeaders<'a>,
+        now: DateTime<Utc>,
+    ) -> Result<Expected<'a>, Rejection> {
         let svix_id =
             str::from_utf8(headers.id).ok().and_then(SvixId::new).ok_or(Rejection::MissingHeaders)?;
         let attempted_at = parse_timestamp(headers.timestamp).ok_or(Rejection::InvalidTimestamp)?;
@@ -206,10 +250,7 @@ impl Verifier {
         if distance > self.tolerance.num_seconds() {
             return Err(Rejection::TimestampOutOfTolerance);
         }
-        if !self.any_signature_matches(headers, &body) {
-            return Err(Rejection::InvalidSignature);
-        }
-        Ok(Verified { svix_id, attempted_at, body })
+        Ok(Expected { verifier: self, headers: *headers, svix_id, attempted_at })
     }
 
     fn any_signature_matches(&self, headers: &SignatureHeaders<'_>, body: &[u8]) -> bool {
@@ -231,6 +272,28 @@ impl Verifier {
             }
         }
         matches.into()
+    }
+}
+
+/// A request of which only the signature is still to be checked, for which its body is needed.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    verifier: &'a Verifier,
+    headers: SignatureHeaders<'a>,
+    svix_id: SvixId,
+    attempted_at: DateTime<Utc>,
+}
+
+impl Expected<'_> {
+    /// Believe the body, or not.
+    ///
+    /// # Errors
+    /// [`Rejection::InvalidSignature`].
+    pub fn verify(self, body: Bytes) -> Result<Verified, Rejection> {
+        if !self.verifier.any_signature_matches(&self.headers, &body) {
+            return Err(Rejection::InvalidSignature);
+        }
+        Ok(Verified { svix_id: self.svix_id, attempted_at: self.attempted_at, body })
     }
 }
 
@@ -412,6 +475,23 @@ mod tests {
         assert_eq!(Secret::parse("whsec_").unwrap_err(), SecretError::Empty);
         assert_eq!(Secret::parse("whsec_???").unwrap_err(), SecretError::NotBase64);
         assert_eq!(Secret::parse("my-secret").unwrap_err(), SecretError::NoPrefix);
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let encoded = |text: &str| STANDARD.encode(text);
+        for (text, why) in [
+            (format!("\"{secret}\""), SecretError::Quoted),
+            (format!("'{secret}"), SecretError::Quoted),
+            (format!("“{secret}”"), SecretError::Quoted),
+            ("sk_test_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), SecretError::ApiKey),
+            ("https://dashboard.clerk.com/apps/app_1/webhooks".to_owned(), SecretError::Address),
+            ("ep_2abcMfKQ9r8GKYqrTwjUPD8ILPZ".to_owned(), SecretError::EndpointId),
+            (encoded(secret), SecretError::EncodedTwice),
+            (encoded(&format!("{secret}\n")), SecretError::EncodedTwice),
+            (encoded(&format!("\"{secret}\"")), SecretError::EncodedTwice),
+            (format!("whsec_{}", encoded(secret)), SecretError::EncodedTwice),
+            (format!("whsec_{}", "x".repeat(32)), SecretError::Placeholder),
+        ] {
+            assert_eq!(Secret::parse(&text).unwrap_err(), why, "{text}");
+        }
         let weak =
             |bytes: usize| Secret::parse(&STANDARD.encode(vec![7; bytes])).expect("a secret").is_weak();
         assert!(weak(3) && weak(15) && !weak(16) && !weak(24));

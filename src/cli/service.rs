@@ -261,8 +261,10 @@ impl Service {
         let mut listeners = JoinSet::new();
         let public = public.map(|public| (public, http::public_routes(Arc::clone(&app))));
         let private = (private, http::private_routes(app, metrics.clone()));
-        for (listener, routes) in public.into_iter().chain([private]) {
-            let limits = ConnectionLimits::default();
+        // Proxies keep connections to the public one. To the private one only those do who ask again.
+        let at_once = ConnectionLimits { farewell: Duration::ZERO, ..ConnectionLimits::default() };
+        let public = public.map(|(listener, routes)| (listener, routes, ConnectionLimits::default()));
+        for (listener, routes, limits) in public.into_iter().chain([(private.0, private.1, at_once)]) {
             listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
         }
         let (mut workers, mut outbox) = (JoinSet::new(), JoinSet::new());

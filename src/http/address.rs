@@ -3,9 +3,12 @@
 //! `X-Forwarded-For` is believed only as far as trusted proxies wrote it: read from the right, the first address
 //! that is not a trusted proxy is the caller. What stands further left is the caller's own invention.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use axum::http::HeaderMap;
+use axum::{
+    extract::ConnectInfo,
+    http::{Extensions, HeaderMap},
+};
 use ipnet::IpNet;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -42,6 +45,20 @@ impl Addresses {
             (Some(allowed), Some(caller)) => contains(allowed, caller),
             (Some(_), None) => false,
         }
+    }
+}
+
+/// Who is at the other end of the connection on which a request came.
+pub(super) fn peer(extensions: &Extensions) -> IpAddr {
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>();
+    peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip())
+}
+
+/// To whose account goes what comes from an address: whoever has one of IPv6 has all of its /64.
+pub(super) fn account(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 

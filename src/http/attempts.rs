@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use super::address;
 
 /// How long it takes until one failure is forgotten.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(6);
@@ -69,13 +71,9 @@ impl Attempts {
     }
 }
 
-/// For whom failures at an address count: whoever has one of IPv6 has all of its /64. When there are too many to be told
-/// apart, those who are new count as one.
+/// For whom failures at an address count. When there are too many to be told apart, those who are new count as one.
 fn account(failures: &HashMap<IpAddr, Instant>, address: IpAddr) -> IpAddr {
-    let account = match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        address @ IpAddr::V4(_) => address,
-    };
+    let account = address::account(address);
     let is_known = failures.len() < ADDRESSES || failures.contains_key(&account);
     if is_known { account } else { Ipv4Addr::UNSPECIFIED.into() }
 }

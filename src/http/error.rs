@@ -73,6 +73,9 @@ pub enum Problem {
     NotMigrated,
     #[error("too many requests are in flight; try again later")]
     Overloaded,
+    /// The same, before the body was read.
+    #[error("the bodies of other requests take all the room; try again later")]
+    NoRoom,
     #[error("the service is shutting down; try again later")]
     ShuttingDown,
 }
@@ -102,6 +105,7 @@ impl Problem {
             | Self::SchemaNotCurrent
             | Self::NotMigrated
             | Self::Overloaded
+            | Self::NoRoom
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -131,7 +135,7 @@ impl Problem {
             Self::ClerkNotConfigured => "clerk_not_configured",
             Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
-            Self::Overloaded => "overloaded",
+            Self::Overloaded | Self::NoRoom => "overloaded",
             Self::ShuttingDown => "shutting_down",
         }
     }
@@ -145,7 +149,7 @@ impl Problem {
             | Self::SchemaNotCurrent
             | Self::NotMigrated
             | Self::ShuttingDown => Some(5),
-            Self::Overloaded => Some(1),
+            Self::Overloaded | Self::NoRoom => Some(1),
             _ => None,
         }
     }
@@ -154,11 +158,14 @@ impl Problem {
     fn leaves_body_unread(self) -> bool {
         matches!(
             self,
-            Self::AddressNotAllowed
+            Self::Rejected(
+                Rejection::MissingHeaders | Rejection::InvalidTimestamp | Rejection::TimestampOutOfTolerance
+            ) | Self::AddressNotAllowed
                 | Self::BodyTimeout
                 | Self::BodyTooLarge
                 | Self::HeadTooLarge
                 | Self::IncompleteBody
+                | Self::NoRoom
         )
     }
 }

@@ -4,11 +4,22 @@
 //! more than a set number of connections is open, a full descriptor table pauses accepting instead of ending it, and
 //! nothing that a peer does or leaves undone holds a connection for ever.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use axum::extract::ConnectInfo;
+use axum::{
+    extract::ConnectInfo,
+    http::{HeaderValue, header},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -17,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Routes, head, socket::Socket};
+use super::{Routes, head, pace::Pace, socket::Socket};
 
 /// How long accepting pauses after an error that is not the peer's, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -25,19 +36,26 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often the same complaint is logged.
 const SELDOM: Duration = Duration::from_secs(10);
 
+/// How many connections make way for others at a time, at most.
+const MAKE_WAY: usize = 32;
+
 /// What a listener grants its peers.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
     /// Open at the same time; more wait to be accepted.
     pub connections: usize,
-    /// For a whole head, and for an idle connection to send the next one.
+    /// For a whole head, counted from its first byte, or from the start of the connection if it is the first.
     pub head_within: Duration,
+    /// How long a connection may be silent between two requests.
+    pub idle_within: Duration,
     /// The size of a head that hyper reads, in bytes; at least 8,192.
     pub head_bytes: usize,
     /// How long a peer may leave an answer unread.
     pub write_within: Duration,
     /// How long the rest of a refused request is read and thrown away, so that the peer sees the answer.
     pub linger: Duration,
+    /// How long connections stay open after `shutdown`, so that whoever keeps one is told by an answer that it closes.
+    pub farewell: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -45,9 +63,11 @@ impl Default for ConnectionLimits {
         Self {
             connections: 4096,
             head_within: Duration::from_secs(5),
+            idle_within: Duration::from_secs(75),
             head_bytes: 2 * head::MAX_BYTES,
             write_within: Duration::from_secs(10),
             linger: Duration::from_secs(2),
+            farewell: Duration::from_secs(3),
         }
     }
 }
@@ -57,14 +77,15 @@ impl Default for ConnectionLimits {
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,
-    limits: ConnectionLimits,
+    mut limits: ConnectionLimits,
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let mut connections = JoinSet::new();
-    let accepting = accept(listener, routes, limits, &shutdown, &mut connections);
-    shutdown.run_until_cancelled(accepting).await;
-    // Dropped by now: the listener, and with it whoever was not yet accepted.
+    limits.farewell = limits.farewell.min(grace / 2);
+    let mut door = Door::new(routes, limits, shutdown.clone());
+    shutdown.run_until_cancelled(door.accept(&listener)).await;
+    door.close(listener);
+    let mut connections = door.connections;
     let drained = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
     if drained.is_err() {
         tracing::warn!(connections = connections.len(), "cut off after the grace period");
@@ -72,52 +93,116 @@ pub async fn serve(
     }
 }
 
-/// Accept for ever.
-async fn accept(
-    listener: TcpListener,
+/// Where connections come in.
+struct Door {
     routes: Routes,
     limits: ConnectionLimits,
-    shutdown: &CancellationToken,
-    connections: &mut JoinSet<()>,
-) {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let mut http = http1::Builder::new();
-    // A sender that has closed its half may still read. It also means that hyper does not look out for senders
-    // that hang up, so that every request is seen through, counted and logged.
-    http.half_close(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_within)
-        .max_buf_size(limits.head_bytes);
-    let mut full = Seldom::default();
-    let mut broken = Seldom::default();
-    loop {
-        while connections.try_join_next().is_some() {}
-        if places.available_permits() == 0 && full.due() {
-            tracing::warn!(connections = limits.connections, "all connections are taken: accepting pauses");
+    shutdown: CancellationToken,
+    http: http1::Builder,
+    places: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    paces: Vec<Weak<Pace>>,
+    full: Seldom,
+    broken: Seldom,
+}
+
+impl Door {
+    fn new(routes: Routes, limits: ConnectionLimits, shutdown: CancellationToken) -> Self {
+        let mut http = http1::Builder::new();
+        // A sender that has closed its half may still read. It also means that hyper does not look out for senders
+        // that hang up, so that every request is seen through, counted and logged.
+        http.half_close(true).header_read_timeout(None).max_buf_size(limits.head_bytes);
+        Self {
+            routes,
+            shutdown,
+            http,
+            places: Arc::new(Semaphore::new(limits.connections)),
+            limits,
+            connections: JoinSet::new(),
+            paces: Vec::new(),
+            full: Seldom::default(),
+            broken: Seldom::default(),
         }
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let socket = open(stream, &limits, shutdown);
-                let connection =
-                    converse(http.clone(), socket, peer, routes.clone(), shutdown.clone(), place);
-                connections.spawn(connection);
-            }
-            Err(error) if is_the_peers(&error) => {}
-            Err(error) => {
-                if broken.due() {
-                    tracing::warn!(kind = ?error.kind(), code = error.raw_os_error(), "accepting pauses");
+    }
+
+    /// Accept for ever.
+    async fn accept(&mut self, listener: &TcpListener) {
+        loop {
+            while self.connections.try_join_next().is_some() {}
+            let Some(place) = self.place().await else { return };
+            match listener.accept().await {
+                Ok((stream, peer)) => self.open(stream, peer, place),
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    if self.broken.due() {
+                        tracing::warn!(kind = ?error.kind(), code = error.raw_os_error(), "accepting pauses");
+                    }
+                    sleep(PAUSE).await;
                 }
-                sleep(PAUSE).await;
             }
         }
     }
-}
 
-fn open(stream: TcpStream, limits: &ConnectionLimits, shutdown: &CancellationToken) -> Socket {
-    // Only a matter of speed.
-    _ = stream.set_nodelay(true);
-    Socket::new(stream, limits.write_within, limits.linger, shutdown.clone())
+    /// A place for one more connection.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                return Some(place);
+            }
+            if self.full.due() {
+                let connections = self.limits.connections;
+                tracing::warn!(connections, "all connections are taken: those that are silent make way");
+            }
+            self.make_way();
+            if let Ok(place) = timeout(PAUSE, Arc::clone(&self.places).acquire_owned()).await {
+                return place.ok();
+            }
+        }
+    }
+
+    /// Close some of the connections that wait for nothing but a head: of whoever has most of them, the longest wait first.
+    fn make_way(&mut self) {
+        self.paces.retain(|pace| pace.strong_count() > 0);
+        let open = self.paces.iter().filter_map(Weak::upgrade);
+        let mut waiting: Vec<_> = open.filter_map(|pace| Some((pace.waits_since()?, pace))).collect();
+        let mut of_account = HashMap::<_, usize>::new();
+        for (_, pace) in &waiting {
+            *of_account.entry(pace.account).or_default() += 1;
+        }
+        waiting.sort_by_key(|(since, pace)| (Reverse(of_account[&pace.account]), *since));
+        for (_, pace) in waiting.iter().take(MAKE_WAY.min(self.limits.connections / 64).max(1)) {
+            pace.displace();
+        }
+    }
+
+    fn open(&mut self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        // Only a matter of speed.
+        _ = stream.set_nodelay(true);
+        let pace = Arc::new(Pace::new(&self.limits, peer.ip()));
+        if self.paces.len() >= 2 * self.limits.connections {
+            self.paces.retain(|pace| pace.strong_count() > 0);
+        }
+        self.paces.push(Arc::downgrade(&pace));
+        let socket = Socket::new(stream, Arc::clone(&pace), &self.limits, self.shutdown.clone());
+        let routes = self.routes.clone();
+        let conversation =
+            converse(self.http.clone(), socket, peer, pace, routes, self.shutdown.clone(), place);
+        self.connections.spawn(conversation);
+    }
+
+    /// Stop listening. Who stands in the queue believes to be connected, and may have sent a request, so they are let in.
+    fn close(&mut self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok(place) = Arc::clone(&self.places).try_acquire_owned()
+            && let Ok((stream, peer)) = listener.accept()
+        {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                self.open(stream, peer, place);
+            }
+        }
+    }
 }
 
 /// Serve one connection to its end.
@@ -125,24 +210,27 @@ async fn converse(
     http: http1::Builder,
     socket: Socket,
     peer: SocketAddr,
+    pace: Arc<Pace>,
     routes: Routes,
     shutdown: CancellationToken,
     _place: OwnedSemaphorePermit,
 ) {
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        pace.requested();
         request.extensions_mut().insert(ConnectInfo(peer));
         let answer = routes.clone().answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        let (pace, shutdown) = (Arc::clone(&pace), shutdown.clone());
+        async move {
+            let mut answer = answer.await;
+            pace.answered();
+            // Whoever keeps the connection must not send the next request into a close.
+            if shutdown.is_cancelled() || pace.is_displaced() {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
         }
-    };
-    if let Err(error) = ended {
+    });
+    if let Err(error) = http.serve_connection(TokioIo::new(socket), service).await {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }

@@ -14,6 +14,7 @@ mod head;
 mod health;
 mod listener;
 mod metrics;
+mod pace;
 mod request_id;
 mod resends;
 mod socket;

@@ -1,12 +1,14 @@
 //! One peer's socket, which does not wait for ever and does not hang up rudely.
 //!
-//! A peer that reads nothing while we have something to say is given up after a deadline. When we are done, what the
+//! A peer that reads nothing while we have something to say is given up after a deadline, and so is one that says nothing
+//! or not enough. When we are done, what the
 //! peer is still sending is read and thrown away for a while: closing at once would reset the connection, and the
 //! peer would never see the answer that told it why.
 
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,40 +16,106 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
-/// A TCP stream with a write deadline and a lingering close.
+use super::{
+    listener::ConnectionLimits,
+    pace::{Pace, Stage},
+};
+
+/// A TCP stream with deadlines and a lingering close.
 pub(super) struct Socket {
     stream: Pin<Box<TimeoutWriter<TcpStream>>>,
+    pace: Arc<Pace>,
+    /// For the deadline of what the peer is at, or an earlier one.
+    timer: Pin<Box<Sleep>>,
     linger: Duration,
     lingering: Option<Pin<Box<Sleep>>>,
     /// Once cancelled, only a peer that is in the middle of something is waited for.
     shutdown: CancellationToken,
+    /// Ends some time after that.
+    farewell: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// It ended, or the peer has kept us waiting for too long.
+    is_over: bool,
 }
 
 impl Socket {
     pub(super) fn new(
         stream: TcpStream,
-        write_within: Duration,
-        linger: Duration,
+        pace: Arc<Pace>,
+        limits: &ConnectionLimits,
         shutdown: CancellationToken,
     ) -> Self {
         let mut stream = TimeoutWriter::new(stream);
-        stream.set_timeout(Some(write_within));
-        Self { stream: Box::pin(stream), linger, lingering: None, shutdown }
+        stream.set_timeout(Some(limits.write_within));
+        let (stopping, farewell) = (shutdown.clone(), limits.farewell);
+        let farewell = async move {
+            stopping.cancelled().await;
+            sleep(farewell).await;
+        };
+        Self {
+            stream: Box::pin(stream),
+            pace,
+            timer: Box::pin(sleep(limits.head_within)),
+            linger: limits.linger,
+            lingering: None,
+            shutdown,
+            farewell: Box::pin(farewell),
+            is_over: false,
+        }
+    }
+
+    /// Ready once the peer, which is silent, has kept us waiting for too long.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_over {
+            return Poll::Ready(());
+        }
+        let (stage, Some(until)) = self.pace.look(cx) else { return Poll::Pending };
+        let has_begun = stage == Stage::Head;
+        let is_over =
+            self.poll_timer(cx, until) || (!has_begun && self.farewell.as_mut().poll(cx).is_ready());
+        // A request that has arrived meanwhile, of which we were not told yet, must not meet a close.
+        if !is_over || (!has_begun && self.has_unread()) {
+            return Poll::Pending;
+        }
+        self.is_over = true;
+        Poll::Ready(())
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> bool {
+        if self.timer.deadline() > until {
+            self.timer.as_mut().reset(until);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if until <= Instant::now() {
+                return true;
+            }
+            self.timer.as_mut().reset(until);
+        }
+        false
+    }
+
+    fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(self.stream.get_ref()).is_ok_and(|bytes| bytes > 0)
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.stream.as_mut().poll_read(cx, buf)
+    /// It ends where the peer has kept us waiting for too long.
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = this.stream.as_mut().poll_read(cx, buf);
+        if read.is_pending() {
+            return this.poll_patience(cx).map(Ok);
+        }
+        if buf.filled().len() > before {
+            this.pace.heard();
+        }
+        read
     }
 }
 
@@ -77,6 +145,10 @@ impl AsyncWrite for Socket {
         let this = self.get_mut();
         if this.lingering.is_none() {
             ready!(this.stream.as_mut().poll_shutdown(cx))?;
+        }
+        this.pace.look(cx);
+        if this.is_over || this.pace.is_displaced() {
+            return Poll::Ready(Ok(()));
         }
         let linger = this.linger;
         let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(linger)));

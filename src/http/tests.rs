@@ -435,7 +435,7 @@ fn signed(body: &str, more_headers: &str) -> String {
 }
 
 #[test]
-fn slow_idle_and_silent_peers_are_closed_after_five_seconds() {
+fn slow_and_silent_peers_are_closed_after_five_seconds_and_those_between_two_requests_are_kept() {
     let server = Server::of(ready_app());
     let closed_after = |mut client: Client, trickle: bool| {
         let started = Instant::now();
@@ -448,17 +448,44 @@ fn slow_idle_and_silent_peers_are_closed_after_five_seconds() {
         }
         assert!(started.elapsed() > Duration::from_secs(4), "closed too early");
     };
+    let kept = || {
+        let mut client = server.connect();
+        client.send(get("/livez").as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, 200);
+        client
+    };
     thread::scope(|scope| {
         let silent = server.connect();
         scope.spawn(|| closed_after(silent, false));
         let mut slow = server.connect();
         slow.send(b"GET /livez HTTP/1.1\r\nhost: ");
         scope.spawn(|| closed_after(slow, true));
-        let mut idle = server.connect();
-        idle.send(get("/livez").as_bytes());
-        assert_eq!(idle.answer().expect("an answer").status, 200);
-        scope.spawn(|| closed_after(idle, false));
+        let mut slow_later = kept();
+        slow_later.send(b"GET /livez HTTP/1.1\r\nhost: ");
+        scope.spawn(|| closed_after(slow_later, true));
+        let mut idle = kept();
+        scope.spawn(move || {
+            thread::sleep(Duration::from_millis(6500));
+            idle.send(get("/livez").as_bytes());
+            assert_eq!(idle.answer().expect("an answer after the silence").status, 200);
+        });
     });
+}
+
+#[test]
+fn proxies_that_close_after_a_minute_of_silence_close_first() {
+    assert_eq!(ConnectionLimits::default().idle_within, Duration::from_secs(75));
+    let limits = ConnectionLimits { idle_within: Duration::from_secs(2), ..ConnectionLimits::default() };
+    let server = Server::start(public_routes(Arc::new(ready_app())), limits, GRACE);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        client.send(get("/livez").as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, 200);
+        thread::sleep(Duration::from_millis(700));
+    }
+    let started = Instant::now();
+    assert!(client.is_closed(), "the silence does not end");
+    assert!(started.elapsed() > Duration::from_millis(500), "counted from before the last answer");
 }
 
 #[test]
@@ -468,7 +495,7 @@ fn a_trickled_body_is_answered_408_and_closed() {
     let server = Server::of(app);
     let mut client = server.connect();
     let started = Instant::now();
-    client.send(b"POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\n");
+    client.send(signed("", "").replace("content-length: 0", "content-length: 1000").as_bytes());
     let mut trickle = client.0.try_clone().expect("clone");
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -496,8 +523,8 @@ fn a_sender_that_writes_everything_before_it_reads_sees_413() {
     );
     announced.send(&body);
     let mut chunked = server.connect();
-    chunked
-        .send(b"POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n300000\r\n");
+    chunked.send(signed("", "").replace("content-length: 0", "transfer-encoding: chunked").as_bytes());
+    chunked.send(b"300000\r\n");
     chunked.send(&body);
     chunked.send(b"\r\n0\r\n\r\n");
     for mut client in [announced, chunked] {
@@ -516,10 +543,47 @@ fn a_sender_that_asks_first_is_told_at_once_that_its_body_is_too_large() {
     );
     assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
     assert!(started.elapsed() < Duration::from_secs(1));
-    let answer = server.ask(
-        "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n",
-    );
+    let answer =
+        server.ask(&signed("", "expect: 100-continue\r\n").replace("content-length: 0", "content-length: 3"));
     assert_eq!(answer.status, 100);
+}
+
+#[test]
+fn what_its_head_gives_away_is_answered_before_the_body_and_closes_the_connection() {
+    let server = Server::of(ready_app());
+    let unsigned = "POST /webhooks/clerk HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\n".to_owned();
+    let head = signed("", "").replace("content-length: 0", "content-length: 9");
+    let changed = |what: &str| {
+        let now = Utc::now().timestamp();
+        let before =
+            head.split("svix-timestamp: ").nth(1).and_then(|rest| rest.split('\r').next()).expect("one");
+        head.replace(
+            &format!("svix-timestamp: {before}"),
+            &format!(
+                "svix-timestamp: {}",
+                match what {
+                    "late" => (now - 301).to_string(),
+                    other => other.to_owned(),
+                }
+            ),
+        )
+    };
+    let cases = [
+        (unsigned, "missing_headers"),
+        (changed("yesterday"), "invalid_timestamp"),
+        (changed("late"), "timestamp_out_of_tolerance"),
+    ];
+    for (head, code) in cases {
+        // The body never comes.
+        let mut client = server.connect();
+        let started = Instant::now();
+        client.send(head.as_bytes());
+        let answer = client.answer().expect("an answer");
+        assert_eq!((answer.status, answer.code().as_str()), (400, code));
+        assert_eq!(answer.headers["connection"], "close", "{code}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{code}");
+        assert!(client.is_closed());
+    }
 }
 
 #[test]
@@ -832,7 +896,8 @@ fn slow_route(delay: Duration) -> Routes {
 #[test]
 fn shutdown_waits_for_requests_and_not_for_idle_connections() {
     let delay = Duration::from_secs(1);
-    let server = Server::start(slow_route(delay), ConnectionLimits::default(), GRACE);
+    let limits = ConnectionLimits { farewell: Duration::ZERO, ..ConnectionLimits::default() };
+    let server = Server::start(slow_route(delay), limits, GRACE);
     let mut idle = server.connect();
     idle.send(get("/").as_bytes());
     assert_eq!(idle.answer().expect("an answer").body, "quick");
@@ -843,9 +908,52 @@ fn shutdown_waits_for_requests_and_not_for_idle_connections() {
     let address = server.address;
     let took = server.stop();
     assert!(took < Duration::from_secs(2), "took {took:?}");
-    assert_eq!(busy.answer().expect("an answer").body, "done");
+    let answer = busy.answer().expect("an answer");
+    assert_eq!((answer.body.as_str(), answer.headers["connection"].as_str()), ("done", "close"));
     assert!(idle.is_closed());
     assert!(TcpStream::connect(address).is_err(), "still listening");
+}
+
+#[test]
+fn a_request_that_crosses_the_shutdown_is_answered_and_told_that_the_connection_closes() {
+    let server = Server::start(slow_route(Duration::ZERO), ConnectionLimits::default(), GRACE);
+    let mut kept = server.connect();
+    kept.send(get("/").as_bytes());
+    let answer = kept.answer().expect("an answer");
+    assert!(!answer.headers.contains_key("connection"), "{answer:?}");
+    let mut fresh = server.connect();
+    server.shutdown.cancel();
+    thread::sleep(Duration::from_millis(500)); // the service knows of it
+    for client in [&mut kept, &mut fresh] {
+        client.send(get("/").as_bytes());
+        let answer = client.answer().expect("an answer while the service stops");
+        assert_eq!((answer.body.as_str(), answer.headers["connection"].as_str()), ("quick", "close"));
+        assert!(client.is_closed());
+    }
+    let took = server.stop();
+    assert!(took < Duration::from_secs(2), "waits for nobody: {took:?}");
+}
+
+#[test]
+fn whoever_is_not_yet_accepted_when_the_service_stops_is_still_answered() {
+    let runtime = Runtime::new().expect("runtime");
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("free port");
+    let mut clients: Vec<Client> = (0..20)
+        .map(|_| {
+            let stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+            stream.set_read_timeout(Some(Duration::from_secs(8))).expect("timeout");
+            let mut client = Client(stream);
+            client.send(get("/").as_bytes());
+            client
+        })
+        .collect();
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let routes = slow_route(Duration::ZERO);
+    runtime.block_on(serve(listener, routes, ConnectionLimits::default(), shutdown, GRACE));
+    for client in &mut clients {
+        assert_eq!(client.answer().expect("an answer").body, "quick");
+    }
 }
 
 #[test]
@@ -863,19 +971,47 @@ fn shutdown_cuts_off_what_outlasts_the_grace_period() {
 #[test]
 fn when_all_connections_are_taken_others_wait_their_turn() {
     let limits = ConnectionLimits { connections: 2, ..ConnectionLimits::default() };
-    let server = Server::start(public_routes(Arc::new(ready_app())), limits, GRACE);
-    let taken = [server.connect(), server.connect()].map(|mut client| {
-        client.send(get("/livez").as_bytes());
-        assert_eq!(client.answer().expect("an answer").status, 200);
-        client
-    });
+    let server = Server::start(slow_route(Duration::from_secs(2)), limits, GRACE);
+    let mut taken = [server.connect(), server.connect()];
+    for client in &mut taken {
+        client.send(get("/slow").as_bytes());
+    }
+    thread::sleep(Duration::from_millis(300)); // both are being answered
     let mut third = server.connect();
-    third.send(get("/livez").as_bytes());
+    third.send(get("/").as_bytes());
     third.0.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
     assert!(third.0.peek(&mut [0]).is_err(), "answered though all connections are taken");
-    drop(taken);
+    for client in &mut taken {
+        assert_eq!(client.answer().expect("an answer").body, "done");
+    }
     third.0.set_read_timeout(Some(Duration::from_secs(4))).expect("timeout");
-    assert_eq!(third.answer().expect("an answer").status, 200);
+    assert_eq!(third.answer().expect("an answer").body, "quick");
+}
+
+#[test]
+fn connections_that_only_wait_make_way_when_all_are_taken() {
+    let limits = ConnectionLimits { connections: 4, ..ConnectionLimits::default() };
+    let server = Server::start(public_routes(Arc::new(ready_app())), limits, GRACE);
+    let ask = |client: &mut Client| {
+        client.send(get("/livez").as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, 200);
+    };
+    let mut idle = server.connect();
+    ask(&mut idle);
+    let silent = server.connect();
+    let mut slow = server.connect();
+    slow.send(b"GET /livez HTTP/1.1\r\nhost: ");
+    let mut young = server.connect();
+    ask(&mut young);
+    for mut oldest in [idle, silent, slow] {
+        let started = Instant::now();
+        let mut newcomer = server.connect();
+        ask(&mut newcomer);
+        assert!(started.elapsed() < Duration::from_secs(2), "it waited for a deadline");
+        assert!(oldest.is_closed(), "another one was closed");
+        ask(&mut young);
+        thread::sleep(Duration::from_millis(20)); // whoever came later has waited for less long
+    }
 }
 
 #[test]

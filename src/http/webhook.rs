@@ -95,13 +95,16 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     if !app.addresses.allows(attempt.caller) {
         return Err(Problem::AddressNotAllowed);
     }
-    let unverified = app.bodies.read(body, attempt.started).await?;
-
-    // No await from here to the hand-over.
+    // What the head gives away costs no room for a body.
+    app.bodies.admit(&body)?;
     let now = (app.clock)();
     let headers = SignatureHeaders::find(|name| head.headers.get(name).map(HeaderValue::as_bytes))?;
-    let verified = app.verifier.verify(&headers, unverified.bytes, now)?;
-    drop(unverified.room);
+    let expected = app.verifier.expect(&headers, now)?;
+    let sender = attempt.caller.unwrap_or_else(|| attempt.peer.ip());
+    let body = app.bodies.read(body, sender, attempt.started).await?;
+
+    // No await from here to the hand-over.
+    let verified = expected.verify(body)?;
     attempt.svix_id = Some(verified.svix_id().clone());
     attempt.describe(&head.headers);
     let mut event = event::parse(&verified, app.fields, now);

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header};
 use tokio::time::Instant;
 
 use super::session::Session;
-use crate::http::{App, error::Problem};
+use crate::http::{App, address, error::Problem};
 
 /// The fields of a form. They may be personal data.
 pub(super) struct Form {
@@ -17,8 +17,9 @@ pub(super) struct Form {
 impl Form {
     pub(super) async fn read(app: &App, request: Request) -> Result<Self, Problem> {
         let (head, body) = request.into_parts();
-        let body = app.dashboard.forms.read(body, Instant::now()).await?;
-        let fields = url::form_urlencoded::parse(&body.bytes);
+        let peer = address::peer(&head.extensions);
+        let body = app.dashboard.forms.read(body, peer, Instant::now()).await?;
+        let fields = url::form_urlencoded::parse(&body);
         let fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         Ok(Self { fields, foreign: is_foreign(&head.headers) })
     }

@@ -37,7 +37,7 @@ pub use self::{
     users::row_as_json,
 };
 use super::{
-    App, Bodies,
+    App, Bodies, address,
     attempts::Attempts,
     error::Problem,
     health::Probe,
@@ -208,8 +208,9 @@ async fn body<T: DeserializeOwned>(
     request: Request,
     complaint: &'static str,
 ) -> Result<T, Problem> {
-    let body = app.api.bodies.read(request.into_body(), Instant::now()).await?;
-    serde_json::from_slice(&body.bytes).map_err(|_| Problem::InvalidBody(complaint))
+    let peer = address::peer(request.extensions());
+    let body = app.api.bodies.read(request.into_body(), peer, Instant::now()).await?;
+    serde_json::from_slice(&body).map_err(|_| Problem::InvalidBody(complaint))
 }
 
 /// People's data stays nowhere on the way.

@@ -1,0 +1,118 @@
+//! How long a connection may keep us waiting, by what it is at.
+//!
+//! A head is waited for briefly, whether it has begun or the connection is fresh; silence after an answer is borne for
+//! longer, because proxies keep connections for their next request and take it badly if that request meets a close. While
+//! a request is answered, other deadlines count. Where places are scarce, those that wait for nothing but a head give
+//! theirs up, the longest wait first.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{address, listener::ConnectionLimits};
+
+/// What one connection is at. Its socket, its service and the accept loop share it.
+#[derive(Debug)]
+pub(super) struct Pace {
+    head_within: Duration,
+    idle_within: Duration,
+    /// Whose connection it is.
+    pub(super) account: IpAddr,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    stage: Stage,
+    since: Instant,
+    /// Others need its place.
+    displaced: bool,
+    waker: Option<Waker>,
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing was sent yet.
+    Fresh,
+    /// A head has begun.
+    Head,
+    /// A request is being read and answered.
+    Request,
+    /// The last request was answered, and the next has not begun.
+    Idle,
+}
+
+impl Pace {
+    pub(super) fn new(limits: &ConnectionLimits, peer: IpAddr) -> Self {
+        let now = Now { stage: Stage::Fresh, since: Instant::now(), displaced: false, waker: None };
+        let &ConnectionLimits { head_within, idle_within, .. } = limits;
+        Self { head_within, idle_within, account: address::account(peer), now: Mutex::new(now) }
+    }
+
+    /// Bytes arrived.
+    pub(super) fn heard(&self) {
+        let mut now = self.lock();
+        if matches!(now.stage, Stage::Fresh | Stage::Idle) {
+            // A fresh connection has one deadline for its whole first head.
+            if now.stage == Stage::Idle {
+                now.since = Instant::now();
+            }
+            now.stage = Stage::Head;
+        }
+    }
+
+    /// A head is complete.
+    pub(super) fn requested(&self) {
+        self.lock().stage = Stage::Request;
+    }
+
+    /// The answer is ready.
+    pub(super) fn answered(&self) {
+        let mut now = self.lock();
+        (now.stage, now.since) = (Stage::Idle, Instant::now());
+    }
+
+    /// What the connection is at, and until when; `None`: other deadlines count. It is woken up if its place is needed.
+    pub(super) fn look(&self, cx: &Context<'_>) -> (Stage, Option<Instant>) {
+        let mut now = self.lock();
+        if !now.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            now.waker = Some(cx.waker().clone());
+        }
+        let until = match now.stage {
+            Stage::Request => None,
+            _ if now.displaced => Some(now.since),
+            Stage::Fresh | Stage::Head => Some(now.since + self.head_within),
+            Stage::Idle => Some(now.since + self.idle_within),
+        };
+        (now.stage, until)
+    }
+
+    /// Since when nothing but a head is waited for.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        let now = self.lock();
+        (now.stage != Stage::Request && !now.displaced).then_some(now.since)
+    }
+
+    pub(super) fn is_displaced(&self) -> bool {
+        self.lock().displaced
+    }
+
+    /// Ask the connection for its place. A request that arrives at the same moment is still answered.
+    pub(super) fn displace(&self) {
+        let mut now = self.lock();
+        now.displaced = true;
+        if let Some(waker) = &now.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
