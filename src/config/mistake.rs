@@ -100,7 +100,8 @@ pub fn unreadable(error: &io::Error) -> String {
 
 /// A value as it may be shown, or nothing where it looks like a secret that strayed into another variable.
 pub(super) fn shown(value: &str) -> String {
-    let secret = ["whsec_", "sk_live_", "sk_test_", "@"].iter().any(|mark| value.contains(mark));
+    // The fourth is the first one in base64.
+    let secret = ["whsec_", "sk_live_", "sk_test_", "d2hzZWNf", "@"].iter().any(|mark| value.contains(mark));
     if secret {
         return "a value that looks like a secret".to_owned();
     }

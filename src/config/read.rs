@@ -19,7 +19,7 @@ use super::{
     mistake::{Mistake, flag, shown, unreadable},
 };
 use crate::{
-    clerk::signature::Secret,
+    clerk::signature::{QUOTES, Secret},
     model::{DeletionPolicy, Field, FieldSet, Processing},
     telemetry::{self, LogFormat},
 };
@@ -112,23 +112,15 @@ impl Reader {
         let parts: Vec<&str> = list(&text).collect();
         let mut secrets = Vec::new();
         for (place, part) in parts.iter().enumerate() {
-            let refusal = if ["sk_", "pk_"].iter().any(|prefix| part.starts_with(prefix)) {
-                "it is an API key".to_owned()
-            } else {
-                match Secret::parse(part) {
-                    Ok(secret) => {
-                        if secret.is_weak() {
-                            self.warnings.push(format!(
-                                "{VARIABLE}: secret {} of {} has fewer than 16 bytes and can be guessed; Clerk's have 24",
-                                place + 1,
-                                parts.len()
-                            ));
-                        }
-                        secrets.push(secret);
-                        continue;
-                    }
-                    Err(error) => error.to_string(),
+            let refusal = match Secret::parse(part) {
+                Ok(secret) if secret.is_weak() => {
+                    "it has fewer than 16 bytes and can be guessed; Clerk's have 24".to_owned()
                 }
+                Ok(secret) => {
+                    secrets.push(secret);
+                    continue;
+                }
+                Err(error) => error.to_string(),
             };
             self.mistake(
                 VARIABLE,
@@ -263,8 +255,9 @@ impl Reader {
     }
 
     pub(super) fn instance_id(&mut self, given: Option<&str>) -> Option<String> {
-        let allowed = "an id as Clerk writes it, such as ins_2abc";
-        self.value("CLERK_INSTANCE_ID", given, allowed, |text| is_visible(text).then(|| text.to_owned()))
+        let allowed = "an id as Clerk writes it, such as ins_2abc, which the address of the Dashboard shows behind \
+                       /instances/; or any";
+        self.value("CLERK_INSTANCE_ID", given, allowed, |text| is_instance(text).then(|| text.to_owned()))
     }
 
     pub(super) fn listener(
@@ -474,8 +467,21 @@ impl Reader {
         value
     }
 
-    /// A value that must not be shown, given directly or in a file.
+    /// A value that must not be shown, given directly or in a file. None may stand in quotes: files of variables for Docker or
+    /// systemd are not read as a shell would, and then the quotes would be part of it.
     fn secret(&mut self, variable: &str, given: Option<&str>, file: Option<&str>) -> Option<String> {
+        let text = self.secret_as_given(variable, given, file)?;
+        if is_quoted(&text) {
+            self.mistake(
+                variable,
+                "it is in quotes, which would count as part of it; leave the quotes out".to_owned(),
+            );
+            return None;
+        }
+        Some(text)
+    }
+
+    fn secret_as_given(&mut self, variable: &str, given: Option<&str>, file: Option<&str>) -> Option<String> {
         let file_variable = format!("{variable}_FILE");
         match (present(given), present(file)) {
             (None, None) => None,
@@ -539,6 +545,19 @@ fn is_name(text: &str) -> bool {
 
 pub(super) fn is_visible(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The id of an instance of Clerk, or the word for all of them.
+fn is_instance(text: &str) -> bool {
+    let id = text.strip_prefix("ins_").filter(|id| !id.is_empty());
+    let fits = |id: &str| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    text == "any" || id.is_some_and(fits)
+}
+
+/// Whether something stands in quotes of one kind.
+fn is_quoted(text: &str) -> bool {
+    let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+    QUOTES.into_iter().any(|quote| inner(quote).is_some())
 }
 
 /// A path, unless it might be the secret itself.

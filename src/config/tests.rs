@@ -1,3 +1,4 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use secrecy::ExposeSecret;
 
@@ -140,7 +141,7 @@ fn an_empty_value_counts_as_not_set() {
 #[test]
 fn no_secret_is_ever_shown() {
     let secrets = [
-        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_aHVudGVyMg=="),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIy"),
         ("CLERK_SECRET_KEY", "sk_test_hunter2"),
         ("ADMIN_TOKEN", "hunter2"),
         ("METRICS_TOKEN", "hunter2"),
@@ -211,9 +212,6 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
 fn several_signing_secrets_are_separated_by_commas_or_spaces() {
     let given = format!("{SECRET},{SECRET} {SECRET}\n{SECRET},");
     assert_eq!(config(&[("CLERK_WEBHOOK_SIGNING_SECRET", &given)]).signing_secrets.len(), 4);
-    let weak = config(&[("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET} whsec_AAAA"))]);
-    assert_eq!(weak.signing_secrets.len(), 2);
-    assert!(weak.warnings[0].contains("secret 2 of 2 has fewer than 16 bytes"), "{:?}", weak.warnings);
     assert!(mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", "my-secret").contains("does not begin with `whsec_`"));
     let second = mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET}, whsec_?"));
     assert!(second.contains("secret 2 of 2 cannot be used"), "{second}");
@@ -226,6 +224,77 @@ fn several_signing_secrets_are_separated_by_commas_or_spaces() {
         .count(),
         2
     );
+}
+
+#[test]
+fn what_cannot_be_the_signing_secret_is_refused_and_not_shown() {
+    let encoded = STANDARD.encode(SECRET);
+    for (given, why) in [
+        (
+            encoded.clone(),
+            "secret 1 of 1 cannot be used, it is a secret that was encoded in base64 once more",
+        ),
+        (format!("{SECRET},{encoded}"), "secret 2 of 2 cannot be used, it is a secret that was encoded"),
+        (format!("\"{SECRET}\""), "it is in quotes"),
+        (format!("{SECRET} '{SECRET}'"), "secret 2 of 2 cannot be used, it is in quotes"),
+        ("sk_test_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "it is an API key"),
+        ("https://dashboard.clerk.com/MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "it is an address"),
+        ("whsec_AAAB".to_owned(), "it has fewer than 16 bytes"),
+    ] {
+        let mistake = mistake_of("CLERK_WEBHOOK_SIGNING_SECRET", &given);
+        assert!(mistake.contains(why), "{mistake}");
+        let hidden = [&SECRET[6..], &encoded, "AAAB"];
+        assert!(hidden.iter().all(|secret| !mistake.contains(secret)), "{mistake}");
+        assert_eq!(mistake.lines().count(), 2, "{mistake}");
+    }
+    // The shortest that Svix has published, without its padding, and without the prefix.
+    for short in ["whsec_plJ3nmyCDGBKInavdOK15jsl", "plJ3nmyCDGBKInavdOK15jsl"] {
+        assert_eq!(config(&[("CLERK_WEBHOOK_SIGNING_SECRET", short)]).signing_secrets.len(), 1);
+    }
+}
+
+#[test]
+fn no_secret_may_stand_in_quotes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (variable, value) in [
+        ("ADMIN_TOKEN", "\"hunter2\""),
+        ("ADMIN_TOKEN", "'hunter2'"),
+        ("METRICS_TOKEN", "\"hunter2\""),
+        ("CLERK_SECRET_KEY", "\"sk_test_hunter2\""),
+        ("DATABASE_URL", "\"postgres://app:hunter2@db/app\""),
+    ] {
+        let mistake = mistake_of(variable, value);
+        assert!(mistake.contains("it is in quotes, which would count as part of it"), "{mistake}");
+        assert!(!mistake.contains("hunter2"), "{mistake}");
+        let file = folder.path().join("secret");
+        std::fs::write(&file, format!("{value}\n")).expect("a file");
+        let file = file.display().to_string();
+        let mistake = mistakes(&[(&format!("{variable}_FILE"), &file)], Needs::default());
+        assert!(mistake.contains("it is in quotes") && !mistake.contains("hunter2"), "{mistake}");
+    }
+    // A quote within is nothing special.
+    assert!(config(&[("ADMIN_TOKEN", "it's")]).admin_token.is_some());
+}
+
+#[test]
+fn what_cannot_be_the_id_of_an_instance_is_refused() {
+    for wrong in [
+        "https://dashboard.clerk.com/apps/app_2abc/instances/ins_2abc",
+        "app_2abc",
+        "\"ins_2abc\"",
+        "ins_",
+        "2abc",
+        "example.com",
+        "ins_2abc ins_2abd",
+        "sk_test_abc",
+    ] {
+        let mistake = mistake_of("CLERK_INSTANCE_ID", wrong);
+        assert!(mistake.contains("allowed is an id as Clerk writes it, such as ins_2abc"), "{mistake}");
+        assert!(!mistake.contains("sk_test_abc"), "{mistake}");
+    }
+    for right in ["ins_2abcDEF", "ins_sample", "any"] {
+        assert_eq!(config(&[("CLERK_INSTANCE_ID", right)]).instance_id.as_deref(), Some(right));
+    }
 }
 
 #[test]
