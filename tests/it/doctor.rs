@@ -292,7 +292,7 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
         }
         let report = doctor(host, &[]);
         assert_eq!(report.code, 78, "{report:#?}");
-        assert!(report.remedy("privileges", "fail", "may not be written to").contains("chown"));
+        assert!(report.remedy("privileges", "fail", "may not be written to").contains("chmod u+rwX"));
         return;
     }
     let schema = host.schema.clone();

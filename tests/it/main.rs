@@ -21,6 +21,7 @@ mod house;
 mod oracles;
 mod outbox;
 mod packaging;
+mod permissions;
 
 mod proxy;
 mod receivers;

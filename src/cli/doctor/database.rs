@@ -1,6 +1,6 @@
 //! The database: whether it is there, lets us do what we have to do, and holds the tables of this version.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use crate::{
     config::{Database, apart},
     store::{
         BehindSequence, Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError,
-        Trouble,
+        Trouble, sqlite,
     },
 };
 
@@ -53,10 +53,8 @@ pub(super) async fn check(given: &Given) -> Looked {
         let why = "the configuration does not say which database";
         return Looked::not(Finding::skip("database", why), why);
     }
-    if let Database::Sqlite { path } = &config.database
-        && let Some(finding) = before_it_is_opened(path)
-    {
-        return Looked::not(finding, "there is no database yet");
+    if let Some(finding) = before_it_is_opened(&config.database) {
+        return Looked::not(finding, "there is no database to look at");
     }
     let our_time = our_clock();
     let began = our_time();
@@ -69,6 +67,9 @@ pub(super) async fn check(given: &Given) -> Looked {
     let (store, inspection) = match asked {
         Ok(asked) => asked,
         Err(error) => {
+            if let Some(finding) = unwritable("database", &config.database) {
+                return Looked::not(finding, "the database cannot be looked at");
+            }
             let remedy = remedy_of(&error, &config.database);
             let failure = explained(&config.database, error).await;
             let finding = Finding::fail("database", Cause::of(&failure), failure.message, remedy);
@@ -108,7 +109,14 @@ fn is_ready(inspection: &Inspection) -> bool {
 }
 
 /// What can be said of a file without making it.
-fn before_it_is_opened(path: &Path) -> Option<Finding> {
+fn before_it_is_opened(database: &Database) -> Option<Finding> {
+    let Database::Sqlite { path } = database else { return None };
+    if path.exists() {
+        return None;
+    }
+    if let Some(finding) = unwritable("database", database) {
+        return Some(finding);
+    }
     let folder = disk::folder(path);
     if !folder.is_dir() {
         return Some(Finding::fail(
@@ -118,23 +126,15 @@ fn before_it_is_opened(path: &Path) -> Option<Finding> {
             format!("mkdir -p {}", folder.display()),
         ));
     }
-    if path.exists() {
-        return None;
-    }
-    if !disk::may_write(folder) {
-        return Some(unwritable("database", folder));
-    }
     Some(Finding::ok("database", format!("{} is not there, and is made at the first start", path.display())))
 }
 
-fn unwritable(check: &str, place: &Path) -> Finding {
-    let place = place.display();
-    Finding::fail(
-        check,
-        Cause::Configuration,
-        format!("{place} may not be written to by this user"),
-        format!("chown it to the user that clerk-sync runs as: `chown USER {place}`"),
-    )
+/// If it is a file that may not be written to, why not.
+fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
+    let Database::Sqlite { path } = database else { return None };
+    let text = sqlite::check_permission(path).err()?.to_string();
+    let (found, remedy) = apart(&text);
+    Some(Finding::fail(check, Cause::Configuration, found, remedy.unwrap_or_default()))
 }
 
 fn remedy_of(error: &StoreError, database: &Database) -> String {
@@ -197,14 +197,10 @@ fn version(inspection: &Inspection) -> Finding {
 }
 
 fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
-    if let Database::Sqlite { path } = database {
-        // The log of what is written stands beside the file.
-        let places = [path.as_path(), disk::folder(path)];
-        let refused = places.into_iter().filter(|place| !disk::may_write(place));
-        let refused: Vec<Finding> = refused.map(|place| unwritable("privileges", place)).collect();
-        if !refused.is_empty() {
-            return refused;
-        }
+    if let Some(finding) = unwritable("privileges", database) {
+        return vec![finding];
+    }
+    if matches!(database, Database::Sqlite { .. }) {
         return vec![Finding::ok("privileges", "the file and its directory may be written to")];
     }
     if missing.is_empty() {

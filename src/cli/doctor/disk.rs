@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::statvfs;
 
 use super::{
     configuration::Given,
@@ -25,11 +25,6 @@ const NEXT_TO_NOTHING: u64 = 16 << 20;
 /// The directory of a file.
 pub(super) fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Whether this process may write there, as far as the system tells without trying.
-pub(super) fn may_write(path: &Path) -> bool {
-    access(path, Access::WRITE_OK).is_ok()
 }
 
 pub(super) fn check(given: &Given, size: Option<Stored<Size>>) -> Finding {

@@ -63,6 +63,7 @@ fn place(error: &Error, code: Option<i32>) -> Option<String> {
     let meaning = match code.map(primary) {
         Some(BUSY) => Some("somebody else holds it locked"),
         Some(READONLY) => Some("this user may not write to it, or not in its directory"),
+        Some(CANTOPEN) => Some("this user may not open it, or may not write to its directory"),
         Some(FULL) => Some("its disk is full"),
         _ => None,
     };

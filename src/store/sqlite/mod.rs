@@ -29,6 +29,7 @@ mod error;
 mod foreign;
 mod inspect;
 mod migrations;
+mod permission;
 mod text;
 
 #[cfg(test)]
@@ -49,6 +50,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous},
 };
 
+pub use permission::check as check_permission;
+
 use self::{
     error::explain,
     transaction::{Housekeeping, SqliteTransaction},
@@ -56,9 +59,9 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
     ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Result, Row,
-    RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-    Tombstone, Transaction, Trouble, Unsealed,
+    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
+    Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
+    ToSeal, Tombstone, Transaction, Trouble, Unsealed,
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
@@ -93,9 +96,10 @@ impl Sqlite {
     /// Open the file, making it if it is missing.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it, or it is no
-    /// database.
+    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it, it is no database,
+    /// or it may not be written to.
     pub async fn open(options: Options) -> Result<Self> {
+        check_permission(&options.path)?;
         check_kind(&options.path)?;
         let connect = SqliteConnectOptions::new()
             .filename(&options.path)
@@ -191,6 +195,14 @@ impl Store for Sqlite {
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
         migrations::status(&mut *self.read().await?).await
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        // Rights that were taken away may be given back.
+        let away = |error| StoreError { trouble: Trouble::Unavailable, ..error };
+        check_permission(&self.file.path).map_err(away)?;
+        let current = self.migration_status().await?.iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
@@ -600,7 +612,10 @@ fn check_kind(path: &Path) -> Result<()> {
     let mut begin = Vec::new();
     match std::fs::File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut begin)) {
         Ok(_) if !MAGIC.starts_with(&begin) => refuse("is no SQLite database; name another file"),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => refuse("may not be read by this user"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            check_permission(path)?;
+            refuse("may not be read by this user")
+        }
         // What is not there is made, or missed, by whoever opens it.
         _ => Ok(()),
     }

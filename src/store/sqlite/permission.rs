@@ -1,0 +1,101 @@
+//! Whether the system lets us write: to the file, to its logs, and into its directory, where SQLite makes those.
+//!
+//! SQLite finds out late, and only has a number for it. So it is asked of the system before, and the answer names every
+//! place that is in the way, as whom we run, and the command that mends it.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Access, AtFlags, CWD, accessat},
+    io::Errno,
+    process::{getegid, geteuid},
+};
+
+use crate::store::{Result, StoreError};
+
+/// Whether everything may be written to that belongs to the database at `path`, which need not be there yet.
+///
+/// # Errors
+/// [`Trouble::Schema`](crate::store::Trouble::Schema), whose sentence says what to do.
+pub fn check(path: &Path) -> Result<()> {
+    // SQLite puts the logs beside what a link leads to.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let enter = Access::EXEC_OK;
+    if let Some(closed) = above(folder).find(|above| is_refused(above, enter).is_some()) {
+        return Err(closed_above(&closed));
+    }
+    if is_refused(folder, enter).is_some() {
+        return Err(refused(&[(folder.to_owned(), enter)]));
+    }
+    let beside = |suffix: &str| {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let write = Access::READ_OK | Access::WRITE_OK;
+    let places = [(folder.to_owned(), Access::WRITE_OK)]
+        .into_iter()
+        .chain(["", "-wal", "-shm", "-journal"].map(|suffix| (beside(suffix), write)));
+    let closed: Vec<_> = places.filter(|(place, access)| is_refused(place, *access).is_some()).collect();
+    if closed.is_empty() { Ok(()) } else { Err(refused(&closed)) }
+}
+
+/// The directories that a directory is in, the outermost first.
+fn above(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let above = folder.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+    above.map(Path::to_owned).collect::<Vec<_>>().into_iter().rev()
+}
+
+/// Why the system refuses, if it does. Of what is not there it says something else.
+fn is_refused(place: &Path, access: Access) -> Option<Errno> {
+    let error = accessat(CWD, place, access, AtFlags::EACCESS).err()?;
+    [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error).then_some(error)
+}
+
+/// Such a directory may be anybody's home, so nobody is advised to take it over.
+fn closed_above(folder: &Path) -> StoreError {
+    let (us, folder) = (geteuid().as_raw(), folder.display());
+    StoreError::schema(format!(
+        "DATABASE_URL: {folder} may not be entered by user {us}, as whom clerk-sync runs; `chmod o+x {folder}`, or name a file \
+         in another directory"
+    ))
+}
+
+fn refused(closed: &[(PathBuf, Access)]) -> StoreError {
+    let (first, access) = &closed[0];
+    let reads = access.contains(Access::READ_OK) && is_refused(first, Access::READ_OK).is_some();
+    let verb = if reads { "read" } else { "written to" };
+    let (us, group) = (geteuid().as_raw(), getegid().as_raw());
+    let found =
+        format!("DATABASE_URL: {} may not be {verb} by user {us}, as whom clerk-sync runs", first.display());
+    if closed.iter().any(|(place, access)| is_refused(place, *access) == Some(Errno::ROFS)) {
+        return StoreError::schema(format!(
+            "{found}: it is on a file system that is mounted read-only; mount it writable (`mount -o remount,rw …`, or `docker \
+             run --volume …` without `:ro`), or name a file elsewhere"
+        ));
+    }
+    let places: Vec<String> = closed.iter().map(|(place, _)| place.display().to_string()).collect();
+    let places = places.join(" ");
+    let Ok(metadata) = fs::metadata(first) else {
+        return StoreError::schema(format!("{found}; `chown {us}:{group} {places}`"));
+    };
+    let (owner, owners_group, mode) = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
+    let may_owner = closed.iter().filter_map(|(place, _)| fs::metadata(place).ok()).all(|metadata| {
+        let needed = if metadata.is_dir() { 0o300 } else { 0o600 };
+        metadata.uid() == owner && metadata.mode() & needed == needed
+    });
+    let remedy = match owner {
+        _ if owner == us => format!("`chmod u+rwX {places}`"),
+        _ if !may_owner => format!("`chown {us}:{group} {places} && chmod u+rwX {places}`"),
+        0 => format!("`chown {us}:{group} {places}`"),
+        _ => format!(
+            "`chown {us}:{group} {places}`, or run as its owner: `docker run --user {owner}:{owners_group} …`"
+        ),
+    };
+    StoreError::schema(format!("{found}: it belongs to user {owner} and has mode {mode:03o}; {remedy}"))
+}
