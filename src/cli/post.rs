@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, StatusCode, redirect::Policy};
 use serde_json::Value;
 
 use super::Failure;
@@ -30,12 +30,15 @@ pub(super) struct Answer {
     pub(super) word: String,
     /// What an error says for people.
     pub(super) message: String,
+    /// Whether a clerk-sync answered. Anything can say 200.
+    pub(super) is_ours: bool,
 }
 
 impl Poster {
     pub(super) fn new(url: String, secret: Secret) -> Result<Self, Failure> {
-        let client =
-            Client::builder().timeout(PATIENCE).build().context("the HTTP client could not be made")?;
+        // Svix follows no redirect either.
+        let client = Client::builder().timeout(PATIENCE).redirect(Policy::none()).build();
+        let client = client.context("the HTTP client could not be made")?;
         Ok(Self { client, url, secret })
     }
 
@@ -71,10 +74,24 @@ impl Poster {
         let answered =
             api::body(&mut answer, LONGEST_ANSWER).await.map_err(|error| self.unreachable(&error))?;
         let json: Value = serde_json::from_slice(&answered.unwrap_or_default()).unwrap_or_default();
-        let word =
-            json["status"].as_str().or(json["error"]["code"].as_str()).unwrap_or("(not clerk-sync's answer)");
-        let message = json["error"]["message"].as_str().unwrap_or_default();
-        Ok(Answer { status, word: word.to_owned(), message: message.to_owned() })
+        let word = if status.is_success() {
+            // It repeats the id of what it took in.
+            json["status"].as_str().filter(|_| json["id"] == svix_id)
+        } else {
+            json["error"]["code"].as_str()
+        };
+        let message = match word {
+            Some(_) => json["error"]["message"].as_str().unwrap_or_default(),
+            None => {
+                "something else answers there, such as a proxy, and nothing was taken in: does --url lead to clerk-sync?"
+            }
+        };
+        Ok(Answer {
+            status,
+            word: word.unwrap_or("(not clerk-sync's answer)").to_owned(),
+            message: message.to_owned(),
+            is_ours: word.is_some(),
+        })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {

@@ -48,7 +48,7 @@ impl Send {
                 answer.word,
                 self.event.event_type
             );
-            if !answer.status.is_success() {
+            if !(answer.status.is_success() && answer.is_ours) {
                 refused += 1;
                 say!("     {}", answer.message);
             }

@@ -477,11 +477,32 @@ fn of_an_answer_that_never_ends_no_more_is_read_than_the_service_would_say() {
         format!(r#"{{"status":"applied","error":{{"message":"hunter2"}},"more":"{}"}}"#, "x".repeat(1 << 20));
     let receiver =
         Receiver::start(move |request| reply(if request.method == "GET" { 503 } else { 200 }, long.clone()));
-    let sent = host.run(&["send", "user.created", "--url", &receiver.url]).succeeded();
-    assert!(sent.contains("(not clerk-sync's answer)"), "{sent}");
+    let sent = host.run(&["send", "user.created", "--url", &receiver.url]);
+    assert_eq!(sent.code, Some(1), "{sent:?}");
+    assert!(sent.stdout.contains("(not clerk-sync's answer)"), "{sent:?}");
     host.set("ADMIN_PORT", receiver.url.rsplit(':').next().unwrap());
     let asked = host.run(&["healthcheck"]);
     assert_eq!((asked.code, asked.stderr.as_str()), (Some(1), "clerk-sync: not ready: 503\n"));
+}
+
+#[test]
+fn send_fails_where_something_else_answers_200() {
+    let host = host();
+    for (status, body) in [
+        (200, ""),
+        (200, "<html>It works!</html>"),
+        (200, r#"{"status":"ok"}"#),
+        (204, ""),
+        (200, r#"{"status":"applied","event":"user.created","id":"msg_of_somebody_else"}"#),
+        (404, "not found"),
+    ] {
+        let proxy = Receiver::start(move |_| reply(status, body.to_owned()));
+        let sent = host.run(&["send", "user.created", "--url", &proxy.url, "--count", "2"]);
+        assert_eq!(sent.code, Some(1), "{body}: {sent:?}");
+        assert!(sent.stdout.contains("(not clerk-sync's answer)"), "{body}: {sent:?}");
+        assert!(sent.stdout.contains("something else answers there"), "{body}: {sent:?}");
+        assert!(sent.stderr.contains("of 2 sent, 2 were not accepted"), "{body}: {sent:?}");
+    }
 }
 
 #[test]
