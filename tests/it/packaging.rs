@@ -53,6 +53,80 @@ fn systemd_takes_the_unit_and_finds_it_well_protected() {
     assert!(rated.status.success(), "systemd {version}: {}", String::from_utf8_lossy(&rated.stdout));
 }
 
+#[test]
+fn proxies_take_the_configurations_that_are_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=sync.example.com",
+        ])
+        .args(["-keyout", &at("key.pem"), "-out", &at("certificate.pem")])
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        return skip("openssl", "no certificate can be made");
+    }
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| fs::read_to_string(at(name)).unwrap());
+    fs::write(at("both.pem"), certificate + &key).unwrap();
+    for (file, program, arguments) in [
+        ("nginx.conf", "nginx", &["-t", "-q", "-c"][..]),
+        ("Caddyfile", "caddy", &["validate", "--adapter", "caddyfile", "--config"]),
+        ("haproxy.cfg", "haproxy", &["-c", "-f"]),
+        ("envoy.yaml", "envoy", &["--mode", "validate", "-c"]),
+    ] {
+        let text = fs::read_to_string(root().join("ops/proxies").join(file)).unwrap();
+        let text = text
+            .replace("crt /etc/ssl/sync.example.com.pem", &format!("crt {}", at("both.pem")))
+            .replace("/etc/ssl/sync.example.com.pem", &at("certificate.pem"))
+            .replace("/etc/ssl/sync.example.com.key", &at("key.pem"))
+            .replace("/run/nginx.pid", &at("nginx.pid"))
+            .replace("/var/log/nginx", &folder.path().display().to_string());
+        let path = at(file);
+        fs::write(&path, text).unwrap();
+        let path_of_tools = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+        let checked = Command::new("env")
+            .arg(program)
+            .args(arguments)
+            .arg(&path)
+            .env("PATH", path_of_tools)
+            .env("HOME", folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        if checked.status.code() == Some(127) {
+            skip(program, "it is not installed");
+            continue;
+        }
+        assert!(checked.status.success(), "{file}: {said}");
+    }
+}
+
+#[test]
+fn proxies_lose_nothing_to_a_restart_and_answer_nothing_themselves() {
+    let shown = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    for file in
+        ["nginx.conf", "Caddyfile", "haproxy.cfg", "traefik.yaml", "traefik-routes.yaml", "envoy.yaml"]
+    {
+        let text = fs::read_to_string(root().join("ops/proxies").join(file)).unwrap();
+        assert!(shown.contains(&text), "docs/operations.md does not show ops/proxies/{file} as it is");
+        if file == "traefik.yaml" {
+            continue;
+        }
+        for part in ["10.0.0.11", "10.0.0.12", "/webhooks/clerk", "404", "60s", "12s"] {
+            assert!(text.contains(part), "{file} lacks {part}");
+        }
+        assert!(!text.contains("return 200") && !text.contains("respond 200"), "{file}");
+    }
+}
+
 fn version_of_systemd() -> Option<u32> {
     let shown = Command::new("systemd-analyze").arg("--version").output().ok()?;
     let shown = String::from_utf8(shown.stdout).ok()?;
