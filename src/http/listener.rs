@@ -175,7 +175,7 @@ impl Door {
         }
     }
 
-    fn open(&mut self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    fn open(&mut self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         // Only a matter of speed.
         _ = stream.set_nodelay(true);
         let pace = Arc::new(Pace::new(&self.limits, peer.ip()));
@@ -186,7 +186,7 @@ impl Door {
         let socket = Socket::new(stream, Arc::clone(&pace), &self.limits, self.shutdown.clone());
         let routes = self.routes.clone();
         let conversation =
-            converse(self.http.clone(), socket, peer, pace, routes, self.shutdown.clone(), place);
+            converse(self.http.clone(), socket, peer, pace, routes, self.shutdown.clone(), permit);
         self.connections.spawn(conversation);
     }
 
