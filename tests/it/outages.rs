@@ -524,6 +524,27 @@ fn a_database_that_falls_silent_keeps_nobody_waiting() {
 }
 
 #[test]
+fn connections_that_lead_nowhere_any_more_are_left_for_new_ones() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let _alone = alone();
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    let service = host.serve();
+    // Several connections, of which each is then as dead as the others.
+    thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| assert_eq!(service.post(&created()).word(), "applied"));
+        }
+    });
+    proxy.forget();
+    let began = Instant::now();
+    assert_eq!(service.post(&created()).word(), "applied");
+    assert!(began.elapsed() < ANSWERED, "{:?}", began.elapsed());
+    eventually("ready", || service.status("/readyz") == Some(200));
+    service.stop();
+}
+
+#[test]
 fn a_pooler_that_lets_nobody_in_at_the_start_is_waited_for_and_named() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let proxy = Proxy::to(host.postgres_address(), Mode::Unwelcome, Duration::ZERO);

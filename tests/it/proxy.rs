@@ -35,6 +35,8 @@ struct State {
     mode: AtomicU8,
     delay: AtomicU64,
     connections: AtomicUsize,
+    /// Those of an earlier one are dead.
+    life: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
     ended: AtomicBool,
 }
@@ -77,6 +79,11 @@ impl Proxy {
         for stream in self.state.streams.lock().expect("not poisoned").drain(..) {
             _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Of the connections that are open nothing arrives any more, and nobody says so; new ones work.
+    pub(crate) fn forget(&self) {
+        self.state.life.fetch_add(1, SeqCst);
     }
 
     /// Connections that were tried so far.
@@ -131,9 +138,11 @@ impl State {
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
+        let life = self.life.load(SeqCst);
+        let is_dead = || self.is(Mode::Silent) || self.life.load(SeqCst) > life;
         while let Ok(bytes @ 1..) = from.read(&mut buffer) {
             thread::sleep(Duration::from_millis(self.delay.load(SeqCst)));
-            while self.is(Mode::Silent) && !self.ended.load(SeqCst) {
+            while is_dead() && !self.ended.load(SeqCst) {
                 thread::sleep(Duration::from_millis(10));
             }
             if to.write_all(&buffer[..bytes]).is_err() {

@@ -41,11 +41,12 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool, Postgres as Pg, Row as _,
+    AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres as Pg, Row as _,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow, PgSslMode},
     query::Query,
 };
+use tokio::time::{Instant, timeout};
 
 use self::{
     error::{INSUFFICIENT_PRIVILEGE, connect_error, store_error, users_error},
@@ -71,6 +72,9 @@ const MIGRATIONS: [Migration; 10] = migrations!(
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
+
+/// How long a connection that was idle may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait for a connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,6 +109,7 @@ pub struct Postgres {
     sequences: Arc<Sequences>,
     /// Whether every connection so far leads straight to the server.
     straight: Arc<AtomicBool>,
+    last_trouble: LastTrouble,
     /// Whether the server knows this setting, as PostgreSQL 17 does.
     has_transaction_timeout: Arc<AtomicBool>,
     /// How to connect instead should whom we speak to without TLS be somebody else than the server, or insist on it.
@@ -126,12 +131,27 @@ impl Postgres {
             (connect, None)
         };
         let straight = Arc::new(AtomicBool::new(relay.is_some()));
+        let last_trouble = LastTrouble::default();
+        let trouble = last_trouble.clone();
         let has_transaction_timeout = Arc::new(AtomicBool::new(false));
         let version = Arc::clone(&has_transaction_timeout);
         let (paths, verdict) = (relay.as_ref().map(|relay| relay.paths.clone()), Arc::clone(&straight));
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // Instead of the pool's own test, which has no end of its own.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, known| {
+                let trouble = trouble.clone();
+                Box::pin(async move {
+                    if trouble.is_later_than(known.age) {
+                        return Ok(false);
+                    }
+                    let answered = timeout(PING_TIMEOUT, connection.ping()).await;
+                    answered.unwrap_or(Err(sqlx::Error::PoolTimedOut)).inspect_err(|_| trouble.begins())?;
+                    Ok(true)
+                })
+            })
             .after_connect(move |connection, _| {
                 let (paths, verdict) = (paths.clone(), Arc::clone(&verdict));
                 let known = connection.server_version_num().is_some_and(|version| version >= 17_00_00);
@@ -175,6 +195,7 @@ impl Postgres {
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
             straight,
+            last_trouble,
             has_transaction_timeout,
             with_tls: Mutex::new(with_tls),
             _relay: relay,
@@ -205,7 +226,12 @@ impl Postgres {
     async fn session(&self, begin: &str) -> Result<Session> {
         let connection = self.connection().await?;
         let straight = self.straight.load(Ordering::Relaxed);
-        let mut session = Session { connection: Some(connection), straight, unfit: false };
+        let mut session = Session {
+            connection: Some(connection),
+            straight,
+            unfit: false,
+            last_trouble: self.last_trouble.clone(),
+        };
         if self.has_transaction_timeout.load(Ordering::Relaxed) {
             // Whoever set it for this role has not thought of us. Every statement has a limit of ours.
             session.run(&format!("{begin}; SET LOCAL transaction_timeout = 0")).await?;
@@ -726,8 +752,9 @@ struct Session {
     connection: Option<PoolConnection<Pg>>,
     /// Whether nobody stands between us and the server, who would not know our statements by their names.
     straight: bool,
-    /// Whether nobody may have the connection afterwards.
+    /// Whether nobody may have the connection afterwards: it has let us down, or is in the middle of a statement.
     unfit: bool,
+    last_trouble: LastTrouble,
 }
 
 impl Session {
@@ -738,39 +765,51 @@ impl Session {
     /// Run a text of our own making, perhaps of several statements, as one simple query.
     async fn run(&mut self, text: &str) -> Result<()> {
         let text = sqlx::raw_sql(AssertSqlSafe(text));
+        let before = self.begins();
         let run = self.connection().execute(text).await;
-        run.map_err(|error| self.noted(store_error(error)))?;
-        Ok(())
-    }
-
-    /// That a session may only read is settled at its beginning, and need not be true of another one.
-    fn noted(&mut self, error: StoreError) -> StoreError {
-        self.unfit |= error.trouble == Trouble::Unavailable;
-        error
+        self.ended(before, run.map_err(store_error)).map(|_| ())
     }
 
     async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
         let query = query.persistent(self.straight);
+        let before = self.begins();
         let executed = self.connection().execute(query).await;
-        Ok(executed.map_err(|error| self.noted(store_error(error)))?.rows_affected())
+        self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.straight);
+        let before = self.begins();
         let fetched = self.connection().fetch_all(query).await;
-        fetched.map_err(|error| self.noted(store_error(error)))
+        self.ended(before, fetched.map_err(store_error))
     }
 
     /// Run what writes rows of `users`, where code of the application may run.
     async fn execute_on_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
         let query = query.persistent(self.straight);
-        Ok(self.connection().execute(query).await.map_err(users_error)?.rows_affected())
+        let before = self.begins();
+        let executed = self.connection().execute(query).await;
+        self.ended(before, executed.map_err(users_error)).map(|done| done.rows_affected())
     }
 
     /// The same, of what gives rows.
     async fn rows_of_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.straight);
-        self.connection().fetch_all(query).await.map_err(users_error)
+        let before = self.begins();
+        let fetched = self.connection().fetch_all(query).await;
+        self.ended(before, fetched.map_err(users_error))
+    }
+
+    /// A statement begins; whoever drops the session now leaves it in the middle of it.
+    fn begins(&mut self) -> bool {
+        std::mem::replace(&mut self.unfit, true)
+    }
+
+    /// It has ended. That a session may only read is settled at its beginning, and need not be true of another one.
+    fn ended<T>(&mut self, unfit_before: bool, result: Result<T>) -> Result<T> {
+        let let_down = result.as_ref().is_err_and(|error| error.trouble == Trouble::Unavailable);
+        self.unfit = unfit_before || let_down;
+        result
     }
 
     async fn has_schema(&mut self, schema: &str) -> Result<bool> {
@@ -808,7 +847,27 @@ impl Drop for Session {
         if let Some(connection) = self.connection.take() {
             // Out of the pool, and closed by being dropped.
             drop(connection.detach());
+            if self.unfit {
+                self.last_trouble.begins();
+            }
         }
+    }
+}
+
+/// When a connection last let us down. Those that are older are suspected to lead to the same dead server, and closed
+/// instead of being asked one by one, each of which could take seconds.
+#[derive(Clone, Debug, Default)]
+struct LastTrouble(Arc<Mutex<Option<Instant>>>);
+
+impl LastTrouble {
+    fn begins(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether it was during the life of a connection of this age.
+    fn is_later_than(&self, age: Duration) -> bool {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < age)
     }
 }
 

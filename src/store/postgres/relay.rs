@@ -60,6 +60,7 @@ pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<
 mod linux {
     use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
+    use rustix::net::sockopt::set_tcp_user_timeout;
     use tokio::{
         io::copy_bidirectional_with_sizes,
         net::{TcpStream, UnixListener, UnixStream},
@@ -72,6 +73,10 @@ mod linux {
 
     /// What is read at once.
     const BUFFER_BYTES: usize = 32 * 1024;
+
+    /// How long what we send may go unheard, in milliseconds, before the server is taken for gone: where it vanishes without
+    /// a word, the kernel would go on for a quarter of an hour.
+    const UNHEARD_MS: u32 = 4000;
 
     /// How long accepting pauses when descriptors have run out.
     const PAUSE: Duration = Duration::from_millis(100);
@@ -102,6 +107,7 @@ mod linux {
         let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { return };
         // Only a matter of speed.
         _ = far.set_nodelay(true);
+        _ = set_tcp_user_timeout(&far, UNHEARD_MS);
         let path = ends(&far).ok();
         if let Some(path) = path {
             paths.with(|paths| paths.insert(path));
