@@ -457,7 +457,7 @@ fn a_database_that_may_only_be_read_is_answered_503_until_it_may_be_written() {
         eventually("not ready", || service.status("/readyz") == Some(503));
         assert!(service.get("/readyz").body.contains("only be read"), "{}", service.get("/readyz").body);
     });
-    let health = host.run(&["healthcheck"]);
+    let health = host.run(&["healthcheck", "--admin-port", &service.private.port().to_string()]);
     assert!(health.code == Some(1) && health.stderr.contains("only be read"), "{health:?}");
     let doctor = host.run(&["doctor"]).stdout;
     assert!(doctor.lines().any(|line| line.starts_with("fail") && line.contains("only be read")), "{doctor}");

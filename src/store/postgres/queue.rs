@@ -80,11 +80,14 @@ pub(super) async fn claim_these(
 /// Keep deliveries that are to be processed; returns those that were.
 pub(super) async fn enqueue(session: &mut Session, queued: &[Parked]) -> Result<HashSet<SvixId>> {
     let query = sql("INSERT INTO webhook_queue
-             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context)
-         SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, 'pending', 0, n.next_attempt_at, n.received_at,
-                n.trace_context
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::timestamptz[], $7::text[])
-              AS n (svix_id, event_type, clerk_id, payload, next_attempt_at, received_at, trace_context)
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context,
+              last_error)
+         SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, 'pending', n.attempts, n.next_attempt_at,
+                n.received_at, n.trace_context, nullif(n.last_error, '')
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::timestamptz[], $7::text[],
+                     $8::integer[], $9::text[])
+              AS n (svix_id, event_type, clerk_id, payload, next_attempt_at, received_at, trace_context, attempts,
+                    last_error)
          WHERE NOT EXISTS (SELECT FROM processed_webhooks AS p WHERE p.svix_id = n.svix_id)
          -- Not DO UPDATE, which would wait for whoever works on it.
          ON CONFLICT (svix_id) DO NOTHING
@@ -95,7 +98,9 @@ pub(super) async fn enqueue(session: &mut Session, queued: &[Parked]) -> Result<
     .bind(column(queued, |queued| &queued.payload[..]))
     .bind(column(queued, |queued| queued.next_attempt_at))
     .bind(column(queued, |queued| queued.received_at))
-    .bind(traces(queued, |queued| &queued.trace));
+    .bind(traces(queued, |queued| &queued.trace))
+    .bind(column(queued, |queued| i32::try_from(queued.attempts).unwrap_or(i32::MAX)))
+    .bind(column(queued, |queued| queued.last_error.as_str()));
     let rows = session.rows(query).await?;
     if rows.len() == queued.len() {
         return Ok(HashSet::new());

@@ -176,8 +176,9 @@ pub(super) async fn these_due(
 pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) -> Result<()> {
     sqlx::query(
         "INSERT INTO webhook_queue
-             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context)
-         VALUES (?1, ?2, ?3, ?4, 'pending', 0, ?5, ?6, ?7)
+             (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, trace_context,
+              last_error)
+         VALUES (?1, ?2, ?3, ?4, 'pending', ?8, ?5, ?6, ?7, nullif(?9, ''))
          ON CONFLICT (svix_id) DO UPDATE SET
              state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
              dead_at = NULL
@@ -190,6 +191,8 @@ pub(super) async fn enqueue(connection: &mut SqliteConnection, queued: &Parked) 
     .bind(queued.next_attempt_at.map(text::time))
     .bind(text::time(queued.received_at))
     .bind(queued.trace.as_str())
+    .bind(queued.attempts)
+    .bind(queued.last_error.as_str())
     .execute(connection)
     .await
     .map_err(explain)?;
