@@ -242,6 +242,36 @@ fn the_page_of_the_tables_names_every_table_and_column() {
     }
 }
 
+/// What Prisma is not told of it takes for drift, and demands a reset.
+#[test]
+fn the_recipe_for_prisma_names_every_table_as_external() {
+    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
+    let (_, list) = page.split_once("external: [").unwrap();
+    let list = list.split_once(']').unwrap().0;
+    for table in TABLES.iter().map(|table| table.name).chain(["_clerk_sync_migrations"]) {
+        assert!(
+            list.contains(&format!("\"clerk.{table}\",")),
+            "{table} is missing in the list of docs/schema.md"
+        );
+    }
+}
+
+#[test]
+fn the_page_of_the_tables_names_every_index_of_users() {
+    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
+    let files = fs::read_dir(root().join("migrations/postgres")).unwrap();
+    let migrations: String = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let names = migrations.split("INDEX IF NOT EXISTS ").skip(1).filter_map(|rest| {
+        let (name, rest) = rest.split_once(' ')?;
+        rest.trim_start().starts_with("ON users ").then_some(name)
+    });
+    let names: Vec<&str> = names.collect();
+    assert!(names.contains(&"users_email"), "{names:?}");
+    for name in names {
+        assert!(page.contains(&format!("| `{name}` |")), "docs/schema.md tells of index {name}");
+    }
+}
+
 fn type_in_postgres(kind: Kind) -> &'static str {
     match kind {
         Kind::BigInt => "bigint",

@@ -256,6 +256,38 @@ fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
     assert!(listed.contains("applied  0001_users") && !listed.contains("pending"), "{listed}");
 }
 
+/// As `pg_dump --data-only` writes it: every table, also that of the migrations.
+#[test]
+fn a_dump_of_the_data_alone_is_restored_into_new_tables() {
+    let Some(old) = Host::with(Keeper::Postgres) else { return };
+    let Some(new) = Host::with(Keeper::Postgres) else { return };
+    let service = old.serve();
+    applied(&service, &user("user.created", "user_1", milliseconds() - 1000, "Ada"));
+    service.stop();
+    new.run(&["migrate"]).succeeded();
+    let tables = old.sql(&format!("SELECT tablename FROM pg_tables WHERE schemaname = '{}'", old.schema));
+    for table in tables.iter().flatten() {
+        let (to, from) = (&new.schema, &old.schema);
+        new.sql(&format!("INSERT INTO {to}.{table} OVERRIDING SYSTEM VALUE SELECT * FROM {from}.{table}"));
+    }
+    assert!(new.run(&["migrate"]).succeeded().contains("nothing to do"));
+    let listed = new.run(&["migrate", "status"]).succeeded();
+    assert!(!listed.contains("pending"), "{listed}");
+    let service = new.serve();
+    applied(&service, &user("user.updated", "user_1", milliseconds(), "Augusta"));
+    service.stop();
+}
+
+/// drizzle-kit gives up a file with a view on several lines.
+#[test]
+fn views_stand_on_one_line_in_sqlites_file() {
+    let Some(host) = Host::with(Keeper::Sqlite) else { return };
+    host.run(&["migrate"]).succeeded();
+    for view in host.sql("SELECT sql FROM sqlite_master WHERE type = 'view'").iter().flatten() {
+        assert!(view.contains(" AS SELECT ") && !view.contains('\n'), "{view}");
+    }
+}
+
 fn a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation(host: &mut Host) {
     if host.keeper == Keeper::Postgres {
         host.sql(&format!("CREATE SCHEMA {}", host.schema));

@@ -65,9 +65,10 @@ use super::{
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 10] = migrations!(
+const MIGRATIONS: [Migration; 11] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at",
+    11 "0011_tools"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
@@ -246,7 +247,7 @@ impl Postgres {
             return Ok(Vec::new());
         }
         let rows = session
-            .rows(sql("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version"))
+            .rows(sql("SELECT DISTINCT version, checksum FROM _clerk_sync_migrations ORDER BY version"))
             .await?;
         rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
     }
