@@ -171,7 +171,9 @@ fn report(tally: &Tally, wish: &Wish) {
     for (column, why) in &tally.unread {
         say!("           {column}: {why}");
     }
-    say!("A column that is empty everywhere is not listed.");
+    if !tally.empty.is_empty() {
+        say!("Empty in every row, and so not read: {}", tally.empty.join(", "));
+    }
     if tally.hides_rows {
         say!(
             "A policy of the database (row level security) may hide rows of {} from this database user.",

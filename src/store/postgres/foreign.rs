@@ -1,7 +1,7 @@
 //! Reading a table that is not ours.
 
 use chrono_tz::Tz;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Postgres, Session, count, get, sql};
 use crate::store::{
@@ -112,29 +112,19 @@ impl Found {
     }
 }
 
-/// The table of this name, written as in SQL (`public."User"`) or plainly (`User`).
+/// The table of this name, written plainly (`User`, `public.User`) or as in SQL (`public."User"`).
 async fn find(session: &mut Session, table: &str) -> Result<Found> {
-    let plain = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
-    let candidates: Vec<&str> = if table.contains('"') { vec![table] } else { vec![&plain, table] };
-    let rows = session
-        .rows(
-            sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
-                        a.attname::text, t.typcategory IN ('S', 'E'), t.oid = 'timestamp'::regtype
-                 FROM (SELECT to_regclass(n.name) AS oid FROM unnest($1::text[]) WITH ORDINALITY AS n (name, rank)
-                       WHERE to_regclass(n.name) IS NOT NULL ORDER BY n.rank LIMIT 1) AS n
-                 JOIN pg_class AS c ON c.oid = n.oid
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                 JOIN pg_type AS d ON d.oid = a.atttypid
-                 -- Of a domain the type below it.
-                 JOIN pg_type AS t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
-                 ORDER BY a.attnum")
-            .bind(candidates),
-        )
-        .await?;
-    let first = rows.first().ok_or_else(|| {
+    let none = || {
         StoreError::schema(format!("there is no table {table}: write it as in SQL, such as public.\"User\""))
-    })?;
+    };
+    let plain = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
+    let mut rows = columns(session, &plain).await?;
+    if rows.is_empty() {
+        // What is no name at all is refused.
+        let as_in_sql = columns(session, table).await;
+        rows = as_in_sql.map_err(|error| if error.trouble == Trouble::Broken { none() } else { error })?;
+    }
+    let first = rows.first().ok_or_else(none)?;
     let column = |row| Ok(Column { name: get(row, 4)?, is_text: get(row, 5)?, lacks_zone: get(row, 6)? });
     Ok(Found {
         schema: get(first, 0)?,
@@ -143,6 +133,23 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
         hides_rows: get(first, 3)?,
         columns: rows.iter().map(column).collect::<Result<_>>()?,
     })
+}
+
+/// The columns of the table that SQL knows by this name.
+async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
+    let query =
+        sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
+                a.attname::text, t.typcategory IN ('S', 'E'), t.oid = 'timestamp'::regtype
+         FROM pg_class AS c
+         JOIN pg_namespace AS s ON s.oid = c.relnamespace
+         JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         JOIN pg_type AS d ON d.oid = a.atttypid
+         -- Of a domain the type below it.
+         JOIN pg_type AS t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+         WHERE c.oid = to_regclass($1)
+         ORDER BY a.attnum")
+        .bind(name);
+    session.rows(query).await
 }
 
 /// The zone in which a session of the application writes times without one, if anybody but the application can know. Our

@@ -336,12 +336,15 @@ impl Postgres {
             free.push_str("_1");
         }
         let adopt = if users {
-            let table = [&self.schema, "users"]
-                .map(|name| if is_plain(name) { name.to_owned() } else { quoted(name) });
+            // For a shell.
+            let table = if is_plain(&self.schema) {
+                format!("{}.users", self.schema)
+            } else {
+                format!("'{}.users'", quoted(&self.schema))
+            };
             format!(
-                " To take over its users, run `DATABASE_SCHEMA={free} clerk-sync migrate adopt --from '{}' --dry-run`, and \
-                 then the same without --dry-run.",
-                table.join(".")
+                " To take over its users, run `DATABASE_SCHEMA={free} clerk-sync migrate adopt --from {table} --dry-run`, and \
+                 then the same without --dry-run."
             )
         } else {
             String::new()

@@ -63,6 +63,8 @@ pub struct Tally {
     pub read: Vec<(String, &'static str)>,
     /// Each column that looks like one of ours and is not read, and why.
     pub unread: Vec<(String, String)>,
+    /// Columns that hold nothing in any row.
+    pub empty: Vec<String>,
     /// Columns by which the table says who is deleted.
     pub marks: Vec<String>,
     /// Columns whose times have no zone, and the zone in which they are read.
@@ -134,6 +136,12 @@ pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock)
         id_column: columns.id.clone(),
         read: columns.read(),
         unread: columns.unread.clone(),
+        empty: table
+            .columns
+            .iter()
+            .filter(|column| column.filled == 0)
+            .map(|column| column.name.clone())
+            .collect(),
         marks: columns.marks.iter().map(|(column, _)| column.clone()).collect(),
         hides_rows: table.hides_rows,
         without_id: table.rows - filled,
@@ -199,7 +207,9 @@ fn delivery(
         tally.leave_out("one row of theirs says that they are deleted, and another does not", id);
         return None;
     } else if let Some(column) = said.iter().flatten().find_map(|said| said.in_doubt()) {
-        tally.leave_out(&format!("by {column} they may be deleted; --deleted-when says who is"), id);
+        let reason =
+            format!("{column} may mean that they are deleted; a backfill brings who is still at Clerk");
+        tally.leave_out(&reason, id);
         return None;
     } else {
         News::Erase(EraseIf::Unknown)
