@@ -123,9 +123,8 @@ async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
     .map_err(explain)?;
     let names: Vec<String> =
         rows.iter().map(|row| Ok(text::read(row, "name")?.unwrap_or_default())).collect::<Result<_>>()?;
-    let is_ours = |name: &String| {
-        MIGRATIONS.iter().any(|migration| migration.sql.contains(&format!("INDEX IF NOT EXISTS {name} ON")))
-    };
+    let is_ours =
+        |name: &String| MIGRATIONS.iter().any(|migration| migration.sql.contains(&format!(" {name} ON ")));
     Ok(names.into_iter().filter(is_ours).collect())
 }
 
