@@ -874,6 +874,16 @@ mod mailchimp_moves {
         town.signs_up(ADA, "one@example.com");
         town.moves(ADA, "two@example.com");
         assert_eq!(town.at("two@example.com"), of(ADA, "unsubscribed"));
+        town.moves(ADA, "one@example.com");
+        assert_eq!(town.at("two@example.com"), of("", "unsubscribed"));
+        assert_eq!(town.at("one@example.com"), of(ADA, "subscribed"), "that was not her own doing");
+        town.moves(ADA, "two@example.com");
+        town.set("two@example.com", "subscribed");
+        town.moves(ADA, "one@example.com");
+        town.moves(ADA, "two@example.com");
+        town.set("two@example.com", "unsubscribed");
+        town.moves(ADA, "one@example.com");
+        assert_eq!(town.at("one@example.com"), of(ADA, "unsubscribed"), "and that was");
 
         let mut town = Town::start();
         town.add("two@example.com", "subscribed");

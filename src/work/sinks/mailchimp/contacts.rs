@@ -1,7 +1,7 @@
 //! The contacts of one user: the one at their address, and those that they have left.
 //!
-//! What is remembered is the list of them, the present one first, each with a mark: nothing if it is the user's own, `+`
-//! if it was there before they came, `-status` if it is to be archived and had that status, `=status` if that is done. Each
+//! What is remembered is the list of them, the present one first, each with a mark: nothing if it is the user's own, `+status`
+//! if it was there before they came and had that status, `-status` if it is to be archived and had that status, `=status` if that is done. Each
 //! step can be repeated: wherever a delivery breaks off, the next one finds what is left to do.
 
 use super::{
@@ -33,8 +33,8 @@ struct Known {
 #[derive(Clone, PartialEq, Eq)]
 enum Mark {
     Own,
-    /// It was there before, and belonged to no user.
-    Found,
+    /// It was there before with this status, and belonged to no user.
+    Found(String),
     /// It had this status, and is to be archived.
     Leaving(String),
     /// It had this status when it was left.
@@ -73,7 +73,7 @@ impl<'a> Person<'a> {
                 return self.bring(contact, None).await.map(Some);
             }
             self.moves = true;
-            if self.contacts[0].mark != Mark::Found {
+            if !self.contacts[0].mark.is_found() {
                 match self.bring(contact, Some(address)).await {
                     // Where another contact stands it cannot move.
                     Err(Refusal { again: Again::Never, reason }) => {
@@ -100,10 +100,11 @@ impl<'a> Person<'a> {
         let by_address = contact.contact_id != *name;
         let is_theirs = match self.sink.owner(&contact) {
             Some(owner) => owner == self.clerk_id,
-            None => !by_address && *mark != Mark::Found,
+            None => !by_address && !mark.is_found(),
         };
         // Also of one that another user has taken meanwhile: who wants no mail must not get any by that.
-        self.opted_out |= place == 0 && !by_address && contact.status == UNSUBSCRIBED;
+        let unsubscribed = contact.status == UNSUBSCRIBED && *mark != Mark::Found(UNSUBSCRIBED.to_owned());
+        self.opted_out |= place == 0 && !by_address && unsubscribed;
         if !is_theirs {
             return Ok(None);
         }
@@ -120,7 +121,7 @@ impl<'a> Person<'a> {
             _ if contact.status != ARCHIVED => None,
             Mark::Left(status) | Mark::Leaving(status) => self.back(status),
             // Archived by the operator, or by us before we took note of it.
-            Mark::Own | Mark::Found => {
+            Mark::Own | Mark::Found(_) => {
                 let has_moved = self.message.changed_fields.iter().any(|field| field == "email");
                 has_moved.then(|| self.back(&self.sink.status_if_new)).flatten()
             }
@@ -151,7 +152,8 @@ impl<'a> Person<'a> {
         } else {
             // Who has no contact yet has found theirs.
             let is_free = owner.is_none() && there.status != ARCHIVED && present.is_some();
-            Known { name: there.id.clone(), mark: if is_free { Mark::Found } else { Mark::Own } }
+            let mark = if is_free { Mark::Found(there.status.clone()) } else { Mark::Own };
+            Known { name: there.id.clone(), mark }
         };
         let status = if there.status == ARCHIVED {
             match (&known.mark, present.map(|contact| contact.status.as_str())) {
@@ -228,7 +230,7 @@ impl<'a> Person<'a> {
     async fn is_present(&mut self, contact: &Contact) -> Result<(), Refusal> {
         let known = &mut self.contacts[0];
         contact.contact_id.clone_into(&mut known.name);
-        if known.mark != Mark::Found {
+        if !known.mark.is_found() {
             known.mark = Mark::Own;
         }
         self.keep().await
@@ -263,7 +265,7 @@ impl<'a> Person<'a> {
             return Ok(false);
         }
         let mark = &self.contacts[place].mark;
-        if *mark == Mark::Found {
+        if mark.is_found() {
             self.sink.hand_over(contact, self.message, "").await?;
             return Ok(false);
         }
@@ -286,7 +288,7 @@ impl<'a> Person<'a> {
             let Some(contact) = self.look(place).await? else { continue };
             if let Some(other) = self.other_holder(&contact).await? {
                 self.sink.hand_over(&contact, self.message, &other).await?;
-            } else if place > 0 && self.contacts[place].mark == Mark::Found {
+            } else if place > 0 && self.contacts[place].mark.is_found() {
                 self.sink.hand_over(&contact, self.message, "").await?;
             } else {
                 self.sink.delete(&contact).await?;
@@ -314,7 +316,7 @@ impl Known {
             None => Mark::Own,
             Some('-') => Mark::Leaving(status()),
             Some('=') => Mark::Left(status()),
-            Some(_) => Mark::Found,
+            Some(_) => Mark::Found(status()),
         };
         Self { name: name.to_owned(), mark }
     }
@@ -323,7 +325,7 @@ impl Known {
         let name = &self.name;
         match &self.mark {
             Mark::Own => name.clone(),
-            Mark::Found => format!("{name}+"),
+            Mark::Found(status) => format!("{name}+{status}"),
             Mark::Leaving(status) => format!("{name}-{status}"),
             Mark::Left(status) => format!("{name}={status}"),
         }
@@ -331,9 +333,13 @@ impl Known {
 }
 
 impl Mark {
+    fn is_found(&self) -> bool {
+        matches!(self, Self::Found(_))
+    }
+
     fn status(&self) -> Option<&str> {
         match self {
-            Self::Own | Self::Found => None,
+            Self::Own | Self::Found(_) => None,
             Self::Leaving(status) | Self::Left(status) => Some(status),
         }
     }
@@ -345,7 +351,9 @@ mod tests {
 
     #[test]
     fn what_is_remembered_can_be_read_again_also_as_the_first_version_wrote_it() {
-        for text in ["c0ffee", "c0ffee+ beef=subscribed", "c0ffee-transactional beef=unsubscribed f00d"] {
+        for text in
+            ["c0ffee", "c0ffee+subscribed beef=subscribed", "c0ffee-transactional beef=unsubscribed f00d"]
+        {
             let known: Vec<Known> = text.split_whitespace().map(Known::parse).collect();
             assert_eq!(known.iter().map(Known::text).collect::<Vec<_>>().join(" "), text);
         }
