@@ -51,7 +51,7 @@ use crate::{
         signature::Secret,
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
-    model::{ClerkId, MAX_ID_BYTES},
+    model::{ClerkId, Idle, MAX_ID_BYTES},
     store::{Store, StoreError, Trouble, postgres, sqlite},
     sync::{
         Clock, Rules,
@@ -359,12 +359,13 @@ fn postgres_store(config: &Config, url: &SecretString) -> Result<postgres::Postg
         .expose_secret()
         .parse()
         .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
-    Ok(postgres::Postgres::new(postgres::Options {
+    let store = postgres::Postgres::new(postgres::Options {
         connect,
         schema: config.database_schema.clone(),
         max_connections: config.database_max_connections,
         anonymize_columns: config.anonymize_columns.clone(),
-    }))
+    });
+    Ok(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store })
 }
 
 fn sqlite_options(config: &Config, path: &Path) -> sqlite::Options {

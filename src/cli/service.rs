@@ -19,6 +19,7 @@ use crate::{
     clerk::{addresses, sample, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
+    model::Idle,
     store::{Readiness, Store, StoreError, Trouble},
     sync::{
         Clock, Committer, Lanes, Limits, Rules,
@@ -27,10 +28,10 @@ use crate::{
     },
     telemetry,
     work::{
-        CatchUpLoop, Queue, Retention, Sealing, Upkeep,
+        CatchUpLoop, Gauges, Lookout, Queue, Retention, Sealing,
         activity::{Answers, Recorder},
         outbox::{Destination, Outbox},
-        retention::Keep,
+        retention::{Keep, PRUNE, PRUNE_QUIETLY},
         worker::Worker,
     },
 };
@@ -214,6 +215,7 @@ impl Service {
     ///
     /// # Panics
     /// Outside a runtime of tokio.
+    #[expect(clippy::too_many_lines, reason = "one thing after the other, and none of them long")]
     pub fn start_as(
         role: Role,
         config: &Config,
@@ -238,18 +240,22 @@ impl Service {
         let rules = rules(config);
         let catch_up_context = catch_up(config, &store, &rules, &clock)?;
         let answers = Answers::default();
+        let told: Vec<String> =
+            destinations.iter().map(|destination| destination.subscription.sink.clone()).collect();
+        let gauges = Arc::new(Gauges::new(Arc::clone(&store), Arc::clone(&clock), config.idle, &told));
         let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
         let admin_token = config.admin_token.as_ref().map(ExposeSecret::expose_secret);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
             committer: committer.clone(),
-            probe: Probe::new(Arc::clone(&store)),
+            probe: Probe::new(Arc::clone(&store), config.idle),
             api: Api::new(Arc::clone(&store), admin_token, catch_up_context.clone().map(Ensure::new)),
             dashboard: Dashboard::new(admin_token),
             sinks: config.sinks.iter().map(|sink| sink.name.clone()).collect(),
             scrapers: http::Scrapers::new(config.metrics_token.as_ref().map(ExposeSecret::expose_secret)),
             bodies: Bodies::new(config.webhook_max_body_bytes),
             answers: answers.clone(),
+            gauges: Arc::clone(&gauges),
             resends: http::Resends::default(),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,
@@ -286,12 +292,43 @@ impl Service {
             workers.spawn(worker.run(shutdown.clone()));
         }
         let recorder = Recorder { store: Arc::clone(&store), answers };
-        let work = Upkeep { store: Arc::clone(&store), clock: Arc::clone(&clock) };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
-        upkeep.spawn(work.run(shutdown.clone()));
         upkeep.spawn(telemetry::upkeep(metrics, started_at));
-        catch_up.spawn(retention(config, &store, rules, &clock).run(shutdown.clone()));
-        catch_up.spawn(sealing(&store, &clock).run(shutdown.clone()));
+        let works = role != Role::Receive;
+        let lookout = Lookout {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            idle: config.idle,
+            sinks: if works { told } else { Vec::new() },
+            queue: works.then(|| committer.bell()),
+            outbox: works.then(|| Arc::clone(&rules.bell)),
+            seals: Arc::default(),
+            erasures: Arc::default(),
+            gauges: Arc::clone(&gauges),
+        };
+        let sealing = Sealing {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            holder: random_id("replica_"),
+            bell: Arc::clone(&lookout.seals),
+        };
+        let retention = Retention {
+            store: Arc::clone(&store),
+            rules,
+            clock: Arc::clone(&clock),
+            keep: keep(config),
+            holder: random_id("replica_"),
+            bell: Arc::clone(&lookout.erasures),
+            every: match config.idle {
+                Idle::Normal => PRUNE,
+                Idle::Quiet => PRUNE_QUIETLY,
+            },
+        };
+        upkeep.spawn(lookout.run(shutdown.clone()));
+        // So that the metrics are there when they are asked for the first time, and the log tells what nobody sees to.
+        upkeep.spawn(async move { gauges.refresh().await });
+        catch_up.spawn(retention.run(shutdown.clone()));
+        catch_up.spawn(sealing.run(shutdown.clone()));
         catch_up.spawn(recorder.run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let catching_up = CatchUpLoop {
@@ -400,20 +437,6 @@ fn catch_up(
         clock: Arc::clone(clock),
         instance: Instance { pinned: config.instance_id.clone(), may_change: false },
     }))
-}
-
-fn retention(config: &Config, store: &Arc<dyn Store>, rules: Rules, clock: &Clock) -> Retention {
-    Retention {
-        store: Arc::clone(store),
-        rules,
-        clock: Arc::clone(clock),
-        keep: keep(config),
-        holder: random_id("replica_"),
-    }
-}
-
-fn sealing(store: &Arc<dyn Store>, clock: &Clock) -> Sealing {
-    Sealing { store: Arc::clone(store), clock: Arc::clone(clock), holder: random_id("replica_") }
 }
 
 /// How long rows are kept.

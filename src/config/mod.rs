@@ -28,7 +28,7 @@ pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
-    model::{DeletionPolicy, FieldSet, Processing},
+    model::{DeletionPolicy, FieldSet, Idle, Processing},
     telemetry::{LogFormat, Sentry},
 };
 use read::Reader;
@@ -88,6 +88,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// `PROCESSING`
     pub processing: Processing,
+    /// `IDLE`
+    pub idle: Idle,
     /// `QUEUE_MAX_ATTEMPTS`
     pub queue_max_attempts: u32,
     /// `PROCESSED_RETENTION_DAYS`
@@ -143,6 +145,7 @@ impl Settings {
 
     /// Check everything, and give all mistakes beside a configuration that has stand-ins for what is wrong: for whoever
     /// looks into the rest all the same.
+    #[expect(clippy::too_many_lines, reason = "one thing after the other, and none of them long")]
     pub fn diagnose(&self, needs: Needs) -> (Config, Vec<Mistake>) {
         let mut read = Reader::new(&self.dotenv);
 
@@ -195,6 +198,7 @@ impl Settings {
         let webhook_allowed_ips = read.allowed_addresses(self.webhook_allowed_ips.as_deref());
         let trusted_proxies = read.networks("TRUSTED_PROXIES", self.trusted_proxies.as_deref());
         let processing = read.processing(self.processing.as_deref());
+        let idle = read.idle(self.idle.as_deref());
         let queue_max_attempts =
             read.number("QUEUE_MAX_ATTEMPTS", self.queue_max_attempts.as_deref(), 1..=1000);
         let retention_days =
@@ -237,6 +241,7 @@ impl Settings {
             webhook_allowed_ips,
             trusted_proxies,
             processing,
+            idle,
             queue_max_attempts: queue_max_attempts.unwrap_or(15),
             processed_retention: seconds(retention_days.unwrap_or(30) * 24 * 60 * 60),
             dead_retention: seconds(dead_retention_days.unwrap_or(30) * 24 * 60 * 60),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
-    model::{DeletionPolicy, Field, FieldSet, Processing},
+    model::{DeletionPolicy, Field, FieldSet, Idle, Processing},
     telemetry::{self, LogFormat},
 };
 
@@ -346,6 +346,11 @@ impl Reader {
     pub(super) fn processing(&mut self, given: Option<&str>) -> Processing {
         let allowed = Processing::ALL.map(Processing::name).join(" or ");
         self.value("PROCESSING", given, &allowed, Processing::named).unwrap_or_default()
+    }
+
+    pub(super) fn idle(&mut self, given: Option<&str>) -> Idle {
+        let allowed = Idle::ALL.map(Idle::name).join(" or ");
+        self.value("IDLE", given, &allowed, Idle::named).unwrap_or_default()
     }
 
     pub(super) fn anonymize_columns(&mut self, given: Option<&str>) -> Vec<String> {

@@ -42,6 +42,11 @@ pub struct Settings {
     )]
     pub database_wait_seconds: Option<String>,
 
+    /// What the database is asked while nothing happens: normal, or quiet, which lets it sleep [default: normal]
+    #[arg(long, env = "IDLE", hide_env_values = true, global = true)]
+    #[arg(value_name = "HOW", help_heading = "Database")]
+    pub idle: Option<String>,
+
     /// The endpoint's signing secret, whsec_…; several separated by commas or spaces
     #[arg(long, env = "CLERK_WEBHOOK_SIGNING_SECRET", hide_env_values = true, global = true)]
     #[arg(value_name = "SECRETS", help_heading = "Clerk")]

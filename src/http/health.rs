@@ -1,9 +1,16 @@
 //! Is it alive, can it work, what is it?
 //!
 //! `livez` never touches the database: a restart would not mend it. Readiness asks the database at most four times a
-//! second, however many ask us, and never waits for it longer than 2 s.
+//! second, however many ask us, and never waits for it longer than 2 s. With `IDLE=quiet` the answer that all is well is good
+//! for an hour, or until a webhook meets trouble, so that probes do not keep a database awake.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
@@ -13,7 +20,10 @@ use tokio::{
 };
 
 use super::{App, error::Problem};
-use crate::store::{Readiness, Store, Trouble};
+use crate::{
+    model::Idle,
+    store::{Readiness, Store, Trouble},
+};
 
 /// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,12 +31,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long its answer is good for.
 const FRESH: Duration = Duration::from_millis(250);
 
+/// How long the answer is good that all is well, where the database is to be left alone.
+const BELIEVED: Duration = Duration::from_hours(1);
+
 /// Asks the database whether it can work, sparingly.
 #[derive(Clone)]
 pub struct Probe {
     store: Arc<dyn Store>,
     /// Held while asking, so that those who come meanwhile share the answer.
     last: Arc<Mutex<Option<(Instant, Finding)>>>,
+    idle: Idle,
+    /// Whether something spoke against what it last said.
+    doubted: Arc<AtomicBool>,
 }
 
 /// `None`: all is well.
@@ -34,17 +50,29 @@ pub(super) type Finding = Option<Problem>;
 
 impl Probe {
     /// Ask this store.
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, last: Arc::default() }
+    pub fn new(store: Arc<dyn Store>, idle: Idle) -> Self {
+        Self { store, last: Arc::default(), idle, doubted: Arc::default() }
+    }
+
+    /// Somebody met trouble with the database.
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// How long such an answer is good.
+    fn lasts(&self, finding: Finding) -> Duration {
+        let doubted = self.doubted.load(Ordering::Relaxed);
+        if self.idle == Idle::Quiet && finding.is_none() && !doubted { BELIEVED } else { FRESH }
     }
 
     /// Ask, unless that was done a moment ago.
     pub(super) async fn ask(self) -> Finding {
         let mut last = self.last.lock().await;
         match *last {
-            Some((at, finding)) if at.elapsed() < FRESH => return finding,
+            Some((at, finding)) if at.elapsed() < self.lasts(finding) => return finding,
             _ => {}
         }
+        self.doubted.store(false, Ordering::Relaxed);
         let (finding, error) = match timeout(PATIENCE, self.store.ready()).await {
             Ok(Ok(Readiness::Ready)) => (None, None),
             Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),

@@ -39,5 +39,6 @@ pub(super) async fn show(
         let checked = token::check(&app, &tokens, request.headers(), token::peer(&request)).await;
         checked.map_err(|_| Problem::MetricsUnauthorized)?;
     }
+    app.gauges.refresh().await;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], prometheus.render()))
 }

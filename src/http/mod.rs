@@ -58,7 +58,7 @@ use crate::{
     clerk::signature::Verifier,
     model::FieldSet,
     sync::{Clock, Committer},
-    work::activity::Answers,
+    work::{Gauges, activity::Answers},
 };
 
 /// Everything that handlers need.
@@ -71,6 +71,7 @@ pub struct App {
     pub scrapers: Scrapers,
     pub bodies: Bodies,
     pub answers: Answers,
+    pub gauges: Arc<Gauges>,
     pub resends: Resends,
     pub addresses: Addresses,
     /// Names of the sinks that are configured.

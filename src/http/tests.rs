@@ -17,18 +17,18 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::Runtime, sync::Notify, task::JoinHandle};
 
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, LineHash, Receipt, Seal, SvixId, User},
+    model::{ClerkId, DeletionPolicy, Idle, LineHash, Receipt, Seal, SvixId, User},
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-        ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter,
-        Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics,
-        Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+        ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
+        MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
+        QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space,
+        Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules},
     telemetry::{self, LogFormat, tests::logged},
@@ -88,14 +88,26 @@ impl Store for FakeStore {
     ) -> Stored<Vec<(NaiveDate, u64)>> {
         panic!("jane@example.com")
     }
-    async fn any_due(&self, _: DateTime<Utc>) -> Stored<bool> {
+    async fn first_due(&self) -> Stored<Option<DateTime<Utc>>> {
         unreachable!()
+    }
+    async fn first_message_due(&self, _: &str) -> Stored<Option<DateTime<Utc>>> {
+        unreachable!()
+    }
+    async fn outlook(&self, _: &[String]) -> Stored<Outlook> {
+        unreachable!()
+    }
+    fn bell(&self) -> Arc<Notify> {
+        Arc::default()
+    }
+    async fn listen(&self) -> Stored<Option<Box<dyn Listener>>> {
+        Ok(None)
     }
     async fn queue_depth(&self) -> Stored<QueueDepth> {
-        unreachable!()
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn space(&self) -> Stored<Space> {
-        unreachable!()
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
         unreachable!()
@@ -170,7 +182,7 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
-        unreachable!()
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
         unreachable!()
@@ -230,7 +242,7 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn unsealed(&self, _: u32) -> Stored<Unsealed> {
-        unreachable!()
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
         unreachable!()
@@ -244,7 +256,7 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
-        unreachable!()
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
         unreachable!()
@@ -289,7 +301,13 @@ fn app(store: Arc<FakeStore>) -> App {
     App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
         committer: committer(&(Arc::clone(&store) as Arc<dyn Store>)),
-        probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>),
+        probe: Probe::new(Arc::clone(&store) as Arc<dyn Store>, Idle::Normal),
+        gauges: Arc::new(Gauges::new(
+            Arc::clone(&store) as Arc<dyn Store>,
+            Arc::new(Utc::now),
+            Idle::Quiet,
+            &[],
+        )),
         api: Api::new(store, Some("t0ken"), None),
         scrapers: Scrapers::default(),
         bodies: Bodies::new(1_048_576),
@@ -701,7 +719,7 @@ fn the_log_says_once_why_the_database_cannot_be_used() {
     for (ready, cause) in
         [(Some(Err(closed_door)), "(28P01): the server refuses"), (None, "no answer within")]
     {
-        let probe = Probe::new(FakeStore::new(ready));
+        let probe = Probe::new(FakeStore::new(ready), Idle::Normal);
         let lines = logged_by(async || {
             for _ in 0..2 {
                 assert_eq!(probe.clone().ask().await, Some(Problem::DatabaseUnavailable));

@@ -25,6 +25,7 @@ use crate::{
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
+    sync::Refusal,
     telemetry::{self, Sender, Span},
 };
 
@@ -128,10 +129,12 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     let answer = app.committer.submit(event.delivery, attempt.started)?;
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
-    let outcome = timeout_at(attempt.started + app.answer_within, answer)
-        .await
-        .map_err(|_| Problem::DatabaseUnavailable)?
-        .map_err(|_| Problem::DatabaseUnavailable)??;
+    let answered = timeout_at(attempt.started + app.answer_within, answer).await;
+    let answered = answered.ok().and_then(Result::ok).unwrap_or(Err(Refusal::Unavailable));
+    if answered == Err(Refusal::Unavailable) {
+        app.probe.doubt();
+    }
+    let outcome = answered?;
     metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(telemetry::unix_seconds(now));
     Ok(outcome)
 }

@@ -26,6 +26,8 @@ pub struct Inspection {
     pub tables: Result<()>,
     /// Foreign keys that refer to `users`.
     pub references: Vec<Reference>,
+    /// How its sessions are reached; `None` if it has none.
+    pub route: Option<Route>,
     /// Identity sequences that are behind the rows of their tables, or that we may not read.
     pub sequences: Vec<BehindSequence>,
     /// How much there is, unless somebody holds a lock on it.
@@ -48,6 +50,17 @@ pub struct Reference {
     pub place: String,
     /// The statement that makes the index that it lacks.
     pub remedy: Option<String>,
+}
+
+/// How a session of a database's server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The server sees our own ends of the connection.
+    Straight,
+    /// It sees another address, and the session is ours alone all the same.
+    Translated,
+    /// Somebody stands between who may hand it to others as well: a pooler.
+    Shared,
 }
 
 /// An identity sequence that hands out numbers which are in use, as a restore may leave it, or that we may not read.

@@ -17,15 +17,17 @@ pub mod sqlite;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
+use tokio::sync::Notify;
 
 pub use error::{StoreError, Trouble};
-pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Size, Statistics};
+pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 
 use crate::{
@@ -80,8 +82,22 @@ pub trait Store: Send + Sync + 'static {
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>>;
 
-    /// Whether the time of any delivery that waits has come, so that a transaction that claims is worth its beginning.
-    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool>;
+    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
+    /// beginning.
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>>;
+
+    /// When the first message for this sink is due, or comes free again; `None` also if the sink is paused.
+    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>>;
+
+    /// What waits for its time, of messages those for these sinks, in one short look.
+    async fn outlook(&self, sinks: &[String]) -> Result<Outlook>;
+
+    /// Rung after each commit of this process that left something to be worked on.
+    fn bell(&self) -> Arc<Notify>;
+
+    /// Begin to hear when other processes leave something to be worked on; `None` where that cannot be heard, and has to be
+    /// looked for.
+    async fn listen(&self) -> Result<Option<Box<dyn Listener>>>;
 
     /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
     async fn queue_depth(&self) -> Result<QueueDepth>;
@@ -305,6 +321,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Finish what runs and close every connection.
     async fn close(&self);
+}
+
+/// Hears when somebody leaves something to be worked on.
+#[async_trait]
+pub trait Listener: Send {
+    /// Wait until something was left. After an error nothing is heard any more.
+    async fn heard(&mut self) -> Result<()>;
 }
 
 /// One transaction. Ids are given sorted and each at most once; empty slices cost nothing.
@@ -560,6 +583,19 @@ pub struct AuditLine {
 pub struct ToSeal {
     pub newest: Option<Seal>,
     pub lines: Vec<LineHash>,
+}
+
+/// What waits for its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// When the first delivery of the queue is due.
+    pub delivery: Option<DateTime<Utc>>,
+    /// When the first message is.
+    pub message: Option<DateTime<Utc>>,
+    /// Until when the first erasure is held back.
+    pub erasure: Option<DateTime<Utc>>,
+    /// Counted up to [`Seal::LINES`].
+    pub unsealed: Unsealed,
 }
 
 /// Lines of the audit trail that no seal covers.

@@ -102,7 +102,8 @@ struct Draining<'a> {
 
 impl Draining<'_> {
     async fn run(&self, done: &mut Vec<Worked>) -> Result<()> {
-        if !self.in_time(self.work.store.any_due(self.work.now)).await? {
+        let due = self.in_time(self.work.store.first_due()).await?;
+        if due.is_none_or(|due| due > self.work.now) {
             return Ok(());
         }
         let all = Ways::of(self.work.rules.deletion);

@@ -1,7 +1,7 @@
 //! Catching up by itself: at the start, if the service was away for long, and at an interval.
 //!
-//! Of several replicas one does it: it holds a lease and keeps it as long as it lives; should it die, another one has it
-//! within a minute. A run whose lease is lost is ended.
+//! Of several replicas one does it: it holds a lease as long as it works; should it die, another one has it within a minute
+//! or two. A run whose lease is lost is ended. Between two runs nobody holds it, and nothing is asked of the database.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,8 +31,9 @@ const LEASE: &str = "catch-up";
 /// After so long without a word its holder counts as dead.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// How often the holder says that it lives, and how often the others ask.
+/// How often the holder says that it lives, and how soon others ask again; after a while they ask more rarely.
 const HEARTBEAT: Duration = Duration::from_secs(8);
+const RARELY: Duration = Duration::from_mins(1);
 
 /// The first wait after a failed run; after each further one it is about twice as long …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
@@ -79,6 +80,10 @@ impl CatchUpLoop {
     pub async fn run(self, shutdown: CancellationToken) {
         let working = self.work();
         shutdown.run_until_cancelled(working).await;
+        self.give_back().await;
+    }
+
+    async fn give_back(&self) {
         if let Err(error) = self.store().release_lease(LEASE, &self.holder).await {
             tracing::debug!(%error, "the lease could not be given back; it ends by itself");
         }
@@ -89,23 +94,32 @@ impl CatchUpLoop {
     }
 
     async fn work(&self) {
-        let mut task = self.wait_to_lead().await;
+        let mut task = self.wait_to_lead(true).await;
         let mut failures = 0;
         loop {
-            let wait = match (task, self.every) {
-                (Some(_), _) => rest_after(failures, self.every, &self.holder, (self.context.clock)()),
-                (None, Some(every)) => self.left_of(every).await,
-                (None, None) => return,
-            };
+            if task.is_none() {
+                self.give_back().await;
+                let Some(every) = self.every else { return };
+                sleep(self.left_of(every).await).await;
+                task = self.wait_to_lead(false).await;
+                failures = 0;
+                continue;
+            }
+            let rest = rest_after(failures, self.every, &self.holder, (self.context.clock)());
+            // Nobody else is to try what has just failed here.
+            if !rest.is_zero() {
+                _ = patient(self.store().hold_lease(LEASE, &self.holder, rest + LASTING)).await;
+                sleep(rest).await;
+            }
             tokio::select! {
-                failed = self.perform_in(wait, task.unwrap_or(Task::Reconcile)) => {
+                failed = self.perform_now(task.unwrap_or(Task::Reconcile)) => {
                     // What failed stays due, also if it was due only by the interval.
                     task = failed;
                     failures = if failed.is_some() { failures + 1 } else { 0 };
                 }
                 () = self.lead() => {
                     tracing::warn!("another replica catches up now");
-                    task = self.wait_to_lead().await;
+                    task = self.wait_to_lead(true).await;
                     failures = 0;
                 }
             }
@@ -121,30 +135,38 @@ impl CatchUpLoop {
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 
-    /// Wait, then do it; gives the task back if it failed.
-    async fn perform_in(&self, wait: Duration, task: Task) -> Option<Task> {
-        sleep(wait).await;
+    /// Do it; gives the task back if it failed.
+    async fn perform_now(&self, task: Task) -> Option<Task> {
         let error = self.perform(task).await.err()?;
         counter!(telemetry::CATCH_UP_FAILURES).increment(1);
         tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
         Some(task)
     }
 
-    /// Wait for the lease; says what is due at once when it is ours.
-    async fn wait_to_lead(&self) -> Option<Task> {
+    /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
+    async fn wait_to_lead(&self, at_start: bool) -> Option<Task> {
+        let mut pause = HEARTBEAT;
         loop {
-            let due = match self.hold().await {
-                Ok(true) => self.due_at_once().await,
+            let found = match self.hold().await {
+                Ok(true) if at_start => self.due_at_once().await,
+                Ok(true) => Ok(self.due_by_interval().await),
                 Ok(false) => Err(None),
                 Err(error) => Err(Some(error)),
             };
-            match due {
+            match found {
                 Ok(task) => return task,
                 Err(Some(error)) => tracing::debug!(%error, "whether to catch up could not be found out"),
                 Err(None) => {}
             }
-            sleep(HEARTBEAT).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(RARELY);
         }
+    }
+
+    /// Another one may have done it while we waited.
+    async fn due_by_interval(&self) -> Option<Task> {
+        let left = self.left_of(self.every?).await;
+        left.is_zero().then_some(Task::Reconcile)
     }
 
     /// What the time without us asks for.

@@ -3,10 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use metrics::counter;
 use tokio::time::Instant;
 
-use super::worker::{Tenant, Turn};
+use super::{
+    patient,
+    worker::{Tenant, Turn},
+};
 use crate::{
     model::Outcome,
     store::{Store, StoreError, Trouble},
@@ -45,6 +49,10 @@ impl Tenant for Queue {
             None if drained.deliveries.is_empty() => Ok(Turn::Idle),
             None => Ok(Turn::More),
         }
+    }
+
+    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        patient(self.store.first_due()).await
     }
 }
 

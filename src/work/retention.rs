@@ -3,19 +3,19 @@
 //! Of several replicas one does it, the one that holds the lease. Rows go in small portions with a rest in between, so
 //! that nobody waits for it. Receipts of erasures stay: they are the proof, and hold nothing but ids and times.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::patient;
 use crate::{
-    model::Receipt,
     store::{Old, Store, StoreError},
     sync::{Clock, Rules, erasure::release_due},
-    telemetry,
 };
 
 /// The lease's name.
@@ -24,11 +24,9 @@ const LEASE: &str = "retention";
 /// After so long without a word its holder counts as dead.
 const LASTING: Duration = Duration::from_mins(1);
 
-/// How often we look for people whose time is over.
-const POLL: Duration = Duration::from_secs(10);
-
-/// How often we look for what is old.
-const PRUNE: Duration = Duration::from_hours(1);
+/// How often we look for what is old; more rarely where the database is to be left alone.
+pub const PRUNE: Duration = Duration::from_hours(1);
+pub const PRUNE_QUIETLY: Duration = Duration::from_hours(24);
 
 /// Rows forgotten in one transaction.
 const AT_ONCE: u32 = 1000;
@@ -133,16 +131,18 @@ pub struct Retention {
     pub keep: Keep,
     /// Who we are among the replicas.
     pub holder: String,
+    /// Rung when the time of somebody is over.
+    pub bell: Arc<Notify>,
+    /// How often we look for what is old.
+    pub every: Duration,
 }
 
 /// What the loop keeps in mind.
 struct Mind {
-    prune_at: Instant,
-    compact_at: Instant,
+    next_pruning: Instant,
+    next_compaction: Instant,
     /// When this process last saw to it that nothing erased is left in the file.
     compacted_at: DateTime<Utc>,
-    /// Destinations that the metrics speak of.
-    destinations: BTreeSet<String>,
 }
 
 impl Retention {
@@ -155,25 +155,19 @@ impl Retention {
     }
 
     async fn work(&self) {
-        let mut poll = interval(POLL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut mind = Mind {
-            prune_at: Instant::now(),
-            compact_at: Instant::now(),
+            next_pruning: Instant::now(),
+            next_compaction: Instant::now(),
             compacted_at: DateTime::UNIX_EPOCH,
-            destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
         };
         loop {
-            poll.tick().await;
             self.turn(&mut mind).await;
+            _ = timeout(self.every, self.bell.notified()).await;
         }
     }
 
     /// No step depends on another one having gone well.
     async fn turn(&self, mind: &mut Mind) {
-        if let Err(error) = self.count_open(mind).await {
-            tracing::warn!(%error, "the erasures that are open could not be counted");
-        }
         match self.hold().await {
             Ok(true) => {}
             Ok(false) => return,
@@ -191,7 +185,7 @@ impl Retention {
                 tracing::warn!(%error, "not everybody whose erasure was held back could be erased");
             }
         }
-        if mind.prune_at <= Instant::now() {
+        if mind.next_pruning <= Instant::now() {
             for (kind, pruned) in prune(&*self.store, &self.keep, (self.clock)(), Some(&self.holder)).await {
                 match pruned {
                     Ok(0) => {}
@@ -201,13 +195,13 @@ impl Retention {
                     }
                 }
             }
-            mind.prune_at = Instant::now() + PRUNE;
+            mind.next_pruning = Instant::now() + self.every / 2;
         }
-        if mind.compact_at <= Instant::now() {
+        if mind.next_compaction <= Instant::now() {
             if let Err(error) = self.compact(mind).await {
                 tracing::warn!(%error, "the database could not be rewritten without what was erased");
             }
-            mind.compact_at = Instant::now() + PRUNE;
+            mind.next_compaction = Instant::now() + self.every / 2;
         }
     }
 
@@ -232,21 +226,5 @@ impl Retention {
             patient(self.store.release_lease(COMPACTION, &once)).await?;
         }
         compacted.map(|_| ())
-    }
-
-    /// Every replica tells, so that any of them can be asked.
-    async fn count_open(&self, mind: &mut Mind) -> Result<(), StoreError> {
-        let open = patient(self.store.open_erasures()).await?;
-        mind.destinations.extend(open.iter().map(|open| open.destination.clone()));
-        for destination in &mind.destinations {
-            let receipts = open.iter().find(|open| open.destination == *destination);
-            let receipts = receipts.map_or(0, |open| open.receipts);
-            gauge!(telemetry::ERASURES_OPEN, "destination" => destination.clone())
-                .set(u32::try_from(receipts).unwrap_or(u32::MAX));
-        }
-        let oldest = open.iter().map(|open| open.oldest).min();
-        let age = oldest.map_or(0, |oldest| ((self.clock)() - oldest).num_seconds().max(0));
-        gauge!(telemetry::ERASURE_OLDEST).set(u32::try_from(age).unwrap_or(u32::MAX));
-        Ok(())
     }
 }

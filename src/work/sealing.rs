@@ -1,23 +1,25 @@
-//! The loop that seals the audit trail, twice a second if there is anything to seal.
+//! The loop that seals the audit trail: a seal for each hundred lines, or for those of a minute, and for the rest when the
+//! service stops. Who rings the bell (`lookout`) knows when that is.
 //!
 //! Of several replicas one does it, the one that holds the lease; two at once do no harm, for a number is given to one seal
-//! only. Nobody waits for it: what writes lines does not know of seals. A database where nothing happens is not written to.
+//! only. Nobody waits for it: what writes lines does not know of seals. A database where nothing happens is not asked.
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{COUNTING, patient};
+use super::patient;
 use crate::{
     model::Seal,
     store::{Store, StoreError},
     sync::{
         Clock,
-        chain::{self, Sealed, UNSEALED_COUNTED},
+        chain::{self, Sealed},
     },
-    telemetry,
 };
 
 /// The lease's name.
@@ -26,22 +28,12 @@ const LEASE: &str = "audit_seals";
 /// After so long without a word its holder counts as dead; it is kept when half of that is over.
 const LASTING: Duration = Duration::from_secs(10);
 
-/// How often we look whether there is anything to seal, and, if sealing is somebody else's, whether they still do it.
-const POLL: Duration = Duration::from_millis(500);
-const FOLLOW: Duration = Duration::from_secs(2);
-
 /// Lines sealed at once, with a rest in between: of an old trail there may be millions.
 const AT_ONCE: u32 = 5000;
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the lines that are not sealed are counted.
-const COUNT: Duration = Duration::from_secs(5);
-
 /// How often the log is told of the newest seal: whoever keeps the log keeps the chain from being written anew.
 const TELL: Duration = Duration::from_hours(1);
-
-/// The longest that we wait while the database gives us nothing but trouble.
-const TROUBLE: Duration = Duration::from_secs(15);
 
 /// The loop.
 pub struct Sealing {
@@ -49,26 +41,36 @@ pub struct Sealing {
     pub clock: Clock,
     /// Who we are among the replicas.
     pub holder: String,
+    /// Rung when there is to be a seal.
+    pub bell: Arc<Notify>,
 }
 
 /// What the loop keeps in mind.
 struct Mind {
     /// Until when sealing is ours without asking again, if it is.
     ours_until: Option<Instant>,
-    /// When to ask again whether it is.
-    ask_at: Instant,
-    count_at: Instant,
     tell_at: Instant,
     /// The newest seal that we know of.
     newest: Option<Seal>,
+    /// Whether the last turn failed.
+    troubled: bool,
 }
 
 impl Sealing {
-    /// Run until the shutdown. Trouble is logged when it begins, and tried again ever later.
+    /// Run until the shutdown, and seal what is left. Trouble is logged when it begins; whoever rings does so again.
     pub async fn run(self, shutdown: CancellationToken) {
-        let now = Instant::now();
-        let mut mind = Mind { ours_until: None, ask_at: now, count_at: now, tell_at: now, newest: None };
-        shutdown.run_until_cancelled(self.work(&mut mind)).await;
+        let mut mind = Mind { ours_until: None, tell_at: Instant::now(), newest: None, troubled: false };
+        let sealing = async {
+            loop {
+                self.bell.notified().await;
+                self.seal(&mut mind).await;
+            }
+        };
+        shutdown.run_until_cancelled(sealing).await;
+        match patient(self.store.unsealed(1)).await {
+            Ok(unsealed) if unsealed.lines > 0 => self.seal(&mut mind).await,
+            _ => {}
+        }
         if mind.ours_until.is_some()
             && let Err(error) = patient(self.store.release_lease(LEASE, &self.holder)).await
         {
@@ -76,29 +78,26 @@ impl Sealing {
         }
     }
 
-    async fn work(&self, mind: &mut Mind) {
-        let mut poll = interval(POLL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut troubles = 0;
+    /// Seal all there is, if that is for us.
+    async fn seal(&self, mind: &mut Mind) {
         loop {
             match self.turn(mind).await {
                 Ok(more) => {
-                    if troubles > 0 {
+                    if mind.troubled {
                         tracing::info!("the audit trail is sealed again");
                     }
-                    troubles = 0;
-                    if more {
-                        sleep(REST).await;
-                    } else {
-                        poll.tick().await;
+                    mind.troubled = false;
+                    if !more {
+                        return;
                     }
+                    sleep(REST).await;
                 }
                 Err(error) => {
-                    if troubles == 0 {
+                    if !mind.troubled {
                         tracing::warn!(%error, "the audit trail is not sealed until the database can be used again");
                     }
-                    troubles += 1;
-                    sleep((POLL * 2_u32.saturating_pow(troubles)).min(TROUBLE)).await;
+                    mind.troubled = true;
+                    return;
                 }
             }
         }
@@ -106,9 +105,6 @@ impl Sealing {
 
     /// Whether there may be more to do at once.
     async fn turn(&self, mind: &mut Mind) -> Result<bool, StoreError> {
-        if mind.count_at <= Instant::now() {
-            self.count(mind).await?;
-        }
         if !self.is_ours(mind).await? {
             return Ok(false);
         }
@@ -116,7 +112,7 @@ impl Sealing {
             patient(chain::seal(&*self.store, AT_ONCE, (self.clock)())).await?
         else {
             // Somebody else believes that it is theirs.
-            (mind.ours_until, mind.ask_at) = (None, Instant::now() + POLL);
+            mind.ours_until = None;
             return Ok(false);
         };
         mind.compare(before.as_ref());
@@ -132,24 +128,9 @@ impl Sealing {
         if mind.ours_until.is_some_and(|until| now < until) {
             return Ok(true);
         }
-        if now < mind.ask_at || patient(self.store.unsealed(1)).await?.lines == 0 {
-            return Ok(false);
-        }
         let ours = patient(self.store.hold_lease(LEASE, &self.holder, LASTING)).await?;
         mind.ours_until = ours.then(|| now + LASTING / 2);
-        mind.ask_at = now + FOLLOW;
         Ok(ours)
-    }
-
-    /// Every replica tells, so that any of them can be asked.
-    async fn count(&self, mind: &mut Mind) -> Result<(), StoreError> {
-        let began = Instant::now();
-        let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
-        mind.count_at = Instant::now() + COUNT.max(began.elapsed() * COUNTING);
-        gauge!(telemetry::AUDIT_UNSEALED).set(u32::try_from(unsealed.lines).unwrap_or(u32::MAX));
-        let age = unsealed.since.map_or(0, |since| ((self.clock)() - since).num_seconds().max(0));
-        gauge!(telemetry::AUDIT_UNSEALED_OLDEST).set(u32::try_from(age).unwrap_or(u32::MAX));
-        Ok(())
     }
 }
 

@@ -1,19 +1,15 @@
 //! The one mechanism behind everything that waits in the database: places that take turns side by side, woken up when
-//! there is work, else looking for it from time to time.
+//! there is work or when the next of it is due. As long as there is none nothing is asked of the database.
 //!
 //! What a turn does, and how it claims what it works on, is the tenant's. What is claimed must come free by itself when
 //! the process dies: by a row lock of the working transaction, or, where the work crosses the network, by a lease that
 //! ends and a fencing token that makes a late answer harmless.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{
-    sync::Notify,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -21,7 +17,7 @@ use crate::{
     sync::{Clock, retry::Retry},
 };
 
-/// How often we look for what another process has left for us, or what has become due.
+/// How soon we look again at what is due and was not ours to take.
 const POLL: Duration = Duration::from_millis(500);
 
 /// How long we wait while the database gives us nothing but trouble. A short outage must not cost much more than it takes.
@@ -37,6 +33,9 @@ pub trait Tenant: Send + Sync + 'static {
     /// Do one portion of what is due. An error is about the database as a whole; what is wrong with a single piece of
     /// work is the tenant's to settle.
     async fn turn(&self) -> Result<Turn, StoreError>;
+
+    /// When another turn is worth it though nobody calls, asked after one that found nothing; `None`: never.
+    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError>;
 }
 
 /// What a turn found.
@@ -79,14 +78,19 @@ async fn take_turns<T: Tenant>(
 ) {
     let mut troubles = 0;
     while !shutdown.is_cancelled() {
-        let pause = match turn(&tenant).await {
+        let next = match turn(&tenant).await {
             Ok(Turn::More) => {
                 troubles = 0;
                 continue;
             }
-            Ok(Turn::Idle) => {
+            Ok(Turn::Idle) => tenant.next().await,
+            Err(error) => Err(error),
+        };
+        let pause = match next {
+            Ok(next) => {
                 troubles = 0;
-                POLL
+                let left = next.map(|at| (at - clock()).to_std().ok().filter(|left| !left.is_zero()));
+                left.map(|left| left.unwrap_or(POLL))
             }
             Err(error) => {
                 troubles += 1;
@@ -95,14 +99,20 @@ async fn take_turns<T: Tenant>(
                 }
                 let now: DateTime<Utc> = clock();
                 let seed = format!("{} {place}", tenant.name());
-                (TROUBLE.always_after(troubles, &seed, now) - now).to_std().unwrap_or(POLL)
+                Some((TROUBLE.always_after(troubles, &seed, now) - now).to_std().unwrap_or(POLL))
+            }
+        };
+        let waiting = async {
+            match pause {
+                Some(pause) => sleep(pause).await,
+                None => pending().await,
             }
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
+            () = waiting => {}
             // In trouble nobody is called: what rings is part of the trouble.
-            () = sleep(pause), if troubles > 0 => {}
-            _ = timeout(pause, bell.notified()), if troubles == 0 => {}
+            () = bell.notified(), if troubles == 0 => {}
         }
     }
 }

@@ -25,11 +25,11 @@ use clerk_sync::{
     },
     store::{
         Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
-        ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter,
-        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Parked, Patience, Processed,
-        QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind, SinkDepth,
-        Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble,
-        Unsealed, Waiting,
+        ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
+        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Outlook, Parked, Patience,
+        Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind,
+        SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction,
+        Trouble, Unsealed, Waiting,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -506,8 +506,20 @@ impl Store for Troubled {
     ) -> Result<Vec<(NaiveDate, u64)>> {
         self.inner.signups(bucket, from, to).await
     }
-    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
-        self.fault.call(self.inner.any_due(now)).await
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+        self.fault.call(self.inner.first_due()).await
+    }
+    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
+        self.inner.first_message_due(sink).await
+    }
+    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
+        self.inner.outlook(sinks).await
+    }
+    fn bell(&self) -> Arc<Notify> {
+        self.inner.bell()
+    }
+    async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
+        self.inner.listen().await
     }
     async fn queue_depth(&self) -> Result<QueueDepth> {
         self.inner.queue_depth().await

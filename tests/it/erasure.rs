@@ -12,7 +12,10 @@ use clerk_sync::{
         erasure::{self, Fate, Replayed},
         minimize::minimize,
     },
-    work::{Retention, retention::Keep},
+    work::{
+        Retention,
+        retention::{Keep, PRUNE},
+    },
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -892,6 +895,8 @@ async fn after_an_erasure_the_file_is_rewritten_once_a_day(world: World) {
         clock: clock(&world),
         keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
         holder: "one".to_owned(),
+        bell: Arc::default(),
+        every: PRUNE,
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(retention.run(shutdown.clone()));

@@ -1272,6 +1272,27 @@ fn only_a_server_at_the_other_end_of_a_loopback_connection_is_spoken_to_without_
 }
 
 #[test]
+fn behind_a_translated_address_statements_stay_prepared_and_it_is_said_once() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let told = "statements stay prepared";
+    let service = host.serve();
+    assert_eq!(service.post(&created()).word(), "applied");
+    assert!(!service.log().contains(told));
+    service.stop();
+    let doctor = |host: &Host| host.run(&["doctor"]).stdout;
+    assert!(doctor(&host).contains("straight to the server: statements are prepared"));
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_postgres_at(proxy.address);
+    let service = host.serve();
+    for _ in 0..5 {
+        assert_eq!(service.post(&created()).word(), "applied");
+    }
+    assert_eq!(service.log().matches(told).count(), 1);
+    service.stop();
+    assert!(doctor(&host).contains("by way of a translated address, to sessions of our own"));
+}
+
+#[test]
 fn a_log_for_people_has_one_line_an_event_too() {
     let mut host = host();
     host.set("LOG_FORMAT", "pretty");

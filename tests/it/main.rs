@@ -34,6 +34,7 @@ mod catching_up;
 mod doctor;
 mod erasure;
 mod fan_out;
+mod idle;
 mod journeys;
 mod outages;
 mod private_api;

@@ -13,7 +13,10 @@ use clerk_sync::{
         Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction, Trouble,
     },
     sync::{Clock, Committer, Lanes, Limits, Refusal},
-    work::{Retention, Upkeep, retention::Keep},
+    work::{
+        Retention,
+        retention::{Keep, PRUNE},
+    },
 };
 use serde_json::{Map, Value as Json, json};
 use tokio::{task::JoinSet, time::Instant};
@@ -1891,16 +1894,16 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
     let recent = Event::raw("unusable as well");
     assert_eq!(world.deliver(&recent).await, Parked);
     let now = world.now + TimeDelta::days(21);
-    let upkeep = Upkeep { store: Arc::clone(&world.store), clock: Arc::new(move || now) };
     let retention = Retention {
         store: Arc::clone(&world.store),
         rules: world.rules.clone(),
         clock: Arc::new(move || now),
         keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
         holder: "one".to_owned(),
+        bell: Arc::default(),
+        every: PRUNE,
     };
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(upkeep.run(shutdown.clone()));
     let forgetting = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);
     while world.count("webhook_queue").await > 1 || world.count("processed_webhooks").await > 1 {
@@ -1908,7 +1911,6 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     shutdown.cancel();
-    running.await.unwrap();
     forgetting.await.unwrap();
     assert_eq!(world.value("SELECT clerk_id FROM processed_webhooks").await, "user_2");
     assert_eq!(world.value("SELECT svix_id FROM webhook_queue").await, recent.svix_id);

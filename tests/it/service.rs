@@ -372,9 +372,9 @@ pub(crate) struct OwnDatabase {
 
 impl OwnDatabase {
     /// Run statements in the database next to it.
-    pub(crate) fn run_beside(&self, sql: &str) {
+    pub(crate) fn run_beside(&self, sql: &str) -> Vec<Vec<String>> {
         let mut connection = Connection::postgres(&self.server, "public").expect("a connection");
-        connection.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        connection.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
     cli::{clock as our_clock, explained, look, noun},
     config::{Database, apart},
     store::{
-        BehindSequence, Inspection, MigrationStatus, Missing, Reference, Result as Stored, Size, StoreError,
-        Trouble, sqlite,
+        BehindSequence, Inspection, MigrationStatus, Missing, Reference, Result as Stored, Route, Size,
+        StoreError, Trouble, sqlite,
     },
 };
 
@@ -79,6 +79,7 @@ pub(super) async fn check(given: &Given) -> Looked {
     let ours = Span { from: began, until: our_time() };
     let mut findings = vec![reached(&config.database.place(), &inspection), version(&inspection)];
     findings.extend(privileges(&config.database, &inspection.missing));
+    findings.extend(inspection.route.map(route));
     findings.push(migrations(inspection.migrations.as_ref()));
     findings.push(tables(&inspection));
     findings.extend(foreign_keys(&inspection.references));
@@ -295,6 +296,23 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     )]
 }
 
+/// Whether statements are prepared depends on who stands between.
+fn route(route: Route) -> Finding {
+    Finding::ok(
+        "connection",
+        match route {
+            Route::Straight => "straight to the server: statements are prepared",
+            Route::Translated => {
+                "by way of a translated address, to sessions of our own: statements are prepared"
+            }
+            Route::Shared => {
+                "through a pooler, or somebody else who may share our sessions: statements are not prepared between \
+                 transactions, and each costs one round trip more"
+            }
+        },
+    )
+}
+
 /// One that hands out numbers which are in use, or that this user may not read.
 fn sequence(behind: &BehindSequence) -> Finding {
     const CHECK: &str = "sequences";
@@ -365,6 +383,7 @@ mod tests {
             migrations: None,
             tables: Ok(()),
             references: Vec::new(),
+            route: None,
             sequences: Vec::new(),
             size: Ok(Size { database: 0, ours: None }),
         };

@@ -39,6 +39,7 @@ fn needed(table: &str) -> &'static [&'static str] {
 
 pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let mut session = store.session(&store.begin_count).await?;
+    let session_route = session.route;
     let server = server(&mut session, &store.schema).await?;
     let tables = tables(&mut session, &store.schema).await?;
     let remembered = tables.iter().find(|table| table.name == REMEMBERED);
@@ -87,6 +88,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         migrations,
         tables: checked,
         references,
+        route: Some(session_route),
         sequences,
         size,
     })

@@ -2,7 +2,7 @@
 //!
 //! Sessions hold no state that a pooler could mix up, so that PgBouncer in transaction mode works: every statement
 //! runs inside a transaction that opens with one simple query setting all that it needs, and statements are prepared
-//! under names only where the server sees our own ends of the connection, so that nobody can stand between.
+//! under names only in sessions that nobody shares with us (`sessions`).
 //! All statements that webhooks wait for look rows up by their ids; scans of whole tables are off, so that no plan degrades as
 //! they grow. Only what counts or lists for people may read whole tables, and has a deadline.
 //! Compiling plans is off as well: to the planner a table that must be scanned is of astronomic cost, and it would spend
@@ -19,6 +19,7 @@ mod erasure;
 mod error;
 mod foreign;
 mod inspect;
+mod others;
 mod outbox;
 mod queue;
 mod references;
@@ -27,10 +28,12 @@ mod retention;
 mod rows;
 mod seals;
 mod sequences;
+mod sessions;
 mod transaction;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    borrow::Cow,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -41,25 +44,30 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres as Pg, Row as _,
+    AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgPool, Postgres as Pg, Row as _,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow, PgSslMode},
     query::Query,
 };
 use tokio::time::{Instant, timeout};
 
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
 use self::{
     error::{INSUFFICIENT_PRIVILEGE, connect_error, store_error, users_error},
-    relay::{Paths, Relay},
+    others::Others,
+    relay::Relay,
     sequences::Sequences,
+    sessions::Sessions,
     transaction::PostgresTransaction,
 };
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-    ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
-    Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
-    ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
+    MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
+    QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Run, RunKind, SinkDepth, Space,
+    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -108,13 +116,14 @@ pub struct Postgres {
     begin_migration: String,
     anonymize: Arc<str>,
     sequences: Arc<Sequences>,
-    /// Whether every connection so far leads straight to the server.
-    straight: Arc<AtomicBool>,
+    sessions: Arc<Sessions>,
+    /// How to connect instead should whom we speak to be somebody else than the server, or insist on TLS.
+    otherwise: Mutex<Option<PgConnectOptions>>,
     last_trouble: LastTrouble,
     /// Whether the server knows this setting, as PostgreSQL 17 does.
     has_transaction_timeout: Arc<AtomicBool>,
-    /// How to connect instead should whom we speak to without TLS be somebody else than the server, or insist on it.
-    with_tls: Mutex<Option<PgConnectOptions>>,
+    others: Arc<Others>,
+    _attending: AbortOnDropHandle<()>,
     _relay: Option<Relay>,
 }
 
@@ -126,17 +135,14 @@ impl Postgres {
         let (connect, relay) = relay::by_way_of(connect);
         let plain =
             relay.is_some() && matches!(connect.get_ssl_mode(), PgSslMode::Prefer) && is_loopback(&connect);
-        let (connect, with_tls) = if plain {
-            (connect.clone().ssl_mode(PgSslMode::Disable), Some(connect))
-        } else {
-            (connect, None)
-        };
-        let straight = Arc::new(AtomicBool::new(relay.is_some()));
+        let otherwise = connect.clone();
+        let connect = if plain { connect.ssl_mode(PgSslMode::Disable) } else { connect };
+        let sessions = Arc::new(Sessions::new(relay.as_ref().map(|relay| relay.paths.clone())));
+        let meeting = Arc::clone(&sessions);
         let last_trouble = LastTrouble::default();
         let trouble = last_trouble.clone();
         let has_transaction_timeout = Arc::new(AtomicBool::new(false));
         let version = Arc::clone(&has_transaction_timeout);
-        let (paths, verdict) = (relay.as_ref().map(|relay| relay.paths.clone()), Arc::clone(&straight));
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -154,17 +160,14 @@ impl Postgres {
                 })
             })
             .after_connect(move |connection, _| {
-                let (paths, verdict) = (paths.clone(), Arc::clone(&verdict));
                 let known = connection.server_version_num().is_some_and(|version| version >= 17_00_00);
                 version.store(known, Ordering::Relaxed);
-                Box::pin(async move {
-                    if let Some(paths) = paths {
-                        verdict.fetch_and(is_straight(connection, &paths).await?, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
+                let sessions = Arc::clone(&meeting);
+                Box::pin(async move { sessions.meet(connection).await })
             })
             .connect_lazy_with(connect);
+        let others = Arc::new(Others::new(pool.clone(), options.schema.clone(), Arc::clone(&sessions)));
+        let attending = Arc::clone(&others);
         let path = format!("SET LOCAL search_path = {}, public", quoted(&options.schema));
         let begin = |lock_timeout: &str, statement_timeout: &str| {
             format!(
@@ -174,7 +177,7 @@ impl Postgres {
                  SET LOCAL idle_in_transaction_session_timeout = '10s'; \
                  SET LOCAL client_min_messages = error; \
                  SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off; \
-                 SET LOCAL jit = off"
+                 SET LOCAL jit = off; SELECT pg_backend_pid()"
             )
         };
         Self {
@@ -189,25 +192,35 @@ impl Postgres {
             begin_count: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {path}; SET LOCAL lock_timeout = '1500ms'; \
                  SET LOCAL statement_timeout = '8s'; SET LOCAL idle_in_transaction_session_timeout = '10s'; \
-                 SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
+                 SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off; \
+                 SELECT pg_backend_pid()"
             ),
             anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
             sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
-            straight,
+            sessions,
+            otherwise: Mutex::new(Some(otherwise)),
             last_trouble,
             has_transaction_timeout,
-            with_tls: Mutex::new(with_tls),
+            others,
+            _attending: AbortOnDropHandle::new(tokio::spawn(async move { attending.attend().await })),
             _relay: relay,
         }
+    }
+
+    /// Keep no connection while nothing happens, at the price of new ones when something does.
+    #[must_use]
+    pub fn keep_no_idle_connections(self) -> Self {
+        self.others.keeps_none.store(true, Ordering::Relaxed);
+        self
     }
 
     /// A connection from the pool.
     async fn connection(&self) -> Result<PoolConnection<Pg>> {
         let acquired = self.pool.acquire().await.map_err(connect_error);
         let unfit = match &acquired {
-            Ok(_) => !self.straight.load(Ordering::Relaxed),
+            Ok(_) => self.sessions.are_indirect(),
             // Refused at the door, by the server or by a pooler.
             Err(error) => {
                 error.code.as_deref().is_some_and(|code| code.starts_with("28") || code.starts_with("08"))
@@ -216,28 +229,50 @@ impl Postgres {
         if !unfit {
             return acquired;
         }
-        let Some(with_tls) = self.with_tls.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(otherwise) = self.otherwise.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return acquired;
         };
-        self.pool.set_connect_options(with_tls);
         drop(acquired.map(PoolConnection::detach));
+        let marked = self.sessions.marked(&otherwise).await;
+        if marked.is_some() {
+            tracing::info!(
+                "the database's server sees our connections come from elsewhere, as where addresses are translated; its \
+                 sessions are ours alone, and statements stay prepared"
+            );
+        } else {
+            tracing::info!(
+                "somebody stands between us and the database's server, probably a pooler: no statement stays prepared in \
+                 its sessions, and each costs one round trip more"
+            );
+        }
+        self.pool.set_connect_options(marked.unwrap_or(otherwise));
         self.pool.acquire().await.map_err(connect_error)
     }
 
     async fn session(&self, begin: &str) -> Result<Session> {
         let connection = self.connection().await?;
-        let straight = self.straight.load(Ordering::Relaxed);
         let mut session = Session {
             connection: Some(connection),
-            straight,
+            route: Route::Shared,
+            others: Arc::clone(&self.others),
+            leaves_work: false,
             unfit: false,
             last_trouble: self.last_trouble.clone(),
         };
-        if self.has_transaction_timeout.load(Ordering::Relaxed) {
+        let begin = if self.has_transaction_timeout.load(Ordering::Relaxed) {
             // Whoever set it for this role has not thought of us. Every statement has a limit of ours.
-            session.run(&format!("{begin}; SET LOCAL transaction_timeout = 0")).await?;
+            Cow::Owned(format!("{begin}; SET LOCAL transaction_timeout = 0"))
         } else {
-            session.run(begin).await?;
+            Cow::Borrowed(begin)
+        };
+        let before = session.begins();
+        let rows = session.connection().fetch_all(sqlx::raw_sql(AssertSqlSafe(&*begin))).await;
+        let rows = session.ended(before, rows.map_err(store_error))?;
+        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        session.route = self.sessions.route(get(row, 0)?);
+        if session.route == Route::Shared && session.connection().cached_statements_size() > 0 {
+            // It was our own session when they were prepared, and is another one now. It goes with the session.
+            return Err(StoreError::new(Trouble::Conflict));
         }
         Ok(session)
     }
@@ -438,11 +473,31 @@ impl Store for Postgres {
         Ok(counted)
     }
 
-    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
         let mut session = self.session(&self.begin_normal).await?;
-        let any = queue::any_due(&mut session, now).await?;
+        let due = queue::first_due(&mut session).await?;
         session.commit().await?;
-        Ok(any)
+        Ok(due)
+    }
+
+    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
+        outbox::first_due(self, sink).await
+    }
+
+    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
+        seals::outlook(self, sinks).await
+    }
+
+    fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.others.bell)
+    }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
+        // Of few connections none can be given away for that.
+        if self.pool.options().get_max_connections() < 3 {
+            return Ok(None);
+        }
+        self.others.listen().await
     }
 
     async fn space(&self) -> Result<Space> {
@@ -744,24 +799,32 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
+        self.others.tell_now().await;
         self.pool.close().await;
     }
 }
 
 /// A connection in a transaction.
-#[derive(Debug)]
 struct Session {
     /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
     /// abandoned, perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
-    /// Whether nobody stands between us and the server, who would not know our statements by their names.
-    straight: bool,
+    /// Whether our statements are known here by their names.
+    route: Route,
+    others: Arc<Others>,
+    /// Whether others have to hear of it once it is committed.
+    leaves_work: bool,
     /// Whether nobody may have the connection afterwards: it has let us down, or is in the middle of a statement.
     unfit: bool,
     last_trouble: LastTrouble,
 }
 
 impl Session {
+    /// What is written is to be worked on.
+    fn leaves_work(&mut self) {
+        self.leaves_work = true;
+    }
+
     fn connection(&mut self) -> &mut PoolConnection<Pg> {
         self.connection.as_mut().expect("a session has its connection until it ends")
     }
@@ -775,14 +838,14 @@ impl Session {
     }
 
     async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        let query = query.persistent(self.straight);
+        let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();
         let executed = self.connection().execute(query).await;
         self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
-        let query = query.persistent(self.straight);
+        let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();
         let fetched = self.connection().fetch_all(query).await;
         self.ended(before, fetched.map_err(store_error))
@@ -790,7 +853,7 @@ impl Session {
 
     /// Run what writes rows of `users`, where code of the application may run.
     async fn execute_on_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        let query = query.persistent(self.straight);
+        let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();
         let executed = self.connection().execute(query).await;
         self.ended(before, executed.map_err(users_error)).map(|done| done.rows_affected())
@@ -798,7 +861,7 @@ impl Session {
 
     /// The same, of what gives rows.
     async fn rows_of_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
-        let query = query.persistent(self.straight);
+        let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();
         let fetched = self.connection().fetch_all(query).await;
         self.ended(before, fetched.map_err(users_error))
@@ -833,11 +896,17 @@ impl Session {
         if !self.unfit {
             self.connection.take();
         }
+        self.others.used();
         Ok(())
     }
 
     async fn commit(self) -> Result<()> {
-        self.end("COMMIT").await
+        let left = self.leaves_work.then(|| Arc::clone(&self.others));
+        self.end("COMMIT").await?;
+        if let Some(others) = left {
+            others.left_work();
+        }
+        Ok(())
     }
 
     async fn rollback(self) {
@@ -888,21 +957,6 @@ fn is_plain(name: &str) -> bool {
 fn is_loopback(connect: &PgConnectOptions) -> bool {
     let host = connect.get_host().trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
-}
-
-/// Whether the server sees the same two ends of this connection as we do. Asked by a simple query, which any pooler
-/// passes on whole.
-async fn is_straight(connection: &mut PgConnection, paths: &Paths) -> sqlx::Result<bool> {
-    let row = connection
-        .fetch_one(sqlx::raw_sql(
-            "SELECT host(inet_client_addr()), inet_client_port()::text, host(inet_server_addr()), inet_server_port()::text",
-        ))
-        .await?;
-    let end = |address: usize, port: usize| {
-        let address: IpAddr = row.try_get::<Option<String>, _>(address).ok()??.parse().ok()?;
-        Some(SocketAddr::new(address, row.try_get::<Option<String>, _>(port).ok()??.parse().ok()?))
-    };
-    Ok(end(0, 1).zip(end(2, 3)).is_some_and(|(near, far)| paths.contain(near, far)))
 }
 
 fn get<'r, T>(row: &'r PgRow, index: usize) -> Result<T>

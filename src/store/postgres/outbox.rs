@@ -50,6 +50,7 @@ pub(super) async fn tell(session: &mut Session, messages: &[Outgoing]) -> Result
     .bind(column(messages, |message| message.created_at))
     .bind(first)
     .bind(traces(messages, |message| &message.trace));
+    session.leaves_work();
     session.execute(query).await?;
     Ok(())
 }
@@ -353,6 +354,23 @@ async fn lock(session: &mut Session, ids: &[ClerkId]) -> Result<()> {
     Ok(())
 }
 
+/// When the first message for this sink is due, unless it is paused.
+pub(super) async fn first_due(store: &Postgres, sink: &str) -> Result<Option<DateTime<Utc>>> {
+    let mut session = store.session(&store.begin_normal).await?;
+    let rows = session
+        .rows(
+            sql("SELECT next_attempt_at FROM outbox
+                 WHERE sink = $1 AND state = 'pending' AND next_attempt_at IS NOT NULL
+                   AND NOT EXISTS (SELECT FROM outbox_paused WHERE sink = $1)
+                 ORDER BY next_attempt_at
+                 LIMIT 1")
+            .bind(sink),
+        )
+        .await?;
+    session.commit().await?;
+    rows.first().map_or(Ok(None), |row| get(row, 0))
+}
+
 pub(super) async fn depth(store: &Postgres) -> Result<Vec<SinkDepth>> {
     let mut session = store.session(&store.begin_count).await?;
     let rows = session
@@ -443,6 +461,7 @@ pub(super) async fn message(store: &Postgres, id: i64) -> Result<Option<(StoredM
 
 pub(super) async fn retry(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
     let mut session = store.session(&store.begin_normal).await?;
+    session.leaves_work();
     let oldest = lock_users_of(&mut session, ids).await?;
     let rows = session
         .rows(
@@ -476,6 +495,7 @@ pub(super) async fn retry(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> 
 
 pub(super) async fn discard(store: &Postgres, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
     let mut session = store.session(&store.begin_normal).await?;
+    session.leaves_work();
     let oldest = lock_users_of(&mut session, ids).await?;
     let rows = session
         .rows(
@@ -569,6 +589,7 @@ pub(super) async fn pause(store: &Postgres, sink: &str, at: DateTime<Utc>) -> Re
 
 pub(super) async fn resume(store: &Postgres, sink: &str) -> Result<bool> {
     let mut session = store.session(&store.begin_normal).await?;
+    session.leaves_work();
     let resumed = session.execute(sql("DELETE FROM outbox_paused WHERE sink = $1").bind(sink)).await?;
     session.commit().await?;
     Ok(resumed > 0)

@@ -19,13 +19,12 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// Whether the time of any delivery has come.
-pub(super) async fn any_due(session: &mut Session, now: DateTime<Utc>) -> Result<bool> {
-    let query = sql("SELECT 1 FROM webhook_queue WHERE state = 'pending' AND next_attempt_at <= $1
+/// When the first delivery is due.
+pub(super) async fn first_due(session: &mut Session) -> Result<Option<DateTime<Utc>>> {
+    let query = sql("SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending'
          ORDER BY next_attempt_at
-         LIMIT 1")
-    .bind(now);
-    Ok(!session.rows(query).await?.is_empty())
+         LIMIT 1");
+    session.rows(query).await?.first().map_or(Ok(None), |row| get(row, 0))
 }
 
 /// Take the deliveries whose time has come, the longest due first, until their bodies have so many bytes.
@@ -102,6 +101,7 @@ pub(super) async fn enqueue(session: &mut Session, queued: &[Parked]) -> Result<
     .bind(column(queued, |queued| i32::try_from(queued.attempts).unwrap_or(i32::MAX)))
     .bind(column(queued, |queued| queued.last_error.as_str()));
     let rows = session.rows(query).await?;
+    session.leaves_work();
     if rows.len() == queued.len() {
         return Ok(HashSet::new());
     }
@@ -156,6 +156,7 @@ pub(super) async fn revive(session: &mut Session, ids: &[SvixId], now: DateTime<
          ))")
     .bind(column(ids, SvixId::as_str))
     .bind(now);
+    session.leaves_work();
     session.execute(query).await
 }
 

@@ -5,6 +5,8 @@
 //! of a busy service was spent on that. But sqlx takes a Unix socket. So it gets one of ours, and each connection is
 //! passed on, byte by byte, over TCP with `TCP_NODELAY`. TLS is between sqlx and the server, as without.
 //!
+//! It also keeps idle connections alive. One that listens may be idle for hours, and a NAT that forgets it tells nobody.
+//!
 //! The relay also knows both ends of each connection, and so whether the server sees the same: if it does not,
 //! somebody stands between, perhaps a pooler.
 //!
@@ -60,7 +62,7 @@ pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<
 mod linux {
     use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-    use rustix::net::sockopt::set_tcp_user_timeout;
+    use rustix::net::sockopt::{self, set_tcp_user_timeout};
     use tokio::{
         io::copy_bidirectional_with_sizes,
         net::{TcpStream, UnixListener, UnixStream},
@@ -77,6 +79,9 @@ mod linux {
     /// How long what we send may go unheard, in milliseconds, before the server is taken for gone: where it vanishes without
     /// a word, the kernel would go on for a quarter of an hour.
     const UNHEARD_MS: u32 = 4000;
+
+    /// A connection that is idle for longer is asked whether it is still there; after as long without an answer it is not.
+    const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
     /// How long accepting pauses when descriptors have run out.
     const PAUSE: Duration = Duration::from_millis(100);
@@ -108,6 +113,8 @@ mod linux {
         // Only a matter of speed.
         _ = far.set_nodelay(true);
         _ = set_tcp_user_timeout(&far, UNHEARD_MS);
+        // Only a matter of when we notice.
+        _ = keep_alive(&far);
         let path = ends(&far).ok();
         if let Some(path) = path {
             paths.with(|paths| paths.insert(path));
@@ -116,6 +123,14 @@ mod linux {
         if let Some(path) = path {
             paths.with(|paths| paths.remove(&path));
         }
+    }
+
+    /// Let the kernel ask the other side from time to time whether it is there.
+    fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+        sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+        sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE / 4)?;
+        sockopt::set_tcp_keepcnt(stream, 4)?;
+        sockopt::set_socket_keepalive(stream, true)
     }
 
     fn ends(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{Postgres, Session, count, get, sql, store_error, transaction::column};
 use crate::{
     model::{LineHash, Seal, seal::Cell},
-    store::{Result, StoreError, ToSeal, Trouble, Unsealed},
+    store::{Outlook, Result, StoreError, ToSeal, Trouble, Unsealed},
 };
 
 /// How long we wait for those who are writing lines, and how often we look.
@@ -197,6 +197,45 @@ fn micros(row: &PgRow, index: usize) -> Result<Option<i64>> {
     const EPOCH: i64 = 946_684_800_000_000;
     let micros: Option<i64> = row.try_get_unchecked(index).map_err(store_error)?;
     Ok(micros.map(|micros| micros.wrapping_add(EPOCH)))
+}
+
+/// What waits for its time, of messages those for these sinks.
+pub(super) async fn outlook(store: &Postgres, sinks: &[String]) -> Result<Outlook> {
+    let mut session = store.session(&store.begin_page).await?;
+    let rows = session
+        .rows(
+            sql("SELECT
+                     (SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1),
+                     (SELECT min(o.next_attempt_at) FROM unnest($1::text[]) AS n (sink)
+                      CROSS JOIN LATERAL (
+                          SELECT next_attempt_at FROM outbox
+                          WHERE sink = n.sink AND state = 'pending' AND next_attempt_at IS NOT NULL
+                          ORDER BY next_attempt_at
+                          LIMIT 1
+                      ) AS o
+                      WHERE NOT EXISTS (SELECT FROM outbox_paused AS p WHERE p.sink = n.sink)),
+                     (SELECT held_until FROM entity_versions WHERE held_until IS NOT NULL ORDER BY held_until LIMIT 1),
+                     u.lines, u.since
+                 FROM (
+                     SELECT count(*) AS lines, min(at) FILTER (WHERE isfinite(at)) AS since FROM (
+                         SELECT at FROM audit_log
+                         WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
+                         ORDER BY id
+                         LIMIT $2
+                     ) AS unsealed
+                 ) AS u")
+            .bind(sinks)
+            .bind(i64::try_from(Seal::LINES).unwrap_or(i64::MAX)),
+        )
+        .await?;
+    session.commit().await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    Ok(Outlook {
+        delivery: get(row, 0)?,
+        message: get(row, 1)?,
+        erasure: get(row, 2)?,
+        unsealed: Unsealed { lines: count(row, 3)?, since: get(row, 4)? },
+    })
 }
 
 pub(super) async fn unsealed(store: &Postgres, at_most: u32) -> Result<Unsealed> {

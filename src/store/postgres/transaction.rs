@@ -216,6 +216,9 @@ impl Transaction for PostgresTransaction {
         .bind(column(registers, |advance| advance.register.version.tie.as_str()))
         .bind(column(registers, |advance| advance.register.deleted))
         .bind(column(registers, |advance| advance.register.held_until));
+        if registers.iter().any(|advance| advance.register.held_until.is_some()) {
+            self.session.leaves_work();
+        }
         let rows = self.session.rows(query).await?;
         let written: HashMap<ClerkId, bool> =
             rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
@@ -441,6 +444,7 @@ impl Transaction for PostgresTransaction {
         .bind(column(parked, |parked| parked.last_error.as_str()))
         .bind(traces(parked, |parked| &parked.trace))
         .bind(column(parked, |parked| parked.dead_at));
+        self.session.leaves_work();
         self.session.execute(query).await?;
         Ok(())
     }
@@ -480,6 +484,8 @@ impl Transaction for PostgresTransaction {
         .bind(column(entries, |entry| entry.source.name()))
         .bind(column(entries, fields))
         .bind(column(entries, |entry| entry.event_at));
+        // A line is to be sealed.
+        self.session.leaves_work();
         let lines = self.session.rows(lines).await;
         let lines = self.sequences.checked(&mut self.session, "audit_log", lines).await?;
         // One delivery writes at most one line with an actor.

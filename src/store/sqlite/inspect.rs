@@ -47,6 +47,7 @@ pub(super) async fn inspect(
         migrations: Some(migrations),
         tables,
         references: references(connection).await?,
+        route: None,
         // SQLite itself looks at the rows as well as at what it remembers.
         sequences: Vec::new(),
         size: retention::size(connection).await.map(|database| Size { database, ours: None }),

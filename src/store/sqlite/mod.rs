@@ -15,6 +15,7 @@ mod activity;
 mod audit;
 mod catch_up;
 mod erasure;
+mod others;
 mod outbox;
 mod processed;
 mod queue;
@@ -50,18 +51,21 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous},
 };
 
+use tokio::sync::Notify;
+
 pub use permission::check as check_permission;
 
 use self::{
     error::explain,
+    others::Watch,
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-    ForeignRow, ForeignTable, History, Inspection, Known, Lease, MessageFilter, Migration, MigrationStatus,
-    Minimized, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
-    Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage,
-    ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
+    MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
+    QueueFilter, Queued, Readiness, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics,
+    Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
@@ -232,8 +236,36 @@ impl Store for Sqlite {
         rows::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
-    async fn any_due(&self, now: DateTime<Utc>) -> Result<bool> {
-        queue::any_due(&mut *self.read().await?, now).await
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+        queue::first_due(&mut *self.read().await?).await
+    }
+
+    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
+        outbox::first_due(&mut *self.read().await?, sink).await
+    }
+
+    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
+        let mut connection = self.read().await?;
+        let mut message = None;
+        for sink in sinks {
+            let due = outbox::first_due(&mut connection, sink).await?;
+            message = [message, due].into_iter().flatten().min();
+        }
+        Ok(Outlook {
+            delivery: queue::first_due(&mut connection).await?,
+            message,
+            erasure: erasure::first_held(&mut connection).await?,
+            unsealed: seals::unsealed(&mut connection, u32::try_from(Seal::LINES).unwrap_or(u32::MAX))
+                .await?,
+        })
+    }
+
+    fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.housekeeping.bell)
+    }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
+        Ok(Some(Box::new(Watch::of(&self.file.path))))
     }
 
     async fn space(&self) -> Result<Space> {

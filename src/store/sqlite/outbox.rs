@@ -141,6 +141,22 @@ pub(super) async fn any_due(
     .map_err(explain)
 }
 
+/// When the first message for this sink is due, unless it is paused.
+pub(super) async fn first_due(
+    connection: &mut SqliteConnection,
+    sink: &str,
+) -> Result<Option<DateTime<Utc>>> {
+    let row = sqlx::query(
+        "SELECT min(next_attempt_at) AS due FROM outbox
+         WHERE sink = ?1 AND state = 'pending' AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = ?1)",
+    )
+    .bind(sink)
+    .fetch_one(connection)
+    .await
+    .map_err(explain)?;
+    text::read_time(&row, "due")
+}
+
 /// Take the messages that have been due for longest.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,

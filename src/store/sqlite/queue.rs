@@ -112,15 +112,11 @@ pub(super) async fn waiting(
     rows.iter().map(|row| Ok((text::read_svix_id(row)?, waiting(row)?))).collect()
 }
 
-/// Whether any delivery's time has come.
-pub(super) async fn any_due(connection: &mut SqliteConnection, now: DateTime<Utc>) -> Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM webhook_queue WHERE state = 'pending' AND next_attempt_at <= ?1)",
-    )
-    .bind(text::time(now))
-    .fetch_one(connection)
-    .await
-    .map_err(explain)
+/// When the first delivery is due.
+pub(super) async fn first_due(connection: &mut SqliteConnection) -> Result<Option<DateTime<Utc>>> {
+    let query = "SELECT min(next_attempt_at) AS due FROM webhook_queue WHERE state = 'pending'";
+    let row = sqlx::query(query).fetch_one(connection).await.map_err(explain)?;
+    text::read_time(&row, "due")
 }
 
 /// The ids of the deliveries whose time has come, the longest due first, until their bodies have so many bytes.

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{SqliteConnection, pool::PoolConnection};
+use tokio::sync::Notify;
 
 use super::{
     audit, erasure,
@@ -426,6 +427,8 @@ impl Transaction for SqliteTransaction {
             self.undo().await;
             return Err(error);
         }
+        // What was written may have to be worked on.
+        self.housekeeping.bell.notify_one();
         if let Some(mut connection) = self.connection.take() {
             // A cancelled task may end here; the connection is no longer in a transaction.
             self.housekeeping.tidy(&mut connection, self.erased).await;
@@ -444,12 +447,14 @@ pub(super) struct Housekeeping {
     anonymizing: Arc<str>,
     /// Whether the write-ahead log may still hold something of an erased user.
     log_is_stale: AtomicBool,
+    /// Rung after each commit.
+    pub(super) bell: Arc<Notify>,
 }
 
 impl Housekeeping {
     pub(super) fn new(anonymizing: Arc<str>) -> Self {
         // Somebody may have died between an erasure's commit and its checkpoint.
-        Self { anonymizing, log_is_stale: AtomicBool::new(true) }
+        Self { anonymizing, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
     }
 
     /// Empty the write-ahead log of whatever it holds. It waits for readers that still need the log.

@@ -27,7 +27,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,
@@ -79,11 +79,8 @@ const LARGEST_PORTION: usize = 64;
 const PERSISTENCE: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1500)];
 
-/// How often messages are counted, unless counting takes long.
-const COUNT: Duration = Duration::from_secs(5);
-
-/// Counting takes one part in so many of the time.
-const COUNTING_SHARE: u32 = 50;
+/// How often we look whether a sink that was left alone may be tried.
+const BREAK: TimeDelta = TimeDelta::milliseconds(500);
 
 /// Why a deletion is not done that the sink has taken.
 const ELSEWHERE: &str = "erased where the sink is now, and not where it was before under the same name: see `clerk-sync sinks moved`";
@@ -118,7 +115,7 @@ impl Default for DeliverySettings {
     }
 }
 
-/// The dispatchers of all sinks, and the counting.
+/// The dispatchers of all sinks.
 pub struct Outbox {
     pub store: Arc<dyn Store>,
     pub destinations: Vec<Destination>,
@@ -132,12 +129,10 @@ impl Outbox {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { store, destinations, bell, clock } = self;
         let desks = Arc::new(Semaphore::new(DESKS));
-        let mut names = BTreeSet::new();
         let mut bells = Vec::new();
         let mut work = JoinSet::new();
         for destination in destinations {
             let places = destination.settings.concurrency.max(1);
-            names.insert(destination.subscription.sink.clone());
             let mut dispatcher = Dispatcher::new(Arc::clone(&store), destination, Arc::clone(&clock));
             dispatcher.desks = Arc::clone(&desks);
             dispatcher.begin_to_count();
@@ -146,10 +141,6 @@ impl Outbox {
             let worker = Worker { tenant: Arc::new(dispatcher), places, bell, clock: Arc::clone(&clock) };
             work.spawn(worker.run(shutdown.clone()));
         }
-        let until = shutdown.clone();
-        work.spawn(async move {
-            until.run_until_cancelled(count(store, names, clock)).await;
-        });
         work.spawn(async move {
             shutdown.run_until_cancelled(pass_on(&bell, &bells)).await;
         });
@@ -164,38 +155,6 @@ async fn pass_on(bell: &Notify, bells: &[Arc<Notify>]) {
         for bell in bells {
             bell.notify_one();
         }
-    }
-}
-
-/// Keep the gauges true, without costing more than a small part of the time however many messages there are.
-async fn count(store: Arc<dyn Store>, mut names: BTreeSet<String>, clock: Clock) {
-    loop {
-        let began = Instant::now();
-        match patient(store.outbox_depth()).await {
-            Ok(depths) => {
-                // A sink that has nothing left is not in the answer.
-                for depth in &depths {
-                    if names.insert(depth.sink.clone()) {
-                        let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
-                        tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
-                    }
-                }
-                let now = clock();
-                for name in &names {
-                    let depth = depths.iter().find(|depth| depth.sink == *name);
-                    let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-                    let pending = depth.map_or(0.0, |depth| number(depth.pending));
-                    let dead = depth.map_or(0.0, |depth| number(depth.dead));
-                    gauge!(telemetry::OUTBOX_DEPTH, "sink" => name.clone(), "state" => "pending")
-                        .set(pending);
-                    gauge!(telemetry::OUTBOX_DEPTH, "sink" => name.clone(), "state" => "dead").set(dead);
-                    let age = depth.and_then(|depth| (now - depth.oldest?).to_std().ok()).unwrap_or_default();
-                    gauge!(telemetry::OUTBOX_OLDEST, "sink" => name.clone()).set(age.as_secs_f64());
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the outbox could not be counted"),
-        }
-        sleep(COUNT.max(began.elapsed() * COUNTING_SHARE)).await;
     }
 }
 
@@ -584,6 +543,14 @@ impl Tenant for Dispatcher {
         self.bell.notify_one();
         self.work_through(claimed, pass, deadline).await?;
         Ok(Turn::More)
+    }
+
+    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        if Breaker::enter(&self.breaker, Instant::now()).is_none() {
+            // Whether the sink may be tried is asked of nobody else.
+            return Ok(Some((self.clock)() + BREAK));
+        }
+        self.ask(self.store.first_message_due(self.name())).await
     }
 }
 

@@ -1,0 +1,117 @@
+//! Whether a session of the server is ours alone, so that it may know our statements by their names.
+//!
+//! A pooler hands one session to many clients, and would mix their statements up; a translated address, as of a container or
+//! a Kubernetes service, does not. Two things tell that nobody shares a session. The server sees the same two ends of the
+//! connection as we do. Or it was begun by a start-up packet of ours, which its mark shows: no pooler passes on a setting that
+//! it does not know. Which session a transaction runs in is asked when it begins, at no round trip: a connection that is
+//! not what it was changes nothing for the others.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _,
+    postgres::{PgConnectOptions, PgRow},
+};
+use tokio::time::timeout;
+
+use super::relay::Paths;
+use crate::store::Route;
+
+/// The setting that bears our mark.
+const MARK: &str = "clerk_sync.session";
+
+/// How long trying out a marked connection may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is known of the sessions that our connections reached.
+pub(super) struct Sessions {
+    /// The ends of our connections; `None` if they cannot be known.
+    paths: Option<Paths>,
+    /// Nobody else's.
+    mark: String,
+    /// By the number of the server's process: whether it is ours alone.
+    met: Mutex<HashMap<i32, Route>>,
+    /// Whether any was reached through somebody who stands between.
+    indirect: AtomicBool,
+}
+
+impl Sessions {
+    pub(super) fn new(paths: Option<Paths>) -> Self {
+        Self {
+            paths,
+            mark: format!("{:032x}", rand::random::<u128>()),
+            met: Mutex::default(),
+            indirect: AtomicBool::new(false),
+        }
+    }
+
+    /// Look at a new connection. By simple queries, which any pooler passes on whole.
+    pub(super) async fn meet(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let rows = connection
+            .fetch_all(sqlx::raw_sql(
+                "SELECT pg_backend_pid(), current_setting('clerk_sync.session', true);
+                 SELECT host(inet_client_addr()), inet_client_port()::text, host(inet_server_addr()), inet_server_port()::text",
+            ))
+            .await?;
+        let [session, ends] = &rows[..] else {
+            return Err(sqlx::Error::Protocol("two questions have two answers".to_owned()));
+        };
+        let mark: Option<String> = session.try_get(1)?;
+        let straight = self.paths.as_ref().is_some_and(|paths| is_one_of(paths, ends));
+        let route = match (straight, mark.as_deref() == Some(&self.mark)) {
+            (true, _) => Route::Straight,
+            (false, true) => Route::Translated,
+            (false, false) => Route::Shared,
+        };
+        if !straight {
+            self.indirect.store(true, Ordering::Relaxed);
+        }
+        self.met().insert(session.try_get(0)?, route);
+        Ok(())
+    }
+
+    /// How a session was reached. One that no connection of ours began is shared.
+    pub(super) fn route(&self, pid: i32) -> Route {
+        self.met().get(&pid).copied().unwrap_or(Route::Shared)
+    }
+
+    /// Whether the server ever saw other ends of a connection than we do.
+    pub(super) fn are_indirect(&self) -> bool {
+        self.indirect.load(Ordering::Relaxed)
+    }
+
+    /// The same options with our mark, if a connection with it reaches a session that has it.
+    pub(super) async fn marked(&self, connect: &PgConnectOptions) -> Option<PgConnectOptions> {
+        let marked = connect.clone().options([(MARK, &self.mark)]);
+        let tried = timeout(PATIENCE, async {
+            let mut connection = marked.connect().await.ok()?;
+            let asked = sqlx::raw_sql("SELECT current_setting('clerk_sync.session', true)");
+            let found: Option<String> = connection.fetch_one(asked).await.ok()?.try_get(0).ok()?;
+            _ = connection.close().await;
+            (found.as_ref() == Some(&self.mark)).then_some(())
+        });
+        tried.await.ok()??;
+        Some(marked)
+    }
+
+    fn met(&self) -> std::sync::MutexGuard<'_, HashMap<i32, Route>> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the server sees the ends of one of our connections.
+fn is_one_of(paths: &Paths, row: &PgRow) -> bool {
+    let end = |address: usize, port: usize| {
+        let address: IpAddr = row.try_get::<Option<String>, _>(address).ok()??.parse().ok()?;
+        Some(SocketAddr::new(address, row.try_get::<Option<String>, _>(port).ok()??.parse().ok()?))
+    };
+    end(0, 1).zip(end(2, 3)).is_some_and(|(near, far)| paths.contain(near, far))
+}

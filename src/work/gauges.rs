@@ -1,0 +1,208 @@
+//! How much there is of everything, counted when somebody asks for the metrics, and not before.
+//!
+//! Counting a long queue takes long, and may take a small part of the time only. With `IDLE=quiet` nothing is counted again
+//! before something has happened.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use metrics::{Gauge, gauge};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use super::patient;
+use crate::{
+    model::{Idle, Receipt},
+    store::{Store, StoreError},
+    sync::{Clock, chain::UNSEALED_COUNTED},
+    telemetry,
+};
+
+/// What was counted is good for so long.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// Counting takes one part in so many of the time.
+const SHARE: u32 = 10;
+
+/// How often we look how large the database is.
+const MEASURE: Duration = Duration::from_mins(1);
+
+/// The longest that somebody waits who asks for the metrics; what is counted later they see the next time.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// Counts for the metrics.
+pub struct Gauges {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    idle: Idle,
+    /// Whether anything may have changed.
+    disturbed: AtomicBool,
+    known: Mutex<Known>,
+}
+
+/// What was counted.
+struct Known {
+    count_at: Instant,
+    measure_at: Instant,
+    /// Since when the first delivery is due.
+    first_due: Option<DateTime<Utc>>,
+    /// Sinks that the metrics speak of, and since when the oldest message for them waits.
+    sinks: Vec<(String, Option<DateTime<Utc>>)>,
+    /// Destinations of erasures that the metrics speak of.
+    destinations: BTreeSet<String>,
+    oldest_erasure: Option<DateTime<Utc>>,
+    unsealed_since: Option<DateTime<Utc>>,
+}
+
+impl Gauges {
+    /// Of this store, and at least of these sinks.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, idle: Idle, sinks: &[String]) -> Self {
+        let now = Instant::now();
+        let known = Known {
+            count_at: now,
+            measure_at: now,
+            first_due: None,
+            sinks: sinks.iter().map(|sink| (sink.clone(), None)).collect(),
+            destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
+            oldest_erasure: None,
+            unsealed_since: None,
+        };
+        Self { store, clock, idle, disturbed: AtomicBool::new(true), known: Mutex::new(known) }
+    }
+
+    /// Something has happened.
+    pub fn disturb(&self) {
+        self.disturbed.store(true, Ordering::Relaxed);
+    }
+
+    /// Count, unless that was done a moment ago, and show how old things are. Whoever asks waits a little, and cancels
+    /// nothing by going away.
+    pub async fn refresh(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let counting = tokio::spawn(async move { this.count().await });
+        _ = timeout(WAIT, counting).await;
+    }
+
+    async fn count(&self) {
+        let mut known = self.known.lock().await;
+        let began = Instant::now();
+        if known.count_at <= began && self.is_worth_it() {
+            let counted = self.count_all(&mut known).await;
+            let mut rest = FRESH;
+            match counted {
+                Ok(()) => rest = rest.max(began.elapsed() * SHARE),
+                Err(error) => {
+                    self.disturb();
+                    tracing::warn!(%error, "what waits could not be counted for the metrics");
+                }
+            }
+            known.count_at = Instant::now() + rest;
+        }
+        known.show_ages((self.clock)());
+    }
+
+    fn is_worth_it(&self) -> bool {
+        // First, so that what happens while we count is not forgotten.
+        let disturbed = self.disturbed.swap(false, Ordering::Relaxed);
+        disturbed || self.idle == Idle::Normal
+    }
+
+    async fn count_all(&self, known: &mut Known) -> Result<(), StoreError> {
+        self.count_queue(known).await?;
+        self.count_outbox(known).await?;
+        self.count_erasures(known).await?;
+        self.count_unsealed(known).await?;
+        let now = Instant::now();
+        if known.measure_at <= now {
+            self.measure().await?;
+            known.measure_at = now + MEASURE;
+        }
+        Ok(())
+    }
+
+    async fn count_queue(&self, known: &mut Known) -> Result<(), StoreError> {
+        let depth = patient(self.store.queue_depth()).await?;
+        for (state, count) in [("pending", depth.pending), ("dead", depth.dead)] {
+            set(&gauge!(telemetry::QUEUE_DEPTH, "state" => state), count);
+        }
+        known.first_due = depth.first_due;
+        Ok(())
+    }
+
+    async fn count_outbox(&self, known: &mut Known) -> Result<(), StoreError> {
+        let depths = patient(self.store.outbox_depth()).await?;
+        for depth in &depths {
+            if known.sinks.iter().all(|(sink, _)| *sink != depth.sink) {
+                let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
+                tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
+                known.sinks.push((sink.clone(), None));
+            }
+        }
+        for (sink, oldest) in &mut known.sinks {
+            // A sink that has nothing left is not in the answer.
+            let depth = depths.iter().find(|depth| depth.sink == *sink);
+            let (pending, dead) = depth.map_or((0, 0), |depth| (depth.pending, depth.dead));
+            for (state, count) in [("pending", pending), ("dead", dead)] {
+                set(&gauge!(telemetry::OUTBOX_DEPTH, "sink" => sink.clone(), "state" => state), count);
+            }
+            *oldest = depth.and_then(|depth| depth.oldest);
+        }
+        Ok(())
+    }
+
+    async fn count_erasures(&self, known: &mut Known) -> Result<(), StoreError> {
+        let open = patient(self.store.open_erasures()).await?;
+        known.destinations.extend(open.iter().map(|open| open.destination.clone()));
+        for destination in &known.destinations {
+            let receipts = open.iter().find(|open| open.destination == *destination);
+            let count = receipts.map_or(0, |open| open.receipts);
+            set(&gauge!(telemetry::ERASURES_OPEN, "destination" => destination.clone()), count);
+        }
+        known.oldest_erasure = open.iter().map(|open| open.oldest).min();
+        Ok(())
+    }
+
+    async fn count_unsealed(&self, known: &mut Known) -> Result<(), StoreError> {
+        let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
+        set(&gauge!(telemetry::AUDIT_UNSEALED), unsealed.lines);
+        known.unsealed_since = unsealed.since;
+        Ok(())
+    }
+
+    async fn measure(&self) -> Result<(), StoreError> {
+        let space = patient(self.store.space()).await?;
+        gauge!(telemetry::DATABASE_SIZE).set(telemetry::bytes(space.taken));
+        if let Some(free) = space.free {
+            gauge!(telemetry::DISK_FREE).set(telemetry::bytes(free));
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    /// They grow also while nothing is counted.
+    fn show_ages(&self, now: DateTime<Utc>) {
+        let age = |since: Option<DateTime<Utc>>| {
+            since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default().as_secs_f64()
+        };
+        gauge!(telemetry::QUEUE_OLDEST).set(age(self.first_due));
+        for (sink, oldest) in &self.sinks {
+            gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()).set(age(*oldest));
+        }
+        gauge!(telemetry::ERASURE_OLDEST).set(age(self.oldest_erasure).floor());
+        gauge!(telemetry::AUDIT_UNSEALED_OLDEST).set(age(self.unsealed_since).floor());
+    }
+}
+
+fn set(gauge: &Gauge, count: u64) {
+    gauge.set(u32::try_from(count).unwrap_or(u32::MAX));
+}
