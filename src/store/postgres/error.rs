@@ -144,11 +144,8 @@ impl<'a> Report<'a> {
             {
                 Trouble::Refused
             }
-            // We compute nothing and cast nothing but JSON, whose errors have a trace or are about numbers.
-            Trouble::BadData
-                if statement == Statement::WritesUsers
-                    && (self.code == "22012" || (self.code == "22P02" && self.trace.is_empty())) =>
-            {
+            // We compute nothing, and no single value of the data is to blame.
+            Trouble::BadData if statement == Statement::WritesUsers && self.code == "22012" => {
                 Trouble::Refused
             }
             trouble => trouble,
@@ -369,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_fails_on_users_without_a_trace_is_the_applications() {
-        for code in ["42501", "42703", "0A000", "22012", "22P02", "38000", "XX000"] {
+        for code in ["42501", "42703", "0A000", "22012", "38000", "XX000"] {
             let error = judged(code, Position::None, "", Statement::WritesUsers);
             assert_eq!(
                 (error.trouble, error.place.as_deref()),
