@@ -352,8 +352,9 @@ impl Server {
 
     fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.address).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(8))).expect("timeout");
-        stream.set_write_timeout(Some(Duration::from_secs(8))).expect("timeout");
+        // More than any answer takes, and a request is held while the database is away.
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+        stream.set_write_timeout(Some(Duration::from_secs(20))).expect("timeout");
         Client(stream)
     }
 
