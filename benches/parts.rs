@@ -138,7 +138,7 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
             let known = changes.iter().zip(&existing).filter(|(_, existing)| **existing);
             let ids = known.map(|((_, change), _)| change.clerk_id.clone());
             let (registers, users) = ids.map(|id| ((id.clone(), register()), (id.clone(), user(id)))).unzip();
-            Stored { registers, users }
+            Stored { registers, users, addresses: None }
         })
         .bench_values(|stored| plan(black_box(&changes), stored, &rules, now));
 }

@@ -211,5 +211,6 @@ fn open(config: &Config) -> anyhow::Result<postgres::Postgres> {
         schema: config.database_schema.clone(),
         max_connections: config.database_max_connections,
         anonymize_columns: Vec::new(),
+        unique_email: false,
     }))
 }

@@ -147,6 +147,7 @@ impl Writer {
             schema: schema.to_owned(),
             max_connections: u32::try_from(TASKS)?,
             anonymize_columns: Vec::new(),
+            unique_email: false,
         });
         // Connected before anything is measured.
         let (one, two) = (store.begin(Patience::Normal).await?, store.begin(Patience::Normal).await?);

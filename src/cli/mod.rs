@@ -364,6 +364,7 @@ fn postgres_store(config: &Config, url: &SecretString) -> Result<postgres::Postg
         schema: config.database_schema.clone(),
         max_connections: config.database_max_connections,
         anonymize_columns: config.anonymize_columns.clone(),
+        unique_email: config.unique_email,
     });
     Ok(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store })
 }
@@ -373,6 +374,7 @@ fn sqlite_options(config: &Config, path: &Path) -> sqlite::Options {
         path: path.to_owned(),
         max_connections: config.database_max_connections,
         anonymize_columns: config.anonymize_columns.clone(),
+        unique_email: config.unique_email,
     }
 }
 
@@ -512,6 +514,7 @@ fn rules(config: &Config) -> Rules {
         processing: config.processing,
         retry: Retry { max_attempts: config.queue_max_attempts, ..Retry::default() },
         grace: TimeDelta::from_std(config.deletion_grace).unwrap_or_default(),
+        unique_email: config.unique_email,
         subscriptions,
         ..Rules::new(config.sync_fields, config.deletion_policy)
     }

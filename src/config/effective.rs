@@ -77,6 +77,7 @@ impl Config {
             deletion_policy,
             deletion_grace,
             anonymize_columns,
+            unique_email,
             config_file,
             sinks: _,
             webhook_tolerance_seconds,
@@ -112,7 +113,7 @@ impl Config {
             LogFormat::Pretty => "pretty",
             LogFormat::Json => "json",
         });
-        let switch = if *catch_up_on_empty { "on" } else { "off" };
+        let switch = |is_on: bool| Some(if is_on { "on" } else { "off" }.to_owned());
         let some = |value: &dyn fmt::Display| Some(value.to_string());
         vec![
             ("DATABASE_URL", Some(place)),
@@ -125,7 +126,7 @@ impl Config {
             ("CLERK_INSTANCE_ID", instance_id.clone()),
             ("RECONCILE_INTERVAL", Some(length(*reconcile_interval))),
             ("CATCH_UP_AFTER", Some(length(*catch_up_after))),
-            ("CATCH_UP_ON_EMPTY", some(&switch)),
+            ("CATCH_UP_ON_EMPTY", switch(*catch_up_on_empty)),
             ("HOST", some(&listen.ip())),
             ("PORT", some(&listen.port())),
             ("ADMIN_HOST", some(&admin_listen.ip())),
@@ -136,6 +137,7 @@ impl Config {
             ("DELETION_POLICY", some(&deletion_policy.name())),
             ("DELETION_GRACE_DAYS", Some(days(*deletion_grace))),
             ("ANONYMIZE_COLUMNS", listed(anonymize_columns)),
+            ("UNIQUE_EMAIL", switch(*unique_email)),
             ("CONFIG_FILE", config_file.as_deref().map(Path::display).as_ref().and_then(|path| some(path))),
             ("WEBHOOK_TOLERANCE_SECONDS", some(webhook_tolerance_seconds)),
             ("WEBHOOK_MAX_BODY_BYTES", some(webhook_max_body_bytes)),

@@ -74,6 +74,8 @@ pub struct Config {
     pub deletion_grace: Duration,
     /// `ANONYMIZE_COLUMNS`: never one of our own columns.
     pub anonymize_columns: Vec<String>,
+    /// `UNIQUE_EMAIL`: only where addresses are synced.
+    pub unique_email: bool,
     /// `CONFIG_FILE`, or the file of the usual name if that is there.
     pub config_file: Option<PathBuf>,
     /// The systems that are told, each name once. Their secrets are missing if the command does not need them.
@@ -209,7 +211,6 @@ impl Settings {
             read.number("SHUTDOWN_GRACE_SECONDS", self.shutdown_grace_seconds.as_deref(), 0..=600);
         let log_format = read.log_format(self.log_format.as_deref());
         let log_filter = read.log_filter(self.rust_log.as_deref());
-        let sentry = self.sentry(&mut read);
 
         let (database, connection_limit) = read.finish_database(database, &database_schema);
         let default_connections = connection_limit.map_or(8, |limit| limit.min(8));
@@ -234,6 +235,7 @@ impl Settings {
             deletion_policy,
             deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
             anonymize_columns,
+            unique_email: read.unique_email(self.unique_email.as_deref(), sync_fields),
             config_file: file.map(sinks::File::into_path),
             sinks,
             webhook_tolerance_seconds: webhook_tolerance_seconds.unwrap_or(DEFAULT_TOLERANCE_SECONDS),
@@ -248,7 +250,7 @@ impl Settings {
             shutdown_grace: seconds(shutdown_grace.unwrap_or(10)),
             log_format,
             log_filter,
-            sentry,
+            sentry: self.sentry(&mut read),
             warnings: read.warnings,
         };
         (config, read.mistakes)

@@ -343,6 +343,19 @@ impl Reader {
             .unwrap_or_default()
     }
 
+    /// Addresses that are not synced are not ours to take from anybody.
+    pub(super) fn unique_email(&mut self, given: Option<&str>, fields: FieldSet) -> bool {
+        const VARIABLE: &str = "UNIQUE_EMAIL";
+        let is_on = self.switch(VARIABLE, given);
+        if is_on && !fields.contains(Field::Email) {
+            self.mistake(
+                VARIABLE,
+                "found on, and SYNC_FIELDS has no email; allowed is on only with it".to_owned(),
+            );
+        }
+        is_on
+    }
+
     pub(super) fn processing(&mut self, given: Option<&str>) -> Processing {
         let allowed = Processing::ALL.map(Processing::name).join(" or ");
         self.value("PROCESSING", given, &allowed, Processing::named).unwrap_or_default()

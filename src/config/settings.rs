@@ -152,6 +152,12 @@ pub struct Settings {
     #[arg(value_name = "COLUMNS", help_heading = "Users")]
     pub anonymize_columns: Option<String>,
 
+    /// Whether an address has one owner, the newest one, by a unique index that is made and removed by this: on or off
+    /// [default: off]
+    #[arg(long, env = "UNIQUE_EMAIL", hide_env_values = true, global = true)]
+    #[arg(value_name = "ON|OFF", help_heading = "Users")]
+    pub unique_email: Option<String>,
+
     /// The file that says which other systems are told [default: clerk-sync.toml, if it is there]
     #[arg(long = "config", env = "CONFIG_FILE", hide_env_values = true, global = true)]
     #[arg(value_name = "PATH", help_heading = "Other systems")]

@@ -47,6 +47,12 @@ impl StoreError {
         matches!(self.trouble, Trouble::BadData | Trouble::Refused)
     }
 
+    /// Whether a unique index or constraint refuses what another row has already.
+    pub fn is_taken(&self) -> bool {
+        // SQLSTATE, and the code of SQLite.
+        self.trouble == Trouble::Refused && matches!(self.code.as_deref(), Some("23505" | "2067"))
+    }
+
     /// Whether a statement was ended because it took too long, by itself or waiting for others.
     pub fn took_too_long(&self) -> bool {
         self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014")

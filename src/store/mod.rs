@@ -367,6 +367,13 @@ pub trait Transaction: Send {
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()>;
 
+    /// Which live users have these addresses, as the database compares them without regard to case. Each address comes at
+    /// least once.
+    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>>;
+
+    /// Take their addresses from these users, so that others can be given them in the next statements.
+    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()>;
+
     /// Load the rows of these users.
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>>;
 
@@ -432,6 +439,20 @@ pub trait Transaction: Send {
 
     /// Undo it all and give the connection back.
     async fn rollback(self: Box<Self>);
+}
+
+/// The index that `UNIQUE_EMAIL` makes and removes. Nothing else touches it, and it touches no other.
+pub const UNIQUE_EMAIL_INDEX: &str = "users_unique_email";
+
+/// An address, and who has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// As it was asked for.
+    pub given: String,
+    /// As the database compares it.
+    pub folded: String,
+    /// A user who is not deleted.
+    pub owner: Option<ClerkId>,
 }
 
 /// How long a transaction waits for locks.

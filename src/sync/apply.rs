@@ -27,7 +27,9 @@ use crate::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
-    store::{Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting},
+    store::{
+        Address, Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting,
+    },
     telemetry::{self, Queue, Span, TraceContext},
 };
 
@@ -294,18 +296,33 @@ impl Work<'_> {
                 outcomes[index] = Outcome::Ignored;
             }
         }
-        let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id));
+        let claimed = self.claimed(&changes);
+        // Owners are locked with the others, in one order, so that two who swap never wait for each other.
+        let owners: Vec<ClerkId> = match &claimed[..] {
+            [] => Vec::new(),
+            claimed => owners_of(&transaction.addresses(claimed).await?),
+        };
+        let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id).chain(&owners));
         let registers = transaction.registers(&ids).await?;
         let gone = deleted_before(&changes, &registers);
         let news = changes
             .iter()
             .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
-        let ids = sorted(news.map(|(_, change)| &change.clerk_id));
+        let ids = sorted(news.map(|(_, change)| &change.clerk_id).chain(&owners));
         let users = transaction.users(&ids, self.rules.fields).await?;
+        let mut stored = Stored { registers, users, addresses: None };
+        if self.rules.unique_email {
+            self.find_owners(transaction, &changes, claimed, &mut stored).await?;
+        }
 
-        let mut plan = plan(&changes, Stored { registers, users }, self.rules, self.now);
+        let mut plan = plan(&changes, stored, self.rules, self.now);
 
         transaction.advance(&plan.registers).await?;
+        if self.rules.unique_email {
+            // Their addresses are free from now on.
+            self.mark(transaction, &plan.held).await?;
+        }
+        transaction.release_addresses(&plan.released).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
         let mut told = Vec::new();
@@ -329,6 +346,43 @@ impl Work<'_> {
         }
         share_with_repeats(batch, &mut outcomes);
         Ok(Written { outcomes, told })
+    }
+
+    /// The addresses that changes claim, where one has one owner.
+    fn claimed(&self, changes: &[(&Delivery, &Change)]) -> Vec<String> {
+        if !self.rules.unique_email {
+            return Vec::new();
+        }
+        let email = |(_, change): &(&Delivery, &Change)| match &change.news {
+            News::Upsert { patch, .. } | News::Adopt { patch, .. } => {
+                patch.get(Field::Email)?.text().map(str::to_owned)
+            }
+            _ => None,
+        };
+        changes.iter().filter_map(email).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whose the claimed addresses are, now that the registers are locked: somebody may have been faster. Who is kept comes
+    /// back with the address of the row.
+    async fn find_owners(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+        mut claimed: Vec<String>,
+        stored: &mut Stored,
+    ) -> Result<()> {
+        let kept = changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
+        let email = |id: &ClerkId| stored.users.get(id)?.profile[Field::Email].text().map(str::to_owned);
+        claimed.extend(kept.filter_map(|(_, change)| email(&change.clerk_id)));
+        claimed.sort();
+        claimed.dedup();
+        let addresses = if claimed.is_empty() { Vec::new() } else { transaction.addresses(&claimed).await? };
+        let mut late = owners_of(&addresses);
+        late.retain(|id| !stored.users.contains_key(id));
+        stored.registers.extend(transaction.registers(&late).await?);
+        stored.users.extend(transaction.users(&late, self.rules.fields).await?);
+        stored.addresses = Some(addresses);
+        Ok(())
     }
 
     /// Record every id once; gives the places of deliveries that are news to us.
@@ -668,7 +722,9 @@ impl Kept {
 
 /// The rules without one of the fields that a delivery brings, and at last without all of free length.
 pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet, Rules)> {
-    let Content::Change(Change { news: News::Upsert { patch, .. }, .. }) = &delivery.content else {
+    let Content::Change(Change { news: News::Upsert { patch, .. } | News::Adopt { patch, .. }, .. }) =
+        &delivery.content
+    else {
         return Vec::new();
     };
     let is_free = |field: &Field| matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_)));
@@ -740,6 +796,11 @@ fn deleted_before(changes: &[(&Delivery, &Change)], registers: &HashMap<ClerkId,
     let deletions = changes.iter().filter(|(delivery, _)| is_deletion(delivery));
     let ids = deletions.map(|(_, change)| &change.clerk_id);
     sorted(ids.filter(|id| registers.get(*id).is_some_and(|register| register.deleted)))
+}
+
+/// Who has one of these addresses.
+fn owners_of(addresses: &[Address]) -> Vec<ClerkId> {
+    sorted(addresses.iter().filter_map(|address| address.owner.as_ref()))
 }
 
 /// Ids of the deliveries that delete somebody.

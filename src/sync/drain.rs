@@ -5,7 +5,11 @@
 //! tried in transactions of their own, each beginning with a claim of what it is about: others may have been quicker.
 //! A single delivery that fails is put off or dead, and holds up nobody.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::Range,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, timeout_at};
@@ -19,8 +23,8 @@ use super::{
 };
 use crate::{
     clerk::{event, signature::Verified},
-    model::{Content, Delivery, Outcome, SvixId},
-    store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
+    model::{Change, ClerkId, Content, Delivery, Field, News, Outcome, SvixId},
+    store::{Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
 };
 
@@ -32,6 +36,15 @@ const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// For a deletion with much that hangs on it.
 const LONG: Duration = Duration::from_secs(25);
+
+/// Deliveries of one user that may stand in another's way.
+const FEW: u32 = 16;
+
+/// Deliveries that only go together.
+const MOST_TOGETHER: usize = 128;
+
+/// Later than any delivery is due.
+const FAR_AWAY: DateTime<Utc> = DateTime::from_timestamp_nanos(i64::MAX);
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -67,6 +80,8 @@ pub async fn drain(store: &dyn Store, rules: &Rules, now: DateTime<Utc>, deadlin
 enum Claim<'a> {
     Due,
     These(&'a [SvixId]),
+    /// Also those that are not due.
+    Whenever(&'a [SvixId]),
 }
 
 /// A delivery that was claimed.
@@ -179,8 +194,65 @@ impl Draining<'_> {
         }
     }
 
-    /// One delivery that has failed alone; nothing if somebody else has it by now.
-    async fn single(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
+    /// One delivery that has failed alone, with those that it only goes with; nothing if somebody else has it by now.
+    async fn single(&self, claimed: &Claimed, error: StoreError) -> Result<Vec<Worked>> {
+        if error.is_taken()
+            && let Some(worked) = self.with_its_others(claimed).await?
+        {
+            return Ok(worked);
+        }
+        self.alone(claimed, error).await.map(|worked| worked.into_iter().collect())
+    }
+
+    /// A delivery about somebody who is to have an address that another user still has, where an index or constraint of the
+    /// application's allows each only once. Two who swap their addresses wait for each other, and so do three in a ring:
+    /// they go in one transaction, whenever each of them would be due. Nothing if that is not how it is.
+    async fn with_its_others(&self, claimed: &Claimed) -> Result<Option<Vec<Worked>>> {
+        let mut together = BTreeSet::from([claimed.svix_id.clone()]);
+        let mut users: HashSet<ClerkId> = claimed.delivery.clerk_id.iter().cloned().collect();
+        let mut wanted: Vec<String> = address_in(&claimed.delivery).into_iter().collect();
+        while !wanted.is_empty() && together.len() < MOST_TOGETHER {
+            let owners = self.in_time(self.owners_of(&wanted)).await?;
+            wanted.clear();
+            for owner in owners {
+                if !users.insert(owner.clone()) {
+                    continue;
+                }
+                let filter = QueueFilter {
+                    state: Some(QueueState::Pending),
+                    clerk_id: Some(owner),
+                    ..QueueFilter::default()
+                };
+                let store = self.work.store;
+                for queued in self.in_time(store.queued(&filter, FEW)).await? {
+                    if let Some(parked) = self.in_time(store.parked(&queued.svix_id)).await? {
+                        wanted.extend(address_in(&self.understood(parked).delivery));
+                        together.insert(queued.svix_id);
+                    }
+                }
+            }
+        }
+        if together.len() == 1 {
+            return Ok(None);
+        }
+        let ids: Vec<SvixId> = together.into_iter().collect();
+        let all = Ways::of(self.work.rules.deletion);
+        match self.turn(Claim::Whenever(&ids), Patience::Short, &all).await.1 {
+            Ok(worked) => Ok((!worked.is_empty()).then_some(worked)),
+            Err(error) if error.trouble == Trouble::Unavailable => Err(error),
+            // Then there is another reason.
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn owners_of(&self, addresses: &[String]) -> Result<Vec<ClerkId>> {
+        let mut transaction = self.work.store.begin(Patience::Short).await?;
+        let found = transaction.addresses(addresses).await;
+        let found = end(transaction, found).await?;
+        Ok(found.into_iter().filter_map(|address| address.owner).collect())
+    }
+
+    async fn alone(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
         if is_deletion(&claimed.delivery) {
             let this = std::slice::from_ref(&claimed.svix_id);
             let mut ways = Ways::of(self.work.rules.deletion);
@@ -276,6 +348,7 @@ impl Draining<'_> {
         let parked = match claim {
             Claim::Due => transaction.claim(self.work.now, BATCH, BATCH_BYTES).await?,
             Claim::These(ids) => transaction.claim_these(ids, self.work.now).await?,
+            Claim::Whenever(ids) => transaction.claim_these(ids, FAR_AWAY).await?,
         };
         claimed.extend(parked.into_iter().map(|parked| self.understood(parked)));
         let usable: Vec<&Claimed> = claimed.iter().filter(|claimed| claimed.is_usable()).collect();
@@ -359,6 +432,14 @@ impl Draining<'_> {
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         until(self.deadline, call).await
     }
+}
+
+/// The address that somebody is to have.
+fn address_in(delivery: &Delivery) -> Option<String> {
+    let Content::Change(Change { news: News::Upsert { patch, .. }, .. }) = &delivery.content else {
+        return None;
+    };
+    patch.get(Field::Email)?.text().map(str::to_owned)
 }
 
 /// A turn has gone well, with these outcomes of what was usable.

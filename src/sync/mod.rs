@@ -55,6 +55,8 @@ pub struct Rules {
     pub retry: Retry,
     /// For how long the erasure of a user whom Clerk deleted is held back; zero: not at all.
     pub grace: TimeDelta,
+    /// Whether an address has one owner among the living: the one whose row has the newest version of Clerk's.
+    pub unique_email: bool,
     /// What other systems are told.
     pub subscriptions: Arc<[Subscription]>,
     /// Whether they also hear of what was found by looking, and not told by Clerk. Of deletions they always hear.
@@ -72,6 +74,7 @@ impl Rules {
             processing: Processing::default(),
             retry: Retry::default(),
             grace: TimeDelta::zero(),
+            unique_email: false,
             subscriptions: Arc::default(),
             emit: false,
             bell: Arc::default(),

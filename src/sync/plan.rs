@@ -1,9 +1,15 @@
 //! Every rule about order and content, in pure code.
 //!
-//! A batch is folded user by user, event by event, exactly as if each event had come alone. So the outcome of an
-//! event never depends on the company it came in.
+//! A batch is folded event by event, exactly as if each event had come alone. So the outcome of an event never depends on
+//! the company it came in.
+//!
+//! With `UNIQUE_EMAIL` two users meet in an address. It belongs to the one whose row has the newer version of Clerk's; the
+//! other's `email` becomes NULL. Versions are Clerk's own, so replicas agree, whatever the order in which events come.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -11,9 +17,9 @@ use super::{Rules, news};
 use crate::{
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Delivery, EraseIf, Field, News, Outcome, Patch, Profile,
-        Register, Source, User, Version,
+        Register, Source, User, Value, Version,
     },
-    store::{Advance, Outgoing},
+    store::{Address, Advance, Outgoing},
 };
 
 /// What is stored of the users of a batch.
@@ -21,6 +27,9 @@ use crate::{
 pub struct Stored {
     pub registers: HashMap<ClerkId, Register>,
     pub users: HashMap<ClerkId, User>,
+    /// Where an address has one owner: whose those are that the changes are about. Registers and rows of the owners are
+    /// among those above.
+    pub addresses: Option<Vec<Address>>,
 }
 
 /// What to write, and what to answer.
@@ -29,6 +38,8 @@ pub struct Plan {
     /// One per change, in the order of the changes.
     pub outcomes: Vec<Outcome>,
     pub registers: Vec<Advance>,
+    /// Users who have an address until now that is given to somebody else here: to be taken from them before that.
+    pub released: Vec<ClerkId>,
     pub inserts: Vec<User>,
     pub updates: Vec<User>,
     /// Lines for what is inserted and updated. Those of erasures depend on what the database allows.
@@ -80,72 +91,243 @@ fn shows(change: &Change, register: &Register) -> bool {
     change.version.tie.is_empty() && change.version.version == register.version.version
 }
 
+/// Whether the owner of an address keeps it, whose register this is, from this user with this version of Clerk's.
+pub(super) fn keeps(owner: (&ClerkId, Option<&Register>), claimer: (&ClerkId, i64)) -> bool {
+    let version = owner.1.map_or(i64::MIN, |register| register.version.version);
+    // Ids decide between equals, so that all replicas agree.
+    owner.1.is_none_or(|register| !register.deleted) && (version, owner.0) > (claimer.1, claimer.0)
+}
+
 /// Decide about changes that were never seen before, in the order in which they came.
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
-    let mut by_user: BTreeMap<&ClerkId, Vec<usize>> = BTreeMap::new();
-    for (index, (_, change)) in changes.iter().enumerate() {
-        by_user.entry(&change.clerk_id).or_default().push(index);
+    let mut addresses = Addresses::new(&mut stored);
+    let mut folds: BTreeMap<ClerkId, Fold> = BTreeMap::new();
+    let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
+    for id in ids {
+        if !folds.contains_key(id) {
+            let fold = Fold::new(stored.registers.remove(id), stored.users.remove(id));
+            folds.insert(id.clone(), fold);
+        }
     }
     let mut audit = Vec::new();
-    for (id, indices) in by_user {
-        let mut fold = Fold::new(stored.registers.remove(id), stored.users.remove(id));
-        for index in indices {
-            let (delivery, change) = changes[index];
-            plan.outcomes[index] = match &change.news {
-                News::Adopt { .. } if !fold.is_blank() => Outcome::Stale,
-                News::Upsert { patch, created_at } | News::Adopt { patch, created_at } => {
-                    let restores = shows_state(delivery.source) && fold.user.is_none();
-                    match fold.upsert(change, patch, *created_at, restores, rules, now) {
-                        Step::Stale => Outcome::Stale,
-                        Step::Unchanged => Outcome::Unchanged,
-                        Step::Wrote(action, changed_fields) => {
-                            if rules.tells_of(delivery.source)
-                                && let Some(user) = &fold.user
-                            {
-                                let told =
-                                    news::of_row(user, action, &changed_fields, delivery, change, rules, now);
-                                fold.messages.extend(told);
-                            }
-                            audit.push((index, entry(delivery, change, action, changed_fields, now)));
-                            Outcome::Applied
+    for (index, (delivery, change)) in changes.iter().copied().enumerate() {
+        let id = &change.clerk_id;
+        let lost = addresses.claim(&folds, delivery, change, rules);
+        let Some(fold) = folds.get_mut(id) else { continue };
+        plan.outcomes[index] = match &change.news {
+            News::Adopt { .. } if !fold.is_blank() => Outcome::Stale,
+            News::Upsert { patch, created_at } | News::Adopt { patch, created_at } => {
+                let mut patch = Cow::Borrowed(patch);
+                if lost.as_ref().is_some_and(|owner| owner == id) {
+                    patch.to_mut().set(Field::Email, Value::Null);
+                }
+                let restores = fold.restored_by(delivery);
+                match fold.upsert(change, &patch, *created_at, restores, rules, now) {
+                    Step::Stale => Outcome::Stale,
+                    Step::Unchanged => Outcome::Unchanged,
+                    Step::Wrote(action, changed_fields) => {
+                        if rules.tells_of(delivery.source)
+                            && let Some(user) = &fold.user
+                        {
+                            let told =
+                                news::of_row(user, action, &changed_fields, delivery, change, rules, now);
+                            fold.messages.extend(told);
                         }
-                    }
-                }
-                News::Keep if fold.keep() => {
-                    let line = entry(delivery, change, AuditAction::UserDeletionCancelled, Vec::new(), now);
-                    audit.push((index, line));
-                    Outcome::Applied
-                }
-                News::Keep => Outcome::Stale,
-                News::Delete if fold.hold(rules, now) => {
-                    let line = entry(delivery, change, AuditAction::UserDeletionHeld, Vec::new(), now);
-                    audit.push((index, AuditEntry { actor: None, ..line }));
-                    Outcome::Applied
-                }
-                News::Delete | News::Erase(_) => {
-                    let (known, leaves) = (fold.is_known(), fold.leaves());
-                    let requested_at = fold.requested_at(delivery, now);
-                    if fold.erase(&change.news, &change.version, now) {
-                        plan.erasures.push(Erasure {
-                            clerk_id: id.clone(),
-                            change: index,
-                            known,
-                            leaves,
-                            requested_at,
-                        });
+                        audit.push((index, entry(delivery, change, action, changed_fields, now)));
                         Outcome::Applied
-                    } else {
-                        Outcome::Stale
                     }
                 }
+            }
+            News::Keep if fold.keep() => {
+                let line = entry(delivery, change, AuditAction::UserDeletionCancelled, Vec::new(), now);
+                audit.push((index, line));
+                Outcome::Applied
+            }
+            News::Keep => Outcome::Stale,
+            News::Delete if fold.hold(rules, now) => {
+                let line = entry(delivery, change, AuditAction::UserDeletionHeld, Vec::new(), now);
+                audit.push((index, AuditEntry { actor: None, ..line }));
+                Outcome::Applied
+            }
+            News::Delete | News::Erase(_) => {
+                let (known, leaves) = (fold.is_known(), fold.leaves());
+                let requested_at = fold.requested_at(delivery, now);
+                if fold.erase(&change.news, &change.version, now) {
+                    plan.erasures.push(Erasure {
+                        clerk_id: id.clone(),
+                        change: index,
+                        known,
+                        leaves,
+                        requested_at,
+                    });
+                    Outcome::Applied
+                } else {
+                    Outcome::Stale
+                }
+            }
+        };
+        addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
+        // Who was upserted has lost it already.
+        let upserted = matches!(change.news, News::Upsert { .. } | News::Adopt { .. });
+        let loser = lost.filter(|loser| !(upserted && loser == id));
+        if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
+            fold.give_up_address();
+            let change = Change {
+                clerk_id: loser.clone(),
+                version: change.version.clone(),
+                news: News::Upsert { patch: Patch::default(), created_at: None },
+                actor: None,
             };
+            let (action, fields) = (AuditAction::UserUpdated, vec![Field::Email]);
+            if rules.tells_of(delivery.source)
+                && let Some(user) = &fold.user
+            {
+                fold.messages.extend(news::of_row(user, action, &fields, delivery, &change, rules, now));
+            }
+            audit.push((index, entry(delivery, &change, action, fields, now)));
         }
-        fold.finish(id, &mut plan);
+    }
+    plan.erasures.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
+    if rules.fields.contains(Field::Email) {
+        plan.released = addresses.released(&mut folds);
+    }
+    for (id, fold) in folds {
+        fold.finish(&id, &mut plan);
     }
     audit.sort_by_key(|(index, _)| *index);
     plan.audit = audit.into_iter().map(|(_, entry)| entry).collect();
     plan
+}
+
+/// Whose an address is, on the way through the events.
+struct Addresses {
+    /// Whether an address has one owner at a time.
+    unique: bool,
+    /// As the database compares them, by how they are written.
+    folded: HashMap<String, String>,
+    /// Who has one now.
+    owners: HashMap<String, ClerkId>,
+    /// What each of them has.
+    owned: HashMap<ClerkId, String>,
+    /// Who has one in the database.
+    before: Vec<(String, ClerkId)>,
+}
+
+impl Addresses {
+    fn new(stored: &mut Stored) -> Self {
+        let unique = stored.addresses.is_some();
+        let mut this = Self {
+            unique,
+            folded: HashMap::new(),
+            owners: HashMap::new(),
+            owned: HashMap::new(),
+            before: Vec::new(),
+        };
+        for Address { given, folded, owner } in stored.addresses.take().unwrap_or_default() {
+            if let Some(owner) = owner {
+                this.before.push((folded.clone(), owner.clone()));
+                this.owned.insert(owner.clone(), folded.clone());
+                this.owners.insert(folded.clone(), owner);
+            }
+            this.folded.insert(given, folded);
+        }
+        if !unique {
+            // The application may see to it that they are unique.
+            let email =
+                |user: &User| Some((folded(user.profile[Field::Email].text()?), user.clerk_id.clone()));
+            this.before = stored.users.values().filter_map(email).collect();
+        }
+        this
+    }
+
+    fn fold(&self, email: &str) -> String {
+        self.folded.get(email).cloned().unwrap_or_else(|| folded(email))
+    }
+
+    /// Who has to give up an address for a change that is about to be made: its user, or who has it now.
+    fn claim(
+        &self,
+        folds: &BTreeMap<ClerkId, Fold>,
+        delivery: &Delivery,
+        change: &Change,
+        rules: &Rules,
+    ) -> Option<ClerkId> {
+        if !self.unique {
+            return None;
+        }
+        let id = &change.clerk_id;
+        let fold = folds.get(id)?;
+        let (email, version, is_made) = match &change.news {
+            News::Adopt { .. } if !fold.is_blank() => return None,
+            News::Upsert { patch, .. } | News::Adopt { patch, .. }
+                if rules.fields.contains(Field::Email) && fold.is_live() =>
+            {
+                let email = patch.get(Field::Email).map_or_else(|| fold.email(), Value::text)?;
+                let version = change.version.version;
+                if fold.would_upsert(change, fold.restored_by(delivery)) {
+                    (email, version.max(fold.version()), true)
+                } else {
+                    // It is only compared with what is here.
+                    fold.register.as_ref().filter(|known| shows(change, known))?;
+                    (email, version, false)
+                }
+            }
+            News::Keep if fold.held_until().is_some() => (fold.email()?, fold.version(), true),
+            _ => return None,
+        };
+        let owner = self.owners.get(&self.fold(email)).filter(|owner| *owner != id)?;
+        let register = folds.get(owner).and_then(|fold| fold.register.as_ref());
+        if keeps((owner, register), (id, version)) {
+            Some(id.clone())
+        } else {
+            is_made.then(|| owner.clone())
+        }
+    }
+
+    /// This user has this address now and no other.
+    fn move_to(&mut self, id: &ClerkId, email: Option<&str>) {
+        if !self.unique {
+            return;
+        }
+        if let Some(old) = self.owned.remove(id)
+            && self.owners.get(&old) == Some(id)
+        {
+            self.owners.remove(&old);
+        }
+        if let Some(email) = email {
+            let email = self.fold(email);
+            self.owners.insert(email.clone(), id.clone());
+            self.owned.insert(id.clone(), email);
+        }
+    }
+
+    /// Who has an address in the database that is somebody else's in the end. What comes and goes with this batch gets none.
+    fn released(&self, folds: &mut BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+        let wants = |fold: &Fold| {
+            let email = if self.unique { fold.live_email() } else { fold.email() };
+            email.filter(|_| fold.row_moved && fold.end.is_none()).map(|email| self.fold(email))
+        };
+        let wanted: HashMap<String, ClerkId> =
+            folds.iter().filter_map(|(id, fold)| Some((wants(fold)?, id.clone()))).collect();
+        let of_another = |email: &str, id: &ClerkId| wanted.get(email).is_some_and(|other| other != id);
+        for (id, fold) in folds.iter_mut().filter(|(_, fold)| fold.end == Some(End::Erased) && fold.row_moved)
+        {
+            if fold.email().is_some_and(|email| of_another(&self.fold(email), id)) {
+                fold.give_up_address();
+            }
+        }
+        // Whoever is written anew gets what they have in the end; a row that is held back is marked and keeps it.
+        let goes = |fold: &Fold| (fold.row_moved || fold.end.is_some()) && fold.held_until().is_none();
+        let released = self.before.iter().filter(|(email, id)| of_another(email, id));
+        let released = released.filter(|(_, id)| folds.get(id).is_some_and(goes)).map(|(_, id)| id);
+        released.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    }
+}
+
+/// About as databases compare addresses.
+fn folded(email: impl AsRef<str>) -> String {
+    email.as_ref().to_lowercase()
 }
 
 /// A line of the audit trail about what a delivery did.
@@ -200,6 +382,46 @@ impl Fold {
         let register = stored.clone();
         let messages = Vec::new();
         Self { stored, register, messages, row_is_new: user.is_none(), user, row_moved: false, end: None }
+    }
+
+    fn email(&self) -> Option<&str> {
+        self.user.as_ref()?.profile[Field::Email].text()
+    }
+
+    /// The address of a row that counts among the living.
+    fn live_email(&self) -> Option<&str> {
+        self.email().filter(|_| self.end.is_none() && self.is_live())
+    }
+
+    /// Whether the row counts among the living, or would if it were made.
+    fn is_live(&self) -> bool {
+        let was_held = self.stored.as_ref().is_some_and(|register| register.held_until.is_some());
+        let marked = self.user.as_ref().is_some_and(|user| user.deleted_at.is_some());
+        self.held_until().is_none() && (!marked || was_held)
+    }
+
+    /// Clerk's version of the row.
+    fn version(&self) -> i64 {
+        self.register.as_ref().map_or(i64::MIN, |register| register.version.version)
+    }
+
+    fn give_up_address(&mut self) {
+        if let Some(user) = &mut self.user {
+            user.profile.set(Field::Email, Value::Null);
+            self.row_moved = true;
+        }
+    }
+
+    /// Whether there is no row, and it comes back from a user as Clerk shows it.
+    fn restored_by(&self, delivery: &Delivery) -> bool {
+        shows_state(delivery.source) && self.user.is_none()
+    }
+
+    /// Whether an upsert would write.
+    fn would_upsert(&self, change: &Change, restores: bool) -> bool {
+        self.register
+            .as_ref()
+            .is_none_or(|known| !known.deleted && (restores || change.version > known.version))
     }
 
     fn held_until(&self) -> Option<DateTime<Utc>> {
@@ -418,6 +640,7 @@ mod tests {
         Stored {
             registers: HashMap::from([(id.clone(), register)]),
             users: user.map(|user| (id, user)).into_iter().collect(),
+            addresses: None,
         }
     }
 

@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     erasure,
+    plan::keeps,
     scan::{Scan, Seen, Visit, Window},
 };
 use crate::{
@@ -32,8 +33,8 @@ use crate::{
         api::{Filters, Persistence, can_ask},
         event::Found,
     },
-    model::{Change, ClerkId, Content, FieldSet, News, Source},
-    store::{Known, Run, RunKind},
+    model::{Change, ClerkId, Content, Field, FieldSet, News, Source, Value},
+    store::{Known, Patience, Run, RunKind},
     telemetry,
 };
 
@@ -302,10 +303,13 @@ struct Visitor {
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble> {
+    async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, Trouble> {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
         let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields)).await?;
+        if self.context.rules.unique_email {
+            self.give_up_addresses(&mut users, &known).await?;
+        }
         let mut to_mend = Vec::new();
         self.with(|report| {
             report.seen += users.len() as u64;
@@ -341,6 +345,55 @@ impl Visit for Visitor {
 impl Visitor {
     fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Who lost an address to another user by a newer claim has none here, though it is still shown at Clerk: that is no
+    /// drift.
+    async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), Trouble> {
+        let email = |found: &Found| match &found.delivery.content {
+            Content::Change(Change { news: News::Upsert { patch, .. }, .. }) => {
+                patch.get(Field::Email)?.text().map(str::to_owned)
+            }
+            _ => None,
+        };
+        let lost = |found: &Found| {
+            let here = known.users.get(&found.clerk_id)?;
+            email(found).filter(|_| here.profile[Field::Email] == Value::Null)
+        };
+        let mut claimed: Vec<String> = users.iter().filter_map(lost).collect();
+        claimed.sort();
+        claimed.dedup();
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let store = &self.context.store;
+        let addresses = patiently(|| async {
+            let mut transaction = store.begin(Patience::Normal).await?;
+            let found = transaction.addresses(&claimed).await?;
+            transaction.commit().await?;
+            Ok(found)
+        })
+        .await?;
+        let mut owners: Vec<ClerkId> = addresses.iter().filter_map(|address| address.owner.clone()).collect();
+        owners.sort();
+        owners.dedup();
+        let theirs = patiently(|| store.known(&owners, FieldSet::from_iter([]))).await?;
+        for found in users {
+            let Some(email) = lost(found) else { continue };
+            let Content::Change(Change { version, news: News::Upsert { patch, .. }, .. }) =
+                &mut found.delivery.content
+            else {
+                continue;
+            };
+            let owner = addresses.iter().filter(|address| address.given == email);
+            let mut owner = owner.filter_map(|address| address.owner.as_ref());
+            let here = known.registers.get(&found.clerk_id).map_or(i64::MIN, |here| here.version.version);
+            let claim = (&found.clerk_id, version.version.max(here));
+            if owner.any(|owner| keeps((owner, theirs.registers.get(owner)), claim)) {
+                patch.set(Field::Email, Value::Null);
+            }
+        }
+        Ok(())
     }
 
     async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {

@@ -24,7 +24,7 @@ use clerk_sync::{
         Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
-        Activity, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
+        Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
         ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
         Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Outlook, Parked, Patience,
         Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind,
@@ -764,6 +764,12 @@ impl Transaction for TroubledTransaction {
     }
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
         self.fault.call(self.inner.advance(registers)).await
+    }
+    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
+        self.fault.call(self.inner.addresses(addresses)).await
+    }
+    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
+        self.fault.call(self.inner.release_addresses(ids)).await
     }
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
         self.fault.call(self.inner.users(ids, fields)).await

@@ -46,6 +46,10 @@ const USED_BY: &[(&str, &str)] = &[
     ),
     ("DELETION_POLICY", "`serve`, `worker`, `dev`, `reconcile`, `erase`"),
     ("DELETION_GRACE_DAYS", "`serve`, `worker`, `dev`, `reconcile`, `erase`"),
+    (
+        "UNIQUE_EMAIL",
+        "`serve`, `worker`, `dev`, `migrate`, `migrate adopt`, `backfill`, `reconcile`, `ensure`, `erase`",
+    ),
     ("ANONYMIZE_COLUMNS", "every command that opens the database, but for `dev`"),
     (
         "CONFIG_FILE",

@@ -11,6 +11,7 @@ mod world;
 
 mod promises;
 mod queue;
+mod unique_email;
 
 mod convergence;
 mod crashes;

@@ -106,7 +106,7 @@ impl World {
             Keeper::Postgres => Place::postgres().await?,
             Keeper::Sqlite => Place::sqlite().await,
         };
-        let store = place.open(&[]).await;
+        let store = place.open(&[], false).await;
         Some(Self {
             keeper,
             store,
@@ -118,7 +118,14 @@ impl World {
 
     /// Another process that works with the same database.
     pub async fn open(&self) -> Arc<dyn Store> {
-        self.place.open(&[]).await
+        self.place.open(&[], self.rules.unique_email).await
+    }
+
+    /// Start anew with `UNIQUE_EMAIL`, on or off.
+    pub async fn unique_email(&mut self, on: bool) {
+        self.rules.unique_email = on;
+        self.store = self.open().await;
+        self.store.migrate().await.unwrap();
     }
 
     /// Postgres: the same, as a role of fewer rights.
@@ -129,12 +136,13 @@ impl World {
             schema: schema.clone(),
             max_connections: 2,
             anonymize_columns: Vec::new(),
+            unique_email: false,
         }))
     }
 
     /// The same, with `ANONYMIZE_COLUMNS`.
     pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
-        self.place.open(columns).await
+        self.place.open(columns, false).await
     }
 
     /// Let time pass.
@@ -431,7 +439,7 @@ impl Place {
         Self::Sqlite { pool, folder }
     }
 
-    async fn open(&self, anonymize_columns: &[&str]) -> Arc<dyn Store> {
+    async fn open(&self, anonymize_columns: &[&str], unique_email: bool) -> Arc<dyn Store> {
         let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
         match self {
             Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {
@@ -439,10 +447,12 @@ impl Place {
                 schema: schema.clone(),
                 max_connections: 8,
                 anonymize_columns,
+                unique_email,
             })),
             Self::Sqlite { folder, .. } => {
                 let path = folder.path().join("test.db");
-                let options = store::sqlite::Options { path, anonymize_columns, max_connections: 4 };
+                let options =
+                    store::sqlite::Options { path, anonymize_columns, max_connections: 4, unique_email };
                 Arc::new(Sqlite::open(options).await.unwrap())
             }
         }

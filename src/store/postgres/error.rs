@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
-use crate::store::{StoreError, Trouble};
+use crate::store::{StoreError, Trouble, UNIQUE_EMAIL_INDEX};
 
 /// Functions that are named in an error, from the one that failed outwards.
 const NAMED_FUNCTIONS: usize = 3;
@@ -127,6 +127,10 @@ impl<'a> Report<'a> {
         // Whatever it is, there is no connection.
         if self.fatal && matches!(trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused) {
             return Trouble::Unavailable;
+        }
+        if self.names.contains(&("constraint", UNIQUE_EMAIL_INDEX)) {
+            // Another transaction was faster to give the address to somebody.
+            return Trouble::Raced;
         }
         if self.is_inside() {
             return match trouble {

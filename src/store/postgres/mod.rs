@@ -30,6 +30,7 @@ mod seals;
 mod sequences;
 mod sessions;
 mod transaction;
+mod unique_email;
 
 use std::{
     borrow::Cow,
@@ -100,6 +101,8 @@ pub struct Options {
     pub max_connections: u32,
     /// Columns of the application in `users` that an anonymisation empties.
     pub anonymize_columns: Vec<String>,
+    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    pub unique_email: bool,
 }
 
 /// A pool of connections, and the texts that open transactions.
@@ -107,6 +110,7 @@ pub struct Postgres {
     pool: PgPool,
     schema: String,
     anonymize_columns: Vec<String>,
+    unique_email: bool,
     begin_normal: String,
     begin_short: String,
     begin_long: String,
@@ -199,6 +203,7 @@ impl Postgres {
             sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
+            unique_email: options.unique_email,
             sessions,
             otherwise: Mutex::new(Some(otherwise)),
             last_trouble,
@@ -321,6 +326,7 @@ impl Postgres {
         }
         let columns = self.check_tables(&mut session).await?;
         self.sequences.set_forward(&mut session, None).await?;
+        unique_email::set(&mut session, &self.schema, self.unique_email).await?;
         session.commit().await?;
         // Only now: the application adds its columns to tables that are there.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;

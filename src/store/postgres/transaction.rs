@@ -21,7 +21,8 @@ use crate::{
         Value, Version,
     },
     store::{
-        Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting, schema::quoted,
+        Address, Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting,
+        schema::quoted,
     },
     telemetry::TraceContext,
 };
@@ -224,6 +225,30 @@ impl Transaction for PostgresTransaction {
             rows.iter().map(|row| Ok((clerk_id(row, 0)?, get(row, 1)?))).collect::<Result<_>>()?;
         let as_expected = |advance: &Advance| written.get(&advance.clerk_id) == Some(&advance.new);
         if registers.iter().all(as_expected) { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
+    }
+
+    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
+        let query = sql("SELECT n.email, lower(n.email), u.clerk_id FROM unnest($1::text[]) AS n (email)
+             LEFT JOIN LATERAL (
+                 SELECT clerk_id FROM users WHERE lower(email) = lower(n.email) AND deleted_at IS NULL
+             ) AS u ON true")
+        .bind(addresses);
+        let address = |row| {
+            let owner = get::<Option<String>>(row, 2)?.and_then(ClerkId::new);
+            Ok(Address { given: get(row, 0)?, folded: get(row, 1)?, owner })
+        };
+        self.session.rows(query).await?.iter().map(address).collect()
+    }
+
+    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let query = sql("UPDATE users AS u SET email = NULL FROM unnest($1::text[]) AS n (clerk_id)
+             WHERE u.clerk_id = n.clerk_id")
+        .bind(texts(ids));
+        self.session.execute_on_users(query).await?;
+        Ok(())
     }
 
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
@@ -476,7 +501,7 @@ impl Transaction for PostgresTransaction {
              FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                          $7::timestamptz[])
                   AS n (at, action, clerk_id, svix_id, source, changed_fields, event_at)
-             RETURNING id, svix_id")
+             RETURNING id, svix_id, clerk_id")
         .bind(column(entries, |entry| entry.at))
         .bind(column(entries, |entry| entry.action.name()))
         .bind(column(entries, |entry| entry.clerk_id.as_str()))
@@ -488,15 +513,18 @@ impl Transaction for PostgresTransaction {
         self.session.leaves_work();
         let lines = self.session.rows(lines).await;
         let lines = self.sequences.checked(&mut self.session, "audit_log", lines).await?;
-        // One delivery writes at most one line with an actor.
-        let actors: HashMap<&str, &Actor> = entries
+        // One delivery writes at most one line with an actor about a user.
+        let actors: HashMap<(&str, &str), &Actor> = entries
             .iter()
-            .filter_map(|entry| Some((entry.svix_id.as_ref()?.as_str(), entry.actor.as_ref()?)))
+            .filter_map(|entry| {
+                Some(((entry.svix_id.as_ref()?.as_str(), entry.clerk_id.as_str()), entry.actor.as_ref()?))
+            })
             .collect();
         let mut attributed: Vec<(i64, &Actor)> = Vec::with_capacity(actors.len());
         for line in &lines {
             let svix_id: Option<&str> = get(line, 1)?;
-            if let Some(actor) = svix_id.and_then(|id| actors.get(id)) {
+            let clerk_id: &str = get(line, 2)?;
+            if let Some(actor) = svix_id.and_then(|id| actors.get(&(id, clerk_id))) {
                 attributed.push((get(line, 0)?, actor));
             }
         }

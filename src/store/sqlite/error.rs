@@ -2,7 +2,7 @@
 
 use sqlx::Error;
 
-use crate::store::{StoreError, Trouble};
+use crate::store::{StoreError, Trouble, UNIQUE_EMAIL_INDEX};
 
 // Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary in the low byte.
 const ERROR: &str = "1";
@@ -33,10 +33,18 @@ pub(super) fn explain(error: Error) -> StoreError {
             Trouble::Unavailable
         }
         (_, Some(TOOBIG | MISMATCH)) => Trouble::BadData,
+        (_, Some(CONSTRAINT)) if is_of_our_index(&error) => Trouble::Raced,
         (_, Some(CONSTRAINT)) => Trouble::Refused,
         _ => Trouble::Broken,
     };
     StoreError { trouble, code: code.map(|code| code.to_string()), place: place(&error, code) }
+}
+
+/// Whether an address was given to somebody else before.
+fn is_of_our_index(error: &Error) -> bool {
+    let message = error.as_database_error().map_or("", |error| error.message());
+    message.strip_prefix("UNIQUE constraint failed: index '").and_then(|rest| rest.strip_suffix('\''))
+        == Some(UNIQUE_EMAIL_INDEX)
 }
 
 /// Whether somebody else is in the way for now.

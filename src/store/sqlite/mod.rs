@@ -24,6 +24,7 @@ mod registers;
 mod retention;
 mod rows;
 mod seals;
+mod unique_email;
 mod users;
 
 mod error;
@@ -85,6 +86,8 @@ pub struct Options {
     pub anonymize_columns: Vec<String>,
     /// At most this many connections, of which one writes.
     pub max_connections: u32,
+    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    pub unique_email: bool,
 }
 
 /// A SQLite database.
@@ -93,6 +96,7 @@ pub struct Sqlite {
     readers: SqlitePool,
     file: File,
     anonymize_columns: Vec<String>,
+    unique_email: bool,
     housekeeping: Arc<Housekeeping>,
 }
 
@@ -155,6 +159,7 @@ impl Sqlite {
             file,
             housekeeping: Arc::new(Housekeeping::new(users::anonymizing(&options.anonymize_columns))),
             anonymize_columns: options.anonymize_columns,
+            unique_email: options.unique_email,
         })
     }
 
@@ -190,6 +195,11 @@ impl Store for Sqlite {
         } else {
             let mut transaction = self.write(Patience::Normal).await?;
             applied = migrations::apply(transaction.connection()?, &place).await?;
+            Box::new(transaction).commit().await?;
+        }
+        if unique_email::is_there(&mut reader).await? != self.unique_email {
+            let mut transaction = self.write(Patience::Normal).await?;
+            unique_email::set(&mut transaction, self.unique_email).await?;
             Box::new(transaction).commit().await?;
         }
         // Only now: the application adds its columns to tables that are there.

@@ -74,6 +74,7 @@ fn options(folder: &TempDir, anonymize_columns: &[&str]) -> Options {
     Options {
         path: folder.path().join("test.db"),
         anonymize_columns: anonymize_columns.iter().map(|&name| name.to_owned()).collect(),
+        unique_email: false,
         max_connections: 4,
     }
 }

@@ -25,7 +25,8 @@ use super::{
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
-        Advance, Old, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble, Waiting,
+        Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble,
+        Waiting,
     },
 };
 
@@ -272,6 +273,19 @@ impl Transaction for SqliteTransaction {
         }
         let written = registers::advance(self.connection()?, registers).await;
         self.all_written(written, registers.len())
+    }
+
+    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
+        let found = users::addresses(self.connection()?, addresses).await;
+        self.noted(found)
+    }
+
+    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let released = users::release_addresses(self.connection()?, ids).await;
+        self.noted(released)
     }
 
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, Field, FieldSet, Profile, User, Value},
-    store::{Result, schema::quoted},
+    store::{Address, Result, schema::quoted},
 };
 
 /// The rows of these users; metadata only as far as it is asked for.
@@ -141,6 +141,42 @@ pub(super) async fn update(
         .await
         .map_err(explain)?;
     Ok(done.rows_affected())
+}
+
+/// Who has these addresses.
+pub(super) async fn addresses(
+    connection: &mut SqliteConnection,
+    addresses: &[String],
+) -> Result<Vec<Address>> {
+    let rows = sqlx::query(
+        "SELECT n.value AS given, lower(n.value) AS folded, u.clerk_id AS owner
+         FROM json_each(?1) AS n
+         LEFT JOIN users AS u ON lower(u.email) = lower(n.value) AND u.deleted_at IS NULL",
+    )
+    .bind(json!(addresses).to_string())
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    let address = |row| {
+        let text = |name| text::read(row, name);
+        let owner = text("owner")?.and_then(ClerkId::new);
+        Ok(Address {
+            given: text("given")?.unwrap_or_default(),
+            folded: text("folded")?.unwrap_or_default(),
+            owner,
+        })
+    };
+    rows.iter().map(address).collect()
+}
+
+/// Take their addresses from these users.
+pub(super) async fn release_addresses(connection: &mut SqliteConnection, ids: &[ClerkId]) -> Result<()> {
+    sqlx::query("UPDATE users SET email = NULL WHERE clerk_id IN (SELECT value FROM json_each(?1))")
+        .bind(text::clerk_ids(ids)?)
+        .execute(connection)
+        .await
+        .map_err(explain)?;
+    Ok(())
 }
 
 /// Delete rows; returns those that were there.
