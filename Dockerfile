@@ -21,14 +21,14 @@ FROM chef AS build
 ARG FEATURES="otel,sentry"
 # This layer lasts until a dependency changes.
 COPY --from=recipe /build/recipe.json .
-RUN cargo chef cook --release --locked --bin clerk-sync --features "$FEATURES" --recipe-path recipe.json
+RUN cargo chef cook --profile dist --locked --bin clerk-sync --features "$FEATURES" --recipe-path recipe.json
 COPY . .
-RUN cargo build --release --locked --bin clerk-sync --features "$FEATURES" && install -d -o 10001 -g 10001 /image/data
+RUN cargo build --profile dist --locked --bin clerk-sync --features "$FEATURES" && install -d -o 10001 -g 10001 /image/data
 
 FROM debian:bookworm-slim
 # To PostgreSQL the binary brings its own roots; requests to Clerk use the system's.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /build/target/release/clerk-sync /usr/local/bin/clerk-sync
+COPY --from=build /build/target/dist/clerk-sync /usr/local/bin/clerk-sync
 COPY --from=build --chown=10001:10001 /image/data /data
 
 # A database that outlives the container, to try things out; the program warns about it.

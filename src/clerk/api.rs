@@ -18,7 +18,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use metrics::counter;
-use reqwest::{Client, Response, StatusCode, header, redirect};
+use reqwest::{Client, Response, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -33,6 +33,7 @@ use super::{
     event::{self, Found, Moment, Reading},
 };
 use crate::{
+    http_client,
     model::ClerkId,
     telemetry::{self, Span},
 };
@@ -567,11 +568,8 @@ fn base(url: &Url) -> Url {
 }
 
 fn client(base: &Url) -> Result<Client, ApiError> {
-    Client::builder()
+    http_client::builder()
         .connect_timeout(CONNECT_WITHIN)
-        .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
-        // The key is for this address only.
-        .redirect(redirect::Policy::none())
         .build()
         .map_err(|_| unreachable(base, "the HTTP client cannot be made"))
 }

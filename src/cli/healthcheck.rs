@@ -11,7 +11,7 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 
 use super::{Failure, post::LONGEST_ANSWER, resolve, say};
-use crate::{clerk::api, config::Settings};
+use crate::{clerk::api, config::Settings, http_client};
 
 /// Less than what container engines wait.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ impl Listener {
     /// The one that listens on this address.
     pub(super) fn new(listener: SocketAddr) -> Result<Self, Failure> {
         // Each question on a connection of its own, so that it is also asked whether connections are accepted.
-        let client = Client::builder().timeout(PATIENCE).no_proxy().pool_max_idle_per_host(0).build();
+        let client = http_client::builder().timeout(PATIENCE).no_proxy().pool_max_idle_per_host(0).build();
         Ok(Self {
             address: SocketAddr::new(reachable(listener.ip()), listener.port()),
             client: client.context("the HTTP client could not be made")?,

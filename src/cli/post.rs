@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
-use reqwest::{Client, StatusCode, redirect::Policy};
+use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
 use super::Failure;
-use crate::clerk::{api, signature::Secret};
+use crate::{
+    clerk::{api, signature::Secret},
+    http_client,
+};
 
 /// As long as Svix waits.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -36,8 +39,7 @@ pub(super) struct Answer {
 
 impl Poster {
     pub(super) fn new(url: String, secret: Secret) -> Result<Self, Failure> {
-        // Svix follows no redirect either.
-        let client = Client::builder().timeout(PATIENCE).redirect(Policy::none()).build();
+        let client = http_client::builder().timeout(PATIENCE).build();
         let client = client.context("the HTTP client could not be made")?;
         Ok(Self { client, url, secret })
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use reqwest::{StatusCode, header, redirect};
+use reqwest::{StatusCode, header};
 use secrecy::ExposeSecret;
 use sentry_core::{
     Client, ClientOptions, Envelope, Level as Severity, Transport,
@@ -32,6 +32,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 use super::{Sentry, is_ours};
+use crate::http_client;
 
 const OUR_RELEASE: &str = concat!("clerk-sync@", env!("CARGO_PKG_VERSION"));
 
@@ -78,11 +79,8 @@ enum Job {
 /// What turns errors of the log into reports. To be called inside a runtime.
 pub(super) fn reporter(sentry: &Sentry) -> Result<Reporter, &'static str> {
     let dsn: Dsn = sentry.dsn.expose_secret().parse().map_err(|_| "SENTRY_DSN cannot be understood")?;
-    let client = reqwest::Client::builder()
-        .redirect(redirect::Policy::none())
-        .timeout(SEND_WITHIN)
-        .build()
-        .map_err(|_| "the HTTP client cannot be made")?;
+    let client =
+        http_client::builder().timeout(SEND_WITHIN).build().map_err(|_| "the HTTP client cannot be made")?;
     let (queue, jobs) = mpsc::channel(WAITING);
     tokio::spawn(send_all(jobs, client, dsn.clone()));
     let _ = QUEUE.set(queue.clone());

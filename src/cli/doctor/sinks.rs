@@ -3,7 +3,7 @@
 
 use std::{future::ready, time::Duration};
 
-use reqwest::{Client, redirect};
+use reqwest::Client;
 use tokio::time::timeout;
 use url::Url;
 
@@ -17,19 +17,14 @@ use crate::{
         sinks::{to_reach, urls, why_not_reached},
     },
     config::SinkConfig,
+    http_client,
     store::Store,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn check(given: &Given) -> Vec<Finding> {
-    let client = Client::builder()
-        .connect_timeout(PATIENCE)
-        .timeout(PATIENCE)
-        .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
-        // What stands in an address is for that address only.
-        .redirect(redirect::Policy::none())
-        .build();
+    let client = http_client::builder().connect_timeout(PATIENCE).timeout(PATIENCE).build();
     let Ok(client) = client else {
         let skip = |sink| Finding::skip(name(sink), "the HTTP client cannot be made");
         return given.config.sinks.iter().map(skip).collect();

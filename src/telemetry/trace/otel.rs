@@ -27,11 +27,11 @@ use opentelemetry_sdk::{
     Resource,
     trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span},
 };
-use reqwest::redirect;
 use tokio::runtime::Handle;
 use url::Url;
 
 use super::{Kind, variable};
+use crate::http_client;
 
 /// How long an export may take, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -237,9 +237,7 @@ struct Way {
 impl Way {
     fn new() -> Result<Self, String> {
         let timeout = either("TIMEOUT").parse().map_or(TIMEOUT, Duration::from_millis);
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
+        let client = http_client::builder()
             .timeout(timeout)
             .build()
             .map_err(|_| "the HTTP client cannot be made".to_owned())?;

@@ -9,13 +9,13 @@ use chrono::{DateTime, Utc};
 use reqwest::{
     Client, RequestBuilder, Response, StatusCode,
     header::{self, HeaderValue},
-    redirect,
 };
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::{Again, Refusal};
 use crate::{
+    http_client,
     sync::Clock,
     telemetry::{Span, TRACEPARENT, TraceContext},
 };
@@ -51,11 +51,7 @@ impl Outbound {
     /// # Errors
     /// If the HTTP client cannot be made.
     pub fn new(clock: Clock) -> Result<Self, reqwest::Error> {
-        let client = Client::builder()
-            .connect_timeout(CONNECT_WITHIN)
-            .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .build()?;
+        let client = http_client::builder().connect_timeout(CONNECT_WITHIN).build()?;
         Ok(Self { client, clock })
     }
 
