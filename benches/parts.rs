@@ -149,6 +149,7 @@ fn register() -> Register {
         version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
         deleted: false,
         held_until: None,
+        held_since: None,
     }
 }
 

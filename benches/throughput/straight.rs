@@ -115,6 +115,7 @@ fn register() -> Register {
         version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
         deleted: false,
         held_until: None,
+        held_since: None,
     }
 }
 

@@ -220,9 +220,13 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
         Fate::Gone => say!("{id} was erased before."),
         Fate::Kept => say!("{id} stays: the deletion is taken back."),
         Fate::Resists => {
+            let of_the_row = receipts.iter().find(|receipt| receipt.destination == Receipt::DATABASE);
+            let why =
+                of_the_row.and_then(|receipt| receipt.last_error.as_deref()).map(|why| format!(" ({why})"));
             return Err(Failure::failed(format!(
-                "the row of {id} could be neither deleted nor anonymised; everything else is erased, and `serve` tries \
-                 again without end: see `clerk-sync erase status {id}`"
+                "the row of {id} is not known to be gone{}; everything else is erased, and `serve` tries again without \
+                 end: see `clerk-sync erase status {id}`",
+                why.unwrap_or_default()
             )));
         }
         Fate::NotHeld => {
@@ -267,7 +271,7 @@ impl Status {
                 ("unknown", _) => {}
                 (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
                 ("erasing", _) if is_open(Receipt::DATABASE) => {
-                    say!("{id}: to be erased, but the database does not let the row go");
+                    say!("{id}: to be erased, but the row is not known to be gone");
                 }
                 ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
                 ("here", _) => say!("{id}: not deleted"),
@@ -363,8 +367,8 @@ impl Replay {
         }
         if replayed.resisting > 0 {
             return Err(Failure::failed(format!(
-                "{} could be neither deleted nor anonymised; `serve` tries again without end",
-                count(replayed.resisting, "row", "rows")
+                "{} not known to be gone; `serve` tries again without end",
+                count(replayed.resisting, "row is", "rows are")
             )));
         }
         Ok(())

@@ -452,7 +452,10 @@ async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
         Ok(store)
     };
     match prepare.await {
-        Ok(store) => Ok(store),
+        Ok(store) => {
+            service::warn_of_hidden_rows(&*store).await;
+            Ok(store)
+        }
         Err(error) => Err(explained(&config.database, error).await),
     }
 }
@@ -479,6 +482,7 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
     };
     let applied = status.iter().filter(|one| one.applied).count();
     if read_only && applied == status.len() {
+        service::warn_of_hidden_rows(&*store).await;
         return Ok(store);
     }
     store.close().await;

@@ -20,10 +20,11 @@ use crate::{
     config::{AllowedAddresses, Config, Needs, Settings},
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     model::Idle,
-    store::{Readiness, Store, StoreError, Trouble},
+    store::{Missing, Readiness, Store, StoreError, Trouble},
     sync::{
-        Clock, Committer, Lanes, Limits, Rules,
+        Clock, Committer, Lanes, Limits, Pace, Rules,
         catch_up::{CatchUp, Instance},
+        drain::BATCH,
         ensure::Ensure,
     },
     telemetry,
@@ -74,18 +75,10 @@ impl Serve {
         let destinations = sinks::destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
         warn_of_samples(&*store).await;
+        warn_of_hidden_rows(&*store).await;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
         let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
-        service.say_where(
-            &config,
-            match service.store.ready().await {
-                Ok(Readiness::SchemaNotCurrent) => {
-                    "listening, and not ready before the migrations are applied"
-                }
-                Ok(Readiness::ReadOnly) => "listening, and not ready before the database may be written to",
-                _ => "ready",
-            },
-        );
+        service.say_where(&config, service.state().await);
         service.run_until_asked_to_stop().await
     }
 }
@@ -149,6 +142,13 @@ pub(super) async fn warn_of_samples(store: &dyn Store) {
         tracing::warn!(
             "`clerk-sync dev` has written made-up people into this database: name another one in DATABASE_URL for real ones"
         );
+    }
+}
+
+/// Whose rows we cannot see we cannot erase, and the database does not say so.
+pub(super) async fn warn_of_hidden_rows(store: &dyn Store) {
+    for Missing { what, remedy } in store.hidden().await.unwrap_or_default() {
+        tracing::error!(remedy, "{what}; until that is mended erasures stay open, and /readyz answers 503");
     }
 }
 
@@ -282,7 +282,12 @@ impl Service {
                 clock: Arc::clone(&clock),
             };
             outbox.spawn(dispatching.run(shutdown.clone()));
-            let queue = Queue { store: Arc::clone(&store), rules: rules.clone(), clock: Arc::clone(&clock) };
+            let queue = Queue {
+                store: Arc::clone(&store),
+                rules: rules.clone(),
+                clock: Arc::clone(&clock),
+                pace: Pace::new(BATCH),
+            };
             let worker = Worker {
                 tenant: Arc::new(queue),
                 places: store.writers(),
@@ -355,6 +360,15 @@ impl Service {
             lanes,
             store,
         })
+    }
+
+    /// What to say of a service that has just been started.
+    pub(super) async fn state(&self) -> &'static str {
+        match self.store.ready().await {
+            Ok(Readiness::SchemaNotCurrent) => "listening, and not ready before the migrations are applied",
+            Ok(Readiness::RowsHidden) => "listening, and not ready while row level security hides rows",
+            _ => "ready",
+        }
     }
 
     /// Say in the log where it can be reached.

@@ -66,6 +66,11 @@ pub enum Problem {
     DatabaseUnavailable,
     #[error("the database may only be read: it is a standby, or is set so")]
     DatabaseReadOnly,
+    #[error(
+        "row level security may hide rows of our tables from this service, so that no erasure is known to be complete; \
+         `clerk-sync doctor` names the remedy"
+    )]
+    RowsHidden,
     #[error("the database's tables are not those of this version; migrations are pending")]
     SchemaNotCurrent,
     /// The same to whoever asked for something: their programs know the code of a database that gives nothing.
@@ -103,6 +108,7 @@ impl Problem {
             | Self::DatabaseUnavailable
             | Self::DatabaseReadOnly
             | Self::SchemaNotCurrent
+            | Self::RowsHidden
             | Self::NotMigrated
             | Self::Overloaded
             | Self::NoRoom
@@ -135,6 +141,7 @@ impl Problem {
             Self::ClerkNotConfigured => "clerk_not_configured",
             Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => "database_unavailable",
             Self::SchemaNotCurrent => "schema_not_current",
+            Self::RowsHidden => "row_level_security",
             Self::Overloaded | Self::NoRoom => "overloaded",
             Self::ShuttingDown => "shutting_down",
         }
@@ -147,6 +154,7 @@ impl Problem {
             | Self::DatabaseUnavailable
             | Self::DatabaseReadOnly
             | Self::SchemaNotCurrent
+            | Self::RowsHidden
             | Self::NotMigrated
             | Self::ShuttingDown => Some(5),
             Self::Overloaded | Self::NoRoom => Some(1),

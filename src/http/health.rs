@@ -77,6 +77,7 @@ impl Probe {
             Ok(Ok(Readiness::Ready)) => (None, None),
             Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),
             Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
+            Ok(Ok(Readiness::RowsHidden)) => (Some(Problem::RowsHidden), None),
             Ok(Err(error)) if error.trouble == Trouble::Schema => {
                 (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
             }

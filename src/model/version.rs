@@ -30,4 +30,6 @@ pub struct Register {
     pub deleted: bool,
     /// When the user is to be erased, whom Clerk has deleted. Until then updates are news, and it can be taken back.
     pub held_until: Option<DateTime<Utc>>,
+    /// Since when that is held back: the time with which the row is marked, unless the application had marked it.
+    pub held_since: Option<DateTime<Utc>>,
 }

@@ -14,6 +14,8 @@ pub enum Trouble {
     Conflict,
     /// Somebody holds a lock for too long.
     Locked,
+    /// Our own time for it is over. It may be done all the same.
+    Late,
     /// An entity appeared or vanished while we worked. Begin again.
     Raced,
     /// The data can never be stored.
@@ -53,9 +55,10 @@ impl StoreError {
         self.trouble == Trouble::Refused && matches!(self.code.as_deref(), Some("23505" | "2067"))
     }
 
-    /// Whether a statement was ended because it took too long, by itself or waiting for others.
+    /// Whether something was ended because it took too long, by itself or waiting for others.
     pub fn took_too_long(&self) -> bool {
-        self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014")
+        self.trouble == Trouble::Late
+            || (self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014"))
     }
 
     /// Whether a server is there and will not let us in, however long we wait: there is no such database, user, password or
@@ -73,12 +76,25 @@ impl StoreError {
             Trouble::Unavailable => "unavailable",
             Trouble::Conflict => "conflict",
             Trouble::Locked => "locked",
+            Trouble::Late => "late",
             Trouble::Raced => "raced",
             Trouble::BadData => "bad_data",
             Trouble::Refused => "refused",
             Trouble::Schema => "schema",
             Trouble::Broken => "broken",
         })
+    }
+
+    /// A row stays as it is though the database refuses nothing: a trigger of the application skips the statement, or
+    /// brings back what was there.
+    pub fn unmoved() -> Self {
+        Self { place: Some("the row stays as it is".to_owned()), ..Self::new(Trouble::Refused) }
+    }
+
+    /// The row that was written is another user's: a trigger of the application changes `clerk_id`, by which we find it again.
+    pub fn changed_id() -> Self {
+        let place = "a trigger of the application changes column clerk_id of table users".to_owned();
+        Self { place: Some(place), ..Self::new(Trouble::Refused) }
     }
 
     /// The tables are not what we need.
@@ -95,8 +111,8 @@ impl fmt::Display for StoreError {
         f.write_str(match self.trouble {
             Trouble::Unavailable => "the database is not available",
             Trouble::Conflict => "the database saw a conflict",
-            Trouble::Locked if self.took_too_long() => "it takes too long",
-            Trouble::Locked => "somebody holds a lock for too long",
+            Trouble::Locked | Trouble::Late if self.took_too_long() => "it takes too long",
+            Trouble::Locked | Trouble::Late => "somebody holds a lock for too long",
             Trouble::Raced => "somebody else wrote the same entity",
             Trouble::BadData => "the database cannot store the data",
             Trouble::Refused => "a constraint or trigger refuses",

@@ -24,6 +24,10 @@ pub struct Inspection {
     pub migrations: Option<Result<Vec<MigrationStatus>>>,
     /// Whether tables with our names are ours. Only looked at if nothing is missing.
     pub tables: Result<()>,
+    /// Tables of which row level security may hide rows from us; `None` if the database knows nothing like it.
+    pub hidden: Option<Vec<Missing>>,
+    /// Rules that rewrite what we do with our tables, such as `audit_copy ON clerk.users`, and the statement that removes each.
+    pub rules: Vec<Missing>,
     /// Foreign keys that refer to `users`.
     pub references: Vec<Reference>,
     /// How its sessions are reached; `None` if it has none.

@@ -63,6 +63,11 @@ pub trait Store: Send + Sync + 'static {
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
+    /// Which of our tables may have rows that we cannot see, and what mends it.
+    async fn hidden(&self) -> Result<Vec<Missing>> {
+        Ok(Vec::new())
+    }
+
     /// One user's row.
     async fn user(&self, id: &ClerkId) -> Result<Option<User>>;
 
@@ -133,8 +138,8 @@ pub trait Store: Send + Sync + 'static {
     /// What is stored of these users, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
 
-    /// Up to `limit` ids of users that are not deleted and were last written before `untouched_since`, in the order of
-    /// the ids, after this one.
+    /// Up to `limit` ids of users whose erasure nobody has asked for, and whom we last wrote before `untouched_since` or
+    /// never, in the order of the ids, after this one. What the application has marked as deleted is among them.
     async fn standing(
         &self,
         untouched_since: DateTime<Utc>,
@@ -142,7 +147,7 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<ClerkId>>;
 
-    /// How many users are not deleted.
+    /// How many users there are whose erasure nobody has asked for.
     async fn count_standing(&self) -> Result<u64>;
 
     /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
@@ -349,6 +354,10 @@ pub trait Transaction: Send {
     /// returns how many. Those that somebody works on are left to them.
     async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64>;
 
+    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
+    /// them.
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()>;
+
     /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
     /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
     /// moment is theirs to remove, so that nobody waits for it.
@@ -383,20 +392,29 @@ pub trait Transaction: Send {
     /// Update the allow-listed columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
 
-    /// Make the application's deferred constraints speak now rather than at the commit, where the database can.
-    async fn check_constraints(&mut self) -> Result<()>;
+    /// Why rows of our tables may be there that we cannot see, so that nobody can say of one that it is gone; `None` if
+    /// nothing hides any.
+    async fn hidden(&mut self) -> Result<Option<StoreError>>;
 
-    /// Delete rows; returns those that were there. If the application's constraint or trigger refuses any of them,
-    /// nothing is deleted, the error [is about the data](StoreError::is_about_the_data), and the transaction can go on.
-    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>>;
+    /// Take out rows in the first of these ways that the application's constraints and triggers allow for each; what they
+    /// refuse for one row holds up no other. Rows that still stand are marked as deleted, if they let us. `deleted_at` stays
+    /// if it is set already. Gives what became of each row that was there, judged by
+    /// looking at it afterwards; of one that never told who it was it may say nothing. An error that
+    /// [is about the data](StoreError::is_about_the_data) is about what was written before: the application's deferred
+    /// constraints speak first, where the database can make them.
+    async fn erase_users(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>>;
 
-    /// Anonymise rows; returns those that were there. `deleted_at` stays if the application has set it already.
-    /// Refusals are as in [`delete_users`](Self::delete_users).
-    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>>;
+    /// Mark rows as deleted at these times, but those that are marked already, by the application. It does not matter if the
+    /// application lets us.
+    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
 
-    /// Mark rows as deleted at this time, or take the mark from them. Who is marked already, by the application, stays so.
-    /// Returns whose rows there are; refusals are as in [`delete_users`](Self::delete_users).
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>>;
+    /// Take just these marks from rows: any other is the application's. It does not matter if the application lets us.
+    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
 
     /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
     /// older request counts, and once completed it stays so.
@@ -455,6 +473,22 @@ pub struct Address {
     pub owner: Option<ClerkId>,
 }
 
+/// A way to take out a user's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Delete,
+    Anonymize,
+}
+
+/// What became of a row that was to be taken out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowFate {
+    Deleted,
+    Anonymized,
+    /// It is there and tells who it was, for this reason.
+    Stands(StoreError),
+}
+
 /// How long a transaction waits for locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
@@ -474,6 +508,8 @@ pub enum Readiness {
     SchemaNotCurrent,
     /// Reachable, but nothing can be written for now.
     ReadOnly,
+    /// Row level security may hide rows of our tables: see [`Store::hidden`].
+    RowsHidden,
 }
 
 /// A row of `users` with those columns that we keep for others.

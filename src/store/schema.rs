@@ -77,6 +77,7 @@ pub const TABLES: [Table; 16] = [
             ("tie", Kind::Text),
             ("deleted", Kind::Bool),
             ("held_until", Kind::Time),
+            ("held_since", Kind::Time),
         ],
     },
     Table {

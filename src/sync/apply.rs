@@ -19,6 +19,7 @@ use super::{
     Rules,
     erasure::retry_id,
     news,
+    pace::divided,
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
@@ -28,7 +29,8 @@ use crate::{
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
     store::{
-        Address, Outgoing, Parked, Patience, Record, Result, Store, StoreError, Transaction, Trouble, Waiting,
+        Address, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError, Transaction,
+        Trouble, Waiting, Way,
     },
     telemetry::{self, Queue, Span, TraceContext},
 };
@@ -85,24 +87,28 @@ pub(super) async fn deliver(
                 }
             }
         };
-        let result = timeout_at(deadline, attempt)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
-        match result {
+        let result = timeout_at(share(deadline, part.len()), attempt).await;
+        match result.unwrap_or_else(|_| Err(StoreError::new(Trouble::Late))) {
             Ok(outcomes) => {
                 for (index, outcome) in usable[part].iter().zip(outcomes) {
                     results[*index] = Ok(outcome);
                 }
             }
-            Err(error) if part.len() > 1 && error.trouble != Trouble::Unavailable => {
+            Err(error)
+                if part.len() > 1 && error.trouble != Trouble::Unavailable && Instant::now() < deadline =>
+            {
                 patience = Patience::Short;
-                let middle = part.start + part.len() / 2;
-                parts.push(middle..part.end);
-                parts.push(part.start..middle);
+                parts.extend(divide(part, &error).rev());
             }
-            Err(error) => {
+            Err(mut error) => {
                 refusals += 1;
-                let hopeless = error.trouble == Trouble::Unavailable || refusals >= HOPELESS_REFUSALS;
+                if error.trouble == Trouble::Late {
+                    // Nobody can tell it from a database that does not answer.
+                    error = StoreError::new(Trouble::Unavailable);
+                }
+                let hopeless = error.trouble == Trouble::Unavailable
+                    || refusals >= HOPELESS_REFUSALS
+                    || Instant::now() >= deadline;
                 let refused = if hopeless { part.start..usable.len() } else { part };
                 for index in &usable[refused] {
                     results[*index] = Err(error.clone());
@@ -123,28 +129,39 @@ pub(super) async fn deliver(
     results
 }
 
+/// By when an attempt at so many must be done: so that of a batch that takes too long there is time left for its parts.
+pub(super) fn share(deadline: Instant, deliveries: usize) -> Instant {
+    let now = Instant::now();
+    if deliveries > 1 { now + deadline.saturating_duration_since(now) / 2 } else { deadline }
+}
+
+/// The parts of a batch that failed like this, in their order.
+pub(super) fn divide(
+    batch: Range<usize>,
+    error: &StoreError,
+) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+    let size = if error.took_too_long() { divided(batch.len()) } else { batch.len().div_ceil(2) };
+    let parts = batch.len().div_ceil(size);
+    (0..parts).map(move |part| {
+        let start = batch.start + part * size;
+        start..batch.end.min(start + size)
+    })
+}
+
 /// The ways to take out a user's row, in the order in which they are tried; where none is left, only a tombstone.
 #[derive(Clone)]
 pub(super) struct Ways {
-    steps: &'static [Step],
+    steps: &'static [Way],
     /// Why those that are not tried any more did not work.
     refusal: StoreError,
 }
 
-/// What is done to a row, and may be refused by the application.
-#[derive(Clone, Copy)]
-enum Step {
-    Delete,
-    Anonymize,
-    Mark,
-}
-
 impl Ways {
     pub(super) fn of(policy: DeletionPolicy) -> Self {
-        let steps: &[Step] = match policy {
-            DeletionPolicy::Auto => &[Step::Delete, Step::Anonymize],
-            DeletionPolicy::Delete => &[Step::Delete],
-            DeletionPolicy::Anonymize => &[Step::Anonymize],
+        let steps: &[Way] = match policy {
+            DeletionPolicy::Auto => &[Way::Delete, Way::Anonymize],
+            DeletionPolicy::Delete => &[Way::Delete],
+            DeletionPolicy::Anonymize => &[Way::Anonymize],
         };
         Self { steps, refusal: StoreError::new(Trouble::Refused) }
     }
@@ -213,7 +230,7 @@ impl Work<'_> {
                     ways = ways.after(error);
                 }
                 Trouble::Raced => {
-                    let refusal = unmoved();
+                    let refusal = StoreError::unmoved();
                     return self.park(delivery, refusal.to_string(), refusal, patience).await;
                 }
                 Trouble::BadData => {
@@ -320,15 +337,15 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         if self.rules.unique_email {
             // Their addresses are free from now on.
-            self.mark(transaction, &plan.held).await?;
+            transaction.mark_users(&plan.held).await?;
         }
         transaction.release_addresses(&plan.released).await?;
         transaction.insert_users(&plan.inserts).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
         let mut told = Vec::new();
         tell(transaction, &mut plan.messages, &mut told).await?;
-        self.mark(transaction, &plan.held).await?;
-        transaction.mark_users(&plan.kept, None).await?;
+        transaction.mark_users(&plan.held).await?;
+        transaction.unmark_users(&plan.kept).await?;
         // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
         let again: Vec<ClerkId> = gone
             .into_iter()
@@ -337,7 +354,8 @@ impl Work<'_> {
         self.forget(transaction, &again).await?;
         self.erase(transaction, &changes, &mut plan, ways, &waiting, &mut told).await?;
         // The application may have removed a row that resisted us.
-        transaction.close_receipts(&plan.gone, Receipt::DATABASE, self.now).await?;
+        let gone = sorted(plan.gone.iter().map(|(id, _)| id));
+        transaction.close_receipts(&gone, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
 
@@ -439,28 +457,22 @@ impl Work<'_> {
         waiting: &HashMap<SvixId, Waiting>,
         told: &mut Vec<Span>,
     ) -> Result<()> {
+        if plan.erasures.is_empty() && plan.gone.is_empty() {
+            return Ok(());
+        }
+        let hidden = transaction.hidden().await?;
+        if hidden.is_some() {
+            // That no row is seen does not say that there is none.
+            for (clerk_id, change) in std::mem::take(&mut plan.gone) {
+                let requested_at = changes[change].0.event_at.min(self.now);
+                plan.erasures.push(Erasure { clerk_id, change, known: true, leaves: false, requested_at });
+            }
+        }
         if plan.erasures.is_empty() {
             return Ok(());
         }
         let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
-        // A refusal from here on is about a deletion, and not about something written before.
-        transaction.check_constraints().await?;
-        let mut standing = ids.clone();
-        let mut erased: HashMap<ClerkId, AuditAction> = HashMap::new();
-        let mut refusal = ways.refusal.clone();
-        for step in ways.steps {
-            let action = match step {
-                Step::Delete => AuditAction::UserHardDeleted,
-                Step::Anonymize | Step::Mark => AuditAction::UserAnonymized,
-            };
-            let (done, refused) = self.as_far_as_allowed(transaction, *step, standing.clone()).await?;
-            standing.retain(|id| done.binary_search(id).is_err());
-            erased.extend(done.into_iter().map(|id| (id, action)));
-            // A trigger can also keep a row without a word.
-            standing = still_here(transaction, standing).await?;
-            refusal = refused.unwrap_or(refusal);
-        }
-        self.mark(transaction, &standing).await?;
+        let fates = transaction.erase_users(&ids, ways.steps, self.now).await?;
         self.forget(transaction, &ids).await?;
         self.tell_of_erasures(transaction, &ids, &plan.erasures, changes, told).await?;
 
@@ -474,26 +486,37 @@ impl Work<'_> {
         let mut receipts = Vec::new();
         for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
             let (delivery, change) = changes[*index];
-            if *known {
-                let resists = standing.contains(clerk_id);
+            let fate = fates.get(clerk_id);
+            let refusal = match fate {
+                Some(RowFate::Stands(_)) if ways.is_empty() => Some(&ways.refusal),
+                Some(RowFate::Stands(refusal)) => Some(refusal),
+                _ => hidden.as_ref(),
+            };
+            if *known || hidden.is_some() {
                 receipts.push(Receipt {
                     clerk_id: clerk_id.clone(),
                     destination: Receipt::DATABASE.to_owned(),
                     requested_at: *requested_at,
-                    completed_at: (!resists).then_some(self.now),
+                    completed_at: refusal.is_none().then_some(self.now),
                     attempts: 1,
-                    last_error: resists.then(|| refusal.to_string()),
+                    last_error: refusal.map(ToString::to_string),
                 });
             }
-            if let Some(action) = erased.get(clerk_id) {
-                let line = entry(delivery, change, *action, Vec::new(), self.now);
+            let action = match fate {
+                Some(RowFate::Deleted) => Some(AuditAction::UserHardDeleted),
+                Some(RowFate::Anonymized) => Some(AuditAction::UserAnonymized),
+                _ => None,
+            };
+            if let Some(action) = action {
+                let line = entry(delivery, change, action, Vec::new(), self.now);
                 plan.audit.push(AuditEntry { actor: None, ..line });
-            } else if standing.contains(clerk_id) {
+            }
+            if let Some(refusal) = refusal {
                 counter!(telemetry::ERASURE_FAILURES).increment(1);
                 tracing::warn!(
                     clerk_id = %clerk_id,
                     error = %refusal,
-                    "the row of a deleted user could be neither deleted nor anonymised; it is tried again without end"
+                    "the row of a deleted user is not known to be gone; it is tried again without end"
                 );
                 let svix_id = delivery.svix_id.clone().unwrap_or_else(|| retry_id(clerk_id));
                 plan.outcomes[*index] = Outcome::Parked;
@@ -515,44 +538,6 @@ impl Work<'_> {
         }
         transaction.receipts(&receipts).await?;
         transaction.park(&parked).await
-    }
-
-    /// Do it to as many as the application lets us. Gives to whom it was done, sorted, and why not to others.
-    async fn as_far_as_allowed(
-        &self,
-        transaction: &mut dyn Transaction,
-        step: Step,
-        ids: Vec<ClerkId>,
-    ) -> Result<(Vec<ClerkId>, Option<StoreError>)> {
-        let (mut done, mut refusal) = (Vec::new(), None);
-        let mut parts = vec![ids];
-        while let Some(part) = parts.pop() {
-            let result = match step {
-                Step::Delete => transaction.delete_users(&part).await,
-                Step::Anonymize => transaction.anonymize_users(&part, self.now).await,
-                Step::Mark => transaction.mark_users(&part, Some(self.now)).await,
-            };
-            match result {
-                Ok(ids) => done.extend(ids),
-                Err(error) if error.is_about_the_data() => {
-                    refusal = Some(error);
-                    if part.len() > 1 {
-                        let (left, right) = part.split_at(part.len() / 2);
-                        parts.push(right.to_vec());
-                        parts.push(left.to_vec());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        done.sort();
-        Ok((done, refusal))
-    }
-
-    /// Mark rows of users who are deleted and still stand. Whether they are is not for the mark to say, so it does not matter
-    /// if the application lets us.
-    async fn mark(&self, transaction: &mut dyn Transaction, ids: &[ClerkId]) -> Result<()> {
-        self.as_far_as_allowed(transaction, Step::Mark, ids.to_vec()).await.map(|_| ())
     }
 
     /// Parked deliveries and audit actors of these users, also those whose body could not be read.
@@ -773,22 +758,6 @@ pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>)
             Err(error)
         }
     }
-}
-
-/// A row that stays as it is though the database refuses nothing: a trigger of the application skips the statement.
-pub(super) fn unmoved() -> StoreError {
-    let place = Some("the row stays as it is".to_owned());
-    StoreError { trouble: Trouble::Refused, code: None, place }
-}
-
-/// Those whose row stands and tells who they were.
-async fn still_here(transaction: &mut dyn Transaction, ids: Vec<ClerkId>) -> Result<Vec<ClerkId>> {
-    if ids.is_empty() {
-        return Ok(ids);
-    }
-    let rows = transaction.users(&ids, FieldSet::from_iter([])).await?;
-    let stands = |id: &ClerkId| rows.get(id).is_some_and(|user| !user.is_anonymized());
-    Ok(ids.into_iter().filter(stands).collect())
 }
 
 /// Whose deletion is asked for though they are deleted.

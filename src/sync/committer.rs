@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Clock, Rules, apply,
+    Clock, Pace, Rules, apply,
     enqueue::{enqueue, keep},
     hold::{Door, Holding, may_pass},
 };
@@ -302,10 +302,11 @@ struct Lane {
 impl Lane {
     async fn run(self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
         let batch = self.ground.limits.batch;
+        let pace = Pace::new(u32::try_from(batch).unwrap_or(u32::MAX));
         let mut jobs = Vec::with_capacity(batch);
         loop {
             let taken = tokio::select! {
-                taken = receiver.recv_many(&mut jobs, batch) => taken,
+                taken = receiver.recv_many(&mut jobs, pace.portion() as usize) => taken,
                 () = closing.cancelled(), if !receiver.is_closed() => {
                     receiver.close();
                     continue;
@@ -314,7 +315,13 @@ impl Lane {
             if taken == 0 {
                 return;
             }
+            let began = Instant::now();
             self.commit(jobs.drain(..)).await;
+            if began.elapsed() > self.ground.limits.batch_time / 2 {
+                pace.slower(u32::try_from(taken).unwrap_or(u32::MAX));
+            } else {
+                pace.faster();
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 //! What is claimed is locked by the working transaction. So a process that dies gives everything back at once, and
 //! nothing is ever applied without being removed, or removed without being applied. When a batch fails its halves are
 //! tried in transactions of their own, each beginning with a claim of what it is about: others may have been quicker.
-//! A single delivery that fails is put off or dead, and holds up nobody.
+//! A single delivery that fails is put off or dead, and holds up nobody. A batch that takes too long is tried in parts; what
+//! was not reached when the turn is over makes room for what is behind it, and the next turn takes on less.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -17,9 +18,10 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Rules,
     apply::{
-        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, end, fewer_fields, is_deletion, log_left_out,
-        unmoved,
+        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, divide, end, fewer_fields, is_deletion,
+        log_left_out, share,
     },
+    pace::Pace,
 };
 use crate::{
     clerk::{event, signature::Verified},
@@ -29,10 +31,16 @@ use crate::{
 };
 
 /// Deliveries in one transaction.
-const BATCH: u32 = 512;
+pub const BATCH: u32 = 512;
 
-/// Bytes of their bodies, but for the last one.
+/// Bytes of the bodies of so many, but for the last one.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The least that a delivery gets that is tried alone, however late in a turn.
+const ALONE: Duration = Duration::from_millis(3500);
+
+/// How long it may take to write that something is put off, however late in a turn.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// For a deletion with much that hangs on it.
 const LONG: Duration = Duration::from_secs(25);
@@ -68,8 +76,14 @@ pub struct Worked {
 
 /// Work on deliveries whose time has come, as many as one transaction takes; on none if there are none. Their signatures
 /// are not looked at again: they were proven when they came.
-pub async fn drain(store: &dyn Store, rules: &Rules, now: DateTime<Utc>, deadline: Instant) -> Drained {
-    let draining = Draining { work: Work { store, rules, now }, deadline };
+pub async fn drain(
+    store: &dyn Store,
+    rules: &Rules,
+    now: DateTime<Utc>,
+    deadline: Instant,
+    pace: &Pace,
+) -> Drained {
+    let draining = Draining { work: Work { store, rules, now }, deadline, pace };
     let mut drained = Drained::default();
     drained.trouble = draining.run(&mut drained.deliveries).await.err();
     drained
@@ -113,6 +127,7 @@ impl Claimed {
 struct Draining<'a> {
     work: Work<'a>,
     deadline: Instant,
+    pace: &'a Pace,
 }
 
 impl Draining<'_> {
@@ -125,6 +140,15 @@ impl Draining<'_> {
         let (claimed, first) = self.turn(Claim::Due, Patience::Normal, &all).await;
         let (usable, unusable): (Vec<Claimed>, Vec<Claimed>) =
             claimed.into_iter().partition(Claimed::is_usable);
+        match &first {
+            Ok(_) => self.pace.faster(),
+            // What was not even claimed is as much as was to be.
+            Err(error) if error.took_too_long() => {
+                let claimed = u32::try_from(usable.len()).unwrap_or(u32::MAX);
+                self.pace.slower(if claimed == 0 { self.pace.portion() } else { claimed });
+            }
+            Err(_) => {}
+        }
         match first {
             Ok(worked) => done.extend(worked),
             Err(error) if usable.is_empty() => return Err(error),
@@ -147,6 +171,12 @@ impl Draining<'_> {
         let mut failures = 0;
         let mut parts: Vec<(Range<usize>, Option<StoreError>)> = vec![(0..batch.len(), Some(error))];
         while let Some((part, failed)) = parts.pop() {
+            if failed.is_none() && Instant::now() >= self.deadline {
+                // What is behind them is not to wait for them.
+                let rest = parts.iter().map(|(part, _)| part).chain([&part]);
+                let rest: Vec<SvixId> = rest.flat_map(|part| ids[part.clone()].iter().cloned()).collect();
+                return self.postpone(rest).await;
+            }
             let result = match failed {
                 // What is likely to be gone is tried again before anybody is suspected.
                 Some(error) if !matches!(error.trouble, Trouble::Conflict | Trouble::Raced) => Err(error),
@@ -160,19 +190,13 @@ impl Draining<'_> {
                 Err(error) if error.trouble == Trouble::Unavailable => return Err(error),
                 Err(error) => error,
             };
-            if part.len() > 1 && error.took_too_long() {
-                // Halves would take too long as well.
-                parts.extend(part.rev().map(|place| (place..place + 1, None)));
-                continue;
-            }
             if part.len() > 1 {
-                let middle = part.start + part.len() / 2;
-                parts.push((middle..part.end, None));
-                parts.push((part.start..middle, None));
+                parts.extend(divide(part, &error).rev().map(|part| (part, None)));
                 continue;
             }
             // One who holds many users is not the table's trouble.
-            let is_its_own = error.is_about_the_data() || error.trouble == Trouble::Locked;
+            let is_its_own =
+                error.is_about_the_data() || matches!(error.trouble, Trouble::Locked | Trouble::Late);
             done.extend(self.single(&batch[part.start], error.clone()).await?);
             failures += u32::from(!is_its_own);
             if failures >= HOPELESS_REFUSALS {
@@ -272,7 +296,7 @@ impl Draining<'_> {
             }
         }
         if error.trouble == Trouble::Raced {
-            error = unmoved();
+            error = StoreError::unmoved();
         }
         if !error.is_about_the_data() {
             // Its own fault it is not, so it must not die of it.
@@ -302,7 +326,7 @@ impl Draining<'_> {
         let this = std::slice::from_ref(&claimed.svix_id);
         for (left_out, rules) in fewer_fields(self.work.rules, &claimed.delivery) {
             let work = Work { store: self.work.store, rules: &rules, now: self.work.now };
-            let draining = Draining { work, deadline: self.deadline };
+            let draining = Draining { work, deadline: self.deadline, pace: self.pace };
             if let Ok(worked) = draining.settled(this, &Ways::of(rules.deletion)).await {
                 log_left_out(&claimed.delivery, left_out);
                 return Some(worked.into_iter().next());
@@ -324,11 +348,14 @@ impl Draining<'_> {
             let written = self.work_in(&mut *transaction, claim, ways, &mut claimed).await;
             Ok(end(transaction, written).await?.committed())
         };
-        let deadline = match patience {
-            Patience::Long => self.deadline.max(Instant::now() + LONG),
-            _ => self.deadline,
+        let deadline = match (claim, patience) {
+            (_, Patience::Long) => self.deadline.max(Instant::now() + LONG),
+            (Claim::These([_]), _) => self.deadline.max(Instant::now() + ALONE),
+            (Claim::These(ids) | Claim::Whenever(ids), _) => share(self.deadline, ids.len()),
+            (Claim::Due, _) => share(self.deadline, usize::MAX),
         };
-        let outcomes = until(deadline, attempt).await;
+        let outcomes = timeout_at(deadline, attempt).await;
+        let outcomes = outcomes.unwrap_or_else(|_| Err(StoreError::new(Trouble::Late)));
         let worked = outcomes.map(|outcomes| finished(&mut claimed, &outcomes));
         if let Err(error) = &worked {
             for claimed in &mut claimed {
@@ -346,7 +373,11 @@ impl Draining<'_> {
         claimed: &mut Vec<Claimed>,
     ) -> Result<Written> {
         let parked = match claim {
-            Claim::Due => transaction.claim(self.work.now, BATCH, BATCH_BYTES).await?,
+            Claim::Due => {
+                let portion = self.pace.portion();
+                let bytes = BATCH_BYTES * u64::from(portion) / u64::from(BATCH);
+                transaction.claim(self.work.now, portion, bytes).await?
+            }
             Claim::These(ids) => transaction.claim_these(ids, self.work.now).await?,
             Claim::Whenever(ids) => transaction.claim_these(ids, FAR_AWAY).await?,
         };
@@ -429,8 +460,25 @@ impl Draining<'_> {
         self.in_time(again).await
     }
 
+    /// Let these be tried a little later, though they have not failed.
+    async fn postpone(&self, mut ids: Vec<SvixId>) -> Result<()> {
+        ids.sort();
+        let now = self.work.now;
+        tracing::warn!(
+            deliveries = ids.len(),
+            "the turn is over before all was tried that it took on: it waits for another"
+        );
+        let until = ids.first().map_or(now, |id| self.work.rules.retry.always_after(1, id.as_str(), now));
+        let postponed = async {
+            let mut transaction = self.work.store.begin(Patience::Short).await?;
+            let postponed = transaction.postpone(&ids, until).await;
+            end(transaction, postponed).await
+        };
+        self.in_time(postponed).await
+    }
+
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        until(self.deadline, call).await
+        until(self.deadline.max(Instant::now() + LAST_WORD), call).await
     }
 }
 

@@ -21,6 +21,7 @@ pub mod erasure;
 mod hold;
 pub mod minimize;
 mod news;
+pub mod pace;
 pub mod plan;
 pub mod queue;
 pub mod reconcile;
@@ -36,6 +37,7 @@ pub use apply::apply;
 pub use committer::{Committer, Lanes, Limits, Refusal};
 pub use drain::{Drained, drain};
 pub use enqueue::enqueue;
+pub use pace::Pace;
 
 use chrono::TimeDelta;
 

@@ -46,14 +46,15 @@ pub struct Plan {
     pub audit: Vec<AuditEntry>,
     /// What other systems are told of what is inserted and updated, of each user in the order of the changes.
     pub messages: Vec<Outgoing>,
-    /// Rows to mark as deleted, whose erasure is held back from now on. The rows above may be among them.
-    pub held: Vec<ClerkId>,
+    /// Rows to mark as deleted at this time, because their erasure is held back. The rows above may be among them.
+    pub held: Vec<(ClerkId, DateTime<Utc>)>,
     /// Rows to take that mark from.
-    pub kept: Vec<ClerkId>,
+    pub kept: Vec<(ClerkId, DateTime<Utc>)>,
     /// Written last: the rows above may be among them.
     pub erasures: Vec<Erasure>,
-    /// Users who were to be erased once more, and of whom nothing is left to erase.
-    pub gone: Vec<ClerkId>,
+    /// Users who were to be erased once more, and of whom nothing is left to erase; and which change asks for it, as an index
+    /// into the changes.
+    pub gone: Vec<(ClerkId, usize)>,
 }
 
 /// A user to take out.
@@ -153,7 +154,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             News::Delete | News::Erase(_) => {
                 let (known, leaves) = (fold.is_known(), fold.leaves());
                 let requested_at = fold.requested_at(delivery, now);
-                if fold.erase(&change.news, &change.version, now) {
+                if fold.erase(index, &change.news, &change.version, now) {
                     plan.erasures.push(Erasure {
                         clerk_id: id.clone(),
                         change: index,
@@ -365,8 +366,8 @@ struct Fold {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Erased,
-    /// It was asked for once more, and found done.
-    Gone,
+    /// It was asked for once more, by this change, and found done.
+    Gone(usize),
 }
 
 /// What an upsert did.
@@ -444,10 +445,10 @@ impl Fold {
         !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted)
     }
 
-    /// When the erasure was first asked for: the mark on the row of a deletion that is held back says it.
+    /// When the erasure was first asked for.
     fn requested_at(&self, delivery: &Delivery, now: DateTime<Utc>) -> DateTime<Utc> {
-        let marked = self.held_until().and(self.user.as_ref()).and_then(|user| user.deleted_at);
-        marked.unwrap_or(delivery.event_at).min(now)
+        let held_since = self.register.as_ref().and_then(|register| register.held_since);
+        held_since.unwrap_or(delivery.event_at).min(now)
     }
 
     /// `restores`: there is no row, and it may come back from a user as Clerk shows it, though not the newest that we heard
@@ -473,8 +474,10 @@ impl Fold {
             return if same { Step::Unchanged } else { Step::Stale };
         }
         if is_newer {
-            let held_until = self.held_until();
-            self.register = Some(Register { version: change.version.clone(), deleted: false, held_until });
+            let (held_until, held_since) =
+                known.map_or((None, None), |known| (known.held_until, known.held_since));
+            let version = change.version.clone();
+            self.register = Some(Register { version, deleted: false, held_until, held_since });
         }
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
@@ -507,22 +510,26 @@ impl Fold {
             return false;
         }
         let version = register.map_or(Version::BLANK, |known| known.version.clone());
-        self.register = Some(Register { version, deleted: false, held_until: Some(now + rules.grace) });
+        let held_until = Some(now + rules.grace);
+        self.register = Some(Register { version, deleted: false, held_until, held_since: Some(now) });
         true
     }
 
     /// Whether there was a deletion to take back.
     fn keep(&mut self) -> bool {
-        self.register.as_mut().and_then(|register| register.held_until.take()).is_some()
+        self.register.as_mut().is_some_and(|register| {
+            register.held_since = None;
+            register.held_until.take().is_some()
+        })
     }
 
     /// Whether there is anything to erase now: deletion is terminal, so a second one finds nothing to do, unless the
     /// row still stands because the application's constraints refused before.
-    fn erase(&mut self, news: &News, version: &Version, now: DateTime<Utc>) -> bool {
+    fn erase(&mut self, index: usize, news: &News, version: &Version, now: DateTime<Utc>) -> bool {
         if self.register.as_ref().is_some_and(|known| known.deleted) {
             let stands = self.user.as_ref().is_some_and(|user| !user.is_anonymized());
             let unfinished = stands && self.end.is_none();
-            self.end.get_or_insert(if stands { End::Erased } else { End::Gone });
+            self.end.get_or_insert(if stands { End::Erased } else { End::Gone(index) });
             return unfinished;
         }
         let wanted = match (news, self.held_until()) {
@@ -535,7 +542,8 @@ impl Fold {
             _ => false,
         };
         if wanted {
-            self.register = Some(Register { version: version.clone(), deleted: true, held_until: None });
+            let version = version.clone();
+            self.register = Some(Register { version, deleted: true, held_until: None, held_since: None });
             self.end = Some(End::Erased);
             // Whoever never heard of the user need not begin now.
             self.messages.clear();
@@ -547,14 +555,17 @@ impl Fold {
         plan.messages.append(&mut self.messages);
         let new = self.stored.is_none();
         let was_held = self.stored.as_ref().is_some_and(|register| register.held_until.is_some());
-        match self.held_until() {
+        let since = |register: &Option<Register>| register.as_ref().and_then(|register| register.held_since);
+        match (since(&self.register), since(&self.stored)) {
             // A row that is made anew needs the mark as well.
-            Some(_) if !was_held || (self.row_is_new && self.row_moved) => plan.held.push(id.clone()),
-            None if was_held && self.end.is_none() => plan.kept.push(id.clone()),
+            (Some(since), _) if !was_held || (self.row_is_new && self.row_moved) => {
+                plan.held.push((id.clone(), since));
+            }
+            (None, Some(since)) if self.end.is_none() => plan.kept.push((id.clone(), since)),
             _ => {}
         }
-        if self.end == Some(End::Gone) {
-            plan.gone.push(id.clone());
+        if let Some(End::Gone(change)) = self.end {
+            plan.gone.push((id.clone(), change));
         }
         if self.register != self.stored
             && let Some(register) = self.register
@@ -726,6 +737,7 @@ mod tests {
                     version: Version { version: 10, event_at: 15, tie: "msg_1".to_owned() },
                     deleted,
                     held_until: None,
+                    held_since: None,
                 },
                 Some(user),
             )
@@ -763,7 +775,8 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_final_also_without_a_row() {
-        let tombstone = || Register { version: version(1, ""), deleted: true, held_until: None };
+        let tombstone =
+            || Register { version: version(1, ""), deleted: true, held_until: None, held_since: None };
         let plan = planned(&[named("msg_1", 99, "Ghost"), deleted("msg_2", 100)], known(tombstone(), None));
         assert_eq!(plan.outcomes, [Outcome::Stale, Outcome::Stale]);
         assert!(plan.registers.is_empty() && plan.inserts.is_empty() && plan.erasures.is_empty());
@@ -774,7 +787,8 @@ mod tests {
 
     #[test]
     fn a_tombstone_whose_row_still_stands_is_an_erasure_to_finish_once() {
-        let tombstone = Register { version: version(1, ""), deleted: true, held_until: None };
+        let tombstone =
+            Register { version: version(1, ""), deleted: true, held_until: None, held_since: None };
         let plan = planned(&[deleted("msg_1", 2), deleted("msg_2", 3)], known(tombstone, Some(row(None))));
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.erasures.len(), 1);
@@ -787,7 +801,8 @@ mod tests {
     }
 
     fn register(deleted: bool, held_until: Option<i64>) -> Register {
-        Register { version: version(10, ""), deleted, held_until: held_until.map(at) }
+        let held_since = held_until.map(|_| at(7));
+        Register { version: version(10, ""), deleted, held_until: held_until.map(at), held_since }
     }
 
     fn without_webhook(time: i64, news: News) -> Delivery {
@@ -798,8 +813,10 @@ mod tests {
     fn a_deletion_that_is_held_back_keeps_the_version_and_marks_the_row() {
         let plan = held_back(&[deleted("msg_1", 20)], known(register(false, None), Some(row(None))));
         assert_eq!(plan.outcomes, [Outcome::Applied]);
-        assert_eq!(plan.registers[0].register, register(false, Some(1_500_000)));
+        let held = Register { held_since: Some(at(1_000_000)), ..register(false, Some(1_500_000)) };
+        assert_eq!(plan.registers[0].register, held);
         assert_eq!((plan.held.len(), plan.erasures.len()), (1, 0));
+        assert_eq!(plan.held[0].1, at(1_000_000));
         assert_eq!(actions(&plan), [AuditAction::UserDeletionHeld]);
 
         let late = held_back(&[named("msg_2", 15, "Ada")], known(register(false, Some(9)), Some(row(None))));
@@ -821,7 +838,8 @@ mod tests {
     #[test]
     fn what_is_held_back_ends_by_time_by_hand_or_not_at_all() {
         let due = |until: i64, news: News| {
-            let stored = known(register(false, Some(until)), Some(row(Some(at(7)))));
+            // The mark is the application's.
+            let stored = known(register(false, Some(until)), Some(row(Some(at(3)))));
             held_back(&[without_webhook(30, news)], stored)
         };
         let (over, not_yet) = (1_000_000, 1_000_001);
@@ -837,12 +855,12 @@ mod tests {
             assert_eq!(plan.outcomes, [if erased { Outcome::Applied } else { Outcome::Stale }], "{news:?}");
             assert!(plan.kept.is_empty());
             if erased {
-                assert_eq!(plan.erasures[0].requested_at, at(7), "since the row is marked");
+                assert_eq!(plan.erasures[0].requested_at, at(7), "since it is held back");
                 assert_eq!(plan.registers[0].register.held_until, None);
             }
         }
         let kept = due(over, News::Keep);
-        assert_eq!((kept.kept.len(), kept.outcomes[0]), (1, Outcome::Applied));
+        assert_eq!((kept.kept[0].1, kept.outcomes[0]), (at(7), Outcome::Applied));
         assert_eq!(kept.registers[0].register, register(false, None));
         for (stored, news) in [
             (register(false, None), News::Keep),
@@ -866,7 +884,8 @@ mod tests {
 
     #[test]
     fn a_row_that_is_gone_comes_back_from_what_the_api_shows_though_it_is_older() {
-        let register = |deleted| Register { version: version(9, "msg_0"), deleted, held_until: None };
+        let register =
+            |deleted| Register { version: version(9, "msg_0"), deleted, held_until: None, held_since: None };
         let read = |source| Delivery { source, ..named("", 2, "Ada") };
         for source in [Source::Backfill, Source::Reconcile, Source::Api] {
             let plan = planned(&[read(source)], known(register(false), None));
@@ -888,7 +907,8 @@ mod tests {
 
     #[test]
     fn a_row_that_the_application_removed_is_created_again() {
-        let register = Register { version: version(1, ""), deleted: false, held_until: None };
+        let register =
+            Register { version: version(1, ""), deleted: false, held_until: None, held_since: None };
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
         assert_eq!(actions(&plan), [AuditAction::UserCreated]);
         assert_eq!(plan.inserts.len(), 1);

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::Outcome,
     store::{Store, StoreError, Trouble},
-    sync::{Clock, Rules, drain, drain::Worked},
+    sync::{Clock, Pace, Rules, drain, drain::Worked},
     telemetry,
 };
 
@@ -26,6 +26,8 @@ pub struct Queue {
     pub store: Arc<dyn Store>,
     pub rules: Rules,
     pub clock: Clock,
+    /// How many deliveries a turn takes on.
+    pub pace: Pace,
 }
 
 #[async_trait]
@@ -35,7 +37,8 @@ impl Tenant for Queue {
     }
 
     async fn turn(&self) -> Result<Turn, StoreError> {
-        let drained = drain(&*self.store, &self.rules, (self.clock)(), Instant::now() + TURN).await;
+        let deadline = Instant::now() + TURN;
+        let drained = drain(&*self.store, &self.rules, (self.clock)(), deadline, &self.pace).await;
         for worked in &drained.deliveries {
             tell(worked);
         }

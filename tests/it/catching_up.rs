@@ -30,6 +30,7 @@ on_each_keeper!(
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     a_backfill_that_is_under_way_is_left_alone,
     reconcile_reports_every_kind_of_drift_and_mends_it,
+    whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_know_them,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
     a_clerk_of_another_instance_deletes_nobody,
     users_of_another_instance_come_in_only_if_that_is_said,
@@ -312,6 +313,28 @@ fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
     let (finished, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(report["erased_here"]["users"], 1, "{report}");
     assert_eq!(finished.code, Some(1), "still different from Clerk: {finished:?}");
+}
+
+fn whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_know_them(host: &mut Host) {
+    let clerk = Clerk::of(host, 20);
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let ids = clerk.users().ids();
+    for id in &ids[..2] {
+        host.sql(&format!(
+            "UPDATE users SET deleted_at = '2020-01-01T00:00:00.000Z' WHERE clerk_id = '{id}'"
+        ));
+    }
+    host.sql("INSERT INTO users (clerk_id, email) VALUES ('user_byhand', 'eve@example.com')");
+    clerk.users().delete(&ids[0]).unwrap();
+    thread::sleep(Duration::from_millis(1100));
+    let (finished, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!((finished.code, &report["not_at_clerk"]["users"]), (Some(1), &2.into()), "{report}");
+    let (finished, report) = reconcile(host, &[]);
+    assert_eq!((finished.code, &report["deleted"]), (Some(0), &2.into()), "{report}");
+    // Who is there stays as the application has marked them.
+    assert_eq!(host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL"), [[ids[1].clone()]]);
+    assert_eq!(host.count("users"), 19);
+    assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
 }
 
 fn a_dry_run_makes_no_database(host: &mut Host) {

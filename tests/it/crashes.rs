@@ -27,9 +27,9 @@ use clerk_sync::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
         ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
         Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Outlook, Parked, Patience,
-        Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFilter, Run, RunKind,
-        SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction,
-        Trouble, Unsealed, Waiting,
+        Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFate, RowFilter, Run,
+        RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+        Transaction, Trouble, Unsealed, Waiting, Way,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -753,6 +753,9 @@ impl Transaction for TroubledTransaction {
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         self.fault.call(self.inner.record(records)).await
     }
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.postpone(ids, until)).await
+    }
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
         self.fault.call(self.inner.settle(outcomes)).await
     }
@@ -780,17 +783,22 @@ impl Transaction for TroubledTransaction {
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
         self.fault.call(self.inner.update_users(users, fields)).await
     }
-    async fn check_constraints(&mut self) -> Result<()> {
-        self.fault.call(self.inner.check_constraints()).await
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        self.fault.call(self.inner.hidden()).await
     }
-    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.delete_users(ids)).await
+    async fn erase_users(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        self.fault.call(self.inner.erase_users(ids, ways, at)).await
     }
-    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.anonymize_users(ids, at)).await
+    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        self.fault.call(self.inner.mark_users(marks)).await
     }
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.mark_users(ids, at)).await
+    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        self.fault.call(self.inner.unmark_users(marks)).await
     }
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
         self.fault.call(self.inner.receipts(receipts)).await

@@ -47,25 +47,25 @@ const INSTANCE: &str = "ins_2fakefakefakefakefakefakefa";
 
 /// What `doctor` found.
 #[derive(Debug)]
-struct Report {
-    code: i32,
+pub(crate) struct Report {
+    pub(crate) code: i32,
     findings: Vec<Value>,
 }
 
 impl Report {
     /// The lines of a check.
-    fn of(&self, check: &str) -> Vec<&Value> {
+    pub(crate) fn of(&self, check: &str) -> Vec<&Value> {
         self.findings.iter().filter(|finding| finding["check"] == check).collect()
     }
 
-    fn status(&self, check: &str) -> &str {
+    pub(crate) fn status(&self, check: &str) -> &str {
         let lines = self.of(check);
         assert_eq!(lines.len(), 1, "{check}: {self:?}");
         lines[0]["status"].as_str().unwrap()
     }
 
     /// Insist that this was found, of this status, and give the remedy.
-    fn remedy(&self, check: &str, status: &str, found: &str) -> &str {
+    pub(crate) fn remedy(&self, check: &str, status: &str, found: &str) -> &str {
         let line = self.of(check).into_iter().find(|line| {
             line["status"] == status && line["found"].as_str().is_some_and(|text| text.contains(found))
         });
@@ -82,7 +82,7 @@ impl Report {
     }
 }
 
-fn doctor(host: &Host, arguments: &[&str]) -> Report {
+pub(crate) fn doctor(host: &Host, arguments: &[&str]) -> Report {
     let arguments: Vec<&str> = ["doctor", "--json"].iter().chain(arguments).copied().collect();
     let Finished { code, stdout, stderr } = host.run(&arguments);
     let findings: Vec<Value> =
@@ -142,6 +142,8 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
         "privileges",
         "migrations",
         "tables",
+        "row level security",
+        "rules",
         "foreign keys",
         "database clock",
         "queue",
@@ -251,14 +253,14 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
 }
 
 /// A user of the server who owns nothing, and goes at the end of the test.
-struct Role<'a> {
+pub(crate) struct Role<'a> {
     host: &'a Host,
-    name: String,
-    url: String,
+    pub(crate) name: String,
+    pub(crate) url: String,
 }
 
 impl<'a> Role<'a> {
-    fn new(host: &'a Host) -> Self {
+    pub(crate) fn new(host: &'a Host) -> Self {
         let name = unique("it_role_");
         host.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'hunter2'"));
         let mut url = url::Url::parse(host.get("DATABASE_URL")).unwrap();
@@ -268,7 +270,7 @@ impl<'a> Role<'a> {
     }
 
     /// What it finds.
-    fn doctor(&self) -> Report {
+    pub(crate) fn doctor(&self) -> Report {
         doctor(self.host, &["--database-url", &self.url])
     }
 }

@@ -55,6 +55,7 @@ on_each_store! {
     while_it_is_held_back_the_row_is_marked_and_updates_go_on,
     while_it_is_held_back_sinks_hear_what_they_heard_before_and_nothing_of_the_mark,
     a_deletion_that_is_taken_back_leaves_the_user_whole,
+    a_mark_of_the_application_is_neither_taken_away_nor_the_time_of_a_request,
     when_the_time_is_over_nothing_is_left,
     an_erasure_that_is_held_back_can_be_had_at_once,
     a_second_deletion_waits_with_the_first,
@@ -365,6 +366,36 @@ async fn a_deletion_that_is_taken_back_leaves_the_user_whole(mut world: World) {
     // And it can be deleted again.
     assert_eq!(world.deliver(&Event::deleted("user_1", 7000)).await, Applied);
     assert_eq!(held_until(&world, "user_1").await, Some(world.now + TimeDelta::days(7)));
+}
+
+async fn a_mark_of_the_application_is_neither_taken_away_nor_the_time_of_a_request(mut world: World) {
+    world.rules.grace = TimeDelta::days(7);
+    world.deliver_all(&["user_1", "user_2", "user_3"].map(Event::created)).await;
+    let mark = "2020-01-01T00:00:00.000Z";
+    let marked = async |world: &World, id: &str| {
+        world.user(id).await.unwrap().deleted_at.map(|at| at.timestamp_millis())
+    };
+    let set = async |world: &World, id: &str| {
+        world.sql(&format!("UPDATE users SET deleted_at = '{mark}' WHERE clerk_id = '{id}'")).await;
+        Some(time(&mark.into()).timestamp_millis())
+    };
+    // Set before the deletion, and while it is held back.
+    let theirs = set(&world, "user_1").await;
+    let asked = world.now;
+    world.deliver_all(&["user_1", "user_2", "user_3"].map(|id| Event::deleted(id, 1000))).await;
+    set(&world, "user_2").await;
+    assert_eq!(marked(&world, "user_1").await, theirs);
+    for id in ["user_1", "user_2"] {
+        assert_eq!(cancel(&world, id).await, Fate::Kept);
+        assert_eq!(marked(&world, id).await, theirs, "{id}");
+    }
+    // It is a new request, and no older than that.
+    world.pass(TimeDelta::days(1));
+    world.deliver(&Event::deleted("user_1", 2000)).await;
+    world.pass(TimeDelta::days(7));
+    assert_eq!(release_due(&world).await, 2);
+    assert_eq!(receipt(&world, "user_1").await.unwrap().requested_at, asked + TimeDelta::days(1));
+    assert_eq!(receipt(&world, "user_3").await.unwrap().requested_at, asked);
 }
 
 async fn when_the_time_is_over_nothing_is_left(mut world: World) {

@@ -61,7 +61,7 @@ fn only_stores_speak_sql() {
 
 #[test]
 fn only_the_room_of_rules_writes_users() {
-    for verb in ["insert_users", "update_users", "mark_users", "delete_users", "anonymize_users"] {
+    for verb in ["insert_users", "update_users", "mark_users", "unmark_users", "erase_users"] {
         for source in sources() {
             let writes = source.code.contains(&format!(".{verb}("));
             let may = source.path.ends_with("sync/apply.rs") || source.room == "store";

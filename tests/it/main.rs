@@ -35,6 +35,7 @@ mod catching_up;
 mod doctor;
 mod erasure;
 mod fan_out;
+mod hidden;
 mod idle;
 mod journeys;
 mod outages;

@@ -107,6 +107,9 @@ promises! {
     a_deferred_foreign_key_decides_as_well,
     a_trigger_that_refuses_decides_as_well,
     a_cascade_stays_the_applications_own_decision,
+    what_is_refused_for_one_of_many_holds_up_none_of_them,
+    a_trigger_that_brings_back_what_was_taken_out_is_no_erasure,
+    a_trigger_that_changes_whose_row_it_is_parks_the_event,
     one_of_many_in_a_batch_is_anonymised_and_the_others_deleted,
     one_of_many_with_a_deferred_key_is_anonymised_and_the_others_deleted,
     the_policy_anonymize_always_keeps_the_row,
@@ -138,6 +141,7 @@ promises! {
     the_instance_that_users_come_from_is_remembered,
     what_is_known_is_read_without_waiting_for_anybody,
     only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
+    whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_asked_for_is_not,
     the_number_of_many_users_is_known_at_once_and_about_right,
     the_time_without_us_is_told_by_webhooks_and_runs,
 
@@ -297,6 +301,26 @@ async fn only_standing_users_that_nobody_touched_are_listed_in_the_order_of_thei
     let rest = world.store.standing(began, first.last(), 2).await.unwrap();
     assert_eq!(rest, [clerk_id("user_c")]);
     assert_eq!(world.store.count_standing().await.unwrap(), 4);
+}
+
+async fn whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_asked_for_is_not(
+    mut world: World,
+) {
+    world.deliver_all(&["user_erased", "user_held", "user_marked", "user_resists"].map(Event::created)).await;
+    world
+        .sql("UPDATE users SET deleted_at = '2020-01-01T00:00:00.000Z' WHERE clerk_id = 'user_marked'")
+        .await;
+    world.sql("INSERT INTO users (clerk_id, email) VALUES ('user_inserted', 'eve@example.com')").await;
+    world.deliver(&Event::deleted("user_erased", 1000)).await;
+    orders(&world, "").await;
+    order(&world, 1, "user_resists").await;
+    world.rules.deletion = DeletionPolicy::Delete;
+    assert_eq!(world.deliver(&Event::deleted("user_resists", 1000)).await, Parked);
+    world.rules.grace = TimeDelta::days(7);
+    world.deliver(&Event::deleted("user_held", 1000)).await;
+    let listed = world.store.standing(world.now + TimeDelta::seconds(1), None, 10).await.unwrap();
+    assert_eq!(listed, [clerk_id("user_inserted"), clerk_id("user_marked")]);
+    assert_eq!(world.store.count_standing().await.unwrap(), 2);
 }
 
 async fn the_number_of_many_users_is_known_at_once_and_about_right(world: World) {
@@ -1423,6 +1447,100 @@ async fn a_cascade_stays_the_applications_own_decision(world: World) {
     assert_eq!(world.count("users").await + world.count("orders").await, 0);
 }
 
+async fn what_is_refused_for_one_of_many_holds_up_none_of_them(mut world: World) {
+    // Of three each: who can be deleted, who can only be anonymised, and who resists everything.
+    let ids: Vec<String> = (0..9).map(|number| format!("user_{number}")).collect();
+    world.deliver_all(&ids.iter().map(|id| Event::created(id)).collect::<Vec<_>>()).await;
+    orders(&world, "").await;
+    for (number, id) in ids.iter().enumerate().filter(|(number, _)| number % 3 > 0) {
+        order(&world, u32::try_from(number).unwrap(), id).await;
+    }
+    world
+        .sql_of(
+            "CREATE FUNCTION resist() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE 'ada@example.com' USING ERRCODE = '42501'; END $$;
+             CREATE TRIGGER resist BEFORE UPDATE ON users FOR EACH ROW
+             WHEN (new.clerk_id IN ('user_2', 'user_5', 'user_8')) EXECUTE FUNCTION resist()",
+            "CREATE TRIGGER resist BEFORE UPDATE ON users WHEN new.clerk_id IN ('user_2', 'user_5', 'user_8')
+             BEGIN SELECT RAISE(ABORT, 'ada@example.com'); END",
+        )
+        .await;
+    let deletions: Vec<Event> = ids.iter().map(|id| Event::deleted(id, 1000)).collect();
+    let expected = [Applied, Applied, Parked].repeat(3);
+    assert_eq!(world.deliver_all(&deletions).await, expected);
+    assert_eq!(world.count("users").await, 6);
+    assert_eq!(
+        world.count("users WHERE email LIKE '%@anonymized.local' AND deleted_at IS NOT NULL").await,
+        3
+    );
+    assert_eq!(world.count("webhook_queue WHERE state = 'pending'").await, 3);
+    assert_eq!(world.count("erasure_receipts WHERE completed_at IS NULL").await, 3);
+    let reasons =
+        world.column("SELECT DISTINCT last_error FROM erasure_receipts WHERE last_error IS NOT NULL").await;
+    assert!(!reasons.iter().any(|reason| reason.contains("example.com")), "{reasons:?}");
+    world.sql_of("DROP TRIGGER resist ON users", "DROP TRIGGER resist").await;
+    world.pass(TimeDelta::hours(1));
+    assert!(world.drain().await.iter().all(|(_, outcome)| *outcome == Applied));
+    assert_eq!(world.count("users WHERE email LIKE '%@anonymized.local'").await, 6);
+}
+
+async fn a_trigger_that_brings_back_what_was_taken_out_is_no_erasure(mut world: World) {
+    world.rules.deletion = DeletionPolicy::Anonymize;
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
+    world
+        .sql_of(
+            "CREATE FUNCTION restore() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN new.email := old.email; new.clerk_id := 'kept-' || new.clerk_id; RETURN new; END $$;
+             CREATE TRIGGER restore BEFORE UPDATE ON users FOR EACH ROW
+             WHEN (old.clerk_id = 'user_1') EXECUTE FUNCTION restore()",
+            "CREATE TRIGGER restore AFTER UPDATE ON users WHEN old.clerk_id = 'user_1' AND new.email <> old.email
+             BEGIN UPDATE users SET email = old.email, clerk_id = 'kept-' || old.clerk_id WHERE id = old.id; END",
+        )
+        .await;
+    let deletions = [Event::deleted("user_1", 1000), Event::deleted("user_2", 1000)];
+    assert_eq!(world.deliver_all(&deletions).await, [Parked, Applied]);
+    assert_eq!(world.count("users WHERE clerk_id = 'user_1' AND email LIKE '%@example.com'").await, 1);
+    assert_eq!(world.audit().await[2..], ["USER_ANONYMIZED user_2"]);
+    let open = world.store.open_receipts(None, None, 10).await.unwrap();
+    assert_eq!((open.len(), open[0].clerk_id.as_str()), (1, "user_1"));
+    world.sql_of("DROP TRIGGER restore ON users", "DROP TRIGGER restore").await;
+    world.pass(TimeDelta::hours(1));
+    assert_eq!(world.drain().await[0].1, Applied);
+    assert_eq!(world.count("users WHERE email LIKE '%@anonymized.local'").await, 2);
+}
+
+async fn a_trigger_that_changes_whose_row_it_is_parks_the_event(mut world: World) {
+    world.deliver(&Event::created("user_old")).await;
+    world
+        .sql_of(
+            "CREATE FUNCTION rename() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN new.clerk_id := upper(new.clerk_id); RETURN new; END $$;
+             CREATE TRIGGER rename BEFORE INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION rename()",
+            "CREATE TRIGGER rename_i AFTER INSERT ON users
+             BEGIN UPDATE users SET clerk_id = upper(clerk_id) WHERE id = new.id; END;
+             CREATE TRIGGER rename_u AFTER UPDATE ON users WHEN new.clerk_id = old.clerk_id
+             BEGIN UPDATE users SET clerk_id = upper(clerk_id) WHERE id = new.id; END",
+        )
+        .await;
+    let events = [Event::created("user_1"), Event::updated("user_old", 100).set("first_name", "Augusta")];
+    assert_eq!(world.deliver_all(&events).await, [Parked, Parked]);
+    assert_eq!(world.column("SELECT clerk_id FROM users").await, ["user_old"]);
+    let reasons = world.column("SELECT DISTINCT last_error FROM webhook_queue").await;
+    assert_eq!(
+        reasons,
+        [
+            "a constraint or trigger refuses: a trigger of the application changes column clerk_id of table users"
+        ]
+    );
+    // Nor does a deletion say that it found nobody.
+    assert_eq!(world.deliver(&Event::deleted("user_old", 1000)).await, Applied);
+    assert_eq!(world.count("users").await, 0);
+    world.sql_of("DROP TRIGGER rename ON users", "DROP TRIGGER rename_i; DROP TRIGGER rename_u").await;
+    world.pass(TimeDelta::hours(1));
+    world.drain().await;
+    assert_eq!(world.column("SELECT clerk_id FROM users").await, ["user_1"]);
+}
+
 async fn one_of_many(world: World) {
     let created: Vec<Event> = (0..32).map(|n| Event::created(&format!("user_{n:02}"))).collect();
     world.deliver_all(&created).await;
@@ -1962,7 +2080,11 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
 
 fn advance(id: &str, version: i64, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
-    Advance { clerk_id: clerk_id(id), register: Register { version, deleted: false, held_until: None }, new }
+    Advance {
+        clerk_id: clerk_id(id),
+        register: Register { version, deleted: false, held_until: None, held_since: None },
+        new,
+    }
 }
 
 async fn a_commit_is_all_or_nothing(world: World) {

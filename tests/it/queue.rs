@@ -7,7 +7,8 @@ use clerk_sync::{
     model::{DeletionPolicy, Field, Outcome, Processing, SvixId},
     store::{Old, Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
     sync::{
-        Clock, Committer, Limits,
+        Clock, Committer, Limits, Pace,
+        drain::BATCH,
         queue::{Done, Which, discard, retry},
         retry::Retry,
     },
@@ -478,6 +479,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
             store: Arc::clone(&world.store),
             rules: world.rules.clone(),
             clock: Arc::clone(&clock),
+            pace: Pace::new(BATCH),
         }),
         places: world.store.writers(),
         bell: committer.bell(),

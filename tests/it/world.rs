@@ -26,7 +26,7 @@ use clerk_sync::{
     },
     model::{ClerkId, DeletionPolicy, Delivery, Field, FieldSet, Outcome, User},
     store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
-    sync::{self, Drained, Rules},
+    sync::{self, Drained, Pace, Rules},
 };
 use serde_json::{Map, Value as Json, json};
 use sqlx::{
@@ -196,7 +196,8 @@ impl World {
 
     /// One turn of a worker.
     pub async fn drain_once(&self, store: &dyn Store) -> Drained {
-        sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE).await
+        let pace = Pace::new(sync::drain::BATCH);
+        sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE, &pace).await
     }
 
     /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.

@@ -27,7 +27,16 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is only known once the database was looked at, in the order of the report.
-const REST: [&str; 6] = ["version", "privileges", "migrations", "tables", "foreign keys", "database clock"];
+const REST: [&str; 8] = [
+    "version",
+    "privileges",
+    "migrations",
+    "tables",
+    "row level security",
+    "rules",
+    "foreign keys",
+    "database clock",
+];
 
 /// What the database says, and what others need to know of it.
 pub(super) struct Looked {
@@ -82,6 +91,8 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.extend(inspection.route.map(route));
     findings.push(migrations(inspection.migrations.as_ref()));
     findings.push(tables(&inspection));
+    findings.extend(row_level_security(inspection.hidden.as_deref()));
+    findings.extend(rules(&inspection.rules));
     findings.extend(foreign_keys(&inspection.references));
     findings.extend(inspection.sequences.iter().map(sequence));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
@@ -273,6 +284,33 @@ fn sentence(error: &StoreError) -> (String, String) {
     (found, remedy.unwrap_or_else(|| "see the log of the database".to_owned()))
 }
 
+fn row_level_security(hidden: Option<&[Missing]>) -> Vec<Finding> {
+    const CHECK: &str = "row level security";
+    let Some(hidden) = hidden else {
+        return vec![Finding::ok(CHECK, "SQLite has none")];
+    };
+    if hidden.is_empty() {
+        return vec![Finding::ok(CHECK, "hides no row of ours from this database user")];
+    }
+    let fail =
+        |Missing { what, remedy }: &Missing| Finding::fail(CHECK, Cause::Configuration, &**what, &**remedy);
+    hidden.iter().map(fail).collect()
+}
+
+fn rules(rules: &[Missing]) -> Vec<Finding> {
+    const CHECK: &str = "rules";
+    if rules.is_empty() {
+        return vec![Finding::ok(CHECK, "none rewrites what is done with our tables")];
+    }
+    let fail = |Missing { what, remedy }: &Missing| {
+        let found = format!(
+            "{what}: PostgreSQL refuses our statements on a table with rules (0A000), so events are parked"
+        );
+        Finding::fail(CHECK, Cause::Wrong, found, format!("{remedy} A trigger can do what it does"))
+    };
+    rules.iter().map(fail).collect()
+}
+
 fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     const CHECK: &str = "foreign keys";
     let warn = |reference: &Reference| {
@@ -382,6 +420,8 @@ mod tests {
             missing: Vec::new(),
             migrations: None,
             tables: Ok(()),
+            hidden: None,
+            rules: Vec::new(),
             references: Vec::new(),
             route: None,
             sequences: Vec::new(),

@@ -18,7 +18,7 @@ pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -
     let mut session = store.session(&store.begin_normal).await?;
     let registers = session
         .rows(
-            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until
+            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
                  FROM unnest($1::text[]) AS n (clerk_id)
                  CROSS JOIN LATERAL (
                      SELECT * FROM entity_versions WHERE kind = 'user' AND clerk_id = n.clerk_id
@@ -47,9 +47,14 @@ pub(super) async fn standing(
     let mut session = store.session(&store.begin_migration).await?;
     let rows = session
         .rows(
-            sql("SELECT clerk_id FROM users
-                 WHERE clerk_id > $1 AND deleted_at IS NULL AND synced_at < $2
-                 ORDER BY clerk_id
+            sql("SELECT u.clerk_id FROM users AS u
+                 -- Rows that somebody else has inserted have no time of ours.
+                 WHERE u.clerk_id > $1 AND coalesce(u.synced_at < $2, true)
+                   AND NOT EXISTS (
+                       SELECT FROM entity_versions AS e
+                       WHERE e.kind = 'user' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
+                   )
+                 ORDER BY u.clerk_id
                  LIMIT $3")
             .bind(after.map_or("", ClerkId::as_str))
             .bind(untouched_since)
@@ -63,7 +68,14 @@ pub(super) async fn standing(
 pub(super) async fn count_standing(store: &Postgres) -> Result<u64> {
     // Of a large table this takes longer than a webhook may.
     let mut session = store.session(&store.begin_migration).await?;
-    let standing = inspect::count_standing(&mut session).await?;
+    let rows = session
+        .rows(sql("SELECT count(*) FROM users AS u
+             WHERE NOT EXISTS (
+                 SELECT FROM entity_versions AS e
+                 WHERE e.kind = 'user' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
+             )"))
+        .await?;
+    let standing = inspect::only(&rows)?;
     session.commit().await?;
     Ok(standing)
 }

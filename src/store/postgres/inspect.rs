@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{MIGRATIONS, Postgres, Session, count, get, sequences, sql};
+use super::{MIGRATIONS, Postgres, Session, count, get, sequences, sight, sql};
 use crate::store::{
     Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
     schema::{self, TABLES},
@@ -22,12 +22,12 @@ const COUNTED: u64 = 500_000;
 const COUNTED_PAGES: u64 = 1000;
 
 /// Where it is written which migrations are applied.
-const REMEMBERED: &str = "_clerk_sync_migrations";
+pub(super) const REMEMBERED: &str = "_clerk_sync_migrations";
 
 const PRIVILEGES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 /// What is done with a table of ours.
-fn needed(table: &str) -> &'static [&'static str] {
+pub(super) fn needed(table: &str) -> &'static [&'static str] {
     match table {
         REMEMBERED => &["SELECT"],
         "audit_log" => &["SELECT", "INSERT"],
@@ -56,6 +56,8 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     };
     let missing = missing(&server, &tables, applied < MIGRATIONS.len());
     let references = references(&mut session, &store.schema).await?;
+    let hidden = sight::hidden(&mut session).await?.into_iter().map(Missing::from).collect();
+    let rules = rules(&mut session, &store.schema).await?;
     // While some migrations are pending columns are missing that they will add.
     let check = missing.is_empty() && (applied == 0 || applied == MIGRATIONS.len());
     let checked = if check {
@@ -87,6 +89,8 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         missing,
         migrations,
         tables: checked,
+        hidden: Some(hidden),
+        rules,
         references,
         route: Some(session_route),
         sequences,
@@ -182,7 +186,7 @@ async fn tables(session: &mut Session, schema: &str) -> Result<Vec<Table>> {
     rows.iter().map(table).collect()
 }
 
-fn names() -> impl Iterator<Item = &'static str> {
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|table| table.name)
 }
 
@@ -235,6 +239,25 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
         );
     }
     missing
+}
+
+async fn rules(session: &mut Session, schema: &str) -> Result<Vec<Missing>> {
+    let rows = session
+        .rows(
+            sql("SELECT format('rule %I on %I.%I', r.rulename, s.nspname, c.relname),
+                        format('DROP RULE %I ON %I.%I;', r.rulename, s.nspname, c.relname)
+                 FROM pg_rewrite AS r
+                 JOIN pg_class AS c ON c.oid = r.ev_class
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND r.ev_enabled <> 'D'
+                   -- One that does something more when a user is deleted is no obstacle.
+                   AND NOT (c.relname = 'users' AND r.ev_type = '4' AND NOT r.is_instead)
+                 ORDER BY 1")
+            .bind(schema)
+            .bind(names().collect::<Vec<_>>()),
+        )
+        .await?;
+    rows.iter().map(|row| Ok(Missing { what: get(row, 0)?, remedy: get(row, 1)? })).collect()
 }
 
 async fn references(session: &mut Session, schema: &str) -> Result<Vec<Reference>> {
@@ -331,7 +354,7 @@ pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
     Ok(standing)
 }
 
-pub(super) async fn count_standing(session: &mut Session) -> Result<u64> {
+async fn count_standing(session: &mut Session) -> Result<u64> {
     only(&session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?)
 }
 
@@ -417,7 +440,7 @@ async fn counted(session: &mut Session, table: &'static str) -> Result<u64> {
     only(&session.rows(sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {table}")))).await?)
 }
 
-fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {
+pub(super) fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {
     count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
 }
 

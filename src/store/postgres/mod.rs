@@ -24,11 +24,13 @@ mod outbox;
 mod queue;
 mod references;
 mod relay;
+mod removal;
 mod retention;
 mod rows;
 mod seals;
 mod sequences;
 mod sessions;
+mod sight;
 mod transaction;
 mod unique_email;
 
@@ -66,7 +68,7 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
     ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-    MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
+    MigrationStatus, Minimized, Missing, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
     QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Run, RunKind, SinkDepth, Space,
     Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     migration::migrations,
@@ -74,10 +76,9 @@ use super::{
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 11] = migrations!(
+const MIGRATIONS: [Migration; 12] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at",
-    11 "0011_tools"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
@@ -118,7 +119,7 @@ pub struct Postgres {
     begin_count: String,
     begin_unhurried: String,
     begin_migration: String,
-    anonymize: Arc<str>,
+    removal: Arc<removal::Statements>,
     sequences: Arc<Sequences>,
     sessions: Arc<Sessions>,
     /// How to connect instead should whom we speak to be somebody else than the server, or insist on TLS.
@@ -199,7 +200,7 @@ impl Postgres {
                  SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off; \
                  SELECT pg_backend_pid()"
             ),
-            anonymize: transaction::anonymize_statement(&options.anonymize_columns).into(),
+            removal: Arc::new(removal::Statements::new(&options.anonymize_columns)),
             sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
@@ -289,6 +290,13 @@ impl Postgres {
         let rows = session
             .rows(sql("SELECT DISTINCT version, checksum FROM _clerk_sync_migrations ORDER BY version"))
             .await?;
+        if rows.is_empty() {
+            // It is made together with its first row.
+            let hidden = sight::hidden(session).await?;
+            if !hidden.is_empty() {
+                return Err(sight::explained(&hidden));
+            }
+        }
         rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
     }
 
@@ -410,11 +418,8 @@ impl Store for Postgres {
             Patience::Long => &self.begin_long,
         };
         let session = self.session(begin).await?;
-        Ok(Box::new(PostgresTransaction::new(
-            session,
-            Arc::clone(&self.anonymize),
-            Arc::clone(&self.sequences),
-        )))
+        let (removal, sequences) = (Arc::clone(&self.removal), Arc::clone(&self.sequences));
+        Ok(Box::new(PostgresTransaction::new(session, removal, sequences)))
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -436,9 +441,21 @@ impl Store for Postgres {
             return Ok(Readiness::ReadOnly);
         }
         let applied = self.applied(&mut session).await?;
-        session.commit().await?;
         let current = Migration::status(&MIGRATIONS, &applied).iter().all(|status| status.applied);
-        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+        let hidden = if current { sight::hidden(&mut session).await? } else { Vec::new() };
+        session.commit().await?;
+        Ok(match (current, hidden.is_empty()) {
+            (false, _) => Readiness::SchemaNotCurrent,
+            (true, true) => Readiness::Ready,
+            (true, false) => Readiness::RowsHidden,
+        })
+    }
+
+    async fn hidden(&self) -> Result<Vec<Missing>> {
+        let mut session = self.session(&self.begin_normal).await?;
+        let hidden = sight::hidden(&mut session).await?;
+        session.commit().await?;
+        Ok(hidden.into_iter().map(Missing::from).collect())
     }
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
@@ -848,6 +865,14 @@ impl Session {
         let before = self.begins();
         let executed = self.connection().execute(query).await;
         self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
+    }
+
+    /// The rows that such a text gives, of all of its statements.
+    async fn raw_rows(&mut self, text: &str) -> Result<Vec<PgRow>> {
+        let text = sqlx::raw_sql(AssertSqlSafe(text));
+        let before = self.begins();
+        let fetched = self.connection().fetch_all(text).await;
+        self.ended(before, fetched.map_err(store_error))
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {

@@ -160,6 +160,23 @@ pub(super) async fn revive(session: &mut Session, ids: &[SvixId], now: DateTime<
     session.execute(query).await
 }
 
+/// Try these later that wait.
+pub(super) async fn postpone(session: &mut Session, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
+    let query = sql("UPDATE webhook_queue SET next_attempt_at = $2
+         WHERE ctid = ANY (ARRAY(
+             SELECT q.ctid FROM unnest($1::text[]) AS n (svix_id)
+             CROSS JOIN LATERAL (
+                 SELECT ctid FROM webhook_queue
+                 WHERE svix_id = n.svix_id AND state = 'pending' AND next_attempt_at < $2
+                 FOR UPDATE SKIP LOCKED
+             ) AS q
+         ))")
+    .bind(column(ids, SvixId::as_str))
+    .bind(until);
+    session.execute(query).await?;
+    Ok(())
+}
+
 /// How many wait, and how many lie.
 pub(super) async fn depth(session: &mut Session) -> Result<QueueDepth> {
     let rows = session

@@ -9,20 +9,22 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{
-    AssertSqlSafe, Postgres as Pg,
+    Postgres as Pg,
     postgres::{PgArguments, PgRow},
     query::Query,
 };
 
-use super::{Session, erasure, error::may_be_our_rights, get, outbox, queue, sequences::Sequences, sql};
+use super::{
+    Session, erasure, error::may_be_our_rights, get, outbox, queue, removal, sequences::Sequences, sight, sql,
+};
 use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Field, FieldSet, Outcome, Profile, Receipt, Register, SvixId, User,
         Value, Version,
     },
     store::{
-        Address, Advance, Outgoing, Parked, Record, Result, StoreError, Transaction, Trouble, Waiting,
-        schema::quoted,
+        Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Trouble,
+        Waiting, Way,
     },
     telemetry::TraceContext,
 };
@@ -30,18 +32,22 @@ use crate::{
 /// A transaction of PostgreSQL.
 pub(super) struct PostgresTransaction {
     session: Session,
-    anonymize: Arc<str>,
+    removal: Arc<removal::Statements>,
     sequences: Arc<Sequences>,
 }
 
 impl PostgresTransaction {
-    pub(super) fn new(session: Session, anonymize: Arc<str>, sequences: Arc<Sequences>) -> Self {
-        Self { session, anonymize, sequences }
+    pub(super) fn new(
+        session: Session,
+        removal: Arc<removal::Statements>,
+        sequences: Arc<Sequences>,
+    ) -> Self {
+        Self { session, removal, sequences }
     }
 
-    /// Write rows of `users` as a whole.
-    async fn write_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        match self.session.execute_on_users(query).await {
+    /// Write rows of `users` as a whole; gives what the statement returns of each.
+    async fn write_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
+        match self.session.rows_of_users(query).await {
             Err(error) if may_be_our_rights(&error) => {
                 // The transaction is lost anyway; its end finds a new one, in which nothing was done.
                 self.session.run("ROLLBACK AND CHAIN").await?;
@@ -76,23 +82,6 @@ impl PostgresTransaction {
         self.session.execute(query).await?;
         Ok(())
     }
-
-    /// Run what the application may refuse, so that a refusal leaves the transaction as it was.
-    async fn refusable(&mut self, deletion: Query<'_, Pg, PgArguments>) -> Result<Vec<ClerkId>> {
-        self.session.run("SAVEPOINT refusable").await?;
-        let deleted = self.session.rows_of_users(deletion).await;
-        match deleted {
-            Ok(rows) => {
-                self.session.run("RELEASE SAVEPOINT refusable").await?;
-                rows.iter().map(|row| clerk_id(row, 0)).collect()
-            }
-            Err(error) if error.is_about_the_data() => {
-                self.session.run("ROLLBACK TO SAVEPOINT refusable; RELEASE SAVEPOINT refusable").await?;
-                Err(if may_be_our_rights(&error) { self.whose_rights(error).await? } else { error })
-            }
-            Err(error) => Err(error),
-        }
-    }
 }
 
 #[async_trait]
@@ -120,6 +109,13 @@ impl Transaction for PostgresTransaction {
             return Ok(0);
         }
         queue::revive(&mut self.session, ids, now).await
+    }
+
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        queue::postpone(&mut self.session, ids, until).await
     }
 
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
@@ -170,14 +166,15 @@ impl Transaction for PostgresTransaction {
             return Ok(HashMap::new());
         }
         // One index search an id, in the order of the ids, so that two transactions never wait for each other.
-        let query = sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until
+        let query =
+            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
              FROM unnest($1::text[]) AS n (clerk_id)
              CROSS JOIN LATERAL (
                  SELECT * FROM entity_versions
                  WHERE kind = 'user' AND clerk_id = n.clerk_id
                  FOR UPDATE
              ) AS e")
-        .bind(texts(ids));
+            .bind(texts(ids));
         self.session.rows(query).await?.iter().map(|row| Ok((clerk_id(row, 0)?, register(row)?))).collect()
     }
 
@@ -197,12 +194,14 @@ impl Transaction for PostgresTransaction {
         if registers.is_empty() {
             return Ok(());
         }
-        let query = sql("INSERT INTO entity_versions AS e (kind, clerk_id, version, event_at, tie, deleted, held_until)
+        let query = sql("INSERT INTO entity_versions AS e
+                 (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since)
              SELECT 'user', n.*
-             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[], $6::timestamptz[]) AS n
+             FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[], $6::timestamptz[],
+                         $7::timestamptz[]) AS n
              ON CONFLICT (kind, clerk_id) DO UPDATE
              SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie,
-                 deleted = excluded.deleted, held_until = excluded.held_until
+                 deleted = excluded.deleted, held_until = excluded.held_until, held_since = excluded.held_since
              WHERE NOT e.deleted
                AND (excluded.deleted
                     OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie)
@@ -216,7 +215,8 @@ impl Transaction for PostgresTransaction {
         .bind(column(registers, |advance| advance.register.version.event_at))
         .bind(column(registers, |advance| advance.register.version.tie.as_str()))
         .bind(column(registers, |advance| advance.register.deleted))
-        .bind(column(registers, |advance| advance.register.held_until));
+        .bind(column(registers, |advance| advance.register.held_until))
+        .bind(column(registers, |advance| advance.register.held_since));
         if registers.iter().any(|advance| advance.register.held_until.is_some()) {
             self.session.leaves_work();
         }
@@ -276,12 +276,20 @@ impl Transaction for PostgresTransaction {
                   AS n (clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number,
                         external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
                         last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
-             ON CONFLICT (clerk_id) DO NOTHING");
+             ON CONFLICT (clerk_id) DO NOTHING
+             -- A trigger may have changed whose row it is.
+             RETURNING clerk_id");
         let known = |field: &Field| users.iter().any(|user| user.profile[*field] != Value::Null);
         let fields = Field::ALL.into_iter().filter(known).collect();
         let inserted = self.write_users(bind_users(query, users, fields)).await;
         let inserted = self.sequences.checked(&mut self.session, "users", inserted).await?;
-        all_or_raced(inserted, users.len())
+        let mut ids: HashSet<&str> = users.iter().map(|user| user.clerk_id.as_str()).collect();
+        for row in &inserted {
+            if !ids.remove(get::<&str>(row, 0)?) {
+                return Err(StoreError::changed_id());
+            }
+        }
+        all_or_raced(inserted.len(), users.len())
     }
 
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
@@ -315,48 +323,48 @@ impl Transaction for PostgresTransaction {
                   AS n (clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number,
                         external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
                         last_sign_in_at, last_active_at, created_at, updated_at, synced_at)
-             WHERE u.clerk_id = n.clerk_id");
+             WHERE u.clerk_id = n.clerk_id
+             -- A trigger may have changed whose row it is.
+             RETURNING u.clerk_id = n.clerk_id");
         let flags: Vec<bool> = Field::ALL.into_iter().map(|field| fields.contains(field)).collect();
         let updated = self.write_users(bind_users(query, users, fields).bind(flags)).await?;
-        all_or_raced(updated, users.len())
-    }
-
-    async fn check_constraints(&mut self) -> Result<()> {
-        self.session.run("SET CONSTRAINTS ALL IMMEDIATE").await
-    }
-
-    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
+        for row in &updated {
+            if !get::<bool>(row, 0)? {
+                return Err(StoreError::changed_id());
+            }
         }
-        let query = sql("DELETE FROM users AS u USING unnest($1::text[]) AS n (clerk_id)
-             WHERE u.clerk_id = n.clerk_id
-             RETURNING u.clerk_id")
-        .bind(texts(ids));
-        self.refusable(query).await
+        all_or_raced(updated.len(), users.len())
     }
 
-    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let statement = Arc::clone(&self.anonymize);
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(texts(ids)).bind(at);
-        self.refusable(query).await
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        let hidden = sight::hidden(&mut self.session).await?;
+        Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
     }
 
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
+    async fn erase_users(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
         if ids.is_empty() {
-            return Ok(Vec::new());
+            return Ok(HashMap::new());
         }
-        let query = sql("UPDATE users AS u
-             SET deleted_at = CASE WHEN $2::timestamptz IS NULL THEN NULL ELSE coalesce(u.deleted_at, $2) END
-             FROM unnest($1::text[]) AS n (clerk_id)
-             WHERE u.clerk_id = n.clerk_id
-             RETURNING u.clerk_id")
-        .bind(texts(ids))
-        .bind(at);
-        self.refusable(query).await
+        removal::erase(&mut self.session, &self.removal, ids, ways, at).await
+    }
+
+    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        removal::mark(&mut self.session, marks).await
+    }
+
+    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        removal::unmark(&mut self.session, marks).await
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
@@ -566,22 +574,6 @@ pub(super) async fn load_users(
     rows.iter().map(|row| user(row).map(|user| (user.clerk_id.clone(), user))).collect()
 }
 
-/// `$1` ids, `$2` the time. Assembled once, because the application's columns have no names of ours.
-pub(super) fn anonymize_statement(columns: &[String]) -> String {
-    let emptied = columns.iter().fold(String::new(), |list, name| list + ", " + &quoted(name) + " = NULL");
-    format!(
-        "UPDATE users AS u
-         SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
-             email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
-             public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL, banned = NULL, locked = NULL,
-             last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}',
-             deleted_at = coalesce(u.deleted_at, $2){emptied}
-         FROM unnest($1::text[]) AS n (clerk_id)
-         WHERE u.clerk_id = n.clerk_id
-         RETURNING u.clerk_id"
-    )
-}
-
 /// `$1` to `$19`. All other fields get an empty array, which `unnest` fills up with NULL.
 fn bind_users<'q>(
     query: Query<'q, Pg, PgArguments>,
@@ -631,8 +623,8 @@ pub(super) fn texts(ids: &[ClerkId]) -> Vec<&str> {
     column(ids, ClerkId::as_str)
 }
 
-fn all_or_raced(written: u64, expected: usize) -> Result<()> {
-    if written == expected as u64 { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
+fn all_or_raced(written: usize, expected: usize) -> Result<()> {
+    if written == expected { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
 }
 
 pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
@@ -648,6 +640,7 @@ pub(super) fn register(row: &PgRow) -> Result<Register> {
         version: Version { version: get(row, 1)?, event_at: get(row, 2)?, tie: get(row, 3)? },
         deleted: get(row, 4)?,
         held_until: get(row, 5)?,
+        held_since: get(row, 6)?,
     })
 }
 

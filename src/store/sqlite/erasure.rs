@@ -10,20 +10,38 @@ use crate::{
     store::{OpenErasures, Result, Tombstone},
 };
 
-/// Mark rows as deleted, or take the mark from them.
+/// Mark rows as deleted, unless they are.
 pub(super) async fn mark_users(
     connection: &mut SqliteConnection,
     ids: &[ClerkId],
-    at: Option<DateTime<Utc>>,
+    at: DateTime<Utc>,
 ) -> Result<Vec<ClerkId>> {
     let rows = sqlx::query(
-        "UPDATE users
-         SET deleted_at = CASE WHEN ?2 IS NULL THEN NULL ELSE coalesce(deleted_at, ?2) END
-         WHERE clerk_id IN (SELECT value FROM json_each(?1))
+        "UPDATE users SET deleted_at = ?2
+         WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at IS NULL
          RETURNING clerk_id",
     )
     .bind(text::clerk_ids(ids)?)
-    .bind(at.map(text::time))
+    .bind(text::time(at))
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(text::read_clerk_id).collect()
+}
+
+/// Take just this mark from rows.
+pub(super) async fn unmark_users(
+    connection: &mut SqliteConnection,
+    ids: &[ClerkId],
+    at: DateTime<Utc>,
+) -> Result<Vec<ClerkId>> {
+    let rows = sqlx::query(
+        "UPDATE users SET deleted_at = NULL
+         WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at = ?2
+         RETURNING clerk_id",
+    )
+    .bind(text::clerk_ids(ids)?)
+    .bind(text::time(at))
     .fetch_all(connection)
     .await
     .map_err(explain)?;

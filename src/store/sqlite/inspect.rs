@@ -46,6 +46,8 @@ pub(super) async fn inspect(
         missing: Vec::new(),
         migrations: Some(migrations),
         tables,
+        hidden: None,
+        rules: Vec::new(),
         references: references(connection).await?,
         route: None,
         // SQLite itself looks at the rows as well as at what it remembers.

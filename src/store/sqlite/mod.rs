@@ -341,11 +341,11 @@ impl Store for Sqlite {
     }
 
     async fn count_standing(&self) -> Result<u64> {
-        users::count_standing(&mut *self.read().await?).await
+        users::count_unasked(&mut *self.read().await?).await
     }
 
     async fn estimate_standing(&self) -> Result<Count> {
-        Ok(Count::exact(self.count_standing().await?))
+        Ok(Count::exact(users::count_standing(&mut *self.read().await?).await?))
     }
 
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {

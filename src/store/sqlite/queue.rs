@@ -215,6 +215,24 @@ pub(super) async fn revive(
     Ok(done.rows_affected())
 }
 
+/// Try these later that wait.
+pub(super) async fn postpone(
+    connection: &mut SqliteConnection,
+    ids: &[SvixId],
+    until: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE webhook_queue SET next_attempt_at = ?2
+         WHERE svix_id IN (SELECT value FROM json_each(?1)) AND state = 'pending' AND next_attempt_at < ?2",
+    )
+    .bind(text::svix_ids(ids)?)
+    .bind(text::time(until))
+    .execute(connection)
+    .await
+    .map_err(explain)?;
+    Ok(())
+}
+
 /// How many wait, and how many lie.
 pub(super) async fn depth(connection: &mut SqliteConnection) -> Result<QueueDepth> {
     let row = sqlx::query(

@@ -17,7 +17,7 @@ pub(super) async fn load(
     ids: &[ClerkId],
 ) -> Result<HashMap<ClerkId, Register>> {
     let rows = sqlx::query(
-        "SELECT r.clerk_id, r.version, r.event_at, r.tie, r.deleted, r.held_until
+        "SELECT r.clerk_id, r.version, r.event_at, r.tie, r.deleted, r.held_until, r.held_since
          FROM json_each(?1) AS n
          -- CROSS, not INNER: the ids come first and each is looked up, however the table grows.
          CROSS JOIN entity_versions AS r ON r.kind = 'user' AND r.clerk_id = n.value",
@@ -54,13 +54,14 @@ pub(super) async fn advance(connection: &mut SqliteConnection, registers: &[Adva
             "tie": register.version.tie,
             "deleted": register.deleted,
             "held_until": register.held_until.map(text::time),
+            "held_since": register.held_since.map(text::time),
             "new": new,
         })
     }))?;
     let done = sqlx::query(
-        "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted, held_until)
+        "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since)
          SELECT 'user', n.value ->> 'clerk_id', n.value ->> 'version', n.value ->> 'event_at',
-                n.value ->> 'tie', n.value ->> 'deleted', n.value ->> 'held_until'
+                n.value ->> 'tie', n.value ->> 'deleted', n.value ->> 'held_until', n.value ->> 'held_since'
          FROM json_each(?1) AS n
          -- What was planned for an entity that had no register must not fall on one that has.
          -- A blank one (see make_blank) says nothing about the entity.
@@ -73,7 +74,8 @@ pub(super) async fn advance(connection: &mut SqliteConnection, registers: &[Adva
              event_at = excluded.event_at,
              tie = excluded.tie,
              deleted = excluded.deleted,
-             held_until = excluded.held_until
+             held_until = excluded.held_until,
+             held_since = excluded.held_since
          WHERE NOT entity_versions.deleted
            -- Deletion is terminal whatever its time.
            AND (excluded.deleted
@@ -101,5 +103,6 @@ fn register(row: &SqliteRow) -> Result<Register> {
         },
         deleted: text::read_integer(row, "deleted")? != Some(0),
         held_until: text::read_time(row, "held_until")?,
+        held_since: text::read_time(row, "held_since")?,
     })
 }

@@ -1,6 +1,7 @@
 //! What only this keeper must hold. The promises that every keeper makes stand in `tests/it/promises.rs`.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use crate::{
     model::{
         Actor, AuditAction, AuditEntry, Field, Outcome, Profile, Register, Source, SvixId, Value, Version,
     },
-    store::{Advance, Record},
+    store::{Advance, Record, RowFate, Way},
     telemetry::TraceContext,
 };
 
@@ -151,7 +152,11 @@ fn parked(id: &str, user: Option<&str>, payload: &[u8], next: Option<DateTime<Ut
 
 fn step(id: &str, version: i64, tie: &str, deleted: bool, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: tie.to_owned() };
-    Advance { clerk_id: clerk_id(id), register: Register { version, deleted, held_until: None }, new }
+    Advance {
+        clerk_id: clerk_id(id),
+        register: Register { version, deleted, held_until: None, held_since: None },
+        new,
+    }
 }
 
 fn entry(id: &str, actor: Option<&str>) -> AuditEntry {
@@ -220,7 +225,7 @@ async fn a_task_cancelled_anywhere_leaves_nothing_and_the_next_one_begins() {
         let work = async {
             let mut transaction = world.begin().await;
             transaction.insert_users(&[user("user_1")]).await.expect("inserted");
-            transaction.delete_users(&[clerk_id("user_2")]).await.expect("deleted");
+            transaction.erase_users(&[clerk_id("user_2")], &[Way::Delete], at(9)).await.expect("deleted");
             std::future::pending::<()>().await;
         };
         let _ = tokio::time::timeout(Duration::from_micros(microseconds), work).await;
@@ -240,7 +245,8 @@ async fn a_deferred_foreign_key_refuses_at_commit_and_the_next_transaction_works
         )
         .await;
     let mut transaction = world.begin().await;
-    assert_eq!(transaction.delete_users(&[clerk_id("user_1")]).await, Ok(vec![clerk_id("user_1")]));
+    let fates = transaction.erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9)).await;
+    assert_eq!(fates, Ok(HashMap::from([(clerk_id("user_1"), RowFate::Deleted)])));
     let error = transaction.commit().await.expect_err("refused");
     assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("787")));
     assert!(world.user("user_1").await.is_some());
@@ -248,7 +254,7 @@ async fn a_deferred_foreign_key_refuses_at_commit_and_the_next_transaction_works
 }
 
 #[tokio::test]
-async fn a_refused_delete_deletes_nothing_and_leaves_the_transaction_usable() {
+async fn a_refused_delete_holds_up_nobody_else_and_leaves_the_transaction_usable() {
     let world = World::new().await;
     world.insert(&[user("user_1"), user("user_2")]).await;
     world
@@ -260,14 +266,18 @@ async fn a_refused_delete_deletes_nothing_and_leaves_the_transaction_usable() {
     let both = [clerk_id("user_1"), clerk_id("user_2")];
     let mut transaction = world.begin().await;
     transaction.insert_users(&[user("user_3")]).await.expect("inserted");
-    let error = transaction.delete_users(&both).await.expect_err("refused");
-    assert_eq!(error.trouble, Trouble::Refused);
-    assert_eq!(transaction.delete_users(&both[..1]).await.expect("deleted"), both[..1]);
-    assert_eq!(transaction.anonymize_users(&both, at(9)).await.expect("anonymised"), both[1..]);
-    assert_eq!(transaction.anonymize_users(&both, at(10)).await.expect("anonymised again"), both[1..]);
+    let fates = transaction.erase_users(&both, &[Way::Delete], at(8)).await.expect("as far as allowed");
+    assert_eq!(fates[&both[0]], RowFate::Deleted);
+    let RowFate::Stands(refusal) = &fates[&both[1]] else { panic!("it stands: {fates:?}") };
+    assert_eq!((refusal.trouble, refusal.code.as_deref()), (Trouble::Refused, Some("787")));
+    let anonymized = Ok(HashMap::from([(both[1].clone(), RowFate::Anonymized)]));
+    for time in [9, 10] {
+        let fates = transaction.erase_users(&both, &[Way::Anonymize], at(time)).await;
+        assert_eq!(fates, anonymized);
+    }
     transaction.commit().await.expect("committed");
     assert_eq!(world.user("user_1").await, None);
-    assert_eq!(world.user("user_2").await.expect("kept").deleted_at, Some(at(9)));
+    assert_eq!(world.user("user_2").await.expect("kept").deleted_at, Some(at(8)), "marked then");
     assert!(world.user("user_3").await.is_some());
 }
 
@@ -282,7 +292,9 @@ async fn a_trigger_that_refuses_is_a_refusal_and_its_words_are_not_repeated() {
         )
         .await;
     let mut transaction = world.begin().await;
-    let error = transaction.delete_users(&[clerk_id("user_1")]).await.expect_err("refused");
+    let mut fates =
+        transaction.erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect("told");
+    let Some(RowFate::Stands(error)) = fates.remove(&clerk_id("user_1")) else { panic!("it stands") };
     assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("1811")));
     assert_eq!(error.place, None);
     transaction.insert_users(&[user("user_2")]).await.expect("inserted");
@@ -298,7 +310,11 @@ async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
     let mut transaction = world.begin().await;
     transaction.insert_users(&[user("user_2")]).await.expect("inserted");
     assert_eq!(
-        transaction.delete_users(&[clerk_id("user_1")]).await.expect_err("refused").trouble,
+        transaction
+            .erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9))
+            .await
+            .expect_err("refused")
+            .trouble,
         Trouble::Refused
     );
     assert_eq!(
@@ -361,7 +377,8 @@ async fn an_id_with_a_nul_is_another_id() {
     world.insert(&[user("user_1"), user("user_1\0")]).await;
     let mut transaction = world.begin().await;
     let odd = clerk_id("user_1\0");
-    assert_eq!(transaction.delete_users(std::slice::from_ref(&odd)).await, Ok(vec![odd]));
+    let fates = transaction.erase_users(std::slice::from_ref(&odd), &[Way::Delete], at(9)).await;
+    assert_eq!(fates, Ok(HashMap::from([(odd, RowFate::Deleted)])));
     transaction.commit().await.expect("committed");
     assert_eq!(world.user("user_1").await, Some(user("user_1")));
 }
@@ -601,8 +618,8 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
 
     let mut transaction = world.begin().await;
     let (deleted, anonymized) = ([person.clerk_id], [kept.clerk_id]);
-    transaction.delete_users(&deleted).await.expect("deleted");
-    transaction.anonymize_users(&anonymized, at(9)).await.expect("anonymised");
+    transaction.erase_users(&deleted, &[Way::Delete], at(9)).await.expect("deleted");
+    transaction.erase_users(&anonymized, &[Way::Anonymize], at(9)).await.expect("anonymised");
     transaction.forget(&deleted).await.expect("forgotten");
     transaction.commit().await.expect("committed");
     assert!(!world.remembers("needle-ada-needle"), "the deleted user remains");
@@ -616,7 +633,7 @@ async fn a_reader_that_needs_the_log_delays_its_emptying_only() {
     let mut reader = world.stranger().await;
     sqlx::raw_sql("BEGIN; SELECT * FROM users;").execute(&mut reader).await.expect("reading");
     let mut transaction = world.begin().await;
-    transaction.delete_users(&[clerk_id("user_needle")]).await.expect("deleted");
+    transaction.erase_users(&[clerk_id("user_needle")], &[Way::Delete], at(9)).await.expect("deleted");
     let start = Instant::now();
     transaction.commit().await.expect("committed");
     assert!(start.elapsed() < Duration::from_secs(2));
@@ -640,7 +657,7 @@ async fn an_anonymised_row_keeps_nothing_but_what_it_must() {
     world.insert(&[full_user("user_1")]).await;
     world.run(r#"UPDATE users SET "odd ""name" = 'x', plan = 'gold', preferences = '{"a":1}';"#).await;
     let mut transaction = world.begin().await;
-    transaction.anonymize_users(&[clerk_id("user_1")], at(9)).await.expect("anonymised");
+    transaction.erase_users(&[clerk_id("user_1")], &[Way::Anonymize], at(9)).await.expect("anonymised");
     transaction.commit().await.expect("committed");
 
     let mut expected = user("user_1");

@@ -25,10 +25,18 @@ use super::{
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
-        Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, StoreError, Transaction, Trouble,
-        Waiting,
+        Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
+        Trouble, Waiting, Way,
     },
 };
+
+/// What is done to a row, and may be refused by the application.
+#[derive(Clone, Copy)]
+enum Step {
+    Take(Way),
+    Mark,
+    Unmark,
+}
 
 pub(super) struct SqliteTransaction {
     /// `None` once it is given back.
@@ -99,6 +107,13 @@ impl SqliteTransaction {
         self.noted(result)
     }
 
+    /// A trigger may have changed whose rows were written.
+    async fn are_theirs(&mut self, users: &[User]) -> Result<()> {
+        let others = users::are_others(self.connection()?, users).await;
+        let result = others.and_then(|others| if others { Err(StoreError::changed_id()) } else { Ok(()) });
+        self.noted(result)
+    }
+
     /// Note that something of a person was removed without a verb of its own.
     pub(super) fn note_erasure(&mut self) {
         self.erased = true;
@@ -110,19 +125,53 @@ impl SqliteTransaction {
         Ok(())
     }
 
-    async fn enter_savepoint(&mut self) -> Result<()> {
-        let entered = control(self.connection()?, "SAVEPOINT erasure").await;
-        self.noted(entered)
+    /// Do it to all of these, or to each of them as far as the application lets us. Gives to whom it was done, and who
+    /// refused.
+    async fn each(
+        &mut self,
+        step: Step,
+        ids: &[ClerkId],
+        at: DateTime<Utc>,
+    ) -> Result<(Vec<ClerkId>, Vec<(ClerkId, StoreError)>)> {
+        if ids.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        match self.refusable(step, ids, at).await {
+            Ok(done) => return Ok((done, Vec::new())),
+            Err(error) if error.is_about_the_data() && self.over.is_none() => {}
+            Err(error) => return Err(error),
+        }
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.refusable(step, std::slice::from_ref(id), at).await {
+                Ok(one) => done.extend(one),
+                Err(error) if error.is_about_the_data() && self.over.is_none() => {
+                    refused.push((id.clone(), error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((done, refused))
     }
 
-    /// Keep what was done since the savepoint, or undo it if it was refused.
-    async fn leave_savepoint(&mut self, erased: Result<Vec<ClerkId>>) -> Result<Vec<ClerkId>> {
-        match self.judged(erased).await {
-            Ok(ids) => {
+    /// Do what the application may refuse, so that a refusal leaves the transaction as it was.
+    async fn refusable(&mut self, step: Step, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
+        let entered = control(self.connection()?, "SAVEPOINT erasure").await;
+        self.noted(entered)?;
+        let anonymizing = Arc::clone(&self.housekeeping.anonymizing);
+        let connection = self.connection()?;
+        let done = match step {
+            Step::Take(Way::Delete) => users::delete(connection, ids).await,
+            Step::Take(Way::Anonymize) => users::anonymize(connection, anonymizing, ids, at).await,
+            Step::Mark => erasure::mark_users(connection, ids, at).await,
+            Step::Unmark => erasure::unmark_users(connection, ids, at).await,
+        };
+        match self.judged(done).await {
+            Ok(done) => {
                 let left = control(self.connection()?, "RELEASE erasure").await;
                 self.noted(left)?;
-                self.erased |= !ids.is_empty();
-                Ok(ids)
+                self.erased |= matches!(step, Step::Take(_)) && !done.is_empty();
+                Ok(done)
             }
             Err(refused) if refused.is_about_the_data() => {
                 let undone = control(self.connection()?, "ROLLBACK TO erasure; RELEASE erasure").await;
@@ -134,6 +183,13 @@ impl SqliteTransaction {
             }
             error => self.noted(error),
         }
+    }
+
+    /// Those whose row stands and tells who they were.
+    async fn still_here(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        let rows = self.users(ids, FieldSet::from_iter([])).await?;
+        let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
+        Ok(ids.iter().filter(stands).cloned().collect())
     }
 
     async fn park_all(&mut self, parked: &[Parked]) -> Result<()> {
@@ -235,6 +291,14 @@ impl Transaction for SqliteTransaction {
         self.noted(revived)
     }
 
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let postponed = queue::postpone(self.connection()?, ids, until).await;
+        self.noted(postponed)
+    }
+
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         if records.is_empty() {
             return Ok(HashSet::new());
@@ -302,7 +366,8 @@ impl Transaction for SqliteTransaction {
         }
         let written = users::insert(self.connection()?, users).await;
         let written = self.judged(written).await;
-        self.all_written(written, users.len())
+        self.all_written(written, users.len())?;
+        self.are_theirs(users).await
     }
 
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
@@ -311,40 +376,59 @@ impl Transaction for SqliteTransaction {
         }
         let written = users::update(self.connection()?, users, fields).await;
         let written = self.judged(written).await;
-        self.all_written(written, users.len())
+        self.all_written(written, users.len())?;
+        self.are_theirs(users).await
     }
 
-    async fn check_constraints(&mut self) -> Result<()> {
-        // SQLite cannot ask for it: a deferred foreign key speaks at the commit.
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        // There is no such thing here.
+        Ok(None)
+    }
+
+    async fn erase_users(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let mut fates = HashMap::new();
+        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
+        let mut standing = ids.to_vec();
+        for way in ways {
+            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
+            let fate = match way {
+                Way::Delete => RowFate::Deleted,
+                Way::Anonymize => RowFate::Anonymized,
+            };
+            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
+            refusals.extend(refused);
+            // A trigger can also keep a row without a word.
+            standing = self.still_here(&standing).await?;
+        }
+        if ways.is_empty() {
+            standing = self.still_here(&standing).await?;
+        }
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        self.each(Step::Mark, &standing, at).await?;
+        for id in standing {
+            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
+            fates.insert(id, RowFate::Stands(reason));
+        }
+        Ok(fates)
+    }
+
+    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        for (id, at) in marks {
+            self.each(Step::Mark, std::slice::from_ref(id), *at).await?;
+        }
         Ok(())
     }
 
-    async fn delete_users(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
+    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        for (id, at) in marks {
+            self.each(Step::Unmark, std::slice::from_ref(id), *at).await?;
         }
-        self.enter_savepoint().await?;
-        let deleted = users::delete(self.connection()?, ids).await;
-        self.leave_savepoint(deleted).await
-    }
-
-    async fn anonymize_users(&mut self, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let anonymizing = Arc::clone(&self.housekeeping.anonymizing);
-        self.enter_savepoint().await?;
-        let anonymized = users::anonymize(self.connection()?, anonymizing, ids, at).await;
-        self.leave_savepoint(anonymized).await
-    }
-
-    async fn mark_users(&mut self, ids: &[ClerkId], at: Option<DateTime<Utc>>) -> Result<Vec<ClerkId>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.enter_savepoint().await?;
-        let marked = erasure::mark_users(self.connection()?, ids, at).await;
-        self.leave_savepoint(marked).await
+        Ok(())
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{ClerkId, Field, FieldSet, Profile, User, Value},
-    store::{Address, Result, schema::quoted},
+    store::{Address, Result, StoreError, schema::quoted},
 };
 
 /// The rows of these users; metadata only as far as it is asked for.
@@ -34,7 +34,7 @@ pub(super) async fn load(
     rows.iter().map(|row| user(row, fields).map(|user| (user.clerk_id.clone(), user))).collect()
 }
 
-/// Ids of users that are not deleted and were last written before this time, in the order of the ids.
+/// Ids of users whose erasure nobody has asked for, and whom we last wrote before this time or never, in the order of the ids.
 pub(super) async fn standing(
     connection: &mut SqliteConnection,
     untouched_since: DateTime<Utc>,
@@ -42,9 +42,14 @@ pub(super) async fn standing(
     limit: u32,
 ) -> Result<Vec<ClerkId>> {
     let rows = sqlx::query(
-        "SELECT clerk_id FROM users
-         WHERE clerk_id > ?1 AND deleted_at IS NULL AND synced_at < ?2
-         ORDER BY clerk_id
+        "SELECT u.clerk_id FROM users AS u
+         -- Rows that somebody else has inserted have no time of ours.
+         WHERE u.clerk_id > ?1 AND coalesce(u.synced_at < ?2, 1)
+           AND NOT EXISTS (
+               SELECT 1 FROM entity_versions AS r
+               WHERE r.kind = 'user' AND r.clerk_id = u.clerk_id AND (r.deleted OR r.held_until IS NOT NULL)
+           )
+         ORDER BY u.clerk_id
          LIMIT ?3",
     )
     .bind(after.map_or("", ClerkId::as_str))
@@ -54,6 +59,21 @@ pub(super) async fn standing(
     .await
     .map_err(explain)?;
     rows.iter().map(text::read_clerk_id).collect()
+}
+
+/// How many users there are whose erasure nobody has asked for.
+pub(super) async fn count_unasked(connection: &mut SqliteConnection) -> Result<u64> {
+    let row = sqlx::query(
+        "SELECT count(*) AS unasked FROM users AS u
+         WHERE NOT EXISTS (
+             SELECT 1 FROM entity_versions AS r
+             WHERE r.kind = 'user' AND r.clerk_id = u.clerk_id AND (r.deleted OR r.held_until IS NOT NULL)
+         )",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(explain)?;
+    Ok(text::read_integer(&row, "unasked")?.unwrap_or_default().unsigned_abs())
 }
 
 /// How many users are not deleted.
@@ -179,6 +199,22 @@ pub(super) async fn release_addresses(connection: &mut SqliteConnection, ids: &[
     Ok(())
 }
 
+/// Whether a trigger of the application has changed whose rows these are, which were just written.
+pub(super) async fn are_others(connection: &mut SqliteConnection, users: &[User]) -> Result<bool> {
+    let found = sqlx::query(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = 'users')
+             AND EXISTS (
+                 SELECT 1 FROM json_each(?1) AS n
+                 WHERE NOT EXISTS (SELECT 1 FROM users WHERE clerk_id = n.value)
+             ) AS others",
+    )
+    .bind(text::rows(users.iter().map(|user| user.clerk_id.as_str()))?)
+    .fetch_one(connection)
+    .await
+    .map_err(explain)?;
+    Ok(text::read_integer(&found, "others")? == Some(1))
+}
+
 /// Delete rows; returns those that were there.
 pub(super) async fn delete(connection: &mut SqliteConnection, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
     let gone = sqlx::query(
@@ -210,12 +246,12 @@ pub(super) fn anonymizing(columns: &[String]) -> Arc<str> {
              deleted_at = coalesce(deleted_at, ?2)
              {theirs}
          WHERE clerk_id IN (SELECT value FROM json_each(?1))
-         RETURNING clerk_id"
+         RETURNING clerk_id, id"
     )
     .into()
 }
 
-/// Anonymise rows; returns those that were there.
+/// Anonymise rows; returns those that were there. [`StoreError::unmoved`] if a trigger brings back what was in one.
 pub(super) async fn anonymize(
     connection: &mut SqliteConnection,
     anonymizing: Arc<str>,
@@ -225,9 +261,26 @@ pub(super) async fn anonymize(
     let gone = sqlx::query(AssertSqlSafe(anonymizing))
         .bind(text::clerk_ids(ids)?)
         .bind(text::time(at))
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await
         .map_err(explain)?;
+    // By their numbers: a trigger can change the id as well. What RETURNING gives is from before it.
+    let numbers: Vec<Json> =
+        gone.iter().map(|row| Ok(json!(text::read_integer(row, "id")?))).collect::<Result<_>>()?;
+    let kept = sqlx::query(
+        "SELECT 1 FROM json_each(?1) AS n
+         CROSS JOIN users AS u ON u.id = n.value
+         WHERE u.email IS NOT 'deleted-' || u.id || '@anonymized.local'
+            OR u.first_name IS NOT 'Deleted' OR u.last_name IS NOT 'User' OR u.deleted_at IS NULL
+            OR coalesce(u.image_url, u.username, u.phone_number, u.external_id) IS NOT NULL",
+    )
+    .bind(Json::Array(numbers).to_string())
+    .fetch_optional(connection)
+    .await
+    .map_err(explain)?;
+    if kept.is_some() {
+        return Err(StoreError::unmoved());
+    }
     gone.iter().map(text::read_clerk_id).collect()
 }
 

@@ -1,0 +1,284 @@
+//! Taking out rows of users, and marking them, each as far as the application lets us: all in one round trip.
+//!
+//! A block of PL/pgSQL tries it with all rows at once. If the application refuses any of them, it goes through them one by
+//! one, each in a subtransaction, so that hundreds of refusals cost no round trip more than one. Then it looks which rows
+//! stand: a trigger can keep a row, or what is in it, without a word. A block takes no parameters: ids are written into its
+//! text in hexadecimal digits, and what became of them comes back in a setting that ends with the transaction. It is not a
+//! function of our schema, because it depends on `ANONYMIZE_COLUMNS`, and because it needs no right to be called.
+
+use std::{collections::HashMap, fmt::Write};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Deserialize;
+
+use super::{Session, error, get};
+use crate::{
+    model::ClerkId,
+    store::{Result, RowFate, StoreError, Trouble, Way, schema::quoted},
+};
+
+/// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.
+const UNMOVED: &str = "CS001";
+
+/// What never speaks of one row: the connection, who we are, conflicts, resources, an operator, a fault of the server, a
+/// lock that somebody holds, a database that takes no writes.
+const PASSING: &str =
+    "left(state, 2) IN ('08', '28', '40', '53', '57', '58', 'F0', 'XX') OR state IN ('25006', '55P03')";
+
+/// Nothing in this row tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
+const ANONYMOUS: &str = "coalesce(
+    u.deleted_at IS NOT NULL AND u.email ~ '^deleted-[0-9]*@anonymized[.]local$'
+    AND u.first_name = 'Deleted' AND u.last_name = 'User'
+    AND num_nonnulls(u.image_url, u.username, u.phone_number, u.external_id) = 0,
+    false)";
+
+/// The texts of the ways, assembled once, because the application's columns have no names of ours.
+pub(super) struct Statements {
+    delete: String,
+    anonymize: String,
+}
+
+impl Statements {
+    pub(super) fn new(anonymize_columns: &[String]) -> Self {
+        let theirs: Vec<String> = anonymize_columns.iter().map(|name| quoted(name)).collect();
+        let emptied = theirs.iter().fold(String::new(), |list, name| list + ", " + name + " = NULL");
+        let left = theirs.iter().fold(String::new(), |list, name| list + ", u." + name);
+        Self {
+            delete: "DELETE FROM users AS u USING unnest({rows}) AS n (clerk_id)
+                     WHERE u.clerk_id = n.clerk_id
+                     RETURNING u.clerk_id, true AS done"
+                .to_owned(),
+            anonymize: format!(
+                "UPDATE users AS u
+                 SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
+                     email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
+                     public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL, banned = NULL,
+                     locked = NULL, last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}',
+                     deleted_at = coalesce(u.deleted_at, moment){emptied}
+                 FROM unnest({{rows}}) AS n (clerk_id)
+                 WHERE u.clerk_id = n.clerk_id
+                 RETURNING u.clerk_id,
+                     {ANONYMOUS} AND num_nonnulls(u.email_verified, u.public_metadata, u.unsafe_metadata,
+                         u.private_metadata, u.banned, u.locked, u.last_sign_in_at, u.last_active_at{left}) = 0 AS done"
+            ),
+        }
+    }
+
+    fn of(&self, way: Way) -> &str {
+        match way {
+            Way::Delete => &self.delete,
+            Way::Anonymize => &self.anonymize,
+        }
+    }
+}
+
+/// What the block tells.
+#[derive(Deserialize)]
+struct Told {
+    deleted: Vec<String>,
+    anonymized: Vec<String>,
+    standing: Vec<String>,
+    refused: HashMap<String, Refusal>,
+}
+
+/// SQLSTATE, the names of table, column and constraint, and what called what.
+#[derive(Deserialize)]
+struct Refusal(String, String, String, String, String);
+
+impl Refusal {
+    fn error(self) -> StoreError {
+        let Self(code, table, column, constraint, trace) = self;
+        if code == UNMOVED {
+            return StoreError::unmoved();
+        }
+        let names = [("table", table), ("column", column), ("constraint", constraint)];
+        let names =
+            names.iter().map(|(what, name)| (*what, name.as_str())).filter(|(_, name)| !name.is_empty());
+        let names = names.chain(error::functions(&trace).into_iter().map(|name| ("function", name)));
+        let place: Vec<String> = names.map(|(what, name)| format!("{what} {name}")).collect();
+        // Whatever its code is, it is the application that raises it.
+        StoreError {
+            trouble: Trouble::Refused,
+            code: Some(code),
+            place: (!place.is_empty()).then(|| place.join(", ")),
+        }
+    }
+}
+
+/// See [`Transaction::erase_users`](crate::store::Transaction::erase_users).
+pub(super) async fn erase(
+    session: &mut Session,
+    statements: &Statements,
+    ids: &[ClerkId],
+    ways: &[Way],
+    at: DateTime<Utc>,
+) -> Result<HashMap<ClerkId, RowFate>> {
+    let look = format!(
+        "standing := ARRAY(
+             SELECT u.clerk_id FROM unnest(ids) AS n (clerk_id)
+             CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u
+             WHERE NOT {ANONYMOUS}
+         );"
+    );
+    let mut steps = "standing := ids;".to_owned();
+    for way in ways {
+        let into = match way {
+            Way::Delete => "deleted",
+            Way::Anonymize => "anonymized",
+        };
+        let _ = write!(steps, "{} {into} := {into} || hits; {look}", each(statements.of(*way)));
+    }
+    if ways.is_empty() {
+        steps.push_str(&look);
+    }
+    // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+    steps.push_str("reasons := refused; whys := why;");
+    steps.push_str(&each(
+        "UPDATE users AS u SET deleted_at = moment FROM unnest({rows}) AS n (clerk_id)
+         WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
+         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
+    ));
+    let block = block(ids, at, &steps);
+    let text = format!("SET CONSTRAINTS ALL IMMEDIATE; {block}; SELECT current_setting('clerk_sync.fates')");
+    let rows = session.raw_rows(&text).await?;
+    let told: String = get(rows.last().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)?;
+    let Told { deleted, anonymized, standing, mut refused } =
+        serde_json::from_str(&told).map_err(|_| StoreError::new(Trouble::Broken))?;
+    let anonymized = anonymized.into_iter().map(|id| (id, RowFate::Anonymized));
+    let deleted = deleted.into_iter().map(|id| (id, RowFate::Deleted));
+    let mut fates: HashMap<String, RowFate> = anonymized.chain(deleted).collect();
+    for id in standing {
+        let reason = refused.remove(&id).map_or_else(StoreError::unmoved, Refusal::error);
+        fates.insert(id, RowFate::Stands(reason));
+    }
+    let known = |(id, fate)| Some((ClerkId::new(id)?, fate));
+    Ok(fates.into_iter().filter_map(known).collect())
+}
+
+/// See [`Transaction::mark_users`](crate::store::Transaction::mark_users).
+pub(super) async fn mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+    each_mark(
+        session,
+        marks,
+        "UPDATE users AS u SET deleted_at = n.at FROM unnest(ids, times) AS n (clerk_id, at)
+         WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
+         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
+    )
+    .await
+}
+
+/// See [`Transaction::unmark_users`](crate::store::Transaction::unmark_users).
+pub(super) async fn unmark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+    each_mark(
+        session,
+        marks,
+        "UPDATE users AS u SET deleted_at = NULL FROM unnest(ids, times) AS n (clerk_id, at)
+         WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at = n.at
+         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
+    )
+    .await
+}
+
+async fn each_mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)], statement: &str) -> Result<()> {
+    let ids: Vec<ClerkId> = marks.iter().map(|(id, _)| id.clone()).collect();
+    let times: Vec<String> = marks.iter().map(|(_, at)| time(*at)).collect();
+    let times = times.join(",");
+    let steps = format!(
+        "times := string_to_array('{times}', ',')::timestamptz[]; standing := ids; {}",
+        each(statement)
+    );
+    session.run(&block(&ids, DateTime::UNIX_EPOCH, &steps)).await
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// Do it to all of `standing`, or to each of them. `hits` are then those to whom it was done; who refused is in `refused`.
+/// A statement has the ids in place of `{rows}`, and returns whose row it is now, and whether it is as it should be.
+fn each(statement: &str) -> String {
+    let (all, alone) = (statement.replace("{rows}", "standing"), statement.replace("{rows}", "ARRAY[one]"));
+    // An error of our own statement has nothing but its beginning before it.
+    let begin: String =
+        statement.lines().next().unwrap_or_default().chars().take_while(|c| *c != '{').collect();
+    let begin = begin.replace('\'', "''");
+    let reraise = format!(
+        "GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, of_table = TABLE_NAME, of_column = COLUMN_NAME,
+             of_constraint = CONSTRAINT_NAME, place = PG_EXCEPTION_CONTEXT;
+         IF {PASSING}
+             OR left(state, 2) = '42' AND strpos(split_part(place, '{begin}', 1), chr(10)) = 0 THEN
+             RAISE;
+         END IF;"
+    );
+    format!(
+        "hits := '{{}}';
+         IF cardinality(standing) > 0 THEN
+             BEGIN
+                 FOR hit IN {all} LOOP
+                     IF NOT hit.done OR hit.clerk_id <> ALL (standing) THEN
+                         RAISE SQLSTATE '{UNMOVED}';
+                     END IF;
+                     hits := hits || hit.clerk_id;
+                 END LOOP;
+             EXCEPTION WHEN OTHERS OR assert_failure THEN
+                 {reraise}
+                 hits := '{{}}';
+                 FOREACH one IN ARRAY standing LOOP
+                     BEGIN
+                         FOR hit IN {alone} LOOP
+                             IF NOT hit.done THEN
+                                 RAISE SQLSTATE '{UNMOVED}';
+                             END IF;
+                             hits := hits || one;
+                         END LOOP;
+                     EXCEPTION WHEN OTHERS OR assert_failure THEN
+                         {reraise}
+                         refused := refused || one;
+                         why := why || jsonb_build_array(state, of_table, of_column, of_constraint, left(place, 2000));
+                     END;
+                 END LOOP;
+             END;
+         END IF;"
+    )
+}
+
+/// The steps with what they need, and what they tell.
+fn block(ids: &[ClerkId], at: DateTime<Utc>, steps: &str) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| hex::encode(id.as_str())).collect();
+    format!(
+        "DO $clerk_sync$
+         #variable_conflict use_variable
+         DECLARE
+             ids text[] := ARRAY(
+                 SELECT convert_from(decode(n.id, 'hex'), 'UTF8')
+                 FROM unnest(string_to_array('{ids}', ',')) WITH ORDINALITY AS n (id, place) ORDER BY n.place
+             );
+             moment timestamptz := '{moment}';
+             times timestamptz[];
+             standing text[];
+             deleted text[] := '{{}}';
+             anonymized text[] := '{{}}';
+             refused text[] := '{{}}';
+             why jsonb[] := '{{}}';
+             reasons text[] := '{{}}';
+             whys jsonb[] := '{{}}';
+             hits text[];
+             hit record;
+             one text;
+             state text; of_table text; of_column text; of_constraint text; place text;
+         BEGIN
+             {steps}
+             PERFORM set_config('clerk_sync.fates', jsonb_build_object(
+                 'deleted', deleted, 'anonymized', anonymized, 'standing', standing,
+                 -- Of two reasons the last one counts.
+                 'refused', coalesce((
+                     SELECT jsonb_object_agg(n.id, n.reason ORDER BY n.place)
+                     FROM unnest(reasons, whys) WITH ORDINALITY AS n (id, reason, place)
+                 ), '{{}}')
+             )::text, true);
+         END
+         $clerk_sync$",
+        ids = ids.join(","),
+        moment = time(at),
+    )
+}

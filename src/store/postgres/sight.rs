@@ -1,0 +1,183 @@
+//! What row level security keeps from us. It refuses nothing: rows that a policy hides are not read, not written and not
+//! deleted, as if they were not there. So of an erased row nobody could say that it is gone.
+//!
+//! Whether every row is seen can be told of policies whose expressions speak of no column: their value is asked for. Of any
+//! other it is taken that it hides rows.
+
+use sqlx::AssertSqlSafe;
+
+use super::{Session, get, inspect, sql};
+use crate::store::{Missing, Result, StoreError, Trouble};
+
+/// A table of ours of which rows may be hidden from us. Names are quoted where SQL wants it.
+pub(super) struct Hidden {
+    table: String,
+    role: String,
+    /// A restrictive policy of which a further policy would not get rid.
+    restricted_by: Option<String>,
+}
+
+impl Hidden {
+    fn remedy(&self) -> String {
+        let Self { table, role, restricted_by } = self;
+        match restricted_by {
+            Some(policy) => format!(
+                "ALTER ROLE {role} BYPASSRLS; or drop policy {policy} on {table}, which is restrictive"
+            ),
+            None => format!(
+                "CREATE POLICY clerk_sync ON {table} TO {role} USING (true) WITH CHECK (true); or, for every table at \
+                 once, ALTER ROLE {role} BYPASSRLS;"
+            ),
+        }
+    }
+}
+
+impl From<Hidden> for Missing {
+    fn from(hidden: Hidden) -> Self {
+        let Hidden { table, role, .. } = &hidden;
+        Self {
+            what: format!(
+                "row level security may hide rows of {table} from {role}, and then erasures leave them there"
+            ),
+            remedy: hidden.remedy(),
+        }
+    }
+}
+
+/// Why nobody can say that a row is gone.
+pub(super) fn explained(hidden: &[Hidden]) -> StoreError {
+    let tables: Vec<&str> = hidden.iter().map(|hidden| hidden.table.as_str()).collect();
+    let remedy = hidden.first().map(Hidden::remedy).unwrap_or_default();
+    StoreError::schema(format!(
+        "row level security may hide rows of {}, so that it is not known whether any is left: {remedy}",
+        tables.join(", ")
+    ))
+}
+
+/// What a policy says of what we do with a table.
+struct Policy {
+    name: String,
+    permissive: bool,
+    /// As `pg_policy.polcmd` has it: `r`, `a`, `w`, `d` or `*`.
+    command: String,
+    /// Whether it lets us at every row, and lets us write any.
+    using: bool,
+    check: bool,
+}
+
+impl Policy {
+    /// Whether it is about this command, and lets all rows through.
+    fn is_about(&self, command: &str) -> bool {
+        self.command == "*" || self.command == command
+    }
+
+    fn lets_all_through(&self, command: &str) -> bool {
+        match command {
+            "a" => self.check,
+            "w" => self.using && self.check,
+            _ => self.using,
+        }
+    }
+}
+
+/// The tables of which rows may be hidden from us.
+pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
+    let rows = session
+        .rows(
+            sql("SELECT c.oid::bigint, c.relname::text, quote_ident(s.nspname) || '.' || quote_ident(c.relname),
+                        quote_ident(current_user::text)
+                 FROM unnest($1::text[]) AS n (name)
+                 JOIN pg_class AS c ON c.oid = to_regclass(n.name)
+                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
+                 WHERE c.relrowsecurity AND row_security_active(c.oid)
+                 ORDER BY 3")
+            .bind(inspect::names().chain([inspect::REMEMBERED]).collect::<Vec<_>>()),
+        )
+        .await?;
+    let mut hidden = Vec::new();
+    for row in &rows {
+        let (oid, name): (i64, String) = (get(row, 0)?, get(row, 1)?);
+        let policies = policies(session, oid).await?;
+        let restricted_by = policies.iter().find(|policy| {
+            let through = |command: &&str| policy.is_about(command) && !policy.lets_all_through(command);
+            !policy.permissive
+                && inspect::needed(&name).iter().map(|privilege| command(privilege)).any(|c| through(&c))
+        });
+        let all_are_seen = inspect::needed(&name).iter().map(|privilege| command(privilege)).all(|command| {
+            policies.iter().any(|policy| {
+                policy.permissive && policy.is_about(command) && policy.lets_all_through(command)
+            })
+        });
+        if restricted_by.is_some() || !all_are_seen {
+            let restricted_by = restricted_by.map(|policy| policy.name.clone());
+            hidden.push(Hidden { table: get(row, 2)?, role: get(row, 3)?, restricted_by });
+        }
+    }
+    Ok(hidden)
+}
+
+fn command(privilege: &str) -> &'static str {
+    match privilege {
+        "INSERT" => "a",
+        "UPDATE" => "w",
+        "DELETE" => "d",
+        _ => "r",
+    }
+}
+
+/// The policies of a table that hold for us.
+async fn policies(session: &mut Session, table: i64) -> Result<Vec<Policy>> {
+    let rows = session
+        .rows(
+            sql("SELECT quote_ident(p.polname), p.polpermissive, p.polcmd::text,
+                        -- An expression that names a column, or looks into a table, has no value of its own.
+                        CASE WHEN p.polqual::text !~ '{(VAR|SUBLINK) ' THEN pg_get_expr(p.polqual, p.polrelid) END,
+                        CASE WHEN p.polwithcheck IS NULL OR p.polwithcheck::text ~ '{(VAR|SUBLINK) ' THEN NULL
+                             ELSE pg_get_expr(p.polwithcheck, p.polrelid) END,
+                        p.polwithcheck IS NULL
+                 FROM pg_policy AS p
+                 WHERE p.polrelid = $1::oid
+                   AND EXISTS (
+                       SELECT FROM unnest(p.polroles) AS r (role)
+                       -- Zero is everybody.
+                       WHERE r.role = 0 OR pg_has_role(r.role, 'USAGE')
+                   )
+                 ORDER BY p.polname")
+            .bind(table),
+        )
+        .await?;
+    let mut policies = Vec::new();
+    for row in &rows {
+        let (using, check): (Option<String>, Option<String>) = (get(row, 3)?, get(row, 4)?);
+        let using = holds(session, using.as_deref()).await?;
+        // Without a check of its own what may be read may be written.
+        let check = if get(row, 5)? { using } else { holds(session, check.as_deref()).await? };
+        policies.push(Policy {
+            name: get(row, 0)?,
+            permissive: get(row, 1)?,
+            command: get(row, 2)?,
+            using,
+            check,
+        });
+    }
+    Ok(policies)
+}
+
+/// Whether this expression of a policy is true for us, as it is asked with every statement on its table.
+async fn holds(session: &mut Session, expression: Option<&str>) -> Result<bool> {
+    let expression = match expression {
+        None => return Ok(false),
+        Some("true") => return Ok(true),
+        Some(expression) => expression,
+    };
+    session.run("SAVEPOINT policy").await?;
+    let asked =
+        sqlx::query(AssertSqlSafe(format!("SELECT coalesce(({expression}), false)"))).persistent(false);
+    let rows = session.rows(asked).await;
+    session.run("ROLLBACK TO SAVEPOINT policy; RELEASE SAVEPOINT policy").await?;
+    match rows {
+        Ok(rows) => rows.first().map_or(Ok(false), |row| get(row, 0)),
+        Err(error) if error.trouble == Trouble::Unavailable => Err(error),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,66 @@
+//! How much is taken on at once: as much as can lately be done in time. What takes too long makes the next portion a quarter
+//! of it, what goes well makes it twice as much again.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The size of the next portion. Cheap, and shared by all who take portions of the same work.
+#[derive(Debug)]
+pub struct Pace {
+    most: u32,
+    next: AtomicU32,
+}
+
+impl Pace {
+    /// Begin with the largest portion.
+    pub fn new(most: u32) -> Self {
+        Self { most, next: AtomicU32::new(most) }
+    }
+
+    /// How much to take on now; at least one.
+    pub fn portion(&self) -> u32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// So much took too long.
+    pub fn slower(&self, portion: u32) {
+        self.next.store((portion.min(self.most) / 4).max(1), Ordering::Relaxed);
+    }
+
+    /// A portion was done in time.
+    pub fn faster(&self) {
+        let next = self.portion().saturating_mul(2).min(self.most);
+        self.next.store(next, Ordering::Relaxed);
+    }
+}
+
+/// Into what a portion is divided that took too long as a whole: halves would take too long as well.
+pub(super) fn divided(portion: usize) -> usize {
+    const FEW: usize = 16;
+    if portion > FEW { FEW } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_too_long_is_taken_on_in_smaller_portions_until_it_goes_well_again() {
+        let pace = Pace::new(512);
+        let mut portions = vec![pace.portion()];
+        for _ in 0..5 {
+            pace.slower(pace.portion());
+            portions.push(pace.portion());
+        }
+        assert_eq!(portions, [512, 128, 32, 8, 2, 1]);
+        pace.slower(1);
+        assert_eq!(pace.portion(), 1);
+        for _ in 0..9 {
+            pace.faster();
+        }
+        assert_eq!(pace.portion(), 512);
+        pace.faster();
+        assert_eq!(pace.portion(), 512);
+        pace.slower(12);
+        assert_eq!(pace.portion(), 3);
+    }
+}
