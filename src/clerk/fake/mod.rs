@@ -304,6 +304,7 @@ impl Server {
             "id": self.users.instance(),
             "environment_type": environment,
             "allowed_origins": null,
+            "workspace_id": null,
         })
         .to_string()
     }

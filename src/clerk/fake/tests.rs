@@ -678,6 +678,106 @@ async fn a_key_is_of_the_instance_that_its_events_name() {
     );
 }
 
+/// Clerk's Backend API spec 2026-05-12: what an object must have, and what it may have besides.
+const USER: (&[&str], &[&str]) = (
+    &[
+        "id",
+        "object",
+        "username",
+        "first_name",
+        "last_name",
+        "has_image",
+        "primary_email_address_id",
+        "primary_phone_number_id",
+        "primary_web3_wallet_id",
+        "password_enabled",
+        "two_factor_enabled",
+        "totp_enabled",
+        "backup_code_enabled",
+        "email_addresses",
+        "phone_numbers",
+        "web3_wallets",
+        "passkeys",
+        "external_accounts",
+        "saml_accounts",
+        "enterprise_accounts",
+        "public_metadata",
+        "external_id",
+        "last_sign_in_at",
+        "banned",
+        "locked",
+        "lockout_expires_in_seconds",
+        "verification_attempts_remaining",
+        "created_at",
+        "updated_at",
+        "delete_self_enabled",
+        "create_organization_enabled",
+        "last_active_at",
+        "mfa_enabled_at",
+        "mfa_disabled_at",
+        "legal_accepted_at",
+    ],
+    &[
+        "locale",
+        "profile_image_url",
+        "image_url",
+        "private_metadata",
+        "unsafe_metadata",
+        "password_last_updated_at",
+        "organization_memberships",
+        "deprovisioned",
+        "create_organizations_limit",
+        "bypass_client_trust",
+    ],
+);
+const EMAIL_ADDRESS: (&[&str], &[&str]) = (
+    &["object", "email_address", "reserved", "verification", "linked_to", "created_at", "updated_at"],
+    &["id", "matches_sso_connection"],
+);
+const PHONE_NUMBER: (&[&str], &[&str]) = (
+    &["object", "phone_number", "reserved", "verification", "linked_to", "created_at", "updated_at"],
+    &["id", "reserved_for_second_factor", "default_second_factor", "backup_codes"],
+);
+const WEB3_WALLET: (&[&str], &[&str]) =
+    (&["object", "web3_wallet", "verification", "created_at", "updated_at"], &["id"]);
+const VERIFICATION: (&[&str], &[&str]) =
+    (&["status", "strategy", "attempts", "expire_at"], &["object", "nonce", "message", "verified_at_client"]);
+
+fn assert_shape(value: &Value, (must, may): (&[&str], &[&str])) {
+    let object = value.as_object().expect("an object");
+    for name in must {
+        assert!(object.contains_key(*name), "no {name}: {value}");
+    }
+    for name in object.keys() {
+        assert!(must.contains(&name.as_str()) || may.contains(&name.as_str()), "{name}: {value}");
+    }
+}
+
+#[tokio::test]
+async fn everything_shown_has_the_fields_of_clerks_spec() {
+    let world = World::with(250).await;
+    let page = world.get("/v1/users?limit=500").await;
+    for user in page.list() {
+        assert_shape(user, USER);
+        for (list, shape, verification) in [
+            ("email_addresses", EMAIL_ADDRESS, "verification_otp"),
+            ("phone_numbers", PHONE_NUMBER, "verification_otp"),
+            ("web3_wallets", WEB3_WALLET, "verification_web3"),
+        ] {
+            for entry in user[list].as_array().unwrap() {
+                assert_shape(entry, shape);
+                assert_shape(&entry["verification"], VERIFICATION);
+                assert_eq!(entry["verification"]["object"], verification);
+            }
+        }
+    }
+    let instance = world.get("/v1/instance").await.body;
+    assert_shape(&instance, (&["object", "id", "environment_type", "allowed_origins", "workspace_id"], &[]));
+    // An event shows a user in the same words.
+    let event: Value = serde_json::from_str(&world.fake.users().create().body).unwrap();
+    assert_shape(&event["data"], USER);
+}
+
 #[tokio::test]
 async fn the_date_is_that_of_the_clock() {
     let world = World::with(0).await;

@@ -250,9 +250,20 @@ pub(super) struct Web3Wallet {
     object: &'static str,
     #[serde(rename = "web3_wallet")]
     pub(super) address: String,
-    verification: Verification,
+    verification: Web3Verification,
     created_at: i64,
     updated_at: i64,
+}
+
+/// Clerk has another one for wallets, which readers tell by its `object`.
+#[derive(Serialize)]
+struct Web3Verification {
+    object: &'static str,
+    status: &'static str,
+    strategy: &'static str,
+    nonce: Option<&'static str>,
+    attempts: Option<u32>,
+    expire_at: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -410,7 +421,14 @@ fn wallet(seed: &Seed) -> Web3Wallet {
         id: id("idn_", seed.created_at, seed.number, 3),
         object: "web3_wallet",
         address: format!("0x{:016x}{:016x}{:08}", seed.bits(12), seed.bits(13), seed.number),
-        verification: verification("verified", "web3_metamask_signature"),
+        verification: Web3Verification {
+            object: "verification_web3",
+            status: "verified",
+            strategy: "web3_metamask_signature",
+            nonce: None,
+            attempts: Some(1),
+            expire_at: None,
+        },
         created_at: seed.created_at,
         updated_at: seed.created_at,
     }
