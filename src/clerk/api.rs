@@ -64,8 +64,8 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 /// Clerk's code for a user that it does not have.
 const NO_SUCH_USER: &str = "resource_not_found";
 
-/// The longest answer that is read, in bytes: more than a hundred kilobytes for each user of a page.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// The longest answer that is read, in bytes, unless a list says less.
+pub const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// The longest body of an error that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 << 10;
@@ -133,6 +133,16 @@ pub struct List<'a> {
     pub starting_after: Option<&'a str>,
     pub offset: usize,
     pub limit: usize,
+    /// The longest answer that is read, in bytes.
+    pub most_bytes: usize,
+}
+
+/// Users as a page shows them.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub users: Vec<Found>,
+    /// How long the answer was, in bytes.
+    pub bytes: usize,
 }
 
 /// Clerk's Backend API.
@@ -169,6 +179,8 @@ pub enum ApiError {
     Refused { place: String, refusal: Refusal },
     #[error("Clerk's API at {place} answered something that we do not understand: {what}")]
     Unintelligible { place: String, what: String },
+    #[error("Clerk's API at {place} answered something that we do not understand: more than {} MiB at once", most >> 20)]
+    TooLong { place: String, most: usize },
 }
 
 /// An error of Clerk's, without its message: that may quote whatever was asked for.
@@ -277,7 +289,7 @@ impl Api {
     ///
     /// # Errors
     /// As [`ApiError`] says.
-    pub async fn list(&self, list: &List<'_>, reading: &Reading) -> Result<Vec<Found>, ApiError> {
+    pub async fn list(&self, list: &List<'_>, reading: &Reading) -> Result<Shown, ApiError> {
         let mut url = self.url("users", list.filters);
         {
             let mut query = url.query_pairs_mut();
@@ -292,10 +304,11 @@ impl Api {
                 query.append_pair("offset", &list.offset.to_string());
             }
         }
-        let answer = self.get(url, Persistence::BACKGROUND).await?;
-        event::users(&answer.body, reading, answer.moment)
+        let answer = self.get_within(url, Persistence::BACKGROUND, list.most_bytes).await?;
+        let users = event::users(&answer.body, reading, answer.moment)
             .filter(|users| users.len() <= list.limit)
-            .ok_or_else(|| self.unintelligible("no list of users"))
+            .ok_or_else(|| self.unintelligible("no list of users"))?;
+        Ok(Shown { users, bytes: answer.body.len() })
     }
 
     /// How many users there are.
@@ -360,6 +373,11 @@ impl Api {
 
     /// Ask until there is an answer or no hope.
     async fn get(&self, url: Url, persistence: Persistence) -> Result<Answer, ApiError> {
+        self.get_within(url, persistence, MAX_ANSWER_BYTES).await
+    }
+
+    /// The same, and no answer that is longer than so many bytes is read to its end.
+    async fn get_within(&self, url: Url, persistence: Persistence, most: usize) -> Result<Answer, ApiError> {
         let deadline = Instant::now() + persistence.within;
         let mut attempts = 0;
         let mut too_early = 0;
@@ -368,7 +386,8 @@ impl Api {
             turn.unwrap_or(Err(()))
                 .map_err(|()| self.unreachable("its rate limit lets us wait for longer than we can"))?;
             let (why, wait) =
-                match self.attempt(url.clone(), persistence.attempt_within, attempts + too_early).await {
+                match self.attempt(url.clone(), persistence.attempt_within, attempts + too_early, most).await
+                {
                     Ok(answer) => return Ok(answer),
                     Err(Failed::Refused(error)) => return Err(error),
                     Err(Failed::TooEarly { wait }) => {
@@ -437,7 +456,7 @@ impl Api {
     }
 
     /// Send a request that was sent so many times before.
-    async fn attempt(&self, url: Url, within: Duration, before: u32) -> Result<Answer, Failed> {
+    async fn attempt(&self, url: Url, within: Duration, before: u32, most: usize) -> Result<Answer, Failed> {
         let span = Span::client("GET", &url, Some(before));
         let sent_at = (self.clock)();
         let sent = self
@@ -467,15 +486,13 @@ impl Api {
         // What was read is no newer than either clock says.
         let read_at =
             date.filter(|date| sent_at - *date <= OLDEST_DATE).map_or(sent_at, |at| at.min(sent_at));
-        let body =
-            body(&mut answer, if status == StatusCode::OK { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES });
+        let body = body(&mut answer, if status == StatusCode::OK { most } else { MAX_ERROR_BYTES });
         let body = match body.await.map_err(|error| no_answer(&error))? {
             Some(body) => body,
             // What is wrong is told by the status.
             None if status != StatusCode::OK => Vec::new(),
             None => {
-                let what = format!("more than {} MiB at once", MAX_ANSWER_BYTES >> 20);
-                return Err(Failed::Refused(self.unintelligible(&what)));
+                return Err(Failed::Refused(ApiError::TooLong { place: place(&self.base), most }));
             }
         };
         match status {
@@ -598,7 +615,12 @@ fn in_ids(byte: u8) -> bool {
 /// # Errors
 /// If the connection ends before it does.
 pub async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
-    let mut body = Vec::new();
+    // What it says of its length saves growing step by step.
+    let said = answer.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    if said > most {
+        return Ok(None);
+    }
+    let mut body = Vec::with_capacity(said);
     while let Some(chunk) = answer.chunk().await? {
         if body.len() + chunk.len() > most {
             return Ok(None);

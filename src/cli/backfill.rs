@@ -23,13 +23,16 @@ use crate::{
     config::{Settings, unreadable},
     model::{ClerkId, FieldSet},
     sync::{
-        backfill::{Progress, Summary, Wanted, backfill, nobodys},
+        backfill::{LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
         catch_up::{CatchUp, Counts},
     },
 };
 
 /// How often a line tells how far it is, where no terminal shows a bar.
 const TELL: Duration = Duration::from_secs(5);
+
+/// Users who are told by name.
+const NAMED: usize = 20;
 
 /// Before this there was no Clerk, by far: 2001, in unix seconds.
 const FIRST: i64 = 978_307_200;
@@ -102,48 +105,65 @@ impl Backfill {
         let _ = teller.await;
         let unknown = match &summary {
             Ok(_) => self.unknown(&wanted, &context).await?,
-            Err(_) => Vec::new(),
+            Err(_) => Unknown::default(),
         };
         context.store.close().await;
         let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
         let asked_for = wanted.lists.iter().map(|(_, values)| values.len()).sum();
         self.report(&summary, asked_for, began.elapsed());
+        if let Some(left_behind) = summary.left_behind.as_ref().filter(|_| !self.json) {
+            tell_of(left_behind);
+        }
         if summary.counts.left_out > 0 {
             return Err(Failure::failed(left_out_text(summary.counts.left_out, &summary.counts)));
         }
-        if !unknown.is_empty() {
+        if !unknown.values.is_empty() {
+            let here = if unknown.here.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    "; still here: {}; `clerk-sync reconcile` erases whoever is not at Clerk",
+                    word(&unknown.here.join(", "))
+                )
+            };
             return Err(Failure::failed(format!(
-                "Clerk does not know {} of the {asked_for} asked for: {}",
-                unknown.len(),
-                word(&unknown.join(", "))
+                "Clerk does not know {} of the {asked_for} asked for: {}{here}",
+                unknown.values.len(),
+                word(&unknown.values.join(", "))
             )));
         }
         Ok(())
     }
 
-    /// Ids that Clerk has not shown us, and addresses and numbers that nobody has, unless something else may have kept
-    /// them out.
-    async fn unknown(&self, wanted: &Wanted, context: &CatchUp) -> Result<Vec<String>, Failure> {
+    /// Ids, addresses and numbers that nobody at Clerk has, unless something else may have kept them out.
+    async fn unknown(&self, wanted: &Wanted, context: &CatchUp) -> Result<Unknown, Failure> {
+        let mut unknown = Unknown::default();
         if self.query.is_some() || self.created_after.is_some() {
-            return Ok(Vec::new());
+            return Ok(unknown);
         }
-        let named = wanted.lists.iter().filter(|(filter, _)| *filter == "user_id").flat_map(|(_, ids)| ids);
-        let ids: Vec<ClerkId> = named.filter_map(|id| ClerkId::new(id.as_str())).collect();
-        let mut unknown = Vec::new();
-        for ids in ids.chunks(PAGE) {
-            let known = context.store.known(ids, FieldSet::ALL).await?;
-            unknown
-                .extend(ids.iter().filter(|id| !known.registers.contains_key(*id)).map(ToString::to_string));
-        }
-        for (filter, values) in wanted.lists.iter().filter(|(filter, _)| *filter != "user_id") {
+        for (filter, values) in &wanted.lists {
             let nobodys =
                 nobodys(context, filter, values).await.map_err(|trouble| Failure::from(&trouble))?;
+            if *filter == "user_id" {
+                let ids: Vec<ClerkId> = nobodys.iter().filter_map(|id| ClerkId::new(id.as_str())).collect();
+                for ids in ids.chunks(PAGE) {
+                    let known = context.store.known(ids, FieldSet::ALL).await?;
+                    let stands = |id: &&ClerkId| {
+                        let is_deleted = known.registers.get(*id).is_some_and(|register| register.deleted);
+                        known.users.contains_key(*id) && !is_deleted
+                    };
+                    let here = ids.iter().filter(stands);
+                    unknown.here.extend(here.map(ToString::to_string));
+                }
+                unknown.values.extend(nobodys);
+                continue;
+            }
             // Whoever asked at a terminal may read them there. Anywhere else may be a log, where nobody's address or number
             // belongs: they are told by their place.
             let at_terminal = stderr().is_terminal();
             let flag = if *filter == "phone_number" { "--phone" } else { "--email" };
             let places = values.iter().enumerate().filter(|(_, value)| nobodys.contains(value));
-            unknown.extend(places.map(|(place, value)| {
+            unknown.values.extend(places.map(|(place, value)| {
                 if at_terminal { value.clone() } else { format!("number {} of {flag}", place + 1) }
             }));
         }
@@ -181,6 +201,11 @@ impl Backfill {
                     "seen": seen, "applied": applied, "unchanged": unchanged, "stale": stale, "left_out": left_out,
                     "reasons": reasons, "resumed": summary.resumed, "seconds": took.as_secs_f64(),
                     "asked_for": (asked_for > 0).then_some(asked_for),
+                    "left_behind": summary.left_behind.as_ref().map(|left| serde_json::json!({
+                        "instance": left.instance,
+                        "users": left.users.as_ref().map(Vec::len),
+                        "ids": left.users.iter().flatten().take(NAMED).map(ClerkId::as_str).collect::<Vec<_>>(),
+                    })),
                 })
             );
             return;
@@ -202,6 +227,45 @@ impl Backfill {
             }
         }
     }
+}
+
+/// What was asked for and is nobody's at Clerk.
+#[derive(Default)]
+struct Unknown {
+    /// As they are told.
+    values: Vec<String>,
+    /// Ids of those among them who have a row here.
+    here: Vec<String>,
+}
+
+/// Who would be erased now that users come from another instance of Clerk.
+fn tell_of(left_behind: &LeftBehind) {
+    let LeftBehind { instance, users } = left_behind;
+    let Some(users) = users else {
+        say!(
+            "Users of {}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would erase.",
+            word(instance)
+        );
+        return;
+    };
+    if users.is_empty() {
+        return;
+    }
+    let (here, verb) = (count(users.len() as u64, "user", "users"), noun(users.len() as u64, "is", "are"));
+    say!(
+        "{here} of {}, the instance before, {verb} not at Clerk now. A reconcile would erase them:",
+        word(instance)
+    );
+    for id in users.iter().take(NAMED) {
+        say!("           {}", word(id.as_str()));
+    }
+    if users.len() > NAMED {
+        say!("           …");
+    }
+    say!(
+        "It withholds that until it is run with --allow-mass-delete. To carry rows over first: the runbook, \
+         \"From a development to a production instance\"."
+    );
 }
 
 /// Why users were left out, some of them by name.

@@ -68,7 +68,7 @@ pub(super) struct Dev {
 impl Dev {
     pub(super) async fn run(self, mut settings: Settings, ignored: &[&str]) -> Result<(), Failure> {
         // Samples are of no real instance, come from this machine, and meet tables without anybody's own columns.
-        settings.clerk_instance_id = None;
+        settings.clerk_instance_id = Some("any".to_owned());
         settings.webhook_allowed_ips = None;
         settings.anonymize_columns = None;
         // Nor is anything here compared with the real users of a key in `.env`.
@@ -159,7 +159,7 @@ impl Dev {
 /// Remember that there are none but made-up people in this database. Where there are users of a real instance samples must
 /// not be among them; where there is anybody and nobody knows of which, only whoever named the database does.
 async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failure> {
-    match store.instance().await? {
+    match store.origin().await?.map(|origin| origin.instance) {
         Some(known) if known != sample::INSTANCE => Err(Failure::configuration(format!(
             "the users of {} came from instance {known} of Clerk, and samples must not be among them: name another database, \
              such as --database-url sqlite://sample.db",
@@ -169,7 +169,7 @@ async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failu
         None => {
             let now = clock()();
             if store.history(now, now).await? == History::Empty {
-                store.remember_instance(sample::INSTANCE).await?;
+                store.claim_instance(sample::INSTANCE).await?;
             }
             Ok(())
         }

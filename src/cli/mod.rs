@@ -56,6 +56,7 @@ use crate::{
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, Instance, Trouble as CatchUpTrouble},
+        instance::Pin,
         retry::Retry,
     },
     telemetry,
@@ -432,7 +433,7 @@ async fn catch_up(
     let api = open_api(&config, rate)?.context("there is no key")?;
     let store = if read_only { existing(&config, true).await? } else { migrated(&config).await? };
     let rules = Rules { emit, ..rules(&config) };
-    let instance = Instance { pinned: config.instance_id, may_change: false };
+    let instance = Instance { pin: Pin::of(config.instance_id.as_deref()), may_change: false };
     Ok(CatchUp { store, api, rules, clock: clock(), instance })
 }
 

@@ -21,7 +21,8 @@ pub(super) struct Reconcile {
     #[arg(long)]
     dry_run: bool,
 
-    /// Delete users that are not at Clerk even if they are many (more than 50, and more than 5 %) or most
+    /// Delete users that are not at Clerk even if they are many (more than 50, and more than 5 %), half of all or more, or
+    /// perhaps of another instance
     #[arg(long)]
     allow_mass_delete: bool,
 
@@ -108,6 +109,12 @@ impl Reconcile {
             if drift.users > drift.ids.len() as u64 {
                 say!("           …");
             }
+        }
+        if report.touched > 0 {
+            say!(
+                "{:>9}  with a newer updated_at or last_active_at and nothing else that differs, which is no drift",
+                report.touched
+            );
         }
         if self.dry_run {
             say!("Nothing was written: --dry-run.");

@@ -26,6 +26,7 @@ use crate::{
         catch_up::{CatchUp, Instance},
         drain::BATCH,
         ensure::Ensure,
+        instance::{Gate, Pin},
     },
     telemetry,
     work::{
@@ -74,7 +75,7 @@ impl Serve {
         init_log(&config)?;
         let destinations = sinks::destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
-        warn_of_samples(&*store).await;
+        warn_of_origin(&config, &*store).await;
         warn_of_hidden_rows(&*store).await;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
         let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
@@ -136,9 +137,21 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
     }
 }
 
-/// Made-up people are for trying things out; whoever runs a service on their database has probably not meant it.
-pub(super) async fn warn_of_samples(store: &dyn Store) {
-    if store.instance().await.ok().flatten().is_some_and(|known| known == sample::INSTANCE) {
+/// Made-up people are for trying things out; whoever runs a service on their database has probably not meant it. Nor that
+/// events come from another instance of Clerk than the users so far.
+pub(super) async fn warn_of_origin(config: &Config, store: &dyn Store) {
+    let Some(origin) = store.origin().await.ok().flatten() else { return };
+    if let Pin::Only(pinned) = Pin::of(config.instance_id.as_deref())
+        && pinned != origin.instance
+    {
+        tracing::warn!(
+            pinned,
+            known = origin.instance,
+            "CLERK_INSTANCE_ID is not the instance of Clerk that the users of this database came from: the events of the \
+             former are taken in beside them; see the runbook (ClerkSyncOtherInstance)"
+        );
+    }
+    if origin.instance == sample::INSTANCE {
         tracing::warn!(
             "`clerk-sync dev` has written made-up people into this database: name another one in DATABASE_URL for real ones"
         );
@@ -259,7 +272,7 @@ impl Service {
             resends: http::Resends::default(),
             addresses: allowed_addresses(config),
             fields: config.sync_fields,
-            instance_id: config.instance_id.clone(),
+            gate: Gate::new(Pin::of(config.instance_id.as_deref()), Arc::clone(&store), Arc::clone(&clock)),
             clock: Arc::clone(&clock),
             answer_within: http::ANSWER_WITHIN,
             shutdown: shutdown.clone(),
@@ -449,7 +462,7 @@ fn catch_up(
         api,
         rules: rules.clone(),
         clock: Arc::clone(clock),
-        instance: Instance { pinned: config.instance_id.clone(), may_change: false },
+        instance: Instance { pin: Pin::of(config.instance_id.as_deref()), may_change: false },
     }))
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     Failure,
-    service::{Role, Service, init_log, wait_for_store, warn_of_hidden_rows, warn_of_samples},
+    service::{Role, Service, init_log, wait_for_store, warn_of_hidden_rows, warn_of_origin},
     sinks::destinations,
 };
 use crate::{
@@ -26,7 +26,7 @@ impl Worker {
         init_log(&config)?;
         let destinations = destinations(&config)?;
         let store = wait_for_store(&config, !self.no_migrate).await?;
-        warn_of_samples(&*store).await;
+        warn_of_origin(&config, &*store).await;
         warn_of_hidden_rows(&*store).await;
         let service = Service::start_as(Role::Work, &config, store, Limits::default(), destinations)?;
         service.say_where(&config, service.state().await);

@@ -72,7 +72,7 @@ pub struct Settings {
     #[arg(value_name = "URL", help_heading = "Clerk")]
     pub clerk_api_url: Option<String>,
 
-    /// Refuse the events and the users of any other instance, ins_… [default: any]
+    /// Refuse the events and the users of any other instance, ins_…; any takes all [default: the first one that is seen]
     #[arg(long, env = "CLERK_INSTANCE_ID", hide_env_values = true, global = true)]
     #[arg(value_name = "ID", help_heading = "Clerk")]
     pub clerk_instance_id: Option<String>,

@@ -36,7 +36,7 @@ pub enum Problem {
     ForeignForm,
     #[error("this address is not on the allow-list")]
     AddressNotAllowed,
-    #[error("the event belongs to another Clerk instance")]
+    #[error("the event is of another instance of Clerk than the users here: `clerk-sync doctor` names both")]
     WrongInstance,
     #[error("there is nothing here")]
     NotFound,

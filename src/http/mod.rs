@@ -57,7 +57,7 @@ use self::request_id::RequestId;
 use crate::{
     clerk::signature::Verifier,
     model::FieldSet,
-    sync::{Clock, Committer},
+    sync::{Clock, Committer, instance::Gate},
     work::{Gauges, activity::Answers},
 };
 
@@ -78,8 +78,7 @@ pub struct App {
     pub sinks: Vec<String>,
     /// The allow-list of fields.
     pub fields: FieldSet,
-    /// Refuse events of any other instance; `None`: of none.
-    pub instance_id: Option<String>,
+    pub gate: Gate,
     pub clock: Clock,
     /// Normally [`ANSWER_WITHIN`].
     pub answer_within: Duration,

@@ -26,11 +26,12 @@ use crate::{
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
         ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
-        QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-        Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+        MigrationStatus, Minimized, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
+        QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
+        SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction,
+        Trouble, Unsealed,
     },
-    sync::{Limits, Rules},
+    sync::{Limits, Rules, instance::Pin},
     telemetry::{self, LogFormat, tests::logged},
 };
 
@@ -151,11 +152,20 @@ impl Store for FakeStore {
     async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
         unreachable!()
     }
-    async fn instance(&self) -> Stored<Option<String>> {
+    async fn origin(&self) -> Stored<Option<Origin>> {
         unreachable!()
     }
-    async fn remember_instance(&self, _: &str) -> Stored<()> {
+    async fn claim_instance(&self, _: &str) -> Stored<String> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn change_instance(&self, _: &str) -> Stored<()> {
         unreachable!()
+    }
+    async fn settle_instance(&self) -> Stored<()> {
+        unreachable!()
+    }
+    async fn note_refused(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
+        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn last_finished(&self, _: RunKind) -> Stored<Option<Run>> {
         unreachable!()
@@ -297,6 +307,10 @@ fn committer(store: &Arc<dyn Store>) -> Committer {
     committer
 }
 
+fn gate(pin: Pin) -> Gate {
+    Gate::new(pin, FakeStore::new(None), Arc::new(Utc::now))
+}
+
 fn app(store: Arc<FakeStore>) -> App {
     App {
         verifier: Verifier::new(vec![Secret::parse(SECRET).expect("secret")], 300),
@@ -317,7 +331,7 @@ fn app(store: Arc<FakeStore>) -> App {
         dashboard: Dashboard::new(Some("t0ken")),
         addresses: Addresses::default(),
         fields: FieldSet::ALL,
-        instance_id: None,
+        gate: gate(Pin::FirstSeen),
         clock: Arc::new(Utc::now),
         answer_within: ANSWER_WITHIN,
         shutdown: CancellationToken::new(),
@@ -666,14 +680,14 @@ fn a_webhook_is_refused_for_the_first_reason_that_applies() {
     assert_eq!(ask(&closed, unsigned), (400, "missing_headers".to_owned()));
     let forged = signed(body, "").replace("user_1", "user_2");
     assert_eq!(ask(&|_| {}, &forged), (400, "invalid_signature".to_owned()));
-    let pinned = |app: &mut App| app.instance_id = Some("ins_ours".to_owned());
+    let pinned = |app: &mut App| app.gate = gate(Pin::of(Some("ins_ours")));
     assert_eq!(ask(&pinned, &signed(body, "")), (403, "wrong_instance".to_owned()));
 }
 
 #[test]
 fn a_webhook_that_cannot_be_committed_now_is_asked_for_again() {
     let mut app = ready_app();
-    app.instance_id = Some("ins_ours".to_owned());
+    app.gate = gate(Pin::of(Some("ins_ours")));
     let server = Server::of(app);
     for body in [r#"{"type":"user.deleted","data":{"id":"user_1"}}"#, "not even JSON"] {
         let answer = server.ask(&signed(body, ""));

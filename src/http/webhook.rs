@@ -16,21 +16,28 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
 };
 use serde::Serialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 
 use super::{App, error::Problem, request_id::RequestId};
 use crate::{
     clerk::{
-        event::{self, label},
+        event::{self, Event, label},
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
-    sync::Refusal,
+    sync::{Refusal, instance::Stranger},
     telemetry::{self, Sender, Span},
 };
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
+
+/// What a delivery that was handed over will become; or it is not, because it is of another instance.
+type Submitted = Result<oneshot::Receiver<Result<Outcome, Refusal>>, Stranger>;
 
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
@@ -51,6 +58,8 @@ struct Attempt {
     request_id: RequestId,
     svix_id: Option<SvixId>,
     event_type: Option<String>,
+    /// Of which instance it is, and of which it should be, if these differ.
+    stranger: Option<Stranger>,
     told: bool,
     span: Span,
     /// How often it came before, as far as that is known; counted only where somebody traces.
@@ -73,6 +82,7 @@ pub(super) async fn receive(
         request_id,
         svix_id: None,
         event_type: None,
+        stranger: None,
         told: false,
         span: Span::server(request.uri().path(), version(request.version())),
         resends: None,
@@ -90,7 +100,7 @@ pub(super) async fn receive(
     Ok(Json(Answer { status: outcome.name(), event: attempt.event_type.take(), id }))
 }
 
-async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<Outcome, Problem> {
+async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Result<Outcome, Problem> {
     let (head, body) = request.into_parts();
     attempt.caller = app.addresses.caller(attempt.peer.ip(), &head.headers);
     if !app.addresses.allows(attempt.caller) {
@@ -104,18 +114,13 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     let sender = attempt.caller.unwrap_or_else(|| attempt.peer.ip());
     let body = app.bodies.read(body, sender, attempt.started).await?;
 
-    // No await from here to the hand-over.
+    // No await from here to the hand-over, unless the database is to be asked whether it may come in.
     let verified = expected.verify(body)?;
     attempt.svix_id = Some(verified.svix_id().clone());
     attempt.describe(&head.headers);
     let mut event = event::parse(&verified, app.fields, now);
     event.delivery.trace = attempt.span.context();
     attempt.event_type.clone_from(&event.delivery.event_type);
-    if let (Some(expected), Some(instance_id)) = (&app.instance_id, &event.instance_id)
-        && expected != instance_id
-    {
-        return Err(Problem::WrongInstance);
-    }
     // Were it recorded, a quiet time would look as if Clerk had sent something.
     if event.delivery.event_type.as_deref() == Some(event::PROBE) {
         return Ok(Outcome::Ignored);
@@ -126,7 +131,16 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     if !event.unread.is_empty() {
         attempt.left_out(&event.unread);
     }
-    let answer = app.committer.submit(event.delivery, attempt.started)?;
+    let answer = if app.gate.opens_at_once(event.instance_id.as_deref()) {
+        app.committer.submit(event.delivery, attempt.started)?
+    } else {
+        let asked = ask_and_submit(Arc::clone(app), event, attempt.started);
+        let answer = asked.await.map_err(|_| Problem::Internal)?;
+        answer?.map_err(|stranger| {
+            attempt.stranger = Some(stranger);
+            Problem::WrongInstance
+        })?
+    };
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
     let answered = timeout_at(attempt.started + app.answer_within, answer).await;
@@ -137,6 +151,23 @@ async fn process(app: &App, request: Request, attempt: &mut Attempt) -> Result<O
     let outcome = answered?;
     metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(telemetry::unix_seconds(now));
     Ok(outcome)
+}
+
+/// Ask the database whether events of this instance are let in, and hand the event over if they are. In a task of its own,
+/// because a sender that hangs up cancels nothing.
+fn ask_and_submit(app: Arc<App>, event: Event, started: Instant) -> JoinHandle<Result<Submitted, Problem>> {
+    tokio::spawn(async move {
+        let instance = event.instance_id.as_deref().unwrap_or_default();
+        let asked = app
+            .gate
+            .ask(instance, started + app.answer_within)
+            .await
+            .map_err(|_| Problem::DatabaseUnavailable)?;
+        asked.map_or_else(
+            |stranger| Ok(Err(stranger)),
+            |()| Ok(Ok(app.committer.submit(event.delivery, started)?)),
+        )
+    })
 }
 
 impl Attempt {
@@ -199,6 +230,8 @@ impl Attempt {
                     reason = problem.code(),
                     peer = %self.peer.ip(),
                     caller = self.caller.map(tracing::field::display),
+                    instance = self.stranger.as_ref().map(|stranger| &*stranger.instance),
+                    known_instance = self.stranger.as_ref().map(|stranger| &*stranger.known),
                     duration_ms = milliseconds(duration),
                     request_id = self.request_id.as_str(),
                     "webhook"

@@ -62,6 +62,11 @@ impl Field {
         }
     }
 
+    /// Whether it moves at Clerk without an event, only because somebody is there.
+    pub fn moves_by_itself(self) -> bool {
+        self == Self::LastActiveAt
+    }
+
     /// The field of this public name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.name() == name)

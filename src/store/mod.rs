@@ -159,11 +159,22 @@ pub trait Store: Send + Sync + 'static {
     /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
 
-    /// Which instance of Clerk the users came from, if that is remembered.
-    async fn instance(&self) -> Result<Option<String>>;
+    /// Which instance of Clerk the users are of, if that is known.
+    async fn origin(&self) -> Result<Option<Origin>>;
 
-    /// Remember which instance of Clerk the users come from, in place of any other.
-    async fn remember_instance(&self, id: &str) -> Result<()>;
+    /// Remember that the users are of this instance of Clerk, unless one is remembered; returns the one that is. Of several
+    /// who claim at the same time one is first, and all hear of it.
+    async fn claim_instance(&self, id: &str) -> Result<String>;
+
+    /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
+    /// [the one before](Origin::previous).
+    async fn change_instance(&self, id: &str) -> Result<()>;
+
+    /// Forget the instance before: it is settled what becomes of its users.
+    async fn settle_instance(&self) -> Result<()>;
+
+    /// Note that an event of this other instance was refused now.
+    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()>;
 
     /// The run of this kind through all users that last came to its end.
     async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>>;
@@ -864,6 +875,17 @@ impl Old {
             Self::Activity => "activity",
         }
     }
+}
+
+/// Which instance of Clerk the users are of, and what came of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Such as `ins_2fZ…`.
+    pub instance: String,
+    /// The one before a change, until it is settled what becomes of its users.
+    pub previous: Option<String>,
+    /// Whose events were refused last, and when.
+    pub refused: Option<(String, DateTime<Utc>)>,
 }
 
 /// What is stored of some users.

@@ -202,7 +202,16 @@ pub const TABLES: [Table; 16] = [
             ("within_10s", Kind::BigInt),
         ],
     },
-    Table { name: "clerk_instance", columns: &[("one", Kind::Bool), ("instance_id", Kind::Text)] },
+    Table {
+        name: "clerk_instance",
+        columns: &[
+            ("one", Kind::Bool),
+            ("instance_id", Kind::Text),
+            ("previous", Kind::Text),
+            ("refused", Kind::Text),
+            ("refused_at", Kind::Time),
+        ],
+    },
     Table {
         name: "leases",
         columns: &[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)],

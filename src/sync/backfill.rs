@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
+    reconcile::strangers,
     scan::{Scan, Seen, Visit, Window},
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
         api::{FILTER_VALUES, Filters, Persistence},
         event::Found,
     },
-    model::Source,
+    model::{ClerkId, Source},
     store::{self, RunKind},
     telemetry,
 };
@@ -91,6 +92,17 @@ pub struct Summary {
     pub counts: Counts,
     /// Whether it went on with one that was interrupted.
     pub resumed: bool,
+    /// Of whom the database may hold users since users come from another instance, if they may.
+    pub left_behind: Option<LeftBehind>,
+}
+
+/// Users of the instance that users came from before.
+#[derive(Clone, Debug)]
+pub struct LeftBehind {
+    /// That instance.
+    pub instance: String,
+    /// Those that a comparison would erase, if all who are at Clerk were seen in this run.
+    pub users: Option<Vec<ClerkId>>,
 }
 
 /// Whether a backfill of everybody was interrupted, and nobody has gone on with it for so long.
@@ -112,7 +124,8 @@ pub async fn backfill(
     restart: bool,
     tell: watch::Sender<Progress>,
 ) -> Result<Summary, Trouble> {
-    context.check_instance(Persistence::BACKGROUND, false).await?;
+    let previous = context.check_instance(Persistence::BACKGROUND, false).await?;
+    let began = (context.clock)();
     let filters = wanted.filters();
     let parameters = (wanted.digest(context), wanted.is_everybody());
     let (ledger, resumed) =
@@ -136,7 +149,16 @@ pub async fn backfill(
     }
     let mut ledger = visitor.ledger.lock().await;
     ledger.finish().await?;
-    Ok(Summary { counts: ledger.progress.counts.clone(), resumed })
+    let left_behind = match previous {
+        Some(instance) => {
+            let saw_all = wanted.is_everybody() && !resumed;
+            let users =
+                if saw_all { Some(strangers(&*context.store, began, &visitor.seen).await?) } else { None };
+            Some(LeftBehind { instance, users })
+        }
+        None => None,
+    };
+    Ok(Summary { counts: ledger.progress.counts.clone(), resumed, left_behind })
 }
 
 /// Those of these values of one filter, such as addresses, that no user at Clerk has. No two users share one.

@@ -9,7 +9,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Clock, Rules, apply};
+use super::{
+    Clock, Rules, apply,
+    instance::{BELIEVED, Pin},
+};
 use crate::{
     clerk::{
         api::{Api, ApiError, Filters, Persistence},
@@ -56,8 +59,8 @@ pub struct CatchUp {
 /// Of which instance of Clerk users may come in: of the one that they came from so far.
 #[derive(Clone, Debug, Default)]
 pub struct Instance {
-    /// `CLERK_INSTANCE_ID`: and of no other.
-    pub pinned: Option<String>,
+    /// `CLERK_INSTANCE_ID`.
+    pub pin: Pin,
     /// Whether it may be another one from now on.
     pub may_change: bool,
 }
@@ -143,35 +146,53 @@ impl CatchUp {
     }
 
     /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that
-    /// is, unless it is a dry one.
+    /// is, unless it is a dry one. Returns the instance whose users may still be here although they are of another one.
     pub(super) async fn check_instance(
         &self,
         persistence: Persistence,
         dry_run: bool,
-    ) -> Result<(), Trouble> {
-        let Instance { pinned, may_change } = &self.instance;
-        let known = patiently(|| self.store.instance()).await?;
+    ) -> Result<Option<String>, Trouble> {
+        let Instance { pin, may_change } = &self.instance;
+        let origin = patiently(|| self.store.origin()).await?;
+        let (known, previous) = origin.map(|origin| (origin.instance, origin.previous)).unzip();
+        let previous = previous.flatten();
+        if *pin == Pin::Any {
+            return Ok(previous);
+        }
         let of_key = match self.api.instance(persistence).await {
             Err(error @ (ApiError::Refused { .. } | ApiError::Unintelligible { .. }))
-                if pinned.is_none() && known.is_none() =>
+                if pin.only().is_none() && known.is_none() =>
             {
                 // Such as a proxy that lets only questions about users through.
                 tracing::warn!(%error, "of which instance of Clerk the users are is not checked");
-                return Ok(());
+                return Ok(None);
             }
             of_key => of_key?,
         };
-        if let Some(pinned) = pinned.as_deref().filter(|pinned| *pinned != of_key) {
+        if let Some(pinned) = pin.only().filter(|pinned| *pinned != of_key) {
             return Err(Trouble::NotThePinnedInstance {
                 of_key: of_key.to_owned(),
                 pinned: pinned.to_owned(),
             });
         }
+        let other = |known| Trouble::OtherInstance { of_key: of_key.to_owned(), known };
         match known {
-            Some(known) if known == of_key => Ok(()),
-            Some(known) if !may_change => Err(Trouble::OtherInstance { of_key: of_key.to_owned(), known }),
-            _ if dry_run => Ok(()),
-            _ => Ok(patiently(|| self.store.remember_instance(of_key)).await?),
+            Some(known) if known == of_key => Ok(previous),
+            Some(known) if !may_change => Err(other(known)),
+            Some(known) => {
+                if !dry_run {
+                    patiently(|| self.store.change_instance(of_key)).await?;
+                    // Until then another process may let events of the one before in.
+                    sleep(BELIEVED).await;
+                }
+                Ok(Some(known))
+            }
+            None if dry_run => Ok(None),
+            None => {
+                // An event may have been faster.
+                let known = patiently(|| self.store.claim_instance(of_key)).await?;
+                if known == of_key { Ok(None) } else { Err(other(known)) }
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! spoils it for the others; [`committer`] gathers what is waiting, and `hold` keeps what the database cannot take for now. [`mod@enqueue`] keeps deliveries for later, and
 //! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
 //! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
-//! for erasures that no webhook asks for, and [`minimize`] clears what is no longer synced. `news` says what other
+//! for erasures that no webhook asks for, [`instance`] keeps events of another instance of Clerk out, and [`minimize`] clears what is no longer synced. `news` says what other
 //! systems are told. [`chain`] seals the audit trail and proves that nobody changed it.
 //! Nothing but `apply` writes a user.
 
@@ -19,6 +19,7 @@ pub mod enqueue;
 pub mod ensure;
 pub mod erasure;
 mod hold;
+pub mod instance;
 pub mod minimize;
 mod news;
 pub mod pace;

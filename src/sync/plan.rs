@@ -123,8 +123,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 if lost.as_ref().is_some_and(|owner| owner == id) {
                     patch.to_mut().set(Field::Email, Value::Null);
                 }
-                let restores = fold.restored_by(delivery);
-                match fold.upsert(change, &patch, *created_at, restores, rules, now) {
+                match fold.upsert(change, &patch, *created_at, delivery.source, rules, now) {
                     Step::Stale => Outcome::Stale,
                     Step::Unchanged => Outcome::Unchanged,
                     Step::Wrote(action, changed_fields) => {
@@ -451,17 +450,19 @@ impl Fold {
         held_since.unwrap_or(delivery.event_at).min(now)
     }
 
-    /// `restores`: there is no row, and it may come back from a user as Clerk shows it, though not the newest that we heard
-    /// of. What is newer is still to come, or was removed with the row.
+    /// A row that is not there may come back from a user as Clerk shows it, though not the newest that we heard of: what is
+    /// newer is still to come, or was removed with the row. And what Clerk shows is no news to anybody if only times that move
+    /// by themselves differ; they are written, and that is all.
     fn upsert(
         &mut self,
         change: &Change,
         patch: &Patch,
         created_at: Option<DateTime<Utc>>,
-        restores: bool,
+        source: Source,
         rules: &Rules,
         now: DateTime<Utc>,
     ) -> Step {
+        let restores = shows_state(source) && self.user.is_none();
         let known = self.register.as_ref();
         let is_newer = known.is_none_or(|known| change.version > known.version);
         if known.is_some_and(|known| known.deleted) {
@@ -494,10 +495,11 @@ impl Fold {
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;
-        match (is_first, changed.is_empty()) {
+        let is_news = changed.iter().any(|field| !(shows_state(source) && field.moves_by_itself()));
+        match (is_first, is_news) {
             (true, _) => Step::Wrote(AuditAction::UserCreated, changed),
-            (false, false) => Step::Wrote(AuditAction::UserUpdated, changed),
-            (false, true) => Step::Unchanged,
+            (false, true) => Step::Wrote(AuditAction::UserUpdated, changed),
+            (false, false) => Step::Unchanged,
         }
     }
 

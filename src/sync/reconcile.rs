@@ -2,12 +2,14 @@
 //!
 //! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
 //! Clerk are deleted only after a complete scan that saw as many as Clerk counts, only if nobody wrote them meanwhile, only
-//! once Clerk has said of each of them that it does not know it, and never many or most at once unless that is allowed: an
-//! answer that is incomplete, or of another instance, must not empty the table. Whoever is erased here and alive at Clerk is
+//! once Clerk has said of each of them that it does not know it, and never many or half of all at once unless that is
+//! allowed: an answer that is incomplete, or of another instance, must not empty the table. Nor does anybody go by itself
+//! while users of several instances may be here. Whoever is erased here and alive at Clerk is
 //! reported and left alone: deletion is final. So is whoever is deleted here with the erasure held back: only an operator
-//! takes that back.
+//! takes that back. A time at Clerk that moved alone, as it does with every sign-in, is no difference.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -25,6 +27,7 @@ use tokio::{
 use super::{
     catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     erasure,
+    instance::Pin,
     plan::keeps,
     scan::{Scan, Seen, Visit, Window},
 };
@@ -34,7 +37,7 @@ use crate::{
         event::Found,
     },
     model::{Change, ClerkId, Content, Field, FieldSet, News, Source, Value},
-    store::{Known, Patience, Run, RunKind},
+    store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
 
@@ -43,9 +46,6 @@ const DELETIONS: u64 = 50;
 
 /// … or one of so many.
 const DELETIONS_ONE_IN: u64 = 20;
-
-/// Of fewer users than this half may always go.
-const FEW: u64 = 3;
 
 /// Users of a kind that are named in the report.
 const NAMED: usize = 20;
@@ -103,9 +103,13 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Doubt {
+    /// The users are of another instance since then.
+    InstanceChanged,
+    /// Events of several instances are taken in, and the key is of one.
+    SeveralInstances,
     /// Nobody who is here is there.
     OtherInstance,
-    /// More than half of those who are here.
+    /// Half of those who are here, or more.
     MostOfThem,
     /// More than one run deletes.
     TooMany,
@@ -113,10 +117,16 @@ pub enum Doubt {
 
 impl Doubt {
     /// About so many strangers among the users who were here before.
-    fn about(strangers: u64, before: u64) -> Option<Self> {
-        if before >= FEW && strangers >= before {
+    fn about(strangers: u64, before: u64, changed: bool, pin: &Pin) -> Option<Self> {
+        if strangers == 0 {
+            None
+        } else if changed {
+            Some(Self::InstanceChanged)
+        } else if *pin == Pin::Any {
+            Some(Self::SeveralInstances)
+        } else if strangers >= before {
             Some(Self::OtherInstance)
-        } else if before >= FEW && strangers.saturating_mul(2) > before {
+        } else if strangers.saturating_mul(2) >= before {
             Some(Self::MostOfThem)
         } else {
             (strangers > DELETIONS.max(before / DELETIONS_ONE_IN)).then_some(Self::TooMany)
@@ -127,12 +137,14 @@ impl Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::InstanceChanged => "and users come from another instance of Clerk since --change-instance",
+            Self::SeveralInstances => {
+                "and with CLERK_INSTANCE_ID=any they may be of another instance than CLERK_SECRET_KEY"
+            }
             Self::OtherInstance => {
                 "not one user of this database is at Clerk: CLERK_SECRET_KEY is probably of another instance"
             }
-            Self::MostOfThem => {
-                "more than half of all users here: CLERK_SECRET_KEY may be of another instance"
-            }
+            Self::MostOfThem => "half of all users here or more: CLERK_SECRET_KEY may be of another instance",
             Self::TooMany => "more than one run deletes",
         })
     }
@@ -157,6 +169,9 @@ pub struct Report {
     pub not_at_clerk: Drift,
     pub erased_here: Drift,
     pub held_here: Drift,
+    /// Whose `updated_at` or `last_active_at` moved at Clerk, and nothing else that is synced. That is no drift: nobody is
+    /// told of it, though the times are written.
+    pub touched: u64,
     /// Written, of the first three.
     pub mended: u64,
     /// Different, and newer here by the register, so that no rule lets the API's older state in.
@@ -250,7 +265,7 @@ pub async fn reconcile(
     options: Options,
     tell: watch::Sender<u64>,
 ) -> Result<Report, Trouble> {
-    context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
+    let previous = context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
     let began = (context.clock)();
     let mut ledger = if options.dry_run {
         None
@@ -276,8 +291,11 @@ pub async fn reconcile(
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     scan.run(windows, &visit).await?;
     check_complete(&context.api, &Filters::default(), visitor.seen.len(), counted).await?;
-    visitor.look_for_strangers(began, before).await?;
+    visitor.look_for_strangers(began, before, previous.is_some()).await?;
     let report = visitor.with(|report| report.clone());
+    if previous.is_some() && report.doubt.is_none() && !options.dry_run {
+        patiently(|| context.store.settle_instance()).await?;
+    }
     for kind in Kind::ALL {
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
         gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name()).set(users);
@@ -310,13 +328,17 @@ impl Visit for Visitor {
         if self.context.rules.unique_email {
             self.give_up_addresses(&mut users, &known).await?;
         }
-        let mut to_mend = Vec::new();
+        let (mut to_mend, mut touched) = (Vec::new(), Vec::new());
         self.with(|report| {
             report.seen += users.len() as u64;
             self.tell.send_replace(report.seen);
             for found in users {
                 match difference(&found, &known, self.context.rules.fields) {
-                    Some(kind) => {
+                    Some(Difference::Touched) => {
+                        report.touched += 1;
+                        touched.push(found);
+                    }
+                    Some(Difference::Drift(kind)) => {
                         report.add(kind, &found.clerk_id);
                         if can_mend(&found, kind, &known) {
                             to_mend.push(found);
@@ -332,7 +354,9 @@ impl Visit for Visitor {
                 }
             }
         });
-        self.mend(to_mend).await?;
+        let mended = self.write(to_mend).await?;
+        self.with(|report| report.mended += mended);
+        self.write(touched).await?;
         Ok(Counts::default())
     }
 
@@ -396,30 +420,29 @@ impl Visitor {
         Ok(())
     }
 
-    async fn mend(&self, users: Vec<Found>) -> Result<(), Trouble> {
+    /// Take users in as Clerk shows them; returns how many.
+    async fn write(&self, users: Vec<Found>) -> Result<u64, Trouble> {
         if users.is_empty() || self.options.dry_run {
-            return Ok(());
+            return Ok(0);
         }
         let counts = self.context.take_in(users, &self.writers).await?;
+        let written = counts.applied + counts.unchanged;
         self.with(|report| {
-            report.mended += counts.applied + counts.unchanged;
             report.left_out.add(Counts { seen: 0, applied: 0, unchanged: 0, stale: 0, ..counts });
         });
-        Ok(())
+        Ok(written)
     }
 
-    /// Users here that were not seen at Clerk; `before` is how many were here when it began.
-    async fn look_for_strangers(self: &Arc<Self>, began: DateTime<Utc>, before: u64) -> Result<(), Trouble> {
-        let store = &self.context.store;
-        let mut strangers = Vec::new();
-        let mut after: Option<ClerkId> = None;
-        loop {
-            let page = patiently(|| store.standing(began, after.as_ref(), STEP)).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.clone());
-            strangers.extend(page.into_iter().filter(|id| !self.seen.contains(id)));
-        }
-        let doubt = Doubt::about(strangers.len() as u64, before);
+    /// Users here that were not seen at Clerk; `before` is how many were here when it began, and `changed` whether some of
+    /// them may be of another instance.
+    async fn look_for_strangers(
+        self: &Arc<Self>,
+        began: DateTime<Utc>,
+        before: u64,
+        changed: bool,
+    ) -> Result<(), Trouble> {
+        let strangers = strangers(&*self.context.store, began, &self.seen).await?;
+        let doubt = Doubt::about(strangers.len() as u64, before, changed, &self.context.instance.pin);
         if doubt.is_some() && !self.options.allow_mass_delete {
             self.with(|report| {
                 report.doubt = doubt;
@@ -491,29 +514,57 @@ impl Visitor {
     }
 }
 
+/// Users who are here, were not written since then, and are not among those seen at Clerk.
+pub(super) async fn strangers(
+    store: &dyn Store,
+    untouched_since: DateTime<Utc>,
+    seen: &Seen,
+) -> Result<Vec<ClerkId>, Trouble> {
+    let mut strangers = Vec::new();
+    let mut after: Option<ClerkId> = None;
+    loop {
+        let page = patiently(|| store.standing(untouched_since, after.as_ref(), STEP)).await?;
+        let Some(last) = page.last() else { return Ok(strangers) };
+        after = Some(last.clone());
+        strangers.extend(page.into_iter().filter(|id| !seen.contains(id)));
+    }
+}
+
+/// How a user at Clerk and what is here can differ.
+enum Difference {
+    Drift(Kind),
+    /// Only in times that move without an event.
+    Touched,
+}
+
 /// How a user at Clerk differs from what is here.
-fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Kind> {
+fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Difference> {
     let Content::Change(Change { news: News::Upsert { patch, .. }, version, .. }) = &found.delivery.content
     else {
         return None;
     };
     let register = known.registers.get(&found.clerk_id);
     if register.is_some_and(|register| register.deleted) {
-        return Some(Kind::ErasedHere);
+        return Some(Difference::Drift(Kind::ErasedHere));
     }
     if register.is_some_and(|register| register.held_until.is_some()) {
-        return Some(Kind::HeldHere);
+        return Some(Difference::Drift(Kind::HeldHere));
     }
-    let Some(user) = known.users.get(&found.clerk_id) else { return Some(Kind::Missing) };
+    let Some(user) = known.users.get(&found.clerk_id) else {
+        return Some(Difference::Drift(Kind::Missing));
+    };
     let here = register.map_or(i64::MIN, |register| register.version.version);
-    let differs = || !user.profile.clone().apply(patch, fields).is_empty();
+    let changed = user.profile.clone().apply(patch, fields);
+    let differs = changed.iter().any(|field| !field.moves_by_itself());
     match version.version.cmp(&here) {
-        std::cmp::Ordering::Greater => Some(Kind::Stale),
-        std::cmp::Ordering::Equal => differs().then_some(Kind::Different),
-        std::cmp::Ordering::Less => {
+        Ordering::Greater if differs => Some(Difference::Drift(Kind::Stale)),
+        Ordering::Equal if differs => Some(Difference::Drift(Kind::Different)),
+        Ordering::Greater => Some(Difference::Touched),
+        Ordering::Equal => (!changed.is_empty()).then_some(Difference::Touched),
+        Ordering::Less => {
             // Else a webhook was faster than the list.
             let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
-            (read_later && differs()).then_some(Kind::Different)
+            (read_later && differs).then_some(Difference::Drift(Kind::Different))
         }
     }
 }

@@ -7,6 +7,9 @@
 //! millisecond, offsets that overlap by a user show whether anybody left meanwhile. A user whom several pages show is seen
 //! once. It never loops: a walk that makes no progress ends with an error.
 //!
+//! However large users are, the pages on their way share [`BUDGET`]: a page is asked for once there is room for it, is as large
+//! as users have lately been, and is not read further than its room. What would be longer is asked for again in smaller pages.
+//!
 //! Nothing is decided about users here: a [`Visit`] takes them in.
 
 use std::{
@@ -14,18 +17,21 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
 
 use super::catch_up::{CatchUp, Counts, Trouble};
 use crate::{
     clerk::{
-        api::{Api, ApiError, Filters, List, PAGE},
+        api::{Api, ApiError, Filters, List, MAX_ANSWER_BYTES, PAGE, Shown},
         event::{Found, Reading},
     },
     model::ClerkId,
@@ -33,6 +39,21 @@ use crate::{
 
 /// Pages that are fetched at the same time, at most. So many keep 90 requests a second busy that take a third of a second.
 const SIDE_BY_SIDE: usize = 32;
+
+/// Bytes of answers that are fetched or taken in at the same time.
+const BUDGET: usize = 40 << 20;
+
+/// As large as a page is wanted, in bytes, where users are so large that it cannot be whole.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// As large as a user is taken to be before any was seen, in bytes: larger than Clerk allows metadata to be.
+const FIRST_WEIGHT: usize = 32 << 10;
+
+/// No user is taken to be smaller than this, in bytes.
+const LEAST_WEIGHT: usize = 1 << 10;
+
+/// Users of a page, at least: one of them is that of the page before where a walk goes by offsets.
+const LEAST_LIMIT: usize = 2;
 
 /// So many cursors refused in a row are not about users who are gone.
 const REFUSED_CURSORS: u32 = 64;
@@ -139,11 +160,18 @@ pub(super) struct Scan {
     ignores_cursor: Arc<AtomicBool>,
     /// How often it has refused one since it took one.
     refused_cursors: Arc<AtomicU32>,
+    /// Bytes that are left of [`BUDGET`].
+    room: Arc<Semaphore>,
+    /// Bytes of a user, as they have lately been.
+    weight: Arc<AtomicUsize>,
 }
+
+/// Room for a page, given back when its users are taken in.
+type Room = OwnedSemaphorePermit;
 
 /// What a task has done with a track.
 enum Done {
-    Fetched(usize, Step, Result<Vec<Found>, ApiError>),
+    Fetched(usize, Step, Room, Result<Shown, ApiError>),
     Visited(usize, Result<Counts, Trouble>),
 }
 
@@ -158,6 +186,8 @@ impl Scan {
             now: (context.clock)().timestamp_millis(),
             ignores_cursor: Arc::default(),
             refused_cursors: Arc::default(),
+            room: Arc::new(Semaphore::new(BUDGET)),
+            weight: Arc::new(AtomicUsize::new(FIRST_WEIGHT)),
         }
     }
 
@@ -173,9 +203,17 @@ impl Scan {
         };
         let pages =
             count.map_or(SIDE_BY_SIDE, |count| usize::try_from(count).unwrap_or(usize::MAX).div_ceil(PAGE));
-        let first =
-            List { filters: &self.filters, created_after: None, starting_after: None, offset: 0, limit: 1 };
-        let windows = match self.api.list(&first, &self.reading).await?.first() {
+        let first = List {
+            filters: &self.filters,
+            created_after: None,
+            starting_after: None,
+            offset: 0,
+            limit: 1,
+            most_bytes: MAX_ANSWER_BYTES,
+        };
+        let first = self.api.list(&first, &self.reading).await?;
+        self.assume(first.bytes.saturating_mul(2).clamp(LEAST_WEIGHT, FIRST_WEIGHT));
+        let windows = match first.users.first() {
             Some(first) if pages > 1 => Window::cut(first.created_at, self.now, pages.min(SIDE_BY_SIDE)),
             _ => vec![Window::everybody()],
         };
@@ -188,19 +226,30 @@ impl Scan {
         let mut tasks: JoinSet<Done> = JoinSet::new();
         loop {
             while tasks.len() < SIDE_BY_SIDE
+                && let Some((limit, room)) = self.room()
                 && let Some(index) = self.next(&mut tracks)
             {
                 tracks[index].busy = true;
-                self.fetch(&mut tasks, index, &tracks[index]);
+                self.fetch(&mut tasks, index, &tracks[index], limit, room);
             }
             let Some(done) = tasks.join_next().await else { return Ok(()) };
             let done = done.map_err(|_| Trouble::Abandoned)?;
             let (index, counts) = match done {
-                Done::Fetched(index, step, page) => {
+                Done::Fetched(index, step, mut room, page) => {
+                    if let Ok(Shown { users, bytes }) = &page {
+                        self.weigh(users.len(), *bytes);
+                        // What it did not need is for others.
+                        drop(room.split(room.num_permits().saturating_sub(*bytes)));
+                    }
+                    let page = page.map(|shown| shown.users);
                     let fresh = self.seen.first_time(self.take(&mut tracks[index], &step, page)?);
                     if !fresh.is_empty() {
                         let visitor = Arc::clone(visitor);
-                        tasks.spawn(async move { Done::Visited(index, visitor.visit(fresh).await) });
+                        tasks.spawn(async move {
+                            let counts = visitor.visit(fresh).await;
+                            drop(room);
+                            Done::Visited(index, counts)
+                        });
                         continue;
                     }
                     (index, Counts::default())
@@ -228,19 +277,42 @@ impl Scan {
         Some(tracks.len() - 1)
     }
 
-    fn fetch(&self, tasks: &mut JoinSet<Done>, index: usize, track: &Track) {
+    /// Room for one more page of so many users, if there is any. While nothing is on its way there is.
+    fn room(&self) -> Option<(usize, Room)> {
+        let weight = self.weight.load(Ordering::Relaxed);
+        let limit = (PAGE_BYTES / weight).clamp(LEAST_LIMIT, PAGE);
+        // Half as much again as they have been.
+        let bytes = (limit * weight + limit * weight / 2).min(BUDGET);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
+        Some((limit, room))
+    }
+
+    /// Learn from a page how large users are: at once that they are larger, and bit by bit that they are smaller.
+    fn weigh(&self, users: usize, bytes: usize) {
+        if let Some(each) = bytes.checked_div(users) {
+            let before = self.weight.load(Ordering::Relaxed);
+            self.assume(each.max(before - before / 4));
+        }
+    }
+
+    fn assume(&self, weight: usize) {
+        self.weight.store(weight.clamp(LEAST_WEIGHT, BUDGET), Ordering::Relaxed);
+    }
+
+    fn fetch(&self, tasks: &mut JoinSet<Done>, index: usize, track: &Track, limit: usize, room: Room) {
         let scan = self.clone();
-        let step = track.step(self.ignores_cursor.load(Ordering::Relaxed));
+        let step = track.step(self.ignores_cursor.load(Ordering::Relaxed), limit);
         tasks.spawn(async move {
             let list = List {
                 filters: &scan.filters,
                 created_after: (step.from > i64::MIN).then_some(step.from),
                 starting_after: step.cursor.as_deref(),
                 offset: step.offset,
-                limit: PAGE,
+                limit: step.limit,
+                most_bytes: room.num_permits(),
             };
             let page = scan.api.list(&list, &scan.reading).await;
-            Done::Fetched(index, step, page)
+            Done::Fetched(index, step, room, page)
         });
     }
 
@@ -258,6 +330,12 @@ impl Scan {
                 if self.refused_cursors.fetch_add(1, Ordering::Relaxed) + 1 == REFUSED_CURSORS {
                     self.do_without_cursor("refuses");
                 }
+                return Ok(Vec::new());
+            }
+            // Users are larger than they were: the same once more, with fewer of them and more room for each.
+            Err(ApiError::TooLong { most, .. }) if most < BUDGET => {
+                let before = self.weight.load(Ordering::Relaxed);
+                self.assume(before.max((most / step.limit).saturating_mul(2)));
                 return Ok(Vec::new());
             }
             page => page?,
@@ -292,6 +370,7 @@ struct Step {
     from: i64,
     cursor: Option<String>,
     offset: usize,
+    limit: usize,
 }
 
 /// A window on its way.
@@ -333,12 +412,12 @@ impl Track {
         }
     }
 
-    fn step(&self, ignores_cursor: bool) -> Step {
+    fn step(&self, ignores_cursor: bool, limit: usize) -> Step {
         let from = self.window.last.as_ref().map_or(self.window.start, |last| last.created_at) - 1;
         let cursor = (!self.without_cursor && !ignores_cursor)
             .then(|| self.window.last.as_ref().map(|last| last.id.clone()))
             .flatten();
-        Step { from, cursor, offset: self.offset }
+        Step { from, cursor, offset: self.offset, limit }
     }
 
     /// The page in hand is taken in.
@@ -382,7 +461,7 @@ impl Track {
         ignores_cursor: bool,
         now: i64,
     ) -> Result<Vec<Found>, &'static str> {
-        let full = page.len() >= PAGE;
+        let full = page.len() >= step.limit;
         let past_the_end =
             page.iter().any(|found| self.window.end.is_some_and(|end| found.created_at >= end));
         if step.offset > 0 && page.first().map(|found| found.clerk_id.as_str()) != self.seam.as_deref() {
@@ -442,7 +521,7 @@ impl Track {
         if full && was_without_cursor && !moved && !self.finished {
             // A whole page of the one millisecond that we stand at, or of the one before it if `created_at_after`
             // includes it.
-            self.offset += PAGE - 1;
+            self.offset += step.limit - 1;
             self.seam = last.map(|place| place.id);
             self.without_cursor = true;
         } else {

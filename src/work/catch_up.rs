@@ -231,6 +231,7 @@ impl CatchUpLoop {
                     not_at_clerk = report.of(Kind::NotAtClerk).users,
                     erased_here = report.of(Kind::ErasedHere).users,
                     held_here = report.of(Kind::HeldHere).users,
+                    touched = report.touched,
                     mended = report.mended,
                     deleted = report.deleted,
                     "reconcile finished"

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
@@ -31,6 +31,7 @@ on_each_keeper!(
     a_backfill_that_is_under_way_is_left_alone,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_know_them,
+    a_time_that_moved_alone_at_clerk_is_no_drift,
     a_clerk_that_shows_half_of_its_users_deletes_nobody,
     a_clerk_of_another_instance_deletes_nobody,
     users_of_another_instance_come_in_only_if_that_is_said,
@@ -52,7 +53,7 @@ impl Clerk {
         Self::start(host, Options { users, ..Options::default() })
     }
 
-    fn start(host: &mut Host, options: Options) -> Self {
+    pub(crate) fn start(host: &mut Host, options: Options) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let options = Options { key: KEY.to_owned(), ..options };
@@ -74,7 +75,9 @@ impl Clerk {
 /// An instance of Clerk with exactly these users: when they signed up, and who they are. It does not know the cursor,
 /// takes `created_at_after` to include the millisecond, and puts no more than `most` users on a page.
 fn listing(users: &[(i64, String)], most: usize) -> Script {
-    let mut users = users.to_vec();
+    // Small numbers would be seconds.
+    let moment = |at: i64| if at < 100_000_000_000 { at + 1_700_000_000_000 } else { at };
+    let mut users: Vec<_> = users.iter().map(|(at, id)| (moment(*at), id.clone())).collect();
     users.sort();
     let shown = |(at, id): &(i64, String)| json!({ "id": id, "created_at": at, "updated_at": at });
     Script::new(move |path, query| {
@@ -267,8 +270,8 @@ fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
     host.sql(&format!("DELETE FROM entity_versions WHERE clerk_id = '{}'", ids[0]));
     // Missing: the application removed the row.
     host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[1]));
-    // Stale: the webhook was lost.
-    users.update(&ids[2]).unwrap();
+    // Stale: the webhook was lost. The seventh has a name, which changes.
+    users.update(&ids[6]).unwrap();
     // Different although of the same version.
     host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[3]));
     // Here and not at Clerk.
@@ -293,7 +296,7 @@ fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
     let mut missing = vec![ids[0].clone(), ids[1].clone()];
     missing.sort();
     let planted =
-        [missing, vec![ids[2].clone()], vec![ids[3].clone()], vec![ids[4].clone()], vec![ids[5].clone()]];
+        [missing, vec![ids[6].clone()], vec![ids[3].clone()], vec![ids[4].clone()], vec![ids[5].clone()]];
     assert_eq!(drift(&report), planted, "{report}");
     assert_eq!(host.sql("SELECT * FROM users ORDER BY clerk_id"), before);
     assert_eq!(host.count("sync_runs WHERE kind = 'reconcile'"), 0);
@@ -335,6 +338,70 @@ fn whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_kno
     assert_eq!(host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL"), [[ids[1].clone()]]);
     assert_eq!(host.count("users"), 19);
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
+}
+
+fn a_time_that_moved_alone_at_clerk_is_no_drift(host: &mut Host) {
+    host.set("SYNC_FIELDS", "email,first_name,locked,last_active_at");
+    let clerk = Clerk::of(host, 0);
+    let began = milliseconds() - 10_000_000;
+    // By how much each of the three has moved: `updated_at`, `last_active_at`, and whether it is locked.
+    let moved = Arc::new(Mutex::new([(0, 0, false); 6]));
+    let shown = Arc::clone(&moved);
+    clerk.fake.behave(behaving(Script::new(move |path, query| {
+        let moved = *shown.lock().unwrap();
+        let users = moved.iter().enumerate().map(|(number, (updated, active, locked))| {
+            json!({
+                "id": format!("user_{number}"), "first_name": "Ada", "locked": locked, "created_at": began,
+                "updated_at": began + updated, "last_active_at": began + active,
+            })
+        });
+        let limit = if query.contains("limit=1&") || query.ends_with("limit=1") { 1 } else { 6 };
+        match path.strip_prefix("/v1/users")? {
+            "" if query.contains("starting_after") => Some(Canned::new(200, "[]")),
+            "" => Some(Canned::new(200, users.take(limit).collect::<Value>().to_string())),
+            "/count" => Some(Canned::new(200, json!({ "total_count": users.count() }).to_string())),
+            _ => None,
+        }
+    })));
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let (finished, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!((finished.code, &report["touched"]), (Some(0), &0.into()), "{report}");
+    let lines = host.count("audit_log");
+
+    let signed_in = |number: usize, at: i64| moved.lock().unwrap()[number] = (at, at, false);
+    signed_in(0, 5000);
+    moved.lock().unwrap()[1] = (5000, 0, false);
+    moved.lock().unwrap()[2] = (0, 5000, false);
+    // Clerk's clock tells seconds: what it shows later in the same one is not newer.
+    thread::sleep(Duration::from_millis(1100));
+    for arguments in [&["--dry-run"][..], &[]] {
+        let (finished, report) = reconcile(host, arguments);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert_eq!((&report["touched"], &report["mended"]), (&3.into(), &0.into()), "{report}");
+        for kind in ["missing", "stale", "different", "not_at_clerk", "erased_here", "held_here"] {
+            assert_eq!(report[kind]["users"], 0, "{report}");
+        }
+    }
+    // They were written, though, and nobody hears of that.
+    let (_, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!(report["touched"], 0, "{report}");
+    assert_eq!(host.count("audit_log"), lines);
+    // What is synced and differs is drift as ever, whatever moves with it.
+    moved.lock().unwrap()[3] = (0, 0, true);
+    moved.lock().unwrap()[4] = (7000, 7000, true);
+    thread::sleep(Duration::from_millis(1100));
+    let (finished, report) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(
+        (&report["different"]["users"], &report["stale"]["users"]),
+        (&1.into(), &1.into()),
+        "{report}"
+    );
+    let (_, report) = reconcile(host, &[]);
+    assert_eq!((&report["mended"], &report["touched"]), (&2.into(), &0.into()), "{report}");
+    assert_eq!(host.count("audit_log"), lines + 2);
+    let truth = if host.keeper == Keeper::Postgres { "locked" } else { "locked = 1" };
+    assert_eq!(host.count(&format!("users WHERE {truth}")), 2);
 }
 
 fn a_dry_run_makes_no_database(host: &mut Host) {
@@ -949,6 +1016,82 @@ fn only_some_users_can_be_asked_for() {
         let told = finished.stderr.contains("does not know") && finished.stderr.contains("user_\\u001b[2J");
         assert!(told && !finished.stderr.contains('\u{1b}'), "{finished:?}");
     }
+}
+
+#[test]
+fn somebody_who_is_here_and_whom_clerk_does_not_know_any_more_is_named() {
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 5);
+    assert_eq!(backfill(&host, &[]).0.code, Some(0));
+    let ids = clerk.users().ids();
+    // The event is lost.
+    clerk.users().delete(&ids[2]).unwrap();
+    let (finished, _) = backfill(&host, &["--user-id", &format!("{},{}", ids[1], ids[2])]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let text = format!("Clerk does not know 1 of the 2 asked for: {}", ids[2]);
+    assert!(finished.stderr.contains(&text), "{finished:?}");
+    assert!(finished.stderr.contains("still here") && finished.stderr.contains("reconcile"), "{finished:?}");
+    assert_eq!(host.count("users"), 5, "a backfill erases nobody");
+    // Of whom nothing is here it says no more than that.
+    let (finished, _) = backfill(&host, &["--user-id", "user_nobody"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(!finished.stderr.contains("still here"), "{finished:?}");
+}
+
+#[test]
+fn users_as_large_as_clerk_allows_take_no_more_memory_than_others() {
+    const USERS: i64 = 3000;
+    const BEGAN: i64 = 1_700_000_000_000;
+    let mut host = any_host();
+    let clerk = Clerk::of(&mut host, 0);
+    let blob = "x".repeat(10_000);
+    let limits = Arc::new(Mutex::new(Vec::new()));
+    let asked = Arc::clone(&limits);
+    clerk.fake.behave(behaving(Script::new(move |path, query| {
+        let parameter = |name: &str| {
+            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<i64>().ok())
+        };
+        match path.strip_prefix("/v1/users")? {
+            "" => {
+                let limit = parameter("limit").unwrap_or(10);
+                asked.lock().unwrap().push(limit);
+                let after = query.split('&').find_map(|pair| pair.strip_prefix("starting_after=user_"));
+                let first = after.and_then(|number| number.parse::<i64>().ok()).map_or(0, |number| number + 1);
+                // One a second.
+                let first = first.max(parameter("created_at_after").map_or(0, |after| (after - BEGAN + 999).div_euclid(1000)));
+                let page = (first..USERS).take(usize::try_from(limit).unwrap()).map(|number| {
+                    let at = BEGAN + number * 1000;
+                    json!({
+                        "id": format!("user_{number}"), "created_at": at, "updated_at": at, "public_metadata": { "k": blob },
+                        "private_metadata": { "k": blob }, "unsafe_metadata": { "k": blob },
+                    })
+                });
+                Some(Canned::new(200, page.collect::<Value>().to_string()))
+            }
+            "/count" => Some(Canned::new(200, json!({ "total_count": USERS }).to_string())),
+            _ => None,
+        }
+    })));
+    host.set("SYNC_FIELDS", "email,public_metadata,private_metadata,unsafe_metadata");
+    let mut running = host.command(&["backfill", "--rate", "1000"]).spawn().unwrap();
+    let mut peak = 0;
+    let status = loop {
+        // Of the kernel of Linux only; elsewhere the pages say enough.
+        let memory = std::fs::read_to_string(format!("/proc/{}/status", running.id())).unwrap_or_default();
+        let anonymous =
+            memory.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next());
+        peak = peak.max(anonymous.and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or_default());
+        if let Some(status) = running.try_wait().unwrap() {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success());
+    assert_eq!(host.count("users"), usize::try_from(USERS).unwrap());
+    assert!(peak < 128 << 10, "{peak} kB");
+    // 4 MiB a page, once it is known how large they are; before, what was longer was not read.
+    let limits = limits.lock().unwrap();
+    assert!(limits.iter().rev().take(limits.len() / 2).all(|limit| *limit < 200), "{limits:?}");
 }
 
 #[test]

@@ -26,10 +26,10 @@ use clerk_sync::{
     store::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
         ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
-        Migration, MigrationStatus, Minimized, Old, OpenErasures, Outgoing, Outlook, Parked, Patience,
-        Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFate, RowFilter, Run,
-        RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
-        Transaction, Trouble, Unsealed, Waiting, Way,
+        Migration, MigrationStatus, Minimized, Old, OpenErasures, Origin, Outgoing, Outlook, Parked,
+        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFate,
+        RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+        Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -574,11 +574,20 @@ impl Store for Troubled {
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
         self.fault.call(self.inner.unfinished_run(kind, parameters)).await
     }
-    async fn instance(&self) -> Result<Option<String>> {
-        self.fault.call(self.inner.instance()).await
+    async fn origin(&self) -> Result<Option<Origin>> {
+        self.fault.call(self.inner.origin()).await
     }
-    async fn remember_instance(&self, id: &str) -> Result<()> {
-        self.fault.call(self.inner.remember_instance(id)).await
+    async fn claim_instance(&self, id: &str) -> Result<String> {
+        self.fault.call(self.inner.claim_instance(id)).await
+    }
+    async fn change_instance(&self, id: &str) -> Result<()> {
+        self.fault.call(self.inner.change_instance(id)).await
+    }
+    async fn settle_instance(&self) -> Result<()> {
+        self.fault.call(self.inner.settle_instance()).await
+    }
+    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.note_refused(id, now)).await
     }
     async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
         self.fault.call(self.inner.last_finished(kind)).await

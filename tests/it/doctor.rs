@@ -14,8 +14,8 @@ use crate::{
     catching_up::Clerk,
     receivers::{Receiver, nowhere, reply},
     service::{
-        Connection, Finished, Host, Keeper, OTHER_SECRET, Post, SECRET, deletion, eventually, milliseconds,
-        on_each_keeper, post, skip, unique, user,
+        Connection, Finished, Host, INSTANCE, Keeper, OTHER_SECRET, Post, SECRET, deletion, eventually,
+        milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
 
@@ -41,9 +41,6 @@ on_each_keeper!(
     people_see_one_line_a_check_and_the_remedy_below,
     what_is_there_is_counted,
 );
-
-/// The instance that a fake Clerk is of, unless it is told otherwise.
-const INSTANCE: &str = "ins_2fakefakefakefakefakefakefa";
 
 /// What `doctor` found.
 #[derive(Debug)]
@@ -151,6 +148,7 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
         "erasures",
         "clerk clock",
         "clerk key",
+        "clerk instance",
         "webhook secret",
         "sink crm",
     ] {
@@ -327,12 +325,12 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
 
 fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     let _clerk = prepare(host);
-    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 4");
-    host.sql("DROP TABLE clerk_instance");
+    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5");
+    host.sql("DROP TABLE activity");
     for _ in 0..2 {
         let report = doctor(host, &[]);
         assert_eq!(report.code, 0, "{report:#?}");
-        let remedy = report.remedy("migrations", "warn", " is pending: 0004_instance");
+        let remedy = report.remedy("migrations", "warn", " is pending: 0005_activity");
         assert!(remedy.contains("`clerk-sync migrate`"), "{remedy}");
         assert_eq!(report.status("tables"), "skip");
     }
@@ -340,7 +338,7 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     assert_eq!(doctor(host, &[]).status("migrations"), "ok");
     if host.keeper == Keeper::Postgres {
         // Whoever does not own the tables cannot apply migrations.
-        host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 4; DROP TABLE clerk_instance");
+        host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5; DROP TABLE activity");
         let role = Role::new(host);
         let schema = &host.schema;
         host.sql(&format!(
@@ -487,7 +485,7 @@ fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host)
     assert_eq!(report.status("queue"), "ok", "{report:#?}");
     report.remedy("outbox", "warn", "crm: 1 message waits, the oldest for ");
     // Where the tables are not of this version nobody can tell.
-    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 4");
+    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5");
     let report = doctor(host, &[]);
     for check in ["queue", "outbox", "erasures"] {
         assert_eq!(report.status(check), "skip", "{report:#?}");

@@ -21,7 +21,7 @@ use crate::{
     proxy::{Mode, Proxy},
     receivers::{Receiver, reply},
     service::{
-        Answer, Client, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
+        Answer, Client, Host, INSTANCE, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
         milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
@@ -655,7 +655,7 @@ fn a_head_that_is_too_large_is_431_and_a_body_that_does_not_come_is_408() {
 #[test]
 fn an_instance_pin_refuses_the_events_of_others() {
     let mut host = host();
-    host.set("CLERK_INSTANCE_ID", "ins_it");
+    host.set("CLERK_INSTANCE_ID", INSTANCE);
     let service = host.serve();
     assert_eq!(service.post(&created()).word(), "applied");
     let mut event = user("user.created", "user_other", milliseconds(), "Ada");
@@ -1122,7 +1122,7 @@ fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set(
 fn flags_win_over_the_environment() {
     let mut host = host();
     host.set("CLERK_INSTANCE_ID", "ins_other");
-    let service = host.serve_with(&["--clerk-instance-id", "ins_it"]);
+    let service = host.serve_with(&["--clerk-instance-id", INSTANCE]);
     assert_eq!(service.post(&created()).word(), "applied");
 }
 

@@ -37,6 +37,7 @@ mod erasure;
 mod fan_out;
 mod hidden;
 mod idle;
+mod instances;
 mod journeys;
 mod outages;
 mod private_api;

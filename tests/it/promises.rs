@@ -1,6 +1,6 @@
 //! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
@@ -10,7 +10,7 @@ use clerk_sync::{
     },
     store::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
-        Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction, Trouble,
+        Origin, Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction, Trouble,
     },
     sync::{Clock, Committer, Lanes, Limits, Refusal},
     work::{
@@ -139,6 +139,7 @@ promises! {
     what_a_sink_remembers_of_a_user_is_its_own_and_goes_with_the_recipient,
     an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last,
     the_instance_that_users_come_from_is_remembered,
+    of_several_replicas_that_meet_a_first_event_all_know_the_same_instance,
     what_is_known_is_read_without_waiting_for_anybody,
     only_standing_users_that_nobody_touched_are_listed_in_the_order_of_their_ids,
     whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_asked_for_is_not,
@@ -268,12 +269,47 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
 }
 
 async fn the_instance_that_users_come_from_is_remembered(world: World) {
-    assert_eq!(world.store.instance().await.unwrap(), None);
-    for id in ["ins_1", "ins_1", "ins_2"] {
-        world.store.remember_instance(id).await.unwrap();
-        assert_eq!(world.store.instance().await.unwrap().as_deref(), Some(id));
+    let store = &world.store;
+    assert_eq!(store.origin().await.unwrap(), None);
+    store.note_refused("ins_3", world.now).await.unwrap();
+    let origin = |instance: &str, previous: Option<&str>, refused: Option<&str>| {
+        let refused = refused.map(|id| (id.to_owned(), world.now));
+        Some(Origin { instance: instance.to_owned(), previous: previous.map(ToOwned::to_owned), refused })
+    };
+    // The first one stays,
+    for id in ["ins_1", "ins_2", "ins_1"] {
+        assert_eq!(store.claim_instance(id).await.unwrap(), "ins_1");
     }
+    assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, None));
+    store.note_refused("ins_1", world.now).await.unwrap();
+    assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, None), "it is not refused");
+    store.note_refused("ins_2", world.now).await.unwrap();
+    assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, Some("ins_2")));
+    // until it is changed.
+    for id in ["ins_2", "ins_2"] {
+        store.change_instance(id).await.unwrap();
+        assert_eq!(store.origin().await.unwrap(), origin("ins_2", Some("ins_1"), None));
+    }
+    store.settle_instance().await.unwrap();
+    assert_eq!(store.origin().await.unwrap(), origin("ins_2", None, None));
     assert_eq!(world.count("clerk_instance").await, 1);
+}
+
+async fn of_several_replicas_that_meet_a_first_event_all_know_the_same_instance(world: World) {
+    for _ in 0..5 {
+        let replicas = [world.open().await, world.open().await, world.open().await];
+        let claims = replicas.iter().enumerate().map(|(number, replica)| {
+            let replica = Arc::clone(replica);
+            tokio::spawn(async move { replica.claim_instance(&format!("ins_{number}")).await.unwrap() })
+        });
+        let claims: Vec<_> = claims.collect();
+        let mut known = BTreeSet::new();
+        for claim in claims {
+            known.insert(claim.await.unwrap());
+        }
+        assert_eq!(known.len(), 1, "{known:?}");
+        world.sql("DELETE FROM clerk_instance").await;
+    }
 }
 
 async fn what_is_known_is_read_without_waiting_for_anybody(world: World) {

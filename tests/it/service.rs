@@ -36,6 +36,9 @@ pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// Another one.
 pub(crate) const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
+/// The instance of Clerk that events and users are of: that of a fake Clerk, unless it is told otherwise.
+pub(crate) const INSTANCE: &str = "ins_2fakefakefakefakefakefakefa";
+
 /// How long anything that should happen soon may take on a machine that is busy.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -837,7 +840,7 @@ pub(crate) fn user(event_type: &str, id: &str, at: i64, first_name: &str) -> Val
             "updated_at": at,
         },
         "event_attributes": { "http_request": { "client_ip": "192.0.2.77", "user_agent": "Firefox" } },
-        "instance_id": "ins_it",
+        "instance_id": INSTANCE,
         "object": "event",
         "timestamp": at + 20,
         "type": event_type,
@@ -847,7 +850,7 @@ pub(crate) fn user(event_type: &str, id: &str, at: i64, first_name: &str) -> Val
 pub(crate) fn deletion(id: &str, at: i64) -> Value {
     json!({
         "data": { "deleted": true, "id": id, "object": "user" },
-        "instance_id": "ins_it",
+        "instance_id": INSTANCE,
         "object": "event",
         "timestamp": at,
         "type": "user.deleted",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 use super::{
     clock::{self, Span},
     configuration::Given,
@@ -10,10 +12,16 @@ use super::{
 use crate::{
     clerk::api::{ApiError, ClockReading, Persistence, read_clock},
     cli::{self, Failure, open_api},
+    store::Origin,
+    sync::instance::Pin,
 };
 
 const CLOCK: &str = "clerk clock";
 const KEY: &str = "clerk key";
+const INSTANCE: &str = "clerk instance";
+
+/// Refusals that are older than this are over.
+const REFUSED_LATELY: TimeDelta = TimeDelta::days(1);
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,11 +57,63 @@ pub(super) async fn ask_instance(given: &Given) -> Option<Result<String, ApiErro
     Some(api.instance(Persistence::INTERACTIVE).await.map(str::to_owned))
 }
 
-/// `remembered` is the instance that the users of the database came from.
+/// Whether events come from the one instance that the users of the database are of.
+pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime<Utc>) -> Vec<Finding> {
+    let pin = Pin::of(given.config.instance_id.as_deref());
+    if pin == Pin::Any {
+        let found = "CLERK_INSTANCE_ID=any: events of every instance are taken in, and reconcile erases nobody by itself";
+        return vec![Finding::ok(INSTANCE, found)];
+    }
+    let Some(Origin { instance, previous, refused }) = origin else {
+        return vec![match pin.only() {
+            Some(pinned) => Finding::ok(INSTANCE, format!("{pinned}, by CLERK_INSTANCE_ID")),
+            None => Finding::ok(INSTANCE, "not known yet: the first event or the first backfill decides"),
+        }];
+    };
+    let mut findings = Vec::new();
+    if let Some((other, at)) = refused.as_ref().filter(|(_, at)| now - *at < REFUSED_LATELY) {
+        findings.push(Finding::fail(
+            INSTANCE,
+            Cause::Wrong,
+            format!(
+                "events of instance {other} are refused (403 wrong_instance), the last at {}: the users here are of {instance}",
+                at.format("%Y-%m-%d %H:%M:%S UTC")
+            ),
+            format!(
+                "remove the endpoint of {other} in Clerk's Dashboard, or give it a database of its own; if users are to come \
+                 from {other} from now on, `clerk-sync backfill --change-instance` with a key of it; see the runbook, \
+                 ClerkSyncOtherInstance"
+            ),
+        ));
+    }
+    if let Some(pinned) = pin.only().filter(|pinned| pinned != instance) {
+        findings.push(Finding::warn(
+            INSTANCE,
+            format!("CLERK_INSTANCE_ID is {pinned}, and the users of this database came from {instance}"),
+            format!(
+                "set CLERK_INSTANCE_ID={instance}, or let users come from {pinned} with \
+                 `clerk-sync backfill --change-instance`"
+            ),
+        ));
+    }
+    if let Some(previous) = previous {
+        findings.push(Finding::warn(
+            INSTANCE,
+            format!("{instance}, since a change: users of {previous}, the one before, may still be here"),
+            "`clerk-sync reconcile --dry-run` names them; `clerk-sync reconcile --allow-mass-delete` erases them",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(INSTANCE, format!("{instance}, like the users here")));
+    }
+    findings
+}
+
+/// `origin` says of which instance the users of the database are.
 pub(super) fn judge_instance(
     given: &Given,
     answer: Option<Result<String, ApiError>>,
-    remembered: Option<&str>,
+    origin: Option<&Origin>,
 ) -> Vec<Finding> {
     let Some(answer) = answer else {
         return vec![if given.is_mistaken("CLERK_SECRET_KEY") || given.is_mistaken("CLERK_API_URL") {
@@ -70,7 +130,8 @@ pub(super) fn judge_instance(
     let mut fail = |found: String, remedy: String| {
         findings.push(Finding::fail(KEY, Cause::Configuration, found, remedy));
     };
-    if let Some(pinned) = given.config.instance_id.as_deref().filter(|pinned| *pinned != of_key) {
+    let pin = Pin::of(given.config.instance_id.as_deref());
+    if let Some(pinned) = pin.only().filter(|pinned| *pinned != of_key) {
         fail(
             format!("CLERK_SECRET_KEY is of instance {of_key}, and CLERK_INSTANCE_ID is {pinned}"),
             format!(
@@ -78,7 +139,8 @@ pub(super) fn judge_instance(
             ),
         );
     }
-    if let Some(known) = remembered.filter(|known| *known != of_key) {
+    let known = origin.map(|origin| &origin.instance).filter(|known| **known != of_key);
+    if let Some(known) = known.filter(|_| pin != Pin::Any) {
         fail(
             format!(
                 "CLERK_SECRET_KEY is of instance {of_key}, and the users of this database came from {known}"
@@ -109,7 +171,7 @@ fn refused(error: &ApiError) -> Finding {
             Finding::fail(KEY, cause, text, remedy)
         }
         // Such as a proxy that lets only questions about users through.
-        ApiError::Refused { .. } | ApiError::Unintelligible { .. } => {
+        ApiError::Refused { .. } | ApiError::Unintelligible { .. } | ApiError::TooLong { .. } => {
             let remedy =
                 "see that CLERK_API_URL is that of Clerk, or of a proxy that lets GET /v1/instance through";
             Finding::warn(KEY, format!("of which instance the key is cannot be told: {text}"), remedy)

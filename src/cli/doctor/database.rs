@@ -18,8 +18,8 @@ use crate::{
     cli::{clock as our_clock, explained, look, noun},
     config::{Database, apart},
     store::{
-        BehindSequence, Inspection, MigrationStatus, Missing, Reference, Result as Stored, Route, Size,
-        StoreError, Trouble, sqlite,
+        BehindSequence, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored, Route,
+        Size, StoreError, Trouble, sqlite,
     },
 };
 
@@ -41,8 +41,8 @@ const REST: [&str; 8] = [
 /// What the database says, and what others need to know of it.
 pub(super) struct Looked {
     pub(super) findings: Vec<Finding>,
-    /// Which instance of Clerk the users came from, if that is remembered.
-    pub(super) instance: Option<String>,
+    /// Which instance of Clerk the users are of, if that is known.
+    pub(super) origin: Option<Origin>,
     /// `None` if there is nothing yet.
     pub(super) size: Option<Stored<Size>>,
 }
@@ -52,7 +52,7 @@ impl Looked {
     fn not(finding: Finding, why: &str) -> Self {
         let rest = REST.into_iter().map(|check| Finding::skip(check, why));
         let findings = [finding].into_iter().chain(rest).chain(backlog::skipped(why));
-        Self { findings: findings.collect(), instance: None, size: None }
+        Self { findings: findings.collect(), origin: None, size: None }
     }
 }
 
@@ -105,13 +105,13 @@ pub(super) async fn check(given: &Given) -> Looked {
     if is_ready {
         findings.extend(sinks::told_elsewhere(&*store, given).await);
     }
-    let instance = if is_ready { store.instance().await.ok().flatten() } else { None };
-    if instance.as_deref() == Some(sample::INSTANCE) {
+    let origin = if is_ready { store.origin().await.ok().flatten() } else { None };
+    if origin.as_ref().is_some_and(|origin| origin.instance == sample::INSTANCE) {
         let found = "made-up people are in it, written by `clerk-sync dev`";
         findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
     }
     store.close().await;
-    Looked { findings, instance, size: Some(inspection.size) }
+    Looked { findings, origin, size: Some(inspection.size) }
 }
 
 /// Whether the tables can be read.

@@ -20,7 +20,7 @@ use self::{
     configuration::Given,
     report::{Finding, exit_code, print},
 };
-use super::{Failure, say};
+use super::{Failure, clock as our_clock, say};
 use crate::config::{Needs, Settings};
 
 const EXIT_CODES: &str = "\
@@ -58,7 +58,8 @@ impl Doctor {
         let mut findings = configuration::check(&given);
         findings.extend(database.findings);
         findings.push(clerk::judge_hour(&given, hour));
-        findings.extend(clerk::judge_instance(&given, instance, database.instance.as_deref()));
+        findings.extend(clerk::judge_instance(&given, instance, database.origin.as_ref()));
+        findings.extend(clerk::judge_origin(&given, database.origin.as_ref(), our_clock()()));
         findings.extend(service);
         findings.extend(sinks);
         findings.push(disk::check(&given, database.size));

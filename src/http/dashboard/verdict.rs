@@ -150,8 +150,8 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         (
             "wrong_instance",
             Level::Wrong,
-            "They are signed with our secret and of another instance of Clerk: is `CLERK_INSTANCE_ID` right, and does only one \
-             instance send here?",
+            "They are signed with our secret and of another instance of Clerk than the users here. `clerk-sync doctor` names \
+             both; the runbook (ClerkSyncOtherInstance) says what to do.",
         ),
         (
             "body_too_large",

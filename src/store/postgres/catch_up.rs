@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{ClerkId, FieldSet},
-    store::{History, Known, Result, Run, RunKind, StoreError, Trouble},
+    store::{History, Known, Origin, Result, Run, RunKind, StoreError, Trouble},
 };
 
 pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
@@ -131,21 +131,65 @@ fn run(row: &PgRow, kind: RunKind) -> Result<Run> {
     })
 }
 
-pub(super) async fn instance(store: &Postgres) -> Result<Option<String>> {
+pub(super) async fn origin(store: &Postgres) -> Result<Option<Origin>> {
     let mut session = store.session(&store.begin_normal).await?;
-    let rows = session.rows(sql("SELECT instance_id FROM clerk_instance WHERE one")).await?;
+    let rows = session
+        .rows(sql("SELECT instance_id, previous, refused, refused_at FROM clerk_instance WHERE one"))
+        .await?;
     session.commit().await?;
-    rows.first().map(|row| get(row, 0)).transpose()
+    let origin = |row| {
+        let refused: Option<String> = get(row, 2)?;
+        Ok(Origin { instance: get(row, 0)?, previous: get(row, 1)?, refused: refused.zip(get(row, 3)?) })
+    };
+    rows.first().map(origin).transpose()
 }
 
-pub(super) async fn remember_instance(store: &Postgres, id: &str) -> Result<()> {
+pub(super) async fn claim_instance(store: &Postgres, id: &str) -> Result<String> {
+    // Nobody writes where there is nothing to write.
+    if let Some(origin) = origin(store).await? {
+        return Ok(origin.instance);
+    }
     let mut session = store.session(&store.begin_normal).await?;
     session
         .execute(
-            sql("INSERT INTO clerk_instance (one, instance_id)
+            // Waits for whoever claims at the same time, and then yields to them.
+            sql("INSERT INTO clerk_instance (one, instance_id) VALUES (true, $1) ON CONFLICT (one) DO NOTHING")
+                .bind(id),
+        )
+        .await?;
+    let rows = session.rows(sql("SELECT instance_id FROM clerk_instance WHERE one")).await?;
+    session.commit().await?;
+    rows.first().ok_or_else(|| StoreError::new(Trouble::Raced)).and_then(|row| get(row, 0))
+}
+
+pub(super) async fn change_instance(store: &Postgres, id: &str) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(
+            sql("INSERT INTO clerk_instance AS i (one, instance_id)
                  VALUES (true, $1)
-                 ON CONFLICT (one) DO UPDATE SET instance_id = excluded.instance_id")
+                 ON CONFLICT (one) DO UPDATE
+                 SET instance_id = excluded.instance_id, previous = i.instance_id, refused = NULL, refused_at = NULL
+                 WHERE i.instance_id <> excluded.instance_id")
             .bind(id),
+        )
+        .await?;
+    session.commit().await
+}
+
+pub(super) async fn settle_instance(store: &Postgres) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session.execute(sql("UPDATE clerk_instance SET previous = NULL WHERE one")).await?;
+    session.commit().await
+}
+
+pub(super) async fn note_refused(store: &Postgres, id: &str, now: DateTime<Utc>) -> Result<()> {
+    let mut session = store.session(&store.begin_normal).await?;
+    session
+        .execute(
+            sql("UPDATE clerk_instance SET refused = $1, refused_at = $2 WHERE one AND instance_id <> $1")
+                .bind(id)
+                .bind(now),
         )
         .await?;
     session.commit().await

@@ -68,17 +68,18 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
     ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-    MigrationStatus, Minimized, Missing, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
-    QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Run, RunKind, SinkDepth, Space,
-    Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    MigrationStatus, Minimized, Missing, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
+    QueueDepth, QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Run, RunKind, SinkDepth,
+    Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
 use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
 
-const MIGRATIONS: [Migration; 12] = migrations!(
+const MIGRATIONS: [Migration; 13] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since",
+    13 "0013_origin"
 );
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
@@ -604,12 +605,24 @@ impl Store for Postgres {
         catch_up::unfinished_run(self, kind, parameters).await
     }
 
-    async fn instance(&self) -> Result<Option<String>> {
-        catch_up::instance(self).await
+    async fn origin(&self) -> Result<Option<Origin>> {
+        catch_up::origin(self).await
     }
 
-    async fn remember_instance(&self, id: &str) -> Result<()> {
-        catch_up::remember_instance(self, id).await
+    async fn claim_instance(&self, id: &str) -> Result<String> {
+        catch_up::claim_instance(self, id).await
+    }
+
+    async fn change_instance(&self, id: &str) -> Result<()> {
+        catch_up::change_instance(self, id).await
+    }
+
+    async fn settle_instance(&self) -> Result<()> {
+        catch_up::settle_instance(self).await
+    }
+
+    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
+        catch_up::note_refused(self, id, now).await
     }
 
     async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
-use crate::store::{History, Result, Run, RunKind};
+use crate::store::{History, Origin, Result, Run, RunKind, StoreError, Trouble};
 
 /// What the tables say of the time before this start.
 pub(super) async fn history(
@@ -68,25 +68,66 @@ fn run(row: &SqliteRow, kind: RunKind) -> Result<Run> {
 }
 
 /// Which instance of Clerk the users are of, if that is known.
-pub(super) async fn instance(connection: &mut SqliteConnection) -> Result<Option<String>> {
-    let row = sqlx::query("SELECT instance_id FROM clerk_instance")
+pub(super) async fn origin(connection: &mut SqliteConnection) -> Result<Option<Origin>> {
+    let row = sqlx::query("SELECT instance_id, previous, refused, refused_at FROM clerk_instance")
         .fetch_optional(connection)
         .await
         .map_err(explain)?;
-    row.map_or(Ok(None), |row| text::read(&row, "instance_id"))
+    let Some(row) = row else { return Ok(None) };
+    let refused = text::read(&row, "refused")?;
+    Ok(Some(Origin {
+        instance: text::read(&row, "instance_id")?.unwrap_or_default(),
+        previous: text::read(&row, "previous")?,
+        refused: refused.zip(text::read_time(&row, "refused_at")?),
+    }))
 }
 
-/// Remember it.
-pub(super) async fn remember_instance(connection: &mut SqliteConnection, id: &str) -> Result<()> {
+/// Remember it unless one is remembered; returns the one that is.
+pub(super) async fn claim_instance(connection: &mut SqliteConnection, id: &str) -> Result<String> {
+    sqlx::query("INSERT INTO clerk_instance (one, instance_id) VALUES (1, ?1) ON CONFLICT (one) DO NOTHING")
+        .bind(id)
+        .execute(&mut *connection)
+        .await
+        .map_err(explain)?;
+    let origin = origin(connection).await?;
+    origin.map(|origin| origin.instance).ok_or_else(|| StoreError::new(Trouble::Raced))
+}
+
+/// Put it in the place of any other.
+pub(super) async fn change_instance(connection: &mut SqliteConnection, id: &str) -> Result<()> {
     sqlx::query(
         "INSERT INTO clerk_instance (one, instance_id)
          VALUES (1, ?1)
-         ON CONFLICT (one) DO UPDATE SET instance_id = excluded.instance_id",
+         ON CONFLICT (one) DO UPDATE
+         SET instance_id = excluded.instance_id, previous = clerk_instance.instance_id,
+             refused = NULL, refused_at = NULL
+         WHERE instance_id <> excluded.instance_id",
     )
     .bind(id)
     .execute(connection)
     .await
     .map_err(explain)?;
+    Ok(())
+}
+
+/// Forget the one before.
+pub(super) async fn settle_instance(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query("UPDATE clerk_instance SET previous = NULL").execute(connection).await.map_err(explain)?;
+    Ok(())
+}
+
+/// Note whose events are refused.
+pub(super) async fn note_refused(
+    connection: &mut SqliteConnection,
+    id: &str,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query("UPDATE clerk_instance SET refused = ?1, refused_at = ?2 WHERE instance_id <> ?1")
+        .bind(id)
+        .bind(text::time(now))
+        .execute(connection)
+        .await
+        .map_err(explain)?;
     Ok(())
 }
 

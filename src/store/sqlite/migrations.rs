@@ -11,9 +11,10 @@ use crate::store::{
     schema::{self, Column, Kind, TABLES, quoted},
 };
 
-pub(super) const MIGRATIONS: [Migration; 12] = migrations!(
+pub(super) const MIGRATIONS: [Migration; 13] = migrations!(
     "sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since"
+    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since",
+    13 "0013_origin"
 );
 
 /// Apply what is pending, in the caller's transaction; returns it.

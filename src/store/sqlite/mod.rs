@@ -64,7 +64,7 @@ use self::{
 use super::{
     Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
     ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-    MigrationStatus, Minimized, Old, OpenErasures, Outlook, Parked, Patience, Processed, QueueDepth,
+    MigrationStatus, Minimized, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed, QueueDepth,
     QueueFilter, Queued, Readiness, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics,
     Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
 };
@@ -356,13 +356,36 @@ impl Store for Sqlite {
         catch_up::unfinished_run(&mut *self.read().await?, kind, parameters).await
     }
 
-    async fn instance(&self) -> Result<Option<String>> {
-        catch_up::instance(&mut *self.read().await?).await
+    async fn origin(&self) -> Result<Option<Origin>> {
+        catch_up::origin(&mut *self.read().await?).await
     }
 
-    async fn remember_instance(&self, id: &str) -> Result<()> {
+    async fn claim_instance(&self, id: &str) -> Result<String> {
+        // Nobody writes where there is nothing to write.
+        if let Some(origin) = self.origin().await? {
+            return Ok(origin.instance);
+        }
         let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::remember_instance(transaction.connection()?, id).await?;
+        let known = catch_up::claim_instance(transaction.connection()?, id).await?;
+        Box::new(transaction).commit().await?;
+        Ok(known)
+    }
+
+    async fn change_instance(&self, id: &str) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::change_instance(transaction.connection()?, id).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn settle_instance(&self) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::settle_instance(transaction.connection()?).await?;
+        Box::new(transaction).commit().await
+    }
+
+    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
+        let mut transaction = self.write(Patience::Normal).await?;
+        catch_up::note_refused(transaction.connection()?, id, now).await?;
         Box::new(transaction).commit().await
     }
 

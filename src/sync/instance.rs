@@ -1,0 +1,227 @@
+//! Of which instance of Clerk events may come in: of the one that the users here are of.
+//!
+//! A Clerk application has an instance for development and one for production, and both can send to one address. What the
+//! two say of their users does not belong into one table: a comparison with one of them would erase the users of the other.
+//! So the first event decides, or the key of the first backfill, and the database remembers it for all replicas.
+//!
+//! A webhook costs no question to the database: what it said is believed for [`BELIEVED`], and asked again at once when an
+//! event names another instance. `--change-instance` waits for as long, so that every replica knows of it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, sleep, timeout},
+};
+
+use super::Clock;
+use crate::store::{self, Store, StoreError, Trouble};
+
+/// For how long a process believes what the database said.
+pub const BELIEVED: Duration = Duration::from_secs(5);
+
+/// How long the database gets for one answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long to wait before it is asked again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// That events are refused is noted in the database this often.
+const NOTED: Duration = Duration::from_secs(1);
+
+/// The instances of the examples that Clerk publishes, and that "Send Example" of its Dashboard sends. There are no such
+/// instances, so these events are taken as if they named none.
+const EXAMPLES: [&str; 2] = ["ins_123", "ins_2g7np7Hrk0SN6kj5EDMLDaKNL0S"];
+
+/// The longest id of an instance that is believed to be one, in bytes. Clerk's have 31.
+const MAX_ID_BYTES: usize = 64;
+
+/// `CLERK_INSTANCE_ID`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    /// Not set: the one that is seen first.
+    #[default]
+    FirstSeen,
+    Only(String),
+    /// `any`: all of them, on purpose.
+    Any,
+}
+
+impl Pin {
+    pub fn of(setting: Option<&str>) -> Self {
+        match setting {
+            None => Self::FirstSeen,
+            Some("any") => Self::Any,
+            Some(id) => Self::Only(id.to_owned()),
+        }
+    }
+
+    /// The one and only.
+    pub fn only(&self) -> Option<&str> {
+        if let Self::Only(id) = self { Some(id) } else { None }
+    }
+}
+
+/// Another instance than the one that events may be of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    pub instance: String,
+    /// The one that the users here are of.
+    pub known: String,
+}
+
+/// Lets events in, or not.
+pub struct Gate {
+    pin: Pin,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    known: RwLock<Option<Known>>,
+    /// Held by the one who asks the database.
+    asking: AsyncMutex<()>,
+    noted: Mutex<Option<(String, Instant)>>,
+}
+
+/// What the database said, and when it was asked.
+#[derive(Clone)]
+struct Known {
+    instance: Arc<str>,
+    at: Instant,
+}
+
+impl Gate {
+    pub fn new(pin: Pin, store: Arc<dyn Store>, clock: Clock) -> Self {
+        let (known, asking, noted) = (RwLock::default(), AsyncMutex::default(), Mutex::default());
+        Self { pin, store, clock, known, asking, noted }
+    }
+
+    /// Whether an event that names this instance is let in without asking the database. `false` is no refusal.
+    pub fn opens_at_once(&self, instance: Option<&str>) -> bool {
+        match (&self.pin, instance) {
+            (Pin::Any, _) | (_, None) => true,
+            (Pin::Only(pinned), Some(instance)) => instance == pinned,
+            (Pin::FirstSeen, Some(instance)) => {
+                !is_instance(instance)
+                    || self.known().is_some_and(|known| *known.instance == *instance && known.is_believed())
+            }
+        }
+    }
+
+    /// Whether an event that names this instance is let in; remembers the first one. While the database cannot say it is
+    /// asked again, until the deadline.
+    ///
+    /// # Errors
+    /// If the database cannot say until then. Of an instance that was let in before it need not.
+    pub async fn ask(&self, instance: &str, deadline: Instant) -> store::Result<Result<(), Stranger>> {
+        let began = Instant::now();
+        let known = loop {
+            if let Some(pinned) = self.pin.only() {
+                break pinned.into();
+            }
+            match self.learn(instance, began).await {
+                Ok(known) => break known,
+                Err(error)
+                    if matches!(error.trouble, Trouble::Schema | Trouble::Broken)
+                        || Instant::now() + RETRY >= deadline =>
+                {
+                    return Err(error);
+                }
+                Err(_) => sleep(RETRY).await,
+            }
+        };
+        if *known == *instance {
+            return Ok(Ok(()));
+        }
+        let stranger = Stranger { instance: shown(instance), known: known.as_ref().to_owned() };
+        self.note(&stranger).await;
+        Ok(Err(stranger))
+    }
+
+    /// What the database remembers, which is this instance if it is the first one. What others heard since then counts.
+    async fn learn(&self, instance: &str, since: Instant) -> store::Result<Arc<str>> {
+        let _one_at_a_time = self.asking.lock().await;
+        let before = self.known();
+        if let Some(known) = before.as_ref().filter(|known| known.at >= since) {
+            return Ok(Arc::clone(&known.instance));
+        }
+        let at = Instant::now();
+        let asked = timeout(ANSWER_WITHIN, self.store.claim_instance(instance)).await;
+        let known = match (asked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable))), before) {
+            (Ok(instance), _) => Known { instance: instance.into(), at },
+            // It was let in before. Those who waited meanwhile need not ask in vain as well.
+            (Err(_), Some(known)) if *known.instance == *instance => Known { at: Instant::now(), ..known },
+            (Err(error), _) => return Err(error),
+        };
+        let instance = Arc::clone(&known.instance);
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        Ok(instance)
+    }
+
+    /// Let `doctor` know of it, and the log say what it means.
+    async fn note(&self, stranger: &Stranger) {
+        {
+            let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_known = noted.as_ref().is_some_and(|(instance, _)| *instance == stranger.instance);
+            if is_known && noted.as_ref().is_some_and(|(_, at)| at.elapsed() < NOTED) {
+                return;
+            }
+            *noted = Some((stranger.instance.clone(), Instant::now()));
+            if !is_known {
+                tracing::error!(
+                    instance = stranger.instance,
+                    known = stranger.known,
+                    "events of another instance of Clerk come in and are refused: remove that instance's endpoint, or see the \
+                     runbook (ClerkSyncOtherInstance) if the users are to come from it from now on"
+                );
+            }
+        }
+        let note = self.store.note_refused(&stranger.instance, (self.clock)());
+        if !matches!(timeout(ANSWER_WITHIN, note).await, Ok(Ok(()))) {
+            tracing::debug!("that events were refused could not be noted");
+        }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Known {
+    fn is_believed(&self) -> bool {
+        self.at.elapsed() < BELIEVED
+    }
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("pin", &self.pin).finish_non_exhaustive()
+    }
+}
+
+/// Whether this can be the id of an instance of Clerk, and is not that of an example.
+fn is_instance(id: &str) -> bool {
+    id.starts_with("ins_") && shown(id) == id && !EXAMPLES.contains(&id)
+}
+
+/// An id of an instance that may be told; the body of an event may hold anything in its place.
+fn shown(id: &str) -> String {
+    let in_ids = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if id.len() <= MAX_ID_BYTES && id.bytes().all(in_ids) { id.to_owned() } else { "(no id)".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_and_what_is_no_id_count_as_no_instance() {
+        for id in ["ins_bar", "ins_2fakefakefakefakefakefakefa"] {
+            assert!(is_instance(id), "{id}");
+        }
+        for id in EXAMPLES.into_iter().chain(["", "evt_user_1", "ins_\u{202e}", "ins_a b"]) {
+            assert!(!is_instance(id), "{id}");
+        }
+    }
+}
