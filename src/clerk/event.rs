@@ -312,13 +312,18 @@ fn read_envelope(
     let data = data.ok_or("`data` is not an object")?;
     let clerk_id = event.delivery.clerk_id.clone().ok_or("`data.id` is not a string of 1 to 255 bytes")?;
     let event_at = event.delivery.event_at;
+    let updated_at = time_of(&data, "updated_at", &mut event.unread, |at| plausible(at, now));
     let news = if deletion {
         News::Delete
     } else {
         let created_at = time_of(&data, "created_at", &mut event.unread, |_| true);
-        News::Upsert { patch: read_patch(&data, fields, &mut event.unread), created_at }
+        let before = event.unread.len();
+        let patch = read_patch(&data, fields, &mut event.unread);
+        if event.unread.len() > before && patch.is_empty() && created_at.or(updated_at).is_none() {
+            return Err("nothing of `data` but its id can be read".into());
+        }
+        News::Upsert { patch, created_at }
     };
-    let updated_at = time_of(&data, "updated_at", &mut event.unread, |at| plausible(at, now));
     Ok(Content::Change(Change {
         clerk_id,
         version: Version {
@@ -802,6 +807,7 @@ mod tests {
             (r#"{"type":"user.created","data":{}}"#, "`data.id`"),
             (r#"{"type":"user.updated","data":{"id":17}}"#, "`data.id`"),
             (r#"{"type":"user.deleted","data":{"id":17}}"#, "`data.id`"),
+            (r#"{"type":"user.updated","data":{"id":"user_1","first_name":7}}"#, "nothing of `data`"),
         ] {
             assert!(unusable(body).contains(reason), "{body}: {}", unusable(body));
             assert_eq!(parsed(body).delivery.payload, body.as_bytes());

@@ -134,6 +134,11 @@ impl Patch {
         self.0.push((field, value));
     }
 
+    /// Whether nothing is said of any field.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What is said of `field`; `None` if nothing is.
     pub fn get(&self, field: Field) -> Option<&Value> {
         self.0.iter().find(|(other, _)| *other == field).map(|(_, value)| value)

@@ -340,10 +340,11 @@ async fn a_deletion_that_is_taken_back_leaves_the_user_whole(mut world: World) {
     world.rules.grace = TimeDelta::days(7);
     world.deliver(&Event::created("user_1")).await;
     assert_eq!(cancel(&world, "user_1").await, Fate::NotHeld);
-    let actor = json!({ "http_request": { "client_ip": "198.51.100.77", "user_agent": "Loom/9" } });
-    let parked =
-        Event::updated("user_1", 100).set("first_name", json!(["x"])).envelope("event_attributes", actor);
-    assert_eq!(world.deliver(&parked).await, Parked);
+    let unreadable = json!({
+        "type": "user.updated", "data": { "id": "user_1", "first_name": ["x"] },
+        "event_attributes": { "http_request": { "client_ip": "198.51.100.77", "user_agent": "Loom/9" } },
+    });
+    assert_eq!(world.deliver(&Event::raw(unreadable.to_string())).await, Parked);
     let tables = ["users", "audit_actors", "webhook_queue", "entity_versions"];
     let look = async |world: &World| -> Vec<String> {
         let lines = world.dump().await;

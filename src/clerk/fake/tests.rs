@@ -14,6 +14,7 @@ use chrono::DateTime;
 use super::*;
 use crate::{
     clerk::{event, signature::Verified},
+    http_client,
     model::{Content, FieldSet, News, SvixId},
 };
 
@@ -56,7 +57,7 @@ impl World {
         let clock: Clock =
             Arc::new(move || DateTime::from_timestamp_millis(time.load(Ordering::Relaxed)).unwrap());
         let fake = Fake::start(Options { users, ..Options::default() }, clock).await.unwrap();
-        Self { fake, client: Client::new(), now }
+        Self { fake, client: http_client::builder().build().unwrap(), now }
     }
 
     fn pass(&self, time: Duration) {

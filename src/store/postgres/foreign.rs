@@ -11,7 +11,7 @@ use crate::store::{
 
 /// Opened without our search path: the name is looked up as the application would.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '300s'; \
-                     SET LOCAL client_min_messages = error";
+                     SET LOCAL client_min_messages = error; SELECT pg_backend_pid()";
 
 /// The table, its columns and what is in them.
 pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTable> {

@@ -22,8 +22,10 @@ const UNMOVED: &str = "CS001";
 
 /// What never speaks of one row: the connection, who we are, conflicts, resources, an operator, a fault of the server, a
 /// lock that somebody holds, a database that takes no writes.
-const PASSING: &str =
-    "left(state, 2) IN ('08', '28', '40', '53', '57', '58', 'F0', 'XX') OR state IN ('25006', '55P03')";
+const PASSING: &str = "left(state, 2) IN ('40', '53', '57') OR state = '55P03'";
+
+/// What is ours or the server's if our own statement fails with it, and the application's if its code does.
+const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";
 
 /// Nothing in this row tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
 const ANONYMOUS: &str = "coalesce(
@@ -206,7 +208,7 @@ fn each(statement: &str) -> String {
         "GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, of_table = TABLE_NAME, of_column = COLUMN_NAME,
              of_constraint = CONSTRAINT_NAME, place = PG_EXCEPTION_CONTEXT;
          IF {PASSING}
-             OR left(state, 2) = '42' AND strpos(split_part(place, '{begin}', 1), chr(10)) = 0 THEN
+             OR {OURS} AND strpos(split_part(place, '{begin}', 1), chr(10)) = 0 THEN
              RAISE;
          END IF;"
     );

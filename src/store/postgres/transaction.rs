@@ -115,6 +115,7 @@ impl Transaction for PostgresTransaction {
         if ids.is_empty() {
             return Ok(());
         }
+        self.session.leaves_work();
         queue::postpone(&mut self.session, ids, until).await
     }
 
