@@ -97,7 +97,7 @@ fn a_start_says_which_rows_may_be_hidden_and_each_remedy_mends_it() {
     }
     // A policy for some rows is no policy for all.
     host.sql(&format!("CREATE POLICY few ON users TO {} USING (email LIKE '%@example.com')", role.name));
-    let service = host.serve_with(&["--database-url", &role.url]);
+    let service = host.begin(&["--database-url", &role.url]);
     eventually("said", || service.lines().iter().any(|line| line["level"] == "ERROR"));
     let said: Vec<String> = service
         .lines()
