@@ -31,7 +31,7 @@ const EXAMPLES: &[Examples] = &[
         ("and with Drizzle", "clerk-sync migrate adopt --from public.users"),
         ("where columns have names of their own",
          "clerk-sync migrate adopt --from members --id-column auth_id --column phone_number=phone"),
-        ("where it says in its own way who is deleted", "clerk-sync migrate adopt --from members --deleted-when \"plan = 'gone'\""),
+        ("where it says in its own way who is deleted", "clerk-sync migrate adopt --from members --deleted-when \"plan='gone'\""),
     ]),
     ("backfill", &[
         ("everybody; after an interruption the same goes on", "clerk-sync backfill"),
