@@ -142,6 +142,7 @@ const EXAMPLES: &[Examples] = &[
         ("whether one can be told", "clerk-sync sinks test crm"),
     ]),
     ("sinks test", &[("", "clerk-sync sinks test crm")]),
+    ("sinks moved", &[("how many users are known at the address before", "clerk-sync sinks moved crm --dry-run")]),
     ("doctor", &[
         ("before the first start, and whenever something is wrong", "clerk-sync doctor"),
         ("the way that Clerk's webhooks take, proxies included",
