@@ -1,7 +1,6 @@
 -- What comes of other instances of Clerk than the one that the users are of.
-ALTER TABLE clerk_instance
-    -- The instance before a change, until a comparison has settled what becomes of its users.
-    ADD COLUMN previous   text,
-    -- Whose events were refused last, and when.
-    ADD COLUMN refused    text,
-    ADD COLUMN refused_at timestamptz;
+-- previous: the instance before a change, until a comparison has settled what becomes of its users.
+ALTER TABLE clerk_instance ADD COLUMN previous text;
+-- refused, refused_at: whose events were refused last, and when.
+ALTER TABLE clerk_instance ADD COLUMN refused text;
+ALTER TABLE clerk_instance ADD COLUMN refused_at timestamptz;

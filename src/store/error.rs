@@ -91,6 +91,12 @@ impl StoreError {
         Self { place: Some("the row stays as it is".to_owned()), ..Self::new(Trouble::Refused) }
     }
 
+    /// What remains of a race that does not end: the index or constraint that it is about, or that the row stays as it is.
+    #[must_use]
+    pub fn after_races(self) -> Self {
+        if self.place.is_some() { Self { trouble: Trouble::Refused, ..self } } else { Self::unmoved() }
+    }
+
     /// The row that was written is another user's: a trigger of the application changes `clerk_id`, by which we find it again.
     pub fn changed_id() -> Self {
         let place = "a trigger of the application changes column clerk_id of table users".to_owned();

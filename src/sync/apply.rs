@@ -230,7 +230,7 @@ impl Work<'_> {
                     ways = ways.after(error);
                 }
                 Trouble::Raced => {
-                    let refusal = StoreError::unmoved();
+                    let refusal = error.after_races();
                     return self.park(delivery, refusal.to_string(), refusal, patience).await;
                 }
                 Trouble::BadData => {

@@ -296,7 +296,7 @@ impl Draining<'_> {
             }
         }
         if error.trouble == Trouble::Raced {
-            error = StoreError::unmoved();
+            error = error.after_races();
         }
         if !error.is_about_the_data() {
             // Its own fault it is not, so it must not die of it.

@@ -60,7 +60,7 @@ const USED_BY: &[(&str, &str)] = &[
     ("WEBHOOK_ALLOWED_IPS", SERVE),
     ("TRUSTED_PROXIES", "`serve`, `dev`"),
     ("PROCESSING", SERVE),
-    ("IDLE", SERVE),
+    ("IDLE", "`serve`, `worker`"),
     ("QUEUE_MAX_ATTEMPTS", SERVICE),
     ("PROCESSED_RETENTION_DAYS", "`serve`, `worker`, `dev`, `prune`"),
     ("DEAD_RETENTION_DAYS", "`serve`, `worker`, `dev`, `prune`"),

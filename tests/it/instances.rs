@@ -137,6 +137,12 @@ fn examples_and_samples_decide_nothing_and_are_taken_by_any_service(host: &mut H
     assert_refused(&send(&service, &created(OTHER, "user_other")));
     assert_eq!(host.sql("SELECT instance_id FROM clerk_instance"), [[INSTANCE]]);
     service.stop();
+
+    host.set("CLERK_INSTANCE_ID", INSTANCE);
+    let service = host.serve();
+    assert_eq!(send(&service, &created("ins_123", "user_example_pinned")).word(), "applied");
+    assert_refused(&send(&service, &created(OTHER, "user_other")));
+    service.stop();
 }
 
 fn of_several_replicas_that_race_at_the_first_event_all_take_one_instance(host: &mut Host) {

@@ -158,6 +158,11 @@ impl<'a> Report<'a> {
 
     /// Whether it arose in something that a statement of ours only set off.
     fn is_inside(&self) -> bool {
+        // A block of ours catches what the application's code fails with. What it lets through is about our own statement.
+        let block = self.trace.lines().last().is_some_and(|line| line.contains("inline_code_block"));
+        if block && functions(self.trace).is_empty() {
+            return false;
+        }
         self.position == Position::Inner || self.trace.lines().any(is_call)
     }
 

@@ -15,7 +15,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgPool, Row as _, postgres::PgListener};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgPool, Row as _, pool::PoolConnection,
+    postgres::PgListener,
+};
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
@@ -94,7 +97,10 @@ impl Others {
         let telling = async {
             loop {
                 self.tell.notified().await;
-                self.tell_now().await;
+                if !self.tell_now().await {
+                    self.untold.store(true, Ordering::Relaxed);
+                    self.tell.notify_one();
+                }
                 sleep(REST).await;
             }
         };
@@ -108,19 +114,21 @@ impl Others {
         tokio::join!(telling, tidying);
     }
 
-    /// Tell the others what they were not told yet. If it cannot be told they find it by themselves.
-    pub(super) async fn tell_now(&self) {
+    /// Tell the others what they were not told yet; `false` if that failed. They find it by themselves at last.
+    pub(super) async fn tell_now(&self) -> bool {
         if !self.untold.swap(false, Ordering::Relaxed) {
-            return;
+            return true;
         }
-        let Ok(mut connection) = self.pool.acquire().await else { return };
+        let Ok(mut connection) = self.pool.acquire().await else { return false };
         let text = format!("SELECT pg_notify('{CHANNEL}', '{}')", self.schema.replace('\'', "''"));
         let told = timeout(PATIENCE, connection.execute(sqlx::raw_sql(AssertSqlSafe(text)))).await;
-        if !matches!(told, Ok(Ok(_))) {
+        let told = matches!(told, Ok(Ok(_)));
+        if !told {
             drop(connection.detach());
-            tracing::debug!("other processes could not be told; they look by themselves");
+            tracing::debug!("other processes could not be told yet; they also look by themselves");
         }
         self.used();
+        told
     }
 
     /// Close what is idle but for a few, on which one last transaction lets the server add up what they did.
@@ -135,15 +143,17 @@ impl Others {
         while let Some(connection) = self.pool.try_acquire() {
             idle.push(connection);
         }
-        for (number, mut connection) in idle.into_iter().enumerate() {
-            let usable = number < kept
-                && matches!(
-                    timeout(PATIENCE, connection.execute(sqlx::raw_sql("SELECT 1"))).await,
-                    Ok(Ok(_))
-                );
-            if !usable {
-                _ = timeout(PATIENCE, connection.detach().close()).await;
+        // Their places are free at once, however long the server takes.
+        let surplus: Vec<_> =
+            idle.split_off(kept.min(idle.len())).into_iter().map(PoolConnection::detach).collect();
+        for mut connection in idle {
+            let asked = timeout(PATIENCE, connection.execute(sqlx::raw_sql("SELECT 1"))).await;
+            if !matches!(asked, Ok(Ok(_))) {
+                drop(connection.detach());
             }
+        }
+        for connection in surplus {
+            _ = timeout(PATIENCE, connection.close()).await;
         }
     }
 
