@@ -4,3 +4,5 @@ ALTER TABLE clerk_instance ADD COLUMN previous text;
 -- refused, refused_at: whose events were refused last, and when.
 ALTER TABLE clerk_instance ADD COLUMN refused text;
 ALTER TABLE clerk_instance ADD COLUMN refused_at timestamptz;
+-- Whether a key of Clerk's Backend API said so, and not only the first event.
+ALTER TABLE clerk_instance ADD COLUMN confirmed boolean NOT NULL DEFAULT true;

@@ -4,3 +4,5 @@ ALTER TABLE clerk_instance ADD COLUMN previous TEXT;
 -- refused, refused_at: whose events were refused last, and when.
 ALTER TABLE clerk_instance ADD COLUMN refused TEXT;
 ALTER TABLE clerk_instance ADD COLUMN refused_at TEXT;
+-- Whether a key of Clerk's Backend API said so, and not only the first event.
+ALTER TABLE clerk_instance ADD COLUMN confirmed INTEGER NOT NULL DEFAULT 1;

@@ -886,6 +886,8 @@ pub struct Origin {
     pub previous: Option<String>,
     /// Whose events were refused last, and when.
     pub refused: Option<(String, DateTime<Utc>)>,
+    /// Whether a key of the Backend API said so, and not only the first event.
+    pub confirmed: bool,
 }
 
 /// What is stored of some users.

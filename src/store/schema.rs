@@ -210,6 +210,7 @@ pub const TABLES: [Table; 16] = [
             ("previous", Kind::Text),
             ("refused", Kind::Text),
             ("refused_at", Kind::Time),
+            ("confirmed", Kind::Bool),
         ],
     },
     Table {

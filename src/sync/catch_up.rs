@@ -19,7 +19,7 @@ use crate::{
         event::{Found, Reading},
     },
     model::{Content, Delivery, Outcome, Source},
-    store::{self, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
+    store::{self, Origin, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
 };
 
 /// How long one page may take in the database.
@@ -140,6 +140,11 @@ impl Counts {
     }
 }
 
+/// Whether only an event said which instance it is, and events of this one come in as well.
+fn is_disputed(origin: &Origin, of_key: &str) -> bool {
+    !origin.confirmed && origin.refused.as_ref().is_some_and(|(refused, _)| refused == of_key)
+}
+
 impl CatchUp {
     pub(super) fn reading(&self, source: Source) -> Reading {
         Reading { source, fields: self.rules.fields }
@@ -154,8 +159,8 @@ impl CatchUp {
     ) -> Result<Option<String>, Trouble> {
         let Instance { pin, may_change } = &self.instance;
         let origin = patiently(|| self.store.origin()).await?;
-        let (known, previous) = origin.map(|origin| (origin.instance, origin.previous)).unzip();
-        let previous = previous.flatten();
+        let known = origin.as_ref().map(|origin| origin.instance.clone());
+        let previous = origin.as_ref().and_then(|origin| origin.previous.clone());
         if *pin == Pin::Any {
             return Ok(previous);
         }
@@ -177,10 +182,23 @@ impl CatchUp {
         }
         let other = |known| Trouble::OtherInstance { of_key: of_key.to_owned(), known };
         match known {
-            Some(known) if known == of_key => Ok(previous),
-            Some(known) if !may_change => Err(other(known)),
+            Some(known) if known == of_key => {
+                if !dry_run && origin.is_some_and(|origin| !origin.confirmed) {
+                    patiently(|| self.store.change_instance(of_key)).await?;
+                }
+                Ok(previous)
+            }
+            // Events of both come in, and only the first one said so far which of them is meant: the key settles it.
+            Some(known) if !may_change && !origin.is_some_and(|origin| is_disputed(&origin, of_key)) => {
+                Err(other(known))
+            }
             Some(known) => {
                 if !dry_run {
+                    tracing::warn!(
+                        known,
+                        of_key,
+                        "the users of this database are of another instance of Clerk from now on"
+                    );
                     patiently(|| self.store.change_instance(of_key)).await?;
                     // Until then another process may let events of the one before in.
                     sleep(BELIEVED).await;
@@ -191,7 +209,11 @@ impl CatchUp {
             None => {
                 // An event may have been faster.
                 let known = patiently(|| self.store.claim_instance(of_key)).await?;
-                if known == of_key { Ok(None) } else { Err(other(known)) }
+                if known != of_key {
+                    return Err(other(known));
+                }
+                patiently(|| self.store.change_instance(of_key)).await?;
+                Ok(None)
             }
         }
     }

@@ -51,8 +51,12 @@ fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
                ('a', 'user_a', 'a@example.com', 'Ada', NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00.123'),
                ('b', 'user_b', 'b@example.com', 'Bob', 'B', 'https://x', '2024-01-02 00:00:00', '2024-02-02 00:00:00')"#
     ));
-    // As in SQL where there are schemas; SQLite knows tables by their plain name.
-    let from = if host.keeper == Keeper::Postgres { table.clone() } else { "User".to_owned() };
+    let from = table.clone();
+    if host.keeper == Keeper::Sqlite {
+        for plain in ["User", "main.\"User\"", "[User]"] {
+            assert!(adopt(host, plain, &["--dry-run"]).succeeded().contains("2  would be copied"));
+        }
+    }
     let told = adopt(host, &from, &["--dry-run"]).succeeded();
     assert!(told.contains("2  would be copied"), "{told}");
     assert!(told.contains("clerkId → clerk_id") && told.contains("firstName → first_name"), "{told}");
@@ -232,6 +236,11 @@ fn who_is_deleted_is_said_by_a_condition_where_no_column_says_it_plainly(host: &
     let wrong = adopt(host, &table, &["--deleted-when", "no_such_column = 1"]);
     assert_eq!(wrong.code, Some(78), "{wrong:?}");
     assert!(wrong.stderr.contains("--deleted-when"), "{wrong:?}");
+    for more in ["DELETE FROM", "DROP TABLE"] {
+        let more = format!("1 = 0); {more} {table}; --");
+        assert_eq!(adopt(host, &table, &["--dry-run", "--deleted-when", &more]).code, Some(78), "{more}");
+        assert_eq!(host.count(&table), 5, "{more}");
+    }
 }
 
 fn who_is_known_here_is_left_as_they_are(host: &mut Host) {

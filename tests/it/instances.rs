@@ -19,6 +19,7 @@ on_each_keeper!(
     a_key_decides_as_well_as_an_event_and_whoever_is_second_is_refused,
     a_service_that_runs_takes_the_new_instance_after_a_change_and_not_the_one_before,
     nobody_is_erased_after_a_change_before_that_is_allowed,
+    a_key_settles_which_is_meant_where_events_of_two_come_in,
     any_takes_all_and_a_comparison_erases_nobody_by_itself,
     half_of_a_small_table_is_not_erased,
 );
@@ -236,6 +237,24 @@ fn nobody_is_erased_after_a_change_before_that_is_allowed(host: &mut Host) {
     assert_eq!(here(host).len(), 59);
     let (_, diagnosis) = diagnosed(host);
     assert!(diagnosis.starts_with("\"ok\"") && !diagnosis.contains(INSTANCE), "{diagnosis}");
+}
+
+fn a_key_settles_which_is_meant_where_events_of_two_come_in(host: &mut Host) {
+    let service = host.serve();
+    assert_eq!(send(&service, &created(INSTANCE, "user_first")).word(), "applied");
+    let _clerk = other_clerk(host, 3);
+    let refused = host.run(&["backfill"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert_refused(&send(&service, &created(OTHER, "user_other")));
+    host.run(&["backfill"]).succeeded();
+    assert_eq!(host.count("users"), 4);
+    assert_eq!(send(&service, &created(OTHER, "user_other")).word(), "applied");
+    assert_refused(&send(&service, &created(INSTANCE, "user_second")));
+    // Nobody is erased by that alone, and what a key has said stays.
+    let withheld = host.run(&["reconcile"]);
+    assert!(here(host).contains("user_first"), "{withheld:?}");
+    assert_eq!(host.value("SELECT count(*) FROM clerk_instance WHERE confirmed"), "1");
+    service.stop();
 }
 
 fn any_takes_all_and_a_comparison_erases_nobody_by_itself(host: &mut Host) {

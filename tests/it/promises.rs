@@ -274,7 +274,8 @@ async fn the_instance_that_users_come_from_is_remembered(world: World) {
     store.note_refused("ins_3", world.now).await.unwrap();
     let origin = |instance: &str, previous: Option<&str>, refused: Option<&str>| {
         let refused = refused.map(|id| (id.to_owned(), world.now));
-        Some(Origin { instance: instance.to_owned(), previous: previous.map(ToOwned::to_owned), refused })
+        let (instance, previous) = (instance.to_owned(), previous.map(ToOwned::to_owned));
+        Some(Origin { confirmed: instance == "ins_2", instance, previous, refused })
     };
     // The first one stays,
     for id in ["ins_1", "ins_2", "ins_1"] {
@@ -1118,13 +1119,14 @@ macro_rules! trigger {
     };
 }
 
-const BROKEN_IN_POSTGRES: [Broken; 9] = [
+const BROKEN_IN_POSTGRES: [Broken; 10] = [
     trigger!("a table is gone", "INSERT INTO gone VALUES (1);", ["42P01", "function remember"]),
     trigger!("a column is gone", "INSERT INTO notes (nick) VALUES (1);", ["42703", "function remember"]),
     trigger!("a function is gone", "PERFORM gone(1);", ["42883", "function remember"]),
     trigger!("a right is missing", "RAISE insufficient_privilege;", ["42501", "function remember"]),
     trigger!("it divides by nothing", "PERFORM 1 / (SELECT count(*) FROM notes);", ["22012", "function remember"]),
     trigger!("it runs out of patience with another server", "RAISE SQLSTATE '08001';", ["08001", "function remember"]),
+    trigger!("it speaks as a server that is full", "RAISE SQLSTATE '53300';", ["53300", "function remember"]),
     Broken {
         what: "a function in SQL reads a table that is gone",
         make: "CREATE TABLE gone (id bigint);

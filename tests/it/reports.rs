@@ -70,7 +70,7 @@ fn an_error_is_reported_with_type_and_id_of_the_event_and_nothing_of_its_body(ho
 
     // What can never be used is reported too; what passes by itself is not.
     let mut unusable = user("user.created", "user_2", milliseconds(), NAME);
-    unusable["data"]["first_name"] = json!(17);
+    unusable["data"] = json!({ "id": "user_2", "first_name": [NAME] });
     let unusable = post(&unusable);
     assert_eq!(service.post(&unusable).word(), "parked");
     // The last one is still sent when the program ends.

@@ -64,7 +64,7 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
         let found = "CLERK_INSTANCE_ID=any: events of every instance are taken in, and reconcile erases nobody by itself";
         return vec![Finding::ok(INSTANCE, found)];
     }
-    let Some(Origin { instance, previous, refused }) = origin else {
+    let Some(Origin { instance, previous, refused, .. }) = origin else {
         return vec![match pin.only() {
             Some(pinned) => Finding::ok(INSTANCE, format!("{pinned}, by CLERK_INSTANCE_ID")),
             None => Finding::ok(INSTANCE, "not known yet: the first event or the first backfill decides"),

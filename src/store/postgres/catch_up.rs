@@ -134,12 +134,19 @@ fn run(row: &PgRow, kind: RunKind) -> Result<Run> {
 pub(super) async fn origin(store: &Postgres) -> Result<Option<Origin>> {
     let mut session = store.session(&store.begin_normal).await?;
     let rows = session
-        .rows(sql("SELECT instance_id, previous, refused, refused_at FROM clerk_instance WHERE one"))
+        .rows(sql(
+            "SELECT instance_id, previous, refused, refused_at, confirmed FROM clerk_instance WHERE one",
+        ))
         .await?;
     session.commit().await?;
     let origin = |row| {
         let refused: Option<String> = get(row, 2)?;
-        Ok(Origin { instance: get(row, 0)?, previous: get(row, 1)?, refused: refused.zip(get(row, 3)?) })
+        Ok(Origin {
+            instance: get(row, 0)?,
+            previous: get(row, 1)?,
+            refused: refused.zip(get(row, 3)?),
+            confirmed: get(row, 4)?,
+        })
     };
     rows.first().map(origin).transpose()
 }
@@ -153,8 +160,9 @@ pub(super) async fn claim_instance(store: &Postgres, id: &str) -> Result<String>
     session
         .execute(
             // Waits for whoever claims at the same time, and then yields to them.
-            sql("INSERT INTO clerk_instance (one, instance_id) VALUES (true, $1) ON CONFLICT (one) DO NOTHING")
-                .bind(id),
+            sql("INSERT INTO clerk_instance (one, instance_id, confirmed) VALUES (true, $1, false)
+                 ON CONFLICT (one) DO NOTHING")
+            .bind(id),
         )
         .await?;
     let rows = session.rows(sql("SELECT instance_id FROM clerk_instance WHERE one")).await?;
@@ -169,8 +177,10 @@ pub(super) async fn change_instance(store: &Postgres, id: &str) -> Result<()> {
             sql("INSERT INTO clerk_instance AS i (one, instance_id)
                  VALUES (true, $1)
                  ON CONFLICT (one) DO UPDATE
-                 SET instance_id = excluded.instance_id, previous = i.instance_id, refused = NULL, refused_at = NULL
-                 WHERE i.instance_id <> excluded.instance_id")
+                 SET instance_id = excluded.instance_id, confirmed = true,
+                     previous = coalesce(nullif(i.instance_id, excluded.instance_id), i.previous),
+                     refused = CASE i.instance_id WHEN excluded.instance_id THEN i.refused END,
+                     refused_at = CASE i.instance_id WHEN excluded.instance_id THEN i.refused_at END")
             .bind(id),
         )
         .await?;

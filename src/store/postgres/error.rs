@@ -132,6 +132,9 @@ impl<'a> Report<'a> {
             // Another transaction was faster to give the address to somebody.
             return Trouble::Raced;
         }
+        if !self.fatal && self.is_raised() {
+            return Trouble::Refused;
+        }
         if self.is_inside() {
             return match trouble {
                 Trouble::BadData | Trouble::Broken => Trouble::Refused,
@@ -154,6 +157,11 @@ impl<'a> Report<'a> {
             }
             trouble => trouble,
         }
+    }
+
+    /// Whether a function of the application raises it, and so chose its code, whatever the code means elsewhere.
+    fn is_raised(&self) -> bool {
+        self.trace.lines().next().is_some_and(|line| line.contains("PL/pgSQL") && line.ends_with("RAISE"))
     }
 
     /// Whether it arose in something that a statement of ours only set off.
@@ -340,6 +348,21 @@ mod tests {
                 code.starts_with("42"),
                 "{code}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_function_raises_is_the_applications_refusal_also_with_a_code_of_the_server() {
+        for trace in
+            ["PL/pgSQL function app.f() line 1 at RAISE", "PL/pgSQL-Funktion app.f() Zeile 1 bei RAISE"]
+        {
+            for code in ["53300", "57P03", "40001", "40P01", "55P03", "57014"] {
+                assert_eq!(
+                    judged(code, Position::None, trace, Statement::Any).trouble,
+                    Trouble::Refused,
+                    "{code}"
+                );
+            }
         }
     }
 

@@ -22,7 +22,7 @@ const UNMOVED: &str = "CS001";
 
 /// What never speaks of one row: the connection, who we are, conflicts, resources, an operator, a fault of the server, a
 /// lock that somebody holds, a database that takes no writes.
-const PASSING: &str = "left(state, 2) IN ('40', '53', '57') OR state = '55P03'";
+const PASSING: &str = "(left(state, 2) IN ('40', '53', '57') OR state = '55P03') AND split_part(place, chr(10), 1) NOT LIKE '%RAISE'";
 
 /// What is ours or the server's if our own statement fails with it, and the application's if its code does.
 const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";

@@ -69,7 +69,7 @@ fn run(row: &SqliteRow, kind: RunKind) -> Result<Run> {
 
 /// Which instance of Clerk the users are of, if that is known.
 pub(super) async fn origin(connection: &mut SqliteConnection) -> Result<Option<Origin>> {
-    let row = sqlx::query("SELECT instance_id, previous, refused, refused_at FROM clerk_instance")
+    let row = sqlx::query("SELECT instance_id, previous, refused, refused_at, confirmed FROM clerk_instance")
         .fetch_optional(connection)
         .await
         .map_err(explain)?;
@@ -79,16 +79,19 @@ pub(super) async fn origin(connection: &mut SqliteConnection) -> Result<Option<O
         instance: text::read(&row, "instance_id")?.unwrap_or_default(),
         previous: text::read(&row, "previous")?,
         refused: refused.zip(text::read_time(&row, "refused_at")?),
+        confirmed: text::read_integer(&row, "confirmed")? == Some(1),
     }))
 }
 
 /// Remember it unless one is remembered; returns the one that is.
 pub(super) async fn claim_instance(connection: &mut SqliteConnection, id: &str) -> Result<String> {
-    sqlx::query("INSERT INTO clerk_instance (one, instance_id) VALUES (1, ?1) ON CONFLICT (one) DO NOTHING")
-        .bind(id)
-        .execute(&mut *connection)
-        .await
-        .map_err(explain)?;
+    sqlx::query(
+        "INSERT INTO clerk_instance (one, instance_id, confirmed) VALUES (1, ?1, 0) ON CONFLICT (one) DO NOTHING",
+    )
+    .bind(id)
+    .execute(&mut *connection)
+    .await
+    .map_err(explain)?;
     let origin = origin(connection).await?;
     origin.map(|origin| origin.instance).ok_or_else(|| StoreError::new(Trouble::Raced))
 }
@@ -99,9 +102,12 @@ pub(super) async fn change_instance(connection: &mut SqliteConnection, id: &str)
         "INSERT INTO clerk_instance (one, instance_id)
          VALUES (1, ?1)
          ON CONFLICT (one) DO UPDATE
-         SET instance_id = excluded.instance_id, previous = clerk_instance.instance_id,
-             refused = NULL, refused_at = NULL
-         WHERE instance_id <> excluded.instance_id",
+         SET instance_id = excluded.instance_id, confirmed = 1,
+             previous = coalesce(nullif(clerk_instance.instance_id, excluded.instance_id), clerk_instance.previous),
+             refused = CASE clerk_instance.instance_id
+                 WHEN excluded.instance_id THEN clerk_instance.refused END,
+             refused_at = CASE clerk_instance.instance_id
+                 WHEN excluded.instance_id THEN clerk_instance.refused_at END",
     )
     .bind(id)
     .execute(connection)

@@ -4,11 +4,16 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, migrations, text};
 use crate::store::{
-    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign, schema::quoted,
+    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
+    schema::quoted,
 };
+
+/// What SQLite says to a statement that would write. Source: <https://sqlite.org/rescode.html>
+const READONLY: &str = "8";
 
 /// The table, its columns and what is in them.
 pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
+    let table = bare(table);
     let columns = migrations::columns(connection, table).await?;
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
@@ -52,13 +57,22 @@ pub(super) async fn read(
     after: Option<&str>,
     limit: u32,
 ) -> Result<Vec<ForeignRow>> {
+    // A condition that ends our statement and begins another one changes nothing.
+    read_only(connection, true).await?;
     let rows = sqlx::query(AssertSqlSafe(statement(reading)))
         .persistent(false)
         .bind(after)
         .bind(limit)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await
-        .map_err(|error| foreign::explained(explain(error), reading))?;
+        .map_err(|error| {
+            let error = explain(error);
+            let writes = error.code.as_deref() == Some(READONLY);
+            let error = if writes { StoreError { trouble: Trouble::Refused, ..error } } else { error };
+            foreign::explained(error, reading)
+        });
+    read_only(connection, false).await?;
+    let rows = rows?;
     let read = |row: &SqliteRow| {
         let values = text::read(row, "json")?.unwrap_or_default();
         Ok(ForeignRow {
@@ -68,6 +82,19 @@ pub(super) async fn read(
         })
     };
     rows.iter().map(read).collect()
+}
+
+async fn read_only(connection: &mut SqliteConnection, on: bool) -> Result<()> {
+    let pragma = if on { "PRAGMA query_only = ON" } else { "PRAGMA query_only = OFF" };
+    sqlx::raw_sql(pragma).execute(connection).await.map_err(explain)?;
+    Ok(())
+}
+
+/// The name of a table that was written as in SQL: `"User"`, `main."User"`, `[User]`.
+fn bare(table: &str) -> &str {
+    let quotes = [('"', '"'), ('[', ']'), ('`', '`')];
+    let name = table.strip_prefix("main.").unwrap_or(table);
+    quotes.iter().find_map(|(open, close)| name.strip_prefix(*open)?.strip_suffix(*close)).unwrap_or(name)
 }
 
 /// Assembled because the names are not ours; they are quoted, and each was found in the database. The condition is that of
@@ -90,6 +117,6 @@ fn statement(reading: &ForeignReading) -> String {
          ORDER BY {id}
          LIMIT ?2",
         condition = reading.condition.as_deref().unwrap_or("0"),
-        table = quoted(&reading.table),
+        table = quoted(bare(&reading.table)),
     )
 }
