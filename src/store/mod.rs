@@ -300,7 +300,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Set all synced columns but those of `keep` to NULL, in the next `limit` rows behind this `id` that are not
     /// anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Transaction::delete_users`].
+    /// [`Transaction::erase_users`].
     async fn minimize(
         &self,
         keep: FieldSet,

@@ -9,7 +9,7 @@
 //!
 //! A contact cannot move to an address that has one already. Then the user takes that one, and leaves the old one: it is
 //! archived, which can be undone, and never deleted for good, which burns its address for everybody. So a user may have
-//! several contacts, and all of them are remembered for the erasure ([`contacts`]). A contact is left to another user who
+//! several contacts, and all of them are remembered for the erasure (module `contacts`). A contact is left to another user who
 //! has its address by now, and one that was there before its user came is given back.
 //!
 //! Whose an address is, is told by the merge field of its contact. If that names another user, our own table decides:
