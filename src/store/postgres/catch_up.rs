@@ -152,7 +152,7 @@ pub(super) async fn origin(store: &Postgres) -> Result<Option<Origin>> {
 }
 
 pub(super) async fn claim_instance(store: &Postgres, id: &str) -> Result<String> {
-    // Nobody writes where there is nothing to write.
+    // Read first: nearly always there is nothing to write.
     if let Some(origin) = origin(store).await? {
         return Ok(origin.instance);
     }

@@ -361,7 +361,7 @@ impl Store for Sqlite {
     }
 
     async fn claim_instance(&self, id: &str) -> Result<String> {
-        // Nobody writes where there is nothing to write.
+        // Read first: nearly always there is nothing to write.
         if let Some(origin) = self.origin().await? {
             return Ok(origin.instance);
         }
