@@ -337,9 +337,10 @@ fn read_envelope(
     }))
 }
 
-/// A time more than a day ahead of us is a mistake, and would freeze the user until then.
+/// Zero stands for no time at all, and would be older than whatever is stored. A time more than a day ahead of us is a
+/// mistake, and would freeze the user until then.
 fn plausible(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-    at - now <= TimeDelta::days(1)
+    at > DateTime::UNIX_EPOCH && at - now <= TimeDelta::days(1)
 }
 
 /// A time that stands beside the fields, if it can be read and is one that `fits`; else it is as if it were absent.
@@ -736,8 +737,10 @@ mod tests {
         let (envelope, user) = (NOW - 1000, NOW - 2000);
         let timestamp = format!(r#""timestamp":{envelope},"#);
         assert_eq!(version(&timestamp, &format!(r#""updated_at":{user},"#)), (user, envelope));
-        for unusable in ["", r#""updated_at":null,"#, r#""updated_at":"now","#, r#""updated_at":1.5,"#] {
-            assert_eq!(version(&timestamp, unusable), (envelope, envelope), "{unusable}");
+        for unusable in ["", "null", "\"now\"", "1.5", "0", "-1", "\"1970-01-01T00:00:00Z\""] {
+            let updated_at =
+                if unusable.is_empty() { String::new() } else { format!(r#""updated_at":{unusable},"#) };
+            assert_eq!(version(&timestamp, &updated_at), (envelope, envelope), "{unusable}");
         }
         for same in ["1716883198", "1716883198.0", "1.716883198e12", r#""2024-05-28T07:59:58Z""#] {
             let updated_at = format!(r#""updated_at":{same},"#);
