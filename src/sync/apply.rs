@@ -74,6 +74,10 @@ pub(super) async fn deliver(
     let mut patience = Patience::Normal;
     let mut refusals = 0;
     while let Some(part) = parts.pop() {
+        if Instant::now() >= deadline {
+            // Nobody waits for the answer any more.
+            break;
+        }
         let deliveries: Vec<&Delivery> = usable[part.clone()].iter().map(|index| &batch[*index]).collect();
         let attempt = async {
             match (processing, &deliveries[..]) {
@@ -120,6 +124,9 @@ pub(super) async fn deliver(
         }
     }
     for index in unusable {
+        if Instant::now() >= deadline {
+            break;
+        }
         let Content::Unusable(reason) = &batch[index].content else { continue };
         let unusable = StoreError { trouble: Trouble::BadData, code: None, place: Some(reason.clone()) };
         let park = work.park(&batch[index], reason.clone(), unusable, patience);
