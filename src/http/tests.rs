@@ -26,7 +26,7 @@ use crate::{
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
         ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-        MigrationStatus, Minimized, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
+        MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
         QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
         SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction,
         Trouble, Unsealed,
@@ -47,6 +47,73 @@ struct FakeStore {
 impl FakeStore {
     fn new(ready: Option<Stored<Readiness>>) -> Arc<Self> {
         Arc::new(Self { ready: Mutex::new(ready), asked: AtomicUsize::new(0) })
+    }
+}
+
+#[async_trait]
+impl Notes for FakeStore {
+    async fn outlook(&self, _: &[String]) -> Stored<Outlook> {
+        unreachable!()
+    }
+    async fn history(&self, _: DateTime<Utc>, _: DateTime<Utc>) -> Stored<History> {
+        unreachable!()
+    }
+    async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
+        unreachable!()
+    }
+    async fn origin(&self) -> Stored<Option<Origin>> {
+        unreachable!()
+    }
+    async fn claim_instance(&self, _: &str) -> Stored<String> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn change_instance(&self, _: &str) -> Stored<()> {
+        unreachable!()
+    }
+    async fn settle_instance(&self) -> Stored<()> {
+        unreachable!()
+    }
+    async fn note_refused(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn last_finished(&self, _: RunKind) -> Stored<Option<Run>> {
+        unreachable!()
+    }
+    async fn prune_runs(&self, _: DateTime<Utc>) -> Stored<()> {
+        unreachable!()
+    }
+    async fn begin_run(&self, _: &Run) -> Stored<()> {
+        unreachable!()
+    }
+    async fn save_run(&self, _: &Run) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
+        unreachable!()
+    }
+    async fn add_activity(&self, _: &[Activity]) -> Stored<()> {
+        unreachable!()
+    }
+    async fn activity(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<Activity>> {
+        unreachable!()
+    }
+    async fn to_seal(&self, _: u32) -> Stored<ToSeal> {
+        unreachable!()
+    }
+    async fn add_seals(&self, _: &[Seal]) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn seals(&self, _: i64, _: u32) -> Stored<Vec<Seal>> {
+        unreachable!()
+    }
+    async fn audit_lines(&self, _: i64, _: i64, _: u32) -> Stored<Vec<LineHash>> {
+        unreachable!()
+    }
+    async fn unsealed(&self, _: u32) -> Stored<Unsealed> {
+        Err(StoreError::new(Trouble::Unavailable))
     }
 }
 
@@ -95,9 +162,6 @@ impl Store for FakeStore {
     async fn first_message_due(&self, _: &str) -> Stored<Option<DateTime<Utc>>> {
         unreachable!()
     }
-    async fn outlook(&self, _: &[String]) -> Stored<Outlook> {
-        unreachable!()
-    }
     fn bell(&self) -> Arc<Notify> {
         Arc::default()
     }
@@ -128,12 +192,6 @@ impl Store for FakeStore {
     async fn processed(&self, _: &[SvixId]) -> Stored<Vec<Processed>> {
         unreachable!()
     }
-    async fn add_activity(&self, _: &[Activity]) -> Stored<()> {
-        unreachable!()
-    }
-    async fn activity(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<Activity>> {
-        unreachable!()
-    }
     async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
         unreachable!()
     }
@@ -144,45 +202,6 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn count_standing(&self) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn history(&self, _: DateTime<Utc>, _: DateTime<Utc>) -> Stored<History> {
-        unreachable!()
-    }
-    async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
-        unreachable!()
-    }
-    async fn origin(&self) -> Stored<Option<Origin>> {
-        unreachable!()
-    }
-    async fn claim_instance(&self, _: &str) -> Stored<String> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn change_instance(&self, _: &str) -> Stored<()> {
-        unreachable!()
-    }
-    async fn settle_instance(&self) -> Stored<()> {
-        unreachable!()
-    }
-    async fn note_refused(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn last_finished(&self, _: RunKind) -> Stored<Option<Run>> {
-        unreachable!()
-    }
-    async fn prune_runs(&self, _: DateTime<Utc>) -> Stored<()> {
-        unreachable!()
-    }
-    async fn begin_run(&self, _: &Run) -> Stored<()> {
-        unreachable!()
-    }
-    async fn save_run(&self, _: &Run) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
         unreachable!()
     }
     async fn claim_messages(&self, _: &str, _: &Lease, _: u32) -> Stored<Vec<Claimed>> {
@@ -238,21 +257,6 @@ impl Store for FakeStore {
     }
     async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
         unreachable!()
-    }
-    async fn to_seal(&self, _: u32) -> Stored<ToSeal> {
-        unreachable!()
-    }
-    async fn add_seals(&self, _: &[Seal]) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn seals(&self, _: i64, _: u32) -> Stored<Vec<Seal>> {
-        unreachable!()
-    }
-    async fn audit_lines(&self, _: i64, _: i64, _: u32) -> Stored<Vec<LineHash>> {
-        unreachable!()
-    }
-    async fn unsealed(&self, _: u32) -> Stored<Unsealed> {
-        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
         unreachable!()

@@ -10,15 +10,16 @@ mod error;
 mod foreign;
 mod inspection;
 mod migration;
+mod notes;
 pub mod postgres;
 pub mod schema;
+pub mod sql;
 pub mod sqlite;
 
 use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -29,6 +30,7 @@ use tokio::sync::Notify;
 pub use error::{StoreError, Trouble};
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
+pub use notes::Notes;
 
 use crate::{
     model::{
@@ -43,7 +45,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A database that keeps users.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Notes + Send + Sync + 'static {
     /// How many transactions it can usefully run side by side.
     fn writers(&self) -> usize;
 
@@ -94,9 +96,6 @@ pub trait Store: Send + Sync + 'static {
     /// When the first message for this sink is due, or comes free again; `None` also if the sink is paused.
     async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>>;
 
-    /// What waits for its time, of messages those for these sinks, in one short look.
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook>;
-
     /// Rung after each commit of this process that left something to be worked on.
     fn bell(&self) -> Arc<Notify>;
 
@@ -129,12 +128,6 @@ pub trait Store: Send + Sync + 'static {
     /// These deliveries, as far as they are recorded as processed.
     async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>>;
 
-    /// Add to what is counted of a minute.
-    async fn add_activity(&self, counted: &[Activity]) -> Result<()>;
-
-    /// What was counted since then, put together by so many seconds from the epoch on, in the order of time.
-    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>>;
-
     /// What is stored of these users, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
 
@@ -152,48 +145,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
     async fn estimate_standing(&self) -> Result<Count>;
-
-    /// What the tables say of the time from `since` until `until`, when the service started.
-    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History>;
-
-    /// The newest run of this kind and these parameters that did not finish.
-    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
-
-    /// Which instance of Clerk the users are of, if that is known.
-    async fn origin(&self) -> Result<Option<Origin>>;
-
-    /// Remember that the users are of this instance of Clerk, unless one is remembered; returns the one that is. Of several
-    /// who claim at the same time one is first, and all hear of it.
-    async fn claim_instance(&self, id: &str) -> Result<String>;
-
-    /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
-    /// [the one before](Origin::previous).
-    async fn change_instance(&self, id: &str) -> Result<()>;
-
-    /// Forget the instance before: it is settled what becomes of its users.
-    async fn settle_instance(&self) -> Result<()>;
-
-    /// Note that an event of this other instance was refused now.
-    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()>;
-
-    /// The run of this kind through all users that last came to its end.
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>>;
-
-    /// Forget runs that were last worked on before this.
-    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()>;
-
-    /// Write a run, taking it over from whoever worked on it.
-    async fn begin_run(&self, run: &Run) -> Result<()>;
-
-    /// Write how far a run has come; false if somebody else has taken it over.
-    async fn save_run(&self, run: &Run) -> Result<bool>;
-
-    /// Get a lease, or keep it for longer; false if somebody else has it. It is given up by itself after `lasting`, by
-    /// the database's clock.
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool>;
-
-    /// Give a lease back, if it is this holder's.
-    async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
     /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
     /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
@@ -257,23 +208,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
-
-    /// The newest seal, and up to `limit` lines of the audit trail behind it in the order of their ids, each of which is
-    /// there for good: no line can appear before one of them any more. Waits a moment, and holds up nobody, for lines that
-    /// are being written.
-    async fn to_seal(&self, limit: u32) -> Result<ToSeal>;
-
-    /// Append seals, all or none; false if there is one of such a number already: somebody else was faster.
-    async fn add_seals(&self, seals: &[Seal]) -> Result<bool>;
-
-    /// Up to `limit` seals in the order of their numbers, behind this one.
-    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>>;
-
-    /// Up to `limit` lines of the audit trail in the order of their ids, behind the one and up to the other.
-    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>>;
-
-    /// How many lines no seal covers yet; counted up to `at_most`.
-    async fn unsealed(&self, at_most: u32) -> Result<Unsealed>;
 
     /// Every receipt of one user.
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;

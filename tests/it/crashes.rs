@@ -26,7 +26,7 @@ use clerk_sync::{
     store::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
         ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
-        Migration, MigrationStatus, Minimized, Old, OpenErasures, Origin, Outgoing, Outlook, Parked,
+        Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outgoing, Outlook, Parked,
         Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFate,
         RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
         Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
@@ -472,6 +472,73 @@ struct Troubled {
 }
 
 #[async_trait]
+impl Notes for Troubled {
+    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
+        self.inner.outlook(sinks).await
+    }
+    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
+        self.fault.call(self.inner.history(since, until)).await
+    }
+    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
+        self.fault.call(self.inner.unfinished_run(kind, parameters)).await
+    }
+    async fn origin(&self) -> Result<Option<Origin>> {
+        self.fault.call(self.inner.origin()).await
+    }
+    async fn claim_instance(&self, id: &str) -> Result<String> {
+        self.fault.call(self.inner.claim_instance(id)).await
+    }
+    async fn change_instance(&self, id: &str) -> Result<()> {
+        self.fault.call(self.inner.change_instance(id)).await
+    }
+    async fn settle_instance(&self) -> Result<()> {
+        self.fault.call(self.inner.settle_instance()).await
+    }
+    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.note_refused(id, now)).await
+    }
+    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
+        self.fault.call(self.inner.last_finished(kind)).await
+    }
+    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.prune_runs(before)).await
+    }
+    async fn begin_run(&self, run: &Run) -> Result<()> {
+        self.fault.call(self.inner.begin_run(run)).await
+    }
+    async fn save_run(&self, run: &Run) -> Result<bool> {
+        self.fault.call(self.inner.save_run(run)).await
+    }
+    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+        self.fault.call(self.inner.hold_lease(name, holder, lasting)).await
+    }
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
+        self.fault.call(self.inner.release_lease(name, holder)).await
+    }
+    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
+        self.inner.add_activity(counted).await
+    }
+    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
+        self.inner.activity(since, seconds).await
+    }
+    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
+        self.fault.call(self.inner.to_seal(limit)).await
+    }
+    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
+        self.fault.call(self.inner.add_seals(seals)).await
+    }
+    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
+        self.fault.call(self.inner.seals(after, limit)).await
+    }
+    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
+        self.fault.call(self.inner.audit_lines(after, until, limit)).await
+    }
+    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
+        self.fault.call(self.inner.unsealed(at_most)).await
+    }
+}
+
+#[async_trait]
 impl Store for Troubled {
     fn writers(&self) -> usize {
         self.inner.writers()
@@ -512,9 +579,6 @@ impl Store for Troubled {
     async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
         self.inner.first_message_due(sink).await
     }
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
-        self.inner.outlook(sinks).await
-    }
     fn bell(&self) -> Arc<Notify> {
         self.inner.bell()
     }
@@ -545,12 +609,6 @@ impl Store for Troubled {
     async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
         self.inner.processed(ids).await
     }
-    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
-        self.inner.add_activity(counted).await
-    }
-    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
-        self.inner.activity(since, seconds).await
-    }
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
         self.fault.call(self.inner.known(ids, fields)).await
     }
@@ -567,45 +625,6 @@ impl Store for Troubled {
     }
     async fn estimate_standing(&self) -> Result<Count> {
         self.inner.estimate_standing().await
-    }
-    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
-        self.fault.call(self.inner.history(since, until)).await
-    }
-    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
-        self.fault.call(self.inner.unfinished_run(kind, parameters)).await
-    }
-    async fn origin(&self) -> Result<Option<Origin>> {
-        self.fault.call(self.inner.origin()).await
-    }
-    async fn claim_instance(&self, id: &str) -> Result<String> {
-        self.fault.call(self.inner.claim_instance(id)).await
-    }
-    async fn change_instance(&self, id: &str) -> Result<()> {
-        self.fault.call(self.inner.change_instance(id)).await
-    }
-    async fn settle_instance(&self) -> Result<()> {
-        self.fault.call(self.inner.settle_instance()).await
-    }
-    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.note_refused(id, now)).await
-    }
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        self.fault.call(self.inner.last_finished(kind)).await
-    }
-    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.prune_runs(before)).await
-    }
-    async fn begin_run(&self, run: &Run) -> Result<()> {
-        self.fault.call(self.inner.begin_run(run)).await
-    }
-    async fn save_run(&self, run: &Run) -> Result<bool> {
-        self.fault.call(self.inner.save_run(run)).await
-    }
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        self.fault.call(self.inner.hold_lease(name, holder, lasting)).await
-    }
-    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        self.fault.call(self.inner.release_lease(name, holder)).await
     }
     async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
         self.fault.call(self.inner.claim_messages(sink, lease, limit)).await
@@ -665,21 +684,6 @@ impl Store for Troubled {
     }
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         self.fault.call(self.inner.audit_trail(id, after, limit)).await
-    }
-    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
-        self.fault.call(self.inner.to_seal(limit)).await
-    }
-    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
-        self.fault.call(self.inner.add_seals(seals)).await
-    }
-    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
-        self.fault.call(self.inner.seals(after, limit)).await
-    }
-    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-        self.fault.call(self.inner.audit_lines(after, until, limit)).await
-    }
-    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
-        self.fault.call(self.inner.unsealed(at_most)).await
     }
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
         self.fault.call(self.inner.receipts_of(id)).await

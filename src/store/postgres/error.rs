@@ -14,7 +14,7 @@ use crate::store::{StoreError, Trouble, UNIQUE_EMAIL_INDEX};
 const NAMED_FUNCTIONS: usize = 3;
 
 /// Understand an error of the driver or the server.
-pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+pub(in crate::store) fn store_error(error: sqlx::Error) -> StoreError {
     understand(error, Statement::Any)
 }
 

@@ -27,9 +27,10 @@ mod relay;
 mod removal;
 mod retention;
 mod rows;
-mod seals;
+pub(super) mod seals;
 mod sequences;
 mod sessions;
+mod shared;
 mod sight;
 mod transaction;
 mod unique_email;
@@ -57,8 +58,9 @@ use tokio::time::{Instant, timeout};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+pub(super) use self::error::store_error;
 use self::{
-    error::{INSUFFICIENT_PRIVILEGE, connect_error, store_error, users_error},
+    error::{INSUFFICIENT_PRIVILEGE, connect_error, users_error},
     others::Others,
     relay::Relay,
     sequences::Sequences,
@@ -66,15 +68,15 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-    ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-    MigrationStatus, Minimized, Missing, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
-    QueueDepth, QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Run, RunKind, SinkDepth,
-    Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading, ForeignRow,
+    ForeignTable, Inspection, Known, Lease, Listener, MessageFilter, Migration, MigrationStatus, Minimized,
+    Missing, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
+    Result, Route, Row, RowFilter, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone,
+    Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
 const MIGRATIONS: [Migration; 13] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
@@ -508,10 +510,6 @@ impl Store for Postgres {
         outbox::first_due(self, sink).await
     }
 
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
-        seals::outlook(self, sinks).await
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.others.bell)
     }
@@ -568,14 +566,6 @@ impl Store for Postgres {
         activity::processed(self, ids).await
     }
 
-    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
-        activity::add(self, counted).await
-    }
-
-    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
-        activity::since(self, since, seconds).await
-    }
-
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
         catch_up::known(self, ids, fields).await
     }
@@ -595,58 +585,6 @@ impl Store for Postgres {
 
     async fn estimate_standing(&self) -> Result<Count> {
         inspect::estimate_standing(self).await
-    }
-
-    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
-        catch_up::history(self, since, until).await
-    }
-
-    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
-        catch_up::unfinished_run(self, kind, parameters).await
-    }
-
-    async fn origin(&self) -> Result<Option<Origin>> {
-        catch_up::origin(self).await
-    }
-
-    async fn claim_instance(&self, id: &str) -> Result<String> {
-        catch_up::claim_instance(self, id).await
-    }
-
-    async fn change_instance(&self, id: &str) -> Result<()> {
-        catch_up::change_instance(self, id).await
-    }
-
-    async fn settle_instance(&self) -> Result<()> {
-        catch_up::settle_instance(self).await
-    }
-
-    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
-        catch_up::note_refused(self, id, now).await
-    }
-
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        catch_up::last_finished(self, kind).await
-    }
-
-    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
-        catch_up::prune_runs(self, before).await
-    }
-
-    async fn begin_run(&self, run: &Run) -> Result<()> {
-        catch_up::begin_run(self, run).await
-    }
-
-    async fn save_run(&self, run: &Run) -> Result<bool> {
-        catch_up::save_run(self, run).await
-    }
-
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        catch_up::hold_lease(self, name, holder, lasting).await
-    }
-
-    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        catch_up::release_lease(self, name, holder).await
     }
 
     async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
@@ -746,26 +684,6 @@ impl Store for Postgres {
             })
         };
         rows.iter().map(line).collect()
-    }
-
-    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
-        seals::to_seal(self, limit).await
-    }
-
-    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
-        seals::add(self, seals).await
-    }
-
-    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
-        seals::seals(self, after, limit).await
-    }
-
-    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-        seals::lines(self, after, until, limit).await
-    }
-
-    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
-        seals::unsealed(self, at_most).await
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {

@@ -123,13 +123,6 @@ pub(super) async fn held_due(
     rows.iter().map(text::read_clerk_id).collect()
 }
 
-/// Until when the first erasure is held back.
-pub(super) async fn first_held(connection: &mut SqliteConnection) -> Result<Option<DateTime<Utc>>> {
-    let query = "SELECT min(held_until) AS due FROM entity_versions WHERE held_until IS NOT NULL";
-    let row = sqlx::query(query).fetch_one(connection).await.map_err(explain)?;
-    text::read_time(&row, "due")
-}
-
 /// Every receipt of one user.
 pub(super) async fn receipts_of(connection: &mut SqliteConnection, id: &ClerkId) -> Result<Vec<Receipt>> {
     let rows = sqlx::query("SELECT * FROM erasure_receipts WHERE clerk_id = ?1 ORDER BY destination")

@@ -25,7 +25,7 @@ const CONSTRAINT_UNIQUE: i32 = 2067;
 
 /// What kind of trouble it is, without anybody's data.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
-pub(super) fn explain(error: Error) -> StoreError {
+pub(in crate::store) fn explain(error: Error) -> StoreError {
     let code = code(&error);
     let trouble = match (&error, code.map(primary)) {
         (_, Some(BUSY | LOCKED | NOMEM | READONLY | INTERRUPT | IOERR | FULL | CANTOPEN | PROTOCOL))

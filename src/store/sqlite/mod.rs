@@ -11,9 +11,7 @@
 
 mod transaction;
 
-mod activity;
 mod audit;
-mod catch_up;
 mod erasure;
 mod others;
 mod outbox;
@@ -23,7 +21,7 @@ mod references;
 mod registers;
 mod retention;
 mod rows;
-mod seals;
+pub(super) mod seals;
 mod unique_email;
 mod users;
 
@@ -32,6 +30,7 @@ mod foreign;
 mod inspect;
 mod migrations;
 mod permission;
+mod shared;
 mod text;
 
 #[cfg(test)]
@@ -56,19 +55,19 @@ use tokio::sync::Notify;
 
 pub use permission::check as check_permission;
 
+pub(super) use self::error::explain;
 use self::{
-    error::explain,
     others::Watch,
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-    ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-    MigrationStatus, Minimized, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed, QueueDepth,
-    QueueFilter, Queued, Readiness, Result, Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics,
-    Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed,
+    AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading, ForeignRow,
+    ForeignTable, Inspection, Known, Lease, Listener, MessageFilter, Migration, MigrationStatus, Minimized,
+    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result, Row,
+    RowFilter, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
+    Trouble,
 };
-use crate::model::{ClerkId, FieldSet, LineHash, Receipt, Seal, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -254,22 +253,6 @@ impl Store for Sqlite {
         outbox::first_due(&mut *self.read().await?, sink).await
     }
 
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
-        let mut connection = self.read().await?;
-        let mut message = None;
-        for sink in sinks {
-            let due = outbox::first_due(&mut connection, sink).await?;
-            message = [message, due].into_iter().flatten().min();
-        }
-        Ok(Outlook {
-            delivery: queue::first_due(&mut connection).await?,
-            message,
-            erasure: erasure::first_held(&mut connection).await?,
-            unsealed: seals::unsealed(&mut connection, u32::try_from(Seal::LINES).unwrap_or(u32::MAX))
-                .await?,
-        })
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.housekeeping.bell)
     }
@@ -313,16 +296,6 @@ impl Store for Sqlite {
         processed::these(&mut *self.read().await?, ids).await
     }
 
-    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        activity::add(transaction.connection()?, counted).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
-        activity::since(&mut *self.read().await?, since, seconds).await
-    }
-
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
         let mut reader = self.read().await?;
         Ok(Known {
@@ -346,83 +319,6 @@ impl Store for Sqlite {
 
     async fn estimate_standing(&self) -> Result<Count> {
         Ok(Count::exact(users::count_standing(&mut *self.read().await?).await?))
-    }
-
-    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
-        catch_up::history(&mut *self.read().await?, since, until).await
-    }
-
-    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
-        catch_up::unfinished_run(&mut *self.read().await?, kind, parameters).await
-    }
-
-    async fn origin(&self) -> Result<Option<Origin>> {
-        catch_up::origin(&mut *self.read().await?).await
-    }
-
-    async fn claim_instance(&self, id: &str) -> Result<String> {
-        // Read first: nearly always there is nothing to write.
-        if let Some(origin) = self.origin().await? {
-            return Ok(origin.instance);
-        }
-        let mut transaction = self.write(Patience::Normal).await?;
-        let known = catch_up::claim_instance(transaction.connection()?, id).await?;
-        Box::new(transaction).commit().await?;
-        Ok(known)
-    }
-
-    async fn change_instance(&self, id: &str) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::change_instance(transaction.connection()?, id).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn settle_instance(&self) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::settle_instance(transaction.connection()?).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::note_refused(transaction.connection()?, id, now).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        catch_up::last_finished(&mut *self.read().await?, kind).await
-    }
-
-    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::prune_runs(transaction.connection()?, before).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn begin_run(&self, run: &Run) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::begin_run(transaction.connection()?, run).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn save_run(&self, run: &Run) -> Result<bool> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let saved = catch_up::save_run(transaction.connection()?, run).await?;
-        Box::new(transaction).commit().await?;
-        Ok(saved)
-    }
-
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let held = catch_up::hold_lease(transaction.connection()?, name, holder, lasting).await?;
-        Box::new(transaction).commit().await?;
-        Ok(held)
-    }
-
-    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        catch_up::release_lease(transaction.connection()?, name, holder).await?;
-        Box::new(transaction).commit().await
     }
 
     async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
@@ -533,38 +429,6 @@ impl Store for Sqlite {
 
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         audit::trail(&mut *self.read().await?, id, after, limit).await
-    }
-
-    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
-        let mut reader = self.read().await?;
-        // Whoever writes holds the write lock, so ids appear in their order.
-        let newest = seals::newest(&mut reader).await?;
-        let after = newest.as_ref().map_or(0, |seal| seal.last_id);
-        let lines = seals::lines(&mut reader, after, i64::MAX, limit).await?;
-        Ok(ToSeal { newest, lines })
-    }
-
-    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let all = seals::add(transaction.connection()?, seals).await?;
-        if all {
-            Box::new(transaction).commit().await?;
-        } else {
-            Box::new(transaction).rollback().await;
-        }
-        Ok(all)
-    }
-
-    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
-        seals::seals(&mut *self.read().await?, after, limit).await
-    }
-
-    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-        seals::lines(&mut *self.read().await?, after, until, limit).await
-    }
-
-    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
-        seals::unsealed(&mut *self.read().await?, at_most).await
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {

@@ -1,112 +1,17 @@
-//! Seals over `audit_log`, and the lines as seals see them: byte for byte, so that nothing is overlooked that SQLite would
-//! let somebody write into a column.
+//! The lines of `audit_log` as seals see them: byte for byte, so that nothing is overlooked that SQLite would let somebody
+//! write into a column.
 
 use chrono::NaiveDate;
-use serde_json::json;
-use sqlx::{Row, SqliteConnection, TypeInfo, ValueRef, sqlite::SqliteRow};
+use sqlx::{Row, TypeInfo, ValueRef, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::{
-    model::{LineHash, Seal, seal::Cell},
-    store::{Result, Unsealed},
+    model::{LineHash, seal::Cell},
+    store::Result,
 };
 
-/// Append seals; false if any of their numbers is there already.
-pub(super) async fn add(connection: &mut SqliteConnection, seals: &[Seal]) -> Result<bool> {
-    let rows = text::rows(seals.iter().map(|seal| {
-        json!({
-            "number": seal.number,
-            "sealed_at": text::time(seal.sealed_at),
-            "first_id": seal.first_id,
-            "last_id": seal.last_id,
-            "lines": seal.lines,
-            "gaps": seal.gaps,
-            "content": seal.content,
-            "previous": seal.previous,
-            "hash": seal.hash,
-        })
-    }))?;
-    let done = sqlx::query(
-        "INSERT INTO audit_seals (number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash)
-         SELECT n.value ->> 'number', n.value ->> 'sealed_at', n.value ->> 'first_id', n.value ->> 'last_id',
-                n.value ->> 'lines', n.value ->> 'gaps', n.value ->> 'content', n.value ->> 'previous',
-                n.value ->> 'hash'
-         FROM json_each(?1) AS n
-         -- Or what follows would be taken for the condition of a join.
-         WHERE true
-         ON CONFLICT (number) DO NOTHING",
-    )
-    .bind(rows)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected() == seals.len() as u64)
-}
-
-/// The newest seal.
-pub(super) async fn newest(connection: &mut SqliteConnection) -> Result<Option<Seal>> {
-    let row = sqlx::query(
-        "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
-         ORDER BY number DESC LIMIT 1",
-    )
-    .fetch_optional(connection)
-    .await
-    .map_err(explain)?;
-    row.as_ref().map(seal).transpose()
-}
-
-/// Seals in the order of their numbers.
-pub(super) async fn seals(connection: &mut SqliteConnection, after: i64, limit: u32) -> Result<Vec<Seal>> {
-    let rows = sqlx::query(
-        "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
-         WHERE number > ?1 ORDER BY number LIMIT ?2",
-    )
-    .bind(after)
-    .bind(limit)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    rows.iter().map(seal).collect()
-}
-
-/// What somebody else has written into a column counts as nothing, which fits no hash.
-fn seal(row: &SqliteRow) -> Result<Seal> {
-    let integer = |column| Ok(text::read_integer(row, column)?.unwrap_or_default());
-    let read = |column| Ok(text::read(row, column)?.unwrap_or_default());
-    Ok(Seal {
-        number: integer("number")?,
-        sealed_at: text::read_time(row, "sealed_at")?.unwrap_or_default(),
-        first_id: integer("first_id")?,
-        last_id: integer("last_id")?,
-        lines: integer("lines")?,
-        gaps: read("gaps")?,
-        content: read("content")?,
-        previous: read("previous")?,
-        hash: read("hash")?,
-    })
-}
-
-/// Lines in the order of their ids.
-pub(super) async fn lines(
-    connection: &mut SqliteConnection,
-    after: i64,
-    until: i64,
-    limit: u32,
-) -> Result<Vec<LineHash>> {
-    let rows = sqlx::query(
-        "SELECT id, at, action, clerk_id, svix_id, source, changed_fields, event_at FROM audit_log
-         WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
-    )
-    .bind(after)
-    .bind(until)
-    .bind(limit)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    rows.iter().map(line).collect()
-}
-
-fn line(row: &SqliteRow) -> Result<LineHash> {
+/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and `event_at`.
+pub(in crate::store) fn line(row: &SqliteRow) -> Result<LineHash> {
     let id = text::read_integer(row, "id")?.ok_or_else(|| text::unreadable("id"))?;
     let cells = [
         time(cell(row, 1)?),
@@ -159,24 +64,6 @@ fn list(cell: Cell<'_>) -> Cell<'_> {
     let list: Option<Vec<Option<String>>> = serde_json::from_slice(text).ok();
     let list = list.filter(|list| serde_json::to_vec(list).is_ok_and(|again| again == text));
     list.map_or(Cell::Odd(text), Cell::List)
-}
-
-/// How many lines no seal covers.
-pub(super) async fn unsealed(connection: &mut SqliteConnection, at_most: u32) -> Result<Unsealed> {
-    let row = sqlx::query(
-        "SELECT count(*) AS lines, min(at) AS since FROM (
-             SELECT at FROM audit_log
-             WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
-             ORDER BY id
-             LIMIT ?1
-         )",
-    )
-    .bind(at_most)
-    .fetch_one(connection)
-    .await
-    .map_err(explain)?;
-    let lines = text::read_integer(&row, "lines")?.unwrap_or_default();
-    Ok(Unsealed { lines: lines.unsigned_abs(), since: text::read_time(&row, "since")? })
 }
 
 #[cfg(test)]

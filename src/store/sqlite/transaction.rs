@@ -76,7 +76,7 @@ impl SqliteTransaction {
     }
 
     /// Remember an error: the transaction ends with it.
-    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+    pub(super) fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             self.over.get_or_insert_with(|| error.clone());
         }

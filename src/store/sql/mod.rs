@@ -1,0 +1,88 @@
+//! What all databases that speak SQL share: each verb of the contract is written once here, and so is its statement.
+//!
+//! A keeper opens [`Session`]s, knows its [`Dialect`], and writes by hand only what its database can do better than others.
+
+mod notes;
+mod row;
+mod seals;
+mod statement;
+mod value;
+
+use async_trait::async_trait;
+
+pub(in crate::store) use self::{
+    row::Row,
+    statement::{Dialect, Statement, statements},
+    value::{Value, list, values},
+};
+use super::{Patience, Result};
+
+/// A database that speaks SQL.
+#[async_trait]
+pub trait Database: Send + Sync + 'static {
+    /// Open a transaction for this purpose.
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Session>>;
+}
+
+/// What a transaction is for, so that it waits as long as it is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To look rows up by an index.
+    Read,
+    /// To read a page of rows in the order of an index, never by sorting.
+    Page,
+    /// To count, or to list for people: it may read whole tables, and ends after some seconds.
+    Count,
+    /// To go through a whole table while nobody waits.
+    Scan,
+    Write(Patience),
+    /// To write what may be lost if the server dies within the next second.
+    WriteUnhurried,
+}
+
+impl Purpose {
+    /// To write, and to wait for locks as long as somebody who works is waited for.
+    pub(in crate::store) const WRITE: Self = Self::Write(Patience::Normal);
+}
+
+/// A transaction. Dropped before its end, it is rolled back.
+#[async_trait]
+pub trait Session: Send {
+    /// The rows that a statement gives.
+    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
+
+    /// Run a statement; gives how many rows it wrote.
+    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64>;
+
+    /// What is written is to be worked on: others are told of it after the commit.
+    fn leaves_work(&mut self);
+
+    /// Something of a person was removed: after the commit no file of the database has it any more, as far as that is ours
+    /// to do.
+    fn removed_personal_data(&mut self);
+
+    /// Make it last. An error may also mean that the answer was lost.
+    async fn commit(self: Box<Self>) -> Result<()>;
+
+    /// Undo it all.
+    async fn rollback(self: Box<Self>);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So that what is sent can be read and reviewed: `cargo insta review` shows what a change makes of it.
+    #[test]
+    fn statements_are_as_they_were_reviewed() {
+        for dialect in Dialect::ALL {
+            let mut all = String::new();
+            for (file, statements) in [("notes", notes::STATEMENTS), ("seals", seals::STATEMENTS)] {
+                for (name, statement) in statements {
+                    all += &format!("-- {file}: {name}\n{}\n\n", statement.sql(dialect));
+                }
+            }
+            insta::assert_snapshot!(dialect.name(), all);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Statements in the words of every database, from one text.
+//!
+//! A text is SQL that all of them understand, with parts in braces where they differ:
+//!
+//! | part | what it becomes |
+//! |---|---|
+//! | `{list $1 AS n}` | a table of the texts in a JSON array: `n.item`, and `n.place`, which counts from 1 |
+//! | `{rows $1 AS n: id text, at time}` | a table of the objects in a JSON array, with these columns and `n.place` |
+//! | `{lookup t AS e WHERE …}` | one search of an index for each row so far, in their order |
+//! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
+//! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
+//! | `{now}` | the database's clock |
+//! | `{postgres …}`, `{sqlite …}` | what stands in it, for one database only |
+//!
+//! A text is rendered once. `snapshots` keeps what comes out, so that it can be read and reviewed.
+
+use std::{fmt::Write as _, sync::OnceLock};
+
+/// A kind of SQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+impl Dialect {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+        }
+    }
+
+    fn type_name(self, neutral: &str) -> &str {
+        match (self, neutral) {
+            (Self::Postgres, "time") => "timestamptz",
+            _ => neutral,
+        }
+    }
+}
+
+/// A statement, in every kind of SQL.
+pub struct Statement {
+    text: &'static str,
+    rendered: [OnceLock<String>; Dialect::ALL.len()],
+}
+
+impl Statement {
+    pub(in crate::store) const fn new(text: &'static str) -> Self {
+        Self { text, rendered: [const { OnceLock::new() }; Dialect::ALL.len()] }
+    }
+
+    /// The statement in this kind of SQL.
+    pub fn sql(&self, dialect: Dialect) -> &str {
+        self.rendered[dialect as usize].get_or_init(|| rendered(self.text, dialect))
+    }
+}
+
+/// Declare statements, and list them in `STATEMENTS` by their names.
+macro_rules! statements {
+    ($($name:ident = $text:expr;)+) => {
+        $(static $name: $crate::store::sql::Statement = $crate::store::sql::Statement::new($text);)+
+
+        /// Every statement of this file, by name.
+        #[cfg(test)]
+        pub(in crate::store::sql) static STATEMENTS: &[(&str, &$crate::store::sql::Statement)] =
+            &[$((stringify!($name), &$name)),+];
+    };
+}
+pub(in crate::store) use statements;
+
+fn rendered(text: &str, dialect: Dialect) -> String {
+    let mut sql = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, from)) = rest.split_once('{') {
+        sql.push_str(before);
+        let end = end_of_part(from);
+        let (word, argument) = from[..end].split_once(char::is_whitespace).unwrap_or((&from[..end], ""));
+        sql.push_str(&part_of(word, &rendered(argument, dialect), dialect));
+        rest = &from[end + 1..];
+    }
+    sql.push_str(rest);
+    sql
+}
+
+/// Where a part ends, in which there may be others.
+fn end_of_part(text: &str) -> usize {
+    let mut depth = 0;
+    text.find(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        depth < 0
+    })
+    .expect("a part of a statement ends")
+}
+
+fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
+    match (word, dialect) {
+        ("list", _) => {
+            let (parameter, alias) = split(argument, " AS ");
+            match dialect {
+                Dialect::Postgres => {
+                    format!(
+                        "json_array_elements_text({parameter}::json) WITH ORDINALITY AS {alias} (item, place)"
+                    )
+                }
+                Dialect::Sqlite => {
+                    format!("(SELECT value AS item, key + 1 AS place FROM json_each({parameter})) AS {alias}")
+                }
+            }
+        }
+        ("rows", _) => {
+            let (parameter, rest) = split(argument, " AS ");
+            let (alias, columns) = split(rest, ":");
+            let columns = columns.split(',').map(|column| split(column.trim(), " "));
+            rows(parameter, alias, columns, dialect)
+        }
+        ("lookup" | "lock" | "claim", Dialect::Postgres) => {
+            let (table, condition) = split(argument, " WHERE ");
+            let alias = split(table, " AS ").1;
+            let locks = match word {
+                "lock" => " FOR UPDATE",
+                "claim" => " FOR UPDATE SKIP LOCKED",
+                _ => "",
+            };
+            format!("CROSS JOIN LATERAL (SELECT * FROM {table} WHERE {condition}{locks}) AS {alias}")
+        }
+        // Whoever writes has the one lock there is. CROSS keeps the order of the tables.
+        ("lookup" | "lock" | "claim", Dialect::Sqlite) => {
+            let (table, condition) = split(argument, " WHERE ");
+            format!("CROSS JOIN {table} ON {condition}")
+        }
+        ("now", Dialect::Postgres) => "clock_timestamp()".to_owned(),
+        ("now", Dialect::Sqlite) => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')".to_owned(),
+        (word, _) if word == dialect.name() => argument.to_owned(),
+        (word, _) => {
+            let other = Dialect::ALL.into_iter().any(|dialect| dialect.name() == word);
+            assert!(other, "no part of a statement is called {word}");
+            String::new()
+        }
+    }
+}
+
+fn rows<'a>(
+    parameter: &str,
+    alias: &str,
+    columns: impl Iterator<Item = (&'a str, &'a str)>,
+    dialect: Dialect,
+) -> String {
+    let (mut definitions, mut names) = (String::new(), String::new());
+    for (name, kind) in columns {
+        let comma = if definitions.is_empty() { "" } else { ", " };
+        let _ = match dialect {
+            Dialect::Postgres => write!(definitions, "{comma}{name} {}", dialect.type_name(kind)),
+            Dialect::Sqlite => write!(definitions, "{comma}value ->> '{name}' AS {name}"),
+        };
+        let _ = write!(names, "{name}, ");
+    }
+    match dialect {
+        Dialect::Postgres => format!(
+            "ROWS FROM (json_to_recordset({parameter}::json) AS ({definitions})) WITH ORDINALITY AS {alias} ({names}place)"
+        ),
+        Dialect::Sqlite => {
+            format!("(SELECT {definitions}, key + 1 AS place FROM json_each({parameter})) AS {alias}")
+        }
+    }
+}
+
+fn split<'a>(text: &'a str, at: &str) -> (&'a str, &'a str) {
+    let (left, right) = text.split_once(at).expect("a part of a statement is whole");
+    (left.trim(), right.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_become_what_each_database_understands() {
+        let text = "SELECT e.* FROM {rows $1 AS n: id text, at time} {claim t AS e WHERE e.id = n.id} \
+                    WHERE e.at < {postgres least({now}, $2)}{sqlite min({now}, $2)}";
+        assert_eq!(
+            rendered(text, Dialect::Postgres),
+            "SELECT e.* FROM ROWS FROM (json_to_recordset($1::json) AS (id text, at timestamptz)) WITH ORDINALITY \
+             AS n (id, at, place) CROSS JOIN LATERAL (SELECT * FROM t AS e WHERE e.id = n.id FOR UPDATE SKIP LOCKED) \
+             AS e WHERE e.at < least(clock_timestamp(), $2)"
+        );
+        assert_eq!(
+            rendered(text, Dialect::Sqlite),
+            "SELECT e.* FROM (SELECT value ->> 'id' AS id, value ->> 'at' AS at, key + 1 AS place FROM json_each($1)) \
+             AS n CROSS JOIN t AS e ON e.id = n.id WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2)"
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "no part of a statement is called oracle")]
+    fn a_part_that_nobody_knows_is_a_mistake() {
+        rendered("{oracle x}", Dialect::Postgres);
+    }
+}

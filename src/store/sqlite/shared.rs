@@ -1,0 +1,107 @@
+//! How the statements that all databases share run here.
+
+use async_trait::async_trait;
+use sqlx::{SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
+
+use super::{Sqlite, error::explain, text, transaction::SqliteTransaction};
+use crate::store::{
+    Patience, Result, Transaction,
+    sql::{Database, Dialect, Purpose, Row, Session, Statement, Value},
+};
+
+#[async_trait]
+impl Database for Sqlite {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Session>> {
+        Ok(match purpose {
+            Purpose::Write(patience) => Box::new(self.write(patience).await?),
+            Purpose::WriteUnhurried => Box::new(self.write(Patience::Normal).await?),
+            Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
+                Box::new(Reader(self.read().await?))
+            }
+        })
+    }
+}
+
+/// A connection that only reads: each statement sees what was committed before it.
+struct Reader(PoolConnection<sqlx::Sqlite>);
+
+#[async_trait]
+impl Session for Reader {
+    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        rows(&mut self.0, statement, values).await
+    }
+
+    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64> {
+        execute(&mut self.0, statement, values).await
+    }
+
+    fn leaves_work(&mut self) {}
+
+    fn removed_personal_data(&mut self) {}
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn rollback(self: Box<Self>) {}
+}
+
+#[async_trait]
+impl Session for SqliteTransaction {
+    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let rows = rows(self.connection()?, statement, values).await;
+        self.noted(rows)
+    }
+
+    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64> {
+        let written = execute(self.connection()?, statement, values).await;
+        self.noted(written)
+    }
+
+    fn leaves_work(&mut self) {
+        // The bell is rung after every commit.
+    }
+
+    fn removed_personal_data(&mut self) {
+        self.note_erasure();
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        Transaction::commit(self).await
+    }
+
+    async fn rollback(self: Box<Self>) {
+        Transaction::rollback(self).await;
+    }
+}
+
+async fn rows(
+    connection: &mut SqliteConnection,
+    statement: &'static Statement,
+    values: &[Value<'_>],
+) -> Result<Vec<Row>> {
+    let rows = bound(statement, values).fetch_all(connection).await.map_err(explain)?;
+    Ok(rows.into_iter().map(Row::Sqlite).collect())
+}
+
+async fn execute(
+    connection: &mut SqliteConnection,
+    statement: &'static Statement,
+    values: &[Value<'_>],
+) -> Result<u64> {
+    Ok(bound(statement, values).execute(connection).await.map_err(explain)?.rows_affected())
+}
+
+fn bound<'a>(
+    statement: &'static Statement,
+    values: &'a [Value<'a>],
+) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
+    values.iter().fold(sqlx::query(statement.sql(Dialect::Sqlite)), |query, value| match value {
+        Value::Text(text) => query.bind(*text),
+        Value::Rows(rows) => query.bind(rows.as_str()),
+        Value::Int(number) => query.bind(*number),
+        Value::Bool(truth) => query.bind(*truth),
+        Value::Time(time) => query.bind(time.map(text::time)),
+        Value::Bytes(bytes) => query.bind(*bytes),
+    })
+}
