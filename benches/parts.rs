@@ -7,13 +7,14 @@ mod events;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use clerk_sync::entity::{USER, user};
 use clerk_sync::{
     clerk::{
         event,
         signature::{Secret, SignatureHeaders, Verified, Verifier},
     },
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet, Profile, Register, User, Value,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Profile, Register, User, Value,
         Version,
     },
     sync::{
@@ -86,7 +87,7 @@ fn verifier() -> Verifier {
 }
 
 fn default_fields() -> FieldSet {
-    [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl].into_iter().collect()
+    [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL].into_iter().collect()
 }
 
 #[divan::bench(args = SIZES)]
@@ -156,9 +157,17 @@ fn register() -> Register {
 fn user(clerk_id: ClerkId) -> User {
     let at = signed_up();
     let mut profile = Profile::default();
-    profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
-    profile.set(Field::LastName, Value::Text("Byron".to_owned()));
-    User { clerk_id, profile, created_at: Some(at), updated_at: at, synced_at: at, deleted_at: None }
+    profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
+    profile.set(user::LAST_NAME, Value::Text("Byron".to_owned()));
+    User {
+        entity: &USER,
+        clerk_id,
+        profile,
+        created_at: Some(at),
+        updated_at: at,
+        synced_at: at,
+        deleted_at: None,
+    }
 }
 
 /// The same metadata in another order and spelling: the costly way to find that nothing changed.

@@ -2,9 +2,11 @@
 //!
 //! The rooms, in the order in which data meets them. A room imports only rooms to its left (a test holds it to that):
 //!
-//! `model < clerk < store < sync < work < http < cli`, and the leaves `config`, `http_client` and `telemetry`.
+//! `model < entity < clerk < store < sync < work < http < cli`, and the leaves `config`, `http_client` and `telemetry`.
 
 pub mod model;
+
+pub mod entity;
 
 pub mod clerk;
 

@@ -1,6 +1,7 @@
 //! The same batches straight into SQL: the verbs of the store, which are its statements, from two tasks. Events are
 //! parsed and planned before, so that nothing is measured but the database and its driver.
 
+use clerk_sync::entity::{USER, user};
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
@@ -14,8 +15,8 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verifier},
     },
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet, Outcome, Profile, Register,
-        User, Value, Version,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, User,
+        Value, Version,
     },
     store::{Patience, Record, Store, postgres},
     sync::{
@@ -37,7 +38,7 @@ const TASKS: usize = 2;
 
 /// What the service syncs unless it is told otherwise.
 pub(crate) fn fields() -> FieldSet {
-    [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl].into_iter().collect()
+    [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL].into_iter().collect()
 }
 
 /// A batch, planned.
@@ -121,12 +122,13 @@ fn register() -> Register {
 
 fn user(id: &ClerkId) -> User {
     let mut profile = Profile::default();
-    profile.set(Field::Email, Value::Text("ada.1@example.com".to_owned()));
-    profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
-    profile.set(Field::LastName, Value::Text("Byron".to_owned()));
-    profile.set(Field::ImageUrl, Value::Text("https://img.clerk.com/sample".to_owned()));
+    profile.set(user::EMAIL, Value::Text("ada.1@example.com".to_owned()));
+    profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
+    profile.set(user::LAST_NAME, Value::Text("Byron".to_owned()));
+    profile.set(user::IMAGE_URL, Value::Text("https://img.clerk.com/sample".to_owned()));
     let at = events::signed_up();
     User {
+        entity: &USER,
         clerk_id: id.clone(),
         profile,
         created_at: Some(at),
@@ -214,7 +216,7 @@ async fn write(store: &dyn Store, batch: &Batch) -> clerk_sync::store::Result<()
     let _: HashMap<ClerkId, Register> = transaction.registers(&batch.ids).await?;
     let _: HashMap<ClerkId, User> = transaction.users(&batch.ids, fields()).await?;
     transaction.advance(&batch.plan.registers).await?;
-    transaction.insert_users(&batch.plan.inserts).await?;
+    transaction.insert_users(&batch.plan.inserts, fields()).await?;
     transaction.update_users(&batch.plan.updates, fields()).await?;
     transaction.audit(&batch.plan.audit).await?;
     transaction.commit().await

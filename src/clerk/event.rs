@@ -7,11 +7,12 @@
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
+use crate::entity::USER;
 use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
@@ -21,8 +22,8 @@ use super::{
 };
 use crate::{
     model::{
-        Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, MAX_ID_BYTES, News, Patch, Source, Value,
-        Version,
+        Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, Holds, MAX_ID_BYTES, News, Patch, Place,
+        Source, Value, Version,
     },
     telemetry::TraceContext,
 };
@@ -362,7 +363,7 @@ fn time_of(
 /// out, and named.
 fn read_patch(data: &Object<'_>, fields: FieldSet, unread: &mut Vec<&'static str>) -> Patch {
     let mut patch = Patch::default();
-    for field in fields.iter() {
+    for field in fields.of(&USER) {
         match read_field(data, field) {
             Ok(Some(value)) => patch.set(field, value),
             Ok(None) => {}
@@ -378,25 +379,21 @@ struct Unreadable;
 type Readable<T> = Result<T, Unreadable>;
 
 fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
-    let email = || Primary::find(data, "primary_email_address_id", "email_addresses");
-    let value = |read: fn(&RawValue) -> Readable<Value>| data.get(field.name()).map(read).transpose();
-    match field {
-        Field::Email => email()?.text("email_address"),
-        Field::EmailVerified => {
-            let email = email()?;
+    let read = match field.holds {
+        Holds::Text => text,
+        Holds::Bool => boolean,
+        Holds::Time => time,
+        Holds::Json => json,
+    };
+    match field.place {
+        Place::Member => data.get(field.name()).map(read).transpose(),
+        Place::Primary { id, list, member } => Primary::find(data, id, list)?.text(member),
+        Place::PrimaryIsVerified { id, list, member } => {
+            let primary = Primary::find(data, id, list)?;
             // Of an address that stays as it is this says nothing.
-            email.text("email_address")?;
-            email.value(|entry| Ok(Value::Bool(is_verified(entry))))
+            primary.text(member)?;
+            primary.value(|entry| Ok(Value::Bool(is_verified(entry))))
         }
-        Field::PhoneNumber => {
-            Primary::find(data, "primary_phone_number_id", "phone_numbers")?.text("phone_number")
-        }
-        Field::FirstName | Field::LastName | Field::ImageUrl | Field::Username | Field::ExternalId => {
-            value(text)
-        }
-        Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => value(json),
-        Field::Banned | Field::Locked => value(boolean),
-        Field::LastSignInAt | Field::LastActiveAt => value(time),
     }
 }
 
@@ -461,9 +458,9 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
     (actor.ip.is_some() || actor.user_agent.is_some()).then_some(actor)
 }
 
-/// What is looked at in an object; everything else is only checked for being JSON.
+/// The members of an object.
 #[derive(Clone)]
-struct Object<'a>(Vec<(&'static str, Member<'a>)>);
+struct Object<'a>(Vec<(Cow<'a, str>, Member<'a>)>);
 
 #[derive(Clone)]
 enum Member<'a> {
@@ -471,41 +468,6 @@ enum Member<'a> {
     /// Read where it stands, so that nothing of it is gone through twice; or null.
     Object(Option<Object<'a>>),
 }
-
-/// Every name that is looked at anywhere in an event.
-const NAMES: [&str; 31] = [
-    "banned",
-    "client_ip",
-    "created_at",
-    "data",
-    "email_address",
-    "email_addresses",
-    "event_attributes",
-    "external_id",
-    "first_name",
-    "http_request",
-    "id",
-    "image_url",
-    "instance_id",
-    "last_active_at",
-    "last_name",
-    "last_sign_in_at",
-    "locked",
-    "phone_number",
-    "phone_numbers",
-    "primary_email_address_id",
-    "primary_phone_number_id",
-    "private_metadata",
-    "public_metadata",
-    "status",
-    "timestamp",
-    "type",
-    "unsafe_metadata",
-    "updated_at",
-    "user_agent",
-    "username",
-    "verification",
-];
 
 /// The names of those that are objects themselves, unless a sender is up to something.
 const OBJECTS: [&str; 4] = ["data", "event_attributes", "http_request", "verification"];
@@ -528,7 +490,7 @@ impl<'a> Object<'a> {
 
     /// Of repeated names the last one counts, as everywhere in JSON.
     fn member(&self, name: &str) -> Option<&Member<'a>> {
-        self.0.iter().rev().find(|(known, _)| *known == name).map(|(_, member)| member)
+        self.0.iter().rev().find(|(known, _)| known == name).map(|(_, member)| member)
     }
 }
 
@@ -562,41 +524,22 @@ impl<'de> Visitor<'de> for Members {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::with_capacity(16);
+        let mut members = Vec::with_capacity(48);
         while let Some(Name(name)) = map.next_key()? {
-            match name {
-                Some(name) if self.nested && OBJECTS.contains(&name) => {
-                    members.push((name, Member::Object(map.next_value_seed(self)?)));
-                }
-                Some(name) => members.push((name, Member::Raw(map.next_value()?))),
-                None => _ = map.next_value::<IgnoredAny>()?,
-            }
+            let member = if self.nested && OBJECTS.contains(&&*name) {
+                Member::Object(map.next_value_seed(self)?)
+            } else {
+                Member::Raw(map.next_value()?)
+            };
+            members.push((name, member));
         }
         Ok(Some(Object(members)))
     }
 }
 
-/// The name of a member, if it is one of [`NAMES`].
-struct Name(Option<&'static str>);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Name;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                // Few of them are as long, so that this compares less than a search by halves.
-                Ok(Name(NAMES.iter().find(|known| **known == name).copied()))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
-}
+/// The name of a member, borrowed where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn object(json: &str) -> Option<Object<'_>> {
     let read = |nested| {
@@ -645,6 +588,7 @@ fn json(raw: &RawValue) -> Readable<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entity::user;
     use crate::model::SvixId;
 
     const NOW: i64 = 1_716_883_200_000;
@@ -694,9 +638,9 @@ mod tests {
     #[test]
     fn absent_null_and_present_are_three_things() {
         let event = parsed(&updated(r#""first_name":null,"last_name":"Lovelace""#));
-        assert_eq!(patch(&event).get(Field::FirstName), Some(&Value::Null));
-        assert_eq!(patch(&event).get(Field::LastName), Some(&text("Lovelace")));
-        assert_eq!(patch(&event).get(Field::Username), None);
+        assert_eq!(patch(&event).get(user::FIRST_NAME), Some(&Value::Null));
+        assert_eq!(patch(&event).get(user::LAST_NAME), Some(&text("Lovelace")));
+        assert_eq!(patch(&event).get(USER.field("username")), None);
     }
 
     #[test]
@@ -705,7 +649,10 @@ mod tests {
             {"id":"b","email_address":"primary@example.com","verification":{"status":"verified"}}]"#;
         let email = |data: &str| {
             let event = parsed(&updated(data));
-            (patch(&event).get(Field::Email).cloned(), patch(&event).get(Field::EmailVerified).cloned())
+            (
+                patch(&event).get(user::EMAIL).cloned(),
+                patch(&event).get(USER.field("email_verified")).cloned(),
+            )
         };
         let verified = Some(Value::Bool(true));
         assert_eq!(
@@ -759,7 +706,7 @@ mod tests {
     #[test]
     fn what_is_not_synced_never_spoils_an_event_however_odd() {
         let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
-        let only_email = [Field::Email].into_iter().collect();
+        let only_email = [user::EMAIL].into_iter().collect();
         for odd in [
             r#""first_name":17"#.to_owned(),
             r#""birthday":"\ud800\u0000""#.to_owned(),
@@ -775,26 +722,16 @@ mod tests {
     }
 
     #[test]
-    fn every_name_that_is_asked_for_is_looked_at() {
-        assert!(OBJECTS.iter().all(|name| NAMES.contains(name)));
-        for field in
-            Field::ALL.into_iter().filter(|field| !matches!(field, Field::Email | Field::EmailVerified))
-        {
-            assert!(NAMES.contains(&field.name()), "{}", field.name());
-        }
-    }
-
-    #[test]
     fn repeated_keys_mean_the_last() {
         let event = parsed(&updated(r#""first_name":"Ada","first_name":"Augusta""#));
-        assert_eq!(patch(&event).get(Field::FirstName), Some(&text("Augusta")));
+        assert_eq!(patch(&event).get(user::FIRST_NAME), Some(&text("Augusta")));
     }
 
     #[test]
     fn characters_that_no_database_holds_are_replaced_and_noted() {
         let event = parsed(&updated(r#""first_name":"A\u0000d\ud800a","last_name":"L😀""#));
-        assert_eq!(patch(&event).get(Field::FirstName), Some(&text("A\u{fffd}d\u{fffd}a")));
-        assert_eq!(patch(&event).get(Field::LastName), Some(&text("L😀")));
+        assert_eq!(patch(&event).get(user::FIRST_NAME), Some(&text("A\u{fffd}d\u{fffd}a")));
+        assert_eq!(patch(&event).get(user::LAST_NAME), Some(&text("L😀")));
         assert!(event.replaced_characters);
         assert!(!parsed(&updated(r#""first_name":"\u0041""#)).replaced_characters);
     }
@@ -845,8 +782,8 @@ mod tests {
             let event = parsed(&updated(&format!(r#"{odd},"username":"ada""#)));
             assert_eq!(event.unread.join(","), names, "{odd}");
             let patch = patch(&event);
-            assert_eq!(patch.get(Field::Username), Some(&text("ada")), "{odd}");
-            for field in Field::ALL.into_iter().filter(|field| names.split(',').any(|n| n == field.name())) {
+            assert_eq!(patch.get(USER.field("username")), Some(&text("ada")), "{odd}");
+            for field in USER.fields().filter(|field| names.split(',').any(|n| n == field.name())) {
                 assert_eq!(patch.get(field), None, "{odd}");
             }
         }
@@ -901,8 +838,8 @@ mod tests {
                 r#"{{"id":"user_1","data":{odd},"primary_email_address_id":"a","email_addresses":[{email}]}}"#
             );
             let event = parsed(&body("user.updated", &user));
-            assert_eq!(patch(&event).get(Field::Email), Some(&text("a@example.com")), "{odd}");
-            assert_eq!(patch(&event).get(Field::EmailVerified), Some(&Value::Bool(false)), "{odd}");
+            assert_eq!(patch(&event).get(user::EMAIL), Some(&text("a@example.com")), "{odd}");
+            assert_eq!(patch(&event).get(USER.field("email_verified")), Some(&Value::Bool(false)), "{odd}");
             assert!(change(&event).actor.is_none());
             let reason = if odd.starts_with('{') { "`data.id`" } else { "`data` is not an object" };
             assert!(unusable(&body("user.updated", odd)).contains(reason), "{odd}");

@@ -1,5 +1,6 @@
 //! `dev`: everything on one machine with no set-up, and a story to begin with.
 
+use crate::entity::USER;
 use std::{
     fmt::Write,
     net::{Ipv4Addr, SocketAddr},
@@ -257,7 +258,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
     say!("  private    http://{}/metrics", service.private);
     say!("  dashboard  http://{}  (sign in with the token)", service.private);
     say!("  database   {}", config.database.place());
-    say!("  fields     {}", config.sync_fields.iter().map(Field::name).collect::<Vec<_>>().join(", "));
+    say!("  fields     {}", config.sync_fields.of(&USER).map(Field::name).collect::<Vec<_>>().join(", "));
     say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));
     say!("  token      {}", shown(token, "ADMIN_TOKEN"));
     say!();
@@ -386,7 +387,7 @@ fn rows(before: Option<&User>, after: Option<&User>, fields: FieldSet) -> String
         (None, Some(after)) => {
             line("row", "none → new".to_owned());
             line("clerk_id", after.clerk_id.to_string());
-            for field in fields.iter() {
+            for field in fields.of(&USER) {
                 line(field.name(), shown(&after.profile[field]));
             }
         }
@@ -395,7 +396,7 @@ fn rows(before: Option<&User>, after: Option<&User>, fields: FieldSet) -> String
         }
         (Some(before), Some(after)) if before == after => line("row", "as it was".to_owned()),
         (Some(before), Some(after)) => {
-            for field in fields.iter().filter(|field| before.profile[*field] != after.profile[*field]) {
+            for field in fields.of(&USER).filter(|field| before.profile[*field] != after.profile[*field]) {
                 let (old, new) = (shown(&before.profile[field]), shown(&after.profile[field]));
                 line(field.name(), format!("{old} → {new}"));
             }

@@ -1,5 +1,6 @@
 //! `sinks`: which other systems are told, and whether they can be.
 
+use crate::entity::USER;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -81,7 +82,7 @@ fn list(settings: &Settings) -> Result<(), Failure> {
     let (_, mistakes) = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() });
     for sink in &config.sinks {
         let events: Vec<&str> = sink.events.iter().map(|event| event.name()).collect();
-        let fields: Vec<&str> = sink.fields.iter().map(Field::name).collect();
+        let fields: Vec<&str> = sink.fields.of(&USER).map(Field::name).collect();
         say!();
         say!("{}", sink.name);
         say!("  kind     {}", sink.kind.name());
@@ -277,11 +278,11 @@ fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
     data.insert("test".to_owned(), json!(true));
     data.insert("created_at".to_owned(), json!(now));
     data.insert("updated_at".to_owned(), json!(now));
-    for field in sink.fields.iter() {
-        let value = match field {
-            Field::Email => json!("test@clerk-sync.example"),
-            Field::FirstName => json!("Test"),
-            Field::LastName => json!("clerk-sync"),
+    for field in sink.fields.of(&USER) {
+        let value = match field.name() {
+            "email" => json!("test@clerk-sync.example"),
+            "first_name" => json!("Test"),
+            "last_name" => json!("clerk-sync"),
             _ => Value::Null,
         };
         data.insert(field.name().to_owned(), value);

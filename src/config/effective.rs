@@ -214,7 +214,7 @@ fn days(length: Duration) -> String {
 }
 
 fn fields(fields: FieldSet) -> String {
-    let names: Vec<_> = fields.iter().map(crate::model::Field::name).collect();
+    let names: Vec<_> = fields.of(&crate::entity::USER).map(crate::model::Field::name).collect();
     names.join(",")
 }
 

@@ -1,5 +1,6 @@
 //! From text to types, one variable at a time, collecting what is wrong instead of stopping at it.
 
+use crate::entity::{USER, user};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -27,7 +28,7 @@ use crate::{
 const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
 const DEFAULT_SCHEMA: &str = "clerk";
 const DEFAULT_CLERK_API_URL: &str = "https://api.clerk.com";
-const DEFAULT_FIELDS: [Field; 4] = [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl];
+const DEFAULT_FIELDS: [Field; 4] = [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL];
 const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Where the image keeps its database unless told otherwise.
@@ -325,16 +326,15 @@ impl Reader {
         const VARIABLE: &str = "SYNC_FIELDS";
         let default = DEFAULT_FIELDS.into_iter().collect();
         let Some(text) = present(given) else { return default };
-        let allowed = Field::ALL.map(Field::name).join(", ");
+        let allowed = USER.fields().map(Field::name).collect::<Vec<_>>().join(", ");
         if list(text).next().is_none() {
             self.mistake(VARIABLE, format!("found no field; allowed are {allowed}"));
         }
-        let unknown: Vec<String> =
-            list(text).filter(|name| Field::named(name).is_none()).map(shown).collect();
+        let unknown: Vec<String> = list(text).filter(|name| USER.named(name).is_none()).map(shown).collect();
         if !unknown.is_empty() {
             self.mistake(VARIABLE, format!("found {}; allowed are {allowed}", unknown.join(", ")));
         }
-        list(text).filter_map(Field::named).collect()
+        list(text).filter_map(|name| USER.named(name)).collect()
     }
 
     pub(super) fn deletion_policy(&mut self, given: Option<&str>) -> DeletionPolicy {
@@ -347,7 +347,7 @@ impl Reader {
     pub(super) fn unique_email(&mut self, given: Option<&str>, fields: FieldSet) -> bool {
         const VARIABLE: &str = "UNIQUE_EMAIL";
         let is_on = self.switch(VARIABLE, given);
-        if is_on && !fields.contains(Field::Email) {
+        if is_on && !fields.contains(user::EMAIL) {
             self.mistake(
                 VARIABLE,
                 "found on, and SYNC_FIELDS has no email; allowed is on only with it".to_owned(),
@@ -370,7 +370,7 @@ impl Reader {
         const VARIABLE: &str = "ANONYMIZE_COLUMNS";
         let mut columns: Vec<String> = Vec::new();
         for name in list(present(given).unwrap_or_default()) {
-            if OWN_COLUMNS.contains(&name) || Field::named(name).is_some() {
+            if OWN_COLUMNS.contains(&name) || USER.named(name).is_some() {
                 self.mistake(
                     VARIABLE,
                     format!(

@@ -4,6 +4,7 @@
 //! stands on, which may be somebody's secret. Secrets do not stand in the file: only the name of a variable or of a file
 //! that holds one.
 
+use crate::entity::{USER, user};
 use std::{
     collections::BTreeSet,
     env, fmt, fs, io,
@@ -39,7 +40,7 @@ const MAX_NAME_BYTES: usize = 40;
 const KINDS: [&str; 3] = ["webhook", "segment", "mailchimp"];
 
 /// What Mailchimp has places for. Nothing else is kept for it, nor makes it be told.
-const MAILCHIMP_FIELDS: [Field; 3] = [Field::Email, Field::FirstName, Field::LastName];
+const MAILCHIMP_FIELDS: [Field; 3] = [user::EMAIL, user::FIRST_NAME, user::LAST_NAME];
 
 /// What a new contact may become.
 const MAILCHIMP_STATUSES: [&str; 4] = ["transactional", "pending", "subscribed", "unsubscribed"];
@@ -428,10 +429,10 @@ impl Keys<'_> {
     fn fields(&mut self, kind: Option<&str>) -> FieldSet {
         let synced = self.source.sync_fields;
         let may: FieldSet = synced
-            .iter()
+            .of(&USER)
             .filter(|field| kind != Some("mailchimp") || MAILCHIMP_FIELDS.contains(field))
             .collect();
-        let allowed = may.iter().map(Field::name).collect::<Vec<_>>().join(", ");
+        let allowed = may.of(&USER).map(Field::name).collect::<Vec<_>>().join(", ");
         let chosen = match self.names("fields") {
             None => may,
             Some(names) => {
@@ -441,12 +442,12 @@ impl Keys<'_> {
                     }
                     _ => format!("{allowed}, which are SYNC_FIELDS"),
                 };
-                let is_allowed = |name: &str| Field::named(name).is_some_and(|field| may.contains(field));
+                let is_allowed = |name: &str| USER.named(name).is_some_and(|field| may.contains(field));
                 self.refuse_strangers("fields", &names, &allowed, is_allowed);
-                names.iter().filter_map(|name| Field::named(name)).collect()
+                names.iter().filter_map(|name| USER.named(name)).collect()
             }
         };
-        if kind == Some("mailchimp") && !chosen.contains(Field::Email) {
+        if kind == Some("mailchimp") && !chosen.contains(user::EMAIL) {
             self.mistake(
                 "fields",
                 "email is not among them, and Mailchimp knows people only by it; SYNC_FIELDS must name it as well"
@@ -759,12 +760,12 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Vec<SinkConfig>, Vec<String>> {
-        let fields = [Field::Email, Field::FirstName, Field::LastName, Field::ImageUrl];
+        let fields = [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL];
         read_with(text, fields.into_iter().collect(), true)
     }
 
     fn names(sink: &SinkConfig) -> Vec<&'static str> {
-        sink.fields.iter().map(Field::name).collect()
+        sink.fields.of(&USER).map(Field::name).collect()
     }
 
     /// The mistakes of a webhook with these lines added to what it needs.
@@ -844,7 +845,7 @@ mod tests {
         assert_eq!(mailchimp.tags, ["new-user"]);
         assert_eq!(mailchimp.clerk_id_merge_field, "CLERKID");
 
-        let without_email = read_with(text, [Field::FirstName].into_iter().collect(), true);
+        let without_email = read_with(text, [user::FIRST_NAME].into_iter().collect(), true);
         assert!(without_email.expect_err("no address")[0].contains("email is not among them"));
         assert!(read(&format!("{text}fields = [\"email\", \"image_url\"]")).is_err());
         assert!(read(&format!("{text}concurrency = 11")).is_err());

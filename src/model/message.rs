@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ClerkId, Field, FieldSet};
+use super::{ClerkId, Entity, FieldSet};
 
 /// What happened to the *row*, as other systems see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,8 +73,8 @@ impl Message {
     }
 
     /// Leave out the fields that are not among these; whether there were any.
-    pub fn keep_only(&mut self, fields: FieldSet) -> bool {
-        let allowed = |name: &str| Field::named(name).is_none_or(|field| fields.contains(field));
+    pub fn keep_only(&mut self, entity: &'static Entity, fields: FieldSet) -> bool {
+        let allowed = |name: &str| entity.named(name).is_none_or(|field| fields.contains(field));
         let before = self.data.len();
         self.data.retain(|name, _| allowed(name));
         self.changed_fields.retain(|name| allowed(name));
@@ -107,18 +107,26 @@ pub struct Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Column, Holds};
+
+    static PERSON: Entity = Entity {
+        kind: "person",
+        table: "people",
+        events: ["person.created", "person.updated", "person.deleted"],
+        columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
+    };
 
     #[test]
     fn what_a_sink_may_not_have_any_more_is_left_out() {
         let text = r#"{"id":"msg_1","type":"user.updated","version":1,"timestamp":"2026-01-01T00:00:00Z",
-            "data":{"clerk_id":"user_1","created_at":"2026-01-01T00:00:00Z","email":"ada@example.com","first_name":"Ada"},
-            "changed_fields":["email","first_name"]}"#;
+            "data":{"clerk_id":"user_1","created_at":"2026-01-01T00:00:00Z","email":"ada@example.com","name":"Ada"},
+            "changed_fields":["email","name"]}"#;
         let mut message: Message = serde_json::from_str(text).expect("a message");
         let before = message.clone();
-        assert!(!message.keep_only(FieldSet::ALL));
+        assert!(!message.keep_only(&PERSON, FieldSet::ALL));
         assert_eq!(message, before);
-        assert!(message.keep_only(FieldSet::from_iter([Field::FirstName])));
-        assert_eq!(message.data.keys().collect::<Vec<_>>(), ["clerk_id", "created_at", "first_name"]);
-        assert_eq!(message.changed_fields, ["first_name"]);
+        assert!(message.keep_only(&PERSON, FieldSet::from_iter([PERSON.field("name")])));
+        assert_eq!(message.data.keys().collect::<Vec<_>>(), ["clerk_id", "created_at", "name"]);
+        assert_eq!(message.changed_fields, ["name"]);
     }
 }

@@ -6,7 +6,7 @@
 pub mod audit;
 pub mod deletion;
 pub mod delivery;
-pub mod field;
+pub mod entity;
 pub mod id;
 pub mod idle;
 pub mod message;
@@ -21,7 +21,7 @@ pub mod version;
 pub use audit::{AuditAction, AuditEntry};
 pub use deletion::DeletionPolicy;
 pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
-pub use field::{Field, FieldSet};
+pub use entity::{Anonymized, Column, Entity, Field, FieldSet, Holds, Place};
 pub use id::{ClerkId, MAX_ID_BYTES, SvixId};
 pub use idle::Idle;
 pub use message::{Message, MessageType, Subscription};

@@ -4,7 +4,7 @@ use std::{fmt, ops::Index};
 
 use chrono::{DateTime, Utc};
 
-use super::{ClerkId, Field, FieldSet, rfc3339};
+use super::{Anonymized, ClerkId, Entity, Field, FieldSet, rfc3339};
 
 /// The value of one synced field.
 #[derive(Clone, Default)]
@@ -90,26 +90,27 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Everything synced of a user: one value per [`Field`], `Null` where there is none.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Profile([Value; Field::ALL.len()]);
+/// Everything synced of an object: one value per [`Field`], `Null` where there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Profile(Vec<Value>);
 
 impl Profile {
     /// Replace the value of one field.
     pub fn set(&mut self, field: Field, value: Value) {
-        self.0[field as usize] = value;
+        if self.0.len() <= field.place() {
+            self.0.resize_with(field.columns(), Value::default);
+        }
+        self.0[field.place()] = value;
     }
 
     /// Apply a patch and tell which fields it really changed, in the order of the columns.
     pub fn apply(&mut self, patch: &Patch, allowed: FieldSet) -> Vec<Field> {
-        let mut changed = Vec::new();
-        for field in allowed.iter() {
-            if let Some(value) = patch.get(field)
-                && self[field] != *value
-            {
-                self.set(field, value.clone());
-                changed.push(field);
-            }
+        let news = patch.0.iter().filter(|(field, value)| allowed.contains(*field) && self[*field] != *value);
+        let news: Vec<(Field, Value)> = news.cloned().collect();
+        let mut changed: Vec<Field> = news.iter().map(|(field, _)| *field).collect();
+        changed.sort_unstable();
+        for (field, value) in news {
+            self.set(field, value);
         }
         changed
     }
@@ -119,11 +120,18 @@ impl Index<Field> for Profile {
     type Output = Value;
 
     fn index(&self, field: Field) -> &Value {
-        &self.0[field as usize]
+        self.0.get(field.place()).unwrap_or(&Value::Null)
     }
 }
 
-/// What an event says of a user. A field that is absent keeps what is stored; `Null` clears it.
+impl PartialEq for Profile {
+    fn eq(&self, other: &Self) -> bool {
+        let value = |profile: &Self, place: usize| profile.0.get(place).cloned().unwrap_or_default();
+        (0..self.0.len().max(other.0.len())).all(|place| value(self, place) == value(other, place))
+    }
+}
+
+/// What an event says of an object. A field that is absent keeps what is stored; `Null` clears it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch(Vec<(Field, Value)>);
 
@@ -145,9 +153,11 @@ impl Patch {
     }
 }
 
-/// A row of `users`, without the columns that belong to the application.
-#[derive(Clone, Debug, PartialEq)]
+/// A row of an object, without the columns that belong to the application.
+#[derive(Clone, Debug)]
 pub struct User {
+    /// What kind of object it is.
+    pub entity: &'static Entity,
     pub clerk_id: ClerkId,
     pub profile: Profile,
     /// Clerk's own time of the sign-up, if it was ever told.
@@ -169,17 +179,29 @@ impl User {
     /// Whether nothing tells any more who it was. That the row is marked as deleted is not enough: so is one whose
     /// erasure is held back. Nor is the address: anybody may have one that looks like ours.
     pub fn is_anonymized(&self) -> bool {
-        let text = |field| self.profile[field].text();
-        let number = text(Field::Email)
-            .and_then(|email| email.strip_prefix("deleted-")?.strip_suffix("@anonymized.local"));
-        self.deleted_at.is_some()
-            && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
-            && text(Field::FirstName) == Some("Deleted")
-            && text(Field::LastName) == Some("User")
-            && [Field::ImageUrl, Field::Username, Field::PhoneNumber, Field::ExternalId]
-                .into_iter()
-                .all(|field| self.profile[field] == Value::Null)
+        let is_empty = |field: Field| match field.anonymized {
+            Anonymized::Null => self.profile[field] == Value::Null,
+            Anonymized::Text(text) => self.profile[field].text() == Some(text),
+            Anonymized::Address => self.profile[field].text().is_some_and(is_anonymous_address),
+        };
+        self.deleted_at.is_some() && self.entity.fields().filter(|field| field.identifies).all(is_empty)
     }
+}
+
+impl PartialEq for User {
+    fn eq(&self, other: &Self) -> bool {
+        let times = |user: &Self| (user.created_at, user.updated_at, user.synced_at, user.deleted_at);
+        self.entity.kind == other.entity.kind
+            && self.clerk_id == other.clerk_id
+            && self.profile == other.profile
+            && times(self) == times(other)
+    }
+}
+
+/// Whether it is as of [`Anonymized::Address`].
+fn is_anonymous_address(email: &str) -> bool {
+    let number = email.strip_prefix("deleted-").and_then(|rest| rest.strip_suffix("@anonymized.local"));
+    number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 mod json {
@@ -229,6 +251,7 @@ mod json {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Column, Holds};
 
     fn json(text: &str) -> Value {
         Value::Json(text.to_owned())
@@ -252,24 +275,44 @@ mod tests {
         assert_ne!(json(&deep), json(&format!(" {deep}")));
     }
 
+    static PERSON: Entity = Entity {
+        kind: "person",
+        table: "people",
+        events: ["person.created", "person.updated", "person.deleted"],
+        columns: &[
+            Column::new("email", Holds::Text).identifies().anonymized(Anonymized::Address),
+            Column::new("name", Holds::Text).identifies().anonymized(Anonymized::Text("Deleted")),
+            Column::new("phone", Holds::Text).identifies(),
+            Column::new("banned", Holds::Bool),
+        ],
+    };
+    const EMAIL: Field = PERSON.field("email");
+    const NAME: Field = PERSON.field("name");
+    const PHONE: Field = PERSON.field("phone");
+
     #[test]
     fn a_patch_changes_only_what_is_allowed_and_differs() {
-        let allowed: FieldSet = [Field::Email, Field::FirstName].into_iter().collect();
+        let allowed: FieldSet = [EMAIL, NAME].into_iter().collect();
         let mut profile = Profile::default();
-        profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+        profile.set(NAME, Value::Text("Ada".to_owned()));
         let mut patch = Patch::default();
-        patch.set(Field::FirstName, Value::Text("Ada".to_owned()));
-        patch.set(Field::Email, Value::Text("ada@example.com".to_owned()));
-        patch.set(Field::Username, Value::Text("ada".to_owned()));
+        patch.set(PHONE, Value::Text("+15555550100".to_owned()));
+        patch.set(NAME, Value::Text("Ada".to_owned()));
+        patch.set(EMAIL, Value::Text("ada@example.com".to_owned()));
 
-        assert_eq!(profile.apply(&patch, allowed), vec![Field::Email]);
-        assert_eq!(profile[Field::Username], Value::Null);
+        assert_eq!(profile.apply(&patch, allowed), vec![EMAIL]);
+        assert_eq!(profile[PHONE], Value::Null);
+        patch.set(NAME, Value::Null);
+        patch.set(EMAIL, Value::Null);
+        assert_eq!(profile.apply(&patch, allowed), vec![EMAIL, NAME]);
+        assert_eq!(profile, Profile::default());
     }
 
     #[test]
     fn only_a_row_with_nothing_left_in_it_is_anonymised() {
         let at = DateTime::from_timestamp_millis(0).expect("in range");
         let mut user = User {
+            entity: &PERSON,
             clerk_id: ClerkId::new("user_1").expect("valid"),
             profile: Profile::default(),
             created_at: None,
@@ -277,15 +320,13 @@ mod tests {
             synced_at: at,
             deleted_at: Some(at),
         };
-        for (field, text) in [(Field::FirstName, "Deleted"), (Field::LastName, "User")] {
-            user.profile.set(field, Value::Text(text.to_owned()));
-        }
-        user.profile.set(Field::Email, Value::Text("ada@anonymized.local".to_owned()));
+        user.profile.set(NAME, Value::Text("Deleted".to_owned()));
+        user.profile.set(EMAIL, Value::Text("ada@anonymized.local".to_owned()));
         assert!(!user.is_anonymized());
-        user.profile.set(Field::Email, Value::Text("deleted-17@anonymized.local".to_owned()));
+        user.profile.set(EMAIL, Value::Text("deleted-17@anonymized.local".to_owned()));
         assert!(user.is_anonymized());
         assert!(!User { deleted_at: None, ..user.clone() }.is_anonymized());
-        user.profile.set(Field::PhoneNumber, Value::Text("+15555550100".to_owned()));
+        user.profile.set(PHONE, Value::Text("+15555550100".to_owned()));
         assert!(!user.is_anonymized());
     }
 

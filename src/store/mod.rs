@@ -34,8 +34,7 @@ pub use notes::Notes;
 
 use crate::{
     model::{
-        AuditEntry, ClerkId, Field, FieldSet, LineHash, MessageType, Outcome, Receipt, Register, Seal,
-        SvixId, User,
+        AuditEntry, ClerkId, FieldSet, LineHash, MessageType, Outcome, Receipt, Register, Seal, SvixId, User,
     },
     telemetry::TraceContext,
 };
@@ -331,8 +330,8 @@ pub trait Transaction: Send {
     /// Load the rows of these users.
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>>;
 
-    /// Insert rows. [`Trouble::Raced`] if one is there already.
-    async fn insert_users(&mut self, users: &[User]) -> Result<()>;
+    /// Insert rows with these columns. [`Trouble::Raced`] if one is there already.
+    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
 
     /// Update the allow-listed columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
@@ -765,21 +764,21 @@ pub struct Tombstone {
 }
 
 /// What a page of rows lost to the allow-list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minimized {
     /// The `id` of the last row of the page.
     pub last: i64,
     /// Rows that lost anything.
     pub users: u64,
-    /// Values by column, in the order of [`Field::ALL`].
-    pub columns: [u64; Field::ALL.len()],
+    /// Values by column, in the order of the columns.
+    pub columns: Vec<u64>,
 }
 
 impl Minimized {
     /// The same page, left alone.
     #[must_use]
     pub fn skipped(self) -> Self {
-        Self { users: 0, columns: [0; Field::ALL.len()], ..self }
+        Self { users: 0, columns: Vec::new(), ..self }
     }
 }
 

@@ -5,6 +5,7 @@
 //! parked. Real transactions rather than savepoints, so that a constraint that speaks only at the commit is found
 //! the same way, and so that what is good is durable at once.
 
+use crate::entity::{USER, user};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
@@ -347,7 +348,7 @@ impl Work<'_> {
             transaction.mark_users(&plan.held).await?;
         }
         transaction.release_addresses(&plan.released).await?;
-        transaction.insert_users(&plan.inserts).await?;
+        transaction.insert_users(&plan.inserts, self.rules.fields).await?;
         transaction.update_users(&plan.updates, self.rules.fields).await?;
         let mut told = Vec::new();
         tell(transaction, &mut plan.messages, &mut told).await?;
@@ -380,7 +381,7 @@ impl Work<'_> {
         }
         let email = |(_, change): &(&Delivery, &Change)| match &change.news {
             News::Upsert { patch, .. } | News::Adopt { patch, .. } => {
-                patch.get(Field::Email)?.text().map(str::to_owned)
+                patch.get(user::EMAIL)?.text().map(str::to_owned)
             }
             _ => None,
         };
@@ -397,7 +398,7 @@ impl Work<'_> {
         stored: &mut Stored,
     ) -> Result<()> {
         let kept = changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
-        let email = |id: &ClerkId| stored.users.get(id)?.profile[Field::Email].text().map(str::to_owned);
+        let email = |id: &ClerkId| stored.users.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
         claimed.extend(kept.filter_map(|(_, change)| email(&change.clerk_id)));
         claimed.sort();
         claimed.dedup();
@@ -720,18 +721,18 @@ pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet,
         return Vec::new();
     };
     let is_free = |field: &Field| matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_)));
-    let free: Vec<Field> = rules.fields.iter().filter(is_free).collect();
+    let free: Vec<Field> = rules.fields.of(&USER).filter(is_free).collect();
     let one_by_one = free.iter().map(|field| FieldSet::from_iter([*field]));
     let left_out = one_by_one.chain((free.len() > 1).then(|| free.iter().copied().collect()));
     let without = |left_out: FieldSet| {
-        let fields = rules.fields.iter().filter(|field| !left_out.contains(*field)).collect();
+        let fields = rules.fields.of(&USER).filter(|field| !left_out.contains(*field)).collect();
         (left_out, Rules { fields, ..rules.clone() })
     };
     left_out.map(without).collect()
 }
 
 pub(super) fn log_left_out(delivery: &Delivery, fields: FieldSet) {
-    let names: Vec<&str> = fields.iter().map(Field::name).collect();
+    let names: Vec<&str> = fields.of(&USER).map(Field::name).collect();
     tracing::warn!(
         svix_id = delivery.svix_id.as_ref().map(SvixId::as_str),
         event = delivery.event_type.as_deref(),

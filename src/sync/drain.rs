@@ -6,6 +6,7 @@
 //! A single delivery that fails is put off or dead, and holds up nobody. A batch that takes too long is tried in parts; what
 //! was not reached when the turn is over makes room for what is behind it, and the next turn takes on less.
 
+use crate::entity::user;
 use std::{
     collections::{BTreeSet, HashSet},
     ops::Range,
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     clerk::{event, signature::Verified},
-    model::{Change, ClerkId, Content, Delivery, Field, News, Outcome, SvixId},
+    model::{Change, ClerkId, Content, Delivery, News, Outcome, SvixId},
     store::{Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
 };
@@ -487,7 +488,7 @@ fn address_in(delivery: &Delivery) -> Option<String> {
     let Content::Change(Change { news: News::Upsert { patch, .. }, .. }) = &delivery.content else {
         return None;
     };
-    patch.get(Field::Email)?.text().map(str::to_owned)
+    patch.get(user::EMAIL)?.text().map(str::to_owned)
 }
 
 /// A turn has gone well, with these outcomes of what was usable.

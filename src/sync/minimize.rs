@@ -3,10 +3,11 @@
 //! Page by page, each in a transaction of its own, so that nobody waits for it; asking again goes on. It writes no audit
 //! line and moves no time: nothing happened to the users. Rows that are anonymised are left as they are.
 
+use crate::entity::USER;
 use serde::Serialize;
 
 use crate::{
-    model::{Field, FieldSet},
+    model::FieldSet,
     store::{self, Result, Store},
 };
 
@@ -29,7 +30,7 @@ pub struct Minimized {
 /// # Errors
 /// If the database is not available. What was cleared stays cleared.
 pub async fn minimize(store: &dyn Store, keep: FieldSet, dry_run: bool) -> Result<Minimized> {
-    let mut counts = [0; Field::ALL.len()];
+    let mut counts = vec![0; USER.columns.len()];
     let mut minimized = Minimized::default();
     let mut after = i64::MIN;
     let mut limit = PAGE;
@@ -54,7 +55,7 @@ pub async fn minimize(store: &dyn Store, keep: FieldSet, dry_run: bool) -> Resul
             *count += more;
         }
     }
-    let gone = Field::ALL.into_iter().filter(|field| !keep.contains(*field));
-    minimized.columns = gone.map(|field| (field.name(), counts[field as usize])).collect();
+    let gone = USER.fields().filter(|field| !keep.contains(*field));
+    minimized.columns = gone.map(|field| (field.name(), counts[field.place()])).collect();
     Ok(minimized)
 }

@@ -3,6 +3,7 @@
 //! A message is about the row, not about the event that changed it, and shows the row as it was after that change. A sink
 //! sees only fields that it may have, and hears of an update only if one of them changed.
 
+use crate::entity::USER;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -40,7 +41,7 @@ pub(super) fn of_row(
             return None;
         }
         let fields: FieldSet =
-            subscription.fields.iter().filter(|field| rules.fields.contains(*field)).collect();
+            subscription.fields.of(&USER).filter(|field| rules.fields.contains(*field)).collect();
         let changed: Vec<String> = changed
             .iter()
             .filter(|field| kind == MessageType::UserUpdated && fields.contains(**field))
@@ -102,7 +103,7 @@ fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
         ("created_at".to_owned(), user.created_at.map_or(Value::Null, time)),
         ("updated_at".to_owned(), time(user.updated_at)),
     ]);
-    for field in fields.iter() {
+    for field in fields.of(&USER) {
         if let Some(value) = user.profile[field].to_json() {
             data.insert(field.name().to_owned(), value);
         }
@@ -122,6 +123,7 @@ fn message_id(sink: &str, change: &Change, kind: MessageType) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use crate::entity::user;
     use bytes::Bytes;
 
     use super::*;
@@ -160,18 +162,19 @@ mod tests {
     fn user() -> User {
         let mut profile = Profile::default();
         for (field, value) in [
-            (Field::Email, crate::model::Value::Text("ada@example.com".to_owned())),
-            (Field::FirstName, crate::model::Value::Text("Ada".to_owned())),
-            (Field::Banned, crate::model::Value::Bool(false)),
-            (Field::PublicMetadata, crate::model::Value::Json("{\"n\": 1.50}".to_owned())),
+            (user::EMAIL, crate::model::Value::Text("ada@example.com".to_owned())),
+            (user::FIRST_NAME, crate::model::Value::Text("Ada".to_owned())),
+            (USER.field("banned"), crate::model::Value::Bool(false)),
+            (USER.field("public_metadata"), crate::model::Value::Json("{\"n\": 1.50}".to_owned())),
             (
-                Field::UnsafeMetadata,
+                USER.field("unsafe_metadata"),
                 crate::model::Value::Json(format!("{}{}", "[".repeat(500), "]".repeat(500))),
             ),
         ] {
             profile.set(field, value);
         }
         User {
+            entity: &USER,
             clerk_id: ClerkId::new("user_1").expect("valid"),
             profile,
             created_at: Some(at(0)),
@@ -194,9 +197,10 @@ mod tests {
 
     #[test]
     fn a_sink_sees_the_fields_that_it_may_have_and_no_others() {
-        let fields = [Field::FirstName, Field::LastName, Field::PublicMetadata, Field::UnsafeMetadata];
+        let fields =
+            [user::FIRST_NAME, user::LAST_NAME, USER.field("public_metadata"), USER.field("unsafe_metadata")];
         let rules = rules(&MessageType::ALL, fields.into_iter().collect());
-        let messages = told(&rules, AuditAction::UserCreated, &Field::ALL);
+        let messages = told(&rules, AuditAction::UserCreated, &USER.fields().collect::<Vec<_>>());
         let [message] = &messages[..] else { panic!("{messages:?}") };
         assert_eq!(message["type"], "user.created");
         assert_eq!(message["version"], 1);
@@ -216,24 +220,24 @@ mod tests {
 
     #[test]
     fn an_update_of_what_a_sink_may_not_see_is_not_told() {
-        let rules = rules(&MessageType::ALL, [Field::FirstName].into_iter().collect());
-        assert!(told(&rules, AuditAction::UserUpdated, &[Field::Email]).is_empty());
-        let messages = told(&rules, AuditAction::UserUpdated, &[Field::Email, Field::FirstName]);
+        let rules = rules(&MessageType::ALL, [user::FIRST_NAME].into_iter().collect());
+        assert!(told(&rules, AuditAction::UserUpdated, &[user::EMAIL]).is_empty());
+        let messages = told(&rules, AuditAction::UserUpdated, &[user::EMAIL, user::FIRST_NAME]);
         assert_eq!(messages[0]["changed_fields"], serde_json::json!(["first_name"]));
     }
 
     #[test]
     fn a_sink_hears_only_of_the_events_that_it_wants() {
         let rules = rules(&[MessageType::UserUpdated], FieldSet::ALL);
-        assert!(told(&rules, AuditAction::UserCreated, &[Field::FirstName]).is_empty());
-        assert_eq!(told(&rules, AuditAction::UserUpdated, &[Field::FirstName]).len(), 1);
+        assert!(told(&rules, AuditAction::UserCreated, &[user::FIRST_NAME]).is_empty());
+        assert_eq!(told(&rules, AuditAction::UserUpdated, &[user::FIRST_NAME]).len(), 1);
     }
 
     #[test]
     fn a_field_that_left_the_allow_list_is_not_told() {
         let mut rules = rules(&MessageType::ALL, FieldSet::ALL);
-        rules.fields = [Field::FirstName].into_iter().collect();
-        let messages = told(&rules, AuditAction::UserCreated, &[Field::FirstName]);
+        rules.fields = [user::FIRST_NAME].into_iter().collect();
+        let messages = told(&rules, AuditAction::UserCreated, &[user::FIRST_NAME]);
         assert!(messages[0]["data"].get("email").is_none());
     }
 

@@ -6,6 +6,7 @@
 //! With `UNIQUE_EMAIL` two users meet in an address. It belongs to the one whose row has the newer version of Clerk's; the
 //! other's `email` becomes NULL. Versions are Clerk's own, so replicas agree, whatever the order in which events come.
 
+use crate::entity::{USER, user};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -121,7 +122,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             News::Upsert { patch, created_at } | News::Adopt { patch, created_at } => {
                 let mut patch = Cow::Borrowed(patch);
                 if lost.as_ref().is_some_and(|owner| owner == id) {
-                    patch.to_mut().set(Field::Email, Value::Null);
+                    patch.to_mut().set(user::EMAIL, Value::Null);
                 }
                 match fold.upsert(change, &patch, *created_at, delivery.source, rules, now) {
                     Step::Stale => Outcome::Stale,
@@ -179,7 +180,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 news: News::Upsert { patch: Patch::default(), created_at: None },
                 actor: None,
             };
-            let (action, fields) = (AuditAction::UserUpdated, vec![Field::Email]);
+            let (action, fields) = (AuditAction::UserUpdated, vec![user::EMAIL]);
             if rules.tells_of(delivery.source)
                 && let Some(user) = &fold.user
             {
@@ -189,7 +190,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         }
     }
     plan.erasures.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
-    if rules.fields.contains(Field::Email) {
+    if rules.fields.contains(user::EMAIL) {
         plan.released = addresses.released(&mut folds);
     }
     for (id, fold) in folds {
@@ -235,7 +236,7 @@ impl Addresses {
         if !unique {
             // The application may see to it that they are unique.
             let email =
-                |user: &User| Some((folded(user.profile[Field::Email].text()?), user.clerk_id.clone()));
+                |user: &User| Some((folded(user.profile[user::EMAIL].text()?), user.clerk_id.clone()));
             this.before = stored.users.values().filter_map(email).collect();
         }
         this
@@ -261,9 +262,9 @@ impl Addresses {
         let (email, version, is_made) = match &change.news {
             News::Adopt { .. } if !fold.is_blank() => return None,
             News::Upsert { patch, .. } | News::Adopt { patch, .. }
-                if rules.fields.contains(Field::Email) && fold.is_live() =>
+                if rules.fields.contains(user::EMAIL) && fold.is_live() =>
             {
-                let email = patch.get(Field::Email).map_or_else(|| fold.email(), Value::text)?;
+                let email = patch.get(user::EMAIL).map_or_else(|| fold.email(), Value::text)?;
                 let version = change.version.version;
                 if fold.would_upsert(change, fold.restored_by(delivery)) {
                     (email, version.max(fold.version()), true)
@@ -385,7 +386,7 @@ impl Fold {
     }
 
     fn email(&self) -> Option<&str> {
-        self.user.as_ref()?.profile[Field::Email].text()
+        self.user.as_ref()?.profile[user::EMAIL].text()
     }
 
     /// The address of a row that counts among the living.
@@ -407,7 +408,7 @@ impl Fold {
 
     fn give_up_address(&mut self) {
         if let Some(user) = &mut self.user {
-            user.profile.set(Field::Email, Value::Null);
+            user.profile.set(user::EMAIL, Value::Null);
             self.row_moved = true;
         }
     }
@@ -484,6 +485,7 @@ impl Fold {
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();
         let user = self.user.get_or_insert_with(|| User {
+            entity: &USER,
             clerk_id: change.clerk_id.clone(),
             profile: Profile::default(),
             created_at: None,
@@ -495,7 +497,7 @@ impl Fold {
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;
-        let is_news = changed.iter().any(|field| !(shows_state(source) && field.moves_by_itself()));
+        let is_news = changed.iter().any(|field| !(shows_state(source) && field.moves_by_itself));
         match (is_first, is_news) {
             (true, _) => Step::Wrote(AuditAction::UserCreated, changed),
             (false, true) => Step::Wrote(AuditAction::UserUpdated, changed),
@@ -626,7 +628,7 @@ mod tests {
 
     fn delivery_at(svix_id: &str, version: Version, first_name: &str) -> Delivery {
         let mut patch = Patch::default();
-        patch.set(Field::FirstName, Value::Text(first_name.to_owned()));
+        patch.set(user::FIRST_NAME, Value::Text(first_name.to_owned()));
         delivery(svix_id, version, News::Upsert { patch, created_at: None })
     }
 
@@ -661,14 +663,15 @@ mod tests {
         let mut profile = Profile::default();
         if deleted_at.is_some() {
             for (field, text) in [
-                (Field::Email, "deleted-1@anonymized.local"),
-                (Field::FirstName, "Deleted"),
-                (Field::LastName, "User"),
+                (user::EMAIL, "deleted-1@anonymized.local"),
+                (user::FIRST_NAME, "Deleted"),
+                (user::LAST_NAME, "User"),
             ] {
                 profile.set(field, Value::Text(text.to_owned()));
             }
         }
         User {
+            entity: &USER,
             clerk_id: ClerkId::new("user_1").expect("valid"),
             profile,
             created_at: None,
@@ -721,7 +724,7 @@ mod tests {
     fn events_of_one_time_are_ordered_by_their_ids() {
         let plan = planned(&[named("msg_2", 10, "Two"), named("msg_1", 10, "One")], Stored::default());
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
-        assert_eq!(plan.inserts[0].profile[Field::FirstName].text(), Some("Two"));
+        assert_eq!(plan.inserts[0].profile[user::FIRST_NAME].text(), Some("Two"));
     }
 
     #[test]
@@ -733,7 +736,7 @@ mod tests {
         };
         let here = |deleted| {
             let mut user = row(None);
-            user.profile.set(Field::FirstName, Value::Text("Ada".to_owned()));
+            user.profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
             known(
                 Register {
                     version: Version { version: 10, event_at: 15, tie: "msg_1".to_owned() },

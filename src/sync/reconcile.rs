@@ -8,6 +8,7 @@
 //! reported and left alone: deletion is final. So is whoever is deleted here with the erasure held back: only an operator
 //! takes that back. A time at Clerk that moved alone, as it does with every sign-in, is no difference.
 
+use crate::entity::user;
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
@@ -36,7 +37,7 @@ use crate::{
         api::{Filters, Persistence, can_ask},
         event::Found,
     },
-    model::{Change, ClerkId, Content, Field, FieldSet, News, Source, Value},
+    model::{Change, ClerkId, Content, FieldSet, News, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
@@ -376,13 +377,13 @@ impl Visitor {
     async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), Trouble> {
         let email = |found: &Found| match &found.delivery.content {
             Content::Change(Change { news: News::Upsert { patch, .. }, .. }) => {
-                patch.get(Field::Email)?.text().map(str::to_owned)
+                patch.get(user::EMAIL)?.text().map(str::to_owned)
             }
             _ => None,
         };
         let lost = |found: &Found| {
             let here = known.users.get(&found.clerk_id)?;
-            email(found).filter(|_| here.profile[Field::Email] == Value::Null)
+            email(found).filter(|_| here.profile[user::EMAIL] == Value::Null)
         };
         let mut claimed: Vec<String> = users.iter().filter_map(lost).collect();
         claimed.sort();
@@ -414,7 +415,7 @@ impl Visitor {
             let here = known.registers.get(&found.clerk_id).map_or(i64::MIN, |here| here.version.version);
             let claim = (&found.clerk_id, version.version.max(here));
             if owner.any(|owner| keeps((owner, theirs.registers.get(owner)), claim)) {
-                patch.set(Field::Email, Value::Null);
+                patch.set(user::EMAIL, Value::Null);
             }
         }
         Ok(())
@@ -555,7 +556,7 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Differen
     };
     let here = register.map_or(i64::MIN, |register| register.version.version);
     let changed = user.profile.clone().apply(patch, fields);
-    let differs = changed.iter().any(|field| !field.moves_by_itself());
+    let differs = changed.iter().any(|field| !field.moves_by_itself);
     match version.version.cmp(&here) {
         Ordering::Greater if differs => Some(Difference::Drift(Kind::Stale)),
         Ordering::Equal if differs => Some(Difference::Drift(Kind::Different)),

@@ -2,6 +2,7 @@
 //!
 //! Whoever attacks here is the database's own administrator, for whom no trigger stands in the way.
 
+use clerk_sync::entity::user;
 use std::{
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 
 use chrono::{DateTime, TimeDelta};
 use clerk_sync::{
-    model::{AuditAction, AuditEntry, Field, Mark, Source},
+    model::{AuditAction, AuditEntry, Mark, Source},
     store::{Patience, Store},
     sync::{
         Clock,
@@ -566,7 +567,7 @@ fn entry() -> AuditEntry {
         clerk_id: clerk_id("user_1"),
         svix_id: None,
         source: Source::Webhook,
-        changed_fields: vec![Field::Email],
+        changed_fields: vec![user::EMAIL],
         event_at: DateTime::UNIX_EPOCH,
         actor: None,
     }

@@ -4,6 +4,7 @@
 //! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
 //! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
 
+use clerk_sync::entity::{USER, user};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::TimeDelta;
@@ -40,7 +41,7 @@ fn every_order_of_a_short_life_converges_on_sqlite() {
 }
 
 async fn any_shuffled_history_converges(mut world: World) {
-    let names: FieldSet = [Field::FirstName, Field::LastName].into_iter().collect();
+    let names: FieldSet = [user::FIRST_NAME, user::LAST_NAME].into_iter().collect();
     let sinks =
         [("crm", MessageType::ALL.to_vec(), FieldSet::ALL), ("mail", vec![MessageType::UserUpdated], names)];
     world.rules.subscriptions = sinks
@@ -215,7 +216,7 @@ impl Receiver {
         }
         for (id, known) in self.knows {
             let row = world.user(&id).await.expect("whom they know is here");
-            for field in Field::ALL {
+            for field in USER.fields() {
                 if let Some(known) = known.get(field.name()) {
                     assert_eq!(Some(known.clone()), row.profile[field].to_json(), "{field:?} of {id}");
                 }
@@ -242,6 +243,7 @@ async fn check(world: &World, model: &Model) {
     for (id, known) in &model.people {
         let found = users.remove(&clerk_id(id));
         let expected = known.row.as_ref().map(|row| User {
+            entity: &USER,
             clerk_id: clerk_id(id),
             profile: row.profile.clone(),
             created_at: Some(at(SIGN_UP)),
@@ -330,7 +332,7 @@ enum Says {
 }
 
 /// For each field one of three values, of which the first is null.
-type Looks = [u8; Field::ALL.len()];
+type Looks = [u8; USER.columns.len()];
 
 impl News {
     /// A deletion carries no `updated_at`.
@@ -357,32 +359,32 @@ impl News {
 
 /// Looks as Clerk writes them.
 fn payload(mut event: Event, looks: &Looks) -> Event {
-    for (field, look) in Field::ALL.into_iter().zip(*looks) {
+    for (field, look) in USER.fields().zip(*looks) {
         let name = field.name();
-        event = match field {
-            Field::Email if look == 0 => event.set("primary_email_address_id", json!(null)),
-            Field::Email => {
-                let status =
-                    ["unverified", "verified", "expired"][usize::from(looks[Field::EmailVerified as usize])];
+        event = match field.name() {
+            "email" if look == 0 => event.set("primary_email_address_id", json!(null)),
+            "email" => {
+                let status = ["unverified", "verified", "expired"]
+                    [usize::from(looks[USER.field("email_verified").place()])];
                 let addresses = json!([
                     { "id": "idn_1", "email_address": format!("{look}@example.com"), "verification": { "status": status } },
                 ]);
                 event.set("email_addresses", addresses)
             }
-            Field::EmailVerified => event,
-            Field::PhoneNumber if look == 0 => event.set("phone_numbers", json!([])),
-            Field::PhoneNumber => {
+            "email_verified" => event,
+            "phone_number" if look == 0 => event.set("phone_numbers", json!([])),
+            "phone_number" => {
                 event.set("phone_numbers", json!([{ "id": "idn_2", "phone_number": format!("+{look}") }]))
             }
-            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => event.set(
+            "public_metadata" | "unsafe_metadata" | "private_metadata" => event.set(
                 name,
                 [json!(null), json!({}), json!({ "b": [1, { "c": null }], "a": "x" })][usize::from(look)]
                     .clone(),
             ),
-            Field::Banned | Field::Locked => {
+            "banned" | "locked" => {
                 event.set(name, [json!(null), json!(true), json!(false)][usize::from(look)].clone())
             }
-            Field::LastSignInAt | Field::LastActiveAt => {
+            "last_sign_in_at" | "last_active_at" => {
                 event.set(name, if look == 0 { Json::Null } else { json!(SIGN_UP + i64::from(look)) })
             }
             _ => event.set(name, if look == 0 { Json::Null } else { json!(format!("{name} {look}")) }),
@@ -394,19 +396,19 @@ fn payload(mut event: Event, looks: &Looks) -> Event {
 /// Looks as a row has them.
 fn profile(looks: &Looks) -> Profile {
     let mut profile = Profile::default();
-    for (field, look) in Field::ALL.into_iter().zip(*looks) {
-        let has_email = looks[Field::Email as usize] != 0;
-        let value = match field {
-            Field::EmailVerified if has_email => Value::Bool(look == 1),
-            Field::EmailVerified => Value::Null,
+    for (field, look) in USER.fields().zip(*looks) {
+        let has_email = looks[user::EMAIL.place()] != 0;
+        let value = match field.name() {
+            "email_verified" if has_email => Value::Bool(look == 1),
+            "email_verified" => Value::Null,
             _ if look == 0 => Value::Null,
-            Field::Email => Value::Text(format!("{look}@example.com")),
-            Field::PhoneNumber => Value::Text(format!("+{look}")),
-            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
+            "email" => Value::Text(format!("{look}@example.com")),
+            "phone_number" => Value::Text(format!("+{look}")),
+            "public_metadata" | "unsafe_metadata" | "private_metadata" => {
                 Value::Json(["", "{}", r#"{"a":"x","b":[1,{"c":null}]}"#][usize::from(look)].to_owned())
             }
-            Field::Banned | Field::Locked => Value::Bool(look == 1),
-            Field::LastSignInAt | Field::LastActiveAt => Value::Time(after(i64::from(look))),
+            "banned" | "locked" => Value::Bool(look == 1),
+            "last_sign_in_at" | "last_active_at" => Value::Time(after(i64::from(look))),
             _ => Value::Text(format!("{} {look}", field.name())),
         };
         profile.set(field, value);
@@ -463,7 +465,7 @@ impl Model {
         let profile = profile(looks);
         let old = before.clone().unwrap_or_default();
         let changed: Vec<&str> =
-            Field::ALL.into_iter().filter(|field| old[*field] != profile[*field]).map(Field::name).collect();
+            USER.fields().filter(|field| old[*field] != profile[*field]).map(Field::name).collect();
         let outcome = match before {
             None => {
                 self.write("USER_CREATED", news, &changed.join(","));
@@ -496,8 +498,8 @@ struct History {
 
 fn histories() -> impl Strategy<Value = History> {
     let looks = prop_oneof![
-        Just([0; Field::ALL.len()]),
-        Just([1; Field::ALL.len()]),
+        Just([0; USER.columns.len()]),
+        Just([1; USER.columns.len()]),
         prop::array::uniform15(0..3u8),
     ];
     let says = prop_oneof![8 => looks.prop_map(Says::Looks), 1 => Just(Says::Gone)];
@@ -551,7 +553,7 @@ async fn every_order_of_a_short_life_converges(world: World) {
                     created: what == 0,
                     says: match what {
                         3 => Says::Gone,
-                        what => Says::Looks([u8::try_from(what).unwrap(); Field::ALL.len()]),
+                        what => Says::Looks([u8::try_from(what).unwrap(); USER.columns.len()]),
                     },
                 };
                 lives.push(order.into_iter().map(news).collect());

@@ -790,8 +790,8 @@ impl Transaction for TroubledTransaction {
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
         self.fault.call(self.inner.users(ids, fields)).await
     }
-    async fn insert_users(&mut self, users: &[User]) -> Result<()> {
-        self.fault.call(self.inner.insert_users(users)).await
+    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
+        self.fault.call(self.inner.insert_users(users, fields)).await
     }
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
         self.fault.call(self.inner.update_users(users, fields)).await

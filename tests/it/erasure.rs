@@ -1,11 +1,12 @@
 //! People leave: with a receipt, at once or when the time is over for which that is held back, out of every table, and for
 //! good even if a backup comes back.
 
+use clerk_sync::entity::{USER, user};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
-    model::{DeletionPolicy, Field, FieldSet, MessageType, Outcome, Receipt},
+    model::{DeletionPolicy, FieldSet, MessageType, Outcome, Receipt},
     store::{Claimed, Ending, Old, Patience, schema::TABLES},
     sync::{
         Clock,
@@ -304,7 +305,7 @@ async fn while_it_is_held_back_the_row_is_marked_and_updates_go_on(mut world: Wo
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.deliver(&Event::updated("user_1", 4000).set("first_name", "Augusta")).await, Applied);
     assert_eq!(world.deliver(&Event::updated("user_1", 3000).set("first_name", "Late")).await, Stale);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
     assert_eq!(world.user("user_1").await.unwrap().deleted_at, Some(marked_at));
     assert_eq!(release_due(&world).await, 0);
 }
@@ -843,7 +844,8 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     // Marked by the application, and somebody all the same.
     let marked = "2026-01-01T00:00:00.000Z";
     world.sql(&format!("UPDATE users SET deleted_at = '{marked}' WHERE clerk_id = 'user_4'")).await;
-    let keep: FieldSet = [Field::FirstName, Field::Banned, Field::PublicMetadata].into_iter().collect();
+    let keep: FieldSet =
+        [user::FIRST_NAME, USER.field("banned"), USER.field("public_metadata")].into_iter().collect();
     let before = world.dump().await;
     let counted = minimize(&*world.store, keep, true).await.unwrap();
     assert_eq!(world.dump().await, before, "a dry run changes nothing");
@@ -853,18 +855,18 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
         (of("email"), of("username"), of("locked"), of("first_name")),
         (Some(3), Some(2), Some(3), None)
     );
-    assert_eq!(counted.columns.len(), Field::ALL.len() - 3);
+    assert_eq!(counted.columns.len(), USER.columns.len() - 3);
 
     let whole = world.user("user_1").await.unwrap();
     let anonymised = world.user("user_3").await.unwrap();
     assert_eq!(minimize(&*world.store, keep, false).await.unwrap(), counted);
     let mut expected = whole;
-    for field in Field::ALL.into_iter().filter(|field| !keep.contains(*field)) {
+    for field in USER.fields().filter(|field| !keep.contains(*field)) {
         expected.profile.set(field, clerk_sync::model::Value::Null);
     }
     assert_eq!(world.user("user_1").await.unwrap(), expected, "neither times nor what is synced");
     assert_eq!(world.user("user_3").await.unwrap(), anonymised);
-    assert_eq!(world.text("user_4", Field::Email).await, None);
+    assert_eq!(world.text("user_4", user::EMAIL).await, None);
     let again = minimize(&*world.store, keep, false).await.unwrap();
     assert_eq!((again.users, again.columns.iter().map(|(_, count)| count).sum::<u64>()), (0, 0));
     assert_eq!(world.count("audit_log").await, 6, "nothing happened to them");
@@ -878,7 +880,7 @@ async fn whom_the_application_protects_is_left_alone_and_counted(world: World) {
     });
     world.deliver_all(&people.collect::<Vec<_>>()).await;
     refuse_name(&world, "Bad").await;
-    let keep: FieldSet = [Field::FirstName].into_iter().collect();
+    let keep: FieldSet = [user::FIRST_NAME].into_iter().collect();
     let minimized = minimize(&*world.store, keep, false).await.unwrap();
     assert_eq!((minimized.users, minimized.refused), (47, 3));
     assert_eq!(world.value("SELECT count(*) FROM users WHERE email IS NOT NULL").await, "3");

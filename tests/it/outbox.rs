@@ -1,6 +1,7 @@
 //! Messages for other systems: what every keeper promises of them, and what arrives at a sink that is slow, broken or
 //! gone for a while.
 
+use clerk_sync::entity::user;
 use std::{
     collections::{BTreeMap, HashSet},
     future::pending,
@@ -15,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
-    model::{DeletionPolicy, Field, FieldSet, Message, MessageType, Outcome, Source, Subscription},
+    model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
     store::{Claimed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,
     work::{
@@ -176,7 +177,7 @@ fn named(id: &str, after: i64, name: &str) -> Event {
 }
 
 async fn a_change_of_the_row_is_told_once_to_every_sink(mut world: World) {
-    let names: FieldSet = [Field::FirstName, Field::LastName].into_iter().collect();
+    let names: FieldSet = [user::FIRST_NAME, user::LAST_NAME].into_iter().collect();
     world.rules.subscriptions = Arc::new([subscription("crm", FieldSet::ALL), subscription("mail", names)]);
     let created = Event::created("user_1");
     world.deliver(&created).await;

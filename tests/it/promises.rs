@@ -1,5 +1,6 @@
 //! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
 
+use clerk_sync::entity::{USER, user};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -418,7 +419,7 @@ async fn events_of_one_user_at_once_end_with_the_newest(world: World) {
     let events =
         (1..=16).map(|n| Event::updated("user_1", n).set("first_name", format!("Ada {n}"))).collect();
     let outcomes = at_once(world, events, async |world| {
-        assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada 16");
+        assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Ada 16");
         assert_eq!(world.count("users").await, 1);
     })
     .await;
@@ -450,7 +451,7 @@ async fn repeats_inside_a_batch_are_sorted_out(world: World) {
     let outcomes = world.deliver_all(&batch).await;
     assert_eq!(outcomes, [Applied, Applied, Duplicate, Applied, Duplicate, Duplicate, Duplicate]);
     assert_eq!(world.audit().await.len(), 3);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
 }
 
 async fn a_stale_version_writes_nothing(world: World) {
@@ -480,7 +481,7 @@ async fn equal_times_are_decided_by_the_envelope_and_then_by_the_svix_id(world: 
     let later_envelope = named("msg_0").envelope("timestamp", SIGN_UP + 1001);
     assert_eq!(world.deliver(&later_envelope).await, Applied);
     assert_eq!(world.deliver(&named("msg_zz")).await, Stale);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "msg_0");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "msg_0");
 }
 
 async fn a_time_that_cannot_be_true_counts_as_the_envelopes(world: World) {
@@ -592,21 +593,21 @@ async fn every_field_comes_back_as_it_was_sent(world: World) {
     world.deliver(&Event::created("user_1")).await;
     let user = world.user("user_1").await.unwrap();
     let expected = [
-        (Field::Email, text("ada@example.com")),
-        (Field::EmailVerified, Value::Bool(true)),
-        (Field::FirstName, text("Ada")),
-        (Field::LastName, text("Lovelace")),
-        (Field::ImageUrl, text("https://img.clerk.com/ada")),
-        (Field::Username, text("ada")),
-        (Field::PhoneNumber, text("+15555550100")),
-        (Field::ExternalId, text("ext-7")),
-        (Field::PublicMetadata, Value::Json(r#"{"plan":"pro"}"#.to_owned())),
-        (Field::UnsafeMetadata, Value::Json(r#"{"theme":"dark"}"#.to_owned())),
-        (Field::PrivateMetadata, Value::Json(r#"{"note":"likes engines"}"#.to_owned())),
-        (Field::Banned, Value::Bool(false)),
-        (Field::Locked, Value::Bool(true)),
-        (Field::LastSignInAt, Value::Time(after(1))),
-        (Field::LastActiveAt, Value::Time(after(2))),
+        (user::EMAIL, text("ada@example.com")),
+        (USER.field("email_verified"), Value::Bool(true)),
+        (user::FIRST_NAME, text("Ada")),
+        (user::LAST_NAME, text("Lovelace")),
+        (user::IMAGE_URL, text("https://img.clerk.com/ada")),
+        (USER.field("username"), text("ada")),
+        (USER.field("phone_number"), text("+15555550100")),
+        (USER.field("external_id"), text("ext-7")),
+        (USER.field("public_metadata"), Value::Json(r#"{"plan":"pro"}"#.to_owned())),
+        (USER.field("unsafe_metadata"), Value::Json(r#"{"theme":"dark"}"#.to_owned())),
+        (USER.field("private_metadata"), Value::Json(r#"{"note":"likes engines"}"#.to_owned())),
+        (USER.field("banned"), Value::Bool(false)),
+        (USER.field("locked"), Value::Bool(true)),
+        (USER.field("last_sign_in_at"), Value::Time(after(1))),
+        (USER.field("last_active_at"), Value::Time(after(2))),
     ];
     for (field, value) in expected {
         assert_eq!(user.profile[field], value, "{}", field.name());
@@ -622,8 +623,8 @@ async fn every_field_comes_back_as_it_was_sent(world: World) {
     // Anything that is a string to Clerk.
     let odd = "Zo\u{eb} \u{1f600} 'quoted\" \\ $1 ?1 {\"a\":1} \u{1}\n\u{fffd}";
     world.deliver(&Event::updated("user_1", 1000).set("first_name", odd).set("last_name", "")).await;
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), odd);
-    assert_eq!(world.text("user_1", Field::LastName).await.unwrap(), "");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), odd);
+    assert_eq!(world.text("user_1", user::LAST_NAME).await.unwrap(), "");
 }
 
 fn text(text: &str) -> Value {
@@ -639,8 +640,8 @@ async fn milliseconds_survive(world: World) {
     let user = world.user("user_1").await.unwrap();
     assert_eq!(user.created_at, Some(at(SIGN_UP)));
     assert_eq!(user.updated_at, after(7));
-    assert_eq!(user.profile[Field::LastSignInAt], Value::Time(after(-456)));
-    assert_eq!(user.profile[Field::LastActiveAt], Value::Time(at(-1)));
+    assert_eq!(user.profile[USER.field("last_sign_in_at")], Value::Time(after(-456)));
+    assert_eq!(user.profile[USER.field("last_active_at")], Value::Time(at(-1)));
     let register = &world.rows("SELECT version, event_at, tie FROM entity_versions").await[0];
     assert_eq!(plain(&register["version"]), (SIGN_UP + 7).to_string());
     assert_eq!(plain(&register["event_at"]), (SIGN_UP + 9).to_string());
@@ -651,7 +652,7 @@ async fn milliseconds_survive(world: World) {
 async fn ids_differing_only_in_case_are_two_users(world: World) {
     let (one, two) = (Event::created("user_Ab"), Event::created("user_aB").set("first_name", "Bea"));
     assert_eq!(world.deliver_all(&[one.clone(), two]).await, [Applied, Applied]);
-    assert_eq!(world.text("user_aB", Field::FirstName).await.unwrap(), "Bea");
+    assert_eq!(world.text("user_aB", user::FIRST_NAME).await.unwrap(), "Bea");
     world.deliver(&Event::deleted("user_Ab", 1)).await;
     assert!(world.user("user_Ab").await.is_none());
     assert!(world.user("user_aB").await.is_some());
@@ -665,10 +666,10 @@ async fn a_shared_email_never_overwrites_another_user(world: World) {
     world.deliver(&Event::created("user_1").email("shared@example.com")).await;
     let other = Event::created("user_2").email("shared@example.com").set("first_name", "Charles");
     assert_eq!(world.deliver(&other).await, Applied);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
-    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Charles");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Ada");
+    assert_eq!(world.text("user_2", user::FIRST_NAME).await.unwrap(), "Charles");
     world.deliver(&Event::deleted("user_1", 1)).await;
-    assert_eq!(world.text("user_2", Field::Email).await.unwrap(), "shared@example.com");
+    assert_eq!(world.text("user_2", user::EMAIL).await.unwrap(), "shared@example.com");
 }
 
 async fn what_is_absent_keeps_what_is_stored(world: World) {
@@ -680,7 +681,7 @@ async fn what_is_absent_keeps_what_is_stored(world: World) {
     let named = Event::minimal("user_1", 2000).set("first_name", "Augusta");
     assert_eq!(world.deliver(&named).await, Applied);
     let mut profile = before.profile.clone();
-    profile.set(Field::FirstName, text("Augusta"));
+    profile.set(user::FIRST_NAME, text("Augusta"));
     assert_eq!(world.user("user_1").await.unwrap(), User { profile, updated_at: after(2000), ..before });
 }
 
@@ -689,8 +690,8 @@ async fn what_is_null_clears_what_is_stored(world: World) {
     let mut event = Event::minimal("user_1", 1000)
         .set("primary_email_address_id", json!(null))
         .set("primary_phone_number_id", json!(null));
-    for field in Field::ALL {
-        if !matches!(field, Field::Email | Field::EmailVerified | Field::PhoneNumber) {
+    for field in USER.fields() {
+        if !matches!(field.name(), "email" | "email_verified" | "phone_number") {
             event = event.set(field.name(), json!(null));
         }
     }
@@ -705,12 +706,12 @@ async fn an_email_is_absent_only_if_nothing_is_said_of_it(world: World) {
     assert_eq!(world.deliver(&no_list).await, Unchanged);
     let no_id = Event::minimal("user_1", 2000).set("email_addresses", emails("new@example.com"));
     assert_eq!(world.deliver(&no_id).await, Unchanged);
-    assert_eq!(world.text("user_1", Field::Email).await.unwrap(), "ada@example.com");
+    assert_eq!(world.text("user_1", user::EMAIL).await.unwrap(), "ada@example.com");
     let none = Event::minimal("user_1", 3000).set("primary_email_address_id", json!(null));
     assert_eq!(world.deliver(&none).await, Applied);
     let user = world.user("user_1").await.unwrap();
-    assert_eq!(user.profile[Field::Email], Value::Null);
-    assert_eq!(user.profile[Field::EmailVerified], Value::Null);
+    assert_eq!(user.profile[user::EMAIL], Value::Null);
+    assert_eq!(user.profile[USER.field("email_verified")], Value::Null);
     assert_eq!(changed_fields(&world).await.last().unwrap(), "email,email_verified");
 }
 
@@ -736,16 +737,16 @@ async fn a_primary_email_that_dangles_is_no_email(world: World) {
         world.deliver(&Event::created(&id)).await;
         let event = Event::updated(&id, 1000).set("email_addresses", list);
         assert_eq!(world.deliver(&event).await, Applied);
-        assert_eq!(world.text(&id, Field::Email).await, None);
+        assert_eq!(world.text(&id, user::EMAIL).await, None);
     }
 }
 
 async fn only_allow_listed_fields_are_written(mut world: World) {
-    world.rules.fields = [Field::Email, Field::FirstName].into_iter().collect::<FieldSet>();
+    world.rules.fields = [user::EMAIL, user::FIRST_NAME].into_iter().collect::<FieldSet>();
     world.deliver(&Event::created("user_1")).await;
     let profile = world.user("user_1").await.unwrap().profile;
-    for field in Field::ALL {
-        let allowed = [Field::Email, Field::FirstName].contains(&field);
+    for field in USER.fields() {
+        let allowed = [user::EMAIL, user::FIRST_NAME].contains(&field);
         assert_eq!(profile[field] != Value::Null, allowed, "{}", field.name());
     }
     assert_eq!(changed_fields(&world).await, ["email,first_name"]);
@@ -757,10 +758,10 @@ async fn only_allow_listed_fields_are_written(mut world: World) {
     let update = Event::updated("user_1", 1000).set("first_name", "Augusta").set("last_name", "Other");
     assert_eq!(world.deliver(&update).await, Applied);
     let profile = world.user("user_1").await.unwrap().profile;
-    assert_eq!(profile[Field::FirstName].text(), Some("Augusta"));
-    assert_eq!(profile[Field::LastName].text(), Some("Own"));
-    assert_eq!(profile[Field::Banned], Value::Bool(true));
-    assert_eq!(profile[Field::PublicMetadata], Value::Json(r#"{"own":1}"#.to_owned()));
+    assert_eq!(profile[user::FIRST_NAME].text(), Some("Augusta"));
+    assert_eq!(profile[user::LAST_NAME].text(), Some("Own"));
+    assert_eq!(profile[USER.field("banned")], Value::Bool(true));
+    assert_eq!(profile[USER.field("public_metadata")], Value::Json(r#"{"own":1}"#.to_owned()));
     assert_eq!(world.deliver(&Event::updated("user_1", 2000).set("first_name", "Augusta")).await, Unchanged);
 }
 
@@ -808,7 +809,7 @@ async fn the_audit_trail_names_fields_and_never_values(world: World) {
         world.audit().await,
         ["USER_CREATED user_1", "USER_UPDATED user_1", "USER_HARD_DELETED user_1"]
     );
-    let every_field = Field::ALL.map(Field::name).join(",");
+    let every_field = USER.fields().map(Field::name).collect::<Vec<_>>().join(",");
     assert_eq!(changed_fields(&world).await, [every_field.as_str(), "first_name,banned", ""]);
     let line = &world.rows("SELECT * FROM audit_log ORDER BY id").await[1];
     assert_eq!(plain(&line["svix_id"]), second.svix_id);
@@ -845,9 +846,9 @@ async fn nul_and_lone_surrogates_become_replacement_characters(world: World) {
         .replacing("MARK", r"\u0000x\ud800");
     assert_eq!(world.deliver(&event).await, Applied);
     let user = world.user("user_1").await.unwrap();
-    assert_eq!(user.profile[Field::FirstName].text(), Some("Ada\u{fffd}x\u{fffd}"));
+    assert_eq!(user.profile[user::FIRST_NAME].text(), Some("Ada\u{fffd}x\u{fffd}"));
     let json = "{\"\u{fffd}x\u{fffd}\":\"\u{fffd}x\u{fffd}\"}";
-    assert_eq!(user.profile[Field::PublicMetadata], Value::Json(json.to_owned()));
+    assert_eq!(user.profile[USER.field("public_metadata")], Value::Json(json.to_owned()));
     assert_eq!(world.count("webhook_queue").await, 0);
     // In the actor as well.
     let odd = json!({ "http_request": { "client_ip": "203.0.113.8", "user_agent": "MARK" } });
@@ -867,7 +868,7 @@ async fn odd_fields_that_are_not_synced_never_park_an_event(mut world: World) {
         .replacing(r#""DEEP""#, &deep)
         .replacing(r#""HUGE""#, "1e1000000");
     assert_eq!(world.deliver(&odd).await, Applied);
-    world.rules.fields = [Field::Email].into_iter().collect();
+    world.rules.fields = [user::EMAIL].into_iter().collect();
     let odd = Event::created("user_2")
         .set("first_name", 7)
         .set("banned", "yes")
@@ -876,7 +877,7 @@ async fn odd_fields_that_are_not_synced_never_park_an_event(mut world: World) {
         .set("phone_numbers", 1)
         .replacing(r#""DEEP""#, &deep);
     assert_eq!(world.deliver(&odd).await, Applied);
-    assert_eq!(world.text("user_2", Field::Email).await.unwrap(), "ada@example.com");
+    assert_eq!(world.text("user_2", user::EMAIL).await.unwrap(), "ada@example.com");
 }
 
 async fn an_unusable_event_is_kept_dead_byte_for_byte(world: World) {
@@ -971,7 +972,7 @@ async fn a_time_means_the_same_however_it_is_written(world: World) {
         assert_eq!(world.deliver(&event).await, Applied);
         let user = world.user(&id).await.unwrap();
         assert_eq!(user.created_at, Some(at(signed_up)), "{created_at}");
-        assert_eq!(user.profile[Field::LastSignInAt], Value::Time(at(signed_up)), "{created_at}");
+        assert_eq!(user.profile[USER.field("last_sign_in_at")], Value::Time(at(signed_up)), "{created_at}");
         assert_eq!(user.updated_at, at(changed), "{updated_at}");
         // Neither is in the way of what happened later.
         let later = Event::updated(&id, 0)
@@ -995,9 +996,9 @@ async fn a_value_that_cannot_be_read_keeps_what_is_stored_and_the_rest_is_applie
         .set("first_name", "Augusta");
     assert_eq!(world.deliver(&odd).await, Applied);
     let after = world.user("user_1").await.unwrap();
-    assert_eq!(after.profile[Field::FirstName].text(), Some("Augusta"));
+    assert_eq!(after.profile[user::FIRST_NAME].text(), Some("Augusta"));
     assert_eq!(after.created_at, before.created_at);
-    for field in Field::ALL.into_iter().filter(|field| *field != Field::FirstName) {
+    for field in USER.fields().filter(|field| *field != user::FIRST_NAME) {
         assert_eq!(after.profile[field], before.profile[field], "{field:?}");
     }
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -1035,9 +1036,12 @@ async fn metadata_that_no_database_can_hold_freezes_nobody(world: World) {
             .replacing(r#""MARK""#, value);
         assert_eq!(world.deliver(&event).await, Applied);
         let user = world.user("user_1").await.unwrap();
-        assert_eq!(user.profile[Field::UnsafeMetadata], Value::Json(r#"{"kept":1}"#.to_owned()));
-        assert_eq!(user.profile[Field::PublicMetadata], Value::Json(format!(r#"{{"number":{number}}}"#)));
-        assert_eq!(user.profile[Field::Banned], Value::Bool(number % 2 == 0));
+        assert_eq!(user.profile[USER.field("unsafe_metadata")], Value::Json(r#"{"kept":1}"#.to_owned()));
+        assert_eq!(
+            user.profile[USER.field("public_metadata")],
+            Value::Json(format!(r#"{{"number":{number}}}"#))
+        );
+        assert_eq!(user.profile[USER.field("banned")], Value::Bool(number % 2 == 0));
     }
     let fits = r#"{"a":1,"a":[1.7976931348623157e308,5e-324,12345678901234567890123],"nul":"\u0000"}"#;
     let event = Event::updated("user_1", 2000).set("unsafe_metadata", "MARK").replacing(r#""MARK""#, fits);
@@ -1046,7 +1050,7 @@ async fn metadata_that_no_database_can_hold_freezes_nobody(world: World) {
     // The same for a user never seen, and for an address.
     let new = Event::created("user_2").email(&incompressible);
     assert_eq!(world.deliver(&new).await, Applied);
-    assert_eq!(world.text("user_2", Field::Email).await, None);
+    assert_eq!(world.text("user_2", user::EMAIL).await, None);
     assert_eq!(world.count("webhook_queue").await, 0);
 }
 
@@ -1060,17 +1064,17 @@ async fn a_field_that_an_index_of_the_application_cannot_hold_freezes_nobody(wor
         .set("first_name", incompressible.as_str())
         .set("banned", true);
     assert_eq!(world.deliver(&alone).await, Applied);
-    assert_eq!(world.user("user_1").await.unwrap().profile[Field::Banned], Value::Bool(true));
+    assert_eq!(world.user("user_1").await.unwrap().profile[USER.field("banned")], Value::Bool(true));
     let both = Event::updated("user_1", 2000)
         .set("first_name", incompressible.as_str())
         .set("unsafe_metadata", json!({ "nick": incompressible }))
         .set("locked", true);
     assert_eq!(world.deliver(&both).await, Applied);
     let user = world.user("user_1").await.unwrap();
-    assert_eq!(user.profile[Field::Locked], Value::Bool(true));
+    assert_eq!(user.profile[USER.field("locked")], Value::Bool(true));
     if world.keeper == Keeper::Postgres {
-        assert_eq!(user.profile[Field::FirstName].text(), Some("Ada"));
-        assert_eq!(user.profile[Field::UnsafeMetadata], Value::Json(r#"{"nick":"a"}"#.to_owned()));
+        assert_eq!(user.profile[user::FIRST_NAME].text(), Some("Ada"));
+        assert_eq!(user.profile[USER.field("unsafe_metadata")], Value::Json(r#"{"nick":"a"}"#.to_owned()));
     }
     assert_eq!(world.count("webhook_queue").await, 0);
 }
@@ -1290,7 +1294,7 @@ async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: Wor
     assert_eq!(world.drain().await, [(events[1].svix_id.clone(), Applied)]);
     assert_eq!(world.count("webhook_queue").await, 0);
     assert_eq!(world.deliver_all(&events).await, [Duplicate, Duplicate]);
-    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Bad");
+    assert_eq!(world.text("user_2", user::FIRST_NAME).await.unwrap(), "Bad");
 }
 
 async fn what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again(world: World) {
@@ -1313,7 +1317,7 @@ async fn a_row_that_the_application_marked_as_deleted_is_anonymised_all_the_same
     world.deliver(&Event::created("user_1").set("first_name", "Ada")).await;
     world.sql("UPDATE users SET deleted_at = '2026-01-01T00:00:00.000Z'").await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 1)).await, Applied);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Deleted");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Deleted");
 }
 
 async fn after_fifteen_attempts_a_parked_delivery_is_dead(mut world: World) {
@@ -1368,7 +1372,7 @@ async fn a_parked_event_that_became_old_is_stale_and_leaves_the_queue(mut world:
     world.pass(TimeDelta::seconds(2));
     assert_eq!(world.drain().await, [(event.svix_id.clone(), Stale)]);
     assert_eq!(world.count("webhook_queue").await, 0);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Ada");
 }
 
 async fn a_poisoned_delivery_in_a_batch_parks_alone(world: World) {
@@ -1424,8 +1428,8 @@ async fn assert_anonymised(world: &World, id: &str) {
     assert!(time(&row["deleted_at"]) <= world.now);
     assert_eq!(time(&row["created_at"]), at(SIGN_UP));
     assert!(row["preferences"] == json!({}) || row["preferences"] == "{}");
-    for field in Field::ALL {
-        if !matches!(field, Field::Email | Field::FirstName | Field::LastName) {
+    for field in USER.fields() {
+        if !matches!(field.name(), "email" | "first_name" | "last_name") {
             assert_eq!(row[field.name()], json!(null), "{}", field.name());
         }
     }
@@ -1621,7 +1625,7 @@ async fn the_policy_delete_never_anonymises(mut world: World) {
     order(&world, 1, "user_1").await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
     assert_eq!(world.deliver(&Event::deleted("user_2", 1000)).await, Applied);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Ada");
     assert!(world.user("user_2").await.is_none());
 }
 
@@ -1817,7 +1821,7 @@ async fn erase_a_full_life(world: &World) {
         assert_eq!(world.deliver(event).await, Stale);
     }
     assert_nothing_remains(world).await;
-    assert_eq!(world.text("user_12", Field::FirstName).await.unwrap(), "Charles");
+    assert_eq!(world.text("user_12", user::FIRST_NAME).await.unwrap(), "Charles");
 }
 
 async fn assert_nothing_remains(world: &World) {
@@ -2096,6 +2100,7 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
     assert!(transaction.registers(std::slice::from_ref(&id)).await.unwrap().is_empty());
     transaction.advance(&[advance("user_1", version, true)]).await.unwrap();
     let user = User {
+        entity: &USER,
         clerk_id: id.clone(),
         profile: Profile::default(),
         created_at: None,
@@ -2103,14 +2108,14 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
         synced_at: at(NOW),
         deleted_at: None,
     };
-    transaction.insert_users(&[user]).await.unwrap();
+    transaction.insert_users(&[user], FieldSet::ALL).await.unwrap();
     let entry = AuditEntry {
         at: at(NOW),
         action: AuditAction::UserCreated,
         clerk_id: id,
         svix_id: Some(svix_id.clone()),
         source: Source::Webhook,
-        changed_fields: vec![Field::Email],
+        changed_fields: vec![user::EMAIL],
         event_at: at(SIGN_UP),
         actor: Some(Actor { ip: Some("203.0.113.7".to_owned()), user_agent: None }),
     };
@@ -2158,7 +2163,7 @@ async fn a_transaction_that_loses_a_race_says_so(world: World) {
         let lost = match attempt {
             0 => transaction.advance(&[advance("user_1", SIGN_UP + 1, true)]).await,
             1 => transaction.advance(&[advance("user_1", SIGN_UP - 1, false)]).await,
-            2 => transaction.insert_users(std::slice::from_ref(&user)).await,
+            2 => transaction.insert_users(std::slice::from_ref(&user), FieldSet::ALL).await,
             _ => transaction.update_users(std::slice::from_ref(&ghost), FieldSet::ALL).await,
         };
         assert_eq!(lost.unwrap_err().trouble, Trouble::Raced, "attempt {attempt}");
@@ -2196,8 +2201,8 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
     holder.rollback().await;
     let outcomes = world.deliver_all(&batch).await;
     assert_eq!(outcomes[0], Applied);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
-    assert_eq!(world.text("user_2", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_2", user::FIRST_NAME).await.unwrap(), "Augusta");
 }
 
 /// Somebody has locked this user; on SQLite that is the whole database.

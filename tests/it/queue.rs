@@ -1,10 +1,11 @@
 //! The durable queue: what every keeper promises of deliveries that wait, and what becomes of them.
 
+use clerk_sync::entity::{USER, user};
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use clerk_sync::{
-    model::{DeletionPolicy, Field, Outcome, Processing, SvixId},
+    model::{DeletionPolicy, Outcome, Processing, SvixId},
     store::{Old, Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
     sync::{
         Clock, Committer, Limits, Pace,
@@ -91,7 +92,7 @@ async fn what_is_stored_is_answered_queued_and_nobodys_row_is_touched(world: Wor
         assert_eq!(world.count(table).await, 0, "{table}");
     }
     assert_eq!(world.drain().await, [(event.svix_id.clone(), Applied)]);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Ada");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Ada");
     assert_eq!(world.audit().await, ["USER_CREATED user_1"]);
     assert_eq!(outcome(&world, &event).await, "applied");
 }
@@ -280,12 +281,12 @@ async fn a_field_that_can_never_be_stored_is_left_out_and_the_rest_applied(world
     assert_eq!(outcomes, [Applied; 3]);
     assert_eq!((world.count("users").await, world.count("webhook_queue").await), (3, 0));
     let user = world.user("user_1").await.unwrap();
-    assert_eq!(user.profile[Field::PublicMetadata], clerk_sync::model::Value::Null);
+    assert_eq!(user.profile[USER.field("public_metadata")], clerk_sync::model::Value::Null);
     assert_eq!(
-        user.profile[Field::UnsafeMetadata] == clerk_sync::model::Value::Null,
+        user.profile[USER.field("unsafe_metadata")] == clerk_sync::model::Value::Null,
         world.keeper == Keeper::Postgres
     );
-    assert_eq!(user.profile[Field::FirstName].text(), Some("Ada"));
+    assert_eq!(user.profile[user::FIRST_NAME].text(), Some("Ada"));
 }
 
 async fn a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retry_once_it_may(
@@ -324,7 +325,7 @@ async fn later_news_of_the_same_user_pass_by_a_poisoned_one(mut world: World) {
     );
     world.enqueue(&batch[2..]).await;
     assert_eq!(world.drain().await, [(batch[2].svix_id.clone(), Applied)]);
-    assert_eq!(world.text("user_1", Field::FirstName).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
     assert_eq!(plain(&world.parked().await["svix_id"]), batch[1].svix_id);
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.drain().await, [(batch[1].svix_id.clone(), Stale)], "it is superseded, and gone");

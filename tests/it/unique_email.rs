@@ -1,7 +1,8 @@
 //! One address, one user: with `UNIQUE_EMAIL`, and with an index or constraint of the application's.
 
 use chrono::TimeDelta;
-use clerk_sync::model::{Change, Content, Delivery, Field, News, Outcome, Source, Version};
+use clerk_sync::entity::user;
+use clerk_sync::model::{Change, Content, Delivery, News, Outcome, Source, Version};
 
 use crate::{
     promises::promises,
@@ -28,7 +29,7 @@ fn holds(id: &str, email: &str, at: i64) -> Event {
 }
 
 async fn email(world: &World, id: &str) -> String {
-    world.text(id, Field::Email).await.unwrap_or_default()
+    world.text(id, user::EMAIL).await.unwrap_or_default()
 }
 
 /// In another order for every number.
@@ -213,7 +214,7 @@ async fn who_is_kept_comes_back_without_an_address_that_is_somebody_elses(mut wo
     };
     assert_eq!(world.apply(&*world.store, &[keep("user_1")]).await, [Ok(Applied)]);
     let user = world.user("user_1").await.unwrap();
-    assert_eq!((user.profile[Field::Email].text(), user.deleted_at), (None, None));
+    assert_eq!((user.profile[user::EMAIL].text(), user.deleted_at), (None, None));
     assert_eq!(email(&world, "user_2").await, "ada@example.com");
 }
 

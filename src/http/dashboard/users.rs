@@ -1,5 +1,6 @@
 //! `/users`: finding somebody by id or address, and all that is known of one user.
 
+use crate::entity::{USER, user};
 use std::sync::Arc;
 
 use axum::{
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     http::{App, error::Problem, v1::read},
-    model::{ClerkId, Field, Receipt, Register, SvixId, Value, Version},
+    model::{ClerkId, Receipt, Register, SvixId, Value, Version},
     store::{AuditLine, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store},
     sync::reveal,
 };
@@ -71,7 +72,7 @@ fn found(rows: &[Row]) -> Markup {
         .map(|row| {
             vec![
                 html! { a href=(whereabouts("/users", row.user.clerk_id.as_str())) { (row.user.clerk_id) } },
-                shown(&row.user.profile[Field::FirstName], false),
+                shown(&row.user.profile[user::FIRST_NAME], false),
                 html! { @if let Some(at) = row.user.created_at { (moment(at)) } },
                 moment(row.user.synced_at),
             ]
@@ -231,7 +232,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                     (fact("Deleted", &row.user.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
                 }
                 table.profile {
-                    tbody { @for field in Field::ALL {
+                    tbody { @for field in USER.fields() {
                         @let value = &row.user.profile[field];
                         @if *value != Value::Null {
                             tr { th scope="row" { (field.name()) } td { (shown(value, revealed)) } }

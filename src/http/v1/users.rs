@@ -1,5 +1,6 @@
 //! `GET /v1/users` and `GET /v1/users/{clerk_id}`: the rows of people who are there. Whoever was deleted is not.
 
+use crate::entity::{USER, user};
 use std::sync::Arc;
 
 use axum::{
@@ -183,21 +184,21 @@ impl From<&Row> for User {
         Self {
             id: *id,
             clerk_id: user.clerk_id.to_string(),
-            email: text(Field::Email),
-            email_verified: truth(Field::EmailVerified),
-            first_name: text(Field::FirstName),
-            last_name: text(Field::LastName),
-            image_url: text(Field::ImageUrl),
-            username: text(Field::Username),
-            phone_number: text(Field::PhoneNumber),
-            external_id: text(Field::ExternalId),
-            public_metadata: metadata(Field::PublicMetadata),
-            unsafe_metadata: metadata(Field::UnsafeMetadata),
-            private_metadata: metadata(Field::PrivateMetadata),
-            banned: truth(Field::Banned),
-            locked: truth(Field::Locked),
-            last_sign_in_at: instant(Field::LastSignInAt),
-            last_active_at: instant(Field::LastActiveAt),
+            email: text(user::EMAIL),
+            email_verified: truth(USER.field("email_verified")),
+            first_name: text(user::FIRST_NAME),
+            last_name: text(user::LAST_NAME),
+            image_url: text(user::IMAGE_URL),
+            username: text(USER.field("username")),
+            phone_number: text(USER.field("phone_number")),
+            external_id: text(USER.field("external_id")),
+            public_metadata: metadata(USER.field("public_metadata")),
+            unsafe_metadata: metadata(USER.field("unsafe_metadata")),
+            private_metadata: metadata(USER.field("private_metadata")),
+            banned: truth(USER.field("banned")),
+            locked: truth(USER.field("locked")),
+            last_sign_in_at: instant(USER.field("last_sign_in_at")),
+            last_active_at: instant(USER.field("last_active_at")),
             preferences: json(preferences),
             created_at: user.created_at.map(rfc3339),
             updated_at: rfc3339(user.updated_at),

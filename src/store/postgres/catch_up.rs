@@ -2,36 +2,22 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    Postgres, inspect, sql,
-    transaction::{clerk_id, load_users, register, texts},
-};
+use super::{Postgres, inspect, sql, transaction::clerk_id};
 use crate::{
+    entity::USER,
     model::{ClerkId, FieldSet},
-    store::{Known, Result},
+    store::{
+        Known, Result,
+        sql::{ledger, objects},
+    },
 };
 
 pub(super) async fn known(store: &Postgres, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
     let mut session = store.session(&store.begin_normal).await?;
-    let registers = session
-        .rows(
-            sql("SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
-                 FROM unnest($1::text[]) AS n (clerk_id)
-                 CROSS JOIN LATERAL (
-                     SELECT * FROM entity_versions WHERE kind = 'user' AND clerk_id = n.clerk_id
-                 ) AS e")
-            .bind(texts(ids)),
-        )
-        .await?;
-    let users = load_users(&mut session, ids, fields).await?;
+    let registers = ledger::known_registers(&mut session, ids).await?;
+    let users = objects::load(&mut session, &USER, ids, fields).await?;
     session.commit().await?;
-    Ok(Known {
-        registers: registers
-            .iter()
-            .map(|row| Ok((clerk_id(row, 0)?, register(row)?)))
-            .collect::<Result<_>>()?,
-        users,
-    })
+    Ok(Known { registers, users })
 }
 
 pub(super) async fn standing(

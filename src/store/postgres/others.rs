@@ -49,7 +49,7 @@ const KEPT: usize = 2;
 /// What is left for others, and what is not needed any more.
 pub(super) struct Others {
     pool: PgPool,
-    schema: String,
+    pub(super) schema: String,
     sessions: Arc<Sessions>,
     /// Rung for those who work in this process.
     pub(super) bell: Arc<Notify>,

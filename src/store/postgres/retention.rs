@@ -1,10 +1,11 @@
 //! What goes after its time, and columns that are no longer kept.
 
+use crate::entity::USER;
 use chrono::{DateTime, Utc};
 
 use super::{Postgres, Session, count, get, sql};
 use crate::{
-    model::{Field, FieldSet},
+    model::FieldSet,
     store::{Minimized, Old, Result, Space, StoreError, Trouble},
 };
 
@@ -24,10 +25,10 @@ pub(super) async fn minimize(
     limit: u32,
     dry_run: bool,
 ) -> Result<Option<Minimized>> {
-    let gone: Vec<bool> = Field::ALL.into_iter().map(|field| !keep.contains(field)).collect();
+    let gone: Vec<bool> = USER.fields().map(|field| !keep.contains(field)).collect();
     let mut session = store.session(&store.begin_page).await?;
     let page = count_columns(&mut session, &gone, after, limit).await?;
-    if let Some(page) = page.filter(|page| page.users > 0 && !dry_run) {
+    if let Some(page) = page.as_ref().filter(|page| page.users > 0 && !dry_run) {
         clear_columns(&mut session, &gone, after, page.last).await?;
     }
     session.commit().await?;
@@ -91,7 +92,7 @@ async fn count_columns(
         .await?;
     let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
     let Some(last) = get(row, 0)? else { return Ok(None) };
-    let mut columns = [0; Field::ALL.len()];
+    let mut columns = vec![0; USER.columns.len()];
     for (index, column) in columns.iter_mut().enumerate() {
         *column = count(row, index + 2)?;
     }

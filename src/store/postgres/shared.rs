@@ -1,12 +1,12 @@
 //! How the statements that all databases share run here.
 
 use async_trait::async_trait;
-use sqlx::{Postgres as Pg, postgres::PgArguments, query::Query};
+use sqlx::{AssertSqlSafe, Postgres as Pg, postgres::PgArguments, query::Query};
 
-use super::{Postgres, Session, sql};
+use super::{Postgres, Session, error::may_be_our_rights, get, sql};
 use crate::store::{
-    Patience, Result,
-    sql::{self as shared, Database, Dialect, Purpose, Row, Statement, Value},
+    Patience, Result, StoreError, Trouble,
+    sql::{self as shared, Cells, Database, Dialect, Purpose, Row, Statement, Value},
 };
 
 #[async_trait]
@@ -27,13 +27,25 @@ impl Database for Postgres {
 
 #[async_trait]
 impl shared::Session for Session {
-    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         let rows = Self::rows(self, bound(statement, values)).await?;
         Ok(rows.into_iter().map(Row::Postgres).collect())
     }
 
-    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64> {
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         Self::execute(self, bound(statement, values)).await
+    }
+
+    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        match self.rows_of_users(bound(statement, values)).await {
+            Ok(rows) => Ok(rows.into_iter().map(Row::Postgres).collect()),
+            Err(error) if may_be_our_rights(&error) => {
+                // The transaction is lost anyway; its end finds a new one, in which nothing was done.
+                self.run("ROLLBACK AND CHAIN").await?;
+                Err(self.whose_rights(error).await?)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn leaves_work(&mut self) {
@@ -53,13 +65,37 @@ impl shared::Session for Session {
     }
 }
 
-fn bound<'a>(statement: &'static Statement, values: &'a [Value<'a>]) -> Query<'a, Pg, PgArguments> {
-    values.iter().fold(sql(statement.sql(Dialect::Postgres)), |query, value| match value {
+impl Session {
+    /// A right was missing in a statement on `users`, and the server did not say for what: for the table itself, which is
+    /// ours, or for something of the application's that a constraint, a default or a policy needs.
+    async fn whose_rights(&mut self, error: StoreError) -> Result<StoreError> {
+        let schema = self.others.schema.clone();
+        let query = sql("SELECT bool_and(has_table_privilege(quote_ident($1) || '.users', needed))
+             FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed")
+        .bind(schema);
+        let rows = Self::rows(self, query).await?;
+        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        Ok(if get(row, 0)? { error } else { StoreError { trouble: Trouble::Broken, ..error } })
+    }
+}
+
+fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, Pg, PgArguments> {
+    let query = sqlx::query(AssertSqlSafe(statement.sql(Dialect::Postgres)));
+    values.iter().fold(query, |query, value| match value {
         Value::Text(text) => query.bind(*text),
         Value::Rows(rows) => query.bind(rows.as_str()),
         Value::Int(number) => query.bind(*number),
         Value::Bool(truth) => query.bind(*truth),
         Value::Time(time) => query.bind(*time),
         Value::Bytes(bytes) => query.bind(*bytes),
+        Value::Batch(batch) => batch.columns.iter().fold(query, |query, cells| match cells {
+            // `unnest` fills a shorter column up with NULL, and most columns of traces are empty.
+            Cells::Text(texts) if texts.iter().all(Option::is_none) => query.bind(Vec::<&str>::new()),
+            Cells::Text(texts) => query.bind(texts),
+            Cells::Int(numbers) => query.bind(numbers),
+            Cells::Bool(truths) => query.bind(truths),
+            Cells::Time(times) => query.bind(times),
+            Cells::Bytes(bytes) => query.bind(bytes),
+        }),
     })
 }

@@ -2,7 +2,10 @@
 //!
 //! A keeper opens [`Session`]s, knows its [`Dialect`], and writes by hand only what its database can do better than others.
 
+mod batch;
+pub(in crate::store) mod ledger;
 mod notes;
+pub(in crate::store) mod objects;
 mod row;
 mod seals;
 mod statement;
@@ -11,6 +14,7 @@ mod value;
 use async_trait::async_trait;
 
 pub(in crate::store) use self::{
+    batch::{Batch, Cells, batch},
     row::Row,
     statement::{Dialect, Statement, statements},
     value::{Value, list, values},
@@ -49,10 +53,14 @@ impl Purpose {
 #[async_trait]
 pub trait Session: Send {
     /// The rows that a statement gives.
-    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
     /// Run a statement; gives how many rows it wrote.
-    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64>;
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
+
+    /// Write rows that the application may have put triggers and constraints on; gives the rows that a statement returns.
+    /// What fails there is the application's refusal, unless it is known to be ours.
+    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
     /// What is written is to be worked on: others are told of it after the commit.
     fn leaves_work(&mut self);
@@ -77,7 +85,9 @@ mod tests {
     fn statements_are_as_they_were_reviewed() {
         for dialect in Dialect::ALL {
             let mut all = String::new();
-            for (file, statements) in [("notes", notes::STATEMENTS), ("seals", seals::STATEMENTS)] {
+            for (file, statements) in
+                [("ledger", ledger::STATEMENTS), ("notes", notes::STATEMENTS), ("seals", seals::STATEMENTS)]
+            {
                 for (name, statement) in statements {
                     all += &format!("-- {file}: {name}\n{}\n\n", statement.sql(dialect));
                 }

@@ -1,7 +1,7 @@
 //! What statements give.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Column as _, Row as _, TypeInfo as _, postgres::PgRow, sqlite::SqliteRow};
+use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
 
 use crate::{
     model::{ClerkId, SvixId},
@@ -26,6 +26,14 @@ impl Row {
             let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
             StoreError { place: Some(place), ..StoreError::new(Trouble::Broken) }
         })
+    }
+
+    /// Whether nothing stands in this column.
+    pub(in crate::store) fn is_null(&self, column: usize) -> Result<bool> {
+        match self {
+            Self::Postgres(row) => Ok(row.try_get_raw(column).map_err(postgres::store_error)?.is_null()),
+            Self::Sqlite(row) => Ok(row.try_get_raw(column).map_err(sqlite::explain)?.is_null()),
+        }
     }
 
     /// What stands in this column, if it is not NULL.

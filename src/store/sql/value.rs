@@ -14,6 +14,7 @@ pub enum Value<'a> {
     Text(Option<&'a str>),
     /// The same, made for this statement: many rows travel as one JSON text.
     Rows(String),
+    Batch(super::Batch<'a>),
     Int(Option<i64>),
     Bool(bool),
     Time(Option<DateTime<Utc>>),

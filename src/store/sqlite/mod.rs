@@ -18,7 +18,6 @@ mod outbox;
 mod processed;
 mod queue;
 mod references;
-mod registers;
 mod retention;
 mod rows;
 pub(super) mod seals;
@@ -36,6 +35,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
+use crate::entity::USER;
 use std::{
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
@@ -66,6 +66,7 @@ use super::{
     Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result, Row,
     RowFilter, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
     Trouble,
+    sql::{Database as _, Purpose, ledger, objects},
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
 
@@ -220,7 +221,8 @@ impl Store for Sqlite {
 
     async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
         let ids = std::slice::from_ref(id);
-        Ok(users::load(&mut *self.read().await?, ids, FieldSet::ALL).await?.remove(id))
+        let mut session = self.session(Purpose::Read).await?;
+        Ok(objects::load(&mut *session, &USER, ids, FieldSet::ALL).await?.remove(id))
     }
 
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
@@ -297,10 +299,10 @@ impl Store for Sqlite {
     }
 
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
-        let mut reader = self.read().await?;
+        let mut session = self.session(Purpose::Read).await?;
         Ok(Known {
-            registers: registers::load(&mut reader, ids).await?,
-            users: users::load(&mut reader, ids, fields).await?,
+            registers: ledger::known_registers(&mut *session, ids).await?,
+            users: objects::load(&mut *session, &USER, ids, fields).await?,
         })
     }
 
@@ -470,7 +472,7 @@ impl Store for Sqlite {
         }
         let mut transaction = self.write(Patience::Normal).await?;
         let page = retention::count_columns(transaction.connection()?, &gone, after, limit).await?;
-        if let Some(page) = page.filter(|page| page.users > 0) {
+        if let Some(page) = page.as_ref().filter(|page| page.users > 0) {
             retention::clear_columns(transaction.connection()?, &gone, after, page.last).await?;
             transaction.note_erasure();
         }

@@ -1,18 +1,19 @@
 //! What goes after its time, columns that are no longer kept, and the file itself.
 
+use crate::entity::USER;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value as Json};
 use sqlx::SqliteConnection;
 
 use super::{error::explain, text};
 use crate::{
-    model::{Field, FieldSet},
+    model::FieldSet,
     store::{Minimized, Old, Result},
 };
 
 /// The columns to clear, as the parameter of statements.
 pub(super) fn gone(keep: FieldSet) -> String {
-    let gone = Field::ALL.into_iter().filter(|field| !keep.contains(*field));
+    let gone = USER.fields().filter(|field| !keep.contains(*field));
     let gone: Map<String, Json> = gone.map(|field| (field.name().to_owned(), Json::Bool(true))).collect();
     Json::Object(gone).to_string()
 }
@@ -75,9 +76,9 @@ pub(super) async fn count_columns(
     .map_err(explain)?;
     let Some(last) = text::read_integer(&row, "last")? else { return Ok(None) };
     let count = |column| Ok(text::read_integer(&row, column)?.unwrap_or_default().unsigned_abs());
-    let mut columns = [0; Field::ALL.len()];
-    for field in Field::ALL {
-        columns[field as usize] = count(field.name())?;
+    let mut columns = vec![0; USER.columns.len()];
+    for field in USER.fields() {
+        columns[field.place()] = count(field.name())?;
     }
     Ok(Some(Minimized { last, users: count("users")?, columns }))
 }

@@ -1,12 +1,14 @@
 //! How the statements that all databases share run here.
 
 use async_trait::async_trait;
-use sqlx::{SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
+use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
 
 use super::{Sqlite, error::explain, text, transaction::SqliteTransaction};
+use crate::entity::USER;
+use crate::model::{ClerkId, FieldSet};
 use crate::store::{
     Patience, Result, Transaction,
-    sql::{Database, Dialect, Purpose, Row, Session, Statement, Value},
+    sql::{Database, Dialect, Purpose, Row, Session, Statement, Value, batch, objects::Statements, values},
 };
 
 #[async_trait]
@@ -27,12 +29,16 @@ struct Reader(PoolConnection<sqlx::Sqlite>);
 
 #[async_trait]
 impl Session for Reader {
-    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         rows(&mut self.0, statement, values).await
     }
 
-    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64> {
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         execute(&mut self.0, statement, values).await
+    }
+
+    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        self.rows(statement, values).await
     }
 
     fn leaves_work(&mut self) {}
@@ -48,13 +54,19 @@ impl Session for Reader {
 
 #[async_trait]
 impl Session for SqliteTransaction {
-    async fn rows(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         let rows = rows(self.connection()?, statement, values).await;
         self.noted(rows)
     }
 
-    async fn execute(&mut self, statement: &'static Statement, values: &[Value<'_>]) -> Result<u64> {
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         let written = execute(self.connection()?, statement, values).await;
+        self.noted(written)
+    }
+
+    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let written = rows(self.connection()?, statement, values).await;
+        let written = self.judged(written).await;
         self.noted(written)
     }
 
@@ -75,9 +87,15 @@ impl Session for SqliteTransaction {
     }
 }
 
+/// Whether all that is ours of the table is there.
+pub(super) async fn all_is_there(connection: &mut SqliteConnection) -> bool {
+    let statements = Statements::of(&USER, FieldSet::ALL);
+    rows(connection, &statements.load, values![batch::<ClerkId>(&[]).text(ClerkId::as_str)]).await.is_ok()
+}
+
 async fn rows(
     connection: &mut SqliteConnection,
-    statement: &'static Statement,
+    statement: &Statement,
     values: &[Value<'_>],
 ) -> Result<Vec<Row>> {
     let rows = bound(statement, values).fetch_all(connection).await.map_err(explain)?;
@@ -86,22 +104,21 @@ async fn rows(
 
 async fn execute(
     connection: &mut SqliteConnection,
-    statement: &'static Statement,
+    statement: &Statement,
     values: &[Value<'_>],
 ) -> Result<u64> {
     Ok(bound(statement, values).execute(connection).await.map_err(explain)?.rows_affected())
 }
 
-fn bound<'a>(
-    statement: &'static Statement,
-    values: &'a [Value<'a>],
-) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
-    values.iter().fold(sqlx::query(statement.sql(Dialect::Sqlite)), |query, value| match value {
+fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
+    let query = sqlx::query(AssertSqlSafe(statement.sql(Dialect::Sqlite)));
+    values.iter().fold(query, |query, value| match value {
         Value::Text(text) => query.bind(*text),
         Value::Rows(rows) => query.bind(rows.as_str()),
         Value::Int(number) => query.bind(*number),
         Value::Bool(truth) => query.bind(*truth),
         Value::Time(time) => query.bind(time.map(text::time)),
         Value::Bytes(bytes) => query.bind(*bytes),
+        Value::Batch(batch) => query.bind(batch.json()),
     })
 }

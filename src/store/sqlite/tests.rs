@@ -1,5 +1,6 @@
 //! What only this keeper must hold. The promises that every keeper makes stand in `tests/it/promises.rs`.
 
+use crate::entity::{USER, user};
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -12,10 +13,9 @@ use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, sqlite::SqliteConne
 use tempfile::TempDir;
 
 use super::*;
+use crate::store::sql::{Dialect, objects::Statements};
 use crate::{
-    model::{
-        Actor, AuditAction, AuditEntry, Field, Outcome, Profile, Register, Source, SvixId, Value, Version,
-    },
+    model::{Actor, AuditAction, AuditEntry, Outcome, Profile, Register, Source, SvixId, Value, Version},
     store::{Advance, Record, RowFate, Way},
     telemetry::TraceContext,
 };
@@ -50,7 +50,7 @@ impl World {
 
     async fn insert(&self, users: &[User]) {
         let mut transaction = self.begin().await;
-        transaction.insert_users(users).await.expect("inserted");
+        transaction.insert_users(users, FieldSet::ALL).await.expect("inserted");
         transaction.commit().await.expect("committed");
     }
 
@@ -98,8 +98,9 @@ fn text(text: &str) -> Value {
 
 fn user(id: &str) -> User {
     let mut profile = Profile::default();
-    profile.set(Field::Email, text(&format!("{id}@example.com")));
+    profile.set(user::EMAIL, text(&format!("{id}@example.com")));
     User {
+        entity: &USER,
         clerk_id: clerk_id(id),
         profile,
         created_at: Some(at(0)),
@@ -129,7 +130,7 @@ fn full_user(id: &str) -> User {
         Value::Time(at(3)),
         Value::Time(at(877)),
     ];
-    for (field, value) in Field::ALL.into_iter().zip(values) {
+    for (field, value) in USER.fields().zip(values) {
         user.profile.set(field, value);
     }
     user
@@ -166,7 +167,7 @@ fn entry(id: &str, actor: Option<&str>) -> AuditEntry {
         clerk_id: clerk_id(id),
         svix_id: Some(svix_id("msg_1")),
         source: Source::Webhook,
-        changed_fields: vec![Field::Email, Field::Banned],
+        changed_fields: vec![user::EMAIL, USER.field("banned")],
         event_at: at(5),
         actor: actor.map(|ip| Actor { ip: Some(ip.to_owned()), user_agent: None }),
     }
@@ -201,7 +202,7 @@ async fn a_dropped_transaction_leaves_nothing_and_the_next_one_begins() {
     let world = World::new().await;
     for _ in 0..3 {
         let mut transaction = world.begin().await;
-        transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+        transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
         drop(transaction);
     }
     world.insert(&[user("user_2")]).await;
@@ -213,7 +214,7 @@ async fn a_dropped_transaction_leaves_nothing_and_the_next_one_begins() {
 async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     let world = World::new().await;
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+    transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
     transaction.rollback().await;
     assert_eq!(world.user("user_1").await, None);
 }
@@ -224,7 +225,7 @@ async fn a_task_cancelled_anywhere_leaves_nothing_and_the_next_one_begins() {
     for microseconds in (0..3000).step_by(150) {
         let work = async {
             let mut transaction = world.begin().await;
-            transaction.insert_users(&[user("user_1")]).await.expect("inserted");
+            transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
             transaction.erase_users(&[clerk_id("user_2")], &[Way::Delete], at(9)).await.expect("deleted");
             std::future::pending::<()>().await;
         };
@@ -265,7 +266,7 @@ async fn a_refused_delete_holds_up_nobody_else_and_leaves_the_transaction_usable
         .await;
     let both = [clerk_id("user_1"), clerk_id("user_2")];
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_3")]).await.expect("inserted");
+    transaction.insert_users(&[user("user_3")], FieldSet::ALL).await.expect("inserted");
     let fates = transaction.erase_users(&both, &[Way::Delete], at(8)).await.expect("as far as allowed");
     assert_eq!(fates[&both[0]], RowFate::Deleted);
     let RowFate::Stands(refusal) = &fates[&both[1]] else { panic!("it stands: {fates:?}") };
@@ -297,7 +298,7 @@ async fn a_trigger_that_refuses_is_a_refusal_and_its_words_are_not_repeated() {
     let Some(RowFate::Stands(error)) = fates.remove(&clerk_id("user_1")) else { panic!("it stands") };
     assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("1811")));
     assert_eq!(error.place, None);
-    transaction.insert_users(&[user("user_2")]).await.expect("inserted");
+    transaction.insert_users(&[user("user_2")], FieldSet::ALL).await.expect("inserted");
     transaction.commit().await.expect("committed");
     assert!(world.user("user_2").await.is_some());
 }
@@ -308,7 +309,7 @@ async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
     world.insert(&[user("user_1")]).await;
     world.run("CREATE TRIGGER keep BEFORE DELETE ON users BEGIN SELECT RAISE(ROLLBACK, 'no'); END;").await;
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_2")]).await.expect("inserted");
+    transaction.insert_users(&[user("user_2")], FieldSet::ALL).await.expect("inserted");
     assert_eq!(
         transaction
             .erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9))
@@ -318,7 +319,7 @@ async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
         Trouble::Refused
     );
     assert_eq!(
-        transaction.insert_users(&[user("user_3")]).await.expect_err("over").trouble,
+        transaction.insert_users(&[user("user_3")], FieldSet::ALL).await.expect_err("over").trouble,
         Trouble::Refused
     );
     assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Refused);
@@ -362,11 +363,11 @@ async fn every_field_comes_back_as_it_was_written() {
     assert_eq!(row.get::<i64, _>("email_verified"), 1);
 
     let mut transaction = world.begin().await;
-    let some = [Field::Email].into_iter().collect();
+    let some = [user::EMAIL].into_iter().collect();
     let loaded = transaction.users(&[clerk_id("user_1")], some).await.expect("loaded");
     let profile = &loaded[&clerk_id("user_1")].profile;
     assert_eq!(
-        (&profile[Field::Email], &profile[Field::PublicMetadata]),
+        (&profile[user::EMAIL], &profile[USER.field("public_metadata")]),
         (&text("ada@example.com"), &Value::Null)
     );
 }
@@ -391,19 +392,19 @@ async fn an_update_writes_only_what_is_allowed() {
         .run("ALTER TABLE users ADD COLUMN theirs TEXT; UPDATE users SET theirs = 'x', preferences = '[1]';")
         .await;
     let mut news = user("user_1");
-    news.profile.set(Field::Email, text("new@example.com"));
-    news.profile.set(Field::Username, text("new"));
+    news.profile.set(user::EMAIL, text("new@example.com"));
+    news.profile.set(USER.field("username"), text("new"));
     news.created_at = None;
     news.updated_at = at(100);
     news.synced_at = at(101);
-    let allowed = [Field::Email, Field::Banned].into_iter().collect();
+    let allowed = [user::EMAIL, USER.field("banned")].into_iter().collect();
     let mut transaction = world.begin().await;
     transaction.update_users(&[news], allowed).await.expect("updated");
     transaction.commit().await.expect("committed");
 
     let mut expected = full_user("user_1");
-    expected.profile.set(Field::Email, text("new@example.com"));
-    expected.profile.set(Field::Banned, Value::Null);
+    expected.profile.set(user::EMAIL, text("new@example.com"));
+    expected.profile.set(USER.field("banned"), Value::Null);
     expected.updated_at = at(100);
     expected.synced_at = at(101);
     assert_eq!(world.user("user_1").await, Some(expected));
@@ -418,7 +419,10 @@ async fn rows_that_appear_or_vanish_are_a_race() {
     let world = World::new().await;
     world.insert(&[user("user_1")]).await;
     let mut transaction = world.begin().await;
-    let error = transaction.insert_users(&[user("user_0"), user("user_1")]).await.expect_err("there already");
+    let error = transaction
+        .insert_users(&[user("user_0"), user("user_1")], FieldSet::ALL)
+        .await
+        .expect_err("there already");
     assert_eq!(error.trouble, Trouble::Raced);
     assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Raced);
     let mut transaction = world.begin().await;
@@ -574,12 +578,13 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
     let world = World::new().await;
     // Enough neighbours, of changing sizes, that pages split and merge around the person.
     let mut person = user("user_000150");
-    person.profile.set(Field::Email, text("needle-ada-needle@example.com"));
-    person
-        .profile
-        .set(Field::PublicMetadata, Value::Json(format!(r#"{{"x":"{}"}}"#, "needle-ada-needle".repeat(600))));
+    person.profile.set(user::EMAIL, text("needle-ada-needle@example.com"));
+    person.profile.set(
+        USER.field("public_metadata"),
+        Value::Json(format!(r#"{{"x":"{}"}}"#, "needle-ada-needle".repeat(600))),
+    );
     let mut kept = user("user_000250");
-    kept.profile.set(Field::FirstName, text("needle-bob-needle"));
+    kept.profile.set(user::FIRST_NAME, text("needle-bob-needle"));
     for batch in 0..10 {
         let users: Vec<User> = (0..30)
             .map(|n| user(&format!("user_{:06}", batch * 30 + n)))
@@ -592,7 +597,7 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
         let users: Vec<User> = (0..300)
             .map(|n| {
                 let mut user = if n == 150 { person.clone() } else { user(&format!("user_{n:06}")) };
-                user.profile.set(Field::LastName, text(&"w".repeat((n * 7 + round * 131) % 900)));
+                user.profile.set(user::LAST_NAME, text(&"w".repeat((n * 7 + round * 131) % 900)));
                 user
             })
             .filter(|user| user.clerk_id != kept.clerk_id)
@@ -661,9 +666,9 @@ async fn an_anonymised_row_keeps_nothing_but_what_it_must() {
     transaction.commit().await.expect("committed");
 
     let mut expected = user("user_1");
-    expected.profile.set(Field::Email, text("deleted-1@anonymized.local"));
-    expected.profile.set(Field::FirstName, text("Deleted"));
-    expected.profile.set(Field::LastName, text("User"));
+    expected.profile.set(user::EMAIL, text("deleted-1@anonymized.local"));
+    expected.profile.set(user::FIRST_NAME, text("Deleted"));
+    expected.profile.set(user::LAST_NAME, text("User"));
     expected.deleted_at = Some(at(9));
     assert_eq!(world.user("user_1").await, Some(expected));
     let rest =
@@ -765,12 +770,13 @@ async fn updates_look_rows_up_however_large_the_table_is() {
         if users > 200 {
             sqlx::raw_sql("COMMIT; ANALYZE").execute(&mut stranger).await.expect("analysed");
         }
-        for statement in [users::UPDATE, processed::SETTLE] {
+        let update = Statements::of(&USER, FieldSet::ALL).update.sql(Dialect::Sqlite);
+        for statement in [&*update, processed::SETTLE] {
             let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
             let plan = plan.fetch_all(&mut stranger).await.expect("planned");
             let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
             assert!(
-                plan.len() == 2 && plan[0].starts_with("SCAN n ") && plan[1].starts_with("SEARCH"),
+                plan.len() == 2 && plan[0].starts_with("SCAN ") && plan[1].starts_with("SEARCH"),
                 "{plan:?}"
             );
         }

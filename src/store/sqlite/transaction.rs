@@ -3,6 +3,7 @@
 //! It never gives its connection back while a transaction is open on it. Dropped without an end, by whatever
 //! cancelled the task, it closes the connection, and SQLite rolls back.
 
+use crate::entity::USER;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -20,13 +21,14 @@ use tokio::sync::Notify;
 use super::{
     audit, erasure,
     error::{explain, is_of_the_statement},
-    outbox, processed, queue, registers, retention, text, users,
+    outbox, processed, queue, retention, shared, text, users,
 };
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
         Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
+        sql::{ledger, objects},
     },
 };
 
@@ -85,26 +87,13 @@ impl SqliteTransaction {
 
     /// What was done to rows of `users`, where code of the application may run. If the statement cannot run though all that
     /// is ours is there, it is a trigger that cannot, or something else that the application has put on the table.
-    async fn judged<T>(&mut self, written: Result<T>) -> Result<T> {
+    pub(super) async fn judged<T>(&mut self, written: Result<T>) -> Result<T> {
         match written {
-            Err(error)
-                if is_of_the_statement(&error)
-                    && users::load(self.connection()?, &[], FieldSet::ALL).await.is_ok() =>
-            {
+            Err(error) if is_of_the_statement(&error) && shared::all_is_there(self.connection()?).await => {
                 Err(StoreError { trouble: Trouble::Refused, place: Some("table users".to_owned()), ..error })
             }
             written => written,
         }
-    }
-
-    /// An entity appeared or vanished unless as many rows were written as were given.
-    fn all_written(&mut self, written: Result<u64>, given: usize) -> Result<()> {
-        let result = match written {
-            Ok(written) if written == given as u64 => Ok(()),
-            Ok(_) => Err(StoreError::new(Trouble::Raced)),
-            Err(error) => Err(error),
-        };
-        self.noted(result)
     }
 
     /// A trigger may have changed whose rows were written.
@@ -197,16 +186,6 @@ impl SqliteTransaction {
         processed::remove(connection, &text::svix_ids(parked.iter().map(|parked| &parked.svix_id))?).await?;
         for parked in parked {
             queue::put(connection, parked).await?;
-        }
-        Ok(())
-    }
-
-    async fn audit_all(&mut self, entries: &[AuditEntry]) -> Result<()> {
-        let connection = self.connection()?;
-        let first_id = audit::next_id(connection).await?;
-        audit::append(connection, first_id, entries).await?;
-        if entries.iter().any(|entry| entry.actor.is_some()) {
-            audit::append_actors(connection, first_id, entries).await?;
         }
         Ok(())
     }
@@ -316,67 +295,40 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        // Locked already: nobody else writes while this transaction is open.
-        let registers = registers::load(self.connection()?, ids).await;
-        self.noted(registers)
+        ledger::registers(self, ids).await
     }
 
     async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
-        let made = registers::make_blank(self.connection()?, id).await;
-        self.noted(made)?;
-        let register = self.registers(std::slice::from_ref(id)).await?.remove(id);
-        register.ok_or_else(|| StoreError::new(Trouble::Raced))
+        let held = ledger::hold(self, id).await;
+        self.noted(held)
     }
 
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
-        if registers.is_empty() {
-            return Ok(());
-        }
-        let written = registers::advance(self.connection()?, registers).await;
-        self.all_written(written, registers.len())
+        let written = ledger::advance(self, registers).await;
+        self.noted(written)
     }
 
     async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
-        let found = users::addresses(self.connection()?, addresses).await;
-        self.noted(found)
+        ledger::addresses(self, addresses).await
     }
 
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let released = users::release_addresses(self.connection()?, ids).await;
-        self.noted(released)
+        ledger::release_addresses(self, ids).await
     }
 
     async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let users = users::load(self.connection()?, ids, fields).await;
-        self.noted(users)
+        objects::load(self, &USER, ids, fields).await
     }
 
-    async fn insert_users(&mut self, users: &[User]) -> Result<()> {
-        if users.is_empty() {
-            return Ok(());
-        }
-        let written = users::insert(self.connection()?, users).await;
-        let written = self.judged(written).await;
-        self.all_written(written, users.len())?;
+    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
+        let written = objects::insert(self, users, fields).await;
+        self.noted(written)?;
         self.are_theirs(users).await
     }
 
     async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        if users.is_empty() {
-            return Ok(());
-        }
-        let written = users::update(self.connection()?, users, fields).await;
-        let written = self.judged(written).await;
-        self.all_written(written, users.len())?;
+        let written = objects::update(self, users, fields).await;
+        self.noted(written)?;
         self.are_theirs(users).await
     }
 
@@ -511,8 +463,8 @@ impl Transaction for SqliteTransaction {
         if entries.is_empty() {
             return Ok(());
         }
-        let appended = self.audit_all(entries).await;
-        self.noted(appended)
+        let lines = ledger::audit(self, entries).await?;
+        ledger::attribute(self, entries, &lines).await
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {

@@ -1,12 +1,13 @@
 //! The index of `UNIQUE_EMAIL`.
 
+use crate::entity::user;
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
-use super::{audit, error::explain, text, transaction::SqliteTransaction, users};
+use super::{error::explain, text, transaction::SqliteTransaction};
 use crate::{
-    model::{AuditAction, AuditEntry, ClerkId, Field, Source},
-    store::{Result, StoreError, Trouble},
+    model::{AuditAction, AuditEntry, ClerkId, Source},
+    store::{Result, StoreError, Trouble, sql::ledger},
 };
 
 pub(super) async fn is_there(connection: &mut SqliteConnection) -> Result<bool> {
@@ -27,10 +28,9 @@ pub(super) async fn set(transaction: &mut SqliteTransaction, wanted: bool) -> Re
     }
     if wanted {
         let lost = lost(connection).await?;
-        users::release_addresses(connection, &lost).await?;
         let lines = lines(connection, &lost).await?;
-        let first_id = audit::next_id(connection).await?;
-        audit::append(connection, first_id, &lines).await?;
+        ledger::release_addresses(transaction, &lost).await?;
+        ledger::audit(transaction, &lines).await?;
         if !lost.is_empty() {
             let users = lost.len();
             tracing::warn!(users, "UNIQUE_EMAIL: users gave up an address that another has by a newer claim");
@@ -41,7 +41,7 @@ pub(super) async fn set(transaction: &mut SqliteTransaction, wanted: bool) -> Re
     } else {
         "DROP INDEX users_unique_email"
     };
-    sqlx::query(statement).execute(connection).await.map_err(explain)?;
+    sqlx::query(statement).execute(transaction.connection()?).await.map_err(explain)?;
     Ok(())
 }
 
@@ -78,7 +78,7 @@ async fn lines(connection: &mut SqliteConnection, lost: &[ClerkId]) -> Result<Ve
         clerk_id: clerk_id.clone(),
         svix_id: None,
         source: Source::Cli,
-        changed_fields: vec![Field::Email],
+        changed_fields: vec![user::EMAIL],
         event_at: at,
         actor: None,
     };

@@ -1,38 +1,17 @@
 //! `users`: the rows themselves.
 
-use std::{collections::HashMap, sync::Arc};
+use crate::entity::USER;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::{
-    model::{ClerkId, Field, FieldSet, Profile, User, Value},
-    store::{Address, Result, StoreError, schema::quoted},
+    model::{ClerkId, Field, FieldSet, Holds, Profile, User, Value},
+    store::{Result, StoreError, schema::quoted},
 };
-
-/// The rows of these users; metadata only as far as it is asked for.
-pub(super) async fn load(
-    connection: &mut SqliteConnection,
-    ids: &[ClerkId],
-    fields: FieldSet,
-) -> Result<HashMap<ClerkId, User>> {
-    let rows = sqlx::query(
-        "SELECT u.clerk_id, u.email, u.email_verified, u.first_name, u.last_name, u.image_url, u.username,
-                u.phone_number, u.external_id, u.public_metadata, u.unsafe_metadata, u.private_metadata,
-                u.banned, u.locked, u.last_sign_in_at, u.last_active_at,
-                u.created_at, u.updated_at, u.synced_at, u.deleted_at
-         FROM json_each(?1) AS n
-         -- CROSS, not INNER: the ids come first and each is looked up, however the table grows.
-         CROSS JOIN users AS u ON u.clerk_id = n.value",
-    )
-    .bind(text::clerk_ids(ids)?)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    rows.iter().map(|row| user(row, fields).map(|user| (user.clerk_id.clone(), user))).collect()
-}
 
 /// Ids of users whose erasure nobody has asked for, and whom we last wrote before this time or never, in the order of the ids.
 pub(super) async fn standing(
@@ -83,120 +62,6 @@ pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<
         .await
         .map_err(explain)?;
     Ok(text::read_integer(&row, "standing")?.unwrap_or_default().unsigned_abs())
-}
-
-/// Insert rows; returns how many were not there yet.
-pub(super) async fn insert(connection: &mut SqliteConnection, users: &[User]) -> Result<u64> {
-    let done = sqlx::query(
-        "INSERT INTO users
-             (clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number,
-              external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked,
-              last_sign_in_at, last_active_at, created_at, updated_at, synced_at, deleted_at)
-         SELECT
-             n.value ->> 'clerk_id', n.value ->> 'email', n.value ->> 'email_verified',
-             n.value ->> 'first_name', n.value ->> 'last_name', n.value ->> 'image_url',
-             n.value ->> 'username', n.value ->> 'phone_number', n.value ->> 'external_id',
-             n.value ->> 'public_metadata', n.value ->> 'unsafe_metadata', n.value ->> 'private_metadata',
-             n.value ->> 'banned', n.value ->> 'locked', n.value ->> 'last_sign_in_at',
-             n.value ->> 'last_active_at', n.value ->> 'created_at', n.value ->> 'updated_at',
-             n.value ->> 'synced_at', n.value ->> 'deleted_at'
-         FROM json_each(?1) AS n
-         -- Without a WHERE, the parser takes ON for a join's.
-         WHERE true
-         ON CONFLICT (clerk_id) DO NOTHING",
-    )
-    .bind(text::rows(users.iter().map(row))?)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected())
-}
-
-/// See [`update`].
-pub(super) const UPDATE: &str = "
-    UPDATE users
-    SET email = CASE WHEN ?2 ->> 'email' THEN n.value ->> 'email' ELSE users.email END,
-        email_verified =
-            CASE WHEN ?2 ->> 'email_verified' THEN n.value ->> 'email_verified' ELSE users.email_verified END,
-        first_name = CASE WHEN ?2 ->> 'first_name' THEN n.value ->> 'first_name' ELSE users.first_name END,
-        last_name = CASE WHEN ?2 ->> 'last_name' THEN n.value ->> 'last_name' ELSE users.last_name END,
-        image_url = CASE WHEN ?2 ->> 'image_url' THEN n.value ->> 'image_url' ELSE users.image_url END,
-        username = CASE WHEN ?2 ->> 'username' THEN n.value ->> 'username' ELSE users.username END,
-        phone_number =
-            CASE WHEN ?2 ->> 'phone_number' THEN n.value ->> 'phone_number' ELSE users.phone_number END,
-        external_id = CASE WHEN ?2 ->> 'external_id' THEN n.value ->> 'external_id' ELSE users.external_id END,
-        public_metadata =
-            CASE WHEN ?2 ->> 'public_metadata' THEN n.value ->> 'public_metadata' ELSE users.public_metadata END,
-        unsafe_metadata =
-            CASE WHEN ?2 ->> 'unsafe_metadata' THEN n.value ->> 'unsafe_metadata' ELSE users.unsafe_metadata END,
-        private_metadata =
-            CASE WHEN ?2 ->> 'private_metadata' THEN n.value ->> 'private_metadata'
-            ELSE users.private_metadata END,
-        banned = CASE WHEN ?2 ->> 'banned' THEN n.value ->> 'banned' ELSE users.banned END,
-        locked = CASE WHEN ?2 ->> 'locked' THEN n.value ->> 'locked' ELSE users.locked END,
-        last_sign_in_at =
-            CASE WHEN ?2 ->> 'last_sign_in_at' THEN n.value ->> 'last_sign_in_at' ELSE users.last_sign_in_at END,
-        last_active_at =
-            CASE WHEN ?2 ->> 'last_active_at' THEN n.value ->> 'last_active_at' ELSE users.last_active_at END,
-        -- Not every event tells when the user signed up.
-        created_at = coalesce(n.value ->> 'created_at', users.created_at),
-        updated_at = n.value ->> 'updated_at',
-        synced_at = n.value ->> 'synced_at'
-    FROM json_each(?1) AS n
-    -- The ids come first and each is looked up; a test asks the planner.
-    WHERE users.clerk_id = n.value ->> 'clerk_id'";
-
-/// Update the columns of `fields`; returns how many rows were there.
-pub(super) async fn update(
-    connection: &mut SqliteConnection,
-    users: &[User],
-    fields: FieldSet,
-) -> Result<u64> {
-    let allowed: Map<String, Json> =
-        fields.iter().map(|field| (field.name().to_owned(), Json::Bool(true))).collect();
-    let done = sqlx::query(UPDATE)
-        .bind(text::rows(users.iter().map(row))?)
-        .bind(Json::Object(allowed).to_string())
-        .execute(connection)
-        .await
-        .map_err(explain)?;
-    Ok(done.rows_affected())
-}
-
-/// Who has these addresses.
-pub(super) async fn addresses(
-    connection: &mut SqliteConnection,
-    addresses: &[String],
-) -> Result<Vec<Address>> {
-    let rows = sqlx::query(
-        "SELECT n.value AS given, lower(n.value) AS folded, u.clerk_id AS owner
-         FROM json_each(?1) AS n
-         LEFT JOIN users AS u ON lower(u.email) = lower(n.value) AND u.deleted_at IS NULL",
-    )
-    .bind(json!(addresses).to_string())
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    let address = |row| {
-        let text = |name| text::read(row, name);
-        let owner = text("owner")?.and_then(ClerkId::new);
-        Ok(Address {
-            given: text("given")?.unwrap_or_default(),
-            folded: text("folded")?.unwrap_or_default(),
-            owner,
-        })
-    };
-    rows.iter().map(address).collect()
-}
-
-/// Take their addresses from these users.
-pub(super) async fn release_addresses(connection: &mut SqliteConnection, ids: &[ClerkId]) -> Result<()> {
-    sqlx::query("UPDATE users SET email = NULL WHERE clerk_id IN (SELECT value FROM json_each(?1))")
-        .bind(text::clerk_ids(ids)?)
-        .execute(connection)
-        .await
-        .map_err(explain)?;
-    Ok(())
 }
 
 /// Whether a trigger of the application has changed whose rows these are, which were just written.
@@ -284,40 +149,16 @@ pub(super) async fn anonymize(
     gone.iter().map(text::read_clerk_id).collect()
 }
 
-fn row(user: &User) -> Json {
-    let mut row = Map::new();
-    for field in Field::ALL {
-        row.insert(field.name().to_owned(), value(&user.profile[field]));
-    }
-    row.insert("clerk_id".to_owned(), json!(user.clerk_id.as_str()));
-    row.insert("created_at".to_owned(), json!(user.created_at.map(text::time)));
-    row.insert("updated_at".to_owned(), json!(user.known_updated_at().map(text::time)));
-    row.insert("synced_at".to_owned(), json!(text::time(user.synced_at)));
-    row.insert("deleted_at".to_owned(), json!(user.deleted_at.map(text::time)));
-    Json::Object(row)
-}
-
-fn value(value: &Value) -> Json {
-    match value {
-        Value::Null => Json::Null,
-        // Metadata travels as a string, so that its depth is nobody's concern.
-        Value::Text(text) | Value::Json(text) => json!(text),
-        Value::Bool(truth) => json!(truth),
-        Value::Time(time) => json!(text::time(*time)),
-    }
-}
-
 pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
     let mut profile = Profile::default();
-    for field in Field::ALL {
-        let is_large =
-            matches!(field, Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata);
+    for field in USER.fields() {
         // The others tell whether the row is anonymised.
-        if !is_large || fields.contains(field) {
+        if field.holds != Holds::Json || fields.contains(field) {
             profile.set(field, read(row, field)?);
         }
     }
     Ok(User {
+        entity: &USER,
         clerk_id: text::read_clerk_id(row)?,
         profile,
         created_at: text::read_time(row, "created_at")?,
@@ -333,21 +174,11 @@ pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
 
 fn read(row: &SqliteRow, field: Field) -> Result<Value> {
     let name = field.name();
-    let value = match field {
-        Field::Email
-        | Field::FirstName
-        | Field::LastName
-        | Field::ImageUrl
-        | Field::Username
-        | Field::PhoneNumber
-        | Field::ExternalId => text::read(row, name)?.map(Value::Text),
-        Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => {
-            text::read(row, name)?.map(Value::Json)
-        }
-        Field::EmailVerified | Field::Banned | Field::Locked => {
-            text::read_integer(row, name)?.map(|truth| Value::Bool(truth != 0))
-        }
-        Field::LastSignInAt | Field::LastActiveAt => text::read_time(row, name)?.map(Value::Time),
+    let value = match field.holds {
+        Holds::Text => text::read(row, name)?.map(Value::Text),
+        Holds::Json => text::read(row, name)?.map(Value::Json),
+        Holds::Bool => text::read_integer(row, name)?.map(|truth| Value::Bool(truth != 0)),
+        Holds::Time => text::read_time(row, name)?.map(Value::Time),
     };
     Ok(value.unwrap_or_default())
 }

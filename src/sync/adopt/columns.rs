@@ -3,6 +3,7 @@
 //! Names count without their case and underscores: `clerkId` and `clerk_id` are one. Only a name that can hardly mean anything
 //! else is believed; what merely looks like one of ours is told, and read only if the user says so.
 
+use crate::entity::{USER, user};
 use chrono_tz::Tz;
 
 use super::{
@@ -45,8 +46,10 @@ impl Columns {
         }
         let is_free = |column: &&ForeignColumn| column.filled > 0 && column.name != columns.id;
         let filled: Vec<&ForeignColumn> = table.columns.iter().filter(is_free).collect();
-        for field in synced.iter().filter(|field| wish.columns.iter().all(|(ours, _)| ours != field.name())) {
-            if let Some(column) = first(&filled, names(field)) {
+        for field in
+            synced.of(&USER).filter(|field| wish.columns.iter().all(|(ours, _)| ours != field.name()))
+        {
+            if let Some(column) = first(&filled, &names(field)) {
                 columns.fields.push((field, column));
             }
         }
@@ -86,8 +89,8 @@ impl Columns {
             "updated_at" => format!("--clerk-updated-at {theirs}, if it is Clerk's own time"),
             "deleted_at" => "--deleted-when CONDITION".to_owned(),
             _ => {
-                let Some(field) = Field::named(ours) else {
-                    let names: Vec<&str> = Field::ALL.into_iter().map(Field::name).collect();
+                let Some(field) = USER.named(ours) else {
+                    let names: Vec<&str> = USER.fields().map(Field::name).collect();
                     return Err(mistake(format!(
                         "--column {ours}={theirs}: {ours} is no column that is filled from Clerk. Those are created_at, {}",
                         names.join(", ")
@@ -229,24 +232,13 @@ fn first(columns: &[&ForeignColumn], names: &[&str]) -> Option<String> {
 }
 
 /// What a column with this field may be called, in the order of preference.
-fn names(field: Field) -> &'static [&'static str] {
-    match field {
-        Field::Email => &["email", "email_address", "primary_email", "primary_email_address"],
-        Field::EmailVerified => &["email_verified"],
-        Field::FirstName => &["first_name"],
-        Field::LastName => &["last_name"],
-        Field::ImageUrl => &["image_url", "profile_image_url", "avatar_url"],
-        Field::Username => &["username"],
-        Field::PhoneNumber => &["phone_number"],
-        Field::ExternalId => &["external_id"],
-        Field::PublicMetadata => &["public_metadata"],
-        Field::UnsafeMetadata => &["unsafe_metadata"],
-        Field::PrivateMetadata => &["private_metadata"],
-        Field::Banned => &["banned"],
-        Field::Locked => &["locked"],
-        Field::LastSignInAt => &["last_sign_in_at"],
-        Field::LastActiveAt => &["last_active_at"],
-    }
+fn names(field: Field) -> Vec<&'static str> {
+    let others: &[&str] = match field.name() {
+        "email" => &["email_address", "primary_email", "primary_email_address"],
+        "image_url" => &["profile_image_url", "avatar_url"],
+        _ => &[],
+    };
+    [&[field.name()], others].concat()
 }
 
 /// Why a column is not read that looks like one of ours; `None` if it does not.
@@ -294,7 +286,7 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
             "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
         );
     }
-    let field = Field::ALL.into_iter().find(|field| looks_like(*field, plain))?;
+    let field = USER.fields().find(|field| looks_like(*field, plain))?;
     let ours = field.name();
     Some(if synced.contains(field) {
         format!("looks like {ours}: --column {ours}={name}")
@@ -304,30 +296,29 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
 }
 
 fn looks_like(field: Field, name: &str) -> bool {
-    let (whole, part): (&[&str], &[&str]) = match field {
-        Field::Email => (&["mail", "primarymail"], &["email"]),
-        Field::EmailVerified => (&["verified", "isverified", "verifiedat"], &["emailverif", "emailconfirm"]),
-        Field::FirstName => (&["forename", "fname", "first"], &["firstname", "givenname"]),
-        Field::LastName => (&["surname", "lname", "last"], &["lastname", "familyname"]),
-        Field::ImageUrl => {
-            (&["img", "imgurl", "pic", "profilepic"], &["avatar", "image", "photo", "picture"])
-        }
-        Field::Username => {
+    let (whole, part): (&[&str], &[&str]) = match field.name() {
+        "email" => (&["mail", "primarymail"], &["email"]),
+        "email_verified" => (&["verified", "isverified", "verifiedat"], &["emailverif", "emailconfirm"]),
+        "first_name" => (&["forename", "fname", "first"], &["firstname", "givenname"]),
+        "last_name" => (&["surname", "lname", "last"], &["lastname", "familyname"]),
+        "image_url" => (&["img", "imgurl", "pic", "profilepic"], &["avatar", "image", "photo", "picture"]),
+        "username" => {
             (&["handle", "nick", "nickname", "screenname", "loginname"], &["username", "userhandle"])
         }
-        Field::PhoneNumber => (&["tel", "cell", "contactnumber"], &["phone", "mobile"]),
-        Field::ExternalId => (&[], &["externalid"]),
-        Field::PublicMetadata => (&["metadata", "meta"], &["publicmeta"]),
-        Field::UnsafeMetadata => (&[], &["unsafemeta"]),
-        Field::PrivateMetadata => (&[], &["privatemeta"]),
-        Field::Banned => (&["blocked", "isblocked", "suspended", "issuspended"], &["banned"]),
-        Field::Locked => (&[], &["locked"]),
-        Field::LastSignInAt => (&[], &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
-        Field::LastActiveAt => (&[], &["lastactiv", "lastseen"]),
+        "phone_number" => (&["tel", "cell", "contactnumber"], &["phone", "mobile"]),
+        "public_metadata" => (&["metadata", "meta"], &["publicmeta"]),
+        "unsafe_metadata" => (&[], &["unsafemeta"]),
+        "private_metadata" => (&[], &["privatemeta"]),
+        "banned" => (&["blocked", "isblocked", "suspended", "issuspended"], &["banned"]),
+        "last_sign_in_at" => (&[], &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
+        "last_active_at" => (&[], &["lastactiv", "lastseen"]),
+        _ => (&[], &[]),
     };
-    let own = names(field).iter().any(|known| plain(known) == name);
+    let is_known = !whole.is_empty() || !part.is_empty();
+    let own =
+        names(field).into_iter().map(plain).any(|own| own == name || (!is_known && name.contains(&own)));
     // More of it comes first: an address that is verified is no address.
-    let is_email = field == Field::Email && looks_like_verified(name);
+    let is_email = field == user::EMAIL && looks_like_verified(name);
     !is_email && (own || whole.contains(&name) || part.iter().any(|part| name.contains(part)))
 }
 

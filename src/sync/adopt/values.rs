@@ -8,7 +8,7 @@ use chrono_tz::Tz;
 use serde_json::Value as Json;
 
 use crate::{
-    model::{Field, Value},
+    model::{Field, Holds, Value},
     store::ForeignRow,
 };
 
@@ -42,14 +42,11 @@ impl Reader {
     }
 
     pub(super) fn value(&mut self, field: Field, json: &Json, column: &str) -> Option<Value> {
-        match field {
-            // Some keep when it was verified.
-            Field::EmailVerified if truth(json).is_none() => {
-                self.time(json, column).map(|_| Value::Bool(true))
-            }
-            Field::EmailVerified | Field::Banned | Field::Locked => truth(json).map(Value::Bool),
-            Field::LastSignInAt | Field::LastActiveAt => self.time(json, column).map(Value::Time),
-            Field::PublicMetadata | Field::UnsafeMetadata | Field::PrivateMetadata => match json {
+        match field.holds {
+            // Some keep when it became true.
+            Holds::Bool => truth(json).or_else(|| self.time(json, column).map(|_| true)).map(Value::Bool),
+            Holds::Time => self.time(json, column).map(Value::Time),
+            Holds::Json => match json {
                 Json::Null => None,
                 // SQLite has no JSON type: the text is the JSON.
                 Json::String(text) => serde_json::from_str::<serde::de::IgnoredAny>(text)
@@ -57,7 +54,7 @@ impl Reader {
                     .map(|_| Value::Json(text.clone())),
                 other => Some(Value::Json(other.to_string())),
             },
-            _ => json.as_str().map(|text| Value::Text(text.to_owned())),
+            Holds::Text => json.as_str().map(|text| Value::Text(text.to_owned())),
         }
     }
 
@@ -140,6 +137,7 @@ pub(super) fn truth(json: &Json) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use crate::entity::USER;
     use serde_json::json;
 
     use super::*;
@@ -196,7 +194,7 @@ mod tests {
     fn a_time_of_verification_means_that_it_is_verified() {
         let mut reader = Reader::new(Tz::UTC);
         let mut verified =
-            |json| reader.value(Field::EmailVerified, &json, "c").and_then(|value| value.bool());
+            |json| reader.value(USER.field("email_verified"), &json, "c").and_then(|value| value.bool());
         assert_eq!(verified(json!("2024-01-01T11:00:00")), Some(true));
         assert_eq!(
             (verified(json!(0)), verified(json!("t")), verified(json!(null))),

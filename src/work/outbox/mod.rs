@@ -12,6 +12,7 @@
 mod breaker;
 mod tending;
 
+use crate::entity::USER;
 use std::{
     borrow::Cow,
     collections::BTreeSet,
@@ -307,7 +308,7 @@ impl Dispatcher {
         let mut message: Message = serde_json::from_str(&claimed.payload).map_err(|_| unreadable())?;
         let mut body = claimed.payload.clone();
         // A field may have been taken from the sink since the message was written.
-        if message.keep_only(self.destination.subscription.fields) {
+        if message.keep_only(&USER, self.destination.subscription.fields) {
             body = serde_json::to_string(&message).map_err(|_| unreadable())?;
         }
         let sink = Arc::clone(&self.destination.sink);

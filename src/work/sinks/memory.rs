@@ -1,6 +1,7 @@
 //! What a sink has to remember of a user to find them again in the other system: one short text, and nothing of the
 //! person in it beyond what that system needs.
 
+use crate::entity::user;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -8,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{super::patient, Refusal};
 use crate::{
-    model::{ClerkId, Field, FieldSet},
+    model::{ClerkId, FieldSet},
     store::{RowFilter, Store, StoreError},
 };
 
@@ -81,7 +82,7 @@ impl Memory for Recipient {
         let holders = async move {
             let ids: Vec<ClerkId> =
                 store.rows(&filter, MOST_HOLDERS).await?.into_iter().map(|row| row.user.clerk_id).collect();
-            let known = store.known(&ids, FieldSet::from_iter([Field::Email])).await?;
+            let known = store.known(&ids, FieldSet::from_iter([user::EMAIL])).await?;
             let stays = |id: &ClerkId| {
                 known.registers.get(id).is_none_or(|known| !known.deleted && known.held_until.is_none())
             };

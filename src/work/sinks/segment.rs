@@ -5,6 +5,7 @@
 //! <https://docs.segmentapis.com/tag/Deletion-and-Suppression>,
 //! <https://www.rudderstack.com/docs/api/user-suppression-api>.
 
+use crate::entity::USER;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,7 +23,7 @@ use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
     outbound::{Answer, within},
 };
-use crate::model::{Field, Message, MessageType, rfc3339};
+use crate::model::{Message, MessageType, rfc3339};
 
 /// The form of Segment's Public API that we speak, which is also its content type.
 const PUBLIC_API: HeaderValue = HeaderValue::from_static("application/vnd.segment.v1+json");
@@ -187,33 +188,24 @@ fn traits(data: &Map<String, Value>) -> Map<String, Value> {
     data.iter()
         .filter_map(|(name, value)| {
             let name = match name.as_str() {
-                "created_at" => "createdAt",
-                "updated_at" => "updatedAt",
-                "test" => "test",
-                name => trait_of(Field::named(name)?),
+                "created_at" | "updated_at" | "test" => trait_of(name),
+                name => trait_of(USER.named(name)?.name()),
             };
-            Some((name.to_owned(), value.clone()))
+            Some((name, value.clone()))
         })
         .collect()
 }
 
-fn trait_of(field: Field) -> &'static str {
-    match field {
-        Field::Email => "email",
-        Field::EmailVerified => "emailVerified",
-        Field::FirstName => "firstName",
-        Field::LastName => "lastName",
-        Field::ImageUrl => "avatar",
-        Field::Username => "username",
-        Field::PhoneNumber => "phone",
-        Field::ExternalId => "externalId",
-        Field::PublicMetadata => "publicMetadata",
-        Field::UnsafeMetadata => "unsafeMetadata",
-        Field::PrivateMetadata => "privateMetadata",
-        Field::Banned => "banned",
-        Field::Locked => "locked",
-        Field::LastSignInAt => "lastSignInAt",
-        Field::LastActiveAt => "lastActiveAt",
+/// What they call a column.
+fn trait_of(name: &str) -> String {
+    match name {
+        "image_url" => "avatar".to_owned(),
+        "phone_number" => "phone".to_owned(),
+        name => {
+            let mut words = name.split('_');
+            let first = words.next().unwrap_or_default().to_owned();
+            words.fold(first, |text, word| text + &word[..1].to_uppercase() + &word[1..])
+        }
     }
 }
 
@@ -233,6 +225,7 @@ fn nobody() -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Field;
 
     fn time(millis: i64) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(millis).expect("in range")
@@ -276,8 +269,8 @@ mod tests {
 
     #[test]
     fn no_two_fields_become_the_same_trait() {
-        let mut traits: Vec<&str> = Field::ALL.into_iter().map(trait_of).collect();
-        traits.extend(["createdAt", "updatedAt", "test"]);
+        let names = USER.fields().map(Field::name).chain(["created_at", "updated_at", "test"]);
+        let mut traits: Vec<String> = names.map(trait_of).collect();
         traits.sort_unstable();
         let count = traits.len();
         traits.dedup();

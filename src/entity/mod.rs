@@ -1,0 +1,7 @@
+//! Every kind of Clerk object that can be synced: one file, one declaration each.
+//!
+//! What all kinds have in common is written elsewhere, once. A declaration holds no logic.
+
+pub mod user;
+
+pub use user::USER;

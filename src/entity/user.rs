@@ -1,0 +1,54 @@
+//! Users: the people who sign in.
+
+use crate::model::{Anonymized, Column, Entity, Field, Holds, Place};
+
+/// See the head of this file.
+pub static USER: Entity = Entity {
+    kind: "user",
+    table: "users",
+    events: ["user.created", "user.updated", "user.deleted"],
+    columns: &[
+        Column::new("email", Holds::Text)
+            .at(Place::Primary {
+                id: "primary_email_address_id",
+                list: "email_addresses",
+                member: "email_address",
+            })
+            .by_default()
+            .identifies()
+            .anonymized(Anonymized::Address),
+        Column::new("email_verified", Holds::Bool).at(Place::PrimaryIsVerified {
+            id: "primary_email_address_id",
+            list: "email_addresses",
+            member: "email_address",
+        }),
+        Column::new("first_name", Holds::Text)
+            .identifies()
+            .by_default()
+            .anonymized(Anonymized::Text("Deleted")),
+        Column::new("last_name", Holds::Text).identifies().by_default().anonymized(Anonymized::Text("User")),
+        Column::new("image_url", Holds::Text).identifies().by_default(),
+        Column::new("username", Holds::Text).identifies(),
+        Column::new("phone_number", Holds::Text)
+            .at(Place::Primary {
+                id: "primary_phone_number_id",
+                list: "phone_numbers",
+                member: "phone_number",
+            })
+            .identifies(),
+        Column::new("external_id", Holds::Text).identifies(),
+        Column::new("public_metadata", Holds::Json),
+        Column::new("unsafe_metadata", Holds::Json),
+        Column::new("private_metadata", Holds::Json),
+        Column::new("banned", Holds::Bool),
+        Column::new("locked", Holds::Bool),
+        Column::new("last_sign_in_at", Holds::Time),
+        Column::new("last_active_at", Holds::Time).moves_by_itself(),
+    ],
+};
+
+/// The primary address: what `UNIQUE_EMAIL` and sinks that know people only by it go by.
+pub const EMAIL: Field = USER.field("email");
+pub const FIRST_NAME: Field = USER.field("first_name");
+pub const LAST_NAME: Field = USER.field("last_name");
+pub const IMAGE_URL: Field = USER.field("image_url");

@@ -1,0 +1,236 @@
+//! What a kind of Clerk object is, as its declaration in `entity` says it.
+//!
+//! Reading, planning, statements and tables go by the declaration: nothing else knows the name of a column.
+
+use std::{fmt, hash, ptr};
+
+/// A kind of Clerk object.
+#[derive(Debug)]
+pub struct Entity {
+    /// Its name in settings, registers and metrics: `user`.
+    pub kind: &'static str,
+    /// Its table: `users`.
+    pub table: &'static str,
+    /// The event that creates one, the one that updates it, and the one that deletes it.
+    pub events: [&'static str; 3],
+    /// The columns that can be synced, in the order in which the table has them.
+    pub columns: &'static [Column],
+}
+
+impl Entity {
+    /// The columns that can be synced.
+    pub fn fields(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        (0..self.columns.len()).map(move |place| Field { entity: self, place })
+    }
+
+    /// The column of this name.
+    pub fn named(&'static self, name: &str) -> Option<Field> {
+        self.fields().find(|field| field.name == name)
+    }
+
+    /// The column of this name, of which a constant is made: there must be one.
+    ///
+    /// # Panics
+    /// If there is none, when the program is compiled.
+    pub const fn field(&'static self, name: &str) -> Field {
+        let mut place = 0;
+        while place < self.columns.len() {
+            if same(self.columns[place].name.as_bytes(), name.as_bytes()) {
+                return Field { entity: self, place };
+            }
+            place += 1;
+        }
+        panic!("the declaration has no such column");
+    }
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+/// A column that can be synced.
+#[derive(Debug)]
+pub struct Column {
+    /// In settings such as `SYNC_FIELDS`, in the table, in `audit_log.changed_fields`.
+    pub name: &'static str,
+    pub holds: Holds,
+    pub place: Place,
+    /// Whether it is synced unless a setting says otherwise.
+    pub by_default: bool,
+    /// Whether it moves at Clerk without an event, only because somebody is there.
+    pub moves_by_itself: bool,
+    /// Whether it tells who somebody is. Such columns are read whatever the allow-list says, so that it is known whether a
+    /// row is anonymised.
+    pub identifies: bool,
+    /// What it holds in a row that is anonymised.
+    pub anonymized: Anonymized,
+}
+
+impl Column {
+    /// A column that stands in Clerk's JSON under its own name, is synced only if a setting says so, and is emptied when
+    /// its row is anonymised.
+    pub const fn new(name: &'static str, holds: Holds) -> Self {
+        Self {
+            name,
+            holds,
+            place: Place::Member,
+            by_default: false,
+            moves_by_itself: false,
+            identifies: false,
+            anonymized: Anonymized::Null,
+        }
+    }
+
+    /// It stands somewhere else.
+    #[must_use]
+    pub const fn at(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// It is synced by default.
+    #[must_use]
+    pub const fn by_default(self) -> Self {
+        Self { by_default: true, ..self }
+    }
+
+    /// It moves without an event.
+    #[must_use]
+    pub const fn moves_by_itself(self) -> Self {
+        Self { moves_by_itself: true, ..self }
+    }
+
+    /// It tells who somebody is.
+    #[must_use]
+    pub const fn identifies(self) -> Self {
+        Self { identifies: true, ..self }
+    }
+
+    /// It holds this in an anonymised row.
+    #[must_use]
+    pub const fn anonymized(self, anonymized: Anonymized) -> Self {
+        Self { anonymized, ..self }
+    }
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    Text,
+    Bool,
+    Time,
+    /// Large, and rarely synced.
+    Json,
+}
+
+/// Where in Clerk's JSON of an object a value stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// In the member of the column's name.
+    Member,
+    /// In this member of that entry of `list` whose `id` the member `id` has.
+    Primary { id: &'static str, list: &'static str, member: &'static str },
+    /// The same entry: whether its verification is done. Nothing is said of it where `member` cannot be read.
+    PrimaryIsVerified { id: &'static str, list: &'static str, member: &'static str },
+}
+
+/// What a column holds in an anonymised row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anonymized {
+    Null,
+    Text(&'static str),
+    /// `deleted-N@anonymized.local`, where `N` is the number of the row.
+    Address,
+}
+
+/// A column that can be synced, of one kind.
+#[derive(Clone, Copy)]
+pub struct Field {
+    entity: &'static Entity,
+    place: usize,
+}
+
+impl Field {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.entity.columns[self.place].name
+    }
+
+    /// How many columns stand before it.
+    pub fn place(self) -> usize {
+        self.place
+    }
+
+    /// How many columns there are of its kind.
+    pub(super) fn columns(self) -> usize {
+        self.entity.columns.len()
+    }
+}
+
+impl std::ops::Deref for Field {
+    type Target = Column;
+
+    fn deref(&self) -> &Column {
+        &self.entity.columns[self.place]
+    }
+}
+
+impl PartialEq for Field {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place && ptr::eq(self.entity, other.entity)
+    }
+}
+
+impl Eq for Field {}
+
+impl PartialOrd for Field {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Field {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.entity.kind, self.place).cmp(&(other.entity.kind, other.place))
+    }
+}
+
+impl hash::Hash for Field {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.place.hash(state);
+    }
+}
+
+impl fmt::Debug for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A set of the columns of one kind: the allow-list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FieldSet(u64);
+
+impl FieldSet {
+    /// Every column there is.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Whether `field` may be synced.
+    pub fn contains(self, field: Field) -> bool {
+        self.0 >> field.place & 1 == 1
+    }
+
+    /// Those of this kind, in the order of the columns.
+    pub fn of(self, entity: &'static Entity) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        entity.fields().filter(move |field| self.contains(*field))
+    }
+}
+
+impl FromIterator<Field> for FieldSet {
+    fn from_iter<I: IntoIterator<Item = Field>>(fields: I) -> Self {
+        Self(fields.into_iter().fold(0, |set, field| set | 1 << field.place))
+    }
+}
