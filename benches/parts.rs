@@ -14,8 +14,8 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verified, Verifier},
     },
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Profile, Register, User, Value,
-        Version,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Profile, Register, Selection, User,
+        Value, Version,
     },
     sync::{
         Rules,
@@ -102,7 +102,7 @@ fn parse(bencher: Bencher<'_, '_>, bytes: usize) {
     let verified = signed.verify(&verifier());
     bencher
         .counter(BytesCount::new(signed.body.len()))
-        .bench(|| event::parse(black_box(&verified), default_fields(), signed.at));
+        .bench(|| event::parse(black_box(&verified), &Selection::of(&USER, default_fields()), signed.at));
 }
 
 #[divan::bench(args = SIZES)]
@@ -111,7 +111,7 @@ fn parse_all_fields(bencher: Bencher<'_, '_>, bytes: usize) {
     let verified = signed.verify(&verifier());
     bencher
         .counter(BytesCount::new(signed.body.len()))
-        .bench(|| event::parse(black_box(&verified), FieldSet::ALL, signed.at));
+        .bench(|| event::parse(black_box(&verified), &Selection::of(&USER, FieldSet::ALL), signed.at));
 }
 
 /// Half new users, half updates that change a name.
@@ -123,7 +123,10 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
     let existing: Vec<bool> = events.iter().map(|event| event.existing.is_some()).collect();
     let deliveries: Vec<Delivery> = events
         .into_iter()
-        .map(|event| event::parse(&Signed::new(event).verify(&verifier), default_fields(), now).delivery)
+        .map(|event| {
+            event::parse(&Signed::new(event).verify(&verifier), &Selection::of(&USER, default_fields()), now)
+                .delivery
+        })
         .collect();
     let changes: Vec<(&Delivery, &Change)> = deliveries
         .iter()
@@ -159,15 +162,7 @@ fn user(clerk_id: ClerkId) -> User {
     let mut profile = Profile::default();
     profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
     profile.set(user::LAST_NAME, Value::Text("Byron".to_owned()));
-    User {
-        entity: &USER,
-        clerk_id,
-        profile,
-        created_at: Some(at),
-        updated_at: at,
-        synced_at: at,
-        deleted_at: None,
-    }
+    User { clerk_id, profile, created_at: Some(at), updated_at: at, synced_at: at, deleted_at: None }
 }
 
 /// The same metadata in another order and spelling: the costly way to find that nothing changed.

@@ -15,8 +15,8 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verifier},
     },
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, User,
-        Value, Version,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, Selection,
+        User, Value, Version,
     },
     store::{Patience, Record, Store, postgres},
     sync::{
@@ -92,7 +92,7 @@ pub(crate) fn delivery(svix_id: &str, body: &Bytes, now: DateTime<Utc>) -> Deliv
     let verified = Verifier::new(vec![secret], 300)
         .verify(&headers, Bytes::clone(body), now)
         .expect("our own signature");
-    event::parse(&verified, fields(), now).delivery
+    event::parse(&verified, &Selection::of(&USER, fields()), now).delivery
 }
 
 pub(crate) fn changes(deliveries: &[Delivery]) -> Vec<(&Delivery, &Change)> {
@@ -128,7 +128,6 @@ fn user(id: &ClerkId) -> User {
     profile.set(user::IMAGE_URL, Value::Text("https://img.clerk.com/sample".to_owned()));
     let at = events::signed_up();
     User {
-        entity: &USER,
         clerk_id: id.clone(),
         profile,
         created_at: Some(at),

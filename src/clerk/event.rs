@@ -7,7 +7,6 @@
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
-use crate::entity::USER;
 use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
@@ -22,8 +21,8 @@ use super::{
 };
 use crate::{
     model::{
-        Actor, Change, ClerkId, Content, Delivery, Field, FieldSet, Holds, MAX_ID_BYTES, News, Patch, Place,
-        Source, Value, Version,
+        Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, MAX_ID_BYTES, Meaning,
+        News, Patch, Place, Selection, Source, Value, Version,
     },
     telemetry::TraceContext,
 };
@@ -36,12 +35,6 @@ const MAX_ACTOR_CHARS: usize = 512;
 
 /// The longest text of a field that an index of every database can hold, in bytes; Clerk's longest address has 254.
 const MAX_INDEXED_BYTES: usize = 2_000;
-
-/// The event types that change something here.
-pub const SYNCED_TYPES: [&str; 3] = ["user.created", "user.updated", USER_DELETED];
-
-/// The type of the event that deletes a user.
-pub const USER_DELETED: &str = "user.deleted";
 
 /// Every event type that Clerk is known to send. New ones appear without notice.
 pub const KNOWN_TYPES: [&str; 46] = [
@@ -118,7 +111,7 @@ pub struct Event {
 type Usable<T> = Result<T, String>;
 
 /// Understand a proven body. Never fails: what is wrong with it is part of the answer.
-pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event {
+pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> Event {
     let lossy = decoded(verified.body());
     let json = storable(&lossy);
     let replaced_characters = matches!(json, Cow::Owned(_)) || matches!(lossy, Cow::Owned(_));
@@ -140,7 +133,9 @@ pub fn parse(verified: &Verified, fields: FieldSet, now: DateTime<Utc>) -> Event
     };
     event.delivery.content = match object(&json) {
         _ if is_test_of_svix(&json) => Content::Ignored,
-        Some(envelope) => read_envelope(&envelope, &mut event, fields, now).unwrap_or_else(Content::Unusable),
+        Some(envelope) => {
+            read_envelope(&envelope, &mut event, selection, now).unwrap_or_else(Content::Unusable)
+        }
         None => Content::Unusable("the body is not a JSON object".to_owned()),
     };
     event
@@ -222,6 +217,7 @@ const UNSAID: i64 = 0;
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
     pub source: Source,
+    pub entity: &'static Entity,
     /// The allow-list.
     pub fields: FieldSet,
 }
@@ -238,11 +234,11 @@ pub(super) struct Moment {
 fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let Moment { read_at, now } = moment;
     let data = object(json)?;
-    let usable = data.get("id").and_then(string).and_then(ClerkId::new);
+    let usable = data.get("id").and_then(string).and_then(|id| ClerkId::new(reading.entity, id));
     let mut unread = Vec::new();
     let created_at = time_of(&data, "created_at", &mut unread, |_| true);
     let updated_at = time_of(&data, "updated_at", &mut unread, |at| plausible(at, now));
-    let patch = read_patch(&data, reading.fields, &mut unread);
+    let patch = read_patch(&data, reading.entity, reading.fields, &mut unread);
     let content = match &usable {
         None => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
         Some(clerk_id) => Content::Change(Change {
@@ -256,26 +252,27 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
             actor: None,
         }),
     };
-    let clerk_id = usable.or_else(|| stand_in(data.get("id")))?;
+    let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id")))?;
     let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery, unread })
 }
 
 /// By what somebody is called whose id is none: as much of it as there is room for.
-fn stand_in(id: Option<&RawValue>) -> Option<ClerkId> {
+fn stand_in(entity: &'static Entity, id: Option<&RawValue>) -> Option<ClerkId> {
     let id = id.map(|raw| string(raw).unwrap_or_else(|| raw.get().to_owned()));
     let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| "(no id)".to_owned());
-    ClerkId::new(&id[..id.floor_char_boundary(MAX_ID_BYTES)])
+    ClerkId::new(entity, &id[..id.floor_char_boundary(MAX_ID_BYTES)])
 }
 
-/// What Clerk sends when a user is deleted, with nothing in it but the id.
+/// What Clerk sends when an object is deleted, with nothing in it but the id.
 pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
+    let entity = id.entity();
     let body = serde_json::json!({
-        "data": { "deleted": true, "id": id.as_str(), "object": "user" },
+        "data": { "deleted": true, "id": id.as_str(), "object": entity.kind },
         "object": "event",
         "timestamp": at.timestamp_millis(),
-        "type": "user.deleted",
+        "type": entity.deletion(),
     });
     Bytes::from(body.to_string())
 }
@@ -284,7 +281,7 @@ pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
 fn read_envelope(
     envelope: &Object<'_>,
     event: &mut Event,
-    fields: FieldSet,
+    selection: &Selection,
     now: DateTime<Utc>,
 ) -> Usable<Content> {
     event.instance_id = envelope.get("instance_id").and_then(string);
@@ -301,12 +298,9 @@ fn read_envelope(
         return Err("the envelope has no usable `type`".into());
     };
     event.delivery.event_type = Some(event_type.clone());
-    if !SYNCED_TYPES.contains(&event_type.as_str()) {
-        // Whatever this id names, it is not a user.
-        return Ok(Content::Ignored);
-    }
-    event.delivery.clerk_id = id.and_then(string).and_then(ClerkId::new);
-    let deletion = event_type == USER_DELETED;
+    let Some((entity, meaning)) = selection.event(&event_type) else { return Ok(Content::Ignored) };
+    event.delivery.clerk_id = id.and_then(string).and_then(|id| ClerkId::new(entity, id));
+    let deletion = meaning == Meaning::Delete;
     if deletion && id.is_none() && data.is_some() {
         return Ok(Content::Ignored);
     }
@@ -319,7 +313,7 @@ fn read_envelope(
     } else {
         let created_at = time_of(&data, "created_at", &mut event.unread, |_| true);
         let before = event.unread.len();
-        let patch = read_patch(&data, fields, &mut event.unread);
+        let patch = read_patch(&data, entity, selection.fields(entity), &mut event.unread);
         if event.unread.len() > before && patch.is_empty() && created_at.or(updated_at).is_none() {
             return Err("nothing of `data` but its id can be read".into());
         }
@@ -359,11 +353,16 @@ fn time_of(
     time
 }
 
-/// The allow-listed fields of a user; anything else in `data` is not even looked at. What cannot be read or stored is left
+/// The allow-listed fields of an object; anything else in `data` is not even looked at. What cannot be read or stored is left
 /// out, and named.
-fn read_patch(data: &Object<'_>, fields: FieldSet, unread: &mut Vec<&'static str>) -> Patch {
+fn read_patch(
+    data: &Object<'_>,
+    entity: &'static Entity,
+    fields: FieldSet,
+    unread: &mut Vec<&'static str>,
+) -> Patch {
     let mut patch = Patch::default();
-    for field in fields.of(&USER) {
+    for field in fields.of(entity) {
         match read_field(data, field) {
             Ok(Some(value)) => patch.set(field, value),
             Ok(None) => {}
@@ -588,15 +587,16 @@ fn json(raw: &RawValue) -> Readable<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entity::user;
+    use crate::entity::{USER, user};
     use crate::model::SvixId;
 
     const NOW: i64 = 1_716_883_200_000;
 
     fn parsed_with(body: &str, fields: FieldSet) -> Event {
+        let selection = Selection::of(&USER, fields);
         let at = |milliseconds| DateTime::from_timestamp_millis(milliseconds).expect("in range");
         let svix_id = SvixId::new("msg_1").expect("valid");
-        parse(&Verified::kept(svix_id, at(NOW), Bytes::from(body.to_owned())), fields, at(NOW))
+        parse(&Verified::kept(svix_id, at(NOW), Bytes::from(body.to_owned())), &selection, at(NOW))
     }
 
     fn parsed(body: &str) -> Event {
@@ -882,7 +882,7 @@ mod tests {
     #[test]
     fn a_user_without_a_usable_id_spoils_no_page() {
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
-        let reading = Reading { source: Source::Backfill, fields: FieldSet::ALL };
+        let reading = Reading { source: Source::Backfill, entity: &USER, fields: FieldSet::ALL };
         let page = |body: &str| users(body.as_bytes(), &reading, Moment { read_at: at, now: at });
         let long = "ä".repeat(200);
         let body = format!(r#"[{{"id":""}},{{"id":7}},{{}},{{"id":"{long}"}},{{"id":"user_1"}}]"#);
@@ -899,7 +899,7 @@ mod tests {
 
     #[test]
     fn a_deletion_that_we_write_is_one_that_we_read() {
-        let id = ClerkId::new("user_\"1").expect("valid");
+        let id = ClerkId::new(&USER, "user_\"1").expect("valid");
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
         let body = deletion_body(&id, at);
         let event = parsed(str::from_utf8(&body).expect("text"));

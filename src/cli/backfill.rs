@@ -21,6 +21,7 @@ use super::{Failure, asked_to_stop, catch_up, count, noun, rate, say, terminal::
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
+    entity::USER,
     model::{ClerkId, FieldSet},
     sync::{
         backfill::{LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
@@ -145,7 +146,8 @@ impl Backfill {
             let nobodys =
                 nobodys(context, filter, values).await.map_err(|trouble| Failure::from(&trouble))?;
             if *filter == "user_id" {
-                let ids: Vec<ClerkId> = nobodys.iter().filter_map(|id| ClerkId::new(id.as_str())).collect();
+                let ids: Vec<ClerkId> =
+                    nobodys.iter().filter_map(|id| ClerkId::new(&USER, id.as_str())).collect();
                 for ids in ids.chunks(PAGE) {
                     let known = context.store.known(ids, FieldSet::ALL).await?;
                     let stands = |id: &&ClerkId| {

@@ -317,7 +317,7 @@ struct Scene<'a> {
 impl Story<'_> {
     async fn tell(mut self) -> Result<(), Failure> {
         let user_id = random_id("user_");
-        let id = ClerkId::new(user_id.clone()).context("a sample id is not an id")?;
+        let id = ClerkId::new(&USER, user_id.clone()).context("a sample id is not an id")?;
         let now = Utc::now();
         let body = |event_type: &str, at: DateTime<Utc>| {
             sample::body(event_type, &user_id, at).context("there is no such sample")

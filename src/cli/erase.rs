@@ -19,6 +19,7 @@ use super::{
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
+    entity::USER,
     model::{ClerkId, FieldSet, Receipt, Source},
     store::Store,
     sync::erasure::{self, Fate},
@@ -191,7 +192,7 @@ impl Cancel {
                  --force if you are sure"
             )));
         };
-        let reading = Reading { source: Source::Cli, fields: config.sync_fields };
+        let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields };
         let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(

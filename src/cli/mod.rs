@@ -51,6 +51,7 @@ use crate::{
         signature::Secret,
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
+    entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
     store::{Store, StoreError, Trouble, postgres, sqlite},
     sync::{
@@ -546,7 +547,7 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
     if text.len() > MAX_ID_BYTES {
         return Err(format!("it has {} bytes, and an id at most {MAX_ID_BYTES}", text.len()));
     }
-    let id = ClerkId::new(text).filter(|id| !id.as_str().contains(char::is_whitespace));
+    let id = ClerkId::new(&USER, text).filter(|id| !id.as_str().contains(char::is_whitespace));
     id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
 }
 

@@ -7,6 +7,7 @@ use super::{Failure, random_id, say, signing_secret};
 use crate::{
     clerk::sample,
     config::Settings,
+    entity::USER,
     model::{ClerkId, MAX_ID_BYTES},
 };
 
@@ -45,7 +46,7 @@ pub(super) struct SampleEvent {
 
 /// Whatever a user could be called: also what Clerk would never call one.
 fn any_id(text: &str) -> Result<ClerkId, String> {
-    ClerkId::new(text).ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes is allowed"))
+    ClerkId::new(&USER, text).ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes is allowed"))
 }
 
 impl SampleEvent {

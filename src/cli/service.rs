@@ -271,7 +271,7 @@ impl Service {
             gauges: Arc::clone(&gauges),
             resends: http::Resends::default(),
             addresses: allowed_addresses(config),
-            fields: config.sync_fields,
+            selection: rules.selection.clone(),
             gate: Gate::new(Pin::of(config.instance_id.as_deref()), Arc::clone(&store), Arc::clone(&clock)),
             clock: Arc::clone(&clock),
             answer_within: http::ANSWER_WITHIN,

@@ -6,6 +6,7 @@ use crate::model::{Anonymized, Column, Entity, Field, Holds, Place};
 pub static USER: Entity = Entity {
     kind: "user",
     table: "users",
+    id_prefix: "user_",
     events: ["user.created", "user.updated", "user.deleted"],
     columns: &[
         Column::new("email", Holds::Text)

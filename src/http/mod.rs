@@ -25,6 +25,7 @@ mod webhook;
 #[cfg(test)]
 mod tests;
 
+use crate::model::Selection;
 use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
@@ -56,7 +57,6 @@ pub use webhook::ANSWER_WITHIN;
 use self::request_id::RequestId;
 use crate::{
     clerk::signature::Verifier,
-    model::FieldSet,
     sync::{Clock, Committer, instance::Gate},
     work::{Gauges, activity::Answers},
 };
@@ -76,8 +76,8 @@ pub struct App {
     pub addresses: Addresses,
     /// Names of the sinks that are configured.
     pub sinks: Vec<String>,
-    /// The allow-list of fields.
-    pub fields: FieldSet,
+    /// What is synced.
+    pub selection: Selection,
     pub gate: Gate,
     pub clock: Clock,
     /// Normally [`ANSWER_WITHIN`].

@@ -22,7 +22,8 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::Notify, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    model::{ClerkId, DeletionPolicy, Idle, LineHash, Receipt, Seal, SvixId, User},
+    entity::USER,
+    model::{ClerkId, DeletionPolicy, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId, User},
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
         ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
@@ -334,7 +335,7 @@ fn app(store: Arc<FakeStore>) -> App {
         sinks: Vec::new(),
         dashboard: Dashboard::new(Some("t0ken")),
         addresses: Addresses::default(),
-        fields: FieldSet::ALL,
+        selection: Selection::of(&USER, FieldSet::ALL),
         gate: gate(Pin::FirstSeen),
         clock: Arc::new(Utc::now),
         answer_within: ANSWER_WITHIN,

@@ -118,7 +118,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     let verified = expected.verify(body)?;
     attempt.svix_id = Some(verified.svix_id().clone());
     attempt.describe(&head.headers);
-    let mut event = event::parse(&verified, app.fields, now);
+    let mut event = event::parse(&verified, &app.selection, now);
     event.delivery.trace = attempt.span.context();
     attempt.event_type.clone_from(&event.delivery.event_type);
     // Were it recorded, a quiet time would look as if Clerk had sent something.

@@ -102,7 +102,7 @@ pub enum Content {
     Unusable(String),
 }
 
-/// A change of one user.
+/// A change of one object.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub clerk_id: ClerkId,

@@ -2,7 +2,7 @@
 //!
 //! Reading, planning, statements and tables go by the declaration: nothing else knows the name of a column.
 
-use std::{fmt, hash, ptr};
+use std::{fmt, hash};
 
 /// A kind of Clerk object.
 #[derive(Debug)]
@@ -11,13 +11,56 @@ pub struct Entity {
     pub kind: &'static str,
     /// Its table: `users`.
     pub table: &'static str,
+    /// How Clerk's ids of it begin: `user_`.
+    pub id_prefix: &'static str,
     /// The event that creates one, the one that updates it, and the one that deletes it.
     pub events: [&'static str; 3],
     /// The columns that can be synced, in the order in which the table has them.
     pub columns: &'static [Column],
 }
 
+impl PartialEq for Entity {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind
+    }
+}
+
+impl Eq for Entity {}
+
+impl PartialOrd for Entity {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entity {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.kind.cmp(other.kind)
+    }
+}
+
+impl hash::Hash for Entity {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.kind.hash(state);
+    }
+}
+
 impl Entity {
+    /// What an event of this type says of an object; `None` if it is about another kind.
+    pub fn meaning(&self, event_type: &str) -> Option<Meaning> {
+        let [created, updated, deleted] = self.events;
+        match event_type {
+            name if name == created || name == updated => Some(Meaning::Upsert),
+            name if name == deleted => Some(Meaning::Delete),
+            _ => None,
+        }
+    }
+
+    /// The type of the event that deletes one.
+    pub fn deletion(&self) -> &'static str {
+        self.events[2]
+    }
+
     /// The columns that can be synced.
     pub fn fields(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
         (0..self.columns.len()).map(move |place| Field { entity: self, place })
@@ -180,7 +223,7 @@ impl std::ops::Deref for Field {
 
 impl PartialEq for Field {
     fn eq(&self, other: &Self) -> bool {
-        self.place == other.place && ptr::eq(self.entity, other.entity)
+        self.place == other.place && self.entity == other.entity
     }
 }
 
@@ -194,7 +237,7 @@ impl PartialOrd for Field {
 
 impl Ord for Field {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.entity.kind, self.place).cmp(&(other.entity.kind, other.place))
+        (self.entity, self.place).cmp(&(other.entity, other.place))
     }
 }
 
@@ -226,6 +269,47 @@ impl FieldSet {
     /// Those of this kind, in the order of the columns.
     pub fn of(self, entity: &'static Entity) -> impl DoubleEndedIterator<Item = Field> + Clone {
         entity.fields().filter(move |field| self.contains(*field))
+    }
+}
+
+/// What an event says of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// It is there, and looks like this.
+    Upsert,
+    /// It is gone.
+    Delete,
+}
+
+/// What is synced: the kinds, and the allow-list of each.
+#[derive(Clone, Debug, Default)]
+pub struct Selection(Vec<(&'static Entity, FieldSet)>);
+
+impl Selection {
+    /// One kind, with these columns.
+    pub fn of(entity: &'static Entity, fields: FieldSet) -> Self {
+        Self::default().with(entity, fields)
+    }
+
+    /// The same, and this kind with these columns.
+    #[must_use]
+    pub fn with(mut self, entity: &'static Entity, fields: FieldSet) -> Self {
+        self.0.retain(|(other, _)| *other != entity);
+        self.0.push((entity, fields));
+        self
+    }
+
+    /// The allow-list of this kind: empty if the kind is not synced.
+    pub fn fields(&self, entity: &Entity) -> FieldSet {
+        self.0
+            .iter()
+            .find(|(other, _)| *other == entity)
+            .map_or_else(FieldSet::default, |(_, fields)| *fields)
+    }
+
+    /// What an event of this type says, and of which kind; `None` if that is not synced.
+    pub fn event(&self, event_type: &str) -> Option<(&'static Entity, Meaning)> {
+        self.0.iter().find_map(|(entity, _)| Some((*entity, entity.meaning(event_type)?)))
     }
 }
 

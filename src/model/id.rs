@@ -2,29 +2,36 @@
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
+use super::Entity;
+
 /// The longest identifier we keep, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// Clerk's id of a user, such as `user_29w83sxmDNGwOuEthce5gg56FcC`. Case matters.
+/// Clerk's id of an object, such as `user_29w83sxmDNGwOuEthce5gg56FcC`, and what kind of object that is. Case matters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClerkId(String);
+pub struct ClerkId(&'static Entity, String);
 
 impl ClerkId {
     /// `None` if `id` is empty or longer than [`MAX_ID_BYTES`].
-    pub fn new(id: impl Into<String>) -> Option<Self> {
+    pub fn new(entity: &'static Entity, id: impl Into<String>) -> Option<Self> {
         let id = id.into();
-        (1..=MAX_ID_BYTES).contains(&id.len()).then_some(Self(id))
+        (1..=MAX_ID_BYTES).contains(&id.len()).then_some(Self(entity, id))
+    }
+
+    /// What kind of object it is of.
+    pub fn entity(&self) -> &'static Entity {
+        self.0
     }
 
     /// The id as Clerk writes it.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.1
     }
 
     /// Whether these bytes name exactly this id, and not merely a longer one that contains it. They may be text in UTF-8 or
     /// UTF-16, with escapes of JSON.
     pub fn is_named_in(&self, bytes: &[u8]) -> bool {
-        let id = self.0.as_bytes();
+        let id = self.1.as_bytes();
         let bytes = &plain(bytes)[..];
         let part_of_an_id =
             |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
@@ -36,15 +43,15 @@ impl ClerkId {
         })
     }
 
-    /// What looks like a user's id in bytes that nobody can read: up to so many, sorted.
-    pub fn candidates_in(bytes: &[u8], at_most: usize) -> Vec<Self> {
-        const PREFIX: &[u8] = b"user_";
+    /// What looks like an id of this kind in bytes that nobody can read: up to so many, sorted.
+    pub fn candidates_in(entity: &'static Entity, bytes: &[u8], at_most: usize) -> Vec<Self> {
+        let prefix = entity.id_prefix.as_bytes();
         let bytes = &plain(bytes)[..];
-        let starts = bytes.windows(PREFIX.len()).enumerate().filter(|(_, window)| *window == PREFIX);
+        let starts = bytes.windows(prefix.len()).enumerate().filter(|(_, window)| *window == prefix);
         let ids = starts.filter_map(|(start, _)| {
             let length =
                 bytes[start..].iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
-            Self::new(String::from_utf8_lossy(&bytes[start..start + length]))
+            Self::new(entity, String::from_utf8_lossy(&bytes[start..start + length]))
         });
         ids.collect::<BTreeSet<_>>().into_iter().take(at_most).collect()
     }
@@ -90,13 +97,13 @@ macro_rules! show_as_text {
     ($($id:ty),+) => {$(
         impl fmt::Display for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
         impl fmt::Debug for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
     )+};
@@ -107,9 +114,12 @@ show_as_text!(ClerkId, SvixId);
 mod tests {
     use super::*;
 
+    static PERSON: Entity =
+        Entity { kind: "person", table: "people", id_prefix: "user_", events: ["", "", ""], columns: &[] };
+
     #[test]
     fn an_id_is_named_only_where_it_stands_alone() {
-        let id = ClerkId::new("user_1").expect("valid");
+        let id = ClerkId::new(&PERSON, "user_1").expect("valid");
         assert!(id.is_named_in(br#"{"id":"user_1","#));
         assert!(id.is_named_in(b"user_1"));
         assert!(!id.is_named_in(br#"{"id":"user_12"}"#));
@@ -120,13 +130,16 @@ mod tests {
 
     #[test]
     fn an_id_is_found_however_it_is_written() {
-        let id = ClerkId::new("user_1").expect("valid");
+        let id = ClerkId::new(&PERSON, "user_1").expect("valid");
         assert!(id.is_named_in(b"u\0s\0e\0r\0_\x001\0\"\0"));
         assert!(id.is_named_in(br#"{"id":"user\u005F1"}"#));
         assert!(id.is_named_in(br#"{"a":"\u00e9\u","id":"\u0075ser_\u0031"}"#));
         assert!(!id.is_named_in(br#"{"id":"user\u005f12"}"#));
         let ids = |bytes: &[u8]| {
-            ClerkId::candidates_in(bytes, 3).iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>()
+            ClerkId::candidates_in(&PERSON, bytes, 3)
+                .iter()
+                .map(|id| id.as_str().to_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(
             ids(br#"{"id":"user_2","user_agent":"x","a":["user_1","user_2"]"#),
@@ -139,8 +152,8 @@ mod tests {
 
     #[test]
     fn ids_that_no_index_can_hold_are_refused() {
-        assert!(ClerkId::new("").is_none());
-        assert!(ClerkId::new("x".repeat(256)).is_none());
+        assert!(ClerkId::new(&PERSON, "").is_none());
+        assert!(ClerkId::new(&PERSON, "x".repeat(256)).is_none());
         assert!(SvixId::new("msg 1").is_none());
         assert!(SvixId::new("msg_é").is_none());
         assert!(SvixId::new("msg_1").is_some());

@@ -68,8 +68,8 @@ impl Message {
     pub const VERSION: u32 = 1;
 
     /// The user it is about.
-    pub fn clerk_id(&self) -> Option<ClerkId> {
-        self.text("clerk_id").and_then(ClerkId::new)
+    pub fn clerk_id(&self, entity: &'static Entity) -> Option<ClerkId> {
+        self.text("clerk_id").and_then(|id| ClerkId::new(entity, id))
     }
 
     /// Leave out the fields that are not among these; whether there were any.
@@ -112,6 +112,7 @@ mod tests {
     static PERSON: Entity = Entity {
         kind: "person",
         table: "people",
+        id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
     };

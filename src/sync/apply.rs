@@ -24,7 +24,7 @@ use super::{
     plan::{Erasure, Plan, Stored, entry, is_news, plan},
 };
 use crate::{
-    clerk::event::{USER_DELETED, deletion_body},
+    clerk::event::deletion_body,
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
@@ -334,7 +334,7 @@ impl Work<'_> {
             .iter()
             .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
         let ids = sorted(news.map(|(_, change)| &change.clerk_id).chain(&owners));
-        let users = transaction.users(&ids, self.rules.fields).await?;
+        let users = transaction.users(&ids, self.rules.fields(&USER)).await?;
         let mut stored = Stored { registers, users, addresses: None };
         if self.rules.unique_email {
             self.find_owners(transaction, &changes, claimed, &mut stored).await?;
@@ -348,8 +348,8 @@ impl Work<'_> {
             transaction.mark_users(&plan.held).await?;
         }
         transaction.release_addresses(&plan.released).await?;
-        transaction.insert_users(&plan.inserts, self.rules.fields).await?;
-        transaction.update_users(&plan.updates, self.rules.fields).await?;
+        transaction.insert_users(&plan.inserts, self.rules.fields(&USER)).await?;
+        transaction.update_users(&plan.updates, self.rules.fields(&USER)).await?;
         let mut told = Vec::new();
         tell(transaction, &mut plan.messages, &mut told).await?;
         transaction.mark_users(&plan.held).await?;
@@ -406,7 +406,7 @@ impl Work<'_> {
         let mut late = owners_of(&addresses);
         late.retain(|id| !stored.users.contains_key(id));
         stored.registers.extend(transaction.registers(&late).await?);
-        stored.users.extend(transaction.users(&late, self.rules.fields).await?);
+        stored.users.extend(transaction.users(&late, self.rules.fields(&USER)).await?);
         stored.addresses = Some(addresses);
         Ok(())
     }
@@ -532,7 +532,7 @@ impl Work<'_> {
                 let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
                 parked.push(Parked {
                     svix_id,
-                    event_type: Some(USER_DELETED.to_owned()),
+                    event_type: Some(change.clerk_id.entity().deletion().to_owned()),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
@@ -648,7 +648,7 @@ impl Work<'_> {
         }
         if delivery.clerk_id.is_none() {
             // Nobody knows whom it is about; if it names somebody who is erased, they are not to come back in it.
-            let named = ClerkId::candidates_in(&delivery.payload, NAMED);
+            let named = ClerkId::candidates_in(&USER, &delivery.payload, NAMED);
             if transaction.registers(&named).await?.values().any(|register| register.deleted) {
                 return Ok(Kept::Not(Outcome::Stale));
             }
@@ -661,18 +661,11 @@ impl Work<'_> {
             Fate::Dead => None,
         };
         let again = next_attempt_at.is_some();
-        let payload = match &delivery.clerk_id {
-            Some(id) if is_deletion(delivery) => deletion_body(id, delivery.event_at),
-            _ => delivery.payload.clone(),
-        };
+        let (event_type, payload) = kept_as(delivery);
         transaction
             .park(&[Parked {
                 svix_id: svix_id.clone(),
-                event_type: if is_deletion(delivery) {
-                    Some(USER_DELETED.to_owned())
-                } else {
-                    delivery.event_type.clone()
-                },
+                event_type,
                 clerk_id: delivery.clerk_id.clone(),
                 payload,
                 attempts,
@@ -721,12 +714,12 @@ pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet,
         return Vec::new();
     };
     let is_free = |field: &Field| matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_)));
-    let free: Vec<Field> = rules.fields.of(&USER).filter(is_free).collect();
+    let free: Vec<Field> = rules.fields(&USER).of(&USER).filter(is_free).collect();
     let one_by_one = free.iter().map(|field| FieldSet::from_iter([*field]));
     let left_out = one_by_one.chain((free.len() > 1).then(|| free.iter().copied().collect()));
     let without = |left_out: FieldSet| {
-        let fields = rules.fields.of(&USER).filter(|field| !left_out.contains(*field)).collect();
-        (left_out, Rules { fields, ..rules.clone() })
+        let fields = rules.fields(&USER).of(&USER).filter(|field| !left_out.contains(*field)).collect();
+        (left_out, Rules { selection: rules.selection.clone().with(&USER, fields), ..rules.clone() })
     };
     left_out.map(without).collect()
 }
@@ -788,7 +781,25 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
 }
 
 pub(super) fn is_deletion(delivery: &Delivery) -> bool {
-    matches!(&delivery.content, Content::Change(Change { news: News::Delete | News::Erase(_), .. }))
+    deletion(delivery).is_some()
+}
+
+fn deletion(delivery: &Delivery) -> Option<&Change> {
+    match &delivery.content {
+        Content::Change(change) if matches!(change.news, News::Delete | News::Erase(_)) => Some(change),
+        _ => None,
+    }
+}
+
+/// The type and the body under which a delivery waits. Of a deletion nothing is kept but the id.
+pub(super) fn kept_as(delivery: &Delivery) -> (Option<String>, Bytes) {
+    match deletion(delivery) {
+        Some(change) => (
+            Some(change.clerk_id.entity().deletion().to_owned()),
+            deletion_body(&change.clerk_id, delivery.event_at),
+        ),
+        None => (delivery.event_type.clone(), delivery.payload.clone()),
+    }
 }
 
 fn sorted<'a>(ids: impl Iterator<Item = &'a ClerkId>) -> Vec<ClerkId> {

@@ -26,6 +26,7 @@ use crate::{
         api::{FILTER_VALUES, Filters, Persistence},
         event::Found,
     },
+    entity::USER,
     model::{ClerkId, Source},
     store::{self, RunKind},
     telemetry,
@@ -47,7 +48,7 @@ impl Wanted {
     /// it may hold addresses.
     fn digest(&self, context: &CatchUp) -> String {
         let Self { lists, query, created_after } = self;
-        let (instance, fields) = (context.api.identity(), context.rules.fields);
+        let (instance, fields) = (context.api.identity(), context.rules.fields(&USER));
         let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}");
         hex::encode(Sha256::digest(text))
     }

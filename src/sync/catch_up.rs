@@ -18,6 +18,7 @@ use crate::{
         api::{Api, ApiError, Filters, Persistence},
         event::{Found, Reading},
     },
+    entity::USER,
     model::{Content, Delivery, Outcome, Source},
     store::{self, Origin, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
 };
@@ -147,7 +148,7 @@ fn is_disputed(origin: &Origin, of_key: &str) -> bool {
 
 impl CatchUp {
     pub(super) fn reading(&self, source: Source) -> Reading {
-        Reading { source, fields: self.rules.fields }
+        Reading { source, entity: &USER, fields: self.rules.fields(&USER) }
     }
 
     /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that

@@ -395,7 +395,7 @@ impl Draining<'_> {
     fn understood(&self, parked: Parked) -> Claimed {
         let attempt = parked.attempts + 1;
         let verified = Verified::kept(parked.svix_id.clone(), parked.received_at, parked.payload);
-        let mut delivery = event::parse(&verified, self.work.rules.fields, parked.received_at).delivery;
+        let mut delivery = event::parse(&verified, &self.work.rules.selection, parked.received_at).delivery;
         let (id, event_type) = (parked.svix_id.as_str(), delivery.event_type.as_deref());
         let span = Span::process(Queue::Webhooks, id, event_type, &parked.trace, parked.attempts);
         delivery.trace = span.context();

@@ -8,10 +8,9 @@ use tokio::time::Instant;
 
 use super::{
     Rules,
-    apply::{Work, deliver, end, is_deletion},
+    apply::{Work, deliver, end, kept_as},
 };
 use crate::{
-    clerk::event::{USER_DELETED, deletion_body},
     model::{Content, Delivery, Outcome, Processing},
     store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
@@ -72,12 +71,7 @@ impl Work<'_> {
         let parked = self.queued(delivery, TraceContext::default())?;
         let attempts = 1;
         let next = self.rules.retry.soon_after(attempts, parked.svix_id.as_str(), self.now);
-        let (event_type, payload) = match &delivery.clerk_id {
-            Some(id) if is_deletion(delivery) => {
-                (Some(USER_DELETED.to_owned()), deletion_body(id, delivery.event_at))
-            }
-            _ => (parked.event_type, parked.payload),
-        };
+        let (event_type, payload) = kept_as(delivery);
         Ok(Parked {
             event_type,
             payload,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{Clock, Rules, apply};
 use crate::{
+    entity::USER,
     model::{Change, ClerkId, Content, Delivery, EraseIf, FieldSet, News, Outcome, Source, SvixId, Version},
     store::{Result, Store, StoreError, Tombstone, Trouble},
 };
@@ -198,7 +199,7 @@ pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, ListTrouble>
     let read = |line: &str| {
         let Line { clerk_id, erased_at, held_until } = serde_json::from_str(line).ok()?;
         let is_one = erased_at.is_some() != held_until.is_some();
-        is_one.then_some(Tombstone { clerk_id: ClerkId::new(clerk_id)?, erased_at, held_until })
+        is_one.then_some(Tombstone { clerk_id: ClerkId::new(&USER, clerk_id)?, erased_at, held_until })
     };
     let (mut list, mut open, mut ended) = (Vec::new(), 0, false);
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_deletion_that_waits_has_one_id_a_user() {
-        let id = |id: &str| retry_id(&ClerkId::new(id).expect("valid"));
+        let id = |id: &str| retry_id(&ClerkId::new(&USER, id).expect("valid"));
         assert_eq!(id("user_1"), id("user_1"));
         assert_ne!(id("user_1"), id("USER_1"));
     }

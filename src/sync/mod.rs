@@ -30,6 +30,7 @@ pub mod retry;
 pub mod reveal;
 mod scan;
 
+use crate::entity::USER;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -44,13 +45,13 @@ use chrono::TimeDelta;
 
 use self::retry::Retry;
 pub use crate::clerk::Clock;
-use crate::model::{DeletionPolicy, FieldSet, Processing, Source, Subscription};
+use crate::model::{DeletionPolicy, Entity, FieldSet, Processing, Selection, Source, Subscription};
 
 /// What the operator decided.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The allow-list.
-    pub fields: FieldSet,
+    /// What is synced.
+    pub selection: Selection,
     pub deletion: DeletionPolicy,
     /// Whether webhooks are applied at once, or stored first.
     pub processing: Processing,
@@ -69,10 +70,10 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Everything else as it is if the operator says nothing, and nobody else told anything.
+    /// Users with these fields; everything else as it is if the operator says nothing, and nobody else told anything.
     pub fn new(fields: FieldSet, deletion: DeletionPolicy) -> Self {
         Self {
-            fields,
+            selection: Selection::of(&USER, fields),
             deletion,
             processing: Processing::default(),
             retry: Retry::default(),
@@ -82,6 +83,11 @@ impl Rules {
             emit: false,
             bell: Arc::default(),
         }
+    }
+
+    /// The allow-list of a kind.
+    pub fn fields(&self, entity: &Entity) -> FieldSet {
+        self.selection.fields(entity)
     }
 
     /// Whether other systems hear of changes that came from there.

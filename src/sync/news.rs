@@ -3,7 +3,6 @@
 //! A message is about the row, not about the event that changed it, and shows the row as it was after that change. A sink
 //! sees only fields that it may have, and hears of an update only if one of them changed.
 
-use crate::entity::USER;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -40,8 +39,11 @@ pub(super) fn of_row(
         if !subscription.events.contains(&kind) {
             return None;
         }
-        let fields: FieldSet =
-            subscription.fields.of(&USER).filter(|field| rules.fields.contains(*field)).collect();
+        let fields: FieldSet = subscription
+            .fields
+            .of(user.clerk_id.entity())
+            .filter(|field| rules.fields(user.clerk_id.entity()).contains(*field))
+            .collect();
         let changed: Vec<String> = changed
             .iter()
             .filter(|field| kind == MessageType::UserUpdated && fields.contains(**field))
@@ -103,7 +105,7 @@ fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
         ("created_at".to_owned(), user.created_at.map_or(Value::Null, time)),
         ("updated_at".to_owned(), time(user.updated_at)),
     ]);
-    for field in fields.of(&USER) {
+    for field in fields.of(user.clerk_id.entity()) {
         if let Some(value) = user.profile[field].to_json() {
             data.insert(field.name().to_owned(), value);
         }
@@ -123,7 +125,8 @@ fn message_id(sink: &str, change: &Change, kind: MessageType) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use crate::entity::user;
+    use crate::entity::{USER, user};
+    use crate::model::Selection;
     use bytes::Bytes;
 
     use super::*;
@@ -138,7 +141,7 @@ mod tests {
 
     fn change(tie: &str) -> Change {
         Change {
-            clerk_id: ClerkId::new("user_1").expect("valid"),
+            clerk_id: ClerkId::new(&USER, "user_1").expect("valid"),
             version: Version { version: 1, event_at: 2, tie: tie.to_owned() },
             news: News::Delete,
             actor: None,
@@ -174,8 +177,7 @@ mod tests {
             profile.set(field, value);
         }
         User {
-            entity: &USER,
-            clerk_id: ClerkId::new("user_1").expect("valid"),
+            clerk_id: ClerkId::new(&USER, "user_1").expect("valid"),
             profile,
             created_at: Some(at(0)),
             updated_at: at(1),
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn a_field_that_left_the_allow_list_is_not_told() {
         let mut rules = rules(&MessageType::ALL, FieldSet::ALL);
-        rules.fields = [user::FIRST_NAME].into_iter().collect();
+        rules.selection = Selection::of(&USER, [user::FIRST_NAME].into_iter().collect());
         let messages = told(&rules, AuditAction::UserCreated, &[user::FIRST_NAME]);
         assert!(messages[0]["data"].get("email").is_none());
     }

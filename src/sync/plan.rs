@@ -190,7 +190,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         }
     }
     plan.erasures.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
-    if rules.fields.contains(user::EMAIL) {
+    if rules.fields(&USER).contains(user::EMAIL) {
         plan.released = addresses.released(&mut folds);
     }
     for (id, fold) in folds {
@@ -262,7 +262,7 @@ impl Addresses {
         let (email, version, is_made) = match &change.news {
             News::Adopt { .. } if !fold.is_blank() => return None,
             News::Upsert { patch, .. } | News::Adopt { patch, .. }
-                if rules.fields.contains(user::EMAIL) && fold.is_live() =>
+                if rules.fields(&USER).contains(user::EMAIL) && fold.is_live() =>
             {
                 let email = patch.get(user::EMAIL).map_or_else(|| fold.email(), Value::text)?;
                 let version = change.version.version;
@@ -470,7 +470,9 @@ impl Fold {
             return Step::Stale;
         }
         if !(is_newer || restores) {
-            let differs = |user: &User| !user.profile.clone().apply(patch, rules.fields).is_empty();
+            let differs = |user: &User| {
+                !user.profile.clone().apply(patch, rules.fields(change.clerk_id.entity())).is_empty()
+            };
             let same = known.is_some_and(|known| shows(change, known))
                 && self.user.as_ref().is_some_and(|user| !differs(user));
             return if same { Step::Unchanged } else { Step::Stale };
@@ -485,7 +487,6 @@ impl Fold {
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();
         let user = self.user.get_or_insert_with(|| User {
-            entity: &USER,
             clerk_id: change.clerk_id.clone(),
             profile: Profile::default(),
             created_at: None,
@@ -493,7 +494,7 @@ impl Fold {
             synced_at: now,
             deleted_at: None,
         });
-        let changed = user.profile.apply(patch, rules.fields);
+        let changed = user.profile.apply(patch, rules.fields(change.clerk_id.entity()));
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;
@@ -607,7 +608,7 @@ mod tests {
     }
 
     fn delivery(svix_id: &str, version: Version, news: News) -> Delivery {
-        let clerk_id = ClerkId::new("user_1").expect("valid");
+        let clerk_id = ClerkId::new(&USER, "user_1").expect("valid");
         Delivery {
             svix_id: SvixId::new(svix_id),
             event_type: None,
@@ -651,7 +652,7 @@ mod tests {
     }
 
     fn known(register: Register, user: Option<User>) -> Stored {
-        let id = ClerkId::new("user_1").expect("valid");
+        let id = ClerkId::new(&USER, "user_1").expect("valid");
         Stored {
             registers: HashMap::from([(id.clone(), register)]),
             users: user.map(|user| (id, user)).into_iter().collect(),
@@ -671,8 +672,7 @@ mod tests {
             }
         }
         User {
-            entity: &USER,
-            clerk_id: ClerkId::new("user_1").expect("valid"),
+            clerk_id: ClerkId::new(&USER, "user_1").expect("valid"),
             profile,
             created_at: None,
             updated_at: at(0),

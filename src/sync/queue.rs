@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::apply::end;
 use crate::{
-    clerk::event::USER_DELETED,
+    entity::USER,
     model::{Outcome, SvixId},
     store::{Patience, QueueFilter, QueueState, Queued, Record, Result, Store},
 };
@@ -72,7 +72,7 @@ pub async fn discard(store: &dyn Store, which: &Which, now: DateTime<Utc>, dry_r
 
 /// One that says of nobody that they are deleted can never do its work.
 fn deletes_somebody(one: &Queued) -> bool {
-    one.event_type.as_deref() == Some(USER_DELETED) && one.clerk_id.is_some()
+    one.event_type.as_deref() == Some(USER.deletion()) && one.clerk_id.is_some()
 }
 
 async fn revive(store: &dyn Store, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {

@@ -37,6 +37,7 @@ use crate::{
         api::{Filters, Persistence, can_ask},
         event::Found,
     },
+    entity::USER,
     model::{Change, ClerkId, Content, FieldSet, News, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
@@ -325,7 +326,7 @@ impl Visit for Visitor {
     async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, Trouble> {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
-        let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields)).await?;
+        let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields(&USER))).await?;
         if self.context.rules.unique_email {
             self.give_up_addresses(&mut users, &known).await?;
         }
@@ -334,7 +335,7 @@ impl Visit for Visitor {
             report.seen += users.len() as u64;
             self.tell.send_replace(report.seen);
             for found in users {
-                match difference(&found, &known, self.context.rules.fields) {
+                match difference(&found, &known, self.context.rules.fields(&USER)) {
                     Some(Difference::Touched) => {
                         report.touched += 1;
                         touched.push(found);

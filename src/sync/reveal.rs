@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::apply::end;
 use crate::{
+    entity::USER,
     model::{AuditAction, AuditEntry, ClerkId, Source, SvixId},
     store::{Parked, Patience, Result, Store, StoreError, Trouble},
 };
@@ -29,7 +30,7 @@ pub async fn reveal_delivery(
     source: Source,
     now: DateTime<Utc>,
 ) -> Result<()> {
-    let clerk_id = parked.clerk_id.clone().or_else(|| ClerkId::new(UNKNOWN));
+    let clerk_id = parked.clerk_id.clone().or_else(|| ClerkId::new(&USER, UNKNOWN));
     let clerk_id = clerk_id.ok_or_else(|| StoreError::new(Trouble::Broken))?;
     write(store, &clerk_id, Some(&parked.svix_id), source, now).await
 }

@@ -243,7 +243,6 @@ async fn check(world: &World, model: &Model) {
     for (id, known) in &model.people {
         let found = users.remove(&clerk_id(id));
         let expected = known.row.as_ref().map(|row| User {
-            entity: &USER,
             clerk_id: clerk_id(id),
             profile: row.profile.clone(),
             created_at: Some(at(SIGN_UP)),

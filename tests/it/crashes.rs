@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clerk_sync::{
+    entity::USER,
     model::{
         AuditEntry, ClerkId, Delivery, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
         Receipt, Register, Seal, Subscription, SvixId, User,
@@ -225,7 +226,7 @@ struct Ear(Mutex<Vec<(String, String)>>);
 #[async_trait]
 impl Sink for Ear {
     async fn deliver(&self, message: &Message, _: &str, _: &dyn Memory) -> std::result::Result<(), Refusal> {
-        let what = format!("{} {}", message.kind, message.clerk_id().unwrap());
+        let what = format!("{} {}", message.kind, message.clerk_id(&USER).unwrap());
         self.0.lock().unwrap().push((message.id.clone(), what));
         Ok(())
     }

@@ -16,6 +16,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
+    entity::USER,
     model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
     store::{Claimed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,
@@ -811,7 +812,7 @@ impl Recorder {
         for message in self.taken.lock().unwrap().iter() {
             if seen.insert(message.id.clone()) {
                 let name = message.text("first_name").unwrap_or_default();
-                let of_user = heard.entry(message.clerk_id().unwrap().to_string()).or_default();
+                let of_user = heard.entry(message.clerk_id(&USER).unwrap().to_string()).or_default();
                 of_user.push(format!("{} {name}", message.kind));
             }
         }

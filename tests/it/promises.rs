@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     model::{
-        Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register, Source,
-        SvixId, User, Value, Version,
+        Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register,
+        Selection, Source, SvixId, User, Value, Version,
     },
     store::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
@@ -742,7 +742,7 @@ async fn a_primary_email_that_dangles_is_no_email(world: World) {
 }
 
 async fn only_allow_listed_fields_are_written(mut world: World) {
-    world.rules.fields = [user::EMAIL, user::FIRST_NAME].into_iter().collect::<FieldSet>();
+    world.rules.selection = Selection::of(&USER, [user::EMAIL, user::FIRST_NAME].into_iter().collect());
     world.deliver(&Event::created("user_1")).await;
     let profile = world.user("user_1").await.unwrap().profile;
     for field in USER.fields() {
@@ -868,7 +868,7 @@ async fn odd_fields_that_are_not_synced_never_park_an_event(mut world: World) {
         .replacing(r#""DEEP""#, &deep)
         .replacing(r#""HUGE""#, "1e1000000");
     assert_eq!(world.deliver(&odd).await, Applied);
-    world.rules.fields = [user::EMAIL].into_iter().collect();
+    world.rules.selection = Selection::of(&USER, [user::EMAIL].into_iter().collect());
     let odd = Event::created("user_2")
         .set("first_name", 7)
         .set("banned", "yes")
@@ -2100,7 +2100,6 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
     assert!(transaction.registers(std::slice::from_ref(&id)).await.unwrap().is_empty());
     transaction.advance(&[advance("user_1", version, true)]).await.unwrap();
     let user = User {
-        entity: &USER,
         clerk_id: id.clone(),
         profile: Profile::default(),
         created_at: None,

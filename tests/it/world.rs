@@ -24,6 +24,7 @@ use clerk_sync::{
         event,
         signature::{Secret, SignatureHeaders, Verifier},
     },
+    entity::USER,
     model::{ClerkId, DeletionPolicy, Delivery, Field, FieldSet, Outcome, User},
     store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
     sync::{self, Drained, Pace, Rules},
@@ -162,7 +163,7 @@ impl World {
             signature: signature.as_bytes(),
         };
         let verified = Verifier::new(vec![secret], 300).verify(&headers, body, self.now).unwrap();
-        event::parse(&verified, self.rules.fields, self.now).delivery
+        event::parse(&verified, &self.rules.selection, self.now).delivery
     }
 
     /// Deliver one event alone.
@@ -667,7 +668,7 @@ pub fn after(milliseconds: i64) -> DateTime<Utc> {
 }
 
 pub fn clerk_id(id: &str) -> ClerkId {
-    ClerkId::new(id).unwrap()
+    ClerkId::new(&USER, id).unwrap()
 }
 
 /// A time as either keeper writes it.

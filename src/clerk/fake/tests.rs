@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     clerk::{event, signature::Verified},
     http_client,
-    model::{Content, FieldSet, News, SvixId},
+    model::{Content, FieldSet, News, Selection, SvixId},
 };
 
 /// What the clock says at first: 2026-01-01T00:00:00Z.
@@ -515,7 +515,7 @@ fn understood(event: &Event) -> News {
     let now = DateTime::from_timestamp_millis(NOW).unwrap();
     let body = Bytes::from(event.body.clone());
     let verified = Verified::kept(SvixId::new("msg_1").unwrap(), now, body);
-    match event::parse(&verified, FieldSet::ALL, now).delivery.content {
+    match event::parse(&verified, &Selection::of(&crate::entity::USER, FieldSet::ALL), now).delivery.content {
         Content::Change(change) => {
             assert_eq!(change.clerk_id.as_str(), event.user_id);
             change.news

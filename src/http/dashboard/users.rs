@@ -47,7 +47,7 @@ pub(super) async fn find(
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     if !sought.contains('@') {
-        return Ok(if is_plain(&sought) && ClerkId::new(sought.as_str()).is_some() {
+        return Ok(if is_plain(&sought) && ClerkId::new(&USER, sought.as_str()).is_some() {
             see(&format!("/users/{sought}"))
         } else {
             let nobody = "That is neither an id of Clerk's (user_…) nor an e-mail address.";
@@ -149,7 +149,7 @@ pub(super) async fn reveal(
 
 /// Who can be meant by what stands in a path.
 fn named(id: &str) -> Result<ClerkId, Problem> {
-    ClerkId::new(id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
+    ClerkId::new(&USER, id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
 }
 
 async fn show_user(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
@@ -179,7 +179,7 @@ async fn newest_lines(store: &dyn Store, id: &ClerkId) -> Stored<Vec<AuditLine>>
 }
 
 async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
-    let fields = app.fields;
+    let fields = app.selection.fields(&USER);
     read(app, async move |store| {
         let ids = [id.clone()];
         let row = store.row(&id).await?;

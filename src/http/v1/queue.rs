@@ -149,7 +149,7 @@ pub(super) async fn list(
     let filter = QueueFilter {
         state: query.value("state", QueueState::named, STATE)?,
         event_type: query.value("type", event_type, TYPE)?,
-        clerk_id: query.value("user", |text| ClerkId::new(text), USER)?,
+        clerk_id: query.value("user", |text| ClerkId::new(&crate::entity::USER, text), USER)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
     };
     let limit = query.limit()?;

@@ -153,7 +153,7 @@ pub(super) async fn show(
 
 /// What is no id is nobody's.
 pub(super) fn id(path: Result<Path<String>, PathRejection>) -> Option<ClerkId> {
-    path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(id))
+    path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(&USER, id))
 }
 
 /// A row as the API shows it.

@@ -14,6 +14,7 @@ use super::{
     transaction::{column, svix_id, traces},
 };
 use crate::{
+    entity::USER,
     model::{ClerkId, SvixId},
     store::{Parked, QueueDepth, QueueFilter, QueueState, Queued, Result, StoreError, Trouble},
     telemetry::TraceContext,
@@ -256,7 +257,7 @@ fn parked(row: &PgRow) -> Result<Parked> {
     Ok(Parked {
         svix_id: svix_id(row, 0)?,
         event_type: get(row, 1)?,
-        clerk_id: get::<Option<String>>(row, 2)?.and_then(ClerkId::new),
+        clerk_id: get::<Option<String>>(row, 2)?.and_then(|id| ClerkId::new(&USER, id)),
         payload: get::<Vec<u8>>(row, 3)?.into(),
         attempts: get::<i32>(row, 4)?.unsigned_abs(),
         next_attempt_at: get(row, 5)?,
@@ -271,7 +272,7 @@ fn queued(row: &PgRow) -> Result<Queued> {
     Ok(Queued {
         svix_id: svix_id(row, 0)?,
         event_type: get(row, 1)?,
-        clerk_id: get::<Option<String>>(row, 2)?.and_then(ClerkId::new),
+        clerk_id: get::<Option<String>>(row, 2)?.and_then(|id| ClerkId::new(&USER, id)),
         state: QueueState::named(get(row, 3)?).ok_or_else(|| StoreError::new(Trouble::Broken))?,
         attempts: get::<i32>(row, 4)?.unsigned_abs(),
         next_attempt_at: get(row, 5)?,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::{Session, error, get};
 use crate::{
+    entity::USER,
     model::ClerkId,
     store::{Result, RowFate, StoreError, Trouble, Way, schema::quoted},
 };
@@ -153,7 +154,7 @@ pub(super) async fn erase(
         let reason = refused.remove(&id).map_or_else(StoreError::unmoved, Refusal::error);
         fates.insert(id, RowFate::Stands(reason));
     }
-    let known = |(id, fate)| Some((ClerkId::new(id)?, fate));
+    let known = |(id, fate)| Some((ClerkId::new(&USER, id)?, fate));
     Ok(fates.into_iter().filter_map(known).collect())
 }
 

@@ -345,7 +345,7 @@ pub(super) fn texts(ids: &[ClerkId]) -> Vec<&str> {
 }
 
 pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
-    ClerkId::new(get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
+    ClerkId::new(&USER, get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
 }
 
 pub(super) fn svix_id(row: &PgRow, index: usize) -> Result<SvixId> {
@@ -366,7 +366,6 @@ pub(super) fn user(row: &PgRow) -> Result<User> {
         profile.set(field, value.unwrap_or_default());
     }
     Ok(User {
-        entity: &USER,
         clerk_id: clerk_id(row, 0)?,
         profile,
         created_at: get(row, 16)?,

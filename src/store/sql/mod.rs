@@ -1,6 +1,6 @@
 //! What all databases that speak SQL share: each verb of the contract is written once here, and so is its statement.
 //!
-//! A keeper opens [`Session`]s, knows its [`Dialect`], and writes by hand only what its database can do better than others.
+//! A keeper opens [`Session`]s, knows its kind of SQL, and writes by hand only what its database can do better than others.
 
 mod batch;
 pub(in crate::store) mod ledger;
@@ -78,6 +78,8 @@ pub trait Session: Send {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     /// So that what is sent can be read and reviewed: `cargo insta review` shows what a change makes of it.
@@ -89,7 +91,7 @@ mod tests {
                 [("ledger", ledger::STATEMENTS), ("notes", notes::STATEMENTS), ("seals", seals::STATEMENTS)]
             {
                 for (name, statement) in statements {
-                    all += &format!("-- {file}: {name}\n{}\n\n", statement.sql(dialect));
+                    let _ = writeln!(all, "-- {file}: {name}\n{}\n", statement.sql(dialect));
                 }
             }
             insta::assert_snapshot!(dialect.name(), all);

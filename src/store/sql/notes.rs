@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use serde_json::json;
 
-use super::{Database, Purpose, Row, Value, list, seals, statements, values};
+use super::{Database, Purpose, Row, batch, seals, statements, values};
 use crate::{
-    model::{LineHash, Seal, rfc3339},
+    model::{LineHash, Seal},
     store::{
         Activity, History, Notes, Origin, Outlook, Result, Run, RunKind, StoreError, ToSeal, Trouble,
-        Unsealed,
+        Unsealed, WITHIN,
     },
 };
 
@@ -71,7 +70,7 @@ statements! {
              within_10s)
         SELECT n.at, n.event, n.outcome, n.reason, n.latest, n.count, n.within_5ms, n.within_25ms, n.within_100ms,
                n.within_500ms, n.within_2s, n.within_10s
-        FROM {rows $1 AS n: at time, event text, outcome text, reason text, latest time, count bigint, within_5ms bigint, within_25ms bigint, within_100ms bigint, within_500ms bigint, within_2s bigint, within_10s bigint}
+        FROM {batch $1 AS n: at time, event text, outcome text, reason text, latest time, count bigint, within_5ms bigint, within_25ms bigint, within_100ms bigint, within_500ms bigint, within_2s bigint, within_10s bigint}
         WHERE true
         -- Every replica takes the rows in one order.
         ORDER BY 1, 2, 3, 4
@@ -97,12 +96,12 @@ statements! {
             (SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1),
             (SELECT min((
                  SELECT next_attempt_at FROM outbox
-                 WHERE sink = n.item AND state = 'pending' AND next_attempt_at IS NOT NULL
+                 WHERE sink = n.sink AND state = 'pending' AND next_attempt_at IS NOT NULL
                  ORDER BY next_attempt_at
                  LIMIT 1
              ))
-             FROM {list $1 AS n}
-             WHERE NOT EXISTS (SELECT 1 FROM outbox_paused AS p WHERE p.sink = n.item)),
+             FROM {batch $1 AS n: sink text}
+             WHERE NOT EXISTS (SELECT 1 FROM outbox_paused AS p WHERE p.sink = n.sink)),
             (SELECT held_until FROM entity_versions WHERE held_until IS NOT NULL ORDER BY held_until LIMIT 1),
             u.lines, u.since
         FROM (
@@ -226,25 +225,18 @@ impl<D: Database> Notes for D {
     }
 
     async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
-        let rows = list(counted.iter().map(|counted| {
-            let [within_5ms, within_25ms, within_100ms, within_500ms, within_2s, within_10s] = counted.within;
-            json!({
-                "at": rfc3339(counted.at),
-                "event": counted.event,
-                "outcome": counted.outcome,
-                "reason": counted.reason,
-                "latest": rfc3339(counted.latest),
-                "count": counted.count,
-                "within_5ms": within_5ms,
-                "within_25ms": within_25ms,
-                "within_100ms": within_100ms,
-                "within_500ms": within_500ms,
-                "within_2s": within_2s,
-                "within_10s": within_10s,
-            })
-        }))?;
+        let mut rows = batch(counted)
+            .time(|counted| counted.at)
+            .text(|counted| counted.event.as_str())
+            .text(|counted| counted.outcome.as_str())
+            .text(|counted| counted.reason.as_str())
+            .time(|counted| counted.latest)
+            .int(|counted| counted.count.cast_signed());
+        for within in 0..WITHIN.len() {
+            rows = rows.int(move |counted| counted.within[within].cast_signed());
+        }
         let mut session = self.session(Purpose::WriteUnhurried).await?;
-        session.execute(&ADD_ACTIVITY, &[rows]).await?;
+        session.execute(&ADD_ACTIVITY, values![rows]).await?;
         session.commit().await
     }
 
@@ -257,8 +249,8 @@ impl<D: Database> Notes for D {
 
     async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
         let mut session = self.session(Purpose::Page).await?;
-        let values = &[list(sinks)?, Value::from(Seal::LINES as i64)];
-        let rows = session.rows(&OUTLOOK, values).await?;
+        let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
+        let rows = session.rows(&OUTLOOK, values![batch(sinks).text(String::as_str), at_most]).await?;
         session.commit().await?;
         let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
         Ok(Outlook {

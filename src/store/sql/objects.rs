@@ -22,8 +22,9 @@ pub(in crate::store) struct Statements {
 }
 
 /// Those that were made. An allow-list is for the life of a process, less now and then a field that spoils an update.
-static MADE: LazyLock<Mutex<HashMap<(&'static str, FieldSet), Arc<Statements>>>> =
-    LazyLock::new(Mutex::default);
+static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
+
+type Made = HashMap<(&'static str, FieldSet), Arc<Statements>>;
 
 impl Statements {
     /// The statements of this kind for these fields.
@@ -138,9 +139,9 @@ fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> 
         profile.set(*field, cell.unwrap_or_default());
     }
     let times = fields.len() + 1;
+    let id = row.get::<String>(0)?;
     Ok(User {
-        entity,
-        clerk_id: row.get(0)?,
+        clerk_id: ClerkId::new(entity, id).ok_or_else(|| StoreError::new(Trouble::Broken))?,
         profile,
         created_at: row.maybe(times)?,
         updated_at: row.maybe(times + 1)?.unwrap_or_default(),
@@ -161,7 +162,7 @@ pub(in crate::store) async fn insert(
     fields: FieldSet,
 ) -> Result<()> {
     let Some(first) = objects.first() else { return Ok(()) };
-    let statements = Statements::of(first.entity, fields);
+    let statements = Statements::of(first.clerk_id.entity(), fields);
     let written = session.write_objects(&statements.insert, &[statements.rows(objects)]).await?;
     are_theirs(&written, objects)
 }
@@ -173,7 +174,7 @@ pub(in crate::store) async fn update(
     fields: FieldSet,
 ) -> Result<()> {
     let Some(first) = objects.first() else { return Ok(()) };
-    let statements = Statements::of(first.entity, fields);
+    let statements = Statements::of(first.clerk_id.entity(), fields);
     let written = session.write_objects(&statements.update, &[statements.rows(objects)]).await?;
     are_theirs(&written, objects)
 }

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
 
 use crate::{
+    entity::USER,
     model::{ClerkId, SvixId},
     store::{Result, StoreError, Trouble, postgres, sqlite},
 };
@@ -120,7 +121,7 @@ impl Readable for Vec<u8> {
 
 impl Readable for ClerkId {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        Ok(row.maybe::<String>(column)?.and_then(Self::new))
+        Ok(row.maybe::<String>(column)?.and_then(|id| Self::new(&USER, id)))
     }
 }
 

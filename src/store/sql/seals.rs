@@ -8,12 +8,11 @@
 
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Database, Purpose, Row, Session, list, statements, values};
+use super::{Database, Purpose, Row, Session, batch, statements, values};
 use crate::{
-    model::{LineHash, Seal, rfc3339},
+    model::{LineHash, Seal},
     store::{Result, StoreError, ToSeal, Trouble, Unsealed, postgres, sqlite},
 };
 
@@ -40,7 +39,7 @@ statements! {
 
     ADD = "INSERT INTO audit_seals (number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash)
         SELECT n.number, n.sealed_at, n.first_id, n.last_id, n.lines, n.gaps, n.content, n.previous, n.hash
-        FROM {rows $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, lines bigint, gaps text, content text, previous text, hash text}
+        FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, lines bigint, gaps text, content text, previous text, hash text}
         WHERE true
         ON CONFLICT (number) DO NOTHING";
 
@@ -63,7 +62,7 @@ pub(super) async fn to_seal(store: &dyn Database, limit: u32) -> Result<ToSeal> 
         return Ok(ToSeal { newest, lines: Vec::new() });
     };
     let complete = wait_for_writers(&mut *session).await?;
-    let mut lines = hashed(session.rows(&LINES, values![after, top, limit]).await?)?;
+    let mut lines = hashed(&session.rows(&LINES, values![after, top, limit]).await?)?;
     session.commit().await?;
     if !complete {
         // Ids without a hole are all there, whoever may still be writing.
@@ -93,21 +92,18 @@ async fn writers(session: &mut dyn Session) -> Result<Vec<String>> {
 }
 
 pub(super) async fn add(store: &dyn Database, seals: &[Seal]) -> Result<bool> {
-    let rows = list(seals.iter().map(|seal| {
-        json!({
-            "number": seal.number,
-            "sealed_at": rfc3339(seal.sealed_at),
-            "first_id": seal.first_id,
-            "last_id": seal.last_id,
-            "lines": seal.lines,
-            "gaps": seal.gaps,
-            "content": seal.content,
-            "previous": seal.previous,
-            "hash": seal.hash,
-        })
-    }))?;
+    let rows = batch(seals)
+        .int(|seal| seal.number)
+        .time(|seal| seal.sealed_at)
+        .int(|seal| seal.first_id)
+        .int(|seal| seal.last_id)
+        .int(|seal| seal.lines)
+        .text(|seal| seal.gaps.as_str())
+        .text(|seal| seal.content.as_str())
+        .text(|seal| seal.previous.as_str())
+        .text(|seal| seal.hash.as_str());
     let mut session = store.session(Purpose::WRITE).await?;
-    let all = session.execute(&ADD, &[rows]).await? == seals.len() as u64;
+    let all = session.execute(&ADD, values![rows]).await? == seals.len() as u64;
     if all {
         session.commit().await?;
     } else {
@@ -142,11 +138,11 @@ pub(super) async fn lines(store: &dyn Database, after: i64, until: i64, limit: u
     let mut session = store.session(Purpose::Page).await?;
     let rows = session.rows(&LINES, values![after, until, limit]).await?;
     session.commit().await?;
-    hashed(rows)
+    hashed(&rows)
 }
 
 /// Each database's own bytes are hashed, so that nothing is overlooked that it would let somebody write into a column.
-fn hashed(rows: Vec<Row>) -> Result<Vec<LineHash>> {
+fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
     let line = |row: &Row| match row {
         Row::Postgres(row) => postgres::seals::line(row),
         Row::Sqlite(row) => sqlite::seals::line(row),

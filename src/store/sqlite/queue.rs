@@ -8,6 +8,7 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::{
+    entity::USER,
     model::{ClerkId, SvixId},
     store::{Parked, QueueDepth, QueueFilter, QueueState, Queued, Result, Waiting},
     telemetry::TraceContext,
@@ -329,7 +330,7 @@ fn queued(row: &SqliteRow) -> Result<Queued> {
     Ok(Queued {
         svix_id: text::read_svix_id(row)?,
         event_type: text::read(row, "event_type")?,
-        clerk_id: text::read(row, "clerk_id")?.and_then(ClerkId::new),
+        clerk_id: text::read(row, "clerk_id")?.and_then(|id| ClerkId::new(&USER, id)),
         state: text::read(row, "state")?
             .and_then(|state| QueueState::named(&state))
             .ok_or_else(|| text::unreadable("state"))?,
@@ -349,7 +350,7 @@ fn parked(row: &SqliteRow) -> Result<Parked> {
     Ok(Parked {
         svix_id: text::read_svix_id(row)?,
         event_type: text::read(row, "event_type")?,
-        clerk_id: text::read(row, "clerk_id")?.and_then(ClerkId::new),
+        clerk_id: text::read(row, "clerk_id")?.and_then(|id| ClerkId::new(&USER, id)),
         payload: payload(row)?,
         attempts: tried(row)?,
         next_attempt_at: text::read_time(row, "next_attempt_at")?,

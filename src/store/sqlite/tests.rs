@@ -81,7 +81,7 @@ fn options(folder: &TempDir, anonymize_columns: &[&str]) -> Options {
 }
 
 fn clerk_id(id: &str) -> ClerkId {
-    ClerkId::new(id).expect("an id")
+    ClerkId::new(&USER, id).expect("an id")
 }
 
 fn svix_id(id: &str) -> SvixId {
@@ -100,7 +100,6 @@ fn user(id: &str) -> User {
     let mut profile = Profile::default();
     profile.set(user::EMAIL, text(&format!("{id}@example.com")));
     User {
-        entity: &USER,
         clerk_id: clerk_id(id),
         profile,
         created_at: Some(at(0)),

@@ -8,6 +8,7 @@ use sqlx::{Row, sqlite::SqliteRow};
 
 use super::error::explain;
 use crate::{
+    entity::USER,
     model::{ClerkId, SvixId},
     store::{Result, StoreError, Trouble},
 };
@@ -52,7 +53,7 @@ pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime
 
 /// A column of ids that are never NULL.
 pub(super) fn read_clerk_id(row: &SqliteRow) -> Result<ClerkId> {
-    read(row, "clerk_id")?.and_then(ClerkId::new).ok_or_else(|| unreadable("clerk_id"))
+    read(row, "clerk_id")?.and_then(|id| ClerkId::new(&USER, id)).ok_or_else(|| unreadable("clerk_id"))
 }
 
 /// A column of ids that are never NULL.

@@ -158,7 +158,6 @@ pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
         }
     }
     Ok(User {
-        entity: &USER,
         clerk_id: text::read_clerk_id(row)?,
         profile,
         created_at: text::read_time(row, "created_at")?,

@@ -21,6 +21,7 @@ use self::{
 };
 use super::{Clock, Rules, apply};
 use crate::{
+    entity::USER,
     model::{Change, ClerkId, Content, Delivery, EraseIf, FieldSet, News, Outcome, Patch, Source, Version},
     store::{ForeignReading, ForeignRow, Known, Readiness, Result, Store, StoreError},
 };
@@ -122,7 +123,7 @@ impl Tally {
 /// If the table cannot be read as wished, or the database is not available. What was taken over stays.
 pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock) -> Result<Tally> {
     let table = store.foreign_table(&wish.table).await?;
-    let columns = Columns::of(&table, wish, rules.fields)?;
+    let columns = Columns::of(&table, wish, rules.fields(&USER))?;
     let (zone, zone_name) = columns.zone(&table, wish)?;
     let reading = ForeignReading {
         table: wish.table.clone(),
@@ -193,7 +194,7 @@ fn delivery(
     tally: &mut Tally,
 ) -> Option<Delivery> {
     let id = rows[0].id.as_str();
-    let clerk_id = ClerkId::new(id).filter(|id| is_clerks(id.as_str()));
+    let clerk_id = ClerkId::new(&USER, id).filter(|id| is_clerks(id.as_str()));
     let Some(clerk_id) = clerk_id else {
         tally.leave_out("their id is none of Clerk's: it was rewritten, or never was one", id);
         return None;

@@ -94,7 +94,7 @@ impl Segment {
     }
 
     async fn erase(&self, message: &Message) -> Result<(), Refusal> {
-        let clerk_id = message.clerk_id().ok_or_else(nobody)?;
+        let clerk_id = message.clerk_id(&USER).ok_or_else(nobody)?;
         let (path, content_type, regulation) = match &self.regulations.dialect {
             Dialect::Segment => (
                 ["regulations"].as_slice(),
@@ -173,7 +173,7 @@ fn until_next(answer: &Answer) -> Option<Duration> {
 /// The `identify` call of a message; `None` if it is about nobody.
 fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
     Some(json!({
-        "userId": message.clerk_id()?.as_str(),
+        "userId": message.clerk_id(&USER)?.as_str(),
         "messageId": message.id,
         "timestamp": rfc3339(message.timestamp),
         "sentAt": rfc3339(now),
