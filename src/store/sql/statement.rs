@@ -10,6 +10,7 @@
 //! | `{lookup t AS e WHERE …}` | one search of an index for each row so far, in their order |
 //! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
 //! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
+//! | `id {in SELECT …}` | one of these, each of which is searched for in an index, however small the table once was |
 //! | `{now}` | the database's clock |
 //! | `{postgres …}`, `{sqlite …}` | what stands in it, for one database only |
 //!
@@ -172,6 +173,9 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
             let (table, condition) = split(argument, " WHERE ");
             format!("CROSS JOIN {table} ON {condition}")
         }
+        // Joined to a function, a table is read whole if it was small when the plan was made.
+        ("in", Dialect::Postgres) => format!("= ANY (ARRAY({argument}))"),
+        ("in", Dialect::Sqlite) => format!("IN ({argument})"),
         ("now", Dialect::Postgres) => "clock_timestamp()".to_owned(),
         ("now", Dialect::Sqlite) => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')".to_owned(),
         (word, _) if word == dialect.name() => argument.to_owned(),
@@ -245,17 +249,18 @@ mod tests {
     #[test]
     fn parts_become_what_each_database_understands() {
         let text = "SELECT e.* FROM {rows $1 AS n: id text, at time} {claim t AS e WHERE e.id = n.id} \
-                    WHERE e.at < {postgres least({now}, $2)}{sqlite min({now}, $2)}";
+                    WHERE e.at < {postgres least({now}, $2)}{sqlite min({now}, $2)} AND e.k {in SELECT $3}";
         assert_eq!(
             rendered(text, Dialect::Postgres),
             "SELECT e.* FROM ROWS FROM (json_to_recordset($1::json) AS (id text, at timestamptz)) WITH ORDINALITY \
              AS n (id, at, place) CROSS JOIN LATERAL (SELECT * FROM t AS e WHERE e.id = n.id FOR UPDATE SKIP LOCKED) \
-             AS e WHERE e.at < least(clock_timestamp(), $2)"
+             AS e WHERE e.at < least(clock_timestamp(), $2) AND e.k = ANY (ARRAY(SELECT $3))"
         );
         assert_eq!(
             rendered(text, Dialect::Sqlite),
             "SELECT e.* FROM (SELECT value ->> 'id' AS id, value ->> 'at' AS at, key + 1 AS place FROM json_each($1)) \
-             AS n CROSS JOIN t AS e ON e.id = n.id WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2)"
+             AS n CROSS JOIN t AS e ON e.id = n.id WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2) \
+             AND e.k IN (SELECT $3)"
         );
     }
 
