@@ -154,12 +154,12 @@ impl Action {
             Self::Discard(discard) => discard.run(store, sinks, now).await,
             Self::Pause(Name { sink }) => {
                 check_sink(store, sinks, &sink).await?;
-                store.pause_sink(&sink, now).await?;
+                store.set_paused(&sink, Some(now)).await?;
                 say!("{sink} is paused: its messages wait until `clerk-sync outbox resume {sink}`");
                 Ok(())
             }
             Self::Resume(Name { sink }) => {
-                if !store.resume_sink(&sink).await? {
+                if !store.set_paused(&sink, None).await? {
                     check_sink(store, sinks, &sink).await?;
                     return Err(Failure::failed(format!("{sink} is not paused")));
                 }
@@ -182,7 +182,7 @@ async fn check_sink(store: &dyn Store, configured: &[String], name: &str) -> Res
 
 impl Ls {
     async fn run(self, store: &dyn Store, sinks: &[String]) -> Result<(), Failure> {
-        let filter = MessageFilter { sink: self.sink, state: self.state, after: self.after };
+        let filter = MessageFilter { sink: self.sink, state: self.state, after: self.after, ids: None };
         let messages = store.messages(&filter, self.limit).await?;
         if let Some(sink) = filter.sink.as_deref().filter(|_| messages.is_empty()) {
             check_sink(store, sinks, sink).await?;
@@ -231,17 +231,17 @@ impl Ls {
 
 impl Show {
     async fn run(self, store: &dyn Store, now: DateTime<Utc>) -> Result<(), Failure> {
-        let found = store.message(self.id).await?;
-        let (message, payload) =
-            found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
+        let this = MessageFilter { ids: Some(vec![self.id]), ..MessageFilter::default() };
+        let found = store.messages(&this, 1).await?.pop();
+        let message = found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
         if self.reveal {
             reveal_message(store, &message.clerk_id, now).await?;
         }
         let mut shown = http::message_as_json(message);
         if self.reveal {
-            let payload =
-                payload.map(|payload| serde_json::from_str(&payload).unwrap_or(Value::String(payload)));
-            shown["payload"] = payload.unwrap_or_default();
+            let body = store.message_body(self.id).await?;
+            let body = body.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body)));
+            shown["payload"] = body.unwrap_or_default();
         }
         say!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
         Ok(())

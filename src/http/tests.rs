@@ -25,12 +25,12 @@ use crate::{
     entity::USER,
     model::{ClerkId, DeletionPolicy, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading,
+        Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, ForeignReading,
         ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-        MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outlook, Parked, Patience, Processed,
-        QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run, RunKind,
-        SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone, Transaction,
-        Trouble, Unsealed,
+        MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox, Outlook, Parked, Patience,
+        Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run,
+        RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+        Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules, instance::Pin},
     telemetry::{self, LogFormat, tests::logged},
@@ -119,6 +119,49 @@ impl Notes for FakeStore {
 }
 
 #[async_trait]
+impl Outbox for FakeStore {
+    async fn claim_messages(&self, _: &str, _: &Lease, _: u32) -> Stored<Vec<Claimed>> {
+        unreachable!()
+    }
+    async fn finish_messages(&self, _: &[(Claimed, Ending)], _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
+        unreachable!()
+    }
+    async fn message_body(&self, _: i64) -> Stored<Option<String>> {
+        unreachable!()
+    }
+    async fn tend_messages(&self, _: &[i64], _: Deed, _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn set_paused(&self, _: &str, _: Option<DateTime<Utc>>) -> Stored<bool> {
+        unreachable!()
+    }
+    async fn paused_sinks(&self) -> Stored<Vec<(String, DateTime<Utc>)>> {
+        unreachable!()
+    }
+    async fn point_sink(&self, _: &str, _: &str, _: bool, _: DateTime<Utc>) -> Stored<()> {
+        unreachable!()
+    }
+    async fn told_elsewhere(&self, _: &str, _: &str) -> Stored<Elsewhere> {
+        unreachable!()
+    }
+    async fn keep_addresses(&self, _: &str, _: &ClerkId, _: &str) -> Stored<()> {
+        unreachable!()
+    }
+    async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
+        unreachable!()
+    }
+    async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
+        unreachable!()
+    }
+}
+
+#[async_trait]
 impl Store for FakeStore {
     fn writers(&self) -> usize {
         1
@@ -158,9 +201,6 @@ impl Store for FakeStore {
         panic!("jane@example.com")
     }
     async fn first_due(&self) -> Stored<Option<DateTime<Utc>>> {
-        unreachable!()
-    }
-    async fn first_message_due(&self, _: &str) -> Stored<Option<DateTime<Utc>>> {
         unreachable!()
     }
     fn bell(&self) -> Arc<Notify> {
@@ -203,54 +243,6 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn count_standing(&self) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn claim_messages(&self, _: &str, _: &Lease, _: u32) -> Stored<Vec<Claimed>> {
-        unreachable!()
-    }
-    async fn finish_messages(&self, _: &[(Claimed, Ending)], _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
-        unreachable!()
-    }
-    async fn messages_of(&self, _: &[i64]) -> Stored<Vec<StoredMessage>> {
-        unreachable!()
-    }
-    async fn message(&self, _: i64) -> Stored<Option<(StoredMessage, Option<String>)>> {
-        unreachable!()
-    }
-    async fn retry_messages(&self, _: &[i64], _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn discard_messages(&self, _: &[i64], _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn pause_sink(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
-        unreachable!()
-    }
-    async fn resume_sink(&self, _: &str) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn paused_sinks(&self) -> Stored<Vec<(String, DateTime<Utc>)>> {
-        unreachable!()
-    }
-    async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
-        unreachable!()
-    }
-    async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn point_sink(&self, _: &str, _: &str, _: bool, _: DateTime<Utc>) -> Stored<()> {
-        unreachable!()
-    }
-    async fn told_elsewhere(&self, _: &str, _: &str) -> Stored<Elsewhere> {
-        unreachable!()
-    }
-    async fn keep_addresses(&self, _: &str, _: &ClerkId, _: &str) -> Stored<()> {
         unreachable!()
     }
     async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {

@@ -11,6 +11,7 @@ mod foreign;
 mod inspection;
 mod migration;
 mod notes;
+mod outbox;
 pub mod postgres;
 pub mod schema;
 pub mod sql;
@@ -31,11 +32,13 @@ pub use error::{StoreError, Trouble};
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 pub use notes::Notes;
+pub use outbox::{
+    Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outbox, Outgoing, SinkDepth,
+    StoredMessage,
+};
 
 use crate::{
-    model::{
-        AuditEntry, ClerkId, FieldSet, LineHash, MessageType, Outcome, Receipt, Register, Seal, SvixId, User,
-    },
+    model::{AuditEntry, ClerkId, FieldSet, LineHash, Outcome, Receipt, Register, Seal, SvixId, User},
     telemetry::TraceContext,
 };
 
@@ -44,7 +47,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A database that keeps users.
 #[async_trait]
-pub trait Store: Notes + Send + Sync + 'static {
+pub trait Store: Notes + Outbox + Send + Sync + 'static {
     /// How many transactions it can usefully run side by side.
     fn writers(&self) -> usize;
 
@@ -91,9 +94,6 @@ pub trait Store: Notes + Send + Sync + 'static {
     /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
     /// beginning.
     async fn first_due(&self) -> Result<Option<DateTime<Utc>>>;
-
-    /// When the first message for this sink is due, or comes free again; `None` also if the sink is paused.
-    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>>;
 
     /// Rung after each commit of this process that left something to be worked on.
     fn bell(&self) -> Arc<Notify>;
@@ -144,62 +144,6 @@ pub trait Store: Notes + Send + Sync + 'static {
 
     /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
     async fn estimate_standing(&self) -> Result<Count>;
-
-    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
-    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
-    /// before it is [finished](Self::finish_messages) or the lease ends.
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>>;
-
-    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
-    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
-    /// the next one of its user may go.
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64>;
-
-    /// What waits and what is dead, by sink.
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
-
-    /// Up to `limit` messages in the order of their `id`, in every state.
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
-
-    /// Those of these messages that there are, in any order.
-    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>>;
-
-    /// One message, and its JSON if it is still kept.
-    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>>;
-
-    /// Make dead messages pending and due; returns how many. Those stay dead whose user has had a later message
-    /// delivered, or has one on its way: what they say is out of date.
-    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64>;
-
-    /// Give up messages that are dead or wait, and forget what they say; returns how many. Deletions and what is on its
-    /// way stay.
-    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64>;
-
-    /// Stop handing out messages for this sink. What is on its way is not held up.
-    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()>;
-
-    /// Hand out messages for this sink again; false if it was not paused.
-    async fn resume_sink(&self, sink: &str) -> Result<bool>;
-
-    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
-    /// With `moved` it counts as the same system as ever: whoever was told of there counts as told of here.
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
-
-    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
-    /// one.
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
-
-    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
-
-    /// Which sinks are paused, and since when.
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
-
-    /// What a sink remembers of a user who is one of its recipients.
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
-
-    /// Let a sink remember this of a user; false if the user is none of its recipients.
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 
     /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
     async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
@@ -923,170 +867,4 @@ pub struct ForeignRow {
     pub values: serde_json::Map<String, serde_json::Value>,
     /// Whether the condition holds.
     pub meets_condition: bool,
-}
-
-/// A message on its way into the outbox.
-#[derive(Clone)]
-pub struct Outgoing {
-    /// What the receiver sees.
-    pub message_id: String,
-    pub sink: String,
-    pub clerk_id: ClerkId,
-    pub kind: MessageType,
-    /// JSON: personal data.
-    pub payload: String,
-    pub created_at: DateTime<Utc>,
-    /// Where whoever wrote it stood.
-    pub trace: TraceContext,
-}
-
-impl fmt::Debug for Outgoing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { message_id, sink, kind, .. } = self;
-        write!(f, "Outgoing({message_id} {kind} for {sink}, redacted)")
-    }
-}
-
-/// A right to deliver one message, for a while.
-#[derive(Clone, Debug)]
-pub struct Lease {
-    /// Nobody else's: it tells a late answer from one in time.
-    pub token: String,
-    pub now: DateTime<Utc>,
-    /// When it ends by itself.
-    pub until: DateTime<Utc>,
-    /// Where the sink is, as a hash without spaces. It is written down that it was told there of those who are claimed,
-    /// unless they are to be deleted.
-    pub address: String,
-}
-
-/// A message that somebody delivers now.
-#[derive(Clone)]
-pub struct Claimed {
-    pub id: i64,
-    pub message_id: String,
-    pub sink: String,
-    pub clerk_id: ClerkId,
-    pub kind: MessageType,
-    /// JSON: personal data.
-    pub payload: String,
-    /// Before this one.
-    pub attempts: u32,
-    pub created_at: DateTime<Utc>,
-    /// The token of the lease.
-    pub lease: String,
-    /// Where the sink was when it was told of the user: hashes with spaces between them, behind a `-` where the user was
-    /// erased since.
-    pub addresses: String,
-    /// Where whoever wrote it stood.
-    pub trace: TraceContext,
-}
-
-impl fmt::Debug for Claimed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, message_id, sink, kind, .. } = self;
-        write!(f, "Claimed({id} {message_id} {kind} for {sink}, redacted)")
-    }
-}
-
-/// How the delivery of a message ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Delivered,
-    /// It was not begun. Whoever comes next may have it, as if nobody had taken it.
-    Untried,
-    /// Not now; `attempts` have counted so far.
-    Again {
-        attempts: u32,
-        at: DateTime<Utc>,
-        error: String,
-    },
-    /// Not at all, unless somebody asks for it.
-    Dead {
-        attempts: u32,
-        error: String,
-    },
-}
-
-impl Ending {
-    /// Whether the next message of the user may go.
-    pub fn lets_the_next_one_go(&self) -> bool {
-        matches!(self, Self::Delivered | Self::Dead { .. })
-    }
-}
-
-/// Messages of one sink by state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SinkDepth {
-    pub sink: String,
-    pub pending: u64,
-    pub dead: u64,
-    /// When the oldest pending one was written.
-    pub oldest: Option<DateTime<Utc>>,
-}
-
-/// Of whom a sink was told while it was somewhere else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Whether it was last used at another address.
-    pub moved: bool,
-    pub users: u64,
-}
-
-/// `outbox.state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MessageState {
-    Pending,
-    Dead,
-    Delivered,
-    Discarded,
-}
-
-impl MessageState {
-    /// Every state.
-    pub const ALL: [Self; 4] = [Self::Pending, Self::Dead, Self::Delivered, Self::Discarded];
-
-    /// The public name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Dead => "dead",
-            Self::Delivered => "delivered",
-            Self::Discarded => "discarded",
-        }
-    }
-
-    /// The state of this public name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.name() == name)
-    }
-}
-
-/// Which messages are looked for.
-#[derive(Clone, Debug, Default)]
-pub struct MessageFilter {
-    pub sink: Option<String>,
-    pub state: Option<MessageState>,
-    /// Those whose `id` is greater.
-    pub after: Option<i64>,
-}
-
-/// A message as it stands in the outbox, without what it says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredMessage {
-    pub id: i64,
-    pub message_id: String,
-    pub sink: String,
-    pub clerk_id: ClerkId,
-    pub kind: MessageType,
-    pub state: MessageState,
-    pub attempts: u32,
-    /// `None` also for one that waits for an older one of its user.
-    pub next_attempt_at: Option<DateTime<Utc>>,
-    /// Whether somebody has taken it; they may have died since.
-    pub taken: bool,
-    pub created_at: DateTime<Utc>,
-    pub finished_at: Option<DateTime<Utc>>,
-    /// Without anybody's data.
-    pub last_error: Option<String>,
 }

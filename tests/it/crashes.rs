@@ -25,12 +25,12 @@ use clerk_sync::{
         Receipt, Register, Seal, Subscription, SvixId, User,
     },
     store::{
-        Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending,
-        ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter,
-        Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outgoing, Outlook, Parked,
-        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record, Result, Row, RowFate,
-        RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-        Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
+        Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere,
+        Ending, ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener,
+        MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox,
+        Outgoing, Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record,
+        Result, Row, RowFate, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError,
+        StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -540,6 +540,49 @@ impl Notes for Troubled {
 }
 
 #[async_trait]
+impl Outbox for Troubled {
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
+        self.fault.call(self.inner.claim_messages(sink, lease, limit)).await
+    }
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.finish_messages(ended, now)).await
+    }
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        self.inner.outbox_depth().await
+    }
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        self.inner.messages(filter, limit).await
+    }
+    async fn message_body(&self, id: i64) -> Result<Option<String>> {
+        self.inner.message_body(id).await
+    }
+    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.tend_messages(ids, deed, now)).await
+    }
+    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
+        self.inner.set_paused(sink, since).await
+    }
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        self.inner.paused_sinks().await
+    }
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.point_sink(sink, address, moved, now)).await
+    }
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        self.inner.told_elsewhere(sink, address).await
+    }
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        self.fault.call(self.inner.keep_addresses(sink, id, addresses)).await
+    }
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        self.fault.call(self.inner.reference(sink, id)).await
+    }
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        self.fault.call(self.inner.keep_reference(sink, id, reference)).await
+    }
+}
+
+#[async_trait]
 impl Store for Troubled {
     fn writers(&self) -> usize {
         self.inner.writers()
@@ -576,9 +619,6 @@ impl Store for Troubled {
     }
     async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
         self.fault.call(self.inner.first_due()).await
-    }
-    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
-        self.inner.first_message_due(sink).await
     }
     fn bell(&self) -> Arc<Notify> {
         self.inner.bell()
@@ -626,54 +666,6 @@ impl Store for Troubled {
     }
     async fn estimate_standing(&self) -> Result<Count> {
         self.inner.estimate_standing().await
-    }
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        self.fault.call(self.inner.claim_messages(sink, lease, limit)).await
-    }
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.finish_messages(ended, now)).await
-    }
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
-        self.inner.outbox_depth().await
-    }
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
-        self.inner.messages(filter, limit).await
-    }
-    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
-        self.inner.messages_of(ids).await
-    }
-    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
-        self.inner.message(id).await
-    }
-    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.retry_messages(ids, now)).await
-    }
-    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.discard_messages(ids, now)).await
-    }
-    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
-        self.inner.pause_sink(sink, at).await
-    }
-    async fn resume_sink(&self, sink: &str) -> Result<bool> {
-        self.inner.resume_sink(sink).await
-    }
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
-        self.inner.paused_sinks().await
-    }
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-        self.fault.call(self.inner.reference(sink, id)).await
-    }
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
-        self.fault.call(self.inner.keep_reference(sink, id, reference)).await
-    }
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.point_sink(sink, address, moved, now)).await
-    }
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
-        self.inner.told_elsewhere(sink, address).await
-    }
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
-        self.fault.call(self.inner.keep_addresses(sink, id, addresses)).await
     }
     async fn held_due(
         &self,

@@ -18,7 +18,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::USER,
     model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
+    store::{Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
@@ -429,13 +429,13 @@ async fn after_a_dead_message_the_later_ones_go_on(mut world: World) {
 async fn a_paused_sink_is_handed_nothing(mut world: World) {
     subscribe(&mut world, &["crm", "mail"]);
     world.deliver(&Event::created("user_1")).await;
-    world.store.pause_sink("crm", world.now).await.unwrap();
-    world.store.pause_sink("crm", world.now + TimeDelta::seconds(5)).await.unwrap();
+    assert!(world.store.set_paused("crm", Some(world.now)).await.unwrap());
+    assert!(!world.store.set_paused("crm", Some(world.now + TimeDelta::seconds(5))).await.unwrap());
     assert!(claim(&world, "crm").await.is_none());
     assert!(claim(&world, "mail").await.is_some());
     assert_eq!(world.store.paused_sinks().await.unwrap(), [("crm".to_owned(), world.now)]);
-    assert!(world.store.resume_sink("crm").await.unwrap());
-    assert!(!world.store.resume_sink("crm").await.unwrap());
+    assert!(world.store.set_paused("crm", None).await.unwrap());
+    assert!(!world.store.set_paused("crm", None).await.unwrap());
     assert!(claim(&world, "crm").await.is_some());
 }
 
@@ -656,7 +656,8 @@ async fn a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_
         let first = claimed(&world, "crm").await;
         finish(&world, &first, dead()).await;
         let (store, lease, now, id) = (Arc::clone(&world.store), lease(&world), world.now, first.id);
-        let retrying = tokio::spawn(async move { store.retry_messages(&[id], now).await.unwrap() });
+        let retrying =
+            tokio::spawn(async move { store.tend_messages(&[id], Deed::Retry, now).await.unwrap() });
         let claimed_meanwhile = world.store.claim_messages("crm", &lease, 1).await.unwrap().pop();
         let retried = retrying.await.unwrap() == 1;
         match claimed_meanwhile {
@@ -712,7 +713,7 @@ async fn messages_are_listed_without_what_they_say(mut world: World) {
     let first = claimed(&world, "crm").await;
     finish(&world, &first, dead()).await;
     let list = async |sink: Option<&str>, state, after, limit| {
-        let filter = MessageFilter { sink: sink.map(ToOwned::to_owned), state, after };
+        let filter = MessageFilter { sink: sink.map(ToOwned::to_owned), state, after, ids: None };
         world.store.messages(&filter, limit).await.unwrap()
     };
     let all = list(None, None, None, 10).await;
@@ -725,10 +726,10 @@ async fn messages_are_listed_without_what_they_say(mut world: World) {
     assert_eq!((dead[0].attempts, dead[0].finished_at), (1, Some(world.now)));
     assert!(list(Some("mail"), Some(MessageState::Dead), None, 10).await.is_empty());
     assert!(!format!("{all:?} {first:?}").contains("Ada"), "what is logged says nothing of anybody");
-    let (shown, payload) = world.store.message(first.id).await.unwrap().unwrap();
-    assert_eq!(shown, dead[0]);
-    assert_eq!(payload, Some(first.payload));
-    assert_eq!(world.store.message(4711).await.unwrap(), None);
+    let filter = MessageFilter { ids: Some(vec![4711, first.id]), ..MessageFilter::default() };
+    assert_eq!(world.store.messages(&filter, 10).await.unwrap(), dead);
+    assert_eq!(world.store.message_body(first.id).await.unwrap(), Some(first.payload));
+    assert_eq!(world.store.message_body(4711).await.unwrap(), None);
 }
 
 async fn messages_are_counted_by_sink(mut world: World) {

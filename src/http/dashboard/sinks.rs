@@ -110,7 +110,8 @@ pub(super) async fn show(
     }
     let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
     let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
-    let mut filter = MessageFilter { sink: Some(name.clone()), state: Some(state_at_first), after: None };
+    let (sink, state_at_first) = (Some(name.clone()), Some(state_at_first));
+    let mut filter = MessageFilter { sink, state: state_at_first, ..MessageFilter::default() };
     for (parameter, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
         match &*parameter {
             "state" => filter.state = MessageState::named(&value),
@@ -232,11 +233,11 @@ pub(super) async fn act(
     let sink = name.clone();
     let (done, number) = match form.value("action") {
         Some("pause") => {
-            read(&app, async move |store| store.pause_sink(&sink, now).await).await?;
+            read(&app, async move |store| store.set_paused(&sink, Some(now)).await).await?;
             (Done::Paused, 1)
         }
         Some("resume") => {
-            read(&app, async move |store| store.resume_sink(&sink).await).await?;
+            read(&app, async move |store| store.set_paused(&sink, None).await).await?;
             (Done::Resumed, 1)
         }
         Some("retry") => {

@@ -155,6 +155,7 @@ pub(super) async fn list(
         sink: query.value("sink", sink, SINK)?,
         state: query.value("state", MessageState::named, STATE)?,
         after: query.value("after", |text| text.parse().ok(), AFTER)?,
+        ids: None,
     };
     let limit = query.limit()?;
     let of_sink = filter.sink.clone().filter(|_| filter.after.is_none());
@@ -253,7 +254,7 @@ pub(super) async fn pause(
     let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
     known(&app, Some(name.clone())).await?;
     let (paused, now) = (name.clone(), (app.clock)());
-    read(&app, async move |store| store.pause_sink(&paused, now).await).await?;
+    read(&app, async move |store| store.set_paused(&paused, Some(now)).await).await?;
     Ok(Json(SinkState { sink: name, paused: true }))
 }
 
@@ -277,7 +278,7 @@ pub(super) async fn resume(
     let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
     known(&app, Some(name.clone())).await?;
     let resumed = name.clone();
-    read(&app, async move |store| store.resume_sink(&resumed).await).await?;
+    read(&app, async move |store| store.set_paused(&resumed, None).await).await?;
     Ok(Json(SinkState { sink: name, paused: false }))
 }
 

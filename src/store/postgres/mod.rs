@@ -20,9 +20,7 @@ mod error;
 mod foreign;
 mod inspect;
 mod others;
-mod outbox;
 mod queue;
-mod references;
 mod relay;
 mod removal;
 mod retention;
@@ -68,11 +66,10 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading, ForeignRow,
-    ForeignTable, Inspection, Known, Lease, Listener, MessageFilter, Migration, MigrationStatus, Minimized,
-    Missing, Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
-    Result, Route, Row, RowFilter, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone,
-    Transaction, Trouble,
+    AuditLine, Bucket, Count, DeliveryFilter, ForeignReading, ForeignRow, ForeignTable, Inspection, Known,
+    Listener, Migration, MigrationStatus, Minimized, Missing, Old, OpenErasures, Parked, Patience, Processed,
+    QueueDepth, QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
+    StoreError, Tombstone, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
@@ -506,10 +503,6 @@ impl Store for Postgres {
         Ok(due)
     }
 
-    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
-        outbox::first_due(self, sink).await
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.others.bell)
     }
@@ -585,70 +578,6 @@ impl Store for Postgres {
 
     async fn estimate_standing(&self) -> Result<Count> {
         inspect::estimate_standing(self).await
-    }
-
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        outbox::claim(self, sink, lease, limit).await
-    }
-
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
-        outbox::finish(self, ended, now).await
-    }
-
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
-        outbox::depth(self).await
-    }
-
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
-        outbox::messages(self, filter, limit).await
-    }
-
-    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
-        outbox::messages_of(self, ids).await
-    }
-
-    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
-        outbox::message(self, id).await
-    }
-
-    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        outbox::retry(self, ids, now).await
-    }
-
-    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        outbox::discard(self, ids, now).await
-    }
-
-    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
-        outbox::pause(self, sink, at).await
-    }
-
-    async fn resume_sink(&self, sink: &str) -> Result<bool> {
-        outbox::resume(self, sink).await
-    }
-
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
-        outbox::paused(self).await
-    }
-
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-        references::reference(self, sink, id).await
-    }
-
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
-        references::keep_reference(self, sink, id, reference).await
-    }
-
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        references::point(self, sink, address, moved, now).await
-    }
-
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
-        references::told_elsewhere(self, sink, address).await
-    }
-
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
-        references::keep_addresses(self, sink, id, addresses).await
     }
 
     async fn held_due(

@@ -19,9 +19,13 @@ impl Database for Postgres {
             Purpose::WriteUnhurried => &self.begin_unhurried,
             Purpose::Page => &self.begin_page,
             Purpose::Count => &self.begin_count,
-            Purpose::Scan => &self.begin_migration,
+            Purpose::Scan | Purpose::WriteMany => &self.begin_migration,
         };
         Ok(Box::new(Self::session(self, begin).await?))
+    }
+
+    fn has_one_writer(&self) -> bool {
+        false
     }
 }
 
@@ -33,6 +37,9 @@ impl shared::Session for Session {
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        if statement.sql(Dialect::Postgres).is_empty() {
+            return Ok(0);
+        }
         Self::execute(self, bound(statement, values)).await
     }
 

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
-use super::{Session, erasure, get, outbox, queue, removal, sequences::Sequences, sight, sql};
+use super::{Session, erasure, get, queue, removal, sequences::Sequences, sight, sql};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Holds, Outcome, Profile, Receipt, Register, SvixId, User, Value},
     store::{
         Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Trouble,
         Waiting, Way,
-        sql::{ledger, objects},
+        sql::{ledger, objects, outbox},
     },
     telemetry::TraceContext,
 };
@@ -297,17 +297,11 @@ impl Transaction for PostgresTransaction {
     }
 
     async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
-        if messages.is_empty() {
-            return Ok(());
-        }
         let told = outbox::tell(&mut self.session, messages).await;
         self.sequences.checked(&mut self.session, "outbox", told).await
     }
 
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
         outbox::recall(&mut self.session, ids, now).await
     }
 

@@ -6,8 +6,10 @@ mod batch;
 pub(in crate::store) mod ledger;
 mod notes;
 pub(in crate::store) mod objects;
+pub(in crate::store) mod outbox;
 mod row;
 mod seals;
+mod sinks;
 mod statement;
 mod value;
 
@@ -26,6 +28,9 @@ use super::{Patience, Result};
 pub trait Database: Send + Sync + 'static {
     /// Open a transaction for this purpose.
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn Session>>;
+
+    /// Whether one transaction writes at a time, so that it is worth a look first whether there is anything to write.
+    fn has_one_writer(&self) -> bool;
 }
 
 /// What a transaction is for, so that it waits as long as it is worth.
@@ -40,6 +45,8 @@ pub enum Purpose {
     /// To go through a whole table while nobody waits.
     Scan,
     Write(Patience),
+    /// To write to a whole table while nobody waits.
+    WriteMany,
     /// To write what may be lost if the server dies within the next second.
     WriteUnhurried,
 }
@@ -55,7 +62,7 @@ pub trait Session: Send {
     /// The rows that a statement gives.
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
-    /// Run a statement; gives how many rows it wrote.
+    /// Run a statement; gives how many rows it wrote. One that is empty for this database is not sent.
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
 
     /// Write rows that the application may have put triggers and constraints on; gives the rows that a statement returns.
@@ -87,9 +94,13 @@ mod tests {
     fn statements_are_as_they_were_reviewed() {
         for dialect in Dialect::ALL {
             let mut all = String::new();
-            for (file, statements) in
-                [("ledger", ledger::STATEMENTS), ("notes", notes::STATEMENTS), ("seals", seals::STATEMENTS)]
-            {
+            for (file, statements) in [
+                ("ledger", ledger::STATEMENTS),
+                ("notes", notes::STATEMENTS),
+                ("outbox", outbox::STATEMENTS),
+                ("seals", seals::STATEMENTS),
+                ("sinks", sinks::STATEMENTS),
+            ] {
                 for (name, statement) in statements {
                     let _ = writeln!(all, "-- {file}: {name}\n{}\n", statement.sql(dialect));
                 }

@@ -14,10 +14,8 @@ mod transaction;
 mod audit;
 mod erasure;
 mod others;
-mod outbox;
 mod processed;
 mod queue;
-mod references;
 mod retention;
 mod rows;
 pub(super) mod seals;
@@ -61,11 +59,10 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    AuditLine, Bucket, Claimed, Count, DeliveryFilter, Elsewhere, Ending, ForeignReading, ForeignRow,
-    ForeignTable, Inspection, Known, Lease, Listener, MessageFilter, Migration, MigrationStatus, Minimized,
-    Old, OpenErasures, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result, Row,
-    RowFilter, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, Tombstone, Transaction,
-    Trouble,
+    AuditLine, Bucket, Count, DeliveryFilter, ForeignReading, ForeignRow, ForeignTable, Inspection, Known,
+    Listener, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
+    QueueDepth, QueueFilter, Queued, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
+    Tombstone, Transaction, Trouble,
     sql::{Database as _, Purpose, ledger, objects},
 };
 use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
@@ -251,10 +248,6 @@ impl Store for Sqlite {
         queue::first_due(&mut *self.read().await?).await
     }
 
-    async fn first_message_due(&self, sink: &str) -> Result<Option<DateTime<Utc>>> {
-        outbox::first_due(&mut *self.read().await?, sink).await
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.housekeeping.bell)
     }
@@ -321,103 +314,6 @@ impl Store for Sqlite {
 
     async fn estimate_standing(&self) -> Result<Count> {
         Ok(Count::exact(users::count_standing(&mut *self.read().await?).await?))
-    }
-
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        // Asking whether anything is due needs no write lock.
-        if !outbox::any_due(&mut *self.read().await?, sink, lease.now).await? {
-            return Ok(Vec::new());
-        }
-        let mut transaction = self.write(Patience::Normal).await?;
-        let claimed = outbox::claim(transaction.connection()?, sink, lease, limit).await?;
-        Box::new(transaction).commit().await?;
-        Ok(claimed)
-    }
-
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let mut finished = 0;
-        for (claimed, ending) in ended {
-            finished += u64::from(outbox::finish(transaction.connection()?, claimed, ending, now).await?);
-        }
-        Box::new(transaction).commit().await?;
-        Ok(finished)
-    }
-
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
-        outbox::depth(&mut *self.read().await?).await
-    }
-
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
-        outbox::messages(&mut *self.read().await?, filter, limit).await
-    }
-
-    async fn messages_of(&self, ids: &[i64]) -> Result<Vec<StoredMessage>> {
-        outbox::messages_of(&mut *self.read().await?, ids).await
-    }
-
-    async fn message(&self, id: i64) -> Result<Option<(StoredMessage, Option<String>)>> {
-        outbox::message(&mut *self.read().await?, id).await
-    }
-
-    async fn retry_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let retried = outbox::retry(transaction.connection()?, ids, now).await?;
-        outbox::arrange(transaction.connection()?, &retried, now).await?;
-        Box::new(transaction).commit().await?;
-        Ok(retried.len() as u64)
-    }
-
-    async fn discard_messages(&self, ids: &[i64], now: DateTime<Utc>) -> Result<u64> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let discarded = outbox::discard(transaction.connection()?, ids, now).await?;
-        outbox::arrange(transaction.connection()?, &discarded, now).await?;
-        Box::new(transaction).commit().await?;
-        Ok(discarded.len() as u64)
-    }
-
-    async fn pause_sink(&self, sink: &str, at: DateTime<Utc>) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        outbox::pause(transaction.connection()?, sink, at).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn resume_sink(&self, sink: &str) -> Result<bool> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let resumed = outbox::resume(transaction.connection()?, sink).await?;
-        Box::new(transaction).commit().await?;
-        Ok(resumed)
-    }
-
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
-        outbox::paused(&mut *self.read().await?).await
-    }
-
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-        references::reference(&mut *self.read().await?, sink, id).await
-    }
-
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let kept = references::keep_reference(transaction.connection()?, sink, id, reference).await?;
-        Box::new(transaction).commit().await?;
-        Ok(kept)
-    }
-
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        references::point(transaction.connection()?, sink, address, moved, now).await?;
-        Box::new(transaction).commit().await
-    }
-
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
-        references::told_elsewhere(&mut *self.read().await?, sink, address).await
-    }
-
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        references::keep_addresses(transaction.connection()?, sink, id, addresses).await?;
-        Box::new(transaction).commit().await
     }
 
     async fn held_due(

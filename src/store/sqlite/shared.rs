@@ -16,11 +16,15 @@ impl Database for Sqlite {
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn Session>> {
         Ok(match purpose {
             Purpose::Write(patience) => Box::new(self.write(patience).await?),
-            Purpose::WriteUnhurried => Box::new(self.write(Patience::Normal).await?),
+            Purpose::WriteMany | Purpose::WriteUnhurried => Box::new(self.write(Patience::Normal).await?),
             Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
                 Box::new(Reader(self.read().await?))
             }
         })
+    }
+
+    fn has_one_writer(&self) -> bool {
+        true
     }
 }
 

@@ -21,14 +21,14 @@ use tokio::sync::Notify;
 use super::{
     audit, erasure,
     error::{explain, is_of_the_statement},
-    outbox, processed, queue, retention, shared, text, users,
+    processed, queue, retention, shared, text, users,
 };
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
         Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
-        sql::{ledger, objects},
+        sql::{ledger, objects, outbox},
     },
 };
 
@@ -442,21 +442,11 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let kept = outbox::tell(self.connection()?, messages).await;
-        self.noted(kept)
+        outbox::tell(self, messages).await
     }
 
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let recalled = outbox::recall(self.connection()?, ids, now).await;
-        self.removed(recalled)?;
-        let told = outbox::to_be_told(self.connection()?, ids).await;
-        self.noted(told)
+        outbox::recall(self, ids, now).await
     }
 
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {

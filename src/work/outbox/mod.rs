@@ -18,6 +18,7 @@ use std::{
     collections::BTreeSet,
     num::NonZeroU32,
     pin::pin,
+    slice,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -551,7 +552,8 @@ impl Tenant for Dispatcher {
             // Whether the sink may be tried is asked of nobody else.
             return Ok(Some((self.clock)() + BREAK));
         }
-        self.ask(self.store.first_message_due(self.name())).await
+        let sinks = slice::from_ref(&self.destination.subscription.sink);
+        Ok(self.ask(self.store.outlook(sinks)).await?.message)
     }
 }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     model::MessageType,
-    store::{MessageFilter, MessageState, Result, Store, StoredMessage},
+    store::{Deed, MessageFilter, MessageState, Result, Store, StoredMessage},
 };
 
 /// Messages in one transaction.
@@ -42,12 +42,6 @@ pub struct Tally {
     pub done: u64,
     /// Deletions that were to be given up, and stay: whoever was told of a user has to hear that they are gone.
     pub deletions: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Deed {
-    Retry,
-    Discard,
 }
 
 /// Make dead messages due again; on a dry run only count them.
@@ -101,7 +95,8 @@ async fn each_step(
             ids.sort_unstable();
             ids.dedup();
             for ids in ids.chunks(STEP as usize) {
-                let found = store.messages_of(ids).await?;
+                let these = MessageFilter { ids: Some(ids.to_vec()), ..MessageFilter::default() };
+                let found = store.messages(&these, STEP).await?;
                 step(store, &found, deed, dry_run, now, &mut tally).await?;
             }
             return Ok(tally);
@@ -109,7 +104,7 @@ async fn each_step(
         Selection::Sink(sink) => Some(sink.clone()),
         Selection::All => None,
     };
-    let mut filter = MessageFilter { sink, state: Some(MessageState::Dead), after: None };
+    let mut filter = MessageFilter { sink, state: Some(MessageState::Dead), ..MessageFilter::default() };
     loop {
         let page = store.messages(&filter, STEP).await?;
         let Some(last) = page.last() else { return Ok(tally) };
@@ -134,10 +129,7 @@ async fn step(
         return Ok(());
     }
     let ids: Vec<i64> = messages.iter().map(|message| message.id).collect();
-    tally.done += match deed {
-        Deed::Retry => store.retry_messages(&ids, now).await?,
-        Deed::Discard => store.discard_messages(&ids, now).await?,
-    };
+    tally.done += store.tend_messages(&ids, deed, now).await?;
     Ok(())
 }
 

@@ -1,0 +1,312 @@
+//! The outbox: what other systems are told, how far that has come, and what is known of them.
+//!
+//! Messages are written and recalled by a [`Transaction`](super::Transaction) beside the changes that they tell of.
+
+use std::{collections::HashMap, fmt};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use super::Result;
+use crate::{
+    model::{ClerkId, MessageType},
+    telemetry::TraceContext,
+};
+
+/// See the head of this file.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
+    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
+    /// before it is [finished](Self::finish_messages) or the lease ends.
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>>;
+
+    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
+    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
+    /// the next one of its user may go.
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64>;
+
+    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
+
+    /// Up to `limit` messages in the order of their `id`, in every state.
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
+
+    /// What a message says, as JSON, if it is still kept.
+    async fn message_body(&self, id: i64) -> Result<Option<String>>;
+
+    /// Do this with messages; returns with how many it could be done.
+    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
+
+    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
+    /// changed anything. What is on its way is not held up.
+    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool>;
+
+    /// Which sinks are paused, and since when.
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
+
+    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
+    /// With `moved` it counts as the same system as ever: whoever was told of there counts as told of here.
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
+
+    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
+    /// one.
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
+
+    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
+
+    /// What a sink remembers of a user who is one of its recipients.
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
+
+    /// Let a sink remember this of a user; false if the user is none of its recipients.
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
+}
+
+/// A message on its way into the outbox.
+#[derive(Clone)]
+pub struct Outgoing {
+    /// What the receiver sees.
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    /// JSON: personal data.
+    pub payload: String,
+    pub created_at: DateTime<Utc>,
+    /// Where whoever wrote it stood.
+    pub trace: TraceContext,
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { message_id, sink, kind, .. } = self;
+        write!(f, "Outgoing({message_id} {kind} for {sink}, redacted)")
+    }
+}
+
+/// A right to deliver one message, for a while.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Nobody else's: it tells a late answer from one in time.
+    pub token: String,
+    pub now: DateTime<Utc>,
+    /// When it ends by itself.
+    pub until: DateTime<Utc>,
+    /// Where the sink is, as a hash without spaces. It is written down that it was told there of those who are claimed,
+    /// unless they are to be deleted.
+    pub address: String,
+}
+
+/// A message that somebody delivers now.
+#[derive(Clone)]
+pub struct Claimed {
+    pub id: i64,
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    /// JSON: personal data.
+    pub payload: String,
+    /// Before this one.
+    pub attempts: u32,
+    pub created_at: DateTime<Utc>,
+    /// The token of the lease.
+    pub lease: String,
+    /// Where the sink was when it was told of the user: hashes with spaces between them, behind a `-` where the user was
+    /// erased since.
+    pub addresses: String,
+    /// Where whoever wrote it stood.
+    pub trace: TraceContext,
+}
+
+impl fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, message_id, sink, kind, .. } = self;
+        write!(f, "Claimed({id} {message_id} {kind} for {sink}, redacted)")
+    }
+}
+
+impl Claimed {
+    /// The sink is about to be told of the user at this address; false if it was told there before. A deletion tells it
+    /// nothing.
+    pub(super) fn is_told_at(&mut self, address: &str) -> bool {
+        let is_new =
+            self.kind != MessageType::UserDeleted && self.addresses.split(' ').all(|known| known != address);
+        if is_new {
+            if !self.addresses.is_empty() {
+                self.addresses.push(' ');
+            }
+            self.addresses.push_str(address);
+        }
+        is_new
+    }
+}
+
+/// How the delivery of a message ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Delivered,
+    /// It was not begun. Whoever comes next may have it, as if nobody had taken it.
+    Untried,
+    /// Not now; `attempts` have counted so far.
+    Again {
+        attempts: u32,
+        at: DateTime<Utc>,
+        error: String,
+    },
+    /// Not at all, unless somebody asks for it.
+    Dead {
+        attempts: u32,
+        error: String,
+    },
+}
+
+impl Ending {
+    /// Why the message was not delivered, if it was tried.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Delivered | Self::Untried => None,
+            Self::Again { error, .. } | Self::Dead { error, .. } => Some(error),
+        }
+    }
+
+    /// What is written of the message: its state, how often it was tried, and when it is due.
+    pub(super) fn written(&self, claimed: &Claimed) -> (MessageState, u32, Option<DateTime<Utc>>) {
+        match self {
+            Self::Delivered => (MessageState::Delivered, claimed.attempts + 1, None),
+            // It stands before whatever became due since.
+            Self::Untried => (MessageState::Pending, claimed.attempts, Some(claimed.created_at)),
+            Self::Again { attempts, at, .. } => (MessageState::Pending, *attempts, Some(*at)),
+            Self::Dead { attempts, .. } => (MessageState::Dead, *attempts, None),
+        }
+    }
+}
+
+/// What follows from the ends of messages for everything else.
+#[derive(Default)]
+pub(super) struct Aftermath<'a> {
+    /// Messages that were not delivered, and that nobody can deliver any more: their users were erased meanwhile.
+    pub gone: Vec<i64>,
+    /// Of these sinks and users the next message may go.
+    pub next: Vec<(String, ClerkId)>,
+    /// Deletions that were tried, and why they are not done. Without a reason the receipt is completed.
+    pub deletions: Vec<(&'a Claimed, Option<&'a str>)>,
+    /// These sinks know nothing of these users any more.
+    pub forgotten: Vec<(String, ClerkId)>,
+}
+
+impl<'a> Aftermath<'a> {
+    /// `written` has the messages whose ends were still ours to say, and whether nothing is left of what they said.
+    pub(super) fn of(ended: &'a [(Claimed, Ending)], written: &HashMap<i64, bool>) -> Self {
+        let mut this = Self::default();
+        for (claimed, ending) in ended {
+            let Some(is_emptied) = written.get(&claimed.id) else { continue };
+            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
+            let is_delivered = *ending == Ending::Delivered;
+            let is_deletion = claimed.kind == MessageType::UserDeleted;
+            let is_gone = *is_emptied && !is_delivered;
+            if is_gone {
+                this.gone.push(claimed.id);
+            }
+            if is_gone || is_delivered || matches!(ending, Ending::Dead { .. }) {
+                this.next.push(recipient());
+            }
+            if is_deletion && *ending != Ending::Untried {
+                this.deletions.push((claimed, ending.error()));
+            }
+            if is_deletion && is_delivered {
+                this.forgotten.push(recipient());
+            }
+        }
+        this
+    }
+}
+
+/// What an operator does with messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Make dead ones pending and due. Those stay dead whose user has had a later message delivered, or has one on its way:
+    /// what they say is out of date.
+    Retry,
+    /// Give up those that are dead or wait, and forget what they say. Deletions and what is on its way stay.
+    Discard,
+}
+
+/// Messages of one sink by state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkDepth {
+    pub sink: String,
+    pub pending: u64,
+    pub dead: u64,
+    /// When the oldest pending one was written.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// Of whom a sink was told while it was somewhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Whether it was last used at another address.
+    pub moved: bool,
+    pub users: u64,
+}
+
+/// `outbox.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageState {
+    Pending,
+    Dead,
+    Delivered,
+    Discarded,
+}
+
+impl MessageState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Dead, Self::Delivered, Self::Discarded];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Dead => "dead",
+            Self::Delivered => "delivered",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// The state of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// Which messages are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct MessageFilter {
+    /// Those of these ids.
+    pub ids: Option<Vec<i64>>,
+    pub sink: Option<String>,
+    pub state: Option<MessageState>,
+    /// Those whose `id` is greater.
+    pub after: Option<i64>,
+}
+
+/// A message as it stands in the outbox, without what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    pub id: i64,
+    pub message_id: String,
+    pub sink: String,
+    pub clerk_id: ClerkId,
+    pub kind: MessageType,
+    pub state: MessageState,
+    pub attempts: u32,
+    /// `None` also for one that waits for an older one of its user.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Whether somebody has taken it; they may have died since.
+    pub taken: bool,
+    pub created_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Without anybody's data.
+    pub last_error: Option<String>,
+}

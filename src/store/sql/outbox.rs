@@ -1,0 +1,491 @@
+//! [`Outbox`] in SQL.
+//!
+//! Of the pending messages of one user and sink only the oldest has a time at which it is due. So what is due is found
+//! by one search, however many wait behind it, and nothing overtakes. Whoever adds a message or takes one away holds the
+//! user's register, or two of them would each believe that the other lets the next one go.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use super::{
+    Database, Purpose, Row, Session, Value, batch, ledger, row::Readable, sinks, statements, values,
+};
+use crate::{
+    model::{ClerkId, MessageType},
+    store::{
+        Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Notes, Outbox, Outgoing,
+        Result, SinkDepth, StoredMessage, outbox::Aftermath,
+    },
+    telemetry::TraceContext,
+};
+
+/// The columns in the order in which [`stored`] reads them.
+macro_rules! columns {
+    () => {
+        "o.id, o.message_id, o.sink, o.clerk_id, o.type, o.state, o.attempts, o.next_attempt_at, o.lease IS NOT NULL,
+         o.created_at, o.finished_at, o.last_error"
+    };
+}
+
+/// A page of those that are looked for.
+macro_rules! page {
+    () => {
+        "o.id > $1 AND ($2 IS NULL OR o.sink = $2) AND ($3 IS NULL OR o.state = $3) ORDER BY o.id LIMIT $4"
+    };
+}
+
+statements! {
+    TELL = "WITH n AS (
+            SELECT * FROM {batch $1 AS n: clerk_id text, sink text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}
+        ){postgres , told AS (
+            INSERT INTO outbox_recipients (clerk_id, sink, addresses) SELECT clerk_id, sink, '' FROM n
+            ON CONFLICT (clerk_id, sink) DO NOTHING
+        )}
+        INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
+        SELECT n.message_id, n.sink, n.clerk_id, n.type, n.payload, 'pending',
+               -- One search a message; the limit keeps the planner from reading all that waits instead.
+               CASE WHEN n.first AND (
+                   SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
+               ) IS NULL THEN n.created_at END,
+               n.created_at, n.trace_context
+        FROM n
+        ORDER BY n.place";
+
+    // PostgreSQL writes them in the same round trip.
+    TELL_WHOM = "{sqlite INSERT INTO outbox_recipients (clerk_id, sink, addresses)
+        SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
+        WHERE true
+        ON CONFLICT (clerk_id, sink) DO NOTHING}";
+
+    RECALL = "DELETE FROM outbox
+        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type <> 'user.deleted'
+          -- On its way, and still in time.
+          AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)
+        RETURNING sink, clerk_id";
+
+    EMPTY = "UPDATE outbox SET payload = NULL
+        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type <> 'user.deleted'";
+
+    // Which sinks were ever told of these users, and wait for no deletion yet.
+    TO_BE_TOLD = "SELECT r.clerk_id, r.sink FROM outbox_recipients AS r
+        WHERE r.clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND (
+            SELECT id FROM outbox
+            WHERE sink = r.sink AND clerk_id = r.clerk_id AND state = 'pending' AND type = 'user.deleted'
+            LIMIT 1
+        ) IS NULL
+        ORDER BY 1, 2";
+
+    CLAIM = "UPDATE outbox SET lease = $3, next_attempt_at = $4
+        WHERE id {in
+            SELECT id FROM outbox
+            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
+              AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
+            ORDER BY next_attempt_at, id
+            LIMIT $5
+            -- Another replica takes others.
+            {postgres FOR UPDATE SKIP LOCKED}
+        }
+        RETURNING id, message_id, clerk_id, type, payload, attempts, created_at, trace_context,
+                  (SELECT addresses FROM outbox_recipients AS r WHERE r.clerk_id = outbox.clerk_id AND r.sink = $1)";
+
+    FINISH = "WITH n AS (
+            SELECT * FROM {batch $1 AS n: message bigint, token text, state text, attempts bigint, at time, error text}
+        )
+        UPDATE outbox
+        SET state = n.state, attempts = n.attempts, next_attempt_at = n.at, lease = NULL,
+            last_error = CASE WHEN n.state = 'pending' THEN coalesce(n.error, last_error) ELSE n.error END,
+            finished_at = CASE WHEN n.state <> 'pending' THEN $2 END,
+            payload = CASE WHEN n.state <> 'delivered' THEN payload END
+        FROM n
+        -- A lease stands only on what is pending.
+        WHERE id = n.message AND lease = n.token AND id {in SELECT message FROM n}
+        RETURNING id, payload IS NULL";
+
+    REMOVE = "DELETE FROM outbox WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}";
+
+    // Of each sink and user the oldest message that waits, unless it may go already.
+    PROMOTE = "UPDATE outbox SET next_attempt_at = $2
+        WHERE next_attempt_at IS NULL AND id {in
+            SELECT (
+                SELECT o.id FROM outbox AS o
+                WHERE o.sink = n.sink AND o.clerk_id = n.clerk_id AND o.state = 'pending'
+                ORDER BY o.id
+                LIMIT 1
+            ) FROM {batch $1 AS n: sink text, clerk_id text}
+        }";
+
+    CONFIRM = "WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, sink text, error text})
+        UPDATE erasure_receipts AS r
+        SET attempts = r.attempts + 1, last_error = n.error, completed_at = CASE WHEN n.error IS NULL THEN $2 END
+        FROM n
+        WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL
+          AND r.clerk_id {in SELECT clerk_id FROM n}";
+
+    DEPTH = "SELECT sink, CAST(sum(pending) AS bigint), CAST(sum(dead) AS bigint), min(oldest) FROM (
+            -- Each half is answered by an index alone.
+            SELECT sink, count(*) AS pending, 0 AS dead, min(created_at) AS oldest
+            FROM outbox WHERE state = 'pending' GROUP BY sink
+            UNION ALL
+            SELECT sink, 0, count(*), NULL FROM outbox WHERE state = 'dead' GROUP BY sink
+        ) AS counted
+        GROUP BY sink ORDER BY sink";
+
+    MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o WHERE ", page!());
+
+    // The dead are few among many, and an index of their own finds them only where they are asked for by name.
+    DEAD_MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o WHERE o.state = 'dead' AND ", page!());
+
+    THESE_MESSAGES = concat!(
+        "SELECT ", columns!(), " FROM outbox AS o
+        WHERE o.id {in SELECT n.id FROM {batch $5 AS n: id bigint}} AND ", page!()
+    );
+
+    BODY = "SELECT payload FROM outbox WHERE id = $1";
+
+    RECIPIENTS = "SELECT DISTINCT sink, clerk_id FROM outbox
+        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}";
+
+    LOCK_OLDEST = "SELECT o.id FROM {batch $1 AS n: sink text, clerk_id text}
+        {lock outbox AS o WHERE o.id = (
+            SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' ORDER BY id LIMIT 1
+        )}";
+
+    RETRY = "UPDATE outbox
+        SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
+        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}} AND state = 'dead' AND payload IS NOT NULL
+          -- The next one that is not given up decides: nothing behind it has been handed out.
+          AND NOT coalesce((
+              SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
+              FROM outbox AS later
+              WHERE later.clerk_id = outbox.clerk_id AND later.sink = outbox.sink AND later.id > outbox.id
+                AND later.state IN ('pending', 'delivered')
+              ORDER BY later.id
+              LIMIT 1
+          ), false)";
+
+    DISCARD = "UPDATE outbox
+        SET state = 'discarded', payload = NULL, lease = NULL, next_attempt_at = NULL, finished_at = $2
+        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}
+          AND type <> 'user.deleted' AND state IN ('pending', 'dead')
+          AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)";
+
+    // What was the oldest waits again if an older one is pending now.
+    DEMOTE = "UPDATE outbox SET next_attempt_at = NULL, lease = NULL
+        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}} AND next_attempt_at IS NOT NULL AND id <> (
+            SELECT o.id FROM outbox AS o
+            WHERE o.sink = outbox.sink AND o.clerk_id = outbox.clerk_id AND o.state = 'pending'
+            ORDER BY o.id
+            LIMIT 1
+        )";
+}
+
+#[async_trait]
+impl<D: Database> Outbox for D {
+    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
+        if self.has_one_writer() {
+            let due = self.outlook(&[sink.to_owned()]).await?.message;
+            if due.is_none_or(|due| due > lease.now) {
+                return Ok(Vec::new());
+            }
+        }
+        loop {
+            let mut session = self.session(Purpose::WRITE).await?;
+            let values = values![sink, lease.now, &lease.token, lease.until, limit];
+            let rows = session.rows(&CLAIM, values).await?;
+            let mut messages: Vec<Claimed> = Vec::with_capacity(rows.len());
+            let (mut emptied, mut freed) = (Vec::new(), Vec::new());
+            for row in &rows {
+                if let Some(message) = claimed(row, sink, lease)? {
+                    messages.push(message);
+                } else {
+                    emptied.push(row.get(0)?);
+                    freed.push((sink.to_owned(), row.get(2)?));
+                }
+            }
+            let mut new = Vec::new();
+            for message in &mut messages {
+                if message.is_told_at(&lease.address) {
+                    new.push((&message.clerk_id, &*message.addresses));
+                }
+            }
+            sinks::keep_addresses(&mut *session, sink, &new).await?;
+            // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
+            remove(&mut *session, &emptied).await?;
+            promote(&mut *session, &freed, lease.now).await?;
+            session.commit().await?;
+            if rows.is_empty() || !messages.is_empty() {
+                messages.sort_by_key(|message| message.id);
+                return Ok(messages);
+            }
+        }
+    }
+
+    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+        // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
+        // to know what is on its way.
+        let mut session = self.session(Purpose::WriteUnhurried).await?;
+        lock(&mut *session, ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect()).await?;
+        let written = finish(&mut *session, ended, now).await?;
+        let Aftermath { gone, next, deletions, forgotten } = Aftermath::of(ended, &written);
+        remove(&mut *session, &gone).await?;
+        promote(&mut *session, &next, now).await?;
+        confirm(&mut *session, &deletions, now).await?;
+        sinks::forget(&mut *session, &forgotten).await?;
+        session.commit().await?;
+        Ok(written.len() as u64)
+    }
+
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
+        let mut session = self.session(Purpose::Count).await?;
+        let rows = session.rows(&DEPTH, values![]).await?;
+        session.commit().await?;
+        let depth = |row: &Row| {
+            Ok(SinkDepth {
+                sink: row.get(0)?,
+                pending: row.get(1)?,
+                dead: row.get(2)?,
+                oldest: row.maybe(3)?,
+            })
+        };
+        rows.iter().map(depth).collect()
+    }
+
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
+        let after = filter.after.unwrap_or(i64::MIN);
+        let state = filter.state.map(MessageState::name);
+        let mut values = values![after, filter.sink.as_deref(), state, limit].to_vec();
+        let (purpose, statement) = match &filter.ids {
+            Some(ids) => {
+                values.push(Value::from(batch(ids).int(|id| *id)));
+                (Purpose::Read, &THESE_MESSAGES)
+            }
+            None if filter.state == Some(MessageState::Dead) => (Purpose::Count, &DEAD_MESSAGES),
+            None => (Purpose::Count, &MESSAGES),
+        };
+        let mut session = self.session(purpose).await?;
+        let rows = session.rows(statement, &values).await?;
+        session.commit().await?;
+        rows.iter().map(stored).collect()
+    }
+
+    async fn message_body(&self, id: i64) -> Result<Option<String>> {
+        let mut session = self.session(Purpose::Read).await?;
+        let rows = session.rows(&BODY, values![id]).await?;
+        session.commit().await?;
+        rows.first().map_or(Ok(None), |row| row.maybe(0))
+    }
+
+    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64> {
+        let statement = match deed {
+            Deed::Retry => &RETRY,
+            Deed::Discard => &DISCARD,
+        };
+        let ids = || batch(ids).int(|id| *id);
+        let mut session = self.session(Purpose::WRITE).await?;
+        session.leaves_work();
+        let recipients = recipients(&session.rows(&RECIPIENTS, values![ids()]).await?)?;
+        lock(&mut *session, recipients.iter().map(|(_, user)| user).collect()).await?;
+        // Nobody claims them meanwhile.
+        let oldest = session.rows(&LOCK_OLDEST, values![pairs(&recipients)]).await?;
+        let oldest: Vec<i64> = oldest.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
+        let tended = session.execute(statement, values![ids(), now]).await?;
+        session.execute(&DEMOTE, values![batch(&oldest).int(|id| *id)]).await?;
+        promote(&mut *session, &recipients, now).await?;
+        session.commit().await?;
+        Ok(tended)
+    }
+
+    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
+        sinks::set_paused(self, sink, since).await
+    }
+
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        sinks::paused(self).await
+    }
+
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        sinks::point(self, sink, address, moved, now).await
+    }
+
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        sinks::told_elsewhere(self, sink, address).await
+    }
+
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        let mut session = self.session(Purpose::WRITE).await?;
+        sinks::keep_addresses(&mut *session, sink, &[(id, addresses)]).await?;
+        session.commit().await
+    }
+
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        sinks::reference(self, sink, id).await
+    }
+
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
+        sinks::keep_reference(self, sink, id, reference).await
+    }
+}
+
+/// See [`Transaction::tell`](crate::store::Transaction::tell).
+pub(in crate::store) async fn tell(session: &mut dyn Session, messages: &[Outgoing]) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let mut seen = HashSet::new();
+    let messages: Vec<(&Outgoing, bool)> =
+        messages.iter().map(|message| (message, seen.insert((&message.clerk_id, &message.sink)))).collect();
+    let rows = Value::from(
+        batch(&messages)
+            .text(|(message, _)| message.clerk_id.as_str())
+            .text(|(message, _)| message.sink.as_str())
+            .text(|(message, _)| message.message_id.as_str())
+            .text(|(message, _)| message.kind.name())
+            .text(|(message, _)| message.payload.as_str())
+            .time(|(message, _)| message.created_at)
+            .bool(|(_, first)| *first)
+            .text(|(message, _)| message.trace.as_str()),
+    );
+    session.leaves_work();
+    session.execute(&TELL, std::slice::from_ref(&rows)).await?;
+    session.execute(&TELL_WHOM, &[rows]).await?;
+    Ok(())
+}
+
+/// See [`Transaction::recall`](crate::store::Transaction::recall).
+pub(in crate::store) async fn recall(
+    session: &mut dyn Session,
+    ids: &[ClerkId],
+    now: DateTime<Utc>,
+) -> Result<Vec<(ClerkId, String)>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = || batch(ids).text(ClerkId::as_str);
+    let removed = session.rows(&RECALL, values![ids(), now]).await?;
+    let emptied = session.execute(&EMPTY, values![ids()]).await?;
+    if emptied > 0 || !removed.is_empty() {
+        session.removed_personal_data();
+    }
+    // A deletion may have waited behind what was removed.
+    promote(session, &recipients(&removed)?, now).await?;
+    let rows = session.rows(&TO_BE_TOLD, values![ids()]).await?;
+    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
+}
+
+/// Hold the registers of these users.
+async fn lock(session: &mut dyn Session, ids: BTreeSet<&ClerkId>) -> Result<()> {
+    let ids: Vec<ClerkId> = ids.into_iter().cloned().collect();
+    ledger::registers(session, &ids).await?;
+    Ok(())
+}
+
+/// Write how they ended, where that is still ours to write; says of these whether nothing is left of what they said.
+async fn finish(
+    session: &mut dyn Session,
+    ended: &[(Claimed, Ending)],
+    now: DateTime<Utc>,
+) -> Result<HashMap<i64, bool>> {
+    let written: Vec<_> =
+        ended.iter().map(|(claimed, ending)| (claimed, ending, ending.written(claimed))).collect();
+    let rows = batch(&written)
+        .int(|(claimed, ..)| claimed.id)
+        .text(|(claimed, ..)| claimed.lease.as_str())
+        .text(|(.., (state, ..))| state.name())
+        .int(|(.., (_, attempts, _))| i64::from((*attempts).min(i32::MAX.unsigned_abs())))
+        .time(|(.., (.., at))| *at)
+        .text(|(_, ending, _)| ending.error());
+    let rows = session.rows(&FINISH, values![rows, now]).await?;
+    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
+}
+
+async fn remove(session: &mut dyn Session, ids: &[i64]) -> Result<()> {
+    if !ids.is_empty() {
+        session.execute(&REMOVE, values![batch(ids).int(|id| *id)]).await?;
+    }
+    Ok(())
+}
+
+/// Of each of these sinks and users let the oldest message go that waits, unless it may already.
+async fn promote(session: &mut dyn Session, next: &[(String, ClerkId)], now: DateTime<Utc>) -> Result<()> {
+    if !next.is_empty() {
+        session.execute(&PROMOTE, values![pairs(next), now]).await?;
+    }
+    Ok(())
+}
+
+/// How far these erasures have come at their sinks.
+async fn confirm(
+    session: &mut dyn Session,
+    deletions: &[(&Claimed, Option<&str>)],
+    now: DateTime<Utc>,
+) -> Result<()> {
+    if deletions.is_empty() {
+        return Ok(());
+    }
+    let rows = batch(deletions)
+        .text(|(claimed, _)| claimed.clerk_id.as_str())
+        .text(|(claimed, _)| claimed.sink.as_str())
+        .text(|(_, error)| *error);
+    session.execute(&CONFIRM, values![rows, now]).await?;
+    Ok(())
+}
+
+/// As `n: sink text, clerk_id text`.
+pub(super) fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
+    Value::from(batch(recipients).text(|(sink, _)| sink.as_str()).text(|(_, id)| id.as_str()))
+}
+
+/// Each once, of the columns `sink` and `clerk_id`.
+fn recipients(rows: &[Row]) -> Result<Vec<(String, ClerkId)>> {
+    let each = rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<BTreeSet<_>>>()?;
+    Ok(each.into_iter().collect())
+}
+
+/// Of the columns in the order of `CLAIM`; `None` if nothing is left of what it says.
+fn claimed(row: &Row, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
+    let Some(payload) = row.maybe(4)? else { return Ok(None) };
+    Ok(Some(Claimed {
+        id: row.get(0)?,
+        message_id: row.get(1)?,
+        sink: sink.to_owned(),
+        clerk_id: row.get(2)?,
+        kind: row.get(3)?,
+        payload,
+        attempts: row.get(5)?,
+        created_at: row.get(6)?,
+        lease: lease.token.clone(),
+        addresses: row.maybe(8)?.unwrap_or_else(|| lease.address.clone()),
+        trace: TraceContext::kept(row.maybe(7)?),
+    }))
+}
+
+fn stored(row: &Row) -> Result<StoredMessage> {
+    Ok(StoredMessage {
+        id: row.get(0)?,
+        message_id: row.get(1)?,
+        sink: row.get(2)?,
+        clerk_id: row.get(3)?,
+        kind: row.get(4)?,
+        state: row.get(5)?,
+        attempts: row.get(6)?,
+        next_attempt_at: row.maybe(7)?,
+        taken: row.get(8)?,
+        created_at: row.get(9)?,
+        finished_at: row.maybe(10)?,
+        last_error: row.maybe(11)?,
+    })
+}
+
+impl Readable for MessageType {
+    fn read(row: &Row, column: usize) -> Result<Option<Self>> {
+        Ok(row.maybe::<String>(column)?.and_then(|name| Self::named(&name)))
+    }
+}
+
+impl Readable for MessageState {
+    fn read(row: &Row, column: usize) -> Result<Option<Self>> {
+        Ok(row.maybe::<String>(column)?.and_then(|name| Self::named(&name)))
+    }
+}
