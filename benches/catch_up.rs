@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use chrono::Utc;
-use clerk_sync::clerk::fake::{Behaviour, Bursts, Fake, Options, Request};
+use fake_clerk::{Behaviour, Bursts, Fake, Options, Request};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;
 

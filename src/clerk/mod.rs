@@ -2,12 +2,11 @@
 //!
 //! `signature` turns headers and raw bytes into [`Verified`](signature::Verified), the only thing that
 //! `event` parses. `api` reads users from the Backend API. `addresses` says where it may come from, and `sample` writes what
-//! Clerk would send, for trying things out; `fake` is a Backend API for the same purpose, and for tests.
+//! Clerk would send, for trying things out.
 
 pub mod addresses;
 pub mod api;
 pub mod event;
-pub mod fake;
 pub mod sample;
 pub mod signature;
 mod text;

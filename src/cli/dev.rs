@@ -12,6 +12,7 @@ use std::{
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
+use fake_clerk::{Fake, Options};
 use secrecy::SecretString;
 use tokio::{sync::watch, time::Instant};
 
@@ -24,11 +25,7 @@ use super::{
     terminal::{has_colours, plain, print_styled},
 };
 use crate::{
-    clerk::{
-        fake::{Fake, Options},
-        sample,
-        signature::Secret,
-    },
+    clerk::{sample, signature::Secret},
     config::{Config, Database, Needs, Settings},
     model::{ClerkId, Field, FieldSet, User, Value},
     store::{History, Store},

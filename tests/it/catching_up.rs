@@ -12,7 +12,7 @@ use std::{
 };
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
-use clerk_sync::clerk::fake::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
+use fake_clerk::{Behaviour, Bursts, Canned, DeletedCursor, Fake, Options, Script, Users};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;

@@ -4,10 +4,8 @@
 use std::{fs, path::Path};
 
 use chrono::{TimeDelta, Utc};
-use clerk_sync::{
-    clerk::fake::{Behaviour, Canned, Script},
-    store::schema::TABLES,
-};
+use clerk_sync::store::schema::TABLES;
+use fake_clerk::{Behaviour, Canned, Script};
 use serde_json::{Value, json};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, thread};
 
-use clerk_sync::clerk::fake::Options;
+use fake_clerk::Options;
 use serde_json::Value;
 
 use crate::{

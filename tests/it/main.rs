@@ -34,6 +34,7 @@ mod audit_chain;
 mod catching_up;
 mod doctor;
 mod erasure;
+mod fake;
 mod fan_out;
 mod hidden;
 mod idle;

@@ -127,6 +127,17 @@ fn proxies_lose_nothing_to_a_restart_and_answer_nothing_themselves() {
     }
 }
 
+#[test]
+fn the_image_is_built_from_every_package() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+    let read = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    for member in manifest["workspace"]["members"].as_array().unwrap() {
+        let line = format!("!{}", member.as_str().unwrap());
+        assert!(read.lines().any(|read| read == line), ".dockerignore lacks {line}");
+    }
+}
+
 fn version_of_systemd() -> Option<u32> {
     let shown = Command::new("systemd-analyze").arg("--version").output().ok()?;
     let shown = String::from_utf8(shown.stdout).ok()?;

@@ -2,21 +2,29 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use reqwest::{Client, StatusCode};
+use bytes::Bytes;
+use chrono::DateTime;
+use clerk_sync::{
+    clerk::{
+        event,
+        signature::{Secret, SignatureHeaders, Verifier},
+    },
+    http_client,
+    model::{Content, FieldSet, News, Selection},
+};
+use fake_clerk::{Behaviour, Bursts, Clock, DeletedCursor, Event, Fake, Options};
+use reqwest::{Client, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use url::form_urlencoded;
 
-use chrono::DateTime;
-
-use super::*;
-use crate::{
-    clerk::{event, signature::Verified},
-    http_client,
-    model::{Content, FieldSet, News, Selection, SvixId},
-};
+use crate::service::SECRET;
 
 /// What the clock says at first: 2026-01-01T00:00:00Z.
 const NOW: i64 = 1_767_225_600_000;
@@ -513,9 +521,17 @@ fn check(event: &Event, event_type: &str, user: &Value) {
 
 fn understood(event: &Event) -> News {
     let now = DateTime::from_timestamp_millis(NOW).unwrap();
+    let secret = Secret::parse(SECRET).unwrap();
+    let signature = secret.sign("msg_1", now, event.body.as_bytes());
+    let seconds = now.timestamp().to_string();
+    let headers =
+        SignatureHeaders { id: b"msg_1", timestamp: seconds.as_bytes(), signature: signature.as_bytes() };
     let body = Bytes::from(event.body.clone());
-    let verified = Verified::kept(SvixId::new("msg_1").unwrap(), now, body);
-    match event::parse(&verified, &Selection::of(&crate::entity::USER, FieldSet::ALL), now).delivery.content {
+    let verified = Verifier::new(vec![secret], 300).verify(&headers, body, now).unwrap();
+    match event::parse(&verified, &Selection::of(&clerk_sync::entity::USER, FieldSet::ALL), now)
+        .delivery
+        .content
+    {
         Content::Change(change) => {
             assert_eq!(change.clerk_id.as_str(), event.user_id);
             change.news

@@ -14,8 +14,6 @@ mod directory;
 mod id;
 mod query;
 mod refusal;
-#[cfg(test)]
-mod tests;
 mod user;
 mod users;
 
@@ -46,7 +44,8 @@ use query::{Filter, Page};
 use refusal::Refusal;
 use user::{MAX_NUMBER, Seed, User};
 
-use super::Clock;
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 /// How long accepting pauses when there are no descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
