@@ -586,6 +586,8 @@ async fn append(store: &dyn Store, lines: usize, commit: bool) {
 mod program {
     //! The same, as users meet it.
 
+    use std::ops::RangeInclusive;
+
     use serde_json::Value;
 
     use crate::service::{Host, Keeper, deletion, eventually, milliseconds, on_each_keeper, post, user};
@@ -597,15 +599,19 @@ mod program {
         a_database_that_is_away_is_no_proof,
     );
 
-    fn line(host: &Host, id: u64) {
+    /// All at once: a line that the service writes gets a lower id than these, and must not come when they are sealed.
+    fn lines(host: &Host, ids: RangeInclusive<u64>) {
         let (overriding, fields) = match host.keeper {
             Keeper::Postgres => ("OVERRIDING SYSTEM VALUE ", "{}"),
             Keeper::Sqlite => ("", "[]"),
         };
+        let at = "'2026-01-01T00:00:00.000Z'";
+        let line = |id| format!("({id}, {at}, 'USER_CREATED', 'user_{id}', NULL, 'cli', '{fields}', {at})");
+        let lines: Vec<String> = ids.map(line).collect();
         host.sql(&format!(
             "INSERT INTO audit_log (id, at, action, clerk_id, svix_id, source, changed_fields, event_at) {overriding}
-             VALUES ({id}, '2026-01-01T00:00:00.000Z', 'USER_CREATED', 'user_{id}', NULL, 'cli', '{fields}',
-                     '2026-01-01T00:00:00.000Z')"
+             VALUES {}",
+            lines.join(", ")
         ));
     }
 
@@ -671,16 +677,12 @@ mod program {
 
     fn whoever_is_left_seals_after_the_leader_died(host: &mut Host) {
         let first = host.serve();
-        for id in 1..=100 {
-            line(host, id);
-        }
+        lines(host, 1..=100);
         first.post(&post(&user("user.created", "user_a", milliseconds(), "Ada")));
         eventually("sealed", || sealed(host) >= 100);
         let second = host.serve();
         first.kill();
-        for id in 1001..=1100 {
-            line(host, id);
-        }
+        lines(host, 1001..=1100);
         second.post(&post(&user("user.created", "user_b", milliseconds(), "Ada")));
         eventually("sealed by the other", || sealed(host) >= 200);
         assert_eq!(verify(host, &[]).0, Some(0));
@@ -689,9 +691,7 @@ mod program {
 
     fn a_worker_seals_as_well(host: &mut Host) {
         host.run(&["migrate"]).succeeded();
-        for id in 1..=100 {
-            line(host, id);
-        }
+        lines(host, 1..=100);
         let worker = host.work();
         eventually("sealed", || sealed(host) == 100);
         assert!(worker.log().contains("the audit trail is sealed"));
