@@ -19,7 +19,7 @@ pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
     row::Row,
     statement::{Dialect, Statement, statements},
-    value::{Value, list, values},
+    value::{Value, values},
 };
 use super::{Patience, Result};
 

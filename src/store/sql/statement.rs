@@ -5,8 +5,6 @@
 //! | part | what it becomes |
 //! |---|---|
 //! | `{batch $1 AS n: id text, at time}` | a table of the rows of a [`Batch`](super::Batch), with these columns and `n.place`, which counts from 1 |
-//! | `{list $1 AS n}` | a table of the texts in a JSON array: `n.item`, and `n.place`, which counts from 1 |
-//! | `{rows $1 AS n: id text, at time}` | a table of the objects in a JSON array, with these columns and `n.place` |
 //! | `{lookup t AS e WHERE …}` | one search of an index for each row so far, in their order |
 //! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
 //! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
@@ -75,7 +73,7 @@ impl Statement {
 /// Declare statements, and list them in `STATEMENTS` by their names.
 macro_rules! statements {
     ($($name:ident = $text:expr;)+) => {
-        $(static $name: $crate::store::sql::Statement = $crate::store::sql::Statement::new($text);)+
+        $(pub(in crate::store) static $name: $crate::store::sql::Statement = $crate::store::sql::Statement::new($text);)+
 
         /// Every statement of this file, by name.
         #[cfg(test)]
@@ -139,32 +137,14 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
             let columns = columns.split(',').map(|column| split(column.trim(), " "));
             batch(parameter, alias, columns, dialect)
         }
-        ("list", _) => {
-            let (parameter, alias) = split(argument, " AS ");
-            match dialect {
-                Dialect::Postgres => {
-                    format!(
-                        "json_array_elements_text({parameter}::json) WITH ORDINALITY AS {alias} (item, place)"
-                    )
-                }
-                Dialect::Sqlite => {
-                    format!("(SELECT value AS item, key + 1 AS place FROM json_each({parameter})) AS {alias}")
-                }
-            }
-        }
-        ("rows", _) => {
-            let (parameter, rest) = split(argument, " AS ");
-            let (alias, columns) = split(rest, ":");
-            let columns = columns.split(',').map(|column| split(column.trim(), " "));
-            rows(parameter, alias, columns, dialect)
-        }
         ("lookup" | "lock" | "claim", Dialect::Postgres) => {
             let (table, condition) = split(argument, " WHERE ");
             let alias = split(table, " AS ").1;
             let locks = match word {
                 "lock" => " FOR UPDATE",
                 "claim" => " FOR UPDATE SKIP LOCKED",
-                _ => "",
+                // So that it stays a search for each row, and becomes no walk through the table.
+                _ => " OFFSET 0",
             };
             format!("CROSS JOIN LATERAL (SELECT * FROM {table} WHERE {condition}{locks}) AS {alias}")
         }
@@ -212,31 +192,6 @@ fn batch<'a>(
     }
 }
 
-fn rows<'a>(
-    parameter: &str,
-    alias: &str,
-    columns: impl Iterator<Item = (&'a str, &'a str)>,
-    dialect: Dialect,
-) -> String {
-    let (mut definitions, mut names) = (String::new(), String::new());
-    for (name, kind) in columns {
-        let comma = if definitions.is_empty() { "" } else { ", " };
-        let _ = match dialect {
-            Dialect::Postgres => write!(definitions, "{comma}{name} {}", dialect.type_name(kind)),
-            Dialect::Sqlite => write!(definitions, "{comma}value ->> '{name}' AS {name}"),
-        };
-        let _ = write!(names, "{name}, ");
-    }
-    match dialect {
-        Dialect::Postgres => format!(
-            "ROWS FROM (json_to_recordset({parameter}::json) AS ({definitions})) WITH ORDINALITY AS {alias} ({names}place)"
-        ),
-        Dialect::Sqlite => {
-            format!("(SELECT {definitions}, key + 1 AS place FROM json_each({parameter})) AS {alias}")
-        }
-    }
-}
-
 fn split<'a>(text: &'a str, at: &str) -> (&'a str, &'a str) {
     let (left, right) = text.split_once(at).expect("a part of a statement is whole");
     (left.trim(), right.trim())
@@ -248,19 +203,19 @@ mod tests {
 
     #[test]
     fn parts_become_what_each_database_understands() {
-        let text = "SELECT e.* FROM {rows $1 AS n: id text, at time} {claim t AS e WHERE e.id = n.id} \
+        let text = "SELECT f.x FROM {batch $1 AS n: id text} {claim t AS e WHERE e.id = n.id} {lookup u AS f WHERE f.e = e.k} \
                     WHERE e.at < {postgres least({now}, $2)}{sqlite min({now}, $2)} AND e.k {in SELECT $3}";
         assert_eq!(
             rendered(text, Dialect::Postgres),
-            "SELECT e.* FROM ROWS FROM (json_to_recordset($1::json) AS (id text, at timestamptz)) WITH ORDINALITY \
-             AS n (id, at, place) CROSS JOIN LATERAL (SELECT * FROM t AS e WHERE e.id = n.id FOR UPDATE SKIP LOCKED) \
-             AS e WHERE e.at < least(clock_timestamp(), $2) AND e.k = ANY (ARRAY(SELECT $3))"
+            "SELECT f.x FROM unnest($1::text[]) WITH ORDINALITY AS n (id, place) CROSS JOIN LATERAL (SELECT * FROM t AS e \
+             WHERE e.id = n.id FOR UPDATE SKIP LOCKED) AS e CROSS JOIN LATERAL (SELECT * FROM u AS f WHERE f.e = e.k \
+             OFFSET 0) AS f WHERE e.at < least(clock_timestamp(), $2) AND e.k = ANY (ARRAY(SELECT $3))"
         );
         assert_eq!(
             rendered(text, Dialect::Sqlite),
-            "SELECT e.* FROM (SELECT value ->> 'id' AS id, value ->> 'at' AS at, key + 1 AS place FROM json_each($1)) \
-             AS n CROSS JOIN t AS e ON e.id = n.id WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2) \
-             AND e.k IN (SELECT $3)"
+            "SELECT f.x FROM (SELECT value ->> 0 AS id, key + 1 AS place FROM json_each($1)) AS n CROSS JOIN t AS e ON \
+             e.id = n.id CROSS JOIN u AS f ON f.e = e.k WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2) AND \
+             e.k IN (SELECT $3)"
         );
     }
 

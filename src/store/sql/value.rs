@@ -1,31 +1,18 @@
 //! What statements are given.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
 
-use crate::{
-    model::{ClerkId, SvixId},
-    store::{Result, StoreError, Trouble},
-};
+use crate::model::{ClerkId, SvixId};
 
 /// The value of one parameter.
 #[derive(Clone)]
 pub enum Value<'a> {
     Text(Option<&'a str>),
-    /// The same, made for this statement: many rows travel as one JSON text.
-    Rows(String),
     Batch(super::Batch<'a>),
     Int(Option<i64>),
     Bool(bool),
     Time(Option<DateTime<Utc>>),
     Bytes(&'a [u8]),
-}
-
-/// Many rows as one parameter, for the parts `list` and `rows` of a [`Statement`](super::Statement). Times in them are
-/// written as [`rfc3339`](crate::model::rfc3339) does.
-pub(in crate::store) fn list<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<Value<'static>> {
-    let rows: Vec<T> = rows.into_iter().collect();
-    serde_json::to_string(&rows).map(Value::Rows).map_err(|_| StoreError::new(Trouble::BadData))
 }
 
 /// The parameters of a statement, in the order of their numbers.

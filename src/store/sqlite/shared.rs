@@ -118,7 +118,6 @@ fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, sqlx::
     let query = sqlx::query(AssertSqlSafe(statement.sql(Dialect::Sqlite)));
     values.iter().fold(query, |query, value| match value {
         Value::Text(text) => query.bind(*text),
-        Value::Rows(rows) => query.bind(rows.as_str()),
         Value::Int(number) => query.bind(*number),
         Value::Bool(truth) => query.bind(*truth),
         Value::Time(time) => query.bind(time.map(text::time)),
