@@ -131,8 +131,12 @@ impl Queue {
 
 impl List {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let mut filter =
-            QueueFilter { state: self.state, event_type: self.event_type, clerk_id: self.user, after: None };
+        let mut filter = QueueFilter {
+            state: self.state,
+            event_type: self.event_type,
+            clerk_id: self.user,
+            ..QueueFilter::default()
+        };
         let mut found: Vec<Queued> = Vec::new();
         while let Some(left) = self.limit.checked_sub(found.len().try_into().unwrap_or(u32::MAX))
             && left > 0

@@ -26,10 +26,10 @@ use crate::{
     model::{ClerkId, DeletionPolicy, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId, User},
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-        ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener, MessageFilter, Migration,
-        MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox, Outlook, Parked, Patience,
-        Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter, Run,
-        RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
+        ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener, MessageFilter,
+        Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox, Outlook, Parked,
+        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
+        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
         Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules, instance::Pin},
@@ -162,6 +162,31 @@ impl Outbox for FakeStore {
 }
 
 #[async_trait]
+impl Inbox for FakeStore {
+    async fn first_due(&self) -> Stored<Option<DateTime<Utc>>> {
+        unreachable!()
+    }
+    async fn queue_depth(&self) -> Stored<QueueDepth> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
+        unreachable!()
+    }
+    async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
+        unreachable!()
+    }
+    async fn deliveries(&self, _: &DeliveryFilter, _: u32) -> Stored<Vec<Processed>> {
+        unreachable!()
+    }
+    async fn count_old(&self, _: Old, _: DateTime<Utc>) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn prune(&self, _: Old, _: DateTime<Utc>, _: u32) -> Stored<u64> {
+        unreachable!()
+    }
+}
+
+#[async_trait]
 impl Store for FakeStore {
     fn writers(&self) -> usize {
         1
@@ -200,38 +225,14 @@ impl Store for FakeStore {
     ) -> Stored<Vec<(NaiveDate, u64)>> {
         panic!("jane@example.com")
     }
-    async fn first_due(&self) -> Stored<Option<DateTime<Utc>>> {
-        unreachable!()
-    }
     fn bell(&self) -> Arc<Notify> {
         Arc::default()
     }
     async fn listen(&self) -> Stored<Option<Box<dyn Listener>>> {
         Ok(None)
     }
-    async fn queue_depth(&self) -> Stored<QueueDepth> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
     async fn space(&self) -> Stored<Space> {
         Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
-        unreachable!()
-    }
-    async fn queued_of(&self, _: &[SvixId]) -> Stored<Vec<Queued>> {
-        unreachable!()
-    }
-    async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
-        unreachable!()
-    }
-    async fn prune(&self, _: Old, _: DateTime<Utc>, _: u32) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn deliveries(&self, _: &DeliveryFilter, _: u32) -> Stored<Vec<Processed>> {
-        unreachable!()
-    }
-    async fn processed(&self, _: &[SvixId]) -> Stored<Vec<Processed>> {
-        unreachable!()
     }
     async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
         unreachable!()
@@ -269,9 +270,6 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
-        unreachable!()
-    }
-    async fn count_old(&self, _: Old, _: DateTime<Utc>) -> Stored<u64> {
         unreachable!()
     }
     async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {

@@ -8,6 +8,7 @@
 
 mod error;
 mod foreign;
+mod inbox;
 mod inspection;
 mod migration;
 mod notes;
@@ -19,7 +20,6 @@ pub mod sqlite;
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
     sync::Arc,
 };
 
@@ -29,6 +29,10 @@ use chrono::{DateTime, NaiveDate, Utc};
 use tokio::sync::Notify;
 
 pub use error::{StoreError, Trouble};
+pub use inbox::{
+    DeliveryFilter, Inbox, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState,
+    Queued, Waiting,
+};
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 pub use notes::Notes;
@@ -37,17 +41,14 @@ pub use outbox::{
     StoredMessage,
 };
 
-use crate::{
-    model::{AuditEntry, ClerkId, FieldSet, LineHash, Outcome, Receipt, Register, Seal, SvixId, User},
-    telemetry::TraceContext,
-};
+use crate::model::{AuditEntry, ClerkId, FieldSet, LineHash, Outcome, Receipt, Register, Seal, SvixId, User};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A database that keeps users.
 #[async_trait]
-pub trait Store: Notes + Outbox + Send + Sync + 'static {
+pub trait Store: Notes + Inbox + Outbox + Send + Sync + 'static {
     /// How many transactions it can usefully run side by side.
     fn writers(&self) -> usize;
 
@@ -91,10 +92,6 @@ pub trait Store: Notes + Outbox + Send + Sync + 'static {
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>>;
 
-    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
-    /// beginning.
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>>;
-
     /// Rung after each commit of this process that left something to be worked on.
     fn bell(&self) -> Arc<Notify>;
 
@@ -102,30 +99,8 @@ pub trait Store: Notes + Outbox + Send + Sync + 'static {
     /// looked for.
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>>;
 
-    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
-    async fn queue_depth(&self) -> Result<QueueDepth>;
-
     /// How much room the database takes up. Not to be asked often.
     async fn space(&self) -> Result<Space>;
-
-    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
-
-    /// Those of these deliveries that are in `webhook_queue`, in any order, without their bodies.
-    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>>;
-
-    /// One delivery of `webhook_queue`, whole.
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
-
-    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64>;
-
-    /// Up to `limit` of the newest processed deliveries, the newest first, behind this one. With an event type or outcome
-    /// only so many of the newest are looked through as [`LOOKED_THROUGH`] says.
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
-
-    /// These deliveries, as far as they are recorded as processed.
-    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>>;
 
     /// What is stored of these users, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
@@ -185,9 +160,6 @@ pub trait Store: Notes + Outbox + Send + Sync + 'static {
         limit: u32,
         dry_run: bool,
     ) -> Result<Option<Minimized>>;
-
-    /// How many rows of a kind are older than this.
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64>;
 
     /// Rewrite the database without what its file still has of rows that are gone, if it is a file of at most so many
     /// bytes and anybody was erased since this time, or no time is given; returns whether it did. Nobody else can write
@@ -311,16 +283,13 @@ pub trait Transaction: Send {
     /// Complete the receipts of these users and this destination, as far as there are any that are open.
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()>;
 
-    /// Remove everything else that is kept of these users: parked deliveries and audit actors. A delivery that somebody
-    /// else works on at this moment is left to them: they will find the user deleted.
-    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()>;
-
     /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one; and all
     /// whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
 
-    /// Remove parked deliveries.
-    async fn discard(&mut self, ids: &[SvixId]) -> Result<()>;
+    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
+    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
+    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()>;
 
     /// What is known of these deliveries if they are parked.
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>>;
@@ -462,30 +431,6 @@ pub struct Record<'a> {
     pub processed_at: DateTime<Utc>,
 }
 
-/// How many of the newest deliveries are looked through for those of a type or outcome: a search for what is rare must not
-/// read a whole table.
-pub const LOOKED_THROUGH: u32 = 10_000;
-
-/// Which processed deliveries are looked for.
-#[derive(Clone, Debug, Default)]
-pub struct DeliveryFilter {
-    pub event_type: Option<String>,
-    pub outcome: Option<String>,
-    /// Those that were processed before this one.
-    pub before: Option<(DateTime<Utc>, SvixId)>,
-}
-
-/// A row of `processed_webhooks`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Processed {
-    pub svix_id: SvixId,
-    pub event_type: Option<String>,
-    pub outcome: String,
-    pub clerk_id: Option<String>,
-    pub event_at: DateTime<Utc>,
-    pub processed_at: DateTime<Utc>,
-}
-
 /// Bounds of [`Activity::within`], in milliseconds.
 pub const WITHIN: [u32; 6] = [5, 25, 100, 500, 2_000, 10_000];
 
@@ -560,57 +505,6 @@ pub struct Advance {
     pub new: bool,
 }
 
-/// A delivery in `webhook_queue`.
-#[derive(Clone)]
-pub struct Parked {
-    pub svix_id: SvixId,
-    pub event_type: Option<String>,
-    pub clerk_id: Option<ClerkId>,
-    /// The raw body.
-    pub payload: Bytes,
-    pub attempts: u32,
-    /// When to try again; `None` if never, which is the state `dead`.
-    pub next_attempt_at: Option<DateTime<Utc>>,
-    pub received_at: DateTime<Utc>,
-    /// Since when it is dead.
-    pub dead_at: Option<DateTime<Utc>>,
-    /// Why, without anybody's data; empty if it was never tried.
-    pub last_error: String,
-    /// Where whoever put it here stood.
-    pub trace: TraceContext,
-}
-
-impl fmt::Debug for Parked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Parked({}, redacted)", self.svix_id)
-    }
-}
-
-impl Parked {
-    /// `webhook_queue.state`.
-    pub fn state(&self) -> QueueState {
-        if self.next_attempt_at.is_some() { QueueState::Pending } else { QueueState::Dead }
-    }
-}
-
-/// How a parked delivery has fared so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// How often it was tried.
-    pub attempts: u32,
-    /// When it first came.
-    pub received_at: DateTime<Utc>,
-}
-
-/// Parked deliveries by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueDepth {
-    pub pending: u64,
-    pub dead: u64,
-    /// When the first of those that wait became due, or will be.
-    pub first_due: Option<DateTime<Utc>>,
-}
-
 /// The room that a database takes up, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -618,74 +512,6 @@ pub struct Space {
     pub taken: u64,
     /// What is left for us where it is; `None` if only its server can know.
     pub free: Option<u64>,
-}
-
-/// `webhook_queue.state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueState {
-    /// It will be tried.
-    Pending,
-    /// It will not, unless somebody asks for it.
-    Dead,
-}
-
-impl QueueState {
-    /// The public name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Dead => "dead",
-        }
-    }
-
-    /// The state of this public name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Pending, Self::Dead].into_iter().find(|state| state.name() == name)
-    }
-}
-
-/// Which deliveries of `webhook_queue` are looked for.
-#[derive(Clone, Debug, Default)]
-pub struct QueueFilter {
-    pub state: Option<QueueState>,
-    /// Those of this type of event.
-    pub event_type: Option<String>,
-    /// Those about this user.
-    pub clerk_id: Option<ClerkId>,
-    /// Those whose id is greater.
-    pub after: Option<SvixId>,
-}
-
-/// A delivery in `webhook_queue`, without its body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queued {
-    pub svix_id: SvixId,
-    pub event_type: Option<String>,
-    pub clerk_id: Option<ClerkId>,
-    pub state: QueueState,
-    pub attempts: u32,
-    pub next_attempt_at: Option<DateTime<Utc>>,
-    pub received_at: DateTime<Utc>,
-    /// Empty if it was never tried.
-    pub last_error: String,
-    /// How long the body is.
-    pub bytes: u64,
-}
-
-impl From<&Parked> for Queued {
-    fn from(parked: &Parked) -> Self {
-        Self {
-            svix_id: parked.svix_id.clone(),
-            event_type: parked.event_type.clone(),
-            clerk_id: parked.clerk_id.clone(),
-            state: parked.state(),
-            attempts: parked.attempts,
-            next_attempt_at: parked.next_attempt_at,
-            received_at: parked.received_at,
-            last_error: parked.last_error.clone(),
-            bytes: parked.payload.len() as u64,
-        }
-    }
 }
 
 /// Receipts of one destination that are not completed.
@@ -723,34 +549,6 @@ impl Minimized {
     #[must_use]
     pub fn skipped(self) -> Self {
         Self { users: 0, columns: Vec::new(), ..self }
-    }
-}
-
-/// Rows that are kept only for a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Old {
-    /// Ids of processed deliveries.
-    Processed,
-    /// Parked deliveries that are dead, by when they died.
-    Dead,
-    /// Messages that were delivered or discarded.
-    Told,
-    /// Messages that are dead, by when they died.
-    Untold,
-    /// Counts of what was answered.
-    Activity,
-}
-
-impl Old {
-    /// What people call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Processed => "processed_webhooks",
-            Self::Dead => "dead_deliveries",
-            Self::Told => "delivered_messages",
-            Self::Untold => "dead_messages",
-            Self::Activity => "activity",
-        }
     }
 }
 

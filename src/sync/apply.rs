@@ -553,7 +553,6 @@ impl Work<'_> {
         if ids.is_empty() {
             return Ok(());
         }
-        transaction.forget(ids).await?;
         let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
         let mut theirs: Vec<SvixId> = suspects
             .into_iter()
@@ -561,7 +560,7 @@ impl Work<'_> {
             .map(|(svix_id, _)| svix_id)
             .collect();
         theirs.sort();
-        transaction.discard(&theirs).await
+        transaction.forget(ids, &theirs).await
     }
 
     /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.

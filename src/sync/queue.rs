@@ -14,7 +14,7 @@ use crate::{
     store::{Patience, QueueFilter, QueueState, Queued, Record, Result, Store},
 };
 
-/// Deliveries in one transaction, unless more are named.
+/// Deliveries in one transaction.
 const BATCH: u32 = 2000;
 
 /// Which deliveries are meant.
@@ -43,7 +43,7 @@ pub struct Done {
 /// If the database cannot be used. What was done until then is done.
 pub async fn retry(store: &dyn Store, which: &Which, now: DateTime<Utc>, dry_run: bool) -> Result<Done> {
     let mut done = Done::default();
-    let mut pages = Pages::of(which, &[QueueState::Dead, QueueState::Pending]);
+    let mut pages = Pages::of(which, &[QueueState::Dead, QueueState::Pending], &mut done);
     while let Some(page) = pages.next(store, &mut done).await? {
         let meant = page.into_iter().filter(|one| one.next_attempt_at.is_none_or(|at| at > now));
         let mut ids: Vec<SvixId> = meant.map(|one| one.svix_id).collect();
@@ -59,7 +59,7 @@ pub async fn retry(store: &dyn Store, which: &Which, now: DateTime<Utc>, dry_run
 /// If the database cannot be used. What was done until then is done.
 pub async fn discard(store: &dyn Store, which: &Which, now: DateTime<Utc>, dry_run: bool) -> Result<Done> {
     let mut done = Done::default();
-    let mut pages = Pages::of(which, &[QueueState::Dead]);
+    let mut pages = Pages::of(which, &[QueueState::Dead], &mut done);
     while let Some(page) = pages.next(store, &mut done).await? {
         let (deletions, mut others): (Vec<Queued>, Vec<Queued>) =
             page.into_iter().partition(deletes_somebody);
@@ -104,17 +104,19 @@ async fn take_out(store: &dyn Store, deliveries: &[Queued], now: DateTime<Utc>) 
     end(transaction, recorded).await
 }
 
-/// The way through the deliveries that are meant.
-struct Pages<'a> {
-    named: Option<&'a [SvixId]>,
-    /// What is still to be gone through, the last one first.
-    filters: Vec<QueueFilter>,
-}
+/// The way through the deliveries that are meant: what is still to be gone through, the last one first.
+struct Pages(Vec<QueueFilter>);
 
-impl<'a> Pages<'a> {
-    fn of(which: &'a Which, states: &[QueueState]) -> Self {
+impl Pages {
+    /// Those that are named are missing until they are found.
+    fn of(which: &Which, states: &[QueueState], done: &mut Done) -> Self {
         let event_type = match which {
-            Which::These(ids) => return Self { named: Some(ids), filters: Vec::new() },
+            Which::These(ids) => {
+                let mut seen = HashSet::new();
+                done.missing = ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+                let ids = Some(done.missing.clone());
+                return Self(vec![QueueFilter { ids, ..QueueFilter::default() }]);
+            }
             Which::Type(event_type) => Some(event_type.clone()),
             Which::All => None,
         };
@@ -123,25 +125,19 @@ impl<'a> Pages<'a> {
             event_type: event_type.clone(),
             ..QueueFilter::default()
         };
-        Self { named: None, filters: states.iter().rev().map(filter).collect() }
+        Self(states.iter().rev().map(filter).collect())
     }
 
     async fn next(&mut self, store: &dyn Store, done: &mut Done) -> Result<Option<Vec<Queued>>> {
-        if let Some(ids) = self.named.take() {
-            let mut seen = HashSet::new();
-            let ids: Vec<SvixId> = ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
-            let found = store.queued_of(&ids).await?;
-            let known: HashSet<&SvixId> = found.iter().map(|one| &one.svix_id).collect();
-            done.missing.extend(ids.iter().filter(|id| !known.contains(id)).cloned());
-            return Ok(Some(found));
-        }
-        while let Some(filter) = self.filters.last_mut() {
+        while let Some(filter) = self.0.last_mut() {
             let page = store.queued(filter, BATCH).await?;
             if let Some(last) = page.last() {
                 filter.after = Some(last.svix_id.clone());
+                let found: HashSet<&SvixId> = page.iter().map(|one| &one.svix_id).collect();
+                done.missing.retain(|id| !found.contains(id));
                 return Ok(Some(page));
             }
-            self.filters.pop();
+            self.0.pop();
         }
         Ok(None)
     }

@@ -26,7 +26,7 @@ use clerk_sync::{
     },
     store::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere,
-        Ending, ForeignReading, ForeignRow, ForeignTable, History, Inspection, Known, Lease, Listener,
+        Ending, ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener,
         MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox,
         Outgoing, Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record,
         Result, Row, RowFate, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError,
@@ -583,6 +583,31 @@ impl Outbox for Troubled {
 }
 
 #[async_trait]
+impl Inbox for Troubled {
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+        self.fault.call(self.inner.first_due()).await
+    }
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        self.inner.queue_depth().await
+    }
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
+        self.inner.queued(filter, limit).await
+    }
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
+        self.inner.parked(id).await
+    }
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
+        self.inner.deliveries(filter, limit).await
+    }
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        self.fault.call(self.inner.count_old(kind, before)).await
+    }
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        self.inner.prune(kind, before, limit).await
+    }
+}
+
+#[async_trait]
 impl Store for Troubled {
     fn writers(&self) -> usize {
         self.inner.writers()
@@ -617,38 +642,14 @@ impl Store for Troubled {
     ) -> Result<Vec<(NaiveDate, u64)>> {
         self.inner.signups(bucket, from, to).await
     }
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        self.fault.call(self.inner.first_due()).await
-    }
     fn bell(&self) -> Arc<Notify> {
         self.inner.bell()
     }
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
         self.inner.listen().await
     }
-    async fn queue_depth(&self) -> Result<QueueDepth> {
-        self.inner.queue_depth().await
-    }
     async fn space(&self) -> Result<Space> {
         self.inner.space().await
-    }
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
-        self.inner.queued(filter, limit).await
-    }
-    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
-        self.inner.queued_of(ids).await
-    }
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
-        self.inner.parked(id).await
-    }
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        self.inner.prune(kind, before, limit).await
-    }
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
-        self.inner.deliveries(filter, limit).await
-    }
-    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
-        self.inner.processed(ids).await
     }
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
         self.fault.call(self.inner.known(ids, fields)).await
@@ -708,9 +709,6 @@ impl Store for Troubled {
         dry_run: bool,
     ) -> Result<Option<Minimized>> {
         self.fault.call(self.inner.minimize(keep, after, limit, dry_run)).await
-    }
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.count_old(kind, before)).await
     }
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         self.fault.call(self.inner.compact(at_most, erased_since)).await
@@ -812,14 +810,11 @@ impl Transaction for TroubledTransaction {
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
         self.fault.call(self.inner.close_receipts(ids, destination, at)).await
     }
-    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
-        self.fault.call(self.inner.forget(ids)).await
+    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
+        self.fault.call(self.inner.forget(ids, deliveries)).await
     }
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
         self.fault.call(self.inner.unattributed(ids)).await
-    }
-    async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
-        self.fault.call(self.inner.discard(ids)).await
     }
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
         self.fault.call(self.inner.waiting(ids)).await

@@ -567,6 +567,9 @@ async fn the_queue_is_listed_by_state_and_type_in_pages(world: World) {
     assert_eq!(list(QueueFilter { clerk_id: user.clone(), ..all() }, 9).await, ids(&[0]));
     let dead = QueueFilter { clerk_id: user, state: Some(QueueState::Dead), ..all() };
     assert_eq!(list(dead, 9).await, Vec::<String>::new());
+    let these = QueueFilter { ids: Some(vec![svix_id(&batch[3]), svix_id(&batch[0])]), ..all() };
+    assert_eq!(list(these.clone(), 9).await, ids(&[0, 3]));
+    assert_eq!(list(QueueFilter { after: Some(svix_id(&batch[0])), ..these }, 9).await, ids(&[3]));
     let one = world.store.queued(&all(), 1).await.unwrap().remove(0);
     assert_eq!(one.bytes, batch[0].body().len() as u64);
     assert_eq!((one.clerk_id, one.last_error.as_str()), (Some(clerk_id("user_1")), ""));

@@ -23,7 +23,9 @@ use super::{
 use crate::{
     http::{App, error::Problem, v1::read},
     model::{ClerkId, Receipt, Register, SvixId, Value, Version},
-    store::{AuditLine, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store},
+    store::{
+        AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
+    },
     sync::reveal,
 };
 
@@ -194,8 +196,8 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         caused.extend(register.as_ref().and_then(|register| SvixId::new(register.version.tie.as_str())));
         caused.sort();
         caused.dedup();
-        let mut deliveries = store.processed(&caused).await?;
-        deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.processed_at));
+        let filter = DeliveryFilter { ids: Some(caused), ..DeliveryFilter::default() };
+        let deliveries = store.deliveries(&filter, LINES + 1).await?;
         let filter = QueueFilter { clerk_id: Some(id.clone()), ..QueueFilter::default() };
         let waiting = store.queued(&filter, LINES).await?;
         Ok(Known { id, row, register, waiting, deliveries, trail, receipts })

@@ -151,6 +151,7 @@ pub(super) async fn list(
         event_type: query.value("type", event_type, TYPE)?,
         clerk_id: query.value("user", |text| ClerkId::new(&crate::entity::USER, text), USER)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
+        ..QueueFilter::default()
     };
     let limit = query.limit()?;
 

@@ -13,14 +13,12 @@
 //! With `sslmode=prefer`, the default, the server at the other end of a loopback connection is spoken to without TLS:
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
-mod activity;
 mod catch_up;
 mod erasure;
 mod error;
 mod foreign;
 mod inspect;
 mod others;
-mod queue;
 mod relay;
 mod removal;
 mod retention;
@@ -66,14 +64,13 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    AuditLine, Bucket, Count, DeliveryFilter, ForeignReading, ForeignRow, ForeignTable, Inspection, Known,
-    Listener, Migration, MigrationStatus, Minimized, Missing, Old, OpenErasures, Parked, Patience, Processed,
-    QueueDepth, QueueFilter, Queued, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
-    StoreError, Tombstone, Transaction, Trouble,
+    AuditLine, Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Known, Listener,
+    Migration, MigrationStatus, Minimized, Missing, OpenErasures, Patience, Readiness, Result, Route, Row,
+    RowFilter, Space, Statistics, Store, StoreError, Tombstone, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, User};
 
 const MIGRATIONS: [Migration; 13] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
@@ -496,13 +493,6 @@ impl Store for Postgres {
         Ok(counted)
     }
 
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let due = queue::first_due(&mut session).await?;
-        session.commit().await?;
-        Ok(due)
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.others.bell)
     }
@@ -517,46 +507,6 @@ impl Store for Postgres {
 
     async fn space(&self) -> Result<Space> {
         retention::space(self).await
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth> {
-        let mut session = self.session(&self.begin_count).await?;
-        let depth = queue::depth(&mut session).await?;
-        session.commit().await?;
-        Ok(depth)
-    }
-
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
-        let mut session = self.session(&self.begin_page).await?;
-        let found = queue::page(&mut session, filter, limit).await?;
-        session.commit().await?;
-        Ok(found)
-    }
-
-    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let found = queue::these(&mut session, ids).await?;
-        session.commit().await?;
-        Ok(found)
-    }
-
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let found = queue::one(&mut session, id).await?;
-        session.commit().await?;
-        Ok(found)
-    }
-
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        retention::prune(self, kind, before, limit).await
-    }
-
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
-        activity::deliveries(self, filter, limit).await
-    }
-
-    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
-        activity::processed(self, ids).await
     }
 
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
@@ -649,10 +599,6 @@ impl Store for Postgres {
         dry_run: bool,
     ) -> Result<Option<Minimized>> {
         retention::minimize(self, keep, after, limit, dry_run).await
-    }
-
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-        retention::count_old(self, kind, before).await
     }
 
     async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {

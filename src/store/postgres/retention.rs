@@ -1,12 +1,11 @@
-//! What goes after its time, and columns that are no longer kept.
+//! The size of the database, and columns that are no longer kept.
 
 use crate::entity::USER;
-use chrono::{DateTime, Utc};
 
 use super::{Postgres, Session, count, get, sql};
 use crate::{
     model::FieldSet,
-    store::{Minimized, Old, Result, Space, StoreError, Trouble},
+    store::{Minimized, Result, Space, StoreError, Trouble},
 };
 
 /// How large the whole database is. Its server's disk cannot be seen from here.
@@ -144,63 +143,4 @@ async fn clear_columns(session: &mut Session, gone: &[bool], after: i64, last: i
         )
         .await?;
     Ok(())
-}
-
-pub(super) async fn count_old(store: &Postgres, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-    // Counting takes longer than a webhook may.
-    let mut session = store.session(&store.begin_migration).await?;
-    let query = match kind {
-        Old::Processed => sql("SELECT count(*) FROM processed_webhooks WHERE processed_at < $1"),
-        Old::Dead => sql(
-            "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < $1",
-        ),
-        Old::Told => {
-            sql("SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < $1")
-        }
-        Old::Untold => sql("SELECT count(*) FROM outbox WHERE state = 'dead' AND finished_at < $1"),
-        Old::Activity => sql("SELECT count(*) FROM activity WHERE at < $1"),
-    };
-    let rows = session.rows(query.bind(before)).await?;
-    session.commit().await?;
-    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
-}
-
-pub(super) async fn prune(store: &Postgres, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-    let query = match kind {
-        Old::Processed => sql("DELETE FROM processed_webhooks WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM processed_webhooks WHERE processed_at < $1
-                 ORDER BY processed_at
-                 LIMIT $2
-                 FOR UPDATE SKIP LOCKED
-             ))"),
-        Old::Dead => sql("DELETE FROM webhook_queue WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM webhook_queue
-                 WHERE state = 'dead' AND coalesce(dead_at, received_at) < $1
-                 ORDER BY coalesce(dead_at, received_at)
-                 LIMIT $2
-                 FOR UPDATE SKIP LOCKED
-             ))"),
-        Old::Told => sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM outbox
-                 WHERE state <> 'pending' AND finished_at < $1 AND state <> 'dead'
-                 LIMIT $2
-                 FOR UPDATE SKIP LOCKED
-             ))"),
-        Old::Untold => sql("DELETE FROM outbox WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM outbox
-                 WHERE state <> 'pending' AND finished_at < $1 AND state = 'dead'
-                 LIMIT $2
-                 FOR UPDATE SKIP LOCKED
-             ))"),
-        Old::Activity => sql("DELETE FROM activity WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM activity WHERE at < $1
-                 ORDER BY at
-                 LIMIT $2
-                 FOR UPDATE SKIP LOCKED
-             ))"),
-    };
-    let mut session = store.session(&store.begin_normal).await?;
-    let pruned = session.execute(query.bind(before).bind(i64::from(limit))).await?;
-    session.commit().await?;
-    Ok(pruned)
 }

@@ -3,10 +3,13 @@
 //! A keeper opens [`Session`]s, knows its kind of SQL, and writes by hand only what its database can do better than others.
 
 mod batch;
+mod inbox;
 pub(in crate::store) mod ledger;
 mod notes;
 pub(in crate::store) mod objects;
 pub(in crate::store) mod outbox;
+pub(in crate::store) mod queue;
+mod retention;
 mod row;
 mod seals;
 mod sinks;
@@ -95,9 +98,12 @@ mod tests {
         for dialect in Dialect::ALL {
             let mut all = String::new();
             for (file, statements) in [
+                ("inbox", inbox::STATEMENTS),
                 ("ledger", ledger::STATEMENTS),
                 ("notes", notes::STATEMENTS),
                 ("outbox", outbox::STATEMENTS),
+                ("queue", queue::STATEMENTS),
+                ("retention", retention::STATEMENTS),
                 ("seals", seals::STATEMENTS),
                 ("sinks", sinks::STATEMENTS),
             ] {

@@ -39,20 +39,3 @@ pub(super) async fn trail(
     };
     rows.iter().map(line).collect()
 }
-
-/// Forget who caused what happened to these users; returns how many entries that were.
-pub(super) async fn remove_actors(connection: &mut SqliteConnection, users: &[ClerkId]) -> Result<u64> {
-    let done = sqlx::query(
-        "DELETE FROM audit_actors
-         WHERE audit_id IN (
-             SELECT a.id
-             FROM json_each(?1) AS n
-             CROSS JOIN audit_log AS a ON a.clerk_id = n.value
-         )",
-    )
-    .bind(text::clerk_ids(users)?)
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(done.rows_affected())
-}

@@ -14,8 +14,6 @@ mod transaction;
 mod audit;
 mod erasure;
 mod others;
-mod processed;
-mod queue;
 mod retention;
 mod rows;
 pub(super) mod seals;
@@ -59,13 +57,12 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    AuditLine, Bucket, Count, DeliveryFilter, ForeignReading, ForeignRow, ForeignTable, Inspection, Known,
-    Listener, Migration, MigrationStatus, Minimized, Old, OpenErasures, Parked, Patience, Processed,
-    QueueDepth, QueueFilter, Queued, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
-    Tombstone, Transaction, Trouble,
+    AuditLine, Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Known, Listener,
+    Migration, MigrationStatus, Minimized, OpenErasures, Patience, Readiness, Result, Row, RowFilter, Space,
+    Statistics, Store, StoreError, Tombstone, Transaction, Trouble,
     sql::{Database as _, Purpose, ledger, objects},
 };
-use crate::model::{ClerkId, FieldSet, Receipt, SvixId, User};
+use crate::model::{ClerkId, FieldSet, Receipt, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -244,10 +241,6 @@ impl Store for Sqlite {
         rows::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        queue::first_due(&mut *self.read().await?).await
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.housekeeping.bell)
     }
@@ -258,37 +251,6 @@ impl Store for Sqlite {
 
     async fn space(&self) -> Result<Space> {
         self.file.space()
-    }
-
-    async fn queue_depth(&self) -> Result<QueueDepth> {
-        queue::depth(&mut *self.read().await?).await
-    }
-
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
-        queue::page(&mut *self.read().await?, filter, limit).await
-    }
-
-    async fn queued_of(&self, ids: &[SvixId]) -> Result<Vec<Queued>> {
-        queue::these(&mut *self.read().await?, ids).await
-    }
-
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
-        queue::one(&mut *self.read().await?, id).await
-    }
-
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let mut transaction = self.write(Patience::Normal).await?;
-        let pruned = transaction.prune(kind, before, limit).await?;
-        Box::new(transaction).commit().await?;
-        Ok(pruned)
-    }
-
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
-        processed::newest(&mut *self.read().await?, filter, limit).await
-    }
-
-    async fn processed(&self, ids: &[SvixId]) -> Result<Vec<Processed>> {
-        processed::these(&mut *self.read().await?, ids).await
     }
 
     async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
@@ -374,10 +336,6 @@ impl Store for Sqlite {
         }
         Box::new(transaction).commit().await?;
         Ok(page)
-    }
-
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-        retention::count_old(&mut *self.read().await?, kind, before).await
     }
 
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {

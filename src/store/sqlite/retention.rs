@@ -1,4 +1,4 @@
-//! What goes after its time, columns that are no longer kept, and the file itself.
+//! Columns that are no longer kept, and the file itself.
 
 use crate::entity::USER;
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 use super::{error::explain, text};
 use crate::{
     model::FieldSet,
-    store::{Minimized, Old, Result},
+    store::{Minimized, Result},
 };
 
 /// The columns to clear, as the parameter of statements.
@@ -134,66 +134,6 @@ pub(super) async fn clear_columns(
     .await
     .map_err(explain)?;
     Ok(())
-}
-
-/// How many rows of a kind are older than this.
-pub(super) async fn count_old(
-    connection: &mut SqliteConnection,
-    kind: Old,
-    before: DateTime<Utc>,
-) -> Result<u64> {
-    let query = match kind {
-        Old::Processed => "SELECT count(*) FROM processed_webhooks WHERE processed_at < ?1",
-        Old::Dead => {
-            "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < ?1"
-        }
-        Old::Told => {
-            "SELECT count(*) FROM outbox WHERE state IN ('delivered', 'discarded') AND finished_at < ?1"
-        }
-        Old::Untold => "SELECT count(*) FROM outbox WHERE state = 'dead' AND finished_at < ?1",
-        Old::Activity => "SELECT count(*) FROM activity WHERE at < ?1",
-    };
-    let old: i64 =
-        sqlx::query_scalar(query).bind(text::time(before)).fetch_one(connection).await.map_err(explain)?;
-    Ok(old.unsigned_abs())
-}
-
-/// Forget the oldest of a kind; returns how many.
-pub(super) async fn prune(
-    connection: &mut SqliteConnection,
-    kind: Old,
-    before: DateTime<Utc>,
-    limit: u32,
-) -> Result<u64> {
-    let query = match kind {
-        Old::Processed => {
-            "DELETE FROM processed_webhooks WHERE rowid IN (
-                 SELECT rowid FROM processed_webhooks WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2
-             )"
-        }
-        Old::Dead => {
-            "DELETE FROM webhook_queue WHERE rowid IN (
-                 SELECT rowid FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < ?1
-                 ORDER BY coalesce(dead_at, received_at) LIMIT ?2
-             )"
-        }
-        Old::Told => {
-            "DELETE FROM outbox WHERE id IN (
-                 SELECT id FROM outbox WHERE state <> 'pending' AND finished_at < ?1 AND state <> 'dead' LIMIT ?2
-             )"
-        }
-        Old::Untold => {
-            "DELETE FROM outbox WHERE id IN (
-                 SELECT id FROM outbox WHERE state <> 'pending' AND finished_at < ?1 AND state = 'dead' LIMIT ?2
-             )"
-        }
-        Old::Activity => {
-            "DELETE FROM activity WHERE rowid IN (SELECT rowid FROM activity WHERE at < ?1 ORDER BY at LIMIT ?2)"
-        }
-    };
-    let done =
-        sqlx::query(query).bind(text::time(before)).bind(limit).execute(connection).await.map_err(explain)?;
-    Ok(done.rows_affected())
 }
 
 /// Whether anybody was erased here at this time or later.

@@ -9,7 +9,7 @@ use sqlx::{Row, sqlite::SqliteRow};
 use super::error::explain;
 use crate::{
     entity::USER,
-    model::{ClerkId, SvixId},
+    model::ClerkId,
     store::{Result, StoreError, Trouble},
 };
 
@@ -27,11 +27,6 @@ pub(super) fn rows<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<St
 /// The users a statement is about, as its one parameter.
 pub(super) fn clerk_ids(ids: &[ClerkId]) -> Result<String> {
     rows(ids.iter().map(ClerkId::as_str))
-}
-
-/// The deliveries a statement is about, as its one parameter.
-pub(super) fn svix_ids<'a>(ids: impl IntoIterator<Item = &'a SvixId>) -> Result<String> {
-    rows(ids.into_iter().map(SvixId::as_str))
 }
 
 /// A text column. What is no UTF-8 is read as far as it goes: the application may have written it.
@@ -54,11 +49,6 @@ pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime
 /// A column of ids that are never NULL.
 pub(super) fn read_clerk_id(row: &SqliteRow) -> Result<ClerkId> {
     read(row, "clerk_id")?.and_then(|id| ClerkId::new(&USER, id)).ok_or_else(|| unreadable("clerk_id"))
-}
-
-/// A column of ids that are never NULL.
-pub(super) fn read_svix_id(row: &SqliteRow) -> Result<SvixId> {
-    read(row, "svix_id")?.and_then(SvixId::new).ok_or_else(|| unreadable("svix_id"))
 }
 
 /// Something of ours that somebody else must have written.

@@ -19,16 +19,16 @@ use sqlx::{SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
-    audit, erasure,
+    erasure,
     error::{explain, is_of_the_statement},
-    processed, queue, retention, shared, text, users,
+    shared, users,
 };
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
-        Address, Advance, Old, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
+        Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
-        sql::{ledger, objects, outbox},
+        sql::{ledger, objects, outbox, queue},
     },
 };
 
@@ -108,12 +108,6 @@ impl SqliteTransaction {
         self.erased = true;
     }
 
-    /// Note that rows were removed, or why they were not.
-    fn removed(&mut self, rows: Result<u64>) -> Result<()> {
-        self.erased |= self.noted(rows)? > 0;
-        Ok(())
-    }
-
     /// Do it to all of these, or to each of them as far as the application lets us. Gives to whom it was done, and who
     /// refused.
     async fn each(
@@ -181,43 +175,6 @@ impl SqliteTransaction {
         Ok(ids.iter().filter(stands).cloned().collect())
     }
 
-    async fn park_all(&mut self, parked: &[Parked]) -> Result<()> {
-        let connection = self.connection()?;
-        processed::remove(connection, &text::svix_ids(parked.iter().map(|parked| &parked.svix_id))?).await?;
-        for parked in parked {
-            queue::put(connection, parked).await?;
-        }
-        Ok(())
-    }
-
-    async fn record_all(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        let connection = self.connection()?;
-        let fresh = processed::insert(connection, records).await?;
-        let ids = text::svix_ids(records.iter().map(|record| record.svix_id))?;
-        let processed = queue::remove(connection, &ids).await?;
-        // Its body said more of somebody than what is kept of them.
-        self.erased |= processed > 0;
-        Ok(fresh)
-    }
-
-    async fn enqueue_all(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
-        let connection = self.connection()?;
-        let ids = text::svix_ids(queued.iter().map(|queued| &queued.svix_id))?;
-        let recorded = processed::recorded(connection, &ids).await?;
-        for queued in queued.iter().filter(|queued| !recorded.contains(&queued.svix_id)) {
-            queue::enqueue(connection, queued).await?;
-        }
-        Ok(recorded)
-    }
-
-    /// Forget what is old. What it said leaves the write-ahead log too.
-    pub(super) async fn prune(&mut self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        let pruned = retention::prune(self.connection()?, kind, before, limit).await;
-        let pruned = self.noted(pruned)?;
-        self.erased |= pruned > 0 && matches!(kind, Old::Dead | Old::Told | Old::Untold);
-        Ok(pruned)
-    }
-
     /// Roll back and give the connection back; if that fails, it is closed.
     async fn undo(mut self: Box<Self>) {
         let Some(connection) = self.connection.as_deref_mut() else { return };
@@ -238,60 +195,31 @@ impl Drop for SqliteTransaction {
 #[async_trait]
 impl Transaction for SqliteTransaction {
     async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
-        // Claimed already: nobody else writes while this transaction is open.
-        let due = queue::due(self.connection()?, now, limit, bytes).await;
-        let due = self.noted(due)?;
-        let mut claimed: HashMap<SvixId, Parked> =
-            self.claim_these(&due, now).await?.into_iter().map(|one| (one.svix_id.clone(), one)).collect();
-        Ok(due.iter().filter_map(|id| claimed.remove(id)).collect())
+        queue::claim(self, now, limit, bytes).await
     }
 
     async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let claimed = queue::these_due(self.connection()?, ids, now).await;
-        self.noted(claimed)
+        queue::claim_these(self, ids, now).await
     }
 
     async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
-        if queued.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let recorded = self.enqueue_all(queued).await;
-        self.noted(recorded)
+        queue::enqueue(self, queued).await
     }
 
     async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
-        if ids.is_empty() {
-            return Ok(0);
-        }
-        let revived = queue::revive(self.connection()?, ids, now).await;
-        self.noted(revived)
+        queue::revive(self, ids, now).await
     }
 
     async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let postponed = queue::postpone(self.connection()?, ids, until).await;
-        self.noted(postponed)
+        queue::postpone(self, ids, until).await
     }
 
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        if records.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let fresh = self.record_all(records).await;
-        self.noted(fresh)
+        queue::record(self, records).await
     }
 
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
-        if outcomes.is_empty() {
-            return Ok(());
-        }
-        let settled = processed::settle(self.connection()?, outcomes).await;
-        self.noted(settled)
+        queue::settle(self, outcomes).await
     }
 
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
@@ -399,46 +327,20 @@ impl Transaction for SqliteTransaction {
         self.noted(closed)
     }
 
-    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let parked = queue::remove_of(self.connection()?, ids).await;
-        self.removed(parked)?;
-        let actors = audit::remove_actors(self.connection()?, ids).await;
-        self.removed(actors)
+    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
+        queue::forget(self, ids, deliveries).await
     }
 
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let parked = queue::unattributed(self.connection()?, ids).await;
-        self.noted(parked)
-    }
-
-    async fn discard(&mut self, ids: &[SvixId]) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let parked = queue::remove(self.connection()?, &text::svix_ids(ids)?).await;
-        self.removed(parked)
+        queue::unattributed(self, ids).await
     }
 
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let waiting = queue::waiting(self.connection()?, ids).await;
-        self.noted(waiting)
+        queue::waiting(self, ids).await
     }
 
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
-        if parked.is_empty() {
-            return Ok(());
-        }
-        let kept = self.park_all(parked).await;
-        self.noted(kept)
+        queue::park(self, parked).await
     }
 
     async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {

@@ -1,0 +1,215 @@
+//! Deliveries: those that wait or are dead, those that are processed, and what is kept of either only for a time.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use super::Result;
+use crate::{
+    model::{ClerkId, SvixId},
+    telemetry::TraceContext,
+};
+
+/// See the head of this file. What a transaction does with deliveries are verbs of [`Transaction`](super::Transaction).
+#[async_trait]
+pub trait Inbox: Send + Sync {
+    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
+    /// beginning.
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>>;
+
+    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
+    async fn queue_depth(&self) -> Result<QueueDepth>;
+
+    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
+
+    /// One delivery of `webhook_queue`, whole.
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
+
+    /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
+    /// newest are looked through as [`LOOKED_THROUGH`] says.
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
+
+    /// How many rows of a kind are older than this.
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64>;
+
+    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64>;
+}
+
+/// A delivery in `webhook_queue`.
+#[derive(Clone)]
+pub struct Parked {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub clerk_id: Option<ClerkId>,
+    /// The raw body.
+    pub payload: Bytes,
+    pub attempts: u32,
+    /// When to try again; `None` if never, which is the state `dead`.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub received_at: DateTime<Utc>,
+    /// Since when it is dead.
+    pub dead_at: Option<DateTime<Utc>>,
+    /// Why, without anybody's data; empty if it was never tried.
+    pub last_error: String,
+    /// Where whoever put it here stood.
+    pub trace: TraceContext,
+}
+
+impl fmt::Debug for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parked({}, redacted)", self.svix_id)
+    }
+}
+
+impl Parked {
+    /// `webhook_queue.state`.
+    pub fn state(&self) -> QueueState {
+        if self.next_attempt_at.is_some() { QueueState::Pending } else { QueueState::Dead }
+    }
+}
+
+/// `webhook_queue.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// It will be tried.
+    Pending,
+    /// It will not, unless somebody asks for it.
+    Dead,
+}
+
+impl QueueState {
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// The state of this public name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Pending, Self::Dead].into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// How a parked delivery has fared so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it first came.
+    pub received_at: DateTime<Utc>,
+}
+
+/// A delivery in `webhook_queue`, without its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub clerk_id: Option<ClerkId>,
+    pub state: QueueState,
+    pub attempts: u32,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub received_at: DateTime<Utc>,
+    /// Empty if it was never tried.
+    pub last_error: String,
+    /// How long the body is.
+    pub bytes: u64,
+}
+
+impl From<&Parked> for Queued {
+    fn from(parked: &Parked) -> Self {
+        Self {
+            svix_id: parked.svix_id.clone(),
+            event_type: parked.event_type.clone(),
+            clerk_id: parked.clerk_id.clone(),
+            state: parked.state(),
+            attempts: parked.attempts,
+            next_attempt_at: parked.next_attempt_at,
+            received_at: parked.received_at,
+            last_error: parked.last_error.clone(),
+            bytes: parked.payload.len() as u64,
+        }
+    }
+}
+
+/// Which deliveries of `webhook_queue` are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct QueueFilter {
+    /// Some of these.
+    pub ids: Option<Vec<SvixId>>,
+    pub state: Option<QueueState>,
+    /// Those of this type of event.
+    pub event_type: Option<String>,
+    /// Those about this user.
+    pub clerk_id: Option<ClerkId>,
+    /// Those whose id is greater.
+    pub after: Option<SvixId>,
+}
+
+/// Parked deliveries by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepth {
+    pub pending: u64,
+    pub dead: u64,
+    /// When the first of those that wait became due, or will be.
+    pub first_due: Option<DateTime<Utc>>,
+}
+
+/// A row of `processed_webhooks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processed {
+    pub svix_id: SvixId,
+    pub event_type: Option<String>,
+    pub outcome: String,
+    pub clerk_id: Option<String>,
+    pub event_at: DateTime<Utc>,
+    pub processed_at: DateTime<Utc>,
+}
+
+/// Which processed deliveries are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryFilter {
+    /// Some of these.
+    pub ids: Option<Vec<SvixId>>,
+    pub event_type: Option<String>,
+    pub outcome: Option<String>,
+    /// Those that were processed before this one.
+    pub before: Option<(DateTime<Utc>, SvixId)>,
+}
+
+/// How many of the newest deliveries are looked through for those of a type or outcome: a search for what is rare must not
+/// read a whole table.
+pub const LOOKED_THROUGH: u32 = 10_000;
+
+/// Rows that are kept only for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Old {
+    /// Ids of processed deliveries.
+    Processed,
+    /// Parked deliveries that are dead, by when they died.
+    Dead,
+    /// Messages that were delivered or discarded.
+    Told,
+    /// Messages that are dead, by when they died.
+    Untold,
+    /// Counts of what was answered.
+    Activity,
+}
+
+impl Old {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Processed => "processed_webhooks",
+            Self::Dead => "dead_deliveries",
+            Self::Told => "delivered_messages",
+            Self::Untold => "dead_messages",
+            Self::Activity => "activity",
+        }
+    }
+}

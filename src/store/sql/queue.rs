@@ -1,0 +1,341 @@
+//! What transactions do with deliveries: `webhook_queue` and `processed_webhooks`. Each function is the verb of
+//! [`Transaction`](crate::store::Transaction) that has its name.
+//!
+//! Who works on a delivery holds the lock on its row until the transaction ends, and everybody else steps over locked rows:
+//! nobody waits, nobody works twice, and what a dead process held is free as soon as the server notices that its connection
+//! is gone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use super::{Row, Session, Statement, Value, batch, statements, values};
+use crate::{
+    model::{ClerkId, Outcome, SvixId},
+    store::{Parked, Record, Result, Waiting},
+    telemetry::TraceContext,
+};
+
+/// Write deliveries, and something beside that.
+macro_rules! keep {
+    ($beside:literal, $conflict:literal) => {
+        concat!(
+            "WITH n AS (
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, clerk_id text, payload bytes, state text, attempts bigint, next_attempt_at time, received_at time, last_error text, trace_context text, dead_at time}
+        )",
+            $beside,
+            "
+        INSERT INTO webhook_queue AS q
+            (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error, trace_context,
+             dead_at)
+        SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, n.state, n.attempts, n.next_attempt_at, n.received_at,
+               nullif(n.last_error, ''), n.trace_context, n.dead_at
+        FROM n
+        WHERE ",
+            $conflict
+        )
+    };
+}
+
+statements! {
+    // The first is taken however large it is. Others take other rows.
+    CLAIM = "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
+               q.last_error, q.trace_context, q.dead_at
+        FROM (
+            SELECT due.*, sum(due.bytes) OVER (ROWS UNBOUNDED PRECEDING) - due.bytes AS ahead
+            FROM (
+                SELECT {postgres *}{sqlite svix_id}, octet_length(payload) AS bytes FROM webhook_queue
+                WHERE state = 'pending' AND next_attempt_at <= $1
+                ORDER BY next_attempt_at
+                LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}
+            ) AS due
+        ) AS {postgres q}{sqlite due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
+        WHERE ahead < $3";
+
+    CLAIM_THESE = "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
+               q.last_error, q.trace_context, q.dead_at
+        FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at <= $2}";
+
+    // It does nothing about a conflict, for to update it would wait for whoever works on the delivery.
+    ENQUEUE = keep!("", "(SELECT p.svix_id FROM processed_webhooks AS p WHERE p.svix_id = n.svix_id) IS NULL
+        ON CONFLICT (svix_id) DO NOTHING
+        RETURNING svix_id");
+
+    RECORDED = "SELECT p.svix_id FROM {batch $1 AS n: id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.id}";
+
+    REVIVE = "UPDATE webhook_queue
+        SET attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'pending', next_attempt_at = $2,
+            dead_at = NULL
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND (q.state = 'dead' OR $3 AND q.next_attempt_at > $2)}}";
+
+    POSTPONE = "UPDATE webhook_queue SET next_attempt_at = $2
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at < $2}}";
+
+    RECORD = "WITH n AS (
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, clerk_id text, event_at time, processed_at time}
+        ){postgres , unparked AS (
+            -- Who works on it may be waiting for us, and removes it.
+            DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
+        )}
+        INSERT INTO processed_webhooks (svix_id, event_type, outcome, clerk_id, event_at, processed_at)
+        SELECT n.svix_id, n.event_type, n.outcome, n.clerk_id, n.event_at, n.processed_at FROM n
+        WHERE true
+        -- Waits for whoever is recording the same id, and then yields to them.
+        ON CONFLICT (svix_id) DO NOTHING
+        RETURNING svix_id";
+
+    UNPARK = "{sqlite DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
+
+    SETTLE = "UPDATE processed_webhooks SET outcome = $2 WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}";
+
+    WAITING = "SELECT q.svix_id, q.attempts, q.received_at
+        FROM {batch $1 AS n: id text} {lookup webhook_queue AS q WHERE q.svix_id = n.id}";
+
+    UNRECORD = "{sqlite DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
+
+    // It was received when it first came.
+    PARK = keep!("{postgres , unrecorded AS (
+            DELETE FROM processed_webhooks WHERE svix_id {in SELECT svix_id FROM n}
+        )}", "true
+        ON CONFLICT (svix_id) DO UPDATE
+        SET event_type = excluded.event_type, clerk_id = excluded.clerk_id, payload = excluded.payload,
+            state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
+            last_error = excluded.last_error, dead_at = excluded.dead_at,
+            trace_context = coalesce(excluded.trace_context, q.trace_context)");
+
+    // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
+    UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q
+        WHERE q.clerk_id IS NULL
+          AND {postgres (position('\\x00'::bytea IN q.payload) > 0
+               OR position('\\x5c75'::bytea IN q.payload) > 0
+               OR EXISTS (
+                   SELECT 1 FROM {batch $1 AS n: id text} WHERE position(convert_to(n.id, 'UTF8') IN q.payload) > 0
+               ))}{sqlite (instr(q.payload, x'00') > 0
+               OR instr(q.payload, x'5c75') > 0
+               OR EXISTS (
+                   SELECT 1 FROM {batch $1 AS n: id text} WHERE instr(q.payload, CAST(n.id AS BLOB)) > 0
+               ))}";
+
+    FORGET_PARKED = "{sqlite DELETE FROM webhook_queue
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.id}
+            UNION ALL SELECT n.id FROM {batch $2 AS n: id text}}}";
+
+    FORGET = "{postgres WITH pending AS (
+            -- Who works on it waits for our lock on the user's register, and will find them deleted.
+            DELETE FROM webhook_queue
+            WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.clerk_id = n.id AND q.state = 'pending'}}
+        ),
+        dead AS (
+            -- Nobody works on these, so whoever holds one is waited for.
+            DELETE FROM webhook_queue WHERE clerk_id {in SELECT n.id FROM {batch $1 AS n: id text}} AND state = 'dead'
+        ),
+        named AS (
+            DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $2 AS n: id text}}
+        )
+        }DELETE FROM audit_actors
+        WHERE audit_id {in SELECT l.id FROM {batch $1 AS n: id text} {lookup audit_log AS l WHERE l.clerk_id = n.id}}";
+}
+
+pub(in crate::store) async fn claim(
+    session: &mut dyn Session,
+    now: DateTime<Utc>,
+    limit: u32,
+    bytes: u64,
+) -> Result<Vec<Parked>> {
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    session.rows(&CLAIM, values![now, limit, bytes]).await?.iter().map(parked).collect()
+}
+
+pub(in crate::store) async fn claim_these(
+    session: &mut dyn Session,
+    ids: &[SvixId],
+    now: DateTime<Utc>,
+) -> Result<Vec<Parked>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    session
+        .rows(&CLAIM_THESE, values![batch(ids).text(SvixId::as_str), now])
+        .await?
+        .iter()
+        .map(parked)
+        .collect()
+}
+
+pub(in crate::store) async fn enqueue(
+    session: &mut dyn Session,
+    queued: &[Parked],
+) -> Result<HashSet<SvixId>> {
+    if queued.is_empty() {
+        return Ok(HashSet::new());
+    }
+    session.leaves_work();
+    let kept = ids_of(&session.rows(&ENQUEUE, &[rows_of(queued)]).await?)?;
+    if kept.len() == queued.len() {
+        return Ok(HashSet::new());
+    }
+    let mut others: Vec<&Parked> = queued.iter().filter(|queued| !kept.contains(&queued.svix_id)).collect();
+    let ids = batch(&others).text(|other| other.svix_id.as_str());
+    let recorded = ids_of(&session.rows(&RECORDED, values![ids]).await?)?;
+    others.retain(|other| !recorded.contains(&other.svix_id));
+    // All of a batch are due at the same time.
+    if let Some(now) = others.first().and_then(|other| other.next_attempt_at) {
+        let ids = batch(&others).text(|other| other.svix_id.as_str());
+        session.execute(&REVIVE, values![ids, now, false]).await?;
+    }
+    Ok(recorded)
+}
+
+pub(in crate::store) async fn revive(
+    session: &mut dyn Session,
+    ids: &[SvixId],
+    now: DateTime<Utc>,
+) -> Result<u64> {
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    session.leaves_work();
+    session.execute(&REVIVE, values![batch(ids).text(SvixId::as_str), now, true]).await
+}
+
+pub(in crate::store) async fn postpone(
+    session: &mut dyn Session,
+    ids: &[SvixId],
+    until: DateTime<Utc>,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    session.leaves_work();
+    session.execute(&POSTPONE, values![batch(ids).text(SvixId::as_str), until]).await?;
+    Ok(())
+}
+
+pub(in crate::store) async fn record(
+    session: &mut dyn Session,
+    records: &[Record<'_>],
+) -> Result<HashSet<SvixId>> {
+    if records.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = values![
+        batch(records)
+            .text(|record| record.svix_id.as_str())
+            .text(|record| record.event_type)
+            .text(|record| record.outcome.name())
+            .text(|record| record.clerk_id.map(ClerkId::as_str))
+            .time(|record| record.event_at)
+            .time(|record| record.processed_at)
+    ];
+    let fresh = ids_of(&session.rows(&RECORD, rows).await?)?;
+    // A body says more of somebody than what is kept of them.
+    remove(session, &UNPARK, rows).await?;
+    Ok(fresh)
+}
+
+pub(in crate::store) async fn settle(
+    session: &mut dyn Session,
+    outcomes: &[(SvixId, Outcome)],
+) -> Result<()> {
+    // Hardly ever there is more than one.
+    let mut ids: BTreeMap<&str, Vec<&SvixId>> = BTreeMap::new();
+    for (id, outcome) in outcomes {
+        ids.entry(outcome.name()).or_default().push(id);
+    }
+    for (outcome, ids) in ids {
+        session.execute(&SETTLE, values![batch(&ids).text(|id| id.as_str()), outcome]).await?;
+    }
+    Ok(())
+}
+
+pub(in crate::store) async fn waiting(
+    session: &mut dyn Session,
+    ids: &[SvixId],
+) -> Result<HashMap<SvixId, Waiting>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = session.rows(&WAITING, values![batch(ids).text(SvixId::as_str)]).await?;
+    let waiting = |row: &Row| Ok((row.get(0)?, Waiting { attempts: row.get(1)?, received_at: row.get(2)? }));
+    rows.iter().map(waiting).collect()
+}
+
+pub(in crate::store) async fn park(session: &mut dyn Session, parked: &[Parked]) -> Result<()> {
+    if parked.is_empty() {
+        return Ok(());
+    }
+    session.leaves_work();
+    let rows = &[rows_of(parked)];
+    session.execute(&UNRECORD, rows).await?;
+    session.execute(&PARK, rows).await?;
+    Ok(())
+}
+
+pub(in crate::store) async fn unattributed(
+    session: &mut dyn Session,
+    ids: &[ClerkId],
+) -> Result<Vec<(SvixId, Bytes)>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session.rows(&UNATTRIBUTED, values![batch(ids).text(ClerkId::as_str)]).await?;
+    rows.iter().map(|row| Ok((row.get(0)?, row.get::<Vec<u8>>(1)?.into()))).collect()
+}
+
+pub(in crate::store) async fn forget(
+    session: &mut dyn Session,
+    ids: &[ClerkId],
+    deliveries: &[SvixId],
+) -> Result<()> {
+    if ids.is_empty() && deliveries.is_empty() {
+        return Ok(());
+    }
+    let values = values![batch(ids).text(ClerkId::as_str), batch(deliveries).text(SvixId::as_str)];
+    remove(session, &FORGET_PARKED, values).await?;
+    remove(session, &FORGET, values).await
+}
+
+/// Run a statement that removes rows with personal data.
+async fn remove(session: &mut dyn Session, statement: &Statement, values: &[Value<'_>]) -> Result<()> {
+    if session.execute(statement, values).await? > 0 {
+        session.removed_personal_data();
+    }
+    Ok(())
+}
+
+fn rows_of(parked: &[Parked]) -> Value<'_> {
+    batch(parked)
+        .text(|parked| parked.svix_id.as_str())
+        .text(|parked| parked.event_type.as_deref())
+        .text(|parked| parked.clerk_id.as_ref().map(ClerkId::as_str))
+        .bytes(|parked| &parked.payload)
+        .text(|parked| parked.state().name())
+        .int(|parked| parked.attempts.into())
+        .time(|parked| parked.next_attempt_at)
+        .time(|parked| parked.received_at)
+        .text(|parked| parked.last_error.as_str())
+        .text(|parked| parked.trace.as_str())
+        .time(|parked| parked.dead_at)
+        .into()
+}
+
+/// Of the columns in the order of `CLAIM`.
+pub(super) fn parked(row: &Row) -> Result<Parked> {
+    Ok(Parked {
+        svix_id: row.get(0)?,
+        event_type: row.maybe(1)?,
+        clerk_id: row.maybe(2)?,
+        payload: row.get::<Vec<u8>>(3)?.into(),
+        attempts: row.get(4)?,
+        next_attempt_at: row.maybe(5)?,
+        received_at: row.get(6)?,
+        last_error: row.maybe(7)?.unwrap_or_default(),
+        trace: TraceContext::kept(row.maybe(8)?),
+        dead_at: row.maybe(9)?,
+    })
+}
+
+fn ids_of(rows: &[Row]) -> Result<HashSet<SvixId>> {
+    rows.iter().map(|row| row.get(0)).collect()
+}
