@@ -25,12 +25,12 @@ use crate::{
     entity::USER,
     model::{ClerkId, DeletionPolicy, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId, User},
     store::{
-        Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, ForeignReading,
-        ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener, MessageFilter,
-        Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox, Outlook, Parked,
-        Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored, Row, RowFilter,
-        Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal, Tombstone,
-        Transaction, Trouble, Unsealed,
+        Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, Erasures,
+        ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener,
+        MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox,
+        Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored,
+        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
+        Tombstone, Transaction, Trouble, Unsealed,
     },
     sync::{Limits, Rules, instance::Pin},
     telemetry::{self, LogFormat, tests::logged},
@@ -187,6 +187,45 @@ impl Inbox for FakeStore {
 }
 
 #[async_trait]
+impl Erasures for FakeStore {
+    async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
+        unreachable!()
+    }
+    async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn count_standing(&self) -> Stored<u64> {
+        unreachable!()
+    }
+    async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
+        unreachable!()
+    }
+    async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+        unreachable!()
+    }
+    async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
+        unreachable!()
+    }
+    async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_receipts(
+        &self,
+        _: Option<DateTime<Utc>>,
+        _: Option<&Receipt>,
+        _: u32,
+    ) -> Stored<Vec<Receipt>> {
+        unreachable!()
+    }
+    async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
+        Err(StoreError::new(Trouble::Unavailable))
+    }
+    async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
+        unreachable!()
+    }
+}
+
+#[async_trait]
 impl Store for FakeStore {
     fn writers(&self) -> usize {
         1
@@ -234,42 +273,7 @@ impl Store for FakeStore {
     async fn space(&self) -> Stored<Space> {
         Err(StoreError::new(Trouble::Unavailable))
     }
-    async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
-        unreachable!()
-    }
-    async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
-        unreachable!()
-    }
     async fn estimate_standing(&self) -> Stored<Count> {
-        unreachable!()
-    }
-    async fn count_standing(&self) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
-        unreachable!()
-    }
-    async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
-        unreachable!()
-    }
-    async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
-        unreachable!()
-    }
-    async fn open_receipts(
-        &self,
-        _: Option<DateTime<Utc>>,
-        _: Option<&Receipt>,
-        _: u32,
-    ) -> Stored<Vec<Receipt>> {
-        unreachable!()
-    }
-    async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
-        unreachable!()
-    }
-    async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
         unreachable!()
     }
     async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {

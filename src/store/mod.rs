@@ -6,6 +6,7 @@
 //! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
 //! its connection is closed rather than handed to anybody else.
 
+mod erasures;
 mod error;
 mod foreign;
 mod inbox;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 use tokio::sync::Notify;
 
+pub use erasures::{AuditLine, Erasures, Known, Minimized, OpenErasures, Tombstone};
 pub use error::{StoreError, Trouble};
 pub use inbox::{
     DeliveryFilter, Inbox, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState,
@@ -48,7 +50,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A database that keeps users.
 #[async_trait]
-pub trait Store: Notes + Inbox + Outbox + Send + Sync + 'static {
+pub trait Store: Notes + Inbox + Outbox + Erasures + Send + Sync + 'static {
     /// How many transactions it can usefully run side by side.
     fn writers(&self) -> usize;
 
@@ -102,64 +104,8 @@ pub trait Store: Notes + Inbox + Outbox + Send + Sync + 'static {
     /// How much room the database takes up. Not to be asked often.
     async fn space(&self) -> Result<Space>;
 
-    /// What is stored of these users, read without locks: registers and rows, as far as there are any.
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
-
-    /// Up to `limit` ids of users whose erasure nobody has asked for, and whom we last wrote before `untouched_since` or
-    /// never, in the order of the ids, after this one. What the application has marked as deleted is among them.
-    async fn standing(
-        &self,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>>;
-
-    /// How many users there are whose erasure nobody has asked for.
-    async fn count_standing(&self) -> Result<u64>;
-
     /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
     async fn estimate_standing(&self) -> Result<Count>;
-
-    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
-    async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
-    -> Result<Vec<ClerkId>>;
-
-    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
-
-    /// Every receipt of one user.
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
-
-    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>>;
-
-    /// How many receipts of each destination are not completed.
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
-
-    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
-    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>>;
-
-    /// Set all synced columns but those of `keep` to NULL, in the next `limit` rows behind this `id` that are not
-    /// anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Transaction::erase_users`].
-    async fn minimize(
-        &self,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>>;
 
     /// Rewrite the database without what its file still has of rows that are gone, if it is a file of at most so many
     /// bytes and anybody was erased since this time, or no time is given; returns whether it did. Nobody else can write
@@ -452,22 +398,6 @@ pub struct Activity {
     pub within: [u64; WITHIN.len()],
 }
 
-/// A line of the audit trail, as it stands in `audit_log`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuditLine {
-    /// In the order in which they were written.
-    pub id: i64,
-    pub at: DateTime<Utc>,
-    pub action: String,
-    /// The delivery that caused it, if one did.
-    pub svix_id: Option<String>,
-    pub source: String,
-    /// Names of fields.
-    pub changed_fields: Vec<String>,
-    /// When it happened at Clerk.
-    pub event_at: DateTime<Utc>,
-}
-
 /// What a seal may be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToSeal {
@@ -514,44 +444,6 @@ pub struct Space {
     pub free: Option<u64>,
 }
 
-/// Receipts of one destination that are not completed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenErasures {
-    pub destination: String,
-    pub receipts: u64,
-    /// When the oldest was asked for.
-    pub oldest: DateTime<Utc>,
-}
-
-/// Somebody who is erased, or will be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tombstone {
-    pub clerk_id: ClerkId,
-    /// When Clerk deleted them; `None` as long as the erasure is held back.
-    pub erased_at: Option<DateTime<Utc>>,
-    /// Until when it is held back.
-    pub held_until: Option<DateTime<Utc>>,
-}
-
-/// What a page of rows lost to the allow-list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Minimized {
-    /// The `id` of the last row of the page.
-    pub last: i64,
-    /// Rows that lost anything.
-    pub users: u64,
-    /// Values by column, in the order of the columns.
-    pub columns: Vec<u64>,
-}
-
-impl Minimized {
-    /// The same page, left alone.
-    #[must_use]
-    pub fn skipped(self) -> Self {
-        Self { users: 0, columns: Vec::new(), ..self }
-    }
-}
-
 /// Which instance of Clerk the users are of, and what came of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -563,13 +455,6 @@ pub struct Origin {
     pub refused: Option<(String, DateTime<Utc>)>,
     /// Whether a key of the Backend API said so, and not only the first event.
     pub confirmed: bool,
-}
-
-/// What is stored of some users.
-#[derive(Clone, Debug, Default)]
-pub struct Known {
-    pub registers: HashMap<ClerkId, Register>,
-    pub users: HashMap<ClerkId, User>,
 }
 
 /// What the tables say of the time before a start.

@@ -30,8 +30,9 @@ pub struct Minimized {
 /// # Errors
 /// If the database is not available. What was cleared stays cleared.
 pub async fn minimize(store: &dyn Store, keep: FieldSet, dry_run: bool) -> Result<Minimized> {
-    let mut counts = vec![0; USER.columns.len()];
-    let mut minimized = Minimized::default();
+    let gone = USER.fields().filter(|field| !keep.contains(*field));
+    let mut minimized =
+        Minimized { columns: gone.map(|field| (field.name(), 0)).collect(), ..Minimized::default() };
     let mut after = i64::MIN;
     let mut limit = PAGE;
     loop {
@@ -51,11 +52,9 @@ pub async fn minimize(store: &dyn Store, keep: FieldSet, dry_run: bool) -> Resul
         after = page.last;
         limit = (2 * limit).min(PAGE);
         minimized.users += page.users;
-        for (count, more) in counts.iter_mut().zip(page.columns) {
+        for ((_, count), more) in minimized.columns.iter_mut().zip(page.columns) {
             *count += more;
         }
     }
-    let gone = USER.fields().filter(|field| !keep.contains(*field));
-    minimized.columns = gone.map(|field| (field.name(), counts[field.place()])).collect();
     Ok(minimized)
 }

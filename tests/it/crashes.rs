@@ -26,11 +26,11 @@ use clerk_sync::{
     },
     store::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere,
-        Ending, ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener,
-        MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox,
-        Outgoing, Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Record,
-        Result, Row, RowFate, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError,
-        StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
+        Ending, Erasures, ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease,
+        Listener, MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin,
+        Outbox, Outgoing, Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
+        Record, Result, Row, RowFate, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store,
+        StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -608,6 +608,66 @@ impl Inbox for Troubled {
 }
 
 #[async_trait]
+impl Erasures for Troubled {
+    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+        self.fault.call(self.inner.known(ids, fields)).await
+    }
+    async fn standing(
+        &self,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.standing(untouched_since, after, limit)).await
+    }
+    async fn count_standing(&self) -> Result<u64> {
+        self.fault.call(self.inner.count_standing()).await
+    }
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
+        self.fault.call(self.inner.audit_trail(id, after, limit)).await
+    }
+    async fn held_due(
+        &self,
+        now: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.held_due(now, after, limit)).await
+    }
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        self.fault.call(self.inner.tombstones(since, after, limit)).await
+    }
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        self.fault.call(self.inner.receipts_of(id)).await
+    }
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        self.fault.call(self.inner.open_receipts(before, after, limit)).await
+    }
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        self.fault.call(self.inner.open_erasures()).await
+    }
+    async fn minimize(
+        &self,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        self.fault.call(self.inner.minimize(keep, after, limit, dry_run)).await
+    }
+}
+
+#[async_trait]
 impl Store for Troubled {
     fn writers(&self) -> usize {
         self.inner.writers()
@@ -651,64 +711,8 @@ impl Store for Troubled {
     async fn space(&self) -> Result<Space> {
         self.inner.space().await
     }
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
-        self.fault.call(self.inner.known(ids, fields)).await
-    }
-    async fn standing(
-        &self,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.standing(untouched_since, after, limit)).await
-    }
-    async fn count_standing(&self) -> Result<u64> {
-        self.fault.call(self.inner.count_standing()).await
-    }
     async fn estimate_standing(&self) -> Result<Count> {
         self.inner.estimate_standing().await
-    }
-    async fn held_due(
-        &self,
-        now: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.held_due(now, after, limit)).await
-    }
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
-        self.fault.call(self.inner.audit_trail(id, after, limit)).await
-    }
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
-        self.fault.call(self.inner.receipts_of(id)).await
-    }
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>> {
-        self.fault.call(self.inner.open_receipts(before, after, limit)).await
-    }
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
-        self.fault.call(self.inner.open_erasures()).await
-    }
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>> {
-        self.fault.call(self.inner.tombstones(since, after, limit)).await
-    }
-    async fn minimize(
-        &self,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>> {
-        self.fault.call(self.inner.minimize(keep, after, limit, dry_run)).await
     }
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         self.fault.call(self.inner.compact(at_most, erased_since)).await

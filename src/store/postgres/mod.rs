@@ -13,15 +13,12 @@
 //! With `sslmode=prefer`, the default, the server at the other end of a loopback connection is spoken to without TLS:
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
-mod catch_up;
-mod erasure;
 mod error;
 mod foreign;
 mod inspect;
 mod others;
 mod relay;
 mod removal;
-mod retention;
 mod rows;
 pub(super) mod seals;
 mod sequences;
@@ -64,13 +61,13 @@ use self::{
     transaction::PostgresTransaction,
 };
 use super::{
-    AuditLine, Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Known, Listener,
-    Migration, MigrationStatus, Minimized, Missing, OpenErasures, Patience, Readiness, Result, Route, Row,
-    RowFilter, Space, Statistics, Store, StoreError, Tombstone, Transaction, Trouble,
+    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Missing, Patience, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
+    StoreError, Transaction, Trouble,
     migration::migrations,
     schema::{self, Column, Kind, quoted},
 };
-use crate::model::{ClerkId, FieldSet, Receipt, User};
+use crate::model::{ClerkId, FieldSet, User};
 
 const MIGRATIONS: [Migration; 13] = migrations!(
     "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
@@ -506,99 +503,16 @@ impl Store for Postgres {
     }
 
     async fn space(&self) -> Result<Space> {
-        retention::space(self).await
-    }
-
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
-        catch_up::known(self, ids, fields).await
-    }
-
-    async fn standing(
-        &self,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        catch_up::standing(self, untouched_since, after, limit).await
-    }
-
-    async fn count_standing(&self) -> Result<u64> {
-        catch_up::count_standing(self).await
+        let mut session = self.session(&self.begin_long).await?;
+        let rows = session.rows(sql("SELECT pg_database_size(current_database())")).await?;
+        session.commit().await?;
+        let taken = rows.first().map_or(Ok(0), |row| count(row, 0))?;
+        // Its server's disk cannot be seen from here.
+        Ok(Space { taken, free: None })
     }
 
     async fn estimate_standing(&self) -> Result<Count> {
         inspect::estimate_standing(self).await
-    }
-
-    async fn held_due(
-        &self,
-        now: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        erasure::held_due(self, now, after, limit).await
-    }
-
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let rows = session
-            .rows(
-                sql("SELECT id, at, action, svix_id, source, changed_fields, event_at FROM audit_log
-                     WHERE clerk_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-                .bind(id.as_str())
-                .bind(after.unwrap_or(i64::MIN))
-                .bind(i64::from(limit)),
-            )
-            .await?;
-        session.commit().await?;
-        let line = |row| {
-            Ok(AuditLine {
-                id: get(row, 0)?,
-                at: get(row, 1)?,
-                action: get(row, 2)?,
-                svix_id: get(row, 3)?,
-                source: get(row, 4)?,
-                changed_fields: get::<Option<Vec<String>>>(row, 5)?.unwrap_or_default(),
-                event_at: get(row, 6)?,
-            })
-        };
-        rows.iter().map(line).collect()
-    }
-
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
-        erasure::receipts_of(self, id).await
-    }
-
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>> {
-        erasure::open_receipts(self, before, after, limit).await
-    }
-
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
-        erasure::open_erasures(self).await
-    }
-
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>> {
-        erasure::tombstones(self, since, after, limit).await
-    }
-
-    async fn minimize(
-        &self,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>> {
-        retention::minimize(self, keep, after, limit, dry_run).await
     }
 
     async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {
@@ -688,15 +602,7 @@ impl Session {
         self.ended(before, fetched.map_err(store_error))
     }
 
-    /// Run what writes rows of `users`, where code of the application may run.
-    async fn execute_on_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        let query = query.persistent(self.route != Route::Shared);
-        let before = self.begins();
-        let executed = self.connection().execute(query).await;
-        self.ended(before, executed.map_err(users_error)).map(|done| done.rows_affected())
-    }
-
-    /// The same, of what gives rows.
+    /// The rows that a statement gives which writes rows of `users`, where code of the application may run.
     async fn rows_of_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
-use super::{Session, erasure, get, removal, sequences::Sequences, sight};
+use super::{Session, get, removal, sequences::Sequences, sight};
 use crate::{
     model::{AuditEntry, ClerkId, FieldSet, Holds, Outcome, Profile, Receipt, Register, SvixId, User, Value},
     store::{
         Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Trouble,
         Waiting, Way,
-        sql::{ledger, objects, outbox, queue},
+        sql::{erasures, ledger, objects, outbox, queue},
     },
 };
 
@@ -133,11 +133,11 @@ impl Transaction for PostgresTransaction {
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
-        erasure::write_receipts(&mut self.session, receipts).await
+        erasures::write_receipts(&mut self.session, receipts).await
     }
 
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
-        erasure::close_receipts(&mut self.session, ids, destination, at).await
+        erasures::close_receipts(&mut self.session, ids, destination, at).await
     }
 
     async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
@@ -181,15 +181,6 @@ impl Transaction for PostgresTransaction {
     async fn rollback(self: Box<Self>) {
         self.session.rollback().await;
     }
-}
-
-/// One column of a batch.
-pub(super) fn column<'q, T, V>(rows: &'q [T], value: impl Fn(&'q T) -> V) -> Vec<V> {
-    rows.iter().map(value).collect()
-}
-
-pub(super) fn texts(ids: &[ClerkId]) -> Vec<&str> {
-    column(ids, ClerkId::as_str)
 }
 
 pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {

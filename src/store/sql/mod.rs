@@ -3,6 +3,7 @@
 //! A keeper opens [`Session`]s, knows its kind of SQL, and writes by hand only what its database can do better than others.
 
 mod batch;
+pub(in crate::store) mod erasures;
 mod inbox;
 pub(in crate::store) mod ledger;
 mod notes;
@@ -98,6 +99,7 @@ mod tests {
         for dialect in Dialect::ALL {
             let mut all = String::new();
             for (file, statements) in [
+                ("erasures", erasures::STATEMENTS),
                 ("inbox", inbox::STATEMENTS),
                 ("ledger", ledger::STATEMENTS),
                 ("notes", notes::STATEMENTS),

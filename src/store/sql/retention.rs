@@ -1,9 +1,13 @@
-//! What goes after its time.
+//! What goes after its time, and columns that are no longer kept.
 
 use chrono::{DateTime, Utc};
 
 use super::{Database, Purpose, Statement, statements, values};
-use crate::store::{Old, Result, StoreError, Trouble};
+use crate::{
+    entity::USER,
+    model::{Field, FieldSet},
+    store::{Minimized, Old, Result, StoreError, Trouble},
+};
 
 macro_rules! prune {
     ($table:literal, $old:literal) => {
@@ -68,4 +72,54 @@ pub(super) async fn prune(store: &dyn Database, kind: Old, before: DateTime<Utc>
     }
     session.commit().await?;
     Ok(pruned)
+}
+
+/// See [`Erasures::minimize`](crate::store::Erasures::minimize).
+pub(super) async fn minimize(
+    store: &dyn Database,
+    keep: FieldSet,
+    after: i64,
+    limit: u32,
+    dry_run: bool,
+) -> Result<Option<Minimized>> {
+    let gone: Vec<&str> = USER.fields().filter(|field| !keep.contains(*field)).map(Field::name).collect();
+    let [count, clear] = minimizing(&gone);
+    let mut session = store.session(if dry_run { Purpose::Page } else { Purpose::WRITE }).await?;
+    let rows = session.rows(&count, values![after, limit]).await?;
+    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let Some(last) = row.maybe(0)? else {
+        session.commit().await?;
+        return Ok(None);
+    };
+    let columns = (0..gone.len()).map(|column| row.get(column + 2)).collect::<Result<_>>()?;
+    let page = Minimized { last, users: row.get(1)?, columns };
+    if page.users > 0 && !dry_run {
+        session.write_objects(&clear, values![after, last]).await?;
+        session.removed_personal_data();
+    }
+    session.commit().await?;
+    Ok(Some(page))
+}
+
+/// The statements that count what these columns hold in the next rows, and clear it. Of an anonymised row everything is
+/// cleared already that tells who it was.
+fn minimizing(gone: &[&str]) -> [Statement; 2] {
+    let table = USER.table;
+    let each = |of: fn(&str) -> String, between: &str| {
+        gone.iter().map(|name| of(name)).collect::<Vec<_>>().join(between)
+    };
+    let left_over = format!(
+        "NOT (deleted_at IS NOT NULL AND coalesce(email, '') = 'deleted-' || id || '@anonymized.local') AND ({})",
+        if gone.is_empty() { "false".to_owned() } else { each(|name| format!("{name} IS NOT NULL"), " OR ") }
+    );
+    let counts = each(|name| format!(", count(CASE WHEN left_over THEN {name} END)"), "");
+    let cleared = each(|name| format!("{name} = NULL"), ", ");
+    [
+        Statement::made(format!(
+            "SELECT max(id), count(CASE WHEN left_over THEN 1 END){counts}
+             FROM (SELECT *, {left_over} AS left_over FROM {table} WHERE id > $1 ORDER BY id LIMIT $2) AS page"
+        )),
+        // Looked at again: somebody may have been anonymised since.
+        Statement::made(format!("UPDATE {table} SET {cleared} WHERE id > $1 AND id <= $2 AND {left_over}")),
+    ]
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{error::explain, migrations, retention, text, users};
+use super::{error::explain, migrations, text, users};
 use crate::store::{
     Count, Inspection, Reference, Result, Size, Statistics,
     schema::{TABLES, quoted},
@@ -52,8 +52,18 @@ pub(super) async fn inspect(
         route: None,
         // SQLite itself looks at the rows as well as at what it remembers.
         sequences: Vec::new(),
-        size: retention::size(connection).await.map(|database| Size { database, ours: None }),
+        size: size(connection).await.map(|database| Size { database, ours: None }),
     })
+}
+
+/// How large the database is, in bytes.
+pub(super) async fn size(connection: &mut SqliteConnection) -> Result<u64> {
+    let size: i64 =
+        sqlx::query_scalar("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+            .fetch_one(connection)
+            .await
+            .map_err(explain)?;
+    Ok(size.unsigned_abs())
 }
 
 async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>> {
@@ -164,6 +174,6 @@ pub(super) async fn statistics(
         erased: erased.unsigned_abs(),
         outcomes: Some(outcomes),
         last_event: text::read_time(&last, "last")?,
-        bytes: retention::size(connection).await?,
+        bytes: size(connection).await?,
     })
 }

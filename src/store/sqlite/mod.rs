@@ -11,10 +11,7 @@
 
 mod transaction;
 
-mod audit;
-mod erasure;
 mod others;
-mod retention;
 mod rows;
 pub(super) mod seals;
 mod unique_email;
@@ -57,12 +54,12 @@ use self::{
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
-    AuditLine, Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Known, Listener,
-    Migration, MigrationStatus, Minimized, OpenErasures, Patience, Readiness, Result, Row, RowFilter, Space,
-    Statistics, Store, StoreError, Tombstone, Transaction, Trouble,
-    sql::{Database as _, Purpose, ledger, objects},
+    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Patience, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
+    Transaction, Trouble,
+    sql::{Database as _, Purpose, objects},
 };
-use crate::model::{ClerkId, FieldSet, Receipt, User};
+use crate::model::{ClerkId, FieldSet, User};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -253,106 +250,31 @@ impl Store for Sqlite {
         self.file.space()
     }
 
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
-        let mut session = self.session(Purpose::Read).await?;
-        Ok(Known {
-            registers: ledger::known_registers(&mut *session, ids).await?,
-            users: objects::load(&mut *session, &USER, ids, fields).await?,
-        })
-    }
-
-    async fn standing(
-        &self,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        users::standing(&mut *self.read().await?, untouched_since, after, limit).await
-    }
-
-    async fn count_standing(&self) -> Result<u64> {
-        users::count_unasked(&mut *self.read().await?).await
-    }
-
     async fn estimate_standing(&self) -> Result<Count> {
         Ok(Count::exact(users::count_standing(&mut *self.read().await?).await?))
-    }
-
-    async fn held_due(
-        &self,
-        now: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        erasure::held_due(&mut *self.read().await?, now, after, limit).await
-    }
-
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
-        audit::trail(&mut *self.read().await?, id, after, limit).await
-    }
-
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
-        erasure::receipts_of(&mut *self.read().await?, id).await
-    }
-
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>> {
-        erasure::open_receipts(&mut *self.read().await?, before, after, limit).await
-    }
-
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
-        erasure::open_erasures(&mut *self.read().await?).await
-    }
-
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>> {
-        erasure::tombstones(&mut *self.read().await?, since, after, limit).await
-    }
-
-    async fn minimize(
-        &self,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>> {
-        let gone = retention::gone(keep);
-        if dry_run {
-            return retention::count_columns(&mut *self.read().await?, &gone, after, limit).await;
-        }
-        let mut transaction = self.write(Patience::Normal).await?;
-        let page = retention::count_columns(transaction.connection()?, &gone, after, limit).await?;
-        if let Some(page) = page.as_ref().filter(|page| page.users > 0) {
-            retention::clear_columns(transaction.connection()?, &gone, after, page.last).await?;
-            transaction.note_erasure();
-        }
-        Box::new(transaction).commit().await?;
-        Ok(page)
     }
 
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         {
             let mut reader = self.read().await?;
-            if retention::size(&mut reader).await? > at_most {
+            if inspect::size(&mut reader).await? > at_most {
                 return Ok(false);
             }
-            if let Some(at) = erased_since
-                && !retention::any_erased_since(&mut reader, at).await?
-            {
-                return Ok(false);
+            if let Some(at) = erased_since {
+                let query = "SELECT EXISTS (
+                    SELECT 1 FROM erasure_receipts WHERE destination = 'database' AND completed_at >= ?1
+                )";
+                let erased = sqlx::query_scalar(query).bind(text::time(at)).fetch_one(&mut *reader).await;
+                if !erased.map_err(explain)? {
+                    return Ok(false);
+                }
             }
         }
         self.file.check()?;
         let mut writer = self.writer.acquire().await.map_err(explain)?;
-        retention::vacuum(&mut writer).await?;
+        // Outside a transaction, waiting for other writers as usual.
+        let rewrite = sqlx::raw_sql("PRAGMA busy_timeout = 3000; VACUUM");
+        rewrite.execute(&mut *writer).await.map_err(explain)?;
         // The new pages stand in the log, the old ones still in the file.
         self.housekeeping.empty_log(&mut writer).await;
         Ok(true)

@@ -19,7 +19,6 @@ use sqlx::{SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
-    erasure,
     error::{explain, is_of_the_statement},
     shared, users,
 };
@@ -28,7 +27,7 @@ use crate::{
     store::{
         Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
-        sql::{ledger, objects, outbox, queue},
+        sql::{erasures, ledger, objects, outbox, queue},
     },
 };
 
@@ -146,8 +145,8 @@ impl SqliteTransaction {
         let done = match step {
             Step::Take(Way::Delete) => users::delete(connection, ids).await,
             Step::Take(Way::Anonymize) => users::anonymize(connection, anonymizing, ids, at).await,
-            Step::Mark => erasure::mark_users(connection, ids, at).await,
-            Step::Unmark => erasure::unmark_users(connection, ids, at).await,
+            Step::Mark => users::mark(connection, ids, at).await,
+            Step::Unmark => users::unmark(connection, ids, at).await,
         };
         match self.judged(done).await {
             Ok(done) => {
@@ -312,19 +311,11 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
-        if receipts.is_empty() {
-            return Ok(());
-        }
-        let written = erasure::write_receipts(self.connection()?, receipts).await;
-        self.noted(written)
+        erasures::write_receipts(self, receipts).await
     }
 
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let closed = erasure::close_receipts(self.connection()?, ids, destination, at).await;
-        self.noted(closed)
+        erasures::close_receipts(self, ids, destination, at).await
     }
 
     async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {

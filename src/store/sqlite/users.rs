@@ -13,48 +13,6 @@ use crate::{
     store::{Result, StoreError, schema::quoted},
 };
 
-/// Ids of users whose erasure nobody has asked for, and whom we last wrote before this time or never, in the order of the ids.
-pub(super) async fn standing(
-    connection: &mut SqliteConnection,
-    untouched_since: DateTime<Utc>,
-    after: Option<&ClerkId>,
-    limit: u32,
-) -> Result<Vec<ClerkId>> {
-    let rows = sqlx::query(
-        "SELECT u.clerk_id FROM users AS u
-         -- Rows that somebody else has inserted have no time of ours.
-         WHERE u.clerk_id > ?1 AND coalesce(u.synced_at < ?2, 1)
-           AND NOT EXISTS (
-               SELECT 1 FROM entity_versions AS r
-               WHERE r.kind = 'user' AND r.clerk_id = u.clerk_id AND (r.deleted OR r.held_until IS NOT NULL)
-           )
-         ORDER BY u.clerk_id
-         LIMIT ?3",
-    )
-    .bind(after.map_or("", ClerkId::as_str))
-    .bind(text::time(untouched_since))
-    .bind(limit)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    rows.iter().map(text::read_clerk_id).collect()
-}
-
-/// How many users there are whose erasure nobody has asked for.
-pub(super) async fn count_unasked(connection: &mut SqliteConnection) -> Result<u64> {
-    let row = sqlx::query(
-        "SELECT count(*) AS unasked FROM users AS u
-         WHERE NOT EXISTS (
-             SELECT 1 FROM entity_versions AS r
-             WHERE r.kind = 'user' AND r.clerk_id = u.clerk_id AND (r.deleted OR r.held_until IS NOT NULL)
-         )",
-    )
-    .fetch_one(connection)
-    .await
-    .map_err(explain)?;
-    Ok(text::read_integer(&row, "unasked")?.unwrap_or_default().unsigned_abs())
-}
-
 /// How many users are not deleted.
 pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
     let row = sqlx::query("SELECT count(*) AS standing FROM users WHERE deleted_at IS NULL")
@@ -147,6 +105,44 @@ pub(super) async fn anonymize(
         return Err(StoreError::unmoved());
     }
     gone.iter().map(text::read_clerk_id).collect()
+}
+
+/// Mark rows as deleted, unless they are.
+pub(super) async fn mark(
+    connection: &mut SqliteConnection,
+    ids: &[ClerkId],
+    at: DateTime<Utc>,
+) -> Result<Vec<ClerkId>> {
+    let rows = sqlx::query(
+        "UPDATE users SET deleted_at = ?2
+         WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at IS NULL
+         RETURNING clerk_id",
+    )
+    .bind(text::clerk_ids(ids)?)
+    .bind(text::time(at))
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(text::read_clerk_id).collect()
+}
+
+/// Take just this mark from rows.
+pub(super) async fn unmark(
+    connection: &mut SqliteConnection,
+    ids: &[ClerkId],
+    at: DateTime<Utc>,
+) -> Result<Vec<ClerkId>> {
+    let rows = sqlx::query(
+        "UPDATE users SET deleted_at = NULL
+         WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at = ?2
+         RETURNING clerk_id",
+    )
+    .bind(text::clerk_ids(ids)?)
+    .bind(text::time(at))
+    .fetch_all(connection)
+    .await
+    .map_err(explain)?;
+    rows.iter().map(text::read_clerk_id).collect()
 }
 
 pub(super) fn user(row: &SqliteRow, fields: FieldSet) -> Result<User> {
