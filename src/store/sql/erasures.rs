@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, Session, batch, ledger, objects, retention, statements, values};
+use super::{Database, Purpose, Row, Session, batch, ledger, objects, only, retention, statements, values};
 use crate::{
     entity::USER,
     model::{ClerkId, FieldSet, Receipt},
@@ -100,24 +100,19 @@ impl<D: Database> Erasures for D {
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
         // Where nearly everybody was touched it looks through the whole table.
-        let mut session = self.session(Purpose::Scan).await?;
-        let rows = session.rows(&STANDING, values![from(after), untouched_since, limit]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Scan, &STANDING, values![from(after), untouched_since, limit]).await?;
         rows.iter().map(|row| row.get(0)).collect()
     }
 
     async fn count_standing(&self) -> Result<u64> {
         // Of a large table this takes longer than a webhook may.
-        let mut session = self.session(Purpose::Scan).await?;
-        let rows = session.rows(&COUNT_STANDING, values![]).await?;
-        session.commit().await?;
-        rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?.get(0)
+        let rows = self.fetch(Purpose::Scan, &COUNT_STANDING, values![]).await?;
+        only(&rows)?.get(0)
     }
 
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&AUDIT_TRAIL, values![id, after.unwrap_or(i64::MIN), limit]).await?;
-        session.commit().await?;
+        let rows =
+            self.fetch(Purpose::Read, &AUDIT_TRAIL, values![id, after.unwrap_or(i64::MIN), limit]).await?;
         rows.iter().map(audit_line).collect()
     }
 
@@ -127,9 +122,7 @@ impl<D: Database> Erasures for D {
         after: Option<&ClerkId>,
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&HELD_DUE, values![now, from(after), limit]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &HELD_DUE, values![now, from(after), limit]).await?;
         rows.iter().map(|row| row.get(0)).collect()
     }
 
@@ -142,17 +135,13 @@ impl<D: Database> Erasures for D {
         // No database has times without a beginning.
         let since = since.max(DateTime::UNIX_EPOCH);
         // Where nearly nobody was erased it looks through the whole table.
-        let mut session = self.session(Purpose::Scan).await?;
         let values = values![from(after), since, since.timestamp_millis(), limit];
-        let rows = session.rows(&TOMBSTONES, values).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Scan, &TOMBSTONES, values).await?;
         rows.iter().map(tombstone).collect()
     }
 
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&RECEIPTS_OF, values![id]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &RECEIPTS_OF, values![id]).await?;
         rows.iter().map(receipt).collect()
     }
 
@@ -169,16 +158,12 @@ impl<D: Database> Erasures for D {
             after.map_or("", |receipt| receipt.destination.as_str()),
             limit,
         ];
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&OPEN_RECEIPTS, values).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &OPEN_RECEIPTS, values).await?;
         rows.iter().map(receipt).collect()
     }
 
     async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&OPEN_ERASURES, values![]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &OPEN_ERASURES, values![]).await?;
         let open = |row: &Row| {
             Ok(OpenErasures { destination: row.get(0)?, receipts: row.get(1)?, oldest: row.get(2)? })
         };

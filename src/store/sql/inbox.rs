@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, batch, queue, retention, statements, values};
+use super::{Database, Purpose, Row, batch, only, queue, retention, statements, values};
 use crate::{
     model::SvixId,
     store::{
@@ -71,17 +71,13 @@ statements! {
 #[async_trait]
 impl<D: Database> Inbox for D {
     async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&FIRST_DUE, values![]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &FIRST_DUE, values![]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
     async fn queue_depth(&self) -> Result<QueueDepth> {
-        let mut session = self.session(Purpose::Count).await?;
-        let rows = session.rows(&DEPTH, values![]).await?;
-        session.commit().await?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
+        let row = only(&rows)?;
         Ok(QueueDepth { pending: row.get(0)?, dead: row.get(1)?, first_due: row.maybe(2)? })
     }
 
@@ -99,16 +95,12 @@ impl<D: Database> Inbox for D {
         if let Some(ids) = ids {
             values.push(batch(ids).text(SvixId::as_str).into());
         }
-        let mut session = self.session(purpose).await?;
-        let rows = session.rows(statement, &values).await?;
-        session.commit().await?;
+        let rows = self.fetch(purpose, statement, &values).await?;
         rows.iter().map(queued).collect()
     }
 
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&PARKED, values![id]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &PARKED, values![id]).await?;
         rows.first().map(queue::parked).transpose()
     }
 
@@ -124,9 +116,7 @@ impl<D: Database> Inbox for D {
         let (at, id) = before.as_ref().map(|(at, id)| (*at, id)).unzip();
         let mut values = values![at, id, event_type, outcome, limit].to_vec();
         values.push(among);
-        let mut session = self.session(purpose).await?;
-        let rows = session.rows(statement, &values).await?;
-        session.commit().await?;
+        let rows = self.fetch(purpose, statement, &values).await?;
         rows.iter().map(processed).collect()
     }
 

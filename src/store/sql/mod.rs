@@ -21,7 +21,7 @@ use async_trait::async_trait;
 
 pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
-    row::Row,
+    row::{Row, only},
     statement::{Dialect, Statement, statements},
     value::{Value, values},
 };
@@ -32,6 +32,22 @@ use super::{Patience, Result};
 pub trait Database: Send + Sync + 'static {
     /// Open a transaction for this purpose.
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn Session>>;
+
+    /// The rows that a statement gives which is a transaction of its own.
+    async fn fetch(&self, purpose: Purpose, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let mut session = self.session(purpose).await?;
+        let rows = session.rows(statement, values).await?;
+        session.commit().await?;
+        Ok(rows)
+    }
+
+    /// Run a statement which is a transaction of its own; gives how many rows it wrote.
+    async fn run(&self, purpose: Purpose, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        let mut session = self.session(purpose).await?;
+        let written = session.execute(statement, values).await?;
+        session.commit().await?;
+        Ok(written)
+    }
 
     /// Whether one transaction writes at a time, so that it is worth a look first whether there is anything to write.
     fn has_one_writer(&self) -> bool;

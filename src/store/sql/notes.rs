@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, batch, seals, statements, values};
+use super::{Database, Purpose, Row, batch, only, seals, statements, values};
 use crate::{
     model::{LineHash, Seal},
     store::{
@@ -117,35 +117,27 @@ statements! {
 #[async_trait]
 impl<D: Database> Notes for D {
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        let mut session = self.session(Purpose::WRITE).await?;
         let milliseconds = i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX);
-        let held = session.execute(&HOLD_LEASE, values![name, holder, milliseconds]).await?;
-        session.commit().await?;
+        let held = self.run(Purpose::WRITE, &HOLD_LEASE, values![name, holder, milliseconds]).await?;
         Ok(held == 1)
     }
 
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
-        session.execute(&RELEASE_LEASE, values![name, holder]).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &RELEASE_LEASE, values![name, holder]).await?;
+        Ok(())
     }
 
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&UNFINISHED_RUN, values![kind.name(), parameters]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &UNFINISHED_RUN, values![kind.name(), parameters]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
     async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&LAST_FINISHED, values![kind.name()]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &LAST_FINISHED, values![kind.name()]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
     async fn begin_run(&self, run: &Run) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
         let values = values![
             &run.id,
             run.kind.name(),
@@ -157,29 +149,24 @@ impl<D: Database> Notes for D {
             run.finished_at,
             run.everybody,
         ];
-        session.execute(&BEGIN_RUN, values).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &BEGIN_RUN, values).await?;
+        Ok(())
     }
 
     async fn save_run(&self, run: &Run) -> Result<bool> {
-        let mut session = self.session(Purpose::WRITE).await?;
         let values = values![&run.id, &run.owner, &run.progress, run.updated_at, run.finished_at];
-        let saved = session.execute(&SAVE_RUN, values).await?;
-        session.commit().await?;
+        let saved = self.run(Purpose::WRITE, &SAVE_RUN, values).await?;
         Ok(saved == 1)
     }
 
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
-        session.execute(&PRUNE_RUNS, values![before]).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &PRUNE_RUNS, values![before]).await?;
+        Ok(())
     }
 
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&HISTORY, values![since, until]).await?;
-        session.commit().await?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let rows = self.fetch(Purpose::Read, &HISTORY, values![since, until]).await?;
+        let row = only(&rows)?;
         Ok(match (row.get(0)?, row.get(1)?) {
             (false, _) => History::Empty,
             (true, true) => History::Recent,
@@ -188,9 +175,7 @@ impl<D: Database> Notes for D {
     }
 
     async fn origin(&self) -> Result<Option<Origin>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&ORIGIN, values![]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &ORIGIN, values![]).await?;
         rows.first().map(origin).transpose()
     }
 
@@ -207,21 +192,18 @@ impl<D: Database> Notes for D {
     }
 
     async fn change_instance(&self, id: &str) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
-        session.execute(&CHANGE_INSTANCE, values![id]).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &CHANGE_INSTANCE, values![id]).await?;
+        Ok(())
     }
 
     async fn settle_instance(&self) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
-        session.execute(&SETTLE_INSTANCE, values![]).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &SETTLE_INSTANCE, values![]).await?;
+        Ok(())
     }
 
     async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
-        let mut session = self.session(Purpose::WRITE).await?;
-        session.execute(&NOTE_REFUSED, values![id, now]).await?;
-        session.commit().await
+        self.run(Purpose::WRITE, &NOTE_REFUSED, values![id, now]).await?;
+        Ok(())
     }
 
     async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
@@ -235,24 +217,20 @@ impl<D: Database> Notes for D {
         for within in 0..WITHIN.len() {
             rows = rows.int(move |counted| counted.within[within].cast_signed());
         }
-        let mut session = self.session(Purpose::WriteUnhurried).await?;
-        session.execute(&ADD_ACTIVITY, values![rows]).await?;
-        session.commit().await
+        self.run(Purpose::WriteUnhurried, &ADD_ACTIVITY, values![rows]).await?;
+        Ok(())
     }
 
     async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
-        let mut session = self.session(Purpose::Count).await?;
-        let rows = session.rows(&ACTIVITY, values![since, seconds]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Count, &ACTIVITY, values![since, seconds]).await?;
         rows.iter().map(activity).collect()
     }
 
     async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
-        let mut session = self.session(Purpose::Page).await?;
         let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
-        let rows = session.rows(&OUTLOOK, values![batch(sinks).text(String::as_str), at_most]).await?;
-        session.commit().await?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let rows =
+            self.fetch(Purpose::Page, &OUTLOOK, values![batch(sinks).text(String::as_str), at_most]).await?;
+        let row = only(&rows)?;
         Ok(Outlook {
             delivery: row.maybe(0)?,
             message: row.maybe(1)?,

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Statement, statements, values};
+use super::{Database, Purpose, Statement, only, statements, values};
 use crate::{
     entity::USER,
     model::{Field, FieldSet},
-    store::{Minimized, Old, Result, StoreError, Trouble},
+    store::{Minimized, Old, Result},
 };
 
 macro_rules! prune {
@@ -57,10 +57,8 @@ fn statements(kind: Old) -> (&'static Statement, &'static Statement, bool) {
 pub(super) async fn count(store: &dyn Database, kind: Old, before: DateTime<Utc>) -> Result<u64> {
     let (statement, ..) = statements(kind);
     // Counting takes longer than a webhook may.
-    let mut session = store.session(Purpose::Scan).await?;
-    let rows = session.rows(statement, values![before]).await?;
-    session.commit().await?;
-    rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?.get(0)
+    let rows = store.fetch(Purpose::Scan, statement, values![before]).await?;
+    only(&rows)?.get(0)
 }
 
 pub(super) async fn prune(store: &dyn Database, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
@@ -86,7 +84,7 @@ pub(super) async fn minimize(
     let [count, clear] = minimizing(&gone);
     let mut session = store.session(if dry_run { Purpose::Page } else { Purpose::WRITE }).await?;
     let rows = session.rows(&count, values![after, limit]).await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let row = only(&rows)?;
     let Some(last) = row.maybe(0)? else {
         session.commit().await?;
         return Ok(None);

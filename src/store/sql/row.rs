@@ -43,6 +43,11 @@ impl Row {
     }
 }
 
+/// The row of a statement that always gives one.
+pub(in crate::store) fn only(rows: &[Row]) -> Result<&Row> {
+    rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))
+}
+
 /// What a column can hold.
 pub(in crate::store) trait Readable: Sized {
     fn read(row: &Row, column: usize) -> Result<Option<Self>>;

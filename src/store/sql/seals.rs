@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Database, Purpose, Row, Session, batch, statements, values};
+use super::{Database, Purpose, Row, Session, batch, only, statements, values};
 use crate::{
     model::{LineHash, Seal},
-    store::{Result, StoreError, ToSeal, Trouble, Unsealed, postgres, sqlite},
+    store::{Result, ToSeal, Unsealed, postgres, sqlite},
 };
 
 /// How long we wait for those who are writing lines, and how often we look.
@@ -113,9 +113,7 @@ pub(super) async fn add(store: &dyn Database, seals: &[Seal]) -> Result<bool> {
 }
 
 pub(super) async fn page(store: &dyn Database, after: i64, limit: u32) -> Result<Vec<Seal>> {
-    let mut session = store.session(Purpose::Page).await?;
-    let rows = session.rows(&SEALS, values![after, limit]).await?;
-    session.commit().await?;
+    let rows = store.fetch(Purpose::Page, &SEALS, values![after, limit]).await?;
     rows.iter().map(seal).collect()
 }
 
@@ -135,9 +133,7 @@ fn seal(row: &Row) -> Result<Seal> {
 }
 
 pub(super) async fn lines(store: &dyn Database, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-    let mut session = store.session(Purpose::Page).await?;
-    let rows = session.rows(&LINES, values![after, until, limit]).await?;
-    session.commit().await?;
+    let rows = store.fetch(Purpose::Page, &LINES, values![after, until, limit]).await?;
     hashed(&rows)
 }
 
@@ -151,9 +147,7 @@ fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
 }
 
 pub(super) async fn unsealed(store: &dyn Database, at_most: u32) -> Result<Unsealed> {
-    let mut session = store.session(Purpose::Page).await?;
-    let rows = session.rows(&UNSEALED, values![at_most]).await?;
-    session.commit().await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let rows = store.fetch(Purpose::Page, &UNSEALED, values![at_most]).await?;
+    let row = only(&rows)?;
     Ok(Unsealed { lines: row.get(0)?, since: row.maybe(1)? })
 }

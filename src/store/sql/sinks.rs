@@ -3,10 +3,10 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Session, batch, outbox::pairs, statements, values};
+use super::{Database, Purpose, Session, batch, only, outbox::pairs, statements, values};
 use crate::{
     model::ClerkId,
-    store::{Elsewhere, Result, StoreError, Trouble},
+    store::{Elsewhere, Result},
 };
 
 statements! {
@@ -70,9 +70,7 @@ pub(super) async fn set_paused(
 }
 
 pub(super) async fn paused(store: &dyn Database) -> Result<Vec<(String, DateTime<Utc>)>> {
-    let mut session = store.session(Purpose::Read).await?;
-    let rows = session.rows(&PAUSED, values![]).await?;
-    session.commit().await?;
+    let rows = store.fetch(Purpose::Read, &PAUSED, values![]).await?;
     rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
@@ -103,10 +101,8 @@ pub(super) async fn point(
 }
 
 pub(super) async fn told_elsewhere(store: &dyn Database, sink: &str, address: &str) -> Result<Elsewhere> {
-    let mut session = store.session(Purpose::Scan).await?;
-    let rows = session.rows(&TOLD_ELSEWHERE, values![sink, address]).await?;
-    session.commit().await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let rows = store.fetch(Purpose::Scan, &TOLD_ELSEWHERE, values![sink, address]).await?;
+    let row = only(&rows)?;
     Ok(Elsewhere { moved: row.get(0)?, users: row.get(1)? })
 }
 
@@ -125,9 +121,7 @@ pub(super) async fn keep_addresses(
 }
 
 pub(super) async fn reference(store: &dyn Database, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-    let mut session = store.session(Purpose::Read).await?;
-    let rows = session.rows(&REFERENCE, values![id, sink]).await?;
-    session.commit().await?;
+    let rows = store.fetch(Purpose::Read, &REFERENCE, values![id, sink]).await?;
     rows.first().map_or(Ok(None), |row| row.maybe(0))
 }
 
@@ -137,9 +131,7 @@ pub(super) async fn keep_reference(
     id: &ClerkId,
     reference: &str,
 ) -> Result<bool> {
-    let mut session = store.session(Purpose::WRITE).await?;
-    let kept = session.execute(&KEEP_REFERENCE, values![id, sink, reference]).await?;
-    session.commit().await?;
+    let kept = store.run(Purpose::WRITE, &KEEP_REFERENCE, values![id, sink, reference]).await?;
     Ok(kept == 1)
 }
 
