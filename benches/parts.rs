@@ -7,12 +7,12 @@ mod events;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use clerk_sync::entity::{USER, user};
 use clerk_sync::{
     clerk::{
         event,
         signature::{Secret, SignatureHeaders, Verified, Verifier},
     },
+    entity::{USER, user},
     model::{
         Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Profile, Register, Selection, User,
         Value, Version,

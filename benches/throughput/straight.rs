@@ -1,7 +1,6 @@
 //! The same batches straight into SQL: the verbs of the store, which are its statements, from two tasks. Events are
 //! parsed and planned before, so that nothing is measured but the database and its driver.
 
-use clerk_sync::entity::{USER, user};
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
@@ -14,6 +13,7 @@ use clerk_sync::{
         event,
         signature::{Secret, SignatureHeaders, Verifier},
     },
+    entity::{USER, user},
     model::{
         Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, Selection,
         User, Value, Version,

@@ -1,6 +1,5 @@
 //! `dev`: everything on one machine with no set-up, and a story to begin with.
 
-use crate::entity::USER;
 use std::{
     fmt::Write,
     net::{Ipv4Addr, SocketAddr},
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     clerk::{sample, signature::Secret},
     config::{Config, Database, Needs, Settings},
+    entity::USER,
     model::{ClerkId, Field, FieldSet, User, Value},
     store::{History, Store},
     sync::{

@@ -1,6 +1,5 @@
 //! `sinks`: which other systems are told, and whether they can be.
 
-use crate::entity::USER;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -13,6 +12,7 @@ use url::Url;
 use super::{Failure, clock, count, random_id, resolve, say, why_no_connection};
 use crate::{
     config::{Config, Kind, Needs, Settings, SinkConfig},
+    entity::USER,
     model::{Field, Message, MessageType},
     store::Store,
     work::{

@@ -1,6 +1,5 @@
 //! From text to types, one variable at a time, collecting what is wrong instead of stopping at it.
 
-use crate::entity::{USER, user};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
+    entity::{USER, user},
     model::{DeletionPolicy, Field, FieldSet, Idle, Processing},
     telemetry::{self, LogFormat},
 };
@@ -28,7 +28,6 @@ use crate::{
 const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
 const DEFAULT_SCHEMA: &str = "clerk";
 const DEFAULT_CLERK_API_URL: &str = "https://api.clerk.com";
-const DEFAULT_FIELDS: [Field; 4] = [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL];
 const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Where the image keeps its database unless told otherwise.
@@ -324,8 +323,9 @@ impl Reader {
 
     pub(super) fn sync_fields(&mut self, given: Option<&str>) -> FieldSet {
         const VARIABLE: &str = "SYNC_FIELDS";
-        let default = DEFAULT_FIELDS.into_iter().collect();
-        let Some(text) = present(given) else { return default };
+        let Some(text) = present(given) else {
+            return USER.fields().filter(|field| field.by_default).collect();
+        };
         let allowed = USER.fields().map(Field::name).collect::<Vec<_>>().join(", ");
         if list(text).next().is_none() {
             self.mistake(VARIABLE, format!("found no field; allowed are {allowed}"));

@@ -4,7 +4,6 @@
 //! stands on, which may be somebody's secret. Secrets do not stand in the file: only the name of a variable or of a file
 //! that holds one.
 
-use crate::entity::{USER, user};
 use std::{
     collections::BTreeSet,
     env, fmt, fs, io,
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     clerk::signature::Secret,
+    entity::{USER, user},
     model::{Field, FieldSet, MessageType, Subscription},
 };
 

@@ -1,10 +1,12 @@
-use crate::entity::{USER, user};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use secrecy::ExposeSecret;
 
 use super::*;
-use crate::model::Field;
+use crate::{
+    entity::{USER, user},
+    model::Field,
+};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 

@@ -1,4 +1,4 @@
-//! What is kept of people, and of whom nothing is to be kept any more: registers, the audit trail, receipts of erasures.
+//! What the store keeps of people, and the proof that it erased them: registers, the audit trail, receipts of erasures.
 
 use std::collections::HashMap;
 

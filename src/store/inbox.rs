@@ -55,7 +55,7 @@ pub struct Parked {
     pub dead_at: Option<DateTime<Utc>>,
     /// Why, without anybody's data; empty if it was never tried.
     pub last_error: String,
-    /// Where whoever put it here stood.
+    /// The trace of the request that put it here.
     pub trace: TraceContext,
 }
 

@@ -46,7 +46,7 @@ pub trait Outbox: Send + Sync {
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
 
     /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
-    /// With `moved` it counts as the same system as ever: whoever was told of there counts as told of here.
+    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
     async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
 
     /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
@@ -74,7 +74,7 @@ pub struct Outgoing {
     /// JSON: personal data.
     pub payload: String,
     pub created_at: DateTime<Utc>,
-    /// Where whoever wrote it stood.
+    /// The trace of the change that wrote it.
     pub trace: TraceContext,
 }
 
@@ -116,7 +116,7 @@ pub struct Claimed {
     /// Where the sink was when it was told of the user: hashes with spaces between them, behind a `-` where the user was
     /// erased since.
     pub addresses: String,
-    /// Where whoever wrote it stood.
+    /// The trace of the change that wrote it.
     pub trace: TraceContext,
 }
 

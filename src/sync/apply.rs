@@ -5,7 +5,6 @@
 //! parked. Real transactions rather than savepoints, so that a constraint that speaks only at the commit is found
 //! the same way, and so that what is good is durable at once.
 
-use crate::entity::{USER, user};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
@@ -25,6 +24,7 @@ use super::{
 };
 use crate::{
     clerk::event::deletion_body,
+    entity::{USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,

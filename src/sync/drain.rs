@@ -6,7 +6,6 @@
 //! A single delivery that fails is put off or dead, and holds up nobody. A batch that takes too long is tried in parts; what
 //! was not reached when the turn is over makes room for what is behind it, and the next turn takes on less.
 
-use crate::entity::user;
 use std::{
     collections::{BTreeSet, HashSet},
     ops::Range,
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     clerk::{event, signature::Verified},
+    entity::user,
     model::{Change, ClerkId, Content, Delivery, News, Outcome, SvixId},
     store::{Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},

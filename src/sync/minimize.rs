@@ -3,10 +3,10 @@
 //! Page by page, each in a transaction of its own, so that nobody waits for it; asking again goes on. It writes no audit
 //! line and moves no time: nothing happened to the users. Rows that are anonymised are left as they are.
 
-use crate::entity::USER;
 use serde::Serialize;
 
 use crate::{
+    entity::USER,
     model::FieldSet,
     store::{self, Result, Store},
 };

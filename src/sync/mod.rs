@@ -30,7 +30,6 @@ pub mod retry;
 pub mod reveal;
 mod scan;
 
-use crate::entity::USER;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -45,7 +44,10 @@ use chrono::TimeDelta;
 
 use self::retry::Retry;
 pub use crate::clerk::Clock;
-use crate::model::{DeletionPolicy, Entity, FieldSet, Processing, Selection, Source, Subscription};
+use crate::{
+    entity::USER,
+    model::{DeletionPolicy, Entity, FieldSet, Processing, Selection, Source, Subscription},
+};
 
 /// What the operator decided.
 #[derive(Clone, Debug)]

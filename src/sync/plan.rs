@@ -6,7 +6,6 @@
 //! With `UNIQUE_EMAIL` two users meet in an address. It belongs to the one whose row has the newer version of Clerk's; the
 //! other's `email` becomes NULL. Versions are Clerk's own, so replicas agree, whatever the order in which events come.
 
-use crate::entity::{USER, user};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,6 +15,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Rules, news};
 use crate::{
+    entity::{USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Delivery, EraseIf, Field, News, Outcome, Patch, Profile,
         Register, Source, User, Value, Version,

@@ -8,7 +8,6 @@
 //! reported and left alone: deletion is final. So is whoever is deleted here with the erasure held back: only an operator
 //! takes that back. A time at Clerk that moved alone, as it does with every sign-in, is no difference.
 
-use crate::entity::user;
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
@@ -37,7 +36,7 @@ use crate::{
         api::{Filters, Persistence, can_ask},
         event::Found,
     },
-    entity::USER,
+    entity::{USER, user},
     model::{Change, ClerkId, Content, FieldSet, News, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,

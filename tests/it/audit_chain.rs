@@ -2,7 +2,6 @@
 //!
 //! Whoever attacks here is the database's own administrator, for whom no trigger stands in the way.
 
-use clerk_sync::entity::user;
 use std::{
     sync::{
         Arc,
@@ -13,6 +12,7 @@ use std::{
 
 use chrono::{DateTime, TimeDelta};
 use clerk_sync::{
+    entity::user,
     model::{AuditAction, AuditEntry, Mark, Source},
     store::{Patience, Store},
     sync::{

@@ -4,11 +4,11 @@
 //! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
 //! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
 
-use clerk_sync::entity::{USER, user};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::TimeDelta;
 use clerk_sync::{
+    entity::{USER, user},
     model::{ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Subscription, User, Value},
     store::{Claimed, Ending, Lease, Patience},
 };

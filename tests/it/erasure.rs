@@ -1,11 +1,11 @@
 //! People leave: with a receipt, at once or when the time is over for which that is held back, out of every table, and for
 //! good even if a backup comes back.
 
-use clerk_sync::entity::{USER, user};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
+    entity::{USER, user},
     model::{DeletionPolicy, FieldSet, MessageType, Outcome, Receipt},
     store::{Claimed, Ending, Old, Patience, schema::TABLES},
     sync::{

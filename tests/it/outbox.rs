@@ -1,7 +1,6 @@
 //! Messages for other systems: what every keeper promises of them, and what arrives at a sink that is slow, broken or
 //! gone for a while.
 
-use clerk_sync::entity::user;
 use std::{
     collections::{BTreeMap, HashSet},
     future::pending,
@@ -16,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
-    entity::USER,
+    entity::{USER, user},
     model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
     store::{Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
     sync::Clock,

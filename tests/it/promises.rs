@@ -1,10 +1,10 @@
 //! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
 
-use clerk_sync::entity::{USER, user};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
+    entity::{USER, user},
     model::{
         Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register,
         Selection, Source, SvixId, User, Value, Version,

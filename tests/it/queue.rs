@@ -1,10 +1,10 @@
 //! The durable queue: what every keeper promises of deliveries that wait, and what becomes of them.
 
-use clerk_sync::entity::{USER, user};
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use clerk_sync::{
+    entity::{USER, user},
     model::{DeletionPolicy, Outcome, Processing, SvixId},
     store::{Old, Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
     sync::{

@@ -1,8 +1,10 @@
 //! One address, one user: with `UNIQUE_EMAIL`, and with an index or constraint of the application's.
 
 use chrono::TimeDelta;
-use clerk_sync::entity::user;
-use clerk_sync::model::{Change, Content, Delivery, News, Outcome, Source, Version};
+use clerk_sync::{
+    entity::user,
+    model::{Change, Content, Delivery, News, Outcome, Source, Version},
+};
 
 use crate::{
     promises::promises,

@@ -1,6 +1,5 @@
 //! `/users`: finding somebody by id or address, and all that is known of one user.
 
-use crate::entity::{USER, user};
 use std::sync::Arc;
 
 use axum::{
@@ -21,6 +20,7 @@ use super::{
     trouble::{Segment, Trouble},
 };
 use crate::{
+    entity::{USER, user},
     http::{App, error::Problem, v1::read},
     model::{ClerkId, Receipt, Register, SvixId, Value, Version},
     store::{

@@ -1,6 +1,5 @@
 //! `GET /v1/users` and `GET /v1/users/{clerk_id}`: the rows of people who are there. Whoever was deleted is not.
 
-use crate::entity::{USER, user};
 use std::sync::Arc;
 
 use axum::{
@@ -17,6 +16,7 @@ use super::{
     read,
 };
 use crate::{
+    entity::{USER, user},
     http::{
         App,
         error::{ErrorBody, Problem},

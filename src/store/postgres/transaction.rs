@@ -1,6 +1,5 @@
 //! The verbs of a transaction, one statement each, for all rows of a batch at once.
 
-use crate::entity::USER;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -13,6 +12,7 @@ use sqlx::postgres::PgRow;
 
 use super::{Session, get, removal, sequences::Sequences, sight};
 use crate::{
+    entity::USER,
     model::{AuditEntry, ClerkId, FieldSet, Holds, Outcome, Profile, Receipt, Register, SvixId, User, Value},
     store::{
         Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Trouble,

@@ -194,8 +194,9 @@ pub(in crate::store) async fn attribute(
     let mut attributed: Vec<(i64, &Actor)> = Vec::with_capacity(actors.len());
     for line in lines {
         let (svix_id, clerk_id): (Option<String>, String) = (line.maybe(1)?, line.get(2)?);
-        let of_none = String::new();
-        if let Some(actor) = actors.get(&(svix_id.as_ref().unwrap_or(&of_none).as_str(), clerk_id.as_str())) {
+        if let Some(svix_id) = svix_id
+            && let Some(actor) = actors.get(&(svix_id.as_str(), clerk_id.as_str()))
+        {
             attributed.push((line.get(0)?, actor));
         }
     }

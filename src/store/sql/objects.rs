@@ -161,10 +161,7 @@ pub(in crate::store) async fn insert(
     objects: &[User],
     fields: FieldSet,
 ) -> Result<()> {
-    let Some(first) = objects.first() else { return Ok(()) };
-    let statements = Statements::of(first.clerk_id.entity(), fields);
-    let written = session.write_objects(&statements.insert, &[statements.rows(objects)]).await?;
-    are_theirs(&written, objects)
+    write(session, objects, fields, |statements| &statements.insert).await
 }
 
 /// Update the columns of `fields`. [`Trouble::Raced`] if a row is gone.
@@ -173,9 +170,18 @@ pub(in crate::store) async fn update(
     objects: &[User],
     fields: FieldSet,
 ) -> Result<()> {
+    write(session, objects, fields, |statements| &statements.update).await
+}
+
+async fn write(
+    session: &mut dyn Session,
+    objects: &[User],
+    fields: FieldSet,
+    statement: fn(&Statements) -> &Statement,
+) -> Result<()> {
     let Some(first) = objects.first() else { return Ok(()) };
     let statements = Statements::of(first.clerk_id.entity(), fields);
-    let written = session.write_objects(&statements.update, &[statements.rows(objects)]).await?;
+    let written = session.write_objects(statement(&statements), &[statements.rows(objects)]).await?;
     are_theirs(&written, objects)
 }
 

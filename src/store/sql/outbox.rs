@@ -238,9 +238,7 @@ impl<D: Database> Outbox for D {
     }
 
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
-        let mut session = self.session(Purpose::Count).await?;
-        let rows = session.rows(&DEPTH, values![]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
         let depth = |row: &Row| {
             Ok(SinkDepth {
                 sink: row.get(0)?,
@@ -264,16 +262,12 @@ impl<D: Database> Outbox for D {
             None if filter.state == Some(MessageState::Dead) => (Purpose::Count, &DEAD_MESSAGES),
             None => (Purpose::Count, &MESSAGES),
         };
-        let mut session = self.session(purpose).await?;
-        let rows = session.rows(statement, &values).await?;
-        session.commit().await?;
+        let rows = self.fetch(purpose, statement, &values).await?;
         rows.iter().map(stored).collect()
     }
 
     async fn message_body(&self, id: i64) -> Result<Option<String>> {
-        let mut session = self.session(Purpose::Read).await?;
-        let rows = session.rows(&BODY, values![id]).await?;
-        session.commit().await?;
+        let rows = self.fetch(Purpose::Read, &BODY, values![id]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
@@ -336,20 +330,21 @@ pub(in crate::store) async fn tell(session: &mut dyn Session, messages: &[Outgoi
     let mut seen = HashSet::new();
     let messages: Vec<(&Outgoing, bool)> =
         messages.iter().map(|message| (message, seen.insert((&message.clerk_id, &message.sink)))).collect();
-    let rows = Value::from(
+    let whom = || {
         batch(&messages)
             .text(|(message, _)| message.clerk_id.as_str())
             .text(|(message, _)| message.sink.as_str())
-            .text(|(message, _)| message.message_id.as_str())
-            .text(|(message, _)| message.kind.name())
-            .text(|(message, _)| message.payload.as_str())
-            .time(|(message, _)| message.created_at)
-            .bool(|(_, first)| *first)
-            .text(|(message, _)| message.trace.as_str()),
-    );
+    };
+    let rows = whom()
+        .text(|(message, _)| message.message_id.as_str())
+        .text(|(message, _)| message.kind.name())
+        .text(|(message, _)| message.payload.as_str())
+        .time(|(message, _)| message.created_at)
+        .bool(|(_, first)| *first)
+        .text(|(message, _)| message.trace.as_str());
     session.leaves_work();
-    session.execute(&TELL, std::slice::from_ref(&rows)).await?;
-    session.execute(&TELL_WHOM, &[rows]).await?;
+    session.execute(&TELL, values![rows]).await?;
+    session.execute(&TELL_WHOM, values![whom()]).await?;
     Ok(())
 }
 

@@ -266,9 +266,9 @@ pub(in crate::store) async fn park(session: &mut dyn Session, parked: &[Parked])
         return Ok(());
     }
     session.leaves_work();
-    let rows = &[rows_of(parked)];
-    session.execute(&UNRECORD, rows).await?;
-    session.execute(&PARK, rows).await?;
+    let ids = batch(parked).text(|parked| parked.svix_id.as_str());
+    session.execute(&UNRECORD, values![ids]).await?;
+    session.execute(&PARK, &[rows_of(parked)]).await?;
     Ok(())
 }
 

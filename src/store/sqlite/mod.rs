@@ -28,7 +28,6 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-use crate::entity::USER;
 use std::{
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
@@ -59,7 +58,10 @@ use super::{
     Transaction, Trouble,
     sql::{Database as _, Purpose, objects},
 };
-use crate::model::{ClerkId, FieldSet, User};
+use crate::{
+    entity::USER,
+    model::{ClerkId, FieldSet, User},
+};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);

@@ -4,11 +4,13 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
 
 use super::{Sqlite, error::explain, text, transaction::SqliteTransaction};
-use crate::entity::USER;
-use crate::model::{ClerkId, FieldSet};
 use crate::store::{
     Patience, Result, Transaction,
     sql::{Database, Dialect, Purpose, Row, Session, Statement, Value, batch, objects::Statements, values},
+};
+use crate::{
+    entity::USER,
+    model::{ClerkId, FieldSet},
 };
 
 #[async_trait]

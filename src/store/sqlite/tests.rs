@@ -1,6 +1,5 @@
 //! What only this keeper must hold. The promises that every keeper makes stand in `tests/it/promises.rs`.
 
-use crate::entity::{USER, user};
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -15,6 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::sql::{Dialect, objects::Statements, queue};
 use crate::{
+    entity::{USER, user},
     model::{Actor, AuditAction, AuditEntry, Outcome, Profile, Register, Source, SvixId, Value, Version},
     store::{Advance, Inbox, Old, Parked, QueueDepth, Record, RowFate, Way},
     telemetry::TraceContext,

@@ -3,7 +3,6 @@
 //! It never gives its connection back while a transaction is open on it. Dropped without an end, by whatever
 //! cancelled the task, it closes the connection, and SQLite rolls back.
 
-use crate::entity::USER;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -23,6 +22,7 @@ use super::{
     shared, users,
 };
 use crate::{
+    entity::USER,
     model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
     store::{
         Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,

@@ -1,11 +1,11 @@
 //! The index of `UNIQUE_EMAIL`.
 
-use crate::entity::user;
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
 use super::{error::explain, text, transaction::SqliteTransaction};
 use crate::{
+    entity::user,
     model::{AuditAction, AuditEntry, ClerkId, Source},
     store::{Result, StoreError, Trouble, sql::ledger},
 };

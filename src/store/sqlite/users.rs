@@ -1,6 +1,5 @@
 //! `users`: the rows themselves.
 
-use crate::entity::USER;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -9,6 +8,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 
 use super::{error::explain, text};
 use crate::{
+    entity::USER,
     model::{ClerkId, Field, FieldSet, Holds, Profile, User, Value},
     store::{Result, StoreError, schema::quoted},
 };
@@ -40,16 +40,9 @@ pub(super) async fn are_others(connection: &mut SqliteConnection, users: &[User]
 
 /// Delete rows; returns those that were there.
 pub(super) async fn delete(connection: &mut SqliteConnection, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-    let gone = sqlx::query(
-        "DELETE FROM users
-         WHERE clerk_id IN (SELECT value FROM json_each(?1))
-         RETURNING clerk_id",
-    )
-    .bind(text::clerk_ids(ids)?)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    gone.iter().map(text::read_clerk_id).collect()
+    const DELETE: &str =
+        "DELETE FROM users WHERE clerk_id IN (SELECT value FROM json_each(?1)) RETURNING clerk_id";
+    written(connection, DELETE, ids, None).await
 }
 
 /// The statement of [`anonymize`]. It alone is assembled, once, because only the operator knows the names of the
@@ -113,17 +106,10 @@ pub(super) async fn mark(
     ids: &[ClerkId],
     at: DateTime<Utc>,
 ) -> Result<Vec<ClerkId>> {
-    let rows = sqlx::query(
-        "UPDATE users SET deleted_at = ?2
+    const MARK: &str = "UPDATE users SET deleted_at = ?2
          WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at IS NULL
-         RETURNING clerk_id",
-    )
-    .bind(text::clerk_ids(ids)?)
-    .bind(text::time(at))
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    rows.iter().map(text::read_clerk_id).collect()
+         RETURNING clerk_id";
+    written(connection, MARK, ids, Some(at)).await
 }
 
 /// Take just this mark from rows.
@@ -132,16 +118,22 @@ pub(super) async fn unmark(
     ids: &[ClerkId],
     at: DateTime<Utc>,
 ) -> Result<Vec<ClerkId>> {
-    let rows = sqlx::query(
-        "UPDATE users SET deleted_at = NULL
+    const UNMARK: &str = "UPDATE users SET deleted_at = NULL
          WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND deleted_at = ?2
-         RETURNING clerk_id",
-    )
-    .bind(text::clerk_ids(ids)?)
-    .bind(text::time(at))
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
+         RETURNING clerk_id";
+    written(connection, UNMARK, ids, Some(at)).await
+}
+
+/// Whose rows a statement wrote, of these users.
+async fn written(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    ids: &[ClerkId],
+    at: Option<DateTime<Utc>>,
+) -> Result<Vec<ClerkId>> {
+    let query = sqlx::query(statement).bind(text::clerk_ids(ids)?);
+    let query = at.into_iter().fold(query, |query, at| query.bind(text::time(at)));
+    let rows = query.fetch_all(connection).await.map_err(explain)?;
     rows.iter().map(text::read_clerk_id).collect()
 }
 

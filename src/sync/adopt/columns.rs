@@ -3,7 +3,6 @@
 //! Names count without their case and underscores: `clerkId` and `clerk_id` are one. Only a name that can hardly mean anything
 //! else is believed; what merely looks like one of ours is told, and read only if the user says so.
 
-use crate::entity::{USER, user};
 use chrono_tz::Tz;
 
 use super::{
@@ -12,6 +11,7 @@ use super::{
     mistake,
 };
 use crate::{
+    entity::{USER, user},
     model::{Field, FieldSet},
     store::{ForeignColumn, ForeignTable, Result},
 };

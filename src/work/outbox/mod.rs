@@ -12,7 +12,6 @@
 mod breaker;
 mod tending;
 
-use crate::entity::USER;
 use std::{
     borrow::Cow,
     collections::BTreeSet,
@@ -44,6 +43,7 @@ use super::{
     worker::{Tenant, Turn, Worker},
 };
 use crate::{
+    entity::USER,
     model::{Message, MessageType, Subscription},
     store::{Claimed, Elsewhere, Ending, Lease, Store, StoreError, Trouble},
     sync::{Clock, retry::Retry},

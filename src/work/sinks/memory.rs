@@ -1,7 +1,6 @@
 //! What a sink has to remember of a user to find them again in the other system: one short text, and nothing of the
 //! person in it beyond what that system needs.
 
-use crate::entity::user;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -9,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::{super::patient, Refusal};
 use crate::{
+    entity::user,
     model::{ClerkId, FieldSet},
     store::{RowFilter, Store, StoreError},
 };

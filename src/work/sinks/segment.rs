@@ -5,7 +5,6 @@
 //! <https://docs.segmentapis.com/tag/Deletion-and-Suppression>,
 //! <https://www.rudderstack.com/docs/api/user-suppression-api>.
 
-use crate::entity::USER;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,7 +22,10 @@ use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
     outbound::{Answer, within},
 };
-use crate::model::{Message, MessageType, rfc3339};
+use crate::{
+    entity::USER,
+    model::{Message, MessageType, rfc3339},
+};
 
 /// The form of Segment's Public API that we speak, which is also its content type.
 const PUBLIC_API: HeaderValue = HeaderValue::from_static("application/vnd.segment.v1+json");
