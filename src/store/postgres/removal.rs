@@ -14,8 +14,8 @@ use serde::Deserialize;
 use super::{Session, error, get};
 use crate::{
     entity::USER,
-    model::ClerkId,
-    store::{Result, RowFate, StoreError, Trouble, Way, schema::quoted},
+    model::{Anonymized, ClerkId, Field},
+    store::{Result, RowFate, StoreError, Trouble, Way, schema::quoted, sql::objects},
 };
 
 /// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.
@@ -28,12 +28,22 @@ const PASSING: &str = "(left(state, 2) IN ('40', '53', '57') OR state = '55P03')
 /// What is ours or the server's if our own statement fails with it, and the application's if its code does.
 const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";
 
-/// Nothing in this row tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
-const ANONYMOUS: &str = "coalesce(
-    u.deleted_at IS NOT NULL AND u.email ~ '^deleted-[0-9]*@anonymized[.]local$'
-    AND u.first_name = 'Deleted' AND u.last_name = 'User'
-    AND num_nonnulls(u.image_url, u.username, u.phone_number, u.external_id) = 0,
-    false)";
+/// Whether row `u` holds in these fields what anonymising leaves there.
+fn holds(fields: impl Iterator<Item = Field>) -> String {
+    let holds = |field: Field| match field.anonymized {
+        Anonymized::Null => format!("u.{} IS NULL", field.name()),
+        Anonymized::Text(_) => format!("u.{} = {}", field.name(), objects::anonymous(field)),
+        // Of any number, as `is_anonymized` reads it.
+        Anonymized::Address => format!("u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", field.name()),
+    };
+    fields.map(holds).collect::<Vec<_>>().join(" AND ")
+}
+
+/// Whether nothing in row `u` tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
+fn anonymous() -> String {
+    let identifying = holds(USER.fields().filter(|field| field.identifies));
+    format!("coalesce(u.deleted_at IS NOT NULL AND {identifying}, false)")
+}
 
 /// The texts of the ways, assembled once, because the application's columns have no names of ours.
 pub(super) struct Statements {
@@ -45,7 +55,10 @@ impl Statements {
     pub(super) fn new(anonymize_columns: &[String]) -> Self {
         let theirs: Vec<String> = anonymize_columns.iter().map(|name| quoted(name)).collect();
         let emptied = theirs.iter().fold(String::new(), |list, name| list + ", " + name + " = NULL");
-        let left = theirs.iter().fold(String::new(), |list, name| list + ", u." + name);
+        let left = match &theirs[..] {
+            [] => String::new(),
+            theirs => format!(" AND num_nonnulls(u.{}) = 0", theirs.join(", u.")),
+        };
         Self {
             delete: "DELETE FROM users AS u USING unnest({rows}) AS n (clerk_id)
                      WHERE u.clerk_id = n.clerk_id
@@ -53,16 +66,13 @@ impl Statements {
                 .to_owned(),
             anonymize: format!(
                 "UPDATE users AS u
-                 SET email = 'deleted-' || u.id || '@anonymized.local', first_name = 'Deleted', last_name = 'User',
-                     email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
-                     public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL, banned = NULL,
-                     locked = NULL, last_sign_in_at = NULL, last_active_at = NULL, preferences = '{{}}',
-                     deleted_at = coalesce(u.deleted_at, moment){emptied}
+                 SET {fields}, preferences = '{{}}', deleted_at = coalesce(u.deleted_at, moment){emptied}
                  FROM unnest({{rows}}) AS n (clerk_id)
                  WHERE u.clerk_id = n.clerk_id
-                 RETURNING u.clerk_id,
-                     {ANONYMOUS} AND num_nonnulls(u.email_verified, u.public_metadata, u.unsafe_metadata,
-                         u.private_metadata, u.banned, u.locked, u.last_sign_in_at, u.last_active_at{left}) = 0 AS done"
+                 RETURNING u.clerk_id, {anonymous} AND {others}{left} AS done",
+                fields = objects::anonymizing(&USER),
+                anonymous = anonymous(),
+                others = holds(USER.fields().filter(|field| !field.identifies)),
             ),
         }
     }
@@ -120,8 +130,9 @@ pub(super) async fn erase(
         "standing := ARRAY(
              SELECT u.clerk_id FROM unnest(ids) AS n (clerk_id)
              CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u
-             WHERE NOT {ANONYMOUS}
-         );"
+             WHERE NOT {}
+         );",
+        anonymous()
     );
     let mut steps = "standing := ids;".to_owned();
     for way in ways {

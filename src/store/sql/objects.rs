@@ -8,7 +8,7 @@ use std::{
 
 use super::{Row, Session, Statement, Value, batch, values};
 use crate::{
-    model::{ClerkId, Entity, Field, FieldSet, Holds, Profile, User, Value as Cell},
+    model::{Anonymized, ClerkId, Entity, Field, FieldSet, Holds, Profile, User, Value as Cell},
     store::{Result, StoreError, Trouble},
 };
 
@@ -106,6 +106,21 @@ impl Statements {
             .time(|object| object.synced_at)
             .into()
     }
+}
+
+/// What a field of row `u` holds once it is anonymised.
+pub(in crate::store) fn anonymous(field: Field) -> String {
+    match field.anonymized {
+        Anonymized::Null => "NULL".to_owned(),
+        Anonymized::Text(text) => format!("'{text}'"),
+        Anonymized::Address => "'deleted-' || u.id || '@anonymized.local'".to_owned(),
+    }
+}
+
+/// What anonymises row `u`, as far as its fields go: a list for `SET`.
+pub(in crate::store) fn anonymizing(entity: &'static Entity) -> String {
+    let each = entity.fields().map(|field| format!("{} = {}", field.name(), anonymous(field)));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// The rows of these objects, with their columns of `fields` and those that tell who somebody is.

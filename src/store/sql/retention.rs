@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Statement, only, statements, values};
+use super::{Database, Purpose, Statement, objects, only, statements, values};
 use crate::{
-    entity::USER,
+    entity::{USER, user},
     model::{Field, FieldSet},
     store::{Minimized, Old, Result},
 };
@@ -107,7 +107,8 @@ fn minimizing(gone: &[&str]) -> [Statement; 2] {
         gone.iter().map(|name| of(name)).collect::<Vec<_>>().join(between)
     };
     let left_over = format!(
-        "NOT (deleted_at IS NOT NULL AND coalesce(email, '') = 'deleted-' || id || '@anonymized.local') AND ({})",
+        "NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') = {}) AND ({})",
+        objects::anonymous(user::EMAIL),
         if gone.is_empty() { "false".to_owned() } else { each(|name| format!("{name} IS NOT NULL"), " OR ") }
     );
     let counts = each(|name| format!(", count(CASE WHEN left_over THEN {name} END)"), "");
@@ -115,9 +116,9 @@ fn minimizing(gone: &[&str]) -> [Statement; 2] {
     [
         Statement::made(format!(
             "SELECT max(id), count(CASE WHEN left_over THEN 1 END){counts}
-             FROM (SELECT *, {left_over} AS left_over FROM {table} WHERE id > $1 ORDER BY id LIMIT $2) AS page"
+             FROM (SELECT *, {left_over} AS left_over FROM {table} AS u WHERE id > $1 ORDER BY id LIMIT $2) AS page"
         )),
         // Looked at again: somebody may have been anonymised since.
-        Statement::made(format!("UPDATE {table} SET {cleared} WHERE id > $1 AND id <= $2 AND {left_over}")),
+        Statement::made(format!("UPDATE {table} AS u SET {cleared} WHERE id > $1 AND id <= $2 AND {left_over}")),
     ]
 }

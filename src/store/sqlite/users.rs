@@ -10,7 +10,7 @@ use super::{error::explain, text};
 use crate::{
     entity::USER,
     model::{ClerkId, Field, FieldSet, Holds, Profile, User, Value},
-    store::{Result, StoreError, schema::quoted},
+    store::{Result, StoreError, schema::quoted, sql::objects},
 };
 
 /// How many users are not deleted.
@@ -51,18 +51,11 @@ pub(super) fn anonymizing(columns: &[String]) -> Arc<str> {
     let theirs: Vec<String> = columns.iter().map(|column| format!(", {} = NULL", quoted(column))).collect();
     let theirs = theirs.concat();
     format!(
-        "UPDATE users
-         SET email = 'deleted-' || id || '@anonymized.local',
-             first_name = 'Deleted',
-             last_name = 'User',
-             email_verified = NULL, image_url = NULL, username = NULL, phone_number = NULL, external_id = NULL,
-             public_metadata = NULL, unsafe_metadata = NULL, private_metadata = NULL,
-             banned = NULL, locked = NULL, last_sign_in_at = NULL, last_active_at = NULL,
-             preferences = '{{}}',
-             deleted_at = coalesce(deleted_at, ?2)
-             {theirs}
+        "UPDATE users AS u
+         SET {fields}, preferences = '{{}}', deleted_at = coalesce(deleted_at, ?2){theirs}
          WHERE clerk_id IN (SELECT value FROM json_each(?1))
-         RETURNING clerk_id, id"
+         RETURNING clerk_id, id",
+        fields = objects::anonymizing(&USER),
     )
     .into()
 }
@@ -83,13 +76,15 @@ pub(super) async fn anonymize(
     // By their numbers: a trigger can change the id as well. What RETURNING gives is from before it.
     let numbers: Vec<Json> =
         gone.iter().map(|row| Ok(json!(text::read_integer(row, "id")?))).collect::<Result<_>>()?;
-    let kept = sqlx::query(
+    let identifying = USER.fields().filter(|field| field.identifies);
+    let kept: Vec<String> =
+        identifying.map(|field| format!("u.{} IS NOT {}", field.name(), objects::anonymous(field))).collect();
+    let kept = sqlx::query(AssertSqlSafe(format!(
         "SELECT 1 FROM json_each(?1) AS n
          CROSS JOIN users AS u ON u.id = n.value
-         WHERE u.email IS NOT 'deleted-' || u.id || '@anonymized.local'
-            OR u.first_name IS NOT 'Deleted' OR u.last_name IS NOT 'User' OR u.deleted_at IS NULL
-            OR coalesce(u.image_url, u.username, u.phone_number, u.external_id) IS NOT NULL",
-    )
+         WHERE u.deleted_at IS NULL OR {}",
+        kept.join(" OR ")
+    )))
     .bind(Json::Array(numbers).to_string())
     .fetch_optional(connection)
     .await
