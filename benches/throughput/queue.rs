@@ -128,6 +128,7 @@ impl Bench {
                 schema: schema.to_owned(),
                 max_connections: 1,
                 anonymize_columns: Vec::new(),
+                kinds: clerk_sync::entity::ALL,
                 unique_email: false,
             });
             let mut times = Vec::new();

@@ -211,6 +211,7 @@ fn open(config: &Config) -> anyhow::Result<postgres::Postgres> {
         schema: config.database_schema.clone(),
         max_connections: config.database_max_connections,
         anonymize_columns: Vec::new(),
+        kinds: clerk_sync::entity::ALL,
         unique_email: false,
     }))
 }

@@ -149,6 +149,7 @@ impl Writer {
             schema: schema.to_owned(),
             max_connections: u32::try_from(TASKS)?,
             anonymize_columns: Vec::new(),
+            kinds: clerk_sync::entity::ALL,
             unique_email: false,
         });
         // Connected before anything is measured.
@@ -209,14 +210,15 @@ async fn write(store: &dyn Store, batch: &Batch) -> clerk_sync::store::Result<()
         })
         .collect();
     records.sort_by_key(|record| record.svix_id);
+    let selection = Selection::of(&USER, fields());
     let mut transaction = store.begin(Patience::Normal).await?;
     let fresh = transaction.record(&records).await?;
     assert_eq!(fresh.len(), records.len(), "every event is new");
     let _: HashMap<ClerkId, Register> = transaction.registers(&batch.ids).await?;
-    let _: HashMap<ClerkId, User> = transaction.users(&batch.ids, fields()).await?;
+    let _: HashMap<ClerkId, User> = transaction.load(&batch.ids, &selection).await?;
     transaction.advance(&batch.plan.registers).await?;
-    transaction.insert_users(&batch.plan.inserts, fields()).await?;
-    transaction.update_users(&batch.plan.updates, fields()).await?;
+    transaction.insert(&batch.plan.inserts, &selection).await?;
+    transaction.update(&batch.plan.updates, &selection).await?;
     transaction.audit(&batch.plan.audit).await?;
     transaction.commit().await
 }

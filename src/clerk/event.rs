@@ -380,12 +380,24 @@ type Readable<T> = Result<T, Unreadable>;
 fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
     let read = match field.holds {
         Holds::Text => text,
+        Holds::Int => integer,
         Holds::Bool => boolean,
         Holds::Time => time,
         Holds::Json => json,
     };
     match field.place {
         Place::Member => data.get(field.name()).map(read).transpose(),
+        Place::Path(path) => {
+            let (last, objects) = path.split_last().ok_or(Unreadable)?;
+            let mut inside = Cow::Borrowed(data);
+            for name in objects {
+                match inside.get(name) {
+                    None => return Ok(None),
+                    Some(raw) => inside = Cow::Owned(object(raw.get()).ok_or(Unreadable)?),
+                }
+            }
+            inside.get(last).map(read).transpose()
+        }
         Place::Primary { id, list, member } => Primary::find(data, id, list)?.text(member),
         Place::PrimaryIsVerified { id, list, member } => {
             let primary = Primary::find(data, id, list)?;
@@ -562,6 +574,11 @@ fn string(raw: &RawValue) -> Option<String> {
 fn text(raw: &RawValue) -> Readable<Value> {
     let text: Option<String> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
     Ok(text.map_or(Value::Null, Value::Text))
+}
+
+fn integer(raw: &RawValue) -> Readable<Value> {
+    let number: Option<i64> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
+    Ok(number.map_or(Value::Null, Value::Int))
 }
 
 fn boolean(raw: &RawValue) -> Readable<Value> {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Failure, count, explained, never_heard_of, open, say, terminal::complain, user_id};
 use crate::{
     config::Settings,
-    model::{ClerkId, FieldSet, Mark, rfc3339},
+    model::{ClerkId, Mark, Selection, rfc3339},
     store::AuditLine,
     sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
 };
@@ -77,7 +77,7 @@ async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Fail
         }
     }
     let is_known = after.is_some() || {
-        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
         !known.registers.is_empty() || !known.users.is_empty()
     };
     store.close().await;

@@ -22,7 +22,7 @@ use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
     entity::USER,
-    model::{ClerkId, FieldSet},
+    model::{ClerkId, Selection},
     sync::{
         backfill::{LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
         catch_up::{CatchUp, Counts},
@@ -149,7 +149,7 @@ impl Backfill {
                 let ids: Vec<ClerkId> =
                     nobodys.iter().filter_map(|id| ClerkId::new(&USER, id.as_str())).collect();
                 for ids in ids.chunks(PAGE) {
-                    let known = context.store.known(ids, FieldSet::ALL).await?;
+                    let known = context.store.known(ids, &Selection::default()).await?;
                     let stands = |id: &&ClerkId| {
                         let is_deleted = known.registers.get(*id).is_some_and(|register| register.deleted);
                         known.users.contains_key(*id) && !is_deleted

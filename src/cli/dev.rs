@@ -118,7 +118,7 @@ impl Dev {
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
             let poster = Poster::new(url.clone(), secret.clone())?;
-            Story { poster, store: &*store, fields: config.sync_fields, surprises: Vec::new() }
+            Story { poster, store: &*store, fields: config.sync_fields(), surprises: Vec::new() }
                 .tell()
                 .await?;
         }
@@ -255,7 +255,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
     say!("  private    http://{}/metrics", service.private);
     say!("  dashboard  http://{}  (sign in with the token)", service.private);
     say!("  database   {}", config.database.place());
-    say!("  fields     {}", config.sync_fields.of(&USER).map(Field::name).collect::<Vec<_>>().join(", "));
+    say!("  fields     {}", config.sync_fields().of(&USER).map(Field::name).collect::<Vec<_>>().join(", "));
     say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));
     say!("  token      {}", shown(token, "ADMIN_TOKEN"));
     say!();
@@ -343,11 +343,11 @@ impl Story<'_> {
     }
 
     async fn show(&mut self, id: &ClerkId, scene: &Scene<'_>) -> Result<(), Failure> {
-        let before = self.store.user(id).await?;
+        let before = self.store.row(id).await?.map(|row| row.user);
         let began = Instant::now();
         let answer = self.poster.post(scene.svix_id, scene.body, Utc::now()).await?;
         let took = began.elapsed();
-        let after = self.store.user(id).await?;
+        let after = self.store.row(id).await?.map(|row| row.user);
         self.headline(scene.title, scene.svix_id, &answer, took, scene.expected);
         say!("{}", rows(before.as_ref(), after.as_ref(), self.fields));
         Ok(())
@@ -407,6 +407,7 @@ fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Text(text) | Value::Json(text) => text.clone(),
+        Value::Int(number) => number.to_string(),
         Value::Bool(truth) => truth.to_string(),
         Value::Time(at) => time(*at),
     }

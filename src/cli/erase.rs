@@ -20,7 +20,7 @@ use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
     entity::USER,
-    model::{ClerkId, FieldSet, Receipt, Source},
+    model::{ClerkId, Receipt, Selection, Source},
     store::Store,
     sync::erasure::{self, Fate},
 };
@@ -167,7 +167,7 @@ impl Cancel {
     async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, store) = open(settings, false).await?;
         let id = &self.user_id;
-        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
         // Clerk is asked only about somebody who can be kept.
         if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
             self.ask_clerk(&config).await?;
@@ -192,7 +192,7 @@ impl Cancel {
                  --force if you are sure"
             )));
         };
-        let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields };
+        let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields() };
         let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(
@@ -246,7 +246,7 @@ impl Status {
         let (_, store) = open(settings, true).await?;
         let id = &self.user_id;
         let receipts = store.receipts_of(id).await?;
-        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
         store.close().await;
         let register = known.registers.get(id);
         let held_until = register.and_then(|register| register.held_until);

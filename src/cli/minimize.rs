@@ -28,7 +28,7 @@ impl Minimize {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, store) = open(settings, self.dry_run).await?;
         if !self.dry_run && !self.yes {
-            let would = minimize(&*store, config.sync_fields, true).await?;
+            let would = minimize(&*store, config.sync_fields(), true).await?;
             if would.users > 0 {
                 confirm(&format!(
                     "Clear for good, of {}, what SYNC_FIELDS does not name: {}?",
@@ -37,7 +37,7 @@ impl Minimize {
                 ))?;
             }
         }
-        let minimized = minimize(&*store, config.sync_fields, self.dry_run).await?;
+        let minimized = minimize(&*store, config.sync_fields(), self.dry_run).await?;
         if !self.dry_run && minimized.users > 0 {
             // What was cleared must not stay in the file either.
             store.compact(u64::MAX, None).await?;

@@ -51,6 +51,7 @@ use crate::{
         signature::Secret,
     },
     config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
+    entity,
     entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
     store::{Store, StoreError, Trouble, postgres, sqlite},
@@ -366,6 +367,7 @@ fn postgres_store(config: &Config, url: &SecretString) -> Result<postgres::Postg
         schema: config.database_schema.clone(),
         max_connections: config.database_max_connections,
         anonymize_columns: config.anonymize_columns.clone(),
+        kinds: entity::ALL,
         unique_email: config.unique_email,
     });
     Ok(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store })
@@ -376,6 +378,7 @@ fn sqlite_options(config: &Config, path: &Path) -> sqlite::Options {
         path: path.to_owned(),
         max_connections: config.database_max_connections,
         anonymize_columns: config.anonymize_columns.clone(),
+        kinds: entity::ALL,
         unique_email: config.unique_email,
     }
 }
@@ -522,7 +525,8 @@ fn rules(config: &Config) -> Rules {
         grace: TimeDelta::from_std(config.deletion_grace).unwrap_or_default(),
         unique_email: config.unique_email,
         subscriptions,
-        ..Rules::new(config.sync_fields, config.deletion_policy)
+        selection: config.selection.clone(),
+        ..Rules::new(config.sync_fields(), config.deletion_policy)
     }
 }
 

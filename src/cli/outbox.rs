@@ -211,7 +211,7 @@ impl Ls {
                 message.id.to_string(),
                 message.state.name().to_owned(),
                 message.sink.clone(),
-                message.kind.name().to_owned(),
+                message.kind.name(),
                 message.clerk_id.to_string(),
                 message.attempts.to_string(),
                 next,

@@ -81,8 +81,8 @@ fn list(settings: &Settings) -> Result<(), Failure> {
     // To be listed they need no secrets; to be told they do.
     let (_, mistakes) = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() });
     for sink in &config.sinks {
-        let events: Vec<&str> = sink.events.iter().map(|event| event.name()).collect();
-        let fields: Vec<&str> = sink.fields.of(&USER).map(Field::name).collect();
+        let events: Vec<String> = sink.events.iter().map(|event| event.name()).collect();
+        let fields: Vec<&str> = sink.fields.fields(&USER).of(&USER).map(Field::name).collect();
         say!();
         say!("{}", sink.name);
         say!("  kind     {}", sink.kind.name());
@@ -278,7 +278,7 @@ fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
     data.insert("test".to_owned(), json!(true));
     data.insert("created_at".to_owned(), json!(now));
     data.insert("updated_at".to_owned(), json!(now));
-    for field in sink.fields.of(&USER) {
+    for field in sink.fields.fields(&USER).of(&USER) {
         let value = match field.name() {
             "email" => json!("test@clerk-sync.example"),
             "first_name" => json!("Test"),
@@ -289,7 +289,7 @@ fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
     }
     Message {
         id: format!("msg_{:032x}", rand::random::<u128>()),
-        kind: MessageType::UserCreated,
+        kind: MessageType::created(&USER),
         version: Message::VERSION,
         timestamp: now,
         data,

@@ -7,8 +7,12 @@ use clap::{ArgMatches, Args, Command, parser::ValueSource};
 use humantime::format_duration;
 use secrecy::ExposeSecret;
 
-use super::{AllowedAddresses, Config, Database, Dotenv, Settings, mistake::flag};
-use crate::{model::FieldSet, telemetry::LogFormat};
+use super::{AllowedAddresses, Config, Database, Dotenv, FieldsOfKinds, Settings, mistake::flag};
+use crate::{
+    entity::{self, USER},
+    model::{Entity, Field, Selection},
+    telemetry::LogFormat,
+};
 
 /// One variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +77,7 @@ impl Config {
             admin_listen,
             admin_token,
             metrics_token,
-            sync_fields,
+            selection,
             deletion_policy,
             deletion_grace,
             anonymize_columns,
@@ -115,7 +119,7 @@ impl Config {
         });
         let switch = |is_on: bool| Some(if is_on { "on" } else { "off" }.to_owned());
         let some = |value: &dyn fmt::Display| Some(value.to_string());
-        vec![
+        let values = vec![
             ("DATABASE_URL", Some(place)),
             ("DATABASE_SCHEMA", some(database_schema)),
             ("DATABASE_MAX_CONNECTIONS", some(database_max_connections)),
@@ -133,7 +137,8 @@ impl Config {
             ("ADMIN_PORT", some(&admin_listen.port())),
             ("ADMIN_TOKEN", admin_token.as_ref().map(|_| "set".to_owned())),
             ("METRICS_TOKEN", metrics_token.as_ref().map(|_| "set".to_owned())),
-            ("SYNC_FIELDS", Some(fields(*sync_fields))),
+            ("SYNC_ENTITIES", listed(&selection.entities().map(|entity| entity.kind).collect::<Vec<_>>())),
+            ("SYNC_FIELDS", Some(fields(selection, &USER))),
             ("DELETION_POLICY", some(&deletion_policy.name())),
             ("DELETION_GRACE_DAYS", Some(days(*deletion_grace))),
             ("ANONYMIZE_COLUMNS", listed(anonymize_columns)),
@@ -154,7 +159,8 @@ impl Config {
             ("SENTRY_DSN", sentry.as_ref().map(|_| "set".to_owned())),
             ("SENTRY_ENVIRONMENT", sentry.as_ref().and_then(|sentry| sentry.environment.clone())),
             ("SENTRY_RELEASE", sentry.as_ref().and_then(|sentry| sentry.release.clone())),
-        ]
+        ];
+        values.into_iter().chain(of_kinds(selection)).collect()
     }
 }
 
@@ -213,9 +219,15 @@ fn days(length: Duration) -> String {
     (length.as_secs() / (24 * 60 * 60)).to_string()
 }
 
-fn fields(fields: FieldSet) -> String {
-    let names: Vec<_> = fields.of(&crate::entity::USER).map(crate::model::Field::name).collect();
-    names.join(",")
+/// `SYNC_FIELDS_…` of every kind but users.
+fn of_kinds(selection: &Selection) -> impl Iterator<Item = (&'static str, Option<String>)> {
+    entity::ALL.iter().filter_map(|entity| {
+        Some((FieldsOfKinds::variable(entity)?, selection.has(entity).then(|| fields(selection, entity))))
+    })
+}
+
+fn fields(selection: &Selection, entity: &'static Entity) -> String {
+    selection.fields(entity).of(entity).map(Field::name).collect::<Vec<_>>().join(",")
 }
 
 fn listed<T: fmt::Display>(items: &[T]) -> Option<String> {

@@ -7,6 +7,7 @@
 mod database;
 mod dotenv;
 mod effective;
+mod kinds;
 mod misspelt;
 mod mistake;
 mod read;
@@ -22,13 +23,15 @@ use url::Url;
 pub use database::Database;
 pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
+pub use kinds::FieldsOfKinds;
 pub use mistake::{Mistake, Mistakes, apart, unreadable};
 pub use settings::Settings;
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
-    model::{DeletionPolicy, FieldSet, Idle, Processing},
+    entity::USER,
+    model::{DeletionPolicy, FieldSet, Idle, Processing, Selection},
     telemetry::{LogFormat, Sentry},
 };
 use read::Reader;
@@ -66,8 +69,8 @@ pub struct Config {
     pub admin_token: Option<SecretString>,
     /// `METRICS_TOKEN`
     pub metrics_token: Option<SecretString>,
-    /// `SYNC_FIELDS`
-    pub sync_fields: FieldSet,
+    /// `SYNC_ENTITIES`, `SYNC_FIELDS` and the lists of other kinds
+    pub selection: Selection,
     /// `DELETION_POLICY`
     pub deletion_policy: DeletionPolicy,
     /// `DELETION_GRACE_DAYS`
@@ -130,6 +133,13 @@ pub struct Needs {
     pub sink_secrets: bool,
 }
 
+impl Config {
+    /// `SYNC_FIELDS`
+    pub fn sync_fields(&self) -> FieldSet {
+        self.selection.fields(&USER)
+    }
+}
+
 impl Needs {
     /// Of the whole service.
     pub const SERVE: Self = Self { signing_secret: true, secret_key: false, sink_secrets: true };
@@ -186,12 +196,16 @@ impl Settings {
         );
         let [admin_token, metrics_token] = self.tokens(&mut read);
         read.check_listeners(listen, admin_listen, admin_token.is_some());
-        let sync_fields = read.sync_fields(self.sync_fields.as_deref());
+        let selection = read.selection(
+            self.sync_entities.as_deref(),
+            self.sync_fields.as_deref(),
+            &self.sync_fields_of_kinds,
+        );
         let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
         let grace_days = read.number("DELETION_GRACE_DAYS", self.deletion_grace_days.as_deref(), 0..=30);
         let anonymize_columns = read.anonymize_columns(self.anonymize_columns.as_deref());
         let file = sinks::File::find(self.config_file.as_deref(), !self.no_default_config_file);
-        let sinks = read.sinks(file.as_ref(), sync_fields, needs.sink_secrets);
+        let sinks = read.sinks(file.as_ref(), &selection, needs.sink_secrets);
         let webhook_tolerance_seconds =
             read.number("WEBHOOK_TOLERANCE_SECONDS", self.webhook_tolerance_seconds.as_deref(), 0..=86_400);
         // All bodies in flight share 16 MiB.
@@ -231,11 +245,11 @@ impl Settings {
             admin_listen,
             admin_token,
             metrics_token,
-            sync_fields,
             deletion_policy,
             deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
             anonymize_columns,
-            unique_email: read.unique_email(self.unique_email.as_deref(), sync_fields),
+            unique_email: read.unique_email(self.unique_email.as_deref(), selection.fields(&USER)),
+            selection,
             config_file: file.map(sinks::File::into_path),
             sinks,
             webhook_tolerance_seconds: webhook_tolerance_seconds.unwrap_or(DEFAULT_TOLERANCE_SECONDS),

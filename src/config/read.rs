@@ -13,15 +13,15 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{
-    AllowedAddresses, Dotenv,
+    AllowedAddresses, Dotenv, FieldsOfKinds,
     database::{self, Database, Understood},
     misspelt,
     mistake::{Mistake, flag, shown, unreadable},
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
-    entity::{USER, user},
-    model::{DeletionPolicy, Field, FieldSet, Idle, Processing},
+    entity::{self, USER, user},
+    model::{DeletionPolicy, Entity, Field, FieldSet, Idle, Processing, Selection},
     telemetry::{self, LogFormat},
 };
 
@@ -321,20 +321,49 @@ impl Reader {
         }
     }
 
-    pub(super) fn sync_fields(&mut self, given: Option<&str>) -> FieldSet {
-        const VARIABLE: &str = "SYNC_FIELDS";
+    /// The kinds to sync, and the allow-list of each.
+    pub(super) fn selection(
+        &mut self,
+        kinds: Option<&str>,
+        fields: Option<&str>,
+        others: &FieldsOfKinds,
+    ) -> Selection {
+        const VARIABLE: &str = "SYNC_ENTITIES";
+        let chosen: Vec<&str> = list(present(kinds).unwrap_or(USER.kind)).collect();
+        let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
+        let is_known = |name: &&str| *name == "all" || entity::ALL.iter().any(|entity| entity.kind == *name);
+        let unknown: Vec<String> =
+            chosen.iter().filter(|name| !is_known(name)).map(|name| shown(name)).collect();
+        if chosen.is_empty() || !unknown.is_empty() {
+            let found = if chosen.is_empty() { "no kind".to_owned() } else { unknown.join(", ") };
+            self.mistake(VARIABLE, format!("found {found}; allowed are all, or out of {allowed}"));
+        }
+        let mut selection = Selection::default();
+        for entity in entity::ALL {
+            let (variable, given) = others.of(entity).unwrap_or(("SYNC_FIELDS", fields));
+            // What is wrong is told of kinds that are not synced as well.
+            let fields = self.fields_of(entity, variable, given);
+            if chosen.contains(&"all") || chosen.contains(&entity.kind) {
+                selection = selection.with(entity, fields);
+            }
+        }
+        selection
+    }
+
+    fn fields_of(&mut self, entity: &'static Entity, variable: &str, given: Option<&str>) -> FieldSet {
         let Some(text) = present(given) else {
-            return USER.fields().filter(|field| field.by_default).collect();
+            return entity.fields().filter(|field| field.by_default).collect();
         };
-        let allowed = USER.fields().map(Field::name).collect::<Vec<_>>().join(", ");
+        let allowed = entity.fields().map(Field::name).collect::<Vec<_>>().join(", ");
         if list(text).next().is_none() {
-            self.mistake(VARIABLE, format!("found no field; allowed are {allowed}"));
+            self.mistake(variable, format!("found no field; allowed are {allowed}"));
         }
-        let unknown: Vec<String> = list(text).filter(|name| USER.named(name).is_none()).map(shown).collect();
+        let unknown: Vec<String> =
+            list(text).filter(|name| entity.named(name).is_none()).map(shown).collect();
         if !unknown.is_empty() {
-            self.mistake(VARIABLE, format!("found {}; allowed are {allowed}", unknown.join(", ")));
+            self.mistake(variable, format!("found {}; allowed are {allowed}", unknown.join(", ")));
         }
-        list(text).filter_map(|name| USER.named(name)).collect()
+        list(text).filter_map(|name| entity.named(name)).collect()
     }
 
     pub(super) fn deletion_policy(&mut self, given: Option<&str>) -> DeletionPolicy {

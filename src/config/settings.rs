@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::{ArgMatches, Args, Command, parser::ValueSource};
 
-use super::Dotenv;
+use super::{Dotenv, FieldsOfKinds};
 
 /// What was given on the command line or in the environment. Flags win. Nothing is checked yet:
 /// [`resolve`](Self::resolve) does that.
@@ -157,6 +157,14 @@ pub struct Settings {
     #[arg(long, env = "UNIQUE_EMAIL", hide_env_values = true, global = true)]
     #[arg(value_name = "ON|OFF", help_heading = "Users")]
     pub unique_email: Option<String>,
+
+    /// The kinds of objects to sync: a list, or all [default: user]
+    #[arg(long, env = "SYNC_ENTITIES", hide_env_values = true, global = true)]
+    #[arg(value_name = "KINDS", help_heading = "Other objects")]
+    pub sync_entities: Option<String>,
+
+    #[command(flatten)]
+    pub sync_fields_of_kinds: FieldsOfKinds,
 
     /// The file that says which other systems are told [default: clerk-sync.toml, if it is there]
     #[arg(long = "config", env = "CONFIG_FILE", hide_env_values = true, global = true)]

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     clerk::signature::Secret,
     entity::{USER, user},
-    model::{Field, FieldSet, MessageType, Subscription},
+    model::{Field, FieldSet, MessageType, Selection, Subscription},
 };
 
 /// The file that is read if none is named.
@@ -55,8 +55,8 @@ pub struct SinkConfig {
     pub kind: Kind,
     /// What it is told of. Deletions of users that it ever got reach it all the same.
     pub events: Vec<MessageType>,
-    /// What it may know; never more than `SYNC_FIELDS`.
-    pub fields: FieldSet,
+    /// What it may know; never more than is synced.
+    pub fields: Selection,
     /// For handing over one message.
     pub timeout: Duration,
     /// Messages handed over side by side.
@@ -114,7 +114,7 @@ pub struct Mailchimp {
 impl SinkConfig {
     /// What it is told, as the rules need it.
     pub fn subscription(&self) -> Subscription {
-        Subscription { sink: self.name.clone(), events: self.events.clone(), fields: self.fields }
+        Subscription { sink: self.name.clone(), events: self.events.clone(), fields: self.fields.clone() }
     }
 
     /// Which system it is, as a hash: if this changes under one name, what was told before is elsewhere.
@@ -188,7 +188,7 @@ impl Reader {
     pub(super) fn sinks(
         &mut self,
         file: Option<&File>,
-        sync_fields: FieldSet,
+        selection: &Selection,
         need_secrets: bool,
     ) -> Vec<SinkConfig> {
         let Some(file) = file else { return Vec::new() };
@@ -203,7 +203,7 @@ impl Reader {
         };
         let source = Source {
             file: &shown_path(&file.path),
-            sync_fields,
+            selection,
             need_secrets,
             variable: &|name| env::var(name).ok(),
             read_file: &|path| fs::read_to_string(path),
@@ -221,7 +221,7 @@ fn shown_path(path: &Path) -> String {
 /// What the text of a file is read with.
 struct Source<'a> {
     file: &'a str,
-    sync_fields: FieldSet,
+    selection: &'a Selection,
     need_secrets: bool,
     variable: &'a dyn Fn(&str) -> Option<String>,
     read_file: &'a dyn Fn(&str) -> io::Result<String>,
@@ -306,7 +306,7 @@ impl Keys<'_> {
         let kind = self.required("kind", &format!("one of {}", KINDS.join(", ")), |text| {
             KINDS.into_iter().find(|kind| *kind == text)
         });
-        let events = self.events();
+        let events = self.events(kind);
         let fields = self.fields(kind);
         let timeout = self.timeout();
         let concurrency = match kind {
@@ -419,15 +419,22 @@ impl Keys<'_> {
         }
     }
 
-    fn events(&mut self) -> Vec<MessageType> {
-        let allowed = MessageType::ALL.map(MessageType::name).join(", ");
-        let Some(names) = self.names("events") else { return MessageType::ALL.to_vec() };
-        self.refuse_strangers("events", &names, &allowed, |name| MessageType::named(name).is_some());
-        MessageType::ALL.into_iter().filter(|kind| names.iter().any(|name| name == kind.name())).collect()
+    /// Systems that know only people are told of nothing else.
+    fn events(&mut self, kind: Option<&str>) -> Vec<MessageType> {
+        let knows_all = kind.is_none_or(|kind| kind == "webhook");
+        let kinds = self.source.selection.entities().filter(|entity| knows_all || **entity == USER);
+        let types: Vec<MessageType> = kinds.flat_map(MessageType::of).collect();
+        let allowed = types.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
+        let Some(names) = self.names("events") else { return types };
+        self.refuse_strangers("events", &names, &allowed, |name| {
+            types.iter().any(|kind| kind.name() == name)
+        });
+        types.into_iter().filter(|kind| names.contains(&kind.name())).collect()
     }
 
-    fn fields(&mut self, kind: Option<&str>) -> FieldSet {
-        let synced = self.source.sync_fields;
+    /// The list is one of users' fields. Of other kinds a system may have what is synced.
+    fn fields(&mut self, kind: Option<&str>) -> Selection {
+        let synced = self.source.selection.fields(&USER);
         let may: FieldSet = synced
             .of(&USER)
             .filter(|field| kind != Some("mailchimp") || MAILCHIMP_FIELDS.contains(field))
@@ -454,7 +461,7 @@ impl Keys<'_> {
                     .to_owned(),
             );
         }
-        chosen
+        self.source.selection.clone().with(&USER, chosen)
     }
 
     fn refuse_strangers(
@@ -743,7 +750,7 @@ mod tests {
         };
         let source = Source {
             file: "clerk-sync.toml",
-            sync_fields: fields,
+            selection: &Selection::of(&USER, fields),
             need_secrets,
             variable: &variable,
             read_file: &read_file,
@@ -765,7 +772,7 @@ mod tests {
     }
 
     fn names(sink: &SinkConfig) -> Vec<&'static str> {
-        sink.fields.of(&USER).map(Field::name).collect()
+        sink.fields.fields(&USER).of(&USER).map(Field::name).collect()
     }
 
     /// The mistakes of a webhook with these lines added to what it needs.
@@ -808,7 +815,7 @@ mod tests {
         .expect("valid");
         let [sink] = sinks.as_slice() else { panic!("{sinks:?}") };
         assert_eq!((sink.name.as_str(), sink.kind.name(), sink.host()), ("crm", "webhook", "crm.example"));
-        assert_eq!(sink.events, MessageType::ALL);
+        assert_eq!(sink.events, MessageType::of(&USER));
         assert_eq!(names(sink), ["email", "first_name", "last_name", "image_url"]);
         assert_eq!(sink.timeout, Duration::from_secs(10));
         assert_eq!((sink.concurrency, sink.rate, sink.attempts), (4, None, 15));
@@ -826,7 +833,7 @@ mod tests {
         )
         .expect("valid");
         let sink = &sinks[0];
-        assert_eq!(sink.events, [MessageType::UserCreated, MessageType::UserDeleted]);
+        assert_eq!(sink.events, [MessageType::created(&USER), MessageType::deleted(&USER)]);
         assert_eq!(names(sink), ["last_name"]);
         assert_eq!(sink.timeout, Duration::from_millis(1500));
         assert_eq!((sink.concurrency, sink.rate.map(NonZeroU32::get), sink.attempts), (64, Some(5), 3));

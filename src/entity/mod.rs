@@ -5,3 +5,8 @@
 pub mod user;
 
 pub use user::USER;
+
+use crate::model::Entity;
+
+/// Every kind.
+pub static ALL: &[&Entity] = &[&USER];

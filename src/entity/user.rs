@@ -46,6 +46,8 @@ pub static USER: Entity = Entity {
         Column::new("last_sign_in_at", Holds::Time),
         Column::new("last_active_at", Holds::Time).moves_by_itself(),
     ],
+    has_preferences: true,
+    unique: &[],
 };
 
 /// The primary address: what `UNIQUE_EMAIL` and sinks that know people only by it go by.

@@ -11,7 +11,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{clerk::signature::Rejection, sync::Refusal};
+use crate::{clerk::signature::Rejection, model::Entity, sync::Refusal};
 
 /// Why a request was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +40,8 @@ pub enum Problem {
     WrongInstance,
     #[error("there is nothing here")]
     NotFound,
-    #[error("there is no such user, or they were deleted")]
-    UserNotFound,
+    #[error("there is no such {}, or it was deleted", .0.kind.replace('_', " "))]
+    ObjectNotFound(&'static Entity),
     #[error("there is no such delivery in the queue: it is processed, or never came")]
     DeliveryNotFound,
     #[error("there is no sink of this name: none is configured, nothing waits for one, and none is paused")]
@@ -94,7 +94,7 @@ impl Problem {
             }
             Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
             Self::ForeignForm | Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::UserNotFound | Self::DeliveryNotFound | Self::SinkNotFound => {
+            Self::NotFound | Self::ObjectNotFound(_) | Self::DeliveryNotFound | Self::SinkNotFound => {
                 StatusCode::NOT_FOUND
             }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -116,7 +116,7 @@ impl Problem {
         }
     }
 
-    /// The public code.
+    /// The public code; of an object that is not there it has the name of its kind before it.
     pub fn code(self) -> &'static str {
         match self {
             Self::Rejected(rejection) => rejection.code(),
@@ -127,8 +127,7 @@ impl Problem {
             Self::ForeignForm => "foreign_form",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::WrongInstance => "wrong_instance",
-            Self::NotFound => "not_found",
-            Self::UserNotFound => "user_not_found",
+            Self::NotFound | Self::ObjectNotFound(_) => "not_found",
             Self::DeliveryNotFound => "delivery_not_found",
             Self::SinkNotFound => "sink_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -188,7 +187,7 @@ pub(super) struct ErrorBody {
 struct ErrorDetail {
     /// For programs: it stays as it is.
     #[schema(example = "unauthorized")]
-    code: &'static str,
+    code: String,
     /// For people.
     message: String,
 }
@@ -205,7 +204,11 @@ impl From<Refusal> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let error = ErrorDetail { code: self.code(), message: self.to_string() };
+        let code = match self {
+            Self::ObjectNotFound(entity) => format!("{}_not_found", entity.kind),
+            other => other.code().to_owned(),
+        };
+        let error = ErrorDetail { code, message: self.to_string() };
         let mut response = (self.status(), Json(ErrorBody { error })).into_response();
         if self.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

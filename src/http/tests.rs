@@ -23,7 +23,7 @@ use super::*;
 use crate::{
     clerk::signature::Secret,
     entity::USER,
-    model::{ClerkId, DeletionPolicy, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId, User},
+    model::{ClerkId, DeletionPolicy, Entity, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId},
     store::{
         Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, Erasures,
         ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener,
@@ -188,7 +188,7 @@ impl Inbox for FakeStore {
 
 #[async_trait]
 impl Erasures for FakeStore {
-    async fn known(&self, _: &[ClerkId], _: FieldSet) -> Stored<Known> {
+    async fn known(&self, _: &[ClerkId], _: &Selection) -> Stored<Known> {
         unreachable!()
     }
     async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
@@ -247,14 +247,14 @@ impl Store for FakeStore {
             None => std::future::pending().await,
         }
     }
-    async fn user(&self, _: &ClerkId) -> Stored<Option<User>> {
-        unreachable!()
-    }
     async fn row(&self, _: &ClerkId) -> Stored<Option<Row>> {
         Err(StoreError::new(Trouble::Unavailable))
     }
-    async fn rows(&self, _: &RowFilter, _: u32) -> Stored<Vec<Row>> {
+    async fn rows(&self, _: &'static Entity, _: &RowFilter, _: u32) -> Stored<Vec<Row>> {
         std::future::pending().await
+    }
+    async fn these(&self, _: &'static Entity, _: &[ClerkId]) -> Stored<Vec<Row>> {
+        unreachable!()
     }
     async fn signups(
         &self,

@@ -2,35 +2,38 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Actor, ClerkId, Field, Source, SvixId};
+use super::{Actor, ClerkId, Entity, Field, Source, SvixId};
 
 /// What happened to the *row* (not the type of the event that caused it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditAction {
-    UserCreated,
-    UserUpdated,
-    UserHardDeleted,
-    UserAnonymized,
+    Created,
+    Updated,
+    Deleted,
+    Anonymized,
     /// Clerk deleted the user; the erasure is held back.
-    UserDeletionHeld,
+    DeletionHeld,
     /// What was held back will not happen.
-    UserDeletionCancelled,
+    DeletionCancelled,
     /// Somebody asked to be shown the user's data, and was.
-    UserRevealed,
+    Revealed,
 }
 
 impl AuditAction {
-    /// The public name, as in `audit_log.action`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::UserCreated => "USER_CREATED",
-            Self::UserUpdated => "USER_UPDATED",
-            Self::UserHardDeleted => "USER_HARD_DELETED",
-            Self::UserAnonymized => "USER_ANONYMIZED",
-            Self::UserDeletionHeld => "USER_DELETION_HELD",
-            Self::UserDeletionCancelled => "USER_DELETION_CANCELLED",
-            Self::UserRevealed => "USER_REVEALED",
-        }
+    /// The public name, as in `audit_log.action`, of what happened to an object of this kind: `USER_CREATED`.
+    pub fn name(self, entity: &Entity) -> String {
+        let what = match self {
+            Self::Created => "CREATED",
+            Self::Updated => "UPDATED",
+            Self::Deleted if entity.is_person() => "HARD_DELETED",
+            // Of what is no person, a row that could only be marked is gone as well.
+            Self::Anonymized if entity.is_person() => "ANONYMIZED",
+            Self::Deleted | Self::Anonymized => "DELETED",
+            Self::DeletionHeld => "DELETION_HELD",
+            Self::DeletionCancelled => "DELETION_CANCELLED",
+            Self::Revealed => "REVEALED",
+        };
+        format!("{}_{what}", entity.kind.to_ascii_uppercase())
     }
 }
 

@@ -112,6 +112,16 @@ pub struct Change {
     pub actor: Option<Actor>,
 }
 
+impl Change {
+    /// What it says of the fields, if it shows the object as being there.
+    pub fn patch(&self) -> Option<&Patch> {
+        match &self.news {
+            News::Upsert { patch, .. } | News::Adopt { patch, .. } => Some(patch),
+            _ => None,
+        }
+    }
+}
+
 /// What the change is.
 #[derive(Clone, Debug)]
 pub enum News {

@@ -17,6 +17,10 @@ pub struct Entity {
     pub events: [&'static str; 3],
     /// The columns that can be synced, in the order in which the table has them.
     pub columns: &'static [Column],
+    /// Whether its table has `preferences`, which are the application's own.
+    pub has_preferences: bool,
+    /// Names of columns that no two live rows have in common; empty if there are none such.
+    pub unique: &'static [&'static str],
 }
 
 impl PartialEq for Entity {
@@ -59,6 +63,26 @@ impl Entity {
     /// The type of the event that deletes one.
     pub fn deletion(&self) -> &'static str {
         self.events[2]
+    }
+
+    /// Whether it is about a person, whose erasure is proven and may be held back.
+    pub fn is_person(&self) -> bool {
+        self.columns.iter().any(|column| column.identifies)
+    }
+
+    /// The columns that name its parents, with the kind of each. Whoever deletes a parent deletes it too.
+    pub fn parents(&'static self) -> impl DoubleEndedIterator<Item = (Field, &'static Self)> + Clone {
+        self.fields().filter_map(|field| Some((field, field.parent?)))
+    }
+
+    /// Whether it goes with others.
+    pub fn has_parents(&self) -> bool {
+        self.columns.iter().any(|column| column.parent.is_some())
+    }
+
+    /// The columns that are synced whatever the allow-list says: without them nobody knows where a row belongs.
+    pub fn keys(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        self.fields().filter(|field| field.parent.is_some() || self.unique.contains(&field.name()))
     }
 
     /// The columns that can be synced.
@@ -111,6 +135,8 @@ pub struct Column {
     pub identifies: bool,
     /// What it holds in a row that is anonymised.
     pub anonymized: Anonymized,
+    /// The kind of the object whose id it holds, without which there is none of this kind either.
+    pub parent: Option<&'static Entity>,
 }
 
 impl Column {
@@ -125,6 +151,7 @@ impl Column {
             moves_by_itself: false,
             identifies: false,
             anonymized: Anonymized::Null,
+            parent: None,
         }
     }
 
@@ -152,6 +179,18 @@ impl Column {
         Self { identifies: true, ..self }
     }
 
+    /// It says nothing of a person, and stays in a row that is to go and cannot.
+    #[must_use]
+    pub const fn kept(self) -> Self {
+        self.anonymized(Anonymized::Kept)
+    }
+
+    /// It holds the id of an object of this kind, and goes with that.
+    #[must_use]
+    pub const fn parent(self, parent: &'static Entity) -> Self {
+        Self { parent: Some(parent), ..self.kept() }
+    }
+
     /// It holds this in an anonymised row.
     #[must_use]
     pub const fn anonymized(self, anonymized: Anonymized) -> Self {
@@ -163,6 +202,7 @@ impl Column {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
     Text,
+    Int,
     Bool,
     Time,
     /// Large, and rarely synced.
@@ -174,6 +214,8 @@ pub enum Holds {
 pub enum Place {
     /// In the member of the column's name.
     Member,
+    /// In the member at the end of this path through objects.
+    Path(&'static [&'static str]),
     /// In this member of that entry of `list` whose `id` the member `id` has.
     Primary { id: &'static str, list: &'static str, member: &'static str },
     /// The same entry: whether its verification is done. Nothing is said of it where `member` cannot be read.
@@ -183,6 +225,8 @@ pub enum Place {
 /// What a column holds in an anonymised row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anonymized {
+    /// What it held before.
+    Kept,
     Null,
     Text(&'static str),
     /// `deleted-N@anonymized.local`, where `N` is the number of the row.
@@ -197,6 +241,11 @@ pub struct Field {
 }
 
 impl Field {
+    /// Of which kind it is.
+    pub fn entity(self) -> &'static Entity {
+        self.entity
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         self.entity.columns[self.place].name
@@ -282,7 +331,7 @@ pub enum Meaning {
 }
 
 /// What is synced: the kinds, and the allow-list of each.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection(Vec<(&'static Entity, FieldSet)>);
 
 impl Selection {
@@ -305,6 +354,16 @@ impl Selection {
             .iter()
             .find(|(other, _)| *other == entity)
             .map_or_else(FieldSet::default, |(_, fields)| *fields)
+    }
+
+    /// The kinds that are synced.
+    pub fn entities(&self) -> impl Iterator<Item = &'static Entity> + '_ {
+        self.0.iter().map(|(entity, _)| *entity)
+    }
+
+    /// Whether this kind is synced.
+    pub fn has(&self, entity: &Entity) -> bool {
+        self.0.iter().any(|(other, _)| *other == entity)
     }
 
     /// What an event of this type says, and of which kind; `None` if that is not synced.

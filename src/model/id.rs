@@ -114,8 +114,15 @@ show_as_text!(ClerkId, SvixId);
 mod tests {
     use super::*;
 
-    static PERSON: Entity =
-        Entity { kind: "person", table: "people", id_prefix: "user_", events: ["", "", ""], columns: &[] };
+    static PERSON: Entity = Entity {
+        kind: "person",
+        table: "people",
+        id_prefix: "user_",
+        events: ["", "", ""],
+        columns: &[],
+        has_preferences: false,
+        unique: &[],
+    };
 
     #[test]
     fn an_id_is_named_only_where_it_stands_alone() {

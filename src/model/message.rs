@@ -1,52 +1,85 @@
-//! What other systems are told of a change of a user.
+//! What other systems are told of a change of an object.
 
 use std::fmt;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{ClerkId, Entity, FieldSet};
+use super::{ClerkId, Entity, FieldSet, Selection};
 
-/// What happened to the *row*, as other systems see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum MessageType {
-    #[serde(rename = "user.created")]
-    UserCreated,
-    #[serde(rename = "user.updated")]
-    UserUpdated,
-    /// The person is to be erased. Never given up.
-    #[serde(rename = "user.deleted")]
-    UserDeleted,
+/// What happened to the *row* of an object of a kind, as other systems see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MessageType {
+    pub entity: &'static Entity,
+    pub what: Happened,
+}
+
+/// See [`MessageType`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Happened {
+    Created,
+    Updated,
+    /// It is to be erased. Never given up.
+    Deleted,
 }
 
 impl MessageType {
-    /// Every type.
-    pub const ALL: [Self; 3] = [Self::UserCreated, Self::UserUpdated, Self::UserDeleted];
-
-    /// The public name: in `outbox.type`, in the configuration, in the message.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::UserCreated => "user.created",
-            Self::UserUpdated => "user.updated",
-            Self::UserDeleted => "user.deleted",
-        }
+    /// The types of messages about this kind.
+    pub fn of(entity: &'static Entity) -> [Self; 3] {
+        [Happened::Created, Happened::Updated, Happened::Deleted].map(|what| Self { entity, what })
     }
 
-    /// The type of this public name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    /// One came to be.
+    pub fn created(entity: &'static Entity) -> Self {
+        Self { entity, what: Happened::Created }
+    }
+
+    /// One changed.
+    pub fn updated(entity: &'static Entity) -> Self {
+        Self { entity, what: Happened::Updated }
+    }
+
+    /// One is to be erased.
+    pub fn deleted(entity: &'static Entity) -> Self {
+        Self { entity, what: Happened::Deleted }
+    }
+
+    /// Whether somebody or something is to be erased.
+    pub fn is_deletion(self) -> bool {
+        self.what == Happened::Deleted
+    }
+
+    /// The public name: in `outbox.type`, in the configuration, in the message.
+    pub fn name(self) -> String {
+        self.to_string()
+    }
+
+    /// The type of this public name, of one of these kinds.
+    pub fn named<'a>(entities: impl IntoIterator<Item = &'a &'static Entity>, name: &str) -> Option<Self> {
+        entities.into_iter().copied().flat_map(Self::of).find(|kind| kind.name() == name)
     }
 }
 
 impl fmt::Display for MessageType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        let what = match self.what {
+            Happened::Created => "created",
+            Happened::Updated => "updated",
+            Happened::Deleted => "deleted",
+        };
+        write!(f, "{}.{what}", self.entity.kind)
+    }
+}
+
+impl Serialize for MessageType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
 /// One message for one sink: the JSON of `outbox.payload`, which docs/messages.md describes.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct Message {
     /// The same at every attempt, so that a receiver can tell a repeat.
     pub id: String,
@@ -58,23 +91,43 @@ pub struct Message {
     pub timestamp: DateTime<Utc>,
     /// `clerk_id`, and unless the user is deleted `created_at`, `updated_at` and the fields that the sink may have.
     pub data: Map<String, Value>,
-    /// Of `user.updated`: the names of those among its fields that changed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Of an update: the names of those among its fields that changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed_fields: Vec<String>,
+}
+
+/// A message but for its type.
+#[derive(Deserialize)]
+struct Said {
+    id: String,
+    version: u32,
+    timestamp: DateTime<Utc>,
+    data: Map<String, Value>,
+    #[serde(default)]
+    changed_fields: Vec<String>,
 }
 
 impl Message {
     /// The form of messages that this program writes.
     pub const VERSION: u32 = 1;
 
-    /// The user it is about.
-    pub fn clerk_id(&self, entity: &'static Entity) -> Option<ClerkId> {
-        self.text("clerk_id").and_then(|id| ClerkId::new(entity, id))
+    /// A message of this type, as it was written.
+    ///
+    /// # Errors
+    /// If the text is none.
+    pub fn read(kind: MessageType, text: &str) -> serde_json::Result<Self> {
+        let Said { id, version, timestamp, data, changed_fields } = serde_json::from_str(text)?;
+        Ok(Self { id, kind, version, timestamp, data, changed_fields })
+    }
+
+    /// The object it is about.
+    pub fn clerk_id(&self) -> Option<ClerkId> {
+        self.text("clerk_id").and_then(|id| ClerkId::new(self.kind.entity, id))
     }
 
     /// Leave out the fields that are not among these; whether there were any.
-    pub fn keep_only(&mut self, entity: &'static Entity, fields: FieldSet) -> bool {
-        let allowed = |name: &str| entity.named(name).is_none_or(|field| fields.contains(field));
+    pub fn keep_only(&mut self, fields: FieldSet) -> bool {
+        let allowed = |name: &str| self.kind.entity.named(name).is_none_or(|field| fields.contains(field));
         let before = self.data.len();
         self.data.retain(|name, _| allowed(name));
         self.changed_fields.retain(|name| allowed(name));
@@ -100,8 +153,8 @@ pub struct Subscription {
     pub sink: String,
     /// Deletions of users that it ever got reach it all the same.
     pub events: Vec<MessageType>,
-    /// Those of the allow-list that it may have.
-    pub fields: FieldSet,
+    /// Those of the allow-list that it may have, of each kind.
+    pub fields: Selection,
 }
 
 #[cfg(test)]
@@ -115,6 +168,8 @@ mod tests {
         id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
+        has_preferences: false,
+        unique: &[],
     };
 
     #[test]
@@ -122,11 +177,11 @@ mod tests {
         let text = r#"{"id":"msg_1","type":"user.updated","version":1,"timestamp":"2026-01-01T00:00:00Z",
             "data":{"clerk_id":"user_1","created_at":"2026-01-01T00:00:00Z","email":"ada@example.com","name":"Ada"},
             "changed_fields":["email","name"]}"#;
-        let mut message: Message = serde_json::from_str(text).expect("a message");
+        let mut message = Message::read(MessageType::updated(&PERSON), text).expect("a message");
         let before = message.clone();
-        assert!(!message.keep_only(&PERSON, FieldSet::ALL));
+        assert!(!message.keep_only(FieldSet::ALL));
         assert_eq!(message, before);
-        assert!(message.keep_only(&PERSON, FieldSet::from_iter([PERSON.field("name")])));
+        assert!(message.keep_only(FieldSet::from_iter([PERSON.field("name")])));
         assert_eq!(message.data.keys().collect::<Vec<_>>(), ["clerk_id", "created_at", "name"]);
         assert_eq!(message.changed_fields, ["name"]);
     }

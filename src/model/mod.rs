@@ -24,7 +24,7 @@ pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
 pub use entity::{Anonymized, Column, Entity, Field, FieldSet, Holds, Meaning, Place, Selection};
 pub use id::{ClerkId, MAX_ID_BYTES, SvixId};
 pub use idle::Idle;
-pub use message::{Message, MessageType, Subscription};
+pub use message::{Happened, Message, MessageType, Subscription};
 pub use outcome::Outcome;
 pub use processing::Processing;
 pub use receipt::Receipt;

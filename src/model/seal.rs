@@ -58,12 +58,14 @@ pub struct LineHash {
 
 impl LineHash {
     /// Of a line with this id and, in this order, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and
-    /// `event_at`.
-    pub fn of(id: i64, cells: &[Cell<'_>; 7]) -> Self {
+    /// `event_at`; and of what kind the object is that it is about.
+    pub fn of(id: i64, cells: &[Cell<'_>; 7], kind: &Cell<'_>) -> Self {
+        // Lines that were sealed when all were about users had no kind.
+        let is_of_a_user = matches!(kind, Cell::Text(b"user"));
         let mut text = Vec::with_capacity(320);
-        text.extend_from_slice(b"clerk-sync line 1");
+        text.extend_from_slice(if is_of_a_user { b"clerk-sync line 1" } else { b"clerk-sync line 2" });
         text.extend_from_slice(&id.to_be_bytes());
-        for cell in cells {
+        for cell in cells.iter().chain((!is_of_a_user).then_some(kind)) {
             cell.write(&mut text);
         }
         Self { id, hash: Sha256::digest(&text).into() }
@@ -287,7 +289,7 @@ mod tests {
             fields,
             Cell::Time(0),
         ];
-        LineHash::of(id, &cells)
+        LineHash::of(id, &cells, &Cell::Text(b"user"))
     }
 
     fn seal(lines: &[LineHash]) -> Seal {

@@ -12,6 +12,7 @@ pub enum Value {
     #[default]
     Null,
     Text(String),
+    Int(i64),
     Bool(bool),
     Time(DateTime<Utc>),
     /// JSON text. Equal if it means the same, however it is written.
@@ -23,6 +24,14 @@ impl Value {
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The number of an integer field.
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Self::Int(number) => Some(*number),
             _ => None,
         }
     }
@@ -58,6 +67,7 @@ impl Value {
         Some(match self {
             Self::Null => serde_json::Value::Null,
             Self::Text(text) => text.as_str().into(),
+            Self::Int(number) => (*number).into(),
             Self::Bool(truth) => (*truth).into(),
             Self::Time(time) => rfc3339(*time).into(),
             Self::Json(json) => serde_json::from_str(json).ok()?,
@@ -70,6 +80,7 @@ impl PartialEq for Value {
         match (self, other) {
             (Self::Null, Self::Null) => true,
             (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Int(a), Self::Int(b)) => a == b,
             (Self::Bool(a), Self::Bool(b)) => a == b,
             (Self::Time(a), Self::Time(b)) => a == b,
             (Self::Json(a), Self::Json(b)) => a == b || json::means_the_same(a, b),
@@ -83,6 +94,7 @@ impl fmt::Debug for Value {
         f.write_str(match self {
             Self::Null => "null",
             Self::Text(_) => "text",
+            Self::Int(_) => "int",
             Self::Bool(_) => "bool",
             Self::Time(_) => "time",
             Self::Json(_) => "json",
@@ -178,6 +190,7 @@ impl User {
     /// erasure is held back. Nor is the address: anybody may have one that looks like ours.
     pub fn is_anonymized(&self) -> bool {
         let is_empty = |field: Field| match field.anonymized {
+            Anonymized::Kept => true,
             Anonymized::Null => self.profile[field] == Value::Null,
             Anonymized::Text(text) => self.profile[field].text() == Some(text),
             Anonymized::Address => self.profile[field].text().is_some_and(is_anonymous_address),
@@ -275,6 +288,8 @@ mod tests {
             Column::new("phone", Holds::Text).identifies(),
             Column::new("banned", Holds::Bool),
         ],
+        has_preferences: false,
+        unique: &[],
     };
     const EMAIL: Field = PERSON.field("email");
     const NAME: Field = PERSON.field("name");

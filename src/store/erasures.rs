@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::Result;
-use crate::model::{ClerkId, FieldSet, Receipt, Register, User};
+use crate::model::{ClerkId, FieldSet, Receipt, Register, Selection, User};
 
 /// See the head of this file.
 #[async_trait]
 pub trait Erasures: Send + Sync {
-    /// What is stored of these users, read without locks: registers and rows, as far as there are any.
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known>;
+    /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
+    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known>;
 
     /// Up to `limit` ids of users whose erasure nobody has asked for, and whom we last wrote before `untouched_since` or
     /// never, in the order of the ids, after this one. What the application has marked as deleted is among them.
@@ -58,7 +58,7 @@ pub trait Erasures: Send + Sync {
 
     /// Set all synced columns but those of `keep` to NULL, in the next `limit` rows behind this `id` that are not
     /// anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Transaction::erase_users`](super::Transaction::erase_users).
+    /// [`Transaction::erase`](super::Transaction::erase).
     async fn minimize(
         &self,
         keep: FieldSet,

@@ -166,6 +166,7 @@ pub struct Processed {
     pub svix_id: SvixId,
     pub event_type: Option<String>,
     pub outcome: String,
+    pub kind: Option<String>,
     pub clerk_id: Option<String>,
     pub event_at: DateTime<Utc>,
     pub processed_at: DateTime<Utc>,

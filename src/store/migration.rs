@@ -55,17 +55,8 @@ pub struct MigrationStatus {
     pub applied: bool,
 }
 
-/// Embed `migrations/<keeper>/<file>.sql`.
-macro_rules! migrations {
-    ($keeper:literal: $($version:literal $file:literal),+ $(,)?) => {
-        [$($crate::store::Migration {
-            version: $version,
-            name: $file,
-            sql: include_str!(concat!("../../../migrations/", $keeper, "/", $file, ".sql")),
-        }),+]
-    };
-}
-pub(super) use migrations;
+// The files of `migrations/`, by database.
+include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
 #[cfg(test)]
 mod tests {

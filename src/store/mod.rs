@@ -43,7 +43,9 @@ pub use outbox::{
     StoredMessage,
 };
 
-use crate::model::{AuditEntry, ClerkId, FieldSet, LineHash, Outcome, Receipt, Register, Seal, SvixId, User};
+use crate::model::{
+    AuditEntry, ClerkId, Entity, Field, LineHash, Outcome, Receipt, Register, Seal, Selection, SvixId, User,
+};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -75,15 +77,15 @@ pub trait Store: Notes + Inbox + Outbox + Erasures + Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// One user's row.
-    async fn user(&self, id: &ClerkId) -> Result<Option<User>>;
-
-    /// One user's row with what others see of it, deleted or not.
+    /// One object's row, deleted or not.
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>>;
 
-    /// Up to `limit` rows in the order of their `id`, without those of deleted users. Rows that are there when a walk
-    /// through the pages begins come exactly once.
-    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>>;
+    /// Up to `limit` rows of a kind in the order of their `id`, without those of deleted objects. Rows that are there when a
+    /// walk through the pages begins come exactly once.
+    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>>;
+
+    /// The rows of these objects of a kind, without those that are deleted.
+    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>>;
 
     /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
     /// before `to`. Empty buckets are left out, rows of anonymised users count.
@@ -172,11 +174,11 @@ pub trait Transaction: Send {
     /// Correct the outcome of recorded deliveries.
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()>;
 
-    /// Lock and read the version register of these users, as far as there is one.
+    /// Lock and read the version register of these objects, as far as there is one.
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
 
-    /// Lock and read one user's register, making a blank one where there is none.
-    async fn hold(&mut self, id: &ClerkId) -> Result<Register>;
+    /// Lock and read the registers of these objects, making a blank one where there is none.
+    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
 
     /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
@@ -189,14 +191,24 @@ pub trait Transaction: Send {
     /// Take their addresses from these users, so that others can be given them in the next statements.
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()>;
 
-    /// Load the rows of these users.
-    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>>;
+    /// Load the rows of these objects, with the columns that are selected and those that tell who somebody is.
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>>;
 
-    /// Insert rows with these columns. [`Trouble::Raced`] if one is there already.
-    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
+    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted.
+    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>>;
 
-    /// Update the allow-listed columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
-    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()>;
+    /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.
+    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()>;
+
+    /// The live objects of a kind that have one of these values in the columns of which no two may have the same
+    /// ([`Entity::unique`]).
+    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>>;
+
+    /// Insert rows with the selected columns. [`Trouble::Raced`] if one is there already.
+    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()>;
+
+    /// Update the selected columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
+    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()>;
 
     /// Why rows of our tables may be there that we cannot see, so that nobody can say of one that it is gone; `None` if
     /// nothing hides any.
@@ -208,7 +220,7 @@ pub trait Transaction: Send {
     /// looking at it afterwards; of one that never told who it was it may say nothing. An error that
     /// [is about the data](StoreError::is_about_the_data) is about what was written before: the application's deferred
     /// constraints speak first, where the database can make them.
-    async fn erase_users(
+    async fn erase(
         &mut self,
         ids: &[ClerkId],
         ways: &[Way],
@@ -217,10 +229,10 @@ pub trait Transaction: Send {
 
     /// Mark rows as deleted at these times, but those that are marked already, by the application. It does not matter if the
     /// application lets us.
-    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
 
     /// Take just these marks from rows: any other is the application's. It does not matter if the application lets us.
-    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
+    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
 
     /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
     /// older request counts, and once completed it stays so.
@@ -315,14 +327,14 @@ pub enum Readiness {
     RowsHidden,
 }
 
-/// A row of `users` with those columns that we keep for others.
+/// A row with what only others see of it.
 #[derive(Clone)]
 pub struct Row {
     /// The database's own number of the row.
     pub id: i64,
     pub user: User,
-    /// The application's own, as JSON text.
-    pub preferences: String,
+    /// The application's own, as JSON text, where the table has such a column.
+    pub preferences: Option<String>,
 }
 
 impl Row {
@@ -335,8 +347,8 @@ impl Row {
 /// Which rows are looked for.
 #[derive(Clone, Default)]
 pub struct RowFilter {
-    /// Those of this address, in any case.
-    pub email: Option<String>,
+    /// Those with this value in this column: an address, in any case, or the id of a parent.
+    pub with: Option<(Field, String)>,
     /// Those whose `id` is greater.
     pub after: Option<i64>,
 }

@@ -131,8 +131,7 @@ impl Claimed {
     /// The sink is about to be told of the user at this address; false if it was told there before. A deletion tells it
     /// nothing.
     pub(super) fn is_told_at(&mut self, address: &str) -> bool {
-        let is_new =
-            self.kind != MessageType::UserDeleted && self.addresses.split(' ').all(|known| known != address);
+        let is_new = !self.kind.is_deletion() && self.addresses.split(' ').all(|known| known != address);
         if is_new {
             if !self.addresses.is_empty() {
                 self.addresses.push(' ');
@@ -204,7 +203,7 @@ impl<'a> Aftermath<'a> {
             let Some(is_emptied) = written.get(&claimed.id) else { continue };
             let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
             let is_delivered = *ending == Ending::Delivered;
-            let is_deletion = claimed.kind == MessageType::UserDeleted;
+            let is_deletion = claimed.kind.is_deletion();
             let is_gone = *is_emptied && !is_delivered;
             if is_gone {
                 this.gone.push(claimed.id);

@@ -3,9 +3,13 @@
 //! At start a table of ours that exists with a required column missing or of another type is refused with an
 //! explanation. Extra columns are the application's.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, sync::LazyLock};
 
 use super::StoreError;
+use crate::{
+    entity::{self, USER},
+    model::{Entity, Holds},
+};
 
 /// The type of a column, whatever a keeper calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,55 +25,48 @@ pub enum Kind {
 }
 
 /// A table of ours.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Table {
     pub name: &'static str,
-    pub columns: &'static [(&'static str, Kind)],
+    pub columns: Cow<'static, [(&'static str, Kind)]>,
 }
 
-/// Every table, as users rely on it.
-pub const TABLES: [Table; 16] = [
-    Table {
-        name: "users",
-        columns: &[
-            ("id", Kind::BigInt),
-            ("clerk_id", Kind::Text),
-            ("email", Kind::Text),
-            ("email_verified", Kind::Bool),
-            ("first_name", Kind::Text),
-            ("last_name", Kind::Text),
-            ("image_url", Kind::Text),
-            ("username", Kind::Text),
-            ("phone_number", Kind::Text),
-            ("external_id", Kind::Text),
-            ("public_metadata", Kind::Json),
-            ("unsafe_metadata", Kind::Json),
-            ("private_metadata", Kind::Json),
-            ("banned", Kind::Bool),
-            ("locked", Kind::Bool),
-            ("last_sign_in_at", Kind::Time),
-            ("last_active_at", Kind::Time),
-            ("preferences", Kind::Json),
-            ("created_at", Kind::Time),
-            ("updated_at", Kind::Time),
-            ("synced_at", Kind::Time),
-            ("deleted_at", Kind::Time),
-        ],
-    },
+/// Every table, as users rely on it: those of synced objects, and those that keep count of them.
+pub static TABLES: LazyLock<Vec<Table>> =
+    LazyLock::new(|| entity::ALL.iter().map(|entity| of_objects(entity)).chain(RECORDS).collect());
+
+/// The table of a kind, as its declaration says it.
+pub fn of_objects(entity: &'static Entity) -> Table {
+    let kind = |holds: Holds| match holds {
+        Holds::Text => Kind::Text,
+        Holds::Int => Kind::BigInt,
+        Holds::Bool => Kind::Bool,
+        Holds::Time => Kind::Time,
+        Holds::Json => Kind::Json,
+    };
+    let fields = entity.fields().map(|field| (field.name(), kind(field.holds)));
+    let times = ["created_at", "updated_at", "synced_at", "deleted_at"].map(|name| (name, Kind::Time));
+    let columns = [("id", Kind::BigInt), ("clerk_id", Kind::Text)].into_iter().chain(fields);
+    let columns = columns.chain(entity.has_preferences.then_some(("preferences", Kind::Json))).chain(times);
+    Table { name: entity.table, columns: columns.collect() }
+}
+
+const RECORDS: [Table; 15] = [
     Table {
         name: "processed_webhooks",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("svix_id", Kind::Text),
             ("event_type", Kind::Text),
             ("outcome", Kind::Text),
             ("clerk_id", Kind::Text),
             ("event_at", Kind::Time),
             ("processed_at", Kind::Time),
-        ],
+            ("kind", Kind::Text),
+        ]),
     },
     Table {
         name: "entity_versions",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("kind", Kind::Text),
             ("clerk_id", Kind::Text),
             ("version", Kind::BigInt),
@@ -78,11 +75,11 @@ pub const TABLES: [Table; 16] = [
             ("deleted", Kind::Bool),
             ("held_until", Kind::Time),
             ("held_since", Kind::Time),
-        ],
+        ]),
     },
     Table {
         name: "audit_log",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("id", Kind::BigInt),
             ("at", Kind::Time),
             ("action", Kind::Text),
@@ -91,15 +88,16 @@ pub const TABLES: [Table; 16] = [
             ("source", Kind::Text),
             ("changed_fields", Kind::TextArray),
             ("event_at", Kind::Time),
-        ],
+            ("kind", Kind::Text),
+        ]),
     },
     Table {
         name: "audit_actors",
-        columns: &[("audit_id", Kind::BigInt), ("ip", Kind::Text), ("user_agent", Kind::Text)],
+        columns: Cow::Borrowed(&[("audit_id", Kind::BigInt), ("ip", Kind::Text), ("user_agent", Kind::Text)]),
     },
     Table {
         name: "audit_seals",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("number", Kind::BigInt),
             ("sealed_at", Kind::Time),
             ("first_id", Kind::BigInt),
@@ -109,11 +107,11 @@ pub const TABLES: [Table; 16] = [
             ("content", Kind::Text),
             ("previous", Kind::Text),
             ("hash", Kind::Text),
-        ],
+        ]),
     },
     Table {
         name: "webhook_queue",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("svix_id", Kind::Text),
             ("event_type", Kind::Text),
             ("clerk_id", Kind::Text),
@@ -125,11 +123,12 @@ pub const TABLES: [Table; 16] = [
             ("last_error", Kind::Text),
             ("trace_context", Kind::Text),
             ("dead_at", Kind::Time),
-        ],
+            ("kind", Kind::Text),
+        ]),
     },
     Table {
         name: "outbox",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("id", Kind::BigInt),
             ("message_id", Kind::Text),
             ("sink", Kind::Text),
@@ -144,36 +143,40 @@ pub const TABLES: [Table; 16] = [
             ("finished_at", Kind::Time),
             ("last_error", Kind::Text),
             ("trace_context", Kind::Text),
-        ],
+            ("kind", Kind::Text),
+        ]),
     },
     Table {
         name: "outbox_recipients",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("clerk_id", Kind::Text),
             ("sink", Kind::Text),
             ("reference", Kind::Text),
             ("addresses", Kind::Text),
-        ],
+        ]),
     },
     Table {
         name: "outbox_sinks",
-        columns: &[("sink", Kind::Text), ("address", Kind::Text), ("since", Kind::Time)],
+        columns: Cow::Borrowed(&[("sink", Kind::Text), ("address", Kind::Text), ("since", Kind::Time)]),
     },
-    Table { name: "outbox_paused", columns: &[("sink", Kind::Text), ("paused_at", Kind::Time)] },
+    Table {
+        name: "outbox_paused",
+        columns: Cow::Borrowed(&[("sink", Kind::Text), ("paused_at", Kind::Time)]),
+    },
     Table {
         name: "erasure_receipts",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("clerk_id", Kind::Text),
             ("destination", Kind::Text),
             ("requested_at", Kind::Time),
             ("completed_at", Kind::Time),
             ("attempts", Kind::Int),
             ("last_error", Kind::Text),
-        ],
+        ]),
     },
     Table {
         name: "sync_runs",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("id", Kind::Text),
             ("kind", Kind::Text),
             ("owner", Kind::Text),
@@ -183,11 +186,11 @@ pub const TABLES: [Table; 16] = [
             ("updated_at", Kind::Time),
             ("finished_at", Kind::Time),
             ("everybody", Kind::Bool),
-        ],
+        ]),
     },
     Table {
         name: "activity",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("at", Kind::Time),
             ("event", Kind::Text),
             ("outcome", Kind::Text),
@@ -200,22 +203,22 @@ pub const TABLES: [Table; 16] = [
             ("within_500ms", Kind::BigInt),
             ("within_2s", Kind::BigInt),
             ("within_10s", Kind::BigInt),
-        ],
+        ]),
     },
     Table {
         name: "clerk_instance",
-        columns: &[
+        columns: Cow::Borrowed(&[
             ("one", Kind::Bool),
             ("instance_id", Kind::Text),
             ("previous", Kind::Text),
             ("refused", Kind::Text),
             ("refused_at", Kind::Time),
             ("confirmed", Kind::Bool),
-        ],
+        ]),
     },
     Table {
         name: "leases",
-        columns: &[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)],
+        columns: Cow::Borrowed(&[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)]),
     },
 ];
 
@@ -239,7 +242,7 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     let is_it =
         |column: &&Column, name: &str| column.table == "users" && column.name.eq_ignore_ascii_case(name);
     for name in names {
-        let ours = TABLES[0].columns.iter().any(|(column, _)| column.eq_ignore_ascii_case(name));
+        let ours = of_objects(&USER).columns.iter().any(|(column, _)| column.eq_ignore_ascii_case(name));
         let mistake = match columns.iter().find(|column| is_it(column, name)) {
             _ if ours => "is clerk-sync's own, and anonymised anyway: leave it out",
             None => "does not exist in table users: add it, or leave it out",
@@ -255,12 +258,12 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
 /// which is fine: a migration makes it.
 pub(super) fn mistakes(columns: &[Column], fits: impl Fn(Kind, &str) -> bool) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
-    for table in TABLES {
+    for table in TABLES.iter() {
         let found: Vec<&Column> = columns.iter().filter(|column| column.table == table.name).collect();
         if found.is_empty() {
             continue;
         }
-        for (name, kind) in table.columns {
+        for (name, kind) in table.columns.iter() {
             let what = match found.iter().find(|column| column.name == *name) {
                 None => format!("column {name} is missing"),
                 Some(column) if !fits(*kind, &column.type_name) => {

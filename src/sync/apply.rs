@@ -20,13 +20,13 @@ use super::{
     erasure::retry_id,
     news,
     pace::divided,
-    plan::{Erasure, Plan, Stored, entry, is_news, plan},
+    plan::{Erasure, Plan, Stored, entry, is_news, key, parents, plan},
 };
 use crate::{
     clerk::event::deletion_body,
     entity::{USER, user},
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Field, FieldSet,
+        AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
     store::{
@@ -45,6 +45,9 @@ pub(super) const HOPELESS_REFUSALS: u32 = 16;
 
 /// So many users are looked for in a body that nobody can read.
 const NAMED: usize = 100;
+
+/// So many objects that go with those that are deleted go in one transaction. The others follow in transactions of their own.
+const CASCADE: u32 = 2_000;
 
 /// Apply deliveries in the order in which they came, and tell what became of each. What is not done at the deadline
 /// is refused as unavailable; it may be done all the same, which makes its re-delivery a duplicate.
@@ -178,6 +181,14 @@ impl Ways {
         self.steps.is_empty()
     }
 
+    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked.
+    fn steps(&self, entity: &Entity) -> &'static [Way] {
+        match self.steps {
+            [Way::Delete] if !entity.is_person() => &[Way::Delete, Way::Anonymize],
+            steps => steps,
+        }
+    }
+
     /// Those behind the first one, which did not work.
     pub(super) fn after(self, refusal: StoreError) -> Self {
         Self { steps: self.steps.get(1..).unwrap_or_default(), refusal }
@@ -196,6 +207,18 @@ pub(super) enum Fate {
     Dead,
     /// It is tried again.
     Retry,
+}
+
+/// Whom changes concern besides those that they are about.
+struct Family {
+    parents: Vec<ClerkId>,
+    /// Who is deleted.
+    deleted: Vec<ClerkId>,
+    /// What goes with them.
+    children: Vec<ClerkId>,
+    rivals: Vec<ClerkId>,
+    /// Whether more goes with them.
+    more: bool,
 }
 
 /// What a transaction has written, as far as anybody has to know before it is committed.
@@ -321,20 +344,27 @@ impl Work<'_> {
                 outcomes[index] = Outcome::Ignored;
             }
         }
+        let family = self.family(transaction, &changes).await?;
         let claimed = self.claimed(&changes);
         // Owners are locked with the others, in one order, so that two who swap never wait for each other.
         let owners: Vec<ClerkId> = match &claimed[..] {
             [] => Vec::new(),
             claimed => owners_of(&transaction.addresses(claimed).await?),
         };
-        let ids = sorted(changes.iter().map(|(_, change)| &change.clerk_id).chain(&owners));
-        let registers = transaction.registers(&ids).await?;
+        let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(&owners);
+        let ids = sorted(ids.chain(&family.parents).chain(&family.children).chain(&family.rivals));
+        let mut registers = transaction.registers(&ids).await?;
+        // Whoever deletes a parent that is not here yet has to wait for us.
+        let unknown = family.parents.iter().filter(|parent| !registers.contains_key(*parent));
+        registers.extend(transaction.hold(&sorted(unknown)).await?);
+        let family = self.looked_at_again(transaction, family, &registers, &changes).await?;
         let gone = deleted_before(&changes, &registers);
         let news = changes
             .iter()
             .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
-        let ids = sorted(news.map(|(_, change)| &change.clerk_id).chain(&owners));
-        let users = transaction.users(&ids, self.rules.fields(&USER)).await?;
+        let ids = news.map(|(_, change)| &change.clerk_id).chain(&owners);
+        let ids = sorted(ids.chain(&family.children).chain(&family.rivals));
+        let users = transaction.load(&ids, &self.rules.selection).await?;
         let mut stored = Stored { registers, users, addresses: None };
         if self.rules.unique_email {
             self.find_owners(transaction, &changes, claimed, &mut stored).await?;
@@ -345,25 +375,28 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         if self.rules.unique_email {
             // Their addresses are free from now on.
-            transaction.mark_users(&plan.held).await?;
+            transaction.mark(&plan.held).await?;
         }
         transaction.release_addresses(&plan.released).await?;
-        transaction.insert_users(&plan.inserts, self.rules.fields(&USER)).await?;
-        transaction.update_users(&plan.updates, self.rules.fields(&USER)).await?;
+        transaction.mark(&plan.displaced).await?;
+        transaction.insert(&plan.inserts, &self.rules.selection).await?;
+        transaction.update(&plan.updates, &self.rules.selection).await?;
         let mut told = Vec::new();
         tell(transaction, &mut plan.messages, &mut told).await?;
-        transaction.mark_users(&plan.held).await?;
-        transaction.unmark_users(&plan.kept).await?;
+        transaction.mark(&plan.held).await?;
+        transaction.unmark(&plan.kept).await?;
         // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
         let again: Vec<ClerkId> = gone
-            .into_iter()
-            .filter(|id| plan.erasures.iter().all(|erasure| erasure.clerk_id != *id))
+            .iter()
+            .filter(|id| plan.erasures.iter().all(|erasure| erasure.clerk_id != **id))
+            .cloned()
             .collect();
         self.forget(transaction, &again).await?;
         self.erase(transaction, &changes, &mut plan, ways, &waiting, &mut told).await?;
+        self.go_on(transaction, &changes, &family, &gone, &plan.erasures).await?;
         // The application may have removed a row that resisted us.
-        let gone = sorted(plan.gone.iter().map(|(id, _)| id));
-        transaction.close_receipts(&gone, Receipt::DATABASE, self.now).await?;
+        let done = sorted(plan.gone.iter().map(|(id, _)| id));
+        transaction.close_receipts(&done, Receipt::DATABASE, self.now).await?;
         transaction.audit(&plan.audit).await?;
         self.settle(transaction, &changes, &plan.outcomes).await?;
 
@@ -372,6 +405,96 @@ impl Work<'_> {
         }
         share_with_repeats(batch, &mut outcomes);
         Ok(Written { outcomes, told })
+    }
+
+    /// Whom changes concern besides those that they are about.
+    async fn family(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+    ) -> Result<Family> {
+        let parents = changes.iter().flat_map(|(_, change)| parents(change)).collect::<BTreeSet<_>>();
+        let deleted =
+            sorted(changes.iter().filter(|(delivery, _)| is_deletion(delivery)).map(|(_, c)| &c.clerk_id));
+        let children = transaction.children(&deleted, CASCADE).await?;
+        let rivals = self.rivals(transaction, changes).await?;
+        Ok(Family { parents: parents.into_iter().collect(), deleted, children, rivals, more: false })
+    }
+
+    /// The live objects that cannot be beside those that changes show.
+    async fn rivals(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+    ) -> Result<Vec<ClerkId>> {
+        let mut rivals = Vec::new();
+        for entity in self.rules.selection.entities().filter(|entity| !entity.unique.is_empty()) {
+            let of_kind = changes.iter().filter(|(_, change)| change.clerk_id.entity() == entity);
+            let keys = of_kind.filter_map(|(_, change)| key(entity, |field| change.patch()?.get(field)));
+            let keys: Vec<Vec<String>> = keys.collect::<BTreeSet<_>>().into_iter().collect();
+            rivals.extend(transaction.rivals(entity, &keys).await?);
+        }
+        Ok(rivals)
+    }
+
+    /// The same now that the registers are locked, and with them those of the parents: nobody is added any more. Whoever came
+    /// meanwhile is not locked. [`Trouble::Raced`] if that is a rival; children go with those that are left for later.
+    async fn looked_at_again(
+        &self,
+        transaction: &mut dyn Transaction,
+        before: Family,
+        registers: &HashMap<ClerkId, Register>,
+        changes: &[(&Delivery, &Change)],
+    ) -> Result<Family> {
+        let is_parent = |entity: &'static Entity| {
+            self.rules.selection.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
+        };
+        let mut family = before;
+        if family.deleted.iter().any(|id| is_parent(id.entity())) {
+            let children = transaction.children(&family.deleted, CASCADE + 1).await?;
+            family.more = children.iter().any(|child| !family.children.contains(child));
+        }
+        if self.rivals(transaction, changes).await?.iter().any(|rival| !registers.contains_key(rival)) {
+            return Err(StoreError::new(Trouble::Raced));
+        }
+        Ok(family)
+    }
+
+    /// If more goes with those that are deleted than one transaction takes, mark it all at once, so that nobody takes a part
+    /// of it for the whole, and come back for it.
+    async fn go_on(
+        &self,
+        transaction: &mut dyn Transaction,
+        changes: &[(&Delivery, &Change)],
+        family: &Family,
+        gone: &[ClerkId],
+        erasures: &[Erasure],
+    ) -> Result<()> {
+        if !family.more {
+            return Ok(());
+        }
+        let erased: HashSet<&ClerkId> = erasures.iter().map(|erasure| &erasure.clerk_id).collect();
+        let now: Vec<ClerkId> = family.deleted.iter().filter(|id| erased.contains(id)).cloned().collect();
+        transaction.mark_children(&now, self.now).await?;
+        let about = |id: &ClerkId| changes.iter().find(|(_, change)| change.clerk_id == *id);
+        let again: Vec<Parked> = now
+            .iter()
+            .chain(gone)
+            .filter_map(|id| Some((id, about(id)?)))
+            .map(|(clerk_id, (delivery, _))| Parked {
+                svix_id: retry_id(clerk_id),
+                event_type: Some(clerk_id.entity().deletion().to_owned()),
+                clerk_id: Some(clerk_id.clone()),
+                payload: deletion_body(clerk_id, delivery.event_at),
+                attempts: 0,
+                next_attempt_at: Some(self.now),
+                received_at: self.now,
+                dead_at: None,
+                last_error: String::new(),
+                trace: delivery.trace.clone(),
+            })
+            .collect();
+        transaction.park(&again).await
     }
 
     /// The addresses that changes claim, where one has one owner.
@@ -406,7 +529,7 @@ impl Work<'_> {
         let mut late = owners_of(&addresses);
         late.retain(|id| !stored.users.contains_key(id));
         stored.registers.extend(transaction.registers(&late).await?);
-        stored.users.extend(transaction.users(&late, self.rules.fields(&USER)).await?);
+        stored.users.extend(transaction.load(&late, &self.rules.selection).await?);
         stored.addresses = Some(addresses);
         Ok(())
     }
@@ -480,7 +603,10 @@ impl Work<'_> {
             return Ok(());
         }
         let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
-        let fates = transaction.erase_users(&ids, ways.steps, self.now).await?;
+        let mut fates = HashMap::new();
+        for ids in ids.chunk_by(|one, other| one.entity() == other.entity()) {
+            fates.extend(transaction.erase(ids, ways.steps(ids[0].entity()), self.now).await?);
+        }
         self.forget(transaction, &ids).await?;
         self.tell_of_erasures(transaction, &ids, &plan.erasures, changes, told).await?;
 
@@ -494,13 +620,14 @@ impl Work<'_> {
         let mut receipts = Vec::new();
         for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
             let (delivery, change) = changes[*index];
+            let is_asked_for = change.clerk_id == *clerk_id;
             let fate = fates.get(clerk_id);
             let refusal = match fate {
                 Some(RowFate::Stands(_)) if ways.is_empty() => Some(&ways.refusal),
                 Some(RowFate::Stands(refusal)) => Some(refusal),
                 _ => hidden.as_ref(),
             };
-            if *known || hidden.is_some() {
+            if clerk_id.entity().is_person() && (*known || hidden.is_some()) {
                 receipts.push(Receipt {
                     clerk_id: clerk_id.clone(),
                     destination: Receipt::DATABASE.to_owned(),
@@ -511,28 +638,31 @@ impl Work<'_> {
                 });
             }
             let action = match fate {
-                Some(RowFate::Deleted) => Some(AuditAction::UserHardDeleted),
-                Some(RowFate::Anonymized) => Some(AuditAction::UserAnonymized),
+                Some(RowFate::Deleted) => Some(AuditAction::Deleted),
+                Some(RowFate::Anonymized) => Some(AuditAction::Anonymized),
                 _ => None,
             };
             if let Some(action) = action {
                 let line = entry(delivery, change, action, Vec::new(), self.now);
-                plan.audit.push(AuditEntry { actor: None, ..line });
+                plan.audit.push(AuditEntry { actor: None, clerk_id: clerk_id.clone(), ..line });
             }
             if let Some(refusal) = refusal {
                 counter!(telemetry::ERASURE_FAILURES).increment(1);
                 tracing::warn!(
                     clerk_id = %clerk_id,
                     error = %refusal,
-                    "the row of a deleted user is not known to be gone; it is tried again without end"
+                    "the row of what is deleted is not known to be gone; it is tried again without end"
                 );
-                let svix_id = delivery.svix_id.clone().unwrap_or_else(|| retry_id(clerk_id));
-                plan.outcomes[*index] = Outcome::Parked;
+                let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);
+                let svix_id = svix_id.unwrap_or_else(|| retry_id(clerk_id));
+                if is_asked_for {
+                    plan.outcomes[*index] = Outcome::Parked;
+                }
                 let (attempts, received_at) = next_attempt(waiting.get(&svix_id), delivery);
                 let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
                 parked.push(Parked {
                     svix_id,
-                    event_type: Some(change.clerk_id.entity().deletion().to_owned()),
+                    event_type: Some(clerk_id.entity().deletion().to_owned()),
                     clerk_id: Some(clerk_id.clone()),
                     payload: deletion_body(clerk_id, delivery.event_at),
                     attempts,
@@ -576,8 +706,9 @@ impl Work<'_> {
         let mut recipients: BTreeSet<(ClerkId, String)> =
             transaction.recall(ids, self.now).await?.into_iter().collect();
         for erasure in erasures.iter().filter(|erasure| erasure.leaves) {
+            let deletion = MessageType::deleted(erasure.clerk_id.entity());
             let subscribed = self.rules.subscriptions.iter();
-            let subscribed = subscribed.filter(|one| one.events.contains(&MessageType::UserDeleted));
+            let subscribed = subscribed.filter(|one| one.events.contains(&deletion));
             recipients.extend(subscribed.map(|one| (erasure.clerk_id.clone(), one.sink.clone())));
         }
         let asked: HashMap<&ClerkId, &Erasure> =
@@ -587,15 +718,17 @@ impl Work<'_> {
         for (clerk_id, destination) in recipients {
             let Some(erasure) = asked.get(&clerk_id) else { continue };
             let (delivery, change) = changes[erasure.change];
-            messages.push(news::of_deletion(&destination, delivery, change, self.now));
-            receipts.push(Receipt {
-                clerk_id,
-                destination,
-                requested_at: erasure.requested_at,
-                completed_at: None,
-                attempts: 0,
-                last_error: None,
-            });
+            messages.push(news::of_deletion(&destination, &clerk_id, delivery, change, self.now));
+            if clerk_id.entity().is_person() {
+                receipts.push(Receipt {
+                    clerk_id,
+                    destination,
+                    requested_at: erasure.requested_at,
+                    completed_at: None,
+                    attempts: 0,
+                    last_error: None,
+                });
+            }
         }
         tell(transaction, &mut messages, told).await?;
         transaction.receipts(&receipts).await
@@ -641,7 +774,7 @@ impl Work<'_> {
             return Ok(Kept::Not(Outcome::Duplicate));
         }
         if let Some(id) = &delivery.clerk_id
-            && transaction.hold(id).await?.deleted
+            && transaction.hold(std::slice::from_ref(id)).await?.values().any(|register| register.deleted)
         {
             return Ok(Kept::Not(Outcome::Stale));
         }
@@ -712,19 +845,24 @@ pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet,
     else {
         return Vec::new();
     };
-    let is_free = |field: &Field| matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_)));
-    let free: Vec<Field> = rules.fields(&USER).of(&USER).filter(is_free).collect();
+    let Some(entity) = delivery.clerk_id.as_ref().map(ClerkId::entity) else { return Vec::new() };
+    let keys: FieldSet = entity.keys().collect();
+    let is_free = |field: &Field| {
+        matches!(patch.get(*field), Some(Value::Text(_) | Value::Json(_))) && !keys.contains(*field)
+    };
+    let free: Vec<Field> = rules.fields(entity).of(entity).filter(is_free).collect();
     let one_by_one = free.iter().map(|field| FieldSet::from_iter([*field]));
     let left_out = one_by_one.chain((free.len() > 1).then(|| free.iter().copied().collect()));
     let without = |left_out: FieldSet| {
-        let fields = rules.fields(&USER).of(&USER).filter(|field| !left_out.contains(*field)).collect();
-        (left_out, Rules { selection: rules.selection.clone().with(&USER, fields), ..rules.clone() })
+        let fields = rules.fields(entity).of(entity).filter(|field| !left_out.contains(*field)).collect();
+        (left_out, Rules { selection: rules.selection.clone().with(entity, fields), ..rules.clone() })
     };
     left_out.map(without).collect()
 }
 
 pub(super) fn log_left_out(delivery: &Delivery, fields: FieldSet) {
-    let names: Vec<&str> = fields.of(&USER).map(Field::name).collect();
+    let entity = delivery.clerk_id.as_ref().map(ClerkId::entity);
+    let names: Vec<&str> = entity.into_iter().flat_map(|entity| fields.of(entity)).map(Field::name).collect();
     tracing::warn!(
         svix_id = delivery.svix_id.as_ref().map(SvixId::as_str),
         event = delivery.event_type.as_deref(),
@@ -742,7 +880,7 @@ async fn tell(
 ) -> Result<()> {
     for message in &mut *messages {
         let queue = Queue::Outbox(&message.sink);
-        let span = Span::send(queue, &message.message_id, Some(message.kind.name()), &message.trace);
+        let span = Span::send(queue, &message.message_id, Some(&message.kind.name()), &message.trace);
         message.trace = span.context();
         told.push(span);
     }

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use super::catch_up::{CatchUp, Trouble};
 use crate::{
     clerk::api::Persistence,
-    model::{ClerkId, FieldSet, Source},
+    model::{ClerkId, Selection, Source},
     store::Row,
     telemetry::Request,
 };
@@ -88,7 +88,7 @@ impl Inner {
         if let Some(row) = store.row(id).await? {
             return Ok(row.standing());
         }
-        let known = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
         if known.registers.get(id).is_some_and(|register| register.deleted) {
             return Ok(None);
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Clock, Rules, apply};
 use crate::{
     entity::USER,
-    model::{Change, ClerkId, Content, Delivery, EraseIf, FieldSet, News, Outcome, Source, SvixId, Version},
+    model::{Change, ClerkId, Content, Delivery, EraseIf, News, Outcome, Selection, Source, SvixId, Version},
     store::{Result, Store, StoreError, Tombstone, Trouble},
 };
 
@@ -95,11 +95,11 @@ pub async fn cancel(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &Cloc
 async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: &Clock) -> Result<Fate> {
     let now = clock();
     let wanted = news.clone();
-    let before = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+    let before = store.known(std::slice::from_ref(id), &Selection::default()).await?;
     let delivery = delivery(id.clone(), news, Source::Cli, now, now);
     let outcome = apply_all(store, std::slice::from_ref(&delivery), rules, now).await.pop();
     let outcome = outcome.unwrap_or_else(|| Err(StoreError::new(Trouble::Broken)))?;
-    let after = store.known(std::slice::from_ref(id), FieldSet::ALL).await?;
+    let after = store.known(std::slice::from_ref(id), &Selection::default()).await?;
     let held = after.registers.get(id).and_then(|register| register.held_until);
     let was_known = before.registers.contains_key(id) || before.users.contains_key(id);
     let is_deleted = after.registers.get(id).is_some_and(|register| register.deleted);
@@ -243,7 +243,7 @@ pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock:
         let mut ids: Vec<ClerkId> = page.iter().map(|tombstone| tombstone.clerk_id.clone()).collect();
         ids.sort();
         ids.dedup();
-        let known = store.known(&ids, FieldSet::ALL).await?;
+        let known = store.known(&ids, &Selection::default()).await?;
         let (held, erased): (Vec<&Tombstone>, Vec<&Tombstone>) =
             page.iter().partition(|tombstone| tombstone.held_until.is_some_and(|until| until > now));
         let deliveries: Vec<Delivery> = erased
@@ -260,7 +260,7 @@ pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock:
             let delivery = delivery(clerk_id.clone(), News::Delete, Source::Cli, now, now);
             results.extend(apply_all(store, &[delivery], &Rules { grace, ..rules.clone() }, now).await);
         }
-        let after = store.known(&ids, FieldSet::ALL).await?;
+        let after = store.known(&ids, &Selection::default()).await?;
         for (tombstone, result) in erased.into_iter().chain(held).zip(results) {
             let id = &tombstone.clerk_id;
             let is_held = after.registers.get(id).is_some_and(|register| register.held_until.is_some());

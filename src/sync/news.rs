@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use super::Rules;
 use crate::{
     model::{
-        AuditAction, Change, Delivery, Field, FieldSet, Message, MessageType, Subscription, User, Version,
-        rfc3339,
+        AuditAction, Change, ClerkId, Delivery, Field, FieldSet, Happened, Message, MessageType,
+        Subscription, User, Version, rfc3339,
     },
     store::Outgoing,
 };
@@ -26,33 +26,36 @@ pub(super) fn of_row(
     rules: &Rules,
     now: DateTime<Utc>,
 ) -> Vec<Outgoing> {
+    let entity = user.clerk_id.entity();
     let kind = match action {
-        AuditAction::UserCreated => MessageType::UserCreated,
-        AuditAction::UserUpdated => MessageType::UserUpdated,
-        AuditAction::UserHardDeleted
-        | AuditAction::UserAnonymized
-        | AuditAction::UserDeletionHeld
-        | AuditAction::UserDeletionCancelled
-        | AuditAction::UserRevealed => return Vec::new(),
+        AuditAction::Created => MessageType::created(entity),
+        AuditAction::Updated => MessageType::updated(entity),
+        AuditAction::Deleted
+        | AuditAction::Anonymized
+        | AuditAction::DeletionHeld
+        | AuditAction::DeletionCancelled
+        | AuditAction::Revealed => return Vec::new(),
     };
+    let is_update = kind.what == Happened::Updated;
     let told = |subscription: &Subscription| {
         if !subscription.events.contains(&kind) {
             return None;
         }
         let fields: FieldSet = subscription
             .fields
-            .of(user.clerk_id.entity())
-            .filter(|field| rules.fields(user.clerk_id.entity()).contains(*field))
+            .fields(entity)
+            .of(entity)
+            .filter(|field| rules.fields(entity).contains(*field))
             .collect();
         let changed: Vec<String> = changed
             .iter()
-            .filter(|field| kind == MessageType::UserUpdated && fields.contains(**field))
+            .filter(|field| is_update && fields.contains(**field))
             .map(|field| field.name().to_owned())
             .collect();
-        if kind == MessageType::UserUpdated && changed.is_empty() {
+        if is_update && changed.is_empty() {
             return None;
         }
-        let id = message_id(&subscription.sink, change, kind);
+        let id = message_id(&subscription.sink, &change.clerk_id, change, kind);
         let message = Message {
             id,
             kind,
@@ -61,29 +64,36 @@ pub(super) fn of_row(
             data: snapshot(user, fields),
             changed_fields: changed,
         };
-        Some(outgoing(&subscription.sink, message, delivery, change, now))
+        Some(outgoing(&subscription.sink, message, &change.clerk_id, delivery, now))
     };
     rules.subscriptions.iter().filter_map(told).collect()
 }
 
-/// What a sink is told of an erasure: whom to erase, and nothing else.
-pub(super) fn of_deletion(sink: &str, delivery: &Delivery, change: &Change, now: DateTime<Utc>) -> Outgoing {
+/// What a sink is told of an erasure, which a change asks for or that goes with it: whom to erase, and nothing else.
+pub(super) fn of_deletion(
+    sink: &str,
+    clerk_id: &ClerkId,
+    delivery: &Delivery,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Outgoing {
+    let kind = MessageType::deleted(clerk_id.entity());
     let message = Message {
-        id: message_id(sink, change, MessageType::UserDeleted),
-        kind: MessageType::UserDeleted,
+        id: message_id(sink, clerk_id, change, kind),
+        kind,
         version: Message::VERSION,
         timestamp: delivery.event_at,
-        data: Map::from_iter([("clerk_id".to_owned(), Value::from(change.clerk_id.as_str()))]),
+        data: Map::from_iter([("clerk_id".to_owned(), Value::from(clerk_id.as_str()))]),
         changed_fields: Vec::new(),
     };
-    outgoing(sink, message, delivery, change, now)
+    outgoing(sink, message, clerk_id, delivery, now)
 }
 
 fn outgoing(
     sink: &str,
     message: Message,
+    clerk_id: &ClerkId,
     delivery: &Delivery,
-    change: &Change,
     now: DateTime<Utc>,
 ) -> Outgoing {
     Outgoing {
@@ -91,7 +101,7 @@ fn outgoing(
         payload: serde_json::to_string(&message).unwrap_or_default(),
         message_id: message.id,
         sink: sink.to_owned(),
-        clerk_id: change.clerk_id.clone(),
+        clerk_id: clerk_id.clone(),
         kind: message.kind,
         created_at: now,
         trace: delivery.trace.clone(),
@@ -114,10 +124,10 @@ fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
 }
 
 /// The same for the same change, whoever writes it and however often it is tried.
-fn message_id(sink: &str, change: &Change, kind: MessageType) -> String {
+fn message_id(sink: &str, clerk_id: &ClerkId, change: &Change, kind: MessageType) -> String {
     let Version { version, event_at, tie } = &change.version;
     // No id holds a NUL.
-    let text = format!("{sink}\0{}\0{version}\0{event_at}\0{tie}\0{kind}", change.clerk_id);
+    let text = format!("{sink}\0{clerk_id}\0{version}\0{event_at}\0{tie}\0{kind}");
     format!("msg_{}", hex::encode(&Sha256::digest(text)[..16]))
 }
 
@@ -187,8 +197,17 @@ mod tests {
     }
 
     fn rules(events: &[MessageType], fields: FieldSet) -> Rules {
-        let subscription = Subscription { sink: "crm".to_owned(), events: events.to_vec(), fields };
+        let subscription = Subscription {
+            sink: "crm".to_owned(),
+            events: events.to_vec(),
+            fields: Selection::of(&USER, fields),
+        };
         Rules { subscriptions: Arc::new([subscription]), ..Rules::new(FieldSet::ALL, DeletionPolicy::Auto) }
+    }
+
+    fn id_of(sink: &str, tie: &str, kind: MessageType) -> String {
+        let change = change(tie);
+        message_id(sink, &change.clerk_id, &change, kind)
     }
 
     fn told(rules: &Rules, action: AuditAction, changed: &[Field]) -> Vec<Value> {
@@ -201,8 +220,8 @@ mod tests {
     fn a_sink_sees_the_fields_that_it_may_have_and_no_others() {
         let fields =
             [user::FIRST_NAME, user::LAST_NAME, USER.field("public_metadata"), USER.field("unsafe_metadata")];
-        let rules = rules(&MessageType::ALL, fields.into_iter().collect());
-        let messages = told(&rules, AuditAction::UserCreated, &USER.fields().collect::<Vec<_>>());
+        let rules = rules(&MessageType::of(&USER), fields.into_iter().collect());
+        let messages = told(&rules, AuditAction::Created, &USER.fields().collect::<Vec<_>>());
         let [message] = &messages[..] else { panic!("{messages:?}") };
         assert_eq!(message["type"], "user.created");
         assert_eq!(message["version"], 1);
@@ -222,31 +241,31 @@ mod tests {
 
     #[test]
     fn an_update_of_what_a_sink_may_not_see_is_not_told() {
-        let rules = rules(&MessageType::ALL, [user::FIRST_NAME].into_iter().collect());
-        assert!(told(&rules, AuditAction::UserUpdated, &[user::EMAIL]).is_empty());
-        let messages = told(&rules, AuditAction::UserUpdated, &[user::EMAIL, user::FIRST_NAME]);
+        let rules = rules(&MessageType::of(&USER), [user::FIRST_NAME].into_iter().collect());
+        assert!(told(&rules, AuditAction::Updated, &[user::EMAIL]).is_empty());
+        let messages = told(&rules, AuditAction::Updated, &[user::EMAIL, user::FIRST_NAME]);
         assert_eq!(messages[0]["changed_fields"], serde_json::json!(["first_name"]));
     }
 
     #[test]
     fn a_sink_hears_only_of_the_events_that_it_wants() {
-        let rules = rules(&[MessageType::UserUpdated], FieldSet::ALL);
-        assert!(told(&rules, AuditAction::UserCreated, &[user::FIRST_NAME]).is_empty());
-        assert_eq!(told(&rules, AuditAction::UserUpdated, &[user::FIRST_NAME]).len(), 1);
+        let rules = rules(&[MessageType::updated(&USER)], FieldSet::ALL);
+        assert!(told(&rules, AuditAction::Created, &[user::FIRST_NAME]).is_empty());
+        assert_eq!(told(&rules, AuditAction::Updated, &[user::FIRST_NAME]).len(), 1);
     }
 
     #[test]
     fn a_field_that_left_the_allow_list_is_not_told() {
-        let mut rules = rules(&MessageType::ALL, FieldSet::ALL);
+        let mut rules = rules(&MessageType::of(&USER), FieldSet::ALL);
         rules.selection = Selection::of(&USER, [user::FIRST_NAME].into_iter().collect());
-        let messages = told(&rules, AuditAction::UserCreated, &[user::FIRST_NAME]);
+        let messages = told(&rules, AuditAction::Created, &[user::FIRST_NAME]);
         assert!(messages[0]["data"].get("email").is_none());
     }
 
     #[test]
     fn a_deletion_says_whom_and_nothing_else() {
         let change = change("msg_1");
-        let told = of_deletion("crm", &delivery(&change), &change, at(4));
+        let told = of_deletion("crm", &change.clerk_id, &delivery(&change), &change, at(4));
         let message: Value = serde_json::from_str(&told.payload).expect("JSON");
         assert_eq!(message["data"], serde_json::json!({ "clerk_id": "user_1" }));
     }
@@ -254,12 +273,12 @@ mod tests {
     #[test]
     fn a_message_has_the_same_id_whoever_writes_it_and_no_two_have_one() {
         let ids = [
-            message_id("crm", &change("msg_1"), MessageType::UserUpdated),
-            message_id("crm", &change("msg_2"), MessageType::UserUpdated),
-            message_id("crm", &change("msg_1"), MessageType::UserDeleted),
-            message_id("mail", &change("msg_1"), MessageType::UserUpdated),
+            id_of("crm", "msg_1", MessageType::updated(&USER)),
+            id_of("crm", "msg_2", MessageType::updated(&USER)),
+            id_of("crm", "msg_1", MessageType::deleted(&USER)),
+            id_of("mail", "msg_1", MessageType::updated(&USER)),
         ];
-        assert_eq!(ids[0], message_id("crm", &change("msg_1"), MessageType::UserUpdated));
+        assert_eq!(ids[0], id_of("crm", "msg_1", MessageType::updated(&USER)));
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
         assert!(ids.iter().all(|id| id.len() == 36 && id.starts_with("msg_")));
     }

@@ -3,6 +3,10 @@
 //! A batch is folded event by event, exactly as if each event had come alone. So the outcome of an event never depends on
 //! the company it came in.
 //!
+//! Whoever deletes an object deletes what goes with it, in the same transaction; what is heard of that later is stale. Of two
+//! live objects that cannot both be, such as memberships of one person in one organization, the one that was created last is
+//! the one that is.
+//!
 //! With `UNIQUE_EMAIL` two users meet in an address. It belongs to the one whose row has the newer version of Clerk's; the
 //! other's `email` becomes NULL. Versions are Clerk's own, so replicas agree, whatever the order in which events come.
 
@@ -17,13 +21,14 @@ use super::{Rules, news};
 use crate::{
     entity::{USER, user},
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Delivery, EraseIf, Field, News, Outcome, Patch, Profile,
-        Register, Source, User, Value, Version,
+        AuditAction, AuditEntry, Change, ClerkId, Delivery, Entity, EraseIf, Field, News, Outcome, Patch,
+        Profile, Register, Source, User, Value, Version,
     },
     store::{Address, Advance, Outgoing},
 };
 
-/// What is stored of the users of a batch.
+/// What is stored of the objects of a batch: of those that the changes are about, of what goes with those that are deleted,
+/// of live ones that cannot be beside them, and the registers of their parents.
 #[derive(Debug, Default)]
 pub struct Stored {
     pub registers: HashMap<ClerkId, Register>,
@@ -41,6 +46,8 @@ pub struct Plan {
     pub registers: Vec<Advance>,
     /// Users who have an address until now that is given to somebody else here: to be taken from them before that.
     pub released: Vec<ClerkId>,
+    /// Rows in the place of others that are written here: to be marked as deleted before that.
+    pub displaced: Vec<(ClerkId, DateTime<Utc>)>,
     pub inserts: Vec<User>,
     pub updates: Vec<User>,
     /// Lines for what is inserted and updated. Those of erasures depend on what the database allows.
@@ -106,15 +113,27 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let mut addresses = Addresses::new(&mut stored);
     let mut folds: BTreeMap<ClerkId, Fold> = BTreeMap::new();
     let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
-    for id in ids {
-        if !folds.contains_key(id) {
-            let fold = Fold::new(stored.registers.remove(id), stored.users.remove(id));
-            folds.insert(id.clone(), fold);
-        }
+    for id in ids.chain(stored.users.keys()).cloned().collect::<BTreeSet<_>>() {
+        let fold = Fold::new(stored.registers.remove(&id), stored.users.remove(&id));
+        folds.insert(id, fold);
     }
+    // What is left of the registers is that of parents that no change is about.
+    let parents = stored.registers;
+    let mut places = Places::new(&folds);
+    let kin: Vec<ClerkId> = folds.keys().filter(|id| id.entity().has_parents()).cloned().collect();
     let mut audit = Vec::new();
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
+        if has_no_parent(change, &folds, &parents) {
+            continue;
+        }
+        let cause = (index, delivery, change);
+        if let Some(loser) = places.loser(change, &folds) {
+            plan.erasures.extend(bury(&mut folds, &loser, cause, now));
+            if loser == *id {
+                continue;
+            }
+        }
         let lost = addresses.claim(&folds, delivery, change, rules);
         let Some(fold) = folds.get_mut(id) else { continue };
         plan.outcomes[index] = match &change.news {
@@ -135,43 +154,35 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                                 news::of_row(user, action, &changed_fields, delivery, change, rules, now);
                             fold.messages.extend(told);
                         }
+                        places.take(fold.user.as_ref());
                         audit.push((index, entry(delivery, change, action, changed_fields, now)));
                         Outcome::Applied
                     }
                 }
             }
             News::Keep if fold.keep() => {
-                let line = entry(delivery, change, AuditAction::UserDeletionCancelled, Vec::new(), now);
-                audit.push((index, line));
+                let action = AuditAction::DeletionCancelled;
+                audit.push((index, entry(delivery, change, action, Vec::new(), now)));
                 Outcome::Applied
             }
             News::Keep => Outcome::Stale,
             News::Delete if fold.hold(rules, now) => {
-                let line = entry(delivery, change, AuditAction::UserDeletionHeld, Vec::new(), now);
+                let line = entry(delivery, change, AuditAction::DeletionHeld, Vec::new(), now);
                 audit.push((index, AuditEntry { actor: None, ..line }));
                 Outcome::Applied
             }
             News::Delete | News::Erase(_) => {
-                let (known, leaves) = (fold.is_known(), fold.leaves());
-                let requested_at = fold.requested_at(delivery, now);
-                if fold.erase(index, &change.news, &change.version, now) {
-                    plan.erasures.push(Erasure {
-                        clerk_id: id.clone(),
-                        change: index,
-                        known,
-                        leaves,
-                        requested_at,
-                    });
-                    Outcome::Applied
-                } else {
-                    Outcome::Stale
-                }
+                let erased = fold.take_out(id, &change.news, cause, now);
+                let goes = if fold.is_deleted() { children(id, &kin, &folds) } else { Vec::new() };
+                let outcome = if erased.is_some() { Outcome::Applied } else { Outcome::Stale };
+                plan.erasures.extend(erased);
+                plan.erasures.extend(goes.iter().filter_map(|child| bury(&mut folds, child, cause, now)));
+                outcome
             }
         };
         addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
         // Who was upserted has lost it already.
-        let upserted = matches!(change.news, News::Upsert { .. } | News::Adopt { .. });
-        let loser = lost.filter(|loser| !(upserted && loser == id));
+        let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
         if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
             fold.give_up_address();
             let change = Change {
@@ -180,7 +191,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 news: News::Upsert { patch: Patch::default(), created_at: None },
                 actor: None,
             };
-            let (action, fields) = (AuditAction::UserUpdated, vec![user::EMAIL]);
+            let (action, fields) = (AuditAction::Updated, vec![user::EMAIL]);
             if rules.tells_of(delivery.source)
                 && let Some(user) = &fold.user
             {
@@ -193,12 +204,139 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     if rules.fields(&USER).contains(user::EMAIL) {
         plan.released = addresses.released(&mut folds);
     }
+    places.clear(&mut folds, &mut plan.displaced, now);
     for (id, fold) in folds {
         fold.finish(&id, &mut plan);
     }
     audit.sort_by_key(|(index, _)| *index);
     plan.audit = audit.into_iter().map(|(_, entry)| entry).collect();
     plan
+}
+
+/// Take out an object that no change deletes, because it cannot be any more after this one.
+fn bury(
+    folds: &mut BTreeMap<ClerkId, Fold>,
+    id: &ClerkId,
+    cause: (usize, &Delivery, &Change),
+    now: DateTime<Utc>,
+) -> Option<Erasure> {
+    let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
+    fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
+}
+
+/// The ids of its parents that a change names.
+pub(super) fn parents(change: &Change) -> impl Iterator<Item = ClerkId> + '_ {
+    let named = change.clerk_id.entity().parents();
+    named.filter_map(|(field, parent)| ClerkId::new(parent, change.patch()?.get(field)?.text()?))
+}
+
+/// Whether a parent is deleted of what a change shows as being there.
+fn has_no_parent(
+    change: &Change,
+    folds: &BTreeMap<ClerkId, Fold>,
+    registers: &HashMap<ClerkId, Register>,
+) -> bool {
+    parents(change).any(|parent| match folds.get(&parent) {
+        Some(fold) => fold.is_deleted(),
+        None => registers.get(&parent).is_some_and(|register| register.deleted),
+    })
+}
+
+/// Those of `kin` that go with an object.
+fn children(parent: &ClerkId, kin: &[ClerkId], folds: &BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+    let belongs = |(field, entity): (Field, &Entity), user: &User| {
+        entity == parent.entity() && user.profile[field].text() == Some(parent.as_str())
+    };
+    let is_child = |id: &&ClerkId| {
+        let user = folds.get(*id).and_then(|fold| fold.user.as_ref());
+        user.is_some_and(|user| id.entity().parents().any(|column| belongs(column, user)))
+    };
+    kin.iter().filter(is_child).cloned().collect()
+}
+
+/// The values of a row in the columns of which no two live rows may have the same.
+pub(super) fn key<'a>(
+    entity: &'static Entity,
+    value: impl Fn(Field) -> Option<&'a Value>,
+) -> Option<Vec<String>> {
+    let names = entity.unique.iter().map(|name| Some(value(entity.named(name)?)?.text()?.to_owned()));
+    names.collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
+}
+
+/// Which object stands where only one can, on the way through the events.
+struct Places(HashMap<(&'static str, Vec<String>), ClerkId>);
+
+impl Places {
+    fn new(folds: &BTreeMap<ClerkId, Fold>) -> Self {
+        let mut places = Self(HashMap::new());
+        for fold in folds.values().filter(|fold| !fold.is_deleted()) {
+            places.take(fold.user.as_ref().filter(|user| user.deleted_at.is_none()));
+        }
+        places
+    }
+
+    /// An object stands there now.
+    fn take(&mut self, user: Option<&User>) {
+        if let Some(user) = user
+            && let Some(place) = Self::of(user)
+        {
+            self.0.insert(place, user.clerk_id.clone());
+        }
+    }
+
+    fn of(user: &User) -> Option<(&'static str, Vec<String>)> {
+        let entity = user.clerk_id.entity();
+        Some((entity.kind, key(entity, |field| Some(&user.profile[field]))?))
+    }
+
+    /// Of a change and of another object that stands where it shows one, which was created before the other, and so is no
+    /// more.
+    fn loser(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
+        let rival = self.rival(change, folds)?;
+        let born = |id: &ClerkId| folds.get(id)?.user.as_ref()?.created_at;
+        let said = match &change.news {
+            News::Upsert { created_at, .. } | News::Adopt { created_at, .. } => *created_at,
+            _ => None,
+        };
+        let ours = (said.or_else(|| born(&change.clerk_id)), &change.clerk_id);
+        Some(if ours < (born(&rival), &rival) { change.clerk_id.clone() } else { rival })
+    }
+
+    /// Which other object stands where a change shows one.
+    fn rival(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
+        let entity = change.clerk_id.entity();
+        let fold = folds.get(&change.clerk_id).filter(|fold| !fold.is_deleted())?;
+        let patch = change.patch()?;
+        let known = |field| Some(&fold.user.as_ref()?.profile[field]);
+        let key = key(entity, |field| patch.get(field).or_else(|| known(field)))?;
+        let rival = self.0.get(&(entity.kind, key)).filter(|rival| **rival != change.clerk_id)?;
+        folds.get(rival).filter(|fold| !fold.is_deleted())?;
+        Some(rival.clone())
+    }
+
+    /// Rows that go must not be in the way of those that are written before.
+    fn clear(
+        &self,
+        folds: &mut BTreeMap<ClerkId, Fold>,
+        displaced: &mut Vec<(ClerkId, DateTime<Utc>)>,
+        now: DateTime<Utc>,
+    ) {
+        if self.0.is_empty() {
+            return;
+        }
+        for (id, fold) in folds.iter_mut().filter(|(_, fold)| fold.end == Some(End::Erased)) {
+            let Some(user) = &mut fold.user else { continue };
+            let Some(owner) = Self::of(user).and_then(|place| self.0.get(&place)) else { continue };
+            if owner != id {
+                displaced.push((id.clone(), now));
+                for name in id.entity().unique.iter().filter(|_| fold.row_is_new) {
+                    if let Some(field) = id.entity().named(name) {
+                        user.profile.set(field, Value::Null);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Whose an address is, on the way through the events.
@@ -425,6 +563,11 @@ impl Fold {
             .is_none_or(|known| !known.deleted && (restores || change.version > known.version))
     }
 
+    /// Whether there is a tombstone.
+    fn is_deleted(&self) -> bool {
+        self.register.as_ref().is_some_and(|register| register.deleted)
+    }
+
     fn held_until(&self) -> Option<DateTime<Utc>> {
         self.register.as_ref().and_then(|register| register.held_until)
     }
@@ -500,8 +643,8 @@ impl Fold {
         user.synced_at = now;
         let is_news = changed.iter().any(|field| !(shows_state(source) && field.moves_by_itself));
         match (is_first, is_news) {
-            (true, _) => Step::Wrote(AuditAction::UserCreated, changed),
-            (false, true) => Step::Wrote(AuditAction::UserUpdated, changed),
+            (true, _) => Step::Wrote(AuditAction::Created, changed),
+            (false, true) => Step::Wrote(AuditAction::Updated, changed),
             (false, false) => Step::Unchanged,
         }
     }
@@ -511,7 +654,8 @@ impl Fold {
     fn hold(&mut self, rules: &Rules, now: DateTime<Utc>) -> bool {
         let register = self.register.as_ref();
         let is_due = register.is_some_and(|known| known.deleted || known.held_until.is_some());
-        if is_due || rules.grace <= TimeDelta::zero() || self.user.is_none() {
+        let is_person = self.user.as_ref().is_some_and(|user| user.clerk_id.entity().is_person());
+        if is_due || rules.grace <= TimeDelta::zero() || !is_person {
             return false;
         }
         let version = register.map_or(Version::BLANK, |known| known.version.clone());
@@ -554,6 +698,20 @@ impl Fold {
             self.messages.clear();
         }
         wanted
+    }
+
+    /// Erase it, for this cause, if there is anything to erase now.
+    fn take_out(
+        &mut self,
+        id: &ClerkId,
+        news: &News,
+        (change, delivery, caused_by): (usize, &Delivery, &Change),
+        now: DateTime<Utc>,
+    ) -> Option<Erasure> {
+        let (known, leaves) = (self.is_known(), self.leaves());
+        let requested_at = self.requested_at(delivery, now);
+        let erased = self.erase(change, news, &caused_by.version, now);
+        erased.then(|| Erasure { clerk_id: id.clone(), change, known, leaves, requested_at })
     }
 
     fn finish(mut self, id: &ClerkId, plan: &mut Plan) {
@@ -711,7 +869,7 @@ mod tests {
                 Outcome::Stale
             ]
         );
-        assert_eq!(actions(&plan), [AuditAction::UserCreated, AuditAction::UserUpdated]);
+        assert_eq!(actions(&plan), [AuditAction::Created, AuditAction::Updated]);
         assert_eq!(plan.erasures.len(), 1);
         assert_eq!(plan.erasures[0].change, 4);
         assert_eq!(plan.inserts.len(), 1);
@@ -822,7 +980,7 @@ mod tests {
         assert_eq!(plan.registers[0].register, held);
         assert_eq!((plan.held.len(), plan.erasures.len()), (1, 0));
         assert_eq!(plan.held[0].1, at(1_000_000));
-        assert_eq!(actions(&plan), [AuditAction::UserDeletionHeld]);
+        assert_eq!(actions(&plan), [AuditAction::DeletionHeld]);
 
         let late = held_back(&[named("msg_2", 15, "Ada")], known(register(false, Some(9)), Some(row(None))));
         assert_eq!(late.outcomes, [Outcome::Applied]);
@@ -915,7 +1073,7 @@ mod tests {
         let register =
             Register { version: version(1, ""), deleted: false, held_until: None, held_since: None };
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
-        assert_eq!(actions(&plan), [AuditAction::UserCreated]);
+        assert_eq!(actions(&plan), [AuditAction::Created]);
         assert_eq!(plan.inserts.len(), 1);
         assert!(!plan.registers[0].new);
     }

@@ -37,7 +37,7 @@ use crate::{
         event::Found,
     },
     entity::{USER, user},
-    model::{Change, ClerkId, Content, FieldSet, News, Source, Value},
+    model::{Change, ClerkId, Content, FieldSet, News, Selection, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
@@ -325,7 +325,7 @@ impl Visit for Visitor {
     async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, Trouble> {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
-        let known = patiently(|| self.context.store.known(&ids, self.context.rules.fields(&USER))).await?;
+        let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
         if self.context.rules.unique_email {
             self.give_up_addresses(&mut users, &known).await?;
         }
@@ -402,7 +402,8 @@ impl Visitor {
         let mut owners: Vec<ClerkId> = addresses.iter().filter_map(|address| address.owner.clone()).collect();
         owners.sort();
         owners.dedup();
-        let theirs = patiently(|| store.known(&owners, FieldSet::from_iter([]))).await?;
+        let nothing_else = Selection::default();
+        let theirs = patiently(|| store.known(&owners, &nothing_else)).await?;
         for found in users {
             let Some(email) = lost(found) else { continue };
             let Content::Change(Change { version, news: News::Upsert { patch, .. }, .. }) =

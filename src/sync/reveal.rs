@@ -52,7 +52,7 @@ async fn write(
 ) -> Result<()> {
     let entry = AuditEntry {
         at: now,
-        action: AuditAction::UserRevealed,
+        action: AuditAction::Revealed,
         clerk_id: clerk_id.clone(),
         svix_id: svix_id.cloned(),
         source,

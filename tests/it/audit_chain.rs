@@ -563,7 +563,7 @@ async fn seals_only_come_to_the_others(world: World) {
 fn entry() -> AuditEntry {
     AuditEntry {
         at: at(NOW),
-        action: AuditAction::UserUpdated,
+        action: AuditAction::Updated,
         clerk_id: clerk_id("user_1"),
         svix_id: None,
         source: Source::Webhook,

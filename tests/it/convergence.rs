@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use chrono::TimeDelta;
 use clerk_sync::{
     entity::{USER, user},
-    model::{ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Subscription, User, Value},
+    model::{
+        ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Selection, Subscription, User,
+        Value,
+    },
     store::{Claimed, Ending, Lease, Patience},
 };
 use proptest::{
@@ -42,11 +45,17 @@ fn every_order_of_a_short_life_converges_on_sqlite() {
 
 async fn any_shuffled_history_converges(mut world: World) {
     let names: FieldSet = [user::FIRST_NAME, user::LAST_NAME].into_iter().collect();
-    let sinks =
-        [("crm", MessageType::ALL.to_vec(), FieldSet::ALL), ("mail", vec![MessageType::UserUpdated], names)];
+    let sinks = [
+        ("crm", MessageType::of(&USER).to_vec(), FieldSet::ALL),
+        ("mail", vec![MessageType::updated(&USER)], names),
+    ];
     world.rules.subscriptions = sinks
         .into_iter()
-        .map(|(sink, events, fields)| Subscription { sink: sink.to_owned(), events, fields })
+        .map(|(sink, events, fields)| Subscription {
+            sink: sink.to_owned(),
+            events,
+            fields: Selection::of(&USER, fields),
+        })
         .collect();
     let config =
         Config { cases: 64, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
@@ -185,13 +194,13 @@ impl Receiver {
     }
 
     fn learn(&mut self, claimed: &Claimed) {
-        let message: Message = serde_json::from_str(&claimed.payload).unwrap();
+        let message = Message::read(claimed.kind, &claimed.payload).unwrap();
         if !self.seen.insert(message.id.clone()) {
             return;
         }
         let id = claimed.clerk_id.to_string();
         assert!(!self.erased.contains(&id), "{} hears of {id} after its deletion", self.sink);
-        if message.kind == MessageType::UserDeleted {
+        if message.kind == MessageType::deleted(&USER) {
             self.knows.remove(&id);
             self.erased.insert(id);
         } else {
@@ -238,7 +247,7 @@ async fn deliver(world: &World, model: &mut Model, batch: &[&News]) {
 async fn check(world: &World, model: &Model) {
     let ids: Vec<ClerkId> = model.people.keys().map(|id| clerk_id(id)).collect();
     let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
-    let mut users: HashMap<ClerkId, User> = transaction.users(&ids, FieldSet::ALL).await.unwrap();
+    let mut users: HashMap<ClerkId, User> = transaction.load(&ids, &world.rules.selection).await.unwrap();
     transaction.rollback().await;
     for (id, known) in &model.people {
         let found = users.remove(&clerk_id(id));

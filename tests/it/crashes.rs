@@ -21,8 +21,8 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clerk_sync::{
     entity::USER,
     model::{
-        AuditEntry, ClerkId, Delivery, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
-        Receipt, Register, Seal, Subscription, SvixId, User,
+        AuditEntry, ClerkId, Delivery, Entity, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
+        Receipt, Register, Seal, Selection, Subscription, SvixId, User,
     },
     store::{
         Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere,
@@ -143,8 +143,8 @@ async fn at_every_call(mut world: World, how: How, story: Story) {
 }
 
 fn subscriptions() -> Arc<[Subscription]> {
-    let events = MessageType::ALL.to_vec();
-    Arc::new([Subscription { sink: "crm".to_owned(), events, fields: FieldSet::ALL }])
+    let events = MessageType::of(&USER).to_vec();
+    Arc::new([Subscription { sink: "crm".to_owned(), events, fields: Selection::of(&USER, FieldSet::ALL) }])
 }
 
 /// A dispatcher that meets trouble at any call. Whoever it hands messages to drops those that they have seen.
@@ -226,7 +226,7 @@ struct Ear(Mutex<Vec<(String, String)>>);
 #[async_trait]
 impl Sink for Ear {
     async fn deliver(&self, message: &Message, _: &str, _: &dyn Memory) -> std::result::Result<(), Refusal> {
-        let what = format!("{} {}", message.kind, message.clerk_id(&USER).unwrap());
+        let what = format!("{} {}", message.kind, message.clerk_id().unwrap());
         self.0.lock().unwrap().push((message.id.clone(), what));
         Ok(())
     }
@@ -609,8 +609,8 @@ impl Inbox for Troubled {
 
 #[async_trait]
 impl Erasures for Troubled {
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
-        self.fault.call(self.inner.known(ids, fields)).await
+    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
+        self.fault.call(self.inner.known(ids, selection)).await
     }
     async fn standing(
         &self,
@@ -685,14 +685,14 @@ impl Store for Troubled {
     async fn ready(&self) -> Result<Readiness> {
         self.inner.ready().await
     }
-    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
-        self.inner.user(id).await
-    }
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
         self.inner.row(id).await
     }
-    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        self.inner.rows(filter, limit).await
+    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        self.inner.rows(entity, filter, limit).await
+    }
+    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
+        self.inner.these(entity, ids).await
     }
     async fn signups(
         &self,
@@ -770,8 +770,8 @@ impl Transaction for TroubledTransaction {
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
         self.fault.call(self.inner.registers(ids)).await
     }
-    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
-        self.fault.call(self.inner.hold(id)).await
+    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        self.fault.call(self.inner.hold(ids)).await
     }
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
         self.fault.call(self.inner.advance(registers)).await
@@ -782,31 +782,40 @@ impl Transaction for TroubledTransaction {
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
         self.fault.call(self.inner.release_addresses(ids)).await
     }
-    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
-        self.fault.call(self.inner.users(ids, fields)).await
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
+        self.fault.call(self.inner.load(ids, selection)).await
     }
-    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        self.fault.call(self.inner.insert_users(users, fields)).await
+    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.children(parents, limit)).await
     }
-    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        self.fault.call(self.inner.update_users(users, fields)).await
+    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
+        self.fault.call(self.inner.mark_children(parents, at)).await
+    }
+    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
+        self.fault.call(self.inner.rivals(entity, keys)).await
+    }
+    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        self.fault.call(self.inner.insert(objects, selection)).await
+    }
+    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        self.fault.call(self.inner.update(objects, selection)).await
     }
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
         self.fault.call(self.inner.hidden()).await
     }
-    async fn erase_users(
+    async fn erase(
         &mut self,
         ids: &[ClerkId],
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
-        self.fault.call(self.inner.erase_users(ids, ways, at)).await
+        self.fault.call(self.inner.erase(ids, ways, at)).await
     }
-    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        self.fault.call(self.inner.mark_users(marks)).await
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        self.fault.call(self.inner.mark(marks)).await
     }
-    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        self.fault.call(self.inner.unmark_users(marks)).await
+    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+        self.fault.call(self.inner.unmark(marks)).await
     }
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
         self.fault.call(self.inner.receipts(receipts)).await

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
-    model::{DeletionPolicy, FieldSet, MessageType, Outcome, Receipt},
+    model::{DeletionPolicy, FieldSet, MessageType, Outcome, Receipt, Selection},
     store::{Claimed, Ending, Old, Patience, schema::TABLES},
     sync::{
         Clock,
@@ -109,12 +109,12 @@ async fn receipt(world: &World, id: &str) -> Option<Receipt> {
 }
 
 async fn held_until(world: &World, id: &str) -> Option<DateTime<Utc>> {
-    let known = world.store.known(&[clerk_id(id)], FieldSet::ALL).await.unwrap();
+    let known = world.store.known(&[clerk_id(id)], &Selection::default()).await.unwrap();
     known.registers[&clerk_id(id)].held_until
 }
 
 async fn is_deleted(world: &World, id: &str) -> bool {
-    let known = world.store.known(&[clerk_id(id)], FieldSet::ALL).await.unwrap();
+    let known = world.store.known(&[clerk_id(id)], &Selection::default()).await.unwrap();
     known.registers[&clerk_id(id)].deleted
 }
 
@@ -298,7 +298,7 @@ async fn while_it_is_held_back_the_row_is_marked_and_updates_go_on(mut world: Wo
     assert_eq!(world.count("audit_actors").await, 1, "a deletion stores no actor");
     let row = world.store.row(&clerk_id("user_1")).await.unwrap().unwrap();
     assert!(row.standing().is_none(), "to others the user is gone");
-    assert!(world.store.rows(&clerk_sync::store::RowFilter::default(), 10).await.unwrap().is_empty());
+    assert!(world.store.rows(&USER, &clerk_sync::store::RowFilter::default(), 10).await.unwrap().is_empty());
 
     // What happened before the deletion may come after it; and what is older stays old.
     let marked_at = world.now;
@@ -735,7 +735,7 @@ async fn take_deletions(world: &World, sink: &str) {
         if claimed.is_empty() {
             return;
         }
-        assert!(claimed.iter().all(|message| message.kind == MessageType::UserDeleted));
+        assert!(claimed.iter().all(|message| message.kind == MessageType::deleted(&USER)));
         let ended: Vec<(Claimed, Ending)> =
             claimed.into_iter().map(|message| (message, Ending::Delivered)).collect();
         assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(ended.len() as u64));
@@ -767,7 +767,7 @@ async fn a_list_of_erased_users_revives_nobody(mut world: World) {
     world.deliver_all(&ids.map(Event::created)).await;
     world.deliver(&Event::deleted("user_1", 100)).await;
     world.pass(TimeDelta::hours(1));
-    for table in TABLES {
+    for table in TABLES.iter() {
         world.sql(&format!("CREATE TABLE backup_{0} AS SELECT * FROM {0}", table.name)).await;
     }
     // Since the backup: two erased, one about to be, one who was never in it.
@@ -823,7 +823,7 @@ async fn export(world: &World, since: DateTime<Utc>) -> Vec<String> {
 /// Put every table back to what it was.
 async fn restore(world: &World) {
     world.empty().await;
-    for table in TABLES {
+    for table in TABLES.iter() {
         let (name, columns) =
             (table.name, table.columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "));
         world

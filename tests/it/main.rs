@@ -19,6 +19,7 @@ mod dashboard;
 
 mod documentation;
 mod house;
+mod kinds;
 mod oracles;
 mod outbox;
 mod packaging;

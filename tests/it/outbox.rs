@@ -123,7 +123,11 @@ pub(crate) fn subscribe(world: &mut World, sinks: &[&str]) {
 }
 
 fn subscription(sink: &str, fields: FieldSet) -> Subscription {
-    Subscription { sink: sink.to_owned(), events: MessageType::ALL.to_vec(), fields }
+    Subscription {
+        sink: sink.to_owned(),
+        events: MessageType::of(&USER).to_vec(),
+        fields: clerk_sync::model::Selection::of(&USER, fields),
+    }
 }
 
 pub(crate) fn lease(world: &World) -> Lease {
@@ -269,7 +273,7 @@ async fn what_was_found_by_looking_is_told_only_if_somebody_asks_for_it(mut worl
 async fn a_sink_that_wants_no_deletions_hears_only_of_those_whom_it_was_told_of(mut world: World) {
     subscribe(&mut world, &["crm"]);
     let mut subscriptions = world.rules.subscriptions.to_vec();
-    subscriptions[0].events = vec![MessageType::UserCreated];
+    subscriptions[0].events = vec![MessageType::created(&USER)];
     world.deliver(&Event::created("user_1")).await;
     world.rules.subscriptions = subscriptions.into();
     let mut found = world.delivery(&Event::created("user_2"));
@@ -292,7 +296,7 @@ async fn of_one_user_only_the_oldest_message_is_handed_out(mut world: World) {
     assert_eq!(drain(&world, "mail").await.len(), 3);
     assert!(finish(&world, &first, Ending::Delivered).await);
     let third = claimed(&world, "crm").await;
-    assert_eq!((third.clerk_id.as_str(), third.kind), ("user_1", MessageType::UserUpdated));
+    assert_eq!((third.clerk_id.as_str(), third.kind), ("user_1", MessageType::updated(&USER)));
 }
 
 async fn a_message_belongs_to_one_until_the_lease_ends(mut world: World) {
@@ -376,7 +380,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     world.deliver(&Event::deleted("user_1", 2)).await;
     let taken = world.store.claim_messages("crm", &lease(&world), 2).await.unwrap();
     let kinds: Vec<MessageType> = taken.iter().map(|message| message.kind).collect();
-    assert_eq!(kinds, [MessageType::UserCreated, MessageType::UserDeleted]);
+    assert_eq!(kinds, [MessageType::created(&USER), MessageType::deleted(&USER)]);
     let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
     assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
     assert_eq!(world.count("erasure_receipts WHERE destination = 'crm' AND attempts = 0").await, 1);
@@ -812,7 +816,7 @@ impl Recorder {
         for message in self.taken.lock().unwrap().iter() {
             if seen.insert(message.id.clone()) {
                 let name = message.text("first_name").unwrap_or_default();
-                let of_user = heard.entry(message.clerk_id(&USER).unwrap().to_string()).or_default();
+                let of_user = heard.entry(message.clerk_id().unwrap().to_string()).or_default();
                 of_user.push(format!("{} {name}", message.kind));
             }
         }
@@ -823,7 +827,7 @@ impl Recorder {
 #[async_trait]
 impl Sink for Recorder {
     async fn deliver(&self, message: &Message, body: &str, _: &dyn Memory) -> Result<(), Refusal> {
-        assert_eq!(&serde_json::from_str::<Message>(body).unwrap(), message);
+        assert_eq!(&Message::read(message.kind, body).unwrap(), message);
         self.tried.lock().unwrap().push(message.id.clone());
         let mood = *self.mood.lock().unwrap();
         let refusal = |again| Err(Refusal { reason: format!("it {mood:?}"), again });

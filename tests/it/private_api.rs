@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
+use clerk_sync::entity;
 use serde_json::{Value, json};
 
 use crate::{
@@ -422,6 +423,9 @@ fn routes() -> Vec<String> {
         .filter(|line| !line.contains("any(nothing)"))
         .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
         .map(ToOwned::to_owned)
+        .chain(entity::ALL.iter().flat_map(|entity| {
+            [format!("/v1/{}", entity.table), format!("/v1/{}/{{clerk_id}}", entity.table)]
+        }))
         .collect();
     assert!(routes.len() >= 4, "only {routes:?}");
     routes

@@ -320,9 +320,9 @@ async fn what_is_known_is_read_without_waiting_for_anybody(world: World) {
     let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
     transaction.registers(&[clerk_id("user_1")]).await.unwrap();
     let ids = [clerk_id("user_1"), clerk_id("user_2")];
-    let known = world.store.known(&ids, FieldSet::ALL).await.unwrap();
+    let known = world.store.known(&ids, &world.rules.selection).await.unwrap();
     assert_eq!((known.registers.len(), known.users.len()), (1, 1));
-    assert_eq!(known.users[&ids[0]], world.store.user(&ids[0]).await.unwrap().unwrap());
+    assert_eq!(known.users[&ids[0]], world.user("user_1").await.unwrap());
     transaction.rollback().await;
 }
 
@@ -1887,9 +1887,9 @@ async fn a_row_is_given_with_its_number_and_what_the_application_keeps_in_it(wor
     let row = world.store.row(&clerk_id("user_2")).await.unwrap().unwrap();
     assert_eq!(row.id.to_string(), world.value("SELECT id FROM users WHERE clerk_id = 'user_2'").await);
     assert_eq!(Some(row.user), world.user("user_2").await);
-    let preferences: serde_json::Value = serde_json::from_str(&row.preferences).unwrap();
+    let preferences: serde_json::Value = serde_json::from_str(&row.preferences.unwrap()).unwrap();
     assert_eq!(preferences, json!({ "theme": "dark" }));
-    assert_eq!(world.store.row(&clerk_id("user_1")).await.unwrap().unwrap().preferences, "{}");
+    assert_eq!(world.store.row(&clerk_id("user_1")).await.unwrap().unwrap().preferences.unwrap(), "{}");
     assert!(world.store.row(&clerk_id("USER_1")).await.unwrap().is_none());
     // Who was anonymised is still there, for those who ask for the row itself.
     orders(&world, "").await;
@@ -1909,7 +1909,7 @@ async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(
 
     let (mut met, mut ids, mut after) = (Vec::new(), Vec::new(), None);
     loop {
-        let page = world.store.rows(&RowFilter { email: None, after }, 5).await.unwrap();
+        let page = world.store.rows(&USER, &RowFilter { with: None, after }, 5).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.id);
         assert!(page.len() <= 5);
@@ -1945,8 +1945,8 @@ async fn an_address_is_found_in_any_case_and_never_that_of_a_deleted_user(world:
     order(&world, 1, "user_3").await;
     world.deliver_all(&[Event::deleted("user_3", 1000), Event::deleted("user_4", 1000)]).await;
     let found = async |email: &str, after, limit| {
-        let filter = RowFilter { email: Some(email.to_owned()), after };
-        let rows = world.store.rows(&filter, limit).await.unwrap();
+        let filter = RowFilter { with: Some((user::EMAIL, email.to_owned())), after };
+        let rows = world.store.rows(&USER, &filter, limit).await.unwrap();
         rows.into_iter().map(|row| (row.id, row.user.clerk_id.to_string())).collect::<Vec<_>>()
     };
     let both = found("SHARED@example.COM", None, 10).await;
@@ -2107,10 +2107,10 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
         synced_at: at(NOW),
         deleted_at: None,
     };
-    transaction.insert_users(&[user], FieldSet::ALL).await.unwrap();
+    transaction.insert(&[user], &Selection::of(&USER, FieldSet::ALL)).await.unwrap();
     let entry = AuditEntry {
         at: at(NOW),
-        action: AuditAction::UserCreated,
+        action: AuditAction::Created,
         clerk_id: id,
         svix_id: Some(svix_id.clone()),
         source: Source::Webhook,
@@ -2162,8 +2162,8 @@ async fn a_transaction_that_loses_a_race_says_so(world: World) {
         let lost = match attempt {
             0 => transaction.advance(&[advance("user_1", SIGN_UP + 1, true)]).await,
             1 => transaction.advance(&[advance("user_1", SIGN_UP - 1, false)]).await,
-            2 => transaction.insert_users(std::slice::from_ref(&user), FieldSet::ALL).await,
-            _ => transaction.update_users(std::slice::from_ref(&ghost), FieldSet::ALL).await,
+            2 => transaction.insert(std::slice::from_ref(&user), &world.rules.selection).await,
+            _ => transaction.update(std::slice::from_ref(&ghost), &world.rules.selection).await,
         };
         assert_eq!(lost.unwrap_err().trouble, Trouble::Raced, "attempt {attempt}");
         transaction.rollback().await;
@@ -2186,7 +2186,7 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
     world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
     let other = world.open().await;
     let mut holder = other.begin(Patience::Normal).await.unwrap();
-    holder.hold(&clerk_id("user_1")).await.unwrap();
+    holder.hold(&[clerk_id("user_1")]).await.unwrap();
     let batch: Vec<Event> =
         (1..=2).map(|n| Event::updated(&format!("user_{n}"), 1000).set("first_name", "Augusta")).collect();
     let results = world.try_deliver_all(&batch).await;
@@ -2209,7 +2209,7 @@ async fn locked(world: &World, user: &str) -> (Arc<dyn Store>, Box<dyn Transacti
     world.deliver(&Event::created(user)).await;
     let other = world.open().await;
     let mut holder = other.begin(Patience::Long).await.unwrap();
-    holder.hold(&clerk_id(user)).await.unwrap();
+    holder.hold(&[clerk_id(user)]).await.unwrap();
     (other, holder)
 }
 

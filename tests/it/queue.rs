@@ -365,7 +365,7 @@ async fn a_locked_user_holds_up_nobody_else(mut world: World) {
     world.enqueue(&updates).await;
     let other = world.open().await;
     let mut holder = other.begin(Patience::Normal).await.unwrap();
-    holder.hold(&clerk_id("user_0017")).await.unwrap();
+    holder.hold(&[clerk_id("user_0017")]).await.unwrap();
     let drained = world.drain_once(&*world.store).await;
     if world.keeper == Keeper::Postgres {
         assert_eq!(drained.trouble, None);

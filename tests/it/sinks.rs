@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     clerk::{Clock, signature::Secret},
+    entity::USER,
     model::{Message, MessageType},
     work::sinks::{
         Again, InMemory, Memory, Outbound, Recipient, Refusal, Sink,
@@ -59,7 +60,7 @@ fn ada(kind: MessageType, email: &str) -> Message {
 }
 
 fn deletion() -> Message {
-    message(MessageType::UserDeleted, &json!({ "clerk_id": "user_1" }))
+    message(MessageType::deleted(&USER), &json!({ "clerk_id": "user_1" }))
 }
 
 /// Hand a message over, as it is stored.
@@ -92,14 +93,14 @@ mod webhooks {
     /// What becomes of a message when this is the answer.
     fn answered(answer: impl Fn() -> Reply + Send + Sync + 'static) -> Result<(), Refusal> {
         let receiver = Receiver::start(move |_| answer());
-        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let message = ada(MessageType::created(&USER), "ada@example.com");
         deliver(&receiver, &webhook(&receiver, &[SECRET]), &message)
     }
 
     #[test]
     fn a_message_is_posted_as_it_is_stored_and_verifies_with_the_libraries_of_receivers() {
         let receiver = Receiver::start(|_| reply(204, ""));
-        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let message = ada(MessageType::created(&USER), "ada@example.com");
         deliver(&receiver, &webhook(&receiver, &[NEW_SECRET, SECRET]), &message).unwrap();
 
         let request = receiver.one();
@@ -128,7 +129,7 @@ mod webhooks {
             Arc::new(move || *now.lock().unwrap())
         };
         let sink = Webhook { outbound: Outbound::new(clock).unwrap(), ..webhook(&receiver, &[SECRET]) };
-        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let message = ada(MessageType::created(&USER), "ada@example.com");
         deliver(&receiver, &sink, &message).unwrap_err();
         *now.lock().unwrap() += TimeDelta::hours(1);
         deliver(&receiver, &sink, &message).unwrap_err();
@@ -186,7 +187,7 @@ mod webhooks {
             let verifier = svix::webhooks::Webhook::new(SECRET).unwrap();
             if verifier.verify(&request.body, &request.headers).is_ok() { genuine() } else { other() }
         });
-        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let message = ada(MessageType::created(&USER), "ada@example.com");
         let body = serde_json::to_string(&message).unwrap();
         let doubts = receiver.run(webhook(&receiver, &[SECRET]).test(&message, &body)).unwrap();
         let ids: Vec<String> =
@@ -223,7 +224,7 @@ mod webhooks {
     #[test]
     fn silence_ends_with_the_time_limit_and_nobody_there_at_once() {
         let receiver = Receiver::start(|_| Reply::Silence);
-        let message = ada(MessageType::UserCreated, "ada@example.com");
+        let message = ada(MessageType::created(&USER), "ada@example.com");
         let sink = Webhook { timeout: Duration::from_millis(300), ..webhook(&receiver, &[SECRET]) };
         let silence = deliver(&receiver, &sink, &message).unwrap_err();
         assert_eq!((silence.reason.as_str(), silence.again), ("no answer in time", Again::Later(None)));
@@ -275,13 +276,13 @@ mod segment {
     #[test]
     fn a_user_is_identified_and_a_null_clears_what_was_there() {
         let workspace = Workspace::start();
-        workspace.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        workspace.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         assert_eq!(
             workspace.traits(),
             json!({ "email": "ada@example.com", "firstName": "Ada", "lastName": "Byron" })
         );
         let data = json!({ "clerk_id": "user_1", "email": "ada@lovelace.example", "last_name": null });
-        workspace.deliver(&message(MessageType::UserUpdated, &data)).unwrap();
+        workspace.deliver(&message(MessageType::updated(&USER), &data)).unwrap();
         assert_eq!(workspace.traits(), json!({ "email": "ada@lovelace.example", "firstName": "Ada" }));
         let ids: Vec<Value> =
             workspace.receiver.received().iter().map(|request| request.json()["messageId"].clone()).collect();
@@ -291,10 +292,10 @@ mod segment {
     #[test]
     fn an_erased_user_is_deleted_and_suppressed() {
         let workspace = Workspace::start();
-        workspace.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        workspace.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         workspace.deliver(&deletion()).unwrap();
         workspace.deliver(&deletion()).unwrap();
-        workspace.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        workspace.deliver(&ada(MessageType::updated(&USER), "ada@example.com")).unwrap();
         assert_eq!(workspace.traits(), Value::Null);
     }
 
@@ -343,7 +344,7 @@ mod segment {
         let mut sink = workspace.sink();
         sink.write_key = "hunter2".into();
         sink.regulations.token = "hunter2".into();
-        for message in [ada(MessageType::UserCreated, "ada@example.com"), deletion()] {
+        for message in [ada(MessageType::created(&USER), "ada@example.com"), deletion()] {
             let refusal = deliver(&workspace.receiver, &sink, &message).unwrap_err();
             assert_eq!(refusal.reason, "answered 401 Unauthorized");
             assert_eq!(refusal.again, Again::Later(None));
@@ -353,7 +354,7 @@ mod segment {
     #[test]
     fn a_test_leaves_nobody_behind() {
         let workspace = Workspace::start();
-        let test = ada(MessageType::UserCreated, "ada@example.com");
+        let test = ada(MessageType::created(&USER), "ada@example.com");
         let body = serde_json::to_string(&test).unwrap();
         let doubts = workspace.receiver.run(workspace.sink().test(&test, &body)).unwrap();
         assert!(doubts.is_empty(), "{doubts:?}");
@@ -414,8 +415,8 @@ mod mailchimp {
     #[test]
     fn a_new_user_becomes_a_tagged_contact_who_has_subscribed_to_nothing() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "Ada@Example.com")).unwrap();
-        audience.deliver(&ada(MessageType::UserCreated, "Ada@Example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "Ada@Example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "Ada@Example.com")).unwrap();
         let contact = audience.only();
         assert_eq!((contact.email.as_str(), contact.status.as_str()), ("Ada@Example.com", "transactional"));
         assert_eq!(
@@ -430,7 +431,7 @@ mod mailchimp {
     fn who_is_there_already_keeps_their_status_and_is_no_new_user_by_an_update() {
         let audience = Audience::start();
         audience.state.lock().unwrap().add("ada@example.com").status = "unsubscribed".to_owned();
-        audience.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::updated(&USER), "ada@example.com")).unwrap();
         let contact = audience.only();
         assert_eq!(contact.status, "unsubscribed");
         assert_eq!(contact.merge_fields["FNAME"], "Ada");
@@ -440,9 +441,9 @@ mod mailchimp {
     #[test]
     fn a_contact_moves_with_its_user_to_another_address() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         let before = audience.only();
-        audience.deliver(&ada(MessageType::UserUpdated, "ada@lovelace.example")).unwrap();
+        audience.deliver(&ada(MessageType::updated(&USER), "ada@lovelace.example")).unwrap();
         let after = audience.only();
         assert_eq!((after.email.as_str(), &after.contact_id), ("ada@lovelace.example", &before.contact_id));
         assert!(audience.state.lock().unwrap().forgotten.is_empty(), "so that she may go back");
@@ -453,13 +454,13 @@ mod mailchimp {
     #[test]
     fn who_has_no_address_any_more_is_archived_and_comes_back_with_one() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
-        let mut without = ada(MessageType::UserUpdated, "");
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
+        let mut without = ada(MessageType::updated(&USER), "");
         without.data.insert("email".to_owned(), Value::Null);
         audience.deliver(&without).unwrap();
         audience.deliver(&without).unwrap();
         assert_eq!(audience.only().status, "archived");
-        audience.deliver(&ada(MessageType::UserUpdated, "ada@lovelace.example")).unwrap();
+        audience.deliver(&ada(MessageType::updated(&USER), "ada@lovelace.example")).unwrap();
         assert_eq!(audience.only().status, "transactional");
         audience.deliver(&without).unwrap();
         audience.deliver(&deletion()).unwrap();
@@ -470,7 +471,7 @@ mod mailchimp {
     fn a_user_without_an_address_is_none_of_mailchimps_business() {
         let audience = Audience::start();
         let data = json!({ "clerk_id": "user_1", "email": null, "first_name": "Ada" });
-        audience.deliver(&message(MessageType::UserCreated, &data)).unwrap();
+        audience.deliver(&message(MessageType::created(&USER), &data)).unwrap();
         audience.deliver(&deletion()).unwrap();
         assert!(audience.receiver.received().is_empty());
     }
@@ -478,16 +479,16 @@ mod mailchimp {
     #[test]
     fn a_message_that_says_nothing_of_the_address_archives_nobody() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         let data = json!({ "clerk_id": "user_1", "first_name": "Augusta" });
-        audience.deliver(&message(MessageType::UserUpdated, &data)).unwrap();
+        audience.deliver(&message(MessageType::updated(&USER), &data)).unwrap();
         assert_eq!(audience.only().status, "transactional");
     }
 
     #[test]
     fn an_erasure_deletes_for_good_and_may_be_repeated() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         audience.deliver(&deletion()).unwrap();
         audience.deliver(&deletion()).unwrap();
         assert_eq!(audience.emails(), [""; 0]);
@@ -495,7 +496,7 @@ mod mailchimp {
 
         // Who signs up again with the same address has to come back by a form of Mailchimp's own.
         let again = Audience { memory: InMemory::default(), ..audience };
-        let refusal = again.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap_err();
+        let refusal = again.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap_err();
         assert_eq!(refusal.again, Again::Never);
         assert!(refusal.reason.contains("permanently deleted before"), "{refusal}");
     }
@@ -503,16 +504,16 @@ mod mailchimp {
     #[test]
     fn a_contact_that_somebody_removed_by_hand_is_made_again() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         audience.state.lock().unwrap().contacts.clear();
-        audience.deliver(&ada(MessageType::UserUpdated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::updated(&USER), "ada@example.com")).unwrap();
         assert_eq!(audience.remembered(), Some(audience.only().contact_id));
     }
 
     #[test]
     fn an_audience_that_is_not_there_is_no_erasure() {
         let audience = Audience::start();
-        audience.deliver(&ada(MessageType::UserCreated, "ada@example.com")).unwrap();
+        audience.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap();
         let sink = Mailchimp { list_id: "other".to_owned(), ..audience.sink() };
         let refusal = deliver_with(&audience.receiver, &sink, &deletion(), &audience.memory).unwrap_err();
         assert_eq!(refusal.again, Again::Later(None));
@@ -529,7 +530,7 @@ mod mailchimp {
     #[test]
     fn an_address_that_mailchimp_does_not_believe_is_told_without_it() {
         let audience = Audience::start();
-        let refusal = audience.deliver(&ada(MessageType::UserCreated, "ada@fake.example")).unwrap_err();
+        let refusal = audience.deliver(&ada(MessageType::created(&USER), "ada@fake.example")).unwrap_err();
         assert_eq!(refusal.again, Again::Never);
         assert!(refusal.reason.contains("does not accept the address"), "{refusal}");
         assert!(!refusal.reason.contains('@'), "{refusal}");
@@ -564,9 +565,9 @@ mod mailchimp {
     fn wherever_a_delivery_breaks_off_the_erasure_finds_the_contact() {
         let (old, new) = ("ada@example.com", "ada@lovelace.example");
         let stories: [&[(MessageType, &str)]; 3] = [
-            &[(MessageType::UserCreated, old)],
-            &[(MessageType::UserCreated, old), (MessageType::UserUpdated, new)],
-            &[(MessageType::UserUpdated, new), (MessageType::UserUpdated, old)],
+            &[(MessageType::created(&USER), old)],
+            &[(MessageType::created(&USER), old), (MessageType::updated(&USER), new)],
+            &[(MessageType::updated(&USER), new), (MessageType::updated(&USER), old)],
         ];
         let mut broken = 0;
         let mut audience = Audience::start();
@@ -612,7 +613,7 @@ mod mailchimp {
     fn a_test_needs_the_merge_field_and_leaves_nobody_behind() {
         let audience = Audience::start();
         let test = |audience: &Audience| {
-            let test = ada(MessageType::UserCreated, "ada@fake.example");
+            let test = ada(MessageType::created(&USER), "ada@fake.example");
             let body = serde_json::to_string(&test).unwrap();
             audience.receiver.run(audience.sink().test(&test, &body))
         };
@@ -688,7 +689,7 @@ mod mailchimp_moves {
         fn tell(&mut self, kind: MessageType, user: &str, email: &str) -> Result<(), Refusal> {
             let mut message = message(kind, &json!({ "clerk_id": user, "email": email, "first_name": user }));
             message.changed_fields.push("email".to_owned());
-            if kind == MessageType::UserDeleted {
+            if kind == MessageType::deleted(&USER) {
                 message.data.retain(|name, _| name == "clerk_id");
             }
             let beside = Beside { addresses: Arc::clone(&self.addresses), ..Beside::default() };
@@ -708,17 +709,17 @@ mod mailchimp_moves {
 
         fn signs_up(&mut self, user: &str, email: &str) {
             self.lives(user, email);
-            self.tell(MessageType::UserCreated, user, email).unwrap();
+            self.tell(MessageType::created(&USER), user, email).unwrap();
         }
 
         fn moves(&mut self, user: &str, email: &str) {
             self.lives(user, email);
-            self.tell(MessageType::UserUpdated, user, email).unwrap();
+            self.tell(MessageType::updated(&USER), user, email).unwrap();
         }
 
         fn is_erased(&mut self, user: &str) {
             self.addresses.lock().unwrap().remove(user);
-            self.tell(MessageType::UserDeleted, user, "").unwrap();
+            self.tell(MessageType::deleted(&USER), user, "").unwrap();
         }
 
         /// Whose contact this address has, and its status.
@@ -807,7 +808,7 @@ mod mailchimp_moves {
                 town.lives(user, &address(place + 1));
             }
             for place in order {
-                town.tell(MessageType::UserUpdated, users[place], &address(place + 1)).unwrap();
+                town.tell(MessageType::updated(&USER), users[place], &address(place + 1)).unwrap();
             }
             for (place, user) in users.into_iter().enumerate() {
                 assert_eq!(town.at(&address(place + 1)), of(user, "subscribed"), "{order:?}");
@@ -847,7 +848,7 @@ mod mailchimp_moves {
         town.state.lock().unwrap().forgotten.insert("gone@example.com".to_owned());
         for address in ["gone@example.com", "ada@fake.example"] {
             town.lives(ADA, address);
-            let refusal = town.tell(MessageType::UserUpdated, ADA, address).unwrap_err();
+            let refusal = town.tell(MessageType::updated(&USER), ADA, address).unwrap_err();
             assert_eq!(refusal.again, Again::Never);
             assert_eq!(town.at("one@example.com"), of(ADA, "archived"));
         }
@@ -859,7 +860,7 @@ mod mailchimp_moves {
         town.add("three@example.com", "subscribed");
         town.moves(ADA, "three@example.com");
         town.lives(ADA, "gone@example.com");
-        town.tell(MessageType::UserUpdated, ADA, "gone@example.com").unwrap_err();
+        town.tell(MessageType::updated(&USER), ADA, "gone@example.com").unwrap_err();
         assert_eq!(town.at("two@example.com"), of(ADA, "archived"));
         assert_eq!(town.at("three@example.com"), of("", "subscribed"));
         town.moves(ADA, "two@example.com");
@@ -910,7 +911,7 @@ mod mailchimp_moves {
                 both.reverse();
             }
             for (user, address) in both {
-                town.tell(MessageType::UserUpdated, user, address).unwrap();
+                town.tell(MessageType::updated(&USER), user, address).unwrap();
             }
             assert_eq!(town.at("two@example.com"), of(ADA, "unsubscribed"));
             assert_eq!(town.at("one@example.com").0, BOB);
@@ -936,7 +937,7 @@ mod mailchimp_moves {
         town.addresses.lock().unwrap().remove(ADA);
         town.signs_up(BOB, "one@example.com");
         for address in ["one@example.com", "ONE@example.com"] {
-            town.tell(MessageType::UserUpdated, ADA, address).unwrap();
+            town.tell(MessageType::updated(&USER), ADA, address).unwrap();
             assert_eq!(town.at("one@example.com"), of(BOB, "subscribed"));
         }
         town.is_erased(ADA);
@@ -980,10 +981,10 @@ mod mailchimp_moves {
                 }
                 town.state.lock().unwrap().break_after = Some(lost);
                 for (user, address) in story {
-                    if let Err(refusal) = town.tell(MessageType::UserUpdated, user, address) {
+                    if let Err(refusal) = town.tell(MessageType::updated(&USER), user, address) {
                         assert_eq!(refusal.again, Again::Later(None), "{refusal}");
                         broken += 1;
-                        town.tell(MessageType::UserUpdated, user, address).unwrap();
+                        town.tell(MessageType::updated(&USER), user, address).unwrap();
                     }
                 }
                 town.state.lock().unwrap().break_after = None;

@@ -24,9 +24,9 @@ use clerk_sync::{
         event,
         signature::{Secret, SignatureHeaders, Verifier},
     },
-    entity::USER,
-    model::{ClerkId, DeletionPolicy, Delivery, Field, FieldSet, Outcome, User},
-    store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sqlite::Sqlite},
+    entity::{self, USER},
+    model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Outcome, User},
+    store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sql::Dialect, sqlite::Sqlite},
     sync::{self, Drained, Pace, Rules},
 };
 use serde_json::{Map, Value as Json, json};
@@ -91,6 +91,8 @@ pub struct World {
     pub rules: Rules,
     /// What our clock says; a test moves it by hand.
     pub now: DateTime<Utc>,
+    /// The kinds of objects that the store keeps.
+    kinds: &'static [&'static Entity],
     place: Place,
 }
 
@@ -107,19 +109,34 @@ impl World {
             Keeper::Postgres => Place::postgres().await?,
             Keeper::Sqlite => Place::sqlite().await,
         };
-        let store = place.open(&[], false).await;
+        let store = place.open(&[], false, entity::ALL).await;
         Some(Self {
             keeper,
             store,
             rules: Rules::new(FieldSet::ALL, DeletionPolicy::Auto),
             now: at(NOW),
+            kinds: entity::ALL,
             place,
         })
     }
 
     /// Another process that works with the same database.
     pub async fn open(&self) -> Arc<dyn Store> {
-        self.place.open(&[], self.rules.unique_email).await
+        self.place.open(&[], self.rules.unique_email, self.kinds).await
+    }
+
+    /// Start anew with other kinds of objects.
+    pub async fn know(&mut self, kinds: &'static [&'static Entity]) {
+        self.kinds = kinds;
+        self.store = self.open().await;
+    }
+
+    /// The kind of SQL that is spoken here.
+    pub fn dialect(&self) -> Dialect {
+        match self.keeper {
+            Keeper::Postgres => Dialect::Postgres,
+            Keeper::Sqlite => Dialect::Sqlite,
+        }
     }
 
     /// Start anew with `UNIQUE_EMAIL`, on or off.
@@ -137,13 +154,14 @@ impl World {
             schema: schema.clone(),
             max_connections: 2,
             anonymize_columns: Vec::new(),
+            kinds: entity::ALL,
             unique_email: false,
         }))
     }
 
     /// The same, with `ANONYMIZE_COLUMNS`.
     pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
-        self.place.open(columns, false).await
+        self.place.open(columns, false, self.kinds).await
     }
 
     /// Let time pass.
@@ -216,7 +234,7 @@ impl World {
 
     /// A user's row, as the contract gives it.
     pub async fn user(&self, id: &str) -> Option<User> {
-        self.store.user(&clerk_id(id)).await.unwrap()
+        self.store.row(&clerk_id(id)).await.unwrap().map(|row| row.user)
     }
 
     /// The text of one field of a user who must be there.
@@ -296,7 +314,7 @@ impl World {
     /// Every row of every table of ours, sorted, with bytes decoded.
     pub async fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for table in TABLES {
+        for table in TABLES.iter() {
             for row in self.rows(&format!("SELECT * FROM {}", table.name)).await {
                 lines.push(format!("{}: {}", table.name, Json::Object(row)));
             }
@@ -309,7 +327,7 @@ impl World {
     /// are named by their delivery. Columns of these names are left out as well.
     pub async fn dump_without(&self, columns: &[&str]) -> Vec<String> {
         let mut lines = Vec::new();
-        for table in TABLES {
+        for table in TABLES.iter() {
             let query = match table.name {
                 "audit_actors" => "SELECT l.svix_id, a.ip, a.user_agent
                                    FROM audit_actors AS a LEFT JOIN audit_log AS l ON l.id = a.audit_id"
@@ -441,7 +459,12 @@ impl Place {
         Self::Sqlite { pool, folder }
     }
 
-    async fn open(&self, anonymize_columns: &[&str], unique_email: bool) -> Arc<dyn Store> {
+    async fn open(
+        &self,
+        anonymize_columns: &[&str],
+        unique_email: bool,
+        kinds: &'static [&'static Entity],
+    ) -> Arc<dyn Store> {
         let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
         match self {
             Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {
@@ -449,12 +472,18 @@ impl Place {
                 schema: schema.clone(),
                 max_connections: 8,
                 anonymize_columns,
+                kinds,
                 unique_email,
             })),
             Self::Sqlite { folder, .. } => {
                 let path = folder.path().join("test.db");
-                let options =
-                    store::sqlite::Options { path, anonymize_columns, max_connections: 4, unique_email };
+                let options = store::sqlite::Options {
+                    path,
+                    anonymize_columns,
+                    kinds,
+                    max_connections: 4,
+                    unique_email,
+                };
                 Arc::new(Sqlite::open(options).await.unwrap())
             }
         }

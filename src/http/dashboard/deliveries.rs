@@ -147,6 +147,7 @@ mod tests {
             svix_id: SvixId::new("msg_&=").expect("an id"),
             event_type: None,
             outcome: "stale".to_owned(),
+            kind: None,
             clerk_id: None,
             event_at: at,
             processed_at: at,

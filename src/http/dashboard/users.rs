@@ -22,7 +22,7 @@ use super::{
 use crate::{
     entity::{USER, user},
     http::{App, error::Problem, v1::read},
-    model::{ClerkId, Receipt, Register, SvixId, Value, Version},
+    model::{ClerkId, Receipt, Register, Selection, SvixId, Value, Version},
     store::{
         AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
     },
@@ -56,8 +56,8 @@ pub(super) async fn find(
             page(&session, "/users", "Users", &search_form(&session, Some(nobody)))
         });
     }
-    let filter = RowFilter { email: Some(sought.replace('\0', "")), after: None };
-    let rows = read(&app, async move |store| store.rows(&filter, FOUND).await).await?;
+    let filter = RowFilter { with: Some((user::EMAIL, sought.replace('\0', ""))), after: None };
+    let rows = read(&app, async move |store| store.rows(&USER, &filter, FOUND).await).await?;
     let content = html! {
         (search_form(&session, rows.is_empty().then_some("Nobody here has this address.")))
         @if !rows.is_empty() {
@@ -181,12 +181,11 @@ async fn newest_lines(store: &dyn Store, id: &ClerkId) -> Stored<Vec<AuditLine>>
 }
 
 async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
-    let fields = app.selection.fields(&USER);
     read(app, async move |store| {
         let ids = [id.clone()];
         let row = store.row(&id).await?;
         // One that was only locked, while a delivery was parked, says nothing.
-        let register = store.known(&ids, fields).await?.registers.remove(&id);
+        let register = store.known(&ids, &Selection::default()).await?.registers.remove(&id);
         let register = register.filter(|register| register.version != Version::BLANK || register.deleted);
         let trail = newest_lines(&*store, &id).await?;
         let receipts = store.receipts_of(&id).await?;
@@ -320,6 +319,7 @@ fn shown(value: &Value, revealed: bool) -> Markup {
         Value::Null => return html! {},
         Value::Text(text) | Value::Json(text) => text.clone(),
         // Says of nobody who they are.
+        Value::Int(number) => return html! { (number) },
         Value::Bool(truth) => return html! { (truth) },
         Value::Time(at) => return moment(*at),
     };

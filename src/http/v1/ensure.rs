@@ -8,9 +8,14 @@ use axum::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{UNAUTHORIZED, read, users::User};
+use super::{
+    UNAUTHORIZED,
+    objects::{self, Shown},
+    read,
+};
 use crate::{
     clerk::api::ApiError,
+    entity::USER,
     http::{
         App,
         error::{ErrorBody, Problem},
@@ -29,7 +34,7 @@ use crate::{
         ("clerk_id" = String, Path, description = "Clerk's id", example = "user_29w83sxmDNGwOuEthce5gg56FcC")
     ),
     responses(
-        (status = 200, description = "The user", body = User),
+        (status = 200, description = "The user", body = serde_json::Value),
         (status = 401, description = UNAUTHORIZED, body = ErrorBody),
         (status = 404, description = "`user_not_found`: Clerk does not know it, or it was deleted", body = ErrorBody),
         (status = 502, description = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question", body = ErrorBody),
@@ -43,20 +48,20 @@ use crate::{
 pub(super) async fn ensure(
     State(app): State<Arc<App>>,
     path: Result<Path<String>, PathRejection>,
-) -> Result<Json<User>, Problem> {
+) -> Result<Json<Shown>, Problem> {
     let deadline = Instant::now() + app.answer_within;
-    let id = super::users::id(path).ok_or(Problem::UserNotFound)?;
+    let id = objects::id(&USER, path)?;
     let Some(ensure) = &app.api.ensure else {
         let row =
             read(&app, async move |store| store.row(&id).await).await?.ok_or(Problem::ClerkNotConfigured)?;
-        let row = row.standing().ok_or(Problem::UserNotFound)?;
-        return Ok(Json(User::from(&row)));
+        let row = row.standing().ok_or(Problem::ObjectNotFound(&USER))?;
+        return Ok(Json(Shown::from(row)));
     };
     // What is under way goes on without us.
     let row = timeout_at(deadline, ensure.ensure(&id)).await.map_err(|_| Problem::ClerkUnavailable)?;
     match row {
-        Ok(Some(row)) => Ok(Json(User::from(&row))),
-        Ok(None) => Err(Problem::UserNotFound),
+        Ok(Some(row)) => Ok(Json(Shown::from(row))),
+        Ok(None) => Err(Problem::ObjectNotFound(&USER)),
         Err(trouble) => {
             tracing::warn!(clerk_id = %id, error = %trouble, "a user could not be ensured");
             Err(match &*trouble {

@@ -6,12 +6,12 @@
 //! is asked goes into no log: e-mail addresses stand in it.
 
 mod ensure;
+mod objects;
 mod openapi;
 mod outbox;
 pub(super) mod query;
 mod queue;
 mod signups;
-mod users;
 
 use std::sync::Arc;
 
@@ -32,14 +32,14 @@ use utoipa::OpenApi;
 
 use self::openapi::Bearer;
 pub use self::{
+    objects::row_as_json,
     outbox::message_as_json,
     queue::{parked_as_json, queue_as_json},
-    users::row_as_json,
 };
 use super::{
     App, Bodies, address,
     attempts::Attempts,
-    error::Problem,
+    error::{ErrorBody, Problem},
     health::Probe,
     token::{self, Token},
 };
@@ -71,8 +71,8 @@ const READERS: usize = 2;
 /// Everything at `/v1` and below.
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
-        .route("/v1/users", get(users::list))
-        .route("/v1/users/{clerk_id}", get(users::show))
+        // What is kept of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
+        .merge(objects::routes())
         .route("/v1/users/{clerk_id}/ensure", post(ensure::ensure))
         .route("/v1/signups", get(signups::count))
         .route("/v1/outbox", get(outbox::list))
@@ -104,11 +104,9 @@ async fn nothing() -> Problem {
 #[openapi(
     info(
         title = "clerk-sync: the private API",
-        description = "Reads the users that clerk-sync keeps, and sees to what waits, for whoever has ADMIN_TOKEN."
+        description = "Reads what clerk-sync keeps, and sees to what waits, for whoever has ADMIN_TOKEN."
     ),
     paths(
-        users::list,
-        users::show,
         ensure::ensure,
         signups::count,
         queue::list,
@@ -123,6 +121,7 @@ async fn nothing() -> Problem {
         openapi::show
     ),
     modifiers(&Bearer),
+    components(schemas(ErrorBody)),
     security(("bearer" = []))
 )]
 struct Documentation;

@@ -67,7 +67,7 @@ pub(super) struct OutboxMessage {
     clerk_id: String,
     #[serde(rename = "type")]
     #[schema(example = "user.updated")]
-    kind: &'static str,
+    kind: String,
     #[schema(example = "pending")]
     state: &'static str,
     attempts: u32,

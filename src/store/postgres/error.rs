@@ -23,28 +23,26 @@ pub(super) fn connect_error(error: sqlx::Error) -> StoreError {
     understand(error, Statement::Connects)
 }
 
-/// Understand an error of a statement that writes rows of `users`. Beside our own text, all that runs there is the
-/// application's: triggers, constraints, defaults, generated columns and policies.
-pub(super) fn users_error(error: sqlx::Error) -> StoreError {
-    understand(error, Statement::WritesUsers)
+/// Understand an error of a statement that writes rows of this table of synced objects. Beside our own text, all that runs
+/// there is the application's: triggers, constraints, defaults, generated columns and policies.
+pub(super) fn objects_error(error: sqlx::Error, table: &'static str) -> StoreError {
+    understand(error, Statement::Writes(table))
 }
 
 /// Whether a right is missing, and the server does not say whose fault that is.
-pub(super) fn may_be_our_rights(error: &StoreError) -> bool {
+pub(super) fn may_be_our_rights(error: &StoreError, table: &str) -> bool {
     error.trouble == Trouble::Refused
         && error.code.as_deref() == Some(INSUFFICIENT_PRIVILEGE)
-        && error.place.as_deref() == Some(USERS)
+        && error.place.as_deref().and_then(|place| place.strip_prefix("table ")) == Some(table)
 }
 
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// Where an error arose that names no place.
-const USERS: &str = "table users";
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Statement {
     Any,
-    WritesUsers,
+    /// It writes rows of this table, on which the application may have put code of its own.
+    Writes(&'static str),
     Connects,
 }
 
@@ -128,8 +126,8 @@ impl<'a> Report<'a> {
         if self.fatal && matches!(trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused) {
             return Trouble::Unavailable;
         }
-        if self.names.contains(&("constraint", UNIQUE_EMAIL_INDEX)) {
-            // Another transaction was faster to give the address to somebody.
+        if self.is_of_our_index() {
+            // Another transaction was faster to give it to somebody.
             return Trouble::Raced;
         }
         if !self.fatal && self.is_raised() {
@@ -147,16 +145,24 @@ impl<'a> Report<'a> {
         match trouble {
             // Of all that can fail here without a word of where, nothing is ours but a lack of rights.
             Trouble::Broken
-                if statement == Statement::WritesUsers && silent && !is_of_the_session(self.code) =>
+                if matches!(statement, Statement::Writes(_)) && silent && !is_of_the_session(self.code) =>
             {
                 Trouble::Refused
             }
             // We compute nothing, and no single value of the data is to blame.
-            Trouble::BadData if statement == Statement::WritesUsers && self.code == "22012" => {
+            Trouble::BadData if matches!(statement, Statement::Writes(_)) && self.code == "22012" => {
                 Trouble::Refused
             }
             trouble => trouble,
         }
+    }
+
+    /// Whether an index of ours says that an address, or a key, is somebody else's.
+    fn is_of_our_index(&self) -> bool {
+        let named = |what| self.names.iter().find(|(other, _)| *other == what).map(|(_, name)| *name);
+        let is_live =
+            |index: &str| index.strip_suffix("_live").is_some_and(|table| named("table") == Some(table));
+        named("constraint").is_some_and(|index| index == UNIQUE_EMAIL_INDEX || is_live(index))
     }
 
     /// Whether a function of the application raises it, and so chose its code, whatever the code means elsewhere.
@@ -209,7 +215,7 @@ impl<'a> Report<'a> {
             .collect();
         match (names.is_empty(), statement) {
             (false, _) => Some(names.join(", ")),
-            (true, Statement::WritesUsers) if theirs => Some(USERS.to_owned()),
+            (true, Statement::Writes(table)) if theirs => Some(format!("table {table}")),
             _ => None,
         }
     }
@@ -340,7 +346,7 @@ mod tests {
             [("XX000", "pooler"), ("42501", "may not connect"), ("42704", "parameter"), ("25P04", "")]
         {
             let report = Report { code, fatal: true, position: Position::None, trace: "", names: Vec::new() };
-            let error = report.judged(Statement::WritesUsers);
+            let error = report.judged(Statement::Writes("users"));
             assert_eq!(error.trouble, Trouble::Unavailable, "{code}");
             assert!(error.place.unwrap_or_default().contains(word), "{code}");
             assert_eq!(
@@ -387,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_statement_of_ours_that_the_server_does_not_understand_is_our_fault() {
-        for statement in [Statement::Any, Statement::WritesUsers] {
+        for statement in [Statement::Any, Statement::Writes("users")] {
             for code in ["42P01", "42703", "42883", "42501"] {
                 assert_eq!(judged(code, Position::Ours, "", statement).trouble, Trouble::Broken, "{code}");
             }
@@ -399,7 +405,7 @@ mod tests {
     #[test]
     fn what_fails_on_users_without_a_trace_is_the_applications() {
         for code in ["42501", "42703", "0A000", "22012", "38000", "XX000"] {
-            let error = judged(code, Position::None, "", Statement::WritesUsers);
+            let error = judged(code, Position::None, "", Statement::Writes("users"));
             assert_eq!(
                 (error.trouble, error.place.as_deref()),
                 (Trouble::Refused, Some("table users")),
@@ -414,7 +420,7 @@ mod tests {
             "JSON data, line 1: {\"PL/pgSQL function ada@example.com() SQL\": ",
             "unnamed portal with parameters: $1 = 'PL/pgSQL function ada() SQL'",
         ] {
-            let error = judged("22P02", Position::None, trace, Statement::WritesUsers);
+            let error = judged("22P02", Position::None, trace, Statement::Writes("users"));
             assert_eq!((error.trouble, error.place), (Trouble::BadData, None), "{trace}");
         }
     }

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{MIGRATIONS, Postgres, Session, count, get, sequences, sight, sql};
+use super::{Postgres, Session, count, get, sequences, sight, sql};
 use crate::store::{
     Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
+    migration::POSTGRES,
     schema::{self, TABLES},
 };
 
@@ -45,21 +46,21 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let remembered = tables.iter().find(|table| table.name == REMEMBERED);
     let migrations = if remembered.is_none_or(|table| server.may_use && table.may.contains(&"SELECT")) {
         let applied = store.applied(&mut session).await?;
-        let known = Migration::pending(&MIGRATIONS, &applied);
-        Some(known.map(|_| Migration::status(&MIGRATIONS, &applied)))
+        let known = Migration::pending(POSTGRES, &applied);
+        Some(known.map(|_| Migration::status(POSTGRES, &applied)))
     } else {
         None
     };
     let applied = match &migrations {
         Some(Ok(status)) => status.iter().filter(|status| status.applied).count(),
-        _ => MIGRATIONS.len(),
+        _ => POSTGRES.len(),
     };
-    let missing = missing(&server, &tables, applied < MIGRATIONS.len());
+    let missing = missing(&server, &tables, applied < POSTGRES.len());
     let references = references(&mut session, &store.schema).await?;
     let hidden = sight::hidden(&mut session).await?.into_iter().map(Missing::from).collect();
     let rules = rules(&mut session, &store.schema).await?;
     // While some migrations are pending columns are missing that they will add.
-    let check = missing.is_empty() && (applied == 0 || applied == MIGRATIONS.len());
+    let check = missing.is_empty() && (applied == 0 || applied == POSTGRES.len());
     let checked = if check {
         store.check_tables(&mut session).await.and_then(|columns| {
             if applied == 0 {

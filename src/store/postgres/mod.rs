@@ -19,12 +19,12 @@ mod inspect;
 mod others;
 mod relay;
 mod removal;
-mod rows;
 pub(super) mod seals;
 mod sequences;
 mod sessions;
 mod shared;
 mod sight;
+mod signups;
 mod transaction;
 mod unique_email;
 
@@ -53,9 +53,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::error::store_error;
 use self::{
-    error::{INSUFFICIENT_PRIVILEGE, connect_error, users_error},
+    error::{INSUFFICIENT_PRIVILEGE, connect_error, objects_error},
     others::Others,
     relay::Relay,
+    removal::Removal,
     sequences::Sequences,
     sessions::Sessions,
     transaction::PostgresTransaction,
@@ -64,16 +65,11 @@ use super::{
     Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Missing, Patience, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
     StoreError, Transaction, Trouble,
-    migration::migrations,
+    migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
+    sql::{Kinds, objects},
 };
-use crate::model::{ClerkId, FieldSet, User};
-
-const MIGRATIONS: [Migration; 13] = migrations!(
-    "postgres": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since",
-    13 "0013_origin"
-);
+use crate::model::{ClerkId, Entity};
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -96,6 +92,8 @@ pub struct Options {
     pub max_connections: u32,
     /// Columns of the application in `users` that an anonymisation empties.
     pub anonymize_columns: Vec<String>,
+    /// The kinds of objects that it keeps.
+    pub kinds: &'static [&'static Entity],
     /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
     pub unique_email: bool,
 }
@@ -113,7 +111,8 @@ pub struct Postgres {
     begin_count: String,
     begin_unhurried: String,
     begin_migration: String,
-    removal: Arc<removal::Statements>,
+    removal: Arc<Removal>,
+    kinds: Kinds,
     sequences: Arc<Sequences>,
     sessions: Arc<Sessions>,
     /// How to connect instead should whom we speak to be somebody else than the server, or insist on TLS.
@@ -194,7 +193,8 @@ impl Postgres {
                  SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off; \
                  SELECT pg_backend_pid()"
             ),
-            removal: Arc::new(removal::Statements::new(&options.anonymize_columns)),
+            removal: Arc::new(Removal::new(options.kinds, &options.anonymize_columns)),
+            kinds: options.kinds,
             sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
@@ -253,6 +253,7 @@ impl Postgres {
         let connection = self.connection().await?;
         let mut session = Session {
             connection: Some(connection),
+            kinds: self.kinds,
             route: Route::Shared,
             others: Arc::clone(&self.others),
             leaves_work: false,
@@ -301,8 +302,8 @@ impl Postgres {
         if !session.has_schema(&self.schema).await? {
             session.run(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await?;
         }
-        let pending = Migration::pending(&MIGRATIONS, &self.applied(&mut session).await?)?;
-        if pending.len() == MIGRATIONS.len() {
+        let pending = Migration::pending(POSTGRES, &self.applied(&mut session).await?)?;
+        if pending.len() == POSTGRES.len() {
             self.check_tables(&mut session).await?;
         }
         if !pending.is_empty() {
@@ -424,7 +425,7 @@ impl Store for Postgres {
         let mut session = self.session(&self.begin_normal).await?;
         let applied = self.applied(&mut session).await?;
         session.commit().await?;
-        Ok(Migration::status(&MIGRATIONS, &applied))
+        Ok(Migration::status(POSTGRES, &applied))
     }
 
     async fn ready(&self) -> Result<Readiness> {
@@ -435,7 +436,7 @@ impl Store for Postgres {
             return Ok(Readiness::ReadOnly);
         }
         let applied = self.applied(&mut session).await?;
-        let current = Migration::status(&MIGRATIONS, &applied).iter().all(|status| status.applied);
+        let current = Migration::status(POSTGRES, &applied).iter().all(|status| status.applied);
         let hidden = if current { sight::hidden(&mut session).await? } else { Vec::new() };
         session.commit().await?;
         Ok(match (current, hidden.is_empty()) {
@@ -452,30 +453,16 @@ impl Store for Postgres {
         Ok(hidden.into_iter().map(Missing::from).collect())
     }
 
-    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
-        let mut transaction = self.begin(Patience::Normal).await?;
-        let mut found = transaction.users(std::slice::from_ref(id), FieldSet::ALL).await?;
-        transaction.commit().await?;
-        Ok(found.remove(id))
-    }
-
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        let mut session = self.session(&self.begin_normal).await?;
-        let found = rows::one(&mut session, id).await?;
-        session.commit().await?;
-        Ok(found)
+        objects::row(self, id).await
     }
 
-    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        let after = filter.after.unwrap_or(i64::MIN);
-        let begin = if filter.email.is_some() { &self.begin_normal } else { &self.begin_page };
-        let mut session = self.session(begin).await?;
-        let found = match &filter.email {
-            Some(email) => rows::page_of_email(&mut session, email, after, limit).await?,
-            None => rows::page(&mut session, after, limit).await?,
-        };
-        session.commit().await?;
-        Ok(found)
+    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        objects::page(self, entity, filter, limit).await
+    }
+
+    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
+        objects::these(self, entity, ids).await
     }
 
     async fn signups(
@@ -485,7 +472,7 @@ impl Store for Postgres {
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>> {
         let mut session = self.session(&self.begin_count).await?;
-        let counted = rows::signups(&mut session, bucket, from, to).await?;
+        let counted = signups::signups(&mut session, bucket, from, to).await?;
         session.commit().await?;
         Ok(counted)
     }
@@ -552,6 +539,7 @@ struct Session {
     /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
     /// abandoned, perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
+    kinds: Kinds,
     /// Whether our statements are known here by their names.
     route: Route,
     others: Arc<Others>,
@@ -602,12 +590,16 @@ impl Session {
         self.ended(before, fetched.map_err(store_error))
     }
 
-    /// The rows that a statement gives which writes rows of `users`, where code of the application may run.
-    async fn rows_of_users(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
+    /// The rows that a statement gives which writes rows of this table, where code of the application may run.
+    async fn rows_of_objects(
+        &mut self,
+        table: &'static str,
+        query: Query<'_, Pg, PgArguments>,
+    ) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.route != Route::Shared);
         let before = self.begins();
         let fetched = self.connection().fetch_all(query).await;
-        self.ended(before, fetched.map_err(users_error))
+        self.ended(before, fetched.map_err(|error| objects_error(error, table)))
     }
 
     /// A statement begins; whoever drops the session now leaves it in the middle of it.

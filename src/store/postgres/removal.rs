@@ -1,4 +1,4 @@
-//! Taking out rows of users, and marking them, each as far as the application lets us: all in one round trip.
+//! Taking out rows, and marking them, each as far as the application lets us: all in one round trip.
 //!
 //! A block of PL/pgSQL tries it with all rows at once. If the application refuses any of them, it goes through them one by
 //! one, each in a subtransaction, so that hundreds of refusals cost no round trip more than one. Then it looks which rows
@@ -14,8 +14,12 @@ use serde::Deserialize;
 use super::{Session, error, get};
 use crate::{
     entity::USER,
-    model::{Anonymized, ClerkId, Field},
-    store::{Result, RowFate, StoreError, Trouble, Way, schema::quoted, sql::objects},
+    model::{Anonymized, ClerkId, Entity, Field},
+    store::{
+        Result, RowFate, StoreError, Trouble, Way,
+        schema::quoted,
+        sql::{Kinds, objects},
+    },
 };
 
 /// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.
@@ -28,31 +32,46 @@ const PASSING: &str = "(left(state, 2) IN ('40', '53', '57') OR state = '55P03')
 /// What is ours or the server's if our own statement fails with it, and the application's if its code does.
 const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";
 
-/// Whether row `u` holds in these fields what anonymising leaves there.
+/// Whether row `u` holds in these fields what anonymising leaves there: conditions, each behind an `AND`.
 fn holds(fields: impl Iterator<Item = Field>) -> String {
     let holds = |field: Field| match field.anonymized {
-        Anonymized::Null => format!("u.{} IS NULL", field.name()),
-        Anonymized::Text(_) => format!("u.{} = {}", field.name(), objects::anonymous(field)),
+        Anonymized::Kept => String::new(),
+        Anonymized::Null => format!(" AND u.{} IS NULL", field.name()),
+        Anonymized::Text(_) => format!(" AND u.{} = {}", field.name(), objects::anonymous(field)),
         // Of any number, as `is_anonymized` reads it.
-        Anonymized::Address => format!("u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", field.name()),
+        Anonymized::Address => format!(" AND u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", field.name()),
     };
-    fields.map(holds).collect::<Vec<_>>().join(" AND ")
+    fields.map(holds).collect()
 }
 
 /// Whether nothing in row `u` tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
-fn anonymous() -> String {
-    let identifying = holds(USER.fields().filter(|field| field.identifies));
-    format!("coalesce(u.deleted_at IS NOT NULL AND {identifying}, false)")
+fn anonymous(entity: &'static Entity) -> String {
+    let identifying = holds(entity.fields().filter(|field| field.identifies));
+    format!("coalesce(u.deleted_at IS NOT NULL{identifying}, false)")
+}
+
+/// The statements of every kind.
+pub(super) struct Removal(HashMap<&'static str, Statements>);
+
+impl Removal {
+    pub(super) fn new(kinds: Kinds, anonymize_columns: &[String]) -> Self {
+        let statements = |entity: &'static Entity| {
+            let theirs = if *entity == USER { anonymize_columns } else { &[] };
+            (entity.kind, Statements::new(entity, theirs))
+        };
+        Self(kinds.iter().map(|entity| statements(entity)).collect())
+    }
 }
 
 /// The texts of the ways, assembled once, because the application's columns have no names of ours.
-pub(super) struct Statements {
+struct Statements {
     delete: String,
     anonymize: String,
 }
 
 impl Statements {
-    pub(super) fn new(anonymize_columns: &[String]) -> Self {
+    fn new(entity: &'static Entity, anonymize_columns: &[String]) -> Self {
+        let table = entity.table;
         let theirs: Vec<String> = anonymize_columns.iter().map(|name| quoted(name)).collect();
         let emptied = theirs.iter().fold(String::new(), |list, name| list + ", " + name + " = NULL");
         let left = match &theirs[..] {
@@ -60,19 +79,21 @@ impl Statements {
             theirs => format!(" AND num_nonnulls(u.{}) = 0", theirs.join(", u.")),
         };
         Self {
-            delete: "DELETE FROM users AS u USING unnest({rows}) AS n (clerk_id)
-                     WHERE u.clerk_id = n.clerk_id
-                     RETURNING u.clerk_id, true AS done"
-                .to_owned(),
+            delete: format!(
+                "DELETE FROM {table} AS u USING unnest({{rows}}) AS n (clerk_id)
+                 WHERE u.clerk_id = n.clerk_id
+                 RETURNING u.clerk_id, true AS done"
+            ),
             anonymize: format!(
-                "UPDATE users AS u
-                 SET {fields}, preferences = '{{}}', deleted_at = coalesce(u.deleted_at, moment){emptied}
+                "UPDATE {table} AS u
+                 SET {fields}deleted_at = coalesce(u.deleted_at, moment){preferences}{emptied}
                  FROM unnest({{rows}}) AS n (clerk_id)
                  WHERE u.clerk_id = n.clerk_id
-                 RETURNING u.clerk_id, {anonymous} AND {others}{left} AS done",
-                fields = objects::anonymizing(&USER),
-                anonymous = anonymous(),
-                others = holds(USER.fields().filter(|field| !field.identifies)),
+                 RETURNING u.clerk_id, {anonymous}{others}{left} AS done",
+                fields = objects::anonymizing(entity).map(|field| field + ", ").collect::<String>(),
+                preferences = if entity.has_preferences { ", preferences = '{}'" } else { "" },
+                anonymous = anonymous(entity),
+                others = holds(entity.fields().filter(|field| !field.identifies)),
             ),
         }
     }
@@ -118,21 +139,24 @@ impl Refusal {
     }
 }
 
-/// See [`Transaction::erase_users`](crate::store::Transaction::erase_users).
+/// See [`Transaction::erase`](crate::store::Transaction::erase), of rows of this kind.
 pub(super) async fn erase(
     session: &mut Session,
-    statements: &Statements,
+    removal: &Removal,
+    entity: &'static Entity,
     ids: &[ClerkId],
     ways: &[Way],
     at: DateTime<Utc>,
 ) -> Result<HashMap<ClerkId, RowFate>> {
+    let Some(statements) = removal.0.get(entity.kind) else { return Ok(HashMap::new()) };
+    let table = entity.table;
     let look = format!(
         "standing := ARRAY(
              SELECT u.clerk_id FROM unnest(ids) AS n (clerk_id)
-             CROSS JOIN LATERAL (SELECT * FROM users WHERE clerk_id = n.clerk_id) AS u
+             CROSS JOIN LATERAL (SELECT * FROM {table} WHERE clerk_id = n.clerk_id) AS u
              WHERE NOT {}
          );",
-        anonymous()
+        anonymous(entity)
     );
     let mut steps = "standing := ids;".to_owned();
     for way in ways {
@@ -147,11 +171,11 @@ pub(super) async fn erase(
     }
     // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
     steps.push_str("reasons := refused; whys := why;");
-    steps.push_str(&each(
-        "UPDATE users AS u SET deleted_at = moment FROM unnest({rows}) AS n (clerk_id)
+    steps.push_str(&each(&format!(
+        "UPDATE {table} AS u SET deleted_at = moment FROM unnest({{rows}}) AS n (clerk_id)
          WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
          RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
-    ));
+    )));
     let block = block(ids, at, &steps);
     let text = format!("SET CONSTRAINTS ALL IMMEDIATE; {block}; SELECT current_setting('clerk_sync.fates')");
     let rows = session.raw_rows(&text).await?;
@@ -165,28 +189,28 @@ pub(super) async fn erase(
         let reason = refused.remove(&id).map_or_else(StoreError::unmoved, Refusal::error);
         fates.insert(id, RowFate::Stands(reason));
     }
-    let known = |(id, fate)| Some((ClerkId::new(&USER, id)?, fate));
+    let known = |(id, fate)| Some((ClerkId::new(entity, id)?, fate));
     Ok(fates.into_iter().filter_map(known).collect())
 }
 
-/// See [`Transaction::mark_users`](crate::store::Transaction::mark_users).
+/// See [`Transaction::mark`](crate::store::Transaction::mark).
 pub(super) async fn mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
     each_mark(
         session,
         marks,
-        "UPDATE users AS u SET deleted_at = n.at FROM unnest(ids, times) AS n (clerk_id, at)
+        "UPDATE {table} AS u SET deleted_at = n.at FROM unnest(ids, times) AS n (clerk_id, at)
          WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
          RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
     )
     .await
 }
 
-/// See [`Transaction::unmark_users`](crate::store::Transaction::unmark_users).
+/// See [`Transaction::unmark`](crate::store::Transaction::unmark).
 pub(super) async fn unmark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
     each_mark(
         session,
         marks,
-        "UPDATE users AS u SET deleted_at = NULL FROM unnest(ids, times) AS n (clerk_id, at)
+        "UPDATE {table} AS u SET deleted_at = NULL FROM unnest(ids, times) AS n (clerk_id, at)
          WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at = n.at
          RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
     )
@@ -194,14 +218,17 @@ pub(super) async fn unmark(session: &mut Session, marks: &[(ClerkId, DateTime<Ut
 }
 
 async fn each_mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)], statement: &str) -> Result<()> {
-    let ids: Vec<ClerkId> = marks.iter().map(|(id, _)| id.clone()).collect();
-    let times: Vec<String> = marks.iter().map(|(_, at)| time(*at)).collect();
-    let times = times.join(",");
-    let steps = format!(
-        "times := string_to_array('{times}', ',')::timestamptz[]; standing := ids; {}",
-        each(statement)
-    );
-    session.run(&block(&ids, DateTime::UNIX_EPOCH, &steps)).await
+    for (entity, marks) in objects::by_kind(marks, |(id, _)| id.entity()) {
+        let ids: Vec<ClerkId> = marks.iter().map(|(id, _)| id.clone()).collect();
+        let times: Vec<String> = marks.iter().map(|(_, at)| time(*at)).collect();
+        let times = times.join(",");
+        let steps = format!(
+            "times := string_to_array('{times}', ',')::timestamptz[]; standing := ids; {}",
+            each(&statement.replace("{table}", entity.table))
+        );
+        session.run(&block(&ids, DateTime::UNIX_EPOCH, &steps)).await?;
+    }
+    Ok(())
 }
 
 fn time(at: DateTime<Utc>) -> String {

@@ -8,7 +8,7 @@ use crate::{
     store::{Result, StoreError, Trouble},
 };
 
-/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and `event_at`.
+/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &PgRow) -> Result<LineHash> {
     let cells = [
         time(row, 1)?,
@@ -19,7 +19,7 @@ pub(in crate::store) fn line(row: &PgRow) -> Result<LineHash> {
         list(row, 6)?,
         time(row, 7)?,
     ];
-    Ok(LineHash::of(get(row, 0)?, &cells))
+    Ok(LineHash::of(get(row, 0)?, &cells, &text(row, 8)?))
 }
 
 fn text(row: &PgRow, index: usize) -> Result<Cell<'_>> {

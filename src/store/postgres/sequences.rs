@@ -9,8 +9,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use sqlx::AssertSqlSafe;
+
 use super::{Session, get, sql};
-use crate::store::{BehindSequence, Result, StoreError, Trouble, schema::quoted};
+use crate::{
+    entity,
+    model::Entity,
+    store::{BehindSequence, Result, StoreError, Trouble, schema::quoted},
+};
 
 /// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
 const LOCK: i64 = 0x63_6c65_726b_7365;
@@ -98,11 +104,15 @@ fn is_taken_number(error: &StoreError, table: &str) -> bool {
 
 /// Every sequence whose next number is no higher than one that is in use, and those that we may not read.
 pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<BehindSequence>> {
+    let of_kind =
+        |entity: &&Entity| format!("SELECT '{0}' AS name, max(id) AS highest FROM {0}", entity.table);
+    let objects = entity::ALL.iter().map(of_kind).collect::<Vec<_>>().join(" UNION ALL ");
     let rows = session
         .rows(
-            sql("SELECT n.name, s.name, n.highest, next.number, has_sequence_privilege(q.seqrelid, 'UPDATE')
+            sqlx::query(AssertSqlSafe(format!(
+                "SELECT n.name, s.name, n.highest, next.number, has_sequence_privilege(q.seqrelid, 'UPDATE')
                  FROM (
-                     SELECT 'users' AS name, max(id) AS highest FROM users
+                     {objects}
                      UNION ALL
                      -- A number under a seal must not come again, whatever became of its line.
                      SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
@@ -119,13 +129,14 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
                             AS number
                  ) AS next
                  WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
-                 ORDER BY n.name")
+                 ORDER BY n.name"
+            )))
             .bind(quoted(schema)),
         )
         .await?;
     let one = |row| {
         let table: String = get(row, 0)?;
-        let table = NUMBERED.into_iter().find(|name| *name == table);
+        let table = numbered().find(|name| *name == table);
         Ok(BehindSequence {
             table: table.ok_or_else(|| StoreError::new(Trouble::Broken))?,
             sequence: get(row, 1)?,
@@ -138,4 +149,6 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
 }
 
 /// The tables whose rows the database numbers.
-const NUMBERED: [&str; 3] = ["users", "audit_log", "outbox"];
+fn numbered() -> impl Iterator<Item = &'static str> {
+    entity::ALL.iter().map(|entity| entity.table).chain(["audit_log", "outbox"])
+}

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Postgres as Pg, postgres::PgArguments, query::Query};
 use super::{Postgres, Session, error::may_be_our_rights, get, sql};
 use crate::store::{
     Patience, Result, StoreError, Trouble,
-    sql::{self as shared, Cells, Database, Dialect, Purpose, Row, Statement, Value},
+    sql::{self as shared, Cells, Database, Dialect, Kinds, Purpose, Row, RowCells, Statement, Value},
 };
 
 #[async_trait]
@@ -24,6 +24,10 @@ impl Database for Postgres {
         Ok(Box::new(Self::session(self, begin).await?))
     }
 
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
     fn has_one_writer(&self) -> bool {
         false
     }
@@ -31,9 +35,13 @@ impl Database for Postgres {
 
 #[async_trait]
 impl shared::Session for Session {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         let rows = Self::rows(self, bound(statement, values)).await?;
-        Ok(rows.into_iter().map(Row::Postgres).collect())
+        Ok(Row::all(rows, RowCells::Postgres, self.kinds))
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
@@ -43,14 +51,33 @@ impl shared::Session for Session {
         Self::execute(self, bound(statement, values)).await
     }
 
-    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        match self.rows_of_users(bound(statement, values)).await {
-            Ok(rows) => Ok(rows.into_iter().map(Row::Postgres).collect()),
-            Err(error) if may_be_our_rights(&error) => {
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        match self.rows_of_objects(table, bound(statement, values)).await {
+            Ok(rows) => Ok(Row::all(rows, RowCells::Postgres, self.kinds)),
+            Err(error) if may_be_our_rights(&error, table) => {
                 // The transaction is lost anyway; its end finds a new one, in which nothing was done.
                 self.run("ROLLBACK AND CHAIN").await?;
-                Err(self.whose_rights(error).await?)
+                Err(self.whose_rights(table, error).await?)
             }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        self.run("SAVEPOINT attempt").await?;
+        match self.rows_of_objects(table, bound(statement, values)).await {
+            Ok(_) => self.run("RELEASE attempt").await,
+            Err(error) if error.is_about_the_data() => self.run("ROLLBACK TO attempt; RELEASE attempt").await,
             Err(error) => Err(error),
         }
     }
@@ -73,13 +100,15 @@ impl shared::Session for Session {
 }
 
 impl Session {
-    /// A right was missing in a statement on `users`, and the server did not say for what: for the table itself, which is
+    /// A right was missing in a statement on this table, and the server did not say for what: for the table itself, which is
     /// ours, or for something of the application's that a constraint, a default or a policy needs.
-    async fn whose_rights(&mut self, error: StoreError) -> Result<StoreError> {
+    async fn whose_rights(&mut self, table: &str, error: StoreError) -> Result<StoreError> {
         let schema = self.others.schema.clone();
-        let query = sql("SELECT bool_and(has_table_privilege(quote_ident($1) || '.users', needed))
+        let query =
+            sql("SELECT bool_and(has_table_privilege(quote_ident($1) || '.' || quote_ident($2), needed))
              FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed")
-        .bind(schema);
+            .bind(schema)
+            .bind(table);
         let rows = Self::rows(self, query).await?;
         let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
         Ok(if get(row, 0)? { error } else { StoreError { trouble: Trouble::Broken, ..error } })

@@ -8,32 +8,30 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgRow;
 
-use super::{Session, get, removal, sequences::Sequences, sight};
+use super::{
+    Session,
+    removal::{self, Removal},
+    sequences::Sequences,
+    sight,
+};
 use crate::{
-    entity::USER,
-    model::{AuditEntry, ClerkId, FieldSet, Holds, Outcome, Profile, Receipt, Register, SvixId, User, Value},
+    model::{AuditEntry, ClerkId, Entity, Outcome, Receipt, Register, Selection, SvixId, User},
     store::{
-        Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Trouble,
-        Waiting, Way,
-        sql::{erasures, ledger, objects, outbox, queue},
+        Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Waiting, Way,
+        sql::{erasures, ledger, objects, objects::by_kind, outbox, queue},
     },
 };
 
 /// A transaction of PostgreSQL.
 pub(super) struct PostgresTransaction {
     session: Session,
-    removal: Arc<removal::Statements>,
+    removal: Arc<Removal>,
     sequences: Arc<Sequences>,
 }
 
 impl PostgresTransaction {
-    pub(super) fn new(
-        session: Session,
-        removal: Arc<removal::Statements>,
-        sequences: Arc<Sequences>,
-    ) -> Self {
+    pub(super) fn new(session: Session, removal: Arc<Removal>, sequences: Arc<Sequences>) -> Self {
         Self { session, removal, sequences }
     }
 }
@@ -72,8 +70,8 @@ impl Transaction for PostgresTransaction {
         ledger::registers(&mut self.session, ids).await
     }
 
-    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
-        ledger::hold(&mut self.session, id).await
+    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        ledger::hold(&mut self.session, ids).await
     }
 
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
@@ -88,17 +86,35 @@ impl Transaction for PostgresTransaction {
         ledger::release_addresses(&mut self.session, ids).await
     }
 
-    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
-        objects::load(&mut self.session, &USER, ids, fields).await
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
+        objects::load(&mut self.session, ids, selection).await
     }
 
-    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        let inserted = objects::insert(&mut self.session, users, fields).await;
-        self.sequences.checked(&mut self.session, "users", inserted).await
+    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
+        objects::children(&mut self.session, parents, limit).await
     }
 
-    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        objects::update(&mut self.session, users, fields).await
+    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
+        objects::mark_children(&mut self.session, parents, at).await
+    }
+
+    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
+        objects::rivals(&mut self.session, entity, keys).await
+    }
+
+    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+            let inserted = objects::insert(&mut self.session, objects, selection.fields(entity)).await;
+            self.sequences.checked(&mut self.session, entity.table, inserted).await?;
+        }
+        Ok(())
+    }
+
+    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+            objects::update(&mut self.session, objects, selection.fields(entity)).await?;
+        }
+        Ok(())
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
@@ -106,29 +122,24 @@ impl Transaction for PostgresTransaction {
         Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
     }
 
-    async fn erase_users(
+    async fn erase(
         &mut self,
         ids: &[ClerkId],
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
+        let mut fates = HashMap::new();
+        for (entity, ids) in by_kind(ids, ClerkId::entity) {
+            fates.extend(removal::erase(&mut self.session, &self.removal, entity, ids, ways, at).await?);
         }
-        removal::erase(&mut self.session, &self.removal, ids, ways, at).await
+        Ok(fates)
     }
 
-    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        if marks.is_empty() {
-            return Ok(());
-        }
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
         removal::mark(&mut self.session, marks).await
     }
 
-    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        if marks.is_empty() {
-            return Ok(());
-        }
+    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
         removal::unmark(&mut self.session, marks).await
     }
 
@@ -181,31 +192,4 @@ impl Transaction for PostgresTransaction {
     async fn rollback(self: Box<Self>) {
         self.session.rollback().await;
     }
-}
-
-pub(super) fn clerk_id(row: &PgRow, index: usize) -> Result<ClerkId> {
-    ClerkId::new(&USER, get::<String>(row, index)?).ok_or_else(|| StoreError::new(Trouble::Broken))
-}
-
-/// Of the columns in the order of [`Transaction::users`].
-pub(super) fn user(row: &PgRow) -> Result<User> {
-    let mut profile = Profile::default();
-    for (index, field) in USER.fields().enumerate() {
-        let index = index + 1;
-        let value = match field.holds {
-            Holds::Bool => get::<Option<bool>>(row, index)?.map(Value::Bool),
-            Holds::Json => get::<Option<String>>(row, index)?.map(Value::Json),
-            Holds::Time => get::<Option<DateTime<Utc>>>(row, index)?.map(Value::Time),
-            Holds::Text => get::<Option<String>>(row, index)?.map(Value::Text),
-        };
-        profile.set(field, value.unwrap_or_default());
-    }
-    Ok(User {
-        clerk_id: clerk_id(row, 0)?,
-        profile,
-        created_at: get(row, 16)?,
-        updated_at: get(row, 17)?,
-        synced_at: get(row, 18)?,
-        deleted_at: get(row, 19)?,
-    })
 }

@@ -15,7 +15,7 @@ pub struct Batch<'a> {
 #[derive(Clone)]
 pub(in crate::store) enum Cells<'a> {
     Text(Vec<Option<&'a str>>),
-    Int(Vec<i64>),
+    Int(Vec<Option<i64>>),
     Bool(Vec<Option<bool>>),
     Time(Vec<Option<DateTime<Utc>>>),
     Bytes(Vec<&'a [u8]>),
@@ -63,6 +63,10 @@ impl<'a, T> Columns<'a, T> {
     }
 
     pub(in crate::store) fn int(self, value: impl Fn(&'a T) -> i64) -> Self {
+        self.maybe_int(|item| Some(value(item)))
+    }
+
+    pub(in crate::store) fn maybe_int(self, value: impl Fn(&'a T) -> Option<i64>) -> Self {
         let cells = Cells::Int(self.items.iter().map(value).collect());
         self.with(cells)
     }

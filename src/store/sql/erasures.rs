@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use super::{Database, Purpose, Row, Session, batch, ledger, objects, only, retention, statements, values};
 use crate::{
     entity::USER,
-    model::{ClerkId, FieldSet, Receipt},
+    model::{ClerkId, FieldSet, Receipt, Selection},
     store::{AuditLine, Erasures, Known, Minimized, OpenErasures, Result, StoreError, Tombstone, Trouble},
 };
 
@@ -85,10 +85,10 @@ statements! {
 
 #[async_trait]
 impl<D: Database> Erasures for D {
-    async fn known(&self, ids: &[ClerkId], fields: FieldSet) -> Result<Known> {
+    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
         let mut session = self.session(Purpose::Read).await?;
         let registers = ledger::known_registers(&mut *session, ids).await?;
-        let users = objects::load(&mut *session, &USER, ids, fields).await?;
+        let users = objects::load(&mut *session, ids, selection).await?;
         session.commit().await?;
         Ok(Known { registers, users })
     }
@@ -101,7 +101,7 @@ impl<D: Database> Erasures for D {
     ) -> Result<Vec<ClerkId>> {
         // Where nearly everybody was touched it looks through the whole table.
         let rows = self.fetch(Purpose::Scan, &STANDING, values![from(after), untouched_since, limit]).await?;
-        rows.iter().map(|row| row.get(0)).collect()
+        rows.iter().map(|row| row.id_of(&USER, 0)).collect()
     }
 
     async fn count_standing(&self) -> Result<u64> {
@@ -123,7 +123,7 @@ impl<D: Database> Erasures for D {
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
         let rows = self.fetch(Purpose::Read, &HELD_DUE, values![now, from(after), limit]).await?;
-        rows.iter().map(|row| row.get(0)).collect()
+        rows.iter().map(|row| row.id_of(&USER, 0)).collect()
     }
 
     async fn tombstones(
@@ -206,12 +206,16 @@ fn audit_line(row: &Row) -> Result<AuditLine> {
 fn tombstone(row: &Row) -> Result<Tombstone> {
     let held_until = row.maybe(2)?;
     let erased_at = DateTime::from_timestamp_millis(row.get(1)?).unwrap_or_default();
-    Ok(Tombstone { clerk_id: row.get(0)?, erased_at: held_until.is_none().then_some(erased_at), held_until })
+    Ok(Tombstone {
+        clerk_id: row.id_of(&USER, 0)?,
+        erased_at: held_until.is_none().then_some(erased_at),
+        held_until,
+    })
 }
 
 fn receipt(row: &Row) -> Result<Receipt> {
     Ok(Receipt {
-        clerk_id: row.get(0)?,
+        clerk_id: row.id_of(&USER, 0)?,
         destination: row.get(1)?,
         requested_at: row.get(2)?,
         completed_at: row.maybe(3)?,

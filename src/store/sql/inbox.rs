@@ -15,7 +15,7 @@ use crate::{
 macro_rules! queued {
     ($from:literal) => {
         concat!(
-            "SELECT q.svix_id, q.event_type, q.clerk_id, q.state, q.attempts, q.next_attempt_at, q.received_at,
+            "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.state, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, octet_length(q.payload)
         FROM ",
             $from,
@@ -45,11 +45,11 @@ statements! {
 
     THESE = queued!("{batch $6 AS n: id text} {lookup webhook_queue AS q WHERE q.svix_id = n.id} WHERE true");
 
-    PARKED = "SELECT svix_id, event_type, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
+    PARKED = "SELECT svix_id, event_type, kind, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
                trace_context, dead_at
         FROM webhook_queue WHERE svix_id = $1";
 
-    NEWEST = "SELECT p.svix_id, p.event_type, p.outcome, p.clerk_id, p.event_at, p.processed_at
+    NEWEST = "SELECT p.svix_id, p.event_type, p.outcome, p.kind, p.clerk_id, p.event_at, p.processed_at
         FROM (
             SELECT * FROM processed_webhooks
             WHERE processed_at <= coalesce($1, {postgres 'infinity'}{sqlite '~'})
@@ -60,7 +60,7 @@ statements! {
         WHERE ($3 IS NULL OR p.event_type = $3) AND ($4 IS NULL OR p.outcome = $4)
         LIMIT $5";
 
-    PROCESSED = "SELECT p.svix_id, p.event_type, p.outcome, p.clerk_id, p.event_at, p.processed_at
+    PROCESSED = "SELECT p.svix_id, p.event_type, p.outcome, p.kind, p.clerk_id, p.event_at, p.processed_at
         FROM {batch $6 AS n: id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.id}
         WHERE ($1 IS NULL OR (p.processed_at, p.svix_id) < ($1, $2))
           AND ($3 IS NULL OR p.event_type = $3) AND ($4 IS NULL OR p.outcome = $4)
@@ -130,17 +130,17 @@ impl<D: Database> Inbox for D {
 }
 
 fn queued(row: &Row) -> Result<Queued> {
-    let state: String = row.get(3)?;
+    let state: String = row.get(4)?;
     Ok(Queued {
         svix_id: row.get(0)?,
         event_type: row.maybe(1)?,
-        clerk_id: row.maybe(2)?,
+        clerk_id: row.maybe_id(2)?,
         state: QueueState::named(&state).ok_or_else(|| StoreError::new(Trouble::Broken))?,
-        attempts: row.get(4)?,
-        next_attempt_at: row.maybe(5)?,
-        received_at: row.get(6)?,
-        last_error: row.maybe(7)?.unwrap_or_default(),
-        bytes: row.get(8)?,
+        attempts: row.get(5)?,
+        next_attempt_at: row.maybe(6)?,
+        received_at: row.get(7)?,
+        last_error: row.maybe(8)?.unwrap_or_default(),
+        bytes: row.get(9)?,
     })
 }
 
@@ -149,8 +149,9 @@ fn processed(row: &Row) -> Result<Processed> {
         svix_id: row.get(0)?,
         event_type: row.maybe(1)?,
         outcome: row.get(2)?,
-        clerk_id: row.maybe(3)?,
-        event_at: row.get(4)?,
-        processed_at: row.get(5)?,
+        kind: row.maybe(3)?,
+        clerk_id: row.maybe(4)?,
+        event_at: row.get(5)?,
+        processed_at: row.get(6)?,
     })
 }

@@ -2,36 +2,40 @@
 
 use std::collections::HashMap;
 
-use super::{Row, Session, batch, statements, values};
+use super::{Row, Session, batch, batch::Columns, statements, values};
 use crate::{
+    entity::USER,
     model::{Actor, AuditEntry, ClerkId, Register, SvixId, Version},
     store::{Address, Advance, Result, StoreError, Trouble},
 };
 
 statements! {
     // One search an id, in the order of the ids, so that two transactions never wait for each other.
-    REGISTERS = "SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
-        FROM {batch $1 AS n: clerk_id text}
-        {lock entity_versions AS e WHERE e.kind = 'user' AND e.clerk_id = n.clerk_id}";
+    REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
+        FROM {batch $1 AS n: kind text, clerk_id text}
+        {lock entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
 
     // The same without locks.
-    KNOWN_REGISTERS = "SELECT e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
-        FROM {batch $1 AS n: clerk_id text}
-        {lookup entity_versions AS e WHERE e.kind = 'user' AND e.clerk_id = n.clerk_id}";
+    KNOWN_REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
+        FROM {batch $1 AS n: kind text, clerk_id text}
+        {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
 
-    BLANK_REGISTER = "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)
-        VALUES ('user', $1, $2, $2, '', false)
+    BLANK_REGISTERS = "INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)
+        SELECT n.kind, n.clerk_id, CAST($2 AS bigint), CAST($2 AS bigint), '', false
+        FROM {batch $1 AS n: kind text, clerk_id text}
+        WHERE true
+        ORDER BY n.place
         ON CONFLICT (kind, clerk_id) DO NOTHING";
 
     ADVANCE = "INSERT INTO entity_versions AS e
             (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since)
-        SELECT 'user', n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since
-        FROM {batch $1 AS n: clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
+        SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since
+        FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
         WHERE {postgres true}{sqlite
             -- What was planned for an object that had no register must not fall on one that has. A blank one says nothing.
             NOT (n.new AND EXISTS (
                 SELECT 1 FROM entity_versions AS r
-                WHERE r.kind = 'user' AND r.clerk_id = n.clerk_id AND (r.deleted OR r.version > $2)
+                WHERE r.kind = n.kind AND r.clerk_id = n.clerk_id AND (r.deleted OR r.version > $2)
             ))}
         ON CONFLICT (kind, clerk_id) DO UPDATE
         SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie, deleted = excluded.deleted,
@@ -44,7 +48,7 @@ statements! {
                OR (e.held_until IS DISTINCT FROM excluded.held_until
                    AND (e.version, e.event_at, e.tie) = (excluded.version, excluded.event_at, excluded.tie)))
         -- PostgreSQL: a row that this statement inserted has no older version to point back to.
-        RETURNING clerk_id, {postgres xmax = 0}{sqlite NULL}";
+        RETURNING kind, clerk_id, {postgres xmax = 0}{sqlite NULL}";
 
     ADDRESSES = "SELECT n.email, lower(n.email), u.clerk_id FROM {batch $1 AS n: email text}
         {postgres LEFT JOIN LATERAL (
@@ -55,12 +59,12 @@ statements! {
         WHERE u.clerk_id = n.clerk_id
         RETURNING 1";
 
-    AUDIT = "INSERT INTO audit_log (at, action, clerk_id, svix_id, source, changed_fields, event_at)
-        SELECT n.at, n.action, n.clerk_id, n.svix_id, n.source,
+    AUDIT = "INSERT INTO audit_log (at, action, kind, clerk_id, svix_id, source, changed_fields, event_at)
+        SELECT n.at, n.action, n.kind, n.clerk_id, n.svix_id, n.source,
                {postgres string_to_array(n.changed_fields, ',')}{sqlite CASE n.changed_fields WHEN '' THEN '[]'
                    ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END},
                n.event_at
-        FROM {batch $1 AS n: at time, action text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
+        FROM {batch $1 AS n: at time, action text, kind text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
         ORDER BY n.place
         RETURNING id, svix_id, clerk_id";
 
@@ -78,7 +82,7 @@ pub(in crate::store) async fn registers(
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = session.rows(&REGISTERS, values![batch(ids).text(ClerkId::as_str)]).await?;
+    let rows = session.rows(&REGISTERS, values![ids_of(ids)]).await?;
     rows.iter().map(register).collect()
 }
 
@@ -87,26 +91,37 @@ pub(in crate::store) async fn known_registers(
     session: &mut dyn Session,
     ids: &[ClerkId],
 ) -> Result<HashMap<ClerkId, Register>> {
-    let rows = session.rows(&KNOWN_REGISTERS, values![batch(ids).text(ClerkId::as_str)]).await?;
+    let rows = session.rows(&KNOWN_REGISTERS, values![ids_of(ids)]).await?;
     rows.iter().map(register).collect()
 }
 
 fn register(row: &Row) -> Result<(ClerkId, Register)> {
     let register = Register {
-        version: Version { version: row.get(1)?, event_at: row.get(2)?, tie: row.get(3)? },
-        deleted: row.get(4)?,
-        held_until: row.maybe(5)?,
-        held_since: row.maybe(6)?,
+        version: Version { version: row.get(2)?, event_at: row.get(3)?, tie: row.get(4)? },
+        deleted: row.get(5)?,
+        held_until: row.maybe(6)?,
+        held_since: row.maybe(7)?,
     };
-    Ok((row.get(0)?, register))
+    Ok((row.id(0)?, register))
 }
 
-/// Lock and read one register, making a blank one where there is none.
-pub(in crate::store) async fn hold(session: &mut dyn Session, id: &ClerkId) -> Result<Register> {
+/// As `n: kind text, clerk_id text`.
+pub(super) fn ids_of(ids: &[ClerkId]) -> Columns<'_, ClerkId> {
+    batch(ids).text(|id| id.entity().kind).text(ClerkId::as_str)
+}
+
+/// Lock and read registers, making a blank one where there is none.
+pub(in crate::store) async fn hold(
+    session: &mut dyn Session,
+    ids: &[ClerkId],
+) -> Result<HashMap<ClerkId, Register>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
     // Older than any event.
-    session.execute(&BLANK_REGISTER, values![id, i64::MIN]).await?;
-    let mut found = registers(session, std::slice::from_ref(id)).await?;
-    found.remove(id).ok_or_else(|| StoreError::new(Trouble::Raced))
+    session.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
+    let found = registers(session, ids).await?;
+    if found.len() == ids.len() { Ok(found) } else { Err(StoreError::new(Trouble::Raced)) }
 }
 
 /// See [`Transaction::advance`](crate::store::Transaction::advance).
@@ -115,6 +130,7 @@ pub(in crate::store) async fn advance(session: &mut dyn Session, registers: &[Ad
         return Ok(());
     }
     let rows = batch(registers)
+        .text(|advance| advance.clerk_id.entity().kind)
         .text(|advance| advance.clerk_id.as_str())
         .int(|advance| advance.register.version.version)
         .int(|advance| advance.register.version.event_at)
@@ -128,7 +144,7 @@ pub(in crate::store) async fn advance(session: &mut dyn Session, registers: &[Ad
     }
     let rows = session.rows(&ADVANCE, values![rows, i64::MIN]).await?;
     let written: HashMap<ClerkId, Option<bool>> =
-        rows.iter().map(|row| Ok((row.get(0)?, row.maybe(1)?))).collect::<Result<_>>()?;
+        rows.iter().map(|row| Ok((row.id(0)?, row.maybe(2)?))).collect::<Result<_>>()?;
     let as_expected = |advance: &Advance| {
         written.get(&advance.clerk_id).is_some_and(|new| new.is_none_or(|new| new == advance.new))
     };
@@ -141,7 +157,13 @@ pub(in crate::store) async fn addresses(
     addresses: &[String],
 ) -> Result<Vec<Address>> {
     let rows = session.rows(&ADDRESSES, values![batch(addresses).text(String::as_str)]).await?;
-    let address = |row: &Row| Ok(Address { given: row.get(0)?, folded: row.get(1)?, owner: row.maybe(2)? });
+    let address = |row: &Row| {
+        Ok(Address {
+            given: row.get(0)?,
+            folded: row.get(1)?,
+            owner: row.maybe::<String>(2)?.and_then(|id| ClerkId::new(&USER, id)),
+        })
+    };
     rows.iter().map(address).collect()
 }
 
@@ -150,25 +172,30 @@ pub(in crate::store) async fn release_addresses(session: &mut dyn Session, ids: 
     if ids.is_empty() {
         return Ok(());
     }
-    session.write_objects(&RELEASE_ADDRESSES, values![batch(ids).text(ClerkId::as_str)]).await?;
+    session.write_objects(USER.table, &RELEASE_ADDRESSES, values![batch(ids).text(ClerkId::as_str)]).await?;
     Ok(())
 }
 
 /// Append to the audit trail; gives the numbers of the lines, in their order. [`attribute`] follows.
 pub(in crate::store) async fn audit(session: &mut dyn Session, entries: &[AuditEntry]) -> Result<Vec<Row>> {
-    let fields: Vec<String> = entries.iter().map(changed_fields).collect();
-    let lines: Vec<(&AuditEntry, &String)> = entries.iter().zip(&fields).collect();
+    let line = |entry| (entry, action(entry), changed_fields(entry));
+    let lines: Vec<(&AuditEntry, String, String)> = entries.iter().map(line).collect();
     let rows = batch(&lines)
-        .time(|(entry, _)| entry.at)
-        .text(|(entry, _)| entry.action.name())
-        .text(|(entry, _)| entry.clerk_id.as_str())
-        .text(|(entry, _)| entry.svix_id.as_ref().map(SvixId::as_str))
-        .text(|(entry, _)| entry.source.name())
-        .text(|(_, fields)| fields.as_str())
-        .time(|(entry, _)| entry.event_at);
+        .time(|(entry, ..)| entry.at)
+        .text(|(_, action, _)| action.as_str())
+        .text(|(entry, ..)| entry.clerk_id.entity().kind)
+        .text(|(entry, ..)| entry.clerk_id.as_str())
+        .text(|(entry, ..)| entry.svix_id.as_ref().map(SvixId::as_str))
+        .text(|(entry, ..)| entry.source.name())
+        .text(|(.., fields)| fields.as_str())
+        .time(|(entry, ..)| entry.event_at);
     // A line is to be sealed.
     session.leaves_work();
     session.rows(&AUDIT, values![rows]).await
+}
+
+fn action(entry: &AuditEntry) -> String {
+    entry.action.name(entry.clerk_id.entity())
 }
 
 fn changed_fields(entry: &AuditEntry) -> String {

@@ -3,6 +3,7 @@
 //! A keeper opens [`Session`]s, knows its kind of SQL, and writes by hand only what its database can do better than others.
 
 mod batch;
+pub mod ddl;
 pub(in crate::store) mod erasures;
 mod inbox;
 pub(in crate::store) mod ledger;
@@ -19,10 +20,11 @@ mod value;
 
 use async_trait::async_trait;
 
+pub use self::statement::Dialect;
 pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
-    row::{Row, only},
-    statement::{Dialect, Statement, statements},
+    row::{Kinds, Row, RowCells, only},
+    statement::{Statement, statements},
     value::{Value, values},
 };
 use super::{Patience, Result};
@@ -48,6 +50,9 @@ pub trait Database: Send + Sync + 'static {
         session.commit().await?;
         Ok(written)
     }
+
+    /// The kinds of objects that it keeps.
+    fn kinds(&self) -> Kinds;
 
     /// Whether one transaction writes at a time, so that it is worth a look first whether there is anything to write.
     fn has_one_writer(&self) -> bool;
@@ -79,15 +84,31 @@ impl Purpose {
 /// A transaction. Dropped before its end, it is rolled back.
 #[async_trait]
 pub trait Session: Send {
+    /// The kinds of objects that the database keeps.
+    fn kinds(&self) -> Kinds;
+
     /// The rows that a statement gives.
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
     /// Run a statement; gives how many rows it wrote. One that is empty for this database is not sent.
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
 
-    /// Write rows that the application may have put triggers and constraints on; gives the rows that a statement returns.
+    /// Write rows of a table that the application may have put triggers and constraints on; gives the rows that a statement returns.
     /// What fails there is the application's refusal, unless it is known to be ours.
-    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>>;
+
+    /// Write such rows if the application lets us; if it does not, the transaction is as it was before.
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()>;
 
     /// What is written is to be worked on: others are told of it after the commit.
     fn leaves_work(&mut self);

@@ -1,15 +1,17 @@
 //! Rows of synced objects, by statements that are made from their declarations.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use super::{Row, Session, Statement, Value, batch, values};
+use chrono::{DateTime, Utc};
+
+use super::{Database, Kinds, Purpose, Row, Session, Statement, Value, batch, ledger::ids_of, values};
 use crate::{
-    model::{Anonymized, ClerkId, Entity, Field, FieldSet, Holds, Profile, User, Value as Cell},
-    store::{Result, StoreError, Trouble},
+    model::{Anonymized, ClerkId, Entity, Field, FieldSet, Holds, Profile, Selection, User, Value as Cell},
+    store::{self, Result, RowFilter, StoreError, Trouble},
 };
 
 /// The statements of one kind and one allow-list.
@@ -17,6 +19,13 @@ pub(in crate::store) struct Statements {
     pub(in crate::store) load: Statement,
     insert: Statement,
     pub(in crate::store) update: Statement,
+    /// Live rows that have the same values in the columns of which no two may have the same.
+    rivals: Statement,
+    one: Statement,
+    these: Statement,
+    pub(in crate::store) page: Statement,
+    /// The same, of those with this value in this column.
+    pub(in crate::store) pages: Vec<(Field, Statement)>,
     loaded: Vec<Field>,
     written: Vec<Field>,
 }
@@ -36,9 +45,11 @@ impl Statements {
 
     fn new(entity: &'static Entity, fields: FieldSet) -> Self {
         let table = entity.table;
+        let keys: FieldSet = entity.keys().collect();
+        let written: Vec<Field> =
+            entity.fields().filter(|field| fields.contains(*field) || keys.contains(*field)).collect();
         let loaded: Vec<Field> =
-            entity.fields().filter(|field| field.identifies || fields.contains(*field)).collect();
-        let written: Vec<Field> = fields.of(entity).collect();
+            entity.fields().filter(|field| field.identifies || written.contains(field)).collect();
         let (mut read, mut names, mut given, mut set, mut types) =
             <(String, String, String, String, String)>::default();
         for field in &loaded {
@@ -52,6 +63,7 @@ impl Statements {
             let (cast, kind) = match field.holds {
                 Holds::Text => ("", "text"),
                 Holds::Json => ("{postgres ::jsonb}", "text"),
+                Holds::Int => ("", "bigint"),
                 Holds::Bool => ("", "boolean"),
                 Holds::Time => ("", "time"),
             };
@@ -63,9 +75,32 @@ impl Statements {
         let rows = format!(
             "{{batch $1 AS n: clerk_id text, {types}created_at time, updated_at time, synced_at time}}"
         );
+        let read = format!("u.clerk_id, {read}u.created_at, u.updated_at, u.synced_at, u.deleted_at");
+        let preferences = if entity.has_preferences {
+            "{postgres u.preferences::text}{sqlite u.preferences}"
+        } else {
+            "NULL"
+        };
+        let seen = format!("{read}, u.id, {preferences}");
+        let row = format!("SELECT {seen} FROM {table} AS u WHERE");
+        let page = |condition: &str, order: &str| {
+            Statement::made(format!("{row} {condition} AND u.deleted_at IS NULL ORDER BY {order} LIMIT $2"))
+        };
+        let by_email = entity.fields().filter(|field| field.anonymized == Anonymized::Address);
+        let by_email = by_email.map(|field| {
+            // Not in the order of the primary key: its index would be walked through in search of the address.
+            let condition = format!("lower(u.{}) = lower($3) AND {{sqlite +}}u.id > $1", field.name());
+            (field, page(&condition, "{postgres u.id + 0}{sqlite +u.id}"))
+        });
+        let by_parent = entity
+            .parents()
+            .map(|(field, _)| (field, page(&format!("u.{} = $3 AND u.id > $1", field.name()), "u.id")));
+        let unique = |text: fn(&str) -> String, between: &str| {
+            entity.unique.iter().map(|name| text(name)).collect::<Vec<_>>().join(between)
+        };
         Self {
             load: Statement::made(format!(
-                "SELECT u.clerk_id, {read}u.created_at, u.updated_at, u.synced_at, u.deleted_at
+                "SELECT {read}
                  FROM {{batch $1 AS n: clerk_id text}}
                  {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id}}"
             )),
@@ -86,6 +121,23 @@ impl Statements {
                  WHERE u.clerk_id = n.clerk_id
                  RETURNING {{postgres u.}}clerk_id"
             )),
+            rivals: Statement::made(if entity.unique.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    "SELECT u.clerk_id FROM {{batch $1 AS n: {}}}
+                     {{lookup {table} AS u WHERE {} AND u.deleted_at IS NULL}}",
+                    unique(|name| format!("{name} text"), ", "),
+                    unique(|name| format!("u.{name} = n.{name}"), " AND ")
+                )
+            }),
+            these: Statement::made(format!(
+                "SELECT {seen} FROM {{batch $1 AS n: clerk_id text}}
+                 {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL}}"
+            )),
+            one: Statement::made(format!("{row} u.clerk_id = $1")),
+            page: page("u.id > $1", "u.id"),
+            pages: by_email.chain(by_parent).collect(),
             loaded,
             written,
         }
@@ -97,6 +149,7 @@ impl Statements {
             rows = match field.holds {
                 Holds::Text => rows.text(move |object| object.profile[field].text()),
                 Holds::Json => rows.text(move |object| object.profile[field].json()),
+                Holds::Int => rows.maybe_int(move |object| object.profile[field].int()),
                 Holds::Bool => rows.bool(move |object| object.profile[field].bool()),
                 Holds::Time => rows.time(move |object| object.profile[field].time()),
             };
@@ -111,35 +164,42 @@ impl Statements {
 /// What a field of row `u` holds once it is anonymised.
 pub(in crate::store) fn anonymous(field: Field) -> String {
     match field.anonymized {
+        Anonymized::Kept => format!("u.{}", field.name()),
         Anonymized::Null => "NULL".to_owned(),
         Anonymized::Text(text) => format!("'{text}'"),
         Anonymized::Address => "'deleted-' || u.id || '@anonymized.local'".to_owned(),
     }
 }
 
-/// What anonymises row `u`, as far as its fields go: a list for `SET`.
-pub(in crate::store) fn anonymizing(entity: &'static Entity) -> String {
-    let each = entity.fields().map(|field| format!("{} = {}", field.name(), anonymous(field)));
-    each.collect::<Vec<_>>().join(", ")
+/// What anonymises row `u`, as far as its fields go: the items of `SET`.
+pub(in crate::store) fn anonymizing(entity: &'static Entity) -> impl Iterator<Item = String> {
+    let changed = entity.fields().filter(|field| field.anonymized != Anonymized::Kept);
+    changed.map(|field| format!("{} = {}", field.name(), anonymous(field)))
 }
 
-/// The rows of these objects, with their columns of `fields` and those that tell who somebody is.
+/// Those of each kind, of what is sorted by kind.
+pub(in crate::store) fn by_kind<T>(
+    items: &[T],
+    entity: fn(&T) -> &'static Entity,
+) -> impl Iterator<Item = (&'static Entity, &[T])> {
+    items.chunk_by(move |one, other| entity(one) == entity(other)).map(move |part| (entity(&part[0]), part))
+}
+
+/// See [`Transaction::load`](crate::store::Transaction::load).
 pub(in crate::store) async fn load(
     session: &mut dyn Session,
-    entity: &'static Entity,
     ids: &[ClerkId],
-    fields: FieldSet,
+    selection: &Selection,
 ) -> Result<HashMap<ClerkId, User>> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
+    let mut loaded = HashMap::new();
+    for (entity, ids) in by_kind(ids, ClerkId::entity) {
+        let statements = Statements::of(entity, selection.fields(entity));
+        for row in session.rows(&statements.load, values![batch(ids).text(ClerkId::as_str)]).await? {
+            let object = object(&row, entity, &statements.loaded)?;
+            loaded.insert(object.clerk_id.clone(), object);
+        }
     }
-    let statements = Statements::of(entity, fields);
-    let rows = session.rows(&statements.load, values![batch(ids).text(ClerkId::as_str)]).await?;
-    let object = |row: &Row| {
-        let object = object(row, entity, &statements.loaded)?;
-        Ok((object.clerk_id.clone(), object))
-    };
-    rows.iter().map(object).collect()
+    Ok(loaded)
 }
 
 fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> {
@@ -148,15 +208,15 @@ fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> 
         let cell = match field.holds {
             Holds::Text => row.maybe(column)?.map(Cell::Text),
             Holds::Json => row.maybe(column)?.map(Cell::Json),
+            Holds::Int => row.maybe(column)?.map(Cell::Int),
             Holds::Bool => row.maybe(column)?.map(Cell::Bool),
             Holds::Time => row.maybe(column)?.map(Cell::Time),
         };
         profile.set(*field, cell.unwrap_or_default());
     }
     let times = fields.len() + 1;
-    let id = row.get::<String>(0)?;
     Ok(User {
-        clerk_id: ClerkId::new(entity, id).ok_or_else(|| StoreError::new(Trouble::Broken))?,
+        clerk_id: row.id_of(entity, 0)?,
         profile,
         created_at: row.maybe(times)?,
         updated_at: row.maybe(times + 1)?.unwrap_or_default(),
@@ -196,7 +256,8 @@ async fn write(
 ) -> Result<()> {
     let Some(first) = objects.first() else { return Ok(()) };
     let statements = Statements::of(first.clerk_id.entity(), fields);
-    let written = session.write_objects(statement(&statements), &[statements.rows(objects)]).await?;
+    let table = first.clerk_id.entity().table;
+    let written = session.write_objects(table, statement(&statements), &[statements.rows(objects)]).await?;
     are_theirs(&written, objects)
 }
 
@@ -209,4 +270,157 @@ fn are_theirs(written: &[Row], objects: &[User]) -> Result<()> {
         }
     }
     if ids.is_empty() { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
+}
+
+/// The row of one object with what others see of it, deleted or not.
+pub(in crate::store) async fn row(store: &dyn Database, id: &ClerkId) -> Result<Option<store::Row>> {
+    let statements = Statements::of(id.entity(), FieldSet::ALL);
+    let rows = store.fetch(Purpose::Read, &statements.one, values![id]).await?;
+    rows.first().map(|row| seen(row, id.entity(), &statements)).transpose()
+}
+
+/// See [`Store::rows`](crate::store::Store::rows).
+pub(in crate::store) async fn page(
+    store: &dyn Database,
+    entity: &'static Entity,
+    filter: &RowFilter,
+    limit: u32,
+) -> Result<Vec<store::Row>> {
+    let statements = Statements::of(entity, FieldSet::ALL);
+    let after = filter.after.unwrap_or(i64::MIN);
+    let rows = match &filter.with {
+        None => store.fetch(Purpose::Page, &statements.page, values![after, limit]).await?,
+        Some((field, value)) => {
+            let statement = statements.pages.iter().find(|(other, _)| other == field);
+            let (_, statement) = statement.ok_or_else(|| StoreError::new(Trouble::Broken))?;
+            let purpose = if field.parent.is_some() { Purpose::Page } else { Purpose::Read };
+            store.fetch(purpose, statement, values![after, limit, value]).await?
+        }
+    };
+    rows.iter().map(|row| seen(row, entity, &statements)).collect()
+}
+
+/// The rows of these objects of a kind, without those that are deleted.
+pub(in crate::store) async fn these(
+    store: &dyn Database,
+    entity: &'static Entity,
+    ids: &[ClerkId],
+) -> Result<Vec<store::Row>> {
+    let statements = Statements::of(entity, FieldSet::ALL);
+    let values = values![batch(ids).text(ClerkId::as_str)];
+    let rows = store.fetch(Purpose::Read, &statements.these, values).await?;
+    rows.iter().map(|row| seen(row, entity, &statements)).collect()
+}
+
+fn seen(row: &Row, entity: &'static Entity, statements: &Statements) -> Result<store::Row> {
+    let behind = statements.loaded.len() + 5;
+    Ok(store::Row {
+        user: object(row, entity, &statements.loaded)?,
+        id: row.get(behind)?,
+        preferences: row.maybe(behind + 1)?,
+    })
+}
+
+/// Live rows that have one of these values in the columns of which no two rows may have the same, in the order of
+/// [`Entity::unique`].
+pub(in crate::store) async fn rivals(
+    session: &mut dyn Session,
+    entity: &'static Entity,
+    keys: &[Vec<String>],
+) -> Result<Vec<ClerkId>> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let statements = Statements::of(entity, FieldSet::ALL);
+    let places = 0..entity.unique.len();
+    let rows =
+        places.fold(batch(keys), |rows, place| rows.text(move |key: &Vec<String>| key[place].as_str()));
+    let rows = session.rows(&statements.rivals, values![rows]).await?;
+    rows.iter().map(|row| row.id_of(entity, 0)).collect()
+}
+
+/// How children are found by their parents, and marked.
+struct Children {
+    find: Statement,
+    /// By the kind of the parents.
+    mark: Vec<(&'static Entity, &'static str, Statement)>,
+}
+
+/// Those that were made, by the kinds of the database, of which a process has one list.
+static CHILDREN: LazyLock<Mutex<HashMap<Vec<&'static str>, Arc<Children>>>> = LazyLock::new(Mutex::default);
+
+impl Children {
+    fn of(kinds: Kinds) -> Arc<Self> {
+        let mut made = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = kinds.iter().map(|entity| entity.kind).collect();
+        Arc::clone(made.entry(names).or_insert_with(|| Arc::new(Self::new(kinds))))
+    }
+
+    fn new(kinds: Kinds) -> Self {
+        let columns = || {
+            let parents =
+                |child: &'static Entity| child.parents().map(move |(field, parent)| (child, field, parent));
+            kinds.iter().copied().flat_map(parents)
+        };
+        let find = columns().map(|(child, field, parent)| {
+            format!(
+                "SELECT '{kind}' AS kind, u.clerk_id FROM {{batch $1 AS n: kind text, clerk_id text}}
+                 {{lookup {table} AS u WHERE u.{field} = n.clerk_id}}
+                 WHERE n.kind = '{parent}' AND NOT EXISTS (
+                     SELECT 1 FROM entity_versions AS e
+                     WHERE e.kind = '{kind}' AND e.clerk_id = u.clerk_id AND e.deleted
+                 )",
+                kind = child.kind,
+                table = child.table,
+                field = field.name(),
+                parent = parent.kind,
+            )
+        });
+        let find: Vec<String> = find.collect();
+        let find = match &find[..] {
+            [] => String::new(),
+            find => format!("SELECT kind, clerk_id FROM ({}) AS c LIMIT $2", find.join(" UNION ALL ")),
+        };
+        let mark = columns().map(|(child, field, parent)| {
+            let statement = Statement::made(format!(
+                "UPDATE {table} SET deleted_at = $2
+                 WHERE {field} {{in SELECT n.clerk_id FROM {{batch $1 AS n: clerk_id text}}}} AND deleted_at IS NULL
+                 RETURNING 1",
+                table = child.table,
+                field = field.name(),
+            ));
+            (parent, child.table, statement)
+        });
+        Self { find: Statement::made(find), mark: mark.collect() }
+    }
+}
+
+/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone.
+pub(in crate::store) async fn children(
+    session: &mut dyn Session,
+    parents: &[ClerkId],
+    limit: u32,
+) -> Result<Vec<ClerkId>> {
+    let children = Children::of(session.kinds());
+    if parents.is_empty() || children.mark.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session.rows(&children.find, values![ids_of(parents), limit]).await?;
+    let ids: BTreeSet<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
+    Ok(ids.into_iter().collect())
+}
+
+/// Mark the rows as deleted that go with these parents, as far as the application lets us.
+pub(in crate::store) async fn mark_children(
+    session: &mut dyn Session,
+    parents: &[ClerkId],
+    at: DateTime<Utc>,
+) -> Result<()> {
+    for (kind, table, statement) in &Children::of(session.kinds()).mark {
+        let ids: Vec<&ClerkId> = parents.iter().filter(|parent| parent.entity() == *kind).collect();
+        if !ids.is_empty() {
+            session.try_objects(table, statement, values![batch(&ids).text(|id| id.as_str()), at]).await?;
+        }
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use crate::{
     model::{ClerkId, MessageType},
     store::{
         Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Notes, Outbox, Outgoing,
-        Result, SinkDepth, StoredMessage, outbox::Aftermath,
+        Result, SinkDepth, StoreError, StoredMessage, Trouble, outbox::Aftermath,
     },
     telemetry::TraceContext,
 };
@@ -24,7 +24,7 @@ use crate::{
 /// The columns in the order in which [`stored`] reads them.
 macro_rules! columns {
     () => {
-        "o.id, o.message_id, o.sink, o.clerk_id, o.type, o.state, o.attempts, o.next_attempt_at, o.lease IS NOT NULL,
+        "o.id, o.message_id, o.sink, o.kind, o.clerk_id, o.type, o.state, o.attempts, o.next_attempt_at, o.lease IS NOT NULL,
          o.created_at, o.finished_at, o.last_error"
     };
 }
@@ -38,13 +38,13 @@ macro_rules! page {
 
 statements! {
     TELL = "WITH n AS (
-            SELECT * FROM {batch $1 AS n: clerk_id text, sink text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}
+            SELECT * FROM {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}
         ){postgres , told AS (
             INSERT INTO outbox_recipients (clerk_id, sink, addresses) SELECT clerk_id, sink, '' FROM n
             ON CONFLICT (clerk_id, sink) DO NOTHING
         )}
-        INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
-        SELECT n.message_id, n.sink, n.clerk_id, n.type, n.payload, 'pending',
+        INSERT INTO outbox (message_id, sink, kind, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
+        SELECT n.message_id, n.sink, n.kind, n.clerk_id, n.type, n.payload, 'pending',
                -- One search a message; the limit keeps the planner from reading all that waits instead.
                CASE WHEN n.first AND (
                    SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
@@ -60,19 +60,19 @@ statements! {
         ON CONFLICT (clerk_id, sink) DO NOTHING}";
 
     RECALL = "DELETE FROM outbox
-        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type <> 'user.deleted'
+        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'
           -- On its way, and still in time.
           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)
-        RETURNING sink, clerk_id";
+        RETURNING sink, kind, clerk_id";
 
     EMPTY = "UPDATE outbox SET payload = NULL
-        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type <> 'user.deleted'";
+        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'";
 
     // Which sinks were ever told of these users, and wait for no deletion yet.
     TO_BE_TOLD = "SELECT r.clerk_id, r.sink FROM outbox_recipients AS r
         WHERE r.clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND (
             SELECT id FROM outbox
-            WHERE sink = r.sink AND clerk_id = r.clerk_id AND state = 'pending' AND type = 'user.deleted'
+            WHERE sink = r.sink AND clerk_id = r.clerk_id AND state = 'pending' AND type LIKE '%.deleted'
             LIMIT 1
         ) IS NULL
         ORDER BY 1, 2";
@@ -87,7 +87,7 @@ statements! {
             -- Another replica takes others.
             {postgres FOR UPDATE SKIP LOCKED}
         }
-        RETURNING id, message_id, clerk_id, type, payload, attempts, created_at, trace_context,
+        RETURNING id, message_id, kind, clerk_id, type, payload, attempts, created_at, trace_context,
                   (SELECT addresses FROM outbox_recipients AS r WHERE r.clerk_id = outbox.clerk_id AND r.sink = $1)";
 
     FINISH = "WITH n AS (
@@ -144,7 +144,7 @@ statements! {
 
     BODY = "SELECT payload FROM outbox WHERE id = $1";
 
-    RECIPIENTS = "SELECT DISTINCT sink, clerk_id FROM outbox
+    RECIPIENTS = "SELECT DISTINCT sink, kind, clerk_id FROM outbox
         WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}";
 
     LOCK_OLDEST = "SELECT o.id FROM {batch $1 AS n: sink text, clerk_id text}
@@ -168,7 +168,7 @@ statements! {
     DISCARD = "UPDATE outbox
         SET state = 'discarded', payload = NULL, lease = NULL, next_attempt_at = NULL, finished_at = $2
         WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}
-          AND type <> 'user.deleted' AND state IN ('pending', 'dead')
+          AND type NOT LIKE '%.deleted' AND state IN ('pending', 'dead')
           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)";
 
     // What was the oldest waits again if an older one is pending now.
@@ -201,7 +201,7 @@ impl<D: Database> Outbox for D {
                     messages.push(message);
                 } else {
                     emptied.push(row.get(0)?);
-                    freed.push((sink.to_owned(), row.get(2)?));
+                    freed.push((sink.to_owned(), row.id(2)?));
                 }
             }
             let mut new = Vec::new();
@@ -323,25 +323,29 @@ impl<D: Database> Outbox for D {
 }
 
 /// See [`Transaction::tell`](crate::store::Transaction::tell).
-pub(in crate::store) async fn tell(session: &mut dyn Session, messages: &[Outgoing]) -> Result<()> {
+pub(in crate::store) async fn tell<'m>(session: &mut dyn Session, messages: &'m [Outgoing]) -> Result<()> {
     if messages.is_empty() {
         return Ok(());
     }
     let mut seen = HashSet::new();
-    let messages: Vec<(&Outgoing, bool)> =
-        messages.iter().map(|message| (message, seen.insert((&message.clerk_id, &message.sink)))).collect();
+    let row = |message: &'m Outgoing| {
+        let Outgoing { clerk_id, sink, kind, .. } = message;
+        (message, seen.insert((clerk_id, sink)), kind.name())
+    };
+    let messages: Vec<(&Outgoing, bool, String)> = messages.iter().map(row).collect();
     let whom = || {
         batch(&messages)
-            .text(|(message, _)| message.clerk_id.as_str())
-            .text(|(message, _)| message.sink.as_str())
+            .text(|(message, ..)| message.clerk_id.as_str())
+            .text(|(message, ..)| message.sink.as_str())
     };
     let rows = whom()
-        .text(|(message, _)| message.message_id.as_str())
-        .text(|(message, _)| message.kind.name())
-        .text(|(message, _)| message.payload.as_str())
-        .time(|(message, _)| message.created_at)
-        .bool(|(_, first)| *first)
-        .text(|(message, _)| message.trace.as_str());
+        .text(|(message, ..)| message.clerk_id.entity().kind)
+        .text(|(message, ..)| message.message_id.as_str())
+        .text(|(.., kind)| kind.as_str())
+        .text(|(message, ..)| message.payload.as_str())
+        .time(|(message, ..)| message.created_at)
+        .bool(|(_, first, _)| *first)
+        .text(|(message, ..)| message.trace.as_str());
     session.leaves_work();
     session.execute(&TELL, values![rows]).await?;
     session.execute(&TELL_WHOM, values![whom()]).await?;
@@ -351,13 +355,13 @@ pub(in crate::store) async fn tell(session: &mut dyn Session, messages: &[Outgoi
 /// See [`Transaction::recall`](crate::store::Transaction::recall).
 pub(in crate::store) async fn recall(
     session: &mut dyn Session,
-    ids: &[ClerkId],
+    whom: &[ClerkId],
     now: DateTime<Utc>,
 ) -> Result<Vec<(ClerkId, String)>> {
-    if ids.is_empty() {
+    if whom.is_empty() {
         return Ok(Vec::new());
     }
-    let ids = || batch(ids).text(ClerkId::as_str);
+    let ids = || batch(whom).text(ClerkId::as_str);
     let removed = session.rows(&RECALL, values![ids(), now]).await?;
     let emptied = session.execute(&EMPTY, values![ids()]).await?;
     if emptied > 0 || !removed.is_empty() {
@@ -366,7 +370,12 @@ pub(in crate::store) async fn recall(
     // A deletion may have waited behind what was removed.
     promote(session, &recipients(&removed)?, now).await?;
     let rows = session.rows(&TO_BE_TOLD, values![ids()]).await?;
-    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
+    let known: HashMap<&str, &ClerkId> = whom.iter().map(|id| (id.as_str(), id)).collect();
+    let recipient = |row: &Row| {
+        let id = known.get(row.get::<String>(0)?.as_str()).copied();
+        Ok((id.cloned().ok_or_else(|| StoreError::new(Trouble::Broken))?, row.get(1)?))
+    };
+    rows.iter().map(recipient).collect()
 }
 
 /// Hold the registers of these users.
@@ -432,27 +441,27 @@ pub(super) fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
     Value::from(batch(recipients).text(|(sink, _)| sink.as_str()).text(|(_, id)| id.as_str()))
 }
 
-/// Each once, of the columns `sink` and `clerk_id`.
+/// Each once, of the columns `sink`, `kind` and `clerk_id`.
 fn recipients(rows: &[Row]) -> Result<Vec<(String, ClerkId)>> {
-    let each = rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<BTreeSet<_>>>()?;
+    let each = rows.iter().map(|row| Ok((row.get(0)?, row.id(1)?))).collect::<Result<BTreeSet<_>>>()?;
     Ok(each.into_iter().collect())
 }
 
 /// Of the columns in the order of `CLAIM`; `None` if nothing is left of what it says.
 fn claimed(row: &Row, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
-    let Some(payload) = row.maybe(4)? else { return Ok(None) };
+    let Some(payload) = row.maybe(5)? else { return Ok(None) };
     Ok(Some(Claimed {
         id: row.get(0)?,
         message_id: row.get(1)?,
         sink: sink.to_owned(),
-        clerk_id: row.get(2)?,
-        kind: row.get(3)?,
+        clerk_id: row.id(2)?,
+        kind: row.get(4)?,
         payload,
-        attempts: row.get(5)?,
-        created_at: row.get(6)?,
+        attempts: row.get(6)?,
+        created_at: row.get(7)?,
         lease: lease.token.clone(),
-        addresses: row.maybe(8)?.unwrap_or_else(|| lease.address.clone()),
-        trace: TraceContext::kept(row.maybe(7)?),
+        addresses: row.maybe(9)?.unwrap_or_else(|| lease.address.clone()),
+        trace: TraceContext::kept(row.maybe(8)?),
     }))
 }
 
@@ -461,21 +470,21 @@ fn stored(row: &Row) -> Result<StoredMessage> {
         id: row.get(0)?,
         message_id: row.get(1)?,
         sink: row.get(2)?,
-        clerk_id: row.get(3)?,
-        kind: row.get(4)?,
-        state: row.get(5)?,
-        attempts: row.get(6)?,
-        next_attempt_at: row.maybe(7)?,
-        taken: row.get(8)?,
-        created_at: row.get(9)?,
-        finished_at: row.maybe(10)?,
-        last_error: row.maybe(11)?,
+        clerk_id: row.id(3)?,
+        kind: row.get(5)?,
+        state: row.get(6)?,
+        attempts: row.get(7)?,
+        next_attempt_at: row.maybe(8)?,
+        taken: row.get(9)?,
+        created_at: row.get(10)?,
+        finished_at: row.maybe(11)?,
+        last_error: row.maybe(12)?,
     })
 }
 
 impl Readable for MessageType {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        Ok(row.maybe::<String>(column)?.and_then(|name| Self::named(&name)))
+        Ok(row.maybe::<String>(column)?.and_then(|name| Self::named(row.kinds(), &name)))
     }
 }
 

@@ -22,14 +22,14 @@ macro_rules! keep {
     ($beside:literal, $conflict:literal) => {
         concat!(
             "WITH n AS (
-            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, clerk_id text, payload bytes, state text, attempts bigint, next_attempt_at time, received_at time, last_error text, trace_context text, dead_at time}
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, kind text, clerk_id text, payload bytes, state text, attempts bigint, next_attempt_at time, received_at time, last_error text, trace_context text, dead_at time}
         )",
             $beside,
             "
         INSERT INTO webhook_queue AS q
-            (svix_id, event_type, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error, trace_context,
+            (svix_id, event_type, kind, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error, trace_context,
              dead_at)
-        SELECT n.svix_id, n.event_type, n.clerk_id, n.payload, n.state, n.attempts, n.next_attempt_at, n.received_at,
+        SELECT n.svix_id, n.event_type, n.kind, n.clerk_id, n.payload, n.state, n.attempts, n.next_attempt_at, n.received_at,
                nullif(n.last_error, ''), n.trace_context, n.dead_at
         FROM n
         WHERE ",
@@ -40,7 +40,7 @@ macro_rules! keep {
 
 statements! {
     // The first is taken however large it is. Others take other rows.
-    CLAIM = "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
+    CLAIM = "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, q.trace_context, q.dead_at
         FROM (
             SELECT due.*, sum(due.bytes) OVER (ROWS UNBOUNDED PRECEDING) - due.bytes AS ahead
@@ -53,7 +53,7 @@ statements! {
         ) AS {postgres q}{sqlite due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
         WHERE ahead < $3";
 
-    CLAIM_THESE = "SELECT q.svix_id, q.event_type, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
+    CLAIM_THESE = "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, q.trace_context, q.dead_at
         FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at <= $2}";
 
@@ -73,13 +73,13 @@ statements! {
         WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at < $2}}";
 
     RECORD = "WITH n AS (
-            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, clerk_id text, event_at time, processed_at time}
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
         ){postgres , unparked AS (
             -- Who works on it may be waiting for us, and removes it.
             DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
         )}
-        INSERT INTO processed_webhooks (svix_id, event_type, outcome, clerk_id, event_at, processed_at)
-        SELECT n.svix_id, n.event_type, n.outcome, n.clerk_id, n.event_at, n.processed_at FROM n
+        INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at)
+        SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at FROM n
         WHERE true
         -- Waits for whoever is recording the same id, and then yields to them.
         ON CONFLICT (svix_id) DO NOTHING
@@ -99,7 +99,7 @@ statements! {
             DELETE FROM processed_webhooks WHERE svix_id {in SELECT svix_id FROM n}
         )}", "true
         ON CONFLICT (svix_id) DO UPDATE
-        SET event_type = excluded.event_type, clerk_id = excluded.clerk_id, payload = excluded.payload,
+        SET event_type = excluded.event_type, kind = excluded.kind, clerk_id = excluded.clerk_id, payload = excluded.payload,
             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
             last_error = excluded.last_error, dead_at = excluded.dead_at,
             trace_context = coalesce(excluded.trace_context, q.trace_context)");
@@ -224,6 +224,7 @@ pub(in crate::store) async fn record(
             .text(|record| record.svix_id.as_str())
             .text(|record| record.event_type)
             .text(|record| record.outcome.name())
+            .text(|record| record.clerk_id.map(|id| id.entity().kind))
             .text(|record| record.clerk_id.map(ClerkId::as_str))
             .time(|record| record.event_at)
             .time(|record| record.processed_at)
@@ -308,6 +309,7 @@ fn rows_of(parked: &[Parked]) -> Value<'_> {
     batch(parked)
         .text(|parked| parked.svix_id.as_str())
         .text(|parked| parked.event_type.as_deref())
+        .text(|parked| parked.clerk_id.as_ref().map(|id| id.entity().kind))
         .text(|parked| parked.clerk_id.as_ref().map(ClerkId::as_str))
         .bytes(|parked| &parked.payload)
         .text(|parked| parked.state().name())
@@ -325,14 +327,14 @@ pub(super) fn parked(row: &Row) -> Result<Parked> {
     Ok(Parked {
         svix_id: row.get(0)?,
         event_type: row.maybe(1)?,
-        clerk_id: row.maybe(2)?,
-        payload: row.get::<Vec<u8>>(3)?.into(),
-        attempts: row.get(4)?,
-        next_attempt_at: row.maybe(5)?,
-        received_at: row.get(6)?,
-        last_error: row.maybe(7)?.unwrap_or_default(),
-        trace: TraceContext::kept(row.maybe(8)?),
-        dead_at: row.maybe(9)?,
+        clerk_id: row.maybe_id(2)?,
+        payload: row.get::<Vec<u8>>(4)?.into(),
+        attempts: row.get(5)?,
+        next_attempt_at: row.maybe(6)?,
+        received_at: row.get(7)?,
+        last_error: row.maybe(8)?.unwrap_or_default(),
+        trace: TraceContext::kept(row.maybe(9)?),
+        dead_at: row.maybe(10)?,
     })
 }
 

@@ -92,7 +92,7 @@ pub(super) async fn minimize(
     let columns = (0..gone.len()).map(|column| row.get(column + 2)).collect::<Result<_>>()?;
     let page = Minimized { last, users: row.get(1)?, columns };
     if page.users > 0 && !dry_run {
-        session.write_objects(&clear, values![after, last]).await?;
+        session.write_objects(USER.table, &clear, values![after, last]).await?;
         session.removed_personal_data();
     }
     session.commit().await?;

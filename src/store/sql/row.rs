@@ -4,36 +4,78 @@ use chrono::{DateTime, Utc};
 use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
 
 use crate::{
-    entity::USER,
-    model::{ClerkId, SvixId},
+    model::{ClerkId, Entity, SvixId},
     store::{Result, StoreError, Trouble, postgres, sqlite},
 };
 
 /// A row of any database. Columns are read by their places.
-pub enum Row {
+pub struct Row {
+    pub(in crate::store) cells: RowCells,
+    /// The kinds of objects that it can be about.
+    kinds: Kinds,
+}
+
+/// Kinds of Clerk objects.
+pub(in crate::store) type Kinds = &'static [&'static Entity];
+
+/// What a row holds, as its database gives it.
+pub(in crate::store) enum RowCells {
     Postgres(PgRow),
     Sqlite(SqliteRow),
 }
 
 impl Row {
+    /// Rows as a database gives them.
+    pub(in crate::store) fn all<R>(rows: Vec<R>, cells: fn(R) -> RowCells, kinds: Kinds) -> Vec<Self> {
+        rows.into_iter().map(|row| Self { cells: cells(row), kinds }).collect()
+    }
+
+    /// The id in the column behind this one, of the kind that stands in this one.
+    pub(in crate::store) fn id(&self, column: usize) -> Result<ClerkId> {
+        self.maybe_id(column)?.ok_or_else(|| self.unreadable(column + 1))
+    }
+
+    /// The same, where there may be none.
+    pub(in crate::store) fn maybe_id(&self, column: usize) -> Result<Option<ClerkId>> {
+        let kind: Option<String> = self.maybe(column)?;
+        let entity = self.kinds.iter().find(|entity| kind.as_deref() == Some(entity.kind));
+        entity.map_or(Ok(None), |entity| self.maybe_id_of(entity, column + 1))
+    }
+
+    /// The id of this kind in this column.
+    pub(in crate::store) fn id_of(&self, entity: &'static Entity, column: usize) -> Result<ClerkId> {
+        self.maybe_id_of(entity, column)?.ok_or_else(|| self.unreadable(column))
+    }
+
+    fn maybe_id_of(&self, entity: &'static Entity, column: usize) -> Result<Option<ClerkId>> {
+        Ok(self.maybe::<String>(column)?.and_then(|id| ClerkId::new(entity, id)))
+    }
+
+    /// The kinds that the database keeps.
+    pub(in crate::store) fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
     /// What must stand in this column. The application may have written into some, and what cannot be read there counts as
     /// NULL.
     pub(in crate::store) fn get<T: Readable>(&self, column: usize) -> Result<T> {
-        self.maybe(column)?.ok_or_else(|| {
-            let name = match self {
-                Self::Postgres(row) => row.try_column(column).map(|column| column.name().to_owned()),
-                Self::Sqlite(row) => row.try_column(column).map(|column| column.name().to_owned()),
-            };
-            let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
-            StoreError { place: Some(place), ..StoreError::new(Trouble::Broken) }
-        })
+        self.maybe(column)?.ok_or_else(|| self.unreadable(column))
+    }
+
+    fn unreadable(&self, column: usize) -> StoreError {
+        let name = match &self.cells {
+            RowCells::Postgres(row) => row.try_column(column).map(|column| column.name().to_owned()),
+            RowCells::Sqlite(row) => row.try_column(column).map(|column| column.name().to_owned()),
+        };
+        let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
+        StoreError { place: Some(place), ..StoreError::new(Trouble::Broken) }
     }
 
     /// Whether nothing stands in this column.
     pub(in crate::store) fn is_null(&self, column: usize) -> Result<bool> {
-        match self {
-            Self::Postgres(row) => Ok(row.try_get_raw(column).map_err(postgres::store_error)?.is_null()),
-            Self::Sqlite(row) => Ok(row.try_get_raw(column).map_err(sqlite::explain)?.is_null()),
+        match &self.cells {
+            RowCells::Postgres(row) => Ok(row.try_get_raw(column).map_err(postgres::store_error)?.is_null()),
+            RowCells::Sqlite(row) => Ok(row.try_get_raw(column).map_err(sqlite::explain)?.is_null()),
         }
     }
 
@@ -55,10 +97,10 @@ pub(in crate::store) trait Readable: Sized {
 
 impl Readable for String {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        match row {
-            Row::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
+        match &row.cells {
+            RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
             // What is no UTF-8 is read as far as it goes.
-            Row::Sqlite(row) => {
+            RowCells::Sqlite(row) => {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(sqlite::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
             }
@@ -68,15 +110,15 @@ impl Readable for String {
 
 impl Readable for i64 {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        match row {
-            Row::Postgres(row)
+        match &row.cells {
+            RowCells::Postgres(row)
                 if row.try_column(column).is_ok_and(|column| column.type_info().name() == "INT4") =>
             {
                 let number: Option<i32> = row.try_get(column).map_err(postgres::store_error)?;
                 Ok(number.map(Self::from))
             }
-            Row::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            Row::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
+            RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
+            RowCells::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
         }
     }
 }
@@ -96,18 +138,18 @@ impl Readable for u32 {
 
 impl Readable for bool {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        match row {
-            Row::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            Row::Sqlite(_) => Ok(row.maybe::<i64>(column)?.map(|number| number != 0)),
+        match &row.cells {
+            RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
+            RowCells::Sqlite(_) => Ok(row.maybe::<i64>(column)?.map(|number| number != 0)),
         }
     }
 }
 
 impl Readable for DateTime<Utc> {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        match row {
-            Row::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            Row::Sqlite(_) => {
+        match &row.cells {
+            RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
+            RowCells::Sqlite(_) => {
                 let text: Option<String> = row.maybe(column)?;
                 Ok(text.and_then(|text| DateTime::parse_from_rfc3339(&text).ok()).map(|time| time.to_utc()))
             }
@@ -117,16 +159,10 @@ impl Readable for DateTime<Utc> {
 
 impl Readable for Vec<u8> {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        match row {
-            Row::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            Row::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
+        match &row.cells {
+            RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
+            RowCells::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
         }
-    }
-}
-
-impl Readable for ClerkId {
-    fn read(row: &Row, column: usize) -> Result<Option<Self>> {
-        Ok(row.maybe::<String>(column)?.and_then(|id| Self::new(&USER, id)))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Database, Purpose, Row, Session, batch, only, statements, values};
+use super::{Database, Purpose, Row, RowCells as Cells, Session, batch, only, statements, values};
 use crate::{
     model::{LineHash, Seal},
     store::{Result, ToSeal, Unsealed, postgres, sqlite},
@@ -28,7 +28,7 @@ statements! {
         WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'audit_log'::regclass
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}";
 
-    LINES = "SELECT id, at, action, clerk_id, svix_id, source, changed_fields, event_at FROM audit_log
+    LINES = "SELECT id, at, action, clerk_id, svix_id, source, changed_fields, event_at, kind FROM audit_log
         WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
 
     NEWEST = "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
@@ -139,9 +139,9 @@ pub(super) async fn lines(store: &dyn Database, after: i64, until: i64, limit: u
 
 /// Each database's own bytes are hashed, so that nothing is overlooked that it would let somebody write into a column.
 fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
-    let line = |row: &Row| match row {
-        Row::Postgres(row) => postgres::seals::line(row),
-        Row::Sqlite(row) => sqlite::seals::line(row),
+    let line = |row: &Row| match &row.cells {
+        Cells::Postgres(row) => postgres::seals::line(row),
+        Cells::Sqlite(row) => sqlite::seals::line(row),
     };
     rows.iter().map(line).collect()
 }

@@ -30,7 +30,7 @@ statements! {
     MOVE_RECIPIENTS = "UPDATE outbox_recipients SET addresses = $2 WHERE sink = $1 AND addresses NOT IN ('', $2)";
 
     HASTEN_DELETIONS = "UPDATE outbox SET next_attempt_at = $2
-        WHERE sink = $1 AND state = 'pending' AND next_attempt_at > $2 AND lease IS NULL AND type = 'user.deleted'";
+        WHERE sink = $1 AND state = 'pending' AND next_attempt_at > $2 AND lease IS NULL AND type LIKE '%.deleted'";
 
     TOLD_ELSEWHERE = "SELECT coalesce(known.moved, false),
                (SELECT count(*) FROM outbox_recipients

@@ -59,7 +59,7 @@ impl Statement {
     }
 
     /// Of a text that is made from a declaration.
-    pub(super) fn made(text: String) -> Self {
+    pub(in crate::store) fn made(text: String) -> Self {
         Self { text: Cow::Owned(text), ..Self::new("") }
     }
 

@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{error::explain, migrations, text, users};
+use super::{error::explain, migrations, removal, text};
 use crate::store::{
     Count, Inspection, Reference, Result, Size, Statistics,
+    migration::SQLITE,
     schema::{TABLES, quoted},
 };
 
@@ -23,12 +24,12 @@ pub(super) async fn inspect(
     };
     let applied = match &migrations {
         Ok(status) => status.iter().filter(|status| status.applied).count(),
-        Err(_) => migrations::MIGRATIONS.len(),
+        Err(_) => SQLITE.len(),
     };
     // While some migrations are pending columns are missing that they will add.
     let tables = if applied == 0 {
         migrations::check(connection, place).await
-    } else if applied == migrations::MIGRATIONS.len() {
+    } else if applied == SQLITE.len() {
         match migrations::check(connection, place).await {
             Ok(()) => migrations::check_anonymize_columns(connection, anonymize_columns).await,
             Err(error) => Err(error),
@@ -140,7 +141,7 @@ pub(super) async fn statistics(
     since: DateTime<Utc>,
 ) -> Result<Statistics> {
     let mut tables = Vec::new();
-    for table in TABLES {
+    for table in TABLES.iter() {
         let statement = AssertSqlSafe(format!("SELECT count(*) FROM {}", table.name));
         let rows: i64 = sqlx::query_scalar(statement).fetch_one(&mut *connection).await.map_err(explain)?;
         tables.push((table.name, Count::exact(rows.unsigned_abs())));
@@ -170,7 +171,7 @@ pub(super) async fn statistics(
         .map_err(explain)?;
     Ok(Statistics {
         tables,
-        standing: Count::exact(users::count_standing(connection).await?),
+        standing: Count::exact(removal::count_standing(connection).await?),
         erased: erased.unsigned_abs(),
         outcomes: Some(outcomes),
         last_event: text::read_time(&last, "last")?,

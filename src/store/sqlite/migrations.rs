@@ -7,15 +7,9 @@ use sqlx::{Row, SqliteConnection};
 use super::{error::explain, text};
 use crate::store::{
     Migration, MigrationStatus, Result,
-    migration::migrations,
+    migration::SQLITE,
     schema::{self, Column, Kind, TABLES, quoted},
 };
-
-pub(super) const MIGRATIONS: [Migration; 13] = migrations!(
-    "sqlite": 1 "0001_users", 2 "0002_catch_up", 3 "0003_work", 4 "0004_instance", 5 "0005_activity", 6 "0006_seals",
-    7 "0007_traces", 8 "0008_untyped", 9 "0009_sinks", 10 "0010_dead_at", 11 "0011_tools", 12 "0012_held_since",
-    13 "0013_origin"
-);
 
 /// Apply what is pending, in the caller's transaction; returns it.
 pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
@@ -33,18 +27,18 @@ pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Displa
 
 /// What is still to be applied.
 pub(super) async fn pending(connection: &mut SqliteConnection) -> Result<Vec<Migration>> {
-    Migration::pending(&MIGRATIONS, &applied(connection).await?)
+    Migration::pending(SQLITE, &applied(connection).await?)
 }
 
 /// Every migration we know, and whether it is applied.
 pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>> {
-    Ok(Migration::status(&MIGRATIONS, &applied(connection).await?))
+    Ok(Migration::status(SQLITE, &applied(connection).await?))
 }
 
 /// Refuse tables with our names that are not ours.
 pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Display) -> Result<()> {
     let mut found = Vec::new();
-    for table in TABLES {
+    for table in TABLES.iter() {
         found.extend(columns(connection, table.name).await?);
     }
     for column in &mut found {
@@ -124,7 +118,7 @@ async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
     let names: Vec<String> =
         rows.iter().map(|row| Ok(text::read(row, "name")?.unwrap_or_default())).collect::<Result<_>>()?;
     let is_ours =
-        |name: &String| MIGRATIONS.iter().any(|migration| migration.sql.contains(&format!(" {name} ON ")));
+        |name: &String| SQLITE.iter().any(|migration| migration.sql.contains(&format!(" {name} ON ")));
     Ok(names.into_iter().filter(is_ours).collect())
 }
 

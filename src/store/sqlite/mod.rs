@@ -12,10 +12,10 @@
 mod transaction;
 
 mod others;
-mod rows;
+mod removal;
 pub(super) mod seals;
+mod signups;
 mod unique_email;
-mod users;
 
 mod error;
 mod foreign;
@@ -50,18 +50,16 @@ pub use permission::check as check_permission;
 pub(super) use self::error::explain;
 use self::{
     others::Watch,
+    removal::Removal,
     transaction::{Housekeeping, SqliteTransaction},
 };
 use super::{
     Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
     Transaction, Trouble,
-    sql::{Database as _, Purpose, objects},
+    sql::{Kinds, objects},
 };
-use crate::{
-    entity::USER,
-    model::{ClerkId, FieldSet, User},
-};
+use crate::model::{ClerkId, Entity};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,6 +75,8 @@ pub struct Options {
     pub path: PathBuf,
     /// Columns that the application added to `users`, set to NULL on anonymisation.
     pub anonymize_columns: Vec<String>,
+    /// The kinds of objects that it keeps.
+    pub kinds: &'static [&'static Entity],
     /// At most this many connections, of which one writes.
     pub max_connections: u32,
     /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
@@ -90,6 +90,7 @@ pub struct Sqlite {
     file: File,
     anonymize_columns: Vec<String>,
     unique_email: bool,
+    kinds: Kinds,
     housekeeping: Arc<Housekeeping>,
 }
 
@@ -150,7 +151,11 @@ impl Sqlite {
                 .max_connections(options.max_connections.saturating_sub(1).max(1))
                 .connect_lazy_with(connect),
             file,
-            housekeeping: Arc::new(Housekeeping::new(users::anonymizing(&options.anonymize_columns))),
+            housekeeping: Arc::new(Housekeeping::new(Removal::new(
+                options.kinds,
+                &options.anonymize_columns,
+            ))),
+            kinds: options.kinds,
             anonymize_columns: options.anonymize_columns,
             unique_email: options.unique_email,
         })
@@ -159,7 +164,7 @@ impl Sqlite {
     async fn write(&self, patience: Patience) -> Result<SqliteTransaction> {
         self.file.check()?;
         let connection = self.writer.acquire().await.map_err(explain)?;
-        SqliteTransaction::begin(connection, patience, Arc::clone(&self.housekeeping)).await
+        SqliteTransaction::begin(connection, self.kinds, patience, Arc::clone(&self.housekeeping)).await
     }
 
     async fn read(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
@@ -212,23 +217,16 @@ impl Store for Sqlite {
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
-    async fn user(&self, id: &ClerkId) -> Result<Option<User>> {
-        let ids = std::slice::from_ref(id);
-        let mut session = self.session(Purpose::Read).await?;
-        Ok(objects::load(&mut *session, &USER, ids, FieldSet::ALL).await?.remove(id))
-    }
-
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        rows::one(&mut *self.read().await?, id).await
+        objects::row(self, id).await
     }
 
-    async fn rows(&self, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        let mut reader = self.read().await?;
-        let after = filter.after.unwrap_or(i64::MIN);
-        match &filter.email {
-            Some(email) => rows::page_of_email(&mut reader, email, after, limit).await,
-            None => rows::page(&mut reader, after, limit).await,
-        }
+    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
+        objects::page(self, entity, filter, limit).await
+    }
+
+    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
+        objects::these(self, entity, ids).await
     }
 
     async fn signups(
@@ -237,7 +235,7 @@ impl Store for Sqlite {
         from: Option<DateTime<Utc>>,
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>> {
-        rows::signups(&mut *self.read().await?, bucket, from, to).await
+        signups::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
     fn bell(&self) -> Arc<Notify> {
@@ -253,7 +251,7 @@ impl Store for Sqlite {
     }
 
     async fn estimate_standing(&self) -> Result<Count> {
-        Ok(Count::exact(users::count_standing(&mut *self.read().await?).await?))
+        Ok(Count::exact(removal::count_standing(&mut *self.read().await?).await?))
     }
 
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {

@@ -10,7 +10,7 @@ use crate::{
     store::Result,
 };
 
-/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and `event_at`.
+/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &SqliteRow) -> Result<LineHash> {
     let id = text::read_integer(row, "id")?.ok_or_else(|| text::unreadable("id"))?;
     let cells = [
@@ -22,7 +22,7 @@ pub(in crate::store) fn line(row: &SqliteRow) -> Result<LineHash> {
         list(cell(row, 6)?),
         time(cell(row, 7)?),
     ];
-    Ok(LineHash::of(id, &cells))
+    Ok(LineHash::of(id, &cells, &cell(row, 8)?))
 }
 
 fn cell(row: &SqliteRow, index: usize) -> Result<Cell<'_>> {

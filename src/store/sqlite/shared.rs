@@ -4,13 +4,13 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
 
 use super::{Sqlite, error::explain, text, transaction::SqliteTransaction};
+use crate::model::{ClerkId, FieldSet};
 use crate::store::{
     Patience, Result, Transaction,
-    sql::{Database, Dialect, Purpose, Row, Session, Statement, Value, batch, objects::Statements, values},
-};
-use crate::{
-    entity::USER,
-    model::{ClerkId, FieldSet},
+    sql::{
+        Database, Dialect, Kinds, Purpose, Row, RowCells, Session, Statement, Value, batch,
+        objects::Statements, values,
+    },
 };
 
 #[async_trait]
@@ -20,9 +20,13 @@ impl Database for Sqlite {
             Purpose::Write(patience) => Box::new(self.write(patience).await?),
             Purpose::WriteMany | Purpose::WriteUnhurried => Box::new(self.write(Patience::Normal).await?),
             Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
-                Box::new(Reader(self.read().await?))
+                Box::new(Reader { connection: self.read().await?, kinds: self.kinds })
             }
         })
+    }
+
+    fn kinds(&self) -> Kinds {
+        self.kinds
     }
 
     fn has_one_writer(&self) -> bool {
@@ -31,20 +35,41 @@ impl Database for Sqlite {
 }
 
 /// A connection that only reads: each statement sees what was committed before it.
-struct Reader(PoolConnection<sqlx::Sqlite>);
+struct Reader {
+    connection: PoolConnection<sqlx::Sqlite>,
+    kinds: Kinds,
+}
 
 #[async_trait]
 impl Session for Reader {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        rows(&mut self.0, statement, values).await
+        rows(&mut self.connection, self.kinds, statement, values).await
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
-        execute(&mut self.0, statement, values).await
+        execute(&mut self.connection, statement, values).await
     }
 
-    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+    async fn write_objects(
+        &mut self,
+        _: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
         self.rows(statement, values).await
+    }
+
+    async fn try_objects(
+        &mut self,
+        _: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        self.rows(statement, values).await.map(|_| ())
     }
 
     fn leaves_work(&mut self) {}
@@ -60,8 +85,13 @@ impl Session for Reader {
 
 #[async_trait]
 impl Session for SqliteTransaction {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        let rows = rows(self.connection()?, statement, values).await;
+        let kinds = self.kinds;
+        let rows = rows(self.connection()?, kinds, statement, values).await;
         self.noted(rows)
     }
 
@@ -70,10 +100,34 @@ impl Session for SqliteTransaction {
         self.noted(written)
     }
 
-    async fn write_objects(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        let written = rows(self.connection()?, statement, values).await;
-        let written = self.judged(written).await;
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        let kinds = self.kinds;
+        let written = rows(self.connection()?, kinds, statement, values).await;
+        let written = self.judged(table, written).await;
         self.noted(written)
+    }
+
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        let tried = self
+            .refusable(table, async |this: &mut Self| {
+                let kinds = this.kinds;
+                rows(this.connection()?, kinds, statement, values).await
+            })
+            .await;
+        match tried {
+            Err(error) if !error.is_about_the_data() || self.is_over() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn leaves_work(&mut self) {
@@ -94,18 +148,21 @@ impl Session for SqliteTransaction {
 }
 
 /// Whether all that is ours of the table is there.
-pub(super) async fn all_is_there(connection: &mut SqliteConnection) -> bool {
-    let statements = Statements::of(&USER, FieldSet::ALL);
-    rows(connection, &statements.load, values![batch::<ClerkId>(&[]).text(ClerkId::as_str)]).await.is_ok()
+pub(super) async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &str) -> bool {
+    let Some(entity) = kinds.iter().find(|entity| entity.table == table) else { return false };
+    let statements = Statements::of(entity, FieldSet::ALL);
+    let nobody = values![batch::<ClerkId>(&[]).text(ClerkId::as_str)];
+    rows(connection, kinds, &statements.load, nobody).await.is_ok()
 }
 
-async fn rows(
+pub(super) async fn rows(
     connection: &mut SqliteConnection,
+    kinds: Kinds,
     statement: &Statement,
     values: &[Value<'_>],
 ) -> Result<Vec<Row>> {
     let rows = bound(statement, values).fetch_all(connection).await.map_err(explain)?;
-    Ok(rows.into_iter().map(Row::Sqlite).collect())
+    Ok(Row::all(rows, RowCells::Sqlite, kinds))
 }
 
 async fn execute(

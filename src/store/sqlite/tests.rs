@@ -15,7 +15,10 @@ use super::*;
 use crate::store::sql::{Dialect, objects::Statements, queue};
 use crate::{
     entity::{USER, user},
-    model::{Actor, AuditAction, AuditEntry, Outcome, Profile, Register, Source, SvixId, Value, Version},
+    model::{
+        Actor, AuditAction, AuditEntry, FieldSet, Outcome, Profile, Register, Selection, Source, SvixId,
+        User, Value, Version,
+    },
     store::{Advance, Inbox, Old, Parked, QueueDepth, Record, RowFate, Way},
     telemetry::TraceContext,
 };
@@ -50,12 +53,12 @@ impl World {
 
     async fn insert(&self, users: &[User]) {
         let mut transaction = self.begin().await;
-        transaction.insert_users(users, FieldSet::ALL).await.expect("inserted");
+        transaction.insert(users, &all()).await.expect("inserted");
         transaction.commit().await.expect("committed");
     }
 
     async fn user(&self, id: &str) -> Option<User> {
-        self.store.user(&clerk_id(id)).await.expect("read")
+        self.store.row(&clerk_id(id)).await.expect("read").map(|row| row.user)
     }
 
     /// Whether these bytes stand anywhere in the file or the log.
@@ -75,9 +78,15 @@ fn options(folder: &TempDir, anonymize_columns: &[&str]) -> Options {
     Options {
         path: folder.path().join("test.db"),
         anonymize_columns: anonymize_columns.iter().map(|&name| name.to_owned()).collect(),
+        kinds: crate::entity::ALL,
         unique_email: false,
         max_connections: 4,
     }
+}
+
+/// Users with all of their fields.
+fn all() -> Selection {
+    Selection::of(&USER, FieldSet::ALL)
 }
 
 fn clerk_id(id: &str) -> ClerkId {
@@ -162,7 +171,7 @@ fn step(id: &str, version: i64, tie: &str, deleted: bool, new: bool) -> Advance 
 fn entry(id: &str, actor: Option<&str>) -> AuditEntry {
     AuditEntry {
         at: at(0),
-        action: AuditAction::UserCreated,
+        action: AuditAction::Created,
         clerk_id: clerk_id(id),
         svix_id: Some(svix_id("msg_1")),
         source: Source::Webhook,
@@ -192,7 +201,11 @@ async fn ten_processes_can_open_and_migrate_a_fresh_file_at_once() {
         for start in starts {
             applied += start.await.expect("no panic");
         }
-        assert_eq!(applied, migrations::MIGRATIONS.len(), "each migration is applied by one of them");
+        assert_eq!(
+            applied,
+            crate::store::migration::SQLITE.len(),
+            "each migration is applied by one of them"
+        );
     }
 }
 
@@ -201,7 +214,7 @@ async fn a_dropped_transaction_leaves_nothing_and_the_next_one_begins() {
     let world = World::new().await;
     for _ in 0..3 {
         let mut transaction = world.begin().await;
-        transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
+        transaction.insert(&[user("user_1")], &all()).await.expect("inserted");
         drop(transaction);
     }
     world.insert(&[user("user_2")]).await;
@@ -213,7 +226,7 @@ async fn a_dropped_transaction_leaves_nothing_and_the_next_one_begins() {
 async fn a_transaction_that_is_rolled_back_leaves_nothing() {
     let world = World::new().await;
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
+    transaction.insert(&[user("user_1")], &all()).await.expect("inserted");
     transaction.rollback().await;
     assert_eq!(world.user("user_1").await, None);
 }
@@ -224,8 +237,8 @@ async fn a_task_cancelled_anywhere_leaves_nothing_and_the_next_one_begins() {
     for microseconds in (0..3000).step_by(150) {
         let work = async {
             let mut transaction = world.begin().await;
-            transaction.insert_users(&[user("user_1")], FieldSet::ALL).await.expect("inserted");
-            transaction.erase_users(&[clerk_id("user_2")], &[Way::Delete], at(9)).await.expect("deleted");
+            transaction.insert(&[user("user_1")], &all()).await.expect("inserted");
+            transaction.erase(&[clerk_id("user_2")], &[Way::Delete], at(9)).await.expect("deleted");
             std::future::pending::<()>().await;
         };
         let _ = tokio::time::timeout(Duration::from_micros(microseconds), work).await;
@@ -245,7 +258,7 @@ async fn a_deferred_foreign_key_refuses_at_commit_and_the_next_transaction_works
         )
         .await;
     let mut transaction = world.begin().await;
-    let fates = transaction.erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9)).await;
+    let fates = transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await;
     assert_eq!(fates, Ok(HashMap::from([(clerk_id("user_1"), RowFate::Deleted)])));
     let error = transaction.commit().await.expect_err("refused");
     assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("787")));
@@ -265,14 +278,14 @@ async fn a_refused_delete_holds_up_nobody_else_and_leaves_the_transaction_usable
         .await;
     let both = [clerk_id("user_1"), clerk_id("user_2")];
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_3")], FieldSet::ALL).await.expect("inserted");
-    let fates = transaction.erase_users(&both, &[Way::Delete], at(8)).await.expect("as far as allowed");
+    transaction.insert(&[user("user_3")], &all()).await.expect("inserted");
+    let fates = transaction.erase(&both, &[Way::Delete], at(8)).await.expect("as far as allowed");
     assert_eq!(fates[&both[0]], RowFate::Deleted);
     let RowFate::Stands(refusal) = &fates[&both[1]] else { panic!("it stands: {fates:?}") };
     assert_eq!((refusal.trouble, refusal.code.as_deref()), (Trouble::Refused, Some("787")));
     let anonymized = Ok(HashMap::from([(both[1].clone(), RowFate::Anonymized)]));
     for time in [9, 10] {
-        let fates = transaction.erase_users(&both, &[Way::Anonymize], at(time)).await;
+        let fates = transaction.erase(&both, &[Way::Anonymize], at(time)).await;
         assert_eq!(fates, anonymized);
     }
     transaction.commit().await.expect("committed");
@@ -292,12 +305,11 @@ async fn a_trigger_that_refuses_is_a_refusal_and_its_words_are_not_repeated() {
         )
         .await;
     let mut transaction = world.begin().await;
-    let mut fates =
-        transaction.erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect("told");
+    let mut fates = transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect("told");
     let Some(RowFate::Stands(error)) = fates.remove(&clerk_id("user_1")) else { panic!("it stands") };
     assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("1811")));
     assert_eq!(error.place, None);
-    transaction.insert_users(&[user("user_2")], FieldSet::ALL).await.expect("inserted");
+    transaction.insert(&[user("user_2")], &all()).await.expect("inserted");
     transaction.commit().await.expect("committed");
     assert!(world.user("user_2").await.is_some());
 }
@@ -308,17 +320,13 @@ async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
     world.insert(&[user("user_1")]).await;
     world.run("CREATE TRIGGER keep BEFORE DELETE ON users BEGIN SELECT RAISE(ROLLBACK, 'no'); END;").await;
     let mut transaction = world.begin().await;
-    transaction.insert_users(&[user("user_2")], FieldSet::ALL).await.expect("inserted");
+    transaction.insert(&[user("user_2")], &all()).await.expect("inserted");
     assert_eq!(
-        transaction
-            .erase_users(&[clerk_id("user_1")], &[Way::Delete], at(9))
-            .await
-            .expect_err("refused")
-            .trouble,
+        transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect_err("refused").trouble,
         Trouble::Refused
     );
     assert_eq!(
-        transaction.insert_users(&[user("user_3")], FieldSet::ALL).await.expect_err("over").trouble,
+        transaction.insert(&[user("user_3")], &all()).await.expect_err("over").trouble,
         Trouble::Refused
     );
     assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Refused);
@@ -362,8 +370,8 @@ async fn every_field_comes_back_as_it_was_written() {
     assert_eq!(row.get::<i64, _>("email_verified"), 1);
 
     let mut transaction = world.begin().await;
-    let some = [user::EMAIL].into_iter().collect();
-    let loaded = transaction.users(&[clerk_id("user_1")], some).await.expect("loaded");
+    let some = Selection::of(&USER, [user::EMAIL].into_iter().collect());
+    let loaded = transaction.load(&[clerk_id("user_1")], &some).await.expect("loaded");
     let profile = &loaded[&clerk_id("user_1")].profile;
     assert_eq!(
         (&profile[user::EMAIL], &profile[USER.field("public_metadata")]),
@@ -377,7 +385,7 @@ async fn an_id_with_a_nul_is_another_id() {
     world.insert(&[user("user_1"), user("user_1\0")]).await;
     let mut transaction = world.begin().await;
     let odd = clerk_id("user_1\0");
-    let fates = transaction.erase_users(std::slice::from_ref(&odd), &[Way::Delete], at(9)).await;
+    let fates = transaction.erase(std::slice::from_ref(&odd), &[Way::Delete], at(9)).await;
     assert_eq!(fates, Ok(HashMap::from([(odd, RowFate::Deleted)])));
     transaction.commit().await.expect("committed");
     assert_eq!(world.user("user_1").await, Some(user("user_1")));
@@ -396,9 +404,9 @@ async fn an_update_writes_only_what_is_allowed() {
     news.created_at = None;
     news.updated_at = at(100);
     news.synced_at = at(101);
-    let allowed = [user::EMAIL, USER.field("banned")].into_iter().collect();
+    let allowed = Selection::of(&USER, [user::EMAIL, USER.field("banned")].into_iter().collect());
     let mut transaction = world.begin().await;
-    transaction.update_users(&[news], allowed).await.expect("updated");
+    transaction.update(&[news], &allowed).await.expect("updated");
     transaction.commit().await.expect("committed");
 
     let mut expected = full_user("user_1");
@@ -418,14 +426,12 @@ async fn rows_that_appear_or_vanish_are_a_race() {
     let world = World::new().await;
     world.insert(&[user("user_1")]).await;
     let mut transaction = world.begin().await;
-    let error = transaction
-        .insert_users(&[user("user_0"), user("user_1")], FieldSet::ALL)
-        .await
-        .expect_err("there already");
+    let error =
+        transaction.insert(&[user("user_0"), user("user_1")], &all()).await.expect_err("there already");
     assert_eq!(error.trouble, Trouble::Raced);
     assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Raced);
     let mut transaction = world.begin().await;
-    let error = transaction.update_users(&[user("user_9")], FieldSet::ALL).await.expect_err("gone");
+    let error = transaction.update(&[user("user_9")], &all()).await.expect_err("gone");
     assert_eq!(error.trouble, Trouble::Raced);
     transaction.rollback().await;
     assert_eq!(world.user("user_0").await, None);
@@ -461,11 +467,12 @@ async fn a_register_only_moves_forward_until_the_tombstone() {
 async fn a_blank_register_is_held_and_gives_way_to_any_news() {
     let world = World::new().await;
     let mut transaction = world.begin().await;
-    let register = transaction.hold(&clerk_id("user_1")).await.expect("held");
-    assert_eq!((register.version.version, register.deleted), (i64::MIN, false));
-    assert_eq!(transaction.hold(&clerk_id("user_1")).await.expect("held"), register);
+    let ids = [clerk_id("user_1")];
+    let held = transaction.hold(&ids).await.expect("held");
+    assert_eq!((held[&ids[0]].version.version, held[&ids[0]].deleted), (i64::MIN, false));
+    assert_eq!(transaction.hold(&ids).await.expect("held"), held);
     transaction.advance(&[step("user_1", 1, "a", false, true)]).await.expect("advanced");
-    assert_eq!(transaction.hold(&clerk_id("user_1")).await.expect("held").version.version, 1);
+    assert_eq!(transaction.hold(&ids).await.expect("held")[&ids[0]].version.version, 1);
 }
 
 #[tokio::test]
@@ -601,7 +608,7 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
             .filter(|user| user.clerk_id != kept.clerk_id)
             .collect();
         let mut transaction = world.begin().await;
-        transaction.update_users(&users, FieldSet::ALL).await.expect("updated");
+        transaction.update(&users, &all()).await.expect("updated");
         transaction.commit().await.expect("committed");
     }
     world
@@ -621,8 +628,8 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
 
     let mut transaction = world.begin().await;
     let (deleted, anonymized) = ([person.clerk_id], [kept.clerk_id]);
-    transaction.erase_users(&deleted, &[Way::Delete], at(9)).await.expect("deleted");
-    transaction.erase_users(&anonymized, &[Way::Anonymize], at(9)).await.expect("anonymised");
+    transaction.erase(&deleted, &[Way::Delete], at(9)).await.expect("deleted");
+    transaction.erase(&anonymized, &[Way::Anonymize], at(9)).await.expect("anonymised");
     transaction.forget(&deleted, &[]).await.expect("forgotten");
     transaction.commit().await.expect("committed");
     assert!(!world.remembers("needle-ada-needle"), "the deleted user remains");
@@ -636,7 +643,7 @@ async fn a_reader_that_needs_the_log_delays_its_emptying_only() {
     let mut reader = world.stranger().await;
     sqlx::raw_sql("BEGIN; SELECT * FROM users;").execute(&mut reader).await.expect("reading");
     let mut transaction = world.begin().await;
-    transaction.erase_users(&[clerk_id("user_needle")], &[Way::Delete], at(9)).await.expect("deleted");
+    transaction.erase(&[clerk_id("user_needle")], &[Way::Delete], at(9)).await.expect("deleted");
     let start = Instant::now();
     transaction.commit().await.expect("committed");
     assert!(start.elapsed() < Duration::from_secs(2));
@@ -660,7 +667,7 @@ async fn an_anonymised_row_keeps_nothing_but_what_it_must() {
     world.insert(&[full_user("user_1")]).await;
     world.run(r#"UPDATE users SET "odd ""name" = 'x', plan = 'gold', preferences = '{"a":1}';"#).await;
     let mut transaction = world.begin().await;
-    transaction.erase_users(&[clerk_id("user_1")], &[Way::Anonymize], at(9)).await.expect("anonymised");
+    transaction.erase(&[clerk_id("user_1")], &[Way::Anonymize], at(9)).await.expect("anonymised");
     transaction.commit().await.expect("committed");
 
     let mut expected = user("user_1");
@@ -738,14 +745,16 @@ async fn pages_are_looked_up_however_large_the_table_is() {
         if users > 1 {
             sqlx::raw_sql("ANALYZE").execute(&mut stranger).await.expect("analysed");
         }
+        let statements = Statements::of(&USER, FieldSet::ALL);
         for (statement, index) in [
-            (rows::PAGE, "INTEGER PRIMARY KEY (rowid>?)"),
-            (rows::PAGE_OF_EMAIL, "INDEX users_email (<expr>=?)"),
+            (&statements.page, "INTEGER PRIMARY KEY (rowid>?)"),
+            (&statements.pages[0].1, "INDEX users_email (<expr>=?)"),
         ] {
+            let statement = statement.sql(Dialect::Sqlite);
             let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
             let plan = plan.fetch_all(&mut stranger).await.expect("planned");
             let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
-            assert_eq!(plan[0], format!("SEARCH users USING {index}"), "{plan:?}");
+            assert_eq!(plan[0], format!("SEARCH u USING {index}"), "{plan:?}");
         }
     }
 }

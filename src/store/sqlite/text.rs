@@ -1,32 +1,17 @@
 //! Values as SQLite holds them: times are RFC 3339 UTC text with milliseconds, booleans 0/1, JSON text.
-//!
-//! Many rows travel as one JSON text, which the statement takes apart with `json_each`.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::error::explain;
 use crate::{
-    entity::USER,
-    model::ClerkId,
+    model::{ClerkId, Entity},
     store::{Result, StoreError, Trouble},
 };
 
 /// Such as `2026-11-21T20:57:27.123Z`: always as long, so that the order of the text is the order of time.
 pub(super) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
-/// The rows of a statement, as its one parameter.
-pub(super) fn rows<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<String> {
-    let rows: Vec<T> = rows.into_iter().collect();
-    serde_json::to_string(&rows).map_err(|_| StoreError::new(Trouble::BadData))
-}
-
-/// The users a statement is about, as its one parameter.
-pub(super) fn clerk_ids(ids: &[ClerkId]) -> Result<String> {
-    rows(ids.iter().map(ClerkId::as_str))
 }
 
 /// A text column. What is no UTF-8 is read as far as it goes: the application may have written it.
@@ -47,8 +32,8 @@ pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime
 }
 
 /// A column of ids that are never NULL.
-pub(super) fn read_clerk_id(row: &SqliteRow) -> Result<ClerkId> {
-    read(row, "clerk_id")?.and_then(|id| ClerkId::new(&USER, id)).ok_or_else(|| unreadable("clerk_id"))
+pub(super) fn read_clerk_id(row: &SqliteRow, entity: &'static Entity) -> Result<ClerkId> {
+    read(row, "clerk_id")?.and_then(|id| ClerkId::new(entity, id)).ok_or_else(|| unreadable("clerk_id"))
 }
 
 /// Something of ours that somebody else must have written.

@@ -19,27 +19,20 @@ use tokio::sync::Notify;
 
 use super::{
     error::{explain, is_of_the_statement},
-    shared, users,
+    removal::{Removal, Step, are_others},
+    shared,
 };
 use crate::{
-    entity::USER,
-    model::{AuditEntry, ClerkId, FieldSet, Outcome, Receipt, Register, SvixId, User},
+    model::{AuditEntry, ClerkId, Entity, Outcome, Receipt, Register, Selection, SvixId, User},
     store::{
         Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
-        sql::{erasures, ledger, objects, outbox, queue},
+        sql::{Kinds, erasures, ledger, objects, objects::by_kind, outbox, queue},
     },
 };
 
-/// What is done to a row, and may be refused by the application.
-#[derive(Clone, Copy)]
-enum Step {
-    Take(Way),
-    Mark,
-    Unmark,
-}
-
 pub(super) struct SqliteTransaction {
+    pub(super) kinds: Kinds,
     /// `None` once it is given back.
     connection: Option<PoolConnection<sqlx::Sqlite>>,
     /// Why it cannot go on. After an error SQLite may have rolled back by itself, and then every further statement
@@ -53,11 +46,12 @@ pub(super) struct SqliteTransaction {
 impl SqliteTransaction {
     pub(super) async fn begin(
         connection: PoolConnection<sqlx::Sqlite>,
+        kinds: Kinds,
         patience: Patience,
         housekeeping: Arc<Housekeeping>,
     ) -> Result<Self> {
         // First the guard, then the transaction: from here on a cancelled task closes the connection.
-        let mut this = Self { connection: Some(connection), over: None, erased: false, housekeeping };
+        let mut this = Self { kinds, connection: Some(connection), over: None, erased: false, housekeeping };
         // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
         // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
         let begin = match patience {
@@ -84,20 +78,30 @@ impl SqliteTransaction {
         result
     }
 
-    /// What was done to rows of `users`, where code of the application may run. If the statement cannot run though all that
+    /// Whether it cannot go on.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// What was done to rows of this table, where code of the application may run. If the statement cannot run though all that
     /// is ours is there, it is a trigger that cannot, or something else that the application has put on the table.
-    pub(super) async fn judged<T>(&mut self, written: Result<T>) -> Result<T> {
+    pub(super) async fn judged<T>(&mut self, table: &str, written: Result<T>) -> Result<T> {
+        let kinds = self.kinds;
         match written {
-            Err(error) if is_of_the_statement(&error) && shared::all_is_there(self.connection()?).await => {
-                Err(StoreError { trouble: Trouble::Refused, place: Some("table users".to_owned()), ..error })
+            Err(error)
+                if is_of_the_statement(&error)
+                    && shared::all_is_there(self.connection()?, kinds, table).await =>
+            {
+                Err(StoreError { trouble: Trouble::Refused, place: Some(format!("table {table}")), ..error })
             }
             written => written,
         }
     }
 
     /// A trigger may have changed whose rows were written.
-    async fn are_theirs(&mut self, users: &[User]) -> Result<()> {
-        let others = users::are_others(self.connection()?, users).await;
+    async fn are_theirs(&mut self, entity: &Entity, objects: &[User]) -> Result<()> {
+        let ids = objects.iter().map(|object| &object.clerk_id);
+        let others = are_others(self.connection()?, entity.table, ids).await;
         let result = others.and_then(|others| if others { Err(StoreError::changed_id()) } else { Ok(()) });
         self.noted(result)
     }
@@ -107,7 +111,7 @@ impl SqliteTransaction {
         self.erased = true;
     }
 
-    /// Do it to all of these, or to each of them as far as the application lets us. Gives to whom it was done, and who
+    /// Do it to all of these of one kind, or to each of them as far as the application lets us. Gives to whom it was done, and who
     /// refused.
     async fn each(
         &mut self,
@@ -115,17 +119,15 @@ impl SqliteTransaction {
         ids: &[ClerkId],
         at: DateTime<Utc>,
     ) -> Result<(Vec<ClerkId>, Vec<(ClerkId, StoreError)>)> {
-        if ids.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        match self.refusable(step, ids, at).await {
+        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok((Vec::new(), Vec::new())) };
+        match self.step(step, entity, ids, at).await {
             Ok(done) => return Ok((done, Vec::new())),
             Err(error) if error.is_about_the_data() && self.over.is_none() => {}
             Err(error) => return Err(error),
         }
         let (mut done, mut refused) = (Vec::new(), Vec::new());
         for id in ids {
-            match self.refusable(step, std::slice::from_ref(id), at).await {
+            match self.step(step, entity, std::slice::from_ref(id), at).await {
                 Ok(one) => done.extend(one),
                 Err(error) if error.is_about_the_data() && self.over.is_none() => {
                     refused.push((id.clone(), error));
@@ -136,23 +138,36 @@ impl SqliteTransaction {
         Ok((done, refused))
     }
 
+    async fn step(
+        &mut self,
+        step: Step,
+        entity: &'static Entity,
+        ids: &[ClerkId],
+        at: DateTime<Utc>,
+    ) -> Result<Vec<ClerkId>> {
+        let done = self
+            .refusable(entity.table, async |this: &mut Self| {
+                let housekeeping = Arc::clone(&this.housekeeping);
+                housekeeping.removal.run(this.connection()?, entity, step, ids, at).await
+            })
+            .await?;
+        self.erased |= matches!(step, Step::Take(_)) && !done.is_empty();
+        Ok(done)
+    }
+
     /// Do what the application may refuse, so that a refusal leaves the transaction as it was.
-    async fn refusable(&mut self, step: Step, ids: &[ClerkId], at: DateTime<Utc>) -> Result<Vec<ClerkId>> {
+    pub(super) async fn refusable<T>(
+        &mut self,
+        table: &str,
+        what: impl AsyncFnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let entered = control(self.connection()?, "SAVEPOINT erasure").await;
         self.noted(entered)?;
-        let anonymizing = Arc::clone(&self.housekeeping.anonymizing);
-        let connection = self.connection()?;
-        let done = match step {
-            Step::Take(Way::Delete) => users::delete(connection, ids).await,
-            Step::Take(Way::Anonymize) => users::anonymize(connection, anonymizing, ids, at).await,
-            Step::Mark => users::mark(connection, ids, at).await,
-            Step::Unmark => users::unmark(connection, ids, at).await,
-        };
-        match self.judged(done).await {
+        let done = what(self).await;
+        match self.judged(table, done).await {
             Ok(done) => {
                 let left = control(self.connection()?, "RELEASE erasure").await;
                 self.noted(left)?;
-                self.erased |= matches!(step, Step::Take(_)) && !done.is_empty();
                 Ok(done)
             }
             Err(refused) if refused.is_about_the_data() => {
@@ -169,9 +184,42 @@ impl SqliteTransaction {
 
     /// Those whose row stands and tells who they were.
     async fn still_here(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        let rows = self.users(ids, FieldSet::from_iter([])).await?;
+        let rows = self.load(ids, &Selection::default()).await?;
         let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
         Ok(ids.iter().filter(stands).cloned().collect())
+    }
+
+    /// See [`Transaction::erase`], of one kind.
+    async fn erase_of_kind(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let mut fates = HashMap::new();
+        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
+        let mut standing = ids.to_vec();
+        for way in ways {
+            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
+            let fate = match way {
+                Way::Delete => RowFate::Deleted,
+                Way::Anonymize => RowFate::Anonymized,
+            };
+            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
+            refusals.extend(refused);
+            // A trigger can also keep a row without a word.
+            standing = self.still_here(&standing).await?;
+        }
+        if ways.is_empty() {
+            standing = self.still_here(&standing).await?;
+        }
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        self.each(Step::Mark, &standing, at).await?;
+        for id in standing {
+            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
+            fates.insert(id, RowFate::Stands(reason));
+        }
+        Ok(fates)
     }
 
     /// Roll back and give the connection back; if that fails, it is closed.
@@ -225,8 +273,8 @@ impl Transaction for SqliteTransaction {
         ledger::registers(self, ids).await
     }
 
-    async fn hold(&mut self, id: &ClerkId) -> Result<Register> {
-        let held = ledger::hold(self, id).await;
+    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        let held = ledger::hold(self, ids).await;
         self.noted(held)
     }
 
@@ -243,20 +291,38 @@ impl Transaction for SqliteTransaction {
         ledger::release_addresses(self, ids).await
     }
 
-    async fn users(&mut self, ids: &[ClerkId], fields: FieldSet) -> Result<HashMap<ClerkId, User>> {
-        objects::load(self, &USER, ids, fields).await
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
+        objects::load(self, ids, selection).await
     }
 
-    async fn insert_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        let written = objects::insert(self, users, fields).await;
-        self.noted(written)?;
-        self.are_theirs(users).await
+    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
+        objects::children(self, parents, limit).await
     }
 
-    async fn update_users(&mut self, users: &[User], fields: FieldSet) -> Result<()> {
-        let written = objects::update(self, users, fields).await;
-        self.noted(written)?;
-        self.are_theirs(users).await
+    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
+        objects::mark_children(self, parents, at).await
+    }
+
+    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
+        objects::rivals(self, entity, keys).await
+    }
+
+    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+            let written = objects::insert(self, objects, selection.fields(entity)).await;
+            self.noted(written)?;
+            self.are_theirs(entity, objects).await?;
+        }
+        Ok(())
+    }
+
+    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+            let written = objects::update(self, objects, selection.fields(entity)).await;
+            self.noted(written)?;
+            self.are_theirs(entity, objects).await?;
+        }
+        Ok(())
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
@@ -264,46 +330,27 @@ impl Transaction for SqliteTransaction {
         Ok(None)
     }
 
-    async fn erase_users(
+    async fn erase(
         &mut self,
         ids: &[ClerkId],
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
         let mut fates = HashMap::new();
-        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
-        let mut standing = ids.to_vec();
-        for way in ways {
-            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
-            let fate = match way {
-                Way::Delete => RowFate::Deleted,
-                Way::Anonymize => RowFate::Anonymized,
-            };
-            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
-            refusals.extend(refused);
-            // A trigger can also keep a row without a word.
-            standing = self.still_here(&standing).await?;
-        }
-        if ways.is_empty() {
-            standing = self.still_here(&standing).await?;
-        }
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
-        self.each(Step::Mark, &standing, at).await?;
-        for id in standing {
-            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
-            fates.insert(id, RowFate::Stands(reason));
+        for (_, ids) in by_kind(ids, ClerkId::entity) {
+            fates.extend(self.erase_of_kind(ids, ways, at).await?);
         }
         Ok(fates)
     }
 
-    async fn mark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
         for (id, at) in marks {
             self.each(Step::Mark, std::slice::from_ref(id), *at).await?;
         }
         Ok(())
     }
 
-    async fn unmark_users(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
         for (id, at) in marks {
             self.each(Step::Unmark, std::slice::from_ref(id), *at).await?;
         }
@@ -376,8 +423,7 @@ impl Transaction for SqliteTransaction {
 
 /// What the writer keeps in mind from one transaction to the next.
 pub(super) struct Housekeeping {
-    /// The statement that anonymises.
-    anonymizing: Arc<str>,
+    removal: Removal,
     /// Whether the write-ahead log may still hold something of an erased user.
     log_is_stale: AtomicBool,
     /// Rung after each commit.
@@ -385,9 +431,9 @@ pub(super) struct Housekeeping {
 }
 
 impl Housekeeping {
-    pub(super) fn new(anonymizing: Arc<str>) -> Self {
+    pub(super) fn new(removal: Removal) -> Self {
         // Somebody may have died between an erasure's commit and its checkpoint.
-        Self { anonymizing, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
+        Self { removal, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
     }
 
     /// Empty the write-ahead log of whatever it holds. It waits for readers that still need the log.

@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{error::explain, text, transaction::SqliteTransaction};
 use crate::{
-    entity::user,
+    entity::{USER, user},
     model::{AuditAction, AuditEntry, ClerkId, Source},
     store::{Result, StoreError, Trouble, sql::ledger},
 };
@@ -63,7 +63,7 @@ async fn lost(connection: &mut SqliteConnection) -> Result<Vec<ClerkId>> {
     .fetch_all(connection)
     .await
     .map_err(explain)?;
-    rows.iter().map(text::read_clerk_id).collect()
+    rows.iter().map(|row| text::read_clerk_id(row, &USER)).collect()
 }
 
 async fn lines(connection: &mut SqliteConnection, lost: &[ClerkId]) -> Result<Vec<AuditEntry>> {
@@ -74,7 +74,7 @@ async fn lines(connection: &mut SqliteConnection, lost: &[ClerkId]) -> Result<Ve
     let at: DateTime<Utc> = now.parse().map_err(|_| StoreError::new(Trouble::Broken))?;
     let line = |clerk_id: &ClerkId| AuditEntry {
         at,
-        action: AuditAction::UserUpdated,
+        action: AuditAction::Updated,
         clerk_id: clerk_id.clone(),
         svix_id: None,
         source: Source::Cli,

@@ -22,7 +22,7 @@ use self::{
 use super::{Clock, Rules, apply};
 use crate::{
     entity::USER,
-    model::{Change, ClerkId, Content, Delivery, EraseIf, FieldSet, News, Outcome, Patch, Source, Version},
+    model::{Change, ClerkId, Content, Delivery, EraseIf, News, Outcome, Patch, Selection, Source, Version},
     store::{ForeignReading, ForeignRow, Known, Readiness, Result, Store, StoreError},
 };
 
@@ -242,7 +242,7 @@ fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: D
 /// What is known here of these users.
 async fn known(store: &dyn Store, batch: &[Delivery]) -> Result<Known> {
     let ids: BTreeSet<ClerkId> = batch.iter().filter_map(|delivery| delivery.clerk_id.clone()).collect();
-    store.known(&ids.into_iter().collect::<Vec<_>>(), FieldSet::from_iter([])).await
+    store.known(&ids.into_iter().collect::<Vec<_>>(), &Selection::default()).await
 }
 
 /// Whether nothing is known here of the user. Who is known is counted.

@@ -54,6 +54,7 @@ impl Reader {
                     .map(|_| Value::Json(text.clone())),
                 other => Some(Value::Json(other.to_string())),
             },
+            Holds::Int => json.as_i64().map(Value::Int),
             Holds::Text => json.as_str().map(|text| Value::Text(text.to_owned())),
         }
     }

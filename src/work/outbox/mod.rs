@@ -43,8 +43,7 @@ use super::{
     worker::{Tenant, Turn, Worker},
 };
 use crate::{
-    entity::USER,
-    model::{Message, MessageType, Subscription},
+    model::{Message, Subscription},
     store::{Claimed, Elsewhere, Ending, Lease, Store, StoreError, Trouble},
     sync::{Clock, retry::Retry},
     telemetry::{self, Queue, Span},
@@ -261,9 +260,7 @@ impl Dispatcher {
 
     /// Hand a message over, unless it is a deletion that was taken here before.
     async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
-        if claimed.kind == MessageType::UserDeleted
-            && Places::of(claimed).is_erased(&self.destination.address)
-        {
+        if claimed.kind.is_deletion() && Places::of(claimed).is_erased(&self.destination.address) {
             return Ok(());
         }
         self.hand_over(claimed).await
@@ -271,7 +268,7 @@ impl Dispatcher {
 
     /// Of a deletion that was taken here, whether the sink was told of the user elsewhere as well: then it is not done.
     async fn is_elsewhere(&self, claimed: &Claimed) -> bool {
-        if claimed.kind != MessageType::UserDeleted {
+        if !claimed.kind.is_deletion() {
             return false;
         }
         let mut places = Places::of(claimed);
@@ -291,7 +288,8 @@ impl Dispatcher {
     /// Hand a message over, as a span of the trace that it belongs to.
     async fn hand_over(&self, claimed: &Claimed) -> Result<(), Refusal> {
         let Claimed { message_id, kind, trace, attempts, .. } = claimed;
-        let span = Span::process(Queue::Outbox(self.name()), message_id, Some(kind.name()), trace, *attempts);
+        let span =
+            Span::process(Queue::Outbox(self.name()), message_id, Some(&kind.name()), trace, *attempts);
         let result = self.call(claimed, &span).await;
         match &result {
             Ok(()) => span.done("delivered"),
@@ -306,10 +304,10 @@ impl Dispatcher {
         let later = |reason: &str| Refusal { reason: reason.to_owned(), again: Again::Later(None) };
         let unreadable =
             || Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never };
-        let mut message: Message = serde_json::from_str(&claimed.payload).map_err(|_| unreadable())?;
+        let mut message = Message::read(claimed.kind, &claimed.payload).map_err(|_| unreadable())?;
         let mut body = claimed.payload.clone();
         // A field may have been taken from the sink since the message was written.
-        if message.keep_only(&USER, self.destination.subscription.fields) {
+        if message.keep_only(self.destination.subscription.fields.fields(claimed.kind.entity)) {
             body = serde_json::to_string(&message).map_err(|_| unreadable())?;
         }
         let sink = Arc::clone(&self.destination.sink);
@@ -342,7 +340,7 @@ impl Dispatcher {
         now: DateTime<Utc>,
     ) -> Ending {
         let Err(Refusal { reason: error, again }) = result else { return Ending::Delivered };
-        let is_deletion = claimed.kind == MessageType::UserDeleted;
+        let is_deletion = claimed.kind.is_deletion();
         if again == Again::Never && !is_deletion {
             return Ending::Dead { attempts: claimed.attempts + 1, error };
         }

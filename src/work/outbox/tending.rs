@@ -5,10 +5,7 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use crate::{
-    model::MessageType,
-    store::{Deed, MessageFilter, MessageState, Result, Store, StoredMessage},
-};
+use crate::store::{Deed, MessageFilter, MessageState, Result, Store, StoredMessage};
 
 /// Messages in one transaction.
 const STEP: u32 = 2000;
@@ -134,6 +131,5 @@ async fn step(
 }
 
 fn is_open_deletion(message: &StoredMessage) -> bool {
-    message.kind == MessageType::UserDeleted
-        && matches!(message.state, MessageState::Pending | MessageState::Dead)
+    message.kind.is_deletion() && matches!(message.state, MessageState::Pending | MessageState::Dead)
 }

@@ -35,7 +35,7 @@ use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
     outbound::{Answer, within},
 };
-use crate::model::{Message, MessageType};
+use crate::model::{Happened, Message, MessageType};
 
 /// The longest text that a merge field takes, in characters.
 const LONGEST_TEXT: usize = 255;
@@ -86,9 +86,9 @@ struct Contact {
 impl Sink for Mailchimp {
     async fn deliver(&self, message: &Message, _: &str, memory: &dyn Memory) -> Result<(), Refusal> {
         within(self.timeout, async {
-            match message.kind {
-                MessageType::UserCreated | MessageType::UserUpdated => self.update(message, memory).await,
-                MessageType::UserDeleted => self.erase(message, memory).await,
+            match message.kind.what {
+                Happened::Created | Happened::Updated => self.update(message, memory).await,
+                Happened::Deleted => self.erase(message, memory).await,
             }
         })
         .await
@@ -110,7 +110,7 @@ impl Sink for Mailchimp {
             self.tag(&message, &contact).await
         })
         .await;
-        let deletion = Message { kind: MessageType::UserDeleted, ..message };
+        let deletion = Message { kind: MessageType::deleted(message.kind.entity), ..message };
         let removed = self.deliver(&deletion, body, &memory).await;
         made.and(removed)?;
         Ok(Vec::new())
@@ -208,7 +208,7 @@ impl Mailchimp {
         let mut fields = Map::from_iter([(self.clerk_id_merge_field.clone(), json!(to))]);
         for name in ["FNAME", "LNAME"] {
             // An erasure says nothing of names, and whoever is erased leaves none.
-            if message.kind == MessageType::UserDeleted || self.merge_fields(message).contains_key(name) {
+            if message.kind.is_deletion() || self.merge_fields(message).contains_key(name) {
                 fields.insert(name.to_owned(), json!(""));
             }
         }
@@ -217,7 +217,7 @@ impl Mailchimp {
 
     /// Tag somebody who has just signed up.
     async fn tag(&self, message: &Message, contact: &Contact) -> Result<(), Refusal> {
-        if message.kind != MessageType::UserCreated || self.tags.is_empty() {
+        if message.kind.what != Happened::Created || self.tags.is_empty() {
             return Ok(());
         }
         let tags: Vec<Value> =
@@ -401,7 +401,7 @@ mod tests {
     fn message(data: &Value) -> Message {
         Message {
             id: "msg_1".to_owned(),
-            kind: MessageType::UserUpdated,
+            kind: MessageType::updated(&crate::entity::USER),
             version: Message::VERSION,
             timestamp: DateTime::from_timestamp_millis(0).expect("in range"),
             data: data.as_object().expect("an object").clone(),

@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 
 use super::{super::patient, Refusal};
 use crate::{
-    entity::user,
-    model::{ClerkId, FieldSet},
+    entity::{USER, user},
+    model::{ClerkId, Selection},
     store::{RowFilter, Store, StoreError},
 };
 
@@ -78,11 +78,15 @@ impl Memory for Recipient {
 
     async fn holders(&self, address: &str) -> Result<Vec<String>, Refusal> {
         let store = Arc::clone(&self.store);
-        let filter = RowFilter { email: Some(address.to_owned()), after: None };
+        let filter = RowFilter { with: Some((user::EMAIL, address.to_owned())), after: None };
         let holders = async move {
-            let ids: Vec<ClerkId> =
-                store.rows(&filter, MOST_HOLDERS).await?.into_iter().map(|row| row.user.clerk_id).collect();
-            let known = store.known(&ids, FieldSet::from_iter([user::EMAIL])).await?;
+            let ids: Vec<ClerkId> = store
+                .rows(&USER, &filter, MOST_HOLDERS)
+                .await?
+                .into_iter()
+                .map(|row| row.user.clerk_id)
+                .collect();
+            let known = store.known(&ids, &Selection::default()).await?;
             let stays = |id: &ClerkId| {
                 known.registers.get(id).is_none_or(|known| !known.deleted && known.held_until.is_none())
             };

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     entity::USER,
-    model::{Message, MessageType, rfc3339},
+    model::{Happened, Message, MessageType, rfc3339},
 };
 
 /// The form of Segment's Public API that we speak, which is also its content type.
@@ -64,9 +64,9 @@ pub enum Dialect {
 impl Sink for Segment {
     async fn deliver(&self, message: &Message, _: &str, _: &dyn Memory) -> Result<(), Refusal> {
         within(self.timeout, async {
-            match message.kind {
-                MessageType::UserCreated | MessageType::UserUpdated => self.identify(message).await,
-                MessageType::UserDeleted => self.erase(message).await,
+            match message.kind.what {
+                Happened::Created | Happened::Updated => self.identify(message).await,
+                Happened::Deleted => self.erase(message).await,
             }
         })
         .await
@@ -75,7 +75,7 @@ impl Sink for Segment {
     async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         let memory = InMemory::default();
         self.deliver(message, body, &memory).await?;
-        let deletion = Message { kind: MessageType::UserDeleted, ..message.clone() };
+        let deletion = Message { kind: MessageType::deleted(message.kind.entity), ..message.clone() };
         self.deliver(&deletion, body, &memory).await?;
         Ok(Vec::new())
     }
@@ -96,7 +96,7 @@ impl Segment {
     }
 
     async fn erase(&self, message: &Message) -> Result<(), Refusal> {
-        let clerk_id = message.clerk_id(&USER).ok_or_else(nobody)?;
+        let clerk_id = message.clerk_id().ok_or_else(nobody)?;
         let (path, content_type, regulation) = match &self.regulations.dialect {
             Dialect::Segment => (
                 ["regulations"].as_slice(),
@@ -175,7 +175,7 @@ fn until_next(answer: &Answer) -> Option<Duration> {
 /// The `identify` call of a message; `None` if it is about nobody.
 fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
     Some(json!({
-        "userId": message.clerk_id(&USER)?.as_str(),
+        "userId": message.clerk_id()?.as_str(),
         "messageId": message.id,
         "timestamp": rfc3339(message.timestamp),
         "sentAt": rfc3339(now),
@@ -236,7 +236,7 @@ mod tests {
     fn message(data: &Value) -> Message {
         Message {
             id: "msg_1".to_owned(),
-            kind: MessageType::UserUpdated,
+            kind: MessageType::updated(&USER),
             version: Message::VERSION,
             timestamp: time(1_700_000_000_123),
             data: data.as_object().expect("an object").clone(),

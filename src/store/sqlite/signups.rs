@@ -1,68 +1,10 @@
-//! Reading rows for others: one user, pages of users, and how many signed up.
+//! How many users signed up.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{SqliteConnection, sqlite::SqliteRow};
 
-use super::{error::explain, text, users::user};
-use crate::{
-    model::{ClerkId, FieldSet},
-    store::{Bucket, Result, Row},
-};
-
-macro_rules! columns {
-    () => {
-        "id, clerk_id, email, email_verified, first_name, last_name, image_url, username, phone_number, external_id,
-         public_metadata, unsafe_metadata, private_metadata, banned, locked, last_sign_in_at, last_active_at,
-         preferences, created_at, updated_at, synced_at, deleted_at"
-    };
-}
-
-/// The row of one user.
-pub(super) async fn one(connection: &mut SqliteConnection, id: &ClerkId) -> Result<Option<Row>> {
-    let found = sqlx::query(concat!("SELECT ", columns!(), " FROM users WHERE clerk_id = ?1"))
-        .bind(id.as_str())
-        .fetch_optional(connection)
-        .await
-        .map_err(explain)?;
-    found.as_ref().map(row).transpose()
-}
-
-/// See [`page`].
-pub(super) const PAGE: &str =
-    concat!("SELECT ", columns!(), " FROM users WHERE id > ?1 AND deleted_at IS NULL ORDER BY id LIMIT ?2");
-
-/// A page of users.
-pub(super) async fn page(connection: &mut SqliteConnection, after: i64, limit: u32) -> Result<Vec<Row>> {
-    let rows = sqlx::query(PAGE).bind(after).bind(limit).fetch_all(connection).await.map_err(explain)?;
-    rows.iter().map(row).collect()
-}
-
-/// See [`page_of_email`].
-pub(super) const PAGE_OF_EMAIL: &str = concat!(
-    "SELECT ",
-    columns!(),
-    " FROM users
-     -- The plus keeps the primary key out: it would be walked through in search of the address.
-     WHERE lower(email) = lower(?1) AND +id > ?2 AND deleted_at IS NULL
-     ORDER BY +id LIMIT ?3"
-);
-
-/// A page of the users of one address.
-pub(super) async fn page_of_email(
-    connection: &mut SqliteConnection,
-    email: &str,
-    after: i64,
-    limit: u32,
-) -> Result<Vec<Row>> {
-    let rows = sqlx::query(PAGE_OF_EMAIL)
-        .bind(email)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
-        .await
-        .map_err(explain)?;
-    rows.iter().map(row).collect()
-}
+use super::{error::explain, text};
+use crate::store::{Bucket, Result};
 
 /// Sign-ups by the first day of their bucket.
 pub(super) async fn signups(
@@ -117,12 +59,4 @@ fn count(row: &SqliteRow) -> Result<Option<(NaiveDate, u64)>> {
     let start = text::read(row, "start")?.and_then(|start| start.parse().ok());
     let signups = text::read_integer(row, "signups")?.unwrap_or_default();
     Ok(start.map(|start| (start, signups.unsigned_abs())))
-}
-
-fn row(row: &SqliteRow) -> Result<Row> {
-    Ok(Row {
-        id: text::read_integer(row, "id")?.unwrap_or_default(),
-        user: user(row, FieldSet::ALL)?,
-        preferences: text::read(row, "preferences")?.unwrap_or_default(),
-    })
 }

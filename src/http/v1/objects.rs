@@ -1,0 +1,424 @@
+//! `GET /v1/<table>` and `GET /v1/<table>/{clerk_id}` of every kind, and what belongs to an object: the rows of those that are
+//! there. What was deleted is not.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, RawQuery, State, rejection::PathRejection},
+    routing::get,
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value as Document, json, value::RawValue};
+
+use super::{
+    INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE,
+    query::{AFTER, Query, page},
+    read,
+};
+use crate::{
+    entity::{self, USER, user},
+    http::{App, error::Problem},
+    model::{ClerkId, Entity, Field, Holds, Value, rfc3339},
+    store::{Row, RowFilter},
+};
+
+const OF_USERS: &str = "the parameters are email, after and limit, each at most once";
+const OF_OTHERS: &str = "the parameters are after and limit, each at most once";
+const EMAIL: &str = "email: allowed is a whole address, in which + is written as %2B";
+
+/// One page of rows of a kind.
+pub(super) struct Page {
+    /// Under which name they stand.
+    name: &'static str,
+    rows: Vec<Shown>,
+    /// What to give as `after` for the next page; none on the last one.
+    next: Option<String>,
+}
+
+impl Serialize for Page {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut page = serializer.serialize_map(Some(2))?;
+        page.serialize_entry(self.name, &self.rows)?;
+        page.serialize_entry("next", &self.next)?;
+        page.end()
+    }
+}
+
+/// A row as the API shows it. Fields that are not synced are null.
+pub(super) struct Shown {
+    row: Row,
+    /// What leads to it, under this name.
+    link: Option<(&'static str, Row)>,
+}
+
+impl From<Row> for Shown {
+    fn from(row: Row) -> Self {
+        Self { row, link: None }
+    }
+}
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        write(&self.row, &mut map)?;
+        if let Some((name, row)) = &self.link {
+            map.serialize_entry(name, &Self::from(row.clone()))?;
+        }
+        map.end()
+    }
+}
+
+fn write<M: SerializeMap>(row: &Row, map: &mut M) -> Result<(), M::Error> {
+    let Row { id, user: object, preferences } = row;
+    let entity = object.clerk_id.entity();
+    map.serialize_entry("id", id)?;
+    map.serialize_entry("clerk_id", object.clerk_id.as_str())?;
+    for field in entity.fields() {
+        let name = field.name();
+        match &object.profile[field] {
+            Value::Null => map.serialize_entry(name, &())?,
+            Value::Text(text) => map.serialize_entry(name, text)?,
+            Value::Int(number) => map.serialize_entry(name, number)?,
+            Value::Bool(truth) => map.serialize_entry(name, truth)?,
+            Value::Time(time) => map.serialize_entry(name, &rfc3339(*time))?,
+            Value::Json(text) => map.serialize_entry(name, &as_stored(text))?,
+        }
+    }
+    if entity.has_preferences {
+        map.serialize_entry("preferences", &as_stored(preferences.as_deref().unwrap_or("{}")))?;
+    }
+    map.serialize_entry("created_at", &object.created_at.map(rfc3339))?;
+    map.serialize_entry("updated_at", &rfc3339(object.updated_at))?;
+    map.serialize_entry("synced_at", &rfc3339(object.synced_at))?;
+    map.serialize_entry("deleted_at", &object.deleted_at.map(rfc3339))
+}
+
+/// JSON as it is stored. Where the application wrote something else into a column of JSON, a string of it.
+fn as_stored(text: &str) -> Box<RawValue> {
+    RawValue::from_string(text.to_owned())
+        .or_else(|_| serde_json::value::to_raw_value(text))
+        .unwrap_or_default()
+}
+
+/// A row as the API shows it.
+pub fn row_as_json(row: &Row) -> String {
+    serde_json::to_string_pretty(&Shown::from(row.clone())).unwrap_or_default()
+}
+
+async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    entity: &'static Entity,
+) -> Result<Json<Page>, Problem> {
+    let query = if *entity == USER {
+        Query::read(query.as_deref(), &["email", "after", "limit"], OF_USERS)?
+    } else {
+        Query::read(query.as_deref(), &["after", "limit"], OF_OTHERS)?
+    };
+    let email = query.value("email", email, EMAIL)?;
+    let (rows, next) = rows(&app, entity, email.map(|email| (user::EMAIL, email)), &query).await?;
+    Ok(Json(Page { name: entity.table, rows: rows.into_iter().map(Shown::from).collect(), next }))
+}
+
+async fn show(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    entity: &'static Entity,
+) -> Result<Json<Shown>, Problem> {
+    let id = id(entity, path)?;
+    let row = read(&app, async move |store| store.row(&id).await).await?;
+    let row = row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))?;
+    Ok(Json(Shown::from(row)))
+}
+
+async fn belonging(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    of: Belonging,
+) -> Result<Json<Page>, Problem> {
+    let query = Query::read(query.as_deref(), &["after", "limit"], OF_OTHERS)?;
+    let id = id(of.parent, path)?;
+    let parent = id.as_str().to_owned();
+    let row = read(&app, async move |store| store.row(&id).await).await?;
+    row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(of.parent))?;
+    let (rows, next) = rows(&app, of.field.entity(), Some((of.field, parent)), &query).await?;
+    let rows = match (of.through, of.link()) {
+        (Some((field, other)), Some(link)) => {
+            let named = |row: &Row| ClerkId::new(other, row.user.profile[field].text()?);
+            let ids: Vec<ClerkId> = rows.iter().filter_map(named).collect();
+            let others = read(&app, async move |store| store.these(other, &ids).await).await?;
+            let others: HashMap<ClerkId, Row> =
+                others.into_iter().map(|row| (row.user.clerk_id.clone(), row)).collect();
+            let linked = rows.into_iter().filter_map(|row| {
+                Some(Shown { row: others.get(&named(&row)?)?.clone(), link: Some((link, row)) })
+            });
+            linked.collect()
+        }
+        _ => rows.into_iter().map(Shown::from).collect(),
+    };
+    Ok(Json(Page { name: of.name(), rows, next }))
+}
+
+/// A page of rows, and where the next one begins.
+async fn rows(
+    app: &App,
+    entity: &'static Entity,
+    with: Option<(Field, String)>,
+    query: &Query,
+) -> Result<(Vec<Row>, Option<String>), Problem> {
+    let after = query.value("after", |text| text.parse().ok(), AFTER)?;
+    let limit = query.limit()?;
+    let filter = RowFilter { with, after };
+    let rows = read(app, async move |store| store.rows(entity, &filter, limit + 1).await).await?;
+    let (rows, more) = page(rows, limit);
+    let next = rows.last().filter(|_| more).map(|row| row.id.to_string());
+    Ok((rows, next))
+}
+
+/// What is no id is nobody's.
+pub(super) fn id(
+    entity: &'static Entity,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<ClerkId, Problem> {
+    let id = path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(entity, id));
+    id.ok_or(Problem::ObjectNotFound(entity))
+}
+
+fn email(text: &str) -> Option<String> {
+    let plausible = !text.is_empty() && is_text(text) && !text.contains(char::is_whitespace);
+    plausible.then(|| text.to_owned())
+}
+
+/// Whether every database can be asked for it.
+fn is_text(text: &str) -> bool {
+    !text.contains('\0')
+}
+
+/// Objects that belong to another: those of a kind whose `field` names it; or, `through` them, what else they name.
+#[derive(Clone, Copy)]
+struct Belonging {
+    parent: &'static Entity,
+    field: Field,
+    through: Option<(Field, &'static Entity)>,
+}
+
+impl Belonging {
+    /// Whatever belongs to anything.
+    fn all() -> impl Iterator<Item = Self> {
+        let of = |(child, (field, parent)): (&'static Entity, (Field, &'static Entity))| {
+            let others = child.parents().filter(move |(other, _)| *other != field);
+            [None].into_iter().chain(others.map(Some)).map(move |through| Self { parent, field, through })
+        };
+        let children =
+            entity::ALL.iter().flat_map(|child| child.parents().map(move |parent| (*child, parent)));
+        children.flat_map(of)
+    }
+
+    /// The last part of its path: `memberships` of an organization, `organizations` of a user.
+    fn name(self) -> &'static str {
+        match self.through {
+            Some((_, other)) => other.table,
+            None => without(self.field.entity().table, self.parent),
+        }
+    }
+
+    fn path(self) -> String {
+        format!("/v1/{}/{{clerk_id}}/{}", self.parent.table, self.name())
+    }
+
+    /// The name under which what leads to it stands in each object.
+    fn link(self) -> Option<&'static str> {
+        let (_, other) = self.through?;
+        Some(without(without(self.field.entity().kind, self.parent), other))
+    }
+}
+
+/// A name without the kind that it begins with.
+fn without(name: &'static str, entity: &Entity) -> &'static str {
+    name.strip_prefix(entity.kind).and_then(|rest| rest.strip_prefix('_')).unwrap_or(name)
+}
+
+/// Every route of this file.
+pub(super) fn routes() -> Router<Arc<App>> {
+    let kinds = entity::ALL.iter().fold(Router::new(), |router, entity| {
+        let (table, entity) = (entity.table, *entity);
+        router
+            .route(&format!("/v1/{table}"), get(move |app, query| list(app, query, entity)))
+            .route(&format!("/v1/{table}/{{clerk_id}}"), get(move |app, path| show(app, path, entity)))
+    });
+    Belonging::all().fold(kinds, |router, of| {
+        router.route(&of.path(), get(move |app, path, query| belonging(app, path, query, of)))
+    })
+}
+
+/// The same, for programs to read: paths and schemas, as `OpenAPI` writes them.
+pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
+    let (mut paths, mut schemas) = (Map::new(), Map::new());
+    for entity in entity::ALL.iter().copied() {
+        let name = schema_name(entity);
+        schemas.insert(name.clone(), schema(entity));
+        let one = json!({ "$ref": format!("#/components/schemas/{name}") });
+        let what = format!("{}, a page at a time", capital(&entity.table.replace('_', " ")));
+        let order = "In the order of their `id`. What was there when a walk through the pages began comes exactly once.";
+        let mut parameters = paging();
+        if *entity == USER {
+            parameters.push(json!({
+                "name": "email", "in": "query", "required": false, "schema": { "type": "string" },
+                "example": "ada@example.com",
+                "description": "Only users of this e-mail address, in any case; there can be several"
+            }));
+        }
+        let listed = pages(entity.table, &one);
+        paths.insert(
+            format!("/v1/{}", entity.table),
+            operation(&format!("list_{}", entity.table), (&what, order), &parameters, &listed, None, true),
+        );
+        let what = capital(&format!("one {}", entity.kind.replace('_', " ")));
+        paths.insert(
+            format!("/v1/{}/{{clerk_id}}", entity.table),
+            operation(
+                &format!("show_{}", entity.kind),
+                (&what, ""),
+                &[by_id(entity)],
+                &one,
+                Some(entity),
+                false,
+            ),
+        );
+    }
+    for of in Belonging::all() {
+        let shown = of.through.map_or(of.field.entity(), |(_, other)| other);
+        let mut one = json!({ "$ref": format!("#/components/schemas/{}", schema_name(shown)) });
+        if let Some(link) = of.link() {
+            let mut linked = schema(shown);
+            linked["properties"][link] =
+                json!({ "$ref": format!("#/components/schemas/{}", schema_name(of.field.entity())) });
+            one = linked;
+        }
+        let what = format!(
+            "{} of one {}, a page at a time",
+            capital(&of.name().replace('_', " ")),
+            of.parent.kind.replace('_', " ")
+        );
+        let mut parameters = paging();
+        parameters.push(by_id(of.parent));
+        let id = format!("list_{}_of_{}", of.name(), of.parent.kind);
+        let listed = pages(of.name(), &one);
+        paths.insert(of.path(), operation(&id, (&what, ""), &parameters, &listed, Some(of.parent), true));
+    }
+    (paths, schemas)
+}
+
+/// The schema of a kind's rows: `OrganizationMembership`.
+pub(super) fn schema_name(entity: &Entity) -> String {
+    entity.kind.split('_').map(capital).collect()
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn schema(entity: &'static Entity) -> Document {
+    let time = |description: &str| json!({ "type": ["string", "null"], "format": "date-time", "description": description });
+    let mut properties = Map::new();
+    properties.insert(
+        "id".to_owned(),
+        json!({ "type": "integer", "format": "int64", "description": "The database's own number of the row.", "example": 42 }),
+    );
+    properties.insert("clerk_id".to_owned(), json!({ "type": "string", "description": "Clerk's id" }));
+    for field in entity.fields() {
+        let described = match field.holds {
+            Holds::Text => json!({ "type": ["string", "null"] }),
+            Holds::Int => json!({ "type": ["integer", "null"], "format": "int64" }),
+            Holds::Bool => json!({ "type": ["boolean", "null"] }),
+            Holds::Time => json!({ "type": ["string", "null"], "format": "date-time" }),
+            Holds::Json => json!({}),
+        };
+        properties.insert(field.name().to_owned(), described);
+    }
+    if entity.has_preferences {
+        properties.insert("preferences".to_owned(), json!({ "description": "The application's own." }));
+    }
+    for (name, description) in [
+        ("created_at", "Clerk's own time of its creation."),
+        ("updated_at", "Clerk's own time of the newest change."),
+        ("synced_at", "When the row was last written for news."),
+        ("deleted_at", ""),
+    ] {
+        properties.insert(name.to_owned(), time(description));
+    }
+    let required: Vec<&String> = properties.keys().collect();
+    json!({
+        "type": "object",
+        "description": format!("A row of table `{}`. Fields that are not synced are null.", entity.table),
+        "required": required,
+        "properties": properties,
+    })
+}
+
+fn pages(name: &str, one: &Document) -> Document {
+    json!({
+        "type": "object",
+        "required": [name, "next"],
+        "properties": {
+            name: { "type": "array", "items": one },
+            "next": {
+                "type": ["string", "null"], "example": "42",
+                "description": "What to give as `after` for the next page; null on the last one."
+            },
+        },
+    })
+}
+
+fn paging() -> Vec<Document> {
+    vec![
+        json!({
+            "name": "after", "in": "query", "required": false, "schema": { "type": "string" },
+            "description": "The `next` of the page before"
+        }),
+        json!({
+            "name": "limit", "in": "query", "required": false,
+            "schema": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 500 },
+            "description": "How many a page has at most; 100 if nothing is said"
+        }),
+    ]
+}
+
+fn by_id(entity: &Entity) -> Document {
+    json!({
+        "name": "clerk_id", "in": "path", "required": true, "schema": { "type": "string" },
+        "description": "Clerk's id", "example": format!("{}29w83sxmDNGwOuEthce5gg56FcC", entity.id_prefix)
+    })
+}
+
+/// A question, its answer, and what may be wrong: a parameter, or that there is no object of this kind.
+fn operation(
+    id: &str,
+    (summary, description): (&str, &str),
+    parameters: &[Document],
+    answer: &Document,
+    missing: Option<&Entity>,
+    has_query: bool,
+) -> Document {
+    let content = |schema: &Document| json!({ "application/json": { "schema": schema } });
+    let error = content(&json!({ "$ref": "#/components/schemas/ErrorBody" }));
+    let refused = |description: &str| json!({ "description": description, "content": error });
+    let mut responses = json!({
+        "200": { "description": "What was asked for", "content": content(answer) },
+        "401": refused(UNAUTHORIZED),
+        "503": refused(UNAVAILABLE),
+    });
+    if let Some(entity) = missing {
+        responses["404"] = refused(&format!("`{}_not_found`: never heard of, or deleted", entity.kind));
+    }
+    if has_query {
+        responses["400"] = refused(INVALID_PARAMETER);
+    }
+    json!({ "get": {
+        "operationId": id, "summary": summary, "description": description, "parameters": parameters,
+        "responses": responses, "tags": [],
+    } })
+}

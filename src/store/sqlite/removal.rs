@@ -1,0 +1,140 @@
+//! Taking out rows, and marking them: the statements, made once of the declarations.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+
+use super::shared::rows;
+use crate::{
+    entity::USER,
+    model::{Anonymized, ClerkId, Entity, Field},
+    store::{
+        Result, StoreError, Way,
+        schema::quoted,
+        sql::{Kinds, Row, Statement, batch, objects, values},
+    },
+};
+
+/// What is done to a row, and may be refused by the application.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    Take(Way),
+    Mark,
+    Unmark,
+}
+
+/// The statements of every kind.
+pub(super) struct Removal {
+    kinds: Kinds,
+    statements: HashMap<&'static str, Statements>,
+}
+
+/// The statements of one kind.
+struct Statements {
+    delete: Statement,
+    anonymize: Statement,
+    /// Which rows still hold what was anonymised: a trigger can bring it back.
+    kept: Statement,
+    mark: Statement,
+    unmark: Statement,
+}
+
+impl Removal {
+    /// Only the operator knows the names of the application's columns, and a name cannot be a parameter; it is quoted.
+    pub(super) fn new(kinds: Kinds, anonymize_columns: &[String]) -> Self {
+        let theirs = |entity: &Entity| {
+            let theirs = anonymize_columns.iter().filter(|_| *entity == USER);
+            theirs.map(|column| format!(", {} = NULL", quoted(column))).collect::<Vec<_>>().concat()
+        };
+        let statements = |entity: &'static Entity| (entity.kind, Statements::new(entity, &theirs(entity)));
+        Self { kinds, statements: kinds.iter().map(|entity| statements(entity)).collect() }
+    }
+
+    /// Do it to rows of this kind; gives those to which it was done. [`StoreError::unmoved`] if a trigger brings back what
+    /// was in one.
+    pub(super) async fn run(
+        &self,
+        connection: &mut SqliteConnection,
+        entity: &'static Entity,
+        step: Step,
+        ids: &[ClerkId],
+        at: DateTime<Utc>,
+    ) -> Result<Vec<ClerkId>> {
+        let Some(statements) = self.statements.get(entity.kind) else { return Ok(Vec::new()) };
+        let statement = match step {
+            Step::Take(Way::Delete) => &statements.delete,
+            Step::Take(Way::Anonymize) => &statements.anonymize,
+            Step::Mark => &statements.mark,
+            Step::Unmark => &statements.unmark,
+        };
+        let values = values![batch(ids).text(ClerkId::as_str), at];
+        let done = rows(connection, self.kinds, statement, values).await?;
+        if matches!(step, Step::Take(Way::Anonymize)) {
+            // By their numbers: a trigger can change the id as well. What RETURNING gives is from before it.
+            let numbers: Vec<i64> = done.iter().map(|row| row.get(1)).collect::<Result<_>>()?;
+            let kept = values![batch(&numbers).int(|number| *number)];
+            if !rows(connection, self.kinds, &statements.kept, kept).await?.is_empty() {
+                return Err(StoreError::unmoved());
+            }
+        }
+        done.iter().map(|row| row.id_of(entity, 0)).collect()
+    }
+}
+
+impl Statements {
+    fn new(entity: &'static Entity, theirs: &str) -> Self {
+        let table = entity.table;
+        let these = "clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}}";
+        let preferences = if entity.has_preferences { ", preferences = json_object()" } else { "" };
+        let fields = objects::anonymizing(entity).map(|field| field + ", ").collect::<String>();
+        let emptied =
+            entity.fields().filter(|field| field.identifies && field.anonymized != Anonymized::Kept);
+        let kept = |field: Field| format!(" OR u.{} IS NOT {}", field.name(), objects::anonymous(field));
+        let kept = emptied.map(kept).collect::<Vec<_>>().concat();
+        Self {
+            delete: Statement::made(format!("DELETE FROM {table} WHERE {these} RETURNING clerk_id")),
+            anonymize: Statement::made(format!(
+                "UPDATE {table} AS u SET {fields}deleted_at = coalesce(deleted_at, $2){preferences}{theirs}
+                 WHERE {these}
+                 RETURNING clerk_id, id"
+            )),
+            kept: Statement::made(format!(
+                "SELECT 1 FROM {{batch $1 AS n: id bigint}} CROSS JOIN {table} AS u ON u.id = n.id
+                 WHERE u.deleted_at IS NULL{kept}
+                 LIMIT 1"
+            )),
+            mark: Statement::made(format!(
+                "UPDATE {table} SET deleted_at = $2 WHERE {these} AND deleted_at IS NULL RETURNING clerk_id"
+            )),
+            unmark: Statement::made(format!(
+                "UPDATE {table} SET deleted_at = NULL WHERE {these} AND deleted_at = $2 RETURNING clerk_id"
+            )),
+        }
+    }
+}
+
+/// How many users are not deleted.
+pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
+    static STANDING: Statement = Statement::new("SELECT count(*) FROM users WHERE deleted_at IS NULL");
+    let counted = rows(connection, &[], &STANDING, &[]).await?;
+    counted.first().map_or(Ok(0), |row| row.get(0))
+}
+
+/// Whether a trigger of the application has changed whose rows these are, which were just written.
+pub(super) async fn are_others(
+    connection: &mut SqliteConnection,
+    table: &str,
+    ids: impl Iterator<Item = &ClerkId>,
+) -> Result<bool> {
+    let ids: Vec<&ClerkId> = ids.collect();
+    let statement = Statement::made(format!(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = '{table}')
+             AND EXISTS (
+                 SELECT 1 FROM {{batch $1 AS n: clerk_id text}}
+                 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE clerk_id = n.clerk_id)
+             )"
+    ));
+    let found = rows(connection, &[], &statement, values![batch(&ids).text(|id| id.as_str())]).await?;
+    found.first().map_or(Ok(false), |row: &Row| row.get(0))
+}

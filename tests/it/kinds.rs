@@ -1,0 +1,420 @@
+//! A kind of object that only these tests know, declared here and nowhere else: whatever holds for it holds for every kind. Of
+//! clubs and of those who are in them: who leaves and joins again has another membership.
+
+use std::sync::Arc;
+
+use clerk_sync::{
+    entity::USER,
+    model::{Column, Entity, FieldSet, Holds, MessageType, Outcome, Place, Selection, Subscription},
+    store::{RowFilter, sql::ddl},
+};
+use serde_json::{Value as Json, json};
+
+use crate::{
+    promises::promises,
+    world::{Event, Keeper, NOW, World, clerk_id, run},
+};
+
+use Outcome::{Applied, Duplicate, Ignored, Parked, Stale, Unchanged};
+
+pub(crate) static CLUB: Entity = Entity {
+    kind: "club",
+    table: "clubs",
+    id_prefix: "club_",
+    events: ["club.founded", "club.changed", "club.closed"],
+    columns: &[
+        Column::new("name", Holds::Text).by_default().kept(),
+        Column::new("seats", Holds::Int).by_default().kept(),
+        Column::new("open", Holds::Bool).kept(),
+        Column::new("opens_at", Holds::Time).kept(),
+        Column::new("rules", Holds::Json).kept(),
+    ],
+    has_preferences: false,
+    unique: &[],
+};
+
+pub(crate) static CLUB_PASS: Entity = Entity {
+    kind: "club_pass",
+    table: "club_passes",
+    id_prefix: "pass_",
+    events: ["clubPass.given", "clubPass.changed", "clubPass.taken"],
+    columns: &[
+        Column::new("club_id", Holds::Text).at(Place::Path(&["club", "id"])).by_default().parent(&CLUB),
+        Column::new("user_id", Holds::Text)
+            .at(Place::Path(&["holder", "user", "id"]))
+            .by_default()
+            .parent(&USER),
+        Column::new("level", Holds::Text).by_default().kept(),
+        Column::new("note", Holds::Json).by_default(),
+    ],
+    has_preferences: false,
+    unique: &["club_id", "user_id"],
+};
+
+pub(crate) static KINDS: &[&Entity] = &[&USER, &CLUB, &CLUB_PASS];
+
+promises! {
+    an_object_of_any_kind_is_applied_exactly_once_and_in_order,
+    a_kind_that_is_not_selected_is_ignored,
+    a_value_of_every_type_is_kept_and_cleared,
+    a_parent_takes_its_children_with_it,
+    children_come_in_any_order_with_their_parents,
+    a_child_of_a_deleted_parent_is_stale,
+    whoever_joins_again_has_another_pass_and_keeps_it,
+    a_row_that_the_application_holds_on_to_is_marked,
+    more_children_than_one_transaction_takes_follow_and_never_read_as_whole,
+    other_systems_hear_of_every_kind,
+    what_is_parked_of_a_kind_goes_with_it,
+    rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents,
+    two_replicas_that_delete_a_parent_and_write_its_children_leave_none,
+}
+
+async fn with_kinds(world: &mut World) {
+    world.know(KINDS).await;
+    for entity in &KINDS[1..] {
+        world.sql(&ddl::create(entity, world.dialect())).await;
+    }
+    world.rules.selection =
+        KINDS.iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));
+}
+
+fn club(id: &str, name: &str, at: i64) -> Event {
+    let data = json!({
+        "id": id, "object": "club", "name": name, "seats": 12, "open": true, "opens_at": NOW + 5, "rules": { "shoes": ["clean"] },
+        "created_at": NOW, "updated_at": NOW + at,
+    });
+    Event::about("club.changed", data, NOW + at)
+}
+
+fn closed(id: &str, at: i64) -> Event {
+    Event::about("club.closed", json!({ "id": id, "object": "club", "deleted": true }), NOW + at)
+}
+
+/// Of a pass that was given then, as it stood at another time.
+fn pass(id: &str, club: &str, user: &str, given: i64, at: i64) -> Event {
+    Event::about("clubPass.changed", pass_data(id, club, user, given, at), NOW + at)
+}
+
+fn taken(id: &str, club: &str, user: &str, at: i64) -> Event {
+    Event::about("clubPass.taken", pass_data(id, club, user, 0, at), NOW + at)
+}
+
+fn pass_data(id: &str, club: &str, user: &str, given: i64, at: i64) -> Json {
+    json!({
+        "id": id, "object": "club_pass", "level": "gold", "note": { "at": at }, "club": { "id": club, "name": "as it was" },
+        "holder": { "user": { "id": user }, "identifier": "ada@example.com" },
+        "created_at": NOW + given, "updated_at": NOW + at,
+    })
+}
+
+/// The live passes: id, club and user.
+async fn passes(world: &World) -> Vec<String> {
+    world
+        .column(
+            "SELECT clerk_id || ' ' || club_id || ' ' || user_id AS line FROM club_passes
+             WHERE deleted_at IS NULL ORDER BY clerk_id",
+        )
+        .await
+}
+
+async fn tombstones(world: &World) -> Vec<String> {
+    world
+        .column("SELECT kind || ' ' || clerk_id AS line FROM entity_versions WHERE deleted ORDER BY kind, clerk_id")
+        .await
+}
+
+async fn an_object_of_any_kind_is_applied_exactly_once_and_in_order(mut world: World) {
+    with_kinds(&mut world).await;
+    let first = club("club_1", "Chess", 10);
+    assert_eq!(world.deliver(&first).await, Applied);
+    assert_eq!(world.deliver(&first).await, Duplicate);
+    assert_eq!(world.deliver(&club("club_1", "Late", 5)).await, Stale);
+    assert_eq!(world.deliver(&club("club_1", "Chess", 11)).await, Unchanged);
+    assert_eq!(world.deliver(&club("club_1", "Go", 20)).await, Applied);
+    // A user of the same id is somebody else.
+    assert_eq!(world.deliver(&Event::created("club_1")).await, Applied);
+    assert_eq!(world.column("SELECT name FROM clubs").await, ["Go"]);
+    assert_eq!(world.deliver(&closed("club_1", 1)).await, Applied);
+    assert_eq!(world.deliver(&closed("club_1", 30)).await, Stale);
+    assert_eq!(world.deliver(&club("club_1", "Ghost", 40)).await, Stale);
+    assert_eq!(world.deliver(&closed("club_2", 30)).await, Applied, "a tombstone of one never seen");
+    assert_eq!(world.count("clubs").await, 0);
+    assert!(world.user("club_1").await.is_some());
+    assert_eq!(tombstones(&world).await, ["club club_1", "club club_2"]);
+    let lines = world.column("SELECT action || ' ' || kind AS line FROM audit_log ORDER BY id").await;
+    assert_eq!(lines, ["CLUB_CREATED club", "CLUB_UPDATED club", "USER_CREATED user", "CLUB_DELETED club"]);
+    let kinds = world.column("SELECT DISTINCT kind FROM processed_webhooks ORDER BY kind").await;
+    assert_eq!(kinds, ["club", "user"]);
+    assert_eq!(world.count("erasure_receipts").await, 0, "nobody was erased");
+}
+
+async fn a_kind_that_is_not_selected_is_ignored(mut world: World) {
+    with_kinds(&mut world).await;
+    world.rules.selection = Selection::of(&USER, FieldSet::ALL);
+    assert_eq!(world.deliver(&club("club_1", "Chess", 10)).await, Ignored);
+    assert_eq!(world.deliver(&closed("club_1", 10)).await, Ignored);
+    assert_eq!(world.count("clubs").await + world.count("entity_versions").await, 0);
+}
+
+async fn a_value_of_every_type_is_kept_and_cleared(mut world: World) {
+    with_kinds(&mut world).await;
+    world.deliver(&club("club_1", "Chess", 10).set("seats", 9_007_199_254_740_993_i64)).await;
+    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().user;
+    let value = |name| row.profile[CLUB.field(name)].clone();
+    assert_eq!(value("seats").int(), Some(9_007_199_254_740_993));
+    assert_eq!(
+        (value("open").bool(), value("opens_at").time().unwrap().timestamp_millis()),
+        (Some(true), NOW + 5)
+    );
+    assert_eq!(
+        serde_json::from_str::<Json>(value("rules").json().unwrap()).unwrap(),
+        json!({ "shoes": ["clean"] })
+    );
+    // What is absent stays, null clears, and what cannot be read costs its own field only.
+    let event = club("club_1", "Go", 20).set("seats", Json::Null).set("open", "perhaps").without("rules");
+    assert_eq!(world.deliver(&event).await, Applied);
+    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().user;
+    assert_eq!(row.profile[CLUB.field("name")].text(), Some("Go"));
+    assert_eq!(row.profile[CLUB.field("seats")].int(), None);
+    assert_eq!(row.profile[CLUB.field("open")].bool(), Some(true));
+    assert!(row.profile[CLUB.field("rules")].json().is_some());
+}
+
+fn clerk_id_of(entity: &'static Entity, id: &str) -> clerk_sync::model::ClerkId {
+    clerk_sync::model::ClerkId::new(entity, id).unwrap()
+}
+
+async fn a_parent_takes_its_children_with_it(mut world: World) {
+    with_kinds(&mut world).await;
+    let all = [
+        Event::created("user_1"),
+        Event::created("user_2"),
+        club("club_1", "Chess", 10),
+        club("club_2", "Go", 10),
+        pass("pass_11", "club_1", "user_1", 0, 20),
+        pass("pass_12", "club_1", "user_2", 0, 20),
+        pass("pass_21", "club_2", "user_1", 0, 20),
+        pass("pass_22", "club_2", "user_2", 0, 20),
+    ];
+    assert_eq!(world.deliver_all(&all).await, [Applied; 8]);
+    assert_eq!(world.deliver(&closed("club_1", 30)).await, Applied);
+    assert_eq!(passes(&world).await, ["pass_21 club_2 user_1", "pass_22 club_2 user_2"]);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 40)).await, Applied);
+    assert_eq!(passes(&world).await, ["pass_22 club_2 user_2"]);
+    let dead = ["club club_1", "club_pass pass_11", "club_pass pass_12", "club_pass pass_21", "user user_1"];
+    assert_eq!(tombstones(&world).await, dead);
+    let at = world
+        .column("SELECT DISTINCT event_at FROM entity_versions WHERE clerk_id IN ('club_1', 'pass_12')")
+        .await;
+    assert_eq!(at, [(NOW + 30).to_string()], "the time of the parent's event");
+    // What comes of them later is out of date, and their own deletions find it done.
+    let late = [pass("pass_11", "club_1", "user_1", 0, 90), taken("pass_12", "club_1", "user_2", 90)];
+    assert_eq!(world.deliver_all(&late).await, [Stale, Stale]);
+    assert_eq!(passes(&world).await.len(), 1);
+    let lines = world
+        .column("SELECT action FROM audit_log WHERE kind = 'club_pass' AND action LIKE '%DELETED'")
+        .await;
+    assert_eq!(lines, ["CLUB_PASS_DELETED"; 3]);
+}
+
+async fn children_come_in_any_order_with_their_parents(mut world: World) {
+    with_kinds(&mut world).await;
+    let events = [
+        Event::created("user_1"),
+        club("club_1", "Chess", 10),
+        pass("pass_1", "club_1", "user_1", 15, 20),
+        closed("club_1", 30),
+        taken("pass_1", "club_1", "user_1", 31),
+    ];
+    for order in 0..120_usize {
+        world.empty().await;
+        world.sql("DELETE FROM clubs; DELETE FROM club_passes").await;
+        let (mut left, mut number) = (events.to_vec(), order);
+        let mut batch: Vec<Event> = Vec::new();
+        for places in (1..=events.len()).rev() {
+            batch.push(left.remove(number % places));
+            number /= places;
+        }
+        // One by one, in pairs, and all at once.
+        for part in batch.chunks([1, 2, 5][order % 3]) {
+            world.deliver_all(part).await;
+        }
+        let dead = ["club club_1", "club_pass pass_1"];
+        assert_eq!(tombstones(&world).await, dead, "order {order}");
+        assert_eq!(world.count("clubs").await + world.count("club_passes").await, 0, "order {order}");
+        assert!(world.user("user_1").await.is_some());
+    }
+}
+
+async fn a_child_of_a_deleted_parent_is_stale(mut world: World) {
+    with_kinds(&mut world).await;
+    world.deliver_all(&[closed("club_1", 30), Event::deleted("user_9", 0)]).await;
+    for (club, user) in [("club_1", "user_1"), ("club_2", "user_9")] {
+        assert_eq!(world.deliver(&pass("pass_1", club, user, 0, 99)).await, Stale);
+        // In one batch with the deletion as well, on whichever side of it.
+        let batch = [
+            pass("pass_2", "club_3", user, 0, 99),
+            closed("club_3", 1),
+            pass("pass_3", "club_3", "user_1", 0, 99),
+        ];
+        world.deliver_all(&batch).await;
+    }
+    assert_eq!(passes(&world).await, [""; 0]);
+}
+
+async fn whoever_joins_again_has_another_pass_and_keeps_it(mut world: World) {
+    with_kinds(&mut world).await;
+    let events = [
+        pass("pass_a", "club_1", "user_1", 10, 10),
+        pass("pass_a", "club_1", "user_1", 10, 20),
+        taken("pass_a", "club_1", "user_1", 30),
+        pass("pass_b", "club_1", "user_1", 40, 40),
+        pass("pass_b", "club_1", "user_1", 40, 50),
+    ];
+    for order in 0..120_usize {
+        world.empty().await;
+        world.sql("DELETE FROM club_passes").await;
+        let (mut left, mut number) = (events.to_vec(), order);
+        let mut batch: Vec<Event> = Vec::new();
+        for places in (1..=events.len()).rev() {
+            batch.push(left.remove(number % places));
+            number /= places;
+        }
+        for part in batch.chunks([1, 5, 3][order % 3]) {
+            let outcomes = world.deliver_all(part).await;
+            assert!(!outcomes.contains(&Parked), "order {order}: {outcomes:?}");
+            assert!(passes(&world).await.len() <= 1, "order {order}");
+        }
+        assert_eq!(passes(&world).await, ["pass_b club_1 user_1"], "order {order}");
+        assert_eq!(tombstones(&world).await, ["club_pass pass_a"], "order {order}");
+    }
+}
+
+async fn a_row_that_the_application_holds_on_to_is_marked(mut world: World) {
+    with_kinds(&mut world).await;
+    world
+        .sql(
+            "CREATE TABLE bookings (club text REFERENCES clubs (clerk_id), pass text REFERENCES club_passes (clerk_id))",
+        )
+        .await;
+    let all = [
+        club("club_1", "Chess", 10),
+        pass("pass_1", "club_1", "user_1", 0, 20),
+        pass("pass_2", "club_1", "user_2", 0, 20),
+    ];
+    world.deliver_all(&all).await;
+    world.sql("INSERT INTO bookings VALUES ('club_1', 'pass_1')").await;
+    assert_eq!(world.deliver(&closed("club_1", 30)).await, Applied);
+    let kept =
+        world.column("SELECT name || ' ' || seats AS line FROM clubs WHERE deleted_at IS NOT NULL").await;
+    assert_eq!(kept, ["Chess 12"], "nothing in it is about a person");
+    let kept = world.rows("SELECT clerk_id, level, note, deleted_at FROM club_passes").await;
+    assert_eq!((kept.len(), &kept[0]["clerk_id"], &kept[0]["note"]), (1, &json!("pass_1"), &Json::Null));
+    assert!(!kept[0]["deleted_at"].is_null());
+    assert_eq!(world.count("webhook_queue").await, 0, "that is as good as gone");
+    assert!(world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().standing().is_none());
+    // A second deletion finds it done.
+    assert_eq!(world.deliver(&closed("club_1", 40)).await, Stale);
+    world.sql("DROP TABLE bookings").await;
+}
+
+async fn more_children_than_one_transaction_takes_follow_and_never_read_as_whole(mut world: World) {
+    with_kinds(&mut world).await;
+    world.deliver(&club("club_1", "Chess", 10)).await;
+    for part in 0..14 {
+        let passes = (0..512).map(|n| {
+            let n = part * 512 + n;
+            pass(&format!("pass_{n}"), "club_1", &format!("user_{n}"), 0, 20)
+        });
+        world.deliver_all(&passes.collect::<Vec<_>>()).await;
+    }
+    world.deliver(&pass("pass_x", "club_2", "user_1", 0, 20)).await;
+    assert_eq!(passes(&world).await.len(), 14 * 512 + 1);
+    assert_eq!(world.deliver(&closed("club_1", 30)).await, Applied);
+    assert_eq!(passes(&world).await, ["pass_x club_2 user_1"], "all of them are marked at once");
+    assert!(world.count("club_passes").await > 2000);
+    assert_eq!(world.deliver(&pass("pass_9000", "club_1", "user_1", 0, 90)).await, Stale);
+    world.drain().await;
+    assert_eq!(world.count("club_passes").await, 1);
+    assert_eq!(world.count("webhook_queue").await, 0);
+    assert_eq!(tombstones(&world).await.len(), 14 * 512 + 1);
+}
+
+async fn other_systems_hear_of_every_kind(mut world: World) {
+    with_kinds(&mut world).await;
+    let events = [&USER, &CLUB, &CLUB_PASS].into_iter().flat_map(MessageType::of).collect();
+    world.rules.subscriptions =
+        Arc::new([Subscription { sink: "crm".to_owned(), events, fields: world.rules.selection.clone() }]);
+    world.deliver_all(&[club("club_1", "Chess", 10), pass("pass_1", "club_1", "user_1", 0, 20)]).await;
+    world.deliver(&club("club_1", "Go", 20)).await;
+    let told =
+        world.column("SELECT type || ' ' || kind || ' ' || clerk_id AS line FROM outbox ORDER BY id").await;
+    let expected =
+        ["club.created club club_1", "club_pass.created club_pass pass_1", "club.updated club club_1"];
+    assert_eq!(told, expected);
+    let message: Json =
+        serde_json::from_str(&world.value("SELECT payload FROM outbox WHERE type = 'club.updated'").await)
+            .unwrap();
+    assert_eq!((&message["data"]["name"], &message["changed_fields"]), (&json!("Go"), &json!(["name"])));
+    world.deliver(&closed("club_1", 30)).await;
+    let told = world.column("SELECT type || ' ' || clerk_id AS line FROM outbox ORDER BY 1").await;
+    assert_eq!(
+        told,
+        ["club.deleted club_1", "club_pass.deleted pass_1"],
+        "what they were not told yet is taken back"
+    );
+}
+
+async fn what_is_parked_of_a_kind_goes_with_it(mut world: World) {
+    with_kinds(&mut world).await;
+    world.enqueue(&[club("club_1", "Chess", 10), pass("pass_1", "club_1", "user_1", 0, 20)]).await;
+    let waiting = world.column("SELECT kind || ' ' || clerk_id AS line FROM webhook_queue ORDER BY 1").await;
+    assert_eq!(waiting, ["club club_1", "club_pass pass_1"]);
+    world.deliver(&closed("club_1", 30)).await;
+    let waiting = world.column("SELECT clerk_id FROM webhook_queue").await;
+    assert_eq!(waiting, ["pass_1"], "it is stale, and nobody knows that yet");
+    assert_eq!(world.drain().await.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>(), [Stale]);
+    assert_eq!(world.count("club_passes").await, 0);
+}
+
+async fn rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents(mut world: World) {
+    with_kinds(&mut world).await;
+    for n in 0..7 {
+        let (club, user) = (format!("club_{}", n % 2), format!("user_{n}"));
+        world.deliver(&pass(&format!("pass_{n}"), &club, &user, 0, 20)).await;
+    }
+    world.deliver(&taken("pass_2", "club_0", "user_2", 30)).await;
+    let of_club = Some((CLUB_PASS.field("club_id"), "club_0".to_owned()));
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let filter = RowFilter { with: of_club.clone(), after };
+        let page = world.store.rows(&CLUB_PASS, &filter, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        found.extend(page.iter().map(|row| row.user.clerk_id.to_string()));
+    }
+    assert_eq!(found, ["pass_0", "pass_4", "pass_6"]);
+    assert_eq!(world.store.rows(&CLUB_PASS, &RowFilter::default(), 10).await.unwrap().len(), 6);
+    let ids = [clerk_id_of(&CLUB_PASS, "pass_2"), clerk_id_of(&CLUB_PASS, "pass_3")];
+    let these = world.store.these(&CLUB_PASS, &ids).await.unwrap();
+    assert_eq!(these.iter().map(|row| row.user.clerk_id.as_str()).collect::<Vec<_>>(), ["pass_3"]);
+    assert!(world.store.row(&clerk_id("pass_3")).await.unwrap().is_none(), "that would be a user");
+}
+
+async fn two_replicas_that_delete_a_parent_and_write_its_children_leave_none(mut world: World) {
+    with_kinds(&mut world).await;
+    let other = world.open().await;
+    for round in 0..40 {
+        let club = format!("club_{round}");
+        let id = |n: usize| format!("pass_{round}_{n}");
+        let children: Vec<_> =
+            (0..8).map(|n| world.delivery(&pass(&id(n), &club, &format!("user_{n}"), 0, 20))).collect();
+        let deletion = [world.delivery(&closed(&club, 30))];
+        let (written, deleted) =
+            tokio::join!(world.apply(&*other, &children), world.apply(&*world.store, &deletion));
+        assert!(written.into_iter().all(|outcome| matches!(outcome, Ok(Applied | Stale))), "round {round}");
+        assert_eq!(deleted, [Ok(Applied)], "round {round}");
+        assert_eq!(passes(&world).await, [""; 0], "round {round}");
+    }
+}
