@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     id::{gathered, hash, number_in},
-    query::{Filter, Order, OrderKey, Page},
+    query::{Filter, Order, OrderKey, UserQuery},
     user::{MAX_NUMBER, Seed, User, spread},
 };
 
@@ -102,24 +102,22 @@ impl Directory {
     /// One page, of whoever is `admitted` at all. It begins behind the user who is or was `after`.
     pub(super) fn page(
         &self,
-        page: &Page,
+        query: &UserQuery,
         after: Option<Seed>,
         admitted: impl Fn(&Seed) -> bool,
     ) -> Vec<Seed> {
-        self.matching(&page.filter, page.order, after)
-            .filter(|seed| admitted(seed))
-            .skip(page.offset)
-            .take(page.limit)
-            .collect()
+        let matching = self.matching(&query.filter, query.page.order, after);
+        query.page.of(matching.filter(|seed| admitted(seed)))
     }
 
-    /// Whom the filter admits, in order. `after` goes with the order of creation only.
+    /// Whom the filter admits, in ascending order, of those who come after `after` in this order. That goes with the
+    /// order of creation only.
     fn matching<'a>(
         &'a self,
         filter: &'a Filter,
         order: Order,
         after: Option<Seed>,
-    ) -> Box<dyn Iterator<Item = Seed> + 'a> {
+    ) -> Box<dyn DoubleEndedIterator<Item = Seed> + 'a> {
         let places = places(filter, order, after);
         if places.is_empty() {
             return Box::new(iter::empty());
@@ -131,9 +129,7 @@ impl Directory {
             (None, OrderKey::UpdatedAt) => Box::new(self.in_order(self.by_update.iter())),
             (None, key) => Box::new(sorted(self.all(), key)),
         };
-        let ordered: Box<dyn Iterator<Item = Seed> + 'a> =
-            if order.descending { Box::new(ascending.rev()) } else { Box::new(ascending) };
-        Box::new(ordered.filter(move |seed| places.contains(&seed.creation()) && filter.admits(seed)))
+        Box::new(ascending.filter(move |seed| places.contains(&seed.creation()) && filter.admits(seed)))
     }
 
     fn in_order<'a>(

@@ -40,7 +40,7 @@ pub use behaviour::{Behaviour, Bursts, Canned, DeletedCursor, Script};
 pub use users::{Event, Users};
 
 use behaviour::Conduct;
-use query::{Filter, Page};
+use query::{Filter, UserQuery};
 use refusal::Refusal;
 use user::{MAX_NUMBER, Seed, User};
 
@@ -266,10 +266,10 @@ impl Server {
     }
 
     fn list(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
-        let page = Page::parse(query, behaviour.inclusive_times, !behaviour.ignore_cursor)?;
+        let query = UserQuery::parse(query, behaviour.inclusive_times, !behaviour.ignore_cursor)?;
         let seeds = self.users.with(|everybody, _| {
             let mut after = None;
-            if let Some(id) = &page.starting_after {
+            if let Some(id) = &query.starting_after {
                 let missing = || Refusal::missing_resource("starting_after");
                 after = Some(everybody.remembered(id).ok_or_else(missing)?);
                 match (everybody.get(id), behaviour.deleted_cursor) {
@@ -278,7 +278,7 @@ impl Server {
                     (None, DeletedCursor::EmptyPage) => return Ok(Vec::new()),
                 }
             }
-            Ok(everybody.page(&page, after, |seed| is_listed(seed, behaviour.only)))
+            Ok(everybody.page(&query, after, |seed| is_listed(seed, behaviour.only)))
         })?;
         // Only now, so that nobody waits for the writing.
         Ok(json_of(&seeds.iter().map(User::from).collect::<Vec<_>>()))

@@ -12,7 +12,7 @@ use super::{
     user::{Seed, User, numbers_named},
 };
 
-/// The most users on a page, and how many there are if nobody says.
+/// The most that stands on a page, and how much there is if nobody says.
 const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 10;
 
@@ -22,14 +22,19 @@ const MAX_VALUES: usize = 100;
 /// Parameters that Clerk has and the fake does not.
 const MISSING: [&str; 4] = ["organization_id", "provider", "provider_user_id", "last_active_at_since"];
 
-/// A page of a list.
-pub(super) struct Page {
+/// A page of users.
+pub(super) struct UserQuery {
+    pub(super) page: Page,
     pub(super) filter: Filter,
-    pub(super) order: Order,
-    pub(super) offset: usize,
-    pub(super) limit: usize,
     /// The id of the user behind whom the page begins.
     pub(super) starting_after: Option<String>,
+}
+
+/// A page of any list.
+pub(super) struct Page {
+    pub(super) order: Order,
+    offset: usize,
+    limit: usize,
 }
 
 /// What a list is ordered by.
@@ -82,33 +87,37 @@ struct Choice {
 /// Times in unix milliseconds; `None` is any time, even none.
 pub(super) type Window = Option<RangeInclusive<i64>>;
 
-impl Page {
+impl UserQuery {
     /// `inclusive`: whether `…_after` and `…_before` include the millisecond that they name.
     pub(super) fn parse(query: &str, inclusive: bool, cursors: bool) -> Result<Self, Refusal> {
         let parameters = Parameters::parse(query);
-        let limit = parameters.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(Refusal::not_allowed("limit", &limit.to_string()));
-        }
-        let written = parameters.first("order_by").unwrap_or("-created_at");
-        let order = Order::parse(written).ok_or_else(|| Refusal::not_allowed("order_by", written))?;
-        let offset = parameters.integer("offset")?;
+        let page = parameters.page(|_| true)?;
         let starting_after = parameters.first("starting_after").filter(|_| cursors);
         if starting_after.is_some() {
-            if order.key != OrderKey::CreatedAt {
+            if page.order.key != OrderKey::CreatedAt {
+                let written = parameters.first("order_by").unwrap_or_default();
                 return Err(Refusal::not_in_this_order("starting_after", written));
             }
-            if offset.is_some() {
+            if parameters.first("offset").is_some() {
                 return Err(Refusal::not_together("offset", "starting_after"));
             }
         }
         Ok(Self {
+            page,
             filter: Filter::from_parameters(&parameters, inclusive)?,
-            order,
-            offset: offset.unwrap_or_default(),
-            limit,
             starting_after: starting_after.map(ToOwned::to_owned),
         })
+    }
+}
+
+impl Page {
+    /// What stands on it, of a whole list in ascending order.
+    pub(super) fn of<T>(&self, ascending: impl DoubleEndedIterator<Item = T>) -> Vec<T> {
+        if self.order.descending {
+            ascending.rev().skip(self.offset).take(self.limit).collect()
+        } else {
+            ascending.skip(self.offset).take(self.limit).collect()
+        }
     }
 }
 
@@ -286,6 +295,19 @@ impl Parameters {
 
     fn integer(&self, name: &'static str) -> Result<Option<usize>, Refusal> {
         self.first(name).map(|text| text.parse().map_err(|_| Refusal::not_an_integer(name))).transpose()
+    }
+
+    /// `by`: what such a list can be ordered by.
+    fn page(&self, by: impl Fn(OrderKey) -> bool) -> Result<Page, Refusal> {
+        let limit = self.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            return Err(Refusal::not_allowed("limit", &limit.to_string()));
+        }
+        let written = self.first("order_by").unwrap_or("-created_at");
+        let order = Order::parse(written)
+            .filter(|order| by(order.key))
+            .ok_or_else(|| Refusal::not_allowed("order_by", written))?;
+        Ok(Page { order, offset: self.integer("offset")?.unwrap_or_default(), limit })
     }
 
     fn choice(&self, name: &'static str) -> Result<Choice, Refusal> {
