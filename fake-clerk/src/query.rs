@@ -22,12 +22,39 @@ const MAX_VALUES: usize = 100;
 /// Parameters that Clerk has and the fake does not.
 const MISSING: [&str; 4] = ["organization_id", "provider", "provider_user_id", "last_active_at_since"];
 
+/// The same of lists of organizations and memberships.
+const MISSING_WITH_ORGANIZATIONS: [&str; 17] = [
+    "include_members_count",
+    "include_missing_member_with_elevated_permissions",
+    "query",
+    "user_id",
+    "email_address",
+    "phone_number",
+    "username",
+    "web3_wallet",
+    "role",
+    "email_address_query",
+    "phone_number_query",
+    "username_query",
+    "name_query",
+    "last_active_at_before",
+    "last_active_at_after",
+    "created_at_before",
+    "created_at_after",
+];
+
 /// A page of users.
 pub(super) struct UserQuery {
     pub(super) page: Page,
     pub(super) filter: Filter,
     /// The id of the user behind whom the page begins.
     pub(super) starting_after: Option<String>,
+}
+
+/// A page of organizations or of memberships.
+pub(super) struct OrganizationQuery {
+    pub(super) page: Page,
+    pub(super) organization_id: Choice,
 }
 
 /// A page of any list.
@@ -79,9 +106,9 @@ pub(super) struct Filter {
 
 /// Values to have, if there are any, and values not to have.
 #[derive(Default)]
-struct Choice {
-    include: Vec<String>,
-    exclude: Vec<String>,
+pub(super) struct Choice {
+    pub(super) include: Vec<String>,
+    pub(super) exclude: Vec<String>,
 }
 
 /// Times in unix milliseconds; `None` is any time, even none.
@@ -106,6 +133,17 @@ impl UserQuery {
             page,
             filter: Filter::from_parameters(&parameters, inclusive)?,
             starting_after: starting_after.map(ToOwned::to_owned),
+        })
+    }
+}
+
+impl OrganizationQuery {
+    pub(super) fn parse(query: &str) -> Result<Self, Refusal> {
+        let parameters = Parameters::parse(query);
+        parameters.check_known(&MISSING_WITH_ORGANIZATIONS)?;
+        Ok(Self {
+            page: parameters.page(|key| key == OrderKey::CreatedAt)?,
+            organization_id: parameters.signed_choice("organization_id")?,
         })
     }
 }
@@ -165,9 +203,7 @@ impl Filter {
     }
 
     fn from_parameters(parameters: &Parameters, inclusive: bool) -> Result<Self, Refusal> {
-        if let Some(missing) = MISSING.into_iter().find(|name| parameters.first(name).is_some()) {
-            return Err(Refusal::not_in_the_fake(missing));
-        }
+        parameters.check_known(&MISSING)?;
         let text = |name| parameters.first(name).map(str::to_lowercase);
         let banned = match parameters.first("banned") {
             None => None,
@@ -234,8 +270,7 @@ impl Filter {
             &self.username_query,
             &self.name_query,
         ];
-        choices.into_iter().any(|choice| !choice.include.is_empty() || !choice.exclude.is_empty())
-            || queries.into_iter().any(Option::is_some)
+        choices.into_iter().any(|choice| !choice.is_any()) || queries.into_iter().any(Option::is_some)
     }
 
     fn admits_user(&self, user: &User) -> bool {
@@ -263,6 +298,10 @@ impl Filter {
 }
 
 impl Choice {
+    pub(super) fn is_any(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+
     fn admits<'a>(&self, mut values: impl Iterator<Item = &'a str> + Clone) -> bool {
         let mut kept = values.clone();
         let is_in = |list: &[String], value: &str| list.iter().any(|wanted| wanted == value);
@@ -295,6 +334,12 @@ impl Parameters {
 
     fn integer(&self, name: &'static str) -> Result<Option<usize>, Refusal> {
         self.first(name).map(|text| text.parse().map_err(|_| Refusal::not_an_integer(name))).transpose()
+    }
+
+    /// Refuse what the fake is missing.
+    fn check_known(&self, missing: &[&'static str]) -> Result<(), Refusal> {
+        let asked = missing.iter().find(|name| self.first(name).is_some());
+        asked.map_or(Ok(()), |name| Err(Refusal::not_in_the_fake(name)))
     }
 
     /// `by`: what such a list can be ordered by.

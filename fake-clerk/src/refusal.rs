@@ -41,8 +41,8 @@ impl Refusal {
         Self::new(StatusCode::UNAUTHORIZED, "clerk_key_invalid", message, message)
     }
 
-    pub(super) fn no_such_user(id: &str) -> Self {
-        let long = format!("No user was found with id {id}");
+    pub(super) fn no_such(kind: &str, id: &str) -> Self {
+        let long = format!("No {kind} was found with id {id}");
         Self::new(StatusCode::NOT_FOUND, "resource_not_found", "not found", long)
     }
 
