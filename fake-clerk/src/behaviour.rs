@@ -39,6 +39,8 @@ pub struct Behaviour {
     pub deleted_cursor: DeletedCursor,
     /// Whether `…_after` and `…_before` include the very millisecond that they name; it is not known whether Clerk's do.
     pub inclusive_times: bool,
+    /// Be an instance without organizations: whatever has to do with them is answered 403.
+    pub organizations_off: bool,
     /// Close every connection at its next request, without an answer.
     pub down: bool,
     /// Accept every request and never answer.

@@ -279,7 +279,7 @@ impl Server {
                 self.list_memberships(query, behaviour, |state| state.of_user(id))
             }
             (&Method::GET, ["", "organizations"]) => self.list_organizations(query, behaviour),
-            (&Method::GET, ["", "organizations", id]) => self.find_organization(id),
+            (&Method::GET, ["", "organizations", id]) => self.find_organization(id, behaviour),
             (&Method::GET, ["", "organizations", id, "memberships"]) => {
                 self.list_memberships(query, behaviour, |state| state.of_organization(id))
             }
@@ -329,14 +329,14 @@ impl Server {
     }
 
     fn list_organizations(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
-        let state = self.state.lock();
+        let state = self.organizations(behaviour)?;
         let list = state.list_organizations(&OrganizationQuery::parse(query)?, behaviour);
         drop(state);
         Ok(list.to_string())
     }
 
-    fn find_organization(&self, id: &str) -> Result<String, Refusal> {
-        let organization = self.state.lock().find_organization(id);
+    fn find_organization(&self, id: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
+        let organization = self.organizations(behaviour)?.find_organization(id);
         organization.map(|found| found.to_string()).ok_or_else(|| Refusal::no_such("organization", id))
     }
 
@@ -346,10 +346,15 @@ impl Server {
         behaviour: &Behaviour,
         of: impl Fn(&State) -> Result<Scope, Refusal>,
     ) -> Result<String, Refusal> {
-        let state = self.state.lock();
+        let state = self.organizations(behaviour)?;
         let list = state.list_memberships(of(&state)?, &OrganizationQuery::parse(query)?, behaviour);
         drop(state);
         Ok(list.to_string())
+    }
+
+    /// What everything about organizations is answered from, if the instance has any.
+    fn organizations(&self, behaviour: &Behaviour) -> Result<MutexGuard<'_, State>, Refusal> {
+        if behaviour.organizations_off { Err(Refusal::organizations_off()) } else { Ok(self.state.lock()) }
     }
 
     fn instance(&self) -> String {

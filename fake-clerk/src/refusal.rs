@@ -50,6 +50,17 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "resource_not_found", "not found", "Resource not found")
     }
 
+    /// The instance does without organizations.
+    pub(super) fn organizations_off() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "organization_not_enabled_in_instance",
+            "access denied",
+            "The organizations feature is not enabled for this instance. You can enable it at \
+             https://dashboard.clerk.com.",
+        )
+    }
+
     pub(super) fn too_many_requests(retry_after: u64) -> Self {
         let message = "Too many requests. Please try again in a bit.";
         let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message, message);

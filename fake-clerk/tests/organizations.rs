@@ -327,6 +327,19 @@ async fn memberships_go_with_their_organization_and_with_their_user() {
 }
 
 #[tokio::test]
+async fn an_instance_can_do_without_organizations() {
+    let fake = fake(1, 1, 1).await;
+    fake.behave(Behaviour { organizations_off: true, ..Behaviour::default() });
+    for path in PATHS {
+        assert_eq!(get(&fake, path).await.code(), (403, "organization_not_enabled_in_instance"), "{path}");
+    }
+    assert_eq!(get_with(&fake, PATHS[0], "sk_test_wrong").await.status, 401, "the key comes first");
+    assert_eq!(get(&fake, "/v1/users").await.status, 200);
+    fake.behave(Behaviour::default());
+    assert_eq!(get(&fake, PATHS[0]).await.total(), 1);
+}
+
+#[tokio::test]
 async fn faults_meet_organizations_too() {
     let fake = fake(100, 300, 2).await;
     for path in PATHS {
