@@ -30,14 +30,17 @@ pub struct Behaviour {
     pub bursts_of_429: Option<Bursts>,
     /// Be a server that does not know `starting_after`, and ignores it like everything that it does not know.
     pub ignore_cursor: bool,
-    /// Lists show only this share of the users, from 0 to 1, always the same ones. `GET /users/{id}` still finds all.
+    /// Lists show only this share of what there is, from 0 to 1, always the same. `GET /users/{id}` still finds all, and
+    /// so does `GET /organizations/{id}`.
     pub only: Option<f64>,
-    /// With `only`: `GET /users/count` counts what lists show. Otherwise it counts all.
+    /// With `only`: `GET /users/count` and every `total_count` count what lists show. Otherwise they count all.
     pub count_only_listed: bool,
     /// What becomes of a cursor whose user has been deleted; it is not known what Clerk does.
     pub deleted_cursor: DeletedCursor,
     /// Whether `…_after` and `…_before` include the very millisecond that they name; it is not known whether Clerk's do.
     pub inclusive_times: bool,
+    /// Be an instance without organizations: whatever has to do with them is answered 403.
+    pub organizations_off: bool,
     /// Close every connection at its next request, without an answer.
     pub down: bool,
     /// Accept every request and never answer.

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     id::{gathered, hash, number_in},
-    query::{Filter, Order, OrderKey, Page},
+    query::{Filter, Order, OrderKey, UserQuery},
     user::{MAX_NUMBER, Seed, User, spread},
 };
 
@@ -102,24 +102,22 @@ impl Directory {
     /// One page, of whoever is `admitted` at all. It begins behind the user who is or was `after`.
     pub(super) fn page(
         &self,
-        page: &Page,
+        query: &UserQuery,
         after: Option<Seed>,
         admitted: impl Fn(&Seed) -> bool,
     ) -> Vec<Seed> {
-        self.matching(&page.filter, page.order, after)
-            .filter(|seed| admitted(seed))
-            .skip(page.offset)
-            .take(page.limit)
-            .collect()
+        let matching = self.matching(&query.filter, query.page.order, after);
+        query.page.of(matching.filter(|seed| admitted(seed)))
     }
 
-    /// Whom the filter admits, in order. `after` goes with the order of creation only.
+    /// Whom the filter admits, in ascending order, of those who come after `after` in this order. That goes with the
+    /// order of creation only.
     fn matching<'a>(
         &'a self,
         filter: &'a Filter,
         order: Order,
         after: Option<Seed>,
-    ) -> Box<dyn Iterator<Item = Seed> + 'a> {
+    ) -> Box<dyn DoubleEndedIterator<Item = Seed> + 'a> {
         let places = places(filter, order, after);
         if places.is_empty() {
             return Box::new(iter::empty());
@@ -131,9 +129,7 @@ impl Directory {
             (None, OrderKey::UpdatedAt) => Box::new(self.in_order(self.by_update.iter())),
             (None, key) => Box::new(sorted(self.all(), key)),
         };
-        let ordered: Box<dyn Iterator<Item = Seed> + 'a> =
-            if order.descending { Box::new(ascending.rev()) } else { Box::new(ascending) };
-        Box::new(ordered.filter(move |seed| places.contains(&seed.creation()) && filter.admits(seed)))
+        Box::new(ascending.filter(move |seed| places.contains(&seed.creation()) && filter.admits(seed)))
     }
 
     fn in_order<'a>(
@@ -143,7 +139,7 @@ impl Directory {
         places.filter_map(|(_, scattered)| self.seed(gathered(*scattered)?))
     }
 
-    fn living(&self, number: u32) -> Option<Seed> {
+    pub(super) fn living(&self, number: u32) -> Option<Seed> {
         self.seed(number).filter(|seed| !self.deleted.contains(&seed.number))
     }
 }
@@ -180,21 +176,24 @@ fn sorted(seeds: impl Iterator<Item = Seed>, key: OrderKey) -> vec::IntoIter<See
     seeds.into_iter()
 }
 
-/// A user who was there when the fake began. Later in the two years more people come, now and then some in the same
-/// millisecond, and the order of numbers is not quite that of creation; a few have been updated since.
+/// A user who was there when the fake began. A few have been updated since.
 fn early_seed(number: u32, count: u32, now: i64) -> Seed {
-    let leader = if number >= 16 && number % 16 < 3 { number - number % 16 } else { number };
-    let bits = |salt| hash(u64::from(leader), salt);
-    // The root of the share, with 20 binary places.
-    let share = ((u64::from(leader) << 40) / u64::from(count)).isqrt();
-    let since_start = (TWO_YEARS * share) >> 20;
-    let before_now = TWO_YEARS - since_start + 1000 + bits(20) % DAY;
-    let created_at = now - before_now.cast_signed();
-    let seed = Seed::new(number, created_at);
+    let seed = Seed::new(number, early_time(number, count, now));
     if hash(u64::from(number), 21) % 10 < 7 {
         return seed;
     }
     let version = 2 + number % 4;
     let updated_at = spread(hash(u64::from(number), 22), seed.updated_at + 1, now);
     Seed { version, updated_at, ..seed }
+}
+
+/// When this one of so many was created, before the fake began. Later in the two years before `now` more are, now and
+/// then some in the same millisecond, and the order of numbers is not quite that of creation.
+pub(super) fn early_time(number: u32, count: u32, now: i64) -> i64 {
+    let leader = if number >= 16 && number % 16 < 3 { number - number % 16 } else { number };
+    // The root of the share, with 20 binary places.
+    let share = ((u64::from(leader) << 40) / u64::from(count)).isqrt();
+    let since_start = (TWO_YEARS * share) >> 20;
+    let before_now = TWO_YEARS - since_start + 1000 + hash(u64::from(leader), 20) % DAY;
+    now - before_now.cast_signed()
 }

@@ -1,9 +1,10 @@
 //! A fake of Clerk's Backend API, for tests and for trying things out without an account.
 //!
-//! It serves `GET /v1/users`, `/v1/users/count`, `/v1/users/{id}` and `/v1/instance` on this machine, with Clerk's parameters, cursor
+//! It serves users, organizations, memberships and `GET /v1/instance` on this machine, with Clerk's parameters, cursor
 //! and errors, to whoever has its key; and it misbehaves as it is told ([`Behaviour`]). Users are made from numbers,
 //! so that a million fit: all the kinds there are, down to a `\u0000` where anybody can write one. Whatever happens to
-//! one also comes as the event that Clerk would send ([`Users`]).
+//! one also comes as the event that Clerk would send ([`Users`]). [`Organizations`] and memberships are made in the same
+//! way, or given as they are to be shown; they send no events.
 //!
 //! It never speaks to Clerk and never leaves this machine. What is not known of Clerk is a switch of [`Behaviour`].
 //!
@@ -12,8 +13,12 @@
 mod behaviour;
 mod directory;
 mod id;
+mod organization;
+mod organizations;
 mod query;
 mod refusal;
+mod shelf;
+mod state;
 mod user;
 mod users;
 
@@ -37,12 +42,15 @@ use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use behaviour::{Behaviour, Bursts, Canned, DeletedCursor, Script};
+pub use organizations::Organizations;
 pub use users::{Event, Users};
 
 use behaviour::Conduct;
-use query::{Filter, Page};
+use query::{Filter, OrganizationQuery, UserQuery};
 use refusal::Refusal;
-use user::{MAX_NUMBER, Seed, User};
+use shelf::Scope;
+use state::{Shared, State};
+use user::{Seed, User};
 
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
@@ -55,6 +63,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Options {
     /// How many users; at most 9,999,999.
     pub users: usize,
+    /// How many organizations.
+    pub organizations: usize,
+    /// How many members each of them has; at most as many as there are users.
+    pub members: usize,
     /// The one valid secret key.
     pub key: String,
     /// The instance that it is of.
@@ -67,6 +79,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             users: 0,
+            organizations: 0,
+            members: 0,
             key: "sk_test_fake".to_owned(),
             instance: "ins_2fakefakefakefakefakefakefa".to_owned(),
             port: 0,
@@ -96,11 +110,12 @@ pub struct Request {
 
 impl Fake {
     /// Start with users made from the numbers 1 to `users`, who signed up over the two years before `clock`, more and
-    /// more of them; some in the same millisecond. Needs a tokio runtime.
+    /// more of them; some in the same millisecond. Organizations and memberships came in the same way. Needs a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// If the port is taken, or there are to be too many users.
+    /// If the port is taken, or there is to be too much.
     pub async fn start(options: Options, clock: Clock) -> io::Result<Self> {
         let began = clock();
         Self::start_as_of(began, options, clock).await
@@ -110,17 +125,17 @@ impl Fake {
     ///
     /// # Errors
     ///
-    /// If the port is taken, or there are to be too many users.
+    /// If the port is taken, or there is to be too much.
     pub async fn start_as_of(began: DateTime<Utc>, options: Options, clock: Clock) -> io::Result<Self> {
-        let count = u32::try_from(options.users)
-            .ok()
-            .filter(|count| *count <= MAX_NUMBER)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "too many users"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
         let address = listener.local_addr()?;
+        let state = Shared::new(&options, began.timestamp_millis()).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "too many users, organizations or members")
+        })?;
         let server = Arc::new(Server {
             key: options.key,
-            users: Users::new(count, began, options.instance.into(), Arc::clone(&clock)),
+            users: Users::new(state.clone(), options.instance.into(), Arc::clone(&clock)),
+            state,
             clock,
             conduct: Mutex::new(Conduct::new(Instant::now())),
             log: Mutex::default(),
@@ -142,6 +157,11 @@ impl Fake {
     /// The users, to look at and to change.
     pub fn users(&self) -> Users {
         self.server.users.clone()
+    }
+
+    /// The organizations and their memberships, to look at and to change.
+    pub fn organizations(&self) -> Organizations {
+        Organizations(self.server.state.clone())
     }
 
     /// Behave like this from the next request on.
@@ -187,6 +207,7 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
 struct Server {
     key: String,
     users: Users,
+    state: Shared,
     clock: Clock,
     conduct: Mutex<Conduct>,
     log: Mutex<Vec<Request>>,
@@ -254,6 +275,17 @@ impl Server {
             (&Method::GET, ["", "users"]) => self.list(query, behaviour),
             (&Method::GET, ["", "users", "count"]) => self.count(query, behaviour),
             (&Method::GET, ["", "users", id]) => self.find(id),
+            (&Method::GET, ["", "users", id, "organization_memberships"]) => {
+                self.list_memberships(query, behaviour, |state| state.of_user(id))
+            }
+            (&Method::GET, ["", "organizations"]) => self.list_organizations(query, behaviour),
+            (&Method::GET, ["", "organizations", id]) => self.find_organization(id, behaviour),
+            (&Method::GET, ["", "organizations", id, "memberships"]) => {
+                self.list_memberships(query, behaviour, |state| state.of_organization(id))
+            }
+            (&Method::GET, ["", "organization_memberships"]) => {
+                self.list_memberships(query, behaviour, |_| Ok(Scope::All))
+            }
             (&Method::GET, ["", "instance"]) => Ok(self.instance()),
             _ => Err(Refusal::no_such_path()),
         }
@@ -266,10 +298,10 @@ impl Server {
     }
 
     fn list(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
-        let page = Page::parse(query, behaviour.inclusive_times, !behaviour.ignore_cursor)?;
+        let query = UserQuery::parse(query, behaviour.inclusive_times, !behaviour.ignore_cursor)?;
         let seeds = self.users.with(|everybody, _| {
             let mut after = None;
-            if let Some(id) = &page.starting_after {
+            if let Some(id) = &query.starting_after {
                 let missing = || Refusal::missing_resource("starting_after");
                 after = Some(everybody.remembered(id).ok_or_else(missing)?);
                 match (everybody.get(id), behaviour.deleted_cursor) {
@@ -278,7 +310,7 @@ impl Server {
                     (None, DeletedCursor::EmptyPage) => return Ok(Vec::new()),
                 }
             }
-            Ok(everybody.page(&page, after, |seed| is_listed(seed, behaviour.only)))
+            Ok(everybody.page(&query, after, |seed| is_listed(seed, behaviour.only)))
         })?;
         // Only now, so that nobody waits for the writing.
         Ok(json_of(&seeds.iter().map(User::from).collect::<Vec<_>>()))
@@ -293,7 +325,36 @@ impl Server {
 
     fn find(&self, id: &str) -> Result<String, Refusal> {
         let seed = self.users.with(|everybody, _| everybody.get(id));
-        seed.map(|seed| json_of(&User::from(&seed))).ok_or_else(|| Refusal::no_such_user(id))
+        seed.map(|seed| json_of(&User::from(&seed))).ok_or_else(|| Refusal::no_such("user", id))
+    }
+
+    fn list_organizations(&self, query: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
+        let state = self.organizations(behaviour)?;
+        let list = state.list_organizations(&OrganizationQuery::parse(query)?, behaviour);
+        drop(state);
+        Ok(list.to_string())
+    }
+
+    fn find_organization(&self, id: &str, behaviour: &Behaviour) -> Result<String, Refusal> {
+        let organization = self.organizations(behaviour)?.find_organization(id);
+        organization.map(|found| found.to_string()).ok_or_else(|| Refusal::no_such("organization", id))
+    }
+
+    fn list_memberships(
+        &self,
+        query: &str,
+        behaviour: &Behaviour,
+        of: impl Fn(&State) -> Result<Scope, Refusal>,
+    ) -> Result<String, Refusal> {
+        let state = self.organizations(behaviour)?;
+        let list = state.list_memberships(of(&state)?, &OrganizationQuery::parse(query)?, behaviour);
+        drop(state);
+        Ok(list.to_string())
+    }
+
+    /// What everything about organizations is answered from, if the instance has any.
+    fn organizations(&self, behaviour: &Behaviour) -> Result<MutexGuard<'_, State>, Refusal> {
+        if behaviour.organizations_off { Err(Refusal::organizations_off()) } else { Ok(self.state.lock()) }
     }
 
     fn instance(&self) -> String {

@@ -12,7 +12,7 @@ use super::{
     user::{Seed, User, numbers_named},
 };
 
-/// The most users on a page, and how many there are if nobody says.
+/// The most that stands on a page, and how much there is if nobody says.
 const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 10;
 
@@ -22,14 +22,46 @@ const MAX_VALUES: usize = 100;
 /// Parameters that Clerk has and the fake does not.
 const MISSING: [&str; 4] = ["organization_id", "provider", "provider_user_id", "last_active_at_since"];
 
-/// A page of a list.
-pub(super) struct Page {
+/// The same of lists of organizations and memberships.
+const MISSING_WITH_ORGANIZATIONS: [&str; 17] = [
+    "include_members_count",
+    "include_missing_member_with_elevated_permissions",
+    "query",
+    "user_id",
+    "email_address",
+    "phone_number",
+    "username",
+    "web3_wallet",
+    "role",
+    "email_address_query",
+    "phone_number_query",
+    "username_query",
+    "name_query",
+    "last_active_at_before",
+    "last_active_at_after",
+    "created_at_before",
+    "created_at_after",
+];
+
+/// A page of users.
+pub(super) struct UserQuery {
+    pub(super) page: Page,
     pub(super) filter: Filter,
-    pub(super) order: Order,
-    pub(super) offset: usize,
-    pub(super) limit: usize,
     /// The id of the user behind whom the page begins.
     pub(super) starting_after: Option<String>,
+}
+
+/// A page of organizations or of memberships.
+pub(super) struct OrganizationQuery {
+    pub(super) page: Page,
+    pub(super) organization_id: Choice,
+}
+
+/// A page of any list.
+pub(super) struct Page {
+    pub(super) order: Order,
+    offset: usize,
+    limit: usize,
 }
 
 /// What a list is ordered by.
@@ -74,41 +106,56 @@ pub(super) struct Filter {
 
 /// Values to have, if there are any, and values not to have.
 #[derive(Default)]
-struct Choice {
-    include: Vec<String>,
-    exclude: Vec<String>,
+pub(super) struct Choice {
+    pub(super) include: Vec<String>,
+    pub(super) exclude: Vec<String>,
 }
 
 /// Times in unix milliseconds; `None` is any time, even none.
 pub(super) type Window = Option<RangeInclusive<i64>>;
 
-impl Page {
+impl UserQuery {
     /// `inclusive`: whether `…_after` and `…_before` include the millisecond that they name.
     pub(super) fn parse(query: &str, inclusive: bool, cursors: bool) -> Result<Self, Refusal> {
         let parameters = Parameters::parse(query);
-        let limit = parameters.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(Refusal::not_allowed("limit", &limit.to_string()));
-        }
-        let written = parameters.first("order_by").unwrap_or("-created_at");
-        let order = Order::parse(written).ok_or_else(|| Refusal::not_allowed("order_by", written))?;
-        let offset = parameters.integer("offset")?;
+        let page = parameters.page(|_| true)?;
         let starting_after = parameters.first("starting_after").filter(|_| cursors);
         if starting_after.is_some() {
-            if order.key != OrderKey::CreatedAt {
+            if page.order.key != OrderKey::CreatedAt {
+                let written = parameters.first("order_by").unwrap_or_default();
                 return Err(Refusal::not_in_this_order("starting_after", written));
             }
-            if offset.is_some() {
+            if parameters.first("offset").is_some() {
                 return Err(Refusal::not_together("offset", "starting_after"));
             }
         }
         Ok(Self {
+            page,
             filter: Filter::from_parameters(&parameters, inclusive)?,
-            order,
-            offset: offset.unwrap_or_default(),
-            limit,
             starting_after: starting_after.map(ToOwned::to_owned),
         })
+    }
+}
+
+impl OrganizationQuery {
+    pub(super) fn parse(query: &str) -> Result<Self, Refusal> {
+        let parameters = Parameters::parse(query);
+        parameters.check_known(&MISSING_WITH_ORGANIZATIONS)?;
+        Ok(Self {
+            page: parameters.page(|key| key == OrderKey::CreatedAt)?,
+            organization_id: parameters.signed_choice("organization_id")?,
+        })
+    }
+}
+
+impl Page {
+    /// What stands on it, of a whole list in ascending order.
+    pub(super) fn of<T>(&self, ascending: impl DoubleEndedIterator<Item = T>) -> Vec<T> {
+        if self.order.descending {
+            ascending.rev().skip(self.offset).take(self.limit).collect()
+        } else {
+            ascending.skip(self.offset).take(self.limit).collect()
+        }
     }
 }
 
@@ -156,9 +203,7 @@ impl Filter {
     }
 
     fn from_parameters(parameters: &Parameters, inclusive: bool) -> Result<Self, Refusal> {
-        if let Some(missing) = MISSING.into_iter().find(|name| parameters.first(name).is_some()) {
-            return Err(Refusal::not_in_the_fake(missing));
-        }
+        parameters.check_known(&MISSING)?;
         let text = |name| parameters.first(name).map(str::to_lowercase);
         let banned = match parameters.first("banned") {
             None => None,
@@ -225,8 +270,7 @@ impl Filter {
             &self.username_query,
             &self.name_query,
         ];
-        choices.into_iter().any(|choice| !choice.include.is_empty() || !choice.exclude.is_empty())
-            || queries.into_iter().any(Option::is_some)
+        choices.into_iter().any(|choice| !choice.is_any()) || queries.into_iter().any(Option::is_some)
     }
 
     fn admits_user(&self, user: &User) -> bool {
@@ -254,6 +298,10 @@ impl Filter {
 }
 
 impl Choice {
+    pub(super) fn is_any(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+
     fn admits<'a>(&self, mut values: impl Iterator<Item = &'a str> + Clone) -> bool {
         let mut kept = values.clone();
         let is_in = |list: &[String], value: &str| list.iter().any(|wanted| wanted == value);
@@ -286,6 +334,25 @@ impl Parameters {
 
     fn integer(&self, name: &'static str) -> Result<Option<usize>, Refusal> {
         self.first(name).map(|text| text.parse().map_err(|_| Refusal::not_an_integer(name))).transpose()
+    }
+
+    /// Refuse what the fake is missing.
+    fn check_known(&self, missing: &[&'static str]) -> Result<(), Refusal> {
+        let asked = missing.iter().find(|name| self.first(name).is_some());
+        asked.map_or(Ok(()), |name| Err(Refusal::not_in_the_fake(name)))
+    }
+
+    /// `by`: what such a list can be ordered by.
+    fn page(&self, by: impl Fn(OrderKey) -> bool) -> Result<Page, Refusal> {
+        let limit = self.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            return Err(Refusal::not_allowed("limit", &limit.to_string()));
+        }
+        let written = self.first("order_by").unwrap_or("-created_at");
+        let order = Order::parse(written)
+            .filter(|order| by(order.key))
+            .ok_or_else(|| Refusal::not_allowed("order_by", written))?;
+        Ok(Page { order, offset: self.integer("offset")?.unwrap_or_default(), limit })
     }
 
     fn choice(&self, name: &'static str) -> Result<Choice, Refusal> {

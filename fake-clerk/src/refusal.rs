@@ -41,13 +41,24 @@ impl Refusal {
         Self::new(StatusCode::UNAUTHORIZED, "clerk_key_invalid", message, message)
     }
 
-    pub(super) fn no_such_user(id: &str) -> Self {
-        let long = format!("No user was found with id {id}");
+    pub(super) fn no_such(kind: &str, id: &str) -> Self {
+        let long = format!("No {kind} was found with id {id}");
         Self::new(StatusCode::NOT_FOUND, "resource_not_found", "not found", long)
     }
 
     pub(super) fn no_such_path() -> Self {
         Self::new(StatusCode::NOT_FOUND, "resource_not_found", "not found", "Resource not found")
+    }
+
+    /// The instance does without organizations.
+    pub(super) fn organizations_off() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "organization_not_enabled_in_instance",
+            "access denied",
+            "The organizations feature is not enabled for this instance. You can enable it at \
+             https://dashboard.clerk.com.",
+        )
     }
 
     pub(super) fn too_many_requests(retry_after: u64) -> Self {

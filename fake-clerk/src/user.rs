@@ -4,7 +4,7 @@
 //! people are invented; their addresses and numbers are of ranges that are reserved for that.
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::id::{hash, id, scattered};
 
@@ -296,6 +296,27 @@ struct UnsafeMetadata {
     /// Anybody can write what no database takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
+}
+
+impl User {
+    /// What a membership says about its user.
+    pub(super) fn public_data(&self) -> Value {
+        let email = self.email_addresses.last().map(|email| &email.address);
+        let phone = self.phone_numbers.first().map(|phone| &phone.number);
+        let wallet = self.web3_wallets.first().map(|wallet| &wallet.address);
+        json!({
+            "user_id": self.id,
+            "first_name": self.first_name,
+            "last_name": self.last_name,
+            "profile_image_url": self.profile_image_url,
+            "image_url": self.image_url,
+            "has_image": self.has_image,
+            "identifier": email.or(phone).or(self.username.as_ref()).or(wallet),
+            "username": self.username,
+            "banned": self.banned,
+            "deprovisioned": self.deprovisioned,
+        })
+    }
 }
 
 impl From<&Seed> for User {

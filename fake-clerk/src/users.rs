@@ -1,20 +1,20 @@
 //! A handle to the users of a fake: what happens to them while it serves, and what Clerk would send about it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::{
     Clock,
     directory::Directory,
+    state::Shared,
     user::{Seed, User},
 };
 
 /// The users of a fake. Clones are the same users.
 #[derive(Clone)]
 pub struct Users {
-    everybody: Arc<Mutex<Directory>>,
+    state: Shared,
     /// The id of theirs.
     instance: Arc<str>,
     clock: Clock,
@@ -30,9 +30,8 @@ pub struct Event {
 }
 
 impl Users {
-    pub(super) fn new(count: u32, began: DateTime<Utc>, instance: Arc<str>, clock: Clock) -> Self {
-        let everybody = Directory::new(count, milliseconds(began));
-        Self { everybody: Arc::new(Mutex::new(everybody)), instance, clock }
+    pub(super) fn new(state: Shared, instance: Arc<str>, clock: Clock) -> Self {
+        Self { state, instance, clock }
     }
 
     pub(super) fn instance(&self) -> &str {
@@ -55,10 +54,11 @@ impl Users {
         Some(Event { user_id: seed.id(), body: seed.event("user.updated", &self.instance) })
     }
 
-    /// The user goes now, for ever: `user.deleted`. `None` if there is no such user.
+    /// The user goes now, for ever, and the user's memberships too: `user.deleted`. `None` if there is no such user.
     pub fn delete(&self, id: &str) -> Option<Event> {
-        let (seed, now) = self.with(|everybody, now| Some((everybody.delete(id)?, now)))?;
-        Some(Event { user_id: seed.id(), body: seed.deletion(now.max(seed.updated_at), &self.instance) })
+        let seed = self.state.lock().delete_user(id)?;
+        let at = self.now().max(seed.updated_at);
+        Some(Event { user_id: seed.id(), body: seed.deletion(at, &self.instance) })
     }
 
     /// As the Backend API shows the user.
@@ -85,11 +85,11 @@ impl Users {
 
     /// Look at everybody, or change somebody, at this time in unix milliseconds.
     pub(super) fn with<T>(&self, what: impl FnOnce(&mut Directory, i64) -> T) -> T {
-        let mut everybody = self.everybody.lock().unwrap_or_else(PoisonError::into_inner);
-        what(&mut everybody, milliseconds((self.clock)()))
+        let mut state = self.state.lock();
+        what(&mut state.users, self.now())
     }
-}
 
-fn milliseconds(at: DateTime<Utc>) -> i64 {
-    at.timestamp_millis()
+    fn now(&self) -> i64 {
+        (self.clock)().timestamp_millis()
+    }
 }
