@@ -2,11 +2,13 @@
 //!
 //! What all kinds have in common is written elsewhere, once. A declaration holds no logic.
 
+pub mod organization;
 pub mod user;
 
+pub use organization::ORGANIZATION;
 pub use user::USER;
 
 use crate::model::Entity;
 
 /// Every kind.
-pub static ALL: &[&Entity] = &[&USER];
+pub static ALL: &[&Entity] = &[&USER, &ORGANIZATION];

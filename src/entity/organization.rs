@@ -1,0 +1,23 @@
+//! Organizations: the companies, teams or workspaces that users belong to.
+
+use crate::model::{Column, Entity, Holds};
+
+/// See the head of this file.
+pub static ORGANIZATION: Entity = Entity {
+    kind: "organization",
+    table: "organizations",
+    id_prefix: "org_",
+    events: ["organization.created", "organization.updated", "organization.deleted"],
+    columns: &[
+        Column::new("name", Holds::Text).by_default().kept(),
+        Column::new("slug", Holds::Text).by_default().kept(),
+        Column::new("image_url", Holds::Text).by_default().kept(),
+        Column::new("created_by", Holds::Text).by_default().kept(),
+        Column::new("max_allowed_memberships", Holds::Int).by_default().kept(),
+        Column::new("admin_delete_enabled", Holds::Bool).by_default().kept(),
+        Column::new("public_metadata", Holds::Json).kept(),
+        Column::new("private_metadata", Holds::Json).kept(),
+    ],
+    has_preferences: false,
+    unique: &[],
+};
