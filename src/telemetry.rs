@@ -38,6 +38,9 @@ use self::plain::Plain;
 
 pub use trace::{Queue, Sender, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
+/// What cannot be told, or is not known: a label of [`WEBHOOKS`].
+pub const OTHER: &str = "other";
+
 pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
 pub const REJECTIONS: &str = "clerk_sync_rejections_total";
 pub const WEBHOOK_DURATION: &str = "clerk_sync_webhook_duration_seconds";
@@ -109,7 +112,12 @@ impl Kind {
 
 /// Every metric there is, in the order of `docs/metrics.md`, which says the same for people; a test compares them.
 pub static METRICS: [Metric; 32] = [
-    counter(WEBHOOKS, Unit::Count, &["event", "outcome"], "Webhooks answered, by event type and outcome."),
+    counter(
+        WEBHOOKS,
+        Unit::Count,
+        &["event", "outcome", "kind"],
+        "Webhooks answered, by event type, outcome and kind of object.",
+    ),
     counter(REJECTIONS, Unit::Count, &["reason"], "Webhooks refused before they were believed, by reason."),
     histogram(WEBHOOK_DURATION, Unit::Seconds, &["outcome"], "From the head of a webhook to its answer."),
     histogram(COMMIT_BATCH_SIZE, Unit::Count, &[], "Deliveries that shared one transaction."),
@@ -159,12 +167,17 @@ pub static METRICS: [Metric; 32] = [
         "Whether a sink is spoken to: 0 while it is left alone after failures in a row, and only probed.",
     ),
     counter(API_REQUESTS, Unit::Count, &["status"], "Requests to Clerk's Backend API, by HTTP status."),
-    counter(BACKFILL_USERS, Unit::Count, &["outcome"], "Users that a backfill went through, by outcome."),
+    counter(
+        BACKFILL_USERS,
+        Unit::Count,
+        &["outcome", "kind"],
+        "Objects that a backfill went through, by outcome and kind.",
+    ),
     gauge(
         RECONCILE_DRIFT,
         Unit::Count,
-        &["kind"],
-        "Differences from Clerk that the last complete reconcile found, by kind; absent until the first.",
+        &["kind", "entity"],
+        "Differences from Clerk that the last complete reconcile found, by their kind and the kind of object; absent until the first.",
     ),
     gauge(
         RECONCILE_LAST_SUCCESS,
@@ -276,9 +289,6 @@ pub const QUEUE_OUTCOMES: [&str; 6] = ["applied", "unchanged", "stale", "duplica
 
 /// Every `outcome` of [`DELIVERIES`].
 pub const DELIVERY_OUTCOMES: [&str; 3] = ["delivered", "again", "dead"];
-
-/// Every `event` of [`WEBHOOKS`] for which failures begin at zero: the synced types, and what cannot be told.
-const COUNTED_EVENTS: [&str; 4] = ["user.created", "user.updated", "user.deleted", "other"];
 
 const SECONDS_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -474,6 +484,13 @@ fn recorder() -> PrometheusBuilder {
     })
 }
 
+/// Begin the failures of the webhooks of a kind at zero.
+pub fn count_events(kind: &'static str, events: &[&'static str]) {
+    for event in events {
+        counter!(WEBHOOKS, "event" => *event, "outcome" => "failed", "kind" => kind).absolute(0);
+    }
+}
+
 /// Say what the metrics are, and begin at zero where the labels are known: a counter that appears with its first
 /// failure has no rate to alert on.
 fn describe() {
@@ -484,10 +501,9 @@ fn describe() {
             Kind::Histogram => describe_histogram!(*name, *unit, *help),
         }
     }
-    for event in COUNTED_EVENTS {
-        counter!(WEBHOOKS, "event" => event, "outcome" => "failed").absolute(0);
+    for outcome in ["failed", "rejected"] {
+        counter!(WEBHOOKS, "event" => OTHER, "outcome" => outcome, "kind" => OTHER).absolute(0);
     }
-    counter!(WEBHOOKS, "event" => "other", "outcome" => "rejected").absolute(0);
     for reason in REJECTION_REASONS {
         counter!(REJECTIONS, "reason" => reason).absolute(0);
     }
@@ -584,7 +600,7 @@ pub(crate) mod tests {
             "clerk_sync_queue_depth{state=\"dead\"} 0",
             "clerk_sync_erasure_failures_total 0",
             "clerk_sync_catch_up_failures_total 0",
-            "clerk_sync_webhooks_total{event=\"user.created\",outcome=\"failed\"} 0",
+            "clerk_sync_webhooks_total{event=\"other\",outcome=\"failed\",kind=\"other\"} 0",
             "clerk_sync_commit_batch_size_bucket{le=\"2\"} 0",
             "clerk_sync_commit_batch_size_bucket{le=\"4\"} 1",
             "clerk_sync_webhook_duration_seconds_bucket{outcome=\"applied\",le=\"0.0025\"} 1",

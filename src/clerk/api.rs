@@ -1,4 +1,4 @@
-//! Clerk's Backend API: users one by one and by the page, within its rate limits.
+//! Clerk's Backend API: objects one by one and by the page, within its rate limits.
 //!
 //! Every request waits for its turn, has a deadline, and is tried again, with waits of full jitter, when the connection
 //! fails or Clerk answers 429 or 5xx; any other refusal is final. A 429 makes all requests wait as long as it says. Nothing
@@ -61,8 +61,8 @@ const WARN_EVERY: Duration = Duration::from_secs(30);
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
-/// Clerk's code for a user that it does not have.
-const NO_SUCH_USER: &str = "resource_not_found";
+/// Clerk's code for an object that it does not have.
+const NOT_FOUND: &str = "resource_not_found";
 
 /// The longest answer that is read, in bytes, unless a list says less.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -145,6 +145,15 @@ pub struct Shown {
     pub bytes: usize,
 }
 
+/// Objects as a page shows them, and how many there are in all.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub found: Vec<Found>,
+    pub total: u64,
+    /// How long the answer was, in bytes.
+    pub bytes: usize,
+}
+
 /// Clerk's Backend API.
 pub struct Api {
     client: Client,
@@ -181,6 +190,23 @@ pub enum ApiError {
     Unintelligible { place: String, what: String },
     #[error("Clerk's API at {place} answered something that we do not understand: more than {} MiB at once", most >> 20)]
     TooLong { place: String, most: usize },
+}
+
+impl ApiError {
+    /// Whether Clerk says that a feature is switched off, or not part of the plan: then there is nothing to ask for, and
+    /// nothing is gone for that.
+    pub fn is_of_a_feature_switched_off(&self) -> bool {
+        let Self::Refused { refusal, .. } = self else { return false };
+        let is_said = ["not_enabled", "disabled", "feature", "not_supported"]
+            .iter()
+            .any(|word| refusal.code.contains(word));
+        match refusal.status {
+            402 | 410 => true,
+            404 => refusal.code == NOT_FOUND || is_said,
+            400 | 403 | 422 => is_said,
+            _ => false,
+        }
+    }
 }
 
 /// An error of Clerk's, without its message: that may quote whatever was asked for.
@@ -311,6 +337,23 @@ impl Api {
         Ok(Shown { users, bytes: answer.body.len() })
     }
 
+    /// A page of objects of the kind that `reading` names, in the order of their creation.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<Listed, ApiError> {
+        let mut url = self.url(reading.entity.path.unwrap_or_default(), &Filters::default());
+        url.query_pairs_mut()
+            .append_pair("order_by", "+created_at")
+            .append_pair("limit", &PAGE.to_string())
+            .append_pair("offset", &offset.to_string());
+        let answer = self.get_within(url, Persistence::BACKGROUND, MAX_ANSWER_BYTES).await?;
+        let (found, total) = event::objects(&answer.body, reading, answer.moment)
+            .filter(|(found, _)| found.len() <= PAGE)
+            .ok_or_else(|| self.unintelligible("no list with a count"))?;
+        Ok(Listed { found, total, bytes: answer.body.len() })
+    }
+
     /// How many users there are.
     ///
     /// # Errors
@@ -330,11 +373,11 @@ impl Api {
         Ok(count.total_count)
     }
 
-    /// One user; `None` if Clerk does not know this id, or it is not one that can be [asked for](can_ask).
+    /// One object; `None` if Clerk does not know this id, or it is not one that can be [asked for](can_ask).
     ///
     /// # Errors
     /// As [`ApiError`] says.
-    pub async fn user(
+    pub async fn one(
         &self,
         id: &ClerkId,
         reading: &Reading,
@@ -343,22 +386,20 @@ impl Api {
         if !can_ask(id) {
             return Ok(None);
         }
-        let mut url = self.url("users", &Filters::default());
+        let mut url = self.url(id.entity().path.unwrap_or_default(), &Filters::default());
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(id.as_str());
         }
         let answer = match self.get(url, persistence).await {
-            // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the user.
-            Err(ApiError::Refused { refusal, .. })
-                if refusal.status == 404 && refusal.code == NO_SUCH_USER =>
-            {
+            // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the object.
+            Err(ApiError::Refused { refusal, .. }) if refusal.status == 404 && refusal.code == NOT_FOUND => {
                 return Ok(None);
             }
             answer => answer?,
         };
         let found = event::user(&answer.body, reading, answer.moment)
             .filter(|found| found.clerk_id == *id)
-            .ok_or_else(|| self.unintelligible("not the user that was asked for"))?;
+            .ok_or_else(|| self.unintelligible("not what was asked for"))?;
         Ok(Some(found))
     }
 

@@ -20,11 +20,12 @@ use super::{
     time::instant,
 };
 use crate::{
+    entity,
     model::{
         Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, MAX_ID_BYTES, Meaning,
         News, Patch, Place, Selection, Source, Value, Version,
     },
-    telemetry::TraceContext,
+    telemetry::{self, TraceContext},
 };
 
 /// The longest event type that is kept, in bytes; Clerk's longest has 33.
@@ -92,7 +93,15 @@ pub const PROBE: &str = "clerk-sync.probe";
 
 /// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
 pub fn label(event_type: Option<&str>) -> &'static str {
-    event_type.and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name)).unwrap_or("other")
+    event_type
+        .and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name))
+        .unwrap_or(telemetry::OTHER)
+}
+
+/// The same for the kind of object that an event is about.
+pub fn kind(event_type: &str) -> &'static str {
+    let entity = entity::ALL.iter().find(|entity| entity.meaning(event_type).is_some());
+    entity.map_or(telemetry::OTHER, |entity| entity.kind)
 }
 
 /// A proven body, understood as far as we need it.
@@ -153,7 +162,7 @@ fn is_test_of_svix(json: &str) -> bool {
     json.len() < 256 && serde_json::from_str::<Test>(json).is_ok()
 }
 
-/// A user as the Backend API shows it.
+/// An object as the Backend API shows it.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// What stands in its place, if that is no id: then the content is unusable.
@@ -166,12 +175,29 @@ pub struct Found {
     pub unread: Vec<&'static str>,
 }
 
-/// Understand users of the Backend API as they stood then; `None` if this is no list of users. One whose id is unusable
-/// does not spoil it for the others.
-pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
+/// Understand objects of the Backend API as they stood then, and how many there are in all; `None` if this is no list of them.
+pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<(Vec<Found>, u64)> {
+    #[derive(serde::Deserialize)]
+    struct Page<'a> {
+        #[serde(borrow)]
+        data: &'a RawValue,
+        total_count: u64,
+    }
     let text = decoded(body);
     let json = storable(&text);
-    let users: Vec<&RawValue> = serde_json::from_str(&json).ok()?;
+    let Page { data, total_count } = serde_json::from_str(&json).ok()?;
+    Some((listed(data.get(), reading, moment)?, total_count))
+}
+
+/// The same of a bare list.
+pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
+    let text = decoded(body);
+    listed(&storable(&text), reading, moment)
+}
+
+/// One whose id is unusable does not spoil it for the others.
+fn listed(json: &str, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
+    let users: Vec<&RawValue> = serde_json::from_str(json).ok()?;
     let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.get("id").is_some());
     if !users.is_empty() && !users.iter().any(has_id) {
         return None;
@@ -206,7 +232,7 @@ fn log_unread(users: &[Found]) {
         clerk_id = %first.clerk_id,
         fields = first.unread.join(","),
         others = odd.count(),
-        "fields of a user of the Backend API cannot be read or stored: they keep what is stored"
+        "fields of an object of the Backend API cannot be read or stored: they keep what is stored"
     );
 }
 

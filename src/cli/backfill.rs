@@ -1,4 +1,4 @@
-//! `backfill`: all users, or some, through Clerk's Backend API.
+//! `backfill`: all objects of the selected kinds, or some users, through Clerk's Backend API.
 
 use std::{
     collections::HashSet,
@@ -21,8 +21,8 @@ use super::{Failure, asked_to_stop, catch_up, count, noun, rate, say, terminal::
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
-    entity::USER,
-    model::{ClerkId, Selection},
+    entity::{self, USER},
+    model::{ClerkId, Entity, Selection},
     sync::{
         backfill::{LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
         catch_up::{CatchUp, Counts},
@@ -38,10 +38,14 @@ const NAMED: usize = 20;
 /// Before this there was no Clerk, by far: 2001, in unix seconds.
 const FIRST: i64 = 978_307_200;
 
-/// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
+/// Take in all that Clerk's Backend API shows; an interrupted run goes on where it was
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Backfill {
+    /// Only objects of this kind [default: each kind that SYNC_ENTITIES names]
+    #[arg(long, value_name = "KIND", value_parser = any_kind)]
+    entity: Option<&'static Entity>,
+
     /// Begin anew, even if a run was interrupted or is under way
     #[arg(long)]
     restart: bool,
@@ -90,13 +94,26 @@ impl Backfill {
         let wanted = self.wanted()?;
         let mut context = catch_up(settings, self.rate, false, self.emit).await?;
         context.instance.may_change = self.change_instance;
+        let kinds = if wanted.is_narrowed() {
+            vec![wanted.entity]
+        } else {
+            chosen(self.entity, &context.rules.selection)?
+        };
+        for entity in kinds {
+            self.run_of(&context, &Wanted { entity, ..wanted.clone() }).await?;
+        }
+        context.store.close().await;
+        Ok(())
+    }
+
+    async fn run_of(&self, context: &CatchUp, wanted: &Wanted) -> Result<(), Failure> {
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
-        let teller = tokio::spawn(show(hear.clone()));
+        let teller = tokio::spawn(show(hear.clone(), wanted.entity));
         let summary = tokio::select! {
-            summary = backfill(&context, &wanted, self.restart, tell) => summary,
+            summary = backfill(context, wanted, self.restart, tell) => summary,
             code = asked_to_stop() => {
-                let message = interrupted(&hear.borrow());
+                let message = interrupted(&hear.borrow(), wanted.entity);
                 let _ = teller.await;
                 return Err(Failure { code, message });
             }
@@ -105,18 +122,17 @@ impl Backfill {
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
         let unknown = match &summary {
-            Ok(_) => self.unknown(&wanted, &context).await?,
+            Ok(_) => self.unknown(wanted, context).await?,
             Err(_) => Unknown::default(),
         };
-        context.store.close().await;
         let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
         let asked_for = wanted.lists.iter().map(|(_, values)| values.len()).sum();
-        self.report(&summary, asked_for, began.elapsed());
+        self.report(wanted.entity, &summary, asked_for, began.elapsed());
         if let Some(left_behind) = summary.left_behind.as_ref().filter(|_| !self.json) {
             tell_of(left_behind);
         }
         if summary.counts.left_out > 0 {
-            return Err(Failure::failed(left_out_text(summary.counts.left_out, &summary.counts)));
+            return Err(Failure::failed(left_out_text(wanted.entity, &summary.counts)));
         }
         if !unknown.values.is_empty() {
             let here = if unknown.here.is_empty() {
@@ -176,6 +192,7 @@ impl Backfill {
         let lists =
             [("email_address", &self.email), ("phone_number", &self.phone), ("user_id", &self.user_id)];
         let mut wanted = Wanted {
+            entity: self.entity.unwrap_or(&USER),
             lists: Vec::new(),
             query: self.query.clone(),
             created_after: self.created_after.map(|at| at.timestamp_millis()),
@@ -184,6 +201,12 @@ impl Backfill {
             if !values.is_empty() {
                 wanted.lists.push((name, expand(values)?));
             }
+        }
+        if wanted.is_narrowed() && *wanted.entity != USER {
+            return Err(Failure::usage(format!(
+                "of kind {} all are taken in: --email, --phone, --user-id, --query and --created-after are about users",
+                wanted.entity.kind
+            )));
         }
         for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
             for id in ids {
@@ -194,13 +217,13 @@ impl Backfill {
     }
 
     /// `asked_for`: how many ids, addresses and numbers were given, which says whether each of them has a user at Clerk.
-    fn report(&self, summary: &Summary, asked_for: usize, took: Duration) {
+    fn report(&self, entity: &Entity, summary: &Summary, asked_for: usize, took: Duration) {
         let Counts { seen, applied, unchanged, stale, left_out, reasons } = &summary.counts;
         if self.json {
             say!(
                 "{}",
                 serde_json::json!({
-                    "seen": seen, "applied": applied, "unchanged": unchanged, "stale": stale, "left_out": left_out,
+                    "entity": entity.kind, "switched_off": summary.switched_off, "seen": seen, "applied": applied, "unchanged": unchanged, "stale": stale, "left_out": left_out,
                     "reasons": reasons, "resumed": summary.resumed, "seconds": took.as_secs_f64(),
                     "asked_for": (asked_for > 0).then_some(asked_for),
                     "left_behind": summary.left_behind.as_ref().map(|left| serde_json::json!({
@@ -216,8 +239,12 @@ impl Backfill {
             say!("{asked_for:>9}  asked for by id, address or number");
         }
         let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
-        let users = noun(*seen, "user", "users");
-        say!("{seen:>9}  {users} at Clerk, in {:.1} s{went_on}", took.as_secs_f64());
+        if summary.switched_off {
+            say!("{}", off(entity));
+            return;
+        }
+        let (one, many) = nouns(entity);
+        say!("{seen:>9}  {} at Clerk, in {:.1} s{went_on}", noun(*seen, &one, &many), took.as_secs_f64());
         for (count, what) in [
             (applied, "written"),
             (unchanged, "the same already"),
@@ -270,9 +297,43 @@ fn tell_of(left_behind: &LeftBehind) {
     );
 }
 
-/// Why users were left out, some of them by name.
-pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
-    let mut text = format!("{} left out:", count(left_out, "user was", "users were"));
+/// What one object of a kind is called, and several.
+pub(super) fn nouns(entity: &Entity) -> (String, String) {
+    (entity.kind.replace('_', " "), entity.table.replace('_', " "))
+}
+
+/// That a kind is not to be had.
+pub(super) fn off(entity: &Entity) -> String {
+    format!("The instance of CLERK_SECRET_KEY has no {}: that is switched off at Clerk.", nouns(entity).1)
+}
+
+/// The kinds that are gone through: this one, or all that are synced and have a list.
+pub(super) fn chosen(
+    only: Option<&'static Entity>,
+    selection: &Selection,
+) -> Result<Vec<&'static Entity>, Failure> {
+    match only {
+        Some(entity) if !selection.has(entity) => Err(Failure::usage(format!(
+            "--entity {0}: SYNC_ENTITIES does not name {0}, so that nothing of it is kept",
+            entity.kind
+        ))),
+        Some(entity) => Ok(vec![entity]),
+        None => Ok(selection.entities().filter(|entity| entity.path.is_some()).collect()),
+    }
+}
+
+/// A kind that Clerk's Backend API lists.
+pub(super) fn any_kind(text: &str) -> Result<&'static Entity, String> {
+    let listed = || entity::ALL.iter().filter(|entity| entity.path.is_some());
+    let kinds = || listed().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
+    listed().find(|entity| entity.kind == text).copied().ok_or_else(|| format!("allowed are {}", kinds()))
+}
+
+/// Why objects were left out, some of them by name.
+pub(super) fn left_out_text(entity: &Entity, counts: &Counts) -> String {
+    let left_out = counts.left_out;
+    let (one, many) = nouns(entity);
+    let mut text = format!("{} left out:", count(left_out, &format!("{one} was"), &format!("{many} were")));
     for reason in &counts.reasons {
         let _ = write!(text, "\n  {}: {}", word(&reason.clerk_id), reason.reason);
     }
@@ -283,16 +344,17 @@ pub(super) fn left_out_text(left_out: u64, counts: &Counts) -> String {
 }
 
 /// Tell how far it is: a bar on a terminal, else a line every few seconds.
-async fn show(mut hear: watch::Receiver<Progress>) {
+async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
+    let (_, many) = nouns(entity);
     if stderr().is_terminal() {
-        let style = |template| {
+        let style = |template: &str| {
             let rate = |state: &ProgressState, text: &mut dyn Write| {
                 let _ = write!(text, "{:.0} a second", state.per_sec());
             };
             ProgressStyle::with_template(template).map(|style| style.with_key("rate", rate))
         };
         let bar = ProgressBar::no_length();
-        if let Ok(style) = style("{pos} users, {rate}") {
+        if let Ok(style) = style(&format!("{{pos}} {many}, {{rate}}")) {
             bar.set_style(style);
         }
         while hear.changed().await.is_ok() {
@@ -300,7 +362,9 @@ async fn show(mut hear: watch::Receiver<Progress>) {
             // Of a list of users nobody says beforehand how many there are.
             if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
                 bar.set_length(expected);
-                if let Ok(style) = style("{bar:40} {pos}/{len} users, {rate}, {eta} left") {
+                if let Ok(style) =
+                    style(&format!("{{bar:40}} {{pos}}/{{len}} {many}, {{rate}}, {{eta}} left"))
+                {
                     bar.set_style(style);
                 }
             }
@@ -321,8 +385,8 @@ async fn show(mut hear: watch::Receiver<Progress>) {
             },
         }
         let Progress { counts, expected, .. } = hear.borrow().clone();
-        let users_a_second = counts.seen / began.elapsed().as_secs().max(1);
-        tracing::info!(users = counts.seen, of = expected, users_a_second, "backfill");
+        let a_second = counts.seen / began.elapsed().as_secs().max(1);
+        tracing::info!(kind = entity.kind, seen = counts.seen, of = expected, a_second, "backfill");
     }
 }
 
@@ -365,11 +429,12 @@ fn beginning(value: &str) -> String {
 }
 
 /// What is said at Ctrl-C.
-fn interrupted(progress: &Progress) -> String {
+fn interrupted(progress: &Progress, entity: &Entity) -> String {
     let seen = progress.counts.seen;
+    let (one, many) = nouns(entity);
     let seen = match progress.expected {
-        Some(expected) => format!("{seen} of {}", count(expected, "user", "users")),
-        None => count(seen, "user", "users"),
+        Some(expected) => format!("{seen} of {}", count(expected, &one, &many)),
+        None => count(seen, &one, &many),
     };
     format!("interrupted at {seen}; run it again to go on")
 }

@@ -187,7 +187,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     };
     let (tell, _) = watch::channel(Progress::default());
     let began = Instant::now();
-    let summary = backfill(&context, &Wanted::default(), true, tell).await;
+    let summary = backfill(&context, &Wanted::all(&USER), true, tell).await;
     let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
     let seconds = began.elapsed().as_secs_f64();
     heading("A fake Clerk");

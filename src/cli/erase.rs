@@ -193,7 +193,7 @@ impl Cancel {
             )));
         };
         let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields() };
-        let found = api.user(id, &reading, Persistence::INTERACTIVE).await;
+        let found = api.one(id, &reading, Persistence::INTERACTIVE).await;
         if found.map_err(|error| Failure::from(&error))?.is_none() {
             return Err(Failure::failed(format!(
                 "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"

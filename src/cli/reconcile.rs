@@ -6,17 +6,28 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::{
-    Failure, asked_to_stop, backfill::left_out_text, catch_up, count, noun, rate, say, terminal::word,
+    Failure, asked_to_stop,
+    backfill::{any_kind, chosen, left_out_text, nouns, off},
+    catch_up, count, noun, rate, say,
+    terminal::word,
 };
 use crate::{
     config::Settings,
-    sync::reconcile::{Kind, Options, Report, reconcile},
+    model::Entity,
+    sync::{
+        catch_up::CatchUp,
+        reconcile::{Kind, Options, Report, reconcile},
+    },
 };
 
 /// Compare with Clerk and mend what differs
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Reconcile {
+    /// Only objects of this kind [default: each kind that SYNC_ENTITIES names]
+    #[arg(long, value_name = "KIND", value_parser = any_kind)]
+    entity: Option<&'static Entity>,
+
     /// Report only; exits with 1 if anything differs
     #[arg(long)]
     dry_run: bool,
@@ -47,49 +58,65 @@ impl Reconcile {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let mut context = catch_up(settings, self.rate, self.dry_run, self.emit).await?;
         context.instance.may_change = self.change_instance;
+        let mut failures = Vec::new();
+        for entity in chosen(self.entity, &context.rules.selection)? {
+            // What is wrong with one kind keeps nobody from the others.
+            failures.extend(self.run_of(&context, entity).await?);
+        }
+        context.store.close().await;
+        if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("\n"))) }
+    }
+
+    /// Compare one kind; what is wrong, if anything is.
+    async fn run_of(&self, context: &CatchUp, entity: &'static Entity) -> Result<Option<String>, Failure> {
+        let (one, many) = nouns(entity);
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
         let (tell, hear) = watch::channel(0);
         let report = tokio::select! {
-            report = reconcile(&context, options, tell) => report,
+            report = reconcile(context, entity, options, tell) => report,
             code = asked_to_stop() => {
                 let message = format!(
                     "interrupted at {}; what was mended stays, and another run begins anew",
-                    count(*hear.borrow(), "user", "users")
+                    count(*hear.borrow(), &one, &many)
                 );
                 return Err(Failure { code, message });
             }
         };
-        context.store.close().await;
         let report = report.map_err(|trouble| Failure::from(&trouble))?;
         if self.json {
-            say!("{}", serde_json::to_string(&report).unwrap_or_default());
+            let mut json = serde_json::to_value(&report).unwrap_or_default();
+            json["entity"] = entity.kind.into();
+            say!("{json}");
+        } else if report.switched_off {
+            say!("{}", off(entity));
         } else {
-            self.show(&report);
+            self.show(entity, &report);
         }
         if let Some(doubt) = report.doubt {
-            return Err(Failure::failed(format!(
-                "{} not to be at Clerk, {doubt}: nobody was deleted; look into it, and if it is right, repeat with \
+            return Ok(Some(format!(
+                "{} not to be at Clerk, {doubt}: nothing was deleted; look into it, and if it is right, repeat with \
                  --allow-mass-delete",
-                count(report.withheld, "user seems", "users seem")
+                count(report.withheld, &format!("{one} seems"), &format!("{many} seem"))
             )));
         }
         if report.left_out.left_out > 0 {
-            return Err(Failure::failed(left_out_text(report.left_out.left_out, &report.left_out)));
+            return Ok(Some(left_out_text(entity, &report.left_out)));
         }
         if report.unmended > 0 {
-            return Err(Failure::failed(format!(
+            return Ok(Some(format!(
                 "{} could not be mended: newer here by the register",
-                count(report.unmended, "user", "users")
+                count(report.unmended, &one, &many)
             )));
         }
         if self.dry_run && report.has_drift() {
-            return Err(Failure::failed("there is drift"));
+            return Ok(Some("there is drift".to_owned()));
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn show(&self, report: &Report) {
-        say!("{:>9}  {} at Clerk", report.seen, noun(report.seen, "user", "users"));
+    fn show(&self, entity: &Entity, report: &Report) {
+        let (one, many) = nouns(entity);
+        say!("{:>9}  {} at Clerk", report.seen, noun(report.seen, &one, &many));
         for kind in Kind::ALL {
             let drift = report.of(kind);
             let meaning = match kind {

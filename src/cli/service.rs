@@ -247,6 +247,9 @@ impl Service {
 
         telemetry::begin_tracing();
         let metrics = telemetry::install_metrics();
+        for entity in config.selection.entities() {
+            telemetry::count_events(entity.kind, &entity.events);
+        }
         let clock = clock();
         let started_at = clock();
         let shutdown = CancellationToken::new();

@@ -8,6 +8,8 @@ pub static ORGANIZATION: Entity = Entity {
     table: "organizations",
     id_prefix: "org_",
     events: ["organization.created", "organization.updated", "organization.deleted"],
+    path: Some("organizations"),
+    has_one: true,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept(),
         Column::new("slug", Holds::Text).by_default().kept(),

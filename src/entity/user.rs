@@ -8,6 +8,8 @@ pub static USER: Entity = Entity {
     table: "users",
     id_prefix: "user_",
     events: ["user.created", "user.updated", "user.deleted"],
+    path: Some("users"),
+    has_one: true,
     columns: &[
         Column::new("email", Holds::Text)
             .at(Place::Primary {

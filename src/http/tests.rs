@@ -191,10 +191,16 @@ impl Erasures for FakeStore {
     async fn known(&self, _: &[ClerkId], _: &Selection) -> Stored<Known> {
         unreachable!()
     }
-    async fn standing(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
+    async fn standing(
+        &self,
+        _: &'static Entity,
+        _: DateTime<Utc>,
+        _: Option<&ClerkId>,
+        _: u32,
+    ) -> Stored<Vec<ClerkId>> {
         unreachable!()
     }
-    async fn count_standing(&self) -> Stored<u64> {
+    async fn count_standing(&self, _: &'static Entity) -> Stored<u64> {
         unreachable!()
     }
     async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {

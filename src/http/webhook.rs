@@ -25,7 +25,7 @@ use tokio::{
 use super::{App, error::Problem, request_id::RequestId};
 use crate::{
     clerk::{
-        event::{self, Event, label},
+        event::{self, Event, kind, label},
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
@@ -271,7 +271,9 @@ impl Attempt {
         self.told = true;
         let event = label(self.event_type.as_deref());
         let duration = self.started.elapsed();
-        metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome).increment(1);
+        let kind = kind(event);
+        metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome, "kind" => kind)
+            .increment(1);
         metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
         self.app.answers.count((self.app.clock)(), event, outcome, reason, duration);
         let span = std::mem::take(&mut self.span);

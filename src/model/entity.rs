@@ -15,6 +15,11 @@ pub struct Entity {
     pub id_prefix: &'static str,
     /// The event that creates one, the one that updates it, and the one that deletes it.
     pub events: [&'static str; 3],
+    /// The path of the list of all of them in Clerk's Backend API, and of one of them if an id is put behind it: `users`. A
+    /// kind that has no list has none.
+    pub path: Option<&'static str>,
+    /// Whether one of them can be asked for.
+    pub has_one: bool,
     /// The columns that can be synced, in the order in which the table has them.
     pub columns: &'static [Column],
     /// Whether its table has `preferences`, which are the application's own.

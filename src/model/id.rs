@@ -119,6 +119,8 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["", "", ""],
+        path: None,
+        has_one: false,
         columns: &[],
         has_preferences: false,
         unique: &[],

@@ -167,6 +167,8 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
+        path: None,
+        has_one: false,
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
         has_preferences: false,
         unique: &[],

@@ -282,6 +282,8 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
+        path: None,
+        has_one: false,
         columns: &[
             Column::new("email", Holds::Text).identifies().anonymized(Anonymized::Address),
             Column::new("name", Holds::Text).identifies().anonymized(Anonymized::Text("Deleted")),

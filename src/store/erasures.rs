@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::Result;
-use crate::model::{ClerkId, FieldSet, Receipt, Register, Selection, User};
+use crate::model::{ClerkId, Entity, FieldSet, Receipt, Register, Selection, User};
 
 /// See the head of this file.
 #[async_trait]
@@ -14,17 +14,19 @@ pub trait Erasures: Send + Sync {
     /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known>;
 
-    /// Up to `limit` ids of users whose erasure nobody has asked for, and whom we last wrote before `untouched_since` or
-    /// never, in the order of the ids, after this one. What the application has marked as deleted is among them.
+    /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
+    /// `untouched_since` or never, in the order of the ids, after this one. What the application has marked as deleted is
+    /// among them.
     async fn standing(
         &self,
+        entity: &'static Entity,
         untouched_since: DateTime<Utc>,
         after: Option<&ClerkId>,
         limit: u32,
     ) -> Result<Vec<ClerkId>>;
 
-    /// How many users there are whose erasure nobody has asked for.
-    async fn count_standing(&self) -> Result<u64>;
+    /// How many objects of a kind there are whose erasure nobody has asked for.
+    async fn count_standing(&self, entity: &'static Entity) -> Result<u64>;
 
     /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;

@@ -1,4 +1,4 @@
-//! All users at Clerk, taken in through the same rules as webhooks.
+//! All objects of a kind at Clerk, taken in through the same rules as webhooks.
 //!
 //! It can run while webhooks arrive: a user as the API shows it is one more piece of news, which loses against anything
 //! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
+    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete, falls_short, incomplete},
     reconcile::strangers,
     scan::{Scan, Seen, Visit, Window},
+    walk::{Walk, Walked},
 };
 use crate::{
     clerk::{
@@ -27,14 +28,15 @@ use crate::{
         event::Found,
     },
     entity::USER,
-    model::{ClerkId, Source},
+    model::{ClerkId, Entity, Source},
     store::{self, RunKind},
     telemetry,
 };
 
-/// Who is to be taken in: everybody whom any of the lists names, as far as the other two admit them.
-#[derive(Clone, Debug, Default)]
+/// What is to be taken in: all of a kind; of users, everybody whom any of the lists names, as far as the other two admit them.
+#[derive(Clone, Debug)]
 pub struct Wanted {
+    pub entity: &'static Entity,
     /// Each of these lists is asked for on its own, by the name of the filter as the API has it; all must name somebody.
     pub lists: Vec<(&'static str, Vec<String>)>,
     /// Clerk's search over names, addresses and numbers.
@@ -44,17 +46,30 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// All objects of this kind.
+    pub fn all(entity: &'static Entity) -> Self {
+        Self { entity, lists: Vec::new(), query: None, created_after: None }
+    }
+
     /// What identifies a run for the same: of the same users of the same instance into the same fields. A digest, because
     /// it may hold addresses.
     fn digest(&self, context: &CatchUp) -> String {
-        let Self { lists, query, created_after } = self;
-        let (instance, fields) = (context.api.identity(), context.rules.fields(&USER));
-        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}");
+        let Self { entity, lists, query, created_after } = self;
+        let (instance, fields) = (context.api.identity(), context.rules.fields(entity));
+        // A run of users that was begun before there were other kinds goes on.
+        let kind = if **entity == USER { "" } else { entity.kind };
+        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}");
         hex::encode(Sha256::digest(text))
     }
 
+    /// Whether it is only some of them.
+    pub fn is_narrowed(&self) -> bool {
+        !(self.lists.is_empty() && self.query.is_none() && self.created_after.is_none())
+    }
+
+    /// Whether it is all users there are.
     fn is_everybody(&self) -> bool {
-        self.lists.is_empty() && self.query.is_none() && self.created_after.is_none()
+        *self.entity == USER && !self.is_narrowed()
     }
 
     /// The requests' filters: of lists as many values at once as Clerk allows.
@@ -93,6 +108,8 @@ pub struct Summary {
     pub counts: Counts,
     /// Whether it went on with one that was interrupted.
     pub resumed: bool,
+    /// Whether the feature is switched off at Clerk, so that there was nothing to take in.
+    pub switched_off: bool,
     /// Of whom the database may hold users since users come from another instance, if they may.
     pub left_behind: Option<LeftBehind>,
 }
@@ -111,7 +128,7 @@ pub struct LeftBehind {
 /// # Errors
 /// If the database cannot say.
 pub async fn was_interrupted(context: &CatchUp, quiet_for: TimeDelta) -> store::Result<bool> {
-    let run = context.store.unfinished_run(RunKind::Backfill, &Wanted::default().digest(context)).await?;
+    let run = context.store.unfinished_run(RunKind::Backfill, &Wanted::all(&USER).digest(context)).await?;
     Ok(run.is_some_and(|run| (context.clock)() - run.updated_at > quiet_for))
 }
 
@@ -129,6 +146,8 @@ pub async fn backfill(
     let began = (context.clock)();
     let filters = wanted.filters();
     let parameters = (wanted.digest(context), wanted.is_everybody());
+    // Offsets say nothing of where an interrupted walk stood.
+    let restart = restart || *wanted.entity != USER;
     let (ledger, resumed) =
         Ledger::open(context, RunKind::Backfill, parameters, restart, Progress::default(), tell).await?;
     let first = ledger.progress.batch;
@@ -139,27 +158,34 @@ pub async fn backfill(
         seen: Arc::default(),
     });
     let walk = async {
+        if *wanted.entity != USER {
+            return visitor.walk_by_offsets(wanted.entity).await;
+        }
         for (batch, filters) in filters.into_iter().enumerate().skip(first) {
             visitor.walk(batch, filters).await?;
         }
-        Ok::<_, Trouble>(())
+        Ok(false)
     };
-    tokio::select! {
+    let switched_off = tokio::select! {
         walked = walk => walked?,
         lost = visitor.beat() => match lost? {},
-    }
+    };
     let mut ledger = visitor.ledger.lock().await;
     ledger.finish().await?;
     let left_behind = match previous {
-        Some(instance) => {
+        Some(instance) if *wanted.entity == USER => {
             let saw_all = wanted.is_everybody() && !resumed;
-            let users =
-                if saw_all { Some(strangers(&*context.store, began, &visitor.seen).await?) } else { None };
+            let users = if saw_all {
+                Some(strangers(&*context.store, wanted.entity, began, &visitor.seen).await?)
+            } else {
+                None
+            };
             Some(LeftBehind { instance, users })
         }
-        None => None,
+        // Of other kinds the users have told it.
+        _ => None,
     };
-    Ok(Summary { counts: ledger.progress.counts.clone(), resumed, left_behind })
+    Ok(Summary { counts: ledger.progress.counts.clone(), resumed, switched_off, left_behind })
 }
 
 /// Those of these values of one filter, such as addresses, that no user at Clerk has. No two users share one.
@@ -207,7 +233,7 @@ impl Visitor {
     }
 
     async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
-        let reading = self.context.reading(Source::Backfill);
+        let reading = self.context.reading(Source::Backfill, &USER);
         let scan = Scan::new(&self.context, filters.clone(), reading, Arc::clone(&self.seen));
         let windows = self.begin(batch, &scan).await?;
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
@@ -224,6 +250,24 @@ impl Visitor {
         ledger.progress.batch = batch + 1;
         ledger.progress.windows = None;
         ledger.save().await
+    }
+
+    /// Through all objects of a kind that has no better list; whether that is switched off at Clerk.
+    async fn walk_by_offsets(self: &Arc<Self>, entity: &'static Entity) -> Result<bool, Trouble> {
+        let reading = self.context.reading(Source::Backfill, entity);
+        let walk = Walk::new(&self.context, reading, Arc::clone(&self.seen));
+        let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
+        let seen = || self.seen.len();
+        match walk.run(&visitor).await? {
+            Walked::SwitchedOff => Ok(true),
+            Walked::Whole { counted } if falls_short(seen(), counted) => {
+                Err(incomplete(entity, seen(), counted))
+            }
+            Walked::Whole { .. } => Ok(false),
+            Walked::Torn => {
+                Err(self.context.api.unintelligible("lists that change with every request").into())
+            }
+        }
     }
 
     /// The windows that are left, or the first ones.
@@ -244,6 +288,7 @@ impl Visitor {
 #[async_trait]
 impl Visit for Visitor {
     async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble> {
+        let kind = users.first().map_or("", |found| found.clerk_id.entity().kind);
         let counts = self.context.take_in(users, &self.writers).await?;
         for (outcome, count) in [
             ("applied", counts.applied),
@@ -251,9 +296,15 @@ impl Visit for Visitor {
             ("stale", counts.stale),
             ("left_out", counts.left_out),
         ] {
-            counter!(telemetry::BACKFILL_USERS, "outcome" => outcome).increment(count);
+            counter!(telemetry::BACKFILL_USERS, "outcome" => outcome, "kind" => kind).increment(count);
         }
         Ok(counts)
+    }
+
+    async fn expect(&self, counted: u64) -> Result<(), Trouble> {
+        let mut ledger = self.ledger.lock().await;
+        ledger.progress.expected = Some(counted);
+        ledger.save().await
     }
 
     /// Both at once: a run that goes on counts again whom it visits again.

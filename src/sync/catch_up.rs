@@ -19,7 +19,7 @@ use crate::{
         event::{Found, Reading},
     },
     entity::USER,
-    model::{Content, Delivery, Outcome, Source},
+    model::{Content, Delivery, Entity, Outcome, Source},
     store::{self, Origin, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
 };
 
@@ -74,10 +74,10 @@ pub enum Trouble {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
-        "Clerk counts {counted} users and showed only {seen} of them, so its list is not complete; nobody was deleted: \
+        "Clerk counts {counted} {what} and showed only {seen} of them, so its list is not complete; nothing was deleted: \
          try again later"
     )]
-    Incomplete { seen: u64, counted: u64 },
+    Incomplete { what: &'static str, seen: u64, counted: u64 },
     #[error(
         "CLERK_SECRET_KEY is of instance {of_key} and CLERK_INSTANCE_ID says {pinned}: nobody was taken in; correct one \
          of the two"
@@ -147,8 +147,8 @@ fn is_disputed(origin: &Origin, of_key: &str) -> bool {
 }
 
 impl CatchUp {
-    pub(super) fn reading(&self, source: Source) -> Reading {
-        Reading { source, entity: &USER, fields: self.rules.fields(&USER) }
+    pub(super) fn reading(&self, source: Source, entity: &'static Entity) -> Reading {
+        Reading { source, entity, fields: self.rules.fields(entity) }
     }
 
     /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that
@@ -381,10 +381,15 @@ pub(super) async fn check_complete(
 ) -> Result<(), Trouble> {
     let Some(before) = counted.filter(|counted| falls_short(seen, *counted)) else { return Ok(()) };
     let counted = before.min(api.count(filters).await?);
-    if falls_short(seen, counted) { Err(Trouble::Incomplete { seen, counted }) } else { Ok(()) }
+    if falls_short(seen, counted) { Err(incomplete(&USER, seen, counted)) } else { Ok(()) }
 }
 
-fn falls_short(seen: u64, counted: u64) -> bool {
+/// Clerk showed fewer of a kind than it counts.
+pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> Trouble {
+    Trouble::Incomplete { what: entity.table, seen, counted }
+}
+
+pub(super) fn falls_short(seen: u64, counted: u64) -> bool {
     counted.saturating_sub(seen) > (counted / 100).max(10) || seen.saturating_mul(2) < counted
 }
 

@@ -93,8 +93,8 @@ impl Inner {
             return Ok(None);
         }
         self.context.check_instance(Persistence::INTERACTIVE, false).await?;
-        let reading = self.context.reading(Source::Api);
-        let Some(found) = self.context.api.user(id, &reading, Persistence::INTERACTIVE).await? else {
+        let reading = self.context.reading(Source::Api, id.entity());
+        let Some(found) = self.context.api.one(id, &reading, Persistence::INTERACTIVE).await? else {
             return Ok(None);
         };
         let counts = self.context.take_in(vec![found], &self.writers).await?;

@@ -29,6 +29,7 @@ pub mod reconcile;
 pub mod retry;
 pub mod reveal;
 mod scan;
+mod walk;
 
 use std::sync::Arc;
 

@@ -25,11 +25,12 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, falls_short, incomplete, patiently},
     erasure,
     instance::Pin,
     plan::keeps,
     scan::{Scan, Seen, Visit, Window},
+    walk::{Walk, Walked},
 };
 use crate::{
     clerk::{
@@ -37,7 +38,7 @@ use crate::{
         event::Found,
     },
     entity::{USER, user},
-    model::{Change, ClerkId, Content, FieldSet, News, Selection, Source, Value},
+    model::{Change, ClerkId, Content, Entity, FieldSet, News, Selection, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
@@ -184,6 +185,9 @@ pub struct Report {
     pub doubt: Option<Doubt>,
     /// At Clerk, and not usable or not storable.
     pub left_out: Counts,
+    /// Whether the feature is switched off at Clerk, so that there was nothing to compare with.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub switched_off: bool,
 }
 
 impl Report {
@@ -263,6 +267,7 @@ impl From<&Report> for Summary {
 /// scan was complete.
 pub async fn reconcile(
     context: &CatchUp,
+    entity: &'static Entity,
     options: Options,
     tell: watch::Sender<u64>,
 ) -> Result<Report, Trouble> {
@@ -273,11 +278,15 @@ pub async fn reconcile(
     } else {
         let (unheard, _) = watch::channel(Summary::default());
         let fresh = Summary::default();
-        let open = Ledger::open(context, RunKind::Reconcile, (String::new(), true), true, fresh, unheard);
+        // That of all users is the one that is looked for.
+        let is_of_users = *entity == USER;
+        let parameters = (if is_of_users { String::new() } else { entity.kind.to_owned() }, is_of_users);
+        let open = Ledger::open(context, RunKind::Reconcile, parameters, true, fresh, unheard);
         Some(open.await?.0)
     };
     let visitor = Arc::new(Visitor {
         context: context.clone(),
+        entity,
         options,
         writers: Semaphore::new(context.store.writers()),
         seen: Arc::default(),
@@ -285,21 +294,19 @@ pub async fn reconcile(
         tell,
     });
     // Before the scan adds to them.
-    let before = patiently(|| context.store.count_standing()).await?;
-    let reading = context.reading(Source::Reconcile);
-    let scan = Scan::new(context, Filters::default(), reading, Arc::clone(&visitor.seen));
-    let (windows, counted) = scan.windows().await?;
-    let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
-    scan.run(windows, &visit).await?;
-    check_complete(&context.api, &Filters::default(), visitor.seen.len(), counted).await?;
-    visitor.look_for_strangers(began, before, previous.is_some()).await?;
+    let before = patiently(|| context.store.count_standing(entity)).await?;
+    if visitor.walk(&visitor.seen).await? {
+        visitor.look_for_strangers(began, before, previous.is_some()).await?;
+    } else {
+        visitor.with(|report| report.switched_off = true);
+    }
     let report = visitor.with(|report| report.clone());
-    if previous.is_some() && report.doubt.is_none() && !options.dry_run {
+    if *entity == USER && previous.is_some() && report.doubt.is_none() && !options.dry_run {
         patiently(|| context.store.settle_instance()).await?;
     }
     for kind in Kind::ALL {
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
-        gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name()).set(users);
+        gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name(), "entity" => entity.kind).set(users);
     }
     gauge!(telemetry::RECONCILE_LAST_SUCCESS)
         .set(f64::from(u32::try_from((context.clock)().timestamp()).unwrap_or(u32::MAX)));
@@ -312,6 +319,7 @@ pub async fn reconcile(
 
 struct Visitor {
     context: CatchUp,
+    entity: &'static Entity,
     options: Options,
     writers: Semaphore,
     /// Everybody at Clerk.
@@ -326,7 +334,7 @@ impl Visit for Visitor {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
         let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
-        if self.context.rules.unique_email {
+        if self.context.rules.unique_email && *self.entity == USER {
             self.give_up_addresses(&mut users, &known).await?;
         }
         let (mut to_mend, mut touched) = (Vec::new(), Vec::new());
@@ -334,7 +342,7 @@ impl Visit for Visitor {
             report.seen += users.len() as u64;
             self.tell.send_replace(report.seen);
             for found in users {
-                match difference(&found, &known, self.context.rules.fields(&USER)) {
+                match difference(&found, &known, self.context.rules.fields(self.entity)) {
                     Some(Difference::Touched) => {
                         report.touched += 1;
                         touched.push(found);
@@ -368,6 +376,28 @@ impl Visit for Visitor {
 }
 
 impl Visitor {
+    /// Go through all objects of the kind; false if that is switched off at Clerk.
+    async fn walk(self: &Arc<Self>, seen: &Arc<Seen>) -> Result<bool, Trouble> {
+        let (context, entity) = (&self.context, self.entity);
+        let reading = context.reading(Source::Reconcile, entity);
+        let visit: Arc<dyn Visit> = Arc::<Self>::clone(self);
+        if *entity == USER {
+            let scan = Scan::new(context, Filters::default(), reading, Arc::clone(seen));
+            let (windows, counted) = scan.windows().await?;
+            scan.run(windows, &visit).await?;
+            check_complete(&context.api, &Filters::default(), seen.len(), counted).await?;
+            return Ok(true);
+        }
+        match Walk::new(context, reading, Arc::clone(seen)).run(&visit).await? {
+            Walked::SwitchedOff => Ok(false),
+            Walked::Whole { counted } if falls_short(seen.len(), counted) => {
+                Err(incomplete(entity, seen.len(), counted))
+            }
+            Walked::Whole { .. } => Ok(true),
+            Walked::Torn => Err(context.api.unintelligible("lists that change with every request").into()),
+        }
+    }
+
     fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -443,7 +473,7 @@ impl Visitor {
         before: u64,
         changed: bool,
     ) -> Result<(), Trouble> {
-        let strangers = strangers(&*self.context.store, began, &self.seen).await?;
+        let strangers = strangers(&*self.context.store, self.entity, began, &self.seen).await?;
         let doubt = Doubt::about(strangers.len() as u64, before, changed, &self.context.instance.pin);
         if doubt.is_some() && !self.options.allow_mass_delete {
             self.with(|report| {
@@ -455,7 +485,7 @@ impl Visitor {
             });
             return Ok(());
         }
-        let mut strangers = strangers.into_iter();
+        let mut strangers = self.unseen_again(strangers).await?.into_iter();
         let mut asked = JoinSet::new();
         let mut gone = Vec::new();
         loop {
@@ -475,8 +505,24 @@ impl Visitor {
         Ok(())
     }
 
-    /// Ask Clerk about one user; gives it back if it is unknown there.
+    /// Where one object cannot be asked for, all are gone through once more: those that are seen this time have come meanwhile.
+    async fn unseen_again(self: &Arc<Self>, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, Trouble> {
+        if !self.entity.has_one && !strangers.is_empty() {
+            let seen: Arc<Seen> = Arc::default();
+            if !self.walk(&seen).await? {
+                return Ok(Vec::new());
+            }
+            strangers.retain(|id| !seen.contains(id));
+        }
+        Ok(strangers)
+    }
+
+    /// Ask Clerk about one object, if it can be asked; gives it back if it is unknown there.
     async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
+        if !self.entity.has_one {
+            self.with(|report| report.add(Kind::NotAtClerk, &id));
+            return Ok(Some(id));
+        }
         if !can_ask(&id) {
             self.with(|report| {
                 report.left_out.leave_out(
@@ -486,8 +532,8 @@ impl Visitor {
             });
             return Ok(None);
         }
-        let reading = self.context.reading(Source::Reconcile);
-        if let Some(found) = self.context.api.user(&id, &reading, Persistence::BACKGROUND).await? {
+        let reading = self.context.reading(Source::Reconcile, self.entity);
+        if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
             // Passed over by the scan, perhaps because it came back meanwhile.
             self.visit(vec![found]).await?;
             return Ok(None);
@@ -519,13 +565,14 @@ impl Visitor {
 /// Users who are here, were not written since then, and are not among those seen at Clerk.
 pub(super) async fn strangers(
     store: &dyn Store,
+    entity: &'static Entity,
     untouched_since: DateTime<Utc>,
     seen: &Seen,
 ) -> Result<Vec<ClerkId>, Trouble> {
     let mut strangers = Vec::new();
     let mut after: Option<ClerkId> = None;
     loop {
-        let page = patiently(|| store.standing(untouched_since, after.as_ref(), STEP)).await?;
+        let page = patiently(|| store.standing(entity, untouched_since, after.as_ref(), STEP)).await?;
         let Some(last) = page.last() else { return Ok(strangers) };
         after = Some(last.clone());
         strangers.extend(page.into_iter().filter(|id| !seen.contains(id)));

@@ -109,6 +109,11 @@ pub(super) trait Visit: Send + Sync + 'static {
     /// Take in users of one page, who were not seen before.
     async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble>;
 
+    /// So many there are at Clerk, before any of them is visited.
+    async fn expect(&self, _counted: u64) -> Result<(), Trouble> {
+        Ok(())
+    }
+
     /// What is left to walk, and what became of a page that no longer is: who was visited is in none of these windows.
     async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), Trouble>;
 }
@@ -123,7 +128,7 @@ pub(super) struct Seen {
 
 impl Seen {
     /// Those who are seen for the first time.
-    fn first_time(&self, mut users: Vec<Found>) -> Vec<Found> {
+    pub(super) fn first_time(&self, mut users: Vec<Found>) -> Vec<Found> {
         let mut ids = self.ids();
         users.retain(|found| ids.insert(self.hashes(&found.clerk_id)));
         users

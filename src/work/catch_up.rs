@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::patient;
 use crate::{
+    model::Entity,
     store::{History, RunKind, Store, StoreError},
     sync::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
@@ -207,43 +208,57 @@ impl CatchUpLoop {
     }
 
     async fn perform(&self, task: Task) -> Result<(), Trouble> {
-        match task {
-            Task::Backfill => {
-                tracing::info!("the tables are empty: all users are taken in");
-                let (tell, _) = watch::channel(Progress::default());
-                let summary = backfill(&self.context, &Wanted::default(), false, tell).await?;
-                let counts = &summary.counts;
-                tracing::info!(
-                    users = counts.seen,
-                    applied = counts.applied,
-                    left_out = counts.left_out,
-                    "backfill finished"
-                );
+        let kinds: Vec<&'static Entity> = self.context.rules.selection.entities().collect();
+        for entity in kinds.into_iter().filter(|entity| entity.path.is_some()) {
+            match task {
+                Task::Backfill => self.backfill(entity).await?,
+                Task::Reconcile => self.reconcile(entity).await?,
             }
-            Task::Reconcile => {
-                let (tell, _) = watch::channel(0);
-                let report = reconcile(&self.context, Options::default(), tell).await?;
-                tracing::info!(
-                    users = report.seen,
-                    missing = report.of(Kind::Missing).users,
-                    stale = report.of(Kind::Stale).users,
-                    different = report.of(Kind::Different).users,
-                    not_at_clerk = report.of(Kind::NotAtClerk).users,
-                    erased_here = report.of(Kind::ErasedHere).users,
-                    held_here = report.of(Kind::HeldHere).users,
-                    touched = report.touched,
-                    mended = report.mended,
-                    deleted = report.deleted,
-                    "reconcile finished"
-                );
-                if let Some(doubt) = report.doubt {
-                    tracing::error!(
-                        users = report.withheld,
-                        %doubt,
-                        "so many users seem not to be at Clerk that nobody was deleted: run `clerk-sync reconcile --dry-run`"
-                    );
-                }
-            }
+        }
+        Ok(())
+    }
+
+    async fn backfill(&self, entity: &'static Entity) -> Result<(), Trouble> {
+        tracing::info!(kind = entity.kind, "the tables are empty: all there are at Clerk are taken in");
+        let (tell, _) = watch::channel(Progress::default());
+        let summary = backfill(&self.context, &Wanted::all(entity), false, tell).await?;
+        let counts = &summary.counts;
+        tracing::info!(
+            kind = entity.kind,
+            seen = counts.seen,
+            applied = counts.applied,
+            left_out = counts.left_out,
+            switched_off = summary.switched_off,
+            "backfill finished"
+        );
+        Ok(())
+    }
+
+    async fn reconcile(&self, entity: &'static Entity) -> Result<(), Trouble> {
+        let (tell, _) = watch::channel(0);
+        let report = reconcile(&self.context, entity, Options::default(), tell).await?;
+        tracing::info!(
+            kind = entity.kind,
+            seen = report.seen,
+            missing = report.of(Kind::Missing).users,
+            stale = report.of(Kind::Stale).users,
+            different = report.of(Kind::Different).users,
+            not_at_clerk = report.of(Kind::NotAtClerk).users,
+            erased_here = report.of(Kind::ErasedHere).users,
+            held_here = report.of(Kind::HeldHere).users,
+            touched = report.touched,
+            mended = report.mended,
+            deleted = report.deleted,
+            switched_off = report.switched_off,
+            "reconcile finished"
+        );
+        if let Some(doubt) = report.doubt {
+            tracing::error!(
+                kind = entity.kind,
+                withheld = report.withheld,
+                %doubt,
+                "so many seem not to be at Clerk that nothing was deleted: run `clerk-sync reconcile --dry-run`"
+            );
         }
         Ok(())
     }

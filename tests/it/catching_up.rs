@@ -1211,8 +1211,9 @@ fn of_several_replicas_one_reconciles_and_another_takes_over_when_it_dies() {
         "sync_runs AS a JOIN sync_runs AS b ON a.id < b.id AND a.started_at < b.finished_at AND b.started_at < a.finished_at",
     );
     assert_eq!(overlapping, 0);
-    let drift =
-        replicas.iter().filter_map(|service| service.metric("clerk_sync_reconcile_drift{kind=\"missing\"}"));
+    let drift = replicas
+        .iter()
+        .filter_map(|service| service.metric("clerk_sync_reconcile_drift{kind=\"missing\",entity=\"user\"}"));
     assert!(drift.count() > 0);
 }
 

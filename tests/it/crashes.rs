@@ -614,14 +614,15 @@ impl Erasures for Troubled {
     }
     async fn standing(
         &self,
+        entity: &'static Entity,
         untouched_since: DateTime<Utc>,
         after: Option<&ClerkId>,
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.standing(untouched_since, after, limit)).await
+        self.fault.call(self.inner.standing(entity, untouched_since, after, limit)).await
     }
-    async fn count_standing(&self) -> Result<u64> {
-        self.fault.call(self.inner.count_standing()).await
+    async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
+        self.fault.call(self.inner.count_standing(entity)).await
     }
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         self.fault.call(self.inner.audit_trail(id, after, limit)).await

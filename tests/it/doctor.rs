@@ -155,7 +155,7 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
     // How much is left on this machine is nobody's fault.
     assert_eq!(report.of("disk").len(), 1);
     assert_eq!(contents(host), before, "nothing is recorded");
-    let answered = r#"clerk_sync_webhooks_total{event="other",outcome="ignored"}"#;
+    let answered = r#"clerk_sync_webhooks_total{event="other",outcome="ignored",kind="other"}"#;
     assert_eq!(service.metric(answered), Some(1.0));
     // It must not look as if Clerk had sent something.
     assert!(service.metric("clerk_sync_last_event_timestamp_seconds").is_none_or(|at| at == 0.0));

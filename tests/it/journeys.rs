@@ -76,7 +76,7 @@ fn a_signed_request_becomes_a_row_an_audit_line_and_a_number(host: &mut Host) {
     assert_eq!(host.sql("SELECT ip, user_agent FROM audit_actors"), [["192.0.2.77", "Firefox"]]);
     assert_eq!(host.sql("SELECT signups FROM signups_by_week"), [["1"]]);
 
-    let counted = r#"clerk_sync_webhooks_total{event="user.created",outcome="applied"}"#;
+    let counted = r#"clerk_sync_webhooks_total{event="user.created",outcome="applied",kind="user"}"#;
     assert_eq!(service.metric(counted), Some(1.0));
     assert_eq!(service.metric(r#"clerk_sync_webhook_duration_seconds_count{outcome="applied"}"#), Some(1.0));
     assert_eq!(service.metric("clerk_sync_commit_batch_size_count"), Some(1.0));
@@ -145,11 +145,11 @@ fn every_status_is_told_exactly(host: &mut Host) {
     assert_eq!(actions, ["USER_CREATED", "USER_UPDATED", "USER_HARD_DELETED"]);
     assert_eq!(host.count("audit_actors"), 0, "an erasure empties them");
     for (name, expected) in [
-        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="stale"}"#, 2.0),
-        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="unchanged"}"#, 1.0),
-        (r#"clerk_sync_webhooks_total{event="user.created",outcome="duplicate"}"#, 1.0),
-        (r#"clerk_sync_webhooks_total{event="other",outcome="ignored"}"#, 1.0),
-        (r#"clerk_sync_webhooks_total{event="other",outcome="parked"}"#, 2.0),
+        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="stale",kind="user"}"#, 2.0),
+        (r#"clerk_sync_webhooks_total{event="user.updated",outcome="unchanged",kind="user"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="user.created",outcome="duplicate",kind="user"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="other",outcome="ignored",kind="other"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="other",outcome="parked",kind="other"}"#, 2.0),
     ] {
         assert_eq!(service.metric(name), Some(expected), "{name}");
     }
@@ -594,7 +594,10 @@ fn what_cannot_be_believed_is_answered_400_with_its_code() {
     };
     let counts = ["missing_headers", "invalid_timestamp", "timestamp_out_of_tolerance", "invalid_signature"];
     assert_eq!(counts.map(rejections).map(|count| count.to_string()), ["7", "7", "2", "1"]);
-    assert_eq!(service.metric(r#"clerk_sync_webhooks_total{event="other",outcome="rejected"}"#), Some(17.0));
+    assert_eq!(
+        service.metric(r#"clerk_sync_webhooks_total{event="other",outcome="rejected",kind="other"}"#),
+        Some(17.0)
+    );
 }
 
 #[test]
@@ -734,7 +737,7 @@ fn probes_and_numbers_stand_on_their_listeners() {
         "clerk_sync_queue_depth{state=\"dead\"} 0",
         "clerk_sync_erasure_failures_total 0",
         "clerk_sync_catch_up_failures_total 0",
-        "clerk_sync_webhooks_total{event=\"user.created\",outcome=\"failed\"} 0",
+        "clerk_sync_webhooks_total{event=\"user.created\",outcome=\"failed\",kind=\"user\"} 0",
     ] {
         assert!(metrics.body.contains(name), "{name}: {}", metrics.body);
     }

@@ -22,6 +22,8 @@ pub(crate) static CLUB: Entity = Entity {
     table: "clubs",
     id_prefix: "club_",
     events: ["club.founded", "club.changed", "club.closed"],
+    path: Some("clubs"),
+    has_one: true,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept(),
         Column::new("seats", Holds::Int).by_default().kept(),
@@ -38,6 +40,8 @@ pub(crate) static CLUB_PASS: Entity = Entity {
     table: "club_passes",
     id_prefix: "pass_",
     events: ["clubPass.given", "clubPass.changed", "clubPass.taken"],
+    path: Some("club_passes"),
+    has_one: false,
     columns: &[
         Column::new("club_id", Holds::Text).at(Place::Path(&["club", "id"])).by_default().parent(&CLUB),
         Column::new("user_id", Holds::Text)

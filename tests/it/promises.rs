@@ -334,11 +334,11 @@ async fn only_standing_users_that_nobody_touched_are_listed_in_the_order_of_thei
     let began = world.now + TimeDelta::seconds(1);
     world.now = began + TimeDelta::seconds(1);
     assert_eq!(world.deliver(&Event::created("user_e")).await, Applied);
-    let first = world.store.standing(began, None, 2).await.unwrap();
+    let first = world.store.standing(&USER, began, None, 2).await.unwrap();
     assert_eq!(first, [clerk_id("user_a"), clerk_id("user_b")]);
-    let rest = world.store.standing(began, first.last(), 2).await.unwrap();
+    let rest = world.store.standing(&USER, began, first.last(), 2).await.unwrap();
     assert_eq!(rest, [clerk_id("user_c")]);
-    assert_eq!(world.store.count_standing().await.unwrap(), 4);
+    assert_eq!(world.store.count_standing(&USER).await.unwrap(), 4);
 }
 
 async fn whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_asked_for_is_not(
@@ -356,9 +356,9 @@ async fn whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_
     assert_eq!(world.deliver(&Event::deleted("user_resists", 1000)).await, Parked);
     world.rules.grace = TimeDelta::days(7);
     world.deliver(&Event::deleted("user_held", 1000)).await;
-    let listed = world.store.standing(world.now + TimeDelta::seconds(1), None, 10).await.unwrap();
+    let listed = world.store.standing(&USER, world.now + TimeDelta::seconds(1), None, 10).await.unwrap();
     assert_eq!(listed, [clerk_id("user_inserted"), clerk_id("user_marked")]);
-    assert_eq!(world.store.count_standing().await.unwrap(), 2);
+    assert_eq!(world.store.count_standing(&USER).await.unwrap(), 2);
 }
 
 async fn the_number_of_many_users_is_known_at_once_and_about_right(world: World) {

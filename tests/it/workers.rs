@@ -54,7 +54,7 @@ fn what_is_accepted_is_answered_queued_and_applied_a_moment_later(host: &mut Hos
     queued(&service, &post(&deletion("user_1", milliseconds())));
     eventually("deleted", || host.count("users") == 0 && host.count("webhook_queue") == 0);
     for (name, expected) in [
-        (r#"clerk_sync_webhooks_total{event="user.created",outcome="queued"}"#, 1.0),
+        (r#"clerk_sync_webhooks_total{event="user.created",outcome="queued",kind="user"}"#, 1.0),
         (r#"clerk_sync_queue_processed_total{outcome="applied"}"#, 2.0),
         (r#"clerk_sync_queue_processed_total{outcome="stale"}"#, 1.0),
         (r#"clerk_sync_queue_processed_total{outcome="parked"}"#, 0.0),

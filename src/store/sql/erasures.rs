@@ -3,30 +3,18 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, Session, batch, ledger, objects, only, retention, statements, values};
+use super::{
+    Database, Purpose, Row, Session, batch, ledger,
+    objects::{self, Statements},
+    only, retention, statements, values,
+};
 use crate::{
     entity::USER,
-    model::{ClerkId, FieldSet, Receipt, Selection},
+    model::{ClerkId, Entity, FieldSet, Receipt, Selection},
     store::{AuditLine, Erasures, Known, Minimized, OpenErasures, Result, StoreError, Tombstone, Trouble},
 };
 
 statements! {
-    STANDING = "SELECT u.clerk_id FROM users AS u
-        -- Rows that somebody else has inserted have no time of ours.
-        WHERE u.clerk_id > $1 AND coalesce(u.synced_at < $2, true)
-          AND NOT EXISTS (
-              SELECT 1 FROM entity_versions AS e
-              WHERE e.kind = 'user' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
-          )
-        ORDER BY u.clerk_id
-        LIMIT $3";
-
-    COUNT_STANDING = "SELECT count(*) FROM users AS u
-        WHERE NOT EXISTS (
-            SELECT 1 FROM entity_versions AS e
-            WHERE e.kind = 'user' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
-        )";
-
     AUDIT_TRAIL = "SELECT id, at, action, svix_id, source,
                {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
         FROM audit_log
@@ -95,18 +83,27 @@ impl<D: Database> Erasures for D {
 
     async fn standing(
         &self,
+        entity: &'static Entity,
         untouched_since: DateTime<Utc>,
         after: Option<&ClerkId>,
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
         // Where nearly everybody was touched it looks through the whole table.
-        let rows = self.fetch(Purpose::Scan, &STANDING, values![from(after), untouched_since, limit]).await?;
-        rows.iter().map(|row| row.id_of(&USER, 0)).collect()
+        let rows = self
+            .fetch(
+                Purpose::Scan,
+                &Statements::of(entity, FieldSet::default()).standing,
+                values![from(after), untouched_since, limit],
+            )
+            .await?;
+        rows.iter().map(|row| row.id_of(entity, 0)).collect()
     }
 
-    async fn count_standing(&self) -> Result<u64> {
+    async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
         // Of a large table this takes longer than a webhook may.
-        let rows = self.fetch(Purpose::Scan, &COUNT_STANDING, values![]).await?;
+        let rows = self
+            .fetch(Purpose::Scan, &Statements::of(entity, FieldSet::default()).count_standing, values![])
+            .await?;
         only(&rows)?.get(0)
     }
 

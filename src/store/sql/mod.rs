@@ -129,6 +129,7 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
+    use crate::model::FieldSet;
 
     /// So that what is sent can be read and reviewed: `cargo insta review` shows what a change makes of it.
     #[test]
@@ -148,6 +149,11 @@ mod tests {
             ] {
                 for (name, statement) in statements {
                     let _ = writeln!(all, "-- {file}: {name}\n{}\n", statement.sql(dialect));
+                }
+            }
+            for entity in crate::entity::ALL {
+                for (name, statement) in objects::Statements::of(entity, FieldSet::ALL).named() {
+                    let _ = writeln!(all, "-- {}: {name}\n{}\n", entity.table, statement.sql(dialect));
                 }
             }
             insta::assert_snapshot!(dialect.name(), all);

@@ -21,6 +21,9 @@ pub(in crate::store) struct Statements {
     pub(in crate::store) update: Statement,
     /// Live rows that have the same values in the columns of which no two may have the same.
     rivals: Statement,
+    /// Ids of those whose erasure nobody has asked for, and which we wrote before a time or never.
+    pub(in crate::store) standing: Statement,
+    pub(in crate::store) count_standing: Statement,
     one: Statement,
     these: Statement,
     pub(in crate::store) page: Statement,
@@ -81,6 +84,13 @@ impl Statements {
         } else {
             "NULL"
         };
+        let is_standing = format!(
+            "NOT EXISTS (
+                 SELECT 1 FROM entity_versions AS e
+                 WHERE e.kind = '{}' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
+             )",
+            entity.kind
+        );
         let seen = format!("{read}, u.id, {preferences}");
         let row = format!("SELECT {seen} FROM {table} AS u WHERE");
         let page = |condition: &str, order: &str| {
@@ -131,6 +141,14 @@ impl Statements {
                     unique(|name| format!("u.{name} = n.{name}"), " AND ")
                 )
             }),
+            standing: Statement::made(format!(
+                "SELECT u.clerk_id FROM {table} AS u
+                 -- Rows that somebody else has inserted have no time of ours.
+                 WHERE u.clerk_id > $1 AND coalesce(u.synced_at < $2, true) AND {is_standing}
+                 ORDER BY u.clerk_id
+                 LIMIT $3"
+            )),
+            count_standing: Statement::made(format!("SELECT count(*) FROM {table} AS u WHERE {is_standing}")),
             these: Statement::made(format!(
                 "SELECT {seen} FROM {{batch $1 AS n: clerk_id text}}
                  {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL}}"
@@ -141,6 +159,24 @@ impl Statements {
             loaded,
             written,
         }
+    }
+
+    /// All of them, by name.
+    #[cfg(test)]
+    pub(super) fn named(&self) -> Vec<(String, &Statement)> {
+        let named = [
+            ("LOAD", &self.load),
+            ("INSERT", &self.insert),
+            ("UPDATE", &self.update),
+            ("RIVALS", &self.rivals),
+            ("STANDING", &self.standing),
+            ("COUNT_STANDING", &self.count_standing),
+            ("THESE", &self.these),
+            ("ONE", &self.one),
+            ("PAGE", &self.page),
+        ];
+        let pages = self.pages.iter().map(|(field, page)| (format!("PAGE of {}", field.name()), page));
+        named.into_iter().map(|(name, statement)| (name.to_owned(), statement)).chain(pages).collect()
     }
 
     fn rows<'a>(&self, objects: &'a [User]) -> Value<'a> {

@@ -1,0 +1,118 @@
+//! Walking through all objects of a kind at Clerk by offsets, several pages side by side: the only way through lists that know
+//! neither a cursor nor a time.
+//!
+//! Pages overlap by one object. Where an object in front of a page leaves while it is on its way, everything behind moves up, and
+//! the last object of a page is no longer the first of the next: then the walk begins anew, and passes over what it has seen.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::task::JoinSet;
+
+use super::{
+    catch_up::{CatchUp, Counts, Trouble},
+    scan::{Seen, Visit},
+};
+use crate::{
+    clerk::{
+        api::{Api, ApiError, Listed, PAGE},
+        event::{Found, Reading},
+    },
+    model::ClerkId,
+};
+
+/// Pages that are on their way at the same time, at most.
+const SIDE_BY_SIDE: usize = 16;
+
+/// Bytes of answers that are on their way at the same time, as far as the pages so far tell.
+const BUDGET: usize = 40 << 20;
+
+/// How often a walk begins anew because objects left meanwhile.
+const PASSES: u32 = 20;
+
+/// What a walk needs.
+pub(super) struct Walk {
+    api: Arc<Api>,
+    reading: Reading,
+    seen: Arc<Seen>,
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Walked {
+    /// Everything was seen that was there from beginning to end; so many there are, as Clerk counts.
+    Whole { counted: u64 },
+    /// The list changed at every pass.
+    Torn,
+    /// The feature is switched off at Clerk: there is nothing to see, and nothing is gone for that.
+    SwitchedOff,
+}
+
+/// The first and the last object of a page.
+struct Edges {
+    first: Option<ClerkId>,
+    last: Option<ClerkId>,
+}
+
+enum Done {
+    Fetched(usize, Result<Listed, ApiError>),
+    Visited(Result<Counts, Trouble>),
+}
+
+impl Walk {
+    /// Through objects of the kind that `reading` names; those in `seen` are passed over.
+    pub(super) fn new(context: &CatchUp, reading: Reading, seen: Arc<Seen>) -> Self {
+        Self { api: Arc::clone(&context.api), reading, seen }
+    }
+
+    /// Walk to the end.
+    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<Walked, Trouble> {
+        for _ in 0..PASSES {
+            let first = match self.api.objects(0, &self.reading).await {
+                Err(error) if error.is_of_a_feature_switched_off() => return Ok(Walked::SwitchedOff),
+                first => first?,
+            };
+            visitor.expect(first.total).await?;
+            if let Some(counted) = self.pass(first, visitor).await? {
+                return Ok(Walked::Whole { counted });
+            }
+        }
+        Ok(Walked::Torn)
+    }
+
+    /// One time through, from the first page on; how many there are, if nothing moved meanwhile.
+    async fn pass(&self, first: Listed, visitor: &Arc<dyn Visit>) -> Result<Option<u64>, Trouble> {
+        let mut edges: BTreeMap<usize, Edges> = BTreeMap::new();
+        let mut tasks: JoinSet<Done> = JoinSet::new();
+        let (mut total, mut next, mut side_by_side) = (first.total, 1, 1);
+        tasks.spawn(async move { Done::Fetched(0, Ok(first)) });
+        while let Some(done) = tasks.join_next().await {
+            match done.map_err(|_| Trouble::Abandoned)? {
+                Done::Fetched(index, page) => {
+                    let Listed { found, total: now, bytes } = page?;
+                    total = now;
+                    side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, SIDE_BY_SIDE);
+                    let id = |found: Option<&Found>| found.map(|found| found.clerk_id.clone());
+                    edges.insert(index, Edges { first: id(found.first()), last: id(found.last()) });
+                    let fresh = self.seen.first_time(found);
+                    if !fresh.is_empty() {
+                        let visitor = Arc::clone(visitor);
+                        tasks.spawn(async move { Done::Visited(visitor.visit(fresh).await) });
+                    }
+                }
+                Done::Visited(counts) => visitor.reached(Vec::new(), counts?).await?,
+            }
+            while tasks.len() < side_by_side && offset(next) < usize::try_from(total).unwrap_or(usize::MAX) {
+                let (api, reading, index) = (Arc::clone(&self.api), self.reading, next);
+                tasks.spawn(async move { Done::Fetched(index, api.objects(offset(index), &reading).await) });
+                next += 1;
+            }
+        }
+        let pages: Vec<&Edges> = edges.values().collect();
+        let whole = pages.windows(2).all(|pair| pair[0].last.is_some() && pair[0].last == pair[1].first);
+        Ok(whole.then_some(total))
+    }
+}
+
+fn offset(page: usize) -> usize {
+    page * (PAGE - 1)
+}
