@@ -156,7 +156,9 @@ mod tests {
                     let _ = writeln!(all, "-- {}: {name}\n{}\n", entity.table, statement.sql(dialect));
                 }
             }
-            insta::assert_snapshot!(dialect.name(), all);
+            insta::with_settings!({ snapshot_path => "../../../tests/snapshots" }, {
+                insta::assert_snapshot!(dialect.name(), all);
+            });
         }
     }
 }

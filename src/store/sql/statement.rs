@@ -12,7 +12,7 @@
 //! | `{now}` | the database's clock |
 //! | `{postgres …}`, `{sqlite …}` | what stands in it, for one database only |
 //!
-//! A text is rendered once. `snapshots` keeps what comes out, so that it can be read and reviewed.
+//! A text is rendered once. `tests/snapshots` keeps what comes out, so that it can be read and reviewed.
 
 use std::{
     borrow::Cow,
