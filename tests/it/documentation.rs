@@ -41,6 +41,7 @@ const USED_BY: &[(&str, &str)] = &[
     ("ADMIN_TOKEN", SERVICE),
     ("METRICS_TOKEN", SERVICE),
     ("SYNC_ENTITIES", "`serve`, `worker`, `dev`, `backfill`, `reconcile`"),
+    ("SYNC_FIELDS_ORGANIZATION_MEMBERSHIP", "`serve`, `worker`, `dev`, `backfill`, `reconcile`"),
     ("SYNC_FIELDS_ORGANIZATION", "`serve`, `worker`, `dev`, `backfill`, `reconcile`"),
     (
         "SYNC_FIELDS",

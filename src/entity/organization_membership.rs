@@ -1,0 +1,35 @@
+//! Memberships: which user belongs to which organization, and in which role.
+
+use super::{ORGANIZATION, USER};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file. Who leaves and joins again has another one, so that one person has one in an organization at a
+/// time.
+pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
+    kind: "organization_membership",
+    table: "organization_memberships",
+    id_prefix: "orgmem_",
+    events: [
+        "organizationMembership.created",
+        "organizationMembership.updated",
+        "organizationMembership.deleted",
+    ],
+    path: Some("organization_memberships"),
+    has_one: false,
+    columns: &[
+        Column::new("organization_id", Holds::Text)
+            .at(Place::Path(&["organization", "id"]))
+            .by_default()
+            .parent(&ORGANIZATION),
+        Column::new("user_id", Holds::Text)
+            .at(Place::Path(&["public_user_data", "user_id"]))
+            .by_default()
+            .parent(&USER),
+        Column::new("role", Holds::Text).by_default().kept(),
+        Column::new("permissions", Holds::Json).by_default().kept(),
+        Column::new("public_metadata", Holds::Json),
+        Column::new("private_metadata", Holds::Json),
+    ],
+    has_preferences: false,
+    unique: &["organization_id", "user_id"],
+};
