@@ -4,16 +4,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::signature::Secret;
+use crate::{
+    entity::{self, USER},
+    model::{Entity, Meaning, Place},
+};
 
-/// The types that there are samples of.
-pub const TYPES: [&str; 6] = [
-    "user.created",
-    "user.updated",
-    "user.deleted",
-    "session.created",
-    "organization.created",
-    "email.created",
-];
+/// The types that there are samples of: of every kind that can be synced, and two that never are.
+pub fn types() -> Vec<&'static str> {
+    let synced = entity::ALL.iter().flat_map(|entity| entity.events);
+    synced.chain(["session.created", "email.created"]).collect()
+}
 
 /// The instance of Clerk that made-up people are of: none that there is. A database that remembers it has some in it.
 pub const INSTANCE: &str = "ins_sample";
@@ -41,16 +41,14 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
             "created_at": milliseconds(at), "updated_at": milliseconds(at), "last_active_at": milliseconds(at),
             "expire_at": milliseconds(at + TimeDelta::days(7)), "abandon_at": milliseconds(at + TimeDelta::days(30)),
         }),
-        "organization.created" => json!({
-            "id": user_id.replacen("user_", "org_", 1), "object": "organization", "name": "Analytical Engines",
-            "slug": "analytical-engines", "created_by": user_id, "image_url": "https://img.clerk.com/sample",
-            "public_metadata": {}, "created_at": milliseconds(at), "updated_at": milliseconds(at),
-        }),
         "email.created" => json!({
             "id": user_id.replacen("user_", "ema_", 1), "object": "email", "user_id": user_id, "slug": "verification_code",
             "subject": "A sample", "to_email_address": address(user_id), "status": "queued",
         }),
-        _ => return None,
+        _ => {
+            let entity = entity::ALL.iter().find(|entity| entity.meaning(event_type).is_some())?;
+            object(entity, event_type, user_id, at)
+        }
     };
     let event = json!({
         "data": data,
@@ -60,6 +58,35 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
         "type": event_type,
     });
     Some(event.to_string())
+}
+
+/// An object that belongs to this user: its id, and those of its parents, are made of the user's.
+fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime<Utc>) -> Value {
+    let id = |entity: &Entity| user_id.replacen(USER.id_prefix, entity.id_prefix, 1);
+    let is_new = event_type == entity.events[0];
+    let created = if is_new { at } else { at - TimeDelta::minutes(1) };
+    let mut data = json!({ "id": id(entity), "object": entity.kind });
+    // What goes with others is shown whole when it is gone.
+    if entity.meaning(event_type) == Some(Meaning::Delete) && !entity.has_parents() {
+        data["deleted"] = true.into();
+        return data;
+    }
+    for field in entity.fields() {
+        let said = field.samples[usize::from(!is_new)];
+        let value = match field.parent {
+            Some(parent) => id(parent).into(),
+            None => serde_json::from_str(said).unwrap_or_default(),
+        };
+        let path = match field.place {
+            Place::Path(path) => path,
+            _ => &[field.name()],
+        };
+        let place = path.iter().fold(&mut data, |inside, name| &mut inside[*name]);
+        *place = value;
+    }
+    data["created_at"] = milliseconds(created).into();
+    data["updated_at"] = milliseconds(at).into();
+    data
 }
 
 /// A shell command that posts a body with a fresh signature.
@@ -148,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_type_has_a_sample_that_names_it() {
-        for event_type in TYPES {
+        for event_type in types() {
             let body = body(event_type, "user_1", DateTime::UNIX_EPOCH).expect("a sample");
             let json: Value = serde_json::from_str(&body).expect("JSON");
             assert_eq!(json["type"], event_type);

@@ -1,32 +1,43 @@
-//! `ensure`: one user, fetched from Clerk if need be.
+//! `ensure`: one object, fetched from Clerk if need be.
 
 use clap::Args;
 
 use super::{Failure, catch_up, say, user_id};
-use crate::{config::Settings, http, model::ClerkId, sync::ensure::Ensure as Ensuring};
+use crate::{config::Settings, entity, http, model::ClerkId, sync::ensure::Ensure as Ensuring};
 
-/// Show one user, fetched from Clerk if it is not here
+/// Show one user or organization, fetched from Clerk if it is not here
 #[derive(Args)]
 pub(super) struct Ensure {
-    /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = user_id)]
-    user_id: ClerkId,
+    /// Clerk's id: user_… or org_…
+    #[arg(value_name = "ID", value_parser = any_id)]
+    id: ClerkId,
+}
+
+/// An id of the kind that it begins as, out of those that can be asked for.
+fn any_id(text: &str) -> Result<ClerkId, String> {
+    let id = user_id(text)?;
+    let kind = entity::ALL.iter().find(|entity| entity.has_one && text.starts_with(entity.id_prefix));
+    Ok(kind.and_then(|kind| ClerkId::new(kind, text)).unwrap_or(id))
 }
 
 impl Ensure {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let context = catch_up(settings, None, false, false).await?;
+        let (id, kind) = (&self.id, self.id.entity().kind);
+        if !context.rules.selection.has(id.entity()) {
+            return Err(Failure::usage(format!(
+                "{id}: SYNC_ENTITIES does not name {kind}, so that none is kept"
+            )));
+        }
         let store = context.store.clone();
-        let row = Ensuring::new(context).ensure(&self.user_id).await;
+        let row = Ensuring::new(context).ensure(id).await;
         store.close().await;
         match row {
             Ok(Some(row)) => {
                 say!("{}", http::row_as_json(&row));
                 Ok(())
             }
-            Ok(None) => {
-                Err(Failure::failed(format!("Clerk does not know user {}, or it was deleted", self.user_id)))
-            }
+            Ok(None) => Err(Failure::failed(format!("Clerk does not know {kind} {id}, or it was deleted"))),
             Err(trouble) => Err(Failure::from(&*trouble)),
         }
     }

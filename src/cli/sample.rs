@@ -36,7 +36,7 @@ pub(super) struct Sample {
 #[derive(Args)]
 pub(super) struct SampleEvent {
     /// The type of the event
-    #[arg(value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(sample::TYPES))]
+    #[arg(value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(sample::types()))]
     pub(super) event_type: String,
 
     /// The user it is about [default: a new one]

@@ -11,14 +11,17 @@ pub static ORGANIZATION: Entity = Entity {
     path: Some("organizations"),
     has_one: true,
     columns: &[
-        Column::new("name", Holds::Text).by_default().kept(),
-        Column::new("slug", Holds::Text).by_default().kept(),
-        Column::new("image_url", Holds::Text).by_default().kept(),
+        Column::new("name", Holds::Text)
+            .by_default()
+            .kept()
+            .samples("\"Analytical Engines\"", "\"Analytical Engines Ltd\""),
+        Column::new("slug", Holds::Text).by_default().kept().sample("\"analytical-engines\""),
+        Column::new("image_url", Holds::Text).by_default().kept().sample("\"https://img.clerk.com/sample\""),
         Column::new("created_by", Holds::Text).by_default().kept(),
-        Column::new("max_allowed_memberships", Holds::Int).by_default().kept(),
-        Column::new("admin_delete_enabled", Holds::Bool).by_default().kept(),
-        Column::new("public_metadata", Holds::Json).kept(),
-        Column::new("private_metadata", Holds::Json).kept(),
+        Column::new("max_allowed_memberships", Holds::Int).by_default().kept().sample("5"),
+        Column::new("admin_delete_enabled", Holds::Bool).by_default().kept().sample("true"),
+        Column::new("public_metadata", Holds::Json).kept().sample("{}"),
+        Column::new("private_metadata", Holds::Json).kept().sample("{}"),
     ],
     has_preferences: false,
     unique: &[],

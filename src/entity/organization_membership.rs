@@ -25,10 +25,10 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
             .at(Place::Path(&["public_user_data", "user_id"]))
             .by_default()
             .parent(&USER),
-        Column::new("role", Holds::Text).by_default().kept(),
-        Column::new("permissions", Holds::Json).by_default().kept(),
-        Column::new("public_metadata", Holds::Json),
-        Column::new("private_metadata", Holds::Json),
+        Column::new("role", Holds::Text).by_default().kept().samples("\"org:member\"", "\"org:admin\""),
+        Column::new("permissions", Holds::Json).by_default().kept().sample("[\"org:sys_memberships:read\"]"),
+        Column::new("public_metadata", Holds::Json).sample("{}"),
+        Column::new("private_metadata", Holds::Json).sample("{}"),
     ],
     has_preferences: false,
     unique: &["organization_id", "user_id"],

@@ -142,6 +142,8 @@ pub struct Column {
     pub anonymized: Anonymized,
     /// The kind of the object whose id it holds, without which there is none of this kind either.
     pub parent: Option<&'static Entity>,
+    /// What a sample has here, as JSON: when the object is new, and later. Nothing: null.
+    pub samples: [&'static str; 2],
 }
 
 impl Column {
@@ -157,6 +159,7 @@ impl Column {
             identifies: false,
             anonymized: Anonymized::Null,
             parent: None,
+            samples: ["null", "null"],
         }
     }
 
@@ -182,6 +185,18 @@ impl Column {
     #[must_use]
     pub const fn identifies(self) -> Self {
         Self { identifies: true, ..self }
+    }
+
+    /// Samples have this.
+    #[must_use]
+    pub const fn sample(self, json: &'static str) -> Self {
+        self.samples(json, json)
+    }
+
+    /// Samples have this when the object is new, and that later.
+    #[must_use]
+    pub const fn samples(self, new: &'static str, later: &'static str) -> Self {
+        Self { samples: [new, later], ..self }
     }
 
     /// It says nothing of a person, and stays in a row that is to go and cannot.

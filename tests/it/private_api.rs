@@ -23,6 +23,7 @@ on_each_keeper!(
     signups_are_counted_by_day_week_and_month,
     signups_at_odd_times_neither_hide_others_nor_last_for_ever,
     what_cannot_be_asked_is_refused_with_what_is_allowed,
+    organizations_and_memberships_are_found_from_either_side,
     the_description_is_what_the_service_does,
 );
 
@@ -52,6 +53,29 @@ fn assert_refused(answer: &Answer, status: u16, code: &str) {
 fn applied(service: &Service, event: &Value) {
     let answer = service.post(&post(event));
     assert_eq!((answer.status, answer.word().as_str()), (200, "applied"), "{answer:?}");
+}
+
+fn organization(id: &str, name: &str) -> Value {
+    about(
+        "organization.created",
+        &json!({ "id": id, "object": "organization", "name": name, "slug": "engines" }),
+    )
+}
+
+fn membership(id: &str, organization: &str, user: &str) -> Value {
+    let data = json!({
+        "id": id, "object": "organization_membership", "role": "org:admin", "permissions": ["org:read"],
+        "organization": { "id": organization, "name": "as it was" },
+        "public_user_data": { "user_id": user, "first_name": "Ada", "identifier": "ada@example.com" },
+    });
+    about("organizationMembership.created", &data)
+}
+
+fn about(event_type: &str, data: &Value) -> Value {
+    let (mut data, at) = (data.clone(), milliseconds() - 5000);
+    data["created_at"] = at.into();
+    data["updated_at"] = at.into();
+    json!({ "data": data, "object": "event", "timestamp": at, "type": event_type })
 }
 
 fn ids(page: &Value) -> Vec<&str> {
@@ -343,9 +367,85 @@ fn what_cannot_be_asked_is_refused_with_what_is_allowed(host: &mut Host) {
     service.stop();
 }
 
+fn organizations_and_memberships_are_found_from_either_side(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,organization_membership");
+    let service = serve(host);
+    for event in [
+        user("user.created", "user_1", milliseconds() - 5000, "Ada"),
+        user("user.created", "user_2", milliseconds() - 5000, "Grace"),
+        organization("org_1", "Analytical Engines"),
+        organization("org_2", "Compilers"),
+        membership("orgmem_11", "org_1", "user_1"),
+        membership("orgmem_12", "org_1", "user_2"),
+        membership("orgmem_22", "org_2", "user_2"),
+        // Its organization has not come yet.
+        membership("orgmem_32", "org_3", "user_2"),
+    ] {
+        applied(&service, &event);
+    }
+    let listed = asked(&service, "/v1/organizations");
+    assert_eq!(listed["organizations"].as_array().map(Vec::len), Some(2));
+    let one = asked(&service, "/v1/organizations/org_1");
+    assert_eq!(
+        (&one["name"], &one["slug"], &one["deleted_at"]),
+        (&json!("Analytical Engines"), &json!("engines"), &Value::Null)
+    );
+    assert!(one.get("preferences").is_none(), "{one}");
+    let one = asked(&service, "/v1/organization_memberships/orgmem_12");
+    assert_eq!((&one["organization_id"], &one["user_id"]), (&json!("org_1"), &json!("user_2")));
+    assert_eq!((&one["role"], &one["permissions"]), (&json!("org:admin"), &json!(["org:read"])));
+    assert!(!one.to_string().contains("ada@example.com"));
+
+    let members = asked(&service, "/v1/organizations/org_1/memberships?limit=1");
+    assert_eq!(members["memberships"][0]["clerk_id"], "orgmem_11");
+    let next = members["next"].as_str().expect("another page");
+    let members = asked(&service, &format!("/v1/organizations/org_1/memberships?limit=1&after={next}"));
+    assert_eq!(
+        (&members["memberships"][0]["clerk_id"], &members["next"]),
+        (&json!("orgmem_12"), &Value::Null)
+    );
+    let of_grace = asked(&service, "/v1/users/user_2/organizations");
+    let names: Vec<_> =
+        of_grace["organizations"].as_array().expect("a list").iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["Analytical Engines", "Compilers"], "{of_grace}");
+    assert_eq!(of_grace["organizations"][1]["membership"]["clerk_id"], "orgmem_22");
+    let of_grace = asked(&service, "/v1/users/user_2/organization_memberships");
+    assert_eq!(of_grace["organization_memberships"][2]["clerk_id"], "orgmem_32");
+    assert_eq!(asked(&service, "/v1/organizations/org_1/users")["users"][0]["first_name"], "Ada");
+
+    for (path, code) in [
+        ("/v1/organizations/org_9", "organization_not_found"),
+        ("/v1/organizations/org_9/memberships", "organization_not_found"),
+        ("/v1/organization_memberships/user_1", "organization_membership_not_found"),
+        ("/v1/users/user_9/organizations", "user_not_found"),
+    ] {
+        assert_refused(&ask(&service, path), 404, code);
+    }
+    assert_refused(&ask(&service, "/v1/organizations?email=ada@example.com"), 400, "invalid_parameter");
+    assert_eq!(service.ask_api("GET", "/v1/organizations", None).status, 401);
+
+    // Who is gone takes along what belonged to them.
+    applied(&service, &deletion("user_2", milliseconds()));
+    let members = asked(&service, "/v1/organizations/org_1/memberships");
+    assert_eq!(members["memberships"].as_array().map(Vec::len), Some(1), "{members}");
+    let gone = json!({
+        "data": { "id": "org_1", "object": "organization", "deleted": true }, "object": "event",
+        "timestamp": milliseconds(), "type": "organization.deleted",
+    });
+    applied(&service, &gone);
+    assert_refused(&ask(&service, "/v1/organizations/org_1"), 404, "organization_not_found");
+    assert_eq!(asked(&service, "/v1/organization_memberships")["organization_memberships"], json!([]));
+    assert_eq!(asked(&service, "/v1/users/user_1/organizations")["organizations"], json!([]));
+    service.stop();
+}
+
 fn the_description_is_what_the_service_does(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all");
     let service = serve(host);
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
+    // Ids of other kinds may look like those of users.
+    applied(&service, &organization("user_1", "Analytical Engines"));
+    applied(&service, &membership("user_1", "user_1", "user_1"));
     let unusable = Post::new("unusable");
     assert_eq!(service.post(&unusable).word(), "parked");
     host.sql(
@@ -424,8 +524,19 @@ fn routes() -> Vec<String> {
         .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next())
         .map(ToOwned::to_owned)
         .chain(entity::ALL.iter().flat_map(|entity| {
-            [format!("/v1/{}", entity.table), format!("/v1/{}/{{clerk_id}}", entity.table)]
+            let one = format!("/v1/{}/{{clerk_id}}", entity.table);
+            let ensure = entity.has_one.then(|| format!("{one}/ensure"));
+            [format!("/v1/{}", entity.table), one].into_iter().chain(ensure)
         }))
+        .chain(
+            [
+                "/v1/organizations/{clerk_id}/memberships",
+                "/v1/organizations/{clerk_id}/users",
+                "/v1/users/{clerk_id}/organization_memberships",
+                "/v1/users/{clerk_id}/organizations",
+            ]
+            .map(ToOwned::to_owned),
+        )
         .collect();
     assert!(routes.len() >= 4, "only {routes:?}");
     routes

@@ -73,7 +73,6 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         // What is kept of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
         .merge(objects::routes())
-        .route("/v1/users/{clerk_id}/ensure", post(ensure::ensure))
         .route("/v1/signups", get(signups::count))
         .route("/v1/outbox", get(outbox::list))
         .route("/v1/outbox/retry", post(outbox::retry))
@@ -107,7 +106,6 @@ async fn nothing() -> Problem {
         description = "Reads what clerk-sync keeps, and sees to what waits, for whoever has ADMIN_TOKEN."
     ),
     paths(
-        ensure::ensure,
         signups::count,
         queue::list,
         queue::show,

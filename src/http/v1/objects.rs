@@ -6,13 +6,14 @@ use std::{collections::HashMap, sync::Arc};
 use axum::{
     Json, Router,
     extract::{Path, RawQuery, State, rejection::PathRejection},
-    routing::get,
+    routing::{get, post},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value as Document, json, value::RawValue};
 
 use super::{
     INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE,
+    ensure::ensure,
     query::{AFTER, Query, page},
     read,
 };
@@ -244,6 +245,12 @@ fn without(name: &'static str, entity: &Entity) -> &'static str {
 pub(super) fn routes() -> Router<Arc<App>> {
     let kinds = entity::ALL.iter().fold(Router::new(), |router, entity| {
         let (table, entity) = (entity.table, *entity);
+        let router = if entity.has_one {
+            let path = format!("/v1/{table}/{{clerk_id}}/ensure");
+            router.route(&path, post(move |app, path| ensure(app, path, entity)))
+        } else {
+            router
+        };
         router
             .route(&format!("/v1/{table}"), get(move |app, query| list(app, query, entity)))
             .route(&format!("/v1/{table}/{{clerk_id}}"), get(move |app, path| show(app, path, entity)))
@@ -287,6 +294,10 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
                 false,
             ),
         );
+        if entity.has_one {
+            let path = format!("/v1/{}/{{clerk_id}}/ensure", entity.table);
+            paths.insert(path, ensuring(entity, &what, &one));
+        }
     }
     for of in Belonging::all() {
         let shown = of.through.map_or(of.field.entity(), |(_, other)| other);
@@ -392,6 +403,24 @@ fn by_id(entity: &Entity) -> Document {
         "name": "clerk_id", "in": "path", "required": true, "schema": { "type": "string" },
         "description": "Clerk's id", "example": format!("{}29w83sxmDNGwOuEthce5gg56FcC", entity.id_prefix)
     })
+}
+
+/// The question for an object that Clerk may have to be asked for.
+fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
+    let (what, once) = (
+        format!("{what}, fetched from Clerk if need be"),
+        "However many ask at the same time, Clerk is asked once.",
+    );
+    let id = format!("ensure_{}", entity.kind);
+    let mut asked = operation(&id, (&what, once), &[by_id(entity)], one, Some(entity), false)["get"].take();
+    let missing = format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind);
+    let refused = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question";
+    let away = "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message";
+    asked["responses"]["502"] = asked["responses"]["503"].clone();
+    for (status, description) in [("404", &*missing), ("502", refused), ("503", away)] {
+        asked["responses"][status]["description"] = description.into();
+    }
+    json!({ "post": asked })
 }
 
 /// A question, its answer, and what may be wrong: a parameter, or that there is no object of this kind.
