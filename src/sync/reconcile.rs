@@ -295,7 +295,8 @@ pub async fn reconcile(
     });
     // Before the scan adds to them.
     let before = patiently(|| context.store.count_standing(entity)).await?;
-    if visitor.walk(&visitor.seen).await? {
+    let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
+    if visitor.walk(&visit, &visitor.seen).await? {
         visitor.look_for_strangers(began, before, previous.is_some()).await?;
     } else {
         visitor.with(|report| report.switched_off = true);
@@ -375,20 +376,33 @@ impl Visit for Visitor {
     }
 }
 
+/// Only sees who is there.
+struct Look;
+
+#[async_trait]
+impl Visit for Look {
+    async fn visit(&self, _: Vec<Found>) -> Result<Counts, Trouble> {
+        Ok(Counts::default())
+    }
+
+    async fn reached(&self, _: Vec<Window>, _: Counts) -> Result<(), Trouble> {
+        Ok(())
+    }
+}
+
 impl Visitor {
     /// Go through all objects of the kind; false if that is switched off at Clerk.
-    async fn walk(self: &Arc<Self>, seen: &Arc<Seen>) -> Result<bool, Trouble> {
+    async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<bool, Trouble> {
         let (context, entity) = (&self.context, self.entity);
         let reading = context.reading(Source::Reconcile, entity);
-        let visit: Arc<dyn Visit> = Arc::<Self>::clone(self);
         if *entity == USER {
             let scan = Scan::new(context, Filters::default(), reading, Arc::clone(seen));
             let (windows, counted) = scan.windows().await?;
-            scan.run(windows, &visit).await?;
+            scan.run(windows, visit).await?;
             check_complete(&context.api, &Filters::default(), seen.len(), counted).await?;
             return Ok(true);
         }
-        match Walk::new(context, reading, Arc::clone(seen)).run(&visit).await? {
+        match Walk::new(context, reading, Arc::clone(seen)).run(visit).await? {
             Walked::SwitchedOff => Ok(false),
             Walked::Whole { counted } if falls_short(seen.len(), counted) => {
                 Err(incomplete(entity, seen.len(), counted))
@@ -506,10 +520,11 @@ impl Visitor {
     }
 
     /// Where one object cannot be asked for, all are gone through once more: those that are seen this time have come meanwhile.
-    async fn unseen_again(self: &Arc<Self>, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, Trouble> {
+    async fn unseen_again(&self, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, Trouble> {
         if !self.entity.has_one && !strangers.is_empty() {
             let seen: Arc<Seen> = Arc::default();
-            if !self.walk(&seen).await? {
+            let look: Arc<dyn Visit> = Arc::new(Look);
+            if !self.walk(&look, &seen).await? {
                 return Ok(Vec::new());
             }
             strangers.retain(|id| !seen.contains(id));

@@ -37,6 +37,9 @@ on_each_keeper!(
     users_of_another_instance_come_in_only_if_that_is_said,
     a_dry_run_makes_no_database,
     a_thousand_who_ask_for_one_user_make_one_request,
+    organizations_and_memberships_are_taken_in_and_compared_like_users,
+    organizations_that_are_switched_off_at_clerk_are_nothing_to_do,
+    memberships_that_leave_during_a_walk_hide_no_others,
 );
 
 const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
@@ -549,6 +552,126 @@ fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
 }
 
 /// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.
+/// What was printed of each kind.
+fn of_kinds(finished: &Finished) -> BTreeMap<String, Value> {
+    let lines = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    lines.map(|line| (line["entity"].as_str().expect("a kind").to_owned(), line)).collect()
+}
+
+fn live(host: &Host, table: &str) -> usize {
+    host.count(&format!("{table} WHERE deleted_at IS NULL"))
+}
+
+fn organizations_and_memberships_are_taken_in_and_compared_like_users(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,organization_membership");
+    let clerk =
+        Clerk::start(host, Options { users: 700, organizations: 601, members: 3, ..Options::default() });
+    let (finished, _) = backfill(host, &["--entity", "organization"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((live(host, "organizations"), live(host, "organization_memberships")), (601, 0));
+    let (finished, _) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let told = of_kinds(&finished);
+    assert_eq!(told["organization"]["unchanged"], 601, "{told:?}");
+    assert_eq!(told["organization_membership"]["applied"], 1803, "{told:?}");
+    assert_eq!(told["user"]["applied"], 700, "{told:?}");
+    assert_eq!(live(host, "organization_memberships"), 1803);
+    let (finished, _) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+
+    // An organization left with its members, a membership alone, one is new, one has another role, and one was tampered with.
+    let organizations = clerk.fake.organizations();
+    let (ids, members) = (organizations.ids(), organizations.membership_ids());
+    let of_first = host.count(&format!("organization_memberships WHERE organization_id = '{}'", ids[0]));
+    organizations.remove(&ids[0]).expect("it was there");
+    let other = |id: &&String| {
+        let membership = organizations.membership(id);
+        membership.is_some_and(|membership| membership["organization"]["id"] != ids[0])
+    };
+    let others: Vec<&String> = members.iter().filter(other).collect();
+    organizations.remove_membership(others[0]).expect("it was there");
+    let mut changed = organizations.membership(others[1]).expect("it is there");
+    changed["role"] = "org:owner".into();
+    changed["updated_at"] = milliseconds().into();
+    organizations.put_membership(changed);
+    host.sql(&format!("UPDATE organizations SET name = 'Tampered' WHERE clerk_id = '{}'", ids[7]));
+    host.sql(&format!("DELETE FROM organization_memberships WHERE clerk_id = '{}'", others[2]));
+    thread::sleep(Duration::from_millis(1100));
+
+    let (finished, _) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let drift = of_kinds(&finished);
+    assert_eq!(drift["organization"]["not_at_clerk"]["ids"], json!([ids[0]]), "{drift:?}");
+    assert_eq!(drift["organization"]["different"]["ids"], json!([ids[7]]), "{drift:?}");
+    let of_members = &drift["organization_membership"];
+    assert_eq!(of_members["not_at_clerk"]["users"], of_first + 1, "{of_members}");
+    assert_eq!(of_members["stale"]["ids"], json!([others[1]]), "{of_members}");
+    assert_eq!(of_members["missing"]["ids"], json!([others[2]]), "{of_members}");
+    let (finished, _) = reconcile(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(live(host, "organizations"), 600);
+    assert_eq!(live(host, "organization_memberships"), 1803 - of_first - 1);
+    let role = format!("SELECT role FROM organization_memberships WHERE clerk_id = '{}'", others[1]);
+    assert_eq!(host.sql(&role), [["org:owner".to_owned()]]);
+    assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
+
+    // One that is not here yet is fetched.
+    host.sql(&format!("DELETE FROM organizations WHERE clerk_id = '{}'", ids[9]));
+    let shown = host.run(&["ensure", &ids[9]]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap()["clerk_id"], *ids[9]);
+    assert_eq!(host.run(&["ensure", "org_nowhere"]).code, Some(1));
+    // What is about users is refused of others.
+    assert_eq!(backfill(host, &["--entity", "organization", "--email", "ada@example.com"]).0.code, Some(2));
+    host.set("SYNC_ENTITIES", "user");
+    assert_eq!(backfill(host, &["--entity", "organization"]).0.code, Some(2));
+    assert_eq!(host.run(&["ensure", &ids[9]]).code, Some(2));
+}
+
+fn organizations_that_are_switched_off_at_clerk_are_nothing_to_do(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all");
+    let clerk = Clerk::start(host, Options { users: 20, organizations: 5, members: 4, ..Options::default() });
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    clerk.fake.behave(Behaviour { organizations_off: true, ..Behaviour::default() });
+    for finished in [backfill(host, &[]).0, reconcile(host, &[]).0] {
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let told = of_kinds(&finished);
+        assert_eq!(
+            (&told["organization"]["switched_off"], &told["user"]["seen"]),
+            (&true.into(), &20.into())
+        );
+    }
+    assert_eq!((live(host, "organizations"), live(host, "organization_memberships")), (5, 20));
+    let finished = host.run(&["backfill", "--entity", "organization"]);
+    assert!(finished.stdout.contains("switched off at Clerk"), "{finished:?}");
+}
+
+fn memberships_that_leave_during_a_walk_hide_no_others(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all");
+    let clerk =
+        Clerk::start(host, Options { users: 100, organizations: 100, members: 60, ..Options::default() });
+    clerk.fake.behave(Behaviour { latency: Duration::from_millis(30), ..Behaviour::default() });
+    let organizations = clerk.fake.organizations();
+    let ids = organizations.membership_ids();
+    let leaving = {
+        let (organizations, ids) = (organizations.clone(), ids.clone());
+        thread::spawn(move || {
+            for id in ids.iter().step_by(40) {
+                organizations.remove_membership(id);
+                thread::sleep(Duration::from_millis(5));
+            }
+        })
+    };
+    let (finished, _) = backfill(host, &["--entity", "organization_membership"]);
+    leaving.join().unwrap();
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let here: BTreeSet<String> =
+        host.sql("SELECT clerk_id FROM organization_memberships").into_iter().flatten().collect();
+    let missing: Vec<String> =
+        organizations.membership_ids().into_iter().filter(|id| !here.contains(id)).collect();
+    assert!(missing.is_empty(), "{} of {} are missing", missing.len(), ids.len());
+}
+
 fn any_host() -> Host {
     Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
 }
