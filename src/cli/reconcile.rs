@@ -24,7 +24,7 @@ use crate::{
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Reconcile {
-    /// Only objects of this kind [default: each kind that SYNC_ENTITIES names]
+    /// Only objects of this kind [default: every kind that is synced]
     #[arg(long, value_name = "KIND", value_parser = any_kind)]
     entity: Option<&'static Entity>,
 

@@ -407,12 +407,11 @@ fn by_id(entity: &Entity) -> Document {
 
 /// The question for an object that Clerk may have to be asked for.
 fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
-    let (what, once) = (
-        format!("{what}, fetched from Clerk if need be"),
-        "However many ask at the same time, Clerk is asked once.",
-    );
+    let summary = format!("{what}, fetched from Clerk if need be");
+    let description = "However many ask at the same time, Clerk is asked once.";
     let id = format!("ensure_{}", entity.kind);
-    let mut asked = operation(&id, (&what, once), &[by_id(entity)], one, Some(entity), false)["get"].take();
+    let mut asked =
+        operation(&id, (&summary, description), &[by_id(entity)], one, Some(entity), false)["get"].take();
     let missing = format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind);
     let refused = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question";
     let away = "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message";

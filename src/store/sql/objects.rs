@@ -48,9 +48,7 @@ impl Statements {
 
     fn new(entity: &'static Entity, fields: FieldSet) -> Self {
         let table = entity.table;
-        let keys: FieldSet = entity.keys().collect();
-        let written: Vec<Field> =
-            entity.fields().filter(|field| fields.contains(*field) || keys.contains(*field)).collect();
+        let written: Vec<Field> = fields.of(entity).collect();
         let loaded: Vec<Field> =
             entity.fields().filter(|field| field.identifies || written.contains(field)).collect();
         let (mut read, mut names, mut given, mut set, mut types) =
@@ -105,9 +103,6 @@ impl Statements {
         let by_parent = entity
             .parents()
             .map(|(field, _)| (field, page(&format!("u.{} = $3 AND u.id > $1", field.name()), "u.id")));
-        let unique = |text: fn(&str) -> String, between: &str| {
-            entity.unique.iter().map(|name| text(name)).collect::<Vec<_>>().join(between)
-        };
         Self {
             load: Statement::made(format!(
                 "SELECT {read}
@@ -131,16 +126,7 @@ impl Statements {
                  WHERE u.clerk_id = n.clerk_id
                  RETURNING {{postgres u.}}clerk_id"
             )),
-            rivals: Statement::made(if entity.unique.is_empty() {
-                String::new()
-            } else {
-                format!(
-                    "SELECT u.clerk_id FROM {{batch $1 AS n: {}}}
-                     {{lookup {table} AS u WHERE {} AND u.deleted_at IS NULL}}",
-                    unique(|name| format!("{name} text"), ", "),
-                    unique(|name| format!("u.{name} = n.{name}"), " AND ")
-                )
-            }),
+            rivals: Statement::made(rivals_of(entity)),
             standing: Statement::made(format!(
                 "SELECT u.clerk_id FROM {table} AS u
                  -- Rows that somebody else has inserted have no time of ours.
@@ -236,6 +222,23 @@ pub(in crate::store) async fn load(
         }
     }
     Ok(loaded)
+}
+
+/// Finds the live rows that hold the values of which only one live row may have each.
+fn rivals_of(entity: &Entity) -> String {
+    if entity.unique.is_empty() {
+        return String::new();
+    }
+    let unique = |text: fn(&str) -> String, between: &str| {
+        entity.unique.iter().map(|name| text(name)).collect::<Vec<_>>().join(between)
+    };
+    format!(
+        "SELECT u.clerk_id FROM {{batch $1 AS n: {}}}
+         {{lookup {} AS u WHERE {} AND u.deleted_at IS NULL}}",
+        unique(|name| format!("{name} text"), ", "),
+        entity.table,
+        unique(|name| format!("u.{name} = n.{name}"), " AND ")
+    )
 }
 
 fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> {
@@ -438,10 +441,12 @@ pub(in crate::store) async fn children(
     limit: u32,
 ) -> Result<Vec<ClerkId>> {
     let children = Children::of(session.kinds());
-    if parents.is_empty() || children.mark.is_empty() {
+    let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
+    let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();
+    if parents.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = session.rows(&children.find, values![ids_of(parents), limit]).await?;
+    let rows = session.rows(&children.find, values![ids_of(&parents), limit]).await?;
     let ids: BTreeSet<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
     Ok(ids.into_iter().collect())
 }
