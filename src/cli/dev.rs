@@ -142,7 +142,13 @@ impl Dev {
     /// A Clerk of our own in place of the real one.
     async fn start_fake(&self, settings: &mut Settings) -> Result<Option<Fake>, Failure> {
         let Some(users) = self.fake_clerk else { return Ok(None) };
-        let options = Options { users, instance: sample::INSTANCE.to_owned(), ..Options::default() };
+        let options = Options {
+            users,
+            organizations: users / 10,
+            members: users.min(5),
+            instance: sample::INSTANCE.to_owned(),
+            ..Options::default()
+        };
         let began = DateTime::from_timestamp(FAKE_BEGAN, 0).context("no time")?;
         let fake = Fake::start_as_of(began, options, clock())
             .await

@@ -25,6 +25,10 @@ const EXAMPLES: &[Examples] = &[
     ]),
     ("migrate", &[("make the tables, or bring them up to date", "clerk-sync migrate")]),
     ("migrate status", &[("", "clerk-sync migrate status")]),
+    ("migrate render", &[
+        ("the table of a kind that was declared", "clerk-sync migrate render organization_membership"),
+        ("a column that was declared", "clerk-sync migrate render organization --column slug"),
+    ]),
     ("migrate adopt", &[
         ("what would be taken over from a table made with Prisma",
          "clerk-sync migrate adopt --from 'public.\"User\"' --dry-run"),

@@ -6,7 +6,12 @@ use clap::{Args, Subcommand};
 use super::{Failure, clock, explained, open_store, resolve, rules, say, service::init_log};
 use crate::{
     config::{Config, Settings},
-    store::Store,
+    entity,
+    model::Entity,
+    store::{
+        Store,
+        sql::{Dialect, ddl},
+    },
     sync::adopt::{Named, Tally, Wish, adopt},
 };
 
@@ -23,6 +28,39 @@ enum Action {
     Status,
     /// Take over the users of an existing table, such as one made with Prisma ("User") or Drizzle (users)
     Adopt(Adopt),
+    /// For developers: print the next migration, which makes the table of a kind or adds a column to it
+    #[command(hide = true)]
+    Render {
+        /// The kind, as its declaration has it
+        #[arg(value_name = "KIND", value_parser = declared)]
+        kind: &'static Entity,
+        /// Only this column
+        #[arg(long, value_name = "NAME")]
+        column: Option<String>,
+    },
+}
+
+fn declared(text: &str) -> Result<&'static Entity, &'static str> {
+    entity::ALL.iter().find(|entity| entity.kind == text).copied().ok_or("no declaration has this kind")
+}
+
+/// The next migration of every database.
+fn render(entity: &'static Entity, column: Option<&str>) -> Result<(), Failure> {
+    for dialect in Dialect::ALL {
+        let sql = match column {
+            Some(name) => ddl::add_column(entity, name, dialect),
+            None => Some(ddl::create(entity, dialect)),
+        };
+        let sql = sql.ok_or_else(|| Failure::usage("the declaration has no such column"))?;
+        let name = column.map_or_else(String::new, |column| format!("_{column}"));
+        say!(
+            "-- migrations/{}/{:04}_{}{name}.sql\n{sql}",
+            dialect.name(),
+            ddl::next_migration(),
+            entity.table
+        );
+    }
+    Ok(())
 }
 
 #[derive(Args)]
@@ -72,13 +110,17 @@ fn zone(text: &str) -> Result<Tz, String> {
 
 impl Migrate {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let action = match self.action {
+            Some(Action::Render { kind, column }) => return render(kind, column.as_deref()),
+            other => other,
+        };
         let config = resolve(settings)?;
         init_log(&config)?;
         let store = match open_store(&config).await {
             Ok(store) => store,
             Err(error) => return Err(explained(&config.database, error).await),
         };
-        match self.action {
+        match action {
             None => {
                 let applied = match store.migrate().await {
                     Ok(applied) => applied,
@@ -99,6 +141,8 @@ impl Migrate {
                 }
             }
             Some(Action::Adopt(adopt)) => adopt.run(&config, &*store).await?,
+            // It needed no database.
+            Some(Action::Render { .. }) => {}
         }
         store.close().await;
         Ok(())

@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 
 use super::{Dialect, Statement};
-use crate::model::{Entity, Holds};
+use crate::{
+    model::{Entity, Holds},
+    store::migration::POSTGRES,
+};
 
 /// What makes the table of a kind, and its indexes.
 pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
@@ -40,6 +43,11 @@ pub fn add_column(entity: &'static Entity, name: &str, dialect: Dialect) -> Opti
     let field = entity.named(name)?;
     let sql = format!("ALTER TABLE {} ADD COLUMN {name} {};\n", entity.table, type_of(field.holds));
     Some(Statement::made(sql).sql(dialect).to_string())
+}
+
+/// The number of the next migration.
+pub fn next_migration() -> usize {
+    POSTGRES.len() + 1
 }
 
 fn type_of(holds: Holds) -> &'static str {

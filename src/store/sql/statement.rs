@@ -31,7 +31,8 @@ impl Dialect {
     /// Every kind.
     pub const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
 
-    pub(super) fn name(self) -> &'static str {
+    /// Its name, as in `migrations/`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
