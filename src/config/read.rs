@@ -347,6 +347,16 @@ impl Reader {
                 selection = selection.with(entity, fields);
             }
         }
+        for child in selection.entities() {
+            for (_, parent) in child.parents().filter(|(_, parent)| !selection.has(parent)) {
+                self.warnings.push(format!(
+                    "{VARIABLE} names {} and not {parent}: what belongs to a deleted {parent} stays here until a reconcile \
+                     finds that it is not at Clerk",
+                    child.kind,
+                    parent = parent.kind
+                ));
+            }
+        }
         selection
     }
 

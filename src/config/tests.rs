@@ -4,8 +4,8 @@ use secrecy::ExposeSecret;
 
 use super::*;
 use crate::{
-    entity::{USER, user},
-    model::Field,
+    entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER, user},
+    model::{Entity, Field},
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -391,6 +391,34 @@ fn only_fields_of_the_list_can_be_synced() {
     let fields = config(&[("SYNC_FIELDS", "banned, email,,email,")]).sync_fields();
     assert_eq!(fields.of(&USER).collect::<Vec<_>>(), [user::EMAIL, USER.field("banned")]);
     mistake_of("SYNC_FIELDS", ",");
+}
+
+#[test]
+fn kinds_are_chosen_by_name_and_each_has_a_list_of_its_own() {
+    let kinds = |given: &[(&str, &str)]| {
+        let config = config(given);
+        (config.selection.entities().map(|entity| entity.kind).collect::<Vec<_>>(), config)
+    };
+    assert_eq!(kinds(&[]).0, ["user"]);
+    let (all, config) = kinds(&[("SYNC_ENTITIES", "all"), ("SYNC_FIELDS_ORGANIZATION", "slug")]);
+    assert_eq!(all, ["user", "organization", "organization_membership"]);
+    assert_eq!(config.warnings, [""; 0]);
+    let names = |entity: &'static Entity| {
+        config.selection.fields(entity).of(entity).map(Field::name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&ORGANIZATION), ["slug"]);
+    assert_eq!(names(&ORGANIZATION_MEMBERSHIP), ["organization_id", "user_id", "role", "permissions"]);
+    let (two, config) = kinds(&[("SYNC_ENTITIES", "organization_membership, user")]);
+    assert_eq!(two, ["user", "organization_membership"], "in one order however they are written");
+    assert!(
+        config.warnings[0].contains("organization_membership and not organization"),
+        "{:?}",
+        config.warnings
+    );
+    for mistaken in ["users", "user,hat", ","] {
+        mistake_of("SYNC_ENTITIES", mistaken);
+    }
+    mistake_of("SYNC_FIELDS_ORGANIZATION", "name,shoe_size");
 }
 
 #[test]

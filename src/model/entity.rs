@@ -360,11 +360,12 @@ impl Selection {
         Self::default().with(entity, fields)
     }
 
-    /// The same, and this kind with these columns.
+    /// The same, and this kind with these columns and those that are always kept.
     #[must_use]
     pub fn with(mut self, entity: &'static Entity, fields: FieldSet) -> Self {
+        let keys: FieldSet = entity.keys().collect();
         self.0.retain(|(other, _)| *other != entity);
-        self.0.push((entity, fields));
+        self.0.push((entity, FieldSet(fields.0 | keys.0)));
         self
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use clerk_sync::{
-    entity::USER,
+    entity::{self, USER},
     model::{Column, Entity, FieldSet, Holds, MessageType, Outcome, Place, Selection, Subscription},
     store::{RowFilter, sql::ddl},
 };
@@ -59,6 +59,7 @@ pub(crate) static KINDS: &[&Entity] = &[&USER, &CLUB, &CLUB_PASS];
 
 promises! {
     an_object_of_any_kind_is_applied_exactly_once_and_in_order,
+    where_a_row_belongs_is_kept_whatever_the_allow_list_says,
     a_kind_that_is_not_selected_is_ignored,
     a_value_of_every_type_is_kept_and_cleared,
     a_parent_takes_its_children_with_it,
@@ -71,6 +72,7 @@ promises! {
     what_is_parked_of_a_kind_goes_with_it,
     rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents,
     two_replicas_that_delete_a_parent_and_write_its_children_leave_none,
+    migrations_make_what_the_declarations_say,
 }
 
 async fn with_kinds(world: &mut World) {
@@ -150,6 +152,20 @@ async fn an_object_of_any_kind_is_applied_exactly_once_and_in_order(mut world: W
     let kinds = world.column("SELECT DISTINCT kind FROM processed_webhooks ORDER BY kind").await;
     assert_eq!(kinds, ["club", "user"]);
     assert_eq!(world.count("erasure_receipts").await, 0, "nobody was erased");
+}
+
+async fn where_a_row_belongs_is_kept_whatever_the_allow_list_says(mut world: World) {
+    with_kinds(&mut world).await;
+    world.rules.selection =
+        world.rules.selection.clone().with(&CLUB_PASS, FieldSet::from_iter([CLUB_PASS.field("level")]));
+    world.deliver_all(&[club("club_1", "Chess", 10), pass("pass_1", "club_1", "user_1", 0, 20)]).await;
+    assert_eq!(passes(&world).await, ["pass_1 club_1 user_1"]);
+    assert_eq!(
+        world.column("SELECT coalesce(CAST(note AS text), '-') AS note FROM club_passes").await,
+        ["-"]
+    );
+    world.deliver(&closed("club_1", 30)).await;
+    assert_eq!(passes(&world).await, [""; 0]);
 }
 
 async fn a_kind_that_is_not_selected_is_ignored(mut world: World) {
@@ -421,4 +437,45 @@ async fn two_replicas_that_delete_a_parent_and_write_its_children_leave_none(mut
         assert_eq!(deleted, [Ok(Applied)], "round {round}");
         assert_eq!(passes(&world).await, [""; 0], "round {round}");
     }
+}
+
+/// Columns with their types, and indexes, of the tables of synced objects that begin with this.
+async fn tables(world: &World, prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entity in entity::ALL.iter().filter(|entity| !entity.has_preferences) {
+        let table = format!("{prefix}{}", entity.table);
+        let query = match world.keeper {
+            Keeper::Postgres => format!(
+                "SELECT 'column ' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || is_identity AS line
+                 FROM information_schema.columns WHERE table_schema = '{0}' AND table_name = '{table}'
+                 UNION ALL SELECT regexp_replace(indexdef, '^.* USING ', '') || (indexdef LIKE '% UNIQUE %')
+                 FROM pg_indexes WHERE schemaname = '{0}' AND tablename = '{table}'",
+                world.schema()
+            ),
+            Keeper::Sqlite => format!(
+                "SELECT 'column ' || name || ' ' || type || ' ' || \"notnull\" || ' ' || pk AS line
+                 FROM pragma_table_info('{table}')
+                 UNION ALL SELECT substr(sql, instr(sql, '(')) || (sql LIKE '% UNIQUE %')
+                 FROM sqlite_schema WHERE tbl_name = '{table}' AND type = 'index' AND sql IS NOT NULL"
+            ),
+        };
+        let mut lines = world.column(&query).await;
+        lines.sort();
+        assert!(lines.len() > 6, "{table}: {lines:?}");
+        found.push(format!("{}: {lines:?}", entity.table));
+    }
+    found
+}
+
+async fn migrations_make_what_the_declarations_say(world: World) {
+    let migrated = tables(&world, "").await;
+    for entity in entity::ALL.iter().filter(|entity| !entity.has_preferences) {
+        let sql = ddl::create(entity, world.dialect());
+        world.sql(&sql.replace(entity.table, &format!("made_{}", entity.table))).await;
+    }
+    assert_eq!(
+        tables(&world, "made_").await,
+        migrated,
+        "render the next one: `clerk-sync migrate render KIND`"
+    );
 }
