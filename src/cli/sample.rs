@@ -39,7 +39,7 @@ pub(super) struct SampleEvent {
     #[arg(value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(sample::types()))]
     pub(super) event_type: String,
 
-    /// The user it is about [default: a new one]
+    /// The user it is about; an organization and a membership get the end of its id [default: a new one]
     #[arg(long, value_name = "ID", value_parser = any_id)]
     user_id: Option<ClerkId>,
 }
