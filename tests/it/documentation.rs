@@ -295,7 +295,7 @@ fn type_in_postgres(kind: Kind) -> &'static str {
 
 #[test]
 fn every_link_in_the_documents_leads_to_a_file() {
-    let mut pages: Vec<_> = [root().to_owned(), root().join("docs")]
+    let mut pages: Vec<_> = [root().to_owned(), root().join("docs"), root().join("docs/design")]
         .iter()
         .flat_map(|folder| fs::read_dir(folder).unwrap())
         .map(|entry| entry.unwrap().path())
