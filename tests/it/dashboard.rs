@@ -9,7 +9,7 @@ use crate::{
     catching_up::Clerk,
     proxy::{Mode, Proxy},
     service::{
-        Answer, Client, Host, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
+        Answer, Client, Host, INSTANCE, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
         milliseconds, on_each_keeper, post, user,
     },
 };
@@ -29,6 +29,11 @@ on_each_keeper!(
     the_newest_deliveries_are_listed,
     an_id_that_looks_like_a_path_has_a_page,
     names_of_people_are_never_code,
+    objects_of_every_kind_have_pages_that_lead_to_each_other,
+    more_than_a_page_of_what_belongs_to_an_object_is_walked_through,
+    what_is_private_of_an_organization_is_masked_until_that_is_written_down,
+    names_of_organizations_are_never_code,
+    where_only_users_are_synced_nothing_else_is_in_the_menu,
 );
 
 /// Somebody with a browser.
@@ -115,6 +120,10 @@ fn nobody_sees_anything_before_signing_in(host: &mut Host) {
         "/",
         "/users",
         "/users/user_1",
+        "/organizations",
+        "/organizations/org_1",
+        "/organization_memberships",
+        "/organization_memberships/orgmem_1",
         "/sign-ups",
         "/deliveries",
         "/queue",
@@ -292,9 +301,16 @@ fn is_gone(browser: &Browser<'_>) -> bool {
     if !browser.see("/").contains("The database cannot be reached") {
         return false;
     }
-    for path in
-        ["/users/user_1", "/sign-ups", "/deliveries", "/queue", "/queue/msg_1", "/sinks", "/sinks/crm"]
-    {
+    for path in [
+        "/users/user_1",
+        "/organizations",
+        "/sign-ups",
+        "/deliveries",
+        "/queue",
+        "/queue/msg_1",
+        "/sinks",
+        "/sinks/crm",
+    ] {
         let answer = browser.get(path);
         assert_eq!(answer.status, 503, "{path}: {answer:?}");
         assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8", "{path}");
@@ -624,5 +640,178 @@ fn names_of_people_are_never_code(host: &mut Host) {
     assert_eq!(service.post(&odd).word(), "ignored");
     let deliveries = browser.see("/deliveries");
     assert!(!deliveries.contains("<b>odd") && !deliveries.contains("user_<i>"), "{deliveries}");
+    service.stop();
+}
+
+/// A service that keeps every kind.
+fn serve_all(host: &mut Host) -> Service {
+    host.set("SYNC_ENTITIES", "all");
+    serve(host)
+}
+
+fn event(event_type: &str, mut data: serde_json::Value) -> Post {
+    let now = milliseconds();
+    data["created_at"] = json!(now);
+    data["updated_at"] = json!(now);
+    post(&json!({
+        "type": event_type, "object": "event", "data": data, "instance_id": INSTANCE, "timestamp": now,
+    }))
+}
+
+fn organization(id: &str, name: &str) -> Post {
+    let data = json!({
+        "id": id, "object": "organization", "name": name, "slug": "acme", "max_allowed_memberships": 5,
+        "public_metadata": { "plan": "gold" }, "private_metadata": { "contract": "ref-7731" },
+    });
+    event("organization.created", data)
+}
+
+fn membership(id: &str, organization: &str, user: &str) -> Post {
+    let data = json!({
+        "id": id, "object": "organization_membership", "role": "org:admin", "permissions": ["org:read"],
+        "organization": { "id": organization, "object": "organization" },
+        "public_user_data": { "user_id": user, "identifier": "ada@example.com" },
+    });
+    event("organizationMembership.created", data)
+}
+
+fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
+    let service = serve_all(host);
+    let browser = Browser::sign_in(&service);
+    assert!(browser.see("/organizations").contains("There are none."));
+    for post in
+        [ada("user_1"), organization("org_1", "Acme & Sons"), membership("orgmem_1", "org_1", "user_1")]
+    {
+        applied(&service, &post);
+    }
+    let links = |page: &str, to: &[&str]| {
+        for path in to {
+            assert!(page.contains(&format!("href=\"{path}\"")), "{path}: {page}");
+        }
+    };
+    let list = browser.see("/organizations");
+    links(&list, &["/organizations/org_1", "/organizations", "/organization_memberships"]);
+    assert!(list.contains("Acme &amp; Sons") && !list.contains(">Next<"), "{list}");
+    let memberships = browser.see("/organization_memberships");
+    links(&memberships, &["/organization_memberships/orgmem_1", "/organizations/org_1", "/users/user_1"]);
+    assert!(memberships.contains("org:admin"), "{memberships}");
+
+    let page = browser.see("/organizations/org_1");
+    for said in ["Acme &amp; Sons", "ORGANIZATION_CREATED", "organization.created", "<th scope=\"row\">slug"]
+    {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    links(&page, &["/organization_memberships/orgmem_1", "/users/user_1"]);
+    let page = browser.see("/organization_memberships/orgmem_1");
+    links(&page, &["/organizations/org_1", "/users/user_1"]);
+    assert!(page.contains("org:read") && page.contains("ORGANIZATION_MEMBERSHIP_CREATED"), "{page}");
+    let page = browser.see("/users/user_1");
+    links(&page, &["/organization_memberships/orgmem_1", "/organizations/org_1"]);
+    links(&browser.see("/deliveries"), &["/organizations/org_1", "/users/user_1"]);
+
+    let found = browser.send("/organizations", &format!("sought=org_1&csrf={}", csrf(&list)));
+    assert_eq!((found.status, found.headers["location"].as_str()), (303, "/organizations/org_1"));
+    let nothing = browser.send("/organizations", &format!("sought=Acme%20Sons&csrf={}", csrf(&list)));
+    assert!(nothing.body.contains("That is no id of Clerk's (org_…)."), "{nothing:?}");
+    assert_eq!(browser.send("/organizations", "sought=org_1&csrf=other").status, 403);
+    for stranger in ["/organizations/org_2", "/organizations/nothing", "/organization_memberships/orgmem_2"] {
+        let answer = browser.get(stranger);
+        assert_eq!(answer.status, 404, "{stranger}");
+        assert!(answer.body.contains("Nothing of this id was ever here."), "{stranger}: {answer:?}");
+    }
+    // What came before the organization itself is found by its id.
+    applied(&service, &membership("orgmem_2", "org_2", "user_1"));
+    links(&browser.see("/organizations/org_2"), &["/organization_memberships/orgmem_2"]);
+
+    let gone = json!({ "id": "org_1", "object": "organization", "deleted": true });
+    applied(&service, &event("organization.deleted", gone));
+    let page = browser.see("/organizations/org_1");
+    assert!(page.contains("There is no row: the organization is deleted."), "{page}");
+    assert!(page.contains("<dt>Deleted for good</dt><dd>yes</dd>"), "{page}");
+    assert!(!page.contains("orgmem_1"), "it went with its organization: {page}");
+    let page = browser.see("/organization_memberships/orgmem_1");
+    assert!(page.contains("There is no row: the membership is deleted."), "{page}");
+    service.stop();
+}
+
+fn more_than_a_page_of_what_belongs_to_an_object_is_walked_through(host: &mut Host) {
+    let service = serve_all(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &organization("org_1", "Acme"));
+    for n in 0..55 {
+        applied(&service, &membership(&format!("orgmem_{n}"), "org_1", &format!("user_{n}")));
+    }
+    applied(&service, &membership("orgmem_other", "org_2", "user_1"));
+    let members = |page: &str| page.matches("href=\"/organization_memberships/orgmem_").count();
+    let next = |page: &str| {
+        let (_, next) = page.split_once("href=\"/organization_memberships?").expect("a next page");
+        let next = next.split('"').next().expect("a link").replace("&amp;", "&");
+        format!("/organization_memberships?{next}")
+    };
+    let page = browser.see("/organizations/org_1");
+    assert_eq!(members(&page), 50);
+    let rest = browser.see(&next(&page));
+    assert_eq!(members(&rest), 5, "{rest}");
+    assert!(rest.contains("href=\"/organizations/org_1\"") && !rest.contains(">Next<"), "{rest}");
+    let list = browser.see("/organization_memberships");
+    assert_eq!((members(&list), members(&browser.see(&next(&list)))), (50, 6));
+    for odd in ["?after=x", "?role=org:admin", "?organization_id=", "?organization_id=%00"] {
+        browser.see(&format!("/organization_memberships{odd}"));
+    }
+    service.stop();
+}
+
+fn what_is_private_of_an_organization_is_masked_until_that_is_written_down(host: &mut Host) {
+    host.set("SYNC_FIELDS_ORGANIZATION", "name,public_metadata,private_metadata");
+    let service = serve_all(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &organization("org_1", "Acme"));
+    let page = browser.see("/organizations/org_1");
+    assert!(page.contains("gold") && page.contains("private_metadata"), "{page}");
+    assert!(!page.contains("ref-7731"), "{page}");
+    let revealed = browser.press(&page, "/organizations/org_1", "reveal").body;
+    assert!(revealed.contains("ref-7731") && revealed.contains("ORGANIZATION_REVEALED"), "{revealed}");
+    assert_eq!(host.count("audit_log WHERE action = 'ORGANIZATION_REVEALED' AND source = 'dashboard'"), 1);
+    assert!(!browser.see("/organizations/org_1").contains("ref-7731"), "only once");
+    service.stop();
+}
+
+fn names_of_organizations_are_never_code(host: &mut Host) {
+    let service = serve_all(host);
+    let browser = Browser::sign_in(&service);
+    applied(
+        &service,
+        &organization("org_1", "<script>alert(1)</script></td><img src=x onerror=alert(2)>\u{202e}"),
+    );
+    applied(&service, &membership("orgmem_1", "org_<i>\"", "user_<b>"));
+    for path in [
+        "/organizations",
+        "/organizations/org_1",
+        "/organization_memberships",
+        "/organization_memberships/orgmem_1",
+    ] {
+        let page = browser.see(path);
+        for code in ["<script>alert", "<img src=x", "org_<i>", "user_<b>", "\u{202e}"] {
+            assert!(!page.contains(code), "{path}: {code}");
+        }
+    }
+    assert!(browser.see("/organizations").contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+    let page = browser.see("/organization_memberships/orgmem_1");
+    let organization = followed(&page, "/organizations/", "%22");
+    assert!(browser.see(&organization).contains("href=\"/organization_memberships/orgmem_1\""));
+    service.stop();
+}
+
+fn where_only_users_are_synced_nothing_else_is_in_the_menu(host: &mut Host) {
+    let service = serve(host);
+    let browser = Browser::sign_in(&service);
+    applied(&service, &ada("user_1"));
+    for path in ["/", "/users", "/users/user_1", "/deliveries"] {
+        let page = browser.see(path);
+        for other in ["href=\"/organization", "Organizations", "Memberships"] {
+            assert!(!page.contains(other), "{path}: {page}");
+        }
+    }
+    assert!(browser.see("/organizations").contains("does not name this kind"));
     service.stop();
 }

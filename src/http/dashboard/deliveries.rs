@@ -11,17 +11,18 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{Column, ROWS, grouped, page, table, time, whereabouts},
+    page::{Column, ROWS, about, grouped, linked, page, table, time},
     session::Session,
     trouble::Trouble,
 };
 use crate::{
     clerk::event::KNOWN_TYPES,
+    entity,
     http::{
         App,
         v1::{query::page as cut, read},
     },
-    model::{Outcome, SvixId},
+    model::{ClerkId, Outcome, SvixId},
     store::{DeliveryFilter, LOOKED_THROUGH, Processed},
 };
 
@@ -47,10 +48,10 @@ pub(super) async fn list(
             button.quiet { "Show" }
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
-        (processed_table(&found, (app.clock)(), true))
+        (processed_table(&found, (app.clock)(), Some(about(&app))))
         @if let Some(next) = next { p { a.button.quiet href=(next) { "Older ones" } } }
     };
-    Ok(page(&session, "/deliveries", "Deliveries", &content))
+    Ok(page(&app, &session, "/deliveries", "Deliveries", &content))
 }
 
 /// What is not understood is left out.
@@ -113,27 +114,34 @@ fn outcomes(asked: Option<&str>) -> Markup {
     }
 }
 
-/// Processed deliveries, with whom they are about if that is not known.
-pub(super) fn processed_table(deliveries: &[Processed], now: DateTime<Utc>, with_users: bool) -> Markup {
-    const COLUMNS: [Column; 5] =
-        [("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id"), ("User", "id")];
-    let columns = if with_users { &COLUMNS[..] } else { &COLUMNS[..4] };
+/// Processed deliveries, with what they are about, below this word, if that is not known.
+pub(super) fn processed_table(
+    deliveries: &[Processed],
+    now: DateTime<Utc>,
+    about: Option<&'static str>,
+) -> Markup {
+    let mut columns: Vec<Column<'_>> =
+        vec![("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id")];
+    columns.extend(about.map(|about| (about, "id")));
     let rows: Vec<Vec<Markup>> = deliveries
         .iter()
         .map(|delivery| {
-            let user = delivery.clerk_id.as_ref().map(|id| {
-                html! { @if id.starts_with("user_") { a href=(whereabouts("/users", id)) { (id) } } @else { (id) } }
-            });
             vec![
                 time(now, delivery.processed_at),
                 html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
                 html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
                 html! { (delivery.svix_id) },
-                user.unwrap_or_default(),
+                html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
             ]
         })
         .collect();
-    table("Deliveries", columns, "There are none.", &rows)
+    table("Deliveries", &columns, "There are none.", &rows)
+}
+
+/// The object that a delivery is about, if it is of a kind that we know.
+fn subject(delivery: &Processed) -> Option<ClerkId> {
+    let entity = entity::ALL.iter().find(|entity| delivery.kind.as_deref() == Some(entity.kind))?;
+    ClerkId::new(entity, delivery.clerk_id.as_deref()?)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod deliveries;
 mod form;
 mod glance;
 mod notice;
+mod objects;
 mod overview;
 mod page;
 mod queue;
@@ -17,7 +18,6 @@ mod session;
 mod signups;
 mod sinks;
 mod trouble;
-mod users;
 mod verdict;
 
 use std::{array, sync::Arc, time::Duration};
@@ -122,8 +122,8 @@ impl Dashboard {
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(overview::show))
-        .route("/users", get(users::search).post(users::find))
-        .route("/users/{clerk_id}", get(users::show).post(users::reveal))
+        // What is kept of every kind: `/users`, `/users/{clerk_id}`.
+        .merge(objects::routes())
         .route("/sign-ups", get(signups::show))
         .route("/deliveries", get(deliveries::list))
         .route("/queue", get(queue::list).post(queue::act_on_all))
@@ -156,7 +156,7 @@ async fn nothing(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let Some(session) = app.dashboard.session(&headers, (app.clock)()) else {
         return Problem::NotFound.into_response();
     };
-    explained(&session, "", Trouble(Problem::NotFound).into_response())
+    explained(&app, &session, "", Trouble(Problem::NotFound).into_response())
 }
 
 /// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused. Whatever
@@ -169,7 +169,7 @@ async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) 
             request.extensions_mut().insert(session.clone());
             let answer = timeout(app.answer_within, next.run(request)).await;
             let answer = answer.unwrap_or_else(|_| Trouble(Problem::DatabaseUnavailable).into_response());
-            explained(&session, &place, answer)
+            explained(&app, &session, &place, answer)
         }
         None if request.method() == Method::GET || request.method() == Method::HEAD => see("/sign-in"),
         None => sign_in_page(

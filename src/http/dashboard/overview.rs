@@ -75,7 +75,7 @@ pub(super) async fn show(
     let (facts, users) = tokio::join!(facts(&app, now), users(&app));
     let facts = match facts {
         Ok(facts) => facts,
-        Err(problem) => return page(&session, "/", "Overview", &unknown(problem)),
+        Err(problem) => return page(&app, &session, "/", "Overview", &unknown(problem)),
     };
     let from = now - range.length;
     let activity = if range.step == 60 {
@@ -105,7 +105,7 @@ pub(super) async fn show(
             }
         }
     };
-    page(&session, "/", "Overview", &content)
+    page(&app, &session, "/", "Overview", &content)
 }
 
 /// What is known now, or was a moment ago.

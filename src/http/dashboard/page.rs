@@ -9,9 +9,17 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use maud::{DOCTYPE, Markup, html};
 
 use super::session::Session;
-use crate::telemetry::plain;
+use crate::{
+    entity::USER,
+    http::{
+        App,
+        v1::objects::{capital, without},
+    },
+    model::{ClerkId, Entity, Selection},
+    telemetry::plain,
+};
 
-/// Every page in the menu.
+/// Every page in the menu; kinds that are no users stand behind the users.
 const MENU: [(&str, &str); 6] = [
     ("/", "Overview"),
     ("/users", "Users"),
@@ -24,21 +32,31 @@ const MENU: [(&str, &str); 6] = [
 /// Rows of a list on a page.
 pub(super) const ROWS: u32 = 50;
 
+/// Where every page in the menu is, and what it is called.
+fn menu(selection: &Selection) -> Vec<(String, String)> {
+    let (before, behind) = MENU.split_at(2);
+    let fixed = |(path, name): &(&str, &str)| ((*path).to_owned(), (*name).to_owned());
+    let others = selection.entities().filter(|entity| **entity != USER);
+    let others = others.map(|entity| (folder(entity), words(plural(entity))));
+    before.iter().map(fixed).chain(others).chain(behind.iter().map(fixed)).collect()
+}
+
 /// A page for somebody who is signed in. `path` is its own in the menu.
-pub(super) fn page(session: &Session, path: &str, title: &str, content: &Markup) -> Response {
+pub(super) fn page(app: &App, session: &Session, path: &str, title: &str, content: &Markup) -> Response {
+    let menu = menu(&app.selection);
     let frame = html! {
         header {
             a.skip href="#content" { "To the content" }
             a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; "clerk-sync" }
             nav aria-label="Pages" {
-                @for (target, name) in MENU {
+                @for (target, name) in &menu {
                     a href=(target) aria-current=[(target == path).then_some("page")] { (name) }
                 }
             }
             (button(session, "/sign-out", "sign-out", "Sign out", "quiet"))
         }
         main id="content" tabindex="-1" {
-            @if let Some((above, name)) = MENU.iter().find(|(target, name)| *target == path && *name != title) {
+            @if let Some((above, name)) = menu.iter().find(|(target, name)| target == path && name != title) {
                 p.above { a href=(above) { "← " (name) } }
             }
             h1 { (title) }
@@ -120,10 +138,10 @@ pub(super) struct Deed<'a> {
 }
 
 /// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
-pub(super) type Column = (&'static str, &'static str);
+pub(super) type Column<'a> = (&'a str, &'static str);
 
 /// Rows below their heads; on a narrow screen every row is a card. `nothing` is said if there are none.
-pub(super) fn table(label: &str, columns: &[Column], nothing: &str, rows: &[Vec<Markup>]) -> Markup {
+pub(super) fn table(label: &str, columns: &[Column<'_>], nothing: &str, rows: &[Vec<Markup>]) -> Markup {
     let class = |class: &'static str| (!class.is_empty()).then_some(class);
     html! {
         @if rows.is_empty() {
@@ -246,6 +264,36 @@ pub(super) fn whereabouts(folder: &str, id: &str) -> String {
     } else {
         format!("{folder}/{encoded}")
     }
+}
+
+/// Under which path the objects of a kind are.
+pub(super) fn folder(entity: &Entity) -> String {
+    format!("/{}", entity.table)
+}
+
+/// An id that leads to the page of its object.
+pub(super) fn linked(id: &ClerkId) -> Markup {
+    html! { a href=(whereabouts(&folder(id.entity()), id.as_str())) { (id) } }
+}
+
+/// What stands above the ids of what something is about.
+pub(super) fn about(app: &App) -> &'static str {
+    if app.selection.entities().all(|entity| *entity == USER) { "User" } else { "About" }
+}
+
+/// What objects of a kind are called beside their parents: `memberships`.
+pub(super) fn plural(entity: &'static Entity) -> &'static str {
+    entity.parents().fold(entity.table, |name, (_, parent)| without(name, parent))
+}
+
+/// What one of them is called.
+pub(super) fn singular(entity: &'static Entity) -> &'static str {
+    entity.parents().fold(entity.kind, |name, (_, parent)| without(name, parent))
+}
+
+/// A name of ours as people write it.
+pub(super) fn words(name: &str) -> String {
+    capital(&name.replace('_', " "))
 }
 
 /// Go there, by GET.

@@ -15,7 +15,10 @@ use serde_json::{Map, Value as Json};
 use super::{
     form::Form,
     notice::{Done, see_done, told},
-    page::{Deed, ROWS, asking, button, count, fact, grouped, masked, page, table, time, whereabouts},
+    page::{
+        Deed, ROWS, about, asking, button, count, fact, grouped, linked, masked, page, table, time,
+        whereabouts,
+    },
     session::Session,
     trouble::{Segment, Trouble},
 };
@@ -92,7 +95,7 @@ pub(super) async fn list(
             }
         }
     };
-    Ok(page(&session, "/queue", "Dead letters", &content))
+    Ok(page(&app, &session, "/queue", "Dead letters", &content))
 }
 
 /// Deliveries of the queue.
@@ -170,7 +173,7 @@ pub(super) async fn act(
                 read(&app, async move |store| queue::discard(&*store, &these, now, false).await).await?;
             if done.deletions > 0 {
                 let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
-                return Ok(page(&session, "/queue", "Not discarded", &content));
+                return Ok(page(&app, &session, "/queue", "Not discarded", &content));
             }
             Ok(see_done("/queue", Done::Discarded, done.deliveries, now))
         }
@@ -182,22 +185,23 @@ async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Res
     let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
     let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
         let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
-        let mut page = page(session, "/queue", "Not in the queue", &content);
+        let mut page = page(app, session, "/queue", "Not in the queue", &content);
         *page.status_mut() = StatusCode::NOT_FOUND;
         return Ok(page);
     };
-    Ok(page(session, "/queue", id, &content(session, &parked, (app.clock)(), revealed)).into_response())
+    Ok(page(app, session, "/queue", id, &content(app, session, &parked, (app.clock)(), revealed))
+        .into_response())
 }
 
-fn content(session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
+fn content(app: &App, session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
     let path = whereabouts("/queue", parked.svix_id.as_str());
     html! {
         p.reason { @if parked.last_error.is_empty() { "It was not tried yet." } @else { (parked.last_error) } }
         dl.facts {
             (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
             (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
-            (fact("User", &html! {
-                @match &parked.clerk_id { Some(id) => a href=(whereabouts("/users", id.as_str())) { code { (id) } }, None => "unknown" }
+            (fact(about(app), &html! {
+                @match &parked.clerk_id { Some(id) => code { (linked(id)) }, None => "unknown" }
             }))
             (fact("Came", &time(now, parked.received_at)))
             (fact("Tries", &html! { (parked.attempts) }))

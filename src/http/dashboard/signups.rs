@@ -65,7 +65,7 @@ pub(super) async fn show(
         (chart.draw())
         p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised. Counted " (ago(now, signups.at)) "." }
     };
-    Ok(page(&session, "/sign-ups", "Sign-ups", &content))
+    Ok(page(&app, &session, "/sign-ups", "Sign-ups", &content))
 }
 
 /// What stands below the bar that begins at this day: only now and then anything.

@@ -16,7 +16,7 @@ use maud::{Markup, html};
 use super::{
     form::Form,
     notice::{Done, see_done, told},
-    page::{Column, Deed, ROWS, asking, count, fact, grouped, page, table, time, whereabouts},
+    page::{Column, Deed, ROWS, about, asking, count, fact, grouped, linked, page, table, time},
     session::Session,
     trouble::{Segment, Trouble},
     verdict::HELD_UP,
@@ -69,7 +69,7 @@ pub(super) async fn list(
             ]
         })
         .collect();
-    let columns: [Column; 5] =
+    let columns: [Column<'_>; 5] =
         [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest written", "")];
     let content = html! {
         p.note { "Other systems that are told of users. What they are told waits here until they have taken it." }
@@ -79,7 +79,7 @@ pub(super) async fn list(
             (table("Sinks", &columns, "", &rows))
         }
     };
-    Ok(page(&session, "/sinks", "Sinks", &content))
+    Ok(page(&app, &session, "/sinks", "Sinks", &content))
 }
 
 fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
@@ -154,10 +154,10 @@ pub(super) async fn show(
                 }
             }
         }
-        (messages_table(&messages, now))
+        (messages_table(&messages, now, about(&app)))
         @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
     };
-    Ok(page(&session, "/sinks", &name, &content))
+    Ok(page(&app, &session, "/sinks", &name, &content))
 }
 
 /// What can be done with a sink.
@@ -191,11 +191,11 @@ fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
     }
 }
 
-fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
-    let columns: [Column; 7] = [
+fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>, about: &str) -> Markup {
+    let columns: [Column<'_>; 7] = [
         ("Number", "number"),
         ("What", ""),
-        ("User", "id"),
+        (about, "id"),
         ("State", ""),
         ("Written", ""),
         ("Tries", "number"),
@@ -207,7 +207,7 @@ fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>) -> Markup {
             vec![
                 html! { (message.id) },
                 html! { (message.kind) },
-                html! { a href=(whereabouts("/users", message.clerk_id.as_str())) { (message.clerk_id) } },
+                html! { (linked(&message.clerk_id)) },
                 html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
                 time(now, message.created_at),
                 html! { (message.attempts) },

@@ -11,7 +11,7 @@ use super::{
     page::{ESCAPE, page},
     session::Session,
 };
-use crate::http::error::Problem;
+use crate::http::{App, error::Problem};
 
 /// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
 }
 
 /// The answer as it is, or a page of the trouble that it tells. `path` is where in the menu it happened.
-pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Response {
+pub(super) fn explained(app: &App, session: &Session, path: &str, answer: Response) -> Response {
     let Some(Trouble(problem)) = answer.extensions().get().copied() else { return answer };
     let (title, content) = match problem {
         Problem::NotFound => (
@@ -69,7 +69,7 @@ pub(super) fn explained(session: &Session, path: &str, answer: Response) -> Resp
         other => ("That did not work", html! { p { "The reason: " (other) "." } }),
     };
     let (mut head, _) = answer.into_parts();
-    let (dress, body) = page(session, path, title, &content).into_parts();
+    let (dress, body) = page(app, session, path, title, &content).into_parts();
     head.headers.extend(dress.headers);
     Response::from_parts(head, body)
 }

@@ -6,7 +6,7 @@
 //! is asked goes into no log: e-mail addresses stand in it.
 
 mod ensure;
-mod objects;
+pub(super) mod objects;
 mod openapi;
 mod outbox;
 pub(super) mod query;

@@ -237,7 +237,7 @@ impl Belonging {
 }
 
 /// A name without the kind that it begins with.
-fn without(name: &'static str, entity: &Entity) -> &'static str {
+pub(in crate::http) fn without(name: &'static str, entity: &Entity) -> &'static str {
     name.strip_prefix(entity.kind).and_then(|rest| rest.strip_prefix('_')).unwrap_or(name)
 }
 
@@ -327,7 +327,7 @@ pub(super) fn schema_name(entity: &Entity) -> String {
     entity.kind.split('_').map(capital).collect()
 }
 
-fn capital(text: &str) -> String {
+pub(in crate::http) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

@@ -1,0 +1,489 @@
+//! `/<table>` and `/<table>/{clerk_id}` of every kind: finding an object, and all that is known of one.
+//!
+//! People are found one at a time, by their id or address; of what is no person there is a list as well. What may say
+//! something of a person, and what Clerk shows to no browser, is masked until it is revealed: the declaration of a kind tells
+//! which columns those are.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Router,
+    extract::{RawQuery, Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use chrono::{DateTime, Utc};
+use maud::{Markup, html};
+
+use super::{
+    deliveries::processed_table,
+    form::Form,
+    page::{
+        Column, ROWS, button, fact, folder, linked, masked, moment, page, plural, see, singular, table, time,
+        whereabouts, words,
+    },
+    queue::queued_table,
+    session::Session,
+    trouble::{Segment, Trouble},
+};
+use crate::{
+    entity,
+    http::{
+        App,
+        error::Problem,
+        v1::{query::page as cut, read},
+    },
+    model::{
+        Anonymized, ClerkId, Entity, Field, Holds, Receipt, Register, Selection, SvixId, Value, Version,
+    },
+    store::{
+        AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
+    },
+    sync::reveal,
+};
+
+/// People of one address that are shown.
+const FOUND: u32 = 50;
+
+/// Lines of the audit trail that are shown, the newest.
+const LINES: u32 = 500;
+
+/// Every route of this file.
+pub(super) fn routes() -> Router<Arc<App>> {
+    entity::ALL.iter().copied().fold(Router::new(), |router, entity| {
+        let all = get(move |app, session, query| list(app, session, query, entity))
+            .post(move |app, session, request| find(app, session, request, entity));
+        let one = get(move |app, session, id| show(app, session, id, entity))
+            .post(move |app, session, id, request| reveal(app, session, id, request, entity));
+        router.route(&folder(entity), all).route(&format!("{}/{{clerk_id}}", folder(entity)), one)
+    })
+}
+
+/// `GET /<table>`, also of what belongs to one object: `?organization_id=org_1`
+async fn list(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    RawQuery(query): RawQuery,
+    entity: &'static Entity,
+) -> Result<Response, Trouble> {
+    let mut content = search_form(&session, entity, None);
+    if !app.selection.has(entity) {
+        content = html! {
+            (content)
+            p.note { code { "SYNC_ENTITIES" } " does not name this kind: what stands here is what is left of it." }
+        };
+    }
+    if !entity.is_person() {
+        let filter = filter(entity, query.as_deref().unwrap_or_default());
+        let asked = filter.clone();
+        let rows = read(&app, async move |store| store.rows(entity, &asked, ROWS + 1).await).await?;
+        let parent = filter.with.and_then(|(field, id)| Some((field, ClerkId::new(field.parent?, id)?)));
+        let more = more(entity, parent.as_ref().map(|(field, id)| (*field, id)), &rows);
+        content = html! {
+            (content)
+            @if let Some((field, parent)) = &parent { p.note { (words(field.name())) ": " (linked(parent)) } }
+            (rows_table(entity, &cut(rows, ROWS).0, None))
+            (more)
+        };
+    }
+    Ok(title_page(&app, &session, entity, &content))
+}
+
+fn title_page(app: &App, session: &Session, entity: &'static Entity, content: &Markup) -> Response {
+    page(app, session, &folder(entity), &words(plural(entity)), content)
+}
+
+/// What is not understood is left out.
+fn filter(entity: &'static Entity, query: &str) -> RowFilter {
+    let mut filter = RowFilter::default();
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        if name == "after" {
+            filter.after = value.parse().ok();
+        } else if let Some(field) = entity.named(&name).filter(|field| field.parent.is_some()) {
+            filter.with = Some((field, value.replace('\0', "")));
+        }
+    }
+    filter
+}
+
+/// The way to the next page of rows, if there are more of them than a page holds.
+fn more(entity: &'static Entity, of: Option<(Field, &ClerkId)>, rows: &[Row]) -> Markup {
+    let last = rows.get(ROWS as usize - 1).filter(|_| rows.len() > ROWS as usize);
+    let link = last.map(|last| {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(of.map(|(field, id)| (field.name(), id.as_str())));
+        query.append_pair("after", &last.id.to_string());
+        format!("{}?{}", folder(entity), query.finish())
+    });
+    html! { @if let Some(link) = link { p { a.button.quiet href=(link) { "Next" } } } }
+}
+
+/// `POST /<table>`: by a body, because an address in a URL stands in histories and logs.
+async fn find(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    request: Request,
+    entity: &'static Entity,
+) -> Result<Response, Trouble> {
+    let form = Form::read_own(&app, &session, request).await?;
+    let sought = form.value("sought").unwrap_or_default().trim().to_owned();
+    let address = address(entity).filter(|_| sought.contains('@'));
+    let Some(address) = address else {
+        return Ok(match ClerkId::new(entity, sought).filter(|id| is_plain(id.as_str())) {
+            Some(id) => see(&whereabouts(&folder(entity), id.as_str())),
+            None => title_page(&app, &session, entity, &search_form(&session, entity, Some(&no_id(entity)))),
+        });
+    };
+    let filter = RowFilter { with: Some((address, sought.replace('\0', ""))), after: None };
+    let rows = read(&app, async move |store| store.rows(entity, &filter, FOUND).await).await?;
+    let content = html! {
+        (search_form(&session, entity, rows.is_empty().then_some("Nobody here has this address.")))
+        @if !rows.is_empty() {
+            h2 { (words(plural(entity))) " of this address" }
+            (rows_table(entity, &rows, None))
+        }
+    };
+    Ok(title_page(&app, &session, entity, &content))
+}
+
+/// By which address objects of a kind are found.
+fn address(entity: &'static Entity) -> Option<Field> {
+    entity.fields().find(|field| field.anonymized == Anonymized::Address)
+}
+
+/// By what people tell objects of a kind apart.
+fn label(entity: &'static Entity) -> Option<Field> {
+    entity.fields().find(|field| {
+        field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
+    })
+}
+
+/// Rows of a kind: with their parents, but for the one on whose page they stand.
+fn rows_table(entity: &'static Entity, rows: &[Row], but: Option<Field>) -> Markup {
+    let parents = entity.parents().filter(|(field, _)| Some(*field) != but);
+    let parents = parents.map(|(field, parent)| (field, words(singular(parent)), "id"));
+    let label = label(entity).map(|field| (field, words(field.name()), ""));
+    let fields: Vec<(Field, String, &str)> = parents.chain(label).collect();
+    let one = words(singular(entity));
+    let mut columns: Vec<Column<'_>> = vec![(&one, "id")];
+    columns.extend(fields.iter().map(|(_, name, class)| (name.as_str(), *class)));
+    columns.extend([(created(entity), ""), ("Written", "")]);
+    let cells = |row: &Row| {
+        let mut cells = vec![linked(&row.user.clerk_id)];
+        cells.extend(fields.iter().map(|(field, ..)| shown(*field, &row.user.profile[*field], false)));
+        cells.push(html! { @if let Some(at) = row.user.created_at { (moment(at)) } });
+        cells.push(moment(row.user.synced_at));
+        cells
+    };
+    let rows: Vec<Vec<Markup>> = rows.iter().map(cells).collect();
+    table(&words(plural(entity)), &columns, "There are none.", &rows)
+}
+
+/// What the time is called at which an object came to be.
+fn created(entity: &Entity) -> &'static str {
+    if entity.is_person() { "Signed up" } else { "Created" }
+}
+
+fn search_form(session: &Session, entity: &'static Entity, complaint: Option<&str>) -> Markup {
+    let by_address = address(entity).is_some();
+    html! {
+        form.search method="post" action=(folder(entity)) role="search" {
+            input type="hidden" name="csrf" value=(session.csrf);
+            label for="sought" { "Clerk's id" @if by_address { ", or an e-mail address" } }
+            input id="sought" name="sought" autocomplete="off" spellcheck="false" required;
+            button { "Find" }
+        }
+        @if let Some(complaint) = complaint { p.complaint role="alert" { (complaint) } }
+        @if entity.is_person() {
+            p.note { "One person at a time, masked until you reveal it. Every reveal stands in the audit trail." }
+        }
+    }
+}
+
+fn no_id(entity: &'static Entity) -> String {
+    if address(entity).is_some() {
+        format!("That is neither an id of Clerk's ({}…) nor an e-mail address.", entity.id_prefix)
+    } else {
+        format!("That is no id of Clerk's ({}…).", entity.id_prefix)
+    }
+}
+
+/// Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
+fn is_plain(id: &str) -> bool {
+    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// All that is known of an object.
+struct Known {
+    id: ClerkId,
+    row: Option<Row>,
+    register: Option<Register>,
+    waiting: Vec<Queued>,
+    deliveries: Vec<Processed>,
+    trail: Vec<AuditLine>,
+    receipts: Vec<Receipt>,
+    /// What belongs to it, by the columns that name it: as much as a page of rows holds, and one more if there is more.
+    children: Vec<(Field, Vec<Row>)>,
+}
+
+impl Known {
+    /// Whether there is nothing at all.
+    fn is_stranger(&self) -> bool {
+        self.row.is_none()
+            && self.register.is_none()
+            && self.trail.is_empty()
+            && self.waiting.is_empty()
+            && self.children.iter().all(|(_, rows)| rows.is_empty())
+    }
+
+    /// Whether all there is is a tombstone: nobody of this id was ever here, or there would be lines and receipts.
+    fn is_deleted_stranger(&self) -> bool {
+        let is_deleted = self.register.as_ref().is_some_and(|register| register.deleted);
+        is_deleted && self.row.is_none() && self.trail.is_empty() && self.receipts.is_empty()
+    }
+}
+
+/// `GET /<table>/{clerk_id}`
+async fn show(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Segment(id): Segment,
+    entity: &'static Entity,
+) -> Result<Response, Trouble> {
+    show_one(&app, &session, named(entity, &id)?, false).await
+}
+
+/// `POST /<table>/{clerk_id}`: the same with what is masked, once that is written down.
+async fn reveal(
+    State(app): State<Arc<App>>,
+    Extension(session): Extension<Session>,
+    Segment(id): Segment,
+    request: Request,
+    entity: &'static Entity,
+) -> Result<Response, Trouble> {
+    Form::read_own(&app, &session, request).await?;
+    let (id, now) = (named(entity, &id)?, (app.clock)());
+    let clerk_id = id.clone();
+    let recorded = read(&app, async move |store| {
+        // Of whom nothing is here nothing is shown, also if it comes in the next moment.
+        if store.row(&clerk_id).await?.is_none() {
+            return Ok(false);
+        }
+        reveal::reveal(&*store, &clerk_id, now).await.map(|()| true)
+    })
+    .await?;
+    show_one(&app, &session, id, recorded).await
+}
+
+/// Who can be meant by what stands in a path.
+fn named(entity: &'static Entity, id: &str) -> Result<ClerkId, Problem> {
+    ClerkId::new(entity, id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
+}
+
+async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> Result<Response, Trouble> {
+    let known = load(app, id).await?;
+    let entity = known.id.entity();
+    if known.is_stranger() {
+        let title = if entity.is_person() { "Nobody" } else { "Nothing" };
+        let content =
+            html! { p { (title) " of this id was ever here." } (search_form(session, entity, None)) };
+        let mut page = page(app, session, &folder(entity), title, &content);
+        *page.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(page);
+    }
+    let content = content(session, &known, (app.clock)(), revealed);
+    Ok(page(app, session, &folder(entity), known.id.as_str(), &content).into_response())
+}
+
+/// The end of the trail, the newest first.
+async fn newest_lines(store: &dyn Store, id: &ClerkId) -> Stored<Vec<AuditLine>> {
+    let mut newest: Vec<AuditLine> = Vec::new();
+    loop {
+        let page = store.audit_trail(id, newest.last().map(|line| line.id), LINES).await?;
+        if page.is_empty() {
+            break;
+        }
+        newest.extend(page);
+        newest.drain(..newest.len().saturating_sub(LINES as usize));
+    }
+    newest.reverse();
+    Ok(newest)
+}
+
+async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
+    let parents = app.selection.entities().flat_map(Entity::parents);
+    let naming: Vec<Field> =
+        parents.filter(|(_, parent)| *parent == id.entity()).map(|(field, _)| field).collect();
+    read(app, async move |store| {
+        let ids = [id.clone()];
+        let row = store.row(&id).await?;
+        // One that was only locked, while a delivery was parked, says nothing.
+        let register = store.known(&ids, &Selection::default()).await?.registers.remove(&id);
+        let register = register.filter(|register| register.version != Version::BLANK || register.deleted);
+        let trail = newest_lines(&*store, &id).await?;
+        let receipts = store.receipts_of(&id).await?;
+        // Those that changed anything, and the last one that was news.
+        let mut caused: Vec<SvixId> =
+            trail.iter().filter_map(|line| SvixId::new(line.svix_id.clone()?)).collect();
+        caused.extend(register.as_ref().and_then(|register| SvixId::new(register.version.tie.as_str())));
+        caused.sort();
+        caused.dedup();
+        let filter = DeliveryFilter { ids: Some(caused), ..DeliveryFilter::default() };
+        let deliveries = store.deliveries(&filter, LINES + 1).await?;
+        let filter = QueueFilter { clerk_id: Some(id.clone()), ..QueueFilter::default() };
+        let waiting = store.queued(&filter, LINES).await?;
+        let mut children = Vec::new();
+        for field in naming {
+            let filter = RowFilter { with: Some((field, id.as_str().to_owned())), after: None };
+            children.push((field, store.rows(field.entity(), &filter, ROWS + 1).await?));
+        }
+        Ok(Known { id, row, register, waiting, deliveries, trail, receipts, children })
+    })
+    .await
+}
+
+fn why_no_row(known: &Known) -> String {
+    let one = singular(known.id.entity());
+    match &known.register {
+        Some(_) if known.is_deleted_stranger() => {
+            format!("There is no row: the deletion came before anything else of this {one}.")
+        }
+        Some(register) if register.deleted => format!("There is no row: the {one} is deleted."),
+        _ if !known.waiting.is_empty() => {
+            format!("There is no row yet: what came of the {one} waits, or could not be applied.")
+        }
+        _ => "There is no row.".to_owned(),
+    }
+}
+
+fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool) -> Markup {
+    let Known { id, row, register, waiting, deliveries, trail, receipts, children } = known;
+    let entity = id.entity();
+    html! {
+        h2 { "Row" }
+        @match row {
+            None => p.nothing { (why_no_row(known)) },
+            Some(row) => {
+                dl.facts {
+                    (fact("Number", &html! { (row.id) }))
+                    (fact(created(entity), &row.user.created_at.map_or(html! { "unknown" }, |at| time(now, at))))
+                    (fact("Changed at Clerk",
+                        &row.user.known_updated_at().map_or(html! { "unknown" }, |at| time(now, at))))
+                    (fact("Written here", &time(now, row.user.synced_at)))
+                    (fact("Deleted", &row.user.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
+                }
+                table.profile {
+                    tbody { @for (field, value) in values(row) {
+                        tr { th scope="row" { (field.name()) } td { (shown(field, value, revealed)) } }
+                    } }
+                }
+                @if revealed {
+                    p.note { "That this was shown stands in the audit trail below." }
+                } @else if values(row).any(|(field, _)| is_masked(field)) {
+                    (button(session, &whereabouts(&folder(entity), id.as_str()), "reveal", "Reveal, and record that", "quiet"))
+                }
+            }
+        }
+        @for (field, rows) in children {
+            h2 { (words(plural(field.entity()))) }
+            (rows_table(field.entity(), &rows[..rows.len().min(ROWS as usize)], Some(*field)))
+            (more(field.entity(), Some((*field, id)), rows))
+        }
+        h2 { "Version" }
+        @match register {
+            None => p.nothing { "There is no register: no event has come." },
+            Some(register) => dl.facts {
+                (fact("Newest", &moment_of(register.version.version)))
+                (fact("Event of", &moment_of(register.version.event_at)))
+                (fact("By delivery", &html! { @if register.version.tie.is_empty() { "none: read from Clerk, or by command" } @else { code { (register.version.tie) } } }))
+                (fact("Deleted for good", &html! { (if register.deleted { "yes" } else { "no" }) }))
+                @if let Some(until) = register.held_until {
+                    (fact("Erasure held back until", &time(now, until)))
+                }
+            }
+        }
+        h2 { "Deliveries" }
+        p.note { "Those that changed anything, and the last that was news." }
+        @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now, "")) h3 { "Applied" } }
+        (processed_table(deliveries, now, None))
+        h2 { "Audit trail" }
+        @if known.is_deleted_stranger() {
+            p.nothing {
+                "Deleted before " (if entity.is_person() { "anybody" } else { "anything" })
+                " of this id was here: nothing was kept, so there is nothing to tell."
+            }
+        } @else {
+            (audited(trail))
+        }
+        @if !receipts.is_empty() { h2 { "Erasure" } (confirmed(receipts)) }
+    }
+}
+
+/// What was done, the newest first.
+fn audited(trail: &[AuditLine]) -> Markup {
+    let rows: Vec<Vec<Markup>> = trail
+        .iter()
+        .map(|line| {
+            vec![
+                moment(line.at),
+                html! { (line.action) },
+                html! { (line.changed_fields.join(", ")) },
+                html! { (line.source) },
+                html! { (line.svix_id.as_deref().unwrap_or_default()) },
+            ]
+        })
+        .collect();
+    let columns = [("When", ""), ("What", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
+    table("Audit trail", &columns, "Nothing has happened yet.", &rows)
+}
+
+/// Who has confirmed an erasure, and who has not.
+fn confirmed(receipts: &[Receipt]) -> Markup {
+    let rows: Vec<Vec<Markup>> = receipts
+        .iter()
+        .map(|receipt| {
+            vec![
+                html! { (receipt.destination) },
+                moment(receipt.requested_at),
+                html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
+                html! { (receipt.last_error.as_deref().unwrap_or_default()) },
+            ]
+        })
+        .collect();
+    let columns = [("Destination", ""), ("Asked for", ""), ("Done", ""), ("Why not", "why")];
+    table("Erasure", &columns, "", &rows)
+}
+
+fn moment_of(milliseconds: i64) -> Markup {
+    DateTime::from_timestamp_millis(milliseconds).map_or(html! { (milliseconds) }, moment)
+}
+
+/// What a row holds.
+fn values(row: &Row) -> impl Iterator<Item = (Field, &Value)> {
+    let values = row.user.clerk_id.entity().fields().map(|field| (field, &row.user.profile[field]));
+    values.filter(|(_, value)| **value != Value::Null)
+}
+
+/// Whether a column is shown only to who asks for it in so many words. What a row keeps when it is anonymised says nothing
+/// of a person; numbers, times and truths say of nobody who they are.
+fn is_masked(field: Field) -> bool {
+    let is_said = field.anonymized == Anonymized::Kept && !field.name().starts_with("private_");
+    matches!(field.holds, Holds::Text | Holds::Json) && !is_said
+}
+
+/// What a field has, or that it has something.
+fn shown(field: Field, value: &Value, revealed: bool) -> Markup {
+    let text = match value {
+        Value::Null => return html! {},
+        Value::Text(text) | Value::Json(text) => text.clone(),
+        Value::Int(number) => return html! { (number) },
+        Value::Bool(truth) => return html! { (truth) },
+        Value::Time(at) => return moment(*at),
+    };
+    if is_masked(field) && !revealed {
+        return html! { span.masked { (masked(&text)) } };
+    }
+    let parent = field.parent.and_then(|parent| ClerkId::new(parent, text.as_str()));
+    parent.map_or_else(|| html! { bdi { (text) } }, |parent| linked(&parent))
+}
