@@ -100,9 +100,15 @@ impl Statements {
             let condition = format!("lower(u.{}) = lower($3) AND {{sqlite +}}u.id > $1", field.name());
             (field, page(&condition, "{postgres u.id + 0}{sqlite +u.id}"))
         });
-        let by_parent = entity
-            .parents()
-            .map(|(field, _)| (field, page(&format!("u.{} = $3 AND u.id > $1", field.name()), "u.id")));
+        let by_parent = entity.parents().map(|(field, _)| {
+            // Said in a way that only the index of the parents has an order for: PostgreSQL would walk through the primary key
+            // in search of a parent that has many, and behind its last child to the end of the table.
+            let condition = format!(
+                "{{postgres (u.{0}, u.id) > ($3, $1) AND u.{0} <= $3}}{{sqlite u.{0} = $3 AND u.id > $1}}",
+                field.name()
+            );
+            (field, page(&condition, &format!("{{postgres u.{}, }}u.id", field.name())))
+        });
         Self {
             load: Statement::made(format!(
                 "SELECT {read}
