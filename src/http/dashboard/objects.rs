@@ -83,7 +83,7 @@ async fn list(
         content = html! {
             (content)
             @if let Some((field, parent)) = &parent { p.note { (words(field.name())) ": " (linked(parent)) } }
-            (rows_table(entity, &cut(rows, ROWS).0, None))
+            (rows_table(entity, &cut(rows, ROWS).0, (app.clock)(), None))
             (more)
         };
     }
@@ -141,7 +141,7 @@ async fn find(
         (search_form(&session, entity, rows.is_empty().then_some("Nobody here has this address.")))
         @if !rows.is_empty() {
             h2 { (words(plural(entity))) " of this address" }
-            (rows_table(entity, &rows, None))
+            (rows_table(entity, &rows, (app.clock)(), None))
         }
     };
     Ok(title_page(&app, &session, entity, &content))
@@ -160,10 +160,10 @@ fn label(entity: &'static Entity) -> Option<Field> {
 }
 
 /// Rows of a kind: with their parents, but for the one on whose page they stand.
-fn rows_table(entity: &'static Entity, rows: &[Row], but: Option<Field>) -> Markup {
+fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Option<Field>) -> Markup {
     let parents = entity.parents().filter(|(field, _)| Some(*field) != but);
     let parents = parents.map(|(field, parent)| (field, words(singular(parent)), "id"));
-    let label = label(entity).map(|field| (field, words(field.name()), ""));
+    let label = label(entity).map(|field| (field, words(field.name()), "name"));
     let fields: Vec<(Field, String, &str)> = parents.chain(label).collect();
     let one = words(singular(entity));
     let mut columns: Vec<Column<'_>> = vec![(&one, "id")];
@@ -172,8 +172,8 @@ fn rows_table(entity: &'static Entity, rows: &[Row], but: Option<Field>) -> Mark
     let cells = |row: &Row| {
         let mut cells = vec![linked(&row.user.clerk_id)];
         cells.extend(fields.iter().map(|(field, ..)| shown(*field, &row.user.profile[*field], false)));
-        cells.push(html! { @if let Some(at) = row.user.created_at { (moment(at)) } });
-        cells.push(moment(row.user.synced_at));
+        cells.push(html! { @if let Some(at) = row.user.created_at { (time(now, at)) } });
+        cells.push(time(now, row.user.synced_at));
         cells
     };
     let rows: Vec<Vec<Markup>> = rows.iter().map(cells).collect();
@@ -387,7 +387,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         }
         @for (field, rows) in children {
             h2 { (words(plural(field.entity()))) }
-            (rows_table(field.entity(), &rows[..rows.len().min(ROWS as usize)], Some(*field)))
+            (rows_table(field.entity(), &rows[..rows.len().min(ROWS as usize)], now, Some(*field)))
             (more(field.entity(), Some((*field, id)), rows))
         }
         h2 { "Version" }
