@@ -1,6 +1,6 @@
 // The dashboard as people see it: every page in two widths and two colour schemes, in a real browser.
 //
-// `scripts/browser` starts two services, one in which all is well and one in which little is, and says by environment
+// `scripts/browser` starts three services, one in which all is well, one in which little is and one with organizations, and says by environment
 // variables where they are and what was planted. Whatever a designer, a screen reader or the browser's console would
 // complain about is a finding, and findings fail the run.
 import { readFileSync, renameSync } from "node:fs";
@@ -8,7 +8,8 @@ import { createRequire } from "node:module";
 import { writeFile } from "node:fs/promises";
 import { chromium } from "playwright-core";
 
-const { BASE, WELL, TOKEN, USER_ID, EMAIL, PERSON_ID, DATABASE, GALLERY, EVERY_PAGE, CHROMIUM } = process.env;
+const { BASE, WELL, GROUPED, TOKEN, USER_ID, EMAIL, PERSON_ID, DATABASE, GALLERY, EVERY_PAGE, CHROMIUM } = process.env;
+const { ORGANIZATION_ID, MEMBERSHIP_ID, MEMBER_ID } = process.env;
 const [letter, ...letters] = process.env.LETTERS.split(" ");
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const pages = {
@@ -19,9 +20,12 @@ const pages = {
   deliveries: `${BASE}/deliveries`, "no-deliveries": `${BASE}/deliveries?outcome=stale`,
   "dead-letters": `${BASE}/queue`, "no-dead-letters": `${WELL}/queue`, "dead-letter": `${BASE}/queue/${letter}`,
   sinks: `${BASE}/sinks`, sink: `${BASE}/sinks/crm`, "sink-paused": `${BASE}/sinks/newsletter`,
+  organizations: `${GROUPED}/organizations`, organization: `${GROUPED}/organizations/${ORGANIZATION_ID}`,
+  memberships: `${GROUPED}/organization_memberships`, member: `${GROUPED}/users/${MEMBER_ID}`,
+  membership: `${GROUPED}/organization_memberships/${MEMBERSHIP_ID}`, nothing: `${GROUPED}/organizations/org_nothing`,
   nowhere: `${BASE}/nowhere`,
 };
-const missing = ["nobody", "nowhere"];
+const missing = ["nobody", "nothing", "nowhere"];
 
 // What docs/images shows: page, scheme, width; "?" opens the first question of the page.
 const gallery = [
@@ -29,6 +33,7 @@ const gallery = [
   ["overview-trouble", "dark", 360], ["user", "light", 1280], ["sign-ups", "dark", 1280],
   ["deliveries", "dark", 360], ["dead-letters", "light", 360], ["dead-letter?", "dark", 360], ["sinks", "light", 1280],
   ["sink", "dark", 1280], ["users", "light", 360], ["sign-in", "dark", 360],
+  ["organizations", "light", 360], ["organization", "light", 1280],
 ];
 
 const findings = [];
@@ -45,7 +50,7 @@ async function visitor(options) {
     && findings.push(`console: ${message.text()}`));
   page.on("pageerror", (error) => findings.push(`script: ${error.message}`));
   page.on("dialog", (dialog) => { findings.push(`dialog: ${dialog.message()}`); dialog.dismiss(); });
-  page.on("request", (request) => [BASE, WELL].some((base) => request.url().startsWith(`${base}/`))
+  page.on("request", (request) => [BASE, WELL, GROUPED].some((base) => request.url().startsWith(`${base}/`))
     || findings.push(`elsewhere: ${request.url()}`));
   return { context, page };
 }
@@ -97,7 +102,7 @@ for (const colorScheme of ["light", "dark"]) {
     await page.goto(`${BASE}/sign-in`);
     await judge(context, page, "sign-in");
     await picture(context, page, "sign-in", colorScheme, width);
-    // A cookie knows no ports: one session is good for both.
+    // A cookie knows no ports: one session is good for all.
     await signIn(page);
     for (const [name, url] of Object.entries(pages)) {
       const answer = await page.goto(url);

@@ -1,6 +1,7 @@
 """Put into a service's SQLite file what a browser cannot wait for: a past, people with all kinds of names, and trouble.
 
     plant.py FILE past       two months of sign-ups, a week of webhooks, a reconcile that found nothing
+    plant.py FILE groups     organizations, one of them large, with those users in them
     plant.py FILE trouble    drift, messages that nobody takes, and a name that tries to be code
 
 The numbers are the same at every run, but for the time, which is now.
@@ -89,6 +90,25 @@ def past(database):
     reconcile(database, seen, {}, 0)
 
 
+def groups(database):
+    users = [row[0] for row in database.execute("SELECT clerk_id FROM users ORDER BY id")]
+    names = [CODE[0], "Babbage & Söhne", "株式会社サンプル", "Donaudampfschiffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"]
+    for number in range(60):
+        name, id = (names[number] if number < len(names) else f"Company {number}"), some_id("org")
+        at = [text(now - timedelta(days=400 - number))] * 3
+        database.execute(
+            "INSERT INTO organizations (clerk_id, name, slug, image_url, created_by, max_allowed_memberships, admin_delete_enabled,"
+            " public_metadata, private_metadata, created_at, updated_at, synced_at) VALUES (?, ?, ?, ?, ?, 500, 1, ?, ?, ?, ?, ?)",
+            (id, name, f"company-{number}", f"https://img.clerk.com/{id}", users[number], '{"plan": "gold"}', '{"contract": 7731}', *at),
+        )
+        members = users[:70] if number == 0 else users[number : number + 3]
+        database.executemany(
+            "INSERT INTO organization_memberships (clerk_id, organization_id, user_id, role, permissions, created_at, updated_at,"
+            " synced_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(some_id("orgmem"), id, user, "org:admin", '["org:sys_memberships:read", "org:sys_memberships:manage"]', *at) for user in members],
+        )
+
+
 def trouble(database):
     seen = database.execute("SELECT count(*) FROM users").fetchone()[0]
     database.execute("DELETE FROM sync_runs")
@@ -105,4 +125,4 @@ def trouble(database):
 if __name__ == "__main__":
     file, what = sys.argv[1:]
     with sqlite3.connect(file, timeout=30) as connection:
-        {"past": past, "trouble": trouble}[what](connection)
+        {"past": past, "groups": groups, "trouble": trouble}[what](connection)
