@@ -16,6 +16,7 @@ mod unique_email;
 mod convergence;
 mod crashes;
 mod dashboard;
+mod mixed;
 
 mod documentation;
 mod house;
