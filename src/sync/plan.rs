@@ -373,8 +373,7 @@ impl Addresses {
         }
         if !unique {
             // The application may see to it that they are unique.
-            let email =
-                |user: &User| Some((folded(user.profile[user::EMAIL].text()?), user.clerk_id.clone()));
+            let email = |user: &User| Some((folded(email_of(user)?), user.clerk_id.clone()));
             this.before = stored.users.values().filter_map(email).collect();
         }
         this
@@ -464,6 +463,11 @@ impl Addresses {
     }
 }
 
+/// The address of a user. Whatever else an object has in that place is none.
+fn email_of(user: &User) -> Option<&str> {
+    user.profile[user::EMAIL].text().filter(|_| *user.clerk_id.entity() == USER)
+}
+
 /// About as databases compare addresses.
 fn folded(email: impl AsRef<str>) -> String {
     email.as_ref().to_lowercase()
@@ -524,7 +528,7 @@ impl Fold {
     }
 
     fn email(&self) -> Option<&str> {
-        self.user.as_ref()?.profile[user::EMAIL].text()
+        email_of(self.user.as_ref()?)
     }
 
     /// The address of a row that counts among the living.

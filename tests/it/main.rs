@@ -21,6 +21,7 @@ mod mixed;
 mod documentation;
 mod house;
 mod kinds;
+mod memberships;
 mod oracles;
 mod outbox;
 mod packaging;

@@ -1,0 +1,121 @@
+//! What goes with others, in the hands of those who mean it badly: applications that hold on to rows, bodies that say less than
+//! they should, replicas at the same moment.
+
+use chrono::TimeDelta;
+use clerk_sync::{
+    entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
+    model::{ClerkId, DeletionPolicy, Entity, FieldSet, Outcome, Selection},
+    sync::{Clock, erasure},
+};
+use serde_json::{Value as Json, json};
+
+use crate::{
+    promises::promises,
+    world::{Event, Keeper, NOW, World, clerk_id, plain, run},
+};
+
+use Outcome::{Applied, Parked, Stale};
+
+promises! {
+    nothing_but_a_users_address_is_an_address,
+}
+
+fn with_organizations(world: &mut World) {
+    let kinds: [&'static Entity; 3] = [&USER, &ORGANIZATION, &ORGANIZATION_MEMBERSHIP];
+    world.rules.selection =
+        kinds.into_iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));
+}
+
+fn organization(id: &str, name: &str, at: i64) -> Event {
+    let data = json!({ "id": id, "object": "organization", "name": name, "created_at": NOW, "updated_at": NOW + at });
+    Event::about("organization.updated", data, NOW + at)
+}
+
+fn closed(id: &str, at: i64) -> Event {
+    Event::about(
+        "organization.deleted",
+        json!({ "id": id, "object": "organization", "deleted": true }),
+        NOW + at,
+    )
+}
+
+/// Of a membership that began then, as it stood at another time.
+fn member(id: &str, organization: &str, user: &str, since: i64, at: i64) -> Event {
+    let data = json!({
+        "id": id, "object": "organization_membership", "role": "org:member", "permissions": ["read"],
+        "organization": { "id": organization, "name": "as it was", "created_by": "user_founder" },
+        "public_user_data": { "user_id": user, "identifier": "ada@example.com", "first_name": "Ada" },
+        "public_metadata": { "desk": "Ada's" }, "private_metadata": { "note": "likes engines" },
+        "created_at": NOW + since, "updated_at": NOW + at,
+    });
+    Event::about("organizationMembership.updated", data, NOW + at)
+}
+
+fn left(id: &str, at: i64) -> Event {
+    let data = json!({ "id": id, "object": "organization_membership", "deleted": true });
+    Event::about("organizationMembership.deleted", data, NOW + at)
+}
+
+fn gone(user: &str, at: i64) -> Event {
+    Event::about("user.deleted", json!({ "id": user, "object": "user", "deleted": true }), NOW + at)
+}
+
+/// The live memberships: id, organization and user.
+async fn members(world: &World) -> Vec<String> {
+    world
+        .column(
+            "SELECT clerk_id || ' ' || coalesce(organization_id, '-') || ' ' || coalesce(user_id, '-') AS line
+             FROM organization_memberships WHERE deleted_at IS NULL ORDER BY clerk_id",
+        )
+        .await
+}
+
+async fn tombstones(world: &World) -> Vec<String> {
+    world.column("SELECT clerk_id FROM entity_versions WHERE deleted ORDER BY clerk_id").await
+}
+
+/// Seats that point to memberships, with this clause on the foreign key.
+async fn seats(world: &World, clause: &str) {
+    let seats = format!(
+        "CREATE TABLE seats (
+             id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL REFERENCES organization_memberships (clerk_id) {clause}
+         )"
+    );
+    world.sql(&seats).await;
+}
+
+async fn nothing_but_a_users_address_is_an_address(mut world: World) {
+    with_organizations(&mut world);
+    world.unique_email(true).await;
+    let user = |at| Event::updated("user_1", at).email("ada@example.com");
+    world
+        .deliver_all(&[
+            user(0),
+            organization("org_1", "Acme", 10),
+            organization("org_2", "Acme", 10),
+            organization("org_3", "ada@example.com", 10),
+            member("orgmem_1", "org_1", "user_1", 0, 10),
+            member("orgmem_2", "org_1", "user_2", 0, 10),
+        ])
+        .await;
+    // All of them once more in one batch, none of which says anything of another.
+    let batch = [
+        organization("org_1", "Acme", 20),
+        organization("org_2", "Acme", 20).set("slug", "acme"),
+        organization("org_3", "ada@example.com", 20).set("slug", "ada"),
+        member("orgmem_1", "org_1", "user_1", 0, 20),
+        member("orgmem_2", "org_1", "user_2", 0, 20),
+        user(20).set("first_name", "Countess"),
+        organization("org_3", "ada@example.com", 30).set("slug", "ada-2").without("name"),
+    ];
+    world.deliver_all(&batch).await;
+    let names = world.column("SELECT coalesce(name, '-') AS name FROM organizations ORDER BY clerk_id").await;
+    assert_eq!(names, ["Acme", "Acme", "ada@example.com"]);
+    assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1", "orgmem_2 org_1 user_2"]);
+    assert_eq!(world.value("SELECT coalesce(email, '-') AS email FROM users").await, "ada@example.com");
+    assert_eq!(world.count("audit_log WHERE action = 'USER_UPDATED'").await, 1);
+}
+
+fn left_again(id: &str) -> Event {
+    left(id, 99)
+}
