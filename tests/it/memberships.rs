@@ -18,6 +18,8 @@ use Outcome::{Applied, Parked, Stale};
 
 promises! {
     nothing_but_a_users_address_is_an_address,
+    a_membership_that_moves_counts_where_it_is,
+    what_is_out_of_date_takes_nobodys_place,
 }
 
 fn with_organizations(world: &mut World) {
@@ -118,4 +120,40 @@ async fn nothing_but_a_users_address_is_an_address(mut world: World) {
 
 fn left_again(id: &str) -> Event {
     left(id, 99)
+}
+
+async fn a_membership_that_moves_counts_where_it_is(mut world: World) {
+    with_organizations(&mut world);
+    let events = [
+        member("orgmem_1", "org_1", "user_1", 0, 10),
+        member("orgmem_1", "org_1", "user_2", 0, 20),
+        member("orgmem_2", "org_1", "user_1", 5, 30),
+        gone("user_1", 40),
+    ];
+    for size in 1..=events.len() {
+        world.empty().await;
+        for batch in events.chunks(size) {
+            world.deliver_all(batch).await;
+        }
+        assert_eq!(members(&world).await, ["orgmem_1 org_1 user_2"], "in batches of {size}");
+        assert_eq!(tombstones(&world).await, ["orgmem_2", "user_1"], "in batches of {size}");
+    }
+}
+
+async fn what_is_out_of_date_takes_nobodys_place(mut world: World) {
+    with_organizations(&mut world);
+    let events = [
+        member("orgmem_2", "org_1", "user_2", 5, 20),
+        member("orgmem_1", "org_1", "user_1", 0, 10),
+        // It was there once, says a webhook that was long on its way.
+        member("orgmem_2", "org_1", "user_1", 5, 10),
+    ];
+    for size in 1..=events.len() {
+        world.empty().await;
+        for batch in events.chunks(size) {
+            world.deliver_all(batch).await;
+        }
+        let both = ["orgmem_1 org_1 user_1", "orgmem_2 org_1 user_2"];
+        assert_eq!(members(&world).await, both, "in batches of {size}");
+    }
 }

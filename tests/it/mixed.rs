@@ -325,6 +325,9 @@ impl Model {
         if was_gone || news.parents().iter().any(is_gone) {
             return Outcome::Stale;
         }
+        if self.newest.get(&news.id).is_some_and(|(newest, _)| news.version() <= *newest) {
+            return Outcome::Stale;
+        }
         if let Some(rival) = self.rival(&news.id, looks) {
             let rival_since = self.rows[&rival].created;
             let loser = if looks.created < rival_since { news.id.clone() } else { rival };
@@ -332,9 +335,6 @@ impl Model {
             if loser == news.id {
                 return Outcome::Stale;
             }
-        }
-        if self.newest.get(&news.id).is_some_and(|(newest, _)| news.version() <= *newest) {
-            return Outcome::Stale;
         }
         self.newest.insert(news.id.clone(), (news.version(), false));
         let before = self.rows.insert(news.id.clone(), looks.clone());
