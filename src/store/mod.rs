@@ -194,7 +194,8 @@ pub trait Transaction: Send {
     /// Load the rows of these objects, with the columns that are selected and those that tell who somebody is.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>>;
 
-    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted.
+    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several
+    /// of them may come once for each.
     async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>>;
 
     /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.

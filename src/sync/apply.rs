@@ -450,11 +450,16 @@ impl Work<'_> {
             self.rules.selection.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
         };
         let mut family = before;
-        if family.deleted.iter().any(|id| is_parent(id.entity())) {
+        // What is not synced any more goes as well, and can be as much.
+        if !family.children.is_empty() || family.deleted.iter().any(|id| is_parent(id.entity())) {
             let children = transaction.children(&family.deleted, CASCADE + 1).await?;
-            family.more = children.iter().any(|child| !family.children.contains(child));
+            // Who goes with several of them counts for each: there may be more behind.
+            family.more = children.len() > CASCADE as usize
+                || children.iter().any(|child| family.children.binary_search(child).is_err());
         }
-        if self.rivals(transaction, changes).await?.iter().any(|rival| !registers.contains_key(rival)) {
+        // One without a register cannot be locked, and makes room all the same.
+        let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !family.rivals.contains(rival);
+        if self.rivals(transaction, changes).await?.iter().any(is_new) {
             return Err(StoreError::new(Trouble::Raced));
         }
         Ok(family)

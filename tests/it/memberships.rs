@@ -18,8 +18,10 @@ use Outcome::{Applied, Parked, Stale};
 
 promises! {
     nothing_but_a_users_address_is_an_address,
+    a_membership_that_nobody_wrote_down_makes_room_as_well,
     a_membership_that_moves_counts_where_it_is,
     what_is_out_of_date_takes_nobodys_place,
+    many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing,
 }
 
 fn with_organizations(world: &mut World) {
@@ -122,6 +124,19 @@ fn left_again(id: &str) -> Event {
     left(id, 99)
 }
 
+async fn a_membership_that_nobody_wrote_down_makes_room_as_well(mut world: World) {
+    with_organizations(&mut world);
+    // A row of the application's, or of a backup, of which no register tells.
+    world
+        .sql(
+            "INSERT INTO organization_memberships (clerk_id, organization_id, user_id) VALUES ('orgmem_1', 'org_1', 'user_1')",
+        )
+        .await;
+    assert_eq!(world.deliver(&member("orgmem_2", "org_1", "user_1", 40, 40)).await, Applied);
+    assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"]);
+    assert_eq!(tombstones(&world).await, ["orgmem_1"]);
+}
+
 async fn a_membership_that_moves_counts_where_it_is(mut world: World) {
     with_organizations(&mut world);
     let events = [
@@ -156,4 +171,33 @@ async fn what_is_out_of_date_takes_nobodys_place(mut world: World) {
         let both = ["orgmem_1 org_1 user_1", "orgmem_2 org_1 user_2"];
         assert_eq!(members(&world).await, both, "in batches of {size}");
     }
+}
+
+async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing(mut world: World) {
+    with_organizations(&mut world);
+    // 1,500 in one organization, the first 500 of whom are in another one as well, of 500 that are not in the first.
+    let numbers = "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 1499)";
+    let rows = |organization: &str| {
+        format!(
+            "{numbers} INSERT INTO organization_memberships (clerk_id, organization_id, user_id)
+             SELECT 'orgmem_{organization}_' || n, '{organization}', 'user_' || n FROM n"
+        )
+    };
+    let rows = |organization: &str| match world.keeper {
+        Keeper::Postgres => rows(organization),
+        Keeper::Sqlite => rows(organization).replacen(
+            &format!("{numbers} INSERT INTO organization_memberships (clerk_id, organization_id, user_id)"),
+            &format!("INSERT INTO organization_memberships (clerk_id, organization_id, user_id) {numbers}"),
+            1,
+        ),
+    };
+    world.sql(&rows("org_1")).await;
+    world.sql(&rows("org_2")).await;
+    let mut events = vec![closed("org_1", 30)];
+    events.extend((0..500).map(|n| gone(&format!("user_{n}"), 30)));
+    world.deliver_all(&events).await;
+    world.drain().await;
+    assert_eq!(world.count("organization_memberships WHERE organization_id = 'org_1'").await, 0);
+    assert_eq!(world.count("organization_memberships").await, 1000);
+    assert_eq!(world.count("webhook_queue").await, 0);
 }

@@ -1,7 +1,7 @@
 //! Rows of synced objects, by statements that are made from their declarations.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fmt::Write as _,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
@@ -431,7 +431,8 @@ impl Children {
     }
 }
 
-/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone.
+/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone, sorted. One that goes with several
+/// of them may come once for each.
 pub(in crate::store) async fn children(
     session: &mut dyn Session,
     parents: &[ClerkId],
@@ -442,8 +443,9 @@ pub(in crate::store) async fn children(
         return Ok(Vec::new());
     }
     let rows = session.rows(&children.find, values![ids_of(parents), limit]).await?;
-    let ids: BTreeSet<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
-    Ok(ids.into_iter().collect())
+    let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
+    ids.sort();
+    Ok(ids)
 }
 
 /// Mark the rows as deleted that go with these parents, as far as the application lets us.
