@@ -22,6 +22,7 @@ promises! {
     a_membership_that_moves_counts_where_it_is,
     what_is_out_of_date_takes_nobodys_place,
     many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing,
+    objects_of_the_same_id_have_nothing_to_do_with_each_other,
 }
 
 fn with_organizations(world: &mut World) {
@@ -200,4 +201,23 @@ async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothi
     assert_eq!(world.count("organization_memberships WHERE organization_id = 'org_1'").await, 0);
     assert_eq!(world.count("organization_memberships").await, 1000);
     assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: World) {
+    with_organizations(&mut world);
+    let same = "thing_1";
+    world.deliver(&organization(same, "Acme", 10)).await;
+    world.deliver(&member("orgmem_1", same, "user_2", 0, 20)).await;
+    assert_eq!(world.deliver(&Event::created(same)).await, Applied);
+    world.enqueue(&[organization(same, "Ajax", 20)]).await;
+    let actors = world.count("audit_actors").await;
+    assert_eq!(world.deliver(&gone(same, 30)).await, Applied);
+    assert_eq!(members(&world).await, ["orgmem_1 thing_1 user_2"]);
+    assert_eq!(world.count("audit_actors").await, actors - 1, "of the user alone");
+    assert_eq!(world.drain().await.len(), 1, "what waits of the organization is not the user's");
+    assert_eq!(world.value("SELECT name FROM organizations").await, "Ajax");
+    let known = world.store.row(&ClerkId::new(&ORGANIZATION, same).unwrap()).await.unwrap();
+    assert!(known.is_some());
+    let kinds = world.rows("SELECT kind FROM entity_versions WHERE deleted").await;
+    assert_eq!(kinds.iter().map(|row| plain(&row["kind"])).collect::<Vec<_>>(), ["user"]);
 }
