@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     clerk::event::deletion_body,
-    entity::{USER, user},
+    entity::{ORGANIZATION, USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
@@ -162,41 +162,41 @@ pub(super) fn divide(
 /// The ways to take out a user's row, in the order in which they are tried; where none is left, only a tombstone.
 #[derive(Clone)]
 pub(super) struct Ways {
-    steps: &'static [Way],
-    /// Why those that are not tried any more did not work.
+    policy: DeletionPolicy,
+    /// How many are not tried any more; `None` if none is.
+    tried: Option<usize>,
+    /// Why those did not work.
     refusal: StoreError,
 }
 
 impl Ways {
     pub(super) fn of(policy: DeletionPolicy) -> Self {
-        let steps: &[Way] = match policy {
-            DeletionPolicy::Auto => &[Way::Delete, Way::Anonymize],
-            DeletionPolicy::Delete => &[Way::Delete],
-            DeletionPolicy::Anonymize => &[Way::Anonymize],
-        };
-        Self { steps, refusal: StoreError::new(Trouble::Refused) }
+        Self { policy, tried: Some(0), refusal: StoreError::new(Trouble::Refused) }
     }
 
+    /// Whether there is none for any kind.
     pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.steps(&ORGANIZATION).is_empty() && self.steps(&USER).is_empty()
     }
 
     /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked.
     fn steps(&self, entity: &Entity) -> &'static [Way] {
-        match self.steps {
-            [Way::Delete] if !entity.is_person() => &[Way::Delete, Way::Anonymize],
-            steps => steps,
-        }
+        let steps: &[Way] = match self.policy {
+            DeletionPolicy::Delete if entity.is_person() => &[Way::Delete],
+            DeletionPolicy::Auto | DeletionPolicy::Delete => &[Way::Delete, Way::Anonymize],
+            DeletionPolicy::Anonymize => &[Way::Anonymize],
+        };
+        self.tried.and_then(|tried| steps.get(tried..)).unwrap_or_default()
     }
 
     /// Those behind the first one, which did not work.
     pub(super) fn after(self, refusal: StoreError) -> Self {
-        Self { steps: self.steps.get(1..).unwrap_or_default(), refusal }
+        Self { tried: self.tried.map(|tried| tried + 1), refusal, ..self }
     }
 
     /// None for now: what takes too long is for whoever has time.
-    pub(super) fn later(refusal: StoreError) -> Self {
-        Self { steps: &[], refusal }
+    pub(super) fn later(self, refusal: StoreError) -> Self {
+        Self { tried: None, refusal, ..self }
     }
 }
 
@@ -303,7 +303,7 @@ impl Work<'_> {
                         && !ways.is_empty()
                         && batch.iter().any(|delivery| is_deletion(delivery)) =>
                 {
-                    ways = Ways::later(error);
+                    ways = ways.later(error);
                 }
                 Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
                 Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
@@ -628,7 +628,7 @@ impl Work<'_> {
             let is_asked_for = change.clerk_id == *clerk_id;
             let fate = fates.get(clerk_id);
             let refusal = match fate {
-                Some(RowFate::Stands(_)) if ways.is_empty() => Some(&ways.refusal),
+                Some(RowFate::Stands(_)) if ways.steps(clerk_id.entity()).is_empty() => Some(&ways.refusal),
                 Some(RowFate::Stands(refusal)) => Some(refusal),
                 _ => hidden.as_ref(),
             };

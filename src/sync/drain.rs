@@ -289,7 +289,7 @@ impl Draining<'_> {
             }
             // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
             while (error.is_about_the_data() || error.took_too_long()) && !ways.is_empty() {
-                ways = if error.took_too_long() { Ways::later(error) } else { ways.after(error) };
+                ways = if error.took_too_long() { ways.later(error) } else { ways.after(error) };
                 match self.settled(this, &ways).await {
                     Ok(worked) => return Ok(worked.into_iter().next()),
                     Err(next) => error = next,

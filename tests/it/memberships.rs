@@ -18,6 +18,7 @@ use Outcome::{Applied, Parked, Stale};
 
 promises! {
     nothing_but_a_users_address_is_an_address,
+    a_constraint_that_speaks_at_the_commit_leaves_nothing_alive,
     a_membership_that_nobody_wrote_down_makes_room_as_well,
     a_membership_that_moves_counts_where_it_is,
     what_is_out_of_date_takes_nobodys_place,
@@ -123,6 +124,42 @@ async fn nothing_but_a_users_address_is_an_address(mut world: World) {
 
 fn left_again(id: &str) -> Event {
     left(id, 99)
+}
+
+async fn a_constraint_that_speaks_at_the_commit_leaves_nothing_alive(mut world: World) {
+    with_organizations(&mut world);
+    world
+        .sql(
+            "CREATE TABLE invoices (
+                 id INTEGER PRIMARY KEY,
+                 org TEXT NOT NULL REFERENCES organizations (clerk_id) DEFERRABLE INITIALLY DEFERRED
+             )",
+        )
+        .await;
+    for policy in [DeletionPolicy::Auto, DeletionPolicy::Delete, DeletionPolicy::Anonymize] {
+        world.empty().await;
+        world.rules.deletion = policy;
+        world
+            .deliver_all(&[organization("org_1", "Acme", 10), member("orgmem_1", "org_1", "user_1", 0, 20)])
+            .await;
+        world.sql("INSERT INTO invoices (id, org) VALUES (1, 'org_1')").await;
+        assert_eq!(world.deliver(&closed("org_1", 30)).await, Applied);
+        assert_eq!(members(&world).await, [""; 0]);
+        assert_eq!(world.count("organizations WHERE deleted_at IS NULL").await, 0);
+        assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
+        assert_eq!(world.count("webhook_queue").await, 0, "what is no person is as good as gone");
+        // By the queue the same.
+        world
+            .enqueue(&[organization("org_2", "Ajax", 10), member("orgmem_2", "org_2", "user_1", 0, 20)])
+            .await;
+        world.drain().await;
+        world.sql("INSERT INTO invoices (id, org) VALUES (2, 'org_2')").await;
+        world.enqueue(&[closed("org_2", 30)]).await;
+        let outcomes: Vec<Outcome> = world.drain().await.into_iter().map(|(_, outcome)| outcome).collect();
+        assert_eq!(outcomes, [Applied]);
+        assert_eq!(members(&world).await, [""; 0]);
+        world.sql("DELETE FROM invoices").await;
+    }
 }
 
 async fn a_membership_that_nobody_wrote_down_makes_room_as_well(mut world: World) {
