@@ -163,7 +163,7 @@ pub(super) fn divide(
 #[derive(Clone)]
 pub(super) struct Ways {
     policy: DeletionPolicy,
-    /// How many are not tried any more; `None` if none is.
+    /// How often others were left to be tried; `None` if none is.
     tried: Option<usize>,
     /// Why those did not work.
     refusal: StoreError,
@@ -179,17 +179,21 @@ impl Ways {
         self.steps(&ORGANIZATION).is_empty() && self.steps(&USER).is_empty()
     }
 
-    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked.
+    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked. What is
+    /// no person gives way first: nobody knows which row it was that did not go.
     fn steps(&self, entity: &Entity) -> &'static [Way] {
+        let is_person = entity.is_person();
         let steps: &[Way] = match self.policy {
-            DeletionPolicy::Delete if entity.is_person() => &[Way::Delete],
+            DeletionPolicy::Delete if is_person => &[Way::Delete],
             DeletionPolicy::Auto | DeletionPolicy::Delete => &[Way::Delete, Way::Anonymize],
             DeletionPolicy::Anonymize => &[Way::Anonymize],
         };
-        self.tried.and_then(|tried| steps.get(tried..)).unwrap_or_default()
+        let over =
+            self.tried.map(|tried| if is_person { tried.saturating_sub(1) } else { tried.div_ceil(2) });
+        over.and_then(|over| steps.get(over..)).unwrap_or_default()
     }
 
-    /// Those behind the first one, which did not work.
+    /// Those that are left where these did not work.
     pub(super) fn after(self, refusal: StoreError) -> Self {
         Self { tried: self.tried.map(|tried| tried + 1), refusal, ..self }
     }
@@ -257,7 +261,7 @@ impl Work<'_> {
             };
             match error.trouble {
                 // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
-                _ if error.is_about_the_data() && is_deletion(delivery) && !ways.is_empty() => {
+                _ if error.is_about_the_data() && may_take_out(delivery) && !ways.is_empty() => {
                     ways = ways.after(error);
                 }
                 Trouble::Raced => {
@@ -924,6 +928,12 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
 
 pub(super) fn is_deletion(delivery: &Delivery) -> bool {
     deletion(delivery).is_some()
+}
+
+/// Whether it may take out a row: of what it deletes, or of what stands in the place of what it shows.
+pub(super) fn may_take_out(delivery: &Delivery) -> bool {
+    let has_a_place = |id: &ClerkId| !id.entity().unique.is_empty();
+    is_deletion(delivery) || delivery.clerk_id.as_ref().is_some_and(has_a_place)
 }
 
 fn deletion(delivery: &Delivery) -> Option<&Change> {
