@@ -191,7 +191,8 @@ pub trait Transaction: Send {
     /// Take their addresses from these users, so that others can be given them in the next statements.
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()>;
 
-    /// Load the rows of these objects, with the columns that are selected and those that tell who somebody is.
+    /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
+    /// was anonymised.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>>;
 
     /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several

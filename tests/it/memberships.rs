@@ -18,6 +18,8 @@ use Outcome::{Applied, Parked, Stale};
 
 promises! {
     nothing_but_a_users_address_is_an_address,
+    what_a_membership_says_of_somebody_goes_also_if_its_row_has_to_stay,
+    whoever_joins_again_takes_the_place_of_a_row_that_has_to_stay,
     a_constraint_that_speaks_at_the_commit_leaves_nothing_alive,
     a_membership_that_nobody_wrote_down_makes_room_as_well,
     a_membership_that_moves_counts_where_it_is,
@@ -122,8 +124,86 @@ async fn nothing_but_a_users_address_is_an_address(mut world: World) {
     assert_eq!(world.count("audit_log WHERE action = 'USER_UPDATED'").await, 1);
 }
 
+async fn what_a_membership_says_of_somebody_goes_also_if_its_row_has_to_stay(mut world: World) {
+    with_organizations(&mut world);
+    for clause in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        seats(&world, clause).await;
+        for (number, policy) in
+            [DeletionPolicy::Auto, DeletionPolicy::Delete, DeletionPolicy::Anonymize].into_iter().enumerate()
+        {
+            world.empty().await;
+            world.rules.deletion = policy;
+            let all = [
+                Event::created("user_1"),
+                organization("org_1", "Acme", 10),
+                organization("org_2", "Ajax", 10),
+                member("orgmem_1", "org_1", "user_1", 0, 20),
+                member("orgmem_2", "org_2", "user_1", 0, 20),
+                member("orgmem_3", "org_2", "user_2", 0, 20),
+            ];
+            world.deliver_all(&all).await;
+            world.sql("INSERT INTO seats (id, clerk_id) VALUES (1, 'orgmem_1'), (2, 'orgmem_2'), (3, 'orgmem_3')").await;
+            // The application marks rows as well.
+            world
+                .sql("UPDATE organization_memberships SET deleted_at = synced_at WHERE clerk_id = 'orgmem_2'")
+                .await;
+            let what = format!("{clause:?} {number}");
+            assert_eq!(world.deliver(&gone("user_1", 30)).await, Applied, "{what}");
+            assert_eq!(members(&world).await, ["orgmem_3 org_2 user_2"], "{what}");
+            let left = world
+                .column(
+                    "SELECT clerk_id FROM organization_memberships WHERE deleted_at IS NOT NULL
+                     AND (private_metadata IS NOT NULL OR public_metadata IS NOT NULL)",
+                )
+                .await;
+            assert_eq!(left, [""; 0], "{what}");
+            assert_eq!(tombstones(&world).await, ["orgmem_1", "orgmem_2", "user_1"], "{what}");
+            assert_eq!(world.count("webhook_queue").await, 0, "{what}");
+            assert_eq!(world.count("erasure_receipts WHERE completed_at IS NULL").await, 0, "{what}");
+            assert_eq!(world.deliver(&closed("org_2", 30)).await, Applied, "{what}");
+            assert_eq!(members(&world).await, [""; 0], "{what}");
+            assert_eq!(world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 90)).await, Stale, "{what}");
+            assert_eq!(world.deliver(&left_again("orgmem_1")).await, Stale, "{what}");
+            world.sql("DELETE FROM seats").await;
+        }
+        world.sql("DROP TABLE seats").await;
+    }
+}
+
 fn left_again(id: &str) -> Event {
     left(id, 99)
+}
+
+async fn whoever_joins_again_takes_the_place_of_a_row_that_has_to_stay(mut world: World) {
+    with_organizations(&mut world);
+    for clause in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        world.empty().await;
+        seats(&world, clause).await;
+        world.deliver(&member("orgmem_1", "org_1", "user_1", 10, 20)).await;
+        world.sql("INSERT INTO seats (id, clerk_id) VALUES (1, 'orgmem_1')").await;
+        assert_eq!(
+            world.deliver(&member("orgmem_2", "org_1", "user_1", 40, 40)).await,
+            Applied,
+            "{clause:?}"
+        );
+        assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"], "{clause:?}");
+        assert_eq!(world.deliver(&left("orgmem_1", 30)).await, Stale, "{clause:?}");
+        let kept = world.rows("SELECT clerk_id, private_metadata, public_metadata FROM organization_memberships WHERE deleted_at IS NOT NULL").await;
+        assert_eq!(kept.len(), 1, "{clause:?}");
+        assert_eq!(
+            (&kept[0]["private_metadata"], &kept[0]["public_metadata"]),
+            (&Json::Null, &Json::Null),
+            "{clause:?}"
+        );
+        let lines =
+            world.column("SELECT action FROM audit_log WHERE clerk_id = 'orgmem_1' ORDER BY id").await;
+        assert_eq!(
+            lines,
+            ["ORGANIZATION_MEMBERSHIP_CREATED", "ORGANIZATION_MEMBERSHIP_DELETED"],
+            "{clause:?}"
+        );
+        world.sql("DROP TABLE seats").await;
+    }
 }
 
 async fn a_constraint_that_speaks_at_the_commit_leaves_nothing_alive(mut world: World) {

@@ -51,8 +51,9 @@ impl Statements {
         let keys: FieldSet = entity.keys().collect();
         let written: Vec<Field> =
             entity.fields().filter(|field| fields.contains(*field) || keys.contains(*field)).collect();
+        let telling: FieldSet = entity.telling().collect();
         let loaded: Vec<Field> =
-            entity.fields().filter(|field| field.identifies || written.contains(field)).collect();
+            entity.fields().filter(|field| telling.contains(*field) || written.contains(field)).collect();
         let (mut read, mut names, mut given, mut set, mut types) =
             <(String, String, String, String, String)>::default();
         for field in &loaded {
