@@ -243,8 +243,8 @@ pub trait Transaction: Send {
     /// Complete the receipts of these users and this destination, as far as there are any that are open.
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()>;
 
-    /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one; and all
-    /// whose bytes have escapes or NULs, so that an id may be hidden in them.
+    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
+    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
 
     /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.

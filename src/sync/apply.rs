@@ -23,7 +23,10 @@ use super::{
     plan::{Erasure, Plan, Stored, entry, is_news, key, parents, plan},
 };
 use crate::{
-    clerk::event::deletion_body,
+    clerk::{
+        event::{self, deletion_body},
+        signature::Verified,
+    },
     entity::{ORGANIZATION, USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
@@ -695,11 +698,23 @@ impl Work<'_> {
         let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
         let mut theirs: Vec<SvixId> = suspects
             .into_iter()
-            .filter(|(_, payload)| ids.iter().any(|id| id.is_named_in(payload)))
+            .filter(|(svix_id, payload)| self.is_about(svix_id, payload, ids))
             .map(|(svix_id, _)| svix_id)
             .collect();
         theirs.sort();
         transaction.forget(ids, &theirs).await
+    }
+
+    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: whoever only founded the
+    /// organization of a membership is named in it as well.
+    fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
+        let kept = Verified::kept(svix_id.clone(), self.now, payload.clone());
+        match event::parse(&kept, &self.rules.selection, self.now).delivery.content {
+            Content::Change(change) => {
+                ids.contains(&change.clerk_id) || parents(&change).any(|parent| ids.contains(&parent))
+            }
+            _ => ids.iter().any(|id| id.is_named_in(payload)),
+        }
     }
 
     /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
@@ -782,12 +797,19 @@ impl Work<'_> {
         if recorded.is_empty() {
             return Ok(Kept::Not(Outcome::Duplicate));
         }
-        if let Some(id) = &delivery.clerk_id
-            && transaction.hold(std::slice::from_ref(id)).await?.values().any(|register| register.deleted)
-        {
-            return Ok(Kept::Not(Outcome::Stale));
+        if let Some(id) = &delivery.clerk_id {
+            // Those with whom it goes as well, so that keeping it and erasing them cannot pass each other.
+            let parents: Vec<ClerkId> = match &delivery.content {
+                Content::Change(change) => parents(change).collect(),
+                _ => Vec::new(),
+            };
+            let held = transaction.hold(&sorted(parents.iter().chain([id]))).await?;
+            if held.values().any(|register| register.deleted) {
+                return Ok(Kept::Not(Outcome::Stale));
+            }
         }
-        if delivery.clerk_id.is_none() {
+        let is_unread = !matches!(delivery.content, Content::Change(_));
+        if delivery.clerk_id.as_ref().is_none_or(|id| is_unread && id.entity().has_parents()) {
             // Nobody knows whom it is about; if it names somebody who is erased, they are not to come back in it.
             let named = ClerkId::candidates_in(&USER, &delivery.payload, NAMED);
             if transaction.registers(&named).await?.values().any(|register| register.deleted) {

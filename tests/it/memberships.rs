@@ -22,9 +22,13 @@ promises! {
     whoever_joins_again_takes_the_place_of_a_row_that_has_to_stay,
     a_constraint_that_speaks_at_the_commit_leaves_nothing_alive,
     a_membership_that_nobody_wrote_down_makes_room_as_well,
+    a_body_about_a_membership_of_somebody_erased_is_not_kept,
     a_membership_that_moves_counts_where_it_is,
     what_is_out_of_date_takes_nobodys_place,
     many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing,
+    two_replicas_that_join_the_same_pair_leave_the_later_one,
+    two_replicas_that_delete_parents_and_write_their_children_agree,
+    a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over,
     objects_of_the_same_id_have_nothing_to_do_with_each_other,
 }
 
@@ -255,6 +259,38 @@ async fn a_membership_that_nobody_wrote_down_makes_room_as_well(mut world: World
     assert_eq!(tombstones(&world).await, ["orgmem_1"]);
 }
 
+async fn a_body_about_a_membership_of_somebody_erased_is_not_kept(mut world: World) {
+    with_organizations(&mut world);
+    world
+        .sql_of(
+            "ALTER TABLE organization_memberships ADD CONSTRAINT no_guests CHECK (role <> 'org:guest')",
+            "CREATE TRIGGER no_guests BEFORE INSERT ON organization_memberships WHEN new.role = 'org:guest'
+             BEGIN SELECT RAISE(ABORT, 'no guests'); END",
+        )
+        .await;
+    let guest = |id: &str, user: &str| member(id, "org_1", user, 0, 20).set("role", "org:guest");
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_founder")]).await;
+    assert_eq!(world.deliver(&guest("orgmem_1", "user_1")).await, Parked);
+    assert_eq!(world.deliver(&guest("orgmem_2", "user_2")).await, Parked);
+    assert_eq!(world.deliver(&guest("orgmem_4", "user_1")).await, Parked);
+    world
+        .sql("UPDATE webhook_queue SET state = 'dead', next_attempt_at = NULL WHERE clerk_id = 'orgmem_4'")
+        .await;
+    assert_eq!(world.deliver(&gone("user_1", 30)).await, Applied);
+    let kept = "SELECT clerk_id FROM webhook_queue ORDER BY clerk_id";
+    assert_eq!(world.column(kept).await, ["orgmem_1", "orgmem_2"], "what is dead is gone");
+    world.pass(TimeDelta::hours(2));
+    world.drain().await;
+    assert_eq!(world.column(kept).await, ["orgmem_2"], "what is tried again is found to be stale");
+    // Nor is what comes later.
+    assert_eq!(world.deliver(&guest("orgmem_3", "user_1")).await, Stale);
+    assert_eq!(world.column(kept).await, ["orgmem_2"]);
+    // Who only founded the organization is somebody else.
+    assert_eq!(world.deliver(&gone("user_founder", 30)).await, Applied);
+    assert_eq!(world.column(kept).await, ["orgmem_2"]);
+    assert_eq!(world.deliver(&guest("orgmem_5", "user_2")).await, Parked);
+}
+
 async fn a_membership_that_moves_counts_where_it_is(mut world: World) {
     with_organizations(&mut world);
     let events = [
@@ -318,6 +354,102 @@ async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothi
     assert_eq!(world.count("organization_memberships WHERE organization_id = 'org_1'").await, 0);
     assert_eq!(world.count("organization_memberships").await, 1000);
     assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn two_replicas_that_join_the_same_pair_leave_the_later_one(mut world: World) {
+    with_organizations(&mut world);
+    let other = world.open().await;
+    for round in 0..30 {
+        let organization = format!("org_{}", round / 3);
+        let user = format!("user_{round}");
+        let id = |n: usize| format!("orgmem_{round}_{n}");
+        let first = [world.delivery(&member(&id(9), &organization, &user, 10, 20))];
+        let second = [
+            world.delivery(&member(&id(1), &organization, &user, 40, 40)),
+            world.delivery(&left(&id(9), 30)),
+        ];
+        let (one, two) = tokio::join!(world.apply(&*other, &first), world.apply(&*world.store, &second));
+        assert!(
+            one.iter().chain(&two).all(|outcome| matches!(outcome, Ok(Applied | Stale))),
+            "{round} {one:?} {two:?}"
+        );
+        let here = world
+            .column(&format!("SELECT clerk_id FROM organization_memberships WHERE user_id = '{user}'"))
+            .await;
+        assert_eq!(here, [id(1)], "round {round}");
+    }
+}
+
+async fn two_replicas_that_delete_parents_and_write_their_children_agree(mut world: World) {
+    with_organizations(&mut world);
+    let other = world.open().await;
+    for round in 0..30 {
+        let organization_id = format!("org_{round}");
+        let (user, friend) = (format!("user_{round}_a"), format!("user_{round}_b"));
+        let id = |n: usize| format!("orgmem_{round}_{n}");
+        if round % 2 == 0 {
+            world
+                .deliver_all(&[
+                    organization(&organization_id, "Acme", 0),
+                    member(&id(0), &organization_id, &user, 0, 0),
+                ])
+                .await;
+        }
+        let first = [
+            member(&id(1), &organization_id, &friend, 0, 10),
+            member(&id(2), &organization_id, &user, 5, 10),
+            gone(&friend, 50),
+        ];
+        let second = [
+            member(&id(3), &organization_id, &user, 9, 10),
+            gone(&user, 50),
+            closed(&organization_id, 50),
+            member(&id(4), &organization_id, &friend, 9, 10),
+        ];
+        let first: Vec<_> = first.iter().map(|event| world.delivery(event)).collect();
+        let second: Vec<_> = second.iter().map(|event| world.delivery(event)).collect();
+        let (one, two) = tokio::join!(world.apply(&*other, &first), world.apply(&*world.store, &second));
+        assert!(
+            one.iter().chain(&two).all(|outcome| matches!(outcome, Ok(Applied | Stale))),
+            "{round} {one:?} {two:?}"
+        );
+        assert_eq!(members(&world).await, [""; 0], "round {round}");
+    }
+}
+
+async fn a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over(mut world: World) {
+    with_organizations(&mut world);
+    world.rules.grace = TimeDelta::days(7);
+    let all = [
+        Event::created("user_1"),
+        Event::created("user_2"),
+        organization("org_1", "Acme", 10),
+        member("orgmem_1", "org_1", "user_1", 0, 20),
+        member("orgmem_2", "org_1", "user_2", 0, 20),
+    ];
+    world.deliver_all(&all).await;
+    assert_eq!(world.deliver_all(&[gone("user_1", 30), gone("user_2", 30)]).await, [Applied, Applied]);
+    assert_eq!(tombstones(&world).await, [""; 0]);
+    // What Clerk says meanwhile of what is deleted there counts at once.
+    assert_eq!(world.deliver(&left("orgmem_2", 31)).await, Applied);
+    let now = world.now;
+    let clock: Clock = std::sync::Arc::new(move || now);
+    let kept = erasure::cancel(&*world.store, &clerk_id("user_2"), &world.rules, &clock).await;
+    assert_eq!(kept, Ok(erasure::Fate::Kept));
+    world.pass(TimeDelta::days(8));
+    let now = world.now;
+    let clock: Clock = std::sync::Arc::new(move || now);
+    assert_eq!(erasure::release_due(&*world.store, &world.rules, &clock).await, Ok(1));
+    assert_eq!(members(&world).await, [""; 0]);
+    assert_eq!(tombstones(&world).await, ["orgmem_1", "orgmem_2", "user_1"]);
+    assert!(world.user("user_2").await.unwrap().deleted_at.is_none());
+    // By hand the same.
+    world.rules.grace = TimeDelta::zero();
+    world.deliver(&member("orgmem_3", "org_1", "user_2", 0, 40)).await;
+    let fate = erasure::erase(&*world.store, &clerk_id("user_2"), &world.rules, &clock).await;
+    assert_eq!(fate, Ok(erasure::Fate::Erased));
+    assert_eq!(members(&world).await, [""; 0]);
+    assert_eq!(world.count("organization_memberships").await, 0);
 }
 
 async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: World) {

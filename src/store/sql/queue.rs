@@ -106,7 +106,8 @@ statements! {
 
     // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
     UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q
-        WHERE q.clerk_id IS NULL
+        -- What is dead may be about somebody with whom its object goes. What is not is found to be stale when it is tried again.
+        WHERE (q.clerk_id IS NULL OR q.state = 'dead' AND q.kind <> 'user')
           AND {postgres (position('\\x00'::bytea IN q.payload) > 0
                OR position('\\x5c75'::bytea IN q.payload) > 0
                OR EXISTS (
