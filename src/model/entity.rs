@@ -75,6 +75,17 @@ impl Entity {
         self.columns.iter().any(|column| column.identifies)
     }
 
+    /// The columns by which it is known whether a row was anonymised: those that tell who somebody is, or, of what is no person,
+    /// all that are not kept.
+    pub fn telling(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        let is_person = self.is_person();
+        self.fields().filter(
+            move |field| {
+                if is_person { field.identifies } else { field.anonymized != Anonymized::Kept }
+            },
+        )
+    }
+
     /// The columns that name its parents, with the kind of each. Whoever deletes a parent deletes it too.
     pub fn parents(&'static self) -> impl DoubleEndedIterator<Item = (Field, &'static Self)> + Clone {
         self.fields().filter_map(|field| Some((field, field.parent?)))

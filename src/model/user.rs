@@ -195,8 +195,7 @@ impl User {
             Anonymized::Text(text) => self.profile[field].text() == Some(text),
             Anonymized::Address => self.profile[field].text().is_some_and(is_anonymous_address),
         };
-        self.deleted_at.is_some()
-            && self.clerk_id.entity().fields().filter(|field| field.identifies).all(is_empty)
+        self.deleted_at.is_some() && self.clerk_id.entity().telling().all(is_empty)
     }
 }
 

@@ -191,10 +191,12 @@ pub trait Transaction: Send {
     /// Take their addresses from these users, so that others can be given them in the next statements.
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()>;
 
-    /// Load the rows of these objects, with the columns that are selected and those that tell who somebody is.
+    /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
+    /// was anonymised.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>>;
 
-    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted.
+    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several
+    /// of them may come once for each.
     async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>>;
 
     /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.
@@ -241,8 +243,8 @@ pub trait Transaction: Send {
     /// Complete the receipts of these users and this destination, as far as there are any that are open.
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()>;
 
-    /// Parked deliveries of no known user whose bytes contain one of these ids, perhaps as part of a longer one; and all
-    /// whose bytes have escapes or NULs, so that an id may be hidden in them.
+    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
+    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
 
     /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.

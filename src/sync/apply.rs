@@ -23,8 +23,11 @@ use super::{
     plan::{Erasure, Plan, Stored, entry, is_news, key, parents, plan},
 };
 use crate::{
-    clerk::event::deletion_body,
-    entity::{USER, user},
+    clerk::{
+        event::{self, deletion_body},
+        signature::Verified,
+    },
+    entity::{ORGANIZATION, USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
@@ -162,41 +165,45 @@ pub(super) fn divide(
 /// The ways to take out a user's row, in the order in which they are tried; where none is left, only a tombstone.
 #[derive(Clone)]
 pub(super) struct Ways {
-    steps: &'static [Way],
-    /// Why those that are not tried any more did not work.
+    policy: DeletionPolicy,
+    /// How often others were left to be tried; `None` if none is.
+    tried: Option<usize>,
+    /// Why those did not work.
     refusal: StoreError,
 }
 
 impl Ways {
     pub(super) fn of(policy: DeletionPolicy) -> Self {
-        let steps: &[Way] = match policy {
-            DeletionPolicy::Auto => &[Way::Delete, Way::Anonymize],
-            DeletionPolicy::Delete => &[Way::Delete],
+        Self { policy, tried: Some(0), refusal: StoreError::new(Trouble::Refused) }
+    }
+
+    /// Whether there is none for any kind.
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps(&ORGANIZATION).is_empty() && self.steps(&USER).is_empty()
+    }
+
+    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked. What is
+    /// no person gives way first: nobody knows which row it was that did not go.
+    fn steps(&self, entity: &Entity) -> &'static [Way] {
+        let is_person = entity.is_person();
+        let steps: &[Way] = match self.policy {
+            DeletionPolicy::Delete if is_person => &[Way::Delete],
+            DeletionPolicy::Auto | DeletionPolicy::Delete => &[Way::Delete, Way::Anonymize],
             DeletionPolicy::Anonymize => &[Way::Anonymize],
         };
-        Self { steps, refusal: StoreError::new(Trouble::Refused) }
+        let over =
+            self.tried.map(|tried| if is_person { tried.saturating_sub(1) } else { tried.div_ceil(2) });
+        over.and_then(|over| steps.get(over..)).unwrap_or_default()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
-    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked.
-    fn steps(&self, entity: &Entity) -> &'static [Way] {
-        match self.steps {
-            [Way::Delete] if !entity.is_person() => &[Way::Delete, Way::Anonymize],
-            steps => steps,
-        }
-    }
-
-    /// Those behind the first one, which did not work.
+    /// Those that are left where these did not work.
     pub(super) fn after(self, refusal: StoreError) -> Self {
-        Self { steps: self.steps.get(1..).unwrap_or_default(), refusal }
+        Self { tried: self.tried.map(|tried| tried + 1), refusal, ..self }
     }
 
     /// None for now: what takes too long is for whoever has time.
-    pub(super) fn later(refusal: StoreError) -> Self {
-        Self { steps: &[], refusal }
+    pub(super) fn later(self, refusal: StoreError) -> Self {
+        Self { tried: None, refusal, ..self }
     }
 }
 
@@ -257,7 +264,7 @@ impl Work<'_> {
             };
             match error.trouble {
                 // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
-                _ if error.is_about_the_data() && is_deletion(delivery) && !ways.is_empty() => {
+                _ if error.is_about_the_data() && may_take_out(delivery) && !ways.is_empty() => {
                     ways = ways.after(error);
                 }
                 Trouble::Raced => {
@@ -303,7 +310,7 @@ impl Work<'_> {
                         && !ways.is_empty()
                         && batch.iter().any(|delivery| is_deletion(delivery)) =>
                 {
-                    ways = Ways::later(error);
+                    ways = ways.later(error);
                 }
                 Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
                 Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
@@ -450,11 +457,16 @@ impl Work<'_> {
             self.rules.selection.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
         };
         let mut family = before;
-        if family.deleted.iter().any(|id| is_parent(id.entity())) {
+        // What is not synced any more goes as well, and can be as much.
+        if !family.children.is_empty() || family.deleted.iter().any(|id| is_parent(id.entity())) {
             let children = transaction.children(&family.deleted, CASCADE + 1).await?;
-            family.more = children.iter().any(|child| !family.children.contains(child));
+            // Who goes with several of them counts for each: there may be more behind.
+            family.more = children.len() > CASCADE as usize
+                || children.iter().any(|child| family.children.binary_search(child).is_err());
         }
-        if self.rivals(transaction, changes).await?.iter().any(|rival| !registers.contains_key(rival)) {
+        // One without a register cannot be locked, and makes room all the same.
+        let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !family.rivals.contains(rival);
+        if self.rivals(transaction, changes).await?.iter().any(is_new) {
             return Err(StoreError::new(Trouble::Raced));
         }
         Ok(family)
@@ -623,7 +635,7 @@ impl Work<'_> {
             let is_asked_for = change.clerk_id == *clerk_id;
             let fate = fates.get(clerk_id);
             let refusal = match fate {
-                Some(RowFate::Stands(_)) if ways.is_empty() => Some(&ways.refusal),
+                Some(RowFate::Stands(_)) if ways.steps(clerk_id.entity()).is_empty() => Some(&ways.refusal),
                 Some(RowFate::Stands(refusal)) => Some(refusal),
                 _ => hidden.as_ref(),
             };
@@ -686,11 +698,23 @@ impl Work<'_> {
         let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
         let mut theirs: Vec<SvixId> = suspects
             .into_iter()
-            .filter(|(_, payload)| ids.iter().any(|id| id.is_named_in(payload)))
+            .filter(|(svix_id, payload)| self.is_about(svix_id, payload, ids))
             .map(|(svix_id, _)| svix_id)
             .collect();
         theirs.sort();
         transaction.forget(ids, &theirs).await
+    }
+
+    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: whoever only founded the
+    /// organization of a membership is named in it as well.
+    fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
+        let kept = Verified::kept(svix_id.clone(), self.now, payload.clone());
+        match event::parse(&kept, &self.rules.selection, self.now).delivery.content {
+            Content::Change(change) => {
+                ids.contains(&change.clerk_id) || parents(&change).any(|parent| ids.contains(&parent))
+            }
+            _ => ids.iter().any(|id| id.is_named_in(payload)),
+        }
     }
 
     /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
@@ -773,12 +797,19 @@ impl Work<'_> {
         if recorded.is_empty() {
             return Ok(Kept::Not(Outcome::Duplicate));
         }
-        if let Some(id) = &delivery.clerk_id
-            && transaction.hold(std::slice::from_ref(id)).await?.values().any(|register| register.deleted)
-        {
-            return Ok(Kept::Not(Outcome::Stale));
+        if let Some(id) = &delivery.clerk_id {
+            // Those with whom it goes as well, so that keeping it and erasing them cannot pass each other.
+            let parents: Vec<ClerkId> = match &delivery.content {
+                Content::Change(change) => parents(change).collect(),
+                _ => Vec::new(),
+            };
+            let held = transaction.hold(&sorted(parents.iter().chain([id]))).await?;
+            if held.values().any(|register| register.deleted) {
+                return Ok(Kept::Not(Outcome::Stale));
+            }
         }
-        if delivery.clerk_id.is_none() {
+        let is_unread = !matches!(delivery.content, Content::Change(_));
+        if delivery.clerk_id.as_ref().is_none_or(|id| is_unread && id.entity().has_parents()) {
             // Nobody knows whom it is about; if it names somebody who is erased, they are not to come back in it.
             let named = ClerkId::candidates_in(&USER, &delivery.payload, NAMED);
             if transaction.registers(&named).await?.values().any(|register| register.deleted) {
@@ -919,6 +950,12 @@ fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
 
 pub(super) fn is_deletion(delivery: &Delivery) -> bool {
     deletion(delivery).is_some()
+}
+
+/// Whether it may take out a row: of what it deletes, or of what stands in the place of what it shows.
+pub(super) fn may_take_out(delivery: &Delivery) -> bool {
+    let has_a_place = |id: &ClerkId| !id.entity().unique.is_empty();
+    is_deletion(delivery) || delivery.clerk_id.as_ref().is_some_and(has_a_place)
 }
 
 fn deletion(delivery: &Delivery) -> Option<&Change> {

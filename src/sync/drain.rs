@@ -18,8 +18,8 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Rules,
     apply::{
-        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, divide, end, fewer_fields, is_deletion,
-        log_left_out, share,
+        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
+        may_take_out, share,
     },
     pace::Pace,
 };
@@ -278,7 +278,7 @@ impl Draining<'_> {
     }
 
     async fn alone(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
-        if is_deletion(&claimed.delivery) {
+        if may_take_out(&claimed.delivery) {
             let this = std::slice::from_ref(&claimed.svix_id);
             let mut ways = Ways::of(self.work.rules.deletion);
             if error.took_too_long() {
@@ -289,7 +289,7 @@ impl Draining<'_> {
             }
             // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
             while (error.is_about_the_data() || error.took_too_long()) && !ways.is_empty() {
-                ways = if error.took_too_long() { Ways::later(error) } else { ways.after(error) };
+                ways = if error.took_too_long() { ways.later(error) } else { ways.after(error) };
                 match self.settled(this, &ways).await {
                     Ok(worked) => return Ok(worked.into_iter().next()),
                     Err(next) => error = next,

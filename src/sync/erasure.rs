@@ -61,10 +61,15 @@ pub(super) fn delivery(
     Delivery::without_webhook(clerk_id, source, at, now, content)
 }
 
-/// Under which id the deletion of a user waits that did not come as a webhook: always the same, so that asking again
+/// Under which id the deletion of an object waits that did not come as a webhook: always the same, so that asking again
 /// does not make it wait twice.
 pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
-    let half = hex::encode(&Sha256::digest(clerk_id.as_str())[..16]);
+    let digest = match clerk_id.entity() {
+        // As it was when there were only users.
+        entity if *entity == USER => Sha256::digest(clerk_id.as_str()),
+        entity => Sha256::digest(format!("{} {clerk_id}", entity.kind)),
+    };
+    let half = hex::encode(&digest[..16]);
     SvixId::new(format!("erase_{half}")).expect("38 visible characters")
 }
 
@@ -289,6 +294,7 @@ async fn apply_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entity::ORGANIZATION;
 
     #[test]
     fn a_list_is_read_as_it_was_written_or_not_at_all() {
@@ -319,9 +325,10 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_that_waits_has_one_id_a_user() {
+    fn a_deletion_that_waits_has_one_id_an_object() {
         let id = |id: &str| retry_id(&ClerkId::new(&USER, id).expect("valid"));
         assert_eq!(id("user_1"), id("user_1"));
         assert_ne!(id("user_1"), id("USER_1"));
+        assert_ne!(id("user_1"), retry_id(&ClerkId::new(&ORGANIZATION, "user_1").expect("valid")));
     }
 }

@@ -128,7 +128,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             continue;
         }
         let cause = (index, delivery, change);
-        if let Some(loser) = places.loser(change, &folds) {
+        if let Some(loser) = places.loser(delivery, change, &folds) {
             plan.erasures.extend(bury(&mut folds, &loser, cause, now));
             if loser == *id {
                 continue;
@@ -290,8 +290,17 @@ impl Places {
     }
 
     /// Of a change and of another object that stands where it shows one, which was created before the other, and so is no
-    /// more.
-    fn loser(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
+    /// more. What is out of date shows where an object was.
+    fn loser(
+        &self,
+        delivery: &Delivery,
+        change: &Change,
+        folds: &BTreeMap<ClerkId, Fold>,
+    ) -> Option<ClerkId> {
+        let fold = folds.get(&change.clerk_id)?;
+        if !fold.would_upsert(change, fold.restored_by(delivery)) {
+            return None;
+        }
         let rival = self.rival(change, folds)?;
         let born = |id: &ClerkId| folds.get(id)?.user.as_ref()?.created_at;
         let said = match &change.news {
@@ -305,13 +314,14 @@ impl Places {
     /// Which other object stands where a change shows one.
     fn rival(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
         let entity = change.clerk_id.entity();
-        let fold = folds.get(&change.clerk_id).filter(|fold| !fold.is_deleted())?;
+        let fold = folds.get(&change.clerk_id)?;
         let patch = change.patch()?;
         let known = |field| Some(&fold.user.as_ref()?.profile[field]);
-        let key = key(entity, |field| patch.get(field).or_else(|| known(field)))?;
-        let rival = self.0.get(&(entity.kind, key)).filter(|rival| **rival != change.clerk_id)?;
-        folds.get(rival).filter(|fold| !fold.is_deleted())?;
-        Some(rival.clone())
+        let place = (entity.kind, key(entity, |field| patch.get(field).or_else(|| known(field)))?);
+        let rival = self.0.get(&place).filter(|rival| **rival != change.clerk_id)?;
+        // It may have moved.
+        let fold = folds.get(rival).filter(|fold| !fold.is_deleted())?;
+        (Self::of(fold.user.as_ref()?)? == place).then(|| rival.clone())
     }
 
     /// Rows that go must not be in the way of those that are written before.
@@ -373,8 +383,7 @@ impl Addresses {
         }
         if !unique {
             // The application may see to it that they are unique.
-            let email =
-                |user: &User| Some((folded(user.profile[user::EMAIL].text()?), user.clerk_id.clone()));
+            let email = |user: &User| Some((folded(email_of(user)?), user.clerk_id.clone()));
             this.before = stored.users.values().filter_map(email).collect();
         }
         this
@@ -464,6 +473,11 @@ impl Addresses {
     }
 }
 
+/// The address of a user. Whatever else an object has in that place is none.
+fn email_of(user: &User) -> Option<&str> {
+    user.profile[user::EMAIL].text().filter(|_| *user.clerk_id.entity() == USER)
+}
+
 /// About as databases compare addresses.
 fn folded(email: impl AsRef<str>) -> String {
     email.as_ref().to_lowercase()
@@ -524,7 +538,7 @@ impl Fold {
     }
 
     fn email(&self) -> Option<&str> {
-        self.user.as_ref()?.profile[user::EMAIL].text()
+        email_of(self.user.as_ref()?)
     }
 
     /// The address of a row that counts among the living.

@@ -4,7 +4,11 @@
 //! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
 //! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    env,
+    fmt::Debug,
+};
 
 use chrono::TimeDelta;
 use clerk_sync::{
@@ -13,7 +17,7 @@ use clerk_sync::{
         ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Selection, Subscription, User,
         Value,
     },
-    store::{Claimed, Ending, Lease, Patience},
+    store::{Claimed, Ending, Lease, Patience, RowFilter},
 };
 use proptest::{
     prelude::*,
@@ -57,12 +61,17 @@ async fn any_shuffled_history_converges(mut world: World) {
             fields: Selection::of(&USER, fields),
         })
         .collect();
-    let config =
-        Config { cases: 64, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
+    always(&histories(), &async |history| converges(&world, history).await);
+}
+
+/// Check it for many of these, and for as many as `PROPTEST_CASES` says.
+pub(crate) fn always<T: Debug>(histories: &impl Strategy<Value = T>, holds: &impl AsyncFn(&T)) {
+    let cases = if env::var_os("PROPTEST_CASES").is_some() { Config::default().cases } else { 64 };
+    let config = Config { cases, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
     let handle = tokio::runtime::Handle::current();
     let checked = tokio::task::block_in_place(|| {
-        TestRunner::new(config).run(&histories(), |history| {
-            handle.block_on(converges(&world, &history));
+        TestRunner::new(config).run(histories, |history| {
+            handle.block_on(holds(&history));
             Ok(())
         })
     });
@@ -117,7 +126,7 @@ async fn converges_inline(world: &World, history: &History) {
     let mut model = Model::default();
     let mut order = &history.order[..];
     let mut sizes = history.sizes.iter().cycle();
-    let mut receivers = [Receiver::new("crm"), Receiver::new("mail")];
+    let mut receivers = [Receiver::of_all("crm"), Receiver::new("mail")];
     while !order.is_empty() {
         let size = *sizes.next().unwrap();
         let (batch, rest) = order.split_at(order.len().min(size));
@@ -145,22 +154,35 @@ async fn converges_inline(world: &World, history: &History) {
 }
 
 /// Somebody who hears of changes, and drops what they have heard before.
-struct Receiver {
+pub(crate) struct Receiver {
     sink: &'static str,
+    /// Whether they hear of everything.
+    of_all: bool,
     seen: HashSet<String>,
-    knows: BTreeMap<String, Json>,
-    erased: HashSet<String>,
+    knows: BTreeMap<ClerkId, Json>,
+    erased: HashSet<ClerkId>,
     /// Taken, and not answered yet.
     under_way: Option<Claimed>,
 }
 
 impl Receiver {
-    fn new(sink: &'static str) -> Self {
-        Self { sink, seen: HashSet::new(), knows: BTreeMap::new(), erased: HashSet::new(), under_way: None }
+    pub(crate) fn new(sink: &'static str) -> Self {
+        Self {
+            sink,
+            of_all: false,
+            seen: HashSet::new(),
+            knows: BTreeMap::new(),
+            erased: HashSet::new(),
+            under_way: None,
+        }
+    }
+
+    pub(crate) fn of_all(sink: &'static str) -> Self {
+        Self { of_all: true, ..Self::new(sink) }
     }
 
     /// Hear a few messages: of some the answer gets lost, and one is still under way at the end.
-    async fn hear(&mut self, world: &World, messages: usize) {
+    pub(crate) async fn hear(&mut self, world: &World, messages: usize) {
         if let Some(claimed) = self.under_way.take() {
             self.take(world, &claimed).await;
         }
@@ -198,9 +220,9 @@ impl Receiver {
         if !self.seen.insert(message.id.clone()) {
             return;
         }
-        let id = claimed.clerk_id.to_string();
+        let id = claimed.clerk_id.clone();
         assert!(!self.erased.contains(&id), "{} hears of {id} after its deletion", self.sink);
-        if message.kind == MessageType::deleted(&USER) {
+        if message.kind == MessageType::deleted(id.entity()) {
             self.knows.remove(&id);
             self.erased.insert(id);
         } else {
@@ -208,8 +230,8 @@ impl Receiver {
         }
     }
 
-    /// In the end they know what the rows say, as far as they heard of the user.
-    async fn hear_the_rest(mut self, world: &World) {
+    /// In the end they know what the rows say, as far as they heard of them.
+    pub(crate) async fn hear_the_rest(mut self, world: &World) {
         if let Some(claimed) = self.under_way.take() {
             self.take(world, &claimed).await;
         }
@@ -219,13 +241,17 @@ impl Receiver {
         let unfinished =
             format!("SELECT count(*) AS n FROM outbox WHERE state <> 'delivered' AND sink = '{}'", self.sink);
         assert_eq!(world.value(&unfinished).await, "0");
-        let rows = world.column("SELECT clerk_id FROM users ORDER BY clerk_id").await;
-        if self.sink == "crm" {
-            assert!(rows.iter().eq(self.knows.keys()), "{rows:?} {:?}", self.knows.keys());
+        let mut rows = BTreeMap::new();
+        for entity in world.rules.selection.entities() {
+            let found = world.store.rows(entity, &RowFilter::default(), 1000).await.unwrap();
+            rows.extend(found.into_iter().map(|row| (row.user.clerk_id.clone(), row.user)));
+        }
+        if self.of_all {
+            assert!(rows.keys().eq(self.knows.keys()), "{:?} {:?}", rows.keys(), self.knows.keys());
         }
         for (id, known) in self.knows {
-            let row = world.user(&id).await.expect("whom they know is here");
-            for field in USER.fields() {
+            let row = rows.get(&id).expect("what they know is here");
+            for field in id.entity().fields() {
                 if let Some(known) = known.get(field.name()) {
                     assert_eq!(Some(known.clone()), row.profile[field].to_json(), "{field:?} of {id}");
                 }

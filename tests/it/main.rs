@@ -16,10 +16,12 @@ mod unique_email;
 mod convergence;
 mod crashes;
 mod dashboard;
+mod mixed;
 
 mod documentation;
 mod house;
 mod kinds;
+mod memberships;
 mod oracles;
 mod outbox;
 mod packaging;

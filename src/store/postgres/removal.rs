@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{Session, error, get};
 use crate::{
     entity::USER,
-    model::{Anonymized, ClerkId, Entity, Field},
+    model::{Anonymized, ClerkId, Entity, Field, FieldSet},
     store::{
         Result, RowFate, StoreError, Trouble, Way,
         schema::quoted,
@@ -46,8 +46,8 @@ fn holds(fields: impl Iterator<Item = Field>) -> String {
 
 /// Whether nothing in row `u` tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
 fn anonymous(entity: &'static Entity) -> String {
-    let identifying = holds(entity.fields().filter(|field| field.identifies));
-    format!("coalesce(u.deleted_at IS NOT NULL{identifying}, false)")
+    let telling = holds(entity.telling());
+    format!("coalesce(u.deleted_at IS NOT NULL{telling}, false)")
 }
 
 /// The statements of every kind.
@@ -73,6 +73,7 @@ impl Statements {
     fn new(entity: &'static Entity, anonymize_columns: &[String]) -> Self {
         let table = entity.table;
         let theirs: Vec<String> = anonymize_columns.iter().map(|name| quoted(name)).collect();
+        let telling: FieldSet = entity.telling().collect();
         let emptied = theirs.iter().fold(String::new(), |list, name| list + ", " + name + " = NULL");
         let left = match &theirs[..] {
             [] => String::new(),
@@ -93,7 +94,7 @@ impl Statements {
                 fields = objects::anonymizing(entity).map(|field| field + ", ").collect::<String>(),
                 preferences = if entity.has_preferences { ", preferences = '{}'" } else { "" },
                 anonymous = anonymous(entity),
-                others = holds(entity.fields().filter(|field| !field.identifies)),
+                others = holds(entity.fields().filter(|field| !telling.contains(*field))),
             ),
         }
     }

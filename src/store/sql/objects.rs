@@ -1,7 +1,7 @@
 //! Rows of synced objects, by statements that are made from their declarations.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fmt::Write as _,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
@@ -38,6 +38,8 @@ static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
 
 type Made = HashMap<(&'static str, FieldSet), Arc<Statements>>;
 
+const PREFERENCES: &str = "{postgres u.preferences::text}{sqlite u.preferences}";
+
 impl Statements {
     /// The statements of this kind for these fields.
     pub(in crate::store) fn of(entity: &'static Entity, fields: FieldSet) -> Arc<Self> {
@@ -49,8 +51,9 @@ impl Statements {
     fn new(entity: &'static Entity, fields: FieldSet) -> Self {
         let table = entity.table;
         let written: Vec<Field> = fields.of(entity).collect();
+        let telling: FieldSet = entity.telling().collect();
         let loaded: Vec<Field> =
-            entity.fields().filter(|field| field.identifies || written.contains(field)).collect();
+            entity.fields().filter(|field| telling.contains(*field) || written.contains(field)).collect();
         let (mut read, mut names, mut given, mut set, mut types) =
             <(String, String, String, String, String)>::default();
         for field in &loaded {
@@ -77,11 +80,6 @@ impl Statements {
             "{{batch $1 AS n: clerk_id text, {types}created_at time, updated_at time, synced_at time}}"
         );
         let read = format!("u.clerk_id, {read}u.created_at, u.updated_at, u.synced_at, u.deleted_at");
-        let preferences = if entity.has_preferences {
-            "{postgres u.preferences::text}{sqlite u.preferences}"
-        } else {
-            "NULL"
-        };
         let is_standing = format!(
             "NOT EXISTS (
                  SELECT 1 FROM entity_versions AS e
@@ -89,7 +87,7 @@ impl Statements {
              )",
             entity.kind
         );
-        let seen = format!("{read}, u.id, {preferences}");
+        let seen = format!("{read}, u.id, {}", if entity.has_preferences { PREFERENCES } else { "NULL" });
         let row = format!("SELECT {seen} FROM {table} AS u WHERE");
         let page = |condition: &str, order: &str| {
             Statement::made(format!("{row} {condition} AND u.deleted_at IS NULL ORDER BY {order} LIMIT $2"))
@@ -440,7 +438,8 @@ impl Children {
     }
 }
 
-/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone.
+/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone, sorted. One that goes with several
+/// of them may come once for each.
 pub(in crate::store) async fn children(
     session: &mut dyn Session,
     parents: &[ClerkId],
@@ -453,8 +452,9 @@ pub(in crate::store) async fn children(
         return Ok(Vec::new());
     }
     let rows = session.rows(&children.find, values![ids_of(&parents), limit]).await?;
-    let ids: BTreeSet<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
-    Ok(ids.into_iter().collect())
+    let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
+    ids.sort();
+    Ok(ids)
 }
 
 /// Mark the rows as deleted that go with these parents, as far as the application lets us.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{Row, Session, Statement, Value, batch, statements, values};
+use super::{Row, Session, Statement, Value, batch, ledger, statements, values};
 use crate::{
     model::{ClerkId, Outcome, SvixId},
     store::{Parked, Record, Result, Waiting},
@@ -106,7 +106,8 @@ statements! {
 
     // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
     UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q
-        WHERE q.clerk_id IS NULL
+        -- What is dead may be about somebody with whom its object goes. What is not is found to be stale when it is tried again.
+        WHERE (q.clerk_id IS NULL OR q.state = 'dead' AND q.kind <> 'user')
           AND {postgres (position('\\x00'::bytea IN q.payload) > 0
                OR position('\\x5c75'::bytea IN q.payload) > 0
                OR EXISTS (
@@ -118,23 +119,24 @@ statements! {
                ))}";
 
     FORGET_PARKED = "{sqlite DELETE FROM webhook_queue
-        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.id}
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind}
             UNION ALL SELECT n.id FROM {batch $2 AS n: id text}}}";
 
     FORGET = "{postgres WITH pending AS (
             -- Who works on it waits for our lock on the user's register, and will find them deleted.
             DELETE FROM webhook_queue
-            WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.clerk_id = n.id AND q.state = 'pending'}}
+            WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {claim webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'pending'}}
         ),
         dead AS (
             -- Nobody works on these, so whoever holds one is waited for.
-            DELETE FROM webhook_queue WHERE clerk_id {in SELECT n.id FROM {batch $1 AS n: id text}} AND state = 'dead'
+            DELETE FROM webhook_queue
+            WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'dead'}} AND state = 'dead'
         ),
         named AS (
             DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $2 AS n: id text}}
         )
         }DELETE FROM audit_actors
-        WHERE audit_id {in SELECT l.id FROM {batch $1 AS n: id text} {lookup audit_log AS l WHERE l.clerk_id = n.id}}";
+        WHERE audit_id {in SELECT l.id FROM {batch $1 AS n: kind text, clerk_id text} {lookup audit_log AS l WHERE l.clerk_id = n.clerk_id AND l.kind = n.kind}}";
 }
 
 pub(in crate::store) async fn claim(
@@ -292,7 +294,7 @@ pub(in crate::store) async fn forget(
     if ids.is_empty() && deliveries.is_empty() {
         return Ok(());
     }
-    let values = values![batch(ids).text(ClerkId::as_str), batch(deliveries).text(SvixId::as_str)];
+    let values = values![ledger::ids_of(ids), batch(deliveries).text(SvixId::as_str)];
     remove(session, &FORGET_PARKED, values).await?;
     remove(session, &FORGET, values).await
 }

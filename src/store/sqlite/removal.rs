@@ -88,8 +88,7 @@ impl Statements {
         let these = "clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}}";
         let preferences = if entity.has_preferences { ", preferences = json_object()" } else { "" };
         let fields = objects::anonymizing(entity).map(|field| field + ", ").collect::<String>();
-        let emptied =
-            entity.fields().filter(|field| field.identifies && field.anonymized != Anonymized::Kept);
+        let emptied = entity.telling().filter(|field| field.anonymized != Anonymized::Kept);
         let kept = |field: Field| format!(" OR u.{} IS NOT {}", field.name(), objects::anonymous(field));
         let kept = emptied.map(kept).collect::<Vec<_>>().concat();
         Self {

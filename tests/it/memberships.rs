@@ -1,0 +1,472 @@
+//! What goes with others, in the hands of those who mean it badly: applications that hold on to rows, bodies that say less than
+//! they should, replicas at the same moment.
+
+use chrono::TimeDelta;
+use clerk_sync::{
+    entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
+    model::{ClerkId, DeletionPolicy, Entity, FieldSet, Outcome, Selection},
+    sync::{Clock, erasure},
+};
+use serde_json::{Value as Json, json};
+
+use crate::{
+    promises::promises,
+    world::{Event, Keeper, NOW, World, clerk_id, plain, run},
+};
+
+use Outcome::{Applied, Parked, Stale};
+
+promises! {
+    nothing_but_a_users_address_is_an_address,
+    what_a_membership_says_of_somebody_goes_also_if_its_row_has_to_stay,
+    whoever_joins_again_takes_the_place_of_a_row_that_has_to_stay,
+    a_constraint_that_speaks_at_the_commit_leaves_nothing_alive,
+    a_membership_that_nobody_wrote_down_makes_room_as_well,
+    a_body_about_a_membership_of_somebody_erased_is_not_kept,
+    a_membership_that_moves_counts_where_it_is,
+    what_is_out_of_date_takes_nobodys_place,
+    many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing,
+    two_replicas_that_join_the_same_pair_leave_the_later_one,
+    two_replicas_that_delete_parents_and_write_their_children_agree,
+    a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over,
+    objects_of_the_same_id_have_nothing_to_do_with_each_other,
+}
+
+fn with_organizations(world: &mut World) {
+    let kinds: [&'static Entity; 3] = [&USER, &ORGANIZATION, &ORGANIZATION_MEMBERSHIP];
+    world.rules.selection =
+        kinds.into_iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));
+}
+
+fn organization(id: &str, name: &str, at: i64) -> Event {
+    let data = json!({ "id": id, "object": "organization", "name": name, "created_at": NOW, "updated_at": NOW + at });
+    Event::about("organization.updated", data, NOW + at)
+}
+
+fn closed(id: &str, at: i64) -> Event {
+    Event::about(
+        "organization.deleted",
+        json!({ "id": id, "object": "organization", "deleted": true }),
+        NOW + at,
+    )
+}
+
+/// Of a membership that began then, as it stood at another time.
+fn member(id: &str, organization: &str, user: &str, since: i64, at: i64) -> Event {
+    let data = json!({
+        "id": id, "object": "organization_membership", "role": "org:member", "permissions": ["read"],
+        "organization": { "id": organization, "name": "as it was", "created_by": "user_founder" },
+        "public_user_data": { "user_id": user, "identifier": "ada@example.com", "first_name": "Ada" },
+        "public_metadata": { "desk": "Ada's" }, "private_metadata": { "note": "likes engines" },
+        "created_at": NOW + since, "updated_at": NOW + at,
+    });
+    Event::about("organizationMembership.updated", data, NOW + at)
+}
+
+fn left(id: &str, at: i64) -> Event {
+    let data = json!({ "id": id, "object": "organization_membership", "deleted": true });
+    Event::about("organizationMembership.deleted", data, NOW + at)
+}
+
+fn gone(user: &str, at: i64) -> Event {
+    Event::about("user.deleted", json!({ "id": user, "object": "user", "deleted": true }), NOW + at)
+}
+
+/// The live memberships: id, organization and user.
+async fn members(world: &World) -> Vec<String> {
+    world
+        .column(
+            "SELECT clerk_id || ' ' || coalesce(organization_id, '-') || ' ' || coalesce(user_id, '-') AS line
+             FROM organization_memberships WHERE deleted_at IS NULL ORDER BY clerk_id",
+        )
+        .await
+}
+
+async fn tombstones(world: &World) -> Vec<String> {
+    world.column("SELECT clerk_id FROM entity_versions WHERE deleted ORDER BY clerk_id").await
+}
+
+/// Seats that point to memberships, with this clause on the foreign key.
+async fn seats(world: &World, clause: &str) {
+    let seats = format!(
+        "CREATE TABLE seats (
+             id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL REFERENCES organization_memberships (clerk_id) {clause}
+         )"
+    );
+    world.sql(&seats).await;
+}
+
+async fn nothing_but_a_users_address_is_an_address(mut world: World) {
+    with_organizations(&mut world);
+    world.unique_email(true).await;
+    let user = |at| Event::updated("user_1", at).email("ada@example.com");
+    world
+        .deliver_all(&[
+            user(0),
+            organization("org_1", "Acme", 10),
+            organization("org_2", "Acme", 10),
+            organization("org_3", "ada@example.com", 10),
+            member("orgmem_1", "org_1", "user_1", 0, 10),
+            member("orgmem_2", "org_1", "user_2", 0, 10),
+        ])
+        .await;
+    // All of them once more in one batch, none of which says anything of another.
+    let batch = [
+        organization("org_1", "Acme", 20),
+        organization("org_2", "Acme", 20).set("slug", "acme"),
+        organization("org_3", "ada@example.com", 20).set("slug", "ada"),
+        member("orgmem_1", "org_1", "user_1", 0, 20),
+        member("orgmem_2", "org_1", "user_2", 0, 20),
+        user(20).set("first_name", "Countess"),
+        organization("org_3", "ada@example.com", 30).set("slug", "ada-2").without("name"),
+    ];
+    world.deliver_all(&batch).await;
+    let names = world.column("SELECT coalesce(name, '-') AS name FROM organizations ORDER BY clerk_id").await;
+    assert_eq!(names, ["Acme", "Acme", "ada@example.com"]);
+    assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1", "orgmem_2 org_1 user_2"]);
+    assert_eq!(world.value("SELECT coalesce(email, '-') AS email FROM users").await, "ada@example.com");
+    assert_eq!(world.count("audit_log WHERE action = 'USER_UPDATED'").await, 1);
+}
+
+async fn what_a_membership_says_of_somebody_goes_also_if_its_row_has_to_stay(mut world: World) {
+    with_organizations(&mut world);
+    for clause in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        seats(&world, clause).await;
+        for (number, policy) in
+            [DeletionPolicy::Auto, DeletionPolicy::Delete, DeletionPolicy::Anonymize].into_iter().enumerate()
+        {
+            world.empty().await;
+            world.rules.deletion = policy;
+            let all = [
+                Event::created("user_1"),
+                organization("org_1", "Acme", 10),
+                organization("org_2", "Ajax", 10),
+                member("orgmem_1", "org_1", "user_1", 0, 20),
+                member("orgmem_2", "org_2", "user_1", 0, 20),
+                member("orgmem_3", "org_2", "user_2", 0, 20),
+            ];
+            world.deliver_all(&all).await;
+            world.sql("INSERT INTO seats (id, clerk_id) VALUES (1, 'orgmem_1'), (2, 'orgmem_2'), (3, 'orgmem_3')").await;
+            // The application marks rows as well.
+            world
+                .sql("UPDATE organization_memberships SET deleted_at = synced_at WHERE clerk_id = 'orgmem_2'")
+                .await;
+            let what = format!("{clause:?} {number}");
+            assert_eq!(world.deliver(&gone("user_1", 30)).await, Applied, "{what}");
+            assert_eq!(members(&world).await, ["orgmem_3 org_2 user_2"], "{what}");
+            let left = world
+                .column(
+                    "SELECT clerk_id FROM organization_memberships WHERE deleted_at IS NOT NULL
+                     AND (private_metadata IS NOT NULL OR public_metadata IS NOT NULL)",
+                )
+                .await;
+            assert_eq!(left, [""; 0], "{what}");
+            assert_eq!(tombstones(&world).await, ["orgmem_1", "orgmem_2", "user_1"], "{what}");
+            assert_eq!(world.count("webhook_queue").await, 0, "{what}");
+            assert_eq!(world.count("erasure_receipts WHERE completed_at IS NULL").await, 0, "{what}");
+            assert_eq!(world.deliver(&closed("org_2", 30)).await, Applied, "{what}");
+            assert_eq!(members(&world).await, [""; 0], "{what}");
+            assert_eq!(world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 90)).await, Stale, "{what}");
+            assert_eq!(world.deliver(&left_again("orgmem_1")).await, Stale, "{what}");
+            world.sql("DELETE FROM seats").await;
+        }
+        world.sql("DROP TABLE seats").await;
+    }
+}
+
+fn left_again(id: &str) -> Event {
+    left(id, 99)
+}
+
+async fn whoever_joins_again_takes_the_place_of_a_row_that_has_to_stay(mut world: World) {
+    with_organizations(&mut world);
+    for clause in ["", "DEFERRABLE INITIALLY DEFERRED"] {
+        world.empty().await;
+        seats(&world, clause).await;
+        world.deliver(&member("orgmem_1", "org_1", "user_1", 10, 20)).await;
+        world.sql("INSERT INTO seats (id, clerk_id) VALUES (1, 'orgmem_1')").await;
+        assert_eq!(
+            world.deliver(&member("orgmem_2", "org_1", "user_1", 40, 40)).await,
+            Applied,
+            "{clause:?}"
+        );
+        assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"], "{clause:?}");
+        assert_eq!(world.deliver(&left("orgmem_1", 30)).await, Stale, "{clause:?}");
+        let kept = world.rows("SELECT clerk_id, private_metadata, public_metadata FROM organization_memberships WHERE deleted_at IS NOT NULL").await;
+        assert_eq!(kept.len(), 1, "{clause:?}");
+        assert_eq!(
+            (&kept[0]["private_metadata"], &kept[0]["public_metadata"]),
+            (&Json::Null, &Json::Null),
+            "{clause:?}"
+        );
+        let lines =
+            world.column("SELECT action FROM audit_log WHERE clerk_id = 'orgmem_1' ORDER BY id").await;
+        assert_eq!(
+            lines,
+            ["ORGANIZATION_MEMBERSHIP_CREATED", "ORGANIZATION_MEMBERSHIP_DELETED"],
+            "{clause:?}"
+        );
+        world.sql("DROP TABLE seats").await;
+    }
+}
+
+async fn a_constraint_that_speaks_at_the_commit_leaves_nothing_alive(mut world: World) {
+    with_organizations(&mut world);
+    world
+        .sql(
+            "CREATE TABLE invoices (
+                 id INTEGER PRIMARY KEY,
+                 org TEXT NOT NULL REFERENCES organizations (clerk_id) DEFERRABLE INITIALLY DEFERRED
+             )",
+        )
+        .await;
+    for policy in [DeletionPolicy::Auto, DeletionPolicy::Delete, DeletionPolicy::Anonymize] {
+        world.empty().await;
+        world.rules.deletion = policy;
+        world
+            .deliver_all(&[organization("org_1", "Acme", 10), member("orgmem_1", "org_1", "user_1", 0, 20)])
+            .await;
+        world.sql("INSERT INTO invoices (id, org) VALUES (1, 'org_1')").await;
+        assert_eq!(world.deliver(&closed("org_1", 30)).await, Applied);
+        assert_eq!(members(&world).await, [""; 0]);
+        assert_eq!(world.count("organizations WHERE deleted_at IS NULL").await, 0);
+        assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
+        assert_eq!(world.count("webhook_queue").await, 0, "what is no person is as good as gone");
+        // By the queue the same.
+        world
+            .enqueue(&[organization("org_2", "Ajax", 10), member("orgmem_2", "org_2", "user_1", 0, 20)])
+            .await;
+        world.drain().await;
+        world.sql("INSERT INTO invoices (id, org) VALUES (2, 'org_2')").await;
+        world.enqueue(&[closed("org_2", 30)]).await;
+        let outcomes: Vec<Outcome> = world.drain().await.into_iter().map(|(_, outcome)| outcome).collect();
+        assert_eq!(outcomes, [Applied]);
+        assert_eq!(members(&world).await, [""; 0]);
+        world.sql("DELETE FROM invoices").await;
+    }
+}
+
+async fn a_membership_that_nobody_wrote_down_makes_room_as_well(mut world: World) {
+    with_organizations(&mut world);
+    // A row of the application's, or of a backup, of which no register tells.
+    world
+        .sql(
+            "INSERT INTO organization_memberships (clerk_id, organization_id, user_id) VALUES ('orgmem_1', 'org_1', 'user_1')",
+        )
+        .await;
+    assert_eq!(world.deliver(&member("orgmem_2", "org_1", "user_1", 40, 40)).await, Applied);
+    assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"]);
+    assert_eq!(tombstones(&world).await, ["orgmem_1"]);
+}
+
+async fn a_body_about_a_membership_of_somebody_erased_is_not_kept(mut world: World) {
+    with_organizations(&mut world);
+    world
+        .sql_of(
+            "ALTER TABLE organization_memberships ADD CONSTRAINT no_guests CHECK (role <> 'org:guest')",
+            "CREATE TRIGGER no_guests BEFORE INSERT ON organization_memberships WHEN new.role = 'org:guest'
+             BEGIN SELECT RAISE(ABORT, 'no guests'); END",
+        )
+        .await;
+    let guest = |id: &str, user: &str| member(id, "org_1", user, 0, 20).set("role", "org:guest");
+    world.deliver_all(&[Event::created("user_1"), Event::created("user_founder")]).await;
+    assert_eq!(world.deliver(&guest("orgmem_1", "user_1")).await, Parked);
+    assert_eq!(world.deliver(&guest("orgmem_2", "user_2")).await, Parked);
+    assert_eq!(world.deliver(&guest("orgmem_4", "user_1")).await, Parked);
+    world
+        .sql("UPDATE webhook_queue SET state = 'dead', next_attempt_at = NULL WHERE clerk_id = 'orgmem_4'")
+        .await;
+    assert_eq!(world.deliver(&gone("user_1", 30)).await, Applied);
+    let kept = "SELECT clerk_id FROM webhook_queue ORDER BY clerk_id";
+    assert_eq!(world.column(kept).await, ["orgmem_1", "orgmem_2"], "what is dead is gone");
+    world.pass(TimeDelta::hours(2));
+    world.drain().await;
+    assert_eq!(world.column(kept).await, ["orgmem_2"], "what is tried again is found to be stale");
+    // Nor is what comes later.
+    assert_eq!(world.deliver(&guest("orgmem_3", "user_1")).await, Stale);
+    assert_eq!(world.column(kept).await, ["orgmem_2"]);
+    // Who only founded the organization is somebody else.
+    assert_eq!(world.deliver(&gone("user_founder", 30)).await, Applied);
+    assert_eq!(world.column(kept).await, ["orgmem_2"]);
+    assert_eq!(world.deliver(&guest("orgmem_5", "user_2")).await, Parked);
+}
+
+async fn a_membership_that_moves_counts_where_it_is(mut world: World) {
+    with_organizations(&mut world);
+    let events = [
+        member("orgmem_1", "org_1", "user_1", 0, 10),
+        member("orgmem_1", "org_1", "user_2", 0, 20),
+        member("orgmem_2", "org_1", "user_1", 5, 30),
+        gone("user_1", 40),
+    ];
+    for size in 1..=events.len() {
+        world.empty().await;
+        for batch in events.chunks(size) {
+            world.deliver_all(batch).await;
+        }
+        assert_eq!(members(&world).await, ["orgmem_1 org_1 user_2"], "in batches of {size}");
+        assert_eq!(tombstones(&world).await, ["orgmem_2", "user_1"], "in batches of {size}");
+    }
+}
+
+async fn what_is_out_of_date_takes_nobodys_place(mut world: World) {
+    with_organizations(&mut world);
+    let events = [
+        member("orgmem_2", "org_1", "user_2", 5, 20),
+        member("orgmem_1", "org_1", "user_1", 0, 10),
+        // It was there once, says a webhook that was long on its way.
+        member("orgmem_2", "org_1", "user_1", 5, 10),
+    ];
+    for size in 1..=events.len() {
+        world.empty().await;
+        for batch in events.chunks(size) {
+            world.deliver_all(batch).await;
+        }
+        let both = ["orgmem_1 org_1 user_1", "orgmem_2 org_1 user_2"];
+        assert_eq!(members(&world).await, both, "in batches of {size}");
+    }
+}
+
+async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing(mut world: World) {
+    with_organizations(&mut world);
+    // 1,500 in one organization, the first 500 of whom are in another one as well, of 500 that are not in the first.
+    let numbers = "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 1499)";
+    let rows = |organization: &str| {
+        format!(
+            "{numbers} INSERT INTO organization_memberships (clerk_id, organization_id, user_id)
+             SELECT 'orgmem_{organization}_' || n, '{organization}', 'user_' || n FROM n"
+        )
+    };
+    let rows = |organization: &str| match world.keeper {
+        Keeper::Postgres => rows(organization),
+        Keeper::Sqlite => rows(organization).replacen(
+            &format!("{numbers} INSERT INTO organization_memberships (clerk_id, organization_id, user_id)"),
+            &format!("INSERT INTO organization_memberships (clerk_id, organization_id, user_id) {numbers}"),
+            1,
+        ),
+    };
+    world.sql(&rows("org_1")).await;
+    world.sql(&rows("org_2")).await;
+    let mut events = vec![closed("org_1", 30)];
+    events.extend((0..500).map(|n| gone(&format!("user_{n}"), 30)));
+    world.deliver_all(&events).await;
+    world.drain().await;
+    assert_eq!(world.count("organization_memberships WHERE organization_id = 'org_1'").await, 0);
+    assert_eq!(world.count("organization_memberships").await, 1000);
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn two_replicas_that_join_the_same_pair_leave_the_later_one(mut world: World) {
+    with_organizations(&mut world);
+    let other = world.open().await;
+    for round in 0..30 {
+        let organization = format!("org_{}", round / 3);
+        let user = format!("user_{round}");
+        let id = |n: usize| format!("orgmem_{round}_{n}");
+        let first = [world.delivery(&member(&id(9), &organization, &user, 10, 20))];
+        let second = [
+            world.delivery(&member(&id(1), &organization, &user, 40, 40)),
+            world.delivery(&left(&id(9), 30)),
+        ];
+        let (one, two) = tokio::join!(world.apply(&*other, &first), world.apply(&*world.store, &second));
+        assert!(
+            one.iter().chain(&two).all(|outcome| matches!(outcome, Ok(Applied | Stale))),
+            "{round} {one:?} {two:?}"
+        );
+        let here = world
+            .column(&format!("SELECT clerk_id FROM organization_memberships WHERE user_id = '{user}'"))
+            .await;
+        assert_eq!(here, [id(1)], "round {round}");
+    }
+}
+
+async fn two_replicas_that_delete_parents_and_write_their_children_agree(mut world: World) {
+    with_organizations(&mut world);
+    let other = world.open().await;
+    for round in 0..30 {
+        let organization_id = format!("org_{round}");
+        let (user, friend) = (format!("user_{round}_a"), format!("user_{round}_b"));
+        let id = |n: usize| format!("orgmem_{round}_{n}");
+        if round % 2 == 0 {
+            world
+                .deliver_all(&[
+                    organization(&organization_id, "Acme", 0),
+                    member(&id(0), &organization_id, &user, 0, 0),
+                ])
+                .await;
+        }
+        let first = [
+            member(&id(1), &organization_id, &friend, 0, 10),
+            member(&id(2), &organization_id, &user, 5, 10),
+            gone(&friend, 50),
+        ];
+        let second = [
+            member(&id(3), &organization_id, &user, 9, 10),
+            gone(&user, 50),
+            closed(&organization_id, 50),
+            member(&id(4), &organization_id, &friend, 9, 10),
+        ];
+        let first: Vec<_> = first.iter().map(|event| world.delivery(event)).collect();
+        let second: Vec<_> = second.iter().map(|event| world.delivery(event)).collect();
+        let (one, two) = tokio::join!(world.apply(&*other, &first), world.apply(&*world.store, &second));
+        assert!(
+            one.iter().chain(&two).all(|outcome| matches!(outcome, Ok(Applied | Stale))),
+            "{round} {one:?} {two:?}"
+        );
+        assert_eq!(members(&world).await, [""; 0], "round {round}");
+    }
+}
+
+async fn a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over(mut world: World) {
+    with_organizations(&mut world);
+    world.rules.grace = TimeDelta::days(7);
+    let all = [
+        Event::created("user_1"),
+        Event::created("user_2"),
+        organization("org_1", "Acme", 10),
+        member("orgmem_1", "org_1", "user_1", 0, 20),
+        member("orgmem_2", "org_1", "user_2", 0, 20),
+    ];
+    world.deliver_all(&all).await;
+    assert_eq!(world.deliver_all(&[gone("user_1", 30), gone("user_2", 30)]).await, [Applied, Applied]);
+    assert_eq!(tombstones(&world).await, [""; 0]);
+    // What Clerk says meanwhile of what is deleted there counts at once.
+    assert_eq!(world.deliver(&left("orgmem_2", 31)).await, Applied);
+    let now = world.now;
+    let clock: Clock = std::sync::Arc::new(move || now);
+    let kept = erasure::cancel(&*world.store, &clerk_id("user_2"), &world.rules, &clock).await;
+    assert_eq!(kept, Ok(erasure::Fate::Kept));
+    world.pass(TimeDelta::days(8));
+    let now = world.now;
+    let clock: Clock = std::sync::Arc::new(move || now);
+    assert_eq!(erasure::release_due(&*world.store, &world.rules, &clock).await, Ok(1));
+    assert_eq!(members(&world).await, [""; 0]);
+    assert_eq!(tombstones(&world).await, ["orgmem_1", "orgmem_2", "user_1"]);
+    assert!(world.user("user_2").await.unwrap().deleted_at.is_none());
+    // By hand the same.
+    world.rules.grace = TimeDelta::zero();
+    world.deliver(&member("orgmem_3", "org_1", "user_2", 0, 40)).await;
+    let fate = erasure::erase(&*world.store, &clerk_id("user_2"), &world.rules, &clock).await;
+    assert_eq!(fate, Ok(erasure::Fate::Erased));
+    assert_eq!(members(&world).await, [""; 0]);
+    assert_eq!(world.count("organization_memberships").await, 0);
+}
+
+async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: World) {
+    with_organizations(&mut world);
+    let same = "thing_1";
+    world.deliver(&organization(same, "Acme", 10)).await;
+    world.deliver(&member("orgmem_1", same, "user_2", 0, 20)).await;
+    assert_eq!(world.deliver(&Event::created(same)).await, Applied);
+    world.enqueue(&[organization(same, "Ajax", 20)]).await;
+    let actors = world.count("audit_actors").await;
+    assert_eq!(world.deliver(&gone(same, 30)).await, Applied);
+    assert_eq!(members(&world).await, ["orgmem_1 thing_1 user_2"]);
+    assert_eq!(world.count("audit_actors").await, actors - 1, "of the user alone");
+    assert_eq!(world.drain().await.len(), 1, "what waits of the organization is not the user's");
+    assert_eq!(world.value("SELECT name FROM organizations").await, "Ajax");
+    let known = world.store.row(&ClerkId::new(&ORGANIZATION, same).unwrap()).await.unwrap();
+    assert!(known.is_some());
+    let kinds = world.rows("SELECT kind FROM entity_versions WHERE deleted").await;
+    assert_eq!(kinds.iter().map(|row| plain(&row["kind"])).collect::<Vec<_>>(), ["user"]);
+}
