@@ -99,13 +99,11 @@ impl Statements {
             (field, page(&condition, "{postgres u.id + 0}{sqlite +u.id}"))
         });
         let by_parent = entity.parents().map(|(field, _)| {
-            // Said in a way that only the index of the parents has an order for: PostgreSQL would walk through the primary key
-            // in search of a parent that has many, and behind its last child to the end of the table.
-            let condition = format!(
-                "{{postgres (u.{0}, u.id) > ($3, $1) AND u.{0} <= $3}}{{sqlite u.{0} = $3 AND u.id > $1}}",
-                field.name()
-            );
-            (field, page(&condition, &format!("{{postgres u.{}, }}u.id", field.name())))
+            // Only the index of the parents has this order: PostgreSQL would walk through the primary key in search of a parent
+            // that has many, and behind its last child to the end of the table.
+            let condition = "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite u.F = $3 AND u.id > $1}";
+            let of_field = |text: &str| text.replace("u.F", &format!("u.{}", field.name()));
+            (field, page(&of_field(condition), &of_field("{postgres u.F, }u.id")))
         });
         Self {
             load: Statement::made(format!(
