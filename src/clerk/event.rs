@@ -390,6 +390,8 @@ fn read_patch(
     let mut patch = Patch::default();
     for field in fields.of(entity) {
         match read_field(data, field) {
+            // Everything belongs somewhere: without its parent no cascade would find it.
+            Ok(Some(Value::Null)) if field.parent.is_some() => unread.push(field.name()),
             Ok(Some(value)) => patch.set(field, value),
             Ok(None) => {}
             Err(Unreadable) => unread.push(field.name()),

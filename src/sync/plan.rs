@@ -303,12 +303,15 @@ impl Places {
         }
         let rival = self.rival(change, folds)?;
         let born = |id: &ClerkId| folds.get(id)?.user.as_ref()?.created_at;
+        // Who does not say since when counts from the news of it.
+        let heard = |id: &ClerkId| time(folds.get(id)?.register.as_ref()?.version.version);
         let said = match &change.news {
             News::Upsert { created_at, .. } | News::Adopt { created_at, .. } => *created_at,
             _ => None,
         };
-        let ours = (said.or_else(|| born(&change.clerk_id)), &change.clerk_id);
-        Some(if ours < (born(&rival), &rival) { change.clerk_id.clone() } else { rival })
+        let ours = said.or_else(|| born(&change.clerk_id)).or_else(|| time(change.version.version));
+        let theirs = born(&rival).or_else(|| heard(&rival));
+        Some(if (ours, &change.clerk_id) < (theirs, &rival) { change.clerk_id.clone() } else { rival })
     }
 
     /// Which other object stands where a change shows one.
@@ -476,6 +479,10 @@ impl Addresses {
 /// The address of a user. Whatever else an object has in that place is none.
 fn email_of(user: &User) -> Option<&str> {
     user.profile[user::EMAIL].text().filter(|_| *user.clerk_id.entity() == USER)
+}
+
+fn time(unix_ms: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(unix_ms)
 }
 
 /// About as databases compare addresses.

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clerk_sync::{
-    entity::USER,
+    entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{
         AuditEntry, ClerkId, Delivery, Entity, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
         Receipt, Register, Seal, Selection, Subscription, SvixId, User,
@@ -78,6 +78,10 @@ macro_rules! crashes {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_hold(world, How::$how)); })+
             }
+            mod cascading {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_cascade(world, How::$how)); })+
+            }
             mod sealing {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_sealing(world, How::$how)); })+
@@ -97,6 +101,10 @@ macro_rules! crashes {
             mod held_back {
                 use super::*;
                 $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_hold(world, How::$how)); })+
+            }
+            mod cascading {
+                use super::*;
+                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_cascade(world, How::$how)); })+
             }
             mod sealing {
                 use super::*;
@@ -121,6 +129,13 @@ async fn every_call(world: World, how: How) {
 
 async fn every_queued_call(world: World, how: How) {
     at_every_call(world, how, Story::new(Processing::Queue)).await;
+}
+
+async fn every_call_of_a_cascade(mut world: World, how: How) {
+    let kinds: [&'static Entity; 3] = [&USER, &ORGANIZATION, &ORGANIZATION_MEMBERSHIP];
+    world.rules.selection =
+        kinds.into_iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));
+    at_every_call(world, how, Story::of_a_cascade()).await;
 }
 
 async fn at_every_call(mut world: World, how: How, story: Story) {
@@ -345,6 +360,42 @@ impl Story {
                     Event::created("user_d").set("first_name", "Bad"),
                     Event::updated("user_c", 1000).set("banned", true),
                     Event::raw("unusable"),
+                ],
+            ],
+        }
+    }
+
+    /// Two parents go at once, one of whom is held on to, with a membership of both; somebody joins again.
+    fn of_a_cascade() -> Self {
+        let organization = |id: &str| {
+            let data = serde_json::json!({ "id": id, "name": "Acme", "created_at": NOW, "updated_at": NOW });
+            Event::about("organization.created", data, NOW)
+        };
+        let member = |id: &str, organization: &str, user: &str, at: i64| {
+            let data = serde_json::json!({
+                "id": id, "role": "org:member", "created_at": NOW + at, "updated_at": NOW + at,
+                "organization": { "id": organization }, "public_user_data": { "user_id": user },
+            });
+            Event::about("organizationMembership.created", data, NOW + at)
+        };
+        let closed = Event::about("organization.deleted", serde_json::json!({ "id": "org_1" }), NOW + 30);
+        Self {
+            processing: Processing::Inline,
+            batches: vec![
+                vec![
+                    Event::created("user_a"),
+                    organization("org_1"),
+                    member("orgmem_1", "org_1", "user_a", 0),
+                    member("orgmem_2", "org_1", "user_b", 0),
+                    member("orgmem_3", "org_2", "user_a", 0),
+                    member("orgmem_4", "org_2", "user_b", 0),
+                ],
+                vec![
+                    member("orgmem_5", "org_2", "user_b", 20),
+                    Event::deleted("user_a", 2000),
+                    member("orgmem_6", "org_1", "user_c", 20),
+                    closed,
+                    member("orgmem_7", "org_1", "user_c", 40),
                 ],
             ],
         }

@@ -30,6 +30,8 @@ promises! {
     two_replicas_that_delete_parents_and_write_their_children_agree,
     a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over,
     objects_of_the_same_id_have_nothing_to_do_with_each_other,
+    a_membership_never_loses_where_it_belongs,
+    who_joins_again_need_not_say_since_when,
 }
 
 fn with_organizations(world: &mut World) {
@@ -469,4 +471,36 @@ async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: Wo
     assert!(known.is_some());
     let kinds = world.rows("SELECT kind FROM entity_versions WHERE deleted").await;
     assert_eq!(kinds.iter().map(|row| plain(&row["kind"])).collect::<Vec<_>>(), ["user"]);
+}
+
+async fn a_membership_never_loses_where_it_belongs(mut world: World) {
+    with_organizations(&mut world);
+    world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 10)).await;
+    let nowhere = member("orgmem_1", "org_1", "user_1", 0, 20)
+        .set("organization", json!({ "id": null }))
+        .set("public_user_data", json!({ "user_id": null }))
+        .set("role", "org:admin");
+    assert_eq!(world.deliver(&nowhere).await, Applied);
+    assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1"]);
+    assert_eq!(world.value("SELECT role FROM organization_memberships").await, "org:admin");
+    world.deliver(&closed("org_1", 30)).await;
+    assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
+}
+
+async fn who_joins_again_need_not_say_since_when(mut world: World) {
+    with_organizations(&mut world);
+    for timeless in [[true, false], [false, true], [true, true]] {
+        let joined = |id, at, timeless| {
+            let event = member(id, "org_1", "user_1", at, at);
+            if timeless { event.without("created_at") } else { event }
+        };
+        let (first, again) = (joined("orgmem_1", 10, timeless[0]), joined("orgmem_2", 20, timeless[1]));
+        for events in [[first.clone(), again.clone()], [again, first]] {
+            world.empty().await;
+            for event in &events {
+                world.deliver(event).await;
+            }
+            assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"], "{timeless:?}");
+        }
+    }
 }
