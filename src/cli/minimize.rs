@@ -1,10 +1,14 @@
 //! `minimize`: what is no longer synced is no longer kept.
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use super::{Failure, confirm, count, noun, open, say};
+use super::{Failure, backfill::nouns, confirm, count, noun, open, say};
 use crate::{
-    config::Settings,
+    config::{FieldsOfKinds, Settings},
+    entity::USER,
+    model::Entity,
+    store::StoreError,
     sync::minimize::{Minimized, minimize},
 };
 
@@ -27,46 +31,90 @@ pub(super) struct Minimize {
 impl Minimize {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let (config, store) = open(settings, self.dry_run).await?;
+        let each = async |dry_run| {
+            let mut each = Vec::new();
+            for entity in config.selection.entities() {
+                let keep = config.selection.fields(entity);
+                each.push((entity, minimize(&*store, entity, keep, dry_run).await?));
+            }
+            Ok::<_, StoreError>(each)
+        };
         if !self.dry_run && !self.yes {
-            let would = minimize(&*store, config.sync_fields(), true).await?;
-            if would.users > 0 {
-                confirm(&format!(
-                    "Clear for good, of {}, what SYNC_FIELDS does not name: {}?",
-                    count(would.users, "user", "users"),
-                    columns(&would)
-                ))?;
+            let would = each(true).await?;
+            let would: Vec<_> = would.iter().filter(|(_, would)| would.rows > 0).collect();
+            if !would.is_empty() {
+                let of = would.iter().map(|(entity, would)| {
+                    format!(
+                        "of {} what {} does not name: {}",
+                        rows(entity, would.rows),
+                        variable(entity),
+                        columns(would)
+                    )
+                });
+                confirm(&format!("Clear for good, {}?", of.collect::<Vec<_>>().join("; ")))?;
             }
         }
-        let minimized = minimize(&*store, config.sync_fields(), self.dry_run).await?;
-        if !self.dry_run && minimized.users > 0 {
+        let each = each(self.dry_run).await?;
+        if !self.dry_run && each.iter().any(|(_, minimized)| minimized.rows > 0) {
             // What was cleared must not stay in the file either.
             store.compact(u64::MAX, None).await?;
         }
         store.close().await;
         if self.json {
-            let columns: serde_json::Map<_, _> =
-                minimized.columns.iter().map(|(name, count)| ((*name).to_owned(), (*count).into())).collect();
-            say!(
-                "{}",
-                serde_json::json!({
-                    "dry_run": self.dry_run, "users": minimized.users, "columns": columns, "refused": minimized.refused,
-                })
-            );
+            say!("{}", json(&each, self.dry_run));
         } else {
+            self.tell(&each);
+        }
+        match each.iter().find(|(_, minimized)| minimized.refused > 0) {
+            None => Ok(()),
+            Some((entity, minimized)) => Err(Failure::failed(format!(
+                "{} left alone, because a constraint or trigger of the application refuses",
+                rows(entity, minimized.refused)
+            ))),
+        }
+    }
+
+    fn tell(&self, each: &[Of]) {
+        let what = if self.dry_run { "would lose something" } else { "lost something" };
+        for (entity, minimized) in each {
             for (name, count) in minimized.columns.iter().filter(|(_, count)| *count > 0) {
                 say!("{count:>9}  {name}");
             }
-            let what = if self.dry_run { "would lose something" } else { "lost something" };
-            say!("{:>9}  {} {what}", minimized.users, noun(minimized.users, "user", "users"));
+            let (one, many) = nouns(entity);
+            say!("{:>9}  {} {what}", minimized.rows, noun(minimized.rows, &one, &many));
         }
-        if minimized.refused > 0 {
-            return Err(Failure::failed(format!(
-                "{} left alone, because a constraint or trigger of the application refuses",
-                count(minimized.refused, "user was", "users were")
-            )));
-        }
-        Ok(())
     }
+}
+
+/// What became of the rows of a kind.
+type Of = (&'static Entity, Minimized);
+
+/// The counts of users as they have always been; those of another kind under the name of its table.
+fn json(each: &[Of], dry_run: bool) -> Value {
+    let mut all = json!({ "dry_run": dry_run });
+    for (entity, minimized) in each {
+        let columns = minimized.columns.iter().map(|(name, count)| ((*name).to_owned(), (*count).into()));
+        let columns = Value::Object(columns.collect());
+        if **entity == USER {
+            all["users"] = minimized.rows.into();
+            all["columns"] = columns;
+            all["refused"] = minimized.refused.into();
+        } else {
+            all[entity.table] =
+                json!({ "rows": minimized.rows, "columns": columns, "refused": minimized.refused });
+        }
+    }
+    all
+}
+
+fn rows(entity: &Entity, number: u64) -> String {
+    let (one, many) = nouns(entity);
+    count(number, &one, &many)
+}
+
+/// The variable that holds the allow-list of a kind.
+fn variable(entity: &Entity) -> &'static str {
+    FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS")
 }
 
 /// The names of the columns that have something to clear.

@@ -26,7 +26,7 @@ static NAMES: LazyLock<Vec<(&'static Entity, &'static str, &'static str)>> = Laz
 
 impl FieldsOfKinds {
     /// The variable of a kind.
-    pub(super) fn variable(entity: &Entity) -> Option<&'static str> {
+    pub fn variable(entity: &Entity) -> Option<&'static str> {
         NAMES.iter().find(|(other, ..)| *other == entity).map(|(_, variable, _)| *variable)
     }
 

@@ -226,7 +226,14 @@ impl Erasures for FakeStore {
     async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
         Err(StoreError::new(Trouble::Unavailable))
     }
-    async fn minimize(&self, _: FieldSet, _: i64, _: u32, _: bool) -> Stored<Option<Minimized>> {
+    async fn minimize(
+        &self,
+        _: &'static Entity,
+        _: FieldSet,
+        _: i64,
+        _: u32,
+        _: bool,
+    ) -> Stored<Option<Minimized>> {
         unreachable!()
     }
 }

@@ -58,11 +58,12 @@ pub trait Erasures: Send + Sync {
     /// How many receipts of each destination are not completed.
     async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
 
-    /// Set all synced columns but those of `keep` to NULL, in the next `limit` rows behind this `id` that are not
-    /// anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
+    /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
+    /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
     /// [`Transaction::erase`](super::Transaction::erase).
     async fn minimize(
         &self,
+        entity: &'static Entity,
         keep: FieldSet,
         after: i64,
         limit: u32,
@@ -118,7 +119,7 @@ pub struct Minimized {
     /// The `id` of the last row of the page.
     pub last: i64,
     /// Rows that lost anything.
-    pub users: u64,
+    pub rows: u64,
     /// Values by column, of those that are not kept, in their order.
     pub columns: Vec<u64>,
 }
@@ -127,6 +128,6 @@ impl Minimized {
     /// The same page, left alone.
     #[must_use]
     pub fn skipped(self) -> Self {
-        Self { users: 0, columns: Vec::new(), ..self }
+        Self { rows: 0, columns: Vec::new(), ..self }
     }
 }

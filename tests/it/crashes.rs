@@ -710,12 +710,13 @@ impl Erasures for Troubled {
     }
     async fn minimize(
         &self,
+        entity: &'static Entity,
         keep: FieldSet,
         after: i64,
         limit: u32,
         dry_run: bool,
     ) -> Result<Option<Minimized>> {
-        self.fault.call(self.inner.minimize(keep, after, limit, dry_run)).await
+        self.fault.call(self.inner.minimize(entity, keep, after, limit, dry_run)).await
     }
 }
 

@@ -847,9 +847,9 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     let keep: FieldSet =
         [user::FIRST_NAME, USER.field("banned"), USER.field("public_metadata")].into_iter().collect();
     let before = world.dump().await;
-    let counted = minimize(&*world.store, keep, true).await.unwrap();
+    let counted = minimize(&*world.store, &USER, keep, true).await.unwrap();
     assert_eq!(world.dump().await, before, "a dry run changes nothing");
-    assert_eq!((counted.users, counted.refused), (3, 0));
+    assert_eq!((counted.rows, counted.refused), (3, 0));
     let of = |name: &str| counted.columns.iter().find(|(column, _)| *column == name).map(|(_, count)| *count);
     assert_eq!(
         (of("email"), of("username"), of("locked"), of("first_name")),
@@ -859,7 +859,7 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
 
     let whole = world.user("user_1").await.unwrap();
     let anonymised = world.user("user_3").await.unwrap();
-    assert_eq!(minimize(&*world.store, keep, false).await.unwrap(), counted);
+    assert_eq!(minimize(&*world.store, &USER, keep, false).await.unwrap(), counted);
     let mut expected = whole;
     for field in USER.fields().filter(|field| !keep.contains(*field)) {
         expected.profile.set(field, clerk_sync::model::Value::Null);
@@ -867,8 +867,8 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     assert_eq!(world.user("user_1").await.unwrap(), expected, "neither times nor what is synced");
     assert_eq!(world.user("user_3").await.unwrap(), anonymised);
     assert_eq!(world.text("user_4", user::EMAIL).await, None);
-    let again = minimize(&*world.store, keep, false).await.unwrap();
-    assert_eq!((again.users, again.columns.iter().map(|(_, count)| count).sum::<u64>()), (0, 0));
+    let again = minimize(&*world.store, &USER, keep, false).await.unwrap();
+    assert_eq!((again.rows, again.columns.iter().map(|(_, count)| count).sum::<u64>()), (0, 0));
     assert_eq!(world.count("audit_log").await, 6, "nothing happened to them");
     assert!(!world.files_contain("+15555550100"), "the phone number is out of the file");
 }
@@ -881,8 +881,8 @@ async fn whom_the_application_protects_is_left_alone_and_counted(world: World) {
     world.deliver_all(&people.collect::<Vec<_>>()).await;
     refuse_name(&world, "Bad").await;
     let keep: FieldSet = [user::FIRST_NAME].into_iter().collect();
-    let minimized = minimize(&*world.store, keep, false).await.unwrap();
-    assert_eq!((minimized.users, minimized.refused), (47, 3));
+    let minimized = minimize(&*world.store, &USER, keep, false).await.unwrap();
+    assert_eq!((minimized.rows, minimized.refused), (47, 3));
     assert_eq!(world.value("SELECT count(*) FROM users WHERE email IS NOT NULL").await, "3");
 }
 

@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{ClerkId, DeletionPolicy, Entity, FieldSet, Outcome, Selection},
-    sync::{Clock, erasure},
+    sync::{Clock, erasure, minimize::minimize},
 };
 use serde_json::{Value as Json, json};
 
@@ -31,6 +31,7 @@ promises! {
     a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over,
     objects_of_the_same_id_have_nothing_to_do_with_each_other,
     a_membership_never_loses_where_it_belongs,
+    what_is_no_longer_synced_of_an_organization_is_no_longer_kept,
     who_joins_again_need_not_say_since_when,
 }
 
@@ -503,4 +504,33 @@ async fn who_joins_again_need_not_say_since_when(mut world: World) {
             assert_eq!(members(&world).await, ["orgmem_2 org_1 user_1"], "{timeless:?}");
         }
     }
+}
+
+async fn what_is_no_longer_synced_of_an_organization_is_no_longer_kept(mut world: World) {
+    with_organizations(&mut world);
+    let private = json!({ "note": "pays late" });
+    world
+        .deliver(&organization("org_1", "Acme", 10).set("slug", "acme").set("private_metadata", private))
+        .await;
+    world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 10)).await;
+    let before = world.dump().await;
+    let keep = |entity: &'static Entity, names: &[&str]| {
+        let fields: FieldSet = names.iter().map(|name| entity.field(name)).collect();
+        Selection::of(entity, fields).fields(entity)
+    };
+    let only_name = keep(&ORGANIZATION, &["name"]);
+    let counted = minimize(&*world.store, &ORGANIZATION, only_name, true).await.unwrap();
+    assert_eq!(world.dump().await, before, "a dry run changes nothing");
+    let of = |name| counted.columns.iter().find(|(column, _)| *column == name).map(|(_, count)| *count);
+    assert_eq!((counted.rows, of("slug"), of("private_metadata"), of("name")), (1, Some(1), Some(1), None));
+    assert_eq!(minimize(&*world.store, &ORGANIZATION, only_name, false).await.unwrap(), counted);
+    let left = "SELECT name FROM organizations WHERE slug IS NULL AND private_metadata IS NULL";
+    assert_eq!(world.value(left).await, "Acme");
+
+    let only_where = keep(&ORGANIZATION_MEMBERSHIP, &[]);
+    let counted = minimize(&*world.store, &ORGANIZATION_MEMBERSHIP, only_where, false).await.unwrap();
+    assert_eq!(counted.rows, 1);
+    assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1"]);
+    let left = "organization_memberships WHERE role IS NULL AND private_metadata IS NULL";
+    assert_eq!(world.count(left).await, 1);
 }

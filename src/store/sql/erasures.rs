@@ -169,12 +169,13 @@ impl<D: Database> Erasures for D {
 
     async fn minimize(
         &self,
+        entity: &'static Entity,
         keep: FieldSet,
         after: i64,
         limit: u32,
         dry_run: bool,
     ) -> Result<Option<Minimized>> {
-        retention::minimize(self, keep, after, limit, dry_run).await
+        retention::minimize(self, entity, keep, after, limit, dry_run).await
     }
 }
 

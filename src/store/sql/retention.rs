@@ -4,8 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Database, Purpose, Statement, objects, only, statements, values};
 use crate::{
-    entity::{USER, user},
-    model::{Field, FieldSet},
+    model::{Anonymized, Entity, Field, FieldSet},
     store::{Minimized, Old, Result},
 };
 
@@ -75,13 +74,14 @@ pub(super) async fn prune(store: &dyn Database, kind: Old, before: DateTime<Utc>
 /// See [`Erasures::minimize`](crate::store::Erasures::minimize).
 pub(super) async fn minimize(
     store: &dyn Database,
+    entity: &'static Entity,
     keep: FieldSet,
     after: i64,
     limit: u32,
     dry_run: bool,
 ) -> Result<Option<Minimized>> {
-    let gone: Vec<&str> = USER.fields().filter(|field| !keep.contains(*field)).map(Field::name).collect();
-    let [count, clear] = minimizing(&gone);
+    let gone: Vec<&str> = entity.fields().filter(|field| !keep.contains(*field)).map(Field::name).collect();
+    let [count, clear] = minimizing(entity, &gone);
     let mut session = store.session(if dry_run { Purpose::Page } else { Purpose::WRITE }).await?;
     let rows = session.rows(&count, values![after, limit]).await?;
     let row = only(&rows)?;
@@ -90,9 +90,9 @@ pub(super) async fn minimize(
         return Ok(None);
     };
     let columns = (0..gone.len()).map(|column| row.get(column + 2)).collect::<Result<_>>()?;
-    let page = Minimized { last, users: row.get(1)?, columns };
-    if page.users > 0 && !dry_run {
-        session.write_objects(USER.table, &clear, values![after, last]).await?;
+    let page = Minimized { last, rows: row.get(1)?, columns };
+    if page.rows > 0 && !dry_run {
+        session.write_objects(entity.table, &clear, values![after, last]).await?;
         session.removed_personal_data();
     }
     session.commit().await?;
@@ -101,14 +101,18 @@ pub(super) async fn minimize(
 
 /// The statements that count what these columns hold in the next rows, and clear it. Of an anonymised row everything is
 /// cleared already that tells who it was.
-fn minimizing(gone: &[&str]) -> [Statement; 2] {
-    let table = USER.table;
+fn minimizing(entity: &'static Entity, gone: &[&str]) -> [Statement; 2] {
+    let table = entity.table;
     let each = |of: fn(&str) -> String, between: &str| {
         gone.iter().map(|name| of(name)).collect::<Vec<_>>().join(between)
     };
+    let address = entity.fields().find(|field| field.anonymized == Anonymized::Address);
+    let is_somebody = address.map_or_else(String::new, |address| {
+        let (name, anonymous) = (address.name(), objects::anonymous(address));
+        format!("NOT (u.deleted_at IS NOT NULL AND coalesce(u.{name}, '') = {anonymous}) AND ")
+    });
     let left_over = format!(
-        "NOT (u.deleted_at IS NOT NULL AND coalesce(u.email, '') = {}) AND ({})",
-        objects::anonymous(user::EMAIL),
+        "{is_somebody}({})",
         if gone.is_empty() { "false".to_owned() } else { each(|name| format!("{name} IS NOT NULL"), " OR ") }
     );
     let counts = each(|name| format!(", count(CASE WHEN left_over THEN {name} END)"), "");
