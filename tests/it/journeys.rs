@@ -1100,7 +1100,7 @@ fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set(
     for (arguments, usage) in [
         (["erase"].as_slice(), "Usage: clerk-sync erase [OPTIONS] <USER_ID>\n"),
         (&["serve", "--wat"], "Usage: clerk-sync serve [OPTIONS]\n"),
-        (&["ensure"], "Usage: clerk-sync ensure [OPTIONS] <USER_ID>\n"),
+        (&["ensure"], "Usage: clerk-sync ensure [OPTIONS] <ID>\n"),
         (&["send"], "Usage: clerk-sync send [OPTIONS] <TYPE>\n"),
         (&["queue", "show"], "Usage: clerk-sync queue show [OPTIONS] <SVIX_ID>\n"),
     ] {
