@@ -17,6 +17,11 @@ impl Migration {
         hex::encode(Sha256::digest(self.sql))
     }
 
+    /// Whether it makes this table.
+    pub(super) fn makes(&self, table: &str) -> bool {
+        self.sql.contains(&format!("CREATE TABLE IF NOT EXISTS {table} ("))
+    }
+
     /// Every migration of `known`, and whether it is applied. A newer database may have more.
     pub(super) fn status(known: &[Self], applied: &[(i64, String)]) -> Vec<MigrationStatus> {
         let is_applied = |migration: &Self| applied.iter().any(|(version, _)| *version == migration.version);

@@ -1,6 +1,6 @@
 //! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
@@ -20,6 +20,7 @@ use clerk_sync::{
     },
 };
 use serde_json::{Map, Value as Json, json};
+use sha2::{Digest, Sha256};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -163,6 +164,8 @@ promises! {
     migrations_are_safe_when_ten_run_at_once,
     migrating_again_does_nothing,
     a_store_is_ready_once_it_is_migrated,
+    a_database_of_every_version_before_is_brought_up_to_date,
+    a_table_that_somebody_else_has_is_named_also_by_an_upgrade,
     tables_that_are_not_ours_are_refused_and_left_alone,
     a_column_of_another_type_is_refused,
     extra_columns_are_fine,
@@ -2318,6 +2321,82 @@ async fn migrating_again_does_nothing(world: World) {
     assert_eq!(world.store.migrate().await.unwrap(), []);
     assert_eq!(world.open().await.migrate().await.unwrap(), []);
     assert_eq!(world.dump().await, before);
+}
+
+/// A database as the first so many migrations left it.
+async fn as_of(keeper: Keeper, version: usize) -> World {
+    let world = bare(keeper).await;
+    world
+        .sql(
+            "CREATE TABLE _clerk_sync_migrations (
+                 version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL,
+                 applied_at TEXT NOT NULL DEFAULT ('2026-01-01')
+             )",
+        )
+        .await;
+    if keeper == Keeper::Postgres {
+        world.sql("ALTER TABLE _clerk_sync_migrations ALTER version TYPE bigint").await;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(keeper.name());
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    for (number, file) in (1..=version).zip(files) {
+        let sql = fs::read_to_string(&file).unwrap();
+        let (name, checksum) =
+            (file.file_stem().unwrap().to_str().unwrap(), hex::encode(Sha256::digest(&sql)));
+        world.sql(&sql).await;
+        world
+            .sql(&format!(
+                "INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES ({number}, '{name}', '{checksum}')"
+            ))
+            .await;
+    }
+    world
+}
+
+async fn a_database_of_every_version_before_is_brought_up_to_date(world: World) {
+    let all = world.store.migration_status().await.unwrap().len();
+    for version in 1..all {
+        let old = as_of(world.keeper, version).await;
+        let time = "'2026-01-01T00:00:00.000Z'";
+        old.sql(&format!(
+            "INSERT INTO users (clerk_id, email, created_at, updated_at, synced_at)
+                 VALUES ('user_1', 'ada@example.com', {time}, {time}, {time});
+             INSERT INTO entity_versions (kind, clerk_id, version, event_at, tie, deleted)
+                 VALUES ('user', 'user_1', {SIGN_UP}, {SIGN_UP}, 'msg_1', 1 = 0), ('user', 'user_2', {SIGN_UP}, {SIGN_UP}, 'msg_2', 1 = 1);
+             INSERT INTO processed_webhooks (svix_id, event_type, outcome, clerk_id, event_at, processed_at)
+                 VALUES ('msg_1', 'user.created', 'applied', 'user_1', {time}, {time})"
+        ))
+        .await;
+        if version >= 3 {
+            old.sql(&format!(
+                "INSERT INTO outbox (message_id, sink, clerk_id, type, payload, state, created_at)
+                 VALUES ('msg_1_crm', 'crm', 'user_1', 'user.created', '{{}}', 'pending', {time})"
+            ))
+            .await;
+        }
+        let applied = old.store.migrate().await.unwrap_or_else(|error| panic!("from {version}: {error}"));
+        assert_eq!(applied.len(), all - version);
+        assert_eq!(old.column("SELECT kind FROM processed_webhooks").await, ["user"], "from {version}");
+        let waits = if version >= 3 { vec!["user user_1 {}"] } else { vec![] };
+        let outbox = "SELECT kind || ' ' || clerk_id || ' ' || payload AS line FROM outbox";
+        assert_eq!(old.column(outbox).await, waits, "from {version}");
+        assert_eq!(old.text("user_1", user::EMAIL).await.as_deref(), Some("ada@example.com"));
+        assert_eq!(old.deliver(&Event::updated("user_1", 1000)).await, Applied, "from {version}");
+        assert_eq!(old.deliver(&Event::created("user_2")).await, Stale, "from {version}");
+        assert_eq!(tables_of(&old).await, tables_of(&world).await, "from {version}");
+    }
+}
+
+async fn a_table_that_somebody_else_has_is_named_also_by_an_upgrade(world: World) {
+    let old = as_of(world.keeper, 14).await;
+    old.sql("CREATE TABLE organizations (id INTEGER PRIMARY KEY, title TEXT)").await;
+    let error = old.store.migrate().await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Schema);
+    for part in ["table organizations: column clerk_id is missing", "Nothing was changed"] {
+        assert!(error.to_string().contains(part), "{part} is missing in: {error}");
+    }
+    assert!(!error.to_string().contains("table users"), "{error}");
 }
 
 async fn a_store_is_ready_once_it_is_migrated(world: World) {

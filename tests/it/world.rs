@@ -57,7 +57,7 @@ pub enum Keeper {
 }
 
 impl Keeper {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",

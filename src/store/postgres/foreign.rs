@@ -19,7 +19,7 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
     let found = find(&mut session, table).await?;
     if found.schema == store.schema && found.name == "users" {
         // Perhaps it is not ours at all: then what to do about that is the better answer.
-        store.check_tables(&mut session).await?;
+        store.check_tables(&mut session, &[]).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in schema {}: name the application's table, such as public.users",
             store.schema

@@ -62,7 +62,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     // While some migrations are pending columns are missing that they will add.
     let check = missing.is_empty() && (applied == 0 || applied == POSTGRES.len());
     let checked = if check {
-        store.check_tables(&mut session).await.and_then(|columns| {
+        store.check_tables(&mut session, &[]).await.and_then(|columns| {
             if applied == 0 {
                 Ok(())
             } else {

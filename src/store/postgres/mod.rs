@@ -303,10 +303,8 @@ impl Postgres {
             session.run(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await?;
         }
         let pending = Migration::pending(POSTGRES, &self.applied(&mut session).await?)?;
-        if pending.len() == POSTGRES.len() {
-            self.check_tables(&mut session).await?;
-        }
         if !pending.is_empty() {
+            self.check_tables(&mut session, &pending).await?;
             session
                 .run(
                     "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
@@ -327,7 +325,7 @@ impl Postgres {
                 )
                 .await?;
         }
-        let columns = self.check_tables(&mut session).await?;
+        let columns = self.check_tables(&mut session, &[]).await?;
         self.sequences.set_forward(&mut session, None).await?;
         unique_email::set(&mut session, &self.schema, self.unique_email).await?;
         session.commit().await?;
@@ -348,7 +346,8 @@ impl Postgres {
         ))
     }
 
-    async fn check_tables(&self, session: &mut Session) -> Result<Vec<Column>> {
+    /// Refuse tables with our names that are not ours, as far as these migrations are not still to change them.
+    async fn check_tables(&self, session: &mut Session, pending: &[Migration]) -> Result<Vec<Column>> {
         let rows = session
             .rows(
                 sql("SELECT table_name::text, column_name::text, data_type::text, is_nullable = 'NO'
@@ -365,7 +364,8 @@ impl Postgres {
             })
         };
         let columns: Vec<Column> = rows.iter().map(column).collect::<Result<_>>()?;
-        let mistakes = schema::mistakes(&columns, |kind, type_name| type_name == postgres_type(kind));
+        let mistakes =
+            schema::mistakes(&columns, pending, |kind, type_name| type_name == postgres_type(kind));
         if mistakes.is_empty() {
             return Ok(columns);
         }

@@ -28,9 +28,9 @@ pub(super) async fn inspect(
     };
     // While some migrations are pending columns are missing that they will add.
     let tables = if applied == 0 {
-        migrations::check(connection, place).await
+        migrations::check(connection, place, &[]).await
     } else if applied == SQLITE.len() {
-        match migrations::check(connection, place).await {
+        match migrations::check(connection, place, &[]).await {
             Ok(()) => migrations::check_anonymize_columns(connection, anonymize_columns).await,
             Err(error) => Err(error),
         }

@@ -15,13 +15,13 @@ use crate::store::{
 pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
     // Others may have been faster.
     let pending = pending(connection).await?;
-    check(connection, place).await?;
+    check(connection, place, &pending).await?;
     create_table(connection).await?;
     for migration in &pending {
         sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(explain)?;
         remember(connection, migration).await?;
     }
-    check(connection, place).await?;
+    check(connection, place, &[]).await?;
     Ok(pending)
 }
 
@@ -35,8 +35,12 @@ pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<Migr
     Ok(Migration::status(SQLITE, &applied(connection).await?))
 }
 
-/// Refuse tables with our names that are not ours.
-pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Display) -> Result<()> {
+/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them.
+pub(super) async fn check(
+    connection: &mut SqliteConnection,
+    place: &impl Display,
+    pending: &[Migration],
+) -> Result<()> {
     let mut found = Vec::new();
     for table in TABLES.iter() {
         found.extend(columns(connection, table.name).await?);
@@ -44,7 +48,7 @@ pub(super) async fn check(connection: &mut SqliteConnection, place: &impl Displa
     for column in &mut found {
         column.name.make_ascii_lowercase();
     }
-    let mistakes = schema::mistakes(&found, fits);
+    let mistakes = schema::mistakes(&found, pending, fits);
     if mistakes.is_empty() {
         return Ok(());
     }

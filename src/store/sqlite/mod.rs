@@ -189,7 +189,7 @@ impl Store for Sqlite {
         // Nothing to do is the usual case, and must not need the write lock.
         let mut applied = migrations::pending(&mut reader).await?;
         if applied.is_empty() {
-            migrations::check(&mut reader, &place).await?;
+            migrations::check(&mut reader, &place, &[]).await?;
         } else {
             let mut transaction = self.write(Patience::Normal).await?;
             applied = migrations::apply(transaction.connection()?, &place).await?;
