@@ -1,17 +1,40 @@
 //! A kind of object that only these tests know, declared here and nowhere else: whatever holds for it holds for every kind. Of
 //! clubs and of those who are in them: who leaves and joins again has another membership.
 
-use std::sync::Arc;
+use std::{
+    future::ready,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+};
 
+use axum::{
+    Router,
+    extract::Path,
+    http::{StatusCode, Uri},
+    response::IntoResponse,
+    routing::get,
+};
+use chrono::TimeDelta;
 use clerk_sync::{
+    clerk::api::Api,
     entity::{self, USER},
     model::{Column, Entity, FieldSet, Holds, MessageType, Outcome, Place, Selection, Subscription},
     store::{RowFilter, sql::ddl},
+    sync::{
+        Clock,
+        backfill::{Progress, Wanted, backfill},
+        catch_up::{CatchUp, Instance},
+        reconcile::{Kind, Options, reconcile},
+    },
 };
+use secrecy::SecretString;
 use serde_json::{Value as Json, json};
+use tokio::{net::TcpListener, sync::watch};
+use url::Url;
 
 use crate::{
     promises::promises,
+    receivers::axum_serve,
     world::{Event, Keeper, NOW, World, clerk_id, run},
 };
 
@@ -73,6 +96,7 @@ promises! {
     rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents,
     two_replicas_that_delete_a_parent_and_write_its_children_leave_none,
     migrations_make_what_the_declarations_say,
+    a_kind_that_clerk_lists_is_taken_in_and_compared,
 }
 
 async fn with_kinds(world: &mut World) {
@@ -478,4 +502,80 @@ async fn migrations_make_what_the_declarations_say(world: World) {
         migrated,
         "render the next one: `clerk-sync migrate render KIND`"
     );
+}
+
+/// A Clerk of one instance that has these clubs.
+async fn clerk_with(clubs: Arc<Mutex<Vec<Json>>>) -> Url {
+    let listed = Arc::clone(&clubs);
+    let list = move |asked: Uri| {
+        let asked = Url::parse(&format!("http://clerk{asked}")).unwrap();
+        let offset = asked.query_pairs().find(|(name, _)| name == "offset").unwrap().1.parse().unwrap();
+        let clubs = listed.lock().unwrap();
+        let page: Vec<Json> = clubs.iter().skip(offset).cloned().collect();
+        ready(axum::Json(json!({ "total_count": clubs.len(), "data": page })))
+    };
+    let one = move |Path(id): Path<String>| {
+        let unknown = || {
+            let error = json!({ "errors": [{ "code": "resource_not_found", "message": "not found" }] });
+            (StatusCode::NOT_FOUND, axum::Json(error)).into_response()
+        };
+        let found = clubs.lock().unwrap().iter().find(|club| club["id"] == *id).cloned();
+        ready(found.map_or_else(unknown, |club| axum::Json(club).into_response()))
+    };
+    let instance = || ready(axum::Json(json!({ "object": "instance", "id": "ins_1" })));
+    let routes = Router::new()
+        .route("/v1/instance", get(instance))
+        .route("/v1/clubs", get(list))
+        .route("/v1/clubs/{id}", get(one));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    tokio::spawn(axum_serve(listener, routes));
+    url
+}
+
+async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
+    with_kinds(&mut world).await;
+    let shown = |id: &str, name: &str, at: i64| json!({ "id": id, "object": "club", "name": name, "seats": 12, "created_at": NOW, "updated_at": NOW + at });
+    let clubs = Arc::new(Mutex::new(vec![shown("club_1", "Chess", 0), shown("club_2", "Rowing", 0)]));
+    let url = clerk_with(Arc::clone(&clubs)).await;
+    let now = world.now;
+    let clock: Clock = Arc::new(move || now);
+    let key = SecretString::from("sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM");
+    let mut context = CatchUp {
+        store: Arc::clone(&world.store),
+        api: Arc::new(Api::new(&url, key, NonZeroU32::new(1000).unwrap(), Arc::clone(&clock)).unwrap()),
+        rules: world.rules.clone(),
+        clock,
+        instance: Instance::default(),
+    };
+    for written in [2, 0] {
+        let tell = watch::channel(Progress::default()).0;
+        let summary = backfill(&context, &Wanted::all(&CLUB), false, tell).await.unwrap();
+        assert_eq!(summary.counts.applied, written, "the second time nothing is new");
+    }
+    let names =
+        "SELECT clerk_id || ' ' || name AS line FROM clubs WHERE deleted_at IS NULL ORDER BY clerk_id";
+    assert_eq!(world.column(names).await, ["club_1 Chess", "club_2 Rowing"]);
+    world.deliver(&pass("pass_2", "club_2", "user_1", 0, 10)).await;
+
+    *clubs.lock().unwrap() = vec![shown("club_1", "Chess and Go", 50), shown("club_3", "Sailing", 50)];
+    context.clock = Arc::new(move || now + TimeDelta::hours(1));
+    let compare = async |dry_run| {
+        let options = Options { dry_run, allow_mass_delete: true };
+        reconcile(&context, &CLUB, options, watch::channel(0).0).await.unwrap()
+    };
+    let before = world.dump().await;
+    for dry_run in [true, false] {
+        let report = compare(dry_run).await;
+        let ids = |kind| report.of(kind).ids.clone();
+        assert_eq!(ids(Kind::Missing), ["club_3"]);
+        assert_eq!(ids(Kind::Stale), ["club_1"]);
+        assert_eq!(ids(Kind::NotAtClerk), ["club_2"]);
+        if dry_run {
+            assert_eq!(world.dump().await, before, "a dry run changes nothing");
+        }
+    }
+    assert_eq!(world.column(names).await, ["club_1 Chess and Go", "club_3 Sailing"]);
+    assert_eq!(passes(&world).await, [""; 0], "what belonged to it went with it");
+    assert!(!compare(true).await.has_drift());
 }

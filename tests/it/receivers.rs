@@ -122,7 +122,7 @@ impl Receiver {
 }
 
 /// Every connection by the bare protocol, for `axum::serve` is not built in.
-async fn axum_serve(listener: TcpListener, routes: Router) {
+pub(crate) async fn axum_serve(listener: TcpListener, routes: Router) {
     while let Ok((stream, _)) = listener.accept().await {
         let service = hyper_util::service::TowerToHyperService::new(routes.clone());
         tokio::spawn(
