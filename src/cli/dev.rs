@@ -16,7 +16,9 @@ use secrecy::SecretString;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Failure, clock, count, open_api,
+    Failure,
+    backfill::nouns,
+    clock, count, open_api,
     post::{Answer, Poster},
     random_id, rules, say,
     service::{Service, init_log, wait_for_store},
@@ -191,14 +193,17 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
         clock: clock(),
         instance: Instance::default(),
     };
-    let (tell, _) = watch::channel(Progress::default());
-    let began = Instant::now();
-    let summary = backfill(&context, &Wanted::all(&USER), true, tell).await;
-    let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
-    let seconds = began.elapsed().as_secs_f64();
     heading("A fake Clerk");
-    let seen = count(counts.seen, "user", "users");
-    say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
+    for entity in config.selection.entities() {
+        let (tell, _) = watch::channel(Progress::default());
+        let began = Instant::now();
+        let summary = backfill(&context, &Wanted::all(entity), true, tell).await;
+        let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
+        let seconds = began.elapsed().as_secs_f64();
+        let (one, many) = nouns(entity);
+        let seen = count(counts.seen, &one, &many);
+        say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
+    }
     say!();
     Ok(())
 }
