@@ -17,10 +17,10 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete, falls_short, incomplete},
+    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
     reconcile::strangers,
     scan::{Scan, Seen, Visit, Window},
-    walk::{Walk, Walked},
+    walk::Walk,
 };
 use crate::{
     clerk::{
@@ -257,17 +257,7 @@ impl Visitor {
         let reading = self.context.reading(Source::Backfill, entity);
         let walk = Walk::new(&self.context, reading, Arc::clone(&self.seen));
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
-        let seen = || self.seen.len();
-        match walk.run(&visitor).await? {
-            Walked::SwitchedOff => Ok(true),
-            Walked::Whole { counted } if falls_short(seen(), counted) => {
-                Err(incomplete(entity, seen(), counted))
-            }
-            Walked::Whole { .. } => Ok(false),
-            Walked::Torn => {
-                Err(self.context.api.unintelligible("lists that change with every request").into())
-            }
-        }
+        Ok(!walk.run(&visitor).await?)
     }
 
     /// The windows that are left, or the first ones.

@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, falls_short, incomplete, patiently},
+    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
     erasure,
     instance::Pin,
     plan::keeps,
     scan::{Scan, Seen, Visit, Window},
-    walk::{Walk, Walked},
+    walk::Walk,
 };
 use crate::{
     clerk::{
@@ -402,14 +402,7 @@ impl Visitor {
             check_complete(&context.api, &Filters::default(), seen.len(), counted).await?;
             return Ok(true);
         }
-        match Walk::new(context, reading, Arc::clone(seen)).run(visit).await? {
-            Walked::SwitchedOff => Ok(false),
-            Walked::Whole { counted } if falls_short(seen.len(), counted) => {
-                Err(incomplete(entity, seen.len(), counted))
-            }
-            Walked::Whole { .. } => Ok(true),
-            Walked::Torn => Err(context.api.unintelligible("lists that change with every request").into()),
-        }
+        Walk::new(context, reading, Arc::clone(seen)).run(visit).await
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {

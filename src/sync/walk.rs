@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::JoinSet;
 
 use super::{
-    catch_up::{CatchUp, Counts, Trouble},
+    catch_up::{CatchUp, Counts, Trouble, falls_short, incomplete},
     scan::{Seen, Visit},
 };
 use crate::{
@@ -36,17 +36,6 @@ pub(super) struct Walk {
     seen: Arc<Seen>,
 }
 
-/// How a walk ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Walked {
-    /// Everything was seen that was there from beginning to end; so many there are, as Clerk counts.
-    Whole { counted: u64 },
-    /// The list changed at every pass.
-    Torn,
-    /// The feature is switched off at Clerk: there is nothing to see, and nothing is gone for that.
-    SwitchedOff,
-}
-
 /// The first and the last object of a page.
 struct Edges {
     first: Option<ClerkId>,
@@ -64,19 +53,27 @@ impl Walk {
         Self { api: Arc::clone(&context.api), reading, seen }
     }
 
-    /// Walk to the end.
-    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<Walked, Trouble> {
+    /// Walk until everything was seen that was there from beginning to end. False if the feature is switched off at Clerk: then
+    /// there is nothing to see, and nothing is gone for that.
+    ///
+    /// # Errors
+    /// If Clerk fails, if its list changes at every pass, or if it counts far more than it shows.
+    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<bool, Trouble> {
         for _ in 0..PASSES {
             let first = match self.api.objects(0, &self.reading).await {
-                Err(error) if error.is_of_a_feature_switched_off() => return Ok(Walked::SwitchedOff),
+                Err(error) if error.is_of_a_feature_switched_off() => return Ok(false),
                 first => first?,
             };
             visitor.expect(first.total).await?;
-            if let Some(counted) = self.pass(first, visitor).await? {
-                return Ok(Walked::Whole { counted });
-            }
+            let Some(counted) = self.pass(first, visitor).await? else { continue };
+            let seen = self.seen.len();
+            return if falls_short(seen, counted) {
+                Err(incomplete(self.reading.entity, seen, counted))
+            } else {
+                Ok(true)
+            };
         }
-        Ok(Walked::Torn)
+        Err(self.api.unintelligible("lists that change with every request").into())
     }
 
     /// One time through, from the first page on; how many there are, if nothing moved meanwhile.
