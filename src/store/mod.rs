@@ -216,7 +216,7 @@ pub trait Transaction: Send {
     /// nothing hides any.
     async fn hidden(&mut self) -> Result<Option<StoreError>>;
 
-    /// Take out rows in the first of these ways that the application's constraints and triggers allow for each; what they
+    /// Take out rows of one kind in the first of these ways that the application's constraints and triggers allow for each; what they
     /// refuse for one row holds up no other. Rows that still stand are marked as deleted, if they let us. `deleted_at` stays
     /// if it is set already. Gives what became of each row that was there, judged by
     /// looking at it afterwards; of one that never told who it was it may say nothing. An error that

@@ -19,7 +19,11 @@ use crate::{
     model::{AuditEntry, ClerkId, Entity, Outcome, Receipt, Register, Selection, SvixId, User},
     store::{
         Address, Advance, Outgoing, Parked, Record, Result, RowFate, StoreError, Transaction, Waiting, Way,
-        sql::{erasures, ledger, objects, objects::by_kind, outbox, queue},
+        sql::{
+            erasures, ledger, objects,
+            objects::{Write, by_kind},
+            outbox, queue,
+        },
     },
 };
 
@@ -104,7 +108,8 @@ impl Transaction for PostgresTransaction {
 
     async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
         for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
-            let inserted = objects::insert(&mut self.session, objects, selection.fields(entity)).await;
+            let inserted =
+                objects::write(&mut self.session, objects, selection.fields(entity), Write::Insert).await;
             self.sequences.checked(&mut self.session, entity.table, inserted).await?;
         }
         Ok(())
@@ -112,7 +117,7 @@ impl Transaction for PostgresTransaction {
 
     async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
         for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
-            objects::update(&mut self.session, objects, selection.fields(entity)).await?;
+            objects::write(&mut self.session, objects, selection.fields(entity), Write::Update).await?;
         }
         Ok(())
     }
@@ -128,11 +133,8 @@ impl Transaction for PostgresTransaction {
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
-        let mut fates = HashMap::new();
-        for (entity, ids) in by_kind(ids, ClerkId::entity) {
-            fates.extend(removal::erase(&mut self.session, &self.removal, entity, ids, ways, at).await?);
-        }
-        Ok(fates)
+        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok(HashMap::new()) };
+        removal::erase(&mut self.session, &self.removal, entity, ids, ways, at).await
     }
 
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {

@@ -271,34 +271,30 @@ fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> 
     })
 }
 
-/// Insert rows. [`Trouble::Raced`] if one is there already.
-pub(in crate::store) async fn insert(
-    session: &mut dyn Session,
-    objects: &[User],
-    fields: FieldSet,
-) -> Result<()> {
-    write(session, objects, fields, |statements| &statements.insert).await
+/// How rows are written.
+#[derive(Clone, Copy)]
+pub(in crate::store) enum Write {
+    /// [`Trouble::Raced`] if one is there already.
+    Insert,
+    /// [`Trouble::Raced`] if one is gone.
+    Update,
 }
 
-/// Update the columns of `fields`. [`Trouble::Raced`] if a row is gone.
-pub(in crate::store) async fn update(
+/// Write the columns of `fields` of rows of one kind.
+pub(in crate::store) async fn write(
     session: &mut dyn Session,
     objects: &[User],
     fields: FieldSet,
-) -> Result<()> {
-    write(session, objects, fields, |statements| &statements.update).await
-}
-
-async fn write(
-    session: &mut dyn Session,
-    objects: &[User],
-    fields: FieldSet,
-    statement: fn(&Statements) -> &Statement,
+    how: Write,
 ) -> Result<()> {
     let Some(first) = objects.first() else { return Ok(()) };
-    let statements = Statements::of(first.clerk_id.entity(), fields);
-    let table = first.clerk_id.entity().table;
-    let written = session.write_objects(table, statement(&statements), &[statements.rows(objects)]).await?;
+    let entity = first.clerk_id.entity();
+    let statements = Statements::of(entity, fields);
+    let statement = match how {
+        Write::Insert => &statements.insert,
+        Write::Update => &statements.update,
+    };
+    let written = session.write_objects(entity.table, statement, &[statements.rows(objects)]).await?;
     are_theirs(&written, objects)
 }
 
@@ -443,6 +439,9 @@ pub(in crate::store) async fn children(
     parents: &[ClerkId],
     limit: u32,
 ) -> Result<Vec<ClerkId>> {
+    if parents.is_empty() {
+        return Ok(Vec::new());
+    }
     let children = Children::of(session.kinds());
     let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
     let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();

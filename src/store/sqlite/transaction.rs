@@ -27,7 +27,11 @@ use crate::{
     store::{
         Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
         Trouble, Waiting, Way,
-        sql::{Kinds, erasures, ledger, objects, objects::by_kind, outbox, queue},
+        sql::{
+            Kinds, erasures, ledger, objects,
+            objects::{Write, by_kind},
+            outbox, queue,
+        },
     },
 };
 
@@ -104,6 +108,15 @@ impl SqliteTransaction {
         let others = are_others(self.connection()?, entity.table, ids).await;
         let result = others.and_then(|others| if others { Err(StoreError::changed_id()) } else { Ok(()) });
         self.noted(result)
+    }
+
+    async fn write(&mut self, objects: &[User], selection: &Selection, how: Write) -> Result<()> {
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+            let written = objects::write(self, objects, selection.fields(entity), how).await;
+            self.noted(written)?;
+            self.are_theirs(entity, objects).await?;
+        }
+        Ok(())
     }
 
     /// Note that something of a person was removed without a verb of its own.
@@ -187,39 +200,6 @@ impl SqliteTransaction {
         let rows = self.load(ids, &Selection::default()).await?;
         let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
         Ok(ids.iter().filter(stands).cloned().collect())
-    }
-
-    /// See [`Transaction::erase`], of one kind.
-    async fn erase_of_kind(
-        &mut self,
-        ids: &[ClerkId],
-        ways: &[Way],
-        at: DateTime<Utc>,
-    ) -> Result<HashMap<ClerkId, RowFate>> {
-        let mut fates = HashMap::new();
-        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
-        let mut standing = ids.to_vec();
-        for way in ways {
-            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
-            let fate = match way {
-                Way::Delete => RowFate::Deleted,
-                Way::Anonymize => RowFate::Anonymized,
-            };
-            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
-            refusals.extend(refused);
-            // A trigger can also keep a row without a word.
-            standing = self.still_here(&standing).await?;
-        }
-        if ways.is_empty() {
-            standing = self.still_here(&standing).await?;
-        }
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
-        self.each(Step::Mark, &standing, at).await?;
-        for id in standing {
-            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
-            fates.insert(id, RowFate::Stands(reason));
-        }
-        Ok(fates)
     }
 
     /// Roll back and give the connection back; if that fails, it is closed.
@@ -308,21 +288,11 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
-            let written = objects::insert(self, objects, selection.fields(entity)).await;
-            self.noted(written)?;
-            self.are_theirs(entity, objects).await?;
-        }
-        Ok(())
+        self.write(objects, selection, Write::Insert).await
     }
 
     async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
-            let written = objects::update(self, objects, selection.fields(entity)).await;
-            self.noted(written)?;
-            self.are_theirs(entity, objects).await?;
-        }
-        Ok(())
+        self.write(objects, selection, Write::Update).await
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
@@ -337,8 +307,27 @@ impl Transaction for SqliteTransaction {
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
         let mut fates = HashMap::new();
-        for (_, ids) in by_kind(ids, ClerkId::entity) {
-            fates.extend(self.erase_of_kind(ids, ways, at).await?);
+        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
+        let mut standing = ids.to_vec();
+        for way in ways {
+            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
+            let fate = match way {
+                Way::Delete => RowFate::Deleted,
+                Way::Anonymize => RowFate::Anonymized,
+            };
+            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
+            refusals.extend(refused);
+            // A trigger can also keep a row without a word.
+            standing = self.still_here(&standing).await?;
+        }
+        if ways.is_empty() {
+            standing = self.still_here(&standing).await?;
+        }
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        self.each(Step::Mark, &standing, at).await?;
+        for id in standing {
+            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
+            fates.insert(id, RowFate::Stands(reason));
         }
         Ok(fates)
     }
