@@ -100,8 +100,7 @@ pub fn label(event_type: Option<&str>) -> &'static str {
 
 /// The same for the kind of object that an event is about.
 pub fn kind(event_type: &str) -> &'static str {
-    let entity = entity::ALL.iter().find(|entity| entity.meaning(event_type).is_some());
-    entity.map_or(telemetry::OTHER, |entity| entity.kind)
+    entity::of_event(event_type).map_or(telemetry::OTHER, |entity| entity.kind)
 }
 
 /// A proven body, understood as far as we need it.

@@ -45,10 +45,7 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
             "id": user_id.replacen("user_", "ema_", 1), "object": "email", "user_id": user_id, "slug": "verification_code",
             "subject": "A sample", "to_email_address": address(user_id), "status": "queued",
         }),
-        _ => {
-            let entity = entity::ALL.iter().find(|entity| entity.meaning(event_type).is_some())?;
-            object(entity, event_type, user_id, at)
-        }
+        _ => object(entity::of_event(event_type)?, event_type, user_id, at),
     };
     let event = json!({
         "data": data,

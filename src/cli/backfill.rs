@@ -324,9 +324,10 @@ pub(super) fn chosen(
 
 /// A kind that Clerk's Backend API lists.
 pub(super) fn any_kind(text: &str) -> Result<&'static Entity, String> {
-    let listed = || entity::ALL.iter().filter(|entity| entity.path.is_some());
-    let kinds = || listed().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
-    listed().find(|entity| entity.kind == text).copied().ok_or_else(|| format!("allowed are {}", kinds()))
+    entity::named(text).filter(|entity| entity.path.is_some()).ok_or_else(|| {
+        let listed = entity::ALL.iter().filter(|entity| entity.path.is_some());
+        format!("allowed are {}", listed.map(|entity| entity.kind).collect::<Vec<_>>().join(", "))
+    })
 }
 
 /// Why objects were left out, some of them by name.

@@ -41,7 +41,7 @@ enum Action {
 }
 
 fn declared(text: &str) -> Result<&'static Entity, &'static str> {
-    entity::ALL.iter().find(|entity| entity.kind == text).copied().ok_or("no declaration has this kind")
+    entity::named(text).ok_or("no declaration has this kind")
 }
 
 /// The next migration of every database.

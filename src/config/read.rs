@@ -331,7 +331,7 @@ impl Reader {
         const VARIABLE: &str = "SYNC_ENTITIES";
         let chosen: Vec<&str> = list(present(kinds).unwrap_or(USER.kind)).collect();
         let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
-        let is_known = |name: &&str| *name == "all" || entity::ALL.iter().any(|entity| entity.kind == *name);
+        let is_known = |name: &&str| *name == "all" || entity::named(name).is_some();
         let unknown: Vec<String> =
             chosen.iter().filter(|name| !is_known(name)).map(|name| shown(name)).collect();
         if chosen.is_empty() || !unknown.is_empty() {

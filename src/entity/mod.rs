@@ -14,3 +14,13 @@ use crate::model::Entity;
 
 /// Every kind.
 pub static ALL: &[&Entity] = &[&USER, &ORGANIZATION, &ORGANIZATION_MEMBERSHIP];
+
+/// The declaration of this kind.
+pub fn named(kind: &str) -> Option<&'static Entity> {
+    ALL.iter().copied().find(|entity| entity.kind == kind)
+}
+
+/// The kind that this event is about.
+pub fn of_event(event_type: &str) -> Option<&'static Entity> {
+    ALL.iter().copied().find(|entity| entity.meaning(event_type).is_some())
+}

@@ -140,8 +140,7 @@ pub(super) fn processed_table(
 
 /// The object that a delivery is about, if it is of a kind that we know.
 fn subject(delivery: &Processed) -> Option<ClerkId> {
-    let entity = entity::ALL.iter().find(|entity| delivery.kind.as_deref() == Some(entity.kind))?;
-    ClerkId::new(entity, delivery.clerk_id.as_deref()?)
+    ClerkId::new(entity::named(delivery.kind.as_deref()?)?, delivery.clerk_id.as_deref()?)
 }
 
 #[cfg(test)]

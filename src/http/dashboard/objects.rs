@@ -21,7 +21,7 @@ use super::{
     form::Form,
     page::{
         Column, ROWS, button, fact, folder, linked, masked, moment, page, plural, see, singular, table, time,
-        whereabouts, words,
+        whereabouts,
     },
     queue::queued_table,
     session::Session,
@@ -32,7 +32,7 @@ use crate::{
     http::{
         App,
         error::Problem,
-        v1::{query::page as cut, read},
+        v1::{objects::words, query::page as cut, read},
     },
     model::{
         Anonymized, ClerkId, Entity, Field, Holds, Receipt, Register, Selection, SvixId, Value, Version,
@@ -266,7 +266,7 @@ async fn reveal(
     let (id, now) = (named(entity, &id)?, (app.clock)());
     let clerk_id = id.clone();
     let recorded = read(&app, async move |store| {
-        // Of whom nothing is here nothing is shown, also if it comes in the next moment.
+        // An object without a row is not shown, even if its row comes a moment later: nobody wrote down that it was revealed.
         if store.row(&clerk_id).await?.is_none() {
             return Ok(false);
         }

@@ -13,7 +13,7 @@ use crate::{
     entity::USER,
     http::{
         App,
-        v1::objects::{capital, without},
+        v1::objects::{without, words},
     },
     model::{ClerkId, Entity, Selection},
     telemetry::plain,
@@ -289,11 +289,6 @@ pub(super) fn plural(entity: &'static Entity) -> &'static str {
 /// What one of them is called.
 pub(super) fn singular(entity: &'static Entity) -> &'static str {
     entity.parents().fold(entity.kind, |name, (_, parent)| without(name, parent))
-}
-
-/// A name of ours as people write it.
-pub(super) fn words(name: &str) -> String {
-    capital(&name.replace('_', " "))
 }
 
 /// Go there, by GET.

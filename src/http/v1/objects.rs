@@ -267,7 +267,7 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
         let name = schema_name(entity);
         schemas.insert(name.clone(), schema(entity));
         let one = json!({ "$ref": format!("#/components/schemas/{name}") });
-        let what = format!("{}, a page at a time", capital(&entity.table.replace('_', " ")));
+        let what = format!("{}, a page at a time", words(entity.table));
         let order = "In the order of their `id`. What was there when a walk through the pages began comes exactly once.";
         let mut parameters = paging();
         if *entity == USER {
@@ -308,11 +308,8 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
                 json!({ "$ref": format!("#/components/schemas/{}", schema_name(of.field.entity())) });
             one = linked;
         }
-        let what = format!(
-            "{} of one {}, a page at a time",
-            capital(&of.name().replace('_', " ")),
-            of.parent.kind.replace('_', " ")
-        );
+        let what =
+            format!("{} of one {}, a page at a time", words(of.name()), of.parent.kind.replace('_', " "));
         let mut parameters = paging();
         parameters.push(by_id(of.parent));
         let id = format!("list_{}_of_{}", of.name(), of.parent.kind);
@@ -327,7 +324,12 @@ pub(super) fn schema_name(entity: &Entity) -> String {
     entity.kind.split('_').map(capital).collect()
 }
 
-pub(in crate::http) fn capital(text: &str) -> String {
+/// A name of ours as people write it.
+pub(in crate::http) fn words(name: &str) -> String {
+    capital(&name.replace('_', " "))
+}
+
+fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
