@@ -391,7 +391,7 @@ impl Api {
             path.push(id.as_str());
         }
         let answer = match self.get(url, persistence).await {
-            // Whoever else answers 404, be it a proxy or a Clerk without this instance, does not speak of the object.
+            // A proxy, or a Clerk without this instance, answers 404 as well, and says nothing of the object.
             Err(ApiError::Refused { refusal, .. }) if refusal.status == 404 && refusal.code == NOT_FOUND => {
                 return Ok(None);
             }

@@ -86,7 +86,7 @@ impl Entity {
         )
     }
 
-    /// The columns that name its parents, with the kind of each. Whoever deletes a parent deletes it too.
+    /// The columns that name its parents, with the kind of each. The deletion of a parent deletes it too.
     pub fn parents(&'static self) -> impl DoubleEndedIterator<Item = (Field, &'static Self)> + Clone {
         self.fields().filter_map(|field| Some((field, field.parent?)))
     }

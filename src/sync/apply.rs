@@ -361,7 +361,7 @@ impl Work<'_> {
         let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(&owners);
         let ids = sorted(ids.chain(&family.parents).chain(&family.children).chain(&family.rivals));
         let mut registers = transaction.registers(&ids).await?;
-        // Whoever deletes a parent that is not here yet has to wait for us.
+        // A deletion of a parent that is not here yet has to wait for us.
         let unknown = family.parents.iter().filter(|parent| !registers.contains_key(*parent));
         registers.extend(transaction.hold(&sorted(unknown)).await?);
         let family = self.looked_at_again(transaction, family, &registers, &changes).await?;
@@ -444,19 +444,18 @@ impl Work<'_> {
         Ok(rivals)
     }
 
-    /// The same now that the registers are locked, and with them those of the parents: nobody is added any more. Whoever came
-    /// meanwhile is not locked. [`Trouble::Raced`] if that is a rival; children go with those that are left for later.
+    /// The same now that the registers are locked, and with them those of the parents: nobody is added any more. Those who
+    /// came meanwhile are not locked. [`Trouble::Raced`] if that is a rival; children go with those that are left for later.
     async fn looked_at_again(
         &self,
         transaction: &mut dyn Transaction,
-        before: Family,
+        mut family: Family,
         registers: &HashMap<ClerkId, Register>,
         changes: &[(&Delivery, &Change)],
     ) -> Result<Family> {
         let is_parent = |entity: &'static Entity| {
             self.rules.selection.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
         };
-        let mut family = before;
         // What is not synced any more goes as well, and can be as much.
         if !family.children.is_empty() || family.deleted.iter().any(|id| is_parent(id.entity())) {
             let children = transaction.children(&family.deleted, CASCADE + 1).await?;
@@ -705,8 +704,8 @@ impl Work<'_> {
         transaction.forget(ids, &theirs).await
     }
 
-    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: whoever only founded the
-    /// organization of a membership is named in it as well.
+    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: it also names the
+    /// founder of a membership's organization, with whom it does not go.
     fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
         let kept = Verified::kept(svix_id.clone(), self.now, payload.clone());
         match event::parse(&kept, &self.rules.selection, self.now).delivery.content {

@@ -3,7 +3,7 @@
 //! A batch is folded event by event, exactly as if each event had come alone. So the outcome of an event never depends on
 //! the company it came in.
 //!
-//! Whoever deletes an object deletes what goes with it, in the same transaction; what is heard of that later is stale. Of two
+//! The deletion of an object deletes what goes with it, in the same transaction; later events about that are stale. Of two
 //! live objects that cannot both be, such as memberships of one person in one organization, the one that was created last is
 //! the one that is.
 //!

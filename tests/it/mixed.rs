@@ -1,7 +1,7 @@
 //! Users, organizations and memberships that live and die together: whatever order their deliveries come in, the end is the
 //! same.
 //!
-//! A life at Clerk is made up: whoever is created, joins, leaves, joins again and is deleted, and what Clerk would say of it,
+//! A life at Clerk is made up: people are created, join, leave, join again and are deleted, and what Clerk would say of it,
 //! of deletions that take others along sometimes all and sometimes only the first. A model that knows nothing of the code under
 //! test is told the same deliveries one by one, as in [`convergence`](super::convergence); and how it was at Clerk at the end
 //! has to be how it is here, whatever any model says.
@@ -347,7 +347,7 @@ impl Model {
         Outcome::Applied
     }
 
-    /// Whoever has the place of a membership.
+    /// Another membership in the same place.
     fn rival(&self, id: &ClerkId, looks: &Looks) -> Option<ClerkId> {
         let pair = parents(id, looks);
         let mut others = self.rows.iter().filter(|(other, _)| *other != id && !pair.is_empty());
@@ -446,7 +446,7 @@ impl Clerk {
                     self.memberships += 1;
                     // Not in the order in which they come to be.
                     let number = self.memberships * 7 % 10;
-                    // Whoever joins again does so later.
+                    // A person joins again later.
                     self.clock += 1;
                     ClerkId::new(&ORGANIZATION_MEMBERSHIP, format!("orgmem_{number}_{}", self.memberships))
                         .unwrap()

@@ -1,7 +1,7 @@
 //! `/v1`: the private API, every route of it on one screen.
 //!
-//! It reads, fetches from Clerk who is not here yet, and sees to what waits. Whoever asks shows the bearer token of
-//! `ADMIN_TOKEN` first, also to learn that there is nothing there. Answers are JSON, never to be cached, and come within the
+//! It reads, fetches from Clerk what is not here yet, and retries or discards what waits. Every request shows the bearer token
+//! of `ADMIN_TOKEN` first, also to learn that there is nothing there. Answers are JSON, never to be cached, and come within the
 //! deadline of every other answer. Few read at a time, so that they cannot take the connections that webhooks need, and what
 //! is asked goes into no log: e-mail addresses stand in it.
 
@@ -103,7 +103,7 @@ async fn nothing() -> Problem {
 #[openapi(
     info(
         title = "clerk-sync: the private API",
-        description = "Reads what clerk-sync keeps, and sees to what waits, for whoever has ADMIN_TOKEN."
+        description = "Reads what clerk-sync keeps, and retries or discards what waits. Every request needs ADMIN_TOKEN."
     ),
     paths(
         signups::count,
