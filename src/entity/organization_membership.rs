@@ -26,6 +26,7 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
             .by_default()
             .parent(&USER),
         Column::new("role", Holds::Text).by_default().kept().samples("\"org:member\"", "\"org:admin\""),
+        Column::new("role_name", Holds::Text).by_default().kept().samples("\"Member\"", "\"Admin\""),
         Column::new("permissions", Holds::Json).by_default().kept().sample("[\"org:sys_memberships:read\"]"),
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
