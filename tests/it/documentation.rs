@@ -5,10 +5,7 @@
 use std::{collections::BTreeMap, ffi::OsStr, fmt::Write, fs, path::Path};
 
 use clap::{Args, Command};
-use clerk_sync::{
-    config::Settings,
-    store::schema::{Kind, TABLES},
-};
+use clerk_sync::config::Settings;
 use serde_json::Value;
 
 use crate::service::{Host, Keeper};
@@ -229,42 +226,6 @@ fn told() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_page_of_the_tables_names_every_table_and_column() {
-    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
-    for table in TABLES.iter() {
-        let heading = format!("\n### `{}`\n", table.name);
-        let (_, section) = page
-            .split_once(&heading)
-            .unwrap_or_else(|| panic!("docs/schema.md tells of table {}", table.name));
-        let section = section.split("\n#").next().unwrap();
-        let told: Vec<(&str, &str)> = section
-            .lines()
-            .filter_map(|line| {
-                let mut cells = line.strip_prefix("| `")?.split('|');
-                Some((cells.next()?.trim().trim_end_matches('`'), cells.next()?.trim()))
-            })
-            .collect();
-        let columns: Vec<(&str, &str)> =
-            table.columns.iter().map(|(name, kind)| (*name, type_in_postgres(*kind))).collect();
-        assert_eq!(told, columns, "{}", table.name);
-    }
-}
-
-/// What Prisma is not told of it takes for drift, and demands a reset.
-#[test]
-fn the_recipe_for_prisma_names_every_table_as_external() {
-    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
-    let (_, list) = page.split_once("external: [").unwrap();
-    let list = list.split_once(']').unwrap().0;
-    for table in TABLES.iter().map(|table| table.name).chain(["_clerk_sync_migrations"]) {
-        assert!(
-            list.contains(&format!("\"clerk.{table}\",")),
-            "{table} is missing in the list of docs/schema.md"
-        );
-    }
-}
-
-#[test]
 fn the_page_of_the_tables_names_every_index_of_users() {
     let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
     let files = fs::read_dir(root().join("migrations/postgres")).unwrap();
@@ -277,19 +238,6 @@ fn the_page_of_the_tables_names_every_index_of_users() {
     assert!(names.contains(&"users_email"), "{names:?}");
     for name in names {
         assert!(page.contains(&format!("| `{name}` |")), "docs/schema.md tells of index {name}");
-    }
-}
-
-fn type_in_postgres(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BigInt => "bigint",
-        Kind::Int => "integer",
-        Kind::Text => "text",
-        Kind::Bool => "boolean",
-        Kind::Time => "timestamptz",
-        Kind::Json => "jsonb",
-        Kind::Bytes => "bytea",
-        Kind::TextArray => "text[]",
     }
 }
 

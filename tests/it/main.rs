@@ -19,6 +19,7 @@ mod dashboard;
 mod mixed;
 
 mod documentation;
+mod documentation_of_tables;
 mod house;
 mod kinds;
 mod memberships;
