@@ -1,7 +1,8 @@
-//! How fast a backfill takes a million users in, in how much memory, and whether it keeps within Clerk's rate limit: the
-//! real program, against a fake of Clerk's Backend API in this process, on one PostgreSQL.
+//! How fast a backfill takes in a million users, and 100,000 organizations with a million memberships, in how much memory, and
+//! whether it keeps within Clerk's rate limit: the real program, against a fake of Clerk's Backend API in this process, on one
+//! PostgreSQL.
 //!
-//! `BENCH_QUICK=1` takes fewer users, `BENCH_PROGRAM` names another build, `BENCH_POSTGRES_URL` another server.
+//! `BENCH_QUICK=1` takes a twentieth of them, `BENCH_PROGRAM` names another build, `BENCH_POSTGRES_URL` another server.
 #![expect(clippy::disallowed_methods, reason = "a bench has a real clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints what it finds")]
 
@@ -27,6 +28,9 @@ const ALLOWED: usize = 1000;
 /// Requests a second with such a key.
 const RATE: f64 = 90.0;
 
+/// How many members each organization has.
+const MEMBERS: usize = 10;
+
 const SCHEMA: &str = "clerk_bench_catch_up";
 
 fn main() -> anyhow::Result<()> {
@@ -35,13 +39,16 @@ fn main() -> anyhow::Result<()> {
     let url = env::var("BENCH_POSTGRES_URL")
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
     let runtime = Runtime::new()?;
-    let options = Options { users, key: KEY.to_owned(), ..Options::default() };
+    let organizations = users / 10;
+    let options =
+        Options { users, organizations, members: MEMBERS, key: KEY.to_owned(), ..Options::default() };
     let fake = runtime.block_on(Fake::start(options, Arc::new(Utc::now)))?;
     println!("# Backfill of {users} users\n");
     println!(
-        "| | took | users/s | requests | most in 10 s | waits asked for | peak memory |\n|---|--:|--:|--:|--:|--:|--:|"
+        "| | took | rows/s | requests | most in 10 s | waits asked for | peak memory |\n|---|--:|--:|--:|--:|--:|--:|"
     );
-    run(&runtime, &url, &fake, users, "Clerk without limits", &["--rate", "10000"])?;
+    let all = [("users", users)];
+    run(&runtime, &url, &fake, &all, "Clerk without limits", &["--rate", "10000"])?;
     fake.behave(Behaviour {
         latency: Duration::from_millis(50),
         failures: 0.01,
@@ -53,7 +60,10 @@ fn main() -> anyhow::Result<()> {
         ..Behaviour::default()
     });
     let pages = users.div_ceil(500);
-    run(&runtime, &url, &fake, users, "50 ms latency, 1 % 5xx, bursts of 429", &[])?;
+    run(&runtime, &url, &fake, &all, "50 ms latency, 1 % 5xx, bursts of 429", &[])?;
+    let all = [("organizations", organizations), ("organization_memberships", organizations * MEMBERS)];
+    let what = format!("{organizations} organizations, {MEMBERS} members each, the same way");
+    run(&runtime, &url, &fake, &all, &what, &["--sync-entities", "organization,organization_membership"])?;
     println!("\n{pages} pages at {RATE} requests/s: {:.1} s.", f64::from(u32::try_from(pages)?) / RATE);
     runtime.block_on(sql(&url, &format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")))?;
     Ok(())
@@ -63,7 +73,7 @@ fn run(
     runtime: &Runtime,
     url: &str,
     fake: &Fake,
-    users: usize,
+    expected: &[(&str, usize)],
     what: &str,
     arguments: &[&str],
 ) -> anyhow::Result<()> {
@@ -92,14 +102,18 @@ fn run(
     };
     let took = began.elapsed().as_secs_f64();
     ensure!(status.success(), "the backfill failed: {status}");
-    let here = runtime.block_on(count(url))?;
-    ensure!(here == users, "{here} users of {users}");
+    let mut rows = 0;
+    for (table, expected) in expected {
+        let here = runtime.block_on(count(url, table))?;
+        ensure!(here == *expected, "{here} {table} of {expected}");
+        rows += here;
+    }
     let requests = &fake.requests()[before..];
     let (busiest, waits) = (busiest(requests), waits(requests).as_secs_f64());
     ensure!(arguments.contains(&"--rate") || busiest <= ALLOWED, "{busiest} requests in 10 s");
     println!(
         "| {what} | {took:.1} s | {:.0} | {} | {busiest} | {waits:.1} s | {} MiB |",
-        f64::from(u32::try_from(users)?) / took,
+        f64::from(u32::try_from(rows)?) / took,
         requests.len(),
         peak / 1024,
     );
@@ -144,9 +158,9 @@ async fn sql(url: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn count(url: &str) -> anyhow::Result<usize> {
+async fn count(url: &str, table: &str) -> anyhow::Result<usize> {
     let mut connection = PgConnection::connect(url).await?;
-    let text = format!("SELECT count(DISTINCT clerk_id) FROM {SCHEMA}.users");
+    let text = format!("SELECT count(DISTINCT clerk_id) FROM {SCHEMA}.{table}");
     let row = sqlx::raw_sql(AssertSqlSafe(text)).fetch_one(&mut connection).await?;
     usize::try_from(row.try_get::<i64, _>(0)?).context("a count")
 }
