@@ -24,9 +24,6 @@ mod sequences;
 mod sessions;
 mod shared;
 mod sight;
-mod signups;
-mod transaction;
-mod unique_email;
 
 use std::{
     borrow::Cow,
@@ -39,7 +36,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgPool, Postgres as Pg, Row as _,
     pool::PoolConnection,
@@ -59,17 +56,16 @@ use self::{
     removal::Removal,
     sequences::Sequences,
     sessions::Sessions,
-    transaction::PostgresTransaction,
 };
 use super::{
-    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Missing, Patience, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
-    StoreError, Transaction, Trouble,
+    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
+    Transaction, Trouble,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
-    sql::{Kinds, objects},
+    sql::{Kinds, unique_email},
 };
-use crate::model::{ClerkId, Entity};
+use crate::model::Entity;
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -94,7 +90,7 @@ pub struct Options {
     pub anonymize_columns: Vec<String>,
     /// The kinds of objects that it keeps.
     pub kinds: &'static [&'static Entity],
-    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
     pub unique_email: bool,
 }
 
@@ -254,6 +250,8 @@ impl Postgres {
         let mut session = Session {
             connection: Some(connection),
             kinds: self.kinds,
+            removal: Arc::clone(&self.removal),
+            sequences: Arc::clone(&self.sequences),
             route: Route::Shared,
             others: Arc::clone(&self.others),
             leaves_work: false,
@@ -327,7 +325,7 @@ impl Postgres {
         }
         let columns = self.check_tables(&mut session, &[]).await?;
         self.sequences.set_forward(&mut session, None).await?;
-        unique_email::set(&mut session, &self.schema, self.unique_email).await?;
+        unique_email::set(&mut session, self.unique_email).await?;
         session.commit().await?;
         // Only now: the application adds its columns to tables that are there.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
@@ -401,20 +399,22 @@ impl Postgres {
 }
 
 #[async_trait]
-impl Store for Postgres {
-    fn writers(&self) -> usize {
-        WRITERS
+impl Database for Postgres {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        let begin = match purpose {
+            Purpose::Read | Purpose::Write(Patience::Normal) => &self.begin_normal,
+            Purpose::Write(Patience::Short) => &self.begin_short,
+            Purpose::Write(Patience::Long) => &self.begin_long,
+            Purpose::WriteUnhurried => &self.begin_unhurried,
+            Purpose::Page => &self.begin_page,
+            Purpose::Count => &self.begin_count,
+            Purpose::Scan | Purpose::WriteMany => &self.begin_migration,
+        };
+        Ok(Box::new(Self::session(self, begin).await?))
     }
 
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        let begin = match patience {
-            Patience::Normal => &self.begin_normal,
-            Patience::Short => &self.begin_short,
-            Patience::Long => &self.begin_long,
-        };
-        let session = self.session(begin).await?;
-        let (removal, sequences) = (Arc::clone(&self.removal), Arc::clone(&self.sequences));
-        Ok(Box::new(PostgresTransaction::new(session, removal, sequences)))
+    fn writers(&self) -> usize {
+        WRITERS
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -453,30 +453,6 @@ impl Store for Postgres {
         Ok(hidden.into_iter().map(Missing::from).collect())
     }
 
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        objects::row(self, id).await
-    }
-
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        objects::page(self, entity, filter, limit).await
-    }
-
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
-        objects::these(self, entity, ids).await
-    }
-
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>> {
-        let mut session = self.session(&self.begin_count).await?;
-        let counted = signups::signups(&mut session, bucket, from, to).await?;
-        session.commit().await?;
-        Ok(counted)
-    }
-
     fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.others.bell)
     }
@@ -500,11 +476,6 @@ impl Store for Postgres {
 
     async fn estimate_standing(&self) -> Result<Count> {
         inspect::estimate_standing(self).await
-    }
-
-    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {
-        // Its own vacuum sees to it.
-        Ok(false)
     }
 
     async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
@@ -540,6 +511,8 @@ struct Session {
     /// abandoned, perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
     kinds: Kinds,
+    removal: Arc<Removal>,
+    sequences: Arc<Sequences>,
     /// Whether our statements are known here by their names.
     route: Route,
     others: Arc<Others>,
@@ -551,11 +524,6 @@ struct Session {
 }
 
 impl Session {
-    /// What is written is to be worked on.
-    fn leaves_work(&mut self) {
-        self.leaves_work = true;
-    }
-
     fn connection(&mut self) -> &mut PoolConnection<Pg> {
         self.connection.as_mut().expect("a session has its connection until it ends")
     }
@@ -642,11 +610,6 @@ impl Session {
             others.left_work();
         }
         Ok(())
-    }
-
-    async fn rollback(self) {
-        // If this fails the connection is closed, which rolls back as well.
-        let _ = self.end("ROLLBACK").await;
     }
 }
 

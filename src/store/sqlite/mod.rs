@@ -14,15 +14,12 @@ mod transaction;
 mod others;
 mod removal;
 pub(super) mod seals;
-mod signups;
-mod unique_email;
 
 mod error;
 mod foreign;
 mod inspect;
 mod migrations;
 mod permission;
-mod shared;
 mod text;
 
 #[cfg(test)]
@@ -36,7 +33,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{
     ConnectOptions, Connection,
     pool::{PoolConnection, PoolOptions},
@@ -51,15 +48,15 @@ pub(super) use self::error::explain;
 use self::{
     others::Watch,
     removal::Removal,
-    transaction::{Housekeeping, SqliteTransaction},
+    transaction::{Housekeeping, SqliteSession},
 };
 use super::{
-    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Patience, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
+    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
     Transaction, Trouble,
-    sql::{Kinds, objects},
+    sql::{Kinds, unique_email},
 };
-use crate::model::{ClerkId, Entity};
+use crate::model::Entity;
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -79,7 +76,7 @@ pub struct Options {
     pub kinds: &'static [&'static Entity],
     /// At most this many connections, of which one writes.
     pub max_connections: u32,
-    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
     pub unique_email: bool,
 }
 
@@ -161,10 +158,10 @@ impl Sqlite {
         })
     }
 
-    async fn write(&self, patience: Patience) -> Result<SqliteTransaction> {
+    async fn write(&self, patience: Patience) -> Result<SqliteSession> {
         self.file.check()?;
         let connection = self.writer.acquire().await.map_err(explain)?;
-        SqliteTransaction::begin(connection, self.kinds, patience, Arc::clone(&self.housekeeping)).await
+        SqliteSession::begin(connection, self.kinds, patience, Arc::clone(&self.housekeeping)).await
     }
 
     async fn read(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
@@ -174,13 +171,19 @@ impl Sqlite {
 }
 
 #[async_trait]
-impl Store for Sqlite {
-    fn writers(&self) -> usize {
-        1
+impl Database for Sqlite {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(match purpose {
+            Purpose::Write(patience) => self.write(patience).await?,
+            Purpose::WriteMany | Purpose::WriteUnhurried => self.write(Patience::Normal).await?,
+            Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
+                SqliteSession::read(self.read().await?, self.kinds, Arc::clone(&self.housekeeping))
+            }
+        }))
     }
 
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(self.write(patience).await?))
+    fn writers(&self) -> usize {
+        1
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -195,13 +198,14 @@ impl Store for Sqlite {
             applied = migrations::apply(transaction.connection()?, &place).await?;
             Box::new(transaction).commit().await?;
         }
-        if unique_email::is_there(&mut reader).await? != self.unique_email {
-            let mut transaction = self.write(Patience::Normal).await?;
-            unique_email::set(&mut transaction, self.unique_email).await?;
-            Box::new(transaction).commit().await?;
+        drop(reader);
+        if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
+            let mut transaction = self.session(Purpose::WRITE).await?;
+            unique_email::set(&mut *transaction, self.unique_email).await?;
+            transaction.commit().await?;
         }
         // Only now: the application adds its columns to tables that are there.
-        migrations::check_anonymize_columns(&mut reader, &self.anonymize_columns).await?;
+        migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }
 
@@ -215,27 +219,6 @@ impl Store for Sqlite {
         check_permission(&self.file.path).map_err(away)?;
         let current = self.migration_status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
-    }
-
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        objects::row(self, id).await
-    }
-
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        objects::page(self, entity, filter, limit).await
-    }
-
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
-        objects::these(self, entity, ids).await
-    }
-
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>> {
-        signups::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
     fn bell(&self) -> Arc<Notify> {
