@@ -2,7 +2,7 @@
 //!
 //! Messages are written and recalled by a [`Transaction`](super::Transaction) beside the changes that they tell of.
 
-use std::{collections::HashMap, fmt};
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 
@@ -127,46 +127,6 @@ impl Ending {
             Self::Again { attempts, at, .. } => (MessageState::Pending, *attempts, Some(*at)),
             Self::Dead { attempts, .. } => (MessageState::Dead, *attempts, None),
         }
-    }
-}
-
-/// What follows from the ends of messages for everything else.
-#[derive(Default)]
-pub(super) struct Aftermath<'a> {
-    /// Messages that were not delivered, and that nobody can deliver any more: their users were erased meanwhile.
-    pub gone: Vec<i64>,
-    /// Of these sinks and users the next message may go.
-    pub next: Vec<(String, ClerkId)>,
-    /// Deletions that were tried, and why they are not done. Without a reason the receipt is completed.
-    pub deletions: Vec<(&'a Claimed, Option<&'a str>)>,
-    /// These sinks know nothing of these users any more.
-    pub forgotten: Vec<(String, ClerkId)>,
-}
-
-impl<'a> Aftermath<'a> {
-    /// `written` has the messages whose ends were still ours to say, and whether nothing is left of what they said.
-    pub(super) fn of(ended: &'a [(Claimed, Ending)], written: &HashMap<i64, bool>) -> Self {
-        let mut this = Self::default();
-        for (claimed, ending) in ended {
-            let Some(is_emptied) = written.get(&claimed.id) else { continue };
-            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
-            let is_delivered = *ending == Ending::Delivered;
-            let is_deletion = claimed.kind.is_deletion();
-            let is_gone = *is_emptied && !is_delivered;
-            if is_gone {
-                this.gone.push(claimed.id);
-            }
-            if is_gone || is_delivered || matches!(ending, Ending::Dead { .. }) {
-                this.next.push(recipient());
-            }
-            if is_deletion && *ending != Ending::Untried {
-                this.deletions.push((claimed, ending.error()));
-            }
-            if is_deletion && is_delivered {
-                this.forgotten.push(recipient());
-            }
-        }
-        this
     }
 }
 

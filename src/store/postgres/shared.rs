@@ -22,7 +22,7 @@ impl shared::Session for Session {
     }
 
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        if statement.sql(Dialect::Postgres).is_empty() {
+        if statement.is_void(Dialect::Postgres, values) {
             return Ok(Vec::new());
         }
         let rows = Self::rows(self, bound(statement, values)).await;
@@ -31,7 +31,7 @@ impl shared::Session for Session {
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
-        if statement.sql(Dialect::Postgres).is_empty() {
+        if statement.is_void(Dialect::Postgres, values) {
             return Ok(0);
         }
         let executed = Self::execute(self, bound(statement, values)).await;

@@ -106,17 +106,11 @@ statements! {
 pub trait Ledger: Session {
     /// Lock and read the version register of these objects, as far as there is one.
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
         self.rows(&REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()
     }
 
     /// Lock and read the registers of these objects, making a blank one where there is none.
     async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
         // Older than any event.
         self.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
         let found = self.registers(ids).await?;
@@ -126,9 +120,6 @@ pub trait Ledger: Session {
     /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
-        if registers.is_empty() {
-            return Ok(());
-        }
         let rows = batch(registers)
             .text(|advance| advance.clerk_id.entity().kind)
             .text(|advance| advance.clerk_id.as_str())
@@ -198,9 +189,6 @@ pub trait Ledger: Session {
         let children = Children::of(self.kinds());
         let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
         let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();
-        if parents.is_empty() {
-            return Ok(Vec::new());
-        }
         let rows = self.rows(&children.find, values![ids_of(&parents), limit]).await?;
         let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
         ids.sort();
@@ -221,9 +209,6 @@ pub trait Ledger: Session {
     /// The live objects of a kind that have one of these values in the columns of which no two may have the same, in the order
     /// of [`Entity::unique`].
     async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
         let places = 0..entity.unique.len();
         let rows =
             places.fold(batch(keys), |rows, place| rows.text(move |key: &Vec<String>| key[place].as_str()));
@@ -244,9 +229,6 @@ pub trait Ledger: Session {
     /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
     /// older request counts, and once completed it stays so.
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
-        if receipts.is_empty() {
-            return Ok(());
-        }
         let rows = batch(receipts)
             .text(|receipt| receipt.clerk_id.as_str())
             .text(|receipt| receipt.destination.as_str())
@@ -260,10 +242,8 @@ pub trait Ledger: Session {
 
     /// Complete the receipts of these users and this destination, as far as there are any that are open.
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
-        if !ids.is_empty() {
-            let ids = batch(ids).text(ClerkId::as_str);
-            self.execute(&CLOSE_RECEIPTS, values![ids, destination, at]).await?;
-        }
+        let ids = batch(ids).text(ClerkId::as_str);
+        self.execute(&CLOSE_RECEIPTS, values![ids, destination, at]).await?;
         Ok(())
     }
 

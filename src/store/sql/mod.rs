@@ -157,10 +157,10 @@ pub trait Session: Send {
     /// The kinds of objects that the database keeps.
     fn kinds(&self) -> Kinds;
 
-    /// The rows that a statement gives. One that is empty for this database is not sent.
+    /// The rows that a statement gives. One that is empty for this database, or whose batches are empty, is not sent.
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
-    /// Run a statement; gives how many rows it wrote. One that is empty for this database is not sent.
+    /// Run a statement; gives how many rows it wrote. It is sent as those that give rows are.
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
 
     /// Write rows of a table that the application may have put triggers and constraints on; gives the rows that a statement returns.

@@ -10,14 +10,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{
-    Database, Ledger, Notes, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values,
-};
+use super::{Database, Notes, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values};
 use crate::{
     model::{ClerkId, MessageType},
     store::{
         Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth,
-        StoreError, StoredMessage, Trouble, outbox::Aftermath,
+        StoreError, StoredMessage, Trouble,
     },
     telemetry::TraceContext,
 };
@@ -260,8 +258,8 @@ pub trait Outbox: Database {
             }
             keep_addresses(&mut *session, sink, &new).await?;
             // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
-            remove(&mut *session, &emptied).await?;
-            promote(&mut *session, &freed, lease.now).await?;
+            session.execute(&REMOVE, values![batch(&emptied).int(|id: &i64| *id)]).await?;
+            session.execute(&PROMOTE, values![pairs(&freed), lease.now]).await?;
             session.commit().await?;
             if rows.is_empty() || !messages.is_empty() {
                 messages.sort_by_key(|message| message.id);
@@ -277,15 +275,49 @@ pub trait Outbox: Database {
         // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
         // to know what is on its way.
         let mut session = self.session(Purpose::WriteUnhurried).await?;
-        lock(&mut *session, ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect()).await?;
-        let written = finish(&mut *session, ended, now).await?;
-        let Aftermath { gone, next, deletions, forgotten } = Aftermath::of(ended, &written);
-        remove(&mut *session, &gone).await?;
-        promote(&mut *session, &next, now).await?;
-        confirm(&mut *session, &deletions, now).await?;
-        if !forgotten.is_empty() {
-            session.execute(&FORGET, values![pairs(&forgotten)]).await?;
+        // Nobody else adds to their messages meanwhile, or takes any away.
+        let users: BTreeSet<&ClerkId> = ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect();
+        session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
+        let rows = batch(ended)
+            .int(|(claimed, _)| claimed.id)
+            .text(|(claimed, _)| claimed.lease.as_str())
+            .text(|(claimed, ending)| ending.written(claimed).0.name())
+            .int(|(claimed, ending)| ending.written(claimed).1.min(i32::MAX.unsigned_abs()).into())
+            .time(|(claimed, ending)| ending.written(claimed).2)
+            .text(|(_, ending)| ending.error());
+        // Those whose ends were still ours to say, and whether nothing is left of what they said.
+        let rows = session.rows(&FINISH, values![rows, now]).await?;
+        let written: HashMap<i64, bool> =
+            rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?;
+        let (mut gone, mut next, mut deletions, mut forgotten) = (vec![], vec![], vec![], vec![]);
+        for (claimed, ending) in ended {
+            let Some(is_emptied) = written.get(&claimed.id) else { continue };
+            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
+            let is_delivered = *ending == Ending::Delivered;
+            if *is_emptied && !is_delivered {
+                // Nobody can deliver it any more: its user was erased meanwhile.
+                gone.push(claimed.id);
+            }
+            if *is_emptied || is_delivered || matches!(ending, Ending::Dead { .. }) {
+                next.push(recipient());
+            }
+            if claimed.kind.is_deletion() && *ending != Ending::Untried {
+                deletions.push((claimed, ending.error()));
+            }
+            if claimed.kind.is_deletion() && is_delivered {
+                forgotten.push(recipient());
+            }
         }
+        session.execute(&REMOVE, values![batch(&gone).int(|id: &i64| *id)]).await?;
+        session.execute(&PROMOTE, values![pairs(&next), now]).await?;
+        // Without an error the receipt is completed.
+        let deletions = batch(&deletions)
+            .text(|(claimed, _)| claimed.clerk_id.as_str())
+            .text(|(claimed, _)| claimed.sink.as_str())
+            .text(|(_, error)| *error);
+        session.execute(&CONFIRM, values![deletions, now]).await?;
+        // These sinks know nothing of these users any more.
+        session.execute(&FORGET, values![pairs(&forgotten)]).await?;
         session.commit().await?;
         Ok(written.len() as u64)
     }
@@ -337,13 +369,14 @@ pub trait Outbox: Database {
         let mut session = self.session(Purpose::WRITE).await?;
         session.leaves_work();
         let recipients = recipients(&session.rows(&RECIPIENTS, values![ids()]).await?)?;
-        lock(&mut *session, recipients.iter().map(|(_, user)| user).collect()).await?;
+        let users: BTreeSet<&ClerkId> = recipients.iter().map(|(_, user)| user).collect();
+        session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
         // Nobody claims them meanwhile.
         let oldest = session.rows(&LOCK_OLDEST, values![pairs(&recipients)]).await?;
         let oldest: Vec<i64> = oldest.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
         let tended = session.execute(statement, values![ids(), now]).await?;
         session.execute(&DEMOTE, values![batch(&oldest).int(|id| *id)]).await?;
-        promote(&mut *session, &recipients, now).await?;
+        session.execute(&PROMOTE, values![pairs(&recipients), now]).await?;
         session.commit().await?;
         Ok(tended)
     }
@@ -456,9 +489,6 @@ pub(super) async fn recall(
     whom: &[ClerkId],
     now: DateTime<Utc>,
 ) -> Result<Vec<(ClerkId, String)>> {
-    if whom.is_empty() {
-        return Ok(Vec::new());
-    }
     let ids = || batch(whom).text(ClerkId::as_str);
     let removed = session.rows(&RECALL, values![ids(), now]).await?;
     let emptied = session.execute(&EMPTY, values![ids()]).await?;
@@ -466,7 +496,7 @@ pub(super) async fn recall(
         session.removed_personal_data();
     }
     // A deletion may have waited behind what was removed.
-    promote(session, &recipients(&removed)?, now).await?;
+    session.execute(&PROMOTE, values![pairs(&recipients(&removed)?), now]).await?;
     let rows = session.rows(&TO_BE_TOLD, values![ids()]).await?;
     let known: HashMap<&str, &ClerkId> = whom.iter().map(|id| (id.as_str(), id)).collect();
     let recipient = |row: &Row| {
@@ -474,68 +504,6 @@ pub(super) async fn recall(
         Ok((id.cloned().ok_or_else(|| StoreError::new(Trouble::Broken))?, row.get(1)?))
     };
     rows.iter().map(recipient).collect()
-}
-
-/// Hold the registers of these users.
-async fn lock(session: &mut (impl Session + ?Sized), ids: BTreeSet<&ClerkId>) -> Result<()> {
-    let ids: Vec<ClerkId> = ids.into_iter().cloned().collect();
-    session.registers(&ids).await?;
-    Ok(())
-}
-
-/// Write how they ended, where that is still ours to write; says of these whether nothing is left of what they said.
-async fn finish(
-    session: &mut (impl Session + ?Sized),
-    ended: &[(Claimed, Ending)],
-    now: DateTime<Utc>,
-) -> Result<HashMap<i64, bool>> {
-    let written: Vec<_> =
-        ended.iter().map(|(claimed, ending)| (claimed, ending, ending.written(claimed))).collect();
-    let rows = batch(&written)
-        .int(|(claimed, ..)| claimed.id)
-        .text(|(claimed, ..)| claimed.lease.as_str())
-        .text(|(.., (state, ..))| state.name())
-        .int(|(.., (_, attempts, _))| i64::from((*attempts).min(i32::MAX.unsigned_abs())))
-        .time(|(.., (.., at))| *at)
-        .text(|(_, ending, _)| ending.error());
-    let rows = session.rows(&FINISH, values![rows, now]).await?;
-    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
-}
-
-async fn remove(session: &mut (impl Session + ?Sized), ids: &[i64]) -> Result<()> {
-    if !ids.is_empty() {
-        session.execute(&REMOVE, values![batch(ids).int(|id| *id)]).await?;
-    }
-    Ok(())
-}
-
-/// Of each of these sinks and users let the oldest message go that waits, unless it may already.
-async fn promote(
-    session: &mut (impl Session + ?Sized),
-    next: &[(String, ClerkId)],
-    now: DateTime<Utc>,
-) -> Result<()> {
-    if !next.is_empty() {
-        session.execute(&PROMOTE, values![pairs(next), now]).await?;
-    }
-    Ok(())
-}
-
-/// How far these erasures have come at their sinks.
-async fn confirm(
-    session: &mut (impl Session + ?Sized),
-    deletions: &[(&Claimed, Option<&str>)],
-    now: DateTime<Utc>,
-) -> Result<()> {
-    if deletions.is_empty() {
-        return Ok(());
-    }
-    let rows = batch(deletions)
-        .text(|(claimed, _)| claimed.clerk_id.as_str())
-        .text(|(claimed, _)| claimed.sink.as_str())
-        .text(|(_, error)| *error);
-    session.execute(&CONFIRM, values![rows, now]).await?;
-    Ok(())
 }
 
 /// As `n: sink text, clerk_id text`.
@@ -555,10 +523,8 @@ async fn keep_addresses(
     sink: &str,
     addresses: &[(&ClerkId, &str)],
 ) -> Result<()> {
-    if !addresses.is_empty() {
-        let rows = batch(addresses).text(|(id, _)| id.as_str()).text(|(_, addresses)| *addresses);
-        session.execute(&KEEP_ADDRESSES, values![rows, sink]).await?;
-    }
+    let rows = batch(addresses).text(|(id, _)| id.as_str()).text(|(_, addresses)| *addresses);
+    session.execute(&KEEP_ADDRESSES, values![rows, sink]).await?;
     Ok(())
 }
 

@@ -153,9 +153,6 @@ pub trait Inbox: Session {
 
     /// The same with these, as far as they wait, are due, and are not taken by somebody else.
     async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
         let rows = self.rows(&CLAIM_THESE, values![batch(ids).text(SvixId::as_str), now]).await?;
         rows.iter().map(parked).collect()
     }
@@ -208,9 +205,6 @@ pub trait Inbox: Session {
     /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
     /// moment is theirs to remove, so that nobody waits for it.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        if records.is_empty() {
-            return Ok(HashSet::new());
-        }
         let rows = values![
             batch(records)
                 .text(|record| record.svix_id.as_str())
@@ -242,9 +236,6 @@ pub trait Inbox: Session {
 
     /// What is known of these deliveries if they are parked.
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
         let rows = self.rows(&WAITING, values![batch(ids).text(SvixId::as_str)]).await?;
         let waiting =
             |row: &Row| Ok((row.get(0)?, Waiting { attempts: row.get(1)?, received_at: row.get(2)? }));
@@ -265,9 +256,6 @@ pub trait Inbox: Session {
     /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
     /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
         let rows = self.rows(&UNATTRIBUTED, values![batch(ids).text(ClerkId::as_str)]).await?;
         rows.iter().map(|row| Ok((row.get(0)?, row.get::<Vec<u8>>(1)?.into()))).collect()
     }
@@ -275,9 +263,6 @@ pub trait Inbox: Session {
     /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
     /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
     async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
-        if ids.is_empty() && deliveries.is_empty() {
-            return Ok(());
-        }
         let values = values![ledger::ids_of(ids), batch(deliveries).text(SvixId::as_str)];
         remove(self, &FORGET_PARKED, values).await?;
         remove(self, &FORGET, values).await

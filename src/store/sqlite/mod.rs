@@ -27,6 +27,7 @@ mod tests;
 
 use std::{
     io::{ErrorKind, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -161,7 +162,9 @@ impl Sqlite {
     async fn write(&self, patience: Patience) -> Result<SqliteSession> {
         self.file.check()?;
         let connection = self.writer.acquire().await.map_err(explain)?;
-        SqliteSession::begin(connection, self.kinds, patience, Arc::clone(&self.housekeeping)).await
+        let mut session = SqliteSession::new(connection, self.kinds, false, Arc::clone(&self.housekeeping));
+        session.begin(patience).await?;
+        Ok(session)
     }
 
     async fn read(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
@@ -177,7 +180,7 @@ impl Database for Sqlite {
             Purpose::Write(patience) => self.write(patience).await?,
             Purpose::WriteMany | Purpose::WriteUnhurried => self.write(Patience::Normal).await?,
             Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
-                SqliteSession::read(self.read().await?, self.kinds, Arc::clone(&self.housekeeping))
+                SqliteSession::new(self.read().await?, self.kinds, true, Arc::clone(&self.housekeeping))
             }
         }))
     }
@@ -259,7 +262,7 @@ impl Database for Sqlite {
         let rewrite = sqlx::raw_sql("PRAGMA busy_timeout = 3000; VACUUM");
         rewrite.execute(&mut *writer).await.map_err(explain)?;
         // The new pages stand in the log, the old ones still in the file.
-        self.housekeeping.empty_log(&mut writer).await;
+        self.housekeeping.tidy(&mut writer, true).await;
         Ok(true)
     }
 
@@ -335,13 +338,9 @@ async fn create(connect: &SqliteConnectOptions) -> Result<()> {
 /// The file that was opened. SQLite keeps a deleted file open and goes on writing to it; we must not.
 struct File {
     path: PathBuf,
-    identity: Identity,
+    /// Its device, and its number there.
+    identity: (u64, u64),
 }
-
-#[cfg(unix)]
-type Identity = (u64, u64);
-#[cfg(not(unix))]
-type Identity = ();
 
 impl File {
     fn identify(path: PathBuf) -> Result<Self> {
@@ -375,20 +374,9 @@ impl File {
     }
 }
 
-fn identity(path: &Path) -> Result<Identity> {
-    let Ok(metadata) = std::fs::metadata(path) else {
-        return Err(StoreError::new(Trouble::Unavailable).at(path));
-    };
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = metadata;
-        Ok(())
-    }
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path).map_err(|_| StoreError::new(Trouble::Unavailable).at(path))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl StoreError {

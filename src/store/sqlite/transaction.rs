@@ -44,32 +44,24 @@ pub(super) struct SqliteSession {
 }
 
 impl SqliteSession {
-    pub(super) async fn begin(
+    /// With the connection, which is closed if the session is dropped in the middle of a transaction.
+    pub(super) fn new(
         connection: PoolConnection<sqlx::Sqlite>,
         kinds: Kinds,
-        patience: Patience,
+        reads: bool,
         housekeeping: Arc<Housekeeping>,
-    ) -> Result<Self> {
-        // First the guard, then the transaction: from here on a cancelled task closes the connection.
-        let connection = Some(connection);
-        let mut this = Self { kinds, connection, over: None, reads: false, erased: false, housekeeping };
+    ) -> Self {
+        Self { kinds, connection: Some(connection), over: None, reads, erased: false, housekeeping }
+    }
+
+    pub(super) async fn begin(&mut self, patience: Patience) -> Result<()> {
         // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
         // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
         let begin = match patience {
             Patience::Normal | Patience::Long => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
             Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
         };
-        control(this.connection()?, begin).await?;
-        Ok(this)
-    }
-
-    /// What only reads.
-    pub(super) fn read(
-        connection: PoolConnection<sqlx::Sqlite>,
-        kinds: Kinds,
-        housekeeping: Arc<Housekeeping>,
-    ) -> Self {
-        Self { kinds, connection: Some(connection), over: None, reads: true, erased: false, housekeeping }
+        control(self.connection()?, begin).await
     }
 
     /// The connection, as long as the transaction can go on.
@@ -196,12 +188,18 @@ impl Session for SqliteSession {
     }
 
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        if statement.is_void(Dialect::Sqlite, values) {
+            return Ok(Vec::new());
+        }
         let kinds = self.kinds;
         let rows = rows(self.connection()?, kinds, statement, values).await;
         self.noted(rows)
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        if statement.is_void(Dialect::Sqlite, values) {
+            return Ok(0);
+        }
         let written = bound(statement, values).execute(self.connection()?).await.map_err(explain);
         self.noted(written).map(|written| written.rows_affected())
     }
@@ -335,7 +333,7 @@ async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &s
     rows(connection, kinds, &statements.load, nobody).await.is_ok()
 }
 
-/// The rows that a statement gives. One that is empty for this database is not sent.
+/// The rows that a statement gives.
 pub(super) async fn rows(
     connection: &mut SqliteConnection,
     kinds: Kinds,
@@ -373,14 +371,9 @@ impl Housekeeping {
         Self { removal, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
     }
 
-    /// Empty the write-ahead log of whatever it holds. It waits for readers that still need the log.
-    pub(super) async fn empty_log(&self, connection: &mut SqliteConnection) {
-        self.tidy(connection, true).await;
-    }
-
     /// Empty the write-ahead log after an erasure. It waits a little for readers that still need the log; if they
     /// take longer, each following commit tries once, without waiting.
-    async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
+    pub(super) async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
         let patience = match (erased, self.log_is_stale.load(Ordering::Relaxed)) {
             (true, _) => "PRAGMA busy_timeout = 500",
             (false, true) => "PRAGMA busy_timeout = 0",
