@@ -57,7 +57,7 @@ impl Database for FakeStore {
     async fn fetch(&self, _: Purpose, statement: &Statement, _: &[Sql<'_>]) -> Stored<Vec<SqlRow>> {
         let statement = statement.sql(Dialect::Postgres);
         if statement.contains("ORDER BY u.id LIMIT") {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         assert!(!statement.contains("RECURSIVE"), "jane@example.com");
         Err(StoreError::new(Trouble::Unavailable))

@@ -131,14 +131,7 @@ impl Statements {
                  WHERE u.clerk_id = n.clerk_id
                  RETURNING {{postgres u.}}clerk_id"
             )),
-            moved: Statement::made(format!(
-                "{{sqlite SELECT 1
-                 WHERE EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = '{table}')
-                   AND EXISTS (
-                       SELECT 1 FROM {{batch $1 AS n: clerk_id text}}
-                       WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE clerk_id = n.clerk_id)
-                   )}}"
-            )),
+            moved: Statement::made(moved_of(table)),
             rivals: Statement::made(rivals_of(entity)),
             standing: Statement::made(format!(
                 "SELECT u.clerk_id FROM {table} AS u
@@ -261,6 +254,17 @@ pub(in crate::store) fn by_kind<T>(
     entity: fn(&T) -> &'static Entity,
 ) -> impl Iterator<Item = (&'static Entity, &[T])> {
     items.chunk_by(move |one, other| entity(one) == entity(other)).map(move |part| (entity(&part[0]), part))
+}
+
+fn moved_of(table: &str) -> String {
+    format!(
+        "{{sqlite SELECT 1
+                 WHERE EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = '{table}')
+                   AND EXISTS (
+                       SELECT 1 FROM {{batch $1 AS n: clerk_id text}}
+                       WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE clerk_id = n.clerk_id)
+                   )}}"
+    )
 }
 
 /// Finds the live rows that hold the values of which only one live row may have each.
