@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::Utc;
-use clerk_sync::store::{Patience, Store, postgres};
+use clerk_sync::store::{Database as _, Patience, Store as _, postgres};
 
 use crate::{
     Bench, LONGEST_PART,

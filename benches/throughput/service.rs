@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clerk_sync::{
     cli::service::Service as Library,
     config::{Config, Database as Place, Needs, Settings},
-    store::{Store, postgres},
+    store::{Database as _, postgres},
     sync::Limits,
     telemetry::{self, LogFormat},
 };

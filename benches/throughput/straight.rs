@@ -18,7 +18,7 @@ use clerk_sync::{
         Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, Selection,
         User, Value, Version,
     },
-    store::{Patience, Record, Store, postgres},
+    store::{Database as _, Patience, Record, Store, postgres},
     sync::{
         Rules,
         plan::{Plan, Stored, plan},

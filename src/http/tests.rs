@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime, sync::Notify, task::JoinHandle};
@@ -23,14 +23,12 @@ use super::*;
 use crate::{
     clerk::signature::Secret,
     entity::USER,
-    model::{ClerkId, DeletionPolicy, Entity, FieldSet, Idle, LineHash, Receipt, Seal, Selection, SvixId},
+    model::{DeletionPolicy, FieldSet, Idle, Selection},
     store::{
-        Activity, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere, Ending, Erasures,
-        ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease, Listener,
-        MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin, Outbox,
-        Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness, Result as Stored,
-        Row, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store, StoreError, StoredMessage, ToSeal,
-        Tombstone, Transaction, Trouble, Unsealed,
+        Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+        MigrationStatus, Purpose, Readiness, Result as Stored, Space, Statistics, Store, StoreError,
+        Transaction, Trouble,
+        sql::{Dialect, Row as SqlRow, Statement, Value as Sql},
     },
     sync::{Limits, Rules, instance::Pin},
     telemetry::{self, LogFormat, tests::logged},
@@ -52,199 +50,20 @@ impl FakeStore {
 }
 
 #[async_trait]
-impl Notes for FakeStore {
-    async fn outlook(&self, _: &[String]) -> Stored<Outlook> {
-        unreachable!()
-    }
-    async fn history(&self, _: DateTime<Utc>, _: DateTime<Utc>) -> Stored<History> {
-        unreachable!()
-    }
-    async fn unfinished_run(&self, _: RunKind, _: &str) -> Stored<Option<Run>> {
-        unreachable!()
-    }
-    async fn origin(&self) -> Stored<Option<Origin>> {
-        unreachable!()
-    }
-    async fn claim_instance(&self, _: &str) -> Stored<String> {
+impl Database for FakeStore {
+    async fn session(&self, _: Purpose) -> Stored<Box<dyn Transaction>> {
         Err(StoreError::new(Trouble::Unavailable))
     }
-    async fn change_instance(&self, _: &str) -> Stored<()> {
-        unreachable!()
-    }
-    async fn settle_instance(&self) -> Stored<()> {
-        unreachable!()
-    }
-    async fn note_refused(&self, _: &str, _: DateTime<Utc>) -> Stored<()> {
+    async fn fetch(&self, _: Purpose, statement: &Statement, _: &[Sql<'_>]) -> Stored<Vec<SqlRow>> {
+        let statement = statement.sql(Dialect::Postgres);
+        if statement.contains("ORDER BY u.id LIMIT") {
+            std::future::pending::<()>().await;
+        }
+        assert!(!statement.contains("RECURSIVE"), "jane@example.com");
         Err(StoreError::new(Trouble::Unavailable))
     }
-    async fn last_finished(&self, _: RunKind) -> Stored<Option<Run>> {
-        unreachable!()
-    }
-    async fn prune_runs(&self, _: DateTime<Utc>) -> Stored<()> {
-        unreachable!()
-    }
-    async fn begin_run(&self, _: &Run) -> Stored<()> {
-        unreachable!()
-    }
-    async fn save_run(&self, _: &Run) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn release_lease(&self, _: &str, _: &str) -> Stored<()> {
-        unreachable!()
-    }
-    async fn add_activity(&self, _: &[Activity]) -> Stored<()> {
-        unreachable!()
-    }
-    async fn activity(&self, _: DateTime<Utc>, _: u32) -> Stored<Vec<Activity>> {
-        unreachable!()
-    }
-    async fn to_seal(&self, _: u32) -> Stored<ToSeal> {
-        unreachable!()
-    }
-    async fn add_seals(&self, _: &[Seal]) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn seals(&self, _: i64, _: u32) -> Stored<Vec<Seal>> {
-        unreachable!()
-    }
-    async fn audit_lines(&self, _: i64, _: i64, _: u32) -> Stored<Vec<LineHash>> {
-        unreachable!()
-    }
-    async fn unsealed(&self, _: u32) -> Stored<Unsealed> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-}
-
-#[async_trait]
-impl Outbox for FakeStore {
-    async fn claim_messages(&self, _: &str, _: &Lease, _: u32) -> Stored<Vec<Claimed>> {
-        unreachable!()
-    }
-    async fn finish_messages(&self, _: &[(Claimed, Ending)], _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn outbox_depth(&self) -> Stored<Vec<SinkDepth>> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn messages(&self, _: &MessageFilter, _: u32) -> Stored<Vec<StoredMessage>> {
-        unreachable!()
-    }
-    async fn message_body(&self, _: i64) -> Stored<Option<String>> {
-        unreachable!()
-    }
-    async fn tend_messages(&self, _: &[i64], _: Deed, _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn set_paused(&self, _: &str, _: Option<DateTime<Utc>>) -> Stored<bool> {
-        unreachable!()
-    }
-    async fn paused_sinks(&self) -> Stored<Vec<(String, DateTime<Utc>)>> {
-        unreachable!()
-    }
-    async fn point_sink(&self, _: &str, _: &str, _: bool, _: DateTime<Utc>) -> Stored<()> {
-        unreachable!()
-    }
-    async fn told_elsewhere(&self, _: &str, _: &str) -> Stored<Elsewhere> {
-        unreachable!()
-    }
-    async fn keep_addresses(&self, _: &str, _: &ClerkId, _: &str) -> Stored<()> {
-        unreachable!()
-    }
-    async fn reference(&self, _: &str, _: &ClerkId) -> Stored<Option<String>> {
-        unreachable!()
-    }
-    async fn keep_reference(&self, _: &str, _: &ClerkId, _: &str) -> Stored<bool> {
-        unreachable!()
-    }
-}
-
-#[async_trait]
-impl Inbox for FakeStore {
-    async fn first_due(&self) -> Stored<Option<DateTime<Utc>>> {
-        unreachable!()
-    }
-    async fn queue_depth(&self) -> Stored<QueueDepth> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn queued(&self, _: &QueueFilter, _: u32) -> Stored<Vec<Queued>> {
-        unreachable!()
-    }
-    async fn parked(&self, _: &SvixId) -> Stored<Option<Parked>> {
-        unreachable!()
-    }
-    async fn deliveries(&self, _: &DeliveryFilter, _: u32) -> Stored<Vec<Processed>> {
-        unreachable!()
-    }
-    async fn count_old(&self, _: Old, _: DateTime<Utc>) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn prune(&self, _: Old, _: DateTime<Utc>, _: u32) -> Stored<u64> {
-        unreachable!()
-    }
-}
-
-#[async_trait]
-impl Erasures for FakeStore {
-    async fn known(&self, _: &[ClerkId], _: &Selection) -> Stored<Known> {
-        unreachable!()
-    }
-    async fn standing(
-        &self,
-        _: &'static Entity,
-        _: DateTime<Utc>,
-        _: Option<&ClerkId>,
-        _: u32,
-    ) -> Stored<Vec<ClerkId>> {
-        unreachable!()
-    }
-    async fn count_standing(&self, _: &'static Entity) -> Stored<u64> {
-        unreachable!()
-    }
-    async fn audit_trail(&self, _: &ClerkId, _: Option<i64>, _: u32) -> Stored<Vec<AuditLine>> {
-        unreachable!()
-    }
-    async fn held_due(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<ClerkId>> {
-        unreachable!()
-    }
-    async fn tombstones(&self, _: DateTime<Utc>, _: Option<&ClerkId>, _: u32) -> Stored<Vec<Tombstone>> {
-        unreachable!()
-    }
-    async fn receipts_of(&self, _: &ClerkId) -> Stored<Vec<Receipt>> {
-        unreachable!()
-    }
-    async fn open_receipts(
-        &self,
-        _: Option<DateTime<Utc>>,
-        _: Option<&Receipt>,
-        _: u32,
-    ) -> Stored<Vec<Receipt>> {
-        unreachable!()
-    }
-    async fn open_erasures(&self) -> Stored<Vec<OpenErasures>> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn minimize(
-        &self,
-        _: &'static Entity,
-        _: FieldSet,
-        _: i64,
-        _: u32,
-        _: bool,
-    ) -> Stored<Option<Minimized>> {
-        unreachable!()
-    }
-}
-
-#[async_trait]
-impl Store for FakeStore {
     fn writers(&self) -> usize {
         1
-    }
-    async fn begin(&self, _: Patience) -> Stored<Box<dyn Transaction>> {
-        Err(StoreError::new(Trouble::Unavailable))
     }
     async fn migrate(&self) -> Stored<Vec<Migration>> {
         unreachable!()
@@ -260,23 +79,6 @@ impl Store for FakeStore {
             None => std::future::pending().await,
         }
     }
-    async fn row(&self, _: &ClerkId) -> Stored<Option<Row>> {
-        Err(StoreError::new(Trouble::Unavailable))
-    }
-    async fn rows(&self, _: &'static Entity, _: &RowFilter, _: u32) -> Stored<Vec<Row>> {
-        std::future::pending().await
-    }
-    async fn these(&self, _: &'static Entity, _: &[ClerkId]) -> Stored<Vec<Row>> {
-        unreachable!()
-    }
-    async fn signups(
-        &self,
-        _: Bucket,
-        _: Option<DateTime<Utc>>,
-        _: Option<DateTime<Utc>>,
-    ) -> Stored<Vec<(NaiveDate, u64)>> {
-        panic!("jane@example.com")
-    }
     fn bell(&self) -> Arc<Notify> {
         Arc::default()
     }
@@ -287,9 +89,6 @@ impl Store for FakeStore {
         Err(StoreError::new(Trouble::Unavailable))
     }
     async fn estimate_standing(&self) -> Stored<Count> {
-        unreachable!()
-    }
-    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Stored<bool> {
         unreachable!()
     }
     async fn foreign_table(&self, _: &str) -> Stored<ForeignTable> {

@@ -2,74 +2,9 @@
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::Result;
-use crate::model::{ClerkId, Entity, FieldSet, Receipt, Register, Selection, User};
-
-/// See the head of this file.
-#[async_trait]
-pub trait Erasures: Send + Sync {
-    /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
-    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known>;
-
-    /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
-    /// `untouched_since` or never, in the order of the ids, after this one. What the application has marked as deleted is
-    /// among them.
-    async fn standing(
-        &self,
-        entity: &'static Entity,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>>;
-
-    /// How many objects of a kind there are whose erasure nobody has asked for.
-    async fn count_standing(&self, entity: &'static Entity) -> Result<u64>;
-
-    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
-
-    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
-    async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
-    -> Result<Vec<ClerkId>>;
-
-    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
-    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>>;
-
-    /// Every receipt of one user.
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
-
-    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>>;
-
-    /// How many receipts of each destination are not completed.
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
-
-    /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
-    /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Transaction::erase`](super::Transaction::erase).
-    async fn minimize(
-        &self,
-        entity: &'static Entity,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>>;
-}
+use crate::model::{ClerkId, Register, User};
 
 /// What is stored of some users.
 #[derive(Clone, Debug, Default)]

@@ -2,42 +2,13 @@
 
 use std::fmt;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::Result;
 use crate::{
     model::{ClerkId, SvixId},
     telemetry::TraceContext,
 };
-
-/// See the head of this file. What a transaction does with deliveries are verbs of [`Transaction`](super::Transaction).
-#[async_trait]
-pub trait Inbox: Send + Sync {
-    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
-    /// beginning.
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>>;
-
-    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
-    async fn queue_depth(&self) -> Result<QueueDepth>;
-
-    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
-
-    /// One delivery of `webhook_queue`, whole.
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
-
-    /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
-    /// newest are looked through as [`LOOKED_THROUGH`] says.
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
-
-    /// How many rows of a kind are older than this.
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64>;
-
-    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64>;
-}
 
 /// A delivery in `webhook_queue`.
 #[derive(Clone)]

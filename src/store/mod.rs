@@ -1,7 +1,20 @@
 //! The store contract: what every database must be able to do for us, in verbs.
 //!
-//! The rules stay in `sync`; a keeper only carries out. Two keepers stand here, [`postgres`] and [`sqlite`], and
-//! one suite of promises (`tests/it/promises.rs`) is this contract in executable form.
+//! The rules stay in `sync`; a store only carries out. The verbs stand in five traits, and each is written once, in `sql`, over
+//! the two that a keeper implements:
+//!
+//! | trait | what it is about | whose verbs |
+//! |---|---|---|
+//! | [`Ledger`] | synced objects, and what belongs to a change of them | a transaction's |
+//! | [`Inbox`] | deliveries | a transaction's |
+//! | [`Outbox`] | messages, and the systems that they are for | the store's |
+//! | [`Notes`] | leases, runs, seals, activity, and what is no longer kept | the store's |
+//! | [`Looks`] | what people and programs read | the store's |
+//! | [`Session`] | how a transaction runs statements, takes out rows and ends | what each keeper implements |
+//! | [`Database`] | how transactions are opened, and what is not a statement for all databases | what each keeper implements |
+//!
+//! Two keepers stand here, [`postgres`] and [`sqlite`], and one suite of promises (`tests/it/promises.rs`) is this contract in
+//! executable form.
 //!
 //! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
 //! its connection is closed rather than handed to anybody else.
@@ -12,268 +25,56 @@ mod foreign;
 mod inbox;
 mod inspection;
 mod migration;
-mod notes;
 mod outbox;
 pub mod postgres;
 pub mod schema;
 pub mod sql;
 pub mod sqlite;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
-
 use async_trait::async_trait;
-use bytes::Bytes;
-use chrono::{DateTime, NaiveDate, Utc};
-use tokio::sync::Notify;
+use chrono::{DateTime, Utc};
 
-pub use erasures::{AuditLine, Erasures, Known, Minimized, OpenErasures, Tombstone};
+pub use erasures::{AuditLine, Known, Minimized, OpenErasures, Tombstone};
 pub use error::{StoreError, Trouble};
 pub use inbox::{
-    DeliveryFilter, Inbox, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState,
-    Queued, Waiting,
+    DeliveryFilter, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState, Queued,
+    Waiting,
 };
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
-pub use notes::Notes;
 pub use outbox::{
-    Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outbox, Outgoing, SinkDepth,
-    StoredMessage,
+    Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outgoing, SinkDepth, StoredMessage,
 };
 
-use crate::model::{
-    AuditEntry, ClerkId, Entity, Field, LineHash, Outcome, Receipt, Register, Seal, Selection, SvixId, User,
-};
+pub use sql::{Database, Inbox, Ledger, Looks, Notes, Outbox, Purpose, Session};
+
+use crate::model::{ClerkId, Field, LineHash, Outcome, Register, Seal, SvixId, User};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// A database that keeps users.
+/// A database that keeps what we sync, in three parts: what other systems are told, what the service remembers, and what people
+/// and programs read. [`Ledger`] and [`Inbox`] are the verbs of its transactions.
 #[async_trait]
-pub trait Store: Notes + Inbox + Outbox + Erasures + Send + Sync + 'static {
-    /// How many transactions it can usefully run side by side.
-    fn writers(&self) -> usize;
-
-    /// Begin a transaction.
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>>;
-
-    /// Apply pending migrations in one transaction, safe when several processes do it at once, and check that the
-    /// tables are what we need. Returns what was applied.
-    async fn migrate(&self) -> Result<Vec<Migration>>;
-
-    /// Every migration we know, and whether it is applied.
-    async fn migration_status(&self) -> Result<Vec<MigrationStatus>>;
-
-    /// Reachable, writable, and every migration applied?
-    async fn ready(&self) -> Result<Readiness> {
-        let current = self.migration_status().await?.iter().all(|status| status.applied);
-        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+pub trait Store: Outbox + Notes + Looks {
+    /// Begin a transaction that writes.
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
+        self.session(Purpose::Write(patience)).await
     }
-
-    /// Which of our tables may have rows that we cannot see, and what mends it.
-    async fn hidden(&self) -> Result<Vec<Missing>> {
-        Ok(Vec::new())
-    }
-
-    /// One object's row, deleted or not.
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>>;
-
-    /// Up to `limit` rows of a kind in the order of their `id`, without those of deleted objects. Rows that are there when a
-    /// walk through the pages begins come exactly once.
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>>;
-
-    /// The rows of these objects of a kind, without those that are deleted.
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>>;
-
-    /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
-    /// before `to`. Empty buckets are left out, rows of anonymised users count.
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>>;
-
-    /// Rung after each commit of this process that left something to be worked on.
-    fn bell(&self) -> Arc<Notify>;
-
-    /// Begin to hear when other processes leave something to be worked on; `None` where that cannot be heard, and has to be
-    /// looked for.
-    async fn listen(&self) -> Result<Option<Box<dyn Listener>>>;
-
-    /// How much room the database takes up. Not to be asked often.
-    async fn space(&self) -> Result<Space>;
-
-    /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
-    async fn estimate_standing(&self) -> Result<Count>;
-
-    /// Rewrite the database without what its file still has of rows that are gone, if it is a file of at most so many
-    /// bytes and anybody was erased since this time, or no time is given; returns whether it did. Nobody else can write
-    /// meanwhile.
-    async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool>;
-
-    /// What a table that is not ours has. Reads the whole table.
-    async fn foreign_table(&self, table: &str) -> Result<ForeignTable>;
-
-    /// Up to `limit` rows of a table that is not ours, in the order of their ids, after this one. Rows without an id are
-    /// left out.
-    async fn foreign_rows(
-        &self,
-        reading: &ForeignReading,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<ForeignRow>>;
-
-    /// Look for what keeps us from working, without writing anything.
-    async fn inspect(&self) -> Result<Inspection>;
-
-    /// How much there is, with what was processed at `since` or later. Large tables may be estimated.
-    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics>;
-
-    /// Finish what runs and close every connection.
-    async fn close(&self);
 }
+
+impl<D: Database> Store for D {}
+
+/// A transaction: what it does with synced objects, and with deliveries.
+pub trait Transaction: Ledger + Inbox {}
+
+impl<S: Session> Transaction for S {}
 
 /// Hears when somebody leaves something to be worked on.
 #[async_trait]
 pub trait Listener: Send {
     /// Wait until something was left. After an error nothing is heard any more.
     async fn heard(&mut self) -> Result<()>;
-}
-
-/// One transaction. Ids are given sorted and each at most once; empty slices cost nothing.
-#[async_trait]
-pub trait Transaction: Send {
-    /// Take deliveries that wait and whose time has come, the longest due first, at most `limit` of them, and none after
-    /// their bodies together have `bytes`. Until this transaction ends nobody else gets them, and nobody waits for them;
-    /// should its process die they are free at once.
-    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>>;
-
-    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
-    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>>;
-
-    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
-    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
-    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>>;
-
-    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
-    /// returns how many. Those that somebody works on are left to them.
-    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64>;
-
-    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
-    /// them.
-    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()>;
-
-    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
-    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
-    /// moment is theirs to remove, so that nobody waits for it.
-    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
-
-    /// Correct the outcome of recorded deliveries.
-    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()>;
-
-    /// Lock and read the version register of these objects, as far as there is one.
-    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
-
-    /// Lock and read the registers of these objects, making a blank one where there is none.
-    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
-
-    /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
-    /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
-    async fn advance(&mut self, registers: &[Advance]) -> Result<()>;
-
-    /// Which live users have these addresses, as the database compares them without regard to case. Each address comes at
-    /// least once.
-    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>>;
-
-    /// Take their addresses from these users, so that others can be given them in the next statements.
-    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()>;
-
-    /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
-    /// was anonymised.
-    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>>;
-
-    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several
-    /// of them may come once for each.
-    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>>;
-
-    /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.
-    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()>;
-
-    /// The live objects of a kind that have one of these values in the columns of which no two may have the same
-    /// ([`Entity::unique`]).
-    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>>;
-
-    /// Insert rows with the selected columns. [`Trouble::Raced`] if one is there already.
-    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()>;
-
-    /// Update the selected columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
-    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()>;
-
-    /// Why rows of our tables may be there that we cannot see, so that nobody can say of one that it is gone; `None` if
-    /// nothing hides any.
-    async fn hidden(&mut self) -> Result<Option<StoreError>>;
-
-    /// Take out rows of one kind in the first of these ways that the application's constraints and triggers allow for each; what they
-    /// refuse for one row holds up no other. Rows that still stand are marked as deleted, if they let us. `deleted_at` stays
-    /// if it is set already. Gives what became of each row that was there, judged by
-    /// looking at it afterwards; of one that never told who it was it may say nothing. An error that
-    /// [is about the data](StoreError::is_about_the_data) is about what was written before: the application's deferred
-    /// constraints speak first, where the database can make them.
-    async fn erase(
-        &mut self,
-        ids: &[ClerkId],
-        ways: &[Way],
-        at: DateTime<Utc>,
-    ) -> Result<HashMap<ClerkId, RowFate>>;
-
-    /// Mark rows as deleted at these times, but those that are marked already, by the application. It does not matter if the
-    /// application lets us.
-    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
-
-    /// Take just these marks from rows: any other is the application's. It does not matter if the application lets us.
-    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()>;
-
-    /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
-    /// older request counts, and once completed it stays so.
-    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()>;
-
-    /// Complete the receipts of these users and this destination, as far as there are any that are open.
-    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()>;
-
-    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
-    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
-    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
-
-    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
-    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
-    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()>;
-
-    /// What is known of these deliveries if they are parked.
-    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>>;
-
-    /// Keep deliveries for later, in place of a record that they were processed.
-    async fn park(&mut self, parked: &[Parked]) -> Result<()>;
-
-    /// Keep messages for other systems, in this order, and remember which sinks are told of which users. The registers
-    /// of these users are locked.
-    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()>;
-
-    /// Remove every message of these users but deletions. Of those on their way only what they say is removed: they
-    /// still go before whatever is enqueued from now on. Returns which sinks were ever told of whom, and wait for no
-    /// deletion yet. The registers of these users are locked.
-    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>>;
-
-    /// Append to the audit trail.
-    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()>;
-
-    /// Make it last. An error may also mean that the answer was lost.
-    async fn commit(self: Box<Self>) -> Result<()>;
-
-    /// Undo it all and give the connection back.
-    async fn rollback(self: Box<Self>);
 }
 
 /// The index that `UNIQUE_EMAIL` makes and removes. Nothing else touches it, and it touches no other.
@@ -288,6 +89,13 @@ pub struct Address {
     pub folded: String,
     /// A user who is not deleted.
     pub owner: Option<ClerkId>,
+}
+
+/// What is done with marks of deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    Set,
+    Unset,
 }
 
 /// A way to take out a user's row.
@@ -325,7 +133,7 @@ pub enum Readiness {
     SchemaNotCurrent,
     /// Reachable, but nothing can be written for now.
     ReadOnly,
-    /// Row level security may hide rows of our tables: see [`Store::hidden`].
+    /// Row level security may hide rows of our tables: see [`Database::hidden`].
     RowsHidden,
 }
 

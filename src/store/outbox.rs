@@ -2,66 +2,14 @@
 //!
 //! Messages are written and recalled by a [`Transaction`](super::Transaction) beside the changes that they tell of.
 
-use std::{collections::HashMap, fmt};
+use std::fmt;
 
-use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::Result;
 use crate::{
     model::{ClerkId, MessageType},
     telemetry::TraceContext,
 };
-
-/// See the head of this file.
-#[async_trait]
-pub trait Outbox: Send + Sync {
-    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
-    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
-    /// before it is [finished](Self::finish_messages) or the lease ends.
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>>;
-
-    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
-    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
-    /// the next one of its user may go.
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64>;
-
-    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
-
-    /// Up to `limit` messages in the order of their `id`, in every state.
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
-
-    /// What a message says, as JSON, if it is still kept.
-    async fn message_body(&self, id: i64) -> Result<Option<String>>;
-
-    /// Do this with messages; returns with how many it could be done.
-    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
-
-    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
-    /// changed anything. What is on its way is not held up.
-    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool>;
-
-    /// Which sinks are paused, and since when.
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
-
-    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
-    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
-
-    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
-    /// one.
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
-
-    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
-
-    /// What a sink remembers of a user who is one of its recipients.
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
-
-    /// Let a sink remember this of a user; false if the user is none of its recipients.
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
-}
 
 /// A message on its way into the outbox.
 #[derive(Clone)]
@@ -179,46 +127,6 @@ impl Ending {
             Self::Again { attempts, at, .. } => (MessageState::Pending, *attempts, Some(*at)),
             Self::Dead { attempts, .. } => (MessageState::Dead, *attempts, None),
         }
-    }
-}
-
-/// What follows from the ends of messages for everything else.
-#[derive(Default)]
-pub(super) struct Aftermath<'a> {
-    /// Messages that were not delivered, and that nobody can deliver any more: their users were erased meanwhile.
-    pub gone: Vec<i64>,
-    /// Of these sinks and users the next message may go.
-    pub next: Vec<(String, ClerkId)>,
-    /// Deletions that were tried, and why they are not done. Without a reason the receipt is completed.
-    pub deletions: Vec<(&'a Claimed, Option<&'a str>)>,
-    /// These sinks know nothing of these users any more.
-    pub forgotten: Vec<(String, ClerkId)>,
-}
-
-impl<'a> Aftermath<'a> {
-    /// `written` has the messages whose ends were still ours to say, and whether nothing is left of what they said.
-    pub(super) fn of(ended: &'a [(Claimed, Ending)], written: &HashMap<i64, bool>) -> Self {
-        let mut this = Self::default();
-        for (claimed, ending) in ended {
-            let Some(is_emptied) = written.get(&claimed.id) else { continue };
-            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
-            let is_delivered = *ending == Ending::Delivered;
-            let is_deletion = claimed.kind.is_deletion();
-            let is_gone = *is_emptied && !is_delivered;
-            if is_gone {
-                this.gone.push(claimed.id);
-            }
-            if is_gone || is_delivered || matches!(ending, Ending::Dead { .. }) {
-                this.next.push(recipient());
-            }
-            if is_deletion && *ending != Ending::Untried {
-                this.deletions.push((claimed, ending.error()));
-            }
-            if is_deletion && is_delivered {
-                this.forgotten.push(recipient());
-            }
-        }
-        this
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
     store::{
-        Address, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError, Transaction,
+        Address, Mark, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError, Transaction,
         Trouble, Waiting, Way,
     },
     telemetry::{self, Queue, Span, TraceContext},
@@ -382,16 +382,16 @@ impl Work<'_> {
         transaction.advance(&plan.registers).await?;
         if self.rules.unique_email {
             // Their addresses are free from now on.
-            transaction.mark(&plan.held).await?;
+            transaction.mark(&plan.held, Mark::Set).await?;
         }
         transaction.release_addresses(&plan.released).await?;
-        transaction.mark(&plan.displaced).await?;
+        transaction.mark(&plan.displaced, Mark::Set).await?;
         transaction.insert(&plan.inserts, &self.rules.selection).await?;
         transaction.update(&plan.updates, &self.rules.selection).await?;
         let mut told = Vec::new();
         tell(transaction, &mut plan.messages, &mut told).await?;
-        transaction.mark(&plan.held).await?;
-        transaction.unmark(&plan.kept).await?;
+        transaction.mark(&plan.held, Mark::Set).await?;
+        transaction.mark(&plan.kept, Mark::Unset).await?;
         // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
         let again: Vec<ClerkId> = gone
             .iter()

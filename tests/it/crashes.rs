@@ -1,6 +1,6 @@
 //! Trouble at any moment changes nothing about the end.
 //!
-//! A store that fails at its n-th call, for every n, in every way there is. What was not answered is delivered again,
+//! A store that fails at its n-th statement, for every n, in every way there is. What was not answered is delivered again,
 //! and then every table must hold what it holds after a run without trouble, row by row.
 
 use std::{
@@ -16,21 +16,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{
-        AuditEntry, ClerkId, Delivery, Entity, FieldSet, LineHash, Message, MessageType, Outcome, Processing,
-        Receipt, Register, Seal, Selection, Subscription, SvixId, User,
+        ClerkId, Delivery, Entity, FieldSet, Message, MessageType, Outcome, Processing, Selection,
+        Subscription,
     },
     store::{
-        Activity, Address, Advance, AuditLine, Bucket, Claimed, Count, Deed, DeliveryFilter, Elsewhere,
-        Ending, Erasures, ForeignReading, ForeignRow, ForeignTable, History, Inbox, Inspection, Known, Lease,
-        Listener, MessageFilter, Migration, MigrationStatus, Minimized, Notes, Old, OpenErasures, Origin,
-        Outbox, Outgoing, Outlook, Parked, Patience, Processed, QueueDepth, QueueFilter, Queued, Readiness,
-        Record, Result, Row, RowFate, RowFilter, Run, RunKind, SinkDepth, Space, Statistics, Store,
-        StoreError, StoredMessage, ToSeal, Tombstone, Transaction, Trouble, Unsealed, Waiting, Way,
+        Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark, Migration,
+        MigrationStatus, Purpose, Readiness, Result, RowFate, Session, Space, Statistics, Store, StoreError,
+        Transaction, Trouble, Way,
+        sql::{Kinds, Row, Statement, Value},
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{
@@ -524,210 +521,13 @@ struct Troubled {
 }
 
 #[async_trait]
-impl Notes for Troubled {
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
-        self.inner.outlook(sinks).await
+impl Database for Troubled {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        let inner = self.fault.call(self.inner.session(purpose)).await?;
+        Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))
     }
-    async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
-        self.fault.call(self.inner.history(since, until)).await
-    }
-    async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
-        self.fault.call(self.inner.unfinished_run(kind, parameters)).await
-    }
-    async fn origin(&self) -> Result<Option<Origin>> {
-        self.fault.call(self.inner.origin()).await
-    }
-    async fn claim_instance(&self, id: &str) -> Result<String> {
-        self.fault.call(self.inner.claim_instance(id)).await
-    }
-    async fn change_instance(&self, id: &str) -> Result<()> {
-        self.fault.call(self.inner.change_instance(id)).await
-    }
-    async fn settle_instance(&self) -> Result<()> {
-        self.fault.call(self.inner.settle_instance()).await
-    }
-    async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.note_refused(id, now)).await
-    }
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        self.fault.call(self.inner.last_finished(kind)).await
-    }
-    async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.prune_runs(before)).await
-    }
-    async fn begin_run(&self, run: &Run) -> Result<()> {
-        self.fault.call(self.inner.begin_run(run)).await
-    }
-    async fn save_run(&self, run: &Run) -> Result<bool> {
-        self.fault.call(self.inner.save_run(run)).await
-    }
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        self.fault.call(self.inner.hold_lease(name, holder, lasting)).await
-    }
-    async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        self.fault.call(self.inner.release_lease(name, holder)).await
-    }
-    async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
-        self.inner.add_activity(counted).await
-    }
-    async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
-        self.inner.activity(since, seconds).await
-    }
-    async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
-        self.fault.call(self.inner.to_seal(limit)).await
-    }
-    async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
-        self.fault.call(self.inner.add_seals(seals)).await
-    }
-    async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
-        self.fault.call(self.inner.seals(after, limit)).await
-    }
-    async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-        self.fault.call(self.inner.audit_lines(after, until, limit)).await
-    }
-    async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
-        self.fault.call(self.inner.unsealed(at_most)).await
-    }
-}
-
-#[async_trait]
-impl Outbox for Troubled {
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        self.fault.call(self.inner.claim_messages(sink, lease, limit)).await
-    }
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.finish_messages(ended, now)).await
-    }
-    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
-        self.inner.outbox_depth().await
-    }
-    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
-        self.inner.messages(filter, limit).await
-    }
-    async fn message_body(&self, id: i64) -> Result<Option<String>> {
-        self.inner.message_body(id).await
-    }
-    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.tend_messages(ids, deed, now)).await
-    }
-    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
-        self.inner.set_paused(sink, since).await
-    }
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
-        self.inner.paused_sinks().await
-    }
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.point_sink(sink, address, moved, now)).await
-    }
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
-        self.inner.told_elsewhere(sink, address).await
-    }
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
-        self.fault.call(self.inner.keep_addresses(sink, id, addresses)).await
-    }
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-        self.fault.call(self.inner.reference(sink, id)).await
-    }
-    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
-        self.fault.call(self.inner.keep_reference(sink, id, reference)).await
-    }
-}
-
-#[async_trait]
-impl Inbox for Troubled {
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        self.fault.call(self.inner.first_due()).await
-    }
-    async fn queue_depth(&self) -> Result<QueueDepth> {
-        self.inner.queue_depth().await
-    }
-    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
-        self.inner.queued(filter, limit).await
-    }
-    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
-        self.inner.parked(id).await
-    }
-    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
-        self.inner.deliveries(filter, limit).await
-    }
-    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.count_old(kind, before)).await
-    }
-    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-        self.inner.prune(kind, before, limit).await
-    }
-}
-
-#[async_trait]
-impl Erasures for Troubled {
-    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
-        self.fault.call(self.inner.known(ids, selection)).await
-    }
-    async fn standing(
-        &self,
-        entity: &'static Entity,
-        untouched_since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.standing(entity, untouched_since, after, limit)).await
-    }
-    async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
-        self.fault.call(self.inner.count_standing(entity)).await
-    }
-    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
-        self.fault.call(self.inner.audit_trail(id, after, limit)).await
-    }
-    async fn held_due(
-        &self,
-        now: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.held_due(now, after, limit)).await
-    }
-    async fn tombstones(
-        &self,
-        since: DateTime<Utc>,
-        after: Option<&ClerkId>,
-        limit: u32,
-    ) -> Result<Vec<Tombstone>> {
-        self.fault.call(self.inner.tombstones(since, after, limit)).await
-    }
-    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
-        self.fault.call(self.inner.receipts_of(id)).await
-    }
-    async fn open_receipts(
-        &self,
-        before: Option<DateTime<Utc>>,
-        after: Option<&Receipt>,
-        limit: u32,
-    ) -> Result<Vec<Receipt>> {
-        self.fault.call(self.inner.open_receipts(before, after, limit)).await
-    }
-    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
-        self.fault.call(self.inner.open_erasures()).await
-    }
-    async fn minimize(
-        &self,
-        entity: &'static Entity,
-        keep: FieldSet,
-        after: i64,
-        limit: u32,
-        dry_run: bool,
-    ) -> Result<Option<Minimized>> {
-        self.fault.call(self.inner.minimize(entity, keep, after, limit, dry_run)).await
-    }
-}
-
-#[async_trait]
-impl Store for Troubled {
     fn writers(&self) -> usize {
         self.inner.writers()
-    }
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        let inner = self.fault.call(self.inner.begin(patience)).await?;
-        Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))
     }
     async fn migrate(&self) -> Result<Vec<Migration>> {
         self.inner.migrate().await
@@ -737,23 +537,6 @@ impl Store for Troubled {
     }
     async fn ready(&self) -> Result<Readiness> {
         self.inner.ready().await
-    }
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        self.inner.row(id).await
-    }
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        self.inner.rows(entity, filter, limit).await
-    }
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
-        self.inner.these(entity, ids).await
-    }
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>> {
-        self.inner.signups(bucket, from, to).await
     }
     fn bell(&self) -> Arc<Notify> {
         self.inner.bell()
@@ -792,66 +575,38 @@ impl Store for Troubled {
     }
 }
 
+/// A call is one statement, or whatever else a keeper does in one go.
 struct TroubledTransaction {
     inner: Box<dyn Transaction>,
     fault: Arc<Fault>,
 }
 
 #[async_trait]
-impl Transaction for TroubledTransaction {
-    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
-        self.fault.call(self.inner.claim(now, limit, bytes)).await
+impl Session for TroubledTransaction {
+    fn kinds(&self) -> Kinds {
+        self.inner.kinds()
     }
-    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
-        self.fault.call(self.inner.claim_these(ids, now)).await
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        self.fault.call(self.inner.rows(statement, values)).await
     }
-    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
-        self.fault.call(self.inner.enqueue(queued)).await
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        self.fault.call(self.inner.execute(statement, values)).await
     }
-    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
-        self.fault.call(self.inner.revive(ids, now)).await
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        self.fault.call(self.inner.write_objects(table, statement, values)).await
     }
-    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        self.fault.call(self.inner.record(records)).await
-    }
-    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.postpone(ids, until)).await
-    }
-    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
-        self.fault.call(self.inner.settle(outcomes)).await
-    }
-    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        self.fault.call(self.inner.registers(ids)).await
-    }
-    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        self.fault.call(self.inner.hold(ids)).await
-    }
-    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
-        self.fault.call(self.inner.advance(registers)).await
-    }
-    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
-        self.fault.call(self.inner.addresses(addresses)).await
-    }
-    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
-        self.fault.call(self.inner.release_addresses(ids)).await
-    }
-    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
-        self.fault.call(self.inner.load(ids, selection)).await
-    }
-    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.children(parents, limit)).await
-    }
-    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.mark_children(parents, at)).await
-    }
-    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
-        self.fault.call(self.inner.rivals(entity, keys)).await
-    }
-    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        self.fault.call(self.inner.insert(objects, selection)).await
-    }
-    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        self.fault.call(self.inner.update(objects, selection)).await
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        self.fault.call(self.inner.try_objects(table, statement, values)).await
     }
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
         self.fault.call(self.inner.hidden()).await
@@ -864,38 +619,17 @@ impl Transaction for TroubledTransaction {
     ) -> Result<HashMap<ClerkId, RowFate>> {
         self.fault.call(self.inner.erase(ids, ways, at)).await
     }
-    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        self.fault.call(self.inner.mark(marks)).await
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        self.fault.call(self.inner.mark(marks, mark)).await
     }
-    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        self.fault.call(self.inner.unmark(marks)).await
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.inner.fail(reason)
     }
-    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
-        self.fault.call(self.inner.receipts(receipts)).await
+    fn leaves_work(&mut self) {
+        self.inner.leaves_work();
     }
-    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
-        self.fault.call(self.inner.close_receipts(ids, destination, at)).await
-    }
-    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
-        self.fault.call(self.inner.forget(ids, deliveries)).await
-    }
-    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
-        self.fault.call(self.inner.unattributed(ids)).await
-    }
-    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
-        self.fault.call(self.inner.waiting(ids)).await
-    }
-    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
-        self.fault.call(self.inner.park(parked)).await
-    }
-    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
-        self.fault.call(self.inner.tell(messages)).await
-    }
-    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
-        self.fault.call(self.inner.recall(ids, now)).await
-    }
-    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
-        self.fault.call(self.inner.audit(entries)).await
+    fn removed_personal_data(&mut self) {
+        self.inner.removed_personal_data();
     }
     async fn commit(self: Box<Self>) -> Result<()> {
         self.fault.call(self.inner.commit()).await

@@ -24,9 +24,6 @@ mod sequences;
 mod sessions;
 mod shared;
 mod sight;
-mod signups;
-mod transaction;
-mod unique_email;
 
 use std::{
     borrow::Cow,
@@ -39,9 +36,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgPool, Postgres as Pg, Row as _,
+    AssertSqlSafe, ConnectOptions, Connection as _, Execute, Executor, PgPool, Postgres as Pg, Row as _,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow, PgSslMode},
     query::Query,
@@ -59,17 +56,16 @@ use self::{
     removal::Removal,
     sequences::Sequences,
     sessions::Sessions,
-    transaction::PostgresTransaction,
 };
 use super::{
-    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Missing, Patience, Readiness, Result, Route, Row, RowFilter, Space, Statistics, Store,
-    StoreError, Transaction, Trouble,
+    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
+    Transaction, Trouble,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
-    sql::{Kinds, objects},
+    sql::{Kinds, unique_email},
 };
-use crate::model::{ClerkId, Entity};
+use crate::model::Entity;
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
@@ -94,7 +90,7 @@ pub struct Options {
     pub anonymize_columns: Vec<String>,
     /// The kinds of objects that it keeps.
     pub kinds: &'static [&'static Entity],
-    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
     pub unique_email: bool,
 }
 
@@ -104,13 +100,7 @@ pub struct Postgres {
     schema: String,
     anonymize_columns: Vec<String>,
     unique_email: bool,
-    begin_normal: String,
-    begin_short: String,
-    begin_long: String,
-    begin_page: String,
     begin_count: String,
-    begin_unhurried: String,
-    begin_migration: String,
     removal: Arc<Removal>,
     kinds: Kinds,
     sequences: Arc<Sequences>,
@@ -166,36 +156,15 @@ impl Postgres {
             .connect_lazy_with(connect);
         let others = Arc::new(Others::new(pool.clone(), options.schema.clone(), Arc::clone(&sessions)));
         let attending = Arc::clone(&others);
-        let path = format!("SET LOCAL search_path = {}, public", quoted(&options.schema));
-        let begin = |lock_timeout: &str, statement_timeout: &str| {
-            format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; {path}; \
-                 SET LOCAL lock_timeout = '{lock_timeout}'; \
-                 SET LOCAL statement_timeout = '{statement_timeout}'; \
-                 SET LOCAL idle_in_transaction_session_timeout = '10s'; \
-                 SET LOCAL client_min_messages = error; \
-                 SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off; \
-                 SET LOCAL jit = off; SELECT pg_backend_pid()"
-            )
-        };
         Self {
             pool,
-            begin_normal: begin("1500ms", "3s"),
-            begin_short: begin("50ms", "3s"),
-            begin_long: begin("1500ms", "20s"),
-            begin_migration: begin("30s", "10min"),
-            // What it writes is lost if the server dies within the next second, and nothing else is.
-            begin_unhurried: begin("1500ms", "3s") + "; SET LOCAL synchronous_commit = off",
-            begin_page: begin("1500ms", "3s") + "; SET LOCAL enable_sort = off",
-            begin_count: format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {path}; SET LOCAL lock_timeout = '1500ms'; \
-                 SET LOCAL statement_timeout = '8s'; SET LOCAL idle_in_transaction_session_timeout = '10s'; \
-                 SET LOCAL client_min_messages = error; SET LOCAL jit = off; SET LOCAL enable_seqscan = off; \
-                 SELECT pg_backend_pid()"
-            ),
+            begin_count: beginning(&options.schema, Purpose::Count),
             removal: Arc::new(Removal::new(options.kinds, &options.anonymize_columns)),
             kinds: options.kinds,
-            sequences: Arc::new(Sequences::new(options.schema.clone(), begin("1500ms", "3s"))),
+            sequences: Arc::new(Sequences::new(
+                options.schema.clone(),
+                beginning(&options.schema, Purpose::WRITE),
+            )),
             schema: options.schema,
             anonymize_columns: options.anonymize_columns,
             unique_email: options.unique_email,
@@ -249,11 +218,18 @@ impl Postgres {
         self.pool.acquire().await.map_err(connect_error)
     }
 
+    async fn opened(&self, purpose: Purpose) -> Result<Session> {
+        self.session(&beginning(&self.schema, purpose)).await
+    }
+
+    /// A transaction that opens with this text.
     async fn session(&self, begin: &str) -> Result<Session> {
         let connection = self.connection().await?;
         let mut session = Session {
             connection: Some(connection),
             kinds: self.kinds,
+            removal: Arc::clone(&self.removal),
+            sequences: Arc::clone(&self.sequences),
             route: Route::Shared,
             others: Arc::clone(&self.others),
             leaves_work: false,
@@ -296,7 +272,7 @@ impl Postgres {
     }
 
     async fn migrate_all(&self) -> Result<Vec<Migration>> {
-        let mut session = self.session(&self.begin_migration).await?;
+        let mut session = self.opened(Purpose::WriteMany).await?;
         // Whoever comes second waits here, and finds everything done.
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK)).await?;
         if !session.has_schema(&self.schema).await? {
@@ -327,7 +303,7 @@ impl Postgres {
         }
         let columns = self.check_tables(&mut session, &[]).await?;
         self.sequences.set_forward(&mut session, None).await?;
-        unique_email::set(&mut session, &self.schema, self.unique_email).await?;
+        unique_email::set(&mut session, self.unique_email).await?;
         session.commit().await?;
         // Only now: the application adds its columns to tables that are there.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
@@ -401,20 +377,13 @@ impl Postgres {
 }
 
 #[async_trait]
-impl Store for Postgres {
-    fn writers(&self) -> usize {
-        WRITERS
+impl Database for Postgres {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(self.opened(purpose).await?))
     }
 
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        let begin = match patience {
-            Patience::Normal => &self.begin_normal,
-            Patience::Short => &self.begin_short,
-            Patience::Long => &self.begin_long,
-        };
-        let session = self.session(begin).await?;
-        let (removal, sequences) = (Arc::clone(&self.removal), Arc::clone(&self.sequences));
-        Ok(Box::new(PostgresTransaction::new(session, removal, sequences)))
+    fn writers(&self) -> usize {
+        WRITERS
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -422,14 +391,14 @@ impl Store for Postgres {
     }
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
-        let mut session = self.session(&self.begin_normal).await?;
+        let mut session = self.opened(Purpose::WRITE).await?;
         let applied = self.applied(&mut session).await?;
         session.commit().await?;
         Ok(Migration::status(POSTGRES, &applied))
     }
 
     async fn ready(&self) -> Result<Readiness> {
-        let mut session = self.session(&self.begin_normal).await?;
+        let mut session = self.opened(Purpose::WRITE).await?;
         let row = session.rows(sql("SELECT current_setting('transaction_read_only') = 'on'")).await?;
         if row.first().map_or(Ok(false), |row| get(row, 0))? {
             // Not to be used again: what is true of a session is settled at its beginning.
@@ -447,34 +416,10 @@ impl Store for Postgres {
     }
 
     async fn hidden(&self) -> Result<Vec<Missing>> {
-        let mut session = self.session(&self.begin_normal).await?;
+        let mut session = self.opened(Purpose::WRITE).await?;
         let hidden = sight::hidden(&mut session).await?;
         session.commit().await?;
         Ok(hidden.into_iter().map(Missing::from).collect())
-    }
-
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        objects::row(self, id).await
-    }
-
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        objects::page(self, entity, filter, limit).await
-    }
-
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
-        objects::these(self, entity, ids).await
-    }
-
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>> {
-        let mut session = self.session(&self.begin_count).await?;
-        let counted = signups::signups(&mut session, bucket, from, to).await?;
-        session.commit().await?;
-        Ok(counted)
     }
 
     fn bell(&self) -> Arc<Notify> {
@@ -490,7 +435,7 @@ impl Store for Postgres {
     }
 
     async fn space(&self) -> Result<Space> {
-        let mut session = self.session(&self.begin_long).await?;
+        let mut session = self.opened(Purpose::Write(Patience::Long)).await?;
         let rows = session.rows(sql("SELECT pg_database_size(current_database())")).await?;
         session.commit().await?;
         let taken = rows.first().map_or(Ok(0), |row| count(row, 0))?;
@@ -500,11 +445,6 @@ impl Store for Postgres {
 
     async fn estimate_standing(&self) -> Result<Count> {
         inspect::estimate_standing(self).await
-    }
-
-    async fn compact(&self, _: u64, _: Option<DateTime<Utc>>) -> Result<bool> {
-        // Its own vacuum sees to it.
-        Ok(false)
     }
 
     async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
@@ -534,12 +474,46 @@ impl Store for Postgres {
     }
 }
 
+/// What opens a transaction for this purpose.
+fn beginning(schema: &str, purpose: Purpose) -> String {
+    let (lock_timeout, statement_timeout) = match purpose {
+        Purpose::Write(Patience::Short) => ("50ms", "3s"),
+        Purpose::Write(Patience::Long) => ("1500ms", "20s"),
+        Purpose::Count => ("1500ms", "8s"),
+        Purpose::Scan | Purpose::WriteMany => ("30s", "10min"),
+        _ => ("1500ms", "3s"),
+    };
+    let (access, planner) = match purpose {
+        Purpose::Count => (" READ ONLY", ""),
+        Purpose::Page => (
+            "",
+            "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off; ",
+        ),
+        _ => ("", "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "),
+    };
+    let durability = if purpose == Purpose::WriteUnhurried {
+        // What it writes is lost if the server dies within the next second, and nothing else is.
+        "SET LOCAL synchronous_commit = off; "
+    } else {
+        ""
+    };
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED{access}; SET LOCAL search_path = {}, public; \
+         SET LOCAL lock_timeout = '{lock_timeout}'; SET LOCAL statement_timeout = '{statement_timeout}'; \
+         SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL client_min_messages = error; \
+         {planner}SET LOCAL enable_seqscan = off; SET LOCAL jit = off; {durability}SELECT pg_backend_pid()",
+        quoted(schema)
+    )
+}
+
 /// A connection in a transaction.
 struct Session {
     /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
     /// abandoned, perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
     kinds: Kinds,
+    removal: Arc<Removal>,
+    sequences: Arc<Sequences>,
     /// Whether our statements are known here by their names.
     route: Route,
     others: Arc<Others>,
@@ -551,43 +525,23 @@ struct Session {
 }
 
 impl Session {
-    /// What is written is to be worked on.
-    fn leaves_work(&mut self) {
-        self.leaves_work = true;
-    }
-
     fn connection(&mut self) -> &mut PoolConnection<Pg> {
         self.connection.as_mut().expect("a session has its connection until it ends")
     }
 
     /// Run a text of our own making, perhaps of several statements, as one simple query.
     async fn run(&mut self, text: &str) -> Result<()> {
-        let text = sqlx::raw_sql(AssertSqlSafe(text));
-        let before = self.begins();
-        let run = self.connection().execute(text).await;
-        self.ended(before, run.map_err(store_error)).map(|_| ())
-    }
-
-    async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        let query = query.persistent(self.route != Route::Shared);
-        let before = self.begins();
-        let executed = self.connection().execute(query).await;
-        self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
+        self.raw_rows(text).await.map(|_| ())
     }
 
     /// The rows that such a text gives, of all of its statements.
     async fn raw_rows(&mut self, text: &str) -> Result<Vec<PgRow>> {
-        let text = sqlx::raw_sql(AssertSqlSafe(text));
-        let before = self.begins();
-        let fetched = self.connection().fetch_all(text).await;
-        self.ended(before, fetched.map_err(store_error))
+        self.fetched(sqlx::raw_sql(AssertSqlSafe(text)), store_error).await
     }
 
     async fn rows(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.route != Route::Shared);
-        let before = self.begins();
-        let fetched = self.connection().fetch_all(query).await;
-        self.ended(before, fetched.map_err(store_error))
+        self.fetched(query, store_error).await
     }
 
     /// The rows that a statement gives which writes rows of this table, where code of the application may run.
@@ -597,9 +551,24 @@ impl Session {
         query: Query<'_, Pg, PgArguments>,
     ) -> Result<Vec<PgRow>> {
         let query = query.persistent(self.route != Route::Shared);
+        self.fetched(query, |error| objects_error(error, table)).await
+    }
+
+    async fn fetched<'q>(
+        &mut self,
+        query: impl Execute<'q, Pg> + 'q,
+        explain: impl FnOnce(sqlx::Error) -> StoreError,
+    ) -> Result<Vec<PgRow>> {
         let before = self.begins();
         let fetched = self.connection().fetch_all(query).await;
-        self.ended(before, fetched.map_err(|error| objects_error(error, table)))
+        self.ended(before, fetched.map_err(explain))
+    }
+
+    async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
+        let query = query.persistent(self.route != Route::Shared);
+        let before = self.begins();
+        let executed = self.connection().execute(query).await;
+        self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
     }
 
     /// A statement begins; whoever drops the session now leaves it in the middle of it.
@@ -642,11 +611,6 @@ impl Session {
             others.left_work();
         }
         Ok(())
-    }
-
-    async fn rollback(self) {
-        // If this fails the connection is closed, which rolls back as well.
-        let _ = self.end("ROLLBACK").await;
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     entity::USER,
     model::{Anonymized, ClerkId, Entity, Field, FieldSet},
     store::{
-        Result, RowFate, StoreError, Trouble, Way,
+        Mark, Result, RowFate, StoreError, Trouble, Way,
         schema::quoted,
         sql::{Kinds, objects},
     },
@@ -140,92 +140,85 @@ impl Refusal {
     }
 }
 
-/// See [`Transaction::erase`](crate::store::Transaction::erase), of rows of this kind.
-pub(super) async fn erase(
+impl Removal {
+    /// See [`Session::erase`](crate::store::Session::erase).
+    pub(super) async fn erase(
+        &self,
+        session: &mut Session,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok(HashMap::new()) };
+        let Some(statements) = self.0.get(entity.kind) else { return Ok(HashMap::new()) };
+        let table = entity.table;
+        let look = format!(
+            "standing := ARRAY(
+                 SELECT u.clerk_id FROM unnest(ids) AS n (clerk_id)
+                 CROSS JOIN LATERAL (SELECT * FROM {table} WHERE clerk_id = n.clerk_id) AS u
+                 WHERE NOT {}
+             );",
+            anonymous(entity)
+        );
+        let mut steps = "standing := ids;".to_owned();
+        for way in ways {
+            let into = match way {
+                Way::Delete => "deleted",
+                Way::Anonymize => "anonymized",
+            };
+            let _ = write!(steps, "{} {into} := {into} || hits; {look}", each(statements.of(*way)));
+        }
+        if ways.is_empty() {
+            steps.push_str(&look);
+        }
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        steps.push_str("reasons := refused; whys := why;");
+        steps.push_str(&each(&format!(
+            "UPDATE {table} AS u SET deleted_at = moment FROM unnest({{rows}}) AS n (clerk_id)
+             WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
+             RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
+        )));
+        let block = block(ids, at, &steps);
+        let text =
+            format!("SET CONSTRAINTS ALL IMMEDIATE; {block}; SELECT current_setting('clerk_sync.fates')");
+        let rows = session.raw_rows(&text).await?;
+        let told: String = get(rows.last().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)?;
+        let Told { deleted, anonymized, standing, mut refused } =
+            serde_json::from_str(&told).map_err(|_| StoreError::new(Trouble::Broken))?;
+        let anonymized = anonymized.into_iter().map(|id| (id, RowFate::Anonymized));
+        let deleted = deleted.into_iter().map(|id| (id, RowFate::Deleted));
+        let mut fates: HashMap<String, RowFate> = anonymized.chain(deleted).collect();
+        for id in standing {
+            let reason = refused.remove(&id).map_or_else(StoreError::unmoved, Refusal::error);
+            fates.insert(id, RowFate::Stands(reason));
+        }
+        let known = |(id, fate)| Some((ClerkId::new(entity, id)?, fate));
+        Ok(fates.into_iter().filter_map(known).collect())
+    }
+}
+
+/// See [`Session::mark`](crate::store::Session::mark).
+pub(super) async fn mark(
     session: &mut Session,
-    removal: &Removal,
-    entity: &'static Entity,
-    ids: &[ClerkId],
-    ways: &[Way],
-    at: DateTime<Utc>,
-) -> Result<HashMap<ClerkId, RowFate>> {
-    let Some(statements) = removal.0.get(entity.kind) else { return Ok(HashMap::new()) };
-    let table = entity.table;
-    let look = format!(
-        "standing := ARRAY(
-             SELECT u.clerk_id FROM unnest(ids) AS n (clerk_id)
-             CROSS JOIN LATERAL (SELECT * FROM {table} WHERE clerk_id = n.clerk_id) AS u
-             WHERE NOT {}
-         );",
-        anonymous(entity)
-    );
-    let mut steps = "standing := ids;".to_owned();
-    for way in ways {
-        let into = match way {
-            Way::Delete => "deleted",
-            Way::Anonymize => "anonymized",
-        };
-        let _ = write!(steps, "{} {into} := {into} || hits; {look}", each(statements.of(*way)));
-    }
-    if ways.is_empty() {
-        steps.push_str(&look);
-    }
-    // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
-    steps.push_str("reasons := refused; whys := why;");
-    steps.push_str(&each(&format!(
-        "UPDATE {table} AS u SET deleted_at = moment FROM unnest({{rows}}) AS n (clerk_id)
-         WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
-         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
-    )));
-    let block = block(ids, at, &steps);
-    let text = format!("SET CONSTRAINTS ALL IMMEDIATE; {block}; SELECT current_setting('clerk_sync.fates')");
-    let rows = session.raw_rows(&text).await?;
-    let told: String = get(rows.last().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)?;
-    let Told { deleted, anonymized, standing, mut refused } =
-        serde_json::from_str(&told).map_err(|_| StoreError::new(Trouble::Broken))?;
-    let anonymized = anonymized.into_iter().map(|id| (id, RowFate::Anonymized));
-    let deleted = deleted.into_iter().map(|id| (id, RowFate::Deleted));
-    let mut fates: HashMap<String, RowFate> = anonymized.chain(deleted).collect();
-    for id in standing {
-        let reason = refused.remove(&id).map_or_else(StoreError::unmoved, Refusal::error);
-        fates.insert(id, RowFate::Stands(reason));
-    }
-    let known = |(id, fate)| Some((ClerkId::new(entity, id)?, fate));
-    Ok(fates.into_iter().filter_map(known).collect())
-}
-
-/// See [`Transaction::mark`](crate::store::Transaction::mark).
-pub(super) async fn mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-    each_mark(
-        session,
-        marks,
-        "UPDATE {table} AS u SET deleted_at = n.at FROM unnest(ids, times) AS n (clerk_id, at)
-         WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at IS NULL
-         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
-    )
-    .await
-}
-
-/// See [`Transaction::unmark`](crate::store::Transaction::unmark).
-pub(super) async fn unmark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-    each_mark(
-        session,
-        marks,
-        "UPDATE {table} AS u SET deleted_at = NULL FROM unnest(ids, times) AS n (clerk_id, at)
-         WHERE n.clerk_id = ANY ({rows}) AND u.clerk_id = n.clerk_id AND u.deleted_at = n.at
-         RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
-    )
-    .await
-}
-
-async fn each_mark(session: &mut Session, marks: &[(ClerkId, DateTime<Utc>)], statement: &str) -> Result<()> {
+    marks: &[(ClerkId, DateTime<Utc>)],
+    mark: Mark,
+) -> Result<()> {
+    let (set, found) = match mark {
+        Mark::Set => ("n.at", "u.deleted_at IS NULL"),
+        Mark::Unset => ("NULL", "u.deleted_at = n.at"),
+    };
     for (entity, marks) in objects::by_kind(marks, |(id, _)| id.entity()) {
         let ids: Vec<ClerkId> = marks.iter().map(|(id, _)| id.clone()).collect();
         let times: Vec<String> = marks.iter().map(|(_, at)| time(*at)).collect();
-        let times = times.join(",");
         let steps = format!(
-            "times := string_to_array('{times}', ',')::timestamptz[]; standing := ids; {}",
-            each(&statement.replace("{table}", entity.table))
+            "times := string_to_array('{}', ',')::timestamptz[]; standing := ids; {}",
+            times.join(","),
+            each(&format!(
+                "UPDATE {} AS u SET deleted_at = {set} FROM unnest(ids, times) AS n (clerk_id, at)
+                 WHERE n.clerk_id = ANY ({{rows}}) AND u.clerk_id = n.clerk_id AND {found}
+                 RETURNING u.clerk_id, u.clerk_id = n.clerk_id AS done",
+                entity.table
+            ))
         );
         session.run(&block(&ids, DateTime::UNIX_EPOCH, &steps)).await?;
     }

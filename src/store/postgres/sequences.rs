@@ -35,16 +35,12 @@ impl Sequences {
         Self { schema, begin, told: Mutex::default() }
     }
 
-    /// What an insertion into this table gives. If a number was taken, the transaction is over, another one is open, and
+    /// What an insertion gives. If the number of a new row was taken, the transaction is over, another one is open, and
     /// the error says to begin again, or how the sequence is mended.
-    pub(super) async fn checked<T>(
-        &self,
-        session: &mut Session,
-        table: &'static str,
-        inserted: Result<T>,
-    ) -> Result<T> {
-        match inserted {
-            Err(error) if is_taken_number(&error, table) => {
+    pub(super) async fn checked<T>(&self, session: &mut Session, inserted: Result<T>) -> Result<T> {
+        let Err(error) = inserted else { return inserted };
+        match numbered().find(|table| is_taken_number(&error, table)) {
+            Some(table) => {
                 // What it was asked for is undone, and sequences know no undoing.
                 session.run("ROLLBACK").await?;
                 session.run(&self.begin).await?;
@@ -59,7 +55,7 @@ impl Sequences {
                     }
                 })
             }
-            inserted => inserted,
+            None => Err(error),
         }
     }
 

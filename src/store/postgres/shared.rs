@@ -1,37 +1,19 @@
 //! How the statements that all databases share run here.
 
+use std::{collections::HashMap, sync::Arc};
+
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Postgres as Pg, postgres::PgArguments, query::Query};
 
-use super::{Postgres, Session, error::may_be_our_rights, get, sql};
-use crate::store::{
-    Patience, Result, StoreError, Trouble,
-    sql::{self as shared, Cells, Database, Dialect, Kinds, Purpose, Row, RowCells, Statement, Value},
+use super::{Session, error::may_be_our_rights, get, removal, sight, sql};
+use crate::{
+    model::ClerkId,
+    store::{
+        Mark, Result, RowFate, StoreError, Trouble, Way,
+        sql::{self as shared, Cells, Dialect, Kinds, Row, RowCells, Statement, Value},
+    },
 };
-
-#[async_trait]
-impl Database for Postgres {
-    async fn session(&self, purpose: Purpose) -> Result<Box<dyn shared::Session>> {
-        let begin = match purpose {
-            Purpose::Read | Purpose::Write(Patience::Normal) => &self.begin_normal,
-            Purpose::Write(Patience::Short) => &self.begin_short,
-            Purpose::Write(Patience::Long) => &self.begin_long,
-            Purpose::WriteUnhurried => &self.begin_unhurried,
-            Purpose::Page => &self.begin_page,
-            Purpose::Count => &self.begin_count,
-            Purpose::Scan | Purpose::WriteMany => &self.begin_migration,
-        };
-        Ok(Box::new(Self::session(self, begin).await?))
-    }
-
-    fn kinds(&self) -> Kinds {
-        self.kinds
-    }
-
-    fn has_one_writer(&self) -> bool {
-        false
-    }
-}
 
 #[async_trait]
 impl shared::Session for Session {
@@ -40,15 +22,20 @@ impl shared::Session for Session {
     }
 
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        let rows = Self::rows(self, bound(statement, values)).await?;
+        if statement.is_void(Dialect::Postgres, values) {
+            return Ok(Vec::new());
+        }
+        let rows = Self::rows(self, bound(statement, values)).await;
+        let rows = self.numbered(rows).await?;
         Ok(Row::all(rows, RowCells::Postgres, self.kinds))
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
-        if statement.sql(Dialect::Postgres).is_empty() {
+        if statement.is_void(Dialect::Postgres, values) {
             return Ok(0);
         }
-        Self::execute(self, bound(statement, values)).await
+        let executed = Self::execute(self, bound(statement, values)).await;
+        self.numbered(executed).await
     }
 
     async fn write_objects(
@@ -57,7 +44,8 @@ impl shared::Session for Session {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
-        match self.rows_of_objects(table, bound(statement, values)).await {
+        let rows = self.rows_of_objects(table, bound(statement, values)).await;
+        match self.numbered(rows).await {
             Ok(rows) => Ok(Row::all(rows, RowCells::Postgres, self.kinds)),
             Err(error) if may_be_our_rights(&error, table) => {
                 // The transaction is lost anyway; its end finds a new one, in which nothing was done.
@@ -82,12 +70,27 @@ impl shared::Session for Session {
         }
     }
 
-    fn leaves_work(&mut self) {
-        Self::leaves_work(self);
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        let hidden = sight::hidden(self).await?;
+        Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
     }
 
-    fn removed_personal_data(&mut self) {
-        // Its own vacuum sees to it.
+    async fn erase(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let removal = Arc::clone(&self.removal);
+        removal.erase(self, ids, ways, at).await
+    }
+
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        removal::mark(self, marks, mark).await
+    }
+
+    fn leaves_work(&mut self) {
+        self.leaves_work = true;
     }
 
     async fn commit(self: Box<Self>) -> Result<()> {
@@ -95,11 +98,18 @@ impl shared::Session for Session {
     }
 
     async fn rollback(self: Box<Self>) {
-        Self::rollback(*self).await;
+        // If this fails the connection is closed, which rolls back as well.
+        let _ = self.end("ROLLBACK").await;
     }
 }
 
 impl Session {
+    /// What a statement gives that may have inserted a row which the database numbers.
+    async fn numbered<T>(&mut self, written: Result<T>) -> Result<T> {
+        let sequences = Arc::clone(&self.sequences);
+        sequences.checked(self, written).await
+    }
+
     /// A right was missing in a statement on this table, and the server did not say for what: for the table itself, which is
     /// ours, or for something of the application's that a constraint, a default or a policy needs.
     async fn whose_rights(&mut self, table: &str, error: StoreError) -> Result<StoreError> {

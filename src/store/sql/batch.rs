@@ -9,6 +9,7 @@ use crate::model::rfc3339;
 #[derive(Clone, Default)]
 pub struct Batch<'a> {
     pub(in crate::store) columns: Vec<Cells<'a>>,
+    pub(in crate::store) rows: usize,
 }
 
 /// One column. PostgreSQL takes it as an array.
@@ -25,11 +26,10 @@ impl Batch<'_> {
     /// As a JSON array of rows, each of which is an array; bytes are hexadecimal digits.
     pub(in crate::store) fn json(&self) -> String {
         let cells: Vec<Vec<Json>> = self.columns.iter().map(Cells::json).collect();
-        let rows = cells.first().map_or(0, Vec::len);
         let mut columns: Vec<_> = cells.into_iter().map(Vec::into_iter).collect();
         let row =
             |_| Json::Array(columns.iter_mut().map(|column| column.next().unwrap_or_default()).collect());
-        Json::Array((0..rows).map(row).collect()).to_string()
+        Json::Array((0..self.rows).map(row).collect()).to_string()
     }
 }
 
@@ -47,7 +47,7 @@ impl Cells<'_> {
 
 /// Begin a batch of one row for each of these.
 pub(in crate::store) fn batch<T>(items: &[T]) -> Columns<'_, T> {
-    Columns { items, batch: Batch::default() }
+    Columns { items, batch: Batch { columns: Vec::new(), rows: items.len() } }
 }
 
 /// Adds columns to a batch.

@@ -1,12 +1,22 @@
-//! The transaction of a batch in SQL: registers, addresses and the audit trail.
+//! The transaction of a batch: registers, rows, receipts, messages and the audit trail.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::{Row, Session, batch, batch::Columns, statements, values};
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use super::{
+    Row, Session, batch,
+    batch::Columns,
+    objects::{Children, Statements, Write, by_kind},
+    outbox, statements, values,
+};
 use crate::{
     entity::USER,
-    model::{Actor, AuditEntry, ClerkId, Register, SvixId, Version},
-    store::{Address, Advance, Result, StoreError, Trouble},
+    model::{
+        Actor, AuditEntry, ClerkId, Entity, FieldSet, Receipt, Register, Selection, SvixId, User, Version,
+    },
+    store::{Address, Advance, Outgoing, Result, StoreError, Trouble},
 };
 
 statements! {
@@ -72,27 +82,267 @@ statements! {
     // the batch.
     ACTORS = "INSERT INTO audit_actors (audit_id, ip, user_agent)
         SELECT n.audit_id, n.ip, n.user_agent FROM {batch $1 AS n: audit_id bigint, ip text, user_agent text}";
+
+    WRITE_RECEIPTS = "INSERT INTO erasure_receipts AS r
+            (clerk_id, destination, requested_at, completed_at, attempts, last_error)
+        SELECT n.clerk_id, n.destination, n.requested_at, n.completed_at, n.attempts, n.last_error
+        FROM {batch $1 AS n: clerk_id text, destination text, requested_at time, completed_at time, attempts bigint, last_error text}
+        WHERE true
+        ON CONFLICT (clerk_id, destination) DO UPDATE
+        SET requested_at = {postgres least}{sqlite min}(r.requested_at, excluded.requested_at),
+            completed_at = coalesce(r.completed_at, excluded.completed_at),
+            attempts = r.attempts + excluded.attempts,
+            -- What is done has no error.
+            last_error = CASE WHEN r.completed_at IS NULL THEN excluded.last_error END";
+
+    CLOSE_RECEIPTS = "UPDATE erasure_receipts SET completed_at = $3, last_error = NULL
+        WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND destination = $2
+          AND completed_at IS NULL";
 }
 
-/// Lock and read the registers of these objects, as far as there is one.
-pub(in crate::store) async fn registers(
-    session: &mut dyn Session,
-    ids: &[ClerkId],
-) -> Result<HashMap<ClerkId, Register>> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
+/// What a transaction does with synced objects, and with what belongs to a change of them. Ids are given sorted and each at
+/// most once; empty slices cost nothing. Rows leave by [`Session::erase`].
+#[async_trait]
+pub trait Ledger: Session {
+    /// Lock and read the version register of these objects, as far as there is one.
+    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        self.rows(&REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()
     }
-    let rows = session.rows(&REGISTERS, values![ids_of(ids)]).await?;
-    rows.iter().map(register).collect()
+
+    /// Lock and read the registers of these objects, making a blank one where there is none.
+    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
+        // Older than any event.
+        self.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
+        let found = self.registers(ids).await?;
+        if found.len() == ids.len() { Ok(found) } else { Err(self.fail(StoreError::new(Trouble::Raced))) }
+    }
+
+    /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
+    /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
+    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
+        let rows = batch(registers)
+            .text(|advance| advance.clerk_id.entity().kind)
+            .text(|advance| advance.clerk_id.as_str())
+            .int(|advance| advance.register.version.version)
+            .int(|advance| advance.register.version.event_at)
+            .text(|advance| advance.register.version.tie.as_str())
+            .bool(|advance| advance.register.deleted)
+            .time(|advance| advance.register.held_until)
+            .time(|advance| advance.register.held_since)
+            .bool(|advance| advance.new);
+        if registers.iter().any(|advance| advance.register.held_until.is_some()) {
+            self.leaves_work();
+        }
+        let rows = self.rows(&ADVANCE, values![rows, i64::MIN]).await?;
+        let written: HashMap<ClerkId, Option<bool>> =
+            rows.iter().map(|row| Ok((row.id(0)?, row.maybe(2)?))).collect::<Result<_>>()?;
+        let as_expected = |advance: &Advance| {
+            written.get(&advance.clerk_id).is_some_and(|new| new.is_none_or(|new| new == advance.new))
+        };
+        if registers.iter().all(as_expected) {
+            Ok(())
+        } else {
+            Err(self.fail(StoreError::new(Trouble::Raced)))
+        }
+    }
+
+    /// Which live users have these addresses, as the database compares them without regard to case. Each address comes at
+    /// least once.
+    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
+        let rows = self.rows(&ADDRESSES, values![batch(addresses).text(String::as_str)]).await?;
+        let address = |row: &Row| {
+            Ok(Address {
+                given: row.get(0)?,
+                folded: row.get(1)?,
+                owner: row.maybe::<String>(2)?.and_then(|id| ClerkId::new(&USER, id)),
+            })
+        };
+        rows.iter().map(address).collect()
+    }
+
+    /// Take their addresses from these users, so that others can be given them in the next statements.
+    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if !ids.is_empty() {
+            let ids = batch(ids).text(ClerkId::as_str);
+            self.write_objects(USER.table, &RELEASE_ADDRESSES, values![ids]).await?;
+        }
+        Ok(())
+    }
+
+    /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
+    /// was anonymised.
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
+        let mut loaded = HashMap::new();
+        for (entity, ids) in by_kind(ids, ClerkId::entity) {
+            let statements = Statements::of(entity, selection.fields(entity));
+            for row in self.rows(&statements.load, values![batch(ids).text(ClerkId::as_str)]).await? {
+                let object = statements.object(&row)?;
+                loaded.insert(object.clerk_id.clone(), object);
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several
+    /// of them may come once for each.
+    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
+        let children = Children::of(self.kinds());
+        let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
+        let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();
+        let rows = self.rows(&children.find, values![ids_of(&parents), limit]).await?;
+        let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.
+    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
+        for (kind, table, statement) in &Children::of(self.kinds()).mark {
+            let ids: Vec<&ClerkId> = parents.iter().filter(|parent| parent.entity() == *kind).collect();
+            if !ids.is_empty() {
+                self.try_objects(table, statement, values![batch(&ids).text(|id| id.as_str()), at]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The live objects of a kind that have one of these values in the columns of which no two may have the same, in the order
+    /// of [`Entity::unique`].
+    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
+        let places = 0..entity.unique.len();
+        let rows =
+            places.fold(batch(keys), |rows, place| rows.text(move |key: &Vec<String>| key[place].as_str()));
+        let rows = self.rows(&Statements::of(entity, FieldSet::ALL).rivals, values![rows]).await?;
+        rows.iter().map(|row| row.id_of(entity, 0)).collect()
+    }
+
+    /// Insert rows with the selected columns. [`Trouble::Raced`] if one is there already.
+    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        write(self, objects, selection, Write::Insert).await
+    }
+
+    /// Update the selected columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
+    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+        write(self, objects, selection, Write::Update).await
+    }
+
+    /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
+    /// older request counts, and once completed it stays so.
+    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
+        let rows = batch(receipts)
+            .text(|receipt| receipt.clerk_id.as_str())
+            .text(|receipt| receipt.destination.as_str())
+            .time(|receipt| receipt.requested_at)
+            .time(|receipt| receipt.completed_at)
+            .int(|receipt| receipt.attempts.into())
+            .text(|receipt| receipt.last_error.as_deref());
+        self.execute(&WRITE_RECEIPTS, values![rows]).await?;
+        Ok(())
+    }
+
+    /// Complete the receipts of these users and this destination, as far as there are any that are open.
+    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
+        let ids = batch(ids).text(ClerkId::as_str);
+        self.execute(&CLOSE_RECEIPTS, values![ids, destination, at]).await?;
+        Ok(())
+    }
+
+    /// Keep messages for other systems, in this order, and remember which sinks are told of which users. The registers
+    /// of these users are locked.
+    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
+        outbox::tell(self, messages).await
+    }
+
+    /// Remove every message of these users but deletions. Of those on their way only what they say is removed: they
+    /// still go before whatever is enqueued from now on. Returns which sinks were ever told of whom, and wait for no
+    /// deletion yet. The registers of these users are locked.
+    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
+        outbox::recall(self, ids, now).await
+    }
+
+    /// Append to the audit trail.
+    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut lines: Vec<(&AuditEntry, String, String)> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let fields: Vec<&str> = entry.changed_fields.iter().map(|field| field.name()).collect();
+            lines.push((entry, entry.action.name(entry.clerk_id.entity()), fields.join(",")));
+        }
+        let rows = batch(&lines)
+            .time(|(entry, ..)| entry.at)
+            .text(|(_, action, _)| action.as_str())
+            .text(|(entry, ..)| entry.clerk_id.entity().kind)
+            .text(|(entry, ..)| entry.clerk_id.as_str())
+            .text(|(entry, ..)| entry.svix_id.as_ref().map(SvixId::as_str))
+            .text(|(entry, ..)| entry.source.name())
+            .text(|(.., fields)| fields.as_str())
+            .time(|(entry, ..)| entry.event_at);
+        // A line is to be sealed.
+        self.leaves_work();
+        let lines = self.rows(&AUDIT, values![rows]).await?;
+        // One delivery writes at most one line with an actor about an object.
+        let actors: HashMap<(&str, &str), &Actor> = entries
+            .iter()
+            .filter_map(|entry| {
+                Some(((entry.svix_id.as_ref()?.as_str(), entry.clerk_id.as_str()), entry.actor.as_ref()?))
+            })
+            .collect();
+        if actors.is_empty() {
+            return Ok(());
+        }
+        let mut attributed: Vec<(i64, &Actor)> = Vec::with_capacity(actors.len());
+        for line in &lines {
+            let (svix_id, clerk_id): (Option<String>, String) = (line.maybe(1)?, line.get(2)?);
+            if let Some(actor) = actors.get(&(svix_id.as_deref().unwrap_or_default(), &*clerk_id)) {
+                attributed.push((line.get(0)?, actor));
+            }
+        }
+        let rows = batch(&attributed)
+            .int(|(line, _)| *line)
+            .text(|(_, actor)| actor.ip.as_deref())
+            .text(|(_, actor)| actor.user_agent.as_deref());
+        self.execute(&ACTORS, values![rows]).await?;
+        Ok(())
+    }
 }
 
-/// Read them as they are now.
-pub(in crate::store) async fn known_registers(
-    session: &mut dyn Session,
+impl<S: Session + ?Sized> Ledger for S {}
+
+async fn write(
+    session: &mut (impl Session + ?Sized),
+    objects: &[User],
+    selection: &Selection,
+    how: Write,
+) -> Result<()> {
+    for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
+        let statements = Statements::of(entity, selection.fields(entity));
+        let rows = [statements.rows(objects)];
+        let written = session.write_objects(entity.table, statements.that(how), &rows).await?;
+        let mut ids: HashSet<&str> = objects.iter().map(|object| object.clerk_id.as_str()).collect();
+        for row in &written {
+            if !ids.remove(row.get::<String>(0)?.as_str()) {
+                return Err(session.fail(StoreError::changed_id()));
+            }
+        }
+        if !ids.is_empty() {
+            return Err(session.fail(StoreError::new(Trouble::Raced)));
+        }
+        let ids = batch(objects).text(|object| object.clerk_id.as_str());
+        if !session.rows(&statements.moved, values![ids]).await?.is_empty() {
+            return Err(session.fail(StoreError::changed_id()));
+        }
+    }
+    Ok(())
+}
+
+/// Read registers as they are now, without locks.
+pub(super) async fn known_registers(
+    session: &mut (impl Session + ?Sized),
     ids: &[ClerkId],
 ) -> Result<HashMap<ClerkId, Register>> {
-    let rows = session.rows(&KNOWN_REGISTERS, values![ids_of(ids)]).await?;
-    rows.iter().map(register).collect()
+    session.rows(&KNOWN_REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()
 }
 
 fn register(row: &Row) -> Result<(ClerkId, Register)> {
@@ -108,129 +358,4 @@ fn register(row: &Row) -> Result<(ClerkId, Register)> {
 /// As `n: kind text, clerk_id text`.
 pub(super) fn ids_of(ids: &[ClerkId]) -> Columns<'_, ClerkId> {
     batch(ids).text(|id| id.entity().kind).text(ClerkId::as_str)
-}
-
-/// Lock and read registers, making a blank one where there is none.
-pub(in crate::store) async fn hold(
-    session: &mut dyn Session,
-    ids: &[ClerkId],
-) -> Result<HashMap<ClerkId, Register>> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    // Older than any event.
-    session.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
-    let found = registers(session, ids).await?;
-    if found.len() == ids.len() { Ok(found) } else { Err(StoreError::new(Trouble::Raced)) }
-}
-
-/// See [`Transaction::advance`](crate::store::Transaction::advance).
-pub(in crate::store) async fn advance(session: &mut dyn Session, registers: &[Advance]) -> Result<()> {
-    if registers.is_empty() {
-        return Ok(());
-    }
-    let rows = batch(registers)
-        .text(|advance| advance.clerk_id.entity().kind)
-        .text(|advance| advance.clerk_id.as_str())
-        .int(|advance| advance.register.version.version)
-        .int(|advance| advance.register.version.event_at)
-        .text(|advance| advance.register.version.tie.as_str())
-        .bool(|advance| advance.register.deleted)
-        .time(|advance| advance.register.held_until)
-        .time(|advance| advance.register.held_since)
-        .bool(|advance| advance.new);
-    if registers.iter().any(|advance| advance.register.held_until.is_some()) {
-        session.leaves_work();
-    }
-    let rows = session.rows(&ADVANCE, values![rows, i64::MIN]).await?;
-    let written: HashMap<ClerkId, Option<bool>> =
-        rows.iter().map(|row| Ok((row.id(0)?, row.maybe(2)?))).collect::<Result<_>>()?;
-    let as_expected = |advance: &Advance| {
-        written.get(&advance.clerk_id).is_some_and(|new| new.is_none_or(|new| new == advance.new))
-    };
-    if registers.iter().all(as_expected) { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
-}
-
-/// See [`Transaction::addresses`](crate::store::Transaction::addresses).
-pub(in crate::store) async fn addresses(
-    session: &mut dyn Session,
-    addresses: &[String],
-) -> Result<Vec<Address>> {
-    let rows = session.rows(&ADDRESSES, values![batch(addresses).text(String::as_str)]).await?;
-    let address = |row: &Row| {
-        Ok(Address {
-            given: row.get(0)?,
-            folded: row.get(1)?,
-            owner: row.maybe::<String>(2)?.and_then(|id| ClerkId::new(&USER, id)),
-        })
-    };
-    rows.iter().map(address).collect()
-}
-
-/// Take their addresses from these users.
-pub(in crate::store) async fn release_addresses(session: &mut dyn Session, ids: &[ClerkId]) -> Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    session.write_objects(USER.table, &RELEASE_ADDRESSES, values![batch(ids).text(ClerkId::as_str)]).await?;
-    Ok(())
-}
-
-/// Append to the audit trail; gives the numbers of the lines, in their order. [`attribute`] follows.
-pub(in crate::store) async fn audit(session: &mut dyn Session, entries: &[AuditEntry]) -> Result<Vec<Row>> {
-    let line = |entry| (entry, action(entry), changed_fields(entry));
-    let lines: Vec<(&AuditEntry, String, String)> = entries.iter().map(line).collect();
-    let rows = batch(&lines)
-        .time(|(entry, ..)| entry.at)
-        .text(|(_, action, _)| action.as_str())
-        .text(|(entry, ..)| entry.clerk_id.entity().kind)
-        .text(|(entry, ..)| entry.clerk_id.as_str())
-        .text(|(entry, ..)| entry.svix_id.as_ref().map(SvixId::as_str))
-        .text(|(entry, ..)| entry.source.name())
-        .text(|(.., fields)| fields.as_str())
-        .time(|(entry, ..)| entry.event_at);
-    // A line is to be sealed.
-    session.leaves_work();
-    session.rows(&AUDIT, values![rows]).await
-}
-
-fn action(entry: &AuditEntry) -> String {
-    entry.action.name(entry.clerk_id.entity())
-}
-
-fn changed_fields(entry: &AuditEntry) -> String {
-    entry.changed_fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(",")
-}
-
-/// Keep who caused these lines, where that is known.
-pub(in crate::store) async fn attribute(
-    session: &mut dyn Session,
-    entries: &[AuditEntry],
-    lines: &[Row],
-) -> Result<()> {
-    // One delivery writes at most one line with an actor about an object.
-    let actors: HashMap<(&str, &str), &Actor> = entries
-        .iter()
-        .filter_map(|entry| {
-            Some(((entry.svix_id.as_ref()?.as_str(), entry.clerk_id.as_str()), entry.actor.as_ref()?))
-        })
-        .collect();
-    if actors.is_empty() {
-        return Ok(());
-    }
-    let mut attributed: Vec<(i64, &Actor)> = Vec::with_capacity(actors.len());
-    for line in lines {
-        let (svix_id, clerk_id): (Option<String>, String) = (line.maybe(1)?, line.get(2)?);
-        if let Some(svix_id) = svix_id
-            && let Some(actor) = actors.get(&(svix_id.as_str(), clerk_id.as_str()))
-        {
-            attributed.push((line.get(0)?, actor));
-        }
-    }
-    let rows = batch(&attributed)
-        .int(|(line, _)| *line)
-        .text(|(_, actor)| actor.ip.as_deref())
-        .text(|(_, actor)| actor.user_agent.as_deref());
-    session.execute(&ACTORS, values![rows]).await?;
-    Ok(())
 }

@@ -1,18 +1,25 @@
-//! [`Notes`] in SQL.
+//! What the service has to remember beside the data: leases, runs, the instance of Clerk, activity, seals; and what it no longer
+//! keeps.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, batch, only, seals, statements, values};
+use tokio::time::{Instant, sleep};
+
+use super::{Database, Purpose, Row, RowCells, Session, batch, only, retention, statements, values};
 use crate::{
-    model::{LineHash, Seal},
+    model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
-        Activity, History, Notes, Origin, Outlook, Result, Run, RunKind, StoreError, ToSeal, Trouble,
-        Unsealed, WITHIN,
+        Activity, History, Minimized, Old, Origin, Outlook, Result, Run, RunKind, StoreError, ToSeal,
+        Trouble, Unsealed, WITHIN, postgres, sqlite,
     },
 };
+
+/// How long a seal waits for those who are writing lines, and how often it looks.
+const PATIENCE: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(20);
 
 statements! {
     HOLD_LEASE = "INSERT INTO leases AS l (name, holder, expires_at)
@@ -112,31 +119,67 @@ statements! {
                 LIMIT $2
             ) AS unsealed
         ) AS u";
+
+    TOP = "SELECT id FROM audit_log WHERE id > $1 ORDER BY id DESC LIMIT 1";
+
+    // The transactions that have written lines, or may be about to.
+    WRITERS = "{postgres SELECT virtualtransaction FROM pg_locks
+        WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'audit_log'::regclass
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}";
+
+    LINES = "SELECT id, at, action, clerk_id, svix_id, source, changed_fields, event_at, kind FROM audit_log
+        WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
+
+    NEWEST = "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
+        ORDER BY number DESC LIMIT 1";
+
+    SEALS = "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
+        WHERE number > $1 ORDER BY number LIMIT $2";
+
+    ADD_SEALS = "INSERT INTO audit_seals (number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash)
+        SELECT n.number, n.sealed_at, n.first_id, n.last_id, n.lines, n.gaps, n.content, n.previous, n.hash
+        FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, lines bigint, gaps text, content text, previous text, hash text}
+        WHERE true
+        ON CONFLICT (number) DO NOTHING";
+
+    UNSEALED = "SELECT count(*), min(at){postgres  FILTER (WHERE isfinite(at))} FROM (
+            SELECT at FROM audit_log
+            WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
+            ORDER BY id
+            LIMIT $1
+        ) AS unsealed";
 }
 
+/// See the head of this file.
 #[async_trait]
-impl<D: Database> Notes for D {
+pub trait Notes: Database {
+    /// Get a lease, or keep it for longer; false if somebody else has it. It is given up by itself after `lasting`, by
+    /// the database's clock.
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
         let milliseconds = i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX);
         let held = self.run(Purpose::WRITE, &HOLD_LEASE, values![name, holder, milliseconds]).await?;
         Ok(held == 1)
     }
 
+    /// Give a lease back, if it is this holder's.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.run(Purpose::WRITE, &RELEASE_LEASE, values![name, holder]).await?;
         Ok(())
     }
 
+    /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
         let rows = self.fetch(Purpose::Read, &UNFINISHED_RUN, values![kind.name(), parameters]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
+    /// The run of this kind through all users that last came to its end.
     async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
         let rows = self.fetch(Purpose::Read, &LAST_FINISHED, values![kind.name()]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
+    /// Write a run, taking it over from its owner so far.
     async fn begin_run(&self, run: &Run) -> Result<()> {
         let values = values![
             &run.id,
@@ -153,17 +196,20 @@ impl<D: Database> Notes for D {
         Ok(())
     }
 
+    /// Write how far a run has come; false if somebody else has taken it over.
     async fn save_run(&self, run: &Run) -> Result<bool> {
         let values = values![&run.id, &run.owner, &run.progress, run.updated_at, run.finished_at];
         let saved = self.run(Purpose::WRITE, &SAVE_RUN, values).await?;
         Ok(saved == 1)
     }
 
+    /// Forget runs that were last worked on before this.
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
         self.run(Purpose::WRITE, &PRUNE_RUNS, values![before]).await?;
         Ok(())
     }
 
+    /// What the tables say of the time from `since` until `until`, when the service started.
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
         let rows = self.fetch(Purpose::Read, &HISTORY, values![since, until]).await?;
         let row = only(&rows)?;
@@ -174,11 +220,14 @@ impl<D: Database> Notes for D {
         })
     }
 
+    /// Which instance of Clerk the users are of, if that is known.
     async fn origin(&self) -> Result<Option<Origin>> {
         let rows = self.fetch(Purpose::Read, &ORIGIN, values![]).await?;
         rows.first().map(origin).transpose()
     }
 
+    /// Remember that the users are of this instance of Clerk, unless one is remembered; returns the one that is. Of several
+    /// who claim at the same time one is first, and all hear of it.
     async fn claim_instance(&self, id: &str) -> Result<String> {
         // Read first: nearly always there is nothing to write.
         if let Some(origin) = self.origin().await? {
@@ -191,21 +240,26 @@ impl<D: Database> Notes for D {
         Ok(origin(rows.first().ok_or_else(|| StoreError::new(Trouble::Raced))?)?.instance)
     }
 
+    /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
+    /// [the one before](Origin::previous).
     async fn change_instance(&self, id: &str) -> Result<()> {
         self.run(Purpose::WRITE, &CHANGE_INSTANCE, values![id]).await?;
         Ok(())
     }
 
+    /// Forget the instance before: it is settled what becomes of its users.
     async fn settle_instance(&self) -> Result<()> {
         self.run(Purpose::WRITE, &SETTLE_INSTANCE, values![]).await?;
         Ok(())
     }
 
+    /// Note that an event of this other instance was refused now.
     async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
         self.run(Purpose::WRITE, &NOTE_REFUSED, values![id, now]).await?;
         Ok(())
     }
 
+    /// Add to what is counted of a minute.
     async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
         let mut rows = batch(counted)
             .time(|counted| counted.at)
@@ -221,13 +275,18 @@ impl<D: Database> Notes for D {
         Ok(())
     }
 
+    /// What was counted since then, put together by so many seconds from the epoch on, in the order of time.
     async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
         let rows = self.fetch(Purpose::Count, &ACTIVITY, values![since, seconds]).await?;
         rows.iter().map(activity).collect()
     }
 
+    /// What waits for its time, of messages those for these sinks, in one short look.
     async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
         let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
+        // A statement about no rows is not sent. No sink has this name.
+        let nobody = [String::new()];
+        let sinks = if sinks.is_empty() { &nobody } else { sinks };
         let rows =
             self.fetch(Purpose::Page, &OUTLOOK, values![batch(sinks).text(String::as_str), at_most]).await?;
         let row = only(&rows)?;
@@ -239,26 +298,123 @@ impl<D: Database> Notes for D {
         })
     }
 
+    /// The newest seal, and up to `limit` lines of the audit trail behind it in the order of their ids, each of which is
+    /// there for good: no line can appear before one of them any more. Waits a moment, and holds up nobody, for lines that
+    /// are being written.
     async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
-        seals::to_seal(self, limit).await
+        let mut session = self.session(Purpose::Page).await?;
+        let newest = session.rows(&NEWEST, values![]).await?.first().map(seal).transpose()?;
+        let after = newest.as_ref().map_or(0, |seal| seal.last_id);
+        let top: Option<i64> =
+            session.rows(&TOP, values![after]).await?.first().map(|row| row.get(0)).transpose()?;
+        let Some(top) = top else {
+            session.commit().await?;
+            return Ok(ToSeal { newest, lines: Vec::new() });
+        };
+        let complete = wait_for_writers(&mut *session).await?;
+        let mut lines = hashed(&session.rows(&LINES, values![after, top, limit]).await?)?;
+        session.commit().await?;
+        if !complete {
+            // Ids without a hole are all there, whoever may still be writing.
+            let whole = (after + 1..).zip(&lines).take_while(|(id, line)| *id == line.id).count();
+            lines.truncate(whole);
+        }
+        Ok(ToSeal { newest, lines })
     }
 
+    /// Append seals, all or none; false if there is one of such a number already: somebody else was faster.
     async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
-        seals::add(self, seals).await
+        let rows = batch(seals)
+            .int(|seal| seal.number)
+            .time(|seal| seal.sealed_at)
+            .int(|seal| seal.first_id)
+            .int(|seal| seal.last_id)
+            .int(|seal| seal.lines)
+            .text(|seal| seal.gaps.as_str())
+            .text(|seal| seal.content.as_str())
+            .text(|seal| seal.previous.as_str())
+            .text(|seal| seal.hash.as_str());
+        let mut session = self.session(Purpose::WRITE).await?;
+        let all = session.execute(&ADD_SEALS, values![rows]).await? == seals.len() as u64;
+        if all {
+            session.commit().await?;
+        } else {
+            session.rollback().await;
+        }
+        Ok(all)
     }
 
+    /// Up to `limit` seals in the order of their numbers, behind this one.
     async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
-        seals::page(self, after, limit).await
+        let rows = self.fetch(Purpose::Page, &SEALS, values![after, limit]).await?;
+        rows.iter().map(seal).collect()
     }
 
+    /// Up to `limit` lines of the audit trail in the order of their ids, behind the one and up to the other.
     async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
-        seals::lines(self, after, until, limit).await
+        let rows = self.fetch(Purpose::Page, &LINES, values![after, until, limit]).await?;
+        hashed(&rows)
     }
 
+    /// How many lines no seal covers yet; counted up to `at_most`.
     async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
-        seals::unsealed(self, at_most).await
+        let rows = self.fetch(Purpose::Page, &UNSEALED, values![at_most]).await?;
+        let row = only(&rows)?;
+        Ok(Unsealed { lines: row.get(0)?, since: row.maybe(1)? })
+    }
+
+    /// How many rows of a kind are older than this.
+    async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
+        let (statement, ..) = retention::statements(kind);
+        // Counting takes longer than a webhook may.
+        only(&self.fetch(Purpose::Scan, statement, values![before]).await?)?.get(0)
+    }
+
+    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
+    async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
+        let (_, statement, is_personal) = retention::statements(kind);
+        let mut session = self.session(Purpose::WRITE).await?;
+        let pruned = session.execute(statement, values![before, limit]).await?;
+        if pruned > 0 && is_personal {
+            session.removed_personal_data();
+        }
+        session.commit().await?;
+        Ok(pruned)
+    }
+
+    /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
+    /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
+    /// [`Session::erase`].
+    async fn minimize(
+        &self,
+        entity: &'static Entity,
+        keep: FieldSet,
+        after: i64,
+        limit: u32,
+        dry_run: bool,
+    ) -> Result<Option<Minimized>> {
+        let gone: Vec<&str> =
+            entity.fields().filter(|field| !keep.contains(*field)).map(Field::name).collect();
+        let [count, clear] = retention::minimizing(entity, &gone);
+        let mut session = self.session(if dry_run { Purpose::Page } else { Purpose::WRITE }).await?;
+        let rows = session.rows(&count, values![after, limit]).await?;
+        let row = only(&rows)?;
+        let Some(last) = row.maybe(0)? else {
+            session.commit().await?;
+            return Ok(None);
+        };
+        let columns = (0..gone.len()).map(|column| row.get(column + 2)).collect::<Result<_>>()?;
+        let page = Minimized { last, rows: row.get(1)?, columns };
+        if page.rows > 0 && !dry_run {
+            session.write_objects(entity.table, &clear, values![after, last]).await?;
+            session.removed_personal_data();
+        }
+        session.commit().await?;
+        Ok(Some(page))
     }
 }
+
+impl<D: Database + ?Sized> Notes for D {}
 
 /// Of the columns in the order of `UNFINISHED_RUN`.
 fn run(row: &Row, kind: RunKind) -> Result<Run> {
@@ -299,4 +455,53 @@ fn activity(row: &Row) -> Result<Activity> {
         count: row.get(5)?,
         within,
     })
+}
+
+/// Wait until all have ended who are writing lines now; false if that takes too long.
+///
+/// On PostgreSQL ids are handed out before the commit, so that a line can appear below others that are there already. A
+/// transaction that is about to write one holds the lock of an insertion on the table from before it gets its id until it
+/// ends, and everybody can see who does: when those have ended who held it after a line was seen, nothing can appear below
+/// that line any more. Nobody waits for us. It takes a sequence that hands its ids out one by one, as it does unless
+/// somebody has changed it. On SQLite one transaction writes at a time.
+async fn wait_for_writers(session: &mut (impl Session + ?Sized)) -> Result<bool> {
+    let mut writing = writers(session).await?;
+    let deadline = Instant::now() + PATIENCE;
+    while !writing.is_empty() {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        sleep(POLL).await;
+        let now = writers(session).await?;
+        writing.retain(|writer| now.contains(writer));
+    }
+    Ok(true)
+}
+
+async fn writers(session: &mut (impl Session + ?Sized)) -> Result<Vec<String>> {
+    session.rows(&WRITERS, values![]).await?.iter().map(|row| row.get(0)).collect()
+}
+
+/// What somebody else has written into a column counts as nothing, which fits no hash.
+fn seal(row: &Row) -> Result<Seal> {
+    Ok(Seal {
+        number: row.maybe(0)?.unwrap_or_default(),
+        sealed_at: row.maybe(1)?.unwrap_or_default(),
+        first_id: row.maybe(2)?.unwrap_or_default(),
+        last_id: row.maybe(3)?.unwrap_or_default(),
+        lines: row.maybe(4)?.unwrap_or_default(),
+        gaps: row.maybe(5)?.unwrap_or_default(),
+        content: row.maybe(6)?.unwrap_or_default(),
+        previous: row.maybe(7)?.unwrap_or_default(),
+        hash: row.maybe(8)?.unwrap_or_default(),
+    })
+}
+
+/// Each database's own bytes are hashed, so that nothing is overlooked that it would let somebody write into a column.
+fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
+    let line = |row: &Row| match &row.cells {
+        RowCells::Postgres(row) => postgres::seals::line(row),
+        RowCells::Sqlite(row) => sqlite::seals::line(row),
+    };
+    rows.iter().map(line).collect()
 }

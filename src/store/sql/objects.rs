@@ -1,31 +1,33 @@
 //! Rows of synced objects, by statements that are made from their declarations.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt::Write as _,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use chrono::{DateTime, Utc};
-
-use super::{Database, Kinds, Purpose, Row, Session, Statement, Value, batch, ledger::ids_of, values};
+use super::{Kinds, Row, Statement, Value, batch};
 use crate::{
-    model::{Anonymized, ClerkId, Entity, Field, FieldSet, Holds, Profile, Selection, User, Value as Cell},
-    store::{self, Result, RowFilter, StoreError, Trouble},
+    model::{Anonymized, Entity, Field, FieldSet, Holds, Profile, User, Value as Cell},
+    store::{self, Result},
 };
 
 /// The statements of one kind and one allow-list.
 pub(in crate::store) struct Statements {
+    entity: &'static Entity,
     pub(in crate::store) load: Statement,
     insert: Statement,
     pub(in crate::store) update: Statement,
+    /// Finds whether a trigger of the application has changed whose rows these are, which were just written. PostgreSQL's
+    /// RETURNING says so itself; SQLite's says what was there before the trigger.
+    pub(super) moved: Statement,
     /// Live rows that have the same values in the columns of which no two may have the same.
-    rivals: Statement,
+    pub(super) rivals: Statement,
     /// Ids of those whose erasure nobody has asked for, and which we wrote before a time or never.
     pub(in crate::store) standing: Statement,
     pub(in crate::store) count_standing: Statement,
-    one: Statement,
-    these: Statement,
+    pub(super) one: Statement,
+    pub(super) these: Statement,
     pub(in crate::store) page: Statement,
     /// The same, of those with this value in this column.
     pub(in crate::store) pages: Vec<(Field, Statement)>,
@@ -106,6 +108,7 @@ impl Statements {
             (field, page(&of_field(condition), &of_field("{postgres u.F, }u.id")))
         });
         Self {
+            entity,
             load: Statement::made(format!(
                 "SELECT {read}
                  FROM {{batch $1 AS n: clerk_id text}}
@@ -128,6 +131,7 @@ impl Statements {
                  WHERE u.clerk_id = n.clerk_id
                  RETURNING {{postgres u.}}clerk_id"
             )),
+            moved: Statement::made(moved_of(table)),
             rivals: Statement::made(rivals_of(entity)),
             standing: Statement::made(format!(
                 "SELECT u.clerk_id FROM {table} AS u
@@ -156,6 +160,7 @@ impl Statements {
             ("LOAD", &self.load),
             ("INSERT", &self.insert),
             ("UPDATE", &self.update),
+            ("MOVED", &self.moved),
             ("RIVALS", &self.rivals),
             ("STANDING", &self.standing),
             ("COUNT_STANDING", &self.count_standing),
@@ -167,7 +172,49 @@ impl Statements {
         named.into_iter().map(|(name, statement)| (name.to_owned(), statement)).chain(pages).collect()
     }
 
-    fn rows<'a>(&self, objects: &'a [User]) -> Value<'a> {
+    /// The statement that writes rows in this way.
+    pub(super) fn that(&self, how: Write) -> &Statement {
+        match how {
+            Write::Insert => &self.insert,
+            Write::Update => &self.update,
+        }
+    }
+
+    /// An object, of the columns in the order of `load`.
+    pub(super) fn object(&self, row: &Row) -> Result<User> {
+        let mut profile = Profile::default();
+        for (field, column) in self.loaded.iter().zip(1..) {
+            let cell = match field.holds {
+                Holds::Text => row.maybe(column)?.map(Cell::Text),
+                Holds::Json => row.maybe(column)?.map(Cell::Json),
+                Holds::Int => row.maybe(column)?.map(Cell::Int),
+                Holds::Bool => row.maybe(column)?.map(Cell::Bool),
+                Holds::Time => row.maybe(column)?.map(Cell::Time),
+            };
+            profile.set(*field, cell.unwrap_or_default());
+        }
+        let times = self.loaded.len() + 1;
+        // Any mark of deletion counts, readable or not.
+        let is_marked = !row.is_null(times + 3)?;
+        Ok(User {
+            clerk_id: row.id_of(self.entity, 0)?,
+            profile,
+            created_at: row.maybe(times)?,
+            updated_at: row.maybe(times + 1)?.unwrap_or_default(),
+            synced_at: row.maybe(times + 2)?.unwrap_or_default(),
+            deleted_at: if is_marked { Some(row.maybe(times + 3)?.unwrap_or_default()) } else { None },
+        })
+    }
+
+    /// An object with what others see of it, of the columns in the order of `page`.
+    pub(super) fn seen(&self, row: &Row) -> Result<store::Row> {
+        let behind = self.loaded.len() + 5;
+        let user = self.object(row)?;
+        Ok(store::Row { user, id: row.get(behind)?, preferences: row.maybe(behind + 1)? })
+    }
+
+    /// What one of the statements that write is given.
+    pub(super) fn rows<'a>(&self, objects: &'a [User]) -> Value<'a> {
         let mut rows = batch(objects).text(|object| object.clerk_id.as_str());
         for field in self.written.iter().copied() {
             rows = match field.holds {
@@ -209,21 +256,15 @@ pub(in crate::store) fn by_kind<T>(
     items.chunk_by(move |one, other| entity(one) == entity(other)).map(move |part| (entity(&part[0]), part))
 }
 
-/// See [`Transaction::load`](crate::store::Transaction::load).
-pub(in crate::store) async fn load(
-    session: &mut dyn Session,
-    ids: &[ClerkId],
-    selection: &Selection,
-) -> Result<HashMap<ClerkId, User>> {
-    let mut loaded = HashMap::new();
-    for (entity, ids) in by_kind(ids, ClerkId::entity) {
-        let statements = Statements::of(entity, selection.fields(entity));
-        for row in session.rows(&statements.load, values![batch(ids).text(ClerkId::as_str)]).await? {
-            let object = object(&row, entity, &statements.loaded)?;
-            loaded.insert(object.clerk_id.clone(), object);
-        }
-    }
-    Ok(loaded)
+fn moved_of(table: &str) -> String {
+    format!(
+        "{{sqlite SELECT 1
+                 WHERE EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = '{table}')
+                   AND EXISTS (
+                       SELECT 1 FROM {{batch $1 AS n: clerk_id text}}
+                       WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE clerk_id = n.clerk_id)
+                   )}}"
+    )
 }
 
 /// Finds the live rows that hold the values of which only one live row may have each.
@@ -243,151 +284,25 @@ fn rivals_of(entity: &Entity) -> String {
     )
 }
 
-fn object(row: &Row, entity: &'static Entity, fields: &[Field]) -> Result<User> {
-    let mut profile = Profile::default();
-    for (field, column) in fields.iter().zip(1..) {
-        let cell = match field.holds {
-            Holds::Text => row.maybe(column)?.map(Cell::Text),
-            Holds::Json => row.maybe(column)?.map(Cell::Json),
-            Holds::Int => row.maybe(column)?.map(Cell::Int),
-            Holds::Bool => row.maybe(column)?.map(Cell::Bool),
-            Holds::Time => row.maybe(column)?.map(Cell::Time),
-        };
-        profile.set(*field, cell.unwrap_or_default());
-    }
-    let times = fields.len() + 1;
-    Ok(User {
-        clerk_id: row.id_of(entity, 0)?,
-        profile,
-        created_at: row.maybe(times)?,
-        updated_at: row.maybe(times + 1)?.unwrap_or_default(),
-        synced_at: row.maybe(times + 2)?.unwrap_or_default(),
-        // Any mark of deletion counts, readable or not.
-        deleted_at: if row.is_null(times + 3)? {
-            None
-        } else {
-            Some(row.maybe(times + 3)?.unwrap_or_default())
-        },
-    })
-}
-
 /// How rows are written.
 #[derive(Clone, Copy)]
-pub(in crate::store) enum Write {
-    /// [`Trouble::Raced`] if one is there already.
+pub(super) enum Write {
     Insert,
-    /// [`Trouble::Raced`] if one is gone.
     Update,
 }
 
-/// Write the columns of `fields` of rows of one kind.
-pub(in crate::store) async fn write(
-    session: &mut dyn Session,
-    objects: &[User],
-    fields: FieldSet,
-    how: Write,
-) -> Result<()> {
-    let Some(first) = objects.first() else { return Ok(()) };
-    let entity = first.clerk_id.entity();
-    let statements = Statements::of(entity, fields);
-    let statement = match how {
-        Write::Insert => &statements.insert,
-        Write::Update => &statements.update,
-    };
-    let written = session.write_objects(entity.table, statement, &[statements.rows(objects)]).await?;
-    are_theirs(&written, objects)
-}
-
-/// Whether the rows that were written are those of these objects, and all of them.
-fn are_theirs(written: &[Row], objects: &[User]) -> Result<()> {
-    let mut ids: HashSet<&str> = objects.iter().map(|object| object.clerk_id.as_str()).collect();
-    for row in written {
-        if !ids.remove(row.get::<String>(0)?.as_str()) {
-            return Err(StoreError::changed_id());
-        }
-    }
-    if ids.is_empty() { Ok(()) } else { Err(StoreError::new(Trouble::Raced)) }
-}
-
-/// The row of one object with what others see of it, deleted or not.
-pub(in crate::store) async fn row(store: &dyn Database, id: &ClerkId) -> Result<Option<store::Row>> {
-    let statements = Statements::of(id.entity(), FieldSet::ALL);
-    let rows = store.fetch(Purpose::Read, &statements.one, values![id]).await?;
-    rows.first().map(|row| seen(row, id.entity(), &statements)).transpose()
-}
-
-/// See [`Store::rows`](crate::store::Store::rows).
-pub(in crate::store) async fn page(
-    store: &dyn Database,
-    entity: &'static Entity,
-    filter: &RowFilter,
-    limit: u32,
-) -> Result<Vec<store::Row>> {
-    let statements = Statements::of(entity, FieldSet::ALL);
-    let after = filter.after.unwrap_or(i64::MIN);
-    let rows = match &filter.with {
-        None => store.fetch(Purpose::Page, &statements.page, values![after, limit]).await?,
-        Some((field, value)) => {
-            let statement = statements.pages.iter().find(|(other, _)| other == field);
-            let (_, statement) = statement.ok_or_else(|| StoreError::new(Trouble::Broken))?;
-            let purpose = if field.parent.is_some() { Purpose::Page } else { Purpose::Read };
-            store.fetch(purpose, statement, values![after, limit, value]).await?
-        }
-    };
-    rows.iter().map(|row| seen(row, entity, &statements)).collect()
-}
-
-/// The rows of these objects of a kind, without those that are deleted.
-pub(in crate::store) async fn these(
-    store: &dyn Database,
-    entity: &'static Entity,
-    ids: &[ClerkId],
-) -> Result<Vec<store::Row>> {
-    let statements = Statements::of(entity, FieldSet::ALL);
-    let values = values![batch(ids).text(ClerkId::as_str)];
-    let rows = store.fetch(Purpose::Read, &statements.these, values).await?;
-    rows.iter().map(|row| seen(row, entity, &statements)).collect()
-}
-
-fn seen(row: &Row, entity: &'static Entity, statements: &Statements) -> Result<store::Row> {
-    let behind = statements.loaded.len() + 5;
-    Ok(store::Row {
-        user: object(row, entity, &statements.loaded)?,
-        id: row.get(behind)?,
-        preferences: row.maybe(behind + 1)?,
-    })
-}
-
-/// Live rows that have one of these values in the columns of which no two rows may have the same, in the order of
-/// [`Entity::unique`].
-pub(in crate::store) async fn rivals(
-    session: &mut dyn Session,
-    entity: &'static Entity,
-    keys: &[Vec<String>],
-) -> Result<Vec<ClerkId>> {
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
-    let statements = Statements::of(entity, FieldSet::ALL);
-    let places = 0..entity.unique.len();
-    let rows =
-        places.fold(batch(keys), |rows, place| rows.text(move |key: &Vec<String>| key[place].as_str()));
-    let rows = session.rows(&statements.rivals, values![rows]).await?;
-    rows.iter().map(|row| row.id_of(entity, 0)).collect()
-}
-
 /// How children are found by their parents, and marked.
-struct Children {
-    find: Statement,
+pub(super) struct Children {
+    pub(super) find: Statement,
     /// By the kind of the parents.
-    mark: Vec<(&'static Entity, &'static str, Statement)>,
+    pub(super) mark: Vec<(&'static Entity, &'static str, Statement)>,
 }
 
 /// Those that were made, by the kinds of the database, of which a process has one list.
 static CHILDREN: LazyLock<Mutex<HashMap<Vec<&'static str>, Arc<Children>>>> = LazyLock::new(Mutex::default);
 
 impl Children {
-    fn of(kinds: Kinds) -> Arc<Self> {
+    pub(super) fn of(kinds: Kinds) -> Arc<Self> {
         let mut made = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
         let names = kinds.iter().map(|entity| entity.kind).collect();
         Arc::clone(made.entry(names).or_insert_with(|| Arc::new(Self::new(kinds))))
@@ -430,41 +345,4 @@ impl Children {
         });
         Self { find: Statement::made(find), mark: mark.collect() }
     }
-}
-
-/// Up to `limit` rows that go with these parents, of all kinds, and that have no tombstone, sorted. One that goes with several
-/// of them may come once for each.
-pub(in crate::store) async fn children(
-    session: &mut dyn Session,
-    parents: &[ClerkId],
-    limit: u32,
-) -> Result<Vec<ClerkId>> {
-    if parents.is_empty() {
-        return Ok(Vec::new());
-    }
-    let children = Children::of(session.kinds());
-    let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
-    let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();
-    if parents.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = session.rows(&children.find, values![ids_of(&parents), limit]).await?;
-    let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
-    ids.sort();
-    Ok(ids)
-}
-
-/// Mark the rows as deleted that go with these parents, as far as the application lets us.
-pub(in crate::store) async fn mark_children(
-    session: &mut dyn Session,
-    parents: &[ClerkId],
-    at: DateTime<Utc>,
-) -> Result<()> {
-    for (kind, table, statement) in &Children::of(session.kinds()).mark {
-        let ids: Vec<&ClerkId> = parents.iter().filter(|parent| parent.entity() == *kind).collect();
-        if !ids.is_empty() {
-            session.try_objects(table, statement, values![batch(&ids).text(|id| id.as_str()), at]).await?;
-        }
-    }
-    Ok(())
 }

@@ -1,4 +1,5 @@
-//! [`Outbox`] in SQL.
+//! The outbox, and what is known of sinks: which are paused, where they are, where they were when they were told of a user, and
+//! how they find that user again.
 //!
 //! Of the pending messages of one user and sink only the oldest has a time at which it is due. So what is due is found
 //! by one search, however many wait behind it, and nothing overtakes. Whoever adds a message or takes one away holds the
@@ -9,14 +10,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{
-    Database, Purpose, Row, Session, Value, batch, ledger, row::Readable, sinks, statements, values,
-};
+use super::{Database, Notes, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values};
 use crate::{
     model::{ClerkId, MessageType},
     store::{
-        Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Notes, Outbox, Outgoing,
-        Result, SinkDepth, StoreError, StoredMessage, Trouble, outbox::Aftermath,
+        Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth,
+        StoreError, StoredMessage, Trouble,
     },
     telemetry::TraceContext,
 };
@@ -179,12 +178,59 @@ statements! {
             ORDER BY o.id
             LIMIT 1
         )";
+
+    PAUSE = "INSERT INTO outbox_paused (sink, paused_at) VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING";
+
+    RESUME = "DELETE FROM outbox_paused WHERE sink = $1";
+
+    PAUSED = "SELECT sink, paused_at FROM outbox_paused ORDER BY sink";
+
+    ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres  FOR UPDATE}";
+
+    // What the first version kept is of where the sink was then.
+    ADDRESS_REFERENCES = "UPDATE outbox_recipients SET reference = $2 || '/' || reference
+        WHERE sink = $1 AND addresses IS NULL AND reference NOT LIKE '%/%'";
+
+    ADDRESS_RECIPIENTS = "UPDATE outbox_recipients SET addresses = $2 WHERE sink = $1 AND addresses IS NULL";
+
+    POINT = "INSERT INTO outbox_sinks (sink, address, since) VALUES ($1, $2, $3)
+        ON CONFLICT (sink) DO UPDATE SET address = excluded.address, since = excluded.since";
+
+    MOVE_RECIPIENTS = "UPDATE outbox_recipients SET addresses = $2 WHERE sink = $1 AND addresses NOT IN ('', $2)";
+
+    HASTEN_DELETIONS = "UPDATE outbox SET next_attempt_at = $2
+        WHERE sink = $1 AND state = 'pending' AND next_attempt_at > $2 AND lease IS NULL AND type LIKE '%.deleted'";
+
+    TOLD_ELSEWHERE = "SELECT coalesce(known.moved, false),
+               (SELECT count(*) FROM outbox_recipients
+                WHERE sink = $1 AND (addresses NOT IN ('', $2) OR addresses IS NULL AND known.moved))
+        FROM (SELECT (SELECT address <> $2 FROM outbox_sinks WHERE sink = $1) AS moved) AS known";
+
+    KEEP_ADDRESSES = "WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, addresses text})
+        UPDATE outbox_recipients AS r SET addresses = n.addresses
+        FROM n
+        WHERE r.clerk_id = n.clerk_id AND r.sink = $2 AND r.clerk_id {in SELECT clerk_id FROM n}";
+
+    REFERENCE = "SELECT reference FROM outbox_recipients WHERE clerk_id = $1 AND sink = $2";
+
+    // Never inserted: whoever is no recipient any more has been erased there.
+    KEEP_REFERENCE = "UPDATE outbox_recipients SET reference = $3 WHERE clerk_id = $1 AND sink = $2";
+
+    FORGET = "WITH n AS (SELECT * FROM {batch $1 AS n: sink text, clerk_id text})
+        DELETE FROM outbox_recipients AS r
+        WHERE r.clerk_id {in SELECT clerk_id FROM n}
+          AND EXISTS (SELECT 1 FROM n WHERE n.clerk_id = r.clerk_id AND n.sink = r.sink)";
 }
 
+/// What other systems are told, how far that has come, and what is known of these systems. Messages are written and recalled by a
+/// transaction beside the changes that they tell of.
 #[async_trait]
-impl<D: Database> Outbox for D {
+pub trait Outbox: Database {
+    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
+    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
+    /// before it is [finished](Self::finish_messages) or the lease ends.
     async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        if self.has_one_writer() {
+        if self.writers() == 1 {
             let due = self.outlook(&[sink.to_owned()]).await?.message;
             if due.is_none_or(|due| due > lease.now) {
                 return Ok(Vec::new());
@@ -210,10 +256,10 @@ impl<D: Database> Outbox for D {
                     new.push((&message.clerk_id, &*message.addresses));
                 }
             }
-            sinks::keep_addresses(&mut *session, sink, &new).await?;
+            keep_addresses(&mut *session, sink, &new).await?;
             // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
-            remove(&mut *session, &emptied).await?;
-            promote(&mut *session, &freed, lease.now).await?;
+            session.execute(&REMOVE, values![batch(&emptied).int(|id: &i64| *id)]).await?;
+            session.execute(&PROMOTE, values![pairs(&freed), lease.now]).await?;
             session.commit().await?;
             if rows.is_empty() || !messages.is_empty() {
                 messages.sort_by_key(|message| message.id);
@@ -222,21 +268,61 @@ impl<D: Database> Outbox for D {
         }
     }
 
+    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
+    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
+    /// the next one of its user may go.
     async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
         // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
         // to know what is on its way.
         let mut session = self.session(Purpose::WriteUnhurried).await?;
-        lock(&mut *session, ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect()).await?;
-        let written = finish(&mut *session, ended, now).await?;
-        let Aftermath { gone, next, deletions, forgotten } = Aftermath::of(ended, &written);
-        remove(&mut *session, &gone).await?;
-        promote(&mut *session, &next, now).await?;
-        confirm(&mut *session, &deletions, now).await?;
-        sinks::forget(&mut *session, &forgotten).await?;
+        // Nobody else adds to their messages meanwhile, or takes any away.
+        let users: BTreeSet<&ClerkId> = ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect();
+        session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
+        let rows = batch(ended)
+            .int(|(claimed, _)| claimed.id)
+            .text(|(claimed, _)| claimed.lease.as_str())
+            .text(|(claimed, ending)| ending.written(claimed).0.name())
+            .int(|(claimed, ending)| ending.written(claimed).1.min(i32::MAX.unsigned_abs()).into())
+            .time(|(claimed, ending)| ending.written(claimed).2)
+            .text(|(_, ending)| ending.error());
+        // Those whose ends were still ours to say, and whether nothing is left of what they said.
+        let rows = session.rows(&FINISH, values![rows, now]).await?;
+        let written: HashMap<i64, bool> =
+            rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?;
+        let (mut gone, mut next, mut deletions, mut forgotten) = (vec![], vec![], vec![], vec![]);
+        for (claimed, ending) in ended {
+            let Some(is_emptied) = written.get(&claimed.id) else { continue };
+            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
+            let is_delivered = *ending == Ending::Delivered;
+            if *is_emptied && !is_delivered {
+                // Nobody can deliver it any more: its user was erased meanwhile.
+                gone.push(claimed.id);
+            }
+            if *is_emptied || is_delivered || matches!(ending, Ending::Dead { .. }) {
+                next.push(recipient());
+            }
+            if claimed.kind.is_deletion() && *ending != Ending::Untried {
+                deletions.push((claimed, ending.error()));
+            }
+            if claimed.kind.is_deletion() && is_delivered {
+                forgotten.push(recipient());
+            }
+        }
+        session.execute(&REMOVE, values![batch(&gone).int(|id: &i64| *id)]).await?;
+        session.execute(&PROMOTE, values![pairs(&next), now]).await?;
+        // Without an error the receipt is completed.
+        let deletions = batch(&deletions)
+            .text(|(claimed, _)| claimed.clerk_id.as_str())
+            .text(|(claimed, _)| claimed.sink.as_str())
+            .text(|(_, error)| *error);
+        session.execute(&CONFIRM, values![deletions, now]).await?;
+        // These sinks know nothing of these users any more.
+        session.execute(&FORGET, values![pairs(&forgotten)]).await?;
         session.commit().await?;
         Ok(written.len() as u64)
     }
 
+    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
         let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
         let depth = |row: &Row| {
@@ -250,6 +336,7 @@ impl<D: Database> Outbox for D {
         rows.iter().map(depth).collect()
     }
 
+    /// Up to `limit` messages in the order of their `id`, in every state.
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
         let after = filter.after.unwrap_or(i64::MIN);
         let state = filter.state.map(MessageState::name);
@@ -266,11 +353,13 @@ impl<D: Database> Outbox for D {
         rows.iter().map(stored).collect()
     }
 
+    /// What a message says, as JSON, if it is still kept.
     async fn message_body(&self, id: i64) -> Result<Option<String>> {
         let rows = self.fetch(Purpose::Read, &BODY, values![id]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
+    /// Do this with messages; returns with how many it could be done.
     async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64> {
         let statement = match deed {
             Deed::Retry => &RETRY,
@@ -280,50 +369,92 @@ impl<D: Database> Outbox for D {
         let mut session = self.session(Purpose::WRITE).await?;
         session.leaves_work();
         let recipients = recipients(&session.rows(&RECIPIENTS, values![ids()]).await?)?;
-        lock(&mut *session, recipients.iter().map(|(_, user)| user).collect()).await?;
+        let users: BTreeSet<&ClerkId> = recipients.iter().map(|(_, user)| user).collect();
+        session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
         // Nobody claims them meanwhile.
         let oldest = session.rows(&LOCK_OLDEST, values![pairs(&recipients)]).await?;
         let oldest: Vec<i64> = oldest.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
         let tended = session.execute(statement, values![ids(), now]).await?;
         session.execute(&DEMOTE, values![batch(&oldest).int(|id| *id)]).await?;
-        promote(&mut *session, &recipients, now).await?;
+        session.execute(&PROMOTE, values![pairs(&recipients), now]).await?;
         session.commit().await?;
         Ok(tended)
     }
 
+    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
+    /// changed anything. What is on its way is not held up.
     async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
-        sinks::set_paused(self, sink, since).await
-    }
-
-    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
-        sinks::paused(self).await
-    }
-
-    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        sinks::point(self, sink, address, moved, now).await
-    }
-
-    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
-        sinks::told_elsewhere(self, sink, address).await
-    }
-
-    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
         let mut session = self.session(Purpose::WRITE).await?;
-        sinks::keep_addresses(&mut *session, sink, &[(id, addresses)]).await?;
+        let changed = if let Some(since) = since {
+            session.execute(&PAUSE, values![sink, since]).await?
+        } else {
+            session.leaves_work();
+            session.execute(&RESUME, values![sink]).await?
+        };
+        session.commit().await?;
+        Ok(changed > 0)
+    }
+
+    /// Which sinks are paused, and since when.
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        let rows = self.fetch(Purpose::Read, &PAUSED, values![]).await?;
+        rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
+    }
+
+    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
+    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
+        // Nearly always it is where it was.
+        let mut session = self.session(Purpose::WriteMany).await?;
+        let rows = session.rows(&ADDRESS, values![sink]).await?;
+        let before: Option<String> = rows.first().map(|row| row.get(0)).transpose()?;
+        if before.as_deref() != Some(address) {
+            let then = before.as_deref().unwrap_or(address);
+            session.execute(&ADDRESS_REFERENCES, values![sink, then]).await?;
+            session.execute(&ADDRESS_RECIPIENTS, values![sink, then]).await?;
+            session.execute(&POINT, values![sink, address, now]).await?;
+        }
+        if moved {
+            session.execute(&MOVE_RECIPIENTS, values![sink, address]).await?;
+        }
+        if moved || before.is_some_and(|before| before != address) {
+            session.execute(&HASTEN_DELETIONS, values![sink, now]).await?;
+        }
         session.commit().await
     }
 
-    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
-        sinks::reference(self, sink, id).await
+    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
+    /// one.
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
+        let rows = self.fetch(Purpose::Scan, &TOLD_ELSEWHERE, values![sink, address]).await?;
+        let row = only(&rows)?;
+        Ok(Elsewhere { moved: row.get(0)?, users: row.get(1)? })
     }
 
+    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
+        let mut session = self.session(Purpose::WRITE).await?;
+        keep_addresses(&mut *session, sink, &[(id, addresses)]).await?;
+        session.commit().await
+    }
+
+    /// What a sink remembers of a user who is one of its recipients.
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
+        let rows = self.fetch(Purpose::Read, &REFERENCE, values![id, sink]).await?;
+        rows.first().map_or(Ok(None), |row| row.maybe(0))
+    }
+
+    /// Let a sink remember this of a user; false if the user is none of its recipients.
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
-        sinks::keep_reference(self, sink, id, reference).await
+        let values = values![id, sink, reference];
+        Ok(self.run(Purpose::WRITE, &KEEP_REFERENCE, values).await? == 1)
     }
 }
 
-/// See [`Transaction::tell`](crate::store::Transaction::tell).
-pub(in crate::store) async fn tell<'m>(session: &mut dyn Session, messages: &'m [Outgoing]) -> Result<()> {
+impl<D: Database + ?Sized> Outbox for D {}
+
+/// See [`Ledger::tell`](super::Ledger::tell).
+pub(super) async fn tell<'m>(session: &mut (impl Session + ?Sized), messages: &'m [Outgoing]) -> Result<()> {
     if messages.is_empty() {
         return Ok(());
     }
@@ -352,15 +483,12 @@ pub(in crate::store) async fn tell<'m>(session: &mut dyn Session, messages: &'m 
     Ok(())
 }
 
-/// See [`Transaction::recall`](crate::store::Transaction::recall).
-pub(in crate::store) async fn recall(
-    session: &mut dyn Session,
+/// See [`Ledger::recall`](super::Ledger::recall).
+pub(super) async fn recall(
+    session: &mut (impl Session + ?Sized),
     whom: &[ClerkId],
     now: DateTime<Utc>,
 ) -> Result<Vec<(ClerkId, String)>> {
-    if whom.is_empty() {
-        return Ok(Vec::new());
-    }
     let ids = || batch(whom).text(ClerkId::as_str);
     let removed = session.rows(&RECALL, values![ids(), now]).await?;
     let emptied = session.execute(&EMPTY, values![ids()]).await?;
@@ -368,7 +496,7 @@ pub(in crate::store) async fn recall(
         session.removed_personal_data();
     }
     // A deletion may have waited behind what was removed.
-    promote(session, &recipients(&removed)?, now).await?;
+    session.execute(&PROMOTE, values![pairs(&recipients(&removed)?), now]).await?;
     let rows = session.rows(&TO_BE_TOLD, values![ids()]).await?;
     let known: HashMap<&str, &ClerkId> = whom.iter().map(|id| (id.as_str(), id)).collect();
     let recipient = |row: &Row| {
@@ -378,66 +506,8 @@ pub(in crate::store) async fn recall(
     rows.iter().map(recipient).collect()
 }
 
-/// Hold the registers of these users.
-async fn lock(session: &mut dyn Session, ids: BTreeSet<&ClerkId>) -> Result<()> {
-    let ids: Vec<ClerkId> = ids.into_iter().cloned().collect();
-    ledger::registers(session, &ids).await?;
-    Ok(())
-}
-
-/// Write how they ended, where that is still ours to write; says of these whether nothing is left of what they said.
-async fn finish(
-    session: &mut dyn Session,
-    ended: &[(Claimed, Ending)],
-    now: DateTime<Utc>,
-) -> Result<HashMap<i64, bool>> {
-    let written: Vec<_> =
-        ended.iter().map(|(claimed, ending)| (claimed, ending, ending.written(claimed))).collect();
-    let rows = batch(&written)
-        .int(|(claimed, ..)| claimed.id)
-        .text(|(claimed, ..)| claimed.lease.as_str())
-        .text(|(.., (state, ..))| state.name())
-        .int(|(.., (_, attempts, _))| i64::from((*attempts).min(i32::MAX.unsigned_abs())))
-        .time(|(.., (.., at))| *at)
-        .text(|(_, ending, _)| ending.error());
-    let rows = session.rows(&FINISH, values![rows, now]).await?;
-    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
-}
-
-async fn remove(session: &mut dyn Session, ids: &[i64]) -> Result<()> {
-    if !ids.is_empty() {
-        session.execute(&REMOVE, values![batch(ids).int(|id| *id)]).await?;
-    }
-    Ok(())
-}
-
-/// Of each of these sinks and users let the oldest message go that waits, unless it may already.
-async fn promote(session: &mut dyn Session, next: &[(String, ClerkId)], now: DateTime<Utc>) -> Result<()> {
-    if !next.is_empty() {
-        session.execute(&PROMOTE, values![pairs(next), now]).await?;
-    }
-    Ok(())
-}
-
-/// How far these erasures have come at their sinks.
-async fn confirm(
-    session: &mut dyn Session,
-    deletions: &[(&Claimed, Option<&str>)],
-    now: DateTime<Utc>,
-) -> Result<()> {
-    if deletions.is_empty() {
-        return Ok(());
-    }
-    let rows = batch(deletions)
-        .text(|(claimed, _)| claimed.clerk_id.as_str())
-        .text(|(claimed, _)| claimed.sink.as_str())
-        .text(|(_, error)| *error);
-    session.execute(&CONFIRM, values![rows, now]).await?;
-    Ok(())
-}
-
 /// As `n: sink text, clerk_id text`.
-pub(super) fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
+fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
     Value::from(batch(recipients).text(|(sink, _)| sink.as_str()).text(|(_, id)| id.as_str()))
 }
 
@@ -445,6 +515,17 @@ pub(super) fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
 fn recipients(rows: &[Row]) -> Result<Vec<(String, ClerkId)>> {
     let each = rows.iter().map(|row| Ok((row.get(0)?, row.id(1)?))).collect::<Result<BTreeSet<_>>>()?;
     Ok(each.into_iter().collect())
+}
+
+/// Write down where a sink was told of users.
+async fn keep_addresses(
+    session: &mut (impl Session + ?Sized),
+    sink: &str,
+    addresses: &[(&ClerkId, &str)],
+) -> Result<()> {
+    let rows = batch(addresses).text(|(id, _)| id.as_str()).text(|(_, addresses)| *addresses);
+    session.execute(&KEEP_ADDRESSES, values![rows, sink]).await?;
+    Ok(())
 }
 
 /// Of the columns in the order of `CLAIM`; `None` if nothing is left of what it says.

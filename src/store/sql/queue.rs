@@ -1,5 +1,4 @@
-//! What transactions do with deliveries: `webhook_queue` and `processed_webhooks`. Each function is the verb of
-//! [`Transaction`](crate::store::Transaction) that has its name.
+//! What a transaction does with deliveries: `webhook_queue` and `processed_webhooks`.
 //!
 //! Who works on a delivery holds the lock on its row until the transaction ends, and everybody else steps over locked rows:
 //! nobody waits, nobody works twice, and what a dead process held is free as soon as the server notices that its connection
@@ -7,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
@@ -139,168 +139,144 @@ statements! {
         WHERE audit_id {in SELECT l.id FROM {batch $1 AS n: kind text, clerk_id text} {lookup audit_log AS l WHERE l.clerk_id = n.clerk_id AND l.kind = n.kind}}";
 }
 
-pub(in crate::store) async fn claim(
-    session: &mut dyn Session,
-    now: DateTime<Utc>,
-    limit: u32,
-    bytes: u64,
-) -> Result<Vec<Parked>> {
-    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-    session.rows(&CLAIM, values![now, limit, bytes]).await?.iter().map(parked).collect()
-}
+/// The deliveries that wait, and those that are processed, as a transaction writes them. Ids are given sorted and each at most
+/// once; empty slices cost nothing.
+#[async_trait]
+pub trait Inbox: Session {
+    /// Take deliveries that wait and whose time has come, the longest due first, at most `limit` of them, and none after
+    /// their bodies together have `bytes`. Until this transaction ends nobody else gets them, and nobody waits for them;
+    /// should its process die they are free at once.
+    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.rows(&CLAIM, values![now, limit, bytes]).await?.iter().map(parked).collect()
+    }
 
-pub(in crate::store) async fn claim_these(
-    session: &mut dyn Session,
-    ids: &[SvixId],
-    now: DateTime<Utc>,
-) -> Result<Vec<Parked>> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
+    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
+        let rows = self.rows(&CLAIM_THESE, values![batch(ids).text(SvixId::as_str), now]).await?;
+        rows.iter().map(parked).collect()
     }
-    session
-        .rows(&CLAIM_THESE, values![batch(ids).text(SvixId::as_str), now])
-        .await?
-        .iter()
-        .map(parked)
-        .collect()
-}
 
-pub(in crate::store) async fn enqueue(
-    session: &mut dyn Session,
-    queued: &[Parked],
-) -> Result<HashSet<SvixId>> {
-    if queued.is_empty() {
-        return Ok(HashSet::new());
-    }
-    session.leaves_work();
-    let kept = ids_of(&session.rows(&ENQUEUE, &[rows_of(queued)]).await?)?;
-    if kept.len() == queued.len() {
-        return Ok(HashSet::new());
-    }
-    let mut others: Vec<&Parked> = queued.iter().filter(|queued| !kept.contains(&queued.svix_id)).collect();
-    let ids = batch(&others).text(|other| other.svix_id.as_str());
-    let recorded = ids_of(&session.rows(&RECORDED, values![ids]).await?)?;
-    others.retain(|other| !recorded.contains(&other.svix_id));
-    // All of a batch are due at the same time.
-    if let Some(now) = others.first().and_then(|other| other.next_attempt_at) {
+    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
+    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
+        if queued.is_empty() {
+            return Ok(HashSet::new());
+        }
+        self.leaves_work();
+        let kept = ids_of(&self.rows(&ENQUEUE, &[rows_of(queued)]).await?)?;
+        if kept.len() == queued.len() {
+            return Ok(HashSet::new());
+        }
+        let mut others: Vec<&Parked> =
+            queued.iter().filter(|queued| !kept.contains(&queued.svix_id)).collect();
         let ids = batch(&others).text(|other| other.svix_id.as_str());
-        session.execute(&REVIVE, values![ids, now, false]).await?;
+        let recorded = ids_of(&self.rows(&RECORDED, values![ids]).await?)?;
+        others.retain(|other| !recorded.contains(&other.svix_id));
+        // All of a batch are due at the same time.
+        if let Some(now) = others.first().and_then(|other| other.next_attempt_at) {
+            let ids = batch(&others).text(|other| other.svix_id.as_str());
+            self.execute(&REVIVE, values![ids, now, false]).await?;
+        }
+        Ok(recorded)
     }
-    Ok(recorded)
+
+    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
+    /// returns how many. Those that somebody works on are left to them.
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        self.leaves_work();
+        self.execute(&REVIVE, values![batch(ids).text(SvixId::as_str), now, true]).await
+    }
+
+    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
+    /// them.
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
+        if !ids.is_empty() {
+            self.leaves_work();
+            self.execute(&POSTPONE, values![batch(ids).text(SvixId::as_str), until]).await?;
+        }
+        Ok(())
+    }
+
+    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
+    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
+    /// moment is theirs to remove, so that nobody waits for it.
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
+        let rows = values![
+            batch(records)
+                .text(|record| record.svix_id.as_str())
+                .text(|record| record.event_type)
+                .text(|record| record.outcome.name())
+                .text(|record| record.clerk_id.map(|id| id.entity().kind))
+                .text(|record| record.clerk_id.map(ClerkId::as_str))
+                .time(|record| record.event_at)
+                .time(|record| record.processed_at)
+        ];
+        let fresh = ids_of(&self.rows(&RECORD, rows).await?)?;
+        // A body says more of somebody than what is kept of them.
+        remove(self, &UNPARK, rows).await?;
+        Ok(fresh)
+    }
+
+    /// Correct the outcome of recorded deliveries.
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
+        // Hardly ever there is more than one.
+        let mut ids: BTreeMap<&str, Vec<&SvixId>> = BTreeMap::new();
+        for (id, outcome) in outcomes {
+            ids.entry(outcome.name()).or_default().push(id);
+        }
+        for (outcome, ids) in ids {
+            self.execute(&SETTLE, values![batch(&ids).text(|id| id.as_str()), outcome]).await?;
+        }
+        Ok(())
+    }
+
+    /// What is known of these deliveries if they are parked.
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
+        let rows = self.rows(&WAITING, values![batch(ids).text(SvixId::as_str)]).await?;
+        let waiting =
+            |row: &Row| Ok((row.get(0)?, Waiting { attempts: row.get(1)?, received_at: row.get(2)? }));
+        rows.iter().map(waiting).collect()
+    }
+
+    /// Keep deliveries for later, in place of a record that they were processed.
+    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
+        if !parked.is_empty() {
+            self.leaves_work();
+            let ids = batch(parked).text(|parked| parked.svix_id.as_str());
+            self.execute(&UNRECORD, values![ids]).await?;
+            self.execute(&PARK, &[rows_of(parked)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
+    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
+        let rows = self.rows(&UNATTRIBUTED, values![batch(ids).text(ClerkId::as_str)]).await?;
+        rows.iter().map(|row| Ok((row.get(0)?, row.get::<Vec<u8>>(1)?.into()))).collect()
+    }
+
+    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
+    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
+    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
+        let values = values![ledger::ids_of(ids), batch(deliveries).text(SvixId::as_str)];
+        remove(self, &FORGET_PARKED, values).await?;
+        remove(self, &FORGET, values).await
+    }
 }
 
-pub(in crate::store) async fn revive(
-    session: &mut dyn Session,
-    ids: &[SvixId],
-    now: DateTime<Utc>,
-) -> Result<u64> {
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    session.leaves_work();
-    session.execute(&REVIVE, values![batch(ids).text(SvixId::as_str), now, true]).await
-}
-
-pub(in crate::store) async fn postpone(
-    session: &mut dyn Session,
-    ids: &[SvixId],
-    until: DateTime<Utc>,
-) -> Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    session.leaves_work();
-    session.execute(&POSTPONE, values![batch(ids).text(SvixId::as_str), until]).await?;
-    Ok(())
-}
-
-pub(in crate::store) async fn record(
-    session: &mut dyn Session,
-    records: &[Record<'_>],
-) -> Result<HashSet<SvixId>> {
-    if records.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let rows = values![
-        batch(records)
-            .text(|record| record.svix_id.as_str())
-            .text(|record| record.event_type)
-            .text(|record| record.outcome.name())
-            .text(|record| record.clerk_id.map(|id| id.entity().kind))
-            .text(|record| record.clerk_id.map(ClerkId::as_str))
-            .time(|record| record.event_at)
-            .time(|record| record.processed_at)
-    ];
-    let fresh = ids_of(&session.rows(&RECORD, rows).await?)?;
-    // A body says more of somebody than what is kept of them.
-    remove(session, &UNPARK, rows).await?;
-    Ok(fresh)
-}
-
-pub(in crate::store) async fn settle(
-    session: &mut dyn Session,
-    outcomes: &[(SvixId, Outcome)],
-) -> Result<()> {
-    // Hardly ever there is more than one.
-    let mut ids: BTreeMap<&str, Vec<&SvixId>> = BTreeMap::new();
-    for (id, outcome) in outcomes {
-        ids.entry(outcome.name()).or_default().push(id);
-    }
-    for (outcome, ids) in ids {
-        session.execute(&SETTLE, values![batch(&ids).text(|id| id.as_str()), outcome]).await?;
-    }
-    Ok(())
-}
-
-pub(in crate::store) async fn waiting(
-    session: &mut dyn Session,
-    ids: &[SvixId],
-) -> Result<HashMap<SvixId, Waiting>> {
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let rows = session.rows(&WAITING, values![batch(ids).text(SvixId::as_str)]).await?;
-    let waiting = |row: &Row| Ok((row.get(0)?, Waiting { attempts: row.get(1)?, received_at: row.get(2)? }));
-    rows.iter().map(waiting).collect()
-}
-
-pub(in crate::store) async fn park(session: &mut dyn Session, parked: &[Parked]) -> Result<()> {
-    if parked.is_empty() {
-        return Ok(());
-    }
-    session.leaves_work();
-    let ids = batch(parked).text(|parked| parked.svix_id.as_str());
-    session.execute(&UNRECORD, values![ids]).await?;
-    session.execute(&PARK, &[rows_of(parked)]).await?;
-    Ok(())
-}
-
-pub(in crate::store) async fn unattributed(
-    session: &mut dyn Session,
-    ids: &[ClerkId],
-) -> Result<Vec<(SvixId, Bytes)>> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = session.rows(&UNATTRIBUTED, values![batch(ids).text(ClerkId::as_str)]).await?;
-    rows.iter().map(|row| Ok((row.get(0)?, row.get::<Vec<u8>>(1)?.into()))).collect()
-}
-
-pub(in crate::store) async fn forget(
-    session: &mut dyn Session,
-    ids: &[ClerkId],
-    deliveries: &[SvixId],
-) -> Result<()> {
-    if ids.is_empty() && deliveries.is_empty() {
-        return Ok(());
-    }
-    let values = values![ledger::ids_of(ids), batch(deliveries).text(SvixId::as_str)];
-    remove(session, &FORGET_PARKED, values).await?;
-    remove(session, &FORGET, values).await
-}
+impl<S: Session + ?Sized> Inbox for S {}
 
 /// Run a statement that removes rows with personal data.
-async fn remove(session: &mut dyn Session, statement: &Statement, values: &[Value<'_>]) -> Result<()> {
+async fn remove(
+    session: &mut (impl Session + ?Sized),
+    statement: &Statement,
+    values: &[Value<'_>],
+) -> Result<()> {
     if session.execute(statement, values).await? > 0 {
         session.removed_personal_data();
     }

@@ -1,11 +1,9 @@
 //! What goes after its time, and columns that are no longer kept.
 
-use chrono::{DateTime, Utc};
-
-use super::{Database, Purpose, Statement, objects, only, statements, values};
+use super::{Statement, objects, statements};
 use crate::{
-    model::{Anonymized, Entity, Field, FieldSet},
-    store::{Minimized, Old, Result},
+    model::{Anonymized, Entity},
+    store::Old,
 };
 
 macro_rules! prune {
@@ -43,7 +41,7 @@ statements! {
 }
 
 /// How rows of a kind are counted and forgotten, and whether they say anything of a person.
-fn statements(kind: Old) -> (&'static Statement, &'static Statement, bool) {
+pub(super) fn statements(kind: Old) -> (&'static Statement, &'static Statement, bool) {
     match kind {
         Old::Processed => (&COUNT_PROCESSED, &PRUNE_PROCESSED, false),
         Old::Dead => (&COUNT_DEAD, &PRUNE_DEAD, true),
@@ -53,55 +51,9 @@ fn statements(kind: Old) -> (&'static Statement, &'static Statement, bool) {
     }
 }
 
-pub(super) async fn count(store: &dyn Database, kind: Old, before: DateTime<Utc>) -> Result<u64> {
-    let (statement, ..) = statements(kind);
-    // Counting takes longer than a webhook may.
-    let rows = store.fetch(Purpose::Scan, statement, values![before]).await?;
-    only(&rows)?.get(0)
-}
-
-pub(super) async fn prune(store: &dyn Database, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
-    let (_, statement, is_personal) = statements(kind);
-    let mut session = store.session(Purpose::WRITE).await?;
-    let pruned = session.execute(statement, values![before, limit]).await?;
-    if pruned > 0 && is_personal {
-        session.removed_personal_data();
-    }
-    session.commit().await?;
-    Ok(pruned)
-}
-
-/// See [`Erasures::minimize`](crate::store::Erasures::minimize).
-pub(super) async fn minimize(
-    store: &dyn Database,
-    entity: &'static Entity,
-    keep: FieldSet,
-    after: i64,
-    limit: u32,
-    dry_run: bool,
-) -> Result<Option<Minimized>> {
-    let gone: Vec<&str> = entity.fields().filter(|field| !keep.contains(*field)).map(Field::name).collect();
-    let [count, clear] = minimizing(entity, &gone);
-    let mut session = store.session(if dry_run { Purpose::Page } else { Purpose::WRITE }).await?;
-    let rows = session.rows(&count, values![after, limit]).await?;
-    let row = only(&rows)?;
-    let Some(last) = row.maybe(0)? else {
-        session.commit().await?;
-        return Ok(None);
-    };
-    let columns = (0..gone.len()).map(|column| row.get(column + 2)).collect::<Result<_>>()?;
-    let page = Minimized { last, rows: row.get(1)?, columns };
-    if page.rows > 0 && !dry_run {
-        session.write_objects(entity.table, &clear, values![after, last]).await?;
-        session.removed_personal_data();
-    }
-    session.commit().await?;
-    Ok(Some(page))
-}
-
 /// The statements that count what these columns hold in the next rows, and clear it. Of an anonymised row everything is
 /// cleared already that tells who it was.
-fn minimizing(entity: &'static Entity, gone: &[&str]) -> [Statement; 2] {
+pub(super) fn minimizing(entity: &'static Entity, gone: &[&str]) -> [Statement; 2] {
     let table = entity.table;
     let each = |of: fn(&str) -> String, between: &str| {
         gone.iter().map(|name| of(name)).collect::<Vec<_>>().join(between)

@@ -16,7 +16,7 @@ pub struct Row {
 }
 
 /// Kinds of Clerk objects.
-pub(in crate::store) type Kinds = &'static [&'static Entity];
+pub type Kinds = &'static [&'static Entity];
 
 /// What a row holds, as its database gives it.
 pub(in crate::store) enum RowCells {

@@ -20,6 +20,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use super::Value;
+
 /// A kind of SQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -62,6 +64,15 @@ impl Statement {
     /// Of a text that is made from a declaration.
     pub(in crate::store) fn made(text: String) -> Self {
         Self { text: Cow::Owned(text), ..Self::new("") }
+    }
+
+    /// Whether there is nothing to send: the statement is empty in this kind of SQL, or is about rows of which there are none.
+    pub(in crate::store) fn is_void(&self, dialect: Dialect, values: &[Value<'_>]) -> bool {
+        let rows = values.iter().filter_map(|value| match value {
+            Value::Batch(batch) => Some(batch.rows),
+            _ => None,
+        });
+        rows.max() == Some(0) || self.sql(dialect).is_empty()
     }
 
     /// The statement in this kind of SQL.

@@ -14,15 +14,12 @@ mod transaction;
 mod others;
 mod removal;
 pub(super) mod seals;
-mod signups;
-mod unique_email;
 
 mod error;
 mod foreign;
 mod inspect;
 mod migrations;
 mod permission;
-mod shared;
 mod text;
 
 #[cfg(test)]
@@ -30,13 +27,14 @@ mod tests;
 
 use std::{
     io::{ErrorKind, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{
     ConnectOptions, Connection,
     pool::{PoolConnection, PoolOptions},
@@ -51,15 +49,15 @@ pub(super) use self::error::explain;
 use self::{
     others::Watch,
     removal::Removal,
-    transaction::{Housekeeping, SqliteTransaction},
+    transaction::{Housekeeping, SqliteSession},
 };
 use super::{
-    Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Patience, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
+    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
     Transaction, Trouble,
-    sql::{Kinds, objects},
+    sql::{Kinds, unique_email},
 };
-use crate::model::{ClerkId, Entity};
+use crate::model::Entity;
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -79,7 +77,7 @@ pub struct Options {
     pub kinds: &'static [&'static Entity],
     /// At most this many connections, of which one writes.
     pub max_connections: u32,
-    /// Whether [`Store::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
     pub unique_email: bool,
 }
 
@@ -161,10 +159,12 @@ impl Sqlite {
         })
     }
 
-    async fn write(&self, patience: Patience) -> Result<SqliteTransaction> {
+    async fn write(&self, patience: Patience) -> Result<SqliteSession> {
         self.file.check()?;
         let connection = self.writer.acquire().await.map_err(explain)?;
-        SqliteTransaction::begin(connection, self.kinds, patience, Arc::clone(&self.housekeeping)).await
+        let mut session = SqliteSession::new(connection, self.kinds, false, Arc::clone(&self.housekeeping));
+        session.begin(patience).await?;
+        Ok(session)
     }
 
     async fn read(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
@@ -174,13 +174,19 @@ impl Sqlite {
 }
 
 #[async_trait]
-impl Store for Sqlite {
-    fn writers(&self) -> usize {
-        1
+impl Database for Sqlite {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(match purpose {
+            Purpose::Write(patience) => self.write(patience).await?,
+            Purpose::WriteMany | Purpose::WriteUnhurried => self.write(Patience::Normal).await?,
+            Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
+                SqliteSession::new(self.read().await?, self.kinds, true, Arc::clone(&self.housekeeping))
+            }
+        }))
     }
 
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(self.write(patience).await?))
+    fn writers(&self) -> usize {
+        1
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
@@ -195,13 +201,14 @@ impl Store for Sqlite {
             applied = migrations::apply(transaction.connection()?, &place).await?;
             Box::new(transaction).commit().await?;
         }
-        if unique_email::is_there(&mut reader).await? != self.unique_email {
-            let mut transaction = self.write(Patience::Normal).await?;
-            unique_email::set(&mut transaction, self.unique_email).await?;
-            Box::new(transaction).commit().await?;
+        drop(reader);
+        if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
+            let mut transaction = self.session(Purpose::WRITE).await?;
+            unique_email::set(&mut *transaction, self.unique_email).await?;
+            transaction.commit().await?;
         }
         // Only now: the application adds its columns to tables that are there.
-        migrations::check_anonymize_columns(&mut reader, &self.anonymize_columns).await?;
+        migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }
 
@@ -215,27 +222,6 @@ impl Store for Sqlite {
         check_permission(&self.file.path).map_err(away)?;
         let current = self.migration_status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
-    }
-
-    async fn row(&self, id: &ClerkId) -> Result<Option<Row>> {
-        objects::row(self, id).await
-    }
-
-    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>> {
-        objects::page(self, entity, filter, limit).await
-    }
-
-    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>> {
-        objects::these(self, entity, ids).await
-    }
-
-    async fn signups(
-        &self,
-        bucket: Bucket,
-        from: Option<DateTime<Utc>>,
-        to: Option<DateTime<Utc>>,
-    ) -> Result<Vec<(NaiveDate, u64)>> {
-        signups::signups(&mut *self.read().await?, bucket, from, to).await
     }
 
     fn bell(&self) -> Arc<Notify> {
@@ -276,7 +262,7 @@ impl Store for Sqlite {
         let rewrite = sqlx::raw_sql("PRAGMA busy_timeout = 3000; VACUUM");
         rewrite.execute(&mut *writer).await.map_err(explain)?;
         // The new pages stand in the log, the old ones still in the file.
-        self.housekeeping.empty_log(&mut writer).await;
+        self.housekeeping.tidy(&mut writer, true).await;
         Ok(true)
     }
 
@@ -352,13 +338,9 @@ async fn create(connect: &SqliteConnectOptions) -> Result<()> {
 /// The file that was opened. SQLite keeps a deleted file open and goes on writing to it; we must not.
 struct File {
     path: PathBuf,
-    identity: Identity,
+    /// Its device, and its number there.
+    identity: (u64, u64),
 }
-
-#[cfg(unix)]
-type Identity = (u64, u64);
-#[cfg(not(unix))]
-type Identity = ();
 
 impl File {
     fn identify(path: PathBuf) -> Result<Self> {
@@ -392,20 +374,9 @@ impl File {
     }
 }
 
-fn identity(path: &Path) -> Result<Identity> {
-    let Ok(metadata) = std::fs::metadata(path) else {
-        return Err(StoreError::new(Trouble::Unavailable).at(path));
-    };
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = metadata;
-        Ok(())
-    }
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path).map_err(|_| StoreError::new(Trouble::Unavailable).at(path))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl StoreError {

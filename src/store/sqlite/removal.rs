@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
-use super::shared::rows;
+use super::transaction::rows;
 use crate::{
     entity::USER,
     model::{Anonymized, ClerkId, Entity, Field},
     store::{
-        Result, StoreError, Way,
+        Mark, Result, StoreError, Way,
         schema::quoted,
-        sql::{Kinds, Row, Statement, batch, objects, values},
+        sql::{Kinds, Statement, batch, objects, values},
     },
 };
 
@@ -20,8 +20,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) enum Step {
     Take(Way),
-    Mark,
-    Unmark,
+    Mark(Mark),
 }
 
 /// The statements of every kind.
@@ -65,8 +64,8 @@ impl Removal {
         let statement = match step {
             Step::Take(Way::Delete) => &statements.delete,
             Step::Take(Way::Anonymize) => &statements.anonymize,
-            Step::Mark => &statements.mark,
-            Step::Unmark => &statements.unmark,
+            Step::Mark(Mark::Set) => &statements.mark,
+            Step::Mark(Mark::Unset) => &statements.unmark,
         };
         let values = values![batch(ids).text(ClerkId::as_str), at];
         let done = rows(connection, self.kinds, statement, values).await?;
@@ -118,22 +117,4 @@ pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<
     static STANDING: Statement = Statement::new("SELECT count(*) FROM users WHERE deleted_at IS NULL");
     let counted = rows(connection, &[], &STANDING, &[]).await?;
     counted.first().map_or(Ok(0), |row| row.get(0))
-}
-
-/// Whether a trigger of the application has changed whose rows these are, which were just written.
-pub(super) async fn are_others(
-    connection: &mut SqliteConnection,
-    table: &str,
-    ids: impl Iterator<Item = &ClerkId>,
-) -> Result<bool> {
-    let ids: Vec<&ClerkId> = ids.collect();
-    let statement = Statement::made(format!(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = '{table}')
-             AND EXISTS (
-                 SELECT 1 FROM {{batch $1 AS n: clerk_id text}}
-                 WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE clerk_id = n.clerk_id)
-             )"
-    ));
-    let found = rows(connection, &[], &statement, values![batch(&ids).text(|id| id.as_str())]).await?;
-    found.first().map_or(Ok(false), |row: &Row| row.get(0))
 }

@@ -1,7 +1,7 @@
 //! The lines of `audit_log` as seals see them: byte for byte, so that nothing is overlooked that SQLite would let somebody
 //! write into a column.
 
-use chrono::NaiveDate;
+use chrono::DateTime;
 use sqlx::{Row, TypeInfo, ValueRef, sqlite::SqliteRow};
 
 use super::{error::explain, text};
@@ -45,17 +45,10 @@ fn time(cell: Cell<'_>) -> Cell<'_> {
 
 /// Unix microseconds of a text such as `2026-11-21T20:57:27.123Z`.
 fn micros(text: &[u8]) -> Option<i64> {
-    const FORM: &[u8; 24] = b"0000-00-00T00:00:00.000Z";
-    let fits = |(have, want): (&u8, &u8)| if *want == b'0' { have.is_ascii_digit() } else { have == want };
-    if text.len() != FORM.len() || !text.iter().zip(FORM).all(fits) {
-        return None;
-    }
-    let number = |at: usize, digits: usize| {
-        text[at..at + digits].iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))
-    };
-    let day = NaiveDate::from_ymd_opt(i32::try_from(number(0, 4)).ok()?, number(5, 2), number(8, 2))?;
-    let time = day.and_hms_milli_opt(number(11, 2), number(14, 2), number(17, 2), number(20, 3))?;
-    Some(time.and_utc().timestamp_micros())
+    let time = DateTime::parse_from_rfc3339(std::str::from_utf8(text).ok()?).ok()?.to_utc();
+    // A leap second would have the number of the second behind it.
+    let is_ours = time.timestamp_subsec_millis() < 1000 && text::time(time).as_bytes() == text;
+    is_ours.then(|| time.timestamp_micros())
 }
 
 /// So is a list, whose text leaves nothing to choose.
@@ -68,8 +61,6 @@ fn list(cell: Cell<'_>) -> Cell<'_> {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
-
     use super::*;
 
     #[test]
@@ -81,6 +72,7 @@ mod tests {
             "2026-11-21 20:57:27.123Z",
             "2026-11-21T20:57:27.123+00:00",
             "2026-13-21T20:57:27.123Z",
+            "2026-12-31T23:59:60.123Z",
             "2026-11-21T20:57:27.123z",
             "",
         ] {

@@ -16,10 +16,10 @@ use crate::store::sql::{Dialect, objects::Statements, queue};
 use crate::{
     entity::{USER, user},
     model::{
-        Actor, AuditAction, AuditEntry, FieldSet, Outcome, Profile, Register, Selection, Source, SvixId,
-        User, Value, Version,
+        Actor, AuditAction, AuditEntry, ClerkId, FieldSet, Outcome, Profile, Register, Selection, Source,
+        SvixId, User, Value, Version,
     },
-    store::{Advance, Inbox, Old, Parked, QueueDepth, Record, RowFate, Way},
+    store::{Advance, Looks, Notes, Old, Parked, QueueDepth, Record, RowFate, Store, Way},
     telemetry::TraceContext,
 };
 

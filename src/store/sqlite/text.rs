@@ -4,10 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::error::explain;
-use crate::{
-    model::{ClerkId, Entity},
-    store::{Result, StoreError, Trouble},
-};
+use crate::store::{Result, StoreError, Trouble};
 
 /// Such as `2026-11-21T20:57:27.123Z`: always as long, so that the order of the text is the order of time.
 pub(super) fn time(time: DateTime<Utc>) -> String {
@@ -29,11 +26,6 @@ pub(super) fn read_integer(row: &SqliteRow, column: &str) -> Result<Option<i64>>
 pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime<Utc>>> {
     let time = read(row, column)?;
     Ok(time.and_then(|time| DateTime::parse_from_rfc3339(&time).ok()).map(|time| time.to_utc()))
-}
-
-/// A column of ids that are never NULL.
-pub(super) fn read_clerk_id(row: &SqliteRow, entity: &'static Entity) -> Result<ClerkId> {
-    read(row, "clerk_id")?.and_then(|id| ClerkId::new(entity, id)).ok_or_else(|| unreadable("clerk_id"))
 }
 
 /// Something of ours that somebody else must have written.

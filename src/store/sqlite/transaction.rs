@@ -1,10 +1,10 @@
-//! One transaction, with all control by hand.
+//! One transaction, with all control by hand, and how statements run in it.
 //!
 //! It never gives its connection back while a transaction is open on it. Dropped without an end, by whatever
 //! cancelled the task, it closes the connection, and SQLite rolls back.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,58 +12,56 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sqlx::{SqliteConnection, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
 use tokio::sync::Notify;
 
 use super::{
     error::{explain, is_of_the_statement},
-    removal::{Removal, Step, are_others},
-    shared,
+    removal::{Removal, Step},
+    text,
 };
 use crate::{
-    model::{AuditEntry, ClerkId, Entity, Outcome, Receipt, Register, Selection, SvixId, User},
+    model::{ClerkId, Entity, FieldSet, Selection},
     store::{
-        Address, Advance, Outgoing, Parked, Patience, Record, Result, RowFate, StoreError, Transaction,
-        Trouble, Waiting, Way,
-        sql::{
-            Kinds, erasures, ledger, objects,
-            objects::{Write, by_kind},
-            outbox, queue,
-        },
+        Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Trouble, Way,
+        sql::{Dialect, Kinds, Row, RowCells, Statement, Value, batch, objects::Statements, values},
     },
 };
 
-pub(super) struct SqliteTransaction {
+pub(super) struct SqliteSession {
     pub(super) kinds: Kinds,
     /// `None` once it is given back.
     connection: Option<PoolConnection<sqlx::Sqlite>>,
     /// Why it cannot go on. After an error SQLite may have rolled back by itself, and then every further statement
     /// would commit on its own.
     over: Option<StoreError>,
+    /// Whether it only reads: each statement then sees what was committed before it.
+    reads: bool,
     /// Whether something of a person was removed.
     erased: bool,
     housekeeping: Arc<Housekeeping>,
 }
 
-impl SqliteTransaction {
-    pub(super) async fn begin(
+impl SqliteSession {
+    /// With the connection, which is closed if the session is dropped in the middle of a transaction.
+    pub(super) fn new(
         connection: PoolConnection<sqlx::Sqlite>,
         kinds: Kinds,
-        patience: Patience,
+        reads: bool,
         housekeeping: Arc<Housekeeping>,
-    ) -> Result<Self> {
-        // First the guard, then the transaction: from here on a cancelled task closes the connection.
-        let mut this = Self { kinds, connection: Some(connection), over: None, erased: false, housekeeping };
+    ) -> Self {
+        Self { kinds, connection: Some(connection), over: None, reads, erased: false, housekeeping }
+    }
+
+    pub(super) async fn begin(&mut self, patience: Patience) -> Result<()> {
         // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
         // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
         let begin = match patience {
             Patience::Normal | Patience::Long => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
             Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
         };
-        control(this.connection()?, begin).await?;
-        Ok(this)
+        control(self.connection()?, begin).await
     }
 
     /// The connection, as long as the transaction can go on.
@@ -75,53 +73,25 @@ impl SqliteTransaction {
     }
 
     /// Remember an error: the transaction ends with it.
-    pub(super) fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             self.over.get_or_insert_with(|| error.clone());
         }
         result
     }
 
-    /// Whether it cannot go on.
-    pub(super) fn is_over(&self) -> bool {
-        self.over.is_some()
-    }
-
     /// What was done to rows of this table, where code of the application may run. If the statement cannot run though all that
     /// is ours is there, it is a trigger that cannot, or something else that the application has put on the table.
-    pub(super) async fn judged<T>(&mut self, table: &str, written: Result<T>) -> Result<T> {
+    async fn judged<T>(&mut self, table: &str, written: Result<T>) -> Result<T> {
         let kinds = self.kinds;
         match written {
             Err(error)
-                if is_of_the_statement(&error)
-                    && shared::all_is_there(self.connection()?, kinds, table).await =>
+                if is_of_the_statement(&error) && all_is_there(self.connection()?, kinds, table).await =>
             {
                 Err(StoreError { trouble: Trouble::Refused, place: Some(format!("table {table}")), ..error })
             }
             written => written,
         }
-    }
-
-    /// A trigger may have changed whose rows were written.
-    async fn are_theirs(&mut self, entity: &Entity, objects: &[User]) -> Result<()> {
-        let ids = objects.iter().map(|object| &object.clerk_id);
-        let others = are_others(self.connection()?, entity.table, ids).await;
-        let result = others.and_then(|others| if others { Err(StoreError::changed_id()) } else { Ok(()) });
-        self.noted(result)
-    }
-
-    async fn write(&mut self, objects: &[User], selection: &Selection, how: Write) -> Result<()> {
-        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
-            let written = objects::write(self, objects, selection.fields(entity), how).await;
-            self.noted(written)?;
-            self.are_theirs(entity, objects).await?;
-        }
-        Ok(())
-    }
-
-    /// Note that something of a person was removed without a verb of its own.
-    pub(super) fn note_erasure(&mut self) {
-        self.erased = true;
     }
 
     /// Do it to all of these of one kind, or to each of them as far as the application lets us. Gives to whom it was done, and who
@@ -169,7 +139,7 @@ impl SqliteTransaction {
     }
 
     /// Do what the application may refuse, so that a refusal leaves the transaction as it was.
-    pub(super) async fn refusable<T>(
+    async fn refusable<T>(
         &mut self,
         table: &str,
         what: impl AsyncFnOnce(&mut Self) -> Result<T>,
@@ -201,98 +171,67 @@ impl SqliteTransaction {
         let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
         Ok(ids.iter().filter(stands).cloned().collect())
     }
-
-    /// Roll back and give the connection back; if that fails, it is closed.
-    async fn undo(mut self: Box<Self>) {
-        let Some(connection) = self.connection.as_deref_mut() else { return };
-        if control(connection, "ROLLBACK").await.is_ok() {
-            drop(self.connection.take());
-        }
-    }
 }
 
-impl Drop for SqliteTransaction {
+impl Drop for SqliteSession {
     fn drop(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
+        if let Some(connection) = self.connection.as_mut().filter(|_| !self.reads) {
             connection.close_on_drop();
         }
     }
 }
 
 #[async_trait]
-impl Transaction for SqliteTransaction {
-    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
-        queue::claim(self, now, limit, bytes).await
+impl Session for SqliteSession {
+    fn kinds(&self) -> Kinds {
+        self.kinds
     }
 
-    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
-        queue::claim_these(self, ids, now).await
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        if statement.is_void(Dialect::Sqlite, values) {
+            return Ok(Vec::new());
+        }
+        let kinds = self.kinds;
+        let rows = rows(self.connection()?, kinds, statement, values).await;
+        self.noted(rows)
     }
 
-    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
-        queue::enqueue(self, queued).await
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        if statement.is_void(Dialect::Sqlite, values) {
+            return Ok(0);
+        }
+        let written = bound(statement, values).execute(self.connection()?).await.map_err(explain);
+        self.noted(written).map(|written| written.rows_affected())
     }
 
-    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
-        queue::revive(self, ids, now).await
-    }
-
-    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
-        queue::postpone(self, ids, until).await
-    }
-
-    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        queue::record(self, records).await
-    }
-
-    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
-        queue::settle(self, outcomes).await
-    }
-
-    async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        ledger::registers(self, ids).await
-    }
-
-    async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        let held = ledger::hold(self, ids).await;
-        self.noted(held)
-    }
-
-    async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
-        let written = ledger::advance(self, registers).await;
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        let kinds = self.kinds;
+        let written = rows(self.connection()?, kinds, statement, values).await;
+        let written = self.judged(table, written).await;
         self.noted(written)
     }
 
-    async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
-        ledger::addresses(self, addresses).await
-    }
-
-    async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
-        ledger::release_addresses(self, ids).await
-    }
-
-    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
-        objects::load(self, ids, selection).await
-    }
-
-    async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
-        objects::children(self, parents, limit).await
-    }
-
-    async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
-        objects::mark_children(self, parents, at).await
-    }
-
-    async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
-        objects::rivals(self, entity, keys).await
-    }
-
-    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        self.write(objects, selection, Write::Insert).await
-    }
-
-    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
-        self.write(objects, selection, Write::Update).await
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        let tried = self
+            .refusable(table, async |this: &mut Self| {
+                let kinds = this.kinds;
+                rows(this.connection()?, kinds, statement, values).await
+            })
+            .await;
+        match tried {
+            Err(error) if !error.is_about_the_data() || self.over.is_some() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
@@ -324,7 +263,7 @@ impl Transaction for SqliteTransaction {
             standing = self.still_here(&standing).await?;
         }
         // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
-        self.each(Step::Mark, &standing, at).await?;
+        self.each(Step::Mark(Mark::Set), &standing, at).await?;
         for id in standing {
             let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
             fates.insert(id, RowFate::Stands(reason));
@@ -332,68 +271,37 @@ impl Transaction for SqliteTransaction {
         Ok(fates)
     }
 
-    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
         for (id, at) in marks {
-            self.each(Step::Mark, std::slice::from_ref(id), *at).await?;
+            self.each(Step::Mark(mark), std::slice::from_ref(id), *at).await?;
         }
         Ok(())
     }
 
-    async fn unmark(&mut self, marks: &[(ClerkId, DateTime<Utc>)]) -> Result<()> {
-        for (id, at) in marks {
-            self.each(Step::Unmark, std::slice::from_ref(id), *at).await?;
-        }
-        Ok(())
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.over.get_or_insert_with(|| reason.clone());
+        reason
     }
 
-    async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
-        erasures::write_receipts(self, receipts).await
+    fn leaves_work(&mut self) {
+        // The bell is rung after every commit.
     }
 
-    async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
-        erasures::close_receipts(self, ids, destination, at).await
-    }
-
-    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
-        queue::forget(self, ids, deliveries).await
-    }
-
-    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
-        queue::unattributed(self, ids).await
-    }
-
-    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
-        queue::waiting(self, ids).await
-    }
-
-    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
-        queue::park(self, parked).await
-    }
-
-    async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
-        outbox::tell(self, messages).await
-    }
-
-    async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
-        outbox::recall(self, ids, now).await
-    }
-
-    async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let lines = ledger::audit(self, entries).await?;
-        ledger::attribute(self, entries, &lines).await
+    fn removed_personal_data(&mut self) {
+        self.erased = true;
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
+        if self.reads {
+            return Ok(());
+        }
         let committed = match self.connection() {
             Ok(connection) => control(connection, "COMMIT").await,
             Err(error) => Err(error),
         };
         // A deferred foreign key refuses here, and leaves the transaction open.
         if let Err(error) = committed {
-            self.undo().await;
+            self.rollback().await;
             return Err(error);
         }
         // What was written may have to be worked on.
@@ -405,9 +313,47 @@ impl Transaction for SqliteTransaction {
         Ok(())
     }
 
-    async fn rollback(self: Box<Self>) {
-        self.undo().await;
+    async fn rollback(mut self: Box<Self>) {
+        if self.reads {
+            return;
+        }
+        // If that fails the connection is closed.
+        let Some(connection) = self.connection.as_deref_mut() else { return };
+        if control(connection, "ROLLBACK").await.is_ok() {
+            drop(self.connection.take());
+        }
     }
+}
+
+/// Whether all that is ours of the table is there.
+async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &str) -> bool {
+    let Some(entity) = kinds.iter().find(|entity| entity.table == table) else { return false };
+    let statements = Statements::of(entity, FieldSet::ALL);
+    let nobody = values![batch::<ClerkId>(&[]).text(ClerkId::as_str)];
+    rows(connection, kinds, &statements.load, nobody).await.is_ok()
+}
+
+/// The rows that a statement gives.
+pub(super) async fn rows(
+    connection: &mut SqliteConnection,
+    kinds: Kinds,
+    statement: &Statement,
+    values: &[Value<'_>],
+) -> Result<Vec<Row>> {
+    let rows = bound(statement, values).fetch_all(connection).await.map_err(explain)?;
+    Ok(Row::all(rows, RowCells::Sqlite, kinds))
+}
+
+fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
+    let query = sqlx::query(AssertSqlSafe(statement.sql(Dialect::Sqlite)));
+    values.iter().fold(query, |query, value| match value {
+        Value::Text(text) => query.bind(*text),
+        Value::Int(number) => query.bind(*number),
+        Value::Bool(truth) => query.bind(*truth),
+        Value::Time(time) => query.bind(time.map(text::time)),
+        Value::Bytes(bytes) => query.bind(*bytes),
+        Value::Batch(batch) => query.bind(batch.json()),
+    })
 }
 
 /// What the writer keeps in mind from one transaction to the next.
@@ -425,14 +371,9 @@ impl Housekeeping {
         Self { removal, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
     }
 
-    /// Empty the write-ahead log of whatever it holds. It waits for readers that still need the log.
-    pub(super) async fn empty_log(&self, connection: &mut SqliteConnection) {
-        self.tidy(connection, true).await;
-    }
-
     /// Empty the write-ahead log after an erasure. It waits a little for readers that still need the log; if they
     /// take longer, each following commit tries once, without waiting.
-    async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
+    pub(super) async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
         let patience = match (erased, self.log_is_stale.load(Ordering::Relaxed)) {
             (true, _) => "PRAGMA busy_timeout = 500",
             (false, true) => "PRAGMA busy_timeout = 0",

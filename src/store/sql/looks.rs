@@ -1,0 +1,429 @@
+//! What people and programs read: rows, what is known of people and of their erasures, and deliveries. Nothing is locked.
+
+use async_trait::async_trait;
+use chrono::{DateTime, NaiveDate, Utc};
+
+use super::{Database, Purpose, Row, batch, ledger, objects::Statements, only, queue, statements, values};
+use crate::{
+    entity::USER,
+    model::{ClerkId, Entity, FieldSet, Receipt, Selection, SvixId},
+    store::{
+        self, AuditLine, Bucket, DeliveryFilter, Known, LOOKED_THROUGH, OpenErasures, Parked, Processed,
+        QueueDepth, QueueFilter, QueueState, Queued, Result, RowFilter, StoreError, Tombstone, Trouble,
+    },
+};
+
+macro_rules! queued {
+    ($from:literal) => {
+        concat!(
+            "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.state, q.attempts, q.next_attempt_at, q.received_at,
+               q.last_error, octet_length(q.payload)
+        FROM ",
+            $from,
+            " AND q.svix_id > $1 AND ($2 IS NULL OR q.event_type = $2) AND ($3 IS NULL OR q.state = $3)
+          AND ($4 IS NULL OR q.clerk_id = $4)
+        ORDER BY q.svix_id
+        LIMIT $5"
+        )
+    };
+}
+
+statements! {
+    // Each bucket is counted by its bounds, which is a walk along the index: to compute the bucket of every row takes four times
+    // as long. Buckets in which nobody signed up are skipped. SQLite compares days with times as the texts that they are: a time
+    // that is not in our form is the application's, and one of another zone may, with what follows it, be counted in the bucket
+    // beside.
+    SIGNUPS = "{postgres WITH RECURSIVE buckets (first, upto) AS (
+             SELECT n.first, (date_trunc($1, n.first AT TIME ZONE 'UTC') + ('1 ' || $1)::interval) AT TIME ZONE 'UTC'
+             FROM (SELECT min(created_at) AS first FROM users
+                   WHERE created_at >= coalesce($2::timestamptz, '4713-01-02 BC')
+                     AND created_at < coalesce($3::timestamptz, 'infinity')) AS n
+             WHERE n.first IS NOT NULL
+             UNION ALL
+             SELECT n.first, (date_trunc($1, n.first AT TIME ZONE 'UTC') + ('1 ' || $1)::interval) AT TIME ZONE 'UTC'
+             FROM buckets AS b
+             CROSS JOIN LATERAL (SELECT min(created_at) AS first FROM users
+                                 WHERE created_at >= b.upto AND created_at < coalesce($3::timestamptz, 'infinity')) AS n
+             WHERE n.first IS NOT NULL
+         )
+         SELECT to_char(date_trunc($1, b.first AT TIME ZONE 'UTC'), 'YYYY-MM-DD'),
+                (SELECT count(*) FROM users
+                 WHERE created_at >= b.first AND created_at < least(b.upto, coalesce($3::timestamptz, 'infinity')))
+         FROM buckets AS b
+         ORDER BY 1}{sqlite WITH RECURSIVE
+         -- How a time becomes the first day of its bucket, and that the first day of the next.
+         m (start, back, next) AS (VALUES (
+             CASE $1 WHEN 'week' THEN 'weekday 0' WHEN 'month' THEN 'start of month' ELSE '+0 days' END,
+             CASE $1 WHEN 'week' THEN '-6 days' ELSE '+0 days' END,
+             CASE $1 WHEN 'week' THEN '+7 days' WHEN 'month' THEN '+1 month' ELSE '+1 day' END
+         )),
+         firsts (first) AS (
+             SELECT (SELECT min(created_at) FROM users
+                     WHERE created_at >= coalesce($2, '') AND created_at < coalesce($3, '~'))
+             UNION ALL
+             SELECT (SELECT min(created_at) FROM users
+                     WHERE created_at >= max(coalesce(date(f.first, m.start, m.back, m.next), ''), f.first || ' ')
+                       AND created_at < coalesce($3, '~'))
+             FROM firsts AS f CROSS JOIN m WHERE f.first IS NOT NULL
+         )
+         SELECT date(f.first, m.start, m.back),
+                sum((SELECT count(*) FROM users
+                     WHERE created_at >= f.first
+                       -- One bound: a second one would be looked at row by row.
+                       AND created_at < min(max(coalesce(date(f.first, m.start, m.back, m.next), ''), f.first || ' '), coalesce($3, '~'))
+                ))
+         FROM firsts AS f CROSS JOIN m
+         GROUP BY 1
+         ORDER BY 1}";
+
+    AUDIT_TRAIL = "SELECT id, at, action, svix_id, source,
+               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
+        FROM audit_log
+        WHERE clerk_id = $1 AND id > $2
+        ORDER BY id
+        LIMIT $3";
+
+    HELD_DUE = "SELECT clerk_id FROM entity_versions
+        WHERE kind = 'user' AND held_until IS NOT NULL AND held_until <= $1 AND clerk_id > $2
+        ORDER BY clerk_id
+        LIMIT $3";
+
+    TOMBSTONES = "SELECT e.clerk_id, e.event_at, e.held_until FROM entity_versions AS e
+        WHERE e.kind = 'user' AND e.clerk_id > $1
+          AND (e.held_until IS NOT NULL OR e.deleted AND coalesce(
+              -- What is not done yet counts as done now.
+              (SELECT coalesce(r.completed_at >= $2, true) FROM erasure_receipts AS r
+               WHERE r.clerk_id = e.clerk_id AND r.destination = 'database'),
+              -- Of whom nothing was here: when we were told, as long as that is known.
+              (SELECT p.processed_at >= $2 FROM processed_webhooks AS p WHERE p.svix_id = e.tie),
+              e.event_at >= $3
+          ))
+        ORDER BY e.clerk_id
+        LIMIT $4";
+
+    RECEIPTS_OF = "SELECT clerk_id, destination, requested_at, completed_at, attempts, last_error FROM erasure_receipts
+        WHERE clerk_id = $1
+        ORDER BY destination";
+
+    OPEN_RECEIPTS = "SELECT clerk_id, destination, requested_at, completed_at, attempts, last_error FROM erasure_receipts
+        WHERE completed_at IS NULL AND requested_at < coalesce($1, {postgres 'infinity'}{sqlite '~'})
+          AND (requested_at, clerk_id, destination) > (coalesce($2, {postgres '-infinity'}{sqlite ''}), $3, $4)
+        ORDER BY requested_at, clerk_id, destination
+        LIMIT $5";
+
+    OPEN_ERASURES = "SELECT destination, count(*), min(requested_at) FROM erasure_receipts
+        WHERE completed_at IS NULL
+        GROUP BY destination";
+
+    FIRST_DUE = "SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1";
+
+    DEPTH = "SELECT
+            -- Each in an index of its own.
+            (SELECT count(*) FROM webhook_queue WHERE state = 'pending'),
+            (SELECT count(*) FROM webhook_queue WHERE state = 'dead'),
+            (SELECT min(next_attempt_at) FROM webhook_queue WHERE state = 'pending')";
+
+    QUEUED = queued!("webhook_queue AS q WHERE true");
+
+    // Few among many: they have an index of their own, which only this text allows to use.
+    DEAD = queued!("webhook_queue AS q WHERE q.state = 'dead'");
+
+    OF_USER = queued!("webhook_queue AS q{sqlite  INDEXED BY webhook_queue_clerk_id} WHERE q.clerk_id = $4");
+
+    THESE = queued!("{batch $6 AS n: id text} {lookup webhook_queue AS q WHERE q.svix_id = n.id} WHERE true");
+
+    PARKED = "SELECT svix_id, event_type, kind, clerk_id, payload, attempts, next_attempt_at, received_at, last_error,
+               trace_context, dead_at
+        FROM webhook_queue WHERE svix_id = $1";
+
+    NEWEST = "SELECT p.svix_id, p.event_type, p.outcome, p.kind, p.clerk_id, p.event_at, p.processed_at
+        FROM (
+            SELECT * FROM processed_webhooks
+            WHERE processed_at <= coalesce($1, {postgres 'infinity'}{sqlite '~'})
+              AND ($1 IS NULL OR (processed_at, svix_id) < ($1, $2))
+            ORDER BY processed_at DESC, svix_id DESC
+            LIMIT $6
+        ) AS p
+        WHERE ($3 IS NULL OR p.event_type = $3) AND ($4 IS NULL OR p.outcome = $4)
+        LIMIT $5";
+
+    PROCESSED = "SELECT p.svix_id, p.event_type, p.outcome, p.kind, p.clerk_id, p.event_at, p.processed_at
+        FROM {batch $6 AS n: id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.id}
+        WHERE ($1 IS NULL OR (p.processed_at, p.svix_id) < ($1, $2))
+          AND ($3 IS NULL OR p.event_type = $3) AND ($4 IS NULL OR p.outcome = $4)
+        ORDER BY p.processed_at DESC, p.svix_id DESC
+        LIMIT $5";
+}
+
+/// See the head of this file.
+#[async_trait]
+pub trait Looks: Database {
+    /// One object's row, deleted or not.
+    async fn row(&self, id: &ClerkId) -> Result<Option<store::Row>> {
+        let statements = Statements::of(id.entity(), FieldSet::ALL);
+        let rows = self.fetch(Purpose::Read, &statements.one, values![id]).await?;
+        rows.first().map(|row| statements.seen(row)).transpose()
+    }
+
+    /// Up to `limit` rows of a kind in the order of their `id`, without those of deleted objects. Rows that are there when a
+    /// walk through the pages begins come exactly once.
+    async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<store::Row>> {
+        let statements = Statements::of(entity, FieldSet::ALL);
+        let after = filter.after.unwrap_or(i64::MIN);
+        let rows = match &filter.with {
+            None => self.fetch(Purpose::Page, &statements.page, values![after, limit]).await?,
+            Some((field, value)) => {
+                let statement = statements.pages.iter().find(|(other, _)| other == field);
+                let (_, statement) = statement.ok_or_else(|| StoreError::new(Trouble::Broken))?;
+                let purpose = if field.parent.is_some() { Purpose::Page } else { Purpose::Read };
+                self.fetch(purpose, statement, values![after, limit, value]).await?
+            }
+        };
+        rows.iter().map(|row| statements.seen(row)).collect()
+    }
+
+    /// The rows of these objects of a kind, without those that are deleted.
+    async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<store::Row>> {
+        let statements = Statements::of(entity, FieldSet::ALL);
+        let ids = values![batch(ids).text(ClerkId::as_str)];
+        let rows = self.fetch(Purpose::Read, &statements.these, ids).await?;
+        rows.iter().map(|row| statements.seen(row)).collect()
+    }
+
+    /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
+    /// before `to`. Empty buckets are left out, rows of anonymised users count. Times that cannot be read belong to no day.
+    async fn signups(
+        &self,
+        bucket: Bucket,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> Result<Vec<(NaiveDate, u64)>> {
+        let rows = self.fetch(Purpose::Count, &SIGNUPS, values![bucket.name(), from, to]).await?;
+        let count = |row: &Row| {
+            let day = row.maybe::<String>(0)?.and_then(|day| day.parse().ok());
+            Ok(day.zip(row.maybe(1)?))
+        };
+        rows.iter().filter_map(|row| count(row).transpose()).collect()
+    }
+
+    /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
+    async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
+        let mut session = self.session(Purpose::Read).await?;
+        let registers = ledger::known_registers(&mut *session, ids).await?;
+        let users = session.load(ids, selection).await?;
+        session.commit().await?;
+        Ok(Known { registers, users })
+    }
+
+    /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
+    /// `untouched_since` or never, in the order of the ids, after this one. What the application has marked as deleted is
+    /// among them.
+    async fn standing(
+        &self,
+        entity: &'static Entity,
+        untouched_since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        let statements = Statements::of(entity, FieldSet::default());
+        // Where nearly everybody was touched it looks through the whole table.
+        let values = values![from(after), untouched_since, limit];
+        let rows = self.fetch(Purpose::Scan, &statements.standing, values).await?;
+        rows.iter().map(|row| row.id_of(entity, 0)).collect()
+    }
+
+    /// How many objects of a kind there are whose erasure nobody has asked for.
+    async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
+        let statements = Statements::of(entity, FieldSet::default());
+        // Of a large table this takes longer than a webhook may.
+        only(&self.fetch(Purpose::Scan, &statements.count_standing, values![]).await?)?.get(0)
+    }
+
+    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
+    async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
+        let values = values![id, after.unwrap_or(i64::MIN), limit];
+        self.fetch(Purpose::Read, &AUDIT_TRAIL, values).await?.iter().map(audit_line).collect()
+    }
+
+    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
+    async fn held_due(
+        &self,
+        now: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<ClerkId>> {
+        let rows = self.fetch(Purpose::Read, &HELD_DUE, values![now, from(after), limit]).await?;
+        rows.iter().map(|row| row.id_of(&USER, 0)).collect()
+    }
+
+    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
+    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
+    async fn tombstones(
+        &self,
+        since: DateTime<Utc>,
+        after: Option<&ClerkId>,
+        limit: u32,
+    ) -> Result<Vec<Tombstone>> {
+        // No database has times without a beginning.
+        let since = since.max(DateTime::UNIX_EPOCH);
+        // Where nearly nobody was erased it looks through the whole table.
+        let values = values![from(after), since, since.timestamp_millis(), limit];
+        self.fetch(Purpose::Scan, &TOMBSTONES, values).await?.iter().map(tombstone).collect()
+    }
+
+    /// Every receipt of one user.
+    async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
+        self.fetch(Purpose::Read, &RECEIPTS_OF, values![id]).await?.iter().map(receipt).collect()
+    }
+
+    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
+    async fn open_receipts(
+        &self,
+        before: Option<DateTime<Utc>>,
+        after: Option<&Receipt>,
+        limit: u32,
+    ) -> Result<Vec<Receipt>> {
+        let values = values![
+            before,
+            after.map(|receipt| receipt.requested_at),
+            from(after.map(|receipt| &receipt.clerk_id)),
+            after.map_or("", |receipt| receipt.destination.as_str()),
+            limit,
+        ];
+        self.fetch(Purpose::Read, &OPEN_RECEIPTS, values).await?.iter().map(receipt).collect()
+    }
+
+    /// How many receipts of each destination are not completed.
+    async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
+        let rows = self.fetch(Purpose::Read, &OPEN_ERASURES, values![]).await?;
+        let open = |row: &Row| {
+            Ok(OpenErasures { destination: row.get(0)?, receipts: row.get(1)?, oldest: row.get(2)? })
+        };
+        rows.iter().map(open).collect()
+    }
+
+    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
+    /// beginning.
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+        let rows = self.fetch(Purpose::Read, &FIRST_DUE, values![]).await?;
+        rows.first().map_or(Ok(None), |row| row.maybe(0))
+    }
+
+    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
+    async fn queue_depth(&self) -> Result<QueueDepth> {
+        let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
+        let row = only(&rows)?;
+        Ok(QueueDepth { pending: row.get(0)?, dead: row.get(1)?, first_due: row.maybe(2)? })
+    }
+
+    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
+    async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
+        let QueueFilter { ids, state, event_type, clerk_id, after } = filter;
+        let (statement, purpose) = match (ids, clerk_id, state) {
+            (Some(_), ..) => (&THESE, Purpose::Read),
+            (None, Some(_), _) => (&OF_USER, Purpose::Read),
+            (None, None, Some(QueueState::Dead)) => (&DEAD, Purpose::Page),
+            (None, None, _) => (&QUEUED, Purpose::Page),
+        };
+        let after = after.as_ref().map_or("", SvixId::as_str);
+        let mut values =
+            values![after, event_type, state.map(QueueState::name), clerk_id.as_ref(), limit].to_vec();
+        values.extend(ids.as_ref().map(|ids| batch(ids).text(SvixId::as_str).into()));
+        self.fetch(purpose, statement, &values).await?.iter().map(queued).collect()
+    }
+
+    /// One delivery of `webhook_queue`, whole.
+    async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
+        let rows = self.fetch(Purpose::Read, &PARKED, values![id]).await?;
+        rows.first().map(queue::parked).transpose()
+    }
+
+    /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
+    /// newest are looked through as [`LOOKED_THROUGH`] says.
+    async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
+        let DeliveryFilter { ids, event_type, outcome, before } = filter;
+        let (statement, purpose, among) = match ids {
+            Some(ids) => (&PROCESSED, Purpose::Read, batch(ids).text(SvixId::as_str).into()),
+            None if event_type.is_some() || outcome.is_some() => {
+                (&NEWEST, Purpose::Page, LOOKED_THROUGH.into())
+            }
+            None => (&NEWEST, Purpose::Page, limit.into()),
+        };
+        let (at, id) = before.as_ref().map(|(at, id)| (*at, id)).unzip();
+        let mut values = values![at, id, event_type, outcome, limit].to_vec();
+        values.push(among);
+        self.fetch(purpose, statement, &values).await?.iter().map(processed).collect()
+    }
+}
+
+impl<D: Database + ?Sized> Looks for D {}
+
+/// The id behind which a page begins.
+fn from(after: Option<&ClerkId>) -> &str {
+    after.map_or("", ClerkId::as_str)
+}
+
+fn audit_line(row: &Row) -> Result<AuditLine> {
+    let changed_fields: String = row.maybe(5)?.unwrap_or_else(|| "[]".to_owned());
+    let broken = |_| StoreError {
+        place: Some("column changed_fields cannot be read".to_owned()),
+        ..StoreError::new(Trouble::Broken)
+    };
+    Ok(AuditLine {
+        id: row.get(0)?,
+        at: row.get(1)?,
+        action: row.get(2)?,
+        svix_id: row.maybe(3)?,
+        source: row.get(4)?,
+        changed_fields: serde_json::from_str(&changed_fields).map_err(broken)?,
+        event_at: row.get(6)?,
+    })
+}
+
+fn tombstone(row: &Row) -> Result<Tombstone> {
+    let held_until = row.maybe(2)?;
+    let erased_at = DateTime::from_timestamp_millis(row.get(1)?).unwrap_or_default();
+    Ok(Tombstone {
+        clerk_id: row.id_of(&USER, 0)?,
+        erased_at: held_until.is_none().then_some(erased_at),
+        held_until,
+    })
+}
+
+fn receipt(row: &Row) -> Result<Receipt> {
+    Ok(Receipt {
+        clerk_id: row.id_of(&USER, 0)?,
+        destination: row.get(1)?,
+        requested_at: row.get(2)?,
+        completed_at: row.maybe(3)?,
+        attempts: row.get(4)?,
+        last_error: row.maybe(5)?,
+    })
+}
+
+fn queued(row: &Row) -> Result<Queued> {
+    let state: String = row.get(4)?;
+    Ok(Queued {
+        svix_id: row.get(0)?,
+        event_type: row.maybe(1)?,
+        clerk_id: row.maybe_id(2)?,
+        state: QueueState::named(&state).ok_or_else(|| StoreError::new(Trouble::Broken))?,
+        attempts: row.get(5)?,
+        next_attempt_at: row.maybe(6)?,
+        received_at: row.get(7)?,
+        last_error: row.maybe(8)?.unwrap_or_default(),
+        bytes: row.get(9)?,
+    })
+}
+
+fn processed(row: &Row) -> Result<Processed> {
+    Ok(Processed {
+        svix_id: row.get(0)?,
+        event_type: row.maybe(1)?,
+        outcome: row.get(2)?,
+        kind: row.maybe(3)?,
+        clerk_id: row.maybe(4)?,
+        event_at: row.get(5)?,
+        processed_at: row.get(6)?,
+    })
+}

@@ -1,0 +1,79 @@
+//! The index of `UNIQUE_EMAIL`.
+
+use chrono::{DateTime, Utc};
+
+use super::{Ledger as _, Row, Session, only, statements, values};
+use crate::{
+    entity::{USER, user},
+    model::{AuditAction, AuditEntry, ClerkId, Source},
+    store::Result,
+};
+
+statements! {
+    IS_THERE = "SELECT EXISTS (SELECT 1 FROM {postgres pg_indexes WHERE schemaname = current_schema() AND indexname}{sqlite sqlite_schema
+        WHERE type = 'index' AND name} = 'users_unique_email')";
+
+    // Nobody writes meanwhile.
+    LOCK = "{postgres LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE}";
+
+    // Users who have an address that another one has by a newer claim.
+    LOST = "SELECT clerk_id FROM (
+            SELECT u.clerk_id, row_number() OVER (
+                PARTITION BY lower(u.email)
+                ORDER BY coalesce(e.deleted, false), e.version DESC NULLS LAST, u.clerk_id {postgres COLLATE \"C\" }DESC
+            ) AS place
+            FROM users AS u
+            LEFT JOIN entity_versions AS e ON e.kind = 'user' AND e.clerk_id = u.clerk_id
+            WHERE u.email IS NOT NULL AND u.deleted_at IS NULL
+        ) AS ranked
+        WHERE place > 1
+        ORDER BY clerk_id";
+
+    NOW = "SELECT {postgres date_trunc('milliseconds', now())}{sqlite {now}}";
+
+    CREATE = "CREATE UNIQUE INDEX users_unique_email ON users (lower(email)) WHERE deleted_at IS NULL";
+
+    DROP = "DROP INDEX users_unique_email";
+}
+
+/// Whether there is the index.
+pub(in crate::store) async fn is_there(session: &mut (impl Session + ?Sized)) -> Result<bool> {
+    only(&session.rows(&IS_THERE, values![]).await?)?.get(0)
+}
+
+/// Make the index or remove it, unless it is so already. Where several users have one address, the newest claim keeps it.
+pub(in crate::store) async fn set(session: &mut (impl Session + ?Sized), wanted: bool) -> Result<()> {
+    if is_there(session).await? == wanted {
+        return Ok(());
+    }
+    if !wanted {
+        session.execute(&DROP, values![]).await?;
+        return Ok(());
+    }
+    session.execute(&LOCK, values![]).await?;
+    let lost: Vec<ClerkId> = session
+        .rows(&LOST, values![])
+        .await?
+        .iter()
+        .map(|row: &Row| row.id_of(&USER, 0))
+        .collect::<Result<_>>()?;
+    let at: DateTime<Utc> = only(&session.rows(&NOW, values![]).await?)?.get(0)?;
+    let line = |clerk_id: &ClerkId| AuditEntry {
+        at,
+        action: AuditAction::Updated,
+        clerk_id: clerk_id.clone(),
+        svix_id: None,
+        source: Source::Cli,
+        changed_fields: vec![user::EMAIL],
+        event_at: at,
+        actor: None,
+    };
+    session.release_addresses(&lost).await?;
+    session.audit(&lost.iter().map(line).collect::<Vec<_>>()).await?;
+    session.execute(&CREATE, values![]).await?;
+    if !lost.is_empty() {
+        let users = lost.len();
+        tracing::warn!(users, "UNIQUE_EMAIL: users gave up an address that another has by a newer claim");
+    }
+    Ok(())
+}
