@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::patient;
+use super::{left_until, patient};
 use crate::{
     model::{Idle, Receipt},
     store::{Store, StoreError},
@@ -191,9 +191,8 @@ impl Gauges {
 impl Known {
     /// They grow also while nothing is counted.
     fn show_ages(&self, now: DateTime<Utc>) {
-        let age = |since: Option<DateTime<Utc>>| {
-            since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default().as_secs_f64()
-        };
+        let age =
+            |since: Option<DateTime<Utc>>| since.map_or(0.0, |since| left_until(now, since).as_secs_f64());
         gauge!(telemetry::QUEUE_OLDEST).set(age(self.first_due));
         for (sink, oldest) in &self.sinks {
             gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()).set(age(*oldest));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use metrics::gauge;
 use tokio::time::Instant;
 
@@ -100,8 +100,7 @@ impl Breaker {
     }
 
     fn wait(&self) -> Duration {
-        let epoch: DateTime<Utc> = DateTime::UNIX_EPOCH;
-        (WAITS.always_after(self.waits, &self.sink, epoch) - epoch).to_std().unwrap_or_default()
+        WAITS.wait(self.waits, &self.sink).to_std().unwrap_or_default()
     }
 }
 

@@ -38,9 +38,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::breaker::{Breaker, Pass};
 use super::{
-    patient,
+    left_until, patient,
     sinks::{Again, Recipient, Refusal, Sink},
-    worker::{Tenant, Turn, Worker},
+    worker::{Task, Turn, Worker},
 };
 use crate::{
     model::{Message, Subscription},
@@ -81,7 +81,7 @@ const PERSISTENCE: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1500)];
 
 /// How often we look whether a sink that was left alone may be tried.
-const BREAK: TimeDelta = TimeDelta::milliseconds(500);
+const BREAK: Duration = Duration::from_millis(500);
 
 /// Why a deletion is not done that the sink has taken.
 const ELSEWHERE: &str = "erased where the sink is now, and not where it was before under the same name: see `clerk-sync sinks moved`";
@@ -139,8 +139,7 @@ impl Outbox {
             dispatcher.begin_to_count();
             let bell = Arc::clone(&dispatcher.bell);
             bells.push(Arc::clone(&bell));
-            let worker = Worker { tenant: Arc::new(dispatcher), places, bell, clock: Arc::clone(&clock) };
-            work.spawn(worker.run(shutdown.clone()));
+            work.spawn(Worker::new(dispatcher, places, &bell).run(shutdown.clone()));
         }
         work.spawn(async move {
             shutdown.run_until_cancelled(pass_on(&bell, &bells)).await;
@@ -516,7 +515,7 @@ impl Dispatcher {
 }
 
 #[async_trait]
-impl Tenant for Dispatcher {
+impl Task for Dispatcher {
     fn name(&self) -> &'static str {
         "outbox"
     }
@@ -545,13 +544,14 @@ impl Tenant for Dispatcher {
         Ok(Turn::More)
     }
 
-    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
         if Breaker::enter(&self.breaker, Instant::now()).is_none() {
             // Whether the sink may be tried is asked of nobody else.
-            return Ok(Some((self.clock)() + BREAK));
+            return Ok(Some(BREAK));
         }
         let sinks = slice::from_ref(&self.destination.subscription.sink);
-        Ok(self.ask(self.store.outlook(sinks)).await?.message)
+        let due = self.ask(self.store.outlook(sinks)).await?.message;
+        Ok(due.map(|at| left_until(at, (self.clock)())))
     }
 }
 
