@@ -106,7 +106,6 @@ impl Span {
         }
         // The scheme does not matter: the port is told only where it was.
         if let Some(host) = sender.host
-            && self.is_recording()
             && let Ok(url) = Url::parse(&format!("http://{host}"))
         {
             self.host(&url, url.port());
@@ -133,9 +132,7 @@ impl Span {
         if !reason.is_empty() {
             self.text("clerk_sync.reason", reason);
         }
-        if let Some(resends) = resends.filter(|resends| *resends > 0) {
-            self.number("http.request.resend_count", resends);
-        }
+        self.resent(resends);
         // What is wrong with the request is not our error.
         self.end((status >= 500).then_some(reason));
     }
@@ -176,14 +173,10 @@ impl Span {
             return Self::default();
         }
         let mut span = Self::start(Kind::Client, None, || method.to_owned());
-        if span.is_recording() {
-            span.text("http.request.method", method);
-            span.text("url.scheme", url.scheme());
-            span.host(url, url.port_or_known_default());
-            if let Some(resends) = resends.filter(|resends| *resends > 0) {
-                span.number("http.request.resend_count", resends);
-            }
-        }
+        span.text("http.request.method", method);
+        span.text("url.scheme", url.scheme());
+        span.host(url, url.port_or_known_default());
+        span.resent(resends);
         span
     }
 
@@ -243,6 +236,12 @@ impl Span {
         self.text("messaging.message.id", id);
         if let Some(event_type) = event_type {
             self.text("clerk.event.type", event_type);
+        }
+    }
+
+    fn resent(&mut self, resends: Option<u32>) {
+        if let Some(resends) = resends.filter(|resends| *resends > 0) {
+            self.number("http.request.resend_count", resends);
         }
     }
 

@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use super::{Kind, variable};
-use crate::http_client;
+use crate::http_client::{self, beginning};
 
 /// How long an export may take, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -262,21 +262,12 @@ impl HttpClient for Way {
         let client = self.client.clone();
         let request = reqwest::Request::try_from(request)?;
         let exchange = self.runtime.spawn(async move {
-            let mut answer = client.execute(request).await?;
+            let answer = client.execute(request).await?;
             let mut response = Response::builder().status(answer.status());
             if let Some(headers) = response.headers_mut() {
                 headers.clone_from(answer.headers());
             }
-            let mut body = Vec::new();
-            while let Some(chunk) = answer.chunk().await? {
-                if body.len() + chunk.len() > ANSWER_BYTES {
-                    // Whoever says so much is no collector.
-                    body.clear();
-                    break;
-                }
-                body.extend_from_slice(&chunk);
-            }
-            Ok::<_, reqwest::Error>((response, Bytes::from(body)))
+            Ok::<_, reqwest::Error>((response, Bytes::from(beginning(answer, ANSWER_BYTES).await)))
         });
         match exchange.await? {
             Ok((response, body)) => {

@@ -91,8 +91,7 @@ impl Segment {
             .basic_auth(self.write_key.expose_secret(), Some(""))
             .header(CONTENT_TYPE, "application/json")
             .body(call.to_string());
-        self.outbound.post(request).await?.taken()?;
-        Ok(())
+        self.outbound.post(request, false).await
     }
 
     async fn erase(&self, message: &Message) -> Result<(), Refusal> {
@@ -138,9 +137,9 @@ impl Segment {
 }
 
 /// The errors of Segment's Public API.
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Errors {
+    #[serde(default)]
     errors: Vec<Error>,
 }
 
@@ -162,12 +161,12 @@ fn already_asked_for(answer: &Answer) -> bool {
     matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::CONFLICT)
         && answer
             .json::<Errors>()
-            .is_some_and(|answer| answer.errors.iter().any(|error| error.message.contains("already exists")))
+            .is_ok_and(|answer| answer.errors.iter().any(|error| error.message.contains("already exists")))
 }
 
 /// Segment's Public API says in the body how long to wait, and not in `Retry-After`.
 fn until_next(answer: &Answer) -> Option<Duration> {
-    let errors = answer.json::<Errors>()?.errors;
+    let errors = answer.json::<Errors>().ok()?.errors;
     let wait = errors.into_iter().find_map(|error| error.data?.ms_before_next)?;
     Some(Duration::from_millis(wait).min(LONGEST_WAIT))
 }
