@@ -36,7 +36,7 @@ use tracing_subscriber::{
 
 use self::plain::Plain;
 
-pub use trace::{Queue, Sender, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
+pub use trace::{Queue, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
 /// What cannot be told, or is not known: a label of [`WEBHOOKS`].
 pub const OTHER: &str = "other";
