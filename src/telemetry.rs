@@ -340,10 +340,10 @@ pub fn unix_seconds(at: DateTime<Utc>) -> f64 {
     at.timestamp_millis() as f64 / 1000.0
 }
 
-/// A number of bytes as Prometheus has it.
-#[expect(clippy::cast_precision_loss, reason = "exact up to 9 petabytes")]
-pub fn bytes(bytes: u64) -> f64 {
-    bytes as f64
+/// A number as Prometheus has it.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 9 quadrillions")]
+pub fn number(number: u64) -> f64 {
+    number as f64
 }
 
 fn recorder() -> PrometheusBuilder {

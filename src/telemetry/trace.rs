@@ -106,9 +106,7 @@ impl Span {
         traceparent: Option<&str>,
     ) {
         self.text("messaging.message.id", svix_id);
-        if let Some(user_agent) = user_agent {
-            self.text("user_agent.original", user_agent);
-        }
+        self.text("user_agent.original", user_agent);
         // The scheme does not matter: the port is told only where it was.
         if let Some(url) = host.and_then(|host| Url::parse(&format!("http://{host}")).ok()) {
             self.host(&url, url.port());
@@ -126,13 +124,9 @@ impl Span {
         resends: Option<u32>,
     ) {
         self.number("http.response.status_code", status);
-        if let Some(event_type) = event_type {
-            self.text("clerk.event.type", event_type);
-        }
+        self.text("clerk.event.type", event_type);
         self.text("clerk_sync.outcome", outcome);
-        if !reason.is_empty() {
-            self.text("clerk_sync.reason", reason);
-        }
+        self.text("clerk_sync.reason", Some(reason).filter(|reason| !reason.is_empty()));
         self.resent(resends);
         // What is wrong with the request is not our error.
         self.end((status >= 500).then_some(reason));
@@ -140,9 +134,7 @@ impl Span {
 
     /// Something is put into a queue, because of what happened there.
     pub fn send(queue: Queue<'_>, id: &str, event_type: Option<&str>, cause: &TraceContext) -> Self {
-        let mut span = Self::of(SpanKind::Producer, "send", queue, cause);
-        span.message("send", queue, id, event_type);
-        span
+        Self::message(SpanKind::Producer, "send", queue, id, event_type, cause)
     }
 
     /// Something is taken from a queue and worked on, for so many times before this one in vain. It is part of the trace in
@@ -154,8 +146,7 @@ impl Span {
         kept: &TraceContext,
         before: u32,
     ) -> Self {
-        let mut span = Self::of(SpanKind::Consumer, "process", queue, kept);
-        span.message("process", queue, id, event_type);
+        let mut span = Self::message(SpanKind::Consumer, "process", queue, id, event_type, kept);
         span.number("clerk_sync.attempt", before.saturating_add(1));
         span.tries = Tries(before);
         span.link(kept.as_str());
@@ -219,12 +210,28 @@ impl Span {
         work.with_context(context)
     }
 
-    /// What no webhook caused is no trace: a backfill would be one for every user and sink.
-    fn of(kind: SpanKind, operation: &str, queue: Queue<'_>, parent: &TraceContext) -> Self {
-        match (queue, parent.as_str()) {
-            (Queue::Outbox(_), None) => Self::default(),
-            (_, parent) => Self::start(kind, parent, || format!("{operation} {queue}")),
+    fn message(
+        kind: SpanKind,
+        operation: &'static str,
+        queue: Queue<'_>,
+        id: &str,
+        event_type: Option<&str>,
+        parent: &TraceContext,
+    ) -> Self {
+        // What no webhook caused is no trace: a backfill would be one for every user and sink.
+        if matches!(queue, Queue::Outbox(_)) && parent.as_str().is_none() {
+            return Self::default();
         }
+        let mut span = Self::start(kind, parent.as_str(), || format!("{operation} {queue}"));
+        if span.is_recording() {
+            span.text("messaging.system", "clerk_sync");
+            span.text("messaging.operation.name", operation);
+            span.text("messaging.operation.type", operation);
+            span.text("messaging.destination.name", &*queue.to_string());
+            span.text("messaging.message.id", id);
+            span.text("clerk.event.type", event_type);
+        }
+        span
     }
 
     fn start(kind: SpanKind, parent: Option<&str>, name: impl FnOnce() -> String) -> Self {
@@ -244,20 +251,6 @@ impl Span {
         }
     }
 
-    fn message(&mut self, operation: &'static str, queue: Queue<'_>, id: &str, event_type: Option<&str>) {
-        if !self.is_recording() {
-            return;
-        }
-        self.text("messaging.system", "clerk_sync");
-        self.text("messaging.operation.name", operation);
-        self.text("messaging.operation.type", operation);
-        self.text("messaging.destination.name", &queue.to_string());
-        self.text("messaging.message.id", id);
-        if let Some(event_type) = event_type {
-            self.text("clerk.event.type", event_type);
-        }
-    }
-
     fn resent(&mut self, resends: Option<u32>) {
         if let Some(resends) = resends.filter(|resends| *resends > 0) {
             self.number("http.request.resend_count", resends);
@@ -265,14 +258,15 @@ impl Span {
     }
 
     fn host(&mut self, url: &Url, port: Option<u16>) {
-        self.text("server.address", url.host_str().unwrap_or_default());
+        self.text("server.address", url.host_str());
         if let Some(port) = port {
             self.number("server.port", port);
         }
     }
 
-    fn text(&mut self, name: &'static str, value: &str) {
-        if let Some(recording) = self.recording.as_mut().filter(|recording| recording.is_recording()) {
+    fn text<'a>(&mut self, name: &'static str, value: impl Into<Option<&'a str>>) {
+        let recording = self.recording.as_mut().filter(|recording| recording.is_recording());
+        if let (Some(recording), Some(value)) = (recording, value.into()) {
             recording.set_attribute(KeyValue::new(name, value.to_owned()));
         }
     }
@@ -284,9 +278,7 @@ impl Span {
     }
 
     fn end(&mut self, error: Option<&str>) {
-        if let Some(error) = error {
-            self.text("error.type", error);
-        }
+        self.text("error.type", error);
         if let Some(mut recording) = self.recording.take() {
             if error.is_some() {
                 recording.set_status(Status::error(""));

@@ -61,20 +61,13 @@ impl Answers {
     /// What this process has counted and the database does not have yet: while it is locked or full, that is all there is
     /// to know of what goes wrong.
     pub fn unwritten(&self) -> Vec<Activity> {
-        self.with(|unwritten| {
-            unwritten
-                .counting
-                .iter()
-                .chain(&unwritten.writing)
-                .map(|(kind, counts)| activity(*kind, *counts))
-                .collect()
-        })
+        self.with(|unwritten| unwritten.counting.iter().chain(&unwritten.writing).map(activity).collect())
     }
 
     fn begin_writing(&self) -> Vec<Activity> {
         self.with(|unwritten| {
             unwritten.writing = std::mem::take(&mut unwritten.counting);
-            unwritten.writing.iter().map(|(kind, counts)| activity(*kind, *counts)).collect()
+            unwritten.writing.iter().map(activity).collect()
         })
     }
 
@@ -106,7 +99,9 @@ fn add(counts: &mut HashMap<Kind, Counts>, kind: Kind, (latest, count, within): 
     }
 }
 
-fn activity((at, event, outcome, reason): Kind, (latest, count, within): Counts) -> Activity {
+fn activity((kind, counts): (&Kind, &Counts)) -> Activity {
+    let (at, event, outcome, reason) = *kind;
+    let (latest, count, within) = *counts;
     Activity {
         at,
         event: event.to_owned(),

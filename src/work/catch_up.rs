@@ -61,22 +61,6 @@ pub struct CatchUpSettings {
     pub started_at: DateTime<Utc>,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Task {
-    Backfill,
-    Reconcile,
-}
-
-impl Task {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Backfill => "backfill",
-            Self::Reconcile => "reconcile",
-        }
-    }
-}
-
 impl CatchUpLoop {
     /// Nothing is asked of the database or of Clerk yet.
     pub fn new(context: CatchUp, settings: CatchUpSettings) -> Self {
@@ -137,7 +121,7 @@ impl CatchUpLoop {
     }
 
     /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
-    async fn wait_to_lead(&self, at_start: bool) -> Option<Task> {
+    async fn wait_to_lead(&self, at_start: bool) -> Option<RunKind> {
         let mut pause = HEARTBEAT;
         loop {
             match self.lease.hold().await {
@@ -155,32 +139,32 @@ impl CatchUpLoop {
 
     /// What the time without us asks for at the start; later what is due by the interval, unless another replica has done it
     /// while we waited.
-    async fn due(&self, at_start: bool) -> Result<Option<Task>, StoreError> {
+    async fn due(&self, at_start: bool) -> Result<Option<RunKind>, StoreError> {
         let CatchUpSettings { every, after, on_empty, started_at } = self.settings;
         if !at_start {
             let Some(every) = every else { return Ok(None) };
-            return Ok(self.left_of(every).await.is_zero().then_some(Task::Reconcile));
+            return Ok(self.left_of(every).await.is_zero().then_some(RunKind::Reconcile));
         }
         let since = started_at - after.and_then(|after| TimeDelta::from_std(after).ok()).unwrap_or_default();
         if on_empty && was_interrupted(&self.context, QUIET).await? {
-            return Ok(Some(Task::Backfill));
+            return Ok(Some(RunKind::Backfill));
         }
         Ok(match self.context.store.history(since, started_at).await? {
-            History::Empty if on_empty => Some(Task::Backfill),
+            History::Empty if on_empty => Some(RunKind::Backfill),
             History::Silent if after.is_some() => {
                 tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
-                Some(Task::Reconcile)
+                Some(RunKind::Reconcile)
             }
             _ => None,
         })
     }
 
-    async fn perform(&self, task: Task) -> Result<(), Trouble> {
+    async fn perform(&self, task: RunKind) -> Result<(), Trouble> {
         let kinds: Vec<&'static Entity> = self.context.rules.selection.entities().collect();
         for entity in kinds.into_iter().filter(|entity| entity.path.is_some()) {
             match task {
-                Task::Backfill => self.backfill(entity).await?,
-                Task::Reconcile => self.reconcile(entity).await?,
+                RunKind::Backfill => self.backfill(entity).await?,
+                RunKind::Reconcile => self.reconcile(entity).await?,
             }
         }
         Ok(())

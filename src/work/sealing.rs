@@ -103,10 +103,6 @@ impl Task for Sealing {
         Ok(Turn::More)
     }
 
-    async fn next(&self) -> Result<Option<Duration>, StoreError> {
-        Ok(None)
-    }
-
     fn waits_at_start(&self) -> bool {
         true
     }

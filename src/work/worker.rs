@@ -42,7 +42,9 @@ pub trait Task: Send + Sync + 'static {
 
     /// How long until another run is worth it though nobody wakes the task, asked after a run that found nothing; `None`:
     /// for ever.
-    async fn next(&self) -> Result<Option<Duration>, StoreError>;
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
+        Ok(None)
+    }
 
     /// Whether it waits to be woken before its first run.
     fn waits_at_start(&self) -> bool {

@@ -83,7 +83,8 @@ impl Breaker {
         }
         if opens || probe {
             self.waits = self.waits.saturating_add(1);
-            self.hold(now, self.wait());
+            let wait = WAITS.wait(self.waits, &self.sink);
+            self.hold(now, wait.to_std().unwrap_or_default());
         }
         if let Some(hold) = hold {
             self.hold(now, hold);
@@ -97,10 +98,6 @@ impl Breaker {
 
     fn hold(&mut self, now: Instant, wait: Duration) {
         self.until = self.until.max(Some(now + wait));
-    }
-
-    fn wait(&self) -> Duration {
-        WAITS.wait(self.waits, &self.sink).to_std().unwrap_or_default()
     }
 }
 

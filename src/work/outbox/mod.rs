@@ -144,7 +144,9 @@ impl Outbox {
         let waking = async {
             loop {
                 bell.notified().await;
-                bells.iter().for_each(|bell| bell.notify_one());
+                for bell in &bells {
+                    bell.notify_one();
+                }
             }
         };
         tokio::join!(shutdown.run_until_cancelled(waking), work.join_all());

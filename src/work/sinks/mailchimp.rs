@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use md5::{Digest, Md5};
-use reqwest::{Method, RequestBuilder, header::CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -33,7 +33,7 @@ use url::Url;
 use self::contacts::Person;
 use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
-    outbound::{Answer, unintelligible, within},
+    outbound::{Answer, under, unintelligible, with_json, within},
 };
 use crate::model::{Happened, Message, MessageType};
 
@@ -88,7 +88,7 @@ impl Sink for Mailchimp {
         within(self.timeout, async {
             match message.kind.what {
                 Happened::Created | Happened::Updated => self.update(message, memory).await,
-                Happened::Deleted => self.erase(message, memory).await,
+                Happened::Deleted => Person::recall(self, message, memory).await?.erase().await,
             }
         })
         .await
@@ -141,10 +141,6 @@ impl Mailchimp {
                 Err(refusal)
             }
         }
-    }
-
-    async fn erase(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
-        Person::recall(self, message, memory).await?.erase().await
     }
 
     /// The contact with this `contact_id` or MD5 of an address.
@@ -239,19 +235,12 @@ impl Mailchimp {
 
     /// Whether the key opens the audience, and the audience has what we need; returns the domain that its mail comes from.
     async fn check(&self) -> Result<String, Refusal> {
-        #[derive(Deserialize)]
-        struct MergeFields {
-            merge_fields: Vec<MergeField>,
-        }
-        #[derive(Deserialize)]
-        struct MergeField {
-            tag: String,
-        }
         let domain = self.check_audience().await?;
         let query = [("fields", "merge_fields.tag"), ("count", "1000")];
         let request = self.request(Method::GET, &["merge-fields"], &query);
-        let fields: MergeFields = self.outbound.send(request).await?.taken()?.json()?;
-        if !fields.merge_fields.iter().any(|field| field.tag == self.clerk_id_merge_field) {
+        let answer: Value = self.outbound.send(request).await?.taken()?.json()?;
+        let fields = answer["merge_fields"].as_array().ok_or_else(unintelligible)?;
+        if !fields.iter().any(|field| field["tag"] == self.clerk_id_merge_field) {
             return Err(Refusal::never(format!(
                 "the audience has no merge field {}: add one of the type text (Audience, Settings, Audience fields \
                  and *|MERGE|* tags)",
@@ -262,18 +251,11 @@ impl Mailchimp {
     }
 
     async fn check_audience(&self) -> Result<String, Refusal> {
-        #[derive(Deserialize)]
-        struct Audience {
-            campaign_defaults: CampaignDefaults,
-        }
-        #[derive(Deserialize)]
-        struct CampaignDefaults {
-            from_email: String,
-        }
         let request = self.request(Method::GET, &[], &[("fields", "campaign_defaults.from_email")]);
         let answer = self.outbound.send(request).await?.found()?;
         let answer = answer.ok_or_else(|| Refusal::later("there is no audience with this list_id"))?;
-        let address = answer.json::<Audience>()?.campaign_defaults.from_email;
+        let audience: Value = answer.json()?;
+        let address = audience["campaign_defaults"]["from_email"].as_str().unwrap_or_default();
         let (_, domain) = address.rsplit_once('@').ok_or_else(unintelligible)?;
         Ok(domain.to_owned())
     }
@@ -294,12 +276,9 @@ impl Mailchimp {
 
     /// A request about the audience, or what is in it.
     fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
-        let mut url = self.url.clone();
+        let mut url = under(&self.url, &[&["3.0", "lists", &self.list_id], path].concat());
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
-        }
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(["3.0", "lists", &self.list_id]).extend(path);
         }
         // Mailchimp takes any user name.
         self.outbound
@@ -317,23 +296,15 @@ fn subscriber_hash(address: &str) -> String {
     hex::encode(Md5::digest(address.trim().to_lowercase()))
 }
 
-fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
-    request.header(CONTENT_TYPE, "application/json").body(body.to_string())
-}
-
 /// Like [`Answer::taken`], and says which of the refusals it was that operators meet.
 fn taken(answer: Answer) -> Result<Answer, Refusal> {
-    #[derive(Deserialize)]
-    struct Problem {
-        title: String,
-    }
     if answer.status.is_success() {
         return Ok(answer);
     }
     let mut refusal = answer.refusal();
     if refusal.again == Again::Never {
         // The titles are a fixed list; the details beside them hold the address.
-        let explanation = match answer.json::<Problem>().ok().as_ref().map(|problem| problem.title.as_str()) {
+        let explanation = match answer.json::<Value>().unwrap_or_default()["title"].as_str() {
             Some("Forgotten Email Not Subscribed") => {
                 "this address was permanently deleted before, and only its owner can bring it back, by a form of Mailchimp's"
             }

@@ -11,7 +11,9 @@ use reqwest::{
     header::{self, HeaderValue},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
+use url::Url;
 
 use super::{Again, Refusal};
 use crate::{
@@ -83,10 +85,11 @@ impl Outbound {
     async fn begin(&self, request: RequestBuilder, tells_trace: bool) -> Result<(Answer, Response), Refusal> {
         let mut request = request.build().map_err(|error| no_answer(&error))?;
         let span = Span::client(request.method().as_str(), request.url(), None);
-        if tells_trace && let Some(trace) = span.context().as_str() {
-            if let Ok(trace) = HeaderValue::from_str(trace) {
-                request.headers_mut().insert(TRACEPARENT, trace);
-            }
+        if tells_trace
+            && let Some(trace) = span.context().as_str()
+            && let Ok(trace) = HeaderValue::from_str(trace)
+        {
+            request.headers_mut().insert(TRACEPARENT, trace);
         }
         let response = match self.client.execute(request).await {
             Ok(response) => response,
@@ -104,6 +107,19 @@ impl Outbound {
             .and_then(|value| retry_after(value.to_str().ok()?, self.now()));
         Ok((Answer { status, retry_after, body: Vec::new() }, response))
     }
+}
+
+/// The address of an endpoint below a base, which may have a path of its own.
+pub(super) fn under(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+pub(super) fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
 /// All of it within this time.
