@@ -3,7 +3,7 @@
 //! It says who we are, follows no redirect, because what we send is for the address that the operator named, and speaks TLS
 //! by ring, as our connections to PostgreSQL do: the other provider takes a quarter of a build.
 
-use reqwest::{Client, ClientBuilder, redirect};
+use reqwest::{Client, ClientBuilder, Response, redirect};
 use rustls::crypto::ring;
 
 /// A client to be told its deadlines.
@@ -13,4 +13,15 @@ pub fn builder() -> ClientBuilder {
     Client::builder()
         .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
+}
+
+/// The beginning of an answer's body: at most so many bytes, and less if the connection breaks.
+pub async fn beginning(mut response: Response, most: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < most
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        body.extend_from_slice(&chunk[..chunk.len().min(most - body.len())]);
+    }
+    body
 }

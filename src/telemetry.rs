@@ -36,236 +36,110 @@ use tracing_subscriber::{
 
 use self::plain::Plain;
 
-pub use trace::{Queue, Sender, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
+pub use trace::{Queue, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
 /// What cannot be told, or is not known: a label of [`WEBHOOKS`].
 pub const OTHER: &str = "other";
 
-pub const WEBHOOKS: &str = "clerk_sync_webhooks_total";
-pub const REJECTIONS: &str = "clerk_sync_rejections_total";
-pub const WEBHOOK_DURATION: &str = "clerk_sync_webhook_duration_seconds";
-pub const COMMIT_BATCH_SIZE: &str = "clerk_sync_commit_batch_size";
-pub const COMMIT_DURATION: &str = "clerk_sync_commit_duration_seconds";
-pub const LAST_EVENT_TIMESTAMP: &str = "clerk_sync_last_event_timestamp_seconds";
-
-pub const QUEUE_DEPTH: &str = "clerk_sync_queue_depth";
-pub const QUEUE_OLDEST: &str = "clerk_sync_queue_oldest_seconds";
-pub const QUEUE_PROCESSED: &str = "clerk_sync_queue_processed_total";
-
-pub const OUTBOX_DEPTH: &str = "clerk_sync_outbox_depth";
-pub const OUTBOX_OLDEST: &str = "clerk_sync_outbox_oldest_seconds";
-pub const DELIVERIES: &str = "clerk_sync_deliveries_total";
-pub const DELIVERY_DURATION: &str = "clerk_sync_delivery_duration_seconds";
-pub const SINK_UP: &str = "clerk_sync_sink_up";
-
-pub const API_REQUESTS: &str = "clerk_sync_api_requests_total";
-pub const BACKFILL_USERS: &str = "clerk_sync_backfill_users_total";
-pub const RECONCILE_DRIFT: &str = "clerk_sync_reconcile_drift";
-pub const RECONCILE_LAST_SUCCESS: &str = "clerk_sync_reconcile_last_success_timestamp_seconds";
-pub const CATCH_UP_FAILURES: &str = "clerk_sync_catch_up_failures_total";
-
-pub const ERASURES_OPEN: &str = "clerk_sync_erasures_open";
-pub const ERASURE_OLDEST: &str = "clerk_sync_erasure_oldest_open_seconds";
-pub const AUDIT_UNSEALED: &str = "clerk_sync_audit_unsealed_lines";
-pub const AUDIT_UNSEALED_OLDEST: &str = "clerk_sync_audit_unsealed_oldest_seconds";
-pub const ERASURE_FAILURES: &str = "clerk_sync_erasure_failures_total";
-
-pub const DATABASE_SIZE: &str = "clerk_sync_database_size_bytes";
-pub const DISK_FREE: &str = "clerk_sync_disk_free_bytes";
-pub const BUILD_INFO: &str = "clerk_sync_build_info";
-pub const PROCESS_START: &str = "process_start_time_seconds";
-pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
-pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
-pub const PROCESS_OPEN_FDS: &str = "process_open_fds";
-pub const PROCESS_MAX_FDS: &str = "process_max_fds";
-
-/// What a metric is.
+/// A metric. Its name tells its unit, as Prometheus recommends.
 #[derive(Debug)]
 pub struct Metric {
     pub name: &'static str,
-    pub kind: Kind,
-    pub unit: Unit,
+    /// As Prometheus calls it: `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// For `# HELP`.
     pub help: &'static str,
 }
 
-/// The type of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-impl Kind {
-    /// As Prometheus calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
+impl Metric {
+    pub fn unit(&self) -> Unit {
+        match self.name {
+            name if name.contains("_seconds") => Unit::Seconds,
+            name if name.ends_with("_bytes") => Unit::Bytes,
+            _ => Unit::Count,
         }
     }
 }
 
-/// Every metric there is, in the order of `docs/metrics.md`, which says the same for people; a test compares them.
-pub static METRICS: [Metric; 32] = [
-    counter(
-        WEBHOOKS,
-        Unit::Count,
-        &["event", "outcome", "kind"],
-        "Webhooks answered, by event type, outcome and kind of object.",
-    ),
-    counter(REJECTIONS, Unit::Count, &["reason"], "Webhooks refused before they were believed, by reason."),
-    histogram(WEBHOOK_DURATION, Unit::Seconds, &["outcome"], "From the head of a webhook to its answer."),
-    histogram(COMMIT_BATCH_SIZE, Unit::Count, &[], "Deliveries that shared one transaction."),
-    histogram(COMMIT_DURATION, Unit::Seconds, &[], "How long the transaction of a batch took."),
-    gauge(
-        LAST_EVENT_TIMESTAMP,
-        Unit::Seconds,
-        &[],
-        "When a genuine event was last taken in, in unix time; absent until the first.",
-    ),
-    gauge(
-        QUEUE_DEPTH,
-        Unit::Count,
-        &["state"],
-        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long.",
-    ),
-    gauge(
-        QUEUE_OLDEST,
-        Unit::Seconds,
-        &[],
-        "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.",
-    ),
-    counter(
-        QUEUE_PROCESSED,
-        Unit::Count,
-        &["outcome"],
-        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain.",
-    ),
-    gauge(OUTBOX_DEPTH, Unit::Count, &["sink", "state"], "Messages in outbox, by sink and state."),
-    gauge(
-        OUTBOX_OLDEST,
-        Unit::Seconds,
-        &["sink"],
-        "How long the oldest pending message waits, by sink; 0 if there is none.",
-    ),
-    counter(
-        DELIVERIES,
-        Unit::Count,
-        &["sink", "outcome"],
-        "Attempts to deliver a message, by sink and outcome.",
-    ),
-    histogram(DELIVERY_DURATION, Unit::Seconds, &["sink"], "How long a sink took for a message."),
-    gauge(
-        SINK_UP,
-        Unit::Count,
-        &["sink"],
-        "Whether a sink is spoken to: 0 while it is left alone after failures in a row, and only probed.",
-    ),
-    counter(API_REQUESTS, Unit::Count, &["status"], "Requests to Clerk's Backend API, by HTTP status."),
-    counter(
-        BACKFILL_USERS,
-        Unit::Count,
-        &["outcome", "kind"],
-        "Objects that a backfill went through, by outcome and kind.",
-    ),
-    gauge(
-        RECONCILE_DRIFT,
-        Unit::Count,
-        &["kind", "entity"],
-        "Differences from Clerk that the last complete reconcile found, by their kind and the kind of object; absent until the first.",
-    ),
-    gauge(
-        RECONCILE_LAST_SUCCESS,
-        Unit::Seconds,
-        &[],
-        "When a reconcile last ran to its end, in unix time; absent until the first.",
-    ),
-    counter(
-        CATCH_UP_FAILURES,
-        Unit::Count,
-        &[],
-        "Backfills and reconciles of the service that failed, to be tried again.",
-    ),
-    gauge(
-        ERASURES_OPEN,
-        Unit::Count,
-        &["destination"],
-        "Erasures that are not confirmed yet, by destination.",
-    ),
-    gauge(
-        ERASURE_OLDEST,
-        Unit::Seconds,
-        &[],
-        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none.",
-    ),
-    counter(
-        ERASURE_FAILURES,
-        Unit::Count,
-        &[],
-        "Deletions of users that the database refused; they are tried again.",
-    ),
-    gauge(
-        AUDIT_UNSEALED,
-        Unit::Count,
-        &[],
-        "Lines of the audit trail that no seal covers yet, counted up to 100,000.",
-    ),
-    gauge(
-        AUDIT_UNSEALED_OLDEST,
-        Unit::Seconds,
-        &[],
-        "How long the oldest of them waits for its seal; 0 if there is none. More than a few seconds: nobody seals.",
-    ),
-    gauge(
-        DATABASE_SIZE,
-        Unit::Bytes,
-        &[],
-        "What the whole database takes up; with SQLite the file and its log.",
-    ),
-    gauge(
-        DISK_FREE,
-        Unit::Bytes,
-        &[],
-        "What is free on the volume of SQLite's file; absent with PostgreSQL.",
-    ),
-    gauge(BUILD_INFO, Unit::Count, &["version"], "Always 1; the version is in the label."),
-    gauge(PROCESS_START, Unit::Seconds, &[], "When the process started, in unix time."),
-    counter(PROCESS_CPU, Unit::Seconds, &[], "CPU time of the process, in whole seconds."),
-    gauge(PROCESS_MEMORY, Unit::Bytes, &[], "Resident memory of the process; only on Linux."),
-    gauge(PROCESS_OPEN_FDS, Unit::Count, &[], "Open file descriptors of the process."),
-    gauge(PROCESS_MAX_FDS, Unit::Count, &[], "The most file descriptors that the process may have."),
-];
+/// Declares each metric once: the constant by which the code calls it, and its line in [`METRICS`].
+macro_rules! metrics {
+    ($($constant:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(pub const $constant: &str = $name;)*
 
-const fn counter(
-    name: &'static str,
-    unit: Unit,
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind: Kind::Counter, unit, labels, help }
+        /// Every metric there is, in the order of `docs/metrics.md`, which says the same for people; a test compares them.
+        pub static METRICS: &[Metric] = &[
+            $(Metric { name: $name, kind: stringify!($kind), labels: &[$($label),*], help: $help },)*
+        ];
+    };
 }
 
-const fn gauge(
-    name: &'static str,
-    unit: Unit,
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind: Kind::Gauge, unit, labels, help }
-}
-
-const fn histogram(
-    name: &'static str,
-    unit: Unit,
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind: Kind::Histogram, unit, labels, help }
+metrics! {
+    WEBHOOKS: counter "clerk_sync_webhooks_total" ["event", "outcome", "kind"]
+        "Webhooks answered, by event type, outcome and kind of object.";
+    REJECTIONS: counter "clerk_sync_rejections_total" ["reason"]
+        "Webhooks refused before they were believed, by reason.";
+    WEBHOOK_DURATION: histogram "clerk_sync_webhook_duration_seconds" ["outcome"]
+        "From the head of a webhook to its answer.";
+    COMMIT_BATCH_SIZE: histogram "clerk_sync_commit_batch_size" []
+        "Deliveries that shared one transaction.";
+    COMMIT_DURATION: histogram "clerk_sync_commit_duration_seconds" []
+        "How long the transaction of a batch took.";
+    LAST_EVENT_TIMESTAMP: gauge "clerk_sync_last_event_timestamp_seconds" []
+        "When a genuine event was last taken in, in unix time; absent until the first.";
+    QUEUE_DEPTH: gauge "clerk_sync_queue_depth" ["state"]
+        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long.";
+    QUEUE_OLDEST: gauge "clerk_sync_queue_oldest_seconds" []
+        "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.";
+    QUEUE_PROCESSED: counter "clerk_sync_queue_processed_total" ["outcome"]
+        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain.";
+    OUTBOX_DEPTH: gauge "clerk_sync_outbox_depth" ["sink", "state"]
+        "Messages in outbox, by sink and state.";
+    OUTBOX_OLDEST: gauge "clerk_sync_outbox_oldest_seconds" ["sink"]
+        "How long the oldest pending message waits, by sink; 0 if there is none.";
+    DELIVERIES: counter "clerk_sync_deliveries_total" ["sink", "outcome"]
+        "Attempts to deliver a message, by sink and outcome.";
+    DELIVERY_DURATION: histogram "clerk_sync_delivery_duration_seconds" ["sink"]
+        "How long a sink took for a message.";
+    SINK_UP: gauge "clerk_sync_sink_up" ["sink"]
+        "Whether a sink is spoken to: 0 while it is left alone after failures in a row, and only probed.";
+    API_REQUESTS: counter "clerk_sync_api_requests_total" ["status"]
+        "Requests to Clerk's Backend API, by HTTP status.";
+    BACKFILL_USERS: counter "clerk_sync_backfill_users_total" ["outcome", "kind"]
+        "Objects that a backfill went through, by outcome and kind.";
+    RECONCILE_DRIFT: gauge "clerk_sync_reconcile_drift" ["kind", "entity"]
+        "Differences from Clerk that the last complete reconcile found, by their kind and the kind of object; absent until the first.";
+    RECONCILE_LAST_SUCCESS: gauge "clerk_sync_reconcile_last_success_timestamp_seconds" []
+        "When a reconcile last ran to its end, in unix time; absent until the first.";
+    CATCH_UP_FAILURES: counter "clerk_sync_catch_up_failures_total" []
+        "Backfills and reconciles of the service that failed, to be tried again.";
+    ERASURES_OPEN: gauge "clerk_sync_erasures_open" ["destination"]
+        "Erasures that are not confirmed yet, by destination.";
+    ERASURE_OLDEST: gauge "clerk_sync_erasure_oldest_open_seconds" []
+        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none.";
+    ERASURE_FAILURES: counter "clerk_sync_erasure_failures_total" []
+        "Deletions of users that the database refused; they are tried again.";
+    AUDIT_UNSEALED: gauge "clerk_sync_audit_unsealed_lines" []
+        "Lines of the audit trail that no seal covers yet, counted up to 100,000.";
+    AUDIT_UNSEALED_OLDEST: gauge "clerk_sync_audit_unsealed_oldest_seconds" []
+        "How long the oldest of them waits for its seal; 0 if there is none. More than a few seconds: nobody seals.";
+    DATABASE_SIZE: gauge "clerk_sync_database_size_bytes" []
+        "What the whole database takes up; with SQLite the file and its log.";
+    DISK_FREE: gauge "clerk_sync_disk_free_bytes" []
+        "What is free on the volume of SQLite's file; absent with PostgreSQL.";
+    BUILD_INFO: gauge "clerk_sync_build_info" ["version"]
+        "Always 1; the version is in the label.";
+    PROCESS_START: gauge "process_start_time_seconds" []
+        "When the process started, in unix time.";
+    PROCESS_CPU: counter "process_cpu_seconds_total" []
+        "CPU time of the process, in whole seconds.";
+    PROCESS_MEMORY: gauge "process_resident_memory_bytes" []
+        "Resident memory of the process; only on Linux.";
+    PROCESS_OPEN_FDS: gauge "process_open_fds" []
+        "Open file descriptors of the process.";
+    PROCESS_MAX_FDS: gauge "process_max_fds" []
+        "The most file descriptors that the process may have.";
 }
 
 /// Every `reason` of [`REJECTIONS`].
@@ -466,10 +340,10 @@ pub fn unix_seconds(at: DateTime<Utc>) -> f64 {
     at.timestamp_millis() as f64 / 1000.0
 }
 
-/// A number of bytes as Prometheus has it.
-#[expect(clippy::cast_precision_loss, reason = "exact up to 9 petabytes")]
-pub fn bytes(bytes: u64) -> f64 {
-    bytes as f64
+/// A number as Prometheus has it.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 9 quadrillions")]
+pub fn number(number: u64) -> f64 {
+    number as f64
 }
 
 fn recorder() -> PrometheusBuilder {
@@ -494,11 +368,11 @@ pub fn count_events(kind: &'static str, events: &[&'static str]) {
 /// Say what the metrics are, and begin at zero where the labels are known: a counter that appears with its first
 /// failure has no rate to alert on.
 fn describe() {
-    for Metric { name, kind, unit, help, .. } in &METRICS {
-        match kind {
-            Kind::Counter => describe_counter!(*name, *unit, *help),
-            Kind::Gauge => describe_gauge!(*name, *unit, *help),
-            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+    for metric @ Metric { name, kind, help, .. } in METRICS {
+        match *kind {
+            "counter" => describe_counter!(*name, metric.unit(), *help),
+            "gauge" => describe_gauge!(*name, metric.unit(), *help),
+            _ => describe_histogram!(*name, metric.unit(), *help),
         }
     }
     for outcome in ["failed", "rejected"] {

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, diagnosis, notify, open_api, open_store, random_id, rules, sinks};
+use super::{Failure, clock, diagnosis, notify, open_api, open_store, rules, sinks};
 use crate::{
     clerk::{addresses, sample, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -30,7 +30,7 @@ use crate::{
     },
     telemetry,
     work::{
-        CatchUpLoop, Gauges, Lookout, Queue, Retention, Sealing,
+        CatchUpLoop, CatchUpSettings, Gauges, Lookout, Queue, Retention, Sealing,
         activity::{Answers, Recorder},
         outbox::{Destination, Outbox},
         retention::{Keep, PRUNE, PRUNE_QUIETLY},
@@ -304,12 +304,7 @@ impl Service {
                 clock: Arc::clone(&clock),
                 pace: Pace::new(BATCH),
             };
-            let worker = Worker {
-                tenant: Arc::new(queue),
-                places: store.writers(),
-                bell: committer.bell(),
-                clock: Arc::clone(&clock),
-            };
+            let worker = Worker::new(queue, store.writers(), &committer.bell());
             workers.spawn(worker.run(shutdown.clone()));
         }
         let recorder = Recorder { store: Arc::clone(&store), answers };
@@ -327,40 +322,28 @@ impl Service {
             erasures: Arc::default(),
             gauges: Arc::clone(&gauges),
         };
-        let sealing = Sealing {
-            store: Arc::clone(&store),
-            clock: Arc::clone(&clock),
-            holder: random_id("replica_"),
-            bell: Arc::clone(&lookout.seals),
+        let sealing = Sealing::new(Arc::clone(&store), Arc::clone(&clock));
+        let sealing = Worker::new(sealing, 1, &lookout.seals);
+        let every = match config.idle {
+            Idle::Normal => PRUNE,
+            Idle::Quiet => PRUNE_QUIETLY,
         };
-        let retention = Retention {
-            store: Arc::clone(&store),
-            rules,
-            clock: Arc::clone(&clock),
-            keep: keep(config),
-            holder: random_id("replica_"),
-            bell: Arc::clone(&lookout.erasures),
-            every: match config.idle {
-                Idle::Normal => PRUNE,
-                Idle::Quiet => PRUNE_QUIETLY,
-            },
-        };
+        let retention = Retention::new(Arc::clone(&store), rules, Arc::clone(&clock), keep(config), every);
+        let retention = Worker::new(retention, 1, &lookout.erasures);
         upkeep.spawn(lookout.run(shutdown.clone()));
         // So that the metrics are there when they are asked for the first time, and the log tells what nobody sees to.
         upkeep.spawn(async move { gauges.refresh().await });
         catch_up.spawn(retention.run(shutdown.clone()));
         catch_up.spawn(sealing.run(shutdown.clone()));
-        catch_up.spawn(recorder.run(shutdown.clone()));
+        catch_up.spawn(Worker::new(recorder, 1, &Arc::default()).run(shutdown.clone()));
         if let Some(context) = catch_up_context.filter(|_| receives) {
-            let catching_up = CatchUpLoop {
-                context,
+            let settings = CatchUpSettings {
                 every: config.reconcile_interval,
                 after: config.catch_up_after,
                 on_empty: config.catch_up_on_empty,
-                holder: random_id("replica_"),
                 started_at,
             };
-            catch_up.spawn(catching_up.run(shutdown.clone()));
+            catch_up.spawn(CatchUpLoop::new(context, settings).run(shutdown.clone()));
         }
         let grace = config.shutdown_grace;
         Ok(Self {

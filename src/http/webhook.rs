@@ -30,7 +30,7 @@ use crate::{
     },
     model::{Outcome, SvixId},
     sync::{Refusal, instance::Stranger},
-    telemetry::{self, Sender, Span},
+    telemetry::{self, Span},
 };
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
@@ -178,13 +178,8 @@ impl Attempt {
         }
         let svix_id = self.svix_id.as_ref().map_or("", SvixId::as_str);
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let sender = Sender {
-            svix_id,
-            user_agent: text(header::USER_AGENT),
-            host: text(header::HOST),
-            traceparent: text(HeaderName::from_static(telemetry::TRACEPARENT)),
-        };
-        self.span.describe(&sender);
+        let traceparent = text(HeaderName::from_static(telemetry::TRACEPARENT));
+        self.span.describe(svix_id, text(header::USER_AGENT), text(header::HOST), traceparent);
         self.resends = Some(self.app.resends.count(svix_id));
     }
 

@@ -40,7 +40,7 @@ impl Retry {
     }
 
     /// The wait after so many attempts. Random as far as anybody can tell, yet the same on every replica.
-    fn wait(&self, attempts: u32, id: &str) -> TimeDelta {
+    pub fn wait(&self, attempts: u32, id: &str) -> TimeDelta {
         let doublings = attempts.saturating_sub(1).min(30);
         let ceiling = self.longest.min(self.first * (1 << doublings)).num_milliseconds().max(1);
         let mut hasher = DefaultHasher::new();

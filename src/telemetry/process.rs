@@ -7,18 +7,18 @@ use std::fs;
 use metrics::{counter, gauge};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_MEMORY, PROCESS_OPEN_FDS, bytes};
+use super::{PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_MEMORY, PROCESS_OPEN_FDS, number};
 
 /// Look once.
 pub(super) fn look() {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     counter!(PROCESS_CPU).absolute(cpu.tv_sec.try_into().unwrap_or_default());
     if let Some(memory) = fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident) {
-        gauge!(PROCESS_MEMORY).set(bytes(memory));
+        gauge!(PROCESS_MEMORY).set(number(memory));
     }
     if let Ok(open) = fs::read_dir("/dev/fd") {
         // One of them is the directory that is being read.
-        gauge!(PROCESS_OPEN_FDS).set(number(open.count().saturating_sub(1)));
+        gauge!(PROCESS_OPEN_FDS).set(number(open.count().saturating_sub(1) as u64));
     }
     if let Ok(most) = rlimit::Resource::NOFILE.get_soft() {
         gauge!(PROCESS_MAX_FDS).set(number(most));
@@ -29,10 +29,6 @@ pub(super) fn look() {
 fn resident(status: &str) -> Option<u64> {
     let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))?;
     kibibytes.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn number(count: impl TryInto<u32>) -> u32 {
-    count.try_into().unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

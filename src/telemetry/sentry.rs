@@ -18,7 +18,7 @@ use reqwest::{StatusCode, header};
 use secrecy::ExposeSecret;
 use sentry_core::{
     Client, ClientOptions, Envelope, Level as Severity, Transport,
-    protocol::{Event, Map, Value},
+    protocol::{Event, Value},
     types::Dsn,
 };
 use tokio::{
@@ -122,40 +122,25 @@ impl<S: Subscriber> Layer<S> for Reporter {
         if *metadata.level() != Level::ERROR || !is_ours(metadata.target()) || self.limiter.check().is_err() {
             return;
         }
-        let mut report = Report::default();
+        let logger = Some(metadata.target().to_owned());
+        let mut report = Report(Event { level: Severity::Error, logger, ..Event::default() });
         event.record(&mut report);
-        self.client.capture_event(report.into_event(metadata.target()), None);
+        self.client.capture_event(report.0, None);
     }
 }
 
 /// What is told of an error.
-#[derive(Default)]
-struct Report {
-    message: String,
-    tags: Map<String, String>,
-    fields: Map<String, Value>,
-}
+struct Report(Event<'static>);
 
 impl Report {
     fn note(&mut self, name: &str, value: Value) {
         let text = || value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
         if name == "message" {
-            self.message = text();
+            self.0.message = Some(text());
         } else if let Some((_, tag)) = TAGS.iter().find(|(field, _)| *field == name) {
-            self.tags.insert((*tag).to_owned(), text());
-        } else if FIELDS.contains(&name) {
-            self.fields.insert(name.to_owned(), value);
-        }
-    }
-
-    fn into_event(self, logger: &str) -> Event<'static> {
-        Event {
-            level: Severity::Error,
-            logger: Some(logger.to_owned()),
-            message: Some(self.message),
-            tags: self.tags,
-            extra: self.fields,
-            ..Event::default()
+            self.0.tags.insert((*tag).to_owned(), text());
+        } else {
+            self.0.extra.insert(name.to_owned(), value);
         }
     }
 }
@@ -182,7 +167,7 @@ impl Visit for Report {
     }
 }
 
-/// The report anew from what may be told, whatever the library put into it on the way.
+/// The report anew from what may be told, whatever our log said or the library put into it on the way.
 fn only_what_is_listed(event: Event<'static>) -> Event<'static> {
     let is_tag = |name: &str| TAGS.iter().any(|(_, tag)| *tag == name);
     Event {

@@ -6,7 +6,7 @@
 //! `clerk_sync.…`. Ids of deliveries and messages are told, and types; never people, secrets, bodies or paths at other
 //! systems, and nothing that a sender wrote before it was proven genuine.
 //!
-//! Built without the feature `otel` all of this is nothing, and so it is as long as nobody collects.
+//! Spans are made by OpenTelemetry's API. As long as nothing exports them, as without the feature `otel`, there are none.
 
 #[cfg(feature = "otel")]
 mod otel;
@@ -14,17 +14,27 @@ mod otel;
 #[path = "trace/no_otel.rs"]
 mod otel;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
+use opentelemetry::{
+    Context, KeyValue,
+    context::FutureExt,
+    global::{BoxedSpan, BoxedTracer},
+    trace::{
+        Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
+        Tracer,
+    },
+};
 use url::Url;
-
-use self::otel::Recording;
 
 /// The header that says where a request stands in a trace.
 pub const TRACEPARENT: &str = "traceparent";
 
 /// What the names of the variables begin with that say where to export to.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+
+/// Makes spans, once something exports them.
+static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 
 /// Where a piece of work stands in a trace: a W3C `traceparent`, or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,34 +70,22 @@ impl fmt::Display for Queue<'_> {
     }
 }
 
-/// What a sender that is proven genuine says of itself.
+/// How often the work was tried before that a request is part of.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sender<'a> {
-    pub svix_id: &'a str,
-    pub user_agent: Option<&'a str>,
-    /// The host that it meant, with the port if it is not the usual one.
-    pub host: Option<&'a str>,
-    /// Where it stands in a trace of its own.
-    pub traceparent: Option<&'a str>,
-}
-
-/// The role of a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Server,
-    Client,
-    Producer,
-    Consumer,
-}
+struct Tries(u32);
 
 /// A piece of work while it lasts. Dropped before it is ended it was cut off, and says so.
 #[derive(Debug, Default)]
-pub struct Span(Option<Recording>);
+pub struct Span {
+    recording: Option<BoxedSpan>,
+    /// Kept for requests that are part of it.
+    tries: Tries,
+}
 
 impl Span {
     /// A webhook comes in at this path, by HTTP in this version.
     pub fn server(path: &str, version: &'static str) -> Self {
-        let mut span = Self::start(Kind::Server, None, || format!("POST {path}"));
+        let mut span = Self::start(SpanKind::Server, None, || format!("POST {path}"));
         span.text("http.request.method", "POST");
         span.text("http.route", path);
         span.text("url.path", path);
@@ -97,23 +95,23 @@ impl Span {
         span
     }
 
-    /// Tell what a genuine sender says. A trace of its own is linked to and not gone on with: whether we are traced is not
-    /// for others to say.
-    pub fn describe(&mut self, sender: &Sender<'_>) {
-        self.text("messaging.message.id", sender.svix_id);
-        if let Some(user_agent) = sender.user_agent {
-            self.text("user_agent.original", user_agent);
-        }
+    /// Tell what a genuine sender says of itself: the host that it meant, with the port if it is not the usual one, and
+    /// where it stands in a trace of its own. That is linked to and not gone on with: whether we are traced is not for
+    /// others to say.
+    pub fn describe(
+        &mut self,
+        svix_id: &str,
+        user_agent: Option<&str>,
+        host: Option<&str>,
+        traceparent: Option<&str>,
+    ) {
+        self.text("messaging.message.id", svix_id);
+        self.text("user_agent.original", user_agent);
         // The scheme does not matter: the port is told only where it was.
-        if let Some(host) = sender.host
-            && self.is_recording()
-            && let Ok(url) = Url::parse(&format!("http://{host}"))
-        {
+        if let Some(url) = host.and_then(|host| Url::parse(&format!("http://{host}")).ok()) {
             self.host(&url, url.port());
         }
-        if let (Some(recording), Some(traceparent)) = (&mut self.0, sender.traceparent) {
-            recording.link(traceparent);
-        }
+        self.link(traceparent);
     }
 
     /// The webhook is answered.
@@ -126,25 +124,17 @@ impl Span {
         resends: Option<u32>,
     ) {
         self.number("http.response.status_code", status);
-        if let Some(event_type) = event_type {
-            self.text("clerk.event.type", event_type);
-        }
+        self.text("clerk.event.type", event_type);
         self.text("clerk_sync.outcome", outcome);
-        if !reason.is_empty() {
-            self.text("clerk_sync.reason", reason);
-        }
-        if let Some(resends) = resends.filter(|resends| *resends > 0) {
-            self.number("http.request.resend_count", resends);
-        }
+        self.text("clerk_sync.reason", Some(reason).filter(|reason| !reason.is_empty()));
+        self.resent(resends);
         // What is wrong with the request is not our error.
         self.end((status >= 500).then_some(reason));
     }
 
     /// Something is put into a queue, because of what happened there.
     pub fn send(queue: Queue<'_>, id: &str, event_type: Option<&str>, cause: &TraceContext) -> Self {
-        let mut span = Self::of(Kind::Producer, "send", queue, cause);
-        span.message("send", queue, id, event_type);
-        span
+        Self::message(SpanKind::Producer, "send", queue, id, event_type, cause)
     }
 
     /// Something is taken from a queue and worked on, for so many times before this one in vain. It is part of the trace in
@@ -156,34 +146,25 @@ impl Span {
         kept: &TraceContext,
         before: u32,
     ) -> Self {
-        let mut span = Self::of(Kind::Consumer, "process", queue, kept);
-        span.message("process", queue, id, event_type);
+        let mut span = Self::message(SpanKind::Consumer, "process", queue, id, event_type, kept);
         span.number("clerk_sync.attempt", before.saturating_add(1));
-        if let Some(recording) = &mut span.0 {
-            recording.tried_before(before);
-            if let Some(kept) = kept.as_str() {
-                recording.link(kept);
-            }
-        }
+        span.tries = Tries(before);
+        span.link(kept.as_str());
         span
     }
 
     /// A request to somebody else, which was sent so many times before; `None`: as often as the work was tried that it is
     /// part of, and nothing if it is part of none. Of the address only the host is told: paths can hold secrets and name people.
     pub fn client(method: &str, url: &Url, resends: Option<u32>) -> Self {
-        let resends = resends.or_else(otel::tries_before);
+        let resends = resends.or_else(|| Context::current().get::<Tries>().map(|tries| tries.0));
         if resends.is_none() {
             return Self::default();
         }
-        let mut span = Self::start(Kind::Client, None, || method.to_owned());
-        if span.is_recording() {
-            span.text("http.request.method", method);
-            span.text("url.scheme", url.scheme());
-            span.host(url, url.port_or_known_default());
-            if let Some(resends) = resends.filter(|resends| *resends > 0) {
-                span.number("http.request.resend_count", resends);
-            }
-        }
+        let mut span = Self::start(SpanKind::Client, None, || method.to_owned());
+        span.text("http.request.method", method);
+        span.text("url.scheme", url.scheme());
+        span.host(url, url.port_or_known_default());
+        span.resent(resends);
         span
     }
 
@@ -205,69 +186,104 @@ impl Span {
         self.end(Some(why));
     }
 
-    /// Where whatever this work causes belongs.
+    /// Where anything that this work causes belongs.
     pub fn context(&self) -> TraceContext {
-        TraceContext(self.0.as_ref().map(|recording| recording.context().into_boxed_str()))
+        TraceContext(self.recording.as_ref().map(|recording| {
+            let context = recording.span_context();
+            let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
+            format!("00-{trace}-{span}-{flags:02x}").into_boxed_str()
+        }))
     }
 
     /// Whether anybody will ever see it.
     pub fn is_recording(&self) -> bool {
-        self.0.as_ref().is_some_and(Recording::is_recording)
+        self.recording.as_ref().is_some_and(BoxedSpan::is_recording)
     }
 
     /// Do this as part of it: requests to others belong to it.
     pub fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
-        otel::around(self.0.as_ref(), work)
+        let mut context = Context::new();
+        if let Some(recording) = &self.recording {
+            let span = recording.span_context().clone();
+            context = context.with_remote_span_context(span).with_value(self.tries);
+        }
+        work.with_context(context)
     }
 
-    /// What no webhook caused is no trace: a backfill would be one for every user and sink.
-    fn of(kind: Kind, operation: &str, queue: Queue<'_>, parent: &TraceContext) -> Self {
-        match (queue, parent.as_str()) {
-            (Queue::Outbox(_), None) => Self::default(),
-            (_, parent) => Self::start(kind, parent, || format!("{operation} {queue}")),
+    fn message(
+        kind: SpanKind,
+        operation: &'static str,
+        queue: Queue<'_>,
+        id: &str,
+        event_type: Option<&str>,
+        parent: &TraceContext,
+    ) -> Self {
+        // What no webhook caused is no trace: a backfill would be one for every user and sink.
+        if matches!(queue, Queue::Outbox(_)) && parent.as_str().is_none() {
+            return Self::default();
+        }
+        let mut span = Self::start(kind, parent.as_str(), || format!("{operation} {queue}"));
+        if span.is_recording() {
+            span.text("messaging.system", "clerk_sync");
+            span.text("messaging.operation.name", operation);
+            span.text("messaging.operation.type", operation);
+            span.text("messaging.destination.name", &*queue.to_string());
+            span.text("messaging.message.id", id);
+            span.text("clerk.event.type", event_type);
+        }
+        span
+    }
+
+    fn start(kind: SpanKind, parent: Option<&str>, name: impl FnOnce() -> String) -> Self {
+        let Some(tracer) = TRACER.get() else { return Self::default() };
+        let context = match parent.and_then(read) {
+            Some(parent) => Context::new().with_remote_span_context(parent),
+            None if kind == SpanKind::Client => Context::current(),
+            None => Context::new(),
+        };
+        let builder = tracer.span_builder(name()).with_kind(kind);
+        Self { recording: Some(tracer.build_with_context(builder, &context)), tries: Tries::default() }
+    }
+
+    fn link(&mut self, traceparent: Option<&str>) {
+        if let (Some(recording), Some(other)) = (&mut self.recording, traceparent.and_then(read)) {
+            recording.add_link(other, Vec::new());
         }
     }
 
-    fn start(kind: Kind, parent: Option<&str>, name: impl FnOnce() -> String) -> Self {
-        Self(otel::is_on().then(|| Recording::start(kind, name(), parent)))
-    }
-
-    fn message(&mut self, operation: &'static str, queue: Queue<'_>, id: &str, event_type: Option<&str>) {
-        if !self.is_recording() {
-            return;
-        }
-        self.text("messaging.system", "clerk_sync");
-        self.text("messaging.operation.name", operation);
-        self.text("messaging.operation.type", operation);
-        self.text("messaging.destination.name", &queue.to_string());
-        self.text("messaging.message.id", id);
-        if let Some(event_type) = event_type {
-            self.text("clerk.event.type", event_type);
+    fn resent(&mut self, resends: Option<u32>) {
+        if let Some(resends) = resends.filter(|resends| *resends > 0) {
+            self.number("http.request.resend_count", resends);
         }
     }
 
     fn host(&mut self, url: &Url, port: Option<u16>) {
-        self.text("server.address", url.host_str().unwrap_or_default());
+        self.text("server.address", url.host_str());
         if let Some(port) = port {
             self.number("server.port", port);
         }
     }
 
-    fn text(&mut self, name: &'static str, value: &str) {
-        if let Some(recording) = &mut self.0 {
-            recording.text(name, value);
+    fn text<'a>(&mut self, name: &'static str, value: impl Into<Option<&'a str>>) {
+        let recording = self.recording.as_mut().filter(|recording| recording.is_recording());
+        if let (Some(recording), Some(value)) = (recording, value.into()) {
+            recording.set_attribute(KeyValue::new(name, value.to_owned()));
         }
     }
 
     fn number(&mut self, name: &'static str, value: impl Into<i64>) {
-        if let Some(recording) = &mut self.0 {
-            recording.number(name, value.into());
+        if let Some(recording) = &mut self.recording {
+            recording.set_attribute(KeyValue::new(name, value.into()));
         }
     }
 
     fn end(&mut self, error: Option<&str>) {
-        if let Some(recording) = self.0.take() {
-            recording.end(error);
+        self.text("error.type", error);
+        if let Some(mut recording) = self.recording.take() {
+            if error.is_some() {
+                recording.set_status(Status::error(""));
+            }
+            recording.end();
         }
     }
 }
@@ -276,6 +292,24 @@ impl Drop for Span {
     fn drop(&mut self) {
         self.end(Some("cancelled"));
     }
+}
+
+/// The span that a `traceparent` names.
+fn read(traceparent: &str) -> Option<SpanContext> {
+    let mut parts = traceparent.split('-');
+    let mut part = |length| {
+        let part = parts.next().filter(|part| part.len() == length)?;
+        part.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f')).then_some(part)
+    };
+    let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let context = SpanContext::new(
+        TraceId::from_hex(trace).ok()?,
+        SpanId::from_hex(span).ok()?,
+        TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED,
+        true,
+        TraceState::default(),
+    );
+    (version != "ff" && context.is_valid()).then_some(context)
 }
 
 /// Collect spans from now on, if the environment says where they are to go. To be called inside a runtime.
@@ -297,4 +331,39 @@ pub async fn finish_tracing(within: Duration) {
 /// A variable of the environment; what is not set is empty.
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+
+    #[test]
+    fn a_traceparent_is_read_as_w3c_writes_it_and_nothing_else_is() {
+        for (flags, is_sampled) in [("00", false), ("01", true), ("03", true)] {
+            let context = read(&format!("00-{TRACE}-{SPAN}-{flags}")).expect("well formed");
+            assert_eq!(
+                (context.trace_id().to_string(), context.span_id().to_string()),
+                (TRACE.into(), SPAN.into())
+            );
+            assert_eq!((context.is_sampled(), context.is_remote()), (is_sampled, true));
+        }
+        // Of a version to come the beginning means the same.
+        assert!(read(&format!("cc-{TRACE}-{SPAN}-01-more")).is_some());
+        for wrong in [
+            String::new(),
+            "nonsense".to_owned(),
+            format!("ff-{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}-{SPAN}"),
+            format!("00-{TRACE}-{SPAN}-1"),
+            format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
+            format!("00-{}-{SPAN}-01", "0".repeat(32)),
+            format!("00-{TRACE}-{}-01", "0".repeat(16)),
+            format!("00-{TRACE}x-{SPAN}-01"),
+        ] {
+            assert!(read(&wrong).is_none(), "{wrong}");
+        }
+    }
 }

@@ -6,18 +6,17 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_util::sync::CancellationToken;
 
-use super::patient;
-use crate::store::{Activity, Store, WITHIN};
+use super::{
+    patient,
+    worker::{Task, Turn},
+};
+use crate::store::{Activity, Store, StoreError, WITHIN};
 
 /// How often the counts are added to those of the other replicas.
 const EVERY: Duration = Duration::from_secs(2);
-
-/// How long the last counts may take at a shutdown.
-const LAST: Duration = Duration::from_secs(1);
 
 /// Minutes that are kept while the database is away: a day of them. Later ones are not counted.
 const KEPT: usize = 24 * 60 * 8;
@@ -62,20 +61,13 @@ impl Answers {
     /// What this process has counted and the database does not have yet: while it is locked or full, that is all there is
     /// to know of what goes wrong.
     pub fn unwritten(&self) -> Vec<Activity> {
-        self.with(|unwritten| {
-            unwritten
-                .counting
-                .iter()
-                .chain(&unwritten.writing)
-                .map(|(kind, counts)| activity(*kind, *counts))
-                .collect()
-        })
+        self.with(|unwritten| unwritten.counting.iter().chain(&unwritten.writing).map(activity).collect())
     }
 
     fn begin_writing(&self) -> Vec<Activity> {
         self.with(|unwritten| {
             unwritten.writing = std::mem::take(&mut unwritten.counting);
-            unwritten.writing.iter().map(|(kind, counts)| activity(*kind, *counts)).collect()
+            unwritten.writing.iter().map(activity).collect()
         })
     }
 
@@ -107,7 +99,9 @@ fn add(counts: &mut HashMap<Kind, Counts>, kind: Kind, (latest, count, within): 
     }
 }
 
-fn activity((at, event, outcome, reason): Kind, (latest, count, within): Counts) -> Activity {
+fn activity((kind, counts): (&Kind, &Counts)) -> Activity {
+    let (at, event, outcome, reason) = *kind;
+    let (latest, count, within) = *counts;
     Activity {
         at,
         event: event.to_owned(),
@@ -119,34 +113,35 @@ fn activity((at, event, outcome, reason): Kind, (latest, count, within): Counts)
     }
 }
 
-/// The loop that makes counts last.
+/// The task that makes counts last.
 pub struct Recorder {
     pub store: Arc<dyn Store>,
     pub answers: Answers,
 }
 
-impl Recorder {
-    /// Run until the shutdown, and a moment longer.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let mut poll = interval(EVERY);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(poll.tick()).await.is_some() {
-            self.record().await;
-        }
-        let _ = timeout(LAST, self.record()).await;
+#[async_trait]
+impl Task for Recorder {
+    fn name(&self) -> &'static str {
+        "activity"
     }
 
     /// What cannot be added now is counted again: a commit whose answer is lost counts twice, which nobody relies on.
-    async fn record(&self) {
+    async fn turn(&self) -> Result<Turn, StoreError> {
         let counted = self.answers.begin_writing();
         if counted.is_empty() {
-            return;
+            return Ok(Turn::Idle);
         }
         let result = patient(self.store.add_activity(&counted)).await;
         self.answers.end_writing(result.is_ok());
-        if let Err(error) = result {
-            tracing::debug!(%error, "what was answered could not be counted yet");
-        }
+        result.map(|()| Turn::Idle)
+    }
+
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
+        Ok(Some(EVERY))
+    }
+
+    async fn stop(&self) {
+        _ = self.turn().await;
     }
 }
 

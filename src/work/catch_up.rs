@@ -3,20 +3,17 @@
 //! Of several replicas one does it: it holds a lease as long as it works; should it die, another one has it within a minute
 //! or two. A run whose lease is lost is ended. Between two runs nobody holds it, and nothing is asked of the database.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
-use tokio::{
-    sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::patient;
+use super::{lease::Lease, left_until};
 use crate::{
     model::Entity,
-    store::{History, RunKind, Store, StoreError},
+    store::{History, RunKind, StoreError},
     sync::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
         catch_up::{CatchUp, Trouble},
@@ -42,85 +39,73 @@ const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
 /// … up to this, unless runs are due more often.
 const LONGEST_REST: Duration = Duration::from_hours(1);
 
-/// Who works on a run says so more often than this.
+/// A run that is worked on shows signs of life more often than this.
 const QUIET: TimeDelta = TimeDelta::minutes(2);
 
 /// Runs backfill and reconcile when they are due.
 pub struct CatchUpLoop {
-    pub context: CatchUp,
+    context: CatchUp,
+    settings: CatchUpSettings,
+    lease: Lease,
+}
+
+/// When backfill and reconcile are due.
+pub struct CatchUpSettings {
     /// Between the beginnings of two reconciles; `None`: only at the start.
     pub every: Option<Duration>,
     /// How old the last event must be for a reconcile at the start; `None`: however old.
     pub after: Option<Duration>,
     /// Whether to fill empty tables at the start.
     pub on_empty: bool,
-    /// Who we are among the replicas.
-    pub holder: String,
     /// What came since then tells nothing about the time before.
     pub started_at: DateTime<Utc>,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Task {
-    Backfill,
-    Reconcile,
-}
-
-impl Task {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Backfill => "backfill",
-            Self::Reconcile => "reconcile",
-        }
-    }
-}
-
 impl CatchUpLoop {
-    /// Run until the shutdown. Trouble is logged, and tried again.
+    /// Nothing is asked of the database or of Clerk yet.
+    pub fn new(context: CatchUp, settings: CatchUpSettings) -> Self {
+        let lease = Lease::new(&context.store, LEASE, LASTING);
+        Self { context, settings, lease }
+    }
+
+    /// Run until the shutdown. A failure is logged, and the run tried again.
     pub async fn run(self, shutdown: CancellationToken) {
-        let working = self.work();
-        shutdown.run_until_cancelled(working).await;
-        self.give_back().await;
-    }
-
-    async fn give_back(&self) {
-        if let Err(error) = self.store().release_lease(LEASE, &self.holder).await {
-            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
-        }
-    }
-
-    fn store(&self) -> &Arc<dyn Store> {
-        &self.context.store
+        shutdown.run_until_cancelled(self.work()).await;
+        self.lease.release().await;
     }
 
     async fn work(&self) {
-        let mut task = self.wait_to_lead(true).await;
+        let every = self.settings.every;
+        let mut due = self.wait_to_lead(true).await;
         let mut failures = 0;
         loop {
-            if task.is_none() {
-                self.give_back().await;
-                let Some(every) = self.every else { return };
+            let Some(task) = due else {
+                self.lease.release().await;
+                let Some(every) = every else { return };
                 sleep(self.left_of(every).await).await;
-                task = self.wait_to_lead(false).await;
+                due = self.wait_to_lead(false).await;
                 failures = 0;
                 continue;
-            }
-            let rest = rest_after(failures, self.every, &self.holder, (self.context.clock)());
+            };
+            let rest = rest_after(failures, every, self.lease.holder());
             // Nobody else is to try what has just failed here.
             if !rest.is_zero() {
-                _ = patient(self.store().hold_lease(LEASE, &self.holder, rest + LASTING)).await;
+                _ = self.lease.hold_for(rest).await;
                 sleep(rest).await;
             }
             tokio::select! {
-                failed = self.perform_now(task.unwrap_or(Task::Reconcile)) => {
-                    // What failed stays due, also if it was due only by the interval.
-                    task = failed;
-                    failures = if failed.is_some() { failures + 1 } else { 0 };
-                }
-                () = self.lead() => {
+                performed = self.perform(task) => match performed {
+                    Ok(()) => due = None,
+                    // It stays due, also if it was due only by the interval.
+                    Err(error) => {
+                        failures += 1;
+                        counter!(telemetry::CATCH_UP_FAILURES).increment(1);
+                        tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
+                    }
+                },
+                () = self.lease.keep(HEARTBEAT) => {
                     tracing::warn!("another replica catches up now");
-                    task = self.wait_to_lead(true).await;
+                    due = self.wait_to_lead(true).await;
                     failures = 0;
                 }
             }
@@ -129,90 +114,57 @@ impl CatchUpLoop {
 
     /// How long until the next reconcile is due.
     async fn left_of(&self, every: Duration) -> Duration {
-        let last = self.store().last_finished(RunKind::Reconcile).await.ok().flatten();
-        // By somebody's clock it may have been in the future.
-        let last = last.and_then(|run| run.finished_at);
-        let ago = last.map(|last| ((self.context.clock)() - last).to_std().unwrap_or_default());
+        let last = self.context.store.last_finished(RunKind::Reconcile).await.ok().flatten();
+        // By another clock it may have been in the future.
+        let ago = last.and_then(|run| run.finished_at).map(|last| left_until((self.context.clock)(), last));
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 
-    /// Do it; gives the task back if it failed.
-    async fn perform_now(&self, task: Task) -> Option<Task> {
-        let error = self.perform(task).await.err()?;
-        counter!(telemetry::CATCH_UP_FAILURES).increment(1);
-        tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
-        Some(task)
-    }
-
     /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
-    async fn wait_to_lead(&self, at_start: bool) -> Option<Task> {
+    async fn wait_to_lead(&self, at_start: bool) -> Option<RunKind> {
         let mut pause = HEARTBEAT;
         loop {
-            let found = match self.hold().await {
-                Ok(true) if at_start => self.due_at_once().await,
-                Ok(true) => Ok(self.due_by_interval().await),
-                Ok(false) => Err(None),
-                Err(error) => Err(Some(error)),
-            };
-            match found {
-                Ok(task) => return task,
-                Err(Some(error)) => tracing::debug!(%error, "whether to catch up could not be found out"),
-                Err(None) => {}
+            match self.lease.hold().await {
+                Ok(true) => match self.due(at_start).await {
+                    Ok(task) => return task,
+                    Err(error) => tracing::debug!(%error, "whether to catch up could not be found out"),
+                },
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "whether to catch up could not be found out"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(RARELY);
         }
     }
 
-    /// Another one may have done it while we waited.
-    async fn due_by_interval(&self) -> Option<Task> {
-        let left = self.left_of(self.every?).await;
-        left.is_zero().then_some(Task::Reconcile)
-    }
-
-    /// What the time without us asks for.
-    async fn due_at_once(&self) -> Result<Option<Task>, Option<StoreError>> {
-        let after = self.after.and_then(|after| TimeDelta::from_std(after).ok());
-        let since = self.started_at - after.unwrap_or(TimeDelta::zero());
-        if self.on_empty && was_interrupted(&self.context, QUIET).await? {
-            return Ok(Some(Task::Backfill));
+    /// What the time without us asks for at the start; later what is due by the interval, unless another replica has done it
+    /// while we waited.
+    async fn due(&self, at_start: bool) -> Result<Option<RunKind>, StoreError> {
+        let CatchUpSettings { every, after, on_empty, started_at } = self.settings;
+        if !at_start {
+            let Some(every) = every else { return Ok(None) };
+            return Ok(self.left_of(every).await.is_zero().then_some(RunKind::Reconcile));
         }
-        Ok(match self.store().history(since, self.started_at).await? {
-            History::Empty if self.on_empty => Some(Task::Backfill),
+        let since = started_at - after.and_then(|after| TimeDelta::from_std(after).ok()).unwrap_or_default();
+        if on_empty && was_interrupted(&self.context, QUIET).await? {
+            return Ok(Some(RunKind::Backfill));
+        }
+        Ok(match self.context.store.history(since, started_at).await? {
+            History::Empty if on_empty => Some(RunKind::Backfill),
             History::Silent if after.is_some() => {
                 tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
-                Some(Task::Reconcile)
+                Some(RunKind::Reconcile)
             }
             _ => None,
         })
     }
 
-    async fn hold(&self) -> Result<bool, StoreError> {
-        patient(self.store().hold_lease(LEASE, &self.holder, LASTING)).await
-    }
-
-    /// Keep the lease; returns when it is lost.
-    async fn lead(&self) {
-        let mut beat = interval(HEARTBEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut held = Instant::now();
-        loop {
-            beat.tick().await;
-            match self.hold().await {
-                Ok(true) => held = Instant::now(),
-                // While the database is away nobody else gets it either, until it ends.
-                Err(_) if held.elapsed() < LASTING => {}
-                Ok(false) | Err(_) => return,
-            }
-        }
-    }
-
-    async fn perform(&self, task: Task) -> Result<(), Trouble> {
+    async fn perform(&self, task: RunKind) -> Result<(), Trouble> {
         let kinds: Vec<&'static Entity> = self.context.rules.selection.entities().collect();
         for entity in kinds.into_iter().filter(|entity| entity.path.is_some()) {
             match task {
-                Task::Backfill => self.backfill(entity).await?,
-                Task::Reconcile => self.reconcile(entity).await?,
+                RunKind::Backfill => self.backfill(entity).await?,
+                RunKind::Reconcile => self.reconcile(entity).await?,
             }
         }
         Ok(())
@@ -265,14 +217,14 @@ impl CatchUpLoop {
 }
 
 /// How long to wait after so many failures in a row, where there is a run so often; after none not at all.
-fn rest_after(failures: u32, every: Option<Duration>, holder: &str, now: DateTime<Utc>) -> Duration {
+fn rest_after(failures: u32, every: Option<Duration>, holder: &str) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
     let longest = every.map_or(LONGEST_REST, |every| every.min(LONGEST_REST));
     let longest = TimeDelta::from_std(longest).unwrap_or(FIRST_REST);
     let retry = Retry { max_attempts: u32::MAX, first: FIRST_REST, longest };
-    (retry.always_after(failures, holder, now) - now).to_std().unwrap_or_default()
+    retry.wait(failures, holder).to_std().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -282,9 +234,7 @@ mod tests {
     #[test]
     fn a_run_that_fails_again_and_again_is_tried_ever_more_rarely() {
         let longest = |failures, every| {
-            let rests = (0..500).map(|replica| {
-                rest_after(failures, every, &format!("replica_{replica}"), DateTime::UNIX_EPOCH)
-            });
+            let rests = (0..500).map(|replica| rest_after(failures, every, &format!("replica_{replica}")));
             rests.max().expect("some").as_secs().div_ceil(60)
         };
         let often = Some(Duration::from_mins(5));

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::patient;
+use super::{left_until, patient};
 use crate::{
     model::{Idle, Receipt},
     store::{Store, StoreError},
@@ -53,14 +53,12 @@ pub struct Gauges {
 struct Known {
     count_at: Instant,
     measure_at: Instant,
-    /// Since when the first delivery is due.
-    first_due: Option<DateTime<Utc>>,
-    /// Sinks that the metrics speak of, and since when the oldest message for them waits.
-    sinks: Vec<(String, Option<DateTime<Utc>>)>,
+    /// Sinks that the metrics speak of.
+    sinks: BTreeSet<String>,
     /// Destinations of erasures that the metrics speak of.
     destinations: BTreeSet<String>,
-    oldest_erasure: Option<DateTime<Utc>>,
-    unsealed_since: Option<DateTime<Utc>>,
+    /// Gauges that say how long something waits, and since when it does.
+    ages: Vec<(Gauge, Option<DateTime<Utc>>)>,
 }
 
 impl Gauges {
@@ -70,11 +68,9 @@ impl Gauges {
         let known = Known {
             count_at: now,
             measure_at: now,
-            first_due: None,
-            sinks: sinks.iter().map(|sink| (sink.clone(), None)).collect(),
+            sinks: sinks.iter().cloned().collect(),
             destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
-            oldest_erasure: None,
-            unsealed_since: None,
+            ages: Vec::new(),
         };
         Self { store, clock, idle, disturbed: AtomicBool::new(true), known: Mutex::new(known) }
     }
@@ -84,7 +80,7 @@ impl Gauges {
         self.disturbed.store(true, Ordering::Relaxed);
     }
 
-    /// Count, unless that was done a moment ago, and show how old things are. Whoever asks waits a little, and cancels
+    /// Count, unless that was done a moment ago, and show how old things are. The caller waits a little, and cancels
     /// nothing by going away.
     pub async fn refresh(self: &Arc<Self>) {
         let this = Arc::clone(self);
@@ -107,7 +103,11 @@ impl Gauges {
             }
             known.count_at = Instant::now() + rest;
         }
-        known.show_ages((self.clock)());
+        // They grow also while nothing is counted.
+        let now = (self.clock)();
+        for (gauge, since) in &known.ages {
+            gauge.set(since.map_or(0.0, |since| left_until(now, since).as_secs_f64()));
+        }
     }
 
     fn is_worth_it(&self) -> bool {
@@ -117,44 +117,47 @@ impl Gauges {
     }
 
     async fn count_all(&self, known: &mut Known) -> Result<(), StoreError> {
-        self.count_queue(known).await?;
+        known.ages.clear();
+        let queue = patient(self.store.queue_depth()).await?;
+        for (state, count) in [("pending", queue.pending), ("dead", queue.dead)] {
+            gauge!(telemetry::QUEUE_DEPTH, "state" => state).set(telemetry::number(count));
+        }
+        known.ages.push((gauge!(telemetry::QUEUE_OLDEST), queue.first_due));
         self.count_outbox(known).await?;
         self.count_erasures(known).await?;
-        self.count_unsealed(known).await?;
+        let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
+        gauge!(telemetry::AUDIT_UNSEALED).set(telemetry::number(unsealed.lines));
+        known.ages.push((gauge!(telemetry::AUDIT_UNSEALED_OLDEST), unsealed.since));
         let now = Instant::now();
         if known.measure_at <= now {
-            self.measure().await?;
+            let space = patient(self.store.space()).await?;
+            gauge!(telemetry::DATABASE_SIZE).set(telemetry::number(space.taken));
+            if let Some(free) = space.free {
+                gauge!(telemetry::DISK_FREE).set(telemetry::number(free));
+            }
             known.measure_at = now + MEASURE;
         }
-        Ok(())
-    }
-
-    async fn count_queue(&self, known: &mut Known) -> Result<(), StoreError> {
-        let depth = patient(self.store.queue_depth()).await?;
-        for (state, count) in [("pending", depth.pending), ("dead", depth.dead)] {
-            set(&gauge!(telemetry::QUEUE_DEPTH, "state" => state), count);
-        }
-        known.first_due = depth.first_due;
         Ok(())
     }
 
     async fn count_outbox(&self, known: &mut Known) -> Result<(), StoreError> {
         let depths = patient(self.store.outbox_depth()).await?;
         for depth in &depths {
-            if known.sinks.iter().all(|(sink, _)| *sink != depth.sink) {
+            if known.sinks.insert(depth.sink.clone()) {
                 let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
                 tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
-                known.sinks.push((sink.clone(), None));
             }
         }
-        for (sink, oldest) in &mut known.sinks {
+        for sink in &known.sinks {
             // A sink that has nothing left is not in the answer.
             let depth = depths.iter().find(|depth| depth.sink == *sink);
             let (pending, dead) = depth.map_or((0, 0), |depth| (depth.pending, depth.dead));
             for (state, count) in [("pending", pending), ("dead", dead)] {
-                set(&gauge!(telemetry::OUTBOX_DEPTH, "sink" => sink.clone(), "state" => state), count);
+                gauge!(telemetry::OUTBOX_DEPTH, "sink" => sink.clone(), "state" => state)
+                    .set(telemetry::number(count));
             }
-            *oldest = depth.and_then(|depth| depth.oldest);
+            let oldest = depth.and_then(|depth| depth.oldest);
+            known.ages.push((gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()), oldest));
         }
         Ok(())
     }
@@ -165,44 +168,11 @@ impl Gauges {
         for destination in &known.destinations {
             let receipts = open.iter().find(|open| open.destination == *destination);
             let count = receipts.map_or(0, |open| open.receipts);
-            set(&gauge!(telemetry::ERASURES_OPEN, "destination" => destination.clone()), count);
+            gauge!(telemetry::ERASURES_OPEN, "destination" => destination.clone())
+                .set(telemetry::number(count));
         }
-        known.oldest_erasure = open.iter().map(|open| open.oldest).min();
+        let oldest = open.iter().map(|open| open.oldest).min();
+        known.ages.push((gauge!(telemetry::ERASURE_OLDEST), oldest));
         Ok(())
     }
-
-    async fn count_unsealed(&self, known: &mut Known) -> Result<(), StoreError> {
-        let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
-        set(&gauge!(telemetry::AUDIT_UNSEALED), unsealed.lines);
-        known.unsealed_since = unsealed.since;
-        Ok(())
-    }
-
-    async fn measure(&self) -> Result<(), StoreError> {
-        let space = patient(self.store.space()).await?;
-        gauge!(telemetry::DATABASE_SIZE).set(telemetry::bytes(space.taken));
-        if let Some(free) = space.free {
-            gauge!(telemetry::DISK_FREE).set(telemetry::bytes(free));
-        }
-        Ok(())
-    }
-}
-
-impl Known {
-    /// They grow also while nothing is counted.
-    fn show_ages(&self, now: DateTime<Utc>) {
-        let age = |since: Option<DateTime<Utc>>| {
-            since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default().as_secs_f64()
-        };
-        gauge!(telemetry::QUEUE_OLDEST).set(age(self.first_due));
-        for (sink, oldest) in &self.sinks {
-            gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()).set(age(*oldest));
-        }
-        gauge!(telemetry::ERASURE_OLDEST).set(age(self.oldest_erasure).floor());
-        gauge!(telemetry::AUDIT_UNSEALED_OLDEST).set(age(self.unsealed_since).floor());
-    }
-}
-
-fn set(gauge: &Gauge, count: u64) {
-    gauge.set(u32::try_from(count).unwrap_or(u32::MAX));
 }

@@ -1,4 +1,4 @@
-//! Who calls the others when there is work that nobody in this process has made or knows of: what another process has left,
+//! Wakes the tasks when there is work that nothing in this process has made or knows of: what another process has left,
 //! what has become due, lines that are to be sealed.
 //!
 //! As long as nothing happens nothing is asked of the database. One short look answers for everything, and tells when the
@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Gauges, patient};
+use super::{Gauges, left_until, patient};
 use crate::{
     model::{Idle, Seal},
     store::{Store, StoreError, Unsealed},
@@ -49,9 +49,9 @@ const SEAL_AGAIN: Duration = Duration::from_secs(5);
 /// How long a line waits for its seal, unless many do.
 pub const SEALED_WITHIN: TimeDelta = TimeDelta::minutes(1);
 
-/// The longest wait after trouble, and before others are listened to again.
-const TROUBLE: Duration = Duration::from_secs(15);
-const AGAIN: Duration = Duration::from_mins(1);
+/// The longest wait after a failed look, and before others are listened to again.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+const LISTEN_AGAIN: Duration = Duration::from_mins(1);
 
 /// Looks, and calls.
 pub struct Lookout {
@@ -92,20 +92,20 @@ impl Lookout {
 
     async fn watch(&self, ears: &Ears) {
         let ours = self.store.bell();
-        let (mut pause, mut troubles) = (SOON, 0);
+        let (mut pause, mut failures) = (SOON, 0);
         loop {
             let began = Instant::now();
             let due = match self.look().await {
                 Ok(due) => {
-                    troubles = 0;
+                    failures = 0;
                     due
                 }
                 Err(error) => {
-                    if troubles == 0 {
+                    if failures == 0 {
                         tracing::debug!(%error, "what waits could not be looked at");
                     }
-                    troubles += 1;
-                    Some((SOON * 2_u32.saturating_pow(troubles)).min(TROUBLE))
+                    failures += 1;
+                    Some(back_off(failures, LOOK_AGAIN))
                 }
             };
             let listening = ears.listening.load(Ordering::Relaxed);
@@ -143,26 +143,25 @@ impl Lookout {
             (outlook.erasure, Some(&*self.erasures), ERASURE_AGAIN),
             (seal_at(outlook.unsealed, now), Some(&*self.seals), SEAL_AGAIN),
         ];
-        let mut next: Option<Duration> = None;
-        for (at, bell, again) in dues {
-            let (Some(at), Some(bell)) = (at, bell) else { continue };
-            let left = (at - now).to_std().ok().filter(|left| !left.is_zero());
-            if left.is_none() {
-                bell.notify_one();
+        let next = dues.into_iter().filter_map(|(at, bell, again)| {
+            let (left, bell) = (left_until(at?, now), bell?);
+            if !left.is_zero() {
+                return Some(left);
             }
-            next = [next, Some(left.unwrap_or(again))].into_iter().flatten().min();
-        }
-        Ok(next)
+            bell.notify_one();
+            Some(again)
+        });
+        Ok(next.min())
     }
 
     /// Hear what others leave, where that can be heard.
     async fn hear(&self, ears: &Ears) {
-        let mut troubles = 0;
+        let mut failures = 0;
         loop {
             match self.store.listen().await {
                 Ok(None) => return,
                 Ok(Some(mut listener)) => {
-                    troubles = 0;
+                    failures = 0;
                     ears.listening.store(true, Ordering::Relaxed);
                     // What was left a moment ago nobody told us.
                     ears.heard.notify_one();
@@ -176,14 +175,19 @@ impl Lookout {
                 }
                 Err(error) => tracing::debug!(%error, "other processes cannot be heard for now"),
             }
-            troubles += 1;
+            failures += 1;
             match self.idle {
-                Idle::Normal => sleep((SOON * 2_u32.saturating_pow(troubles)).min(AGAIN)).await,
+                Idle::Normal => sleep(back_off(failures, LISTEN_AGAIN)).await,
                 // The database may have closed the connection to sleep, and must not be woken for this.
                 Idle::Quiet => ears.again.notified().await,
             }
         }
     }
+}
+
+/// The wait after so many failures in a row.
+fn back_off(failures: u32, longest: Duration) -> Duration {
+    (SOON * 2_u32.saturating_pow(failures)).min(longest)
 }
 
 /// When there is to be a seal.

@@ -5,6 +5,7 @@
 pub mod activity;
 mod catch_up;
 mod gauges;
+mod lease;
 pub mod lookout;
 pub mod outbox;
 mod queue;
@@ -15,20 +16,26 @@ pub mod worker;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::time::timeout;
 
 use crate::store::{StoreError, Trouble};
 
-pub use catch_up::CatchUpLoop;
+pub use catch_up::{CatchUpLoop, CatchUpSettings};
 pub use gauges::Gauges;
 pub use lookout::Lookout;
 pub use queue::Queue;
 pub use retention::Retention;
 pub use sealing::Sealing;
 
-/// No call of the store may hold up a loop for longer.
+/// No call of the store may take a loop longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn patient<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+}
+
+/// The time until then; none if it is over.
+fn left_until(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+    (at - now).to_std().unwrap_or_default()
 }

@@ -1,15 +1,14 @@
-//! The queue of deliveries as a tenant of the worker: a turn is one transaction's worth of what is due.
+//! The queue of deliveries as a task: a run is one transaction's worth of what is due.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use metrics::counter;
 use tokio::time::Instant;
 
 use super::{
-    patient,
-    worker::{Tenant, Turn},
+    left_until, patient,
+    worker::{Task, Turn},
 };
 use crate::{
     model::Outcome,
@@ -18,7 +17,7 @@ use crate::{
     telemetry,
 };
 
-/// How long a turn may take, with the search for whoever spoils it. At the shutdown it is waited for.
+/// How long a run may take, with the search for the delivery that spoils it. The shutdown waits for it.
 const TURN: Duration = Duration::from_secs(7);
 
 /// Applies deliveries that wait in `webhook_queue`.
@@ -26,12 +25,12 @@ pub struct Queue {
     pub store: Arc<dyn Store>,
     pub rules: Rules,
     pub clock: Clock,
-    /// How many deliveries a turn takes on.
+    /// How many deliveries a run takes on.
     pub pace: Pace,
 }
 
 #[async_trait]
-impl Tenant for Queue {
+impl Task for Queue {
     fn name(&self) -> &'static str {
         "queue"
     }
@@ -54,8 +53,9 @@ impl Tenant for Queue {
         }
     }
 
-    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
-        patient(self.store.first_due()).await
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
+        let due = patient(self.store.first_due()).await?;
+        Ok(due.map(|at| left_until(at, (self.clock)())))
     }
 }
 

@@ -5,14 +5,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{
-    sync::Notify,
-    time::{Instant, sleep, timeout},
+    sync::Mutex,
+    time::{Instant, sleep},
 };
-use tokio_util::sync::CancellationToken;
 
-use super::patient;
+use super::{
+    lease::Lease,
+    patient,
+    worker::{Task, Turn},
+};
 use crate::{
     store::{Old, Store, StoreError},
     sync::{Clock, Rules, erasure::release_due},
@@ -34,7 +38,7 @@ const AT_ONCE: u32 = 1000;
 /// Between two of them.
 const REST: Duration = Duration::from_millis(50);
 
-/// Held for so long by whoever compacted the database, so that nobody does it again.
+/// Held for so long by the replica that compacted the database, so that no other one does it again.
 const COMPACTION: &str = "compaction";
 const COMPACTED_FOR: Duration = Duration::from_hours(23);
 
@@ -86,17 +90,17 @@ pub async fn old_rows(
     Ok(old)
 }
 
-/// Forget what is too old; gives how many rows of each kind went, or why not all of that kind could. Whoever does it as the
-/// holder of the lease keeps it all the while, and stops when it is lost.
+/// Delete what is too old; gives how many rows of each kind went, or why not all of that kind could. With a lease it is kept
+/// all the while, and the work stops when it is lost.
 pub async fn prune(
     store: &dyn Store,
     keep: &Keep,
     now: DateTime<Utc>,
-    holder: Option<&str>,
+    lease: Option<&Lease>,
 ) -> Vec<(Old, Result<u64, StoreError>)> {
     let mut pruned = Vec::new();
     for (kind, before) in keep.steps(now) {
-        pruned.push((kind, prune_kind(store, kind, before, holder).await));
+        pruned.push((kind, prune_kind(store, kind, before, lease).await));
     }
     pruned
 }
@@ -105,12 +109,12 @@ async fn prune_kind(
     store: &dyn Store,
     kind: Old,
     before: DateTime<Utc>,
-    holder: Option<&str>,
+    lease: Option<&Lease>,
 ) -> Result<u64, StoreError> {
     let mut rows = 0;
     loop {
-        if let Some(holder) = holder
-            && !patient(store.hold_lease(LEASE, holder, LASTING)).await?
+        if let Some(lease) = lease
+            && !lease.hold().await?
         {
             return Ok(rows);
         }
@@ -123,58 +127,75 @@ async fn prune_kind(
     }
 }
 
-/// The loop that does it all by itself.
+/// The task that does it all by itself.
 pub struct Retention {
-    pub store: Arc<dyn Store>,
-    pub rules: Rules,
-    pub clock: Clock,
-    pub keep: Keep,
-    /// Who we are among the replicas.
-    pub holder: String,
-    /// Rung when the time of somebody is over.
-    pub bell: Arc<Notify>,
+    store: Arc<dyn Store>,
+    rules: Rules,
+    clock: Clock,
+    keep: Keep,
     /// How often we look for what is old.
-    pub every: Duration,
+    every: Duration,
+    lease: Lease,
+    state: Mutex<State>,
 }
 
-/// What the loop keeps in mind.
-struct Mind {
-    next_pruning: Instant,
-    next_compaction: Instant,
+struct State {
+    /// When old rows are looked for, and the database is compacted, if that is worth it.
+    next_cleaning: Instant,
     /// When this process last saw to it that nothing erased is left in the file.
     compacted_at: DateTime<Utc>,
 }
 
 impl Retention {
-    /// Run until the shutdown. Trouble is logged, and tried again at the next turn.
-    pub async fn run(self, shutdown: CancellationToken) {
-        shutdown.run_until_cancelled(self.work()).await;
-        if let Err(error) = patient(self.store.release_lease(LEASE, &self.holder)).await {
-            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
+    /// Of this store.
+    pub fn new(store: Arc<dyn Store>, rules: Rules, clock: Clock, keep: Keep, every: Duration) -> Self {
+        let lease = Lease::new(&store, LEASE, LASTING);
+        let state = State { next_cleaning: Instant::now(), compacted_at: DateTime::UNIX_EPOCH };
+        Self { store, rules, clock, keep, every, lease, state: Mutex::new(state) }
+    }
+
+    async fn prune(&self) {
+        for (kind, pruned) in prune(&*self.store, &self.keep, (self.clock)(), Some(&self.lease)).await {
+            let kind = kind.name();
+            match pruned {
+                Ok(0) => {}
+                Ok(rows) => tracing::info!(kind, rows, "old rows are forgotten"),
+                Err(error) => tracing::warn!(kind, %error, "old rows could not all be forgotten"),
+            }
         }
     }
 
-    async fn work(&self) {
-        let mut mind = Mind {
-            next_pruning: Instant::now(),
-            next_compaction: Instant::now(),
-            compacted_at: DateTime::UNIX_EPOCH,
-        };
-        loop {
-            self.turn(&mut mind).await;
-            _ = timeout(self.every, self.bell.notified()).await;
+    /// Once a day over all processes, if anybody was erased since.
+    async fn compact(&self, state: &mut State) -> Result<(), StoreError> {
+        let began = (self.clock)();
+        // With a new holder each time: the replica that compacted yesterday must not keep the lease by asking again.
+        let once = Lease::new(&self.store, COMPACTION, COMPACTED_FOR);
+        if !once.hold().await? {
+            return Ok(());
         }
+        // Waited for, however long it takes.
+        let compacted = self.store.compact(COMPACTED_BYTES, Some(state.compacted_at)).await;
+        if matches!(compacted, Ok(true)) {
+            state.compacted_at = began;
+            tracing::info!("the database is rewritten without what was erased");
+        } else {
+            once.release().await;
+        }
+        compacted.map(|_| ())
+    }
+}
+
+#[async_trait]
+impl Task for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
     }
 
     /// No step depends on another one having gone well.
-    async fn turn(&self, mind: &mut Mind) {
-        match self.hold().await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                tracing::warn!(%error, "whether it is for us to forget what is old could not be asked");
-                return;
-            }
+    async fn turn(&self) -> Result<Turn, StoreError> {
+        let mut state = self.state.lock().await;
+        if !self.lease.hold().await? {
+            return Ok(Turn::Idle);
         }
         match release_due(&*self.store, &self.rules, &self.clock).await {
             Ok(0) => {}
@@ -185,46 +206,25 @@ impl Retention {
                 tracing::warn!(%error, "not everybody whose erasure was held back could be erased");
             }
         }
-        if mind.next_pruning <= Instant::now() {
-            for (kind, pruned) in prune(&*self.store, &self.keep, (self.clock)(), Some(&self.holder)).await {
-                match pruned {
-                    Ok(0) => {}
-                    Ok(rows) => tracing::info!(kind = kind.name(), rows, "old rows are forgotten"),
-                    Err(error) => {
-                        tracing::warn!(kind = kind.name(), %error, "old rows could not all be forgotten");
-                    }
-                }
-            }
-            mind.next_pruning = Instant::now() + self.every / 2;
-        }
-        if mind.next_compaction <= Instant::now() {
-            if let Err(error) = self.compact(mind).await {
+        if state.next_cleaning <= Instant::now() {
+            self.prune().await;
+            if let Err(error) = self.compact(&mut state).await {
                 tracing::warn!(%error, "the database could not be rewritten without what was erased");
             }
-            mind.next_compaction = Instant::now() + self.every / 2;
+            state.next_cleaning = Instant::now() + self.every / 2;
         }
+        Ok(Turn::Idle)
     }
 
-    async fn hold(&self) -> Result<bool, StoreError> {
-        patient(self.store.hold_lease(LEASE, &self.holder, LASTING)).await
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
+        Ok(Some(self.every))
     }
 
-    /// Once a day over all processes, if anybody was erased since.
-    async fn compact(&self, mind: &mut Mind) -> Result<(), StoreError> {
-        let began = (self.clock)();
-        // Not our name: who compacted yesterday must not keep the lease by asking again.
-        let once = format!("{} {began}", self.holder);
-        if !patient(self.store.hold_lease(COMPACTION, &once, COMPACTED_FOR)).await? {
-            return Ok(());
-        }
-        // Waited for, however long it takes.
-        let compacted = self.store.compact(COMPACTED_BYTES, Some(mind.compacted_at)).await;
-        if matches!(compacted, Ok(true)) {
-            mind.compacted_at = began;
-            tracing::info!("the database is rewritten without what was erased");
-        } else {
-            patient(self.store.release_lease(COMPACTION, &once)).await?;
-        }
-        compacted.map(|_| ())
+    fn can_be_cut_off(&self) -> bool {
+        true
+    }
+
+    async fn stop(&self) {
+        self.lease.release().await;
     }
 }

@@ -1,18 +1,22 @@
-//! The loop that seals the audit trail: a seal for each hundred lines, or for those of a minute, and for the rest when the
-//! service stops. Who rings the bell (`lookout`) knows when that is.
+//! The task that seals the audit trail: a seal for each hundred lines, or for those of a minute, and for the rest when the
+//! service stops. The lookout knows when that is, and wakes it.
 //!
 //! Of several replicas one does it, the one that holds the lease; two at once do no harm, for a number is given to one seal
 //! only. Nobody waits for it: what writes lines does not know of seals. A database where nothing happens is not asked.
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use tokio::{
-    sync::Notify,
+    sync::Mutex,
     time::{Instant, sleep},
 };
-use tokio_util::sync::CancellationToken;
 
-use super::patient;
+use super::{
+    lease::Lease,
+    patient,
+    worker::{Task, Turn},
+};
 use crate::{
     model::Seal,
     store::{Store, StoreError},
@@ -32,110 +36,94 @@ const LASTING: Duration = Duration::from_secs(10);
 const AT_ONCE: u32 = 5000;
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the log is told of the newest seal: whoever keeps the log keeps the chain from being written anew.
+/// How often the log is told of the newest seal: a log that is kept elsewhere keeps the chain from being written anew.
 const TELL: Duration = Duration::from_hours(1);
 
-/// The loop.
+/// The task.
 pub struct Sealing {
-    pub store: Arc<dyn Store>,
-    pub clock: Clock,
-    /// Who we are among the replicas.
-    pub holder: String,
-    /// Rung when there is to be a seal.
-    pub bell: Arc<Notify>,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    lease: Lease,
+    state: Mutex<State>,
 }
 
-/// What the loop keeps in mind.
-struct Mind {
+struct State {
     /// Until when sealing is ours without asking again, if it is.
     ours_until: Option<Instant>,
     tell_at: Instant,
     /// The newest seal that we know of.
     newest: Option<Seal>,
-    /// Whether the last turn failed.
-    troubled: bool,
 }
 
 impl Sealing {
-    /// Run until the shutdown, and seal what is left. Trouble is logged when it begins; whoever rings does so again.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let mut mind = Mind { ours_until: None, tell_at: Instant::now(), newest: None, troubled: false };
-        let sealing = async {
-            loop {
-                self.bell.notified().await;
-                self.seal(&mut mind).await;
-            }
-        };
-        shutdown.run_until_cancelled(sealing).await;
-        match patient(self.store.unsealed(1)).await {
-            Ok(unsealed) if unsealed.lines > 0 => self.seal(&mut mind).await,
-            _ => {}
-        }
-        if mind.ours_until.is_some()
-            && let Err(error) = patient(self.store.release_lease(LEASE, &self.holder)).await
-        {
-            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
-        }
+    /// Of this store.
+    pub fn new(store: Arc<dyn Store>, clock: Clock) -> Self {
+        let lease = Lease::new(&store, LEASE, LASTING);
+        let state = State { ours_until: None, tell_at: Instant::now(), newest: None };
+        Self { store, clock, lease, state: Mutex::new(state) }
     }
 
-    /// Seal all there is, if that is for us.
-    async fn seal(&self, mind: &mut Mind) {
-        loop {
-            match self.turn(mind).await {
-                Ok(more) => {
-                    if mind.troubled {
-                        tracing::info!("the audit trail is sealed again");
-                    }
-                    mind.troubled = false;
-                    if !more {
-                        return;
-                    }
-                    sleep(REST).await;
-                }
-                Err(error) => {
-                    if !mind.troubled {
-                        tracing::warn!(%error, "the audit trail is not sealed until the database can be used again");
-                    }
-                    mind.troubled = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Whether there may be more to do at once.
-    async fn turn(&self, mind: &mut Mind) -> Result<bool, StoreError> {
-        if !self.is_ours(mind).await? {
-            return Ok(false);
-        }
-        let Some(Sealed { before, newest, more }) =
-            patient(chain::seal(&*self.store, AT_ONCE, (self.clock)())).await?
-        else {
-            // Somebody else believes that it is theirs.
-            mind.ours_until = None;
-            return Ok(false);
-        };
-        mind.compare(before.as_ref());
-        if newest != mind.newest {
-            mind.newest = newest;
-            mind.tell();
-        }
-        Ok(more)
-    }
-
-    async fn is_ours(&self, mind: &mut Mind) -> Result<bool, StoreError> {
+    async fn is_ours(&self, state: &mut State) -> Result<bool, StoreError> {
         let now = Instant::now();
-        if mind.ours_until.is_some_and(|until| now < until) {
+        if state.ours_until.is_some_and(|until| now < until) {
             return Ok(true);
         }
-        let ours = patient(self.store.hold_lease(LEASE, &self.holder, LASTING)).await?;
-        mind.ours_until = ours.then(|| now + LASTING / 2);
+        let ours = self.lease.hold().await?;
+        state.ours_until = ours.then(|| now + LASTING / 2);
         Ok(ours)
     }
 }
 
-impl Mind {
-    /// What we have seen sealed must still be there: whoever cuts the newest seals off leaves a chain that fits.
+#[async_trait]
+impl Task for Sealing {
+    fn name(&self) -> &'static str {
+        "audit seals"
+    }
+
+    async fn turn(&self) -> Result<Turn, StoreError> {
+        let mut state = self.state.lock().await;
+        if !self.is_ours(&mut state).await? {
+            return Ok(Turn::Idle);
+        }
+        let sealed = patient(chain::seal(&*self.store, AT_ONCE, (self.clock)())).await?;
+        let Some(Sealed { before, newest, more }) = sealed else {
+            // Another replica believes that it is theirs.
+            state.ours_until = None;
+            return Ok(Turn::Idle);
+        };
+        state.compare(before.as_ref());
+        if newest != state.newest {
+            state.newest = newest;
+            state.tell();
+        }
+        if !more {
+            return Ok(Turn::Idle);
+        }
+        sleep(REST).await;
+        Ok(Turn::More)
+    }
+
+    fn waits_at_start(&self) -> bool {
+        true
+    }
+
+    fn can_be_cut_off(&self) -> bool {
+        true
+    }
+
+    /// Seal what is left.
+    async fn stop(&self) {
+        if patient(self.store.unsealed(1)).await.is_ok_and(|unsealed| unsealed.lines > 0) {
+            while self.turn().await == Ok(Turn::More) {}
+        }
+        if self.state.lock().await.ours_until.is_some() {
+            self.lease.release().await;
+        }
+    }
+}
+
+impl State {
+    /// What we have seen sealed must still be there: if the newest seals are cut off, the chain that is left fits.
     fn compare(&self, newest: Option<&Seal>) {
         let Some(known) = &self.newest else { return };
         let cut_off = newest.is_none_or(|newest| {

@@ -1,44 +1,66 @@
-//! The one mechanism behind everything that waits in the database: places that take turns side by side, woken up when
-//! there is work or when the next of it is due. As long as there is none nothing is asked of the database.
+//! The one mechanism behind all work that waits in the database or is due from time to time. A task is run when somebody
+//! wakes it, and when the next of its work is due. As long as there is none nothing is asked of the database.
 //!
-//! What a turn does, and how it claims what it works on, is the tenant's. What is claimed must come free by itself when
+//! What a run does, and how it claims what it works on, is the task's. What is claimed must come free by itself when
 //! the process dies: by a row lock of the working transaction, or, where the work crosses the network, by a lease that
 //! ends and a fencing token that makes a late answer harmless.
+//!
+//! While the database fails, a task is run again after a back-off. The log says so once, and once when that is over.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    store::StoreError,
-    sync::{Clock, retry::Retry},
-};
+use crate::{store::StoreError, sync::retry::Retry};
 
 /// How soon we look again at what is due and was not ours to take.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long we wait while the database gives us nothing but trouble. A short outage must not cost much more than it takes.
-const TROUBLE: Retry =
+/// How long we wait while the database fails. A short outage must not cost much more than it takes.
+const BACK_OFF: Retry =
     Retry { max_attempts: u32::MAX, first: TimeDelta::milliseconds(500), longest: TimeDelta::seconds(2) };
 
-/// Something that waits in the database to be worked on.
+/// Work that is done portion by portion.
 #[async_trait]
-pub trait Tenant: Send + Sync + 'static {
+pub trait Task: Send + Sync + 'static {
     /// Its name in the log.
     fn name(&self) -> &'static str;
 
-    /// Do one portion of what is due. An error is about the database as a whole; what is wrong with a single piece of
-    /// work is the tenant's to settle.
+    /// Do one portion of what is due. An error is about the database as a whole; with what is wrong with a single piece of
+    /// work the task deals itself.
     async fn turn(&self) -> Result<Turn, StoreError>;
 
-    /// When another turn is worth it though nobody calls, asked after one that found nothing; `None`: never.
-    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError>;
+    /// How long until another run is worth it though nobody wakes the task, asked after a run that found nothing; `None`:
+    /// for ever.
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
+        Ok(None)
+    }
+
+    /// Whether it waits to be woken before its first run.
+    fn waits_at_start(&self) -> bool {
+        false
+    }
+
+    /// Whether the shutdown cuts a run off. Else it waits for the end of the run.
+    fn can_be_cut_off(&self) -> bool {
+        false
+    }
+
+    /// What is left to do at the shutdown, after the last run.
+    async fn stop(&self) {}
 }
 
-/// What a turn found.
+/// What a run found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// There may be more that is due.
@@ -47,81 +69,109 @@ pub enum Turn {
     Idle,
 }
 
-/// Takes turns until the shutdown; a turn that has begun is finished.
+/// Runs a task until the shutdown.
 pub struct Worker<T> {
-    pub tenant: Arc<T>,
-    /// Turns side by side.
-    pub places: usize,
-    /// Rung when there is work.
-    pub bell: Arc<Notify>,
-    pub clock: Clock,
+    task: Arc<T>,
+    /// Runs side by side.
+    places: usize,
+    /// Notified when there is work.
+    bell: Arc<Notify>,
+    /// Places where the last run failed.
+    failing: AtomicUsize,
 }
 
-impl<T: Tenant> Worker<T> {
-    /// Run until the shutdown, and until the turns under way are finished.
+impl<T: Task> Worker<T> {
+    /// A worker with so many runs side by side, which is woken by this.
+    pub fn new(task: T, places: usize, bell: &Arc<Notify>) -> Self {
+        Self { task: Arc::new(task), places, bell: Arc::clone(bell), failing: AtomicUsize::new(0) }
+    }
+
+    /// Run until the shutdown, and until what is under way is finished.
     pub async fn run(self, shutdown: CancellationToken) {
+        let this = Arc::new(self);
         let mut places = JoinSet::new();
-        for place in 0..self.places {
-            let (tenant, bell) = (Arc::clone(&self.tenant), Arc::clone(&self.bell));
-            places.spawn(take_turns(tenant, place, bell, Arc::clone(&self.clock), shutdown.clone()));
+        for place in 0..this.places {
+            let (this, shutdown) = (Arc::clone(&this), shutdown.clone());
+            places.spawn(async move { this.work(place, &shutdown).await });
         }
         places.join_all().await;
+        this.task.stop().await;
     }
-}
 
-async fn take_turns<T: Tenant>(
-    tenant: Arc<T>,
-    place: usize,
-    bell: Arc<Notify>,
-    clock: Clock,
-    shutdown: CancellationToken,
-) {
-    let mut troubles = 0;
-    while !shutdown.is_cancelled() {
-        let next = match turn(&tenant).await {
-            Ok(Turn::More) => {
-                troubles = 0;
-                continue;
-            }
-            Ok(Turn::Idle) => tenant.next().await,
-            Err(error) => Err(error),
-        };
-        let pause = match next {
-            Ok(next) => {
-                troubles = 0;
-                let left = next.map(|at| (at - clock()).to_std().ok().filter(|left| !left.is_zero()));
-                left.map(|left| left.unwrap_or(POLL))
-            }
-            Err(error) => {
-                troubles += 1;
-                if troubles == 1 {
-                    tracing::warn!(work = tenant.name(), %error, "work waits until the database can be used again");
+    async fn work(&self, place: usize, shutdown: &CancellationToken) {
+        let seed = format!("{} {place}", self.task.name());
+        let mut failures = 0;
+        if self.task.waits_at_start() {
+            shutdown.run_until_cancelled(self.bell.notified()).await;
+        }
+        while !shutdown.is_cancelled() {
+            let pause = match self.step(shutdown).await {
+                Ok(pause) => {
+                    self.succeeded(failures);
+                    failures = 0;
+                    pause
                 }
-                let now: DateTime<Utc> = clock();
-                let seed = format!("{} {place}", tenant.name());
-                Some((TROUBLE.always_after(troubles, &seed, now) - now).to_std().unwrap_or(POLL))
+                Err(error) => {
+                    self.failed(failures, &error);
+                    failures += 1;
+                    Some(BACK_OFF.wait(failures, &seed).to_std().unwrap_or(POLL))
+                }
+            };
+            let waiting = async {
+                match pause {
+                    Some(Duration::ZERO) => {}
+                    Some(pause) => sleep(pause).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = waiting => {}
+                () = shutdown.cancelled() => {}
+                // What notifies while the database fails is part of the failure.
+                () = self.bell.notified(), if failures == 0 => {}
             }
-        };
-        let waiting = async {
-            match pause {
-                Some(pause) => sleep(pause).await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = waiting => {}
-            // In trouble nobody is called: what rings is part of the trouble.
-            () = bell.notified(), if troubles == 0 => {}
         }
     }
-}
 
-/// In a task of its own, so that a panic costs one turn and not the place.
-async fn turn<T: Tenant>(tenant: &Arc<T>) -> Result<Turn, StoreError> {
-    let working = Arc::clone(tenant);
-    tokio::spawn(async move { working.turn().await }).await.unwrap_or_else(|_| {
-        tracing::error!(work = tenant.name(), "a turn was abandoned because of a bug in clerk-sync");
-        Ok(Turn::Idle)
-    })
+    /// One run; gives the time until the next one.
+    async fn step(&self, shutdown: &CancellationToken) -> Result<Option<Duration>, StoreError> {
+        match self.turn(shutdown).await? {
+            Turn::More => Ok(Some(Duration::ZERO)),
+            Turn::Idle => {
+                let next = self.task.next().await?;
+                Ok(next.map(|left| if left.is_zero() { POLL } else { left }))
+            }
+        }
+    }
+
+    /// In a task of tokio's own, so that a panic costs one run and not the place.
+    async fn turn(&self, shutdown: &CancellationToken) -> Result<Turn, StoreError> {
+        let task = Arc::clone(&self.task);
+        let mut running = tokio::spawn(async move { task.turn().await });
+        let result = tokio::select! {
+            result = &mut running => result,
+            () = shutdown.cancelled(), if self.task.can_be_cut_off() => {
+                running.abort();
+                _ = running.await;
+                return Ok(Turn::Idle);
+            }
+        };
+        result.unwrap_or_else(|_| {
+            tracing::error!(work = self.task.name(), "a turn was abandoned because of a bug in clerk-sync");
+            Ok(Turn::Idle)
+        })
+    }
+
+    fn failed(&self, before: u32, error: &StoreError) {
+        if before == 0 && self.failing.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(work = self.task.name(), %error, "work waits until the database can be used again");
+        }
+    }
+
+    fn succeeded(&self, failures: u32) {
+        if failures > 0 && self.failing.fetch_sub(1, Ordering::Relaxed) == 1 {
+            tracing::info!(work = self.task.name(), "work goes on: the database can be used again");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use clerk_sync::{
         Clock,
         chain::{self, Report, Sealed},
     },
-    work::Sealing,
+    work::{Sealing, worker::Worker},
 };
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -509,14 +509,9 @@ async fn the_loop_seals_by_itself_and_tells_when_the_end_is_gone(world: World) {
     let shutdown = CancellationToken::new();
     let bells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
     let mut loops = JoinSet::new();
-    for (number, bell) in bells.iter().enumerate() {
-        let sealing = Sealing {
-            store: world.open().await,
-            clock: Arc::clone(&clock),
-            holder: format!("replica {number}"),
-            bell: Arc::clone(bell),
-        };
-        loops.spawn(sealing.run(shutdown.clone()));
+    for bell in &bells {
+        let sealing = Sealing::new(world.open().await, Arc::clone(&clock));
+        loops.spawn(Worker::new(sealing, 1, bell).run(shutdown.clone()));
     }
     let sealed = async |lines: u64| {
         let deadline = Instant::now() + Duration::from_secs(20);

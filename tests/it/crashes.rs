@@ -33,7 +33,7 @@ use clerk_sync::{
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher},
         sinks::{Memory, Refusal, Sink},
-        worker::{Tenant, Turn},
+        worker::{Task, Turn},
     },
 };
 use tokio::{select, sync::Notify, time::Instant};

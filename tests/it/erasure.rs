@@ -16,6 +16,7 @@ use clerk_sync::{
     work::{
         Retention,
         retention::{Keep, PRUNE},
+        worker::Worker,
     },
 };
 use serde_json::{Value, json};
@@ -923,15 +924,10 @@ async fn a_file_is_rewritten_only_after_an_erasure_and_only_if_it_is_not_too_lar
 
 async fn after_an_erasure_the_file_is_rewritten_once_a_day(world: World) {
     world.deliver_all(&[Event::created("user_1"), Event::deleted("user_1", 1000)]).await;
-    let retention = Retention {
-        store: Arc::clone(&world.store),
-        rules: world.rules.clone(),
-        clock: clock(&world),
-        keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
-        holder: "one".to_owned(),
-        bell: Arc::default(),
-        every: PRUNE,
-    };
+    let keep = Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) };
+    let rules = world.rules.clone();
+    let retention = Retention::new(Arc::clone(&world.store), rules, clock(&world), keep, PRUNE);
+    let retention = Worker::new(retention, 1, &Arc::default());
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -22,7 +22,7 @@ use clerk_sync::{
     work::{
         outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
         sinks::{Again, Memory, Refusal, Sink},
-        worker::{Tenant, Turn},
+        worker::{Task, Turn},
     },
 };
 use serde_json::{Value as Json, json};

@@ -17,6 +17,7 @@ use clerk_sync::{
     work::{
         Retention,
         retention::{Keep, PRUNE},
+        worker::Worker,
     },
 };
 use serde_json::{Map, Value as Json, json};
@@ -2058,15 +2059,10 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
     let recent = Event::raw("unusable as well");
     assert_eq!(world.deliver(&recent).await, Parked);
     let now = world.now + TimeDelta::days(21);
-    let retention = Retention {
-        store: Arc::clone(&world.store),
-        rules: world.rules.clone(),
-        clock: Arc::new(move || now),
-        keep: Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) },
-        holder: "one".to_owned(),
-        bell: Arc::default(),
-        every: PRUNE,
-    };
+    let keep = Keep { processed: TimeDelta::days(30), dead: TimeDelta::days(30) };
+    let rules = world.rules.clone();
+    let retention = Retention::new(Arc::clone(&world.store), rules, Arc::new(move || now), keep, PRUNE);
+    let retention = Worker::new(retention, 1, &Arc::default());
     let shutdown = CancellationToken::new();
     let forgetting = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);

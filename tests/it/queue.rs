@@ -475,17 +475,9 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
     let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
-    let worker = Worker {
-        tenant: Arc::new(Queue {
-            store: Arc::clone(&world.store),
-            rules: world.rules.clone(),
-            clock: Arc::clone(&clock),
-            pace: Pace::new(BATCH),
-        }),
-        places: world.store.writers(),
-        bell: committer.bell(),
-        clock,
-    };
+    let queue =
+        Queue { store: Arc::clone(&world.store), rules: world.rules.clone(), clock, pace: Pace::new(BATCH) };
+    let worker = Worker::new(queue, world.store.writers(), &committer.bell());
     let shutdown = CancellationToken::new();
     let working = tokio::spawn(worker.run(shutdown.clone()));
     for number in 0..3 {

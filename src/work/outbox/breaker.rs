@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use metrics::gauge;
 use tokio::time::Instant;
 
@@ -83,7 +83,8 @@ impl Breaker {
         }
         if opens || probe {
             self.waits = self.waits.saturating_add(1);
-            self.hold(now, self.wait());
+            let wait = WAITS.wait(self.waits, &self.sink);
+            self.hold(now, wait.to_std().unwrap_or_default());
         }
         if let Some(hold) = hold {
             self.hold(now, hold);
@@ -97,11 +98,6 @@ impl Breaker {
 
     fn hold(&mut self, now: Instant, wait: Duration) {
         self.until = self.until.max(Some(now + wait));
-    }
-
-    fn wait(&self) -> Duration {
-        let epoch: DateTime<Utc> = DateTime::UNIX_EPOCH;
-        (WAITS.always_after(self.waits, &self.sink, epoch) - epoch).to_std().unwrap_or_default()
     }
 }
 

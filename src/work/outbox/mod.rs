@@ -13,14 +13,13 @@ mod breaker;
 mod tending;
 
 use std::{
-    borrow::Cow,
     collections::BTreeSet,
     num::NonZeroU32,
     pin::pin,
     slice,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,7 +29,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use metrics::{counter, histogram};
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, OnceCell, Semaphore},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -38,9 +37,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::breaker::{Breaker, Pass};
 use super::{
-    patient,
+    left_until, patient,
     sinks::{Again, Recipient, Refusal, Sink},
-    worker::{Tenant, Turn, Worker},
+    worker::{Task, Turn, Worker},
 };
 use crate::{
     model::{Message, Subscription},
@@ -81,7 +80,7 @@ const PERSISTENCE: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1500)];
 
 /// How often we look whether a sink that was left alone may be tried.
-const BREAK: TimeDelta = TimeDelta::milliseconds(500);
+const BREAK: Duration = Duration::from_millis(500);
 
 /// Why a deletion is not done that the sink has taken.
 const ELSEWHERE: &str = "erased where the sink is now, and not where it was before under the same name: see `clerk-sync sinks moved`";
@@ -139,23 +138,18 @@ impl Outbox {
             dispatcher.begin_to_count();
             let bell = Arc::clone(&dispatcher.bell);
             bells.push(Arc::clone(&bell));
-            let worker = Worker { tenant: Arc::new(dispatcher), places, bell, clock: Arc::clone(&clock) };
-            work.spawn(worker.run(shutdown.clone()));
+            work.spawn(Worker::new(dispatcher, places, &bell).run(shutdown.clone()));
         }
-        work.spawn(async move {
-            shutdown.run_until_cancelled(pass_on(&bell, &bells)).await;
-        });
-        work.join_all().await;
-    }
-}
-
-/// One bell for all who write messages, one for each sink. A place that is woken wakes the next one if it finds work.
-async fn pass_on(bell: &Notify, bells: &[Arc<Notify>]) {
-    loop {
-        bell.notified().await;
-        for bell in bells {
-            bell.notify_one();
-        }
+        // What writes messages wakes one place of each sink. A place that finds work wakes the next one.
+        let waking = async {
+            loop {
+                bell.notified().await;
+                for bell in &bells {
+                    bell.notify_one();
+                }
+            }
+        };
+        tokio::join!(shutdown.run_until_cancelled(waking), work.join_all());
     }
 }
 
@@ -173,8 +167,8 @@ pub struct Dispatcher {
     desks: Arc<Semaphore>,
     /// How many messages the sink is likely to take within [`PORTION_TIME`].
     portion: AtomicUsize,
-    /// Whether it is written down where the sink is.
-    is_pointed: AtomicBool,
+    /// Set when it is written down where the sink is.
+    pointed: OnceCell<()>,
 }
 
 impl Dispatcher {
@@ -189,7 +183,7 @@ impl Dispatcher {
             limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
             desks: Arc::new(Semaphore::new(DESKS)),
             portion: AtomicUsize::new(1),
-            is_pointed: AtomicBool::new(false),
+            pointed: OnceCell::new(),
             destination,
         }
     }
@@ -235,12 +229,9 @@ impl Dispatcher {
 
     /// Write down where the sink is before it is told anything, and say so if it was elsewhere.
     async fn point(&self) -> Result<(), StoreError> {
-        if self.is_pointed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         let address = &self.destination.address;
-        self.ask(self.store.point_sink(self.name(), address, false, (self.clock)())).await?;
-        if !self.is_pointed.swap(true, Ordering::Relaxed) {
+        let pointing = async || {
+            self.ask(self.store.point_sink(self.name(), address, false, (self.clock)())).await?;
             match patient(self.store.told_elsewhere(self.name(), address)).await {
                 Ok(Elsewhere { users: 0, .. }) => {}
                 Ok(Elsewhere { users, .. }) => tracing::warn!(
@@ -254,28 +245,20 @@ impl Dispatcher {
                     tracing::warn!(sink = self.name(), %error, "where it was told of users is not known");
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Hand a message over, unless it is a deletion that was taken here before.
-    async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
-        if claimed.kind.is_deletion() && Places::of(claimed).is_erased(&self.destination.address) {
-            return Ok(());
-        }
-        self.hand_over(claimed).await
+            Ok(())
+        };
+        self.pointed.get_or_try_init(pointing).await.copied()
     }
 
     /// Of a deletion that was taken here, whether the sink was told of the user elsewhere as well: then it is not done.
     async fn is_elsewhere(&self, claimed: &Claimed) -> bool {
-        if !claimed.kind.is_deletion() {
+        let erased_here = format!("-{}", self.destination.address);
+        let mut places = self.other_places(claimed);
+        if !claimed.kind.is_deletion() || places.iter().all(|place| place.starts_with('-')) {
             return false;
         }
-        let mut places = Places::of(claimed);
-        if !places.erase(&self.destination.address) {
-            return false;
-        }
-        let addresses = places.text();
+        places.insert(&erased_here);
+        let addresses = places.into_iter().collect::<Vec<_>>().join(" ");
         if addresses != claimed.addresses {
             let keeping = self.store.keep_addresses(&claimed.sink, &claimed.clerk_id, &addresses);
             if let Err(error) = self.ask(keeping).await {
@@ -285,9 +268,20 @@ impl Dispatcher {
         true
     }
 
-    /// Hand a message over, as a span of the trace that it belongs to.
-    async fn hand_over(&self, claimed: &Claimed) -> Result<(), Refusal> {
-        let Claimed { message_id, kind, trace, attempts, .. } = claimed;
+    /// At which other addresses the sink was told of the user, behind a `-` if the user was erased there: see
+    /// [`Claimed::addresses`].
+    fn other_places<'a>(&self, claimed: &'a Claimed) -> BTreeSet<&'a str> {
+        let places = claimed.addresses.split_whitespace();
+        places.filter(|place| place.trim_start_matches('-') != self.destination.address).collect()
+    }
+
+    /// Hand a message over, as a span of the trace that it belongs to, unless it is a deletion that was taken here before.
+    async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
+        let Claimed { message_id, kind, trace, attempts, addresses, .. } = claimed;
+        let erased_here = format!("-{}", self.destination.address);
+        if kind.is_deletion() && addresses.split_whitespace().any(|place| place == erased_here) {
+            return Ok(());
+        }
         let span =
             Span::process(Queue::Outbox(self.name()), message_id, Some(&kind.name()), trace, *attempts);
         let result = self.call(claimed, &span).await;
@@ -301,14 +295,12 @@ impl Dispatcher {
 
     /// Call the sink. In a task of its own: a panic is a refusal like another.
     async fn call(&self, claimed: &Claimed, span: &Span) -> Result<(), Refusal> {
-        let later = |reason: &str| Refusal { reason: reason.to_owned(), again: Again::Later(None) };
-        let unreadable =
-            || Refusal { reason: "what is stored is no message".to_owned(), again: Again::Never };
-        let mut message = Message::read(claimed.kind, &claimed.payload).map_err(|_| unreadable())?;
+        let unreadable = |_| Refusal::never("what is stored is no message");
+        let mut message = Message::read(claimed.kind, &claimed.payload).map_err(unreadable)?;
         let mut body = claimed.payload.clone();
         // A field may have been taken from the sink since the message was written.
         if message.keep_only(self.destination.subscription.fields.fields(claimed.kind.entity)) {
-            body = serde_json::to_string(&message).map_err(|_| unreadable())?;
+            body = serde_json::to_string(&message).map_err(unreadable)?;
         }
         let sink = Arc::clone(&self.destination.sink);
         let memory = Recipient {
@@ -317,16 +309,16 @@ impl Dispatcher {
             sink: claimed.sink.clone(),
             clerk_id: claimed.clerk_id.clone(),
             address: self.destination.address.clone(),
-            is_elsewhere: Places::of(claimed).has_others(&self.destination.address),
+            is_elsewhere: !self.other_places(claimed).is_empty(),
         };
         let delivering = span.around(async move { sink.deliver(&message, &body, &memory).await });
         let mut handing = tokio::spawn(delivering);
         match timeout(self.patience(), &mut handing).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(later("a bug in clerk-sync: see the log")),
+            Ok(Err(_)) => Err(Refusal::later("a bug in clerk-sync: see the log")),
             Err(_) => {
                 handing.abort();
-                Err(later("no answer in time"))
+                Err(Refusal::later("no answer in time"))
             }
         }
     }
@@ -346,22 +338,18 @@ impl Dispatcher {
         }
         let counts = !pass.is_probe() || now - claimed.created_at > DOWN_FOR;
         let attempts = claimed.attempts + u32::from(counts);
-        let asked = match again {
-            Again::Later(Some(wait)) => {
-                Some(now + TimeDelta::from_std(wait.min(LONGEST_HOLD)).unwrap_or_default())
-            }
-            Again::Later(None) | Again::Never => None,
-        };
         let waited = attempts.max(1);
         let at = if is_deletion || !counts {
             Some(self.retry.always_after(waited, &claimed.message_id, now))
         } else {
             self.retry.after(waited, &claimed.message_id, now)
         };
-        match at {
-            Some(at) => Ending::Again { attempts, at: asked.map_or(at, |asked| asked.max(at)), error },
-            None => Ending::Dead { attempts, error },
-        }
+        let Some(at) = at else { return Ending::Dead { attempts, error } };
+        let asked = match again {
+            Again::Later(Some(wait)) => wait.min(LONGEST_HOLD),
+            Again::Later(None) | Again::Never => Duration::ZERO,
+        };
+        Ending::Again { attempts, at: at.max(now + asked), error }
     }
 
     /// Write down how they ended; what cannot be written down is delivered once more when the lease has ended.
@@ -516,7 +504,7 @@ impl Dispatcher {
 }
 
 #[async_trait]
-impl Tenant for Dispatcher {
+impl Task for Dispatcher {
     fn name(&self) -> &'static str {
         "outbox"
     }
@@ -545,46 +533,18 @@ impl Tenant for Dispatcher {
         Ok(Turn::More)
     }
 
-    async fn next(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+    async fn next(&self) -> Result<Option<Duration>, StoreError> {
         if Breaker::enter(&self.breaker, Instant::now()).is_none() {
             // Whether the sink may be tried is asked of nobody else.
-            return Ok(Some((self.clock)() + BREAK));
+            return Ok(Some(BREAK));
         }
         let sinks = slice::from_ref(&self.destination.subscription.sink);
-        Ok(self.ask(self.store.outlook(sinks)).await?.message)
+        let due = self.ask(self.store.outlook(sinks)).await?.message;
+        Ok(due.map(|at| left_until(at, (self.clock)())))
     }
 }
 
-/// Where a sink was told of a user: [`Claimed::addresses`].
-struct Places<'a>(BTreeSet<Cow<'a, str>>);
-
-impl<'a> Places<'a> {
-    fn of(claimed: &'a Claimed) -> Self {
-        Self(claimed.addresses.split_whitespace().map(Cow::from).collect())
-    }
-
-    fn is_erased(&self, address: &str) -> bool {
-        self.0.contains(format!("-{address}").as_str())
-    }
-
-    /// Whether the sink was told of the user anywhere else.
-    fn has_others(&self, address: &str) -> bool {
-        self.0.iter().any(|place| place.trim_start_matches('-') != address)
-    }
-
-    /// The user was erased here; whether there is another place.
-    fn erase(&mut self, address: &str) -> bool {
-        self.0.remove(address);
-        self.0.insert(format!("-{address}").into());
-        self.0.iter().any(|place| !place.starts_with('-'))
-    }
-
-    fn text(&self) -> String {
-        self.0.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ")
-    }
-}
-
-/// Whoever panicked holding it has left nothing half done.
+/// A panic under this lock leaves nothing half done.
 fn locked(breaker: &Mutex<Breaker>) -> std::sync::MutexGuard<'_, Breaker> {
     breaker.lock().unwrap_or_else(PoisonError::into_inner)
 }

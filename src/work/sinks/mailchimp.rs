@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use md5::{Digest, Md5};
-use reqwest::{Method, RequestBuilder, StatusCode, header::CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -33,7 +33,7 @@ use url::Url;
 use self::contacts::Person;
 use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
-    outbound::{Answer, within},
+    outbound::{Answer, under, unintelligible, with_json, within},
 };
 use crate::model::{Happened, Message, MessageType};
 
@@ -88,7 +88,7 @@ impl Sink for Mailchimp {
         within(self.timeout, async {
             match message.kind.what {
                 Happened::Created | Happened::Updated => self.update(message, memory).await,
-                Happened::Deleted => self.erase(message, memory).await,
+                Happened::Deleted => Person::recall(self, message, memory).await?.erase().await,
             }
         })
         .await
@@ -143,10 +143,6 @@ impl Mailchimp {
         }
     }
 
-    async fn erase(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
-        Person::recall(self, message, memory).await?.erase().await
-    }
-
     /// The contact with this `contact_id` or MD5 of an address.
     async fn contact(&self, name: &str) -> Result<Option<Contact>, Refusal> {
         let contact = self.find(name).await?;
@@ -159,11 +155,8 @@ impl Mailchimp {
 
     /// The same where nothing is concluded from its absence.
     async fn find(&self, name: &str) -> Result<Option<Contact>, Refusal> {
-        let answer = self.outbound.send(self.member(Method::GET, name, &[], &[CONTACT_FIELDS])).await?;
-        if answer.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        contact_in(&answer.taken()?).map(Some)
+        let request = self.request(Method::GET, &["members", name], &[CONTACT_FIELDS]);
+        self.outbound.send(request).await?.found()?.map(|answer| answer.json()).transpose()
     }
 
     /// Make the contact of this address.
@@ -173,9 +166,7 @@ impl Mailchimp {
             "status_if_new": status_if_new,
             "merge_fields": self.merge_fields(message),
         });
-        let name = subscriber_hash(address);
-        let request = self.member(Method::PUT, &name, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
-        contact_in(&taken(self.outbound.send(with_json(request, &body)).await?)?)
+        self.write(Method::PUT, &subscriber_hash(address), &body).await
     }
 
     /// Bring a contact up to date.
@@ -193,8 +184,12 @@ impl Mailchimp {
         if let Some(status) = status {
             body["status"] = json!(status);
         }
-        let request = self.member(Method::PATCH, &contact.id, &[], &[CONTACT_FIELDS, SKIP_VALIDATION]);
-        contact_in(&taken(self.outbound.send(with_json(request, &body)).await?)?)
+        self.write(Method::PATCH, &contact.id, &body).await
+    }
+
+    async fn write(&self, method: Method, name: &str, body: &Value) -> Result<Contact, Refusal> {
+        let request = self.request(method, &["members", name], &[CONTACT_FIELDS, SKIP_VALIDATION]);
+        taken(self.outbound.send(with_json(request, body)).await?)?.json()
     }
 
     /// Whose contact it says it is.
@@ -222,38 +217,30 @@ impl Mailchimp {
         }
         let tags: Vec<Value> =
             self.tags.iter().map(|name| json!({ "name": name, "status": "active" })).collect();
-        let request = self.member(Method::POST, &contact.id, &["tags"], &[]);
-        self.outbound.send(with_json(request, &json!({ "tags": tags }))).await?.taken()?;
-        Ok(())
+        let request = self.request(Method::POST, &["members", &contact.id, "tags"], &[]);
+        self.outbound.send(with_json(request, &json!({ "tags": tags }))).await?.taken().map(drop)
     }
 
     /// Out of the audience, and to be had back.
     async fn archive(&self, contact: &Contact) -> Result<(), Refusal> {
-        gone_or_taken(self.outbound.send(self.member(Method::DELETE, &contact.id, &[], &[])).await?)
+        let request = self.request(Method::DELETE, &["members", &contact.id], &[]);
+        self.outbound.send(request).await?.found().map(drop)
     }
 
     /// For good: Mailchimp will not take this address from us again.
     async fn delete(&self, contact: &Contact) -> Result<(), Refusal> {
-        let request = self.member(Method::POST, &contact.id, &["actions", "delete-permanent"], &[]);
-        gone_or_taken(self.outbound.send(request).await?)
+        let path = ["members", &contact.id, "actions", "delete-permanent"];
+        self.outbound.send(self.request(Method::POST, &path, &[])).await?.found().map(drop)
     }
 
     /// Whether the key opens the audience, and the audience has what we need; returns the domain that its mail comes from.
     async fn check(&self) -> Result<String, Refusal> {
-        #[derive(Deserialize)]
-        struct MergeFields {
-            merge_fields: Vec<MergeField>,
-        }
-        #[derive(Deserialize)]
-        struct MergeField {
-            tag: String,
-        }
         let domain = self.check_audience().await?;
         let query = [("fields", "merge_fields.tag"), ("count", "1000")];
         let request = self.request(Method::GET, &["merge-fields"], &query);
-        let fields: MergeFields =
-            self.outbound.send(request).await?.taken()?.json().ok_or_else(unintelligible)?;
-        if !fields.merge_fields.iter().any(|field| field.tag == self.clerk_id_merge_field) {
+        let answer: Value = self.outbound.send(request).await?.taken()?.json()?;
+        let fields = answer["merge_fields"].as_array().ok_or_else(unintelligible)?;
+        if !fields.iter().any(|field| field["tag"] == self.clerk_id_merge_field) {
             return Err(Refusal::never(format!(
                 "the audience has no merge field {}: add one of the type text (Audience, Settings, Audience fields \
                  and *|MERGE|* tags)",
@@ -264,22 +251,12 @@ impl Mailchimp {
     }
 
     async fn check_audience(&self) -> Result<String, Refusal> {
-        #[derive(Deserialize)]
-        struct Audience {
-            campaign_defaults: CampaignDefaults,
-        }
-        #[derive(Deserialize)]
-        struct CampaignDefaults {
-            from_email: String,
-        }
         let request = self.request(Method::GET, &[], &[("fields", "campaign_defaults.from_email")]);
-        let answer = self.outbound.send(request).await?;
-        if answer.status == StatusCode::NOT_FOUND {
-            return Err(Refusal::later("there is no audience with this list_id"));
-        }
-        let audience: Audience = answer.taken()?.json().ok_or_else(unintelligible)?;
-        let (_, domain) =
-            audience.campaign_defaults.from_email.rsplit_once('@').ok_or_else(unintelligible)?;
+        let answer = self.outbound.send(request).await?.found()?;
+        let answer = answer.ok_or_else(|| Refusal::later("there is no audience with this list_id"))?;
+        let audience: Value = answer.json()?;
+        let address = audience["campaign_defaults"]["from_email"].as_str().unwrap_or_default();
+        let (_, domain) = address.rsplit_once('@').ok_or_else(unintelligible)?;
         Ok(domain.to_owned())
     }
 
@@ -297,21 +274,11 @@ impl Mailchimp {
         fields
     }
 
-    /// A request about a contact.
-    fn member(&self, method: Method, name: &str, rest: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
-        let mut path = vec!["members", name];
-        path.extend(rest);
-        self.request(method, &path, query)
-    }
-
-    /// A request about the audience.
+    /// A request about the audience, or what is in it.
     fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
-        let mut url = self.url.clone();
+        let mut url = under(&self.url, &[&["3.0", "lists", &self.list_id], path].concat());
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
-        }
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(["3.0", "lists", &self.list_id]).extend(path);
         }
         // Mailchimp takes any user name.
         self.outbound
@@ -329,39 +296,15 @@ fn subscriber_hash(address: &str) -> String {
     hex::encode(Md5::digest(address.trim().to_lowercase()))
 }
 
-fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
-    request.header(CONTENT_TYPE, "application/json").body(body.to_string())
-}
-
-fn contact_in(answer: &Answer) -> Result<Contact, Refusal> {
-    answer.json().ok_or_else(unintelligible)
-}
-
-fn unintelligible() -> Refusal {
-    Refusal::later("answered something that we do not understand")
-}
-
-/// Who is not there any more need not be removed.
-fn gone_or_taken(answer: Answer) -> Result<(), Refusal> {
-    if answer.status == StatusCode::NOT_FOUND {
-        return Ok(());
-    }
-    answer.taken().map(drop)
-}
-
 /// Like [`Answer::taken`], and says which of the refusals it was that operators meet.
 fn taken(answer: Answer) -> Result<Answer, Refusal> {
-    #[derive(Deserialize)]
-    struct Problem {
-        title: String,
-    }
     if answer.status.is_success() {
         return Ok(answer);
     }
     let mut refusal = answer.refusal();
     if refusal.again == Again::Never {
         // The titles are a fixed list; the details beside them hold the address.
-        let explanation = match answer.json::<Problem>().map(|problem| problem.title).as_deref() {
+        let explanation = match answer.json::<Value>().unwrap_or_default()["title"].as_str() {
             Some("Forgotten Email Not Subscribed") => {
                 "this address was permanently deleted before, and only its owner can bring it back, by a form of Mailchimp's"
             }
@@ -432,7 +375,8 @@ mod tests {
 
     #[test]
     fn addresses_of_requests_hold_no_address_of_anybody() {
-        let request = sink().member(Method::POST, &subscriber_hash("ada@example.com"), &["tags"], &[]);
+        let request =
+            sink().request(Method::POST, &["members", &subscriber_hash("ada@example.com"), "tags"], &[]);
         let request = request.build().expect("a request");
         assert_eq!(
             request.url().as_str(),

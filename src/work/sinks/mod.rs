@@ -49,11 +49,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn later(reason: impl Into<String>) -> Self {
+    pub(super) fn later(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), again: Again::Later(None) }
     }
 
-    fn never(reason: impl Into<String>) -> Self {
+    pub(super) fn never(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), again: Again::Never }
     }
 

@@ -11,13 +11,15 @@ use reqwest::{
     header::{self, HeaderValue},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
+use url::Url;
 
 use super::{Again, Refusal};
 use crate::{
-    http_client,
+    http_client::{self, beginning},
     sync::Clock,
-    telemetry::{Span, TRACEPARENT, TraceContext},
+    telemetry::{Span, TRACEPARENT},
 };
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -66,33 +68,28 @@ impl Outbound {
     /// Send a request and read the beginning of the answer, whatever its status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
         let (mut answer, response) = self.begin(request, false).await?;
-        // The status has been said. If the rest does not come, it is for who needs the rest to miss it.
-        answer.body = beginning(response).await;
+        // The status has been said. If the rest does not come, only a caller that needs it will miss it.
+        answer.body = beginning(response, LONGEST_ANSWER).await;
         Ok(answer)
     }
 
-    /// Send a request to somebody of whom only the status counts. For the rest nobody waits.
-    pub(super) async fn post(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
-        self.post_in(request, false).await
-    }
-
-    /// The same to one of the operator's own, who is told to which trace it belongs.
-    pub(super) async fn post_traced(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
-        self.post_in(request, true).await
-    }
-
-    async fn post_in(&self, request: RequestBuilder, tells_trace: bool) -> Result<Answer, Refusal> {
+    /// Send a request of whose answer only the status counts. A receiver that is the operator's own is told to which trace
+    /// it belongs.
+    pub(super) async fn post(&self, request: RequestBuilder, tells_trace: bool) -> Result<(), Refusal> {
         let (answer, response) = self.begin(request, tells_trace).await?;
-        // Read all the same, so that the connection can be used again.
-        tokio::spawn(timeout(READ_ON, beginning(response)));
-        Ok(answer)
+        // The rest is read all the same, so that the connection can be used again.
+        tokio::spawn(timeout(READ_ON, beginning(response, LONGEST_ANSWER)));
+        answer.taken().map(drop)
     }
 
     async fn begin(&self, request: RequestBuilder, tells_trace: bool) -> Result<(Answer, Response), Refusal> {
         let mut request = request.build().map_err(|error| no_answer(&error))?;
         let span = Span::client(request.method().as_str(), request.url(), None);
-        if tells_trace && let Some(value) = header_of(&span.context()) {
-            request.headers_mut().insert(TRACEPARENT, value);
+        if tells_trace
+            && let Some(trace) = span.context().as_str()
+            && let Ok(trace) = HeaderValue::from_str(trace)
+        {
+            request.headers_mut().insert(TRACEPARENT, trace);
         }
         let response = match self.client.execute(request).await {
             Ok(response) => response,
@@ -112,21 +109,17 @@ impl Outbound {
     }
 }
 
-/// A W3C trace context, as a header has it.
-fn header_of(trace: &TraceContext) -> Option<HeaderValue> {
-    HeaderValue::from_str(trace.as_str()?).ok()
+/// The address of an endpoint below a base, which may have a path of its own.
+pub(super) fn under(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
 }
 
-async fn beginning(mut response: Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = LONGEST_ANSWER - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if chunk.len() >= room {
-            break;
-        }
-    }
-    body
+pub(super) fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
 /// All of it within this time.
@@ -155,30 +148,33 @@ impl Answer {
         self.body.is_empty()
     }
 
+    /// The same where it is fine that there is nothing of that name: then it is `None`.
+    pub(super) fn found(self) -> Result<Option<Self>, Refusal> {
+        if self.status == StatusCode::NOT_FOUND { Ok(None) } else { self.taken().map(Some) }
+    }
+
     /// The answer as JSON of this form.
-    pub(super) fn json<T: DeserializeOwned>(&self) -> Option<T> {
-        serde_json::from_slice(&self.body).ok()
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_json::from_slice(&self.body).map_err(|_| unintelligible())
     }
 
     /// What a status that is no success means: what is wrong with the message stays wrong, anything else may pass.
     pub(super) fn refusal(&self) -> Refusal {
         let status = self.status;
-        let again = match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Again::Later(self.retry_after),
+        let again = match status.as_u16() {
+            429 | 503 => Again::Later(self.retry_after),
             // About the sink as a whole: a key, an address, a moment. The operator can mend it.
-            StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::NOT_FOUND
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::CONFLICT
-            | StatusCode::GONE
-            | StatusCode::TOO_EARLY => Again::Later(None),
-            status if status.is_client_error() => Again::Never,
+            401 | 403 | 404 | 408 | 409 | 410 | 425 => Again::Later(None),
+            400..=499 => Again::Never,
             _ => Again::Later(None),
         };
         let redirect = if status.is_redirection() { ", and redirects are not followed" } else { "" };
         Refusal { reason: format!("answered {status}{redirect}"), again }
     }
+}
+
+pub(super) fn unintelligible() -> Refusal {
+    Refusal::later("answered something that we do not understand")
 }
 
 /// `Retry-After`: seconds, or the time in HTTP's own form.

@@ -14,13 +14,12 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::{
     Again, InMemory, Memory, Outbound, Refusal, Sink,
-    outbound::{Answer, within},
+    outbound::{Answer, under, with_json, within},
 };
 use crate::{
     entity::USER,
@@ -88,11 +87,8 @@ impl Segment {
             .outbound
             .client()
             .post(under(&self.url, &["v1", "identify"]))
-            .basic_auth(self.write_key.expose_secret(), Some(""))
-            .header(CONTENT_TYPE, "application/json")
-            .body(call.to_string());
-        self.outbound.post(request).await?.taken()?;
-        Ok(())
+            .basic_auth(self.write_key.expose_secret(), Some(""));
+        self.outbound.post(with_json(request, &call), false).await
     }
 
     async fn erase(&self, message: &Message) -> Result<(), Refusal> {
@@ -138,37 +134,22 @@ impl Segment {
 }
 
 /// The errors of Segment's Public API.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Errors {
-    errors: Vec<Error>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Error {
-    message: String,
-    data: Option<RateLimit>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RateLimit {
-    ms_before_next: Option<u64>,
+fn errors(answer: &Answer) -> Vec<Value> {
+    let body: Value = answer.json().unwrap_or_default();
+    body["errors"].as_array().cloned().unwrap_or_default()
 }
 
 /// Whether it is refused because it was asked for before, which is what we want.
 fn already_asked_for(answer: &Answer) -> bool {
+    let says_so =
+        |error: &Value| error["message"].as_str().is_some_and(|text| text.contains("already exists"));
     matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::CONFLICT)
-        && answer
-            .json::<Errors>()
-            .is_some_and(|answer| answer.errors.iter().any(|error| error.message.contains("already exists")))
+        && errors(answer).iter().any(says_so)
 }
 
 /// Segment's Public API says in the body how long to wait, and not in `Retry-After`.
 fn until_next(answer: &Answer) -> Option<Duration> {
-    let errors = answer.json::<Errors>()?.errors;
-    let wait = errors.into_iter().find_map(|error| error.data?.ms_before_next)?;
+    let wait = errors(answer).iter().find_map(|error| error["data"]["msBeforeNext"].as_u64())?;
     Some(Duration::from_millis(wait).min(LONGEST_WAIT))
 }
 
@@ -209,15 +190,6 @@ fn trait_of(name: &str) -> String {
             words.fold(first, |text, word| text + &word[..1].to_uppercase() + &word[1..])
         }
     }
-}
-
-/// The address of an endpoint below a base, which may have a path of its own.
-fn under(base: &Url, segments: &[&str]) -> Url {
-    let mut url = base.clone();
-    if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(segments);
-    }
-    url
 }
 
 fn nobody() -> Refusal {

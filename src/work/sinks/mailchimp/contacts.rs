@@ -140,7 +140,7 @@ impl<'a> Person<'a> {
     ) -> Result<Option<Contact>, Refusal> {
         let owner = self.sink.owner(&there);
         let of_another = owner.is_some_and(|owner| owner != self.clerk_id);
-        if of_another && !self.holders(address).await?.iter().any(|holder| holder == self.clerk_id) {
+        if of_another && !self.memory.holders(address).await?.iter().any(|holder| holder == self.clerk_id) {
             // The message is out of date, or its user is about to be erased.
             return Ok(None);
         }
@@ -299,12 +299,8 @@ impl<'a> Person<'a> {
 
     /// Another user who has the address of this contact by now.
     async fn other_holder(&self, contact: &Contact) -> Result<Option<String>, Refusal> {
-        let holders = self.holders(&contact.email_address).await?;
+        let holders = self.memory.holders(&contact.email_address).await?;
         Ok(holders.into_iter().find(|holder| holder != self.clerk_id))
-    }
-
-    async fn holders(&self, address: &str) -> Result<Vec<String>, Refusal> {
-        self.memory.holders(address).await
     }
 }
 
