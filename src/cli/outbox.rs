@@ -1,19 +1,25 @@
 //! `outbox`: the messages for other systems, as an operator sees and tends them. What they say is shown only on demand.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, clock, confirm, count, open, say, sinks::no_sink, terminal::table};
+use super::{
+    Failure, clock, count, open,
+    operator::{Choice, Discard, Retry},
+    say,
+    sinks::no_sink,
+    terminal::table,
+};
 use crate::{
     config::Settings,
     http,
     model::rfc3339,
     store::{MessageFilter, MessageState, Store, StoredMessage},
-    sync::reveal::reveal_message,
-    work::outbox::{Selection, Tally, discard, known_sinks, retry},
+    sync::{
+        operator::{Tally, Which, known_sinks},
+        reveal::reveal_message,
+    },
 };
 
 /// Messages for other systems: list, show, retry, discard; pause and resume a sink
@@ -30,9 +36,9 @@ enum Action {
     /// Show one message
     Show(Show),
     /// Try dead messages again, unless later news of their users were delivered since
-    Retry(Retry),
+    Retry(Retry<Selection>),
     /// Give up messages, and forget what they say; deletions are never given up
-    Discard(Discard),
+    Discard(Discard<Selection>),
     /// Stop delivering to a sink; its messages wait
     Pause(Name),
     /// Deliver to a sink again
@@ -74,32 +80,8 @@ struct Show {
 }
 
 #[derive(Args)]
-struct Retry {
-    #[command(flatten)]
-    which: Which,
-
-    /// Only say how many there are
-    #[arg(long)]
-    dry_run: bool,
-}
-
-#[derive(Args)]
-struct Discard {
-    #[command(flatten)]
-    which: Which,
-
-    /// Only say how many there are
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-}
-
-#[derive(Args)]
 #[group(required = true, multiple = false)]
-struct Which {
+struct Selection {
     /// These messages, by their numbers
     #[arg(value_name = "ID", value_parser = number)]
     ids: Vec<i64>,
@@ -145,13 +127,28 @@ impl Action {
         match self {
             Self::Ls(ls) => ls.run(store, sinks).await,
             Self::Show(show) => show.run(store, now).await,
-            Self::Retry(Retry { which, dry_run }) => {
-                let tally = retry(store, &which.selection(), dry_run, now).await?;
-                let left = "left: not dead, or later news of their users were delivered since";
-                report(&tally, dry_run, ("would be tried again", "due again"), left);
-                which.all_done(&tally, dry_run, store, sinks).await
+            Self::Retry(retry) => {
+                let tally = retry.run(store, "would be tried again", "due again").await?;
+                if !retry.dry_run {
+                    report_left(&tally, "not dead, or later news of their users were delivered since");
+                }
+                retry.choice.all_done(&tally, retry.dry_run, store, sinks).await
             }
-            Self::Discard(discard) => discard.run(store, sinks, now).await,
+            Self::Discard(discard) => {
+                let question = |number| format!("Give up {} for good?", count(number, "message", "messages"));
+                let tally = discard.run(store, question, "would be given up", "given up").await?;
+                if !discard.dry_run {
+                    report_left(&tally, "deletions, on their way, or finished already");
+                }
+                if tally.deletions > 0 {
+                    return Err(Failure::failed(format!(
+                        "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by \
+                         itself; `clerk-sync erase report` shows what is not confirmed",
+                        count(tally.deletions, "deletion stays", "deletions stay")
+                    )));
+                }
+                discard.choice.all_done(&tally, discard.dry_run, store, sinks).await
+            }
             Self::Pause(Name { sink }) => {
                 check_sink(store, sinks, &sink).await?;
                 store.set_paused(&sink, Some(now)).await?;
@@ -248,34 +245,23 @@ impl Show {
     }
 }
 
-impl Discard {
-    async fn run(self, store: &dyn Store, sinks: &[String], now: DateTime<Utc>) -> Result<(), Failure> {
-        let selection = self.which.selection();
-        if !self.dry_run && !self.yes {
-            let Tally { found, deletions, .. } = discard(store, &selection, true, now).await?;
-            if found > deletions {
-                confirm(&format!("Give up {} for good?", count(found - deletions, "message", "messages")))?;
-            }
+impl Choice for Selection {
+    type Entry = StoredMessage;
+
+    fn which(&self) -> Which<i64> {
+        match &self.sink {
+            Some(sink) => Which::Of(sink.clone()),
+            None if self.all => Which::All,
+            None => Which::These(self.ids.clone()),
         }
-        let tally = discard(store, &selection, self.dry_run, now).await?;
-        let left = "left: deletions, on their way, or finished already";
-        report(&tally, self.dry_run, ("would be given up", "given up"), left);
-        if tally.deletions > 0 {
-            return Err(Failure::failed(format!(
-                "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by itself; \
-                 `clerk-sync erase report` shows what is not confirmed",
-                count(tally.deletions, "deletion stays", "deletions stay")
-            )));
-        }
-        self.which.all_done(&tally, self.dry_run, store, sinks).await
     }
 }
 
-impl Which {
+impl Selection {
     /// Whatever is named must be there, and done.
     async fn all_done(
         &self,
-        tally: &Tally,
+        tally: &Tally<i64>,
         dry_run: bool,
         store: &dyn Store,
         sinks: &[String],
@@ -283,43 +269,22 @@ impl Which {
         if let Some(sink) = self.sink.as_deref().filter(|_| tally.found == 0) {
             return check_sink(store, sinks, sink).await;
         }
-        let named: BTreeSet<i64> = self.ids.iter().copied().collect();
-        if named.is_empty() {
-            return Ok(());
-        }
-        let missing = (named.len() as u64).saturating_sub(tally.found);
+        let (left, missing) = (tally.found - tally.done, tally.missing.len() as u64);
         if missing > 0 {
-            return Err(Failure::failed(format!(
-                "{} not in the outbox",
-                count(missing, "of those named is", "of those named are")
-            )));
+            let missing = count(missing, "of those named is", "of those named are");
+            return Err(Failure::failed(format!("{missing} not in the outbox")));
         }
-        if tally.done < tally.found && !dry_run {
-            return Err(Failure::failed(format!(
-                "{} left alone: see `clerk-sync outbox show`",
-                count(tally.found - tally.done, "of those named was", "of those named were")
-            )));
+        if left > 0 && !dry_run && !self.ids.is_empty() {
+            let left = count(left, "of those named was", "of those named were");
+            return Err(Failure::failed(format!("{left} left alone: see `clerk-sync outbox show`")));
         }
         Ok(())
     }
-
-    fn selection(&self) -> Selection {
-        match &self.sink {
-            Some(sink) => Selection::Sink(sink.clone()),
-            None if self.all => Selection::All,
-            None => Selection::Ids(self.ids.clone()),
-        }
-    }
 }
 
-fn report(tally: &Tally, dry_run: bool, (would, did): (&str, &str), left: &str) {
-    if dry_run {
-        say!("{:>9}  {would}", tally.found - tally.deletions);
-        return;
-    }
-    say!("{:>9}  {did}", tally.done);
+fn report_left(tally: &Tally<i64>, why: &str) {
     if tally.found > tally.done {
-        say!("{:>9}  {left}", tally.found - tally.done);
+        say!("{:>9}  left: {why}", tally.found - tally.done);
     }
 }
 

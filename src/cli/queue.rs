@@ -1,17 +1,21 @@
 //! `queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
 
-use std::sync::Arc;
-
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, confirm, count, open, say, terminal::table, user_id};
+use super::{
+    Failure, clock, count, open,
+    operator::{Choice, Discard, Retry},
+    say,
+    terminal::table,
+    user_id,
+};
 use crate::{
     config::Settings,
     http,
     model::{ClerkId, Source, SvixId, rfc3339},
     store::{QueueFilter, QueueState, Queued, Store},
     sync::{
-        queue::{self, Done, Which},
+        operator::{Tally, Which},
         reveal::reveal_delivery,
     },
 };
@@ -30,9 +34,9 @@ enum Action {
     /// Show one delivery; what it says of somebody only with --reveal
     Show(Show),
     /// Try deliveries again at once: the dead, and those that would be tried only later
-    Retry(Retry),
+    Retry(Retry<Selection>),
     /// Take deliveries out for ever: those named, or the dead among the others
-    Discard(Discard),
+    Discard(Discard<Selection>),
 }
 
 #[derive(Args)]
@@ -71,43 +75,31 @@ struct Show {
 
 /// Which deliveries are meant.
 #[derive(Args)]
-#[group(id = "which", required = true, multiple = false)]
+#[group(required = true, multiple = false)]
 struct Selection {
     /// These
-    #[arg(value_name = "SVIX_ID", value_parser = id, group = "which")]
+    #[arg(value_name = "SVIX_ID", value_parser = id)]
     svix_ids: Vec<SvixId>,
 
     /// Those of this type of event, such as user.updated
-    #[arg(long = "type", value_name = "TYPE", group = "which")]
+    #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
 
     /// All of them
-    #[arg(long, group = "which")]
+    #[arg(long)]
     all: bool,
 }
 
-#[derive(Args)]
-struct Retry {
-    #[command(flatten)]
-    selection: Selection,
+impl Choice for Selection {
+    type Entry = Queued;
 
-    /// Only say how many
-    #[arg(long)]
-    dry_run: bool,
-}
-
-#[derive(Args)]
-struct Discard {
-    #[command(flatten)]
-    selection: Selection,
-
-    /// Only say how many
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    fn which(&self) -> Which<SvixId> {
+        match &self.event_type {
+            Some(event_type) => Which::Of(event_type.clone()),
+            None if self.all => Which::All,
+            None => Which::These(self.svix_ids.clone()),
+        }
+    }
 }
 
 impl Queue {
@@ -121,8 +113,16 @@ impl Queue {
         let result = match self.action {
             Action::Ls(list) => list.run(&*store).await,
             Action::Show(show) => show.run(&*store).await,
-            Action::Retry(retry) => retry.run(&*store).await,
-            Action::Discard(discard) => discard.run(&store).await,
+            Action::Retry(retry) => {
+                let tally = retry.run(&*store, "would be tried again", "due again, for whoever works").await;
+                tally.and_then(|tally| finished(&tally))
+            }
+            Action::Discard(discard) => {
+                let question =
+                    |number| format!("Take {} out for ever?", count(number, "delivery", "deliveries"));
+                let tally = discard.run(&*store, question, "would be taken out", "taken out").await;
+                tally.and_then(|tally| finished(&tally))
+            }
         };
         store.close().await;
         result
@@ -131,21 +131,13 @@ impl Queue {
 
 impl List {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let mut filter = QueueFilter {
+        let filter = QueueFilter {
             state: self.state,
             event_type: self.event_type,
             clerk_id: self.user,
             ..QueueFilter::default()
         };
-        let mut found: Vec<Queued> = Vec::new();
-        while let Some(left) = self.limit.checked_sub(found.len().try_into().unwrap_or(u32::MAX))
-            && left > 0
-        {
-            let page = store.queued(&filter, left.min(500)).await?;
-            let Some(last) = page.last() else { break };
-            filter.after = Some(last.svix_id.clone());
-            found.extend(page);
-        }
+        let found = store.queued(&filter, self.limit).await?;
         if self.json {
             say!("{}", http::queue_as_json(&found));
             return Ok(());
@@ -187,44 +179,8 @@ impl Show {
     }
 }
 
-impl Selection {
-    fn which(self) -> Which {
-        match self {
-            Self { all: true, .. } => Which::All,
-            Self { event_type: Some(event_type), .. } => Which::Type(event_type),
-            Self { svix_ids, .. } => Which::These(svix_ids),
-        }
-    }
-}
-
-impl Retry {
-    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let done = queue::retry(store, &self.selection.which(), clock()(), self.dry_run).await?;
-        let what = if self.dry_run { "would be tried again" } else { "due again, for whoever works" };
-        say!("{:>9}  {what}", done.deliveries);
-        finished(&done)
-    }
-}
-
-impl Discard {
-    async fn run(self, store: &Arc<dyn Store>) -> Result<(), Failure> {
-        let which = self.selection.which();
-        let would = queue::discard(&**store, &which, clock()(), true).await?;
-        if self.dry_run {
-            say!("{:>9}  would be taken out", would.deliveries);
-            return finished(&would);
-        }
-        if would.deliveries > 0 && !self.yes {
-            confirm(&format!("Take {} out for ever?", count(would.deliveries, "delivery", "deliveries")))?;
-        }
-        let done = queue::discard(&**store, &which, clock()(), false).await?;
-        say!("{:>9}  taken out", done.deliveries);
-        finished(&done)
-    }
-}
-
 /// What could not be done is a failure.
-fn finished(done: &Done) -> Result<(), Failure> {
+fn finished(done: &Tally<SvixId>) -> Result<(), Failure> {
     if done.deletions > 0 {
         return Err(Failure::failed(format!(
             "{}: what Clerk has deleted must not stay here. Mend the cause, which `clerk-sync queue ls` shows, and it succeeds \

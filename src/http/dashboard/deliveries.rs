@@ -11,7 +11,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{Column, ROWS, about, grouped, linked, page, table, time},
+    page::{Column, ROWS, about, grouped, linked, next_page, page, parameters, table, time},
     session::Session,
     trouble::Trouble,
 };
@@ -35,11 +35,10 @@ pub(super) async fn list(
     Extension(session): Extension<Session>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Trouble> {
-    let filter = filter(query.as_deref().unwrap_or_default());
+    let filter = filter(query.as_deref());
     let asked = filter.clone();
     let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
-    let (found, more) = cut(found, ROWS);
-    let next = found.last().filter(|_| more).map(|last| link(&filter, last));
+    let (found, next) = cut(found, ROWS, |last| older(&filter, last));
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
     let content = html! {
         form.filter method="get" action="/deliveries" {
@@ -49,41 +48,32 @@ pub(super) async fn list(
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
         (processed_table(&found, (app.clock)(), Some(about(&app))))
-        @if let Some(next) = next { p { a.button.quiet href=(next) { "Older ones" } } }
+        (next_page("Older ones", "/deliveries", next))
     };
     Ok(page(&app, &session, "/deliveries", "Deliveries", &content))
 }
 
 /// What is not understood is left out.
-fn filter(query: &str) -> DeliveryFilter {
-    let mut filter = DeliveryFilter::default();
-    let (mut at, mut id) = (None, None);
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes())
-        .filter(|(_, value)| !value.trim().is_empty() && !value.contains('\0'))
-    {
-        match &*name {
-            // Typed or pasted, with a blank somewhere.
-            "type" => filter.event_type = Some(value.trim().to_owned()),
-            "outcome" => filter.outcome = Some(value.into_owned()),
-            "at" => at = DateTime::parse_from_rfc3339(&value).ok().map(|at| at.to_utc()),
-            "id" => id = SvixId::new(value),
-            _ => {}
-        }
+fn filter(query: Option<&str>) -> DeliveryFilter {
+    let mut asked = parameters(query);
+    asked.retain(|_, value| !value.trim().is_empty() && !value.contains('\0'));
+    let at = asked.get("at").and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+    DeliveryFilter {
+        before: at.map(|at| at.to_utc()).zip(asked.remove("id").and_then(SvixId::new)),
+        // Typed or pasted, with a blank somewhere.
+        event_type: asked.get("type").map(|event_type| event_type.trim().to_owned()),
+        outcome: asked.remove("outcome"),
+        ..DeliveryFilter::default()
     }
-    filter.before = at.zip(id);
-    filter
 }
 
-fn link(filter: &DeliveryFilter, last: &Processed) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("at", &last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true));
-    query.append_pair("id", last.svix_id.as_str());
-    for (name, value) in [("type", &filter.event_type), ("outcome", &filter.outcome)] {
-        if let Some(value) = value {
-            query.append_pair(name, value);
-        }
-    }
-    format!("/deliveries?{}", query.finish())
+/// What asks for those that are older than this one.
+fn older(filter: &DeliveryFilter, last: &Processed) -> Vec<(&'static str, String)> {
+    let at = last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let mut query = vec![("at", at), ("id", last.svix_id.to_string())];
+    query.extend(filter.event_type.clone().map(|event_type| ("type", event_type)));
+    query.extend(filter.outcome.clone().map(|outcome| ("outcome", outcome)));
+    query
 }
 
 /// Any type can be asked for: new ones appear without notice. Those that are known are proposed.
@@ -160,8 +150,9 @@ mod tests {
             processed_at: at,
         };
         let asked = DeliveryFilter { outcome: Some("stale".to_owned()), ..DeliveryFilter::default() };
-        let link = link(&asked, &last);
-        let again = filter(link.strip_prefix("/deliveries?").expect("a query"));
+        let link = next_page("Older ones", "/deliveries", Some(older(&asked, &last))).into_string();
+        let (_, query) = link.split_once("/deliveries?").expect("a query");
+        let again = filter(query.split('"').next().map(|query| query.replace("&amp;", "&")).as_deref());
         assert_eq!(again.before, Some((at, last.svix_id)));
         assert_eq!((again.outcome, again.event_type), (asked.outcome, None));
     }

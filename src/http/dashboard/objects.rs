@@ -20,8 +20,8 @@ use super::{
     deliveries::processed_table,
     form::Form,
     page::{
-        Column, ROWS, button, fact, folder, linked, masked, moment, page, plural, see, singular, table, time,
-        whereabouts,
+        Column, ROWS, button, fact, folder, linked, masked, moment, next_page, page, parameters, plural, see,
+        singular, table, time, whereabouts,
     },
     queue::queued_table,
     session::Session,
@@ -75,16 +75,17 @@ async fn list(
         };
     }
     if !entity.is_person() {
-        let filter = filter(entity, query.as_deref().unwrap_or_default());
+        let filter = filter(entity, query.as_deref());
         let asked = filter.clone();
         let rows = read(&app, async move |store| store.rows(entity, &asked, ROWS + 1).await).await?;
         let parent = filter.with.and_then(|(field, id)| Some((field, ClerkId::new(field.parent?, id)?)));
-        let more = more(entity, parent.as_ref().map(|(field, id)| (*field, id)), &rows);
+        let (rows, next) =
+            cut(rows, ROWS, |last| after(parent.as_ref().map(|(field, id)| (*field, id)), last));
         content = html! {
             (content)
             @if let Some((field, parent)) = &parent { p.note { (words(field.name())) ": " (linked(parent)) } }
-            (rows_table(entity, &cut(rows, ROWS).0, (app.clock)(), None))
-            (more)
+            (rows_table(entity, &rows, (app.clock)(), None))
+            (next_page("Next", &folder(entity), next))
         };
     }
     Ok(title_page(&app, &session, entity, &content))
@@ -95,28 +96,19 @@ fn title_page(app: &App, session: &Session, entity: &'static Entity, content: &M
 }
 
 /// What is not understood is left out.
-fn filter(entity: &'static Entity, query: &str) -> RowFilter {
-    let mut filter = RowFilter::default();
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        if name == "after" {
-            filter.after = value.parse().ok();
-        } else if let Some(field) = entity.named(&name).filter(|field| field.parent.is_some()) {
-            filter.with = Some((field, value.replace('\0', "")));
-        }
-    }
-    filter
+fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
+    let asked = parameters(query);
+    let with = asked.iter().find_map(|(name, value)| {
+        let field = entity.named(name).filter(|field| field.parent.is_some())?;
+        Some((field, value.replace('\0', "")))
+    });
+    RowFilter { with, after: asked.get("after").and_then(|after| after.parse().ok()) }
 }
 
-/// The way to the next page of rows, if there are more of them than a page holds.
-fn more(entity: &'static Entity, of: Option<(Field, &ClerkId)>, rows: &[Row]) -> Markup {
-    let last = rows.get(ROWS as usize - 1).filter(|_| rows.len() > ROWS as usize);
-    let link = last.map(|last| {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(of.map(|(field, id)| (field.name(), id.as_str())));
-        query.append_pair("after", &last.id.to_string());
-        format!("{}?{}", folder(entity), query.finish())
-    });
-    html! { @if let Some(link) = link { p { a.button.quiet href=(link) { "Next" } } } }
+/// What asks for the rows after this one.
+fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Vec<(&'static str, String)> {
+    let of = of.map(|(field, id)| (field.name(), id.to_string()));
+    of.into_iter().chain([("after", last.id.to_string())]).collect()
 }
 
 /// `POST /<table>`: by a body, because an address in a URL stands in histories and logs.
@@ -223,8 +215,8 @@ struct Known {
     deliveries: Vec<Processed>,
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
-    /// What belongs to it, by the columns that name it: as much as a page of rows holds, and one more if there is more.
-    children: Vec<(Field, Vec<Row>)>,
+    /// What belongs to it, by the columns that name it: a page of rows, and what asks for the next one.
+    children: Vec<(Field, Vec<Row>, Option<Vec<(&'static str, String)>>)>,
 }
 
 impl Known {
@@ -234,7 +226,7 @@ impl Known {
             && self.register.is_none()
             && self.trail.is_empty()
             && self.waiting.is_empty()
-            && self.children.iter().all(|(_, rows)| rows.is_empty())
+            && self.children.iter().all(|(_, rows, _)| rows.is_empty())
     }
 
     /// Whether all there is is a tombstone: nobody of this id was ever here, or there would be lines and receipts.
@@ -336,7 +328,9 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         let mut children = Vec::new();
         for field in naming {
             let filter = RowFilter { with: Some((field, id.as_str().to_owned())), after: None };
-            children.push((field, store.rows(field.entity(), &filter, ROWS + 1).await?));
+            let rows = store.rows(field.entity(), &filter, ROWS + 1).await?;
+            let (rows, next) = cut(rows, ROWS, |last| after(Some((field, &id)), last));
+            children.push((field, rows, next));
         }
         Ok(Known { id, row, register, waiting, deliveries, trail, receipts, children })
     })
@@ -385,10 +379,10 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                 }
             }
         }
-        @for (field, rows) in children {
+        @for (field, rows, next) in children {
             h2 { (words(plural(field.entity()))) }
-            (rows_table(field.entity(), &rows[..rows.len().min(ROWS as usize)], now, Some(*field)))
-            (more(field.entity(), Some((*field, id)), rows))
+            (rows_table(field.entity(), rows, now, Some(*field)))
+            (next_page("Next", &folder(field.entity()), next.clone()))
         }
         h2 { "Version" }
         @match register {

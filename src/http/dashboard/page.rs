@@ -1,11 +1,12 @@
 //! What all pages share: the frame, words for times and numbers, and forms.
 
-use axum::response::{IntoResponse, Response};
+use std::collections::HashMap;
+
 use axum::{
     http::{StatusCode, header},
-    response::Html,
+    response::{Html, IntoResponse, Response},
 };
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use maud::{DOCTYPE, Markup, html};
 
 use super::session::Session;
@@ -15,7 +16,7 @@ use crate::{
         App,
         v1::objects::{without, words},
     },
-    model::{ClerkId, Entity, Selection},
+    model::{ClerkId, Entity, Selection, rfc3339},
     telemetry::plain,
 };
 
@@ -110,16 +111,24 @@ pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, c
     }
 }
 
-/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out.
-pub(super) fn asking(session: &Session, path: &str, deed: &Deed<'_>) -> Markup {
-    let (summary, button_class) = if deed.destroys { ("danger", "danger") } else { ("quiet", "") };
+/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out. It warns of
+/// what `destroys` something for good.
+pub(super) fn asking(
+    session: &Session,
+    path: &str,
+    action: &str,
+    label: &str,
+    question: &str,
+    destroys: bool,
+) -> Markup {
+    let (summary, button_class) = if destroys { ("danger", "danger") } else { ("quiet", "") };
     html! {
         details.asking name="deed" {
-            summary role="button" class=(summary) { (deed.label) "…" }
+            summary role="button" class=(summary) { (label) "…" }
             div {
-                p { (deed.question) }
+                p { (question) }
                 div.deeds {
-                    (button(session, path, deed.action, deed.label, button_class))
+                    (button(session, path, action, label, button_class))
                     a.button.quiet href=(path) { "Cancel" }
                 }
             }
@@ -127,14 +136,33 @@ pub(super) fn asking(session: &Session, path: &str, deed: &Deed<'_>) -> Markup {
     }
 }
 
-/// What somebody can do, once they were asked.
-pub(super) struct Deed<'a> {
-    /// What the form says.
-    pub(super) action: &'a str,
-    pub(super) label: &'a str,
-    pub(super) question: &'a str,
-    /// Whether nothing brings back what was.
-    pub(super) destroys: bool,
+/// What the address of a page asks for.
+pub(super) type Parameters = HashMap<String, String>;
+
+pub(super) fn parameters(query: Option<&str>) -> Parameters {
+    url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect()
+}
+
+/// Links to what is in each state, with how much that is, where it is known.
+pub(super) fn states(path: &str, chosen: &str, states: &[(&str, &str, Option<u64>)]) -> Markup {
+    html! {
+        nav.tabs aria-label="State" {
+            @for (state, label, number) in states {
+                a href={ (path) "?state=" (state) } aria-current=[(*state == chosen).then_some("true")] {
+                    (label) @if let Some(number) = number { " " span.count { (grouped(*number)) } }
+                }
+            }
+        }
+    }
+}
+
+/// The link to the next page of a list, if there is one.
+pub(super) fn next_page(label: &str, path: &str, next: Option<Vec<(&str, String)>>) -> Markup {
+    let link = next.map(|next| {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        format!("{path}?{}", query.extend_pairs(next).finish())
+    });
+    html! { @if let Some(link) = link { p { a.button.quiet href=(link) { (label) } } } }
 }
 
 /// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
@@ -177,10 +205,6 @@ pub(super) fn time(now: DateTime<Utc>, at: DateTime<Utc>) -> Markup {
 /// A time that people read.
 pub(super) fn moment(at: DateTime<Utc>) -> Markup {
     html! { time datetime=(rfc3339(at)) { (at.format("%Y-%m-%d %H:%M:%S")) } }
-}
-
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// How long ago, or how long until.

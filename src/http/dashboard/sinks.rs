@@ -15,8 +15,11 @@ use maud::{Markup, html};
 
 use super::{
     form::Form,
-    notice::{Done, see_done, told},
-    page::{Column, Deed, ROWS, about, asking, count, fact, grouped, linked, page, table, time},
+    notice::{see_done, told},
+    page::{
+        Column, ROWS, about, asking, count, fact, grouped, linked, next_page, page, parameters, states,
+        table, time,
+    },
     session::Session,
     trouble::{Segment, Trouble},
     verdict::HELD_UP,
@@ -25,10 +28,10 @@ use crate::{
     http::{
         App,
         error::Problem,
-        v1::{query::page as cut, read},
+        v1::{act, query::page as cut, read},
     },
-    store::{MessageFilter, MessageState, SinkDepth, StoredMessage},
-    work::outbox::{Selection, discard, retry},
+    store::{Deed, MessageFilter, MessageState, SinkDepth, StoredMessage},
+    sync::operator::Which,
 };
 
 /// What is known of all sinks: those that are configured, and those that anything waits for.
@@ -62,7 +65,7 @@ pub(super) async fn list(
             let oldest = depth.and_then(|depth| depth.oldest);
             vec![
                 html! { a href={ "/sinks/" (name) } { (name) } },
-                state(name, &sinks, &app),
+                state_tag(name, &sinks, &app),
                 html! { (grouped(depth.map_or(0, |depth| depth.pending))) },
                 html! { (grouped(depth.map_or(0, |depth| depth.dead))) },
                 oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
@@ -82,7 +85,7 @@ pub(super) async fn list(
     Ok(page(&app, &session, "/sinks", "Sinks", &content))
 }
 
-fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
+fn state_tag(name: &String, sinks: &Sinks, app: &App) -> Markup {
     let now = (app.clock)();
     let oldest = sinks.depth.get(name).and_then(|depth| depth.oldest);
     let (class, word) = if sinks.paused.contains_key(name) {
@@ -108,54 +111,38 @@ pub(super) async fn show(
     if !sinks.names.contains(&name) {
         return Err(Problem::SinkNotFound.into());
     }
-    let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
-    let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
-    let (sink, state_at_first) = (Some(name.clone()), Some(state_at_first));
-    let mut filter = MessageFilter { sink, state: state_at_first, ..MessageFilter::default() };
-    for (parameter, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
-        match &*parameter {
-            "state" => filter.state = MessageState::named(&value),
-            "after" => filter.after = value.parse().ok(),
-            _ => {}
-        }
-    }
-    let chosen = filter.state;
+    let (waiting, dead) = sinks.depth.get(&name).map_or((0, 0), |depth| (depth.pending, depth.dead));
+    let state_at_first = if dead == 0 { MessageState::Pending } else { MessageState::Dead };
+    let asked = parameters(query.as_deref());
+    let state = asked.get("state").map_or(Some(state_at_first), |state| MessageState::named(state));
+    let after = asked.get("after").and_then(|after| after.parse().ok());
+    let filter = MessageFilter { sink: Some(name.clone()), state, after, ids: None };
     let messages = read(&app, async move |store| store.messages(&filter, ROWS + 1).await).await?;
-    let (messages, more) = cut(messages, ROWS);
-    let word = |state: Option<MessageState>| state.map_or("all", MessageState::name);
-    let next = messages
-        .last()
-        .filter(|_| more)
-        .map(|last| format!("/sinks/{name}?state={}&after={}", word(chosen), last.id));
+    let chosen = state.map_or("all", MessageState::name);
+    let (messages, next) =
+        cut(messages, ROWS, |last| vec![("state", chosen.to_owned()), ("after", last.id.to_string())]);
     let now = (app.clock)();
     let path = format!("/sinks/{name}");
-    let (waiting, dead) = sinks.depth.get(&name).map_or((0, 0), |depth| (depth.pending, depth.dead));
     let tabs = [
-        (Some(MessageState::Dead), "Dead", Some(dead)),
-        (Some(MessageState::Pending), "Waiting", Some(waiting)),
-        (Some(MessageState::Delivered), "Delivered", None),
-        (Some(MessageState::Discarded), "Discarded", None),
-        (None, "All", None),
+        ("dead", "Dead", Some(dead)),
+        ("pending", "Waiting", Some(waiting)),
+        ("delivered", "Delivered", None),
+        ("discarded", "Discarded", None),
+        ("all", "All", None),
     ];
     let content = html! {
-        (told(query.as_deref(), now))
+        (told(&asked, now))
         dl.facts {
-            (fact("State", &state(&name, &sinks, &app)))
+            (fact("State", &state_tag(&name, &sinks, &app)))
             (fact("Waiting", &html! { (grouped(waiting)) }))
             (fact("Dead", &html! { (grouped(dead)) }))
             @if let Some(since) = sinks.paused.get(&name) { (fact("Paused", &time(now, *since))) }
         }
         (deeds(&session, &path, sinks.paused.contains_key(&name), dead))
         h2 { "Messages" }
-        nav.tabs aria-label="State" {
-            @for (other, label, number) in tabs {
-                a href={ (path) "?state=" (word(other)) } aria-current=[(other == chosen).then_some("true")] {
-                    (label) @if let Some(number) = number { " " span.count { (grouped(number)) } }
-                }
-            }
-        }
+        (states(&path, chosen, &tabs))
         (messages_table(&messages, now, about(&app)))
-        @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
+        (next_page("More", &path, next))
     };
     Ok(page(&app, &session, "/sinks", &name, &content))
 }
@@ -170,22 +157,13 @@ fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
     html! {
         div.deeds {
             @if is_paused {
-                (asking(session, path, &Deed {
-                    action: "resume", label: "Resume", question: "What waits goes out again.", destroys: false,
-                }))
+                (asking(session, path, "resume", "Resume", "What waits goes out again.", false))
             } @else {
-                (asking(session, path, &Deed {
-                    action: "pause", label: "Pause", question: "Messages wait until you resume it; nothing is lost.",
-                    destroys: false,
-                }))
+                (asking(session, path, "pause", "Pause", "Messages wait until you resume it; nothing is lost.", false))
             }
             @if dead > 0 {
-                (asking(session, path, &Deed {
-                    action: "retry", label: "Retry all that are dead", question: &again, destroys: false,
-                }))
-                (asking(session, path, &Deed {
-                    action: "discard", label: "Discard all that are dead", question: &given_up, destroys: true,
-                }))
+                (asking(session, path, "retry", "Retry all that are dead", &again, false))
+                (asking(session, path, "discard", "Discard all that are dead", &given_up, true))
             }
         }
     }
@@ -219,7 +197,7 @@ fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>, about: &str) -
 }
 
 /// `POST /sinks/{sink}`
-pub(super) async fn act(
+pub(super) async fn change(
     State(app): State<Arc<App>>,
     Extension(session): Extension<Session>,
     Segment(name): Segment,
@@ -234,21 +212,19 @@ pub(super) async fn act(
     let (done, number) = match form.value("action") {
         Some("pause") => {
             read(&app, async move |store| store.set_paused(&sink, Some(now)).await).await?;
-            (Done::Paused, 1)
+            ("paused", 1)
         }
         Some("resume") => {
             read(&app, async move |store| store.set_paused(&sink, None).await).await?;
-            (Done::Resumed, 1)
+            ("resumed", 1)
         }
         Some("retry") => {
-            let dead = Selection::Sink(sink);
-            let tally = read(&app, async move |store| retry(&*store, &dead, false, now).await).await?;
-            (Done::SentAgain, tally.done)
+            let tally = act::<StoredMessage>(&app, Which::Of(sink), Deed::Retry, false).await?;
+            ("sent-again", tally.done)
         }
         Some("discard") => {
-            let dead = Selection::Sink(sink);
-            let tally = read(&app, async move |store| discard(&*store, &dead, false, now).await).await?;
-            (Done::GivenUp, tally.done)
+            let tally = act::<StoredMessage>(&app, Which::Of(sink), Deed::Discard, false).await?;
+            ("given-up", tally.done)
         }
         _ => return Err(Problem::NotFound.into()),
     };

@@ -10,10 +10,11 @@ use axum::{
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value as Document, json, value::RawValue};
+use utoipa::{IntoParams, openapi::path::ParameterIn};
 
 use super::{
-    INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE,
     ensure::ensure,
+    openapi::Paging,
     query::{AFTER, Query, page},
     read,
 };
@@ -173,9 +174,7 @@ async fn rows(
     let limit = query.limit()?;
     let filter = RowFilter { with, after };
     let rows = read(app, async move |store| store.rows(entity, &filter, limit + 1).await).await?;
-    let (rows, more) = page(rows, limit);
-    let next = rows.last().filter(|_| more).map(|row| row.id.to_string());
-    Ok((rows, next))
+    Ok(page(rows, limit, |last| last.id.to_string()))
 }
 
 /// What is no id is nobody's.
@@ -264,10 +263,11 @@ pub(super) fn routes() -> Router<Arc<App>> {
 pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
     for entity in entity::ALL.iter().copied() {
-        let name = schema_name(entity);
-        schemas.insert(name.clone(), schema(entity));
-        let one = json!({ "$ref": format!("#/components/schemas/{name}") });
-        let what = format!("{}, a page at a time", words(entity.table));
+        let Entity { table, kind, .. } = *entity;
+        let one = reference(entity);
+        schemas.insert(schema_name(entity), schema(entity));
+
+        let summary = format!("{}, a page at a time", words(table));
         let order = "In the order of their `id`. What was there when a walk through the pages began comes exactly once.";
         let mut parameters = paging();
         if *entity == USER {
@@ -277,51 +277,44 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
                 "description": "Only users of this e-mail address, in any case; there can be several"
             }));
         }
-        let listed = pages(entity.table, &one);
-        paths.insert(
-            format!("/v1/{}", entity.table),
-            operation(&format!("list_{}", entity.table), (&what, order), &parameters, &listed, None, true),
-        );
-        let what = capital(&format!("one {}", entity.kind.replace('_', " ")));
-        paths.insert(
-            format!("/v1/{}/{{clerk_id}}", entity.table),
-            operation(
-                &format!("show_{}", entity.kind),
-                (&what, ""),
-                &[by_id(entity)],
-                &one,
-                Some(entity),
-                false,
-            ),
-        );
+        let rows = pages(table, &one);
+        let list = operation(&format!("list_{table}"), (&summary, order), &parameters, &rows, None);
+        paths.insert(format!("/v1/{table}"), list);
+
+        let summary = capital(&format!("one {}", kind.replace('_', " ")));
+        let path = format!("/v1/{table}/{{clerk_id}}");
         if entity.has_one {
-            let path = format!("/v1/{}/{{clerk_id}}/ensure", entity.table);
-            paths.insert(path, ensuring(entity, &what, &one));
+            paths.insert(format!("{path}/ensure"), ensuring(entity, &summary, &one));
         }
+        let show = operation(&format!("show_{kind}"), (&summary, ""), &[by_id(entity)], &one, Some(entity));
+        paths.insert(path, show);
     }
     for of in Belonging::all() {
-        let shown = of.through.map_or(of.field.entity(), |(_, other)| other);
-        let mut one = json!({ "$ref": format!("#/components/schemas/{}", schema_name(shown)) });
+        let Belonging { parent, field, .. } = of;
+        let shown = of.through.map_or(field.entity(), |(_, other)| other);
+        let mut one = reference(shown);
         if let Some(link) = of.link() {
-            let mut linked = schema(shown);
-            linked["properties"][link] =
-                json!({ "$ref": format!("#/components/schemas/{}", schema_name(of.field.entity())) });
-            one = linked;
+            one = schema(shown);
+            one["properties"][link] = reference(field.entity());
         }
-        let what =
-            format!("{} of one {}, a page at a time", words(of.name()), of.parent.kind.replace('_', " "));
+        let summary =
+            format!("{} of one {}, a page at a time", words(of.name()), parent.kind.replace('_', " "));
         let mut parameters = paging();
-        parameters.push(by_id(of.parent));
-        let id = format!("list_{}_of_{}", of.name(), of.parent.kind);
-        let listed = pages(of.name(), &one);
-        paths.insert(of.path(), operation(&id, (&what, ""), &parameters, &listed, Some(of.parent), true));
+        parameters.push(by_id(parent));
+        let id = format!("list_{}_of_{}", of.name(), parent.kind);
+        let rows = pages(of.name(), &one);
+        paths.insert(of.path(), operation(&id, (&summary, ""), &parameters, &rows, Some(parent)));
     }
     (paths, schemas)
 }
 
-/// The schema of a kind's rows: `OrganizationMembership`.
-pub(super) fn schema_name(entity: &Entity) -> String {
+/// The name of the schema of a kind's rows: `OrganizationMembership`.
+fn schema_name(entity: &Entity) -> String {
     entity.kind.split('_').map(capital).collect()
+}
+
+fn reference(entity: &Entity) -> Document {
+    json!({ "$ref": format!("#/components/schemas/{}", schema_name(entity)) })
 }
 
 /// A name of ours as people write it.
@@ -387,17 +380,8 @@ fn pages(name: &str, one: &Document) -> Document {
 }
 
 fn paging() -> Vec<Document> {
-    vec![
-        json!({
-            "name": "after", "in": "query", "required": false, "schema": { "type": "string" },
-            "description": "The `next` of the page before"
-        }),
-        json!({
-            "name": "limit", "in": "query", "required": false,
-            "schema": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 500 },
-            "description": "How many a page has at most; 100 if nothing is said"
-        }),
-    ]
+    let paging = Paging::into_params(|| Some(ParameterIn::Query));
+    paging.into_iter().filter_map(|parameter| serde_json::to_value(parameter).ok()).collect()
 }
 
 fn by_id(entity: &Entity) -> Document {
@@ -407,45 +391,36 @@ fn by_id(entity: &Entity) -> Document {
     })
 }
 
-/// The question for an object that Clerk may have to be asked for.
+/// The description of the request for an object that Clerk may have to be asked for.
 fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
     let summary = format!("{what}, fetched from Clerk if need be");
     let description = "However many ask at the same time, Clerk is asked once.";
     let id = format!("ensure_{}", entity.kind);
-    let mut asked =
-        operation(&id, (&summary, description), &[by_id(entity)], one, Some(entity), false)["get"].take();
-    let missing = format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind);
-    let refused = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question";
-    let away = "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message";
-    asked["responses"]["502"] = asked["responses"]["503"].clone();
-    for (status, description) in [("404", &*missing), ("502", refused), ("503", away)] {
-        asked["responses"][status]["description"] = description.into();
+    let mut described = operation(&id, (&summary, description), &[by_id(entity)], one, None)["get"].take();
+    described["responses"]["404"]["description"] =
+        format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind).into();
+    for (status, description) in [
+        ("502", "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question"),
+        ("503", "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message"),
+    ] {
+        described["responses"][status]["description"] = description.into();
     }
-    json!({ "post": asked })
+    json!({ "post": described })
 }
 
-/// A question, its answer, and what may be wrong: a parameter, or that there is no object of this kind.
+/// The description of a request and its answer. `missing` is the kind of object that may not be there.
 fn operation(
     id: &str,
     (summary, description): (&str, &str),
     parameters: &[Document],
     answer: &Document,
     missing: Option<&Entity>,
-    has_query: bool,
 ) -> Document {
-    let content = |schema: &Document| json!({ "application/json": { "schema": schema } });
-    let error = content(&json!({ "$ref": "#/components/schemas/ErrorBody" }));
-    let refused = |description: &str| json!({ "description": description, "content": error });
-    let mut responses = json!({
-        "200": { "description": "What was asked for", "content": content(answer) },
-        "401": refused(UNAUTHORIZED),
-        "503": refused(UNAVAILABLE),
-    });
+    let content = json!({ "application/json": { "schema": answer } });
+    let mut responses = json!({ "200": { "description": "What was asked for", "content": content } });
     if let Some(entity) = missing {
-        responses["404"] = refused(&format!("`{}_not_found`: never heard of, or deleted", entity.kind));
-    }
-    if has_query {
-        responses["400"] = refused(INVALID_PARAMETER);
+        responses["404"]["description"] =
+            format!("`{}_not_found`: never heard of, or deleted", entity.kind).into();
     }
     json!({ "get": {
         "operationId": id, "summary": summary, "description": description, "parameters": parameters,

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    INVALID_BODY, INVALID_PARAMETER, MAX_IDS, UNAUTHORIZED, UNAVAILABLE, body,
+    act, body, name,
+    openapi::Paging,
     query::{AFTER, Query, page},
-    read,
+    read, which,
 };
 use crate::{
     http::{
@@ -22,11 +23,8 @@ use crate::{
         error::{ErrorBody, Problem},
     },
     model::{ClerkId, Source, SvixId, rfc3339},
-    store::{Parked, QueueFilter, QueueState, Queued},
-    sync::{
-        queue::{self, Done, Which},
-        reveal::reveal_delivery,
-    },
+    store::{Deed, Parked, QueueFilter, QueueState, Queued},
+    sync::reveal::reveal_delivery,
 };
 
 const PARAMETERS: [&str; 5] = ["state", "type", "user", "after", "limit"];
@@ -128,18 +126,9 @@ pub(super) struct Report {
         ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only those in this state"),
         ("type" = Option<String>, Query, example = "user.updated", description = "Only events of this type"),
         ("user" = Option<String>, Query, description = "Only those about this user"),
-        ("after" = Option<String>, Query, description = "The `next` of the page before"),
-        (
-            "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
-            description = "How many entries a page has at most; 100 if nothing is said"
-        ),
+        Paging,
     ),
-    responses(
-        (status = 200, description = "A page", body = Entries),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "A page", body = Entries))
 )]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -148,7 +137,7 @@ pub(super) async fn list(
     let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
     let filter = QueueFilter {
         state: query.value("state", QueueState::named, STATE)?,
-        event_type: query.value("type", event_type, TYPE)?,
+        event_type: query.value("type", name, TYPE)?,
         clerk_id: query.value("user", |text| ClerkId::new(&crate::entity::USER, text), USER)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
         ..QueueFilter::default()
@@ -156,8 +145,7 @@ pub(super) async fn list(
     let limit = query.limit()?;
 
     let found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
-    let (found, more) = page(found, limit);
-    let next = found.last().filter(|_| more).map(|last| last.svix_id.to_string());
+    let (found, next) = page(found, limit, |last| last.svix_id.to_string());
     Ok(Json(Entries { entries: found.iter().map(Entry::from).collect(), next }))
 }
 
@@ -175,10 +163,7 @@ pub(super) async fn list(
     ),
     responses(
         (status = 200, description = "The delivery", body = WholeEntry),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
         (status = 404, description = "`delivery_not_found`: it is processed, or never came", body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
     )
 )]
 pub(super) async fn show(
@@ -210,19 +195,12 @@ pub(super) async fn show(
     path = "/v1/queue/retry",
     operation_id = "retry_queued",
     request_body = Selection,
-    responses(
-        (status = 200, description = "What was done", body = Report),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = Report))
 )]
 pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
-    let (which, dry_run) = selection(&app, request).await?;
-    let now = (app.clock)();
-    let done = read(&app, async move |store| queue::retry(&*store, &which, now, dry_run).await).await?;
+    let report = change(&app, request, Deed::Retry).await?;
     app.committer.bell().notify_one();
-    Ok(Json(report(&done, dry_run)))
+    Ok(report)
 }
 
 /// Take deliveries out
@@ -234,45 +212,24 @@ pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Resu
     path = "/v1/queue/discard",
     operation_id = "discard_queued",
     request_body = Selection,
-    responses(
-        (status = 200, description = "What was done", body = Report),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = Report))
 )]
 pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
-    let (which, dry_run) = selection(&app, request).await?;
-    let now = (app.clock)();
-    let done = read(&app, async move |store| queue::discard(&*store, &which, now, dry_run).await).await?;
-    Ok(Json(report(&done, dry_run)))
+    change(&app, request, Deed::Discard).await
 }
 
-async fn selection(app: &App, request: Request) -> Result<(Which, bool), Problem> {
-    let selection: Selection = body(app, request, BODY).await?;
+async fn change(app: &App, request: Request, deed: Deed) -> Result<Json<Report>, Problem> {
+    let Selection { ids, event_type, all, dry_run } = body(app, request, BODY).await?;
     let invalid = Problem::InvalidBody(BODY);
-    let which = match selection {
-        Selection { ids: Some(ids), event_type: None, all: false, .. }
-            if (1..=MAX_IDS).contains(&ids.len()) =>
-        {
-            Which::These(ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid)?)
-        }
-        Selection { ids: None, event_type: Some(name), all: false, .. } => {
-            Which::Type(event_type(&name).ok_or(invalid)?)
-        }
-        Selection { ids: None, event_type: None, all: true, .. } => Which::All,
-        _ => return Err(invalid),
-    };
-    Ok((which, selection.dry_run))
-}
-
-fn report(done: &Done, dry_run: bool) -> Report {
-    Report {
-        deliveries: done.deliveries,
-        deletions_kept: done.deletions,
-        missing: done.missing.iter().map(ToString::to_string).collect(),
+    let ids = ids.map(|ids| ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid));
+    let which = which(ids.transpose()?, event_type, all).ok_or(invalid)?;
+    let tally = act::<Queued>(app, which, deed, dry_run).await?;
+    Ok(Json(Report {
+        deliveries: tally.number(dry_run),
+        deletions_kept: tally.deletions,
+        missing: tally.missing.iter().map(ToString::to_string).collect(),
         dry_run,
-    }
+    }))
 }
 
 /// Entries of the queue as the API shows them.
@@ -307,9 +264,4 @@ impl From<&Queued> for Entry {
             bytes: queued.bytes,
         }
     }
-}
-
-fn event_type(text: &str) -> Option<String> {
-    let plausible = (1..=255).contains(&text.len()) && !text.contains('\0');
-    plausible.then(|| text.to_owned())
 }

@@ -10,12 +10,9 @@ use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
+use super::{query::Query, read};
 use crate::{
-    http::{
-        App,
-        error::{ErrorBody, Problem},
-    },
+    http::{App, error::Problem},
     store::Bucket,
 };
 
@@ -66,12 +63,7 @@ pub(super) struct Count {
         ),
         ("to" = Option<String>, Query, example = "2026-11-30", description = "Only before then, said likewise"),
     ),
-    responses(
-        (status = 200, description = "The numbers", body = SignupNumbers),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "The numbers", body = SignupNumbers))
 )]
 pub(super) async fn count(
     State(app): State<Arc<App>>,
