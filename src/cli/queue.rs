@@ -30,47 +30,41 @@ pub(super) struct Queue {
 #[derive(Subcommand)]
 enum Action {
     /// List deliveries, in the order of their ids
-    Ls(List),
+    Ls {
+        /// Only those in this state: pending or dead
+        #[arg(long, value_name = "STATE", value_parser = state)]
+        state: Option<QueueState>,
+
+        /// Only events of this type, such as user.updated
+        #[arg(long = "type", value_name = "TYPE")]
+        event_type: Option<String>,
+
+        /// Only deliveries about this user
+        #[arg(long, value_name = "USER_ID", value_parser = user_id)]
+        user: Option<ClerkId>,
+
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show one delivery; what it says of somebody only with --reveal
-    Show(Show),
+    Show {
+        /// The delivery's id, as `queue ls` shows it
+        #[arg(value_name = "SVIX_ID", value_parser = id)]
+        svix_id: SvixId,
+
+        /// Show the body as well, which is personal data; the audit trail tells of it
+        #[arg(long)]
+        reveal: bool,
+    },
     /// Try deliveries again at once: the dead, and those that would be tried only later
     Retry(Retry<Selection>),
     /// Take deliveries out for ever: those named, or the dead among the others
     Discard(Discard<Selection>),
-}
-
-#[derive(Args)]
-struct List {
-    /// Only those in this state: pending or dead
-    #[arg(long, value_name = "STATE", value_parser = state)]
-    state: Option<QueueState>,
-
-    /// Only events of this type, such as user.updated
-    #[arg(long = "type", value_name = "TYPE")]
-    event_type: Option<String>,
-
-    /// Only deliveries about this user
-    #[arg(long, value_name = "USER_ID", value_parser = user_id)]
-    user: Option<ClerkId>,
-
-    /// At most so many
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
-
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct Show {
-    /// The delivery's id, as `queue ls` shows it
-    #[arg(value_name = "SVIX_ID", value_parser = id)]
-    svix_id: SvixId,
-
-    /// Show the body as well, which is personal data; the audit trail tells of it
-    #[arg(long)]
-    reveal: bool,
 }
 
 /// Which deliveries are meant.
@@ -105,78 +99,74 @@ impl Choice for Selection {
 impl Queue {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let only_looks = match &self.action {
-            Action::Ls(_) => true,
-            Action::Show(show) => !show.reveal,
+            Action::Ls { .. } => true,
+            Action::Show { reveal, .. } => !reveal,
             Action::Retry(Retry { dry_run, .. }) | Action::Discard(Discard { dry_run, .. }) => *dry_run,
         };
         let (_, store) = open(settings, only_looks).await?;
-        let result = match self.action {
-            Action::Ls(list) => list.run(&*store).await,
-            Action::Show(show) => show.run(&*store).await,
-            Action::Retry(retry) => {
-                let tally = retry.run(&*store, "would be tried again", "due again, for whoever works").await;
-                tally.and_then(|tally| finished(&tally))
-            }
-            Action::Discard(discard) => {
-                let question =
-                    |number| format!("Take {} out for ever?", count(number, "delivery", "deliveries"));
-                let tally = discard.run(&*store, question, "would be taken out", "taken out").await;
-                tally.and_then(|tally| finished(&tally))
-            }
-        };
+        let result = self.action.run(&*store).await;
         store.close().await;
         result
     }
 }
 
-impl List {
+impl Action {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let filter = QueueFilter {
-            state: self.state,
-            event_type: self.event_type,
-            clerk_id: self.user,
-            ..QueueFilter::default()
-        };
-        let found = store.queued(&filter, self.limit).await?;
-        if self.json {
-            say!("{}", http::queue_as_json(&found));
-            return Ok(());
+        match self {
+            Self::Ls { state, event_type, user, limit, json } => {
+                let filter = QueueFilter { state, event_type, clerk_id: user, ..QueueFilter::default() };
+                let found = store.queued(&filter, limit).await?;
+                if json {
+                    say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+                } else {
+                    list(&found);
+                    if found.len() == limit as usize {
+                        say!(
+                            "There may be more: say a larger --limit, or narrow it by --state, --type or --user"
+                        );
+                    }
+                }
+                Ok(())
+            }
+            Self::Show { svix_id, reveal } => {
+                let parked = store.parked(&svix_id).await?.ok_or_else(|| missing(&[svix_id]))?;
+                if reveal {
+                    reveal_delivery(store, &parked, Source::Cli, clock()()).await?;
+                }
+                say!("{}", http::parked_as_json(&parked, reveal));
+                Ok(())
+            }
+            Self::Retry(retry) => {
+                finished(&retry.run(store, "would be tried again", "due again, for whoever works").await?)
+            }
+            Self::Discard(discard) => {
+                let question =
+                    |number| format!("Take {} out for ever?", count(number, "delivery", "deliveries"));
+                finished(&discard.run(store, question, "would be taken out", "taken out").await?)
+            }
         }
-        if found.is_empty() {
-            say!("no deliveries");
-            return Ok(());
-        }
-        let row = |one: &Queued| {
-            [
-                one.svix_id.to_string(),
-                one.state.name().to_owned(),
-                one.event_type.clone().unwrap_or_default(),
-                one.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-                one.attempts.to_string(),
-                one.next_attempt_at.map(rfc3339).unwrap_or_default(),
-                rfc3339(one.received_at),
-                one.last_error.clone(),
-            ]
-        };
-        let rows: Vec<_> = found.iter().map(row).collect();
-        table(["ID", "STATE", "TYPE", "USER", "ATTEMPTS", "NEXT", "RECEIVED", "ERROR"], &rows);
-        if found.len() == self.limit as usize {
-            say!("There may be more: say a larger --limit, or narrow it by --state, --type or --user");
-        }
-        Ok(())
     }
 }
 
-impl Show {
-    async fn run(self, store: &dyn Store) -> Result<(), Failure> {
-        let parked = store.parked(&self.svix_id).await?;
-        let parked = parked.ok_or_else(|| missing(std::slice::from_ref(&self.svix_id)))?;
-        if self.reveal {
-            reveal_delivery(store, &parked, Source::Cli, clock()()).await?;
-        }
-        say!("{}", http::parked_as_json(&parked, self.reveal));
-        Ok(())
+fn list(found: &[Queued]) {
+    if found.is_empty() {
+        say!("no deliveries");
+        return;
     }
+    let row = |one: &Queued| {
+        [
+            one.svix_id.to_string(),
+            one.state.name().to_owned(),
+            one.event_type.clone().unwrap_or_default(),
+            one.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+            one.attempts.to_string(),
+            one.next_attempt_at.map(rfc3339).unwrap_or_default(),
+            rfc3339(one.received_at),
+            one.last_error.clone(),
+        ]
+    };
+    let rows: Vec<_> = found.iter().map(row).collect();
+    table(["ID", "STATE", "TYPE", "USER", "ATTEMPTS", "NEXT", "RECEIVED", "ERROR"], &rows);
 }
 
 /// What could not be done is a failure.

@@ -31,6 +31,17 @@ pub enum Which<Id> {
     All,
 }
 
+impl<Id: Clone> Which<Id> {
+    /// What a filter takes: the ids that are named, or the type of event or the sink.
+    fn named(&self) -> (Option<Vec<Id>>, Option<String>) {
+        match self {
+            Self::These(ids) => (Some(ids.clone()), None),
+            Self::Of(name) => (None, Some(name.clone())),
+            Self::All => (None, None),
+        }
+    }
+}
+
 /// What was done with the chosen entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally<Id> {
@@ -102,11 +113,15 @@ pub async fn act<E: Entry>(
         after = Some(last.id().clone());
         let here: BTreeSet<&E::Id> = page.iter().map(E::id).collect();
         missing.retain(|id| !here.contains(id));
-        let meant: Vec<E> = page.into_iter().filter(|entry| entry.is_meant(deed, now)).collect();
-        found += meant.len() as u64;
-        let (kept, mut others): (Vec<E>, Vec<E>) =
-            meant.into_iter().partition(|entry| deed == Deed::Discard && entry.is_deletion());
-        deletions += kept.len() as u64;
+        let mut others = Vec::new();
+        for entry in page.into_iter().filter(|entry| entry.is_meant(deed, now)) {
+            found += 1;
+            if deed == Deed::Discard && entry.is_deletion() {
+                deletions += 1;
+            } else {
+                others.push(entry);
+            }
+        }
         if !dry_run && !others.is_empty() {
             // Rows are locked in one order everywhere, which need not be the one that the database sorts by.
             others.sort_by(|one, other| one.id().cmp(other.id()));
@@ -131,16 +146,9 @@ impl Entry for Queued {
         deed: Deed,
         after: Option<&SvixId>,
     ) -> Result<Vec<Self>> {
-        let mut filter = QueueFilter { after: after.cloned(), ..QueueFilter::default() };
-        match which {
-            Which::These(ids) => {
-                filter.ids = Some(ids.clone());
-                return store.queued(&filter, BATCH).await;
-            }
-            Which::Of(event_type) => filter.event_type = Some(event_type.clone()),
-            Which::All => {}
-        }
-        filter.state = (deed == Deed::Discard).then_some(QueueState::Dead);
+        let (ids, event_type) = which.named();
+        let state = (ids.is_none() && deed == Deed::Discard).then_some(QueueState::Dead);
+        let filter = QueueFilter { ids, state, event_type, clerk_id: None, after: after.cloned() };
         store.queued(&filter, BATCH).await
     }
 
@@ -161,23 +169,19 @@ impl Entry for Queued {
                 transaction.revive(&ids, now).await
             }
             Deed::Discard => {
-                let record = |one| discarded(one, now);
-                let records: Vec<Record<'_>> = deliveries.iter().map(record).collect();
+                let records = deliveries.iter().map(|one| Record {
+                    svix_id: &one.svix_id,
+                    event_type: one.event_type.as_deref(),
+                    outcome: Outcome::Discarded,
+                    clerk_id: one.clerk_id.as_ref(),
+                    event_at: one.received_at,
+                    processed_at: now,
+                });
+                let records: Vec<Record<'_>> = records.collect();
                 transaction.record(&records).await.map(|fresh| fresh.len() as u64)
             }
         };
         end(transaction, changed).await
-    }
-}
-
-fn discarded(one: &Queued, now: DateTime<Utc>) -> Record<'_> {
-    Record {
-        svix_id: &one.svix_id,
-        event_type: one.event_type.as_deref(),
-        outcome: Outcome::Discarded,
-        clerk_id: one.clerk_id.as_ref(),
-        event_at: one.received_at,
-        processed_at: now,
     }
 }
 
@@ -195,17 +199,9 @@ impl Entry for StoredMessage {
         _deed: Deed,
         after: Option<&i64>,
     ) -> Result<Vec<Self>> {
-        let mut filter = MessageFilter { after: after.copied(), ..MessageFilter::default() };
-        match which {
-            Which::These(ids) => {
-                filter.ids = Some(ids.clone());
-                return store.messages(&filter, BATCH).await;
-            }
-            Which::Of(sink) => filter.sink = Some(sink.clone()),
-            Which::All => {}
-        }
-        filter.state = Some(MessageState::Dead);
-        store.messages(&filter, BATCH).await
+        let (ids, sink) = which.named();
+        let state = ids.is_none().then_some(MessageState::Dead);
+        store.messages(&MessageFilter { ids, sink, state, after: after.copied() }, BATCH).await
     }
 
     fn is_meant(&self, _deed: Deed, _now: DateTime<Utc>) -> bool {

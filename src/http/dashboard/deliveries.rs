@@ -1,27 +1,18 @@
 //! `GET /deliveries`: the newest processed webhooks.
 
-use std::sync::Arc;
-
-use axum::{
-    Extension,
-    extract::{RawQuery, State},
-    response::Response,
-};
+use axum::extract::RawQuery;
 use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
+    Answer,
     page::{Column, ROWS, about, grouped, linked, next_page, page, parameters, table, time},
-    session::Session,
-    trouble::Trouble,
+    session::Visit,
 };
 use crate::{
     clerk::event::KNOWN_TYPES,
     entity,
-    http::{
-        App,
-        v1::{query::page as cut, read},
-    },
+    http::v1::{query::page as cut, read},
     model::{ClerkId, Outcome, SvixId},
     store::{DeliveryFilter, LOOKED_THROUGH, Processed},
 };
@@ -30,11 +21,7 @@ use crate::{
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Applied, Outcome::Unchanged, Outcome::Stale, Outcome::Ignored, Outcome::Discarded];
 
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
+pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
     let filter = filter(query.as_deref());
     let asked = filter.clone();
     let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
@@ -113,19 +100,15 @@ pub(super) fn processed_table(
     let mut columns: Vec<Column<'_>> =
         vec![("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id")];
     columns.extend(about.map(|about| (about, "id")));
-    let rows: Vec<Vec<Markup>> = deliveries
-        .iter()
-        .map(|delivery| {
-            vec![
-                time(now, delivery.processed_at),
-                html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
-                html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
-                html! { (delivery.svix_id) },
-                html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
-            ]
-        })
-        .collect();
-    table("Deliveries", &columns, "There are none.", &rows)
+    table("Deliveries", &columns, "There are none.", deliveries, |delivery| {
+        vec![
+            time(now, delivery.processed_at),
+            html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
+            html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
+            html! { (delivery.svix_id) },
+            html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
+        ]
+    })
 }
 
 /// The object that a delivery is about, if it is of a kind that we know.

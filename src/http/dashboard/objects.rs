@@ -7,16 +7,17 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Router,
-    extract::{RawQuery, Request, State},
+    Router,
+    extract::{RawQuery, Request},
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::{
+    Answer,
     deliveries::processed_table,
     form::Form,
     page::{
@@ -24,8 +25,8 @@ use super::{
         singular, table, time, whereabouts,
     },
     queue::queued_table,
-    session::Session,
-    trouble::{Segment, Trouble},
+    session::{Session, Visit},
+    trouble::Segment,
 };
 use crate::{
     entity,
@@ -52,21 +53,16 @@ const LINES: u32 = 500;
 /// Every route of this file.
 pub(super) fn routes() -> Router<Arc<App>> {
     entity::ALL.iter().copied().fold(Router::new(), |router, entity| {
-        let all = get(move |app, session, query| list(app, session, query, entity))
-            .post(move |app, session, request| find(app, session, request, entity));
-        let one = get(move |app, session, id| show(app, session, id, entity))
-            .post(move |app, session, id, request| reveal(app, session, id, request, entity));
+        let all = get(move |visit, query| list(visit, query, entity))
+            .post(move |visit, request| find(visit, request, entity));
+        let one = get(move |visit, id| show(visit, id, entity))
+            .post(move |visit, id, request| reveal(visit, id, request, entity));
         router.route(&folder(entity), all).route(&format!("{}/{{clerk_id}}", folder(entity)), one)
     })
 }
 
 /// `GET /<table>`, also of what belongs to one object: `?organization_id=org_1`
-async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery, entity: &'static Entity) -> Answer {
     let mut content = search_form(&session, entity, None);
     if !app.selection.has(entity) {
         content = html! {
@@ -112,12 +108,7 @@ fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Vec<(&'static str, String
 }
 
 /// `POST /<table>`: by a body, because an address in a URL stands in histories and logs.
-async fn find(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    request: Request,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn find(Visit { app, session }: Visit, request: Request, entity: &'static Entity) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     let address = address(entity).filter(|_| sought.contains('@'));
@@ -168,8 +159,7 @@ fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Op
         cells.push(time(now, row.user.synced_at));
         cells
     };
-    let rows: Vec<Vec<Markup>> = rows.iter().map(cells).collect();
-    table(&words(plural(entity)), &columns, "There are none.", &rows)
+    table(&words(plural(entity)), &columns, "There are none.", rows, cells)
 }
 
 /// What the time is called at which an object came to be.
@@ -237,23 +227,17 @@ impl Known {
 }
 
 /// `GET /<table>/{clerk_id}`
-async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn show(Visit { app, session }: Visit, Segment(id): Segment, entity: &'static Entity) -> Answer {
     show_one(&app, &session, named(entity, &id)?, false).await
 }
 
 /// `POST /<table>/{clerk_id}`: the same with what is masked, once that is written down.
 async fn reveal(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+    Visit { app, session }: Visit,
     Segment(id): Segment,
     request: Request,
     entity: &'static Entity,
-) -> Result<Response, Trouble> {
+) -> Answer {
     Form::read_own(&app, &session, request).await?;
     let (id, now) = (named(entity, &id)?, (app.clock)());
     let clerk_id = id.clone();
@@ -273,7 +257,7 @@ fn named(entity: &'static Entity, id: &str) -> Result<ClerkId, Problem> {
     ClerkId::new(entity, id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
 }
 
-async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> Result<Response, Trouble> {
+async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> Answer {
     let known = load(app, id).await?;
     let entity = known.id.entity();
     if known.is_stranger() {
@@ -285,7 +269,7 @@ async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> 
         return Ok(page);
     }
     let content = content(session, &known, (app.clock)(), revealed);
-    Ok(page(app, session, &folder(entity), known.id.as_str(), &content).into_response())
+    Ok(page(app, session, &folder(entity), known.id.as_str(), &content))
 }
 
 /// The end of the trail, the newest first.
@@ -416,37 +400,29 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
 
 /// What was done, the newest first.
 fn audited(trail: &[AuditLine]) -> Markup {
-    let rows: Vec<Vec<Markup>> = trail
-        .iter()
-        .map(|line| {
-            vec![
-                moment(line.at),
-                html! { (line.action) },
-                html! { (line.changed_fields.join(", ")) },
-                html! { (line.source) },
-                html! { (line.svix_id.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
     let columns = [("When", ""), ("What", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
-    table("Audit trail", &columns, "Nothing has happened yet.", &rows)
+    table("Audit trail", &columns, "Nothing has happened yet.", trail, |line| {
+        vec![
+            moment(line.at),
+            html! { (line.action) },
+            html! { (line.changed_fields.join(", ")) },
+            html! { (line.source) },
+            html! { (line.svix_id.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 /// Who has confirmed an erasure, and who has not.
 fn confirmed(receipts: &[Receipt]) -> Markup {
-    let rows: Vec<Vec<Markup>> = receipts
-        .iter()
-        .map(|receipt| {
-            vec![
-                html! { (receipt.destination) },
-                moment(receipt.requested_at),
-                html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
-                html! { (receipt.last_error.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
     let columns = [("Destination", ""), ("Asked for", ""), ("Done", ""), ("Why not", "why")];
-    table("Erasure", &columns, "", &rows)
+    table("Erasure", &columns, "", receipts, |receipt| {
+        vec![
+            html! { (receipt.destination) },
+            moment(receipt.requested_at),
+            html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
+            html! { (receipt.last_error.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 fn moment_of(milliseconds: i64) -> Markup {

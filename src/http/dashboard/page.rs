@@ -168,11 +168,17 @@ pub(super) fn next_page(label: &str, path: &str, next: Option<Vec<(&str, String)
 /// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
 pub(super) type Column<'a> = (&'a str, &'static str);
 
-/// Rows below their heads; on a narrow screen every row is a card. `nothing` is said if there are none.
-pub(super) fn table(label: &str, columns: &[Column<'_>], nothing: &str, rows: &[Vec<Markup>]) -> Markup {
+/// A row for each item, below the heads; on a narrow screen every row is a card. `nothing` is said if there are none.
+pub(super) fn table<Item>(
+    label: &str,
+    columns: &[Column<'_>],
+    nothing: &str,
+    items: &[Item],
+    cells: impl Fn(&Item) -> Vec<Markup>,
+) -> Markup {
     let class = |class: &'static str| (!class.is_empty()).then_some(class);
     html! {
-        @if rows.is_empty() {
+        @if items.is_empty() {
             p.nothing { (nothing) }
         } @else {
             // As a card a table is none any more to those who hear it, unless that is said.
@@ -180,9 +186,9 @@ pub(super) fn table(label: &str, columns: &[Column<'_>], nothing: &str, rows: &[
                 thead role="rowgroup" { tr role="row" {
                     @for (name, kind) in columns { th scope="col" role="columnheader" class=[class(kind)] { (name) } }
                 } }
-                tbody role="rowgroup" { @for row in rows {
+                tbody role="rowgroup" { @for item in items {
                     tr role="row" {
-                        @for ((name, kind), cell) in columns.iter().zip(row) {
+                        @for ((name, kind), cell) in columns.iter().zip(cells(item)) {
                             td role="cell" data-label=(name) class=[class(kind)] { (cell) }
                         }
                     }

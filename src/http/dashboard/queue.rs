@@ -1,26 +1,23 @@
 //! `/queue`: deliveries that wait or are dead. Why, what they say, and what to do with them.
 
-use std::sync::Arc;
-
 use axum::{
-    Extension,
-    extract::{RawQuery, Request, State},
+    extract::{RawQuery, Request},
     http::StatusCode,
-    response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 use serde_json::{Map, Value as Json};
 
 use super::{
+    Answer,
     form::Form,
     notice::{see_done, told},
     page::{
         ROWS, about, asking, button, count, fact, linked, masked, next_page, page, parameters, states, table,
         time, whereabouts,
     },
-    session::Session,
-    trouble::{Segment, Trouble},
+    session::{Session, Visit},
+    trouble::Segment,
 };
 use crate::{
     http::{
@@ -34,11 +31,7 @@ use crate::{
 };
 
 /// `GET /queue`
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
+pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
     let asked = parameters(query.as_deref());
     let state = asked.get("state").map_or(Some(QueueState::Dead), |state| QueueState::named(state));
     let after = asked.get("after").and_then(|after| SvixId::new(after.as_str()));
@@ -80,28 +73,20 @@ pub(super) async fn list(
 pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>, nothing: &str) -> Markup {
     let columns =
         [("Delivery", "id"), ("Type", ""), ("State", ""), ("Came", ""), ("Tries", "number"), ("Why", "why")];
-    let rows: Vec<Vec<Markup>> = queued
-        .iter()
-        .map(|one| {
-            vec![
-                html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
-                html! { (one.event_type.as_deref().unwrap_or("unreadable")) },
-                html! { span.tag.{ (one.state.name()) } { (one.state.name()) } },
-                time(now, one.received_at),
-                html! { (one.attempts) },
-                html! { (one.last_error) },
-            ]
-        })
-        .collect();
-    table("Deliveries of the queue", &columns, nothing, &rows)
+    table("Deliveries of the queue", &columns, nothing, queued, |one| {
+        vec![
+            html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
+            html! { (one.event_type.as_deref().unwrap_or("unreadable")) },
+            html! { span.tag.{ (one.state.name()) } { (one.state.name()) } },
+            time(now, one.received_at),
+            html! { (one.attempts) },
+            html! { (one.last_error) },
+        ]
+    })
 }
 
 /// `POST /queue`
-pub(super) async fn retry_all(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    request: Request,
-) -> Result<Response, Trouble> {
+pub(super) async fn retry_all(Visit { app, session }: Visit, request: Request) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     if form.value("action") != Some("retry") {
         return Err(Problem::NotFound.into());
@@ -112,21 +97,12 @@ pub(super) async fn retry_all(
 }
 
 /// `GET /queue/{svix_id}`
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-) -> Result<Response, Trouble> {
+pub(super) async fn show(Visit { app, session }: Visit, Segment(id): Segment) -> Answer {
     show_one(&app, &session, &id, false).await
 }
 
 /// `POST /queue/{svix_id}`
-pub(super) async fn change(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-    request: Request,
-) -> Result<Response, Trouble> {
+pub(super) async fn change(Visit { app, session }: Visit, Segment(id): Segment, request: Request) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     let svix_id = SvixId::new(id.as_str()).ok_or(Problem::NotFound)?;
     let now = (app.clock)();
@@ -152,7 +128,7 @@ pub(super) async fn change(
     Ok(see_done("/queue", done, tally.done, now))
 }
 
-async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
+async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Answer {
     let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
     let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
         let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
@@ -160,8 +136,7 @@ async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Res
         *page.status_mut() = StatusCode::NOT_FOUND;
         return Ok(page);
     };
-    Ok(page(app, session, "/queue", id, &content(app, session, &parked, (app.clock)(), revealed))
-        .into_response())
+    Ok(page(app, session, "/queue", id, &content(app, session, &parked, (app.clock)(), revealed)))
 }
 
 fn content(app: &App, session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {

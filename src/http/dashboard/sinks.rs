@@ -1,27 +1,21 @@
 //! `/sinks`: what waits for each, what was not taken and why, and pausing them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::BTreeSet;
 
-use axum::{
-    Extension,
-    extract::{RawQuery, Request, State},
-    response::Response,
-};
+use axum::extract::{RawQuery, Request};
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::{
+    Answer,
     form::Form,
     notice::{see_done, told},
     page::{
         Column, ROWS, about, asking, count, fact, grouped, linked, next_page, page, parameters, states,
         table, time,
     },
-    session::Session,
-    trouble::{Segment, Trouble},
+    session::{Session, Visit},
+    trouble::Segment,
     verdict::HELD_UP,
 };
 use crate::{
@@ -30,69 +24,76 @@ use crate::{
         error::Problem,
         v1::{act, query::page as cut, read},
     },
-    store::{Deed, MessageFilter, MessageState, SinkDepth, StoredMessage},
+    store::{Deed, MessageFilter, MessageState, StoredMessage},
     sync::operator::Which,
 };
 
-/// What is known of all sinks: those that are configured, and those that anything waits for.
-struct Sinks {
-    depth: BTreeMap<String, SinkDepth>,
-    paused: BTreeMap<String, DateTime<Utc>>,
-    names: BTreeSet<String>,
+/// What is known of a sink.
+struct Known {
+    name: String,
+    is_configured: bool,
+    paused_since: Option<DateTime<Utc>>,
+    waiting: u64,
+    dead: u64,
+    oldest: Option<DateTime<Utc>>,
 }
 
-async fn load(app: &App) -> Result<Sinks, Problem> {
+/// All sinks in the order of their names: those that are configured, those that anything waits for, and those that are paused.
+async fn load(app: &App) -> Result<Vec<Known>, Problem> {
     let (depth, paused) =
         read(app, async |store| Ok((store.outbox_depth().await?, store.paused_sinks().await?))).await?;
-    let depth: BTreeMap<_, _> = depth.into_iter().map(|depth| (depth.sink.clone(), depth)).collect();
-    let paused: BTreeMap<_, _> = paused.into_iter().collect();
-    let names = app.sinks.iter().chain(depth.keys()).chain(paused.keys()).cloned().collect();
-    Ok(Sinks { depth, paused, names })
+    let names = app.sinks.iter().chain(depth.iter().map(|depth| &depth.sink));
+    let names: BTreeSet<&String> = names.chain(paused.iter().map(|(sink, _)| sink)).collect();
+    let known = |name: &String| {
+        let depth = depth.iter().find(|depth| depth.sink == *name);
+        Known {
+            name: name.clone(),
+            is_configured: app.sinks.contains(name),
+            paused_since: paused.iter().find(|(sink, _)| sink == name).map(|(_, since)| *since),
+            waiting: depth.map_or(0, |depth| depth.pending),
+            dead: depth.map_or(0, |depth| depth.dead),
+            oldest: depth.and_then(|depth| depth.oldest),
+        }
+    };
+    Ok(names.into_iter().map(known).collect())
+}
+
+async fn load_one(app: &App, name: &str) -> Result<Known, Problem> {
+    load(app).await?.into_iter().find(|sink| sink.name == name).ok_or(Problem::SinkNotFound)
 }
 
 /// `GET /sinks`
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-) -> Result<Response, Trouble> {
+pub(super) async fn list(Visit { app, session }: Visit) -> Answer {
     let sinks = load(&app).await?;
     let now = (app.clock)();
-    let rows: Vec<Vec<Markup>> = sinks
-        .names
-        .iter()
-        .map(|name| {
-            let depth = sinks.depth.get(name);
-            let oldest = depth.and_then(|depth| depth.oldest);
-            vec![
-                html! { a href={ "/sinks/" (name) } { (name) } },
-                state_tag(name, &sinks, &app),
-                html! { (grouped(depth.map_or(0, |depth| depth.pending))) },
-                html! { (grouped(depth.map_or(0, |depth| depth.dead))) },
-                oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
-            ]
-        })
-        .collect();
     let columns: [Column<'_>; 5] =
         [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest written", "")];
+    let cells = |sink: &Known| {
+        vec![
+            html! { a href={ "/sinks/" (sink.name) } { (sink.name) } },
+            state_tag(sink, now),
+            html! { (grouped(sink.waiting)) },
+            html! { (grouped(sink.dead)) },
+            sink.oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
+        ]
+    };
     let content = html! {
         p.note { "Other systems that are told of users. What they are told waits here until they have taken it." }
-        @if sinks.names.is_empty() {
+        @if sinks.is_empty() {
             p.nothing { "None is configured. Each is a table " code { "[[sink]]" } " in " code { "clerk-sync.toml" } "." }
         } @else {
-            (table("Sinks", &columns, "", &rows))
+            (table("Sinks", &columns, "", &sinks, cells))
         }
     };
     Ok(page(&app, &session, "/sinks", "Sinks", &content))
 }
 
-fn state_tag(name: &String, sinks: &Sinks, app: &App) -> Markup {
-    let now = (app.clock)();
-    let oldest = sinks.depth.get(name).and_then(|depth| depth.oldest);
-    let (class, word) = if sinks.paused.contains_key(name) {
+fn state_tag(sink: &Known, now: DateTime<Utc>) -> Markup {
+    let (class, word) = if sink.paused_since.is_some() {
         ("pending", "paused")
-    } else if oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
+    } else if sink.oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
         ("dead", "behind")
-    } else if app.sinks.contains(name) {
+    } else if sink.is_configured {
         ("applied", "on")
     } else {
         ("dead", "not configured")
@@ -102,17 +103,12 @@ fn state_tag(name: &String, sinks: &Sinks, app: &App) -> Markup {
 
 /// `GET /sinks/{sink}`
 pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+    Visit { app, session }: Visit,
     Segment(name): Segment,
     RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
-    let sinks = load(&app).await?;
-    if !sinks.names.contains(&name) {
-        return Err(Problem::SinkNotFound.into());
-    }
-    let (waiting, dead) = sinks.depth.get(&name).map_or((0, 0), |depth| (depth.pending, depth.dead));
-    let state_at_first = if dead == 0 { MessageState::Pending } else { MessageState::Dead };
+) -> Answer {
+    let known = load_one(&app, &name).await?;
+    let state_at_first = if known.dead == 0 { MessageState::Pending } else { MessageState::Dead };
     let asked = parameters(query.as_deref());
     let state = asked.get("state").map_or(Some(state_at_first), |state| MessageState::named(state));
     let after = asked.get("after").and_then(|after| after.parse().ok());
@@ -124,8 +120,8 @@ pub(super) async fn show(
     let now = (app.clock)();
     let path = format!("/sinks/{name}");
     let tabs = [
-        ("dead", "Dead", Some(dead)),
-        ("pending", "Waiting", Some(waiting)),
+        ("dead", "Dead", Some(known.dead)),
+        ("pending", "Waiting", Some(known.waiting)),
         ("delivered", "Delivered", None),
         ("discarded", "Discarded", None),
         ("all", "All", None),
@@ -133,12 +129,12 @@ pub(super) async fn show(
     let content = html! {
         (told(&asked, now))
         dl.facts {
-            (fact("State", &state_tag(&name, &sinks, &app)))
-            (fact("Waiting", &html! { (grouped(waiting)) }))
-            (fact("Dead", &html! { (grouped(dead)) }))
-            @if let Some(since) = sinks.paused.get(&name) { (fact("Paused", &time(now, *since))) }
+            (fact("State", &state_tag(&known, now)))
+            (fact("Waiting", &html! { (grouped(known.waiting)) }))
+            (fact("Dead", &html! { (grouped(known.dead)) }))
+            @if let Some(since) = known.paused_since { (fact("Paused", &time(now, since))) }
         }
-        (deeds(&session, &path, sinks.paused.contains_key(&name), dead))
+        (deeds(&session, &path, &known))
         h2 { "Messages" }
         (states(&path, chosen, &tabs))
         (messages_table(&messages, now, about(&app)))
@@ -148,7 +144,8 @@ pub(super) async fn show(
 }
 
 /// What can be done with a sink.
-fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
+fn deeds(session: &Session, path: &str, sink: &Known) -> Markup {
+    let dead = sink.dead;
     let again = format!("{} will be sent again.", count(dead, "message", "messages"));
     let given_up = format!(
         "The sink will never hear of {}. Deletions stay. This cannot be undone.",
@@ -156,7 +153,7 @@ fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
     );
     html! {
         div.deeds {
-            @if is_paused {
+            @if sink.paused_since.is_some() {
                 (asking(session, path, "resume", "Resume", "What waits goes out again.", false))
             } @else {
                 (asking(session, path, "pause", "Pause", "Messages wait until you resume it; nothing is lost.", false))
@@ -179,34 +176,27 @@ fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>, about: &str) -
         ("Tries", "number"),
         ("Why", "why"),
     ];
-    let rows: Vec<Vec<Markup>> = messages
-        .iter()
-        .map(|message| {
-            vec![
-                html! { (message.id) },
-                html! { (message.kind) },
-                html! { (linked(&message.clerk_id)) },
-                html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
-                time(now, message.created_at),
-                html! { (message.attempts) },
-                html! { (message.last_error.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
-    table("Messages", &columns, "There are none.", &rows)
+    table("Messages", &columns, "There are none.", messages, |message| {
+        vec![
+            html! { (message.id) },
+            html! { (message.kind) },
+            html! { (linked(&message.clerk_id)) },
+            html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
+            time(now, message.created_at),
+            html! { (message.attempts) },
+            html! { (message.last_error.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 /// `POST /sinks/{sink}`
 pub(super) async fn change(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+    Visit { app, session }: Visit,
     Segment(name): Segment,
     request: Request,
-) -> Result<Response, Trouble> {
+) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
-    if !load(&app).await?.names.contains(&name) {
-        return Err(Problem::SinkNotFound.into());
-    }
+    load_one(&app, &name).await?;
     let now = (app.clock)();
     let sink = name.clone();
     let (done, number) = match form.value("action") {

@@ -16,8 +16,8 @@ mod signups;
 use std::sync::Arc;
 
 use axum::{
-    Router,
-    extract::Request,
+    Json, Router,
+    extract::{Path, Request, rejection::PathRejection},
     http::{HeaderValue, header},
     middleware::{from_fn_with_state, map_response},
     response::Response,
@@ -31,11 +31,7 @@ use tokio::{
 use utoipa::OpenApi;
 
 use self::openapi::Bearer;
-pub use self::{
-    objects::row_as_json,
-    outbox::message_as_json,
-    queue::{parked_as_json, queue_as_json},
-};
+pub use self::{objects::row_as_json, queue::parked_as_json};
 use super::{
     App, Bodies, address,
     attempts::Attempts,
@@ -51,6 +47,11 @@ use crate::{
     },
     telemetry,
 };
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// The part of a path that stands for an id or a name, if it is text.
+type Segment = Result<Path<String>, PathRejection>;
 
 /// The most that a body may have: a thousand ids with room to spare.
 const MAX_BODY_BYTES: usize = 512 * 1024;
@@ -124,7 +125,7 @@ struct Documentation;
 pub struct Api {
     store: Arc<dyn Store>,
     /// `None`: nobody is let in.
-    token: Option<Token>,
+    pub(super) token: Option<Token>,
     pub(super) attempts: Attempts,
     /// Room of its own, which webhooks do not fill.
     bodies: Bodies,
@@ -144,10 +145,6 @@ impl Api {
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
         }
-    }
-
-    pub(super) fn token(&self) -> Option<&Token> {
-        self.token.as_ref()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, RawQuery, State, rejection::PathRejection},
+    extract::{Path, RawQuery, State},
     routing::{get, post},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -13,6 +13,7 @@ use serde_json::{Map, Value as Document, json, value::RawValue};
 use utoipa::{IntoParams, openapi::path::ParameterIn};
 
 use super::{
+    Answer, Segment,
     ensure::ensure,
     openapi::Paging,
     query::{AFTER, Query, page},
@@ -30,21 +31,13 @@ const OF_OTHERS: &str = "the parameters are after and limit, each at most once";
 const EMAIL: &str = "email: allowed is a whole address, in which + is written as %2B";
 
 /// One page of rows of a kind.
+#[derive(Serialize)]
 pub(super) struct Page {
-    /// Under which name they stand.
-    name: &'static str,
-    rows: Vec<Shown>,
+    /// Under the name that they have here.
+    #[serde(flatten)]
+    rows: HashMap<&'static str, Vec<Shown>>,
     /// What to give as `after` for the next page; none on the last one.
     next: Option<String>,
-}
-
-impl Serialize for Page {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut page = serializer.serialize_map(Some(2))?;
-        page.serialize_entry(self.name, &self.rows)?;
-        page.serialize_entry("next", &self.next)?;
-        page.end()
-    }
 }
 
 /// A row as the API shows it. Fields that are not synced are null.
@@ -112,7 +105,7 @@ async fn list(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
     entity: &'static Entity,
-) -> Result<Json<Page>, Problem> {
+) -> Answer<Page> {
     let query = if *entity == USER {
         Query::read(query.as_deref(), &["email", "after", "limit"], OF_USERS)?
     } else {
@@ -120,14 +113,11 @@ async fn list(
     };
     let email = query.value("email", email, EMAIL)?;
     let (rows, next) = rows(&app, entity, email.map(|email| (user::EMAIL, email)), &query).await?;
-    Ok(Json(Page { name: entity.table, rows: rows.into_iter().map(Shown::from).collect(), next }))
+    let rows = HashMap::from([(entity.table, rows.into_iter().map(Shown::from).collect())]);
+    Ok(Json(Page { rows, next }))
 }
 
-async fn show(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-    entity: &'static Entity,
-) -> Result<Json<Shown>, Problem> {
+async fn show(State(app): State<Arc<App>>, path: Segment, entity: &'static Entity) -> Answer<Shown> {
     let id = id(entity, path)?;
     let row = read(&app, async move |store| store.row(&id).await).await?;
     let row = row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))?;
@@ -136,10 +126,10 @@ async fn show(
 
 async fn belonging(
     State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
+    path: Segment,
     RawQuery(query): RawQuery,
     of: Belonging,
-) -> Result<Json<Page>, Problem> {
+) -> Answer<Page> {
     let query = Query::read(query.as_deref(), &["after", "limit"], OF_OTHERS)?;
     let id = id(of.parent, path)?;
     let parent = id.as_str().to_owned();
@@ -160,7 +150,7 @@ async fn belonging(
         }
         _ => rows.into_iter().map(Shown::from).collect(),
     };
-    Ok(Json(Page { name: of.name(), rows, next }))
+    Ok(Json(Page { rows: HashMap::from([(of.name(), rows)]), next }))
 }
 
 /// A page of rows, and where the next one begins.
@@ -178,10 +168,7 @@ async fn rows(
 }
 
 /// What is no id is nobody's.
-pub(super) fn id(
-    entity: &'static Entity,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<ClerkId, Problem> {
+pub(super) fn id(entity: &'static Entity, path: Segment) -> Result<ClerkId, Problem> {
     let id = path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(entity, id));
     id.ok_or(Problem::ObjectNotFound(entity))
 }

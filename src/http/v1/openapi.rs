@@ -82,10 +82,14 @@ fn add_refusals(path: &str, operation: &mut Value) {
         ),
     ];
     for (_, status, description) in refusals.into_iter().filter(|(is_possible, ..)| *is_possible) {
-        let refusal = &mut operation["responses"][status];
-        if refusal["description"].is_null() {
-            refusal["description"] = description.into();
+        let described = &mut operation["responses"][status]["description"];
+        if described.is_null() {
+            *described = description.into();
         }
+    }
+    for (_, refusal) in
+        operation["responses"].as_object_mut().into_iter().flatten().filter(|(status, _)| *status != "200")
+    {
         refusal["content"] =
             json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
     }

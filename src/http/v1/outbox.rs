@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
+    extract::{Path, RawQuery, Request, State},
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    act, body, name,
+    Answer, Segment, act, body, name,
     openapi::Paging,
     query::{AFTER, Query, page},
     read, which,
@@ -33,7 +33,7 @@ const BODY: &str =
 /// One page of messages.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OutboxPage {
-    messages: Vec<OutboxMessage>,
+    messages: Vec<StoredMessage>,
     /// What to give as `after` for the next page; null on the last one.
     #[schema(example = "42")]
     next: Option<String>,
@@ -48,36 +48,6 @@ pub(super) struct PausedSink {
     sink: String,
     #[schema(format = "date-time")]
     since: String,
-}
-
-/// A message for one sink, without what it says.
-#[derive(Serialize, ToSchema)]
-pub(super) struct OutboxMessage {
-    #[schema(example = 42)]
-    id: i64,
-    /// What the receiver sees.
-    #[schema(example = "msg_5f3c0a1e9b7d4c2f8e6a0b1c2d3e4f50")]
-    message_id: String,
-    #[schema(example = "crm")]
-    sink: String,
-    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
-    clerk_id: String,
-    #[serde(rename = "type")]
-    #[schema(example = "user.updated")]
-    kind: String,
-    #[schema(example = "pending")]
-    state: &'static str,
-    attempts: u32,
-    /// Null unless it is pending and the oldest of its user; while it is under way, when whoever has it counts as dead.
-    #[schema(format = "date-time")]
-    next_attempt_at: Option<String>,
-    under_way: bool,
-    #[schema(format = "date-time")]
-    created_at: String,
-    #[schema(format = "date-time")]
-    finished_at: Option<String>,
-    #[schema(example = "status 500")]
-    last_error: Option<String>,
 }
 
 /// Which messages are meant: exactly one of `ids`, `sink` and `all`.
@@ -133,10 +103,7 @@ pub(super) struct SinkState {
     ),
     responses((status = 200, description = "A page", body = OutboxPage))
 )]
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<OutboxPage>, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Answer<OutboxPage> {
     let query = Query::read(query.as_deref(), &LISTED, LISTED_KNOWN)?;
     let filter = MessageFilter {
         sink: query.value("sink", name, SINK)?,
@@ -156,7 +123,7 @@ pub(super) async fn list(
     let (messages, next) = page(messages, limit, |last| last.id.to_string());
     Ok(Json(OutboxPage {
         next,
-        messages: messages.into_iter().map(OutboxMessage::from).collect(),
+        messages,
         paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: rfc3339(since) }).collect(),
     }))
 }
@@ -171,10 +138,7 @@ pub(super) async fn list(
     request_body = MessageSelection,
     responses((status = 200, description = "What was done", body = MessageTally))
 )]
-pub(super) async fn retry(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<MessageTally>, Problem> {
+pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
     change(&app, request, Deed::Retry).await
 }
 
@@ -188,14 +152,11 @@ pub(super) async fn retry(
     request_body = MessageSelection,
     responses((status = 200, description = "What was done", body = MessageTally))
 )]
-pub(super) async fn discard(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<MessageTally>, Problem> {
+pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
     change(&app, request, Deed::Discard).await
 }
 
-async fn change(app: &App, request: Request, deed: Deed) -> Result<Json<MessageTally>, Problem> {
+async fn change(app: &App, request: Request, deed: Deed) -> Answer<MessageTally> {
     let (which, dry_run) = body::<MessageSelection>(app, request, BODY).await?.which()?;
     let of_sink = if let Which::Of(sink) = &which { Some(sink.clone()) } else { None };
     let tally = act::<StoredMessage>(app, which, deed, dry_run).await?;
@@ -215,10 +176,7 @@ async fn change(app: &App, request: Request, deed: Deed) -> Result<Json<MessageT
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
     responses((status = 200, description = "It is paused", body = SinkState))
 )]
-pub(super) async fn pause(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<SinkState>, Problem> {
+pub(super) async fn pause(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
     let now = (app.clock)();
     set_paused(&app, path, Some(now)).await
 }
@@ -231,18 +189,11 @@ pub(super) async fn pause(
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
     responses((status = 200, description = "It is not paused", body = SinkState))
 )]
-pub(super) async fn resume(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<SinkState>, Problem> {
+pub(super) async fn resume(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
     set_paused(&app, path, None).await
 }
 
-async fn set_paused(
-    app: &App,
-    path: Result<Path<String>, PathRejection>,
-    since: Option<DateTime<Utc>>,
-) -> Result<Json<SinkState>, Problem> {
+async fn set_paused(app: &App, path: Segment, since: Option<DateTime<Utc>>) -> Answer<SinkState> {
     let sink = path.ok().and_then(|Path(sink)| name(&sink)).ok_or(Problem::SinkNotFound)?;
     known(app, Some(sink.clone())).await?;
     let named = sink.clone();
@@ -264,30 +215,6 @@ async fn known(app: &App, sink: Option<String>) -> Result<(), Problem> {
     let Some(sink) = sink.filter(|sink| !app.sinks.contains(sink)) else { return Ok(()) };
     let known = read(app, async |store| known_sinks(&*store, &[]).await).await?;
     if known.contains(&sink) { Ok(()) } else { Err(Problem::SinkNotFound) }
-}
-
-/// A message as the API shows it.
-pub fn message_as_json(message: StoredMessage) -> serde_json::Value {
-    serde_json::to_value(OutboxMessage::from(message)).unwrap_or_default()
-}
-
-impl From<StoredMessage> for OutboxMessage {
-    fn from(message: StoredMessage) -> Self {
-        Self {
-            id: message.id,
-            message_id: message.message_id,
-            sink: message.sink,
-            clerk_id: message.clerk_id.to_string(),
-            kind: message.kind.name(),
-            state: message.state.name(),
-            attempts: message.attempts,
-            next_attempt_at: message.next_attempt_at.map(rfc3339),
-            under_way: message.taken,
-            created_at: rfc3339(message.created_at),
-            finished_at: message.finished_at.map(rfc3339),
-            last_error: message.last_error,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,23 +6,20 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
+    extract::{Path, RawQuery, Request, State},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    act, body, name,
+    Answer, Segment, act, body, name,
     openapi::Paging,
     query::{AFTER, Query, page},
     read, which,
 };
 use crate::{
-    http::{
-        App,
-        error::{ErrorBody, Problem},
-    },
-    model::{ClerkId, Source, SvixId, rfc3339},
+    http::{App, error::Problem},
+    model::{ClerkId, Source, SvixId},
     store::{Deed, Parked, QueueFilter, QueueState, Queued},
     sync::reveal::reveal_delivery,
 };
@@ -39,46 +36,16 @@ const BODY: &str =
 /// One page of the queue.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Entries {
-    entries: Vec<Entry>,
+    entries: Vec<Queued>,
     /// What to give as `after` for the next page; null on the last one.
     #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
     next: Option<String>,
 }
 
-/// A delivery that waits, or is dead.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Entry {
-    #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
-    svix_id: String,
-    /// Clerk's name of the event, if it could be read.
-    #[schema(example = "user.updated")]
-    event_type: Option<String>,
-    /// The user it is about, if that could be read.
-    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
-    clerk_id: Option<String>,
-    /// `pending` or `dead`.
-    #[schema(example = "dead")]
-    state: &'static str,
-    /// How often it was tried.
-    #[schema(example = 15)]
-    attempts: u32,
-    /// When it is tried again; null if it is dead.
-    #[schema(format = "date-time")]
-    next_attempt_at: Option<String>,
-    #[schema(format = "date-time", example = "2026-11-16T08:00:00.250Z")]
-    received_at: String,
-    /// Why it failed, without anybody's data; null if it was never tried.
-    #[schema(example = "a constraint or trigger refuses (23514): table users, constraint users_check")]
-    last_error: Option<String>,
-    /// How long its body is.
-    #[schema(example = 2867)]
-    bytes: u64,
-}
-
 /// One delivery, with its body if that was asked for.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WholeEntry {
-    entry: Entry,
+    entry: Queued,
     /// As it came, but for bytes that are no text; null unless `reveal=true`.
     payload: Option<String>,
 }
@@ -111,7 +78,8 @@ pub(super) struct Report {
     #[schema(example = 0)]
     deletions_kept: u64,
     /// Those of `ids` that are not in the queue.
-    missing: Vec<String>,
+    #[schema(value_type = Vec<String>)]
+    missing: Vec<SvixId>,
     dry_run: bool,
 }
 
@@ -130,10 +98,7 @@ pub(super) struct Report {
     ),
     responses((status = 200, description = "A page", body = Entries))
 )]
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<Entries>, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Answer<Entries> {
     let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
     let filter = QueueFilter {
         state: query.value("state", QueueState::named, STATE)?,
@@ -145,8 +110,8 @@ pub(super) async fn list(
     let limit = query.limit()?;
 
     let found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
-    let (found, next) = page(found, limit, |last| last.svix_id.to_string());
-    Ok(Json(Entries { entries: found.iter().map(Entry::from).collect(), next }))
+    let (entries, next) = page(found, limit, |last| last.svix_id.to_string());
+    Ok(Json(Entries { entries, next }))
 }
 
 /// One delivery that waits or is dead
@@ -163,14 +128,14 @@ pub(super) async fn list(
     ),
     responses(
         (status = 200, description = "The delivery", body = WholeEntry),
-        (status = 404, description = "`delivery_not_found`: it is processed, or never came", body = ErrorBody),
+        (status = 404, description = "`delivery_not_found`: it is processed, or never came"),
     )
 )]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
+    path: Segment,
     RawQuery(query): RawQuery,
-) -> Result<Json<WholeEntry>, Problem> {
+) -> Answer<WholeEntry> {
     let query = Query::read(query.as_deref(), &["reveal"], REVEAL)?;
     let reveal = query.value("reveal", |text| text.parse().ok(), REVEAL)?.unwrap_or(false);
     let id = path.ok().and_then(|Path(id)| SvixId::new(id)).ok_or(Problem::DeliveryNotFound)?;
@@ -197,7 +162,7 @@ pub(super) async fn show(
     request_body = Selection,
     responses((status = 200, description = "What was done", body = Report))
 )]
-pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
+pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
     let report = change(&app, request, Deed::Retry).await?;
     app.committer.bell().notify_one();
     Ok(report)
@@ -214,11 +179,11 @@ pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Resu
     request_body = Selection,
     responses((status = 200, description = "What was done", body = Report))
 )]
-pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
+pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
     change(&app, request, Deed::Discard).await
 }
 
-async fn change(app: &App, request: Request, deed: Deed) -> Result<Json<Report>, Problem> {
+async fn change(app: &App, request: Request, deed: Deed) -> Answer<Report> {
     let Selection { ids, event_type, all, dry_run } = body(app, request, BODY).await?;
     let invalid = Problem::InvalidBody(BODY);
     let ids = ids.map(|ids| ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid));
@@ -227,15 +192,9 @@ async fn change(app: &App, request: Request, deed: Deed) -> Result<Json<Report>,
     Ok(Json(Report {
         deliveries: tally.number(dry_run),
         deletions_kept: tally.deletions,
-        missing: tally.missing.iter().map(ToString::to_string).collect(),
+        missing: tally.missing,
         dry_run,
     }))
-}
-
-/// Entries of the queue as the API shows them.
-pub fn queue_as_json(entries: &[Queued]) -> String {
-    let entries: Vec<Entry> = entries.iter().map(Entry::from).collect();
-    serde_json::to_string_pretty(&entries).unwrap_or_default()
 }
 
 /// One delivery as the API shows it.
@@ -245,23 +204,7 @@ pub fn parked_as_json(parked: &Parked, reveal: bool) -> String {
 
 fn whole(parked: &Parked, reveal: bool) -> WholeEntry {
     WholeEntry {
-        entry: Entry::from(&Queued::from(parked)),
+        entry: Queued::from(parked),
         payload: reveal.then(|| String::from_utf8_lossy(&parked.payload).into_owned()),
-    }
-}
-
-impl From<&Queued> for Entry {
-    fn from(queued: &Queued) -> Self {
-        Self {
-            svix_id: queued.svix_id.to_string(),
-            event_type: queued.event_type.clone(),
-            clerk_id: queued.clerk_id.as_ref().map(ToString::to_string),
-            state: queued.state.name(),
-            attempts: queued.attempts,
-            next_attempt_at: queued.next_attempt_at.map(rfc3339),
-            received_at: rfc3339(queued.received_at),
-            last_error: Some(queued.last_error.clone()).filter(|error| !error.is_empty()),
-            bytes: queued.bytes,
-        }
     }
 }
