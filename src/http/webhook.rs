@@ -16,16 +16,12 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
 };
 use serde::Serialize;
-use tokio::{
-    sync::oneshot,
-    task::JoinHandle,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{App, error::Problem, request_id::RequestId};
 use crate::{
     clerk::{
-        event::{self, Event, kind, label},
+        event::{self, kind, label},
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
@@ -35,9 +31,6 @@ use crate::{
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
-
-/// What a delivery that was handed over will become; or it is not, because it is of another instance.
-type Submitted = Result<oneshot::Receiver<Result<Outcome, Refusal>>, Stranger>;
 
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
@@ -141,9 +134,17 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     let answer = if app.gate.opens_at_once(event.instance_id.as_deref()) {
         app.committer.submit(event.delivery, attempt.started)?
     } else {
-        let asked = ask_and_submit(Arc::clone(app), event, attempt.started);
-        let answer = asked.await.map_err(|_| Problem::Internal)?;
-        answer?.map_err(|stranger| {
+        // The database is asked in a task of its own, because a sender that hangs up cancels nothing.
+        let (asking, started) = (Arc::clone(app), attempt.started);
+        let submitted = tokio::spawn(async move {
+            let instance = event.instance_id.as_deref().unwrap_or_default();
+            match asking.gate.ask(instance, started + asking.answer_within).await {
+                Ok(Ok(())) => Ok(Ok(asking.committer.submit(event.delivery, started)?)),
+                Ok(Err(stranger)) => Ok(Err(stranger)),
+                Err(_) => Err(Problem::DatabaseUnavailable),
+            }
+        });
+        submitted.await.map_err(|_| Problem::Internal)??.map_err(|stranger| {
             attempt.stranger = Some(stranger);
             Problem::WrongInstance
         })?
@@ -158,23 +159,6 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     let outcome = answered?;
     metrics::gauge!(telemetry::LAST_EVENT_TIMESTAMP).set(telemetry::unix_seconds(now));
     Ok(outcome)
-}
-
-/// Ask the database whether events of this instance are let in, and hand the event over if they are. In a task of its own,
-/// because a sender that hangs up cancels nothing.
-fn ask_and_submit(app: Arc<App>, event: Event, started: Instant) -> JoinHandle<Result<Submitted, Problem>> {
-    tokio::spawn(async move {
-        let instance = event.instance_id.as_deref().unwrap_or_default();
-        let asked = app
-            .gate
-            .ask(instance, started + app.answer_within)
-            .await
-            .map_err(|_| Problem::DatabaseUnavailable)?;
-        asked.map_or_else(
-            |stranger| Ok(Err(stranger)),
-            |()| Ok(Ok(app.committer.submit(event.delivery, started)?)),
-        )
-    })
 }
 
 impl Attempt {

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::{
     Answer,
-    page::{Column, ROWS, about, grouped, linked, next_page, page, parameters, table, time},
+    page::{Column, Query, ROWS, about, grouped, linked, next_page, page, parameters, table, time},
     session::Visit,
 };
 use crate::{
@@ -23,14 +23,30 @@ const OUTCOMES: [Outcome; 5] =
 
 pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
     let filter = filter(query.as_deref());
-    let asked = filter.clone();
-    let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
+    let wanted = filter.clone();
+    let found = read(&app, async move |store| store.deliveries(&wanted, ROWS + 1).await).await?;
     let (found, next) = cut(found, ROWS, |last| older(&filter, last));
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
+    let asked = filter.outcome.as_deref();
+    let mut names: Vec<&str> = OUTCOMES.iter().map(|outcome| outcome.name()).collect();
+    // What is asked for is shown, also if nothing ever has it.
+    names.extend(asked.filter(|asked| !names.contains(asked)));
     let content = html! {
         form.filter method="get" action="/deliveries" {
-            (types(filter.event_type.as_deref().unwrap_or_default()))
-            (outcomes(filter.outcome.as_deref()))
+            // Any type can be asked for: new ones appear without notice. Those that are known are proposed.
+            label {
+                "Type"
+                input name="type" value=(filter.event_type.as_deref().unwrap_or_default()) list="types"
+                    placeholder="all" autocomplete="off" spellcheck="false";
+            }
+            datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+            label {
+                "Outcome"
+                select name="outcome" {
+                    option value="" { "all" }
+                    @for name in &names { option value=(name) selected[asked == Some(*name)] { (name) } }
+                }
+            }
             button.quiet { "Show" }
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
@@ -55,40 +71,12 @@ fn filter(query: Option<&str>) -> DeliveryFilter {
 }
 
 /// What asks for those that are older than this one.
-fn older(filter: &DeliveryFilter, last: &Processed) -> Vec<(&'static str, String)> {
+fn older(filter: &DeliveryFilter, last: &Processed) -> Query {
     let at = last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true);
     let mut query = vec![("at", at), ("id", last.svix_id.to_string())];
     query.extend(filter.event_type.clone().map(|event_type| ("type", event_type)));
     query.extend(filter.outcome.clone().map(|outcome| ("outcome", outcome)));
     query
-}
-
-/// Any type can be asked for: new ones appear without notice. Those that are known are proposed.
-fn types(asked: &str) -> Markup {
-    html! {
-        label {
-            "Type"
-            input name="type" value=(asked) list="types" placeholder="all" autocomplete="off" spellcheck="false";
-        }
-        datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
-    }
-}
-
-fn outcomes(asked: Option<&str>) -> Markup {
-    let unknown = asked.filter(|asked| OUTCOMES.iter().all(|outcome| outcome.name() != *asked));
-    html! {
-        label {
-            "Outcome"
-            select name="outcome" {
-                option value="" { "all" }
-                @for outcome in OUTCOMES {
-                    option value=(outcome) selected[asked == Some(outcome.name())] { (outcome) }
-                }
-                // What is asked for is shown, also if nothing ever has it.
-                @if let Some(unknown) = unknown { option value=(unknown) selected { (unknown) } }
-            }
-        }
-    }
 }
 
 /// Processed deliveries, with what they are about, below this word, if that is not known.

@@ -21,8 +21,8 @@ use super::{
     deliveries::processed_table,
     form::Form,
     page::{
-        Column, ROWS, button, fact, folder, linked, masked, moment, next_page, page, parameters, plural, see,
-        singular, table, time, whereabouts,
+        Column, Query, ROWS, button, fact, folder, linked, masked, moment, next_page, page, parameters,
+        plural, see, singular, table, time, whereabouts,
     },
     queue::queued_table,
     session::{Session, Visit},
@@ -102,7 +102,7 @@ fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
 }
 
 /// What asks for the rows after this one.
-fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Vec<(&'static str, String)> {
+fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Query {
     let of = of.map(|(field, id)| (field.name(), id.to_string()));
     of.into_iter().chain([("after", last.id.to_string())]).collect()
 }
@@ -113,7 +113,9 @@ async fn find(Visit { app, session }: Visit, request: Request, entity: &'static 
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     let address = address(entity).filter(|_| sought.contains('@'));
     let Some(address) = address else {
-        return Ok(match ClerkId::new(entity, sought).filter(|id| is_plain(id.as_str())) {
+        // Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        return Ok(match ClerkId::new(entity, sought).filter(|id| id.as_str().bytes().all(is_plain)) {
             Some(id) => see(&whereabouts(&folder(entity), id.as_str())),
             None => title_page(&app, &session, entity, &search_form(&session, entity, Some(&no_id(entity)))),
         });
@@ -135,18 +137,15 @@ fn address(entity: &'static Entity) -> Option<Field> {
     entity.fields().find(|field| field.anonymized == Anonymized::Address)
 }
 
-/// By what people tell objects of a kind apart.
-fn label(entity: &'static Entity) -> Option<Field> {
-    entity.fields().find(|field| {
-        field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
-    })
-}
-
 /// Rows of a kind: with their parents, but for the one on whose page they stand.
 fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Option<Field>) -> Markup {
     let parents = entity.parents().filter(|(field, _)| Some(*field) != but);
     let parents = parents.map(|(field, parent)| (field, words(singular(parent)), "id"));
-    let label = label(entity).map(|field| (field, words(field.name()), "name"));
+    // The first text that is neither an id nor an address tells objects apart.
+    let label = entity.fields().find(|field| {
+        field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
+    });
+    let label = label.map(|field| (field, words(field.name()), "name"));
     let fields: Vec<(Field, String, &str)> = parents.chain(label).collect();
     let one = words(singular(entity));
     let mut columns: Vec<Column<'_>> = vec![(&one, "id")];
@@ -191,11 +190,6 @@ fn no_id(entity: &'static Entity) -> String {
     }
 }
 
-/// Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
-fn is_plain(id: &str) -> bool {
-    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-}
-
 /// All that is known of an object.
 struct Known {
     id: ClerkId,
@@ -206,7 +200,7 @@ struct Known {
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
     /// What belongs to it, by the columns that name it: a page of rows, and what asks for the next one.
-    children: Vec<(Field, Vec<Row>, Option<Vec<(&'static str, String)>>)>,
+    children: Vec<(Field, Vec<Row>, Option<Query>)>,
 }
 
 impl Known {

@@ -156,8 +156,11 @@ pub(super) fn states(path: &str, chosen: &str, states: &[(&str, &str, Option<u64
     }
 }
 
+/// What a link asks for.
+pub(super) type Query = Vec<(&'static str, String)>;
+
 /// The link to the next page of a list, if there is one.
-pub(super) fn next_page(label: &str, path: &str, next: Option<Vec<(&str, String)>>) -> Markup {
+pub(super) fn next_page(label: &str, path: &str, next: Option<Query>) -> Markup {
     let link = next.map(|next| {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         format!("{path}?{}", query.extend_pairs(next).finish())

@@ -30,7 +30,6 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-use self::openapi::Bearer;
 pub use self::{objects::row_as_json, queue::parked_as_json};
 use super::{
     App, Bodies, address,
@@ -115,7 +114,6 @@ async fn nothing() -> Problem {
         outbox::resume,
         openapi::show
     ),
-    modifiers(&Bearer),
     components(schemas(ErrorBody)),
     security(("bearer" = []))
 )]

@@ -55,38 +55,34 @@ impl From<Row> for Shown {
 
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Row { id, user: object, preferences } = &self.row;
+        let entity = object.clerk_id.entity();
         let mut map = serializer.serialize_map(None)?;
-        write(&self.row, &mut map)?;
+        map.serialize_entry("id", id)?;
+        map.serialize_entry("clerk_id", &object.clerk_id)?;
+        for field in entity.fields() {
+            let name = field.name();
+            match &object.profile[field] {
+                Value::Null => map.serialize_entry(name, &())?,
+                Value::Text(text) => map.serialize_entry(name, text)?,
+                Value::Int(number) => map.serialize_entry(name, number)?,
+                Value::Bool(truth) => map.serialize_entry(name, truth)?,
+                Value::Time(time) => map.serialize_entry(name, &rfc3339(*time))?,
+                Value::Json(text) => map.serialize_entry(name, &as_stored(text))?,
+            }
+        }
+        if entity.has_preferences {
+            map.serialize_entry("preferences", &as_stored(preferences.as_deref().unwrap_or("{}")))?;
+        }
+        map.serialize_entry("created_at", &object.created_at.map(rfc3339))?;
+        map.serialize_entry("updated_at", &rfc3339(object.updated_at))?;
+        map.serialize_entry("synced_at", &rfc3339(object.synced_at))?;
+        map.serialize_entry("deleted_at", &object.deleted_at.map(rfc3339))?;
         if let Some((name, row)) = &self.link {
             map.serialize_entry(name, &Self::from(row.clone()))?;
         }
         map.end()
     }
-}
-
-fn write<M: SerializeMap>(row: &Row, map: &mut M) -> Result<(), M::Error> {
-    let Row { id, user: object, preferences } = row;
-    let entity = object.clerk_id.entity();
-    map.serialize_entry("id", id)?;
-    map.serialize_entry("clerk_id", object.clerk_id.as_str())?;
-    for field in entity.fields() {
-        let name = field.name();
-        match &object.profile[field] {
-            Value::Null => map.serialize_entry(name, &())?,
-            Value::Text(text) => map.serialize_entry(name, text)?,
-            Value::Int(number) => map.serialize_entry(name, number)?,
-            Value::Bool(truth) => map.serialize_entry(name, truth)?,
-            Value::Time(time) => map.serialize_entry(name, &rfc3339(*time))?,
-            Value::Json(text) => map.serialize_entry(name, &as_stored(text))?,
-        }
-    }
-    if entity.has_preferences {
-        map.serialize_entry("preferences", &as_stored(preferences.as_deref().unwrap_or("{}")))?;
-    }
-    map.serialize_entry("created_at", &object.created_at.map(rfc3339))?;
-    map.serialize_entry("updated_at", &rfc3339(object.updated_at))?;
-    map.serialize_entry("synced_at", &rfc3339(object.synced_at))?;
-    map.serialize_entry("deleted_at", &object.deleted_at.map(rfc3339))
 }
 
 /// JSON as it is stored. Where the application wrote something else into a column of JSON, a string of it.
@@ -118,10 +114,14 @@ async fn list(
 }
 
 async fn show(State(app): State<Arc<App>>, path: Segment, entity: &'static Entity) -> Answer<Shown> {
-    let id = id(entity, path)?;
-    let row = read(&app, async move |store| store.row(&id).await).await?;
-    let row = row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))?;
-    Ok(Json(Shown::from(row)))
+    Ok(Json(find(&app, id(entity, path)?).await?.into()))
+}
+
+/// The row of an object that is not deleted.
+async fn find(app: &App, id: ClerkId) -> Result<Row, Problem> {
+    let entity = id.entity();
+    let row = read(app, async move |store| store.row(&id).await).await?;
+    row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))
 }
 
 async fn belonging(
@@ -133,8 +133,7 @@ async fn belonging(
     let query = Query::read(query.as_deref(), &["after", "limit"], OF_OTHERS)?;
     let id = id(of.parent, path)?;
     let parent = id.as_str().to_owned();
-    let row = read(&app, async move |store| store.row(&id).await).await?;
-    row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(of.parent))?;
+    find(&app, id).await?;
     let (rows, next) = rows(&app, of.field.entity(), Some((of.field, parent)), &query).await?;
     let rows = match (of.through, of.link()) {
         (Some((field, other)), Some(link)) => {

@@ -2,13 +2,7 @@
 
 use axum::Json;
 use serde_json::{Value, json};
-use utoipa::{
-    IntoParams, Modify, OpenApi as _,
-    openapi::{
-        OpenApi,
-        security::{Http, HttpAuthScheme, SecurityScheme},
-    },
-};
+use utoipa::{IntoParams, OpenApi as _};
 
 use super::{Documentation, objects};
 
@@ -24,20 +18,6 @@ pub(super) struct Paging {
     limit: Option<u32>,
 }
 
-/// How a caller shows who they are, under the name by which the routes ask for it.
-pub(super) struct Bearer;
-
-impl Modify for Bearer {
-    fn modify(&self, openapi: &mut OpenApi) {
-        let mut scheme = Http::new(HttpAuthScheme::Bearer);
-        scheme.description = Some("The token in ADMIN_TOKEN.".to_owned());
-        openapi
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("bearer", SecurityScheme::Http(scheme));
-    }
-}
-
 /// This description
 #[utoipa::path(
     get,
@@ -47,6 +27,8 @@ impl Modify for Bearer {
 )]
 pub(super) async fn show() -> Json<Value> {
     let mut described = serde_json::to_value(Documentation::openapi()).unwrap_or_default();
+    described["components"]["securitySchemes"]["bearer"] =
+        json!({ "type": "http", "scheme": "bearer", "description": "The token in ADMIN_TOKEN." });
     let (paths, schemas) = objects::described();
     for (place, more) in [("/paths", paths), ("/components/schemas", schemas)] {
         if let Some(known) = described.pointer_mut(place).and_then(Value::as_object_mut) {
