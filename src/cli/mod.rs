@@ -14,6 +14,7 @@ mod manual;
 mod migrate;
 mod minimize;
 mod notify;
+mod operator;
 mod outbox;
 mod post;
 mod prune;

@@ -1,19 +1,23 @@
 //! `outbox`: the messages for other systems, as an operator sees and tends them. What they say is shown only on demand.
 
-use std::collections::BTreeSet;
-
-use chrono::{DateTime, Utc};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use serde_json::Value;
 
-use super::{Failure, clock, confirm, count, open, say, sinks::no_sink, terminal::table};
+use super::{
+    Failure, clock, count, open,
+    operator::{Choice, Discard, Retry},
+    say,
+    sinks::no_sink,
+    terminal::table,
+};
 use crate::{
     config::Settings,
-    http,
     model::rfc3339,
     store::{MessageFilter, MessageState, Store, StoredMessage},
-    sync::reveal::reveal_message,
-    work::outbox::{Selection, Tally, discard, known_sinks, retry},
+    sync::{
+        operator::{Tally, Which, known_sinks},
+        reveal::reveal_message,
+    },
 };
 
 /// Messages for other systems: list, show, retry, discard; pause and resume a sink
@@ -26,80 +30,58 @@ pub(super) struct Outbox {
 #[derive(Subcommand)]
 enum Action {
     /// List messages, the oldest first
-    Ls(Ls),
+    Ls {
+        /// Only for this sink
+        #[arg(long, value_name = "NAME")]
+        sink: Option<String>,
+
+        /// Only in this state: pending, dead, delivered or discarded
+        #[arg(long, value_name = "STATE", value_parser = state)]
+        state: Option<MessageState>,
+
+        /// Only after this message
+        #[arg(long, value_name = "ID", value_parser = number)]
+        after: Option<i64>,
+
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+
+        /// Print JSON, one message a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Show one message
-    Show(Show),
+    Show {
+        /// The message's number, as `outbox ls` shows it
+        #[arg(value_name = "ID", value_parser = number)]
+        id: i64,
+
+        /// Also what it says, which is personal data; the audit trail tells of it
+        #[arg(long)]
+        reveal: bool,
+    },
     /// Try dead messages again, unless later news of their users were delivered since
-    Retry(Retry),
+    Retry(Retry<Selection>),
     /// Give up messages, and forget what they say; deletions are never given up
-    Discard(Discard),
+    Discard(Discard<Selection>),
     /// Stop delivering to a sink; its messages wait
-    Pause(Name),
+    Pause {
+        /// The sink's name
+        #[arg(value_name = "SINK", value_parser = NonEmptyStringValueParser::new())]
+        sink: String,
+    },
     /// Deliver to a sink again
-    Resume(Name),
-}
-
-#[derive(Args)]
-struct Ls {
-    /// Only for this sink
-    #[arg(long, value_name = "NAME")]
-    sink: Option<String>,
-
-    /// Only in this state: pending, dead, delivered or discarded
-    #[arg(long, value_name = "STATE", value_parser = state)]
-    state: Option<MessageState>,
-
-    /// Only after this message
-    #[arg(long, value_name = "ID", value_parser = number)]
-    after: Option<i64>,
-
-    /// At most so many
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    limit: u32,
-
-    /// Print JSON, one message a line
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct Show {
-    /// The message's number, as `outbox ls` shows it
-    #[arg(value_name = "ID", value_parser = number)]
-    id: i64,
-
-    /// Also what it says, which is personal data; the audit trail tells of it
-    #[arg(long)]
-    reveal: bool,
-}
-
-#[derive(Args)]
-struct Retry {
-    #[command(flatten)]
-    which: Which,
-
-    /// Only say how many there are
-    #[arg(long)]
-    dry_run: bool,
-}
-
-#[derive(Args)]
-struct Discard {
-    #[command(flatten)]
-    which: Which,
-
-    /// Only say how many there are
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    Resume {
+        /// The sink's name
+        #[arg(value_name = "SINK", value_parser = NonEmptyStringValueParser::new())]
+        sink: String,
+    },
 }
 
 #[derive(Args)]
 #[group(required = true, multiple = false)]
-struct Which {
+struct Selection {
     /// These messages, by their numbers
     #[arg(value_name = "ID", value_parser = number)]
     ids: Vec<i64>,
@@ -113,60 +95,84 @@ struct Which {
     all: bool,
 }
 
-#[derive(Args)]
-struct Name {
-    /// The sink's name
-    #[arg(value_name = "SINK", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    sink: String,
-}
-
 impl Outbox {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, self.action.only_looks()).await?;
+        let only_looks = match &self.action {
+            Action::Ls { .. } => true,
+            Action::Show { reveal, .. } => !reveal,
+            Action::Retry(Retry { dry_run, .. }) | Action::Discard(Discard { dry_run, .. }) => *dry_run,
+            Action::Pause { .. } | Action::Resume { .. } => false,
+        };
+        let (config, store) = open(settings, only_looks).await?;
         let sinks: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
-        let result = self.action.run(&*store, &sinks, clock()()).await;
+        let result = self.action.run(&*store, &sinks).await;
         store.close().await;
         result
     }
 }
 
 impl Action {
-    fn only_looks(&self) -> bool {
-        match self {
-            Self::Ls(_) => true,
-            Self::Show(show) => !show.reveal,
-            Self::Retry(Retry { dry_run, .. }) | Self::Discard(Discard { dry_run, .. }) => *dry_run,
-            Self::Pause(_) | Self::Resume(_) => false,
-        }
-    }
-
     /// `sinks` are those that are configured.
-    async fn run(self, store: &dyn Store, sinks: &[String], now: DateTime<Utc>) -> Result<(), Failure> {
+    async fn run(self, store: &dyn Store, sinks: &[String]) -> Result<(), Failure> {
         match self {
-            Self::Ls(ls) => ls.run(store, sinks).await,
-            Self::Show(show) => show.run(store, now).await,
-            Self::Retry(Retry { which, dry_run }) => {
-                let tally = retry(store, &which.selection(), dry_run, now).await?;
-                let left = "left: not dead, or later news of their users were delivered since";
-                report(&tally, dry_run, ("would be tried again", "due again"), left);
-                which.all_done(&tally, dry_run, store, sinks).await
+            Self::Ls { sink, state, after, limit, json } => {
+                let filter = MessageFilter { sink, state, after, ids: None };
+                let messages = store.messages(&filter, limit).await?;
+                if let Some(sink) = filter.sink.as_deref().filter(|_| messages.is_empty()) {
+                    check_sink(store, sinks, sink).await?;
+                }
+                if json {
+                    for message in messages {
+                        say!("{}", serde_json::to_value(message).unwrap_or_default());
+                    }
+                    return Ok(());
+                }
+                for (sink, since) in store.paused_sinks().await? {
+                    say!("{sink} is paused since {}", rfc3339(since));
+                }
+                list(&messages);
+                if let Some(last) = messages.last().filter(|_| messages.len() == limit as usize) {
+                    say!("There may be more: say a larger --limit, or --after {}", last.id);
+                }
             }
-            Self::Discard(discard) => discard.run(store, sinks, now).await,
-            Self::Pause(Name { sink }) => {
+            Self::Show { id, reveal } => {
+                let this = MessageFilter { ids: Some(vec![id]), ..MessageFilter::default() };
+                let found = store.messages(&this, 1).await?.pop();
+                let message = found.ok_or_else(|| Failure::failed(format!("there is no message {id}")))?;
+                let mut shown = serde_json::to_value(&message).unwrap_or_default();
+                if reveal {
+                    reveal_message(store, &message.clerk_id, clock()()).await?;
+                    let body = store.message_body(id).await?;
+                    let body = body.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body)));
+                    shown["payload"] = body.unwrap_or_default();
+                }
+                say!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
+            }
+            Self::Retry(retry) => {
+                let tally = retry.run(store, "would be tried again", "due again").await?;
+                let why = "not dead, or later news of their users were delivered since";
+                return retry.choice.finished(&tally, retry.dry_run, why, store, sinks).await;
+            }
+            Self::Discard(discard) => {
+                let question = |number| format!("Give up {} for good?", count(number, "message", "messages"));
+                let tally = discard.run(store, question, "would be given up", "given up").await?;
+                let why = "deletions, on their way, or finished already";
+                return discard.choice.finished(&tally, discard.dry_run, why, store, sinks).await;
+            }
+            Self::Pause { sink } => {
                 check_sink(store, sinks, &sink).await?;
-                store.set_paused(&sink, Some(now)).await?;
+                store.set_paused(&sink, Some(clock()())).await?;
                 say!("{sink} is paused: its messages wait until `clerk-sync outbox resume {sink}`");
-                Ok(())
             }
-            Self::Resume(Name { sink }) => {
+            Self::Resume { sink } => {
                 if !store.set_paused(&sink, None).await? {
                     check_sink(store, sinks, &sink).await?;
                     return Err(Failure::failed(format!("{sink} is not paused")));
                 }
                 say!("{sink} goes on");
-                Ok(())
             }
         }
+        Ok(())
     }
 }
 
@@ -180,146 +186,76 @@ async fn check_sink(store: &dyn Store, configured: &[String], name: &str) -> Res
     if known.contains(name) { Ok(()) } else { Err(no_sink(name, known.iter().map(String::as_str))) }
 }
 
-impl Ls {
-    async fn run(self, store: &dyn Store, sinks: &[String]) -> Result<(), Failure> {
-        let filter = MessageFilter { sink: self.sink, state: self.state, after: self.after, ids: None };
-        let messages = store.messages(&filter, self.limit).await?;
-        if let Some(sink) = filter.sink.as_deref().filter(|_| messages.is_empty()) {
-            check_sink(store, sinks, sink).await?;
-        }
-        if self.json {
-            for message in messages {
-                say!("{}", http::message_as_json(message));
-            }
-            return Ok(());
-        }
-        for (sink, since) in store.paused_sinks().await? {
-            say!("{sink} is paused since {}", rfc3339(since));
-        }
-        if messages.is_empty() {
-            say!("no messages");
-            return Ok(());
-        }
-        let row = |message: &StoredMessage| {
-            let next = match (message.next_attempt_at, message.state) {
-                (Some(_), _) if message.taken => "under way".to_owned(),
-                (Some(at), _) => rfc3339(at),
-                (None, MessageState::Pending) => "after an older one".to_owned(),
-                (None, _) => String::new(),
-            };
-            [
-                message.id.to_string(),
-                message.state.name().to_owned(),
-                message.sink.clone(),
-                message.kind.name(),
-                message.clerk_id.to_string(),
-                message.attempts.to_string(),
-                next,
-                message.last_error.clone().unwrap_or_default(),
-            ]
+fn list(messages: &[StoredMessage]) {
+    if messages.is_empty() {
+        say!("no messages");
+        return;
+    }
+    let row = |message: &StoredMessage| {
+        let next = match (message.next_attempt_at, message.state) {
+            (Some(_), _) if message.taken => "under way".to_owned(),
+            (Some(at), _) => rfc3339(at),
+            (None, MessageState::Pending) => "after an older one".to_owned(),
+            (None, _) => String::new(),
         };
-        let rows: Vec<_> = messages.iter().map(row).collect();
-        table(["ID", "STATE", "SINK", "TYPE", "USER", "ATTEMPTS", "NEXT", "ERROR"], &rows);
-        if messages.len() == self.limit as usize
-            && let Some(last) = messages.last()
-        {
-            say!("There may be more: say a larger --limit, or --after {}", last.id);
+        [
+            message.id.to_string(),
+            message.state.name().to_owned(),
+            message.sink.clone(),
+            message.kind.name(),
+            message.clerk_id.to_string(),
+            message.attempts.to_string(),
+            next,
+            message.last_error.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = messages.iter().map(row).collect();
+    table(["ID", "STATE", "SINK", "TYPE", "USER", "ATTEMPTS", "NEXT", "ERROR"], &rows);
+}
+
+impl Choice for Selection {
+    type Entry = StoredMessage;
+
+    fn which(&self) -> Which<i64> {
+        match &self.sink {
+            Some(sink) => Which::Of(sink.clone()),
+            None if self.all => Which::All,
+            None => Which::These(self.ids.clone()),
         }
-        Ok(())
     }
 }
 
-impl Show {
-    async fn run(self, store: &dyn Store, now: DateTime<Utc>) -> Result<(), Failure> {
-        let this = MessageFilter { ids: Some(vec![self.id]), ..MessageFilter::default() };
-        let found = store.messages(&this, 1).await?.pop();
-        let message = found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
-        if self.reveal {
-            reveal_message(store, &message.clerk_id, now).await?;
-        }
-        let mut shown = http::message_as_json(message);
-        if self.reveal {
-            let body = store.message_body(self.id).await?;
-            let body = body.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body)));
-            shown["payload"] = body.unwrap_or_default();
-        }
-        say!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
-        Ok(())
-    }
-}
-
-impl Discard {
-    async fn run(self, store: &dyn Store, sinks: &[String], now: DateTime<Utc>) -> Result<(), Failure> {
-        let selection = self.which.selection();
-        if !self.dry_run && !self.yes {
-            let Tally { found, deletions, .. } = discard(store, &selection, true, now).await?;
-            if found > deletions {
-                confirm(&format!("Give up {} for good?", count(found - deletions, "message", "messages")))?;
-            }
-        }
-        let tally = discard(store, &selection, self.dry_run, now).await?;
-        let left = "left: deletions, on their way, or finished already";
-        report(&tally, self.dry_run, ("would be given up", "given up"), left);
-        if tally.deletions > 0 {
-            return Err(Failure::failed(format!(
-                "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by itself; \
-                 `clerk-sync erase report` shows what is not confirmed",
-                count(tally.deletions, "deletion stays", "deletions stay")
-            )));
-        }
-        self.which.all_done(&tally, self.dry_run, store, sinks).await
-    }
-}
-
-impl Which {
-    /// Whatever is named must be there, and done.
-    async fn all_done(
+impl Selection {
+    /// Whatever is named must be there, and done. `why` says of what is left alone why it may be.
+    async fn finished(
         &self,
-        tally: &Tally,
+        tally: &Tally<i64>,
         dry_run: bool,
+        why: &str,
         store: &dyn Store,
         sinks: &[String],
     ) -> Result<(), Failure> {
+        let (left, missing) = (tally.found - tally.done, tally.missing.len() as u64);
+        if left > 0 && !dry_run {
+            say!("{left:>9}  left: {why}");
+        }
         if let Some(sink) = self.sink.as_deref().filter(|_| tally.found == 0) {
             return check_sink(store, sinks, sink).await;
         }
-        let named: BTreeSet<i64> = self.ids.iter().copied().collect();
-        if named.is_empty() {
+        Err(Failure::failed(if tally.deletions > 0 {
+            format!(
+                "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by itself; \
+                 `clerk-sync erase report` shows what is not confirmed",
+                count(tally.deletions, "deletion stays", "deletions stay")
+            )
+        } else if missing > 0 {
+            format!("{} not in the outbox", count(missing, "of those named is", "of those named are"))
+        } else if left > 0 && !dry_run && !self.ids.is_empty() {
+            let left = count(left, "of those named was", "of those named were");
+            format!("{left} left alone: see `clerk-sync outbox show`")
+        } else {
             return Ok(());
-        }
-        let missing = (named.len() as u64).saturating_sub(tally.found);
-        if missing > 0 {
-            return Err(Failure::failed(format!(
-                "{} not in the outbox",
-                count(missing, "of those named is", "of those named are")
-            )));
-        }
-        if tally.done < tally.found && !dry_run {
-            return Err(Failure::failed(format!(
-                "{} left alone: see `clerk-sync outbox show`",
-                count(tally.found - tally.done, "of those named was", "of those named were")
-            )));
-        }
-        Ok(())
-    }
-
-    fn selection(&self) -> Selection {
-        match &self.sink {
-            Some(sink) => Selection::Sink(sink.clone()),
-            None if self.all => Selection::All,
-            None => Selection::Ids(self.ids.clone()),
-        }
-    }
-}
-
-fn report(tally: &Tally, dry_run: bool, (would, did): (&str, &str), left: &str) {
-    if dry_run {
-        say!("{:>9}  {would}", tally.found - tally.deletions);
-        return;
-    }
-    say!("{:>9}  {did}", tally.done);
-    if tally.found > tally.done {
-        say!("{:>9}  {left}", tally.found - tally.done);
+        }))
     }
 }
 

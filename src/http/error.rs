@@ -88,76 +88,53 @@ pub enum Problem {
 impl Problem {
     /// The status of the answer.
     pub fn status(self) -> StatusCode {
-        match self {
-            Self::Rejected(_) | Self::IncompleteBody | Self::InvalidParameter(_) | Self::InvalidBody(_) => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => StatusCode::UNAUTHORIZED,
-            Self::ForeignForm | Self::AddressNotAllowed | Self::WrongInstance => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::ObjectNotFound(_) | Self::DeliveryNotFound | Self::SinkNotFound => {
-                StatusCode::NOT_FOUND
-            }
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ClerkRefused => StatusCode::BAD_GATEWAY,
-            Self::ClerkUnavailable
-            | Self::ClerkNotConfigured
-            | Self::DatabaseUnavailable
-            | Self::DatabaseReadOnly
-            | Self::SchemaNotCurrent
-            | Self::RowsHidden
-            | Self::NotMigrated
-            | Self::Overloaded
-            | Self::NoRoom
-            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-        }
+        self.public().0
     }
 
     /// The public code; of an object that is not there it has the name of its kind before it.
     pub fn code(self) -> &'static str {
+        self.public().1
+    }
+
+    fn public(self) -> (StatusCode, &'static str) {
         match self {
-            Self::Rejected(rejection) => rejection.code(),
-            Self::IncompleteBody => "incomplete_body",
-            Self::InvalidParameter(_) => "invalid_parameter",
-            Self::InvalidBody(_) => "invalid_body",
-            Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => "unauthorized",
-            Self::ForeignForm => "foreign_form",
-            Self::AddressNotAllowed => "address_not_allowed",
-            Self::WrongInstance => "wrong_instance",
-            Self::NotFound | Self::ObjectNotFound(_) => "not_found",
-            Self::DeliveryNotFound => "delivery_not_found",
-            Self::SinkNotFound => "sink_not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::BodyTimeout => "body_timeout",
-            Self::BodyTooLarge => "body_too_large",
-            Self::HeadTooLarge => "head_too_large",
-            Self::Internal => "internal_error",
-            Self::ClerkRefused => "clerk_refused",
-            Self::ClerkUnavailable => "clerk_unavailable",
-            Self::ClerkNotConfigured => "clerk_not_configured",
-            Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => "database_unavailable",
-            Self::SchemaNotCurrent => "schema_not_current",
-            Self::RowsHidden => "row_level_security",
-            Self::Overloaded | Self::NoRoom => "overloaded",
-            Self::ShuttingDown => "shutting_down",
+            Self::Rejected(rejection) => (StatusCode::BAD_REQUEST, rejection.code()),
+            Self::IncompleteBody => (StatusCode::BAD_REQUEST, "incomplete_body"),
+            Self::InvalidParameter(_) => (StatusCode::BAD_REQUEST, "invalid_parameter"),
+            Self::InvalidBody(_) => (StatusCode::BAD_REQUEST, "invalid_body"),
+            Self::Unauthorized | Self::MetricsUnauthorized | Self::TokenNotSet => {
+                (StatusCode::UNAUTHORIZED, "unauthorized")
+            }
+            Self::ForeignForm => (StatusCode::FORBIDDEN, "foreign_form"),
+            Self::AddressNotAllowed => (StatusCode::FORBIDDEN, "address_not_allowed"),
+            Self::WrongInstance => (StatusCode::FORBIDDEN, "wrong_instance"),
+            Self::NotFound | Self::ObjectNotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            Self::DeliveryNotFound => (StatusCode::NOT_FOUND, "delivery_not_found"),
+            Self::SinkNotFound => (StatusCode::NOT_FOUND, "sink_not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+            Self::ClerkRefused => (StatusCode::BAD_GATEWAY, "clerk_refused"),
+            Self::ClerkUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "clerk_unavailable"),
+            Self::ClerkNotConfigured => (StatusCode::SERVICE_UNAVAILABLE, "clerk_not_configured"),
+            Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => {
+                (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable")
+            }
+            Self::SchemaNotCurrent => (StatusCode::SERVICE_UNAVAILABLE, "schema_not_current"),
+            Self::RowsHidden => (StatusCode::SERVICE_UNAVAILABLE, "row_level_security"),
+            Self::Overloaded | Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         }
     }
 
     /// `Retry-After`, in seconds: where trying again can help.
     fn retry_after(self) -> Option<u16> {
         match self {
-            Self::ClerkUnavailable
-            | Self::DatabaseUnavailable
-            | Self::DatabaseReadOnly
-            | Self::SchemaNotCurrent
-            | Self::RowsHidden
-            | Self::NotMigrated
-            | Self::ShuttingDown => Some(5),
+            Self::ClerkNotConfigured => None,
             Self::Overloaded | Self::NoRoom => Some(1),
-            _ => None,
+            _ => (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(5),
         }
     }
 

@@ -82,7 +82,21 @@ pub async fn serve(
     grace: Duration,
 ) {
     limits.farewell = limits.farewell.min(grace / 2);
-    let mut door = Door::new(routes, limits, shutdown.clone());
+    let mut http = http1::Builder::new();
+    // A sender that has closed its half may still read. It also means that hyper does not look out for senders
+    // that hang up, so that every request is seen through, counted and logged.
+    http.half_close(true).header_read_timeout(None).max_buf_size(limits.head_bytes);
+    let mut door = Door {
+        routes,
+        shutdown: shutdown.clone(),
+        http,
+        places: Arc::new(Semaphore::new(limits.connections)),
+        limits,
+        connections: JoinSet::new(),
+        paces: Vec::new(),
+        full: Seldom::default(),
+        broken: Seldom::default(),
+    };
     shutdown.run_until_cancelled(door.accept(&listener)).await;
     door.close(listener);
     let mut connections = door.connections;
@@ -107,24 +121,6 @@ struct Door {
 }
 
 impl Door {
-    fn new(routes: Routes, limits: ConnectionLimits, shutdown: CancellationToken) -> Self {
-        let mut http = http1::Builder::new();
-        // A sender that has closed its half may still read. It also means that hyper does not look out for senders
-        // that hang up, so that every request is seen through, counted and logged.
-        http.half_close(true).header_read_timeout(None).max_buf_size(limits.head_bytes);
-        Self {
-            routes,
-            shutdown,
-            http,
-            places: Arc::new(Semaphore::new(limits.connections)),
-            limits,
-            connections: JoinSet::new(),
-            paces: Vec::new(),
-            full: Seldom::default(),
-            broken: Seldom::default(),
-        }
-    }
-
     /// Accept for ever.
     async fn accept(&mut self, listener: &TcpListener) {
         loop {
@@ -184,10 +180,29 @@ impl Door {
         }
         self.paces.push(Arc::downgrade(&pace));
         let socket = Socket::new(stream, Arc::clone(&pace), &self.limits, self.shutdown.clone());
-        let routes = self.routes.clone();
-        let conversation =
-            converse(self.http.clone(), socket, peer, pace, routes, self.shutdown.clone(), permit);
-        self.connections.spawn(conversation);
+        let (routes, shutdown) = (self.routes.clone(), self.shutdown.clone());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            pace.requested();
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let answer = routes.clone().answer(request);
+            let (pace, shutdown) = (Arc::clone(&pace), shutdown.clone());
+            async move {
+                let mut answer = answer.await;
+                pace.answered();
+                // A peer that keeps the connection must not send the next request into a close.
+                if shutdown.is_cancelled() || pace.is_displaced() {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let connection = self.http.serve_connection(TokioIo::new(socket), service);
+        self.connections.spawn(async move {
+            let _permit = permit;
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        });
     }
 
     /// Stop listening. Who stands in the queue believes to be connected, and may have sent a request, so they are let in.
@@ -202,36 +217,6 @@ impl Door {
                 self.open(stream, peer, place);
             }
         }
-    }
-}
-
-/// Serve one connection to its end.
-async fn converse(
-    http: http1::Builder,
-    socket: Socket,
-    peer: SocketAddr,
-    pace: Arc<Pace>,
-    routes: Routes,
-    shutdown: CancellationToken,
-    _place: OwnedSemaphorePermit,
-) {
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        pace.requested();
-        request.extensions_mut().insert(ConnectInfo(peer));
-        let answer = routes.clone().answer(request);
-        let (pace, shutdown) = (Arc::clone(&pace), shutdown.clone());
-        async move {
-            let mut answer = answer.await;
-            pace.answered();
-            // Whoever keeps the connection must not send the next request into a close.
-            if shutdown.is_cancelled() || pace.is_displaced() {
-                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(answer)
-        }
-    });
-    if let Err(error) = http.serve_connection(TokioIo::new(socket), service).await {
-        tracing::debug!(%peer, %error, "connection ended");
     }
 }
 

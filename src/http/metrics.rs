@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{
     App,
+    address::peer,
     error::Problem,
     token::{self, Token},
 };
@@ -35,8 +36,8 @@ pub(super) async fn show(
     request: Request,
 ) -> Result<impl IntoResponse, Problem> {
     if let Some(token) = &app.scrapers.token {
-        let tokens: Vec<&Token> = [token].into_iter().chain(app.api.token()).collect();
-        let checked = token::check(&app, &tokens, request.headers(), token::peer(&request)).await;
+        let tokens: Vec<&Token> = [token].into_iter().chain(&app.api.token).collect();
+        let checked = token::check(&app, &tokens, request.headers(), peer(request.extensions())).await;
         checked.map_err(|_| Problem::MetricsUnauthorized)?;
     }
     app.gauges.refresh().await;

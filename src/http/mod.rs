@@ -51,7 +51,7 @@ pub use health::Probe;
 pub use listener::{ConnectionLimits, serve};
 pub use metrics::Scrapers;
 pub use resends::Resends;
-pub use v1::{Api, message_as_json, parked_as_json, queue_as_json, row_as_json};
+pub use v1::{Api, parked_as_json, row_as_json};
 pub use webhook::ANSWER_WITHIN;
 
 use self::request_id::RequestId;

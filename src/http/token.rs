@@ -3,14 +3,10 @@
 //! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
 //! forgotten at the start, and what is presented is never logged.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::Response,
@@ -19,7 +15,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::time::{Instant, sleep};
 
-use crate::http::{App, error::Problem};
+use crate::http::{App, address::peer, error::Problem};
 
 /// How long whoever guesses waits for each answer.
 const DELAY: Duration = Duration::from_secs(1);
@@ -45,8 +41,8 @@ pub(super) async fn require(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(token) = app.api.token() else { return Err(Problem::TokenNotSet) };
-    check(&app, &[token], request.headers(), peer(&request)).await?;
+    let Some(token) = &app.api.token else { return Err(Problem::TokenNotSet) };
+    check(&app, &[token], request.headers(), peer(request.extensions())).await?;
     Ok(next.run(request).await)
 }
 
@@ -55,26 +51,19 @@ pub(super) async fn check(
     app: &App,
     tokens: &[&Token],
     headers: &HeaderMap,
-    address: Option<IpAddr>,
+    address: IpAddr,
 ) -> Result<(), Problem> {
     // Who shows nothing guesses nothing.
     let Some(presented) = presented(headers) else { return Err(Problem::Unauthorized) };
     if tokens.iter().any(|token| token.is(presented)) {
         return Ok(());
     }
-    if let Some(address) = address {
-        app.api.attempts.failed(address, Instant::now());
-        // Not refused, for a program with the right token may have the same address.
-        if app.api.attempts.wait(address, Instant::now()).is_some() {
-            sleep(DELAY).await;
-        }
+    app.api.attempts.failed(address, Instant::now());
+    // Not refused, for a program with the right token may have the same address.
+    if app.api.attempts.wait(address, Instant::now()).is_some() {
+        sleep(DELAY).await;
     }
     Err(Problem::Unauthorized)
-}
-
-/// Who is at the other end.
-pub(super) fn peer(request: &Request) -> Option<IpAddr> {
-    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip())
 }
 
 /// The token of the one `Authorization` header. The name of the scheme is the same in any case (RFC 9110, 11.1).

@@ -16,16 +16,12 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
 };
 use serde::Serialize;
-use tokio::{
-    sync::oneshot,
-    task::JoinHandle,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{App, error::Problem, request_id::RequestId};
 use crate::{
     clerk::{
-        event::{self, Event, kind, label},
+        event::{self, kind, label},
         signature::{Rejection, SignatureHeaders},
     },
     model::{Outcome, SvixId},
@@ -35,9 +31,6 @@ use crate::{
 
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
-
-/// What a delivery that was handed over will become; or it is not, because it is of another instance.
-type Submitted = Result<oneshot::Receiver<Result<Outcome, Refusal>>, Stranger>;
 
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
@@ -60,7 +53,7 @@ struct Attempt {
     event_type: Option<String>,
     /// Of which instance it is, and of which it should be, if these differ.
     stranger: Option<Stranger>,
-    told: bool,
+    is_finished: bool,
     span: Span,
     /// How often it came before, as far as that is known; counted only where somebody traces.
     resends: Option<u32>,
@@ -83,18 +76,14 @@ pub(super) async fn receive(
         svix_id: None,
         event_type: None,
         stranger: None,
-        told: false,
+        is_finished: false,
         span: Span::server(request.uri().path(), version(request.version())),
         resends: None,
     };
     // Its routes have no parameters, so the path is the route.
     let work = attempt.request_id.work(request.uri().path());
     let result = work.scope(process(&app, request, &mut attempt)).await;
-    match result {
-        Ok(outcome) => attempt.succeeded(outcome),
-        Err(problem) if problem.status().is_server_error() => attempt.failed(problem),
-        Err(problem) => attempt.rejected(problem),
-    }
+    attempt.finish(result);
     let outcome = result?;
     let id = attempt.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
     Ok(Json(Answer { status: outcome.name(), event: attempt.event_type.take(), id }))
@@ -126,17 +115,36 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
         return Ok(Outcome::Ignored);
     }
     if event.replaced_characters {
-        attempt.replaced_characters();
+        tracing::warn!(
+            svix_id = attempt.svix_id(),
+            event = attempt.event_type(),
+            request_id = attempt.request_id.as_str(),
+            "characters that no database can hold became U+FFFD"
+        );
     }
     if !event.unread.is_empty() {
-        attempt.left_out(&event.unread);
+        tracing::warn!(
+            svix_id = attempt.svix_id(),
+            event = attempt.event_type(),
+            request_id = attempt.request_id.as_str(),
+            fields = event.unread.join(","),
+            "fields that cannot be read or stored keep what is stored; the rest is applied"
+        );
     }
     let answer = if app.gate.opens_at_once(event.instance_id.as_deref()) {
         app.committer.submit(event.delivery, attempt.started)?
     } else {
-        let asked = ask_and_submit(Arc::clone(app), event, attempt.started);
-        let answer = asked.await.map_err(|_| Problem::Internal)?;
-        answer?.map_err(|stranger| {
+        // The database is asked in a task of its own, because a sender that hangs up cancels nothing.
+        let (asking, started) = (Arc::clone(app), attempt.started);
+        let submitted = tokio::spawn(async move {
+            let instance = event.instance_id.as_deref().unwrap_or_default();
+            match asking.gate.ask(instance, started + asking.answer_within).await {
+                Ok(Ok(())) => Ok(Ok(asking.committer.submit(event.delivery, started)?)),
+                Ok(Err(stranger)) => Ok(Err(stranger)),
+                Err(_) => Err(Problem::DatabaseUnavailable),
+            }
+        });
+        submitted.await.map_err(|_| Problem::Internal)??.map_err(|stranger| {
             attempt.stranger = Some(stranger);
             Problem::WrongInstance
         })?
@@ -153,23 +161,6 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     Ok(outcome)
 }
 
-/// Ask the database whether events of this instance are let in, and hand the event over if they are. In a task of its own,
-/// because a sender that hangs up cancels nothing.
-fn ask_and_submit(app: Arc<App>, event: Event, started: Instant) -> JoinHandle<Result<Submitted, Problem>> {
-    tokio::spawn(async move {
-        let instance = event.instance_id.as_deref().unwrap_or_default();
-        let asked = app
-            .gate
-            .ask(instance, started + app.answer_within)
-            .await
-            .map_err(|_| Problem::DatabaseUnavailable)?;
-        asked.map_or_else(
-            |stranger| Ok(Err(stranger)),
-            |()| Ok(Ok(app.committer.submit(event.delivery, started)?)),
-        )
-    })
-}
-
 impl Attempt {
     /// What a genuine sender says of itself may be told.
     fn describe(&mut self, headers: &HeaderMap) {
@@ -183,99 +174,61 @@ impl Attempt {
         self.resends = Some(self.app.resends.count(svix_id));
     }
 
-    fn succeeded(&mut self, outcome: Outcome) {
-        if outcome == Outcome::Duplicate {
+    /// Count the answer and log it.
+    fn finish(&mut self, result: Result<Outcome, Problem>) {
+        self.is_finished = true;
+        let (status, outcome, reason) = match result {
+            Ok(outcome) => (StatusCode::OK, outcome.name(), ""),
+            Err(problem) if problem.status().is_server_error() => {
+                (problem.status(), "failed", problem.code())
+            }
+            Err(problem) => (problem.status(), "rejected", problem.code()),
+        };
+        let is_rejected = outcome == "rejected";
+        if is_rejected {
+            metrics::counter!(telemetry::REJECTIONS, "reason" => reason).increment(1);
+        }
+        if result == Ok(Outcome::Duplicate) {
             // It was processed before, if not by this process.
             self.resends = self.resends.map(|resends| resends.max(1));
         }
-        let duration = self.count(StatusCode::OK, outcome.name(), "");
-        tracing::info!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            outcome = outcome.name(),
-            duration_ms = milliseconds(duration),
-            request_id = self.request_id.as_str(),
-            "webhook"
-        );
-    }
-
-    fn failed(&mut self, problem: Problem) {
-        let duration = self.count(problem.status(), "failed", problem.code());
-        // Whatever it is, it passes by itself; but for a bug, whose panic was told as an error already.
-        tracing::warn!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            outcome = "failed",
-            reason = problem.code(),
-            duration_ms = milliseconds(duration),
-            request_id = self.request_id.as_str(),
-            "webhook"
-        );
-    }
-
-    fn rejected(&mut self, problem: Problem) {
-        metrics::counter!(telemetry::REJECTIONS, "reason" => problem.code()).increment(1);
-        let duration = self.count(problem.status(), "rejected", problem.code());
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    svix_id = self.svix_id(),
-                    event = self.event_type(),
-                    outcome = "rejected",
-                    reason = problem.code(),
-                    peer = %self.peer.ip(),
-                    caller = self.caller.map(tracing::field::display),
-                    instance = self.stranger.as_ref().map(|stranger| &*stranger.instance),
-                    known_instance = self.stranger.as_ref().map(|stranger| &*stranger.known),
-                    duration_ms = milliseconds(duration),
-                    request_id = self.request_id.as_str(),
-                    "webhook"
-                )
-            };
-        }
-        match problem {
-            // Any passer-by can have these.
-            Problem::Rejected(Rejection::MissingHeaders | Rejection::InvalidTimestamp)
-            | Problem::IncompleteBody
-            | Problem::BodyTimeout => say!(info),
-            _ => say!(warn),
-        }
-    }
-
-    fn replaced_characters(&self) {
-        tracing::warn!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            request_id = self.request_id.as_str(),
-            "characters that no database can hold became U+FFFD"
-        );
-    }
-
-    fn left_out(&self, fields: &[&'static str]) {
-        tracing::warn!(
-            svix_id = self.svix_id(),
-            event = self.event_type(),
-            request_id = self.request_id.as_str(),
-            fields = fields.join(","),
-            "fields that cannot be read or stored keep what is stored; the rest is applied"
-        );
-    }
-
-    /// Count the answer, and why it is not a better one; returns how long it took.
-    fn count(&mut self, status: StatusCode, outcome: &'static str, reason: &'static str) -> Duration {
-        self.told = true;
-        let event = label(self.event_type.as_deref());
-        let duration = self.started.elapsed();
+        let (event, duration) = (label(self.event_type.as_deref()), self.started.elapsed());
         let kind = kind(event);
         metrics::counter!(telemetry::WEBHOOKS, "event" => event, "outcome" => outcome, "kind" => kind)
             .increment(1);
         metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
         self.app.answers.count((self.app.clock)(), event, outcome, reason, duration);
-        let span = std::mem::take(&mut self.span);
         // Of a type that nobody knows anything may be the name.
-        let event = self.event_type.as_ref().map(|_| event);
-        span.answered(status.as_u16(), event, outcome, reason, self.resends);
-        duration
+        let traced = self.event_type.as_ref().map(|_| event);
+        std::mem::take(&mut self.span).answered(status.as_u16(), traced, outcome, reason, self.resends);
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    svix_id = self.svix_id(),
+                    event = self.event_type(),
+                    outcome,
+                    reason = result.is_err().then_some(reason),
+                    peer = is_rejected.then(|| tracing::field::display(self.peer.ip())),
+                    caller = self.caller.filter(|_| is_rejected).map(tracing::field::display),
+                    instance = self.stranger.as_ref().map(|stranger| &*stranger.instance),
+                    known_instance = self.stranger.as_ref().map(|stranger| &*stranger.known),
+                    duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+                    request_id = self.request_id.as_str(),
+                    "webhook"
+                )
+            };
+        }
+        match result {
+            // The last four come from any passer-by.
+            Ok(_)
+            | Err(
+                Problem::Rejected(Rejection::MissingHeaders | Rejection::InvalidTimestamp)
+                | Problem::IncompleteBody
+                | Problem::BodyTimeout,
+            ) => log!(info),
+            // What failed passes by itself; but for a bug, whose panic was logged as an error already.
+            Err(_) => log!(warn),
+        }
     }
 
     fn svix_id(&self) -> Option<&str> {
@@ -289,8 +242,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.told {
-            self.failed(Problem::Internal);
+        if !self.is_finished {
+            self.finish(Err(Problem::Internal));
         }
     }
 }
@@ -298,8 +251,4 @@ impl Drop for Attempt {
 /// As traces have it.
 fn version(version: Version) -> &'static str {
     if version == Version::HTTP_10 { "1.0" } else { "1.1" }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }

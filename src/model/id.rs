@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
+use serde::{Serialize, Serializer};
+
 use super::Entity;
 
 /// The longest identifier we keep, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
@@ -98,6 +100,12 @@ macro_rules! show_as_text {
         impl fmt::Display for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
             }
         }
 

@@ -29,6 +29,6 @@ pub use outcome::Outcome;
 pub use processing::Processing;
 pub use receipt::Receipt;
 pub use seal::{LineHash, Mark, Seal};
-pub use time::rfc3339;
+pub use time::{as_rfc3339, rfc3339};
 pub use user::{Patch, Profile, User, Value};
 pub use version::{Register, Version};

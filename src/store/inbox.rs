@@ -4,9 +4,11 @@ use std::fmt;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::{
-    model::{ClerkId, SvixId},
+    model::{ClerkId, SvixId, as_rfc3339},
     telemetry::TraceContext,
 };
 
@@ -44,7 +46,8 @@ impl Parked {
 }
 
 /// `webhook_queue.state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum QueueState {
     /// It will be tried.
     Pending,
@@ -76,20 +79,44 @@ pub struct Waiting {
     pub received_at: DateTime<Utc>,
 }
 
-/// A delivery in `webhook_queue`, without its body.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A delivery that waits or is dead, as `webhook_queue` and the private API have it: without its body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Entry)]
 pub struct Queued {
+    #[schema(value_type = String, example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
     pub svix_id: SvixId,
+    /// Clerk's name of the event, if it could be read.
+    #[schema(example = "user.updated")]
     pub event_type: Option<String>,
+    /// The user it is about, if that could be read.
+    #[schema(value_type = Option<String>, example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
     pub clerk_id: Option<ClerkId>,
+    /// `pending` or `dead`.
+    #[schema(value_type = String, example = "dead")]
     pub state: QueueState,
+    /// How often it was tried.
+    #[schema(example = 15)]
     pub attempts: u32,
+    /// When it is tried again; null if it is dead.
+    #[serde(serialize_with = "as_rfc3339")]
     pub next_attempt_at: Option<DateTime<Utc>>,
+    #[serde(serialize_with = "as_rfc3339")]
+    #[schema(example = "2026-11-16T08:00:00.250Z")]
     pub received_at: DateTime<Utc>,
-    /// Empty if it was never tried.
+    /// Why it failed, without anybody's data; null if it was never tried.
+    #[serde(serialize_with = "unless_empty")]
+    #[schema(
+        value_type = Option<String>,
+        example = "a constraint or trigger refuses (23514): table users, constraint users_check"
+    )]
     pub last_error: String,
-    /// How long the body is.
+    /// How long its body is.
+    #[schema(example = 2867)]
     pub bytes: u64,
+}
+
+fn unless_empty<S: Serializer>(text: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    Some(text).filter(|text| !text.is_empty()).serialize(serializer)
 }
 
 impl From<&Parked> for Queued {

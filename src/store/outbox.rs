@@ -5,9 +5,11 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
-    model::{ClerkId, MessageType},
+    model::{ClerkId, MessageType, as_rfc3339},
     telemetry::TraceContext,
 };
 
@@ -159,7 +161,8 @@ pub struct Elsewhere {
 }
 
 /// `outbox.state`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MessageState {
     Pending,
     Dead,
@@ -198,22 +201,35 @@ pub struct MessageFilter {
     pub after: Option<i64>,
 }
 
-/// A message as it stands in the outbox, without what it says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A message for one sink, as the outbox and the private API have it: without what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = OutboxMessage)]
 pub struct StoredMessage {
+    #[schema(example = 42)]
     pub id: i64,
+    /// What the receiver sees.
+    #[schema(example = "msg_5f3c0a1e9b7d4c2f8e6a0b1c2d3e4f50")]
     pub message_id: String,
+    #[schema(example = "crm")]
     pub sink: String,
+    #[schema(value_type = String, example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
     pub clerk_id: ClerkId,
+    #[serde(rename = "type")]
+    #[schema(value_type = String, example = "user.updated")]
     pub kind: MessageType,
+    #[schema(value_type = String, example = "pending")]
     pub state: MessageState,
     pub attempts: u32,
-    /// `None` also for one that waits for an older one of its user.
+    /// Null unless it is pending and the oldest of its user; while it is under way, when whoever has it counts as dead.
+    #[serde(serialize_with = "as_rfc3339")]
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// Whether somebody has taken it; they may have died since.
+    #[serde(rename = "under_way")]
     pub taken: bool,
+    #[serde(serialize_with = "as_rfc3339")]
     pub created_at: DateTime<Utc>,
+    #[serde(serialize_with = "as_rfc3339")]
     pub finished_at: Option<DateTime<Utc>>,
     /// Without anybody's data.
+    #[schema(example = "status 500")]
     pub last_error: Option<String>,
 }

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting, and `hold` keeps what the database cannot take for now. [`mod@enqueue`] keeps deliveries for later, and
-//! [`mod@drain`] applies them then; [`queue`] is what an operator can do with those that wait. [`backfill`] takes in what
+//! [`mod@drain`] applies them then; [`operator`] is what an operator can do with those that wait or are dead. [`backfill`] takes in what
 //! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
 //! for erasures that no webhook asks for, [`instance`] keeps events of another instance of Clerk out, and [`minimize`] clears what is no longer synced. `news` says what other
 //! systems are told. [`chain`] seals the audit trail and proves that nobody changed it.
@@ -22,9 +22,9 @@ mod hold;
 pub mod instance;
 pub mod minimize;
 mod news;
+pub mod operator;
 pub mod pace;
 pub mod plan;
-pub mod queue;
 pub mod reconcile;
 pub mod retry;
 pub mod reveal;

@@ -17,10 +17,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
     model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old},
-    sync::Clock,
+    store::{Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old, StoredMessage},
+    sync::{
+        Clock,
+        operator::{Tally, Which, act},
+    },
     work::{
-        outbox::{DeliverySettings, Destination, Dispatcher, Outbox, Selection, Tally, discard, retry},
+        outbox::{DeliverySettings, Destination, Dispatcher, Outbox},
         sinks::{Again, Memory, Refusal, Sink},
         worker::{Task, Turn},
     },
@@ -610,6 +613,10 @@ async fn nothing_of_an_erased_user_remains_in_the_outbox(mut world: World) {
     assert!(under_way.payload.contains("Lovelace"));
 }
 
+fn tally(found: u64, done: u64, deletions: u64) -> Tally<i64> {
+    Tally { found, done, deletions, missing: Vec::new() }
+}
+
 async fn dead_messages_are_tried_again_in_their_order(mut world: World) {
     subscribe(&mut world, &["crm", "mail"]);
     world.deliver_all(&[Event::created("user_1"), named("user_1", 1, "B"), named("user_1", 2, "C")]).await;
@@ -621,13 +628,19 @@ async fn dead_messages_are_tried_again_in_their_order(mut world: World) {
     let states = ["dead", "dead", "pending", "pending"];
     assert_eq!(world.column("SELECT state FROM outbox WHERE sink = 'crm' ORDER BY id").await, states);
     let store = &*world.store;
-    let one = Selection::Sink("crm".to_owned());
-    assert_eq!(retry(store, &one, true, world.now).await.unwrap(), Tally { found: 2, done: 0, deletions: 0 });
+    let one = Which::Of("crm".to_owned());
     assert_eq!(
-        retry(store, &one, false, world.now).await.unwrap(),
-        Tally { found: 2, done: 2, deletions: 0 }
+        act::<StoredMessage>(store, &one, Deed::Retry, true, world.now).await.unwrap(),
+        tally(2, 0, 0)
     );
-    assert_eq!(retry(store, &Selection::All, false, world.now).await.unwrap(), Tally::default());
+    assert_eq!(
+        act::<StoredMessage>(store, &one, Deed::Retry, false, world.now).await.unwrap(),
+        tally(2, 2, 0)
+    );
+    assert_eq!(
+        act::<StoredMessage>(store, &Which::All, Deed::Retry, false, world.now).await.unwrap(),
+        tally(0, 0, 0)
+    );
     let told = drain(&world, "crm").await;
     assert_eq!(told.iter().filter(|told| told.ends_with("user_1")).count(), 3);
     let of_one: Vec<&String> = told.iter().filter(|told| told.ends_with("user_1")).collect();
@@ -640,13 +653,14 @@ async fn a_dead_message_that_later_news_overtook_stays_dead(mut world: World) {
     let first = claimed(&world, "crm").await;
     finish(&world, &first, dead()).await;
     let second = claimed(&world, "crm").await;
-    let ids = Selection::Ids(vec![first.id, first.id, 4711]);
-    let tally = retry(&*world.store, &ids, false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 1, done: 0, deletions: 0 }, "the later one is on its way");
+    let ids = Which::These(vec![first.id, first.id, 4711]);
+    let overtaken = Tally { missing: vec![4711], ..tally(1, 0, 0) };
+    let retried = act::<StoredMessage>(&*world.store, &ids, Deed::Retry, false, world.now).await.unwrap();
+    assert_eq!(retried, overtaken, "the later one is on its way");
     finish(&world, &second, Ending::Delivered).await;
     assert_eq!(
-        retry(&*world.store, &ids, false, world.now).await.unwrap(),
-        Tally { found: 1, done: 0, deletions: 0 }
+        act::<StoredMessage>(&*world.store, &ids, Deed::Retry, false, world.now).await.unwrap(),
+        overtaken
     );
     assert_eq!(standing(&world, "crm").await, ["user.created user_1 dead", "user.updated user_1 delivered"]);
 }
@@ -684,15 +698,15 @@ async fn what_is_given_up_is_forgotten_and_lets_the_next_one_go(mut world: World
         .iter()
         .map(|id| id.parse().unwrap())
         .collect();
-    let all = Selection::Ids(ids.clone());
-    let tally = discard(&*world.store, &all, false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 3, done: 2, deletions: 0 }, "what is on its way stays");
+    let all = Which::These(ids.clone());
+    let given_up = act::<StoredMessage>(&*world.store, &all, Deed::Discard, false, world.now).await.unwrap();
+    assert_eq!(given_up, tally(3, 2, 0), "what is on its way stays");
     finish(&world, &under_way, again(&world, 5)).await;
     world.deliver(&named("user_1", 2, "C")).await;
     assert!(claim(&world, "crm").await.is_none());
     assert_eq!(
-        discard(&*world.store, &all, false, world.now).await.unwrap(),
-        Tally { found: 3, done: 1, deletions: 0 }
+        act::<StoredMessage>(&*world.store, &all, Deed::Discard, false, world.now).await.unwrap(),
+        tally(3, 1, 0)
     );
     assert_eq!(drain(&world, "crm").await, ["user.updated user_1"]);
     let kept = world.column("SELECT payload FROM outbox WHERE state = 'discarded'").await;
@@ -705,8 +719,11 @@ async fn a_deletion_is_never_given_up(mut world: World) {
     drain(&world, "crm").await;
     world.deliver(&Event::deleted("user_1", 1)).await;
     let deletion = world.value("SELECT id FROM outbox WHERE type = 'user.deleted'").await.parse().unwrap();
-    let tally = discard(&*world.store, &Selection::Ids(vec![deletion]), false, world.now).await.unwrap();
-    assert_eq!(tally, Tally { found: 1, done: 0, deletions: 1 });
+    let given_up =
+        act::<StoredMessage>(&*world.store, &Which::These(vec![deletion]), Deed::Discard, false, world.now)
+            .await
+            .unwrap();
+    assert_eq!(given_up, tally(1, 0, 1));
     assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
 }
 

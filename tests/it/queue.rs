@@ -6,11 +6,11 @@ use chrono::TimeDelta;
 use clerk_sync::{
     entity::{USER, user},
     model::{DeletionPolicy, Outcome, Processing, SvixId},
-    store::{Old, Parked as Kept, Patience, QueueFilter, QueueState, Trouble},
+    store::{Deed, Old, Parked as Kept, Patience, QueueFilter, QueueState, Queued as Waiting, Trouble},
     sync::{
         Clock, Committer, Limits, Pace,
         drain::BATCH,
-        queue::{Done, Which, discard, retry},
+        operator::{Tally, Which, act},
         retry::Retry,
     },
     work::{Queue, worker::Worker},
@@ -261,8 +261,8 @@ async fn one_in_a_hundred_is_poison_and_the_others_are_applied(mut world: World)
         assert!(plain(&row["last_error"]).starts_with("a constraint or trigger refuses"), "{row:?}");
     }
     allow_names(&world).await;
-    let done = retry(&*world.store, &Which::All, world.now, false).await.unwrap();
-    assert_eq!(done.deliveries, 10);
+    let done = act::<Waiting>(&*world.store, &Which::All, Deed::Retry, false, world.now).await.unwrap();
+    assert_eq!(done.done, 10);
     assert_eq!(world.drain().await.len(), 10);
     assert_eq!((world.count("users").await, world.count("webhook_queue").await), (1000, 0));
 }
@@ -305,7 +305,9 @@ async fn a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retr
     }
     allow_names(&world).await;
     assert_eq!(world.drain().await, []);
-    retry(&*world.store, &Which::These(vec![svix_id(&event)]), world.now, false).await.unwrap();
+    act::<Waiting>(&*world.store, &Which::These(vec![svix_id(&event)]), Deed::Retry, false, world.now)
+        .await
+        .unwrap();
     assert_eq!(plain(&world.parked().await["attempts"]), "0", "it gets all its attempts again");
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -409,7 +411,7 @@ async fn what_was_unusable_stays_unusable_and_dead(mut world: World) {
     let batch = [Event::raw("unusable"), Event::created("user_1")];
     world.enqueue(&batch).await;
     world.pass(TimeDelta::hours(1));
-    retry(&*world.store, &Which::All, world.now, false).await.unwrap();
+    act::<Waiting>(&*world.store, &Which::All, Deed::Retry, false, world.now).await.unwrap();
     let outcomes = tally(world.drain().await.into_iter().map(|(id, outcome)| (id, outcome.name())));
     assert_eq!(
         outcomes,
@@ -516,13 +518,16 @@ async fn a_thousand_deliveries_are_retried_and_discarded_by_their_ids(mut world:
     ids.push(ids[0].clone());
     ids.push(SvixId::new("msg_nowhere").unwrap());
     let which = Which::These(ids);
-    let all = Done { deliveries: 1000, deletions: 0, missing: vec![SvixId::new("msg_nowhere").unwrap()] };
-    assert_eq!(retry(&*world.store, &which, world.now, true).await.unwrap(), all);
+    let missing = vec![SvixId::new("msg_nowhere").unwrap()];
+    let all = Tally { found: 1000, done: 1000, deletions: 0, missing };
+    let counted = act::<Waiting>(&*world.store, &which, Deed::Retry, true, world.now).await.unwrap();
+    assert_eq!(counted, Tally { done: 0, ..all.clone() });
+    assert_eq!(counted.number(true), 1000);
     assert_eq!(world.store.queue_depth().await.unwrap().dead, 1000, "only counted");
-    assert_eq!(retry(&*world.store, &which, world.now, false).await.unwrap(), all);
+    assert_eq!(act::<Waiting>(&*world.store, &which, Deed::Retry, false, world.now).await.unwrap(), all);
     assert_eq!(world.store.queue_depth().await.unwrap().pending, 1000);
     world.pass(TimeDelta::seconds(1));
-    assert_eq!(discard(&*world.store, &which, world.now, false).await.unwrap(), all);
+    assert_eq!(act::<Waiting>(&*world.store, &which, Deed::Discard, false, world.now).await.unwrap(), all);
     assert_eq!(world.count("webhook_queue").await, 0);
     assert_eq!(world.count("processed_webhooks WHERE outcome = 'discarded'").await, 1000);
 }
@@ -582,18 +587,18 @@ async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: Wor
     world.drain().await;
     let due = Event::created("user_3");
     world.enqueue(std::slice::from_ref(&due)).await;
-    let done = |deliveries| Done { deliveries, ..Done::default() };
+    let tally = |found, done| Tally { found, done, deletions: 0, missing: Vec::new() };
     let which = Which::All;
-    assert_eq!(retry(&*world.store, &which, world.now, true).await, Ok(done(2)));
+    assert_eq!(act::<Waiting>(&*world.store, &which, Deed::Retry, true, world.now).await, Ok(tally(2, 0)));
     assert_eq!(world.store.queue_depth().await.unwrap().dead, 1, "a dry run does nothing");
-    let other = Which::Type("user.updated".to_owned());
-    assert_eq!(retry(&*world.store, &other, world.now, false).await, Ok(done(0)));
+    let other = Which::Of("user.updated".to_owned());
+    assert_eq!(act::<Waiting>(&*world.store, &other, Deed::Retry, false, world.now).await, Ok(tally(0, 0)));
     let unknown = SvixId::new("msg_none").unwrap();
     let named = Which::These(vec![svix_id(&due), unknown.clone()]);
-    let missing = Done { missing: vec![unknown], ..Done::default() };
-    assert_eq!(retry(&*world.store, &named, world.now, false).await, Ok(missing));
-    let of_type = Which::Type("user.created".to_owned());
-    assert_eq!(retry(&*world.store, &of_type, world.now, false).await, Ok(done(2)));
+    let missing = Tally { missing: vec![unknown], ..tally(0, 0) };
+    assert_eq!(act::<Waiting>(&*world.store, &named, Deed::Retry, false, world.now).await, Ok(missing));
+    let of_type = Which::Of("user.created".to_owned());
+    assert_eq!(act::<Waiting>(&*world.store, &of_type, Deed::Retry, false, world.now).await, Ok(tally(2, 2)));
     let attempts = world.column("SELECT attempts FROM webhook_queue ORDER BY clerk_id").await;
     assert_eq!(attempts, ["0", "1", "0"], "the dead one begins anew");
     allow_names(&world).await;
@@ -613,14 +618,14 @@ async fn a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded
     world.enqueue(&[deletion.clone(), unusable[0].clone(), unusable[1].clone()]).await;
     world.drain().await;
     world.enqueue(std::slice::from_ref(&waiting)).await;
-    let all = discard(&*world.store, &Which::All, world.now, true).await.unwrap();
-    assert_eq!((all.deliveries, all.deletions), (2, 0), "only the dead among all of them");
+    let all = act::<Waiting>(&*world.store, &Which::All, Deed::Discard, true, world.now).await.unwrap();
+    assert_eq!((all.number(true), all.deletions), (2, 0), "only the dead among all of them");
     assert_eq!(world.count("webhook_queue").await, 4);
-    let all = discard(&*world.store, &Which::All, world.now, false).await.unwrap();
-    assert_eq!((all.deliveries, all.deletions), (2, 0));
+    let all = act::<Waiting>(&*world.store, &Which::All, Deed::Discard, false, world.now).await.unwrap();
+    assert_eq!((all.done, all.deletions), (2, 0));
     let named = Which::These([&deletion, &waiting, &unusable[0]].map(svix_id).to_vec());
-    let named = discard(&*world.store, &named, world.now, false).await.unwrap();
-    assert_eq!((named.deliveries, named.deletions, named.missing), (1, 1, vec![svix_id(&unusable[0])]));
+    let named = act::<Waiting>(&*world.store, &named, Deed::Discard, false, world.now).await.unwrap();
+    assert_eq!((named.done, named.deletions, named.missing), (1, 1, vec![svix_id(&unusable[0])]));
     assert_eq!(plain(&world.parked().await["svix_id"]), deletion.svix_id);
     for event in [&waiting, &unusable[0]] {
         assert_eq!(outcome(&world, event).await, "discarded");
@@ -658,7 +663,7 @@ async fn a_dead_delivery_is_kept_from_when_it_died(mut world: World) {
     // Tried again, in vain, by hand and by Svix.
     for again in 0..2 {
         if again == 0 {
-            retry(&*world.store, &Which::All, world.now, false).await.unwrap();
+            act::<Waiting>(&*world.store, &Which::All, Deed::Retry, false, world.now).await.unwrap();
         } else {
             world.enqueue(std::slice::from_ref(&event)).await;
         }

@@ -1,27 +1,18 @@
 //! `GET /deliveries`: the newest processed webhooks.
 
-use std::sync::Arc;
-
-use axum::{
-    Extension,
-    extract::{RawQuery, State},
-    response::Response,
-};
+use axum::extract::RawQuery;
 use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
 use super::{
-    page::{Column, ROWS, about, grouped, linked, page, table, time},
-    session::Session,
-    trouble::Trouble,
+    Answer,
+    page::{Column, Query, ROWS, about, grouped, linked, next_page, page, parameters, table, time},
+    session::Visit,
 };
 use crate::{
     clerk::event::KNOWN_TYPES,
     entity,
-    http::{
-        App,
-        v1::{query::page as cut, read},
-    },
+    http::v1::{query::page as cut, read},
     model::{ClerkId, Outcome, SvixId},
     store::{DeliveryFilter, LOOKED_THROUGH, Processed},
 };
@@ -30,88 +21,62 @@ use crate::{
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Applied, Outcome::Unchanged, Outcome::Stale, Outcome::Ignored, Outcome::Discarded];
 
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
-    let filter = filter(query.as_deref().unwrap_or_default());
-    let asked = filter.clone();
-    let found = read(&app, async move |store| store.deliveries(&asked, ROWS + 1).await).await?;
-    let (found, more) = cut(found, ROWS);
-    let next = found.last().filter(|_| more).map(|last| link(&filter, last));
+pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
+    let filter = filter(query.as_deref());
+    let wanted = filter.clone();
+    let found = read(&app, async move |store| store.deliveries(&wanted, ROWS + 1).await).await?;
+    let (found, next) = cut(found, ROWS, |last| older(&filter, last));
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
+    let asked = filter.outcome.as_deref();
+    let mut names: Vec<&str> = OUTCOMES.iter().map(|outcome| outcome.name()).collect();
+    // What is asked for is shown, also if nothing ever has it.
+    names.extend(asked.filter(|asked| !names.contains(asked)));
     let content = html! {
         form.filter method="get" action="/deliveries" {
-            (types(filter.event_type.as_deref().unwrap_or_default()))
-            (outcomes(filter.outcome.as_deref()))
+            // Any type can be asked for: new ones appear without notice. Those that are known are proposed.
+            label {
+                "Type"
+                input name="type" value=(filter.event_type.as_deref().unwrap_or_default()) list="types"
+                    placeholder="all" autocomplete="off" spellcheck="false";
+            }
+            datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+            label {
+                "Outcome"
+                select name="outcome" {
+                    option value="" { "all" }
+                    @for name in &names { option value=(name) selected[asked == Some(*name)] { (name) } }
+                }
+            }
             button.quiet { "Show" }
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
         (processed_table(&found, (app.clock)(), Some(about(&app))))
-        @if let Some(next) = next { p { a.button.quiet href=(next) { "Older ones" } } }
+        (next_page("Older ones", "/deliveries", next))
     };
     Ok(page(&app, &session, "/deliveries", "Deliveries", &content))
 }
 
 /// What is not understood is left out.
-fn filter(query: &str) -> DeliveryFilter {
-    let mut filter = DeliveryFilter::default();
-    let (mut at, mut id) = (None, None);
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes())
-        .filter(|(_, value)| !value.trim().is_empty() && !value.contains('\0'))
-    {
-        match &*name {
-            // Typed or pasted, with a blank somewhere.
-            "type" => filter.event_type = Some(value.trim().to_owned()),
-            "outcome" => filter.outcome = Some(value.into_owned()),
-            "at" => at = DateTime::parse_from_rfc3339(&value).ok().map(|at| at.to_utc()),
-            "id" => id = SvixId::new(value),
-            _ => {}
-        }
-    }
-    filter.before = at.zip(id);
-    filter
-}
-
-fn link(filter: &DeliveryFilter, last: &Processed) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("at", &last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true));
-    query.append_pair("id", last.svix_id.as_str());
-    for (name, value) in [("type", &filter.event_type), ("outcome", &filter.outcome)] {
-        if let Some(value) = value {
-            query.append_pair(name, value);
-        }
-    }
-    format!("/deliveries?{}", query.finish())
-}
-
-/// Any type can be asked for: new ones appear without notice. Those that are known are proposed.
-fn types(asked: &str) -> Markup {
-    html! {
-        label {
-            "Type"
-            input name="type" value=(asked) list="types" placeholder="all" autocomplete="off" spellcheck="false";
-        }
-        datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+fn filter(query: Option<&str>) -> DeliveryFilter {
+    let mut asked = parameters(query);
+    asked.retain(|_, value| !value.trim().is_empty() && !value.contains('\0'));
+    let at = asked.get("at").and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+    DeliveryFilter {
+        before: at.map(|at| at.to_utc()).zip(asked.remove("id").and_then(SvixId::new)),
+        // Typed or pasted, with a blank somewhere.
+        event_type: asked.get("type").map(|event_type| event_type.trim().to_owned()),
+        outcome: asked.remove("outcome"),
+        ..DeliveryFilter::default()
     }
 }
 
-fn outcomes(asked: Option<&str>) -> Markup {
-    let unknown = asked.filter(|asked| OUTCOMES.iter().all(|outcome| outcome.name() != *asked));
-    html! {
-        label {
-            "Outcome"
-            select name="outcome" {
-                option value="" { "all" }
-                @for outcome in OUTCOMES {
-                    option value=(outcome) selected[asked == Some(outcome.name())] { (outcome) }
-                }
-                // What is asked for is shown, also if nothing ever has it.
-                @if let Some(unknown) = unknown { option value=(unknown) selected { (unknown) } }
-            }
-        }
-    }
+/// What asks for those that are older than this one.
+fn older(filter: &DeliveryFilter, last: &Processed) -> Query {
+    let at = last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let mut query = vec![("at", at), ("id", last.svix_id.to_string())];
+    query.extend(filter.event_type.clone().map(|event_type| ("type", event_type)));
+    query.extend(filter.outcome.clone().map(|outcome| ("outcome", outcome)));
+    query
 }
 
 /// Processed deliveries, with what they are about, below this word, if that is not known.
@@ -123,19 +88,15 @@ pub(super) fn processed_table(
     let mut columns: Vec<Column<'_>> =
         vec![("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id")];
     columns.extend(about.map(|about| (about, "id")));
-    let rows: Vec<Vec<Markup>> = deliveries
-        .iter()
-        .map(|delivery| {
-            vec![
-                time(now, delivery.processed_at),
-                html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
-                html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
-                html! { (delivery.svix_id) },
-                html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
-            ]
-        })
-        .collect();
-    table("Deliveries", &columns, "There are none.", &rows)
+    table("Deliveries", &columns, "There are none.", deliveries, |delivery| {
+        vec![
+            time(now, delivery.processed_at),
+            html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
+            html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
+            html! { (delivery.svix_id) },
+            html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
+        ]
+    })
 }
 
 /// The object that a delivery is about, if it is of a kind that we know.
@@ -160,8 +121,9 @@ mod tests {
             processed_at: at,
         };
         let asked = DeliveryFilter { outcome: Some("stale".to_owned()), ..DeliveryFilter::default() };
-        let link = link(&asked, &last);
-        let again = filter(link.strip_prefix("/deliveries?").expect("a query"));
+        let link = next_page("Older ones", "/deliveries", Some(older(&asked, &last))).into_string();
+        let (_, query) = link.split_once("/deliveries?").expect("a query");
+        let again = filter(query.split('"').next().map(|query| query.replace("&amp;", "&")).as_deref());
         assert_eq!(again.before, Some((at, last.svix_id)));
         assert_eq!((again.outcome, again.event_type), (asked.outcome, None));
     }

@@ -46,11 +46,15 @@ use self::{
 };
 use super::{
     App, Bodies,
+    address::peer,
     attempts::{Attempts, FORGOTTEN},
     error::Problem,
-    token::{Token, peer},
+    token::Token,
 };
 use crate::store::Count;
+
+/// A page, or what went wrong, which is told on a page.
+type Answer = Result<Response, Trouble>;
 
 /// Nothing but what we serve ourselves, and no code or style inside a page.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
@@ -126,10 +130,10 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .merge(objects::routes())
         .route("/sign-ups", get(signups::show))
         .route("/deliveries", get(deliveries::list))
-        .route("/queue", get(queue::list).post(queue::act_on_all))
-        .route("/queue/{svix_id}", get(queue::show).post(queue::act))
+        .route("/queue", get(queue::list).post(queue::retry_all))
+        .route("/queue/{svix_id}", get(queue::show).post(queue::change))
         .route("/sinks", get(sinks::list))
-        .route("/sinks/{sink}", get(sinks::show).post(sinks::act))
+        .route("/sinks/{sink}", get(sinks::show).post(sinks::change))
         .method_not_allowed_fallback(async || Trouble(Problem::MethodNotAllowed))
         .layer(from_fn_with_state(Arc::clone(&app), require))
         .fallback(nothing)
@@ -188,8 +192,8 @@ async fn ask(State(app): State<Arc<App>>) -> Response {
 /// `POST /sign-in`
 async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
     let Some(door) = &app.dashboard.door else { return sign_in_page(&app, StatusCode::UNAUTHORIZED, None) };
-    let address = peer(&request);
-    if let Some(wait) = address.and_then(|address| door.attempts.wait(address, Instant::now())) {
+    let address = peer(request.extensions());
+    if let Some(wait) = door.attempts.wait(address, Instant::now()) {
         return too_many(&app, wait);
     }
     let form = match Form::read(&app, request).await {
@@ -201,20 +205,15 @@ async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
         return Problem::ForeignForm.into_response();
     }
     let token = form.value("token").unwrap_or_default().trim();
-    if let Some(address) = address.filter(|_| !token.is_empty()) {
-        // Before it is looked at, so that many at once are not all looked at.
-        if !door.attempts.begin(address, Instant::now()) {
-            return too_many(&app, FORGOTTEN);
-        }
+    // Before it is looked at, so that many at once are not all looked at.
+    if !token.is_empty() && !door.attempts.begin(address, Instant::now()) {
+        return too_many(&app, FORGOTTEN);
     }
-    if door.token.is(token.as_bytes()) {
-        if let Some(address) = address {
-            door.attempts.succeeded(address);
-        }
-    } else {
-        tracing::warn!(peer = address.map(tracing::field::display), "wrong token at the dashboard");
+    if !door.token.is(token.as_bytes()) {
+        tracing::warn!(peer = %address, "wrong token at the dashboard");
         return sign_in_page(&app, StatusCode::UNAUTHORIZED, Some("This is not the token."));
     }
+    door.attempts.succeeded(address);
     let mut response = see("/");
     if let Ok(cookie) = HeaderValue::from_str(&door.sessions.begin((app.clock)())) {
         response.headers_mut().insert(header::SET_COOKIE, cookie);

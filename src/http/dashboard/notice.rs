@@ -8,131 +8,86 @@ use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
 use maud::{Markup, html};
 
-use super::page::{count, see};
+use super::page::{Parameters, count, see};
 
 /// How long it is told.
 const TOLD_FOR: TimeDelta = TimeDelta::seconds(30);
 
-/// What can have been done to deliveries, messages or a sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Done {
-    /// Deliveries of the queue are due.
-    Retried,
-    /// They were taken out of the queue.
-    Discarded,
-    /// Messages of a sink are due.
-    SentAgain,
-    /// A sink will never hear of them.
-    GivenUp,
-    Paused,
-    Resumed,
-}
-
-impl Done {
-    const ALL: [Self; 6] =
-        [Self::Retried, Self::Discarded, Self::SentAgain, Self::GivenUp, Self::Paused, Self::Resumed];
-
-    /// The word in the address.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Retried => "retried",
-            Self::Discarded => "discarded",
-            Self::SentAgain => "sent-again",
-            Self::GivenUp => "given-up",
-            Self::Paused => "paused",
-            Self::Resumed => "resumed",
+/// What was done to so many, by the word in the address.
+fn sentence(done: &str, number: u64) -> Option<String> {
+    Some(match (done, number) {
+        ("paused", _) => "Paused. Messages wait until you resume it.".to_owned(),
+        ("resumed", _) => "Resumed. What waits goes out again.".to_owned(),
+        ("retried", 0) => {
+            "Nothing is left to retry: it was applied or discarded meanwhile, or is tried right now."
+                .to_owned()
         }
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|done| done.name() == name)
-    }
-
-    /// What it did to so many.
-    fn sentence(self, number: u64) -> String {
-        match (self, number) {
-            (Self::Paused, _) => "Paused. Messages wait until you resume it.".to_owned(),
-            (Self::Resumed, _) => "Resumed. What waits goes out again.".to_owned(),
-            (Self::Retried, 0) => {
-                "Nothing is left to retry: it was applied or discarded meanwhile, or is tried right now."
-                    .to_owned()
-            }
-            (Self::Discarded, 0) => {
-                "Nothing is left to discard: it was applied or discarded meanwhile.".to_owned()
-            }
-            (Self::SentAgain, 0) => "Nothing is left to send again: no message is dead.".to_owned(),
-            (Self::GivenUp, 0) => {
-                "Nothing was discarded: no message is dead, or only deletions are, and they stay.".to_owned()
-            }
-            (Self::Retried, _) => {
-                format!("{} tried again now.", count(number, "delivery is", "deliveries are"))
-            }
-            (Self::Discarded, _) => {
-                format!("{} discarded.", count(number, "delivery was", "deliveries were"))
-            }
-            (Self::SentAgain, _) => {
-                format!("{} will be sent again.", count(number, "message", "messages"))
-            }
-            (Self::GivenUp, _) => format!("{} discarded.", count(number, "message was", "messages were")),
+        ("discarded", 0) => "Nothing is left to discard: it was applied or discarded meanwhile.".to_owned(),
+        ("sent-again", 0) => "Nothing is left to send again: no message is dead.".to_owned(),
+        ("given-up", 0) => {
+            "Nothing was discarded: no message is dead, or only deletions are, and they stay.".to_owned()
         }
-    }
+        ("retried", _) => format!("{} tried again now.", count(number, "delivery is", "deliveries are")),
+        ("discarded", _) => format!("{} discarded.", count(number, "delivery was", "deliveries were")),
+        ("sent-again", _) => format!("{} will be sent again.", count(number, "message", "messages")),
+        ("given-up", _) => format!("{} discarded.", count(number, "message was", "messages were")),
+        _ => return None,
+    })
 }
 
 /// Go there, and be told what was done to so many.
-pub(super) fn see_done(path: &str, done: Done, number: u64, now: DateTime<Utc>) -> Response {
+pub(super) fn see_done(path: &str, done: &str, number: u64, now: DateTime<Utc>) -> Response {
     let separator = if path.contains('?') { '&' } else { '?' };
-    see(&format!("{path}{separator}done={}&number={number}&at={}", done.name(), now.timestamp()))
+    see(&format!("{path}{separator}done={done}&number={number}&at={}", now.timestamp()))
 }
 
 /// What the address of a page says was done a moment ago.
-pub(super) fn told(query: Option<&str>, now: DateTime<Utc>) -> Markup {
+pub(super) fn told(asked: &Parameters, now: DateTime<Utc>) -> Markup {
     html! {
-        @if let Some((done, number)) = read(query.unwrap_or_default(), now) {
-            p.notice.{ (if number > 0 { "well" } else { "doubtful" }) } role="status" { (done.sentence(number)) }
+        @if let Some((sentence, number)) = read(asked, now) {
+            p.notice.{ (if number > 0 { "well" } else { "doubtful" }) } role="status" { (sentence) }
         }
     }
 }
 
-fn read(query: &str, now: DateTime<Utc>) -> Option<(Done, u64)> {
-    let value = |name: &str| {
-        url::form_urlencoded::parse(query.as_bytes()).find(|(other, _)| other == name).map(|(_, value)| value)
-    };
-    let done = Done::named(&value("done")?)?;
-    let number = value("number")?.parse().ok()?;
-    let at = DateTime::from_timestamp(value("at")?.parse().ok()?, 0)?;
+fn read(asked: &Parameters, now: DateTime<Utc>) -> Option<(String, u64)> {
+    let number = asked.get("number")?.parse().ok()?;
+    let at = DateTime::from_timestamp(asked.get("at")?.parse().ok()?, 0)?;
     // Replicas need not have quite the same time.
-    ((now - at).abs() <= TOLD_FOR).then_some((done, number))
+    let is_new = (now - at).abs() <= TOLD_FOR;
+    sentence(asked.get("done")?, number).filter(|_| is_new).map(|sentence| (sentence, number))
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::header;
 
-    use super::*;
+    use super::{super::page::parameters, *};
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_767_225_600, 0).expect("a time")
     }
 
     /// What stands behind the question mark of the page that one is sent to.
-    fn query(path: &str, done: Done, number: u64) -> String {
+    fn query(path: &str, done: &str, number: u64) -> Parameters {
         let response = see_done(path, done, number, now());
         let location = response.headers()[header::LOCATION].to_str().expect("text");
-        location.split_once('?').expect("a query").1.to_owned()
+        parameters(location.split_once('?').map(|(_, query)| query))
     }
 
     #[test]
     fn what_was_done_is_told_for_a_moment() {
-        for done in Done::ALL {
+        for done in ["retried", "discarded", "sent-again", "given-up", "paused", "resumed"] {
             for path in ["/queue", "/queue?state=pending"] {
                 let query = query(path, done, 2);
-                assert_eq!(read(&query, now() + TOLD_FOR), Some((done, 2)), "{query}");
-                assert_eq!(read(&query, now() + TOLD_FOR + TimeDelta::seconds(1)), None, "{query}");
+                let told = (sentence(done, 2).expect("a sentence"), 2);
+                assert_eq!(read(&query, now() + TOLD_FOR), Some(told), "{query:?}");
+                assert_eq!(read(&query, now() + TOLD_FOR + TimeDelta::seconds(1)), None, "{query:?}");
             }
         }
-        let page = told(Some(&query("/queue", Done::Retried, 1)), now()).into_string();
+        let page = told(&query("/queue", "retried", 1), now()).into_string();
         assert_eq!(page, r#"<p class="notice well" role="status">1 delivery is tried again now.</p>"#);
-        let page = told(Some(&query("/queue", Done::Retried, 0)), now()).into_string();
+        let page = told(&query("/queue", "retried", 0), now()).into_string();
         assert!(page.contains("doubtful") && page.contains("Nothing is left to retry"), "{page}");
     }
 
@@ -148,8 +103,8 @@ mod tests {
             "done=retried&number=1".to_owned(),
             format!("done=retried&number=1&at={}", i64::MAX),
         ] {
-            assert_eq!(told(Some(&query), now()).into_string(), "", "{query}");
+            assert_eq!(told(&parameters(Some(&query)), now()).into_string(), "", "{query}");
         }
-        assert_eq!(told(None, now()).into_string(), "");
+        assert_eq!(told(&parameters(None), now()).into_string(), "");
     }
 }

@@ -7,25 +7,26 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Router,
-    extract::{RawQuery, Request, State},
+    Router,
+    extract::{RawQuery, Request},
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::{
+    Answer,
     deliveries::processed_table,
     form::Form,
     page::{
-        Column, ROWS, button, fact, folder, linked, masked, moment, page, plural, see, singular, table, time,
-        whereabouts,
+        Column, Query, ROWS, button, fact, folder, linked, masked, moment, next_page, page, parameters,
+        plural, see, singular, table, time, whereabouts,
     },
     queue::queued_table,
-    session::Session,
-    trouble::{Segment, Trouble},
+    session::{Session, Visit},
+    trouble::Segment,
 };
 use crate::{
     entity,
@@ -52,21 +53,16 @@ const LINES: u32 = 500;
 /// Every route of this file.
 pub(super) fn routes() -> Router<Arc<App>> {
     entity::ALL.iter().copied().fold(Router::new(), |router, entity| {
-        let all = get(move |app, session, query| list(app, session, query, entity))
-            .post(move |app, session, request| find(app, session, request, entity));
-        let one = get(move |app, session, id| show(app, session, id, entity))
-            .post(move |app, session, id, request| reveal(app, session, id, request, entity));
+        let all = get(move |visit, query| list(visit, query, entity))
+            .post(move |visit, request| find(visit, request, entity));
+        let one = get(move |visit, id| show(visit, id, entity))
+            .post(move |visit, id, request| reveal(visit, id, request, entity));
         router.route(&folder(entity), all).route(&format!("{}/{{clerk_id}}", folder(entity)), one)
     })
 }
 
 /// `GET /<table>`, also of what belongs to one object: `?organization_id=org_1`
-async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery, entity: &'static Entity) -> Answer {
     let mut content = search_form(&session, entity, None);
     if !app.selection.has(entity) {
         content = html! {
@@ -75,16 +71,17 @@ async fn list(
         };
     }
     if !entity.is_person() {
-        let filter = filter(entity, query.as_deref().unwrap_or_default());
+        let filter = filter(entity, query.as_deref());
         let asked = filter.clone();
         let rows = read(&app, async move |store| store.rows(entity, &asked, ROWS + 1).await).await?;
         let parent = filter.with.and_then(|(field, id)| Some((field, ClerkId::new(field.parent?, id)?)));
-        let more = more(entity, parent.as_ref().map(|(field, id)| (*field, id)), &rows);
+        let (rows, next) =
+            cut(rows, ROWS, |last| after(parent.as_ref().map(|(field, id)| (*field, id)), last));
         content = html! {
             (content)
             @if let Some((field, parent)) = &parent { p.note { (words(field.name())) ": " (linked(parent)) } }
-            (rows_table(entity, &cut(rows, ROWS).0, (app.clock)(), None))
-            (more)
+            (rows_table(entity, &rows, (app.clock)(), None))
+            (next_page("Next", &folder(entity), next))
         };
     }
     Ok(title_page(&app, &session, entity, &content))
@@ -95,42 +92,30 @@ fn title_page(app: &App, session: &Session, entity: &'static Entity, content: &M
 }
 
 /// What is not understood is left out.
-fn filter(entity: &'static Entity, query: &str) -> RowFilter {
-    let mut filter = RowFilter::default();
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        if name == "after" {
-            filter.after = value.parse().ok();
-        } else if let Some(field) = entity.named(&name).filter(|field| field.parent.is_some()) {
-            filter.with = Some((field, value.replace('\0', "")));
-        }
-    }
-    filter
+fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
+    let asked = parameters(query);
+    let with = asked.iter().find_map(|(name, value)| {
+        let field = entity.named(name).filter(|field| field.parent.is_some())?;
+        Some((field, value.replace('\0', "")))
+    });
+    RowFilter { with, after: asked.get("after").and_then(|after| after.parse().ok()) }
 }
 
-/// The way to the next page of rows, if there are more of them than a page holds.
-fn more(entity: &'static Entity, of: Option<(Field, &ClerkId)>, rows: &[Row]) -> Markup {
-    let last = rows.get(ROWS as usize - 1).filter(|_| rows.len() > ROWS as usize);
-    let link = last.map(|last| {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(of.map(|(field, id)| (field.name(), id.as_str())));
-        query.append_pair("after", &last.id.to_string());
-        format!("{}?{}", folder(entity), query.finish())
-    });
-    html! { @if let Some(link) = link { p { a.button.quiet href=(link) { "Next" } } } }
+/// What asks for the rows after this one.
+fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Query {
+    let of = of.map(|(field, id)| (field.name(), id.to_string()));
+    of.into_iter().chain([("after", last.id.to_string())]).collect()
 }
 
 /// `POST /<table>`: by a body, because an address in a URL stands in histories and logs.
-async fn find(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    request: Request,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn find(Visit { app, session }: Visit, request: Request, entity: &'static Entity) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     let address = address(entity).filter(|_| sought.contains('@'));
     let Some(address) = address else {
-        return Ok(match ClerkId::new(entity, sought).filter(|id| is_plain(id.as_str())) {
+        // Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        return Ok(match ClerkId::new(entity, sought).filter(|id| id.as_str().bytes().all(is_plain)) {
             Some(id) => see(&whereabouts(&folder(entity), id.as_str())),
             None => title_page(&app, &session, entity, &search_form(&session, entity, Some(&no_id(entity)))),
         });
@@ -152,18 +137,15 @@ fn address(entity: &'static Entity) -> Option<Field> {
     entity.fields().find(|field| field.anonymized == Anonymized::Address)
 }
 
-/// By what people tell objects of a kind apart.
-fn label(entity: &'static Entity) -> Option<Field> {
-    entity.fields().find(|field| {
-        field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
-    })
-}
-
 /// Rows of a kind: with their parents, but for the one on whose page they stand.
 fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Option<Field>) -> Markup {
     let parents = entity.parents().filter(|(field, _)| Some(*field) != but);
     let parents = parents.map(|(field, parent)| (field, words(singular(parent)), "id"));
-    let label = label(entity).map(|field| (field, words(field.name()), "name"));
+    // The first text that is neither an id nor an address tells objects apart.
+    let label = entity.fields().find(|field| {
+        field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
+    });
+    let label = label.map(|field| (field, words(field.name()), "name"));
     let fields: Vec<(Field, String, &str)> = parents.chain(label).collect();
     let one = words(singular(entity));
     let mut columns: Vec<Column<'_>> = vec![(&one, "id")];
@@ -176,8 +158,7 @@ fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Op
         cells.push(time(now, row.user.synced_at));
         cells
     };
-    let rows: Vec<Vec<Markup>> = rows.iter().map(cells).collect();
-    table(&words(plural(entity)), &columns, "There are none.", &rows)
+    table(&words(plural(entity)), &columns, "There are none.", rows, cells)
 }
 
 /// What the time is called at which an object came to be.
@@ -209,11 +190,6 @@ fn no_id(entity: &'static Entity) -> String {
     }
 }
 
-/// Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
-fn is_plain(id: &str) -> bool {
-    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-}
-
 /// All that is known of an object.
 struct Known {
     id: ClerkId,
@@ -223,8 +199,8 @@ struct Known {
     deliveries: Vec<Processed>,
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
-    /// What belongs to it, by the columns that name it: as much as a page of rows holds, and one more if there is more.
-    children: Vec<(Field, Vec<Row>)>,
+    /// What belongs to it, by the columns that name it: a page of rows, and what asks for the next one.
+    children: Vec<(Field, Vec<Row>, Option<Query>)>,
 }
 
 impl Known {
@@ -234,7 +210,7 @@ impl Known {
             && self.register.is_none()
             && self.trail.is_empty()
             && self.waiting.is_empty()
-            && self.children.iter().all(|(_, rows)| rows.is_empty())
+            && self.children.iter().all(|(_, rows, _)| rows.is_empty())
     }
 
     /// Whether all there is is a tombstone: nobody of this id was ever here, or there would be lines and receipts.
@@ -245,23 +221,17 @@ impl Known {
 }
 
 /// `GET /<table>/{clerk_id}`
-async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-    entity: &'static Entity,
-) -> Result<Response, Trouble> {
+async fn show(Visit { app, session }: Visit, Segment(id): Segment, entity: &'static Entity) -> Answer {
     show_one(&app, &session, named(entity, &id)?, false).await
 }
 
 /// `POST /<table>/{clerk_id}`: the same with what is masked, once that is written down.
 async fn reveal(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+    Visit { app, session }: Visit,
     Segment(id): Segment,
     request: Request,
     entity: &'static Entity,
-) -> Result<Response, Trouble> {
+) -> Answer {
     Form::read_own(&app, &session, request).await?;
     let (id, now) = (named(entity, &id)?, (app.clock)());
     let clerk_id = id.clone();
@@ -281,7 +251,7 @@ fn named(entity: &'static Entity, id: &str) -> Result<ClerkId, Problem> {
     ClerkId::new(entity, id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
 }
 
-async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> Result<Response, Trouble> {
+async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> Answer {
     let known = load(app, id).await?;
     let entity = known.id.entity();
     if known.is_stranger() {
@@ -293,7 +263,7 @@ async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> 
         return Ok(page);
     }
     let content = content(session, &known, (app.clock)(), revealed);
-    Ok(page(app, session, &folder(entity), known.id.as_str(), &content).into_response())
+    Ok(page(app, session, &folder(entity), known.id.as_str(), &content))
 }
 
 /// The end of the trail, the newest first.
@@ -336,7 +306,9 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         let mut children = Vec::new();
         for field in naming {
             let filter = RowFilter { with: Some((field, id.as_str().to_owned())), after: None };
-            children.push((field, store.rows(field.entity(), &filter, ROWS + 1).await?));
+            let rows = store.rows(field.entity(), &filter, ROWS + 1).await?;
+            let (rows, next) = cut(rows, ROWS, |last| after(Some((field, &id)), last));
+            children.push((field, rows, next));
         }
         Ok(Known { id, row, register, waiting, deliveries, trail, receipts, children })
     })
@@ -385,10 +357,10 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                 }
             }
         }
-        @for (field, rows) in children {
+        @for (field, rows, next) in children {
             h2 { (words(plural(field.entity()))) }
-            (rows_table(field.entity(), &rows[..rows.len().min(ROWS as usize)], now, Some(*field)))
-            (more(field.entity(), Some((*field, id)), rows))
+            (rows_table(field.entity(), rows, now, Some(*field)))
+            (next_page("Next", &folder(field.entity()), next.clone()))
         }
         h2 { "Version" }
         @match register {
@@ -422,37 +394,29 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
 
 /// What was done, the newest first.
 fn audited(trail: &[AuditLine]) -> Markup {
-    let rows: Vec<Vec<Markup>> = trail
-        .iter()
-        .map(|line| {
-            vec![
-                moment(line.at),
-                html! { (line.action) },
-                html! { (line.changed_fields.join(", ")) },
-                html! { (line.source) },
-                html! { (line.svix_id.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
     let columns = [("When", ""), ("What", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
-    table("Audit trail", &columns, "Nothing has happened yet.", &rows)
+    table("Audit trail", &columns, "Nothing has happened yet.", trail, |line| {
+        vec![
+            moment(line.at),
+            html! { (line.action) },
+            html! { (line.changed_fields.join(", ")) },
+            html! { (line.source) },
+            html! { (line.svix_id.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 /// Who has confirmed an erasure, and who has not.
 fn confirmed(receipts: &[Receipt]) -> Markup {
-    let rows: Vec<Vec<Markup>> = receipts
-        .iter()
-        .map(|receipt| {
-            vec![
-                html! { (receipt.destination) },
-                moment(receipt.requested_at),
-                html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
-                html! { (receipt.last_error.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
     let columns = [("Destination", ""), ("Asked for", ""), ("Done", ""), ("Why not", "why")];
-    table("Erasure", &columns, "", &rows)
+    table("Erasure", &columns, "", receipts, |receipt| {
+        vec![
+            html! { (receipt.destination) },
+            moment(receipt.requested_at),
+            html! { @match receipt.completed_at { Some(at) => (moment(at)), None => "not yet" } },
+            html! { (receipt.last_error.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 fn moment_of(milliseconds: i64) -> Markup {

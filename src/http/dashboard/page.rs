@@ -1,11 +1,12 @@
 //! What all pages share: the frame, words for times and numbers, and forms.
 
-use axum::response::{IntoResponse, Response};
+use std::collections::HashMap;
+
 use axum::{
     http::{StatusCode, header},
-    response::Html,
+    response::{Html, IntoResponse, Response},
 };
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use maud::{DOCTYPE, Markup, html};
 
 use super::session::Session;
@@ -15,7 +16,7 @@ use crate::{
         App,
         v1::objects::{without, words},
     },
-    model::{ClerkId, Entity, Selection},
+    model::{ClerkId, Entity, Selection, rfc3339},
     telemetry::plain,
 };
 
@@ -110,16 +111,24 @@ pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, c
     }
 }
 
-/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out.
-pub(super) fn asking(session: &Session, path: &str, deed: &Deed<'_>) -> Markup {
-    let (summary, button_class) = if deed.destroys { ("danger", "danger") } else { ("quiet", "") };
+/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out. It warns of
+/// what `destroys` something for good.
+pub(super) fn asking(
+    session: &Session,
+    path: &str,
+    action: &str,
+    label: &str,
+    question: &str,
+    destroys: bool,
+) -> Markup {
+    let (summary, button_class) = if destroys { ("danger", "danger") } else { ("quiet", "") };
     html! {
         details.asking name="deed" {
-            summary role="button" class=(summary) { (deed.label) "…" }
+            summary role="button" class=(summary) { (label) "…" }
             div {
-                p { (deed.question) }
+                p { (question) }
                 div.deeds {
-                    (button(session, path, deed.action, deed.label, button_class))
+                    (button(session, path, action, label, button_class))
                     a.button.quiet href=(path) { "Cancel" }
                 }
             }
@@ -127,24 +136,52 @@ pub(super) fn asking(session: &Session, path: &str, deed: &Deed<'_>) -> Markup {
     }
 }
 
-/// What somebody can do, once they were asked.
-pub(super) struct Deed<'a> {
-    /// What the form says.
-    pub(super) action: &'a str,
-    pub(super) label: &'a str,
-    pub(super) question: &'a str,
-    /// Whether nothing brings back what was.
-    pub(super) destroys: bool,
+/// What the address of a page asks for.
+pub(super) type Parameters = HashMap<String, String>;
+
+pub(super) fn parameters(query: Option<&str>) -> Parameters {
+    url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect()
+}
+
+/// Links to what is in each state, with how much that is, where it is known.
+pub(super) fn states(path: &str, chosen: &str, states: &[(&str, &str, Option<u64>)]) -> Markup {
+    html! {
+        nav.tabs aria-label="State" {
+            @for (state, label, number) in states {
+                a href={ (path) "?state=" (state) } aria-current=[(*state == chosen).then_some("true")] {
+                    (label) @if let Some(number) = number { " " span.count { (grouped(*number)) } }
+                }
+            }
+        }
+    }
+}
+
+/// What a link asks for.
+pub(super) type Query = Vec<(&'static str, String)>;
+
+/// The link to the next page of a list, if there is one.
+pub(super) fn next_page(label: &str, path: &str, next: Option<Query>) -> Markup {
+    let link = next.map(|next| {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        format!("{path}?{}", query.extend_pairs(next).finish())
+    });
+    html! { @if let Some(link) = link { p { a.button.quiet href=(link) { (label) } } } }
 }
 
 /// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
 pub(super) type Column<'a> = (&'a str, &'static str);
 
-/// Rows below their heads; on a narrow screen every row is a card. `nothing` is said if there are none.
-pub(super) fn table(label: &str, columns: &[Column<'_>], nothing: &str, rows: &[Vec<Markup>]) -> Markup {
+/// A row for each item, below the heads; on a narrow screen every row is a card. `nothing` is said if there are none.
+pub(super) fn table<Item>(
+    label: &str,
+    columns: &[Column<'_>],
+    nothing: &str,
+    items: &[Item],
+    cells: impl Fn(&Item) -> Vec<Markup>,
+) -> Markup {
     let class = |class: &'static str| (!class.is_empty()).then_some(class);
     html! {
-        @if rows.is_empty() {
+        @if items.is_empty() {
             p.nothing { (nothing) }
         } @else {
             // As a card a table is none any more to those who hear it, unless that is said.
@@ -152,9 +189,9 @@ pub(super) fn table(label: &str, columns: &[Column<'_>], nothing: &str, rows: &[
                 thead role="rowgroup" { tr role="row" {
                     @for (name, kind) in columns { th scope="col" role="columnheader" class=[class(kind)] { (name) } }
                 } }
-                tbody role="rowgroup" { @for row in rows {
+                tbody role="rowgroup" { @for item in items {
                     tr role="row" {
-                        @for ((name, kind), cell) in columns.iter().zip(row) {
+                        @for ((name, kind), cell) in columns.iter().zip(cells(item)) {
                             td role="cell" data-label=(name) class=[class(kind)] { (cell) }
                         }
                     }
@@ -177,10 +214,6 @@ pub(super) fn time(now: DateTime<Utc>, at: DateTime<Utc>) -> Markup {
 /// A time that people read.
 pub(super) fn moment(at: DateTime<Utc>) -> Markup {
     html! { time datetime=(rfc3339(at)) { (at.format("%Y-%m-%d %H:%M:%S")) } }
-}
-
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// How long ago, or how long until.

@@ -1,69 +1,50 @@
 //! `/queue`: deliveries that wait or are dead. Why, what they say, and what to do with them.
 
-use std::sync::Arc;
-
 use axum::{
-    Extension,
-    extract::{RawQuery, Request, State},
+    extract::{RawQuery, Request},
     http::StatusCode,
-    response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 use serde_json::{Map, Value as Json};
 
 use super::{
+    Answer,
     form::Form,
-    notice::{Done, see_done, told},
+    notice::{see_done, told},
     page::{
-        Deed, ROWS, about, asking, button, count, fact, grouped, linked, masked, page, table, time,
-        whereabouts,
+        ROWS, about, asking, button, count, fact, linked, masked, next_page, page, parameters, states, table,
+        time, whereabouts,
     },
-    session::Session,
-    trouble::{Segment, Trouble},
+    session::{Session, Visit},
+    trouble::Segment,
 };
 use crate::{
     http::{
         App,
         error::Problem,
-        v1::{query::page as cut, read},
+        v1::{act, query::page as cut, read},
     },
     model::{Source, SvixId},
-    store::{Parked, QueueFilter, QueueState, Queued},
-    sync::{
-        queue::{self, Which},
-        reveal,
-    },
+    store::{Deed, Parked, QueueFilter, QueueState, Queued},
+    sync::{operator::Which, reveal},
 };
 
 /// `GET /queue`
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
-    let mut filter = QueueFilter { state: Some(QueueState::Dead), ..QueueFilter::default() };
-    for (name, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
-        match &*name {
-            "state" => filter.state = QueueState::named(&value),
-            "after" => filter.after = SvixId::new(value),
-            _ => {}
-        }
-    }
-    let state = filter.state;
+pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
+    let asked = parameters(query.as_deref());
+    let state = asked.get("state").map_or(Some(QueueState::Dead), |state| QueueState::named(state));
+    let after = asked.get("after").and_then(|after| SvixId::new(after.as_str()));
+    let filter = QueueFilter { state, after, ..QueueFilter::default() };
     let found = read(&app, async move |store| store.queued(&filter, ROWS + 1).await).await?;
     let depth = read(&app, async move |store| store.queue_depth().await).await?;
-    let (found, more) = cut(found, ROWS);
-    let name = |state: Option<QueueState>| state.map_or("all", QueueState::name);
-    let next = found.last().filter(|_| more).map(|last| {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.append_pair("state", name(state)).append_pair("after", last.svix_id.as_str());
-        format!("/queue?{}", query.finish())
-    });
+    let chosen = state.map_or("all", QueueState::name);
+    let (found, next) =
+        cut(found, ROWS, |last| vec![("state", chosen.to_owned()), ("after", last.svix_id.to_string())]);
     let tabs = [
-        (Some(QueueState::Dead), "Dead", Some(depth.dead)),
-        (Some(QueueState::Pending), "Waiting", Some(depth.pending)),
-        (None, "All", None),
+        ("dead", "Dead", Some(depth.dead)),
+        ("pending", "Waiting", Some(depth.pending)),
+        ("all", "All", None),
     ];
     let nothing = match state {
         Some(QueueState::Dead) => "None. Whatever came could be applied, or still waits.",
@@ -76,23 +57,13 @@ pub(super) async fn list(
     );
     let now = (app.clock)();
     let content = html! {
-        (told(query.as_deref(), now))
+        (told(&asked, now))
         p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
-        nav.tabs aria-label="State" {
-            @for (other, label, number) in tabs {
-                a href={ "/queue?state=" (name(other)) } aria-current=[(other == state).then_some("true")] {
-                    (label) @if let Some(number) = number { " " span.count { (grouped(number)) } }
-                }
-            }
-        }
+        (states("/queue", chosen, &tabs))
         (queued_table(&found, now, nothing))
-        @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
+        (next_page("More", "/queue", next))
         @if depth.dead > 0 {
-            div.deeds {
-                (asking(&session, "/queue", &Deed {
-                    action: "retry", label: "Retry all", question: &again, destroys: false,
-                }))
-            }
+            div.deeds { (asking(&session, "/queue", "retry", "Retry all", &again, false)) }
         }
     };
     Ok(page(&app, &session, "/queue", "Dead letters", &content))
@@ -102,86 +73,62 @@ pub(super) async fn list(
 pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>, nothing: &str) -> Markup {
     let columns =
         [("Delivery", "id"), ("Type", ""), ("State", ""), ("Came", ""), ("Tries", "number"), ("Why", "why")];
-    let rows: Vec<Vec<Markup>> = queued
-        .iter()
-        .map(|one| {
-            vec![
-                html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
-                html! { (one.event_type.as_deref().unwrap_or("unreadable")) },
-                html! { span.tag.{ (one.state.name()) } { (one.state.name()) } },
-                time(now, one.received_at),
-                html! { (one.attempts) },
-                html! { (one.last_error) },
-            ]
-        })
-        .collect();
-    table("Deliveries of the queue", &columns, nothing, &rows)
+    table("Deliveries of the queue", &columns, nothing, queued, |one| {
+        vec![
+            html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
+            html! { (one.event_type.as_deref().unwrap_or("unreadable")) },
+            html! { span.tag.{ (one.state.name()) } { (one.state.name()) } },
+            time(now, one.received_at),
+            html! { (one.attempts) },
+            html! { (one.last_error) },
+        ]
+    })
 }
 
 /// `POST /queue`
-pub(super) async fn act_on_all(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    request: Request,
-) -> Result<Response, Trouble> {
+pub(super) async fn retry_all(Visit { app, session }: Visit, request: Request) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     if form.value("action") != Some("retry") {
         return Err(Problem::NotFound.into());
     }
-    let now = (app.clock)();
-    let done = read(&app, async move |store| queue::retry(&*store, &Which::All, now, false).await).await?;
+    let tally = act::<Queued>(&app, Which::All, Deed::Retry, false).await?;
     app.committer.bell().notify_one();
-    Ok(see_done("/queue?state=pending", Done::Retried, done.deliveries, now))
+    Ok(see_done("/queue?state=pending", "retried", tally.done, (app.clock)()))
 }
 
 /// `GET /queue/{svix_id}`
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-) -> Result<Response, Trouble> {
+pub(super) async fn show(Visit { app, session }: Visit, Segment(id): Segment) -> Answer {
     show_one(&app, &session, &id, false).await
 }
 
 /// `POST /queue/{svix_id}`
-pub(super) async fn act(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    Segment(id): Segment,
-    request: Request,
-) -> Result<Response, Trouble> {
+pub(super) async fn change(Visit { app, session }: Visit, Segment(id): Segment, request: Request) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     let svix_id = SvixId::new(id.as_str()).ok_or(Problem::NotFound)?;
     let now = (app.clock)();
-    let these = Which::These(vec![svix_id.clone()]);
-    match form.value("action") {
+    let (deed, done) = match form.value("action") {
+        Some("retry") => (Deed::Retry, "retried"),
+        Some("discard") => (Deed::Discard, "discarded"),
         Some("reveal") => {
             let recorded = read(&app, async move |store| {
                 let Some(parked) = store.parked(&svix_id).await? else { return Ok(false) };
                 reveal::reveal_delivery(&*store, &parked, Source::Dashboard, now).await.map(|()| true)
             })
             .await?;
-            show_one(&app, &session, &id, recorded).await
+            return show_one(&app, &session, &id, recorded).await;
         }
-        Some("retry") => {
-            let done = read(&app, async move |store| queue::retry(&*store, &these, now, false).await).await?;
-            app.committer.bell().notify_one();
-            Ok(see_done("/queue", Done::Retried, done.deliveries, now))
-        }
-        Some("discard") => {
-            let done =
-                read(&app, async move |store| queue::discard(&*store, &these, now, false).await).await?;
-            if done.deletions > 0 {
-                let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
-                return Ok(page(&app, &session, "/queue", "Not discarded", &content));
-            }
-            Ok(see_done("/queue", Done::Discarded, done.deliveries, now))
-        }
-        _ => Err(Problem::NotFound.into()),
+        _ => return Err(Problem::NotFound.into()),
+    };
+    let tally = act::<Queued>(&app, Which::These(vec![svix_id]), deed, false).await?;
+    if tally.deletions > 0 {
+        let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
+        return Ok(page(&app, &session, "/queue", "Not discarded", &content));
     }
+    app.committer.bell().notify_one();
+    Ok(see_done("/queue", done, tally.done, now))
 }
 
-async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Result<Response, Trouble> {
+async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Answer {
     let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
     let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
         let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
@@ -189,8 +136,7 @@ async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Res
         *page.status_mut() = StatusCode::NOT_FOUND;
         return Ok(page);
     };
-    Ok(page(app, session, "/queue", id, &content(app, session, &parked, (app.clock)(), revealed))
-        .into_response())
+    Ok(page(app, session, "/queue", id, &content(app, session, &parked, (app.clock)(), revealed)))
 }
 
 fn content(app: &App, session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
@@ -208,13 +154,9 @@ fn content(app: &App, session: &Session, parked: &Parked, now: DateTime<Utc>, re
             (fact("Next", &parked.next_attempt_at.map_or(html! { "never, by itself" }, |at| time(now, at))))
         }
         div.deeds {
-            (asking(session, &path, &Deed {
-                action: "retry", label: "Retry", question: "It will be tried again now.", destroys: false,
-            }))
-            (asking(session, &path, &Deed {
-                action: "discard", label: "Discard",
-                question: "It will never be applied, also if Clerk sends it again. This cannot be undone.", destroys: true,
-            }))
+            (asking(session, &path, "retry", "Retry", "It will be tried again now.", false))
+            (asking(session, &path, "discard", "Discard",
+                "It will never be applied, also if Clerk sends it again. This cannot be undone.", true))
         }
         h2 { "What it says" }
         @if parked.payload.is_empty() { p.nothing { "Nothing is kept of it." } }

@@ -6,15 +6,20 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::http::{HeaderMap, header};
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
+};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use chrono::{DateTime, TimeDelta, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
+
+use crate::http::{App, error::Problem};
 
 /// The name of the cookie.
 const COOKIE: &str = "clerk-sync-session";
@@ -33,6 +38,21 @@ pub(super) struct Session {
     name: Name,
     /// What forms carry.
     pub(super) csrf: String,
+}
+
+/// What every page that only those see who are signed in needs of the request.
+pub(super) struct Visit {
+    pub(super) app: Arc<App>,
+    pub(super) session: Session,
+}
+
+impl FromRequestParts<Arc<App>> for Visit {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let session = parts.extensions.get().cloned().ok_or(Problem::Internal)?;
+        Ok(Self { app: Arc::clone(app), session })
+    }
 }
 
 /// Makes sessions and knows them again.

@@ -2,24 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Extension,
-    extract::{RawQuery, State},
-    response::Response,
-};
+use axum::extract::RawQuery;
 use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, Utc, Weekday};
 use maud::html;
 
 use super::{
+    Answer,
     chart::{Bar, Chart},
     page::{ago, page},
-    session::Session,
-    trouble::Trouble,
+    session::Visit,
 };
-use crate::{
-    http::{App, v1::read},
-    store::Bucket,
-};
+use crate::{http::v1::read, store::Bucket};
 
 /// By what they can be put together, and how many buckets are shown.
 pub(super) const BUCKETS: [(Bucket, &str, u32); 3] =
@@ -31,11 +24,7 @@ pub(super) struct SignUps {
     at: DateTime<Utc>,
 }
 
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
+pub(super) async fn show(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
     let asked = query.as_deref().and_then(|query| query.strip_prefix("by="));
     let place = BUCKETS.iter().position(|(_, name, _)| Some(*name) == asked).unwrap_or_default();
     let (bucket, name, number) = BUCKETS[place];

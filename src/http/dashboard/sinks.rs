@@ -1,95 +1,99 @@
 //! `/sinks`: what waits for each, what was not taken and why, and pausing them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::BTreeSet;
 
-use axum::{
-    Extension,
-    extract::{RawQuery, Request, State},
-    response::Response,
-};
+use axum::extract::{RawQuery, Request};
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
 use super::{
+    Answer,
     form::Form,
-    notice::{Done, see_done, told},
-    page::{Column, Deed, ROWS, about, asking, count, fact, grouped, linked, page, table, time},
-    session::Session,
-    trouble::{Segment, Trouble},
+    notice::{see_done, told},
+    page::{
+        Column, ROWS, about, asking, count, fact, grouped, linked, next_page, page, parameters, states,
+        table, time,
+    },
+    session::{Session, Visit},
+    trouble::Segment,
     verdict::HELD_UP,
 };
 use crate::{
     http::{
         App,
         error::Problem,
-        v1::{query::page as cut, read},
+        v1::{act, query::page as cut, read},
     },
-    store::{MessageFilter, MessageState, SinkDepth, StoredMessage},
-    work::outbox::{Selection, discard, retry},
+    store::{Deed, MessageFilter, MessageState, StoredMessage},
+    sync::operator::Which,
 };
 
-/// What is known of all sinks: those that are configured, and those that anything waits for.
-struct Sinks {
-    depth: BTreeMap<String, SinkDepth>,
-    paused: BTreeMap<String, DateTime<Utc>>,
-    names: BTreeSet<String>,
+/// What is known of a sink.
+struct Known {
+    name: String,
+    is_configured: bool,
+    paused_since: Option<DateTime<Utc>>,
+    waiting: u64,
+    dead: u64,
+    oldest: Option<DateTime<Utc>>,
 }
 
-async fn load(app: &App) -> Result<Sinks, Problem> {
+/// All sinks in the order of their names: those that are configured, those that anything waits for, and those that are paused.
+async fn load(app: &App) -> Result<Vec<Known>, Problem> {
     let (depth, paused) =
         read(app, async |store| Ok((store.outbox_depth().await?, store.paused_sinks().await?))).await?;
-    let depth: BTreeMap<_, _> = depth.into_iter().map(|depth| (depth.sink.clone(), depth)).collect();
-    let paused: BTreeMap<_, _> = paused.into_iter().collect();
-    let names = app.sinks.iter().chain(depth.keys()).chain(paused.keys()).cloned().collect();
-    Ok(Sinks { depth, paused, names })
+    let names = app.sinks.iter().chain(depth.iter().map(|depth| &depth.sink));
+    let names: BTreeSet<&String> = names.chain(paused.iter().map(|(sink, _)| sink)).collect();
+    let known = |name: &String| {
+        let depth = depth.iter().find(|depth| depth.sink == *name);
+        Known {
+            name: name.clone(),
+            is_configured: app.sinks.contains(name),
+            paused_since: paused.iter().find(|(sink, _)| sink == name).map(|(_, since)| *since),
+            waiting: depth.map_or(0, |depth| depth.pending),
+            dead: depth.map_or(0, |depth| depth.dead),
+            oldest: depth.and_then(|depth| depth.oldest),
+        }
+    };
+    Ok(names.into_iter().map(known).collect())
+}
+
+async fn load_one(app: &App, name: &str) -> Result<Known, Problem> {
+    load(app).await?.into_iter().find(|sink| sink.name == name).ok_or(Problem::SinkNotFound)
 }
 
 /// `GET /sinks`
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
-) -> Result<Response, Trouble> {
+pub(super) async fn list(Visit { app, session }: Visit) -> Answer {
     let sinks = load(&app).await?;
     let now = (app.clock)();
-    let rows: Vec<Vec<Markup>> = sinks
-        .names
-        .iter()
-        .map(|name| {
-            let depth = sinks.depth.get(name);
-            let oldest = depth.and_then(|depth| depth.oldest);
-            vec![
-                html! { a href={ "/sinks/" (name) } { (name) } },
-                state(name, &sinks, &app),
-                html! { (grouped(depth.map_or(0, |depth| depth.pending))) },
-                html! { (grouped(depth.map_or(0, |depth| depth.dead))) },
-                oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
-            ]
-        })
-        .collect();
     let columns: [Column<'_>; 5] =
         [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest written", "")];
+    let cells = |sink: &Known| {
+        vec![
+            html! { a href={ "/sinks/" (sink.name) } { (sink.name) } },
+            state_tag(sink, now),
+            html! { (grouped(sink.waiting)) },
+            html! { (grouped(sink.dead)) },
+            sink.oldest.map(|oldest| time(now, oldest)).unwrap_or_default(),
+        ]
+    };
     let content = html! {
         p.note { "Other systems that are told of users. What they are told waits here until they have taken it." }
-        @if sinks.names.is_empty() {
+        @if sinks.is_empty() {
             p.nothing { "None is configured. Each is a table " code { "[[sink]]" } " in " code { "clerk-sync.toml" } "." }
         } @else {
-            (table("Sinks", &columns, "", &rows))
+            (table("Sinks", &columns, "", &sinks, cells))
         }
     };
     Ok(page(&app, &session, "/sinks", "Sinks", &content))
 }
 
-fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
-    let now = (app.clock)();
-    let oldest = sinks.depth.get(name).and_then(|depth| depth.oldest);
-    let (class, word) = if sinks.paused.contains_key(name) {
+fn state_tag(sink: &Known, now: DateTime<Utc>) -> Markup {
+    let (class, word) = if sink.paused_since.is_some() {
         ("pending", "paused")
-    } else if oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
+    } else if sink.oldest.is_some_and(|oldest| now - oldest > HELD_UP) {
         ("dead", "behind")
-    } else if app.sinks.contains(name) {
+    } else if sink.is_configured {
         ("applied", "on")
     } else {
         ("dead", "not configured")
@@ -99,69 +103,49 @@ fn state(name: &String, sinks: &Sinks, app: &App) -> Markup {
 
 /// `GET /sinks/{sink}`
 pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+    Visit { app, session }: Visit,
     Segment(name): Segment,
     RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
-    let sinks = load(&app).await?;
-    if !sinks.names.contains(&name) {
-        return Err(Problem::SinkNotFound.into());
-    }
-    let none_dead = sinks.depth.get(&name).is_none_or(|depth| depth.dead == 0);
-    let state_at_first = if none_dead { MessageState::Pending } else { MessageState::Dead };
-    let (sink, state_at_first) = (Some(name.clone()), Some(state_at_first));
-    let mut filter = MessageFilter { sink, state: state_at_first, ..MessageFilter::default() };
-    for (parameter, value) in url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
-        match &*parameter {
-            "state" => filter.state = MessageState::named(&value),
-            "after" => filter.after = value.parse().ok(),
-            _ => {}
-        }
-    }
-    let chosen = filter.state;
+) -> Answer {
+    let known = load_one(&app, &name).await?;
+    let state_at_first = if known.dead == 0 { MessageState::Pending } else { MessageState::Dead };
+    let asked = parameters(query.as_deref());
+    let state = asked.get("state").map_or(Some(state_at_first), |state| MessageState::named(state));
+    let after = asked.get("after").and_then(|after| after.parse().ok());
+    let filter = MessageFilter { sink: Some(name.clone()), state, after, ids: None };
     let messages = read(&app, async move |store| store.messages(&filter, ROWS + 1).await).await?;
-    let (messages, more) = cut(messages, ROWS);
-    let word = |state: Option<MessageState>| state.map_or("all", MessageState::name);
-    let next = messages
-        .last()
-        .filter(|_| more)
-        .map(|last| format!("/sinks/{name}?state={}&after={}", word(chosen), last.id));
+    let chosen = state.map_or("all", MessageState::name);
+    let (messages, next) =
+        cut(messages, ROWS, |last| vec![("state", chosen.to_owned()), ("after", last.id.to_string())]);
     let now = (app.clock)();
     let path = format!("/sinks/{name}");
-    let (waiting, dead) = sinks.depth.get(&name).map_or((0, 0), |depth| (depth.pending, depth.dead));
     let tabs = [
-        (Some(MessageState::Dead), "Dead", Some(dead)),
-        (Some(MessageState::Pending), "Waiting", Some(waiting)),
-        (Some(MessageState::Delivered), "Delivered", None),
-        (Some(MessageState::Discarded), "Discarded", None),
-        (None, "All", None),
+        ("dead", "Dead", Some(known.dead)),
+        ("pending", "Waiting", Some(known.waiting)),
+        ("delivered", "Delivered", None),
+        ("discarded", "Discarded", None),
+        ("all", "All", None),
     ];
     let content = html! {
-        (told(query.as_deref(), now))
+        (told(&asked, now))
         dl.facts {
-            (fact("State", &state(&name, &sinks, &app)))
-            (fact("Waiting", &html! { (grouped(waiting)) }))
-            (fact("Dead", &html! { (grouped(dead)) }))
-            @if let Some(since) = sinks.paused.get(&name) { (fact("Paused", &time(now, *since))) }
+            (fact("State", &state_tag(&known, now)))
+            (fact("Waiting", &html! { (grouped(known.waiting)) }))
+            (fact("Dead", &html! { (grouped(known.dead)) }))
+            @if let Some(since) = known.paused_since { (fact("Paused", &time(now, since))) }
         }
-        (deeds(&session, &path, sinks.paused.contains_key(&name), dead))
+        (deeds(&session, &path, &known))
         h2 { "Messages" }
-        nav.tabs aria-label="State" {
-            @for (other, label, number) in tabs {
-                a href={ (path) "?state=" (word(other)) } aria-current=[(other == chosen).then_some("true")] {
-                    (label) @if let Some(number) = number { " " span.count { (grouped(number)) } }
-                }
-            }
-        }
+        (states(&path, chosen, &tabs))
         (messages_table(&messages, now, about(&app)))
-        @if let Some(next) = next { p { a.button.quiet href=(next) { "More" } } }
+        (next_page("More", &path, next))
     };
     Ok(page(&app, &session, "/sinks", &name, &content))
 }
 
 /// What can be done with a sink.
-fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
+fn deeds(session: &Session, path: &str, sink: &Known) -> Markup {
+    let dead = sink.dead;
     let again = format!("{} will be sent again.", count(dead, "message", "messages"));
     let given_up = format!(
         "The sink will never hear of {}. Deletions stay. This cannot be undone.",
@@ -169,23 +153,14 @@ fn deeds(session: &Session, path: &str, is_paused: bool, dead: u64) -> Markup {
     );
     html! {
         div.deeds {
-            @if is_paused {
-                (asking(session, path, &Deed {
-                    action: "resume", label: "Resume", question: "What waits goes out again.", destroys: false,
-                }))
+            @if sink.paused_since.is_some() {
+                (asking(session, path, "resume", "Resume", "What waits goes out again.", false))
             } @else {
-                (asking(session, path, &Deed {
-                    action: "pause", label: "Pause", question: "Messages wait until you resume it; nothing is lost.",
-                    destroys: false,
-                }))
+                (asking(session, path, "pause", "Pause", "Messages wait until you resume it; nothing is lost.", false))
             }
             @if dead > 0 {
-                (asking(session, path, &Deed {
-                    action: "retry", label: "Retry all that are dead", question: &again, destroys: false,
-                }))
-                (asking(session, path, &Deed {
-                    action: "discard", label: "Discard all that are dead", question: &given_up, destroys: true,
-                }))
+                (asking(session, path, "retry", "Retry all that are dead", &again, false))
+                (asking(session, path, "discard", "Discard all that are dead", &given_up, true))
             }
         }
     }
@@ -201,54 +176,45 @@ fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>, about: &str) -
         ("Tries", "number"),
         ("Why", "why"),
     ];
-    let rows: Vec<Vec<Markup>> = messages
-        .iter()
-        .map(|message| {
-            vec![
-                html! { (message.id) },
-                html! { (message.kind) },
-                html! { (linked(&message.clerk_id)) },
-                html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
-                time(now, message.created_at),
-                html! { (message.attempts) },
-                html! { (message.last_error.as_deref().unwrap_or_default()) },
-            ]
-        })
-        .collect();
-    table("Messages", &columns, "There are none.", &rows)
+    table("Messages", &columns, "There are none.", messages, |message| {
+        vec![
+            html! { (message.id) },
+            html! { (message.kind) },
+            html! { (linked(&message.clerk_id)) },
+            html! { span.tag.{ (message.state.name()) } { (message.state.name()) } },
+            time(now, message.created_at),
+            html! { (message.attempts) },
+            html! { (message.last_error.as_deref().unwrap_or_default()) },
+        ]
+    })
 }
 
 /// `POST /sinks/{sink}`
-pub(super) async fn act(
-    State(app): State<Arc<App>>,
-    Extension(session): Extension<Session>,
+pub(super) async fn change(
+    Visit { app, session }: Visit,
     Segment(name): Segment,
     request: Request,
-) -> Result<Response, Trouble> {
+) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
-    if !load(&app).await?.names.contains(&name) {
-        return Err(Problem::SinkNotFound.into());
-    }
+    load_one(&app, &name).await?;
     let now = (app.clock)();
     let sink = name.clone();
     let (done, number) = match form.value("action") {
         Some("pause") => {
             read(&app, async move |store| store.set_paused(&sink, Some(now)).await).await?;
-            (Done::Paused, 1)
+            ("paused", 1)
         }
         Some("resume") => {
             read(&app, async move |store| store.set_paused(&sink, None).await).await?;
-            (Done::Resumed, 1)
+            ("resumed", 1)
         }
         Some("retry") => {
-            let dead = Selection::Sink(sink);
-            let tally = read(&app, async move |store| retry(&*store, &dead, false, now).await).await?;
-            (Done::SentAgain, tally.done)
+            let tally = act::<StoredMessage>(&app, Which::Of(sink), Deed::Retry, false).await?;
+            ("sent-again", tally.done)
         }
         Some("discard") => {
-            let dead = Selection::Sink(sink);
-            let tally = read(&app, async move |store| discard(&*store, &dead, false, now).await).await?;
-            (Done::GivenUp, tally.done)
+            let tally = act::<StoredMessage>(&app, Which::Of(sink), Deed::Discard, false).await?;
+            ("given-up", tally.done)
         }
         _ => return Err(Problem::NotFound.into()),
     };

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
+use axum::{Json, extract::State};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    Answer, Segment,
     objects::{self, Shown},
     read,
 };
@@ -22,9 +20,9 @@ use crate::{
 /// One object of a kind that can be asked for. However many ask at the same time, Clerk is asked once.
 pub(super) async fn ensure(
     State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
+    path: Segment,
     entity: &'static Entity,
-) -> Result<Json<Shown>, Problem> {
+) -> Answer<Shown> {
     let deadline = Instant::now() + app.answer_within;
     let id = objects::id(entity, path)?;
     if !app.selection.has(entity) {

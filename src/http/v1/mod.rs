@@ -16,8 +16,8 @@ mod signups;
 use std::sync::Arc;
 
 use axum::{
-    Router,
-    extract::Request,
+    Json, Router,
+    extract::{Path, Request, rejection::PathRejection},
     http::{HeaderValue, header},
     middleware::{from_fn_with_state, map_response},
     response::Response,
@@ -30,12 +30,7 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-use self::openapi::Bearer;
-pub use self::{
-    objects::row_as_json,
-    outbox::message_as_json,
-    queue::{parked_as_json, queue_as_json},
-};
+pub use self::{objects::row_as_json, queue::parked_as_json};
 use super::{
     App, Bodies, address,
     attempts::Attempts,
@@ -44,17 +39,18 @@ use super::{
     token::{self, Token},
 };
 use crate::{
-    store::{self, Store, StoreError, Trouble},
-    sync::ensure::Ensure,
+    store::{self, Deed, Store, StoreError, Trouble},
+    sync::{
+        ensure::Ensure,
+        operator::{self, Entry, Tally, Which},
+    },
     telemetry,
 };
 
-/// What the documentation says of answers that several routes give.
-const INVALID_PARAMETER: &str = "`invalid_parameter`: the message says which, and what is allowed";
-const UNAUTHORIZED: &str = "`unauthorized`: the token is missing or wrong, or none is set";
-const UNAVAILABLE: &str = "`database_unavailable` or `overloaded`: try again after `Retry-After`";
+type Answer<T> = Result<Json<T>, Problem>;
 
-const INVALID_BODY: &str = "`invalid_body`: the message says what is allowed";
+/// The part of a path that stands for an id or a name, if it is text.
+type Segment = Result<Path<String>, PathRejection>;
 
 /// The most that a body may have: a thousand ids with room to spare.
 const MAX_BODY_BYTES: usize = 512 * 1024;
@@ -118,7 +114,6 @@ async fn nothing() -> Problem {
         outbox::resume,
         openapi::show
     ),
-    modifiers(&Bearer),
     components(schemas(ErrorBody)),
     security(("bearer" = []))
 )]
@@ -128,7 +123,7 @@ struct Documentation;
 pub struct Api {
     store: Arc<dyn Store>,
     /// `None`: nobody is let in.
-    token: Option<Token>,
+    pub(super) token: Option<Token>,
     pub(super) attempts: Attempts,
     /// Room of its own, which webhooks do not fill.
     bodies: Bodies,
@@ -148,10 +143,6 @@ impl Api {
             places: Arc::new(Semaphore::new(READERS)),
             ensure,
         }
-    }
-
-    pub(super) fn token(&self) -> Option<&Token> {
-        self.token.as_ref()
     }
 }
 
@@ -197,6 +188,35 @@ async fn cause(error: &StoreError, probe: Probe) -> Problem {
     } else {
         Problem::DatabaseUnavailable
     }
+}
+
+/// Retry or discard entries of the queue or of the outbox; on a dry run only count them.
+pub(super) async fn act<E: Entry + 'static>(
+    app: &App,
+    which: Which<E::Id>,
+    deed: Deed,
+    dry_run: bool,
+) -> Result<Tally<E::Id>, Problem>
+where
+    E::Id: 'static,
+{
+    let now = (app.clock)();
+    read(app, async move |store| operator::act::<E>(&*store, &which, deed, dry_run, now).await).await
+}
+
+/// The entries that a body names, if it does so in exactly one way.
+fn which<Id>(ids: Option<Vec<Id>>, of: Option<String>, all: bool) -> Option<Which<Id>> {
+    match (ids, of, all) {
+        (Some(ids), None, false) if (1..=MAX_IDS).contains(&ids.len()) => Some(Which::These(ids)),
+        (None, Some(of), false) => name(&of).map(Which::Of),
+        (None, None, true) => Some(Which::All),
+        _ => None,
+    }
+}
+
+/// The name of a sink or of a type of event that every database can be asked for.
+fn name(text: &str) -> Option<String> {
+    (!text.is_empty() && text.len() <= 255 && !text.contains('\0')).then(|| text.to_owned())
 }
 
 /// The body of a request that says which of many are meant. What is not allowed is told by `complaint`.

@@ -5,15 +5,17 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{Path, RawQuery, State, rejection::PathRejection},
+    extract::{Path, RawQuery, State},
     routing::{get, post},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value as Document, json, value::RawValue};
+use utoipa::{IntoParams, openapi::path::ParameterIn};
 
 use super::{
-    INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE,
+    Answer, Segment,
     ensure::ensure,
+    openapi::Paging,
     query::{AFTER, Query, page},
     read,
 };
@@ -29,21 +31,13 @@ const OF_OTHERS: &str = "the parameters are after and limit, each at most once";
 const EMAIL: &str = "email: allowed is a whole address, in which + is written as %2B";
 
 /// One page of rows of a kind.
+#[derive(Serialize)]
 pub(super) struct Page {
-    /// Under which name they stand.
-    name: &'static str,
-    rows: Vec<Shown>,
+    /// Under the name that they have here.
+    #[serde(flatten)]
+    rows: HashMap<&'static str, Vec<Shown>>,
     /// What to give as `after` for the next page; none on the last one.
     next: Option<String>,
-}
-
-impl Serialize for Page {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut page = serializer.serialize_map(Some(2))?;
-        page.serialize_entry(self.name, &self.rows)?;
-        page.serialize_entry("next", &self.next)?;
-        page.end()
-    }
 }
 
 /// A row as the API shows it. Fields that are not synced are null.
@@ -61,38 +55,34 @@ impl From<Row> for Shown {
 
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Row { id, user: object, preferences } = &self.row;
+        let entity = object.clerk_id.entity();
         let mut map = serializer.serialize_map(None)?;
-        write(&self.row, &mut map)?;
+        map.serialize_entry("id", id)?;
+        map.serialize_entry("clerk_id", &object.clerk_id)?;
+        for field in entity.fields() {
+            let name = field.name();
+            match &object.profile[field] {
+                Value::Null => map.serialize_entry(name, &())?,
+                Value::Text(text) => map.serialize_entry(name, text)?,
+                Value::Int(number) => map.serialize_entry(name, number)?,
+                Value::Bool(truth) => map.serialize_entry(name, truth)?,
+                Value::Time(time) => map.serialize_entry(name, &rfc3339(*time))?,
+                Value::Json(text) => map.serialize_entry(name, &as_stored(text))?,
+            }
+        }
+        if entity.has_preferences {
+            map.serialize_entry("preferences", &as_stored(preferences.as_deref().unwrap_or("{}")))?;
+        }
+        map.serialize_entry("created_at", &object.created_at.map(rfc3339))?;
+        map.serialize_entry("updated_at", &rfc3339(object.updated_at))?;
+        map.serialize_entry("synced_at", &rfc3339(object.synced_at))?;
+        map.serialize_entry("deleted_at", &object.deleted_at.map(rfc3339))?;
         if let Some((name, row)) = &self.link {
             map.serialize_entry(name, &Self::from(row.clone()))?;
         }
         map.end()
     }
-}
-
-fn write<M: SerializeMap>(row: &Row, map: &mut M) -> Result<(), M::Error> {
-    let Row { id, user: object, preferences } = row;
-    let entity = object.clerk_id.entity();
-    map.serialize_entry("id", id)?;
-    map.serialize_entry("clerk_id", object.clerk_id.as_str())?;
-    for field in entity.fields() {
-        let name = field.name();
-        match &object.profile[field] {
-            Value::Null => map.serialize_entry(name, &())?,
-            Value::Text(text) => map.serialize_entry(name, text)?,
-            Value::Int(number) => map.serialize_entry(name, number)?,
-            Value::Bool(truth) => map.serialize_entry(name, truth)?,
-            Value::Time(time) => map.serialize_entry(name, &rfc3339(*time))?,
-            Value::Json(text) => map.serialize_entry(name, &as_stored(text))?,
-        }
-    }
-    if entity.has_preferences {
-        map.serialize_entry("preferences", &as_stored(preferences.as_deref().unwrap_or("{}")))?;
-    }
-    map.serialize_entry("created_at", &object.created_at.map(rfc3339))?;
-    map.serialize_entry("updated_at", &rfc3339(object.updated_at))?;
-    map.serialize_entry("synced_at", &rfc3339(object.synced_at))?;
-    map.serialize_entry("deleted_at", &object.deleted_at.map(rfc3339))
 }
 
 /// JSON as it is stored. Where the application wrote something else into a column of JSON, a string of it.
@@ -111,7 +101,7 @@ async fn list(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
     entity: &'static Entity,
-) -> Result<Json<Page>, Problem> {
+) -> Answer<Page> {
     let query = if *entity == USER {
         Query::read(query.as_deref(), &["email", "after", "limit"], OF_USERS)?
     } else {
@@ -119,31 +109,31 @@ async fn list(
     };
     let email = query.value("email", email, EMAIL)?;
     let (rows, next) = rows(&app, entity, email.map(|email| (user::EMAIL, email)), &query).await?;
-    Ok(Json(Page { name: entity.table, rows: rows.into_iter().map(Shown::from).collect(), next }))
+    let rows = HashMap::from([(entity.table, rows.into_iter().map(Shown::from).collect())]);
+    Ok(Json(Page { rows, next }))
 }
 
-async fn show(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-    entity: &'static Entity,
-) -> Result<Json<Shown>, Problem> {
-    let id = id(entity, path)?;
-    let row = read(&app, async move |store| store.row(&id).await).await?;
-    let row = row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))?;
-    Ok(Json(Shown::from(row)))
+async fn show(State(app): State<Arc<App>>, path: Segment, entity: &'static Entity) -> Answer<Shown> {
+    Ok(Json(find(&app, id(entity, path)?).await?.into()))
+}
+
+/// The row of an object that is not deleted.
+async fn find(app: &App, id: ClerkId) -> Result<Row, Problem> {
+    let entity = id.entity();
+    let row = read(app, async move |store| store.row(&id).await).await?;
+    row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(entity))
 }
 
 async fn belonging(
     State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
+    path: Segment,
     RawQuery(query): RawQuery,
     of: Belonging,
-) -> Result<Json<Page>, Problem> {
+) -> Answer<Page> {
     let query = Query::read(query.as_deref(), &["after", "limit"], OF_OTHERS)?;
     let id = id(of.parent, path)?;
     let parent = id.as_str().to_owned();
-    let row = read(&app, async move |store| store.row(&id).await).await?;
-    row.and_then(Row::standing).ok_or(Problem::ObjectNotFound(of.parent))?;
+    find(&app, id).await?;
     let (rows, next) = rows(&app, of.field.entity(), Some((of.field, parent)), &query).await?;
     let rows = match (of.through, of.link()) {
         (Some((field, other)), Some(link)) => {
@@ -159,7 +149,7 @@ async fn belonging(
         }
         _ => rows.into_iter().map(Shown::from).collect(),
     };
-    Ok(Json(Page { name: of.name(), rows, next }))
+    Ok(Json(Page { rows: HashMap::from([(of.name(), rows)]), next }))
 }
 
 /// A page of rows, and where the next one begins.
@@ -173,16 +163,11 @@ async fn rows(
     let limit = query.limit()?;
     let filter = RowFilter { with, after };
     let rows = read(app, async move |store| store.rows(entity, &filter, limit + 1).await).await?;
-    let (rows, more) = page(rows, limit);
-    let next = rows.last().filter(|_| more).map(|row| row.id.to_string());
-    Ok((rows, next))
+    Ok(page(rows, limit, |last| last.id.to_string()))
 }
 
 /// What is no id is nobody's.
-pub(super) fn id(
-    entity: &'static Entity,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<ClerkId, Problem> {
+pub(super) fn id(entity: &'static Entity, path: Segment) -> Result<ClerkId, Problem> {
     let id = path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(entity, id));
     id.ok_or(Problem::ObjectNotFound(entity))
 }
@@ -264,10 +249,11 @@ pub(super) fn routes() -> Router<Arc<App>> {
 pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
     for entity in entity::ALL.iter().copied() {
-        let name = schema_name(entity);
-        schemas.insert(name.clone(), schema(entity));
-        let one = json!({ "$ref": format!("#/components/schemas/{name}") });
-        let what = format!("{}, a page at a time", words(entity.table));
+        let Entity { table, kind, .. } = *entity;
+        let one = reference(entity);
+        schemas.insert(schema_name(entity), schema(entity));
+
+        let summary = format!("{}, a page at a time", words(table));
         let order = "In the order of their `id`. What was there when a walk through the pages began comes exactly once.";
         let mut parameters = paging();
         if *entity == USER {
@@ -277,51 +263,44 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
                 "description": "Only users of this e-mail address, in any case; there can be several"
             }));
         }
-        let listed = pages(entity.table, &one);
-        paths.insert(
-            format!("/v1/{}", entity.table),
-            operation(&format!("list_{}", entity.table), (&what, order), &parameters, &listed, None, true),
-        );
-        let what = capital(&format!("one {}", entity.kind.replace('_', " ")));
-        paths.insert(
-            format!("/v1/{}/{{clerk_id}}", entity.table),
-            operation(
-                &format!("show_{}", entity.kind),
-                (&what, ""),
-                &[by_id(entity)],
-                &one,
-                Some(entity),
-                false,
-            ),
-        );
+        let rows = pages(table, &one);
+        let list = operation(&format!("list_{table}"), (&summary, order), &parameters, &rows, None);
+        paths.insert(format!("/v1/{table}"), list);
+
+        let summary = capital(&format!("one {}", kind.replace('_', " ")));
+        let path = format!("/v1/{table}/{{clerk_id}}");
         if entity.has_one {
-            let path = format!("/v1/{}/{{clerk_id}}/ensure", entity.table);
-            paths.insert(path, ensuring(entity, &what, &one));
+            paths.insert(format!("{path}/ensure"), ensuring(entity, &summary, &one));
         }
+        let show = operation(&format!("show_{kind}"), (&summary, ""), &[by_id(entity)], &one, Some(entity));
+        paths.insert(path, show);
     }
     for of in Belonging::all() {
-        let shown = of.through.map_or(of.field.entity(), |(_, other)| other);
-        let mut one = json!({ "$ref": format!("#/components/schemas/{}", schema_name(shown)) });
+        let Belonging { parent, field, .. } = of;
+        let shown = of.through.map_or(field.entity(), |(_, other)| other);
+        let mut one = reference(shown);
         if let Some(link) = of.link() {
-            let mut linked = schema(shown);
-            linked["properties"][link] =
-                json!({ "$ref": format!("#/components/schemas/{}", schema_name(of.field.entity())) });
-            one = linked;
+            one = schema(shown);
+            one["properties"][link] = reference(field.entity());
         }
-        let what =
-            format!("{} of one {}, a page at a time", words(of.name()), of.parent.kind.replace('_', " "));
+        let summary =
+            format!("{} of one {}, a page at a time", words(of.name()), parent.kind.replace('_', " "));
         let mut parameters = paging();
-        parameters.push(by_id(of.parent));
-        let id = format!("list_{}_of_{}", of.name(), of.parent.kind);
-        let listed = pages(of.name(), &one);
-        paths.insert(of.path(), operation(&id, (&what, ""), &parameters, &listed, Some(of.parent), true));
+        parameters.push(by_id(parent));
+        let id = format!("list_{}_of_{}", of.name(), parent.kind);
+        let rows = pages(of.name(), &one);
+        paths.insert(of.path(), operation(&id, (&summary, ""), &parameters, &rows, Some(parent)));
     }
     (paths, schemas)
 }
 
-/// The schema of a kind's rows: `OrganizationMembership`.
-pub(super) fn schema_name(entity: &Entity) -> String {
+/// The name of the schema of a kind's rows: `OrganizationMembership`.
+fn schema_name(entity: &Entity) -> String {
     entity.kind.split('_').map(capital).collect()
+}
+
+fn reference(entity: &Entity) -> Document {
+    json!({ "$ref": format!("#/components/schemas/{}", schema_name(entity)) })
 }
 
 /// A name of ours as people write it.
@@ -387,17 +366,8 @@ fn pages(name: &str, one: &Document) -> Document {
 }
 
 fn paging() -> Vec<Document> {
-    vec![
-        json!({
-            "name": "after", "in": "query", "required": false, "schema": { "type": "string" },
-            "description": "The `next` of the page before"
-        }),
-        json!({
-            "name": "limit", "in": "query", "required": false,
-            "schema": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 500 },
-            "description": "How many a page has at most; 100 if nothing is said"
-        }),
-    ]
+    let paging = Paging::into_params(|| Some(ParameterIn::Query));
+    paging.into_iter().filter_map(|parameter| serde_json::to_value(parameter).ok()).collect()
 }
 
 fn by_id(entity: &Entity) -> Document {
@@ -407,45 +377,36 @@ fn by_id(entity: &Entity) -> Document {
     })
 }
 
-/// The question for an object that Clerk may have to be asked for.
+/// The description of the request for an object that Clerk may have to be asked for.
 fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
     let summary = format!("{what}, fetched from Clerk if need be");
     let description = "However many ask at the same time, Clerk is asked once.";
     let id = format!("ensure_{}", entity.kind);
-    let mut asked =
-        operation(&id, (&summary, description), &[by_id(entity)], one, Some(entity), false)["get"].take();
-    let missing = format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind);
-    let refused = "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question";
-    let away = "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message";
-    asked["responses"]["502"] = asked["responses"]["503"].clone();
-    for (status, description) in [("404", &*missing), ("502", refused), ("503", away)] {
-        asked["responses"][status]["description"] = description.into();
+    let mut described = operation(&id, (&summary, description), &[by_id(entity)], one, None)["get"].take();
+    described["responses"]["404"]["description"] =
+        format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind).into();
+    for (status, description) in [
+        ("502", "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question"),
+        ("503", "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message"),
+    ] {
+        described["responses"][status]["description"] = description.into();
     }
-    json!({ "post": asked })
+    json!({ "post": described })
 }
 
-/// A question, its answer, and what may be wrong: a parameter, or that there is no object of this kind.
+/// The description of a request and its answer. `missing` is the kind of object that may not be there.
 fn operation(
     id: &str,
     (summary, description): (&str, &str),
     parameters: &[Document],
     answer: &Document,
     missing: Option<&Entity>,
-    has_query: bool,
 ) -> Document {
-    let content = |schema: &Document| json!({ "application/json": { "schema": schema } });
-    let error = content(&json!({ "$ref": "#/components/schemas/ErrorBody" }));
-    let refused = |description: &str| json!({ "description": description, "content": error });
-    let mut responses = json!({
-        "200": { "description": "What was asked for", "content": content(answer) },
-        "401": refused(UNAUTHORIZED),
-        "503": refused(UNAVAILABLE),
-    });
+    let content = json!({ "application/json": { "schema": answer } });
+    let mut responses = json!({ "200": { "description": "What was asked for", "content": content } });
     if let Some(entity) = missing {
-        responses["404"] = refused(&format!("`{}_not_found`: never heard of, or deleted", entity.kind));
-    }
-    if has_query {
-        responses["400"] = refused(INVALID_PARAMETER);
+        responses["404"]["description"] =
+            format!("`{}_not_found`: never heard of, or deleted", entity.kind).into();
     }
     json!({ "get": {
         "operationId": id, "summary": summary, "description": description, "parameters": parameters,

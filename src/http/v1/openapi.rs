@@ -1,30 +1,21 @@
 //! `GET /v1/openapi.json`: the description of the API, made from the code.
 
 use axum::Json;
-use serde_json::Value;
-use utoipa::{
-    Modify, OpenApi as _,
-    openapi::{
-        OpenApi,
-        security::{Http, HttpAuthScheme, SecurityScheme},
-    },
-};
+use serde_json::{Value, json};
+use utoipa::{IntoParams, OpenApi as _};
 
-use super::{Documentation, UNAUTHORIZED, objects};
-use crate::http::error::ErrorBody;
+use super::{Documentation, objects};
 
-/// How a caller shows who they are, under the name by which the routes ask for it.
-pub(super) struct Bearer;
-
-impl Modify for Bearer {
-    fn modify(&self, openapi: &mut OpenApi) {
-        let mut scheme = Http::new(HttpAuthScheme::Bearer);
-        scheme.description = Some("The token in ADMIN_TOKEN.".to_owned());
-        openapi
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("bearer", SecurityScheme::Http(scheme));
-    }
+/// The parameters of every list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it only describes what `Query` reads")]
+pub(super) struct Paging {
+    /// The `next` of the page before
+    after: Option<String>,
+    /// How many a page has at most; 100 if nothing is said
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
 }
 
 /// This description
@@ -32,18 +23,56 @@ impl Modify for Bearer {
     get,
     path = "/v1/openapi.json",
     operation_id = "describe",
-    responses(
-        (status = 200, description = "OpenAPI 3.1", body = serde_json::Value, content_type = "application/json"),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-    )
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value, content_type = "application/json"))
 )]
 pub(super) async fn show() -> Json<Value> {
     let mut described = serde_json::to_value(Documentation::openapi()).unwrap_or_default();
+    described["components"]["securitySchemes"]["bearer"] =
+        json!({ "type": "http", "scheme": "bearer", "description": "The token in ADMIN_TOKEN." });
     let (paths, schemas) = objects::described();
     for (place, more) in [("/paths", paths), ("/components/schemas", schemas)] {
         if let Some(known) = described.pointer_mut(place).and_then(Value::as_object_mut) {
             known.extend(more);
         }
     }
+    for (path, operations) in described["paths"].as_object_mut().into_iter().flatten() {
+        for operation in operations.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+            add_refusals(path, operation);
+        }
+    }
     Json(described)
+}
+
+/// Describe what every operation of this kind may answer in place of what was asked for, unless it says so itself.
+fn add_refusals(path: &str, operation: &mut Value) {
+    let takes_query =
+        operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["in"] == "query"));
+    let takes_body = operation["requestBody"].is_object();
+    let refusals = [
+        (takes_query, "400", "`invalid_parameter`: the message says which, and what is allowed"),
+        (takes_body, "400", "`invalid_body`: the message says what is allowed"),
+        (true, "401", "`unauthorized`: the token is missing or wrong, or none is set"),
+        (
+            path.starts_with("/v1/outbox"),
+            "404",
+            "`sink_not_found`: none of this name is configured, nothing waits for one, and none is paused",
+        ),
+        (
+            path != "/v1/openapi.json",
+            "503",
+            "`database_unavailable` or `overloaded`: try again after `Retry-After`",
+        ),
+    ];
+    for (_, status, description) in refusals.into_iter().filter(|(is_possible, ..)| *is_possible) {
+        let described = &mut operation["responses"][status]["description"];
+        if described.is_null() {
+            *described = description.into();
+        }
+    }
+    for (_, refusal) in
+        operation["responses"].as_object_mut().into_iter().flatten().filter(|(status, _)| *status != "200")
+    {
+        refusal["content"] =
+            json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+    }
 }

@@ -4,39 +4,36 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
+    extract::{Path, RawQuery, Request, State},
 };
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    INVALID_BODY, INVALID_PARAMETER, MAX_IDS, UNAUTHORIZED, UNAVAILABLE, body,
+    Answer, Segment, act, body, name,
+    openapi::Paging,
     query::{AFTER, Query, page},
-    read,
+    read, which,
 };
 use crate::{
-    http::{
-        App,
-        error::{ErrorBody, Problem},
-    },
+    http::{App, error::Problem},
     model::rfc3339,
-    store::{MessageFilter, MessageState, StoredMessage},
-    work::outbox::{self as work, Selection},
+    store::{Deed, MessageFilter, MessageState, StoredMessage},
+    sync::operator::{Which, known_sinks},
 };
 
 const LISTED: [&str; 4] = ["sink", "state", "after", "limit"];
 const LISTED_KNOWN: &str = "the parameters are sink, state, after and limit, each at most once";
 const SINK: &str = "sink: allowed is the name of a sink";
 const STATE: &str = "state: allowed are pending, dead, delivered and discarded";
-const SINK_NOT_FOUND: &str =
-    "`sink_not_found`: none of this name is configured, nothing waits for one, and none is paused";
 const BODY: &str =
     "the body is a JSON object with one of ids (1 to 1000 of them), sink and all (true), and perhaps dry_run";
 
 /// One page of messages.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OutboxPage {
-    messages: Vec<OutboxMessage>,
+    messages: Vec<StoredMessage>,
     /// What to give as `after` for the next page; null on the last one.
     #[schema(example = "42")]
     next: Option<String>,
@@ -51,36 +48,6 @@ pub(super) struct PausedSink {
     sink: String,
     #[schema(format = "date-time")]
     since: String,
-}
-
-/// A message for one sink, without what it says.
-#[derive(Serialize, ToSchema)]
-pub(super) struct OutboxMessage {
-    #[schema(example = 42)]
-    id: i64,
-    /// What the receiver sees.
-    #[schema(example = "msg_5f3c0a1e9b7d4c2f8e6a0b1c2d3e4f50")]
-    message_id: String,
-    #[schema(example = "crm")]
-    sink: String,
-    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
-    clerk_id: String,
-    #[serde(rename = "type")]
-    #[schema(example = "user.updated")]
-    kind: String,
-    #[schema(example = "pending")]
-    state: &'static str,
-    attempts: u32,
-    /// Null unless it is pending and the oldest of its user; while it is under way, when whoever has it counts as dead.
-    #[schema(format = "date-time")]
-    next_attempt_at: Option<String>,
-    under_way: bool,
-    #[schema(format = "date-time")]
-    created_at: String,
-    #[schema(format = "date-time")]
-    finished_at: Option<String>,
-    #[schema(example = "status 500")]
-    last_error: Option<String>,
 }
 
 /// Which messages are meant: exactly one of `ids`, `sink` and `all`.
@@ -132,27 +99,14 @@ pub(super) struct SinkState {
             "state" = Option<String>, Query, pattern = "^(pending|dead|delivered|discarded)$",
             description = "Only in this state"
         ),
-        ("after" = Option<String>, Query, description = "The `next` of the page before"),
-        (
-            "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
-            description = "How many messages a page has at most; 100 if nothing is said"
-        ),
+        Paging,
     ),
-    responses(
-        (status = 200, description = "A page", body = OutboxPage),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "A page", body = OutboxPage))
 )]
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<OutboxPage>, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Answer<OutboxPage> {
     let query = Query::read(query.as_deref(), &LISTED, LISTED_KNOWN)?;
     let filter = MessageFilter {
-        sink: query.value("sink", sink, SINK)?,
+        sink: query.value("sink", name, SINK)?,
         state: query.value("state", MessageState::named, STATE)?,
         after: query.value("after", |text| text.parse().ok(), AFTER)?,
         ids: None,
@@ -166,10 +120,10 @@ pub(super) async fn list(
     if messages.is_empty() {
         known(&app, of_sink).await?;
     }
-    let (messages, more) = page(messages, limit);
+    let (messages, next) = page(messages, limit, |last| last.id.to_string());
     Ok(Json(OutboxPage {
-        next: messages.last().filter(|_| more).map(|message| message.id.to_string()),
-        messages: messages.into_iter().map(OutboxMessage::from).collect(),
+        next,
+        messages,
         paused: paused.into_iter().map(|(sink, since)| PausedSink { sink, since: rfc3339(since) }).collect(),
     }))
 }
@@ -182,25 +136,10 @@ pub(super) async fn list(
     path = "/v1/outbox/retry",
     operation_id = "retry_messages",
     request_body = MessageSelection,
-    responses(
-        (status = 200, description = "What was done", body = MessageTally),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = MessageTally))
 )]
-pub(super) async fn retry(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<MessageTally>, Problem> {
-    let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
-    let (now, of_sink) = ((app.clock)(), which.sink().map(ToOwned::to_owned));
-    let tally = read(&app, async move |store| work::retry(&*store, &which, dry_run, now).await).await?;
-    if tally.found == 0 {
-        known(&app, of_sink).await?;
-    }
-    Ok(Json(tally.into()))
+pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
+    change(&app, request, Deed::Retry).await
 }
 
 /// Give up dead messages, and forget what they say
@@ -211,25 +150,20 @@ pub(super) async fn retry(
     path = "/v1/outbox/discard",
     operation_id = "discard_messages",
     request_body = MessageSelection,
-    responses(
-        (status = 200, description = "What was done", body = MessageTally),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = MessageTally))
 )]
-pub(super) async fn discard(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<MessageTally>, Problem> {
-    let (which, dry_run) = body::<MessageSelection>(&app, request, BODY).await?.which()?;
-    let (now, of_sink) = ((app.clock)(), which.sink().map(ToOwned::to_owned));
-    let tally = read(&app, async move |store| work::discard(&*store, &which, dry_run, now).await).await?;
+pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
+    change(&app, request, Deed::Discard).await
+}
+
+async fn change(app: &App, request: Request, deed: Deed) -> Answer<MessageTally> {
+    let (which, dry_run) = body::<MessageSelection>(app, request, BODY).await?.which()?;
+    let of_sink = if let Which::Of(sink) = &which { Some(sink.clone()) } else { None };
+    let tally = act::<StoredMessage>(app, which, deed, dry_run).await?;
     if tally.found == 0 {
-        known(&app, of_sink).await?;
+        known(app, of_sink).await?;
     }
-    Ok(Json(tally.into()))
+    Ok(Json(MessageTally { found: tally.found, done: tally.done, deletions_kept: tally.deletions }))
 }
 
 /// Stop delivering to a sink
@@ -240,22 +174,11 @@ pub(super) async fn discard(
     path = "/v1/outbox/sinks/{sink}/pause",
     operation_id = "pause_sink",
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
-    responses(
-        (status = 200, description = "It is paused", body = SinkState),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "It is paused", body = SinkState))
 )]
-pub(super) async fn pause(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<SinkState>, Problem> {
-    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
-    known(&app, Some(name.clone())).await?;
-    let (paused, now) = (name.clone(), (app.clock)());
-    read(&app, async move |store| store.set_paused(&paused, Some(now)).await).await?;
-    Ok(Json(SinkState { sink: name, paused: true }))
+pub(super) async fn pause(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
+    let now = (app.clock)();
+    set_paused(&app, path, Some(now)).await
 }
 
 /// Deliver to a sink again
@@ -264,37 +187,25 @@ pub(super) async fn pause(
     path = "/v1/outbox/sinks/{sink}/resume",
     operation_id = "resume_sink",
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
-    responses(
-        (status = 200, description = "It is not paused", body = SinkState),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = SINK_NOT_FOUND, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "It is not paused", body = SinkState))
 )]
-pub(super) async fn resume(
-    State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<SinkState>, Problem> {
-    let name = path.ok().and_then(|Path(name)| sink(&name)).ok_or(Problem::SinkNotFound)?;
-    known(&app, Some(name.clone())).await?;
-    let resumed = name.clone();
-    read(&app, async move |store| store.set_paused(&resumed, None).await).await?;
-    Ok(Json(SinkState { sink: name, paused: false }))
+pub(super) async fn resume(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
+    set_paused(&app, path, None).await
+}
+
+async fn set_paused(app: &App, path: Segment, since: Option<DateTime<Utc>>) -> Answer<SinkState> {
+    let sink = path.ok().and_then(|Path(sink)| name(&sink)).ok_or(Problem::SinkNotFound)?;
+    known(app, Some(sink.clone())).await?;
+    let named = sink.clone();
+    read(app, async move |store| store.set_paused(&named, since).await).await?;
+    Ok(Json(SinkState { sink, paused: since.is_some() }))
 }
 
 impl MessageSelection {
-    /// The one way to choose, and whether only to count.
-    fn which(self) -> Result<(Selection, bool), Problem> {
-        let dry_run = self.dry_run;
-        let which = match self {
-            Self { ids: Some(ids), sink: None, all: false, .. } if (1..=MAX_IDS).contains(&ids.len()) => {
-                Some(Selection::Ids(ids))
-            }
-            Self { ids: None, sink: Some(name), all: false, .. } => sink(&name).map(Selection::Sink),
-            Self { ids: None, sink: None, all: true, .. } => Some(Selection::All),
-            _ => None,
-        };
-        Ok((which.ok_or(Problem::InvalidBody(BODY))?, dry_run))
+    /// The messages that are meant, and whether they are only counted.
+    fn which(self) -> Result<(Which<i64>, bool), Problem> {
+        let which = which(self.ids, self.sink, self.all);
+        Ok((which.ok_or(Problem::InvalidBody(BODY))?, self.dry_run))
     }
 }
 
@@ -302,43 +213,8 @@ impl MessageSelection {
 /// answer. One that is configured no more is known as long as anything waits for it.
 async fn known(app: &App, sink: Option<String>) -> Result<(), Problem> {
     let Some(sink) = sink.filter(|sink| !app.sinks.contains(sink)) else { return Ok(()) };
-    let known = read(app, async |store| work::known_sinks(&*store, &[]).await).await?;
+    let known = read(app, async |store| known_sinks(&*store, &[]).await).await?;
     if known.contains(&sink) { Ok(()) } else { Err(Problem::SinkNotFound) }
-}
-
-/// What every database can be asked for.
-fn sink(text: &str) -> Option<String> {
-    (!text.is_empty() && text.len() <= 255 && !text.contains('\0')).then(|| text.to_owned())
-}
-
-/// A message as the API shows it.
-pub fn message_as_json(message: StoredMessage) -> serde_json::Value {
-    serde_json::to_value(OutboxMessage::from(message)).unwrap_or_default()
-}
-
-impl From<StoredMessage> for OutboxMessage {
-    fn from(message: StoredMessage) -> Self {
-        Self {
-            id: message.id,
-            message_id: message.message_id,
-            sink: message.sink,
-            clerk_id: message.clerk_id.to_string(),
-            kind: message.kind.name(),
-            state: message.state.name(),
-            attempts: message.attempts,
-            next_attempt_at: message.next_attempt_at.map(rfc3339),
-            under_way: message.taken,
-            created_at: rfc3339(message.created_at),
-            finished_at: message.finished_at.map(rfc3339),
-            last_error: message.last_error,
-        }
-    }
-}
-
-impl From<work::Tally> for MessageTally {
-    fn from(work::Tally { found, done, deletions }: work::Tally) -> Self {
-        Self { found, done, deletions_kept: deletions }
-    }
 }
 
 #[cfg(test)]
@@ -348,12 +224,9 @@ mod tests {
     #[test]
     fn messages_are_chosen_in_exactly_one_way() {
         let chosen = |body: &str| serde_json::from_str::<MessageSelection>(body).ok()?.which().ok();
-        assert_eq!(chosen(r#"{"ids":[1,2]}"#), Some((Selection::Ids(vec![1, 2]), false)));
-        assert_eq!(
-            chosen(r#"{"sink":"crm","dry_run":true}"#),
-            Some((Selection::Sink("crm".to_owned()), true))
-        );
-        assert_eq!(chosen(r#"{"all":true}"#), Some((Selection::All, false)));
+        assert_eq!(chosen(r#"{"ids":[1,2]}"#), Some((Which::These(vec![1, 2]), false)));
+        assert_eq!(chosen(r#"{"sink":"crm","dry_run":true}"#), Some((Which::Of("crm".to_owned()), true)));
+        assert_eq!(chosen(r#"{"all":true}"#), Some((Which::All, false)));
         for body in [
             "{}",
             r#"{"all":false}"#,

@@ -49,9 +49,14 @@ impl Query {
     }
 }
 
-/// One page of what was found, and whether there is more: one more than the page holds was asked for.
-pub(in crate::http) fn page<T>(mut found: Vec<T>, limit: u32) -> (Vec<T>, bool) {
-    let more = found.len() > limit as usize;
+/// One page of what was found, and where the next one begins, if there is more: one more than the page holds was asked for.
+pub(in crate::http) fn page<T, Next>(
+    mut found: Vec<T>,
+    limit: u32,
+    next: impl FnOnce(&T) -> Next,
+) -> (Vec<T>, Option<Next>) {
+    let has_more = found.len() > limit as usize;
     found.truncate(limit as usize);
-    (found, more)
+    let next = found.last().filter(|_| has_more).map(next);
+    (found, next)
 }

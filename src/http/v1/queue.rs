@@ -6,27 +6,22 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, Request, State, rejection::PathRejection},
+    extract::{Path, RawQuery, Request, State},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    INVALID_BODY, INVALID_PARAMETER, MAX_IDS, UNAUTHORIZED, UNAVAILABLE, body,
+    Answer, Segment, act, body, name,
+    openapi::Paging,
     query::{AFTER, Query, page},
-    read,
+    read, which,
 };
 use crate::{
-    http::{
-        App,
-        error::{ErrorBody, Problem},
-    },
-    model::{ClerkId, Source, SvixId, rfc3339},
-    store::{Parked, QueueFilter, QueueState, Queued},
-    sync::{
-        queue::{self, Done, Which},
-        reveal::reveal_delivery,
-    },
+    http::{App, error::Problem},
+    model::{ClerkId, Source, SvixId},
+    store::{Deed, Parked, QueueFilter, QueueState, Queued},
+    sync::reveal::reveal_delivery,
 };
 
 const PARAMETERS: [&str; 5] = ["state", "type", "user", "after", "limit"];
@@ -41,46 +36,16 @@ const BODY: &str =
 /// One page of the queue.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Entries {
-    entries: Vec<Entry>,
+    entries: Vec<Queued>,
     /// What to give as `after` for the next page; null on the last one.
     #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
     next: Option<String>,
 }
 
-/// A delivery that waits, or is dead.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Entry {
-    #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
-    svix_id: String,
-    /// Clerk's name of the event, if it could be read.
-    #[schema(example = "user.updated")]
-    event_type: Option<String>,
-    /// The user it is about, if that could be read.
-    #[schema(example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
-    clerk_id: Option<String>,
-    /// `pending` or `dead`.
-    #[schema(example = "dead")]
-    state: &'static str,
-    /// How often it was tried.
-    #[schema(example = 15)]
-    attempts: u32,
-    /// When it is tried again; null if it is dead.
-    #[schema(format = "date-time")]
-    next_attempt_at: Option<String>,
-    #[schema(format = "date-time", example = "2026-11-16T08:00:00.250Z")]
-    received_at: String,
-    /// Why it failed, without anybody's data; null if it was never tried.
-    #[schema(example = "a constraint or trigger refuses (23514): table users, constraint users_check")]
-    last_error: Option<String>,
-    /// How long its body is.
-    #[schema(example = 2867)]
-    bytes: u64,
-}
-
 /// One delivery, with its body if that was asked for.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WholeEntry {
-    entry: Entry,
+    entry: Queued,
     /// As it came, but for bytes that are no text; null unless `reveal=true`.
     payload: Option<String>,
 }
@@ -113,7 +78,8 @@ pub(super) struct Report {
     #[schema(example = 0)]
     deletions_kept: u64,
     /// Those of `ids` that are not in the queue.
-    missing: Vec<String>,
+    #[schema(value_type = Vec<String>)]
+    missing: Vec<SvixId>,
     dry_run: bool,
 }
 
@@ -128,27 +94,15 @@ pub(super) struct Report {
         ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only those in this state"),
         ("type" = Option<String>, Query, example = "user.updated", description = "Only events of this type"),
         ("user" = Option<String>, Query, description = "Only those about this user"),
-        ("after" = Option<String>, Query, description = "The `next` of the page before"),
-        (
-            "limit" = Option<u32>, Query, minimum = 1, maximum = 500,
-            description = "How many entries a page has at most; 100 if nothing is said"
-        ),
+        Paging,
     ),
-    responses(
-        (status = 200, description = "A page", body = Entries),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "A page", body = Entries))
 )]
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<Entries>, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Answer<Entries> {
     let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
     let filter = QueueFilter {
         state: query.value("state", QueueState::named, STATE)?,
-        event_type: query.value("type", event_type, TYPE)?,
+        event_type: query.value("type", name, TYPE)?,
         clerk_id: query.value("user", |text| ClerkId::new(&crate::entity::USER, text), USER)?,
         after: query.value("after", |text| SvixId::new(text), AFTER)?,
         ..QueueFilter::default()
@@ -156,9 +110,8 @@ pub(super) async fn list(
     let limit = query.limit()?;
 
     let found = read(&app, async move |store| store.queued(&filter, limit + 1).await).await?;
-    let (found, more) = page(found, limit);
-    let next = found.last().filter(|_| more).map(|last| last.svix_id.to_string());
-    Ok(Json(Entries { entries: found.iter().map(Entry::from).collect(), next }))
+    let (entries, next) = page(found, limit, |last| last.svix_id.to_string());
+    Ok(Json(Entries { entries, next }))
 }
 
 /// One delivery that waits or is dead
@@ -175,17 +128,14 @@ pub(super) async fn list(
     ),
     responses(
         (status = 200, description = "The delivery", body = WholeEntry),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 404, description = "`delivery_not_found`: it is processed, or never came", body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
+        (status = 404, description = "`delivery_not_found`: it is processed, or never came"),
     )
 )]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    path: Result<Path<String>, PathRejection>,
+    path: Segment,
     RawQuery(query): RawQuery,
-) -> Result<Json<WholeEntry>, Problem> {
+) -> Answer<WholeEntry> {
     let query = Query::read(query.as_deref(), &["reveal"], REVEAL)?;
     let reveal = query.value("reveal", |text| text.parse().ok(), REVEAL)?.unwrap_or(false);
     let id = path.ok().and_then(|Path(id)| SvixId::new(id)).ok_or(Problem::DeliveryNotFound)?;
@@ -210,19 +160,12 @@ pub(super) async fn show(
     path = "/v1/queue/retry",
     operation_id = "retry_queued",
     request_body = Selection,
-    responses(
-        (status = 200, description = "What was done", body = Report),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = Report))
 )]
-pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
-    let (which, dry_run) = selection(&app, request).await?;
-    let now = (app.clock)();
-    let done = read(&app, async move |store| queue::retry(&*store, &which, now, dry_run).await).await?;
+pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
+    let report = change(&app, request, Deed::Retry).await?;
     app.committer.bell().notify_one();
-    Ok(Json(report(&done, dry_run)))
+    Ok(report)
 }
 
 /// Take deliveries out
@@ -234,51 +177,24 @@ pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Resu
     path = "/v1/queue/discard",
     operation_id = "discard_queued",
     request_body = Selection,
-    responses(
-        (status = 200, description = "What was done", body = Report),
-        (status = 400, description = INVALID_BODY, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "What was done", body = Report))
 )]
-pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Result<Json<Report>, Problem> {
-    let (which, dry_run) = selection(&app, request).await?;
-    let now = (app.clock)();
-    let done = read(&app, async move |store| queue::discard(&*store, &which, now, dry_run).await).await?;
-    Ok(Json(report(&done, dry_run)))
+pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
+    change(&app, request, Deed::Discard).await
 }
 
-async fn selection(app: &App, request: Request) -> Result<(Which, bool), Problem> {
-    let selection: Selection = body(app, request, BODY).await?;
+async fn change(app: &App, request: Request, deed: Deed) -> Answer<Report> {
+    let Selection { ids, event_type, all, dry_run } = body(app, request, BODY).await?;
     let invalid = Problem::InvalidBody(BODY);
-    let which = match selection {
-        Selection { ids: Some(ids), event_type: None, all: false, .. }
-            if (1..=MAX_IDS).contains(&ids.len()) =>
-        {
-            Which::These(ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid)?)
-        }
-        Selection { ids: None, event_type: Some(name), all: false, .. } => {
-            Which::Type(event_type(&name).ok_or(invalid)?)
-        }
-        Selection { ids: None, event_type: None, all: true, .. } => Which::All,
-        _ => return Err(invalid),
-    };
-    Ok((which, selection.dry_run))
-}
-
-fn report(done: &Done, dry_run: bool) -> Report {
-    Report {
-        deliveries: done.deliveries,
-        deletions_kept: done.deletions,
-        missing: done.missing.iter().map(ToString::to_string).collect(),
+    let ids = ids.map(|ids| ids.into_iter().map(SvixId::new).collect::<Option<_>>().ok_or(invalid));
+    let which = which(ids.transpose()?, event_type, all).ok_or(invalid)?;
+    let tally = act::<Queued>(app, which, deed, dry_run).await?;
+    Ok(Json(Report {
+        deliveries: tally.number(dry_run),
+        deletions_kept: tally.deletions,
+        missing: tally.missing,
         dry_run,
-    }
-}
-
-/// Entries of the queue as the API shows them.
-pub fn queue_as_json(entries: &[Queued]) -> String {
-    let entries: Vec<Entry> = entries.iter().map(Entry::from).collect();
-    serde_json::to_string_pretty(&entries).unwrap_or_default()
+    }))
 }
 
 /// One delivery as the API shows it.
@@ -288,28 +204,7 @@ pub fn parked_as_json(parked: &Parked, reveal: bool) -> String {
 
 fn whole(parked: &Parked, reveal: bool) -> WholeEntry {
     WholeEntry {
-        entry: Entry::from(&Queued::from(parked)),
+        entry: Queued::from(parked),
         payload: reveal.then(|| String::from_utf8_lossy(&parked.payload).into_owned()),
     }
-}
-
-impl From<&Queued> for Entry {
-    fn from(queued: &Queued) -> Self {
-        Self {
-            svix_id: queued.svix_id.to_string(),
-            event_type: queued.event_type.clone(),
-            clerk_id: queued.clerk_id.as_ref().map(ToString::to_string),
-            state: queued.state.name(),
-            attempts: queued.attempts,
-            next_attempt_at: queued.next_attempt_at.map(rfc3339),
-            received_at: rfc3339(queued.received_at),
-            last_error: Some(queued.last_error.clone()).filter(|error| !error.is_empty()),
-            bytes: queued.bytes,
-        }
-    }
-}
-
-fn event_type(text: &str) -> Option<String> {
-    let plausible = (1..=255).contains(&text.len()) && !text.contains('\0');
-    plausible.then(|| text.to_owned())
 }

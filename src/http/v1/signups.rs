@@ -10,14 +10,8 @@ use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{INVALID_PARAMETER, UNAUTHORIZED, UNAVAILABLE, query::Query, read};
-use crate::{
-    http::{
-        App,
-        error::{ErrorBody, Problem},
-    },
-    store::Bucket,
-};
+use super::{Answer, query::Query, read};
+use crate::{http::App, store::Bucket};
 
 const PARAMETERS: [&str; 3] = ["bucket", "from", "to"];
 const KNOWN: &str = "the parameters are bucket, from and to, each at most once";
@@ -66,17 +60,9 @@ pub(super) struct Count {
         ),
         ("to" = Option<String>, Query, example = "2026-11-30", description = "Only before then, said likewise"),
     ),
-    responses(
-        (status = 200, description = "The numbers", body = SignupNumbers),
-        (status = 400, description = INVALID_PARAMETER, body = ErrorBody),
-        (status = 401, description = UNAUTHORIZED, body = ErrorBody),
-        (status = 503, description = UNAVAILABLE, body = ErrorBody),
-    )
+    responses((status = 200, description = "The numbers", body = SignupNumbers))
 )]
-pub(super) async fn count(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<SignupNumbers>, Problem> {
+pub(super) async fn count(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Answer<SignupNumbers> {
     let query = Query::read(query.as_deref(), &PARAMETERS, KNOWN)?;
     let bucket = query.value("bucket", Bucket::named, BUCKET)?.unwrap_or(Bucket::Week);
     let from = query.value("from", time, FROM)?;

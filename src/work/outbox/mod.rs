@@ -10,7 +10,6 @@
 //! finishes them together. What it has not begun by then, or when the sink fails, it gives back.
 
 mod breaker;
-mod tending;
 
 use std::{
     collections::BTreeSet,
@@ -47,8 +46,6 @@ use crate::{
     sync::{Clock, retry::Retry},
     telemetry::{self, Queue, Span},
 };
-
-pub use tending::{Selection, Tally, discard, known_sinks, retry};
 
 /// The longest that handing over one message may take, so that no lease lasts longer than half a minute.
 const LONGEST: Duration = Duration::from_secs(25);
