@@ -197,8 +197,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     for entity in config.selection.entities() {
         let (tell, _) = watch::channel(Progress::default());
         let began = Instant::now();
-        let summary = backfill(&context, &Wanted::all(entity), true, tell).await;
-        let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
+        let counts = backfill(&context, &Wanted::all(entity), true, tell).await?.counts;
         let seconds = began.elapsed().as_secs_f64();
         let (one, many) = nouns(entity);
         let seen = count(counts.seen, &one, &many);

@@ -3,7 +3,7 @@
 use chrono_tz::Tz;
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, explained, open_store, resolve, rules, say, service::init_log};
+use super::{Failure, ask, clock, open_store, resolve, rules, say, service::init_log};
 use crate::{
     config::{Config, Settings},
     entity,
@@ -116,16 +116,10 @@ impl Migrate {
         };
         let config = resolve(settings)?;
         init_log(&config)?;
-        let store = match open_store(&config).await {
-            Ok(store) => store,
-            Err(error) => return Err(explained(&config.database, error).await),
-        };
+        let store = ask(&config.database, open_store(&config, false)).await?;
         match action {
             None => {
-                let applied = match store.migrate().await {
-                    Ok(applied) => applied,
-                    Err(error) => return Err(explained(&config.database, error).await),
-                };
+                let applied = ask(&config.database, store.migrate()).await?;
                 for migration in &applied {
                     say!("applied  {}", migration.name);
                 }

@@ -82,7 +82,7 @@ impl Reconcile {
                 return Err(Failure { code, message });
             }
         };
-        let report = report.map_err(|trouble| Failure::from(&trouble))?;
+        let report = report?;
         if self.json {
             let mut json = serde_json::to_value(&report).unwrap_or_default();
             json["entity"] = entity.kind.into();

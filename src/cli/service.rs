@@ -168,7 +168,7 @@ pub(super) async fn warn_of_hidden_rows(store: &dyn Store) {
 /// Migrations take as long as they take; whether the server answers at all is known in time.
 async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     let reach = async {
-        let store = open_store(config).await?;
+        let store = open_store(config, false).await?;
         let readiness = store.ready().await?;
         Ok((store, readiness))
     };

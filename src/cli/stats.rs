@@ -7,7 +7,7 @@ use clap::Args;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, bytes, clock, length, open, say};
+use super::{Failure, bytes, clock, length, on_store, say};
 use crate::{
     config::Settings,
     http::grouped_by,
@@ -47,16 +47,17 @@ struct Report {
 
 impl Stats {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, true).await?;
-        let now = clock()();
-        let report = Report::of(&*store, now).await?;
-        store.close().await;
-        if self.json {
-            say!("{:#}", report.as_json(&config.database.place()));
-        } else {
-            report.print(&config.database.place(), now);
-        }
-        Ok(())
+        on_store(settings, true, async |config, store| {
+            let now = clock()();
+            let report = Report::of(store, now).await?;
+            if self.json {
+                say!("{:#}", report.as_json(&config.database.place()));
+            } else {
+                report.print(&config.database.place(), now);
+            }
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
     sync::OnceLock,
 };
 
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
 use super::Failure;
 use crate::{
     config::unreadable,
@@ -73,6 +75,23 @@ fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUM
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     lines.iter().map(line).collect()
+}
+
+/// A line on standard error that says how far it is; where that is no terminal, nothing.
+pub(super) fn progress(template: &str) -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    ProgressBar::no_length().with_style(progress_style(template))
+}
+
+/// How such a line looks; `{rate}` is what is done in a second.
+pub(super) fn progress_style(template: &str) -> ProgressStyle {
+    let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = write!(text, "{:.0} a second", state.per_sec());
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("rate", rate)
 }
 
 /// Print to standard error why a command failed.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clerk::sample,
-    cli::{clock as our_clock, explained, look, noun},
+    cli::{clock as our_clock, explained, noun, open_store},
     config::{Database, apart},
     store::{
         BehindSequence, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored, Route,
@@ -68,7 +68,7 @@ pub(super) async fn check(given: &Given) -> Looked {
     let our_time = our_clock();
     let began = our_time();
     let asked = async {
-        let store = look(config)?;
+        let store = open_store(config, true).await?;
         let inspection = store.inspect().await;
         Ok((store, inspection?))
     };
