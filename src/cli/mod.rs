@@ -38,7 +38,7 @@ use clap::{
 use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpStream, lookup_host},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::timeout,
 };
 
@@ -326,15 +326,35 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// The signals by which somebody wants us to stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        Ok(Self {
+            interrupt: interrupt.context("SIGINT cannot be listened for")?,
+            terminate: terminate.context("SIGTERM cannot be listened for")?,
+        })
+    }
+
+    /// The name of the next one, and the exit code that says so.
+    async fn next(&mut self) -> (&'static str, u8) {
+        tokio::select! {
+            _ = self.interrupt.recv() => ("SIGINT", 130),
+            _ = self.terminate.recv() => ("SIGTERM", 143),
+        }
+    }
+}
+
 /// Wait until somebody wants us to stop; gives the exit code that says who.
 async fn asked_to_stop() -> u8 {
-    let listening = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
     // Where signals cannot be listened for they end the process by themselves.
-    let (Ok(mut interrupt), Ok(mut terminate)) = listening else { return std::future::pending().await };
-    tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
-    }
+    let Ok(mut signals) = Signals::listen() else { return std::future::pending().await };
+    signals.next().await.1
 }
 
 fn clock() -> Clock {
@@ -436,11 +456,21 @@ async fn catch_up(
 ) -> Result<CatchUp, Failure> {
     let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
     service::init_log(&config)?;
-    let api = open_api(&config, rate)?.context("there is no key")?;
     let store = if read_only { existing(&config, true).await? } else { migrated(&config).await? };
     let rules = Rules { emit, ..rules(&config) };
+    Ok(catching_up(&config, &store, rules, rate)?.context("there is no key")?)
+}
+
+/// What asks Clerk, if there is a key to its API.
+fn catching_up(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    rules: Rules,
+    rate: Option<NonZeroU32>,
+) -> Result<Option<CatchUp>, Failure> {
+    let Some(api) = open_api(config, rate)? else { return Ok(None) };
     let instance = Instance { pin: Pin::of(config.instance_id.as_deref()), may_change: false };
-    Ok(CatchUp { store, api, rules, clock: clock(), instance })
+    Ok(Some(CatchUp { store: Arc::clone(store), api, rules, clock: clock(), instance }))
 }
 
 /// The store with its tables, for commands that look at what is here or take something away.
