@@ -100,14 +100,12 @@ impl Dev {
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
         if !ignored.is_empty() {
             say!(
-                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.",
+                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.\n",
                 ignored.join(", ")
             );
-            say!();
         }
         if fake.is_some() && matches!(config.database, Database::Postgres { .. }) {
-            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.");
-            say!();
+            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.\n");
         }
 
         if let Some(fake) = &fake {
@@ -128,8 +126,7 @@ impl Dev {
             );
             return Ok(());
         }
-        invite(&url, &secret, generated.as_deref());
-        invite_to_read(&service, token.as_deref());
+        invite(&service, &url, &secret, generated.as_deref(), token.as_deref())?;
         if self.sample {
             init_log(&config)?;
         }
@@ -200,8 +197,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
 
 /// Say how to go on with the fake.
 fn invite_to_compare(config: &Config, fake: &Fake) {
-    say!("  Compare with it, or ask for one of its users:");
-    say!();
+    say!("  Compare with it, or ask for one of its users:\n");
     let program = program();
     let database = match &config.database {
         Database::Sqlite { path } => format!("sqlite://{}", path.display()),
@@ -249,50 +245,65 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
         Some(value) => format!("{value}  (made up for this run)"),
         None => format!("yours, from {variable}"),
     };
-    say!();
-    say!("  clerk-sync is running");
-    say!();
-    say!("  webhooks   {url}");
-    say!("  private    http://{}/metrics", service.private);
-    say!("  dashboard  http://{}  (sign in with the token)", service.private);
-    say!("  database   {}", config.database.place());
-    say!("  fields     {}", config.sync_fields().of(&USER).map(Field::name).collect::<Vec<_>>().join(", "));
-    say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));
-    say!("  token      {}", shown(token, "ADMIN_TOKEN"));
-    say!();
+    say!(
+        "
+  clerk-sync is running
+
+  webhooks   {url}
+  private    http://{private}/metrics
+  dashboard  http://{private}  (sign in with the token)
+  database   {}
+  fields     {}
+  secret     {}
+  token      {}
+",
+        config.database.place(),
+        config.sync_fields().of(&USER).map(Field::name).collect::<Vec<_>>().join(", "),
+        shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"),
+        shown(token, "ADMIN_TOKEN"),
+        private = service.private,
+    );
 }
 
-fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
+/// Say how to post an event, and how to read the users back.
+fn invite(
+    service: &Service,
+    url: &str,
+    secret: &Secret,
+    generated: Option<&str>,
+    token: Option<&str>,
+) -> Result<(), Failure> {
     let now = Utc::now();
     let user_id = random_id("user_");
-    say!("  Now you");
-    say!("  Post an event yourself; the signature is good for five minutes:");
-    say!();
-    if let Some(body) = sample::body("user.created", &user_id, now) {
-        say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
-    }
-    say!();
-    let program = program();
+    let body = sample::body("user.created", &user_id, now).context("there is no such sample")?;
+    let curl = sample::curl(url, &random_id("msg_"), &body, secret, now);
     let setting =
         generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
-    say!("  Or let clerk-sync do it:");
-    say!();
-    say!("{setting}{program} send user.updated --user-id {user_id} --url {url}");
-    say!();
-}
-
-fn invite_to_read(service: &Service, token: Option<&str>) {
     // A token of the environment is not repeated: the shell knows it, or whoever set it does.
     let header = match token {
         Some(token) => format!("'authorization: Bearer {token}'"),
         None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
     };
-    say!("  And read the users back:");
-    say!();
-    say!("curl -H {header} http://{}/v1/users", service.private);
-    say!();
-    say!("  Ctrl-C stops. What arrives from now on is logged here:");
-    say!();
+    say!(
+        "  Now you
+  Post an event yourself; the signature is good for five minutes:
+
+{curl}
+
+  Or let clerk-sync do it:
+
+{setting}{} send user.updated --user-id {user_id} --url {url}
+
+  And read the users back:
+
+curl -H {header} http://{}/v1/users
+
+  Ctrl-C stops. What arrives from now on is logged here:
+",
+        program(),
+        service.private
+    );
+    Ok(())
 }
 
 /// Post deliveries such as Clerk's, in the ways in which they really come, and say what becomes of them.

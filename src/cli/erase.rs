@@ -13,14 +13,14 @@ use super::{
     Failure,
     backfill::any_time,
     clock, confirm, count, never_heard_of, on_store, open_api, rules, say,
-    terminal::{plain, word},
+    terminal::{plain, table},
     user_id,
 };
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
     entity::USER,
-    model::{ClerkId, Receipt, Selection, Source},
+    model::{ClerkId, Receipt, Selection, Source, rfc3339},
     store::Store,
     sync::erasure::{self, Fate},
 };
@@ -199,7 +199,7 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
         Fate::Held(until) => say!(
             "{id} is marked as deleted, and will be erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
              takes it back.",
-            shown(until)
+            rfc3339(until)
         ),
         Fate::Unknown => say!(
             "{id} was not here, so that there was nothing to erase. A tombstone was made: if they ever come, they are not let in."
@@ -251,13 +251,15 @@ async fn status(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failu
         let is_stuck = open.iter().any(|receipt| receipt.destination == Receipt::DATABASE);
         match (state, held_until) {
             ("unknown", _) => {}
-            (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
+            (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", rfc3339(until)),
             ("erasing", _) if is_stuck => say!("{id}: to be erased, but the row is not known to be gone"),
             ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
             ("here", _) => say!("{id}: not deleted"),
             (state, _) => say!("{id}: {state}"),
         }
-        table(&receipts, false);
+        if !receipts.is_empty() {
+            show(&receipts);
+        }
     }
     if state == "unknown" { Err(never_heard_of(id)) } else { Ok(()) }
 }
@@ -277,7 +279,7 @@ async fn report(store: &dyn Store, overdue: bool, days: u32, json: bool) -> Resu
     } else if open.is_empty() {
         say!("{}", if overdue { "None is overdue." } else { "Every erasure is confirmed everywhere." });
     } else {
-        table(&open, true);
+        show(&open);
     }
     if overdue && !open.is_empty() {
         return Err(Failure::failed(format!(
@@ -344,20 +346,17 @@ fn as_json(receipt: &Receipt) -> Value {
     })
 }
 
-fn table(receipts: &[Receipt], with_users: bool) {
-    for receipt in receipts {
-        let user = if with_users { format!("{}  ", word(receipt.clerk_id.as_str())) } else { String::new() };
-        let completed = receipt.completed_at.map_or_else(|| "open".to_owned(), shown);
-        say!(
-            "{user}{:<16}  asked for {}  completed {completed:<20}  attempts {}  {}",
-            receipt.destination,
-            shown(receipt.requested_at),
-            receipt.attempts,
-            word(receipt.last_error.as_deref().unwrap_or_default()),
-        );
-    }
-}
-
-fn shown(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%dT%H:%M:%SZ").to_string()
+fn show(receipts: &[Receipt]) {
+    let row = |receipt: &Receipt| {
+        [
+            receipt.clerk_id.to_string(),
+            receipt.destination.clone(),
+            rfc3339(receipt.requested_at),
+            receipt.completed_at.map_or_else(|| "open".to_owned(), rfc3339),
+            receipt.attempts.to_string(),
+            receipt.last_error.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = receipts.iter().map(row).collect();
+    table(["USER", "DESTINATION", "ASKED FOR", "COMPLETED", "ATTEMPTS", "ERROR"], &rows);
 }

@@ -592,20 +592,6 @@ fn never_heard_of(id: &ClerkId) -> Failure {
     ))
 }
 
-/// An amount of bytes, for people.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    let mut tenths = bytes.saturating_mul(10);
-    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    // A first decimal says something only of small numbers.
-    let decimal = if unit > 0 && tenths < 100 { format!(".{}", tenths % 10) } else { String::new() };
-    format!("{}{decimal} {}", tenths / 10, UNITS[unit])
-}
-
 /// A number with its word.
 fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", noun(number, one, many))

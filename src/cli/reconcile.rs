@@ -9,7 +9,7 @@ use super::{
     Failure, asked_to_stop,
     backfill::{any_kind, chosen, left_out_text, nouns, off},
     catch_up, count, noun, rate, say,
-    terminal::word,
+    terminal::counted,
 };
 use crate::{
     config::Settings,
@@ -129,13 +129,7 @@ impl Reconcile {
                     "about to be erased here, but alive at Clerk: `clerk-sync erase cancel` takes that back"
                 }
             };
-            say!("{:>9}  {meaning}", drift.users);
-            for id in &drift.ids {
-                say!("           {}", word(id));
-            }
-            if drift.users > drift.ids.len() as u64 {
-                say!("           …");
-            }
+            counted(drift.users, meaning, &drift.ids);
         }
         if report.touched > 0 {
             say!(

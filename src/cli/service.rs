@@ -1,8 +1,7 @@
 //! `serve`: the service, from its configuration to its last answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
 use secrecy::ExposeSecret;
@@ -226,9 +225,8 @@ impl Service {
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
         let receives = role != Role::Work;
         let public = receives.then(|| listen(config.listen, "HOST and PORT")).transpose()?;
-        let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
-        let public_address = public.as_ref().map(local_address).transpose()?;
-        let private_address = local_address(&private)?;
+        let (private, private_address) = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
+        let public_address = public.as_ref().map(|(_, address)| *address);
         let limits = if receives { limits } else { Limits { lanes: Some(0), ..limits } };
 
         telemetry::begin_tracing();
@@ -270,7 +268,7 @@ impl Service {
         let mut serve = |listener, routes, limits| {
             listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
         };
-        if let Some(public) = public {
+        if let Some((public, _)) = public {
             serve(public, http::public_routes(Arc::clone(&app)), ConnectionLimits::default());
         }
         // Proxies keep connections to the public one. To the private one only those do who ask again.
@@ -434,19 +432,18 @@ pub(super) fn keep(config: &Config) -> Keep {
     Keep { processed: days(config.processed_retention), dead: days(config.dead_retention) }
 }
 
-fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {
+/// A listener, and where it listens.
+fn listen(address: SocketAddr, variables: &str) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // Connections of a previous life, which the kernel still remembers, must not keep us from starting.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok::<_, io::Error>((listener, address))
     };
     bound().map_err(|error| Failure::failed(format!("cannot listen on {address} ({variables}): {error}")))
-}
-
-fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
-    Ok(listener.local_addr().context("a listener has no address")?)
 }
 
 fn allowed_addresses(config: &Config) -> Addresses {

@@ -77,6 +77,18 @@ fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUM
     lines.iter().map(line).collect()
 }
 
+/// Print how many there are of something, and the first of them by name.
+pub(super) fn counted(number: u64, what: &str, named: &[impl ToString]) {
+    say!("{number:>9}  {what}");
+    for name in named {
+        say!("           {}", word(&name.to_string()));
+    }
+    let more = number - named.len() as u64;
+    if more > 0 {
+        say!("           and {more} more");
+    }
+}
+
 /// A line on standard error that says how far it is; where that is no terminal, nothing.
 pub(super) fn progress(template: &str) -> ProgressBar {
     if !stderr().is_terminal() {

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::report::{Cause, Finding};
+use super::report::Finding;
 use crate::{
-    cli::count,
+    cli::{Failure, count},
     config::{Config, Mistake, apart},
 };
 
@@ -62,7 +62,7 @@ pub(super) fn check(given: &Given) -> Vec<Finding> {
                 Some(remedy) => remedy,
                 None => format!("correct {}, or leave it out", mistake.variable),
             };
-            findings.push(Finding::fail(check, Cause::Configuration, found, remedy));
+            findings.push(Finding::fail(check, Failure::CONFIGURATION, found, remedy));
         }
         for warning in given.config.warnings.iter().filter(|warning| check_of_warning(warning) == check) {
             let (found, remedy) = of_warning(warning);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::{
-    Failure, say,
+    say,
     terminal::{has_colours, plain, print_styled},
 };
 
@@ -23,35 +23,10 @@ enum Status {
     Ok,
     /// It works, and is probably not meant so, or will not work for long.
     Warn,
-    Fail(Cause),
+    /// With the exit code that a command would end with that met the same; of several the highest counts.
+    Fail(u8),
     /// It could not be looked at.
     Skip,
-}
-
-/// What kind of failure it is, in the order in which the exit code prefers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cause {
-    Wrong,
-    Unreachable,
-    Configuration,
-}
-
-impl Cause {
-    fn exit_code(self) -> u8 {
-        match self {
-            Self::Wrong => Failure::FAILED,
-            Self::Unreachable => Failure::UNREACHABLE,
-            Self::Configuration => Failure::CONFIGURATION,
-        }
-    }
-
-    /// As what a command would fail that met the same.
-    pub(super) fn of(failure: &Failure) -> Self {
-        [Self::Unreachable, Self::Configuration]
-            .into_iter()
-            .find(|cause| cause.exit_code() == failure.code)
-            .unwrap_or(Self::Wrong)
-    }
 }
 
 impl Status {
@@ -90,12 +65,12 @@ impl Finding {
 
     pub(super) fn fail(
         check: impl Into<String>,
-        cause: Cause,
+        code: u8,
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
         let remedy = Some(remedy.into());
-        Self { check: check.into(), status: Status::Fail(cause), found: found.into(), remedy }
+        Self { check: check.into(), status: Status::Fail(code), found: found.into(), remedy }
     }
 
     pub(super) fn skip(check: impl Into<String>, why: impl Into<String>) -> Self {
@@ -127,6 +102,11 @@ impl Finding {
     }
 }
 
+/// What was found; if that is nothing, that all is well.
+pub(super) fn or_ok(found: Vec<Finding>, check: &str, well: impl Into<String>) -> Vec<Finding> {
+    if found.is_empty() { vec![Finding::ok(check, well)] } else { found }
+}
+
 /// Print for people.
 pub(super) fn print(findings: &[Finding]) {
     let colours = has_colours();
@@ -141,22 +121,23 @@ pub(super) fn print(findings: &[Finding]) {
 
 /// What to end with, if anything failed.
 pub(super) fn exit_code(findings: &[Finding]) -> Option<u8> {
-    let causes = findings.iter().filter_map(|finding| match finding.status {
-        Status::Fail(cause) => Some(cause),
+    let codes = findings.iter().filter_map(|finding| match finding.status {
+        Status::Fail(code) => Some(code),
         _ => None,
     });
-    causes.max().map(Cause::exit_code)
+    codes.max()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Failure;
 
     #[test]
     fn of_several_failures_the_highest_code_counts_and_warnings_count_for_nothing() {
-        let fail = |cause| Finding::fail("x", cause, "", "");
+        let fail = |code| Finding::fail("x", code, "", "");
         let (wrong, away, mistaken) =
-            (fail(Cause::Wrong), fail(Cause::Unreachable), fail(Cause::Configuration));
+            (fail(Failure::FAILED), fail(Failure::UNREACHABLE), fail(Failure::CONFIGURATION));
         let calm = [Finding::ok("x", ""), Finding::warn("x", "", ""), Finding::skip("x", "")];
         assert_eq!(exit_code(&calm), None);
         assert_eq!(exit_code(std::slice::from_ref(&wrong)), Some(1));

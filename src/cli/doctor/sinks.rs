@@ -7,13 +7,10 @@ use reqwest::Client;
 use tokio::time::timeout;
 use url::Url;
 
-use super::{
-    configuration::Given,
-    report::{Cause, Finding},
-};
+use super::{configuration::Given, report::Finding};
 use crate::{
     cli::{
-        count,
+        Failure, count,
         sinks::{to_reach, urls, why_not_reached},
     },
     config::SinkConfig,
@@ -112,7 +109,7 @@ async fn reach(client: &Client, sink: &SinkConfig, url: &Url) -> Finding {
                     format!("{host}, port {port}, takes connections and does not speak {scheme} as expected")
                 })
             };
-            Finding::fail(name(sink), Cause::Unreachable, why, to_reach(sink, host))
+            Finding::fail(name(sink), Failure::UNREACHABLE, why, to_reach(sink, host))
         }
     }
 }
