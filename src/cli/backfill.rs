@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Failure, asked_to_stop, catch_up, count, noun, rate, say,
-    terminal::{progress, progress_style, word},
+    terminal::{counted, progress, progress_style, word},
     user_id,
 };
 use crate::{
@@ -261,27 +261,23 @@ struct Unknown {
 /// Who would be erased now that users come from another instance of Clerk.
 fn tell_of(left_behind: &LeftBehind) {
     let LeftBehind { instance, users } = left_behind;
+    let instance = word(instance);
     let Some(users) = users else {
         say!(
-            "Users of {}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would erase.",
-            word(instance)
+            "Users of {instance}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would \
+             erase."
         );
         return;
     };
     if users.is_empty() {
         return;
     }
-    let (here, verb) = (count(users.len() as u64, "user", "users"), noun(users.len() as u64, "is", "are"));
-    say!(
-        "{here} of {}, the instance before, {verb} not at Clerk now. A reconcile would erase them:",
-        word(instance)
+    let number = users.len() as u64;
+    let what = format!(
+        "{} of {instance}, the instance before, not at Clerk now. A reconcile would erase them:",
+        noun(number, "user", "users")
     );
-    for id in users.iter().take(NAMED) {
-        say!("           {}", word(id.as_str()));
-    }
-    if users.len() > NAMED {
-        say!("           …");
-    }
+    counted(number, &what, &users[..users.len().min(NAMED)]);
     say!(
         "It withholds that until it is run with --allow-mass-delete. To carry rows over first: the runbook, \
          \"From a development to a production instance\"."
@@ -291,6 +287,12 @@ fn tell_of(left_behind: &LeftBehind) {
 /// What one object of a kind is called, and several.
 pub(super) fn nouns(entity: &Entity) -> (String, String) {
     (entity.kind.replace('_', " "), entity.table.replace('_', " "))
+}
+
+/// So many objects of a kind.
+pub(super) fn objects(number: u64, entity: &Entity) -> String {
+    let (one, many) = nouns(entity);
+    count(number, &one, &many)
 }
 
 /// That a kind is not to be had.
@@ -399,10 +401,9 @@ fn is_not_empty(text: &str) -> Result<String, &'static str> {
 /// What is said at Ctrl-C.
 fn interrupted(progress: &Progress, entity: &Entity) -> String {
     let seen = progress.counts.seen;
-    let (one, many) = nouns(entity);
     let seen = match progress.expected {
-        Some(expected) => format!("{seen} of {}", count(expected, &one, &many)),
-        None => count(seen, &one, &many),
+        Some(expected) => format!("{seen} of {}", objects(expected, entity)),
+        None => objects(seen, entity),
     };
     format!("interrupted at {seen}; run it again to go on")
 }

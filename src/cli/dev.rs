@@ -15,8 +15,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Failure,
-    backfill::nouns,
-    catching_up, clock, count,
+    backfill::objects,
+    catching_up, clock,
     post::Poster,
     random_id, rules, say,
     service::{Role, Service, init_log, wait_for_store},
@@ -187,8 +187,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
         let began = Instant::now();
         let counts = backfill(&context, &Wanted::all(entity), true, tell).await?.counts;
         let seconds = began.elapsed().as_secs_f64();
-        let (one, many) = nouns(entity);
-        let seen = count(counts.seen, &one, &many);
+        let seen = objects(counts.seen, entity);
         say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
     }
     say!();

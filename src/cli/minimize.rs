@@ -3,7 +3,11 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::nouns, confirm, count, noun, on_store, say};
+use super::{
+    Failure,
+    backfill::{nouns, objects},
+    confirm, noun, on_store, say,
+};
 use crate::{
     config::{FieldsOfKinds, Settings},
     entity::USER,
@@ -42,7 +46,7 @@ impl Minimize {
                 let of = would.iter().map(|(entity, would)| {
                     format!(
                         "of {} what {} does not name: {}",
-                        rows(entity, would.rows),
+                        objects(would.rows, entity),
                         FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS"),
                         columns(would).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
                     )
@@ -71,7 +75,7 @@ impl Minimize {
             None => Ok(()),
             Some((entity, minimized)) => Err(Failure::failed(format!(
                 "{} left alone, because a constraint or trigger of the application refuses",
-                rows(entity, minimized.refused)
+                objects(minimized.refused, entity)
             ))),
         }
     }
@@ -104,11 +108,6 @@ fn json(each: &[Of], dry_run: bool) -> Value {
         }
     }
     all
-}
-
-fn rows(entity: &Entity, number: u64) -> String {
-    let (one, many) = nouns(entity);
-    count(number, &one, &many)
 }
 
 /// The columns that have something to clear, and in how many rows.

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     Failure, asked_to_stop,
-    backfill::{any_kind, chosen, left_out_text, nouns, off},
+    backfill::{any_kind, chosen, left_out_text, nouns, objects, off},
     catch_up, count, noun, rate, say,
     terminal::counted,
 };
@@ -77,7 +77,7 @@ impl Reconcile {
             code = asked_to_stop() => {
                 let message = format!(
                     "interrupted at {}; what was mended stays, and another run begins anew",
-                    count(*hear.borrow(), &one, &many)
+                    objects(*hear.borrow(), entity)
                 );
                 return Err(Failure { code, message });
             }
@@ -105,7 +105,7 @@ impl Reconcile {
         if report.unmended > 0 {
             return Ok(Some(format!(
                 "{} could not be mended: newer here by the register",
-                count(report.unmended, &one, &many)
+                objects(report.unmended, entity)
             )));
         }
         if self.dry_run && report.has_drift() {

@@ -149,8 +149,8 @@ fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
     Some(Finding::fail(check, Failure::CONFIGURATION, found, remedy.unwrap_or_default()))
 }
 
-fn remedy_of(error: &StoreError, database: &Database) -> String {
-    let text = match (error.code.as_deref().unwrap_or_default(), database) {
+fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
+    match (error.code.as_deref().unwrap_or_default(), database) {
         ("3D000", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
         (code, _) if code.starts_with("28") => {
             "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
@@ -171,8 +171,7 @@ fn remedy_of(error: &StoreError, database: &Database) -> String {
             "see that the path in DATABASE_URL is that of a SQLite database that is whole"
         }
         _ => "see the log of the database, and report it if the cause is not there",
-    };
-    text.to_owned()
+    }
 }
 
 fn reached(place: &str, inspection: &Inspection) -> Finding {

@@ -30,51 +30,36 @@ enum Status {
 }
 
 impl Status {
-    fn name(self) -> &'static str {
+    /// Its name, and its colour on a terminal.
+    fn shown(self) -> (&'static str, &'static str) {
         match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail(_) => "fail",
-            Self::Skip => "skip",
-        }
-    }
-
-    fn colour(self) -> &'static str {
-        match self {
-            Self::Ok => "\x1b[32m",
-            Self::Warn => "\x1b[33m",
-            Self::Fail(_) => "\x1b[1;31m",
-            Self::Skip => "\x1b[2m",
+            Self::Ok => ("ok", "\x1b[32m"),
+            Self::Warn => ("warn", "\x1b[33m"),
+            Self::Fail(_) => ("fail", "\x1b[1;31m"),
+            Self::Skip => ("skip", "\x1b[2m"),
         }
     }
 }
 
 impl Finding {
-    pub(super) fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { check: check.into(), status: Status::Ok, found: found.into(), remedy: None }
+    fn new(check: &str, status: Status, found: impl Into<String>, remedy: Option<String>) -> Self {
+        Self { check: check.to_owned(), status, found: found.into(), remedy }
     }
 
-    pub(super) fn warn(
-        check: impl Into<String>,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let remedy = Some(remedy.into());
-        Self { check: check.into(), status: Status::Warn, found: found.into(), remedy }
+    pub(super) fn ok(check: &str, found: impl Into<String>) -> Self {
+        Self::new(check, Status::Ok, found, None)
     }
 
-    pub(super) fn fail(
-        check: impl Into<String>,
-        code: u8,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let remedy = Some(remedy.into());
-        Self { check: check.into(), status: Status::Fail(code), found: found.into(), remedy }
+    pub(super) fn warn(check: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(check, Status::Warn, found, Some(remedy.into()))
     }
 
-    pub(super) fn skip(check: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { check: check.into(), status: Status::Skip, found: why.into(), remedy: None }
+    pub(super) fn fail(check: &str, code: u8, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(check, Status::Fail(code), found, Some(remedy.into()))
+    }
+
+    pub(super) fn skip(check: &str, why: impl Into<String>) -> Self {
+        Self::new(check, Status::Skip, why, None)
     }
 
     pub(super) fn failed(&self) -> bool {
@@ -83,16 +68,17 @@ impl Finding {
 
     pub(super) fn as_json(&self) -> Value {
         let Self { check, status, found, remedy } = self;
-        json!({ "check": check, "status": status.name(), "found": found, "remedy": remedy })
+        json!({ "check": check, "status": status.shown().0, "found": found, "remedy": remedy })
     }
 
     fn lines(&self, width: usize, colours: bool) -> String {
         let Self { check, status, found, remedy } = self;
         let (check, found) = (plain(check), plain(found));
         // Padded before it is coloured, or the colour would count.
-        let mut word = format!("{:<4}", status.name());
+        let (name, colour) = status.shown();
+        let mut word = format!("{name:<4}");
         if colours {
-            word = format!("{}{word}\x1b[0m", status.colour());
+            word = format!("{colour}{word}\x1b[0m");
         }
         let line = format!("{word}  {check:<width$}  {found}");
         match remedy {
@@ -114,7 +100,7 @@ pub(super) fn print(findings: &[Finding]) {
     for finding in findings {
         print_styled(&finding.lines(width, colours));
     }
-    let count = |name| findings.iter().filter(|finding| finding.status.name() == name).count();
+    let count = |name| findings.iter().filter(|finding| finding.status.shown().0 == name).count();
     let counts = ["ok", "warn", "fail", "skip"].map(|name| format!("{} {name}", count(name)));
     say!("\n{}", counts.join(", "));
 }
