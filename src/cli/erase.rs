@@ -117,16 +117,7 @@ impl Erase {
             (Some(Action::Report { overdue, days, json }), _) => {
                 on_store(settings, true, async |_, store| report(store, overdue, days, json).await).await
             }
-            (Some(Action::Now { user_id, yes }), _) => {
-                if !yes {
-                    confirm(&format!("Erase {user_id} for good, now?"))?;
-                }
-                on_store(settings, false, async |config, store| {
-                    let fate = erasure::erase_now(store, &user_id, &rules(config), &clock()).await?;
-                    finish(store, &user_id, fate).await
-                })
-                .await
-            }
+            (Some(Action::Now { user_id, yes }), _) => erase(settings, &user_id, yes, true).await,
             (Some(Action::Cancel { user_id, force }), _) => {
                 let cancelling =
                     async |config: &Config, store: &dyn Store| cancel(config, store, &user_id, force).await;
@@ -137,23 +128,31 @@ impl Erase {
                 on_store(settings, true, async |_, store| export(store, since).await).await
             }
             (Some(Action::Replay { file, json }), _) => replay(settings, &file, json).await,
-            (None, Some(id)) => {
-                // A word that was mistyped must not leave a tombstone and look like an erasure.
-                if !id.as_str().starts_with("user_") {
-                    return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
-                }
-                if !self.yes {
-                    confirm(&format!("Erase {id} for good?"))?;
-                }
-                on_store(settings, false, async |config, store| {
-                    let fate = erasure::erase(store, &id, &rules(config), &clock()).await?;
-                    finish(store, &id, fate).await
-                })
-                .await
-            }
+            (None, Some(id)) => erase(settings, &id, self.yes, false).await,
             (None, None) => Err(Failure::usage("erase whom? Name the user's id, or see --help")),
         }
     }
+}
+
+/// `now`: somebody whose erasure is held back.
+async fn erase(settings: &Settings, id: &ClerkId, yes: bool, now: bool) -> Result<(), Failure> {
+    // A word that was mistyped must not leave a tombstone and look like an erasure.
+    if !now && !id.as_str().starts_with("user_") {
+        return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
+    }
+    if !yes {
+        confirm(&format!("Erase {id} for good{}?", if now { ", now" } else { "" }))?;
+    }
+    on_store(settings, false, async |config, store| {
+        let (rules, clock) = (rules(config), clock());
+        let fate = if now {
+            erasure::erase_now(store, id, &rules, &clock).await?
+        } else {
+            erasure::erase(store, id, &rules, &clock).await?
+        };
+        finish(store, id, fate).await
+    })
+    .await
 }
 
 async fn cancel(config: &Config, store: &dyn Store, id: &ClerkId, force: bool) -> Result<(), Failure> {

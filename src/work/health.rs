@@ -40,19 +40,6 @@ pub const WATCHING: Patience = Patience {
 pub const ALARM: Patience =
     Patience { delivery: TimeDelta::minutes(5), message: TimeDelta::hours(6), erasure: TimeDelta::days(7) };
 
-/// A sink that does not get all its messages.
-#[derive(Clone, Copy, Debug)]
-pub struct HeldUp<'a> {
-    pub sink: &'a str,
-    pub pending: u64,
-    /// Messages that were given up.
-    pub dead: u64,
-    /// For how long it has been paused, if it is.
-    pub paused: Option<TimeDelta>,
-    /// The age of the oldest message that waits.
-    pub oldest: TimeDelta,
-}
-
 impl Backlog {
     /// Count it; that takes long where much is left.
     ///
@@ -72,28 +59,20 @@ impl Backlog {
         self.queue.first_due.map(|due| now - due).filter(|late| *late > patience.delivery)
     }
 
-    /// Sinks with dead messages, those that are paused, and those that are behind.
-    pub fn held_up(&self, now: DateTime<Utc>, patience: Patience) -> Vec<HeldUp<'_>> {
-        let paused = |name: &str| self.paused.iter().find(|(sink, _)| sink == name).map(|(_, at)| now - *at);
-        let known = self.sinks.iter().map(|depth| HeldUp {
-            sink: &depth.sink,
-            pending: depth.pending,
-            dead: depth.dead,
-            paused: paused(&depth.sink),
-            oldest: depth.oldest.map_or(TimeDelta::zero(), |oldest| now - oldest),
-        });
+    /// Sinks with dead messages, those that are behind, and those that are paused, with for how long they are.
+    pub fn held_up(&self, now: DateTime<Utc>, patience: Patience) -> Vec<(SinkDepth, Option<TimeDelta>)> {
         // Of a paused sink that nothing waits for nothing else is known.
         let others = self.paused.iter().filter(|(name, _)| self.sinks.iter().all(|sink| sink.sink != *name));
-        let others = others.map(|(sink, since)| HeldUp {
-            sink,
-            pending: 0,
-            dead: 0,
-            paused: Some(now - *since),
-            oldest: TimeDelta::zero(),
+        let others =
+            others.map(|(sink, _)| SinkDepth { sink: sink.clone(), pending: 0, dead: 0, oldest: None });
+        let all = self.sinks.iter().cloned().chain(others).map(|depth| {
+            let paused =
+                self.paused.iter().find(|(sink, _)| *sink == depth.sink).map(|(_, since)| now - *since);
+            (depth, paused)
         });
-        let is_held_up =
-            |sink: &HeldUp<'_>| sink.dead > 0 || sink.paused.is_some() || sink.oldest > patience.message;
-        known.chain(others).filter(is_held_up).collect()
+        let is_behind =
+            |depth: &SinkDepth| depth.oldest.is_some_and(|oldest| now - oldest > patience.message);
+        all.filter(|(depth, paused)| depth.dead > 0 || paused.is_some() || is_behind(depth)).collect()
     }
 
     /// Where erasures are not confirmed that were asked for too long ago.

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::timeout;
 
 use super::report::{Finding, or_ok};
 use crate::{
     cli::{count, length},
-    store::Store,
-    work::health::{ALARM, Backlog, HeldUp},
+    store::{SinkDepth, Store},
+    work::health::{ALARM, Backlog},
 };
 
 const QUEUE: &str = "queue";
@@ -37,7 +37,8 @@ pub(super) fn skipped(why: &str) -> Vec<Finding> {
 fn judge(backlog: &Backlog, now: DateTime<Utc>) -> Vec<Finding> {
     let mut findings = vec![queue(backlog, now)];
     let waiting = messages(backlog.sinks.iter().map(|depth| depth.pending).sum());
-    let held_up = backlog.held_up(now, ALARM).iter().map(of_sink).collect();
+    let held_up = backlog.held_up(now, ALARM);
+    let held_up = held_up.iter().map(|(depth, paused)| of_sink(depth, *paused, now)).collect();
     findings.extend(or_ok(held_up, OUTBOX, waiting));
     findings.push(erasures(backlog, now));
     findings
@@ -71,24 +72,24 @@ fn messages(waiting: u64) -> String {
     }
 }
 
-fn of_sink(held_up: &HeldUp<'_>) -> Finding {
-    let HeldUp { sink, pending, dead, paused, oldest } = *held_up;
-    let (waiting, oldest) = (messages(pending), length(oldest));
+fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> Finding {
+    let SinkDepth { sink, pending, dead, oldest } = depth;
+    let waiting = messages(*pending);
     let resume = format!("`clerk-sync outbox resume {sink}`");
     let (found, remedy) = match paused.map(length) {
-        Some(paused) if dead == 0 => (
+        Some(paused) if *dead == 0 => (
             format!("{sink} has been paused for {paused}; {waiting}"),
             format!("{resume}, once it may be told again"),
         ),
-        None if dead == 0 => (
-            format!("{sink}: {waiting}, the oldest for {oldest}"),
+        None if *dead == 0 => (
+            format!("{sink}: {waiting}, the oldest for {}", length(now - oldest.unwrap_or(now))),
             format!(
                 "`clerk-sync outbox ls --sink {sink} --state pending` says what is in the way, and `clerk-sync sinks` \
                  whether there still is such a sink"
             ),
         ),
         paused => {
-            let dead = count(dead, "message was", "messages were");
+            let dead = count(*dead, "message was", "messages were");
             let is_paused = paused.as_ref().map(|paused| format!("; it has been paused for {paused}"));
             let resume = paused.map(|_| format!(" and {resume}"));
             (
@@ -125,10 +126,8 @@ fn erasures(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
-    use crate::store::{OpenErasures, QueueDepth, SinkDepth};
+    use crate::store::{OpenErasures, QueueDepth};
 
     const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
 

@@ -196,7 +196,7 @@ fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
 fn advice(finding: &Finding) -> Markup {
     html! {
         (prose(finding.remedy))
-        @if let Some(link) = &finding.link { " " a href=(link.to) { (link.text) } }
+        @if let Some((to, text)) = &finding.link { " " a href=(to) { (text) } }
     }
 }
 

@@ -4,9 +4,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::page::{ago, count, length};
 use crate::{
-    store::Activity,
+    store::{Activity, SinkDepth},
     sync::reconcile::Summary,
-    work::health::{Backlog, HeldUp, WATCHING},
+    work::health::{Backlog, WATCHING},
 };
 
 /// After so long without a word we wonder.
@@ -43,15 +43,8 @@ pub(super) struct Finding {
     pub(super) what: String,
     /// What to do about it.
     pub(super) remedy: &'static str,
-    /// Where it can be seen.
-    pub(super) link: Option<Link>,
-}
-
-/// A page, and what is seen there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) to: String,
-    pub(super) text: &'static str,
+    /// The page on which it can be seen, and what to call the link to it.
+    pub(super) link: Option<(String, &'static str)>,
 }
 
 impl Finding {
@@ -60,7 +53,7 @@ impl Finding {
     }
 
     fn seen_at(self, to: impl Into<String>, text: &'static str) -> Self {
-        Self { link: Some(Link { to: to.into(), text }), ..self }
+        Self { link: Some((to.into(), text)), ..self }
     }
 }
 
@@ -78,7 +71,7 @@ pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     ]
     .into_iter()
     .flatten()
-    .chain(facts.backlog.held_up(now, WATCHING).iter().map(of_sink))
+    .chain(facts.backlog.held_up(now, WATCHING).iter().map(|(depth, paused)| of_sink(depth, *paused, now)))
     .collect();
     findings.sort_by_key(|finding| finding.level);
     findings
@@ -268,11 +261,11 @@ fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     })
 }
 
-fn of_sink(held_up: &HeldUp<'_>) -> Finding {
-    let HeldUp { sink, pending, dead, paused, oldest } = *held_up;
-    let waiting = count(pending, "message waits", "messages wait");
-    let (level, what, remedy) = if dead > 0 {
-        let dead = count(dead, "message, which was given up", "messages, which were given up");
+fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> Finding {
+    let SinkDepth { sink, pending, dead, oldest } = depth;
+    let waiting = count(*pending, "message waits", "messages wait");
+    let (level, what, remedy) = if *dead > 0 {
+        let dead = count(*dead, "message, which was given up", "messages, which were given up");
         let remedy = "Each says why. Mend the cause, then retry them.";
         (Level::Wrong, format!("Sink {sink} did not take {dead}"), remedy)
     } else if paused.is_some() {
@@ -280,7 +273,10 @@ fn of_sink(held_up: &HeldUp<'_>) -> Finding {
     } else {
         (
             Level::Wrong,
-            format!("Sink {sink} is behind: {waiting}, the oldest for {}", length(oldest)),
+            format!(
+                "Sink {sink} is behind: {waiting}, the oldest for {}",
+                length(now - oldest.unwrap_or(now))
+            ),
             "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
         )
     };
@@ -290,7 +286,7 @@ fn of_sink(held_up: &HeldUp<'_>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{OpenErasures, QueueDepth, SinkDepth, WITHIN};
+    use crate::store::{OpenErasures, QueueDepth, WITHIN};
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_767_225_600, 0).expect("a time")
