@@ -95,9 +95,10 @@ async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failur
 
 async fn verify(config: &Config, store: &dyn Store, seals: &[Mark], json: bool) -> Result<(), Failure> {
     let bar = progress("{pos} lines, {rate}");
-    let verified = chain::verify(store, seals, |lines| bar.set_position(lines)).await;
+    let verifying = chain::verify(store, seals, |lines| bar.set_position(lines));
+    let report = ask(&config.database, verifying).await;
     bar.finish_and_clear();
-    let report = ask(&config.database, async { verified }).await?;
+    let report = report?;
     if json {
         say!("{}", report_as_json(&report));
     } else {

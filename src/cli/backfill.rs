@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use super::{
-    Failure, asked_to_stop, catch_up, count, noun, rate, say,
+    Failure, catch_up, count, noun, rate, say,
     terminal::{counted, progress, progress_style, word},
-    user_id,
+    unless_stopped, user_id,
 };
 use crate::{
     clerk::api::PAGE,
@@ -113,18 +113,12 @@ impl Backfill {
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
         let teller = tokio::spawn(show(hear.clone(), wanted.entity));
-        let summary = tokio::select! {
-            summary = backfill(context, wanted, self.restart, tell) => summary,
-            code = asked_to_stop() => {
-                let message = interrupted(&hear.borrow(), wanted.entity);
-                let _ = teller.await;
-                return Err(Failure { code, message });
-            }
-        };
+        let walk = backfill(context, wanted, self.restart, tell);
+        let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
-        let summary = summary?;
+        let summary = summary??;
         let unknown = self.unknown(wanted, context).await?;
         let asked_for = wanted.lists.iter().map(|(_, values)| values.len()).sum();
         self.report(wanted.entity, &summary, asked_for, began.elapsed());

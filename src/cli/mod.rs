@@ -350,11 +350,16 @@ impl Signals {
     }
 }
 
-/// Wait until somebody wants us to stop; gives the exit code that says who.
-async fn asked_to_stop() -> u8 {
-    // Where signals cannot be listened for they end the process by themselves.
-    let Ok(mut signals) = Signals::listen() else { return std::future::pending().await };
-    signals.next().await.1
+/// Do this, unless somebody wants us to stop before it is done: then this is said, and the exit code says who.
+async fn unless_stopped<T>(
+    work: impl Future<Output = T>,
+    message: impl FnOnce() -> String,
+) -> Result<T, Failure> {
+    let mut signals = Signals::listen()?;
+    tokio::select! {
+        done = work => Ok(done),
+        (_, code) = signals.next() => Err(Failure { code, message: message() }),
+    }
 }
 
 fn clock() -> Clock {

@@ -6,10 +6,11 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::{
-    Failure, asked_to_stop,
+    Failure,
     backfill::{any_kind, chosen, left_out_text, nouns, objects, off},
     catch_up, count, noun, rate, say,
     terminal::counted,
+    unless_stopped,
 };
 use crate::{
     config::Settings,
@@ -72,17 +73,11 @@ impl Reconcile {
         let (one, many) = nouns(entity);
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
         let (tell, hear) = watch::channel(0);
-        let report = tokio::select! {
-            report = reconcile(context, entity, options, tell) => report,
-            code = asked_to_stop() => {
-                let message = format!(
-                    "interrupted at {}; what was mended stays, and another run begins anew",
-                    objects(*hear.borrow(), entity)
-                );
-                return Err(Failure { code, message });
-            }
+        let interrupted = || {
+            let seen = objects(*hear.borrow(), entity);
+            format!("interrupted at {seen}; what was mended stays, and another run begins anew")
         };
-        let report = report?;
+        let report = unless_stopped(reconcile(context, entity, options, tell), interrupted).await??;
         if self.json {
             let mut json = serde_json::to_value(&report).unwrap_or_default();
             json["entity"] = entity.kind.into();

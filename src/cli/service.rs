@@ -407,20 +407,18 @@ impl Service {
         while self.listeners.join_next().await.is_some() {}
         self.upkeep.shutdown().await;
         let _ = timeout(LEASE_TIME, self.catch_up.join_all()).await;
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let left = || deadline.saturating_duration_since(Instant::now());
         let finished = async { tokio::join!(self.lanes.finish(), self.workers.join_all()) };
-        if timeout(left, finished).await.is_err() {
+        if timeout(left().max(Duration::from_secs(1)), finished).await.is_err() {
             tracing::warn!(
                 "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
                  waits in the queue goes on waiting"
             );
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if timeout(left, self.outbox.join_all()).await.is_err() {
+        if timeout(left(), self.outbox.join_all()).await.is_err() {
             tracing::warn!("a sink did not answer within SHUTDOWN_GRACE_SECONDS; its message is sent again");
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        telemetry::finish_tracing(left.clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
+        telemetry::finish_tracing(left().clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }

@@ -152,16 +152,16 @@ pub(super) fn judge_instance(
 
 fn refused(error: &ApiError) -> Finding {
     let text = error.to_string();
-    let cause = Failure::from(error).code;
+    let code = Failure::from(error).code;
     match error {
         ApiError::KeyRefused { .. } => {
             let found = text.split("; take ").next().unwrap_or_default();
             let remedy = "set CLERK_SECRET_KEY to a valid key from Clerk's Dashboard (API keys, Secret keys)";
-            Finding::fail(KEY, cause, found, remedy)
+            Finding::fail(KEY, code, found, remedy)
         }
         ApiError::Unreachable { .. } => {
             let remedy = "let this machine reach that address over HTTPS, or correct CLERK_API_URL; webhooks work without";
-            Finding::fail(KEY, cause, text, remedy)
+            Finding::fail(KEY, code, text, remedy)
         }
         // Such as a proxy that lets only questions about users through.
         ApiError::Refused { .. } | ApiError::Unintelligible { .. } | ApiError::TooLong { .. } => {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clerk::sample,
-    cli::{Failure, clock as our_clock, explained, noun, open_store},
+    cli::{Failure, clock as our_clock, count, explained, noun, open_store},
     config::{Database, apart},
     store::{
         BehindSequence, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored, Route,
@@ -96,16 +96,14 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.extend(foreign_keys(&inspection.references));
     findings.extend(inspection.sequences.iter().map(sequence));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
-    let is_ready = is_ready(&inspection);
-    findings.extend(if is_ready {
-        backlog::check(&*store, our_time()).await
-    } else {
-        backlog::skipped("the tables are not those of this version")
-    });
-    if is_ready {
+    let mut origin = None;
+    if is_ready(&inspection) {
+        findings.extend(backlog::check(&*store, our_time()).await);
         findings.extend(sinks::told_elsewhere(&*store, given).await);
+        origin = store.origin().await.ok().flatten();
+    } else {
+        findings.extend(backlog::skipped("the tables are not those of this version"));
     }
-    let origin = if is_ready { store.origin().await.ok().flatten() } else { None };
     if origin.as_ref().is_some_and(|origin| origin.instance == sample::INSTANCE) {
         let found = "made-up people are in it, written by `clerk-sync dev`";
         findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
@@ -305,8 +303,9 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     };
     let well = match references.len() {
         0 => "none refers to users".to_owned(),
-        1 => "one refers to users, and has an index".to_owned(),
-        many => format!("{many} refer to users, each with an index"),
+        some => {
+            format!("{} to users, each with an index", count(some as u64, "column refers", "columns refer"))
+        }
     };
     or_ok(references.iter().filter_map(warn).collect(), CHECK, well)
 }
