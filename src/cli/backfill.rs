@@ -404,10 +404,15 @@ fn interrupted(progress: &Progress, entity: &Entity) -> String {
 
 fn time(text: &str) -> Result<DateTime<Utc>, String> {
     let at = any_time(text)?;
-    if at.timestamp() >= FIRST && at <= Utc::now() + TimeDelta::days(1) {
+    let latest = Utc::now() + TimeDelta::days(1);
+    let may_be = |at: &DateTime<Utc>| at.timestamp() >= FIRST && *at <= latest;
+    if may_be(&at) {
         return Ok(at);
     }
-    Err(format!("that is {}, when nobody can have signed up at Clerk", at.format("%Y-%m-%d")))
+    let seconds = text.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let are_seconds = seconds.is_some_and(|at| may_be(&at));
+    let hint = if are_seconds { format!("; if these are seconds, write {text}000") } else { String::new() };
+    Err(format!("that is {}, when nobody can have signed up at Clerk{hint}", at.format("%Y-%m-%d")))
 }
 
 /// A day, a time, or unix milliseconds.
