@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clerk_sync::{
-    cli::service::Service as Library,
+    cli::service::{Role, Service as Library},
     config::{Config, Database as Place, Needs, Settings},
     store::{Database as _, postgres},
     sync::Limits,
@@ -198,7 +198,7 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         // all transactions that run side by side. So it gets all connections.
         let lanes = Some(config.database_max_connections as usize);
         let limits = Limits { batch: 1, lanes, ..Limits::default() };
-        let service = Library::start(&config, Arc::new(store), limits, Vec::new())
+        let service = Library::start(Role::Both, &config, Arc::new(store), limits, Vec::new())
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
     })

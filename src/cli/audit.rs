@@ -1,17 +1,18 @@
 //! `audit`: what happened to one user, when, and why; and the proof that nobody has changed the trail that says so. There
 //! are no values in it, and so nothing of the person.
 
-use std::io::{IsTerminal, stderr};
-
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, count, explained, never_heard_of, open, say, terminal::complain, user_id};
+use super::{
+    Failure, ask, count, never_heard_of, on_store, say,
+    terminal::{complain, progress},
+    user_id,
+};
 use crate::{
-    config::Settings,
+    config::{Config, Settings},
     model::{ClerkId, Mark, Selection, rfc3339},
-    store::AuditLine,
+    store::{AuditLine, Store},
     sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
 };
 
@@ -41,32 +42,33 @@ enum Action {
     /// Exits with 1 and names what is wrong if one was. Lines of the last moment, which no seal covers yet, are counted.
     /// Whoever may write everything in the database could write the whole chain anew, or cut off its end: keep the newest
     /// seal that this prints somewhere else, and give it to --seal the next time.
-    Verify(Verify),
-}
+    Verify {
+        /// A seal that was printed before and kept elsewhere: it must still be the same; may be repeated
+        #[arg(long = "seal", value_name = "NUMBER:HASH")]
+        seals: Vec<Mark>,
 
-#[derive(Args)]
-struct Verify {
-    /// A seal that was printed before and kept elsewhere: it must still be the same; may be repeated
-    #[arg(long = "seal", value_name = "NUMBER:HASH")]
-    seals: Vec<Mark>,
-
-    /// Print it as JSON
-    #[arg(long)]
-    json: bool,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Audit {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         match (self.action, self.user_id) {
-            (Some(Action::Verify(verify)), _) => verify.run(settings).await,
-            (None, Some(id)) => trail(settings, &id, self.json).await,
+            (Some(Action::Verify { seals, json }), _) => {
+                on_store(settings, true, async |config, store| verify(config, store, &seals, json).await)
+                    .await
+            }
+            (None, Some(id)) => {
+                on_store(settings, true, async |_, store| trail(store, &id, self.json).await).await
+            }
             (None, None) => Err(Failure::usage("the trail of whom? Name the user's id, or see --help")),
         }
     }
 }
 
-async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Failure> {
-    let (_, store) = open(settings, true).await?;
+async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failure> {
     let mut after = None;
     loop {
         let page = store.audit_trail(id, after, PAGE).await?;
@@ -76,62 +78,38 @@ async fn trail(settings: &Settings, id: &ClerkId, json: bool) -> Result<(), Fail
             if json { say!("{}", as_json(line)) } else { print(line) }
         }
     }
-    let is_known = after.is_some() || {
-        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-        !known.registers.is_empty() || !known.users.is_empty()
-    };
-    store.close().await;
-    if !is_known {
+    if after.is_some() {
+        return Ok(());
+    }
+    let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
+    if known.registers.is_empty() && known.users.is_empty() {
         return Err(never_heard_of(id));
     }
-    if after.is_none() {
-        // To standard error: a program that reads the lines finds none.
-        complain(&format!(
-            "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how \
-             they stand"
-        ));
-    }
+    // To standard error: a program that reads the lines finds none.
+    complain(&format!(
+        "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how they \
+         stand"
+    ));
     Ok(())
 }
 
-impl Verify {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, true).await?;
-        let bar = progress();
-        let verified = chain::verify(&*store, &self.seals, |lines| bar.set_position(lines)).await;
-        bar.finish_and_clear();
-        let report = match verified {
-            Ok(report) => report,
-            Err(error) => return Err(explained(&config.database, error).await),
-        };
-        store.close().await;
-        if self.json {
-            say!("{}", report_as_json(&report));
-        } else {
-            print_report(&report);
-        }
-        let Some(first) = report.faults.first() else { return Ok(()) };
-        let more = match report.found - 1 {
-            0 => String::new(),
-            more => format!("; and {more} more"),
-        };
-        Err(Failure::failed(format!("the audit trail is not as it was sealed: {first}{more}")))
+async fn verify(config: &Config, store: &dyn Store, seals: &[Mark], json: bool) -> Result<(), Failure> {
+    let bar = progress("{pos} lines, {rate}");
+    let verifying = chain::verify(store, seals, |lines| bar.set_position(lines));
+    let report = ask(&config.database, verifying).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if json {
+        say!("{}", report_as_json(&report));
+    } else {
+        print_report(&report);
     }
-}
-
-/// On a terminal only.
-fn progress() -> ProgressBar {
-    if !stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::no_length();
-    let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-        let _ = write!(text, "{:.0} a second", state.per_sec());
+    let Some(first) = report.faults.first() else { return Ok(()) };
+    let more = match report.found - 1 {
+        0 => String::new(),
+        more => format!("; and {more} more"),
     };
-    if let Ok(style) = ProgressStyle::with_template("{pos} lines, {rate}") {
-        bar.set_style(style.with_key("rate", rate));
-    }
-    bar
+    Err(Failure::failed(format!("the audit trail is not as it was sealed: {first}{more}")))
 }
 
 fn print_report(report: &Report) {

@@ -11,13 +11,16 @@ use std::{
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::{
     sync::watch,
     time::{Instant, interval},
 };
 
-use super::{Failure, asked_to_stop, catch_up, count, noun, rate, say, terminal::word, user_id};
+use super::{
+    Failure, catch_up, count, noun, rate, say,
+    terminal::{counted, progress, progress_style, word},
+    unless_stopped, user_id,
+};
 use crate::{
     clerk::api::PAGE,
     config::{Settings, unreadable},
@@ -110,22 +113,13 @@ impl Backfill {
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
         let teller = tokio::spawn(show(hear.clone(), wanted.entity));
-        let summary = tokio::select! {
-            summary = backfill(context, wanted, self.restart, tell) => summary,
-            code = asked_to_stop() => {
-                let message = interrupted(&hear.borrow(), wanted.entity);
-                let _ = teller.await;
-                return Err(Failure { code, message });
-            }
-        };
+        let walk = backfill(context, wanted, self.restart, tell);
+        let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
         // Ends by itself: nobody tells it any more.
         let _ = teller.await;
-        let unknown = match &summary {
-            Ok(_) => self.unknown(wanted, context).await?,
-            Err(_) => Unknown::default(),
-        };
-        let summary = summary.map_err(|trouble| Failure::from(&trouble))?;
+        let summary = summary??;
+        let unknown = self.unknown(wanted, context).await?;
         let asked_for = wanted.lists.iter().map(|(_, values)| values.len()).sum();
         self.report(wanted.entity, &summary, asked_for, began.elapsed());
         if let Some(left_behind) = summary.left_behind.as_ref().filter(|_| !self.json) {
@@ -134,22 +128,20 @@ impl Backfill {
         if summary.counts.left_out > 0 {
             return Err(Failure::failed(left_out_text(wanted.entity, &summary.counts)));
         }
-        if !unknown.values.is_empty() {
-            let here = if unknown.here.is_empty() {
-                String::new()
-            } else {
-                format!(
-                    "; still here: {}; `clerk-sync reconcile` erases whoever is not at Clerk",
-                    word(&unknown.here.join(", "))
-                )
-            };
-            return Err(Failure::failed(format!(
-                "Clerk does not know {} of the {asked_for} asked for: {}{here}",
-                unknown.values.len(),
-                word(&unknown.values.join(", "))
-            )));
+        if unknown.values.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let here = match &*unknown.here.join(", ") {
+            "" => String::new(),
+            here => {
+                format!("; still here: {}; `clerk-sync reconcile` erases whoever is not at Clerk", word(here))
+            }
+        };
+        Err(Failure::failed(format!(
+            "Clerk does not know {} of the {asked_for} asked for: {}{here}",
+            unknown.values.len(),
+            word(&unknown.values.join(", "))
+        )))
     }
 
     /// Ids, addresses and numbers that nobody at Clerk has, unless something else may have kept them out.
@@ -159,18 +151,14 @@ impl Backfill {
             return Ok(unknown);
         }
         for (filter, values) in &wanted.lists {
-            let nobodys =
-                nobodys(context, filter, values).await.map_err(|trouble| Failure::from(&trouble))?;
+            let nobodys = nobodys(context, filter, values).await?;
             if *filter == "user_id" {
                 let ids: Vec<ClerkId> =
                     nobodys.iter().filter_map(|id| ClerkId::new(&USER, id.as_str())).collect();
                 for ids in ids.chunks(PAGE) {
                     let known = context.store.known(ids, &Selection::default()).await?;
-                    let stands = |id: &&ClerkId| {
-                        let is_deleted = known.registers.get(*id).is_some_and(|register| register.deleted);
-                        known.users.contains_key(*id) && !is_deleted
-                    };
-                    let here = ids.iter().filter(stands);
+                    let is_deleted = |id| known.registers.get(id).is_some_and(|register| register.deleted);
+                    let here = ids.iter().filter(|id| known.users.contains_key(*id) && !is_deleted(id));
                     unknown.here.extend(here.map(ToString::to_string));
                 }
                 unknown.values.extend(nobodys);
@@ -191,17 +179,13 @@ impl Backfill {
     fn wanted(&self) -> Result<Wanted, Failure> {
         let lists =
             [("email_address", &self.email), ("phone_number", &self.phone), ("user_id", &self.user_id)];
-        let mut wanted = Wanted {
+        let given = lists.into_iter().filter(|(_, values)| !values.is_empty());
+        let wanted = Wanted {
             entity: self.entity.unwrap_or(&USER),
-            lists: Vec::new(),
+            lists: given.map(|(name, values)| Ok((name, expand(values)?))).collect::<Result<_, Failure>>()?,
             query: self.query.clone(),
             created_after: self.created_after.map(|at| at.timestamp_millis()),
         };
-        for (name, values) in lists {
-            if !values.is_empty() {
-                wanted.lists.push((name, expand(values)?));
-            }
-        }
         if wanted.is_narrowed() && *wanted.entity != USER {
             return Err(Failure::usage(format!(
                 "of kind {} all are taken in: --email, --phone, --user-id, --query and --created-after are about users",
@@ -210,7 +194,8 @@ impl Backfill {
         }
         for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
             for id in ids {
-                user_id(id).map_err(|why| Failure::usage(format!("--user-id {:?}: {why}", beginning(id))))?;
+                // Of a file that is no list a line may be of any length.
+                user_id(id).map_err(|why| Failure::usage(format!("--user-id {id:.40}: {why}")))?;
             }
         }
         Ok(wanted)
@@ -270,27 +255,23 @@ struct Unknown {
 /// Who would be erased now that users come from another instance of Clerk.
 fn tell_of(left_behind: &LeftBehind) {
     let LeftBehind { instance, users } = left_behind;
+    let instance = word(instance);
     let Some(users) = users else {
         say!(
-            "Users of {}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would erase.",
-            word(instance)
+            "Users of {instance}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would \
+             erase."
         );
         return;
     };
     if users.is_empty() {
         return;
     }
-    let (here, verb) = (count(users.len() as u64, "user", "users"), noun(users.len() as u64, "is", "are"));
-    say!(
-        "{here} of {}, the instance before, {verb} not at Clerk now. A reconcile would erase them:",
-        word(instance)
+    let number = users.len() as u64;
+    let what = format!(
+        "{} of {instance}, the instance before, not at Clerk now. A reconcile would erase them:",
+        noun(number, "user", "users")
     );
-    for id in users.iter().take(NAMED) {
-        say!("           {}", word(id.as_str()));
-    }
-    if users.len() > NAMED {
-        say!("           …");
-    }
+    counted(number, &what, &users[..users.len().min(NAMED)]);
     say!(
         "It withholds that until it is run with --allow-mass-delete. To carry rows over first: the runbook, \
          \"From a development to a production instance\"."
@@ -300,6 +281,12 @@ fn tell_of(left_behind: &LeftBehind) {
 /// What one object of a kind is called, and several.
 pub(super) fn nouns(entity: &Entity) -> (String, String) {
     (entity.kind.replace('_', " "), entity.table.replace('_', " "))
+}
+
+/// So many objects of a kind.
+pub(super) fn objects(number: u64, entity: &Entity) -> String {
+    let (one, many) = nouns(entity);
+    count(number, &one, &many)
 }
 
 /// That a kind is not to be had.
@@ -344,51 +331,36 @@ pub(super) fn left_out_text(entity: &Entity, counts: &Counts) -> String {
     text
 }
 
-/// Tell how far it is: a bar on a terminal, else a line every few seconds.
+/// Tell how far it is: a bar on a terminal, else a line in the log every few seconds.
 async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
     let (_, many) = nouns(entity);
-    if stderr().is_terminal() {
-        let style = |template: &str| {
-            let rate = |state: &ProgressState, text: &mut dyn Write| {
-                let _ = write!(text, "{:.0} a second", state.per_sec());
-            };
-            ProgressStyle::with_template(template).map(|style| style.with_key("rate", rate))
-        };
-        let bar = ProgressBar::no_length();
-        if let Ok(style) = style(&format!("{{pos}} {many}, {{rate}}")) {
-            bar.set_style(style);
-        }
-        while hear.changed().await.is_ok() {
-            let progress = hear.borrow_and_update().clone();
-            // Of a list of users nobody says beforehand how many there are.
-            if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
-                bar.set_length(expected);
-                if let Ok(style) =
-                    style(&format!("{{bar:40}} {{pos}}/{{len}} {many}, {{rate}}, {{eta}} left"))
-                {
-                    bar.set_style(style);
-                }
-            }
-            bar.set_position(progress.counts.seen);
-        }
-        bar.finish_and_clear();
-        return;
-    }
+    let bar = progress(&format!("{{pos}} {many}, {{rate}}"));
     let began = Instant::now();
     let mut every = interval(TELL);
     every.tick().await;
     loop {
         tokio::select! {
-            _ = every.tick() => {}
-            changed = hear.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return,
-            },
+            changed = hear.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let progress = hear.borrow_and_update().clone();
+                // Of a list of users nobody says beforehand how many there are.
+                if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
+                    bar.set_length(expected);
+                    let all = format!("{{bar:40}} {{pos}}/{{len}} {many}, {{rate}}, {{eta}} left");
+                    bar.set_style(progress_style(&all));
+                }
+                bar.set_position(progress.counts.seen);
+            }
+            _ = every.tick(), if bar.is_hidden() => {
+                let Progress { counts, expected, .. } = hear.borrow().clone();
+                let a_second = counts.seen / began.elapsed().as_secs().max(1);
+                tracing::info!(kind = entity.kind, seen = counts.seen, of = expected, a_second, "backfill");
+            }
         }
-        let Progress { counts, expected, .. } = hear.borrow().clone();
-        let a_second = counts.seen / began.elapsed().as_secs().max(1);
-        tracing::info!(kind = entity.kind, seen = counts.seen, of = expected, a_second, "backfill");
     }
+    bar.finish_and_clear();
 }
 
 /// Values of a list; those of a file for each `@FILE`.
@@ -420,41 +392,30 @@ fn is_not_empty(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
 }
 
-/// As much of a value as a message has room for.
-fn beginning(value: &str) -> String {
-    const SHOWN: usize = 40;
-    match value.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &value[..end]),
-        None => value.to_owned(),
-    }
-}
-
 /// What is said at Ctrl-C.
 fn interrupted(progress: &Progress, entity: &Entity) -> String {
     let seen = progress.counts.seen;
-    let (one, many) = nouns(entity);
     let seen = match progress.expected {
-        Some(expected) => format!("{seen} of {}", count(expected, &one, &many)),
-        None => count(seen, &one, &many),
+        Some(expected) => format!("{seen} of {}", objects(expected, entity)),
+        None => objects(seen, entity),
     };
     format!("interrupted at {seen}; run it again to go on")
 }
 
 fn time(text: &str) -> Result<DateTime<Utc>, String> {
     let at = any_time(text)?;
-    let (first, last) =
-        (DateTime::from_timestamp(FIRST, 0).unwrap_or_default(), Utc::now() + TimeDelta::days(1));
-    if (first..=last).contains(&at) {
+    let latest = Utc::now() + TimeDelta::days(1);
+    let may_be = |at: &DateTime<Utc>| at.timestamp() >= FIRST && *at <= latest;
+    if may_be(&at) {
         return Ok(at);
     }
-    let seconds = text.parse::<i64>().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-    let hint = match seconds.filter(|at| (first..=last).contains(at)) {
-        Some(_) => format!("; if these are seconds, write {text}000"),
-        None => String::new(),
-    };
+    let seconds = text.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let are_seconds = seconds.is_some_and(|at| may_be(&at));
+    let hint = if are_seconds { format!("; if these are seconds, write {text}000") } else { String::new() };
     Err(format!("that is {}, when nobody can have signed up at Clerk{hint}", at.format("%Y-%m-%d")))
 }
 
+/// A day, a time, or unix milliseconds.
 pub(super) fn any_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     let day =
         || text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());

@@ -1,11 +1,9 @@
 //! `dev`: everything on one machine with no set-up, and a story to begin with.
 
 use std::{
-    fmt::Write,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -17,19 +15,19 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Failure,
-    backfill::nouns,
-    clock, count, open_api,
-    post::{Answer, Poster},
+    backfill::objects,
+    catching_up, clock,
+    post::Poster,
     random_id, rules, say,
-    service::{Service, init_log, wait_for_store},
+    service::{Role, Service, init_log, wait_for_store},
     sinks::destinations,
-    terminal::{has_colours, plain, print_styled},
 };
 use crate::{
     clerk::{sample, signature::Secret},
     config::{Config, Database, Needs, Settings},
     entity::USER,
-    model::{ClerkId, Field, FieldSet, User, Value},
+    http::row_as_json,
+    model::{ClerkId, Field},
     store::{History, Store},
     sync::{
         Limits,
@@ -39,8 +37,8 @@ use crate::{
     telemetry::LogFormat,
 };
 
-/// How wide the names of fields are in the story.
-const NAME_WIDTH: usize = 12;
+/// A signature that nobody made.
+const FORGED: &str = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// As of when the users of the fake are made, so that they are the same in every run: 2026, in unix seconds.
 const FAKE_BEGAN: i64 = 1_767_225_600;
@@ -95,20 +93,19 @@ impl Dev {
         if self.sample {
             mark_as_made_up(&config, &*store).await?;
         }
-        let service = Service::start(&config, Arc::clone(&store), Limits::default(), destinations)?;
+        let service =
+            Service::start(Role::Both, &config, Arc::clone(&store), Limits::default(), destinations)?;
         let public = service.public.context("webhooks are not received")?;
         let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
         if !ignored.is_empty() {
             say!(
-                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.",
+                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.\n",
                 ignored.join(", ")
             );
-            say!();
         }
         if fake.is_some() && matches!(config.database, Database::Postgres { .. }) {
-            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.");
-            say!();
+            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.\n");
         }
 
         if let Some(fake) = &fake {
@@ -120,9 +117,7 @@ impl Dev {
         let secret = config.signing_secrets.first().context("there is no signing secret")?.clone();
         if self.sample {
             let poster = Poster::new(url.clone(), secret.clone())?;
-            Story { poster, store: &*store, fields: config.sync_fields(), surprises: Vec::new() }
-                .tell()
-                .await?;
+            tell_story(&poster, &*store).await?;
         }
         if self.once {
             service.stop().await;
@@ -131,8 +126,7 @@ impl Dev {
             );
             return Ok(());
         }
-        invite(&url, &secret, generated.as_deref());
-        invite_to_read(&service, token.as_deref());
+        invite(&service, &url, &secret, generated.as_deref(), token.as_deref())?;
         if self.sample {
             init_log(&config)?;
         }
@@ -185,23 +179,15 @@ async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failu
 /// Take in the users of the fake.
 async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure> {
     // There is no limit that a fake would have to be protected by.
-    let api = open_api(config, NonZeroU32::new(1000))?.context("there is no key")?;
-    let context = CatchUp {
-        store: Arc::clone(store),
-        api,
-        rules: rules(config),
-        clock: clock(),
-        instance: Instance::default(),
-    };
-    heading("A fake Clerk");
+    let context = catching_up(config, store, rules(config), NonZeroU32::new(1000))?;
+    let context = CatchUp { instance: Instance::default(), ..context.context("there is no key")? };
+    say!("  A fake Clerk");
     for entity in config.selection.entities() {
         let (tell, _) = watch::channel(Progress::default());
         let began = Instant::now();
-        let summary = backfill(&context, &Wanted::all(entity), true, tell).await;
-        let counts = summary.map_err(|trouble| Failure::from(&trouble))?.counts;
+        let counts = backfill(&context, &Wanted::all(entity), true, tell).await?.counts;
         let seconds = began.elapsed().as_secs_f64();
-        let (one, many) = nouns(entity);
-        let seen = count(counts.seen, &one, &many);
+        let seen = objects(counts.seen, entity);
         say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
     }
     say!();
@@ -210,8 +196,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
 
 /// Say how to go on with the fake.
 fn invite_to_compare(config: &Config, fake: &Fake) {
-    say!("  Compare with it, or ask for one of its users:");
-    say!();
+    say!("  Compare with it, or ask for one of its users:\n");
     let program = program();
     let database = match &config.database {
         Database::Sqlite { path } => format!("sqlite://{}", path.display()),
@@ -259,176 +244,114 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
         Some(value) => format!("{value}  (made up for this run)"),
         None => format!("yours, from {variable}"),
     };
-    say!();
-    heading("clerk-sync is running");
-    say!();
-    say!("  webhooks   {url}");
-    say!("  private    http://{}/metrics", service.private);
-    say!("  dashboard  http://{}  (sign in with the token)", service.private);
-    say!("  database   {}", config.database.place());
-    say!("  fields     {}", config.sync_fields().of(&USER).map(Field::name).collect::<Vec<_>>().join(", "));
-    say!("  secret     {}", shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"));
-    say!("  token      {}", shown(token, "ADMIN_TOKEN"));
-    say!();
+    say!(
+        "
+  clerk-sync is running
+
+  webhooks   {url}
+  private    http://{private}/metrics
+  dashboard  http://{private}  (sign in with the token)
+  database   {}
+  fields     {}
+  secret     {}
+  token      {}
+",
+        config.database.place(),
+        config.sync_fields().of(&USER).map(Field::name).collect::<Vec<_>>().join(", "),
+        shown(secret, "CLERK_WEBHOOK_SIGNING_SECRET"),
+        shown(token, "ADMIN_TOKEN"),
+        private = service.private,
+    );
 }
 
-fn invite(url: &str, secret: &Secret, generated: Option<&str>) {
+/// Say how to post an event, and how to read the users back.
+fn invite(
+    service: &Service,
+    url: &str,
+    secret: &Secret,
+    generated: Option<&str>,
+    token: Option<&str>,
+) -> Result<(), Failure> {
     let now = Utc::now();
     let user_id = random_id("user_");
-    heading("Now you");
-    say!("  Post an event yourself; the signature is good for five minutes:");
-    say!();
-    if let Some(body) = sample::body("user.created", &user_id, now) {
-        say!("{}", sample::curl(url, &random_id("msg_"), &body, secret, now));
-    }
-    say!();
-    let program = program();
+    let body = sample::body("user.created", &user_id, now).context("there is no such sample")?;
+    let curl = sample::curl(url, &random_id("msg_"), &body, secret, now);
     let setting =
         generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
-    say!("  Or let clerk-sync do it:");
-    say!();
-    say!("{setting}{program} send user.updated --user-id {user_id} --url {url}");
-    say!();
-}
-
-fn invite_to_read(service: &Service, token: Option<&str>) {
     // A token of the environment is not repeated: the shell knows it, or whoever set it does.
     let header = match token {
         Some(token) => format!("'authorization: Bearer {token}'"),
         None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
     };
-    say!("  And read the users back:");
-    say!();
-    say!("curl -H {header} http://{}/v1/users", service.private);
-    say!();
-    say!("  Ctrl-C stops. What arrives from now on is logged here:");
-    say!();
+    say!(
+        "  Now you
+  Post an event yourself; the signature is good for five minutes:
+
+{curl}
+
+  Or let clerk-sync do it:
+
+{setting}{} send user.updated --user-id {user_id} --url {url}
+
+  And read the users back:
+
+curl -H {header} http://{}/v1/users
+
+  Ctrl-C stops. What arrives from now on is logged here:
+",
+        program(),
+        service.private
+    );
+    Ok(())
 }
 
-/// Deliveries such as Clerk's, in the ways in which they really come.
-struct Story<'a> {
-    poster: Poster,
-    store: &'a dyn Store,
-    fields: FieldSet,
-    /// What did not go as it should.
-    surprises: Vec<String>,
-}
-
-/// One delivery of the story.
-struct Scene<'a> {
-    title: &'a str,
-    svix_id: &'a str,
-    body: &'a str,
-    expected: &'a str,
-}
-
-impl Story<'_> {
-    async fn tell(mut self) -> Result<(), Failure> {
-        let user_id = random_id("user_");
-        let id = ClerkId::new(&USER, user_id.clone()).context("a sample id is not an id")?;
-        let now = Utc::now();
-        let body = |event_type: &str, at: DateTime<Utc>| {
-            sample::body(event_type, &user_id, at).context("there is no such sample")
+/// Post deliveries such as Clerk's, in the ways in which they really come, and say what becomes of them.
+async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
+    let user_id = random_id("user_");
+    let id = ClerkId::new(&USER, user_id.clone()).context("a sample id is not an id")?;
+    let now = Utc::now();
+    let body = |event_type: &str, seconds_ago: i64| {
+        let body = sample::body(event_type, &user_id, now - TimeDelta::seconds(seconds_ago));
+        body.context("there is no such sample")
+    };
+    let created = body("user.created", 90)?;
+    let updated = body("user.updated", 60)?;
+    let deleted = body("user.deleted", 30)?;
+    let updated_last = body("user.updated", 0)?;
+    let messages: Vec<String> = (0..6).map(|_| random_id("msg_")).collect();
+    let mut row = None;
+    let mut surprises = Vec::new();
+    for (title, message, body, expected) in [
+        ("user.created: Ada signs up", 0, &created, "applied"),
+        ("user.updated: she marries", 1, &updated, "applied"),
+        ("the same delivery again, as Svix sends when in doubt", 1, &updated, "duplicate"),
+        ("user.created once more under another id, out of order", 2, &created, "stale"),
+        ("user.deleted: she leaves", 3, &deleted, "applied"),
+        ("user.updated, newer still, but too late: deletion is final", 4, &updated_last, "stale"),
+        ("a forgery", 5, &created, "invalid_signature"),
+    ] {
+        let (svix_id, began) = (&messages[message], Instant::now());
+        let answer = if title == "a forgery" {
+            poster.post_signed(svix_id, body, Utc::now(), FORGED).await?
+        } else {
+            poster.post(svix_id, body, Utc::now()).await?
         };
-        let created = body("user.created", now - TimeDelta::seconds(90))?;
-        let updated = body("user.updated", now - TimeDelta::seconds(60))?;
-        let deleted = body("user.deleted", now - TimeDelta::seconds(30))?;
-        let updated_last = body("user.updated", now)?;
-        let messages: Vec<String> = (0..5).map(|_| random_id("msg_")).collect();
-
-        for (title, message, body, expected) in [
-            ("user.created: Ada signs up", 0, &created, "applied"),
-            ("user.updated: she marries", 1, &updated, "applied"),
-            ("the same delivery again, as Svix sends when in doubt", 1, &updated, "duplicate"),
-            ("user.created once more under another id, out of order", 2, &created, "stale"),
-            ("user.deleted: she leaves", 3, &deleted, "applied"),
-            ("user.updated, newer still, but too late: deletion is final", 4, &updated_last, "stale"),
-        ] {
-            self.show(&id, &Scene { title, svix_id: &messages[message], body, expected }).await?;
-        }
-        self.show_forgery(&created, now).await?;
-        if self.surprises.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::failed(format!("not as expected: {}", self.surprises.join("; "))))
-    }
-
-    async fn show(&mut self, id: &ClerkId, scene: &Scene<'_>) -> Result<(), Failure> {
-        let before = self.store.row(id).await?.map(|row| row.user);
-        let began = Instant::now();
-        let answer = self.poster.post(scene.svix_id, scene.body, Utc::now()).await?;
-        let took = began.elapsed();
-        let after = self.store.row(id).await?.map(|row| row.user);
-        self.headline(scene.title, scene.svix_id, &answer, took, scene.expected);
-        say!("{}", rows(before.as_ref(), after.as_ref(), self.fields));
-        Ok(())
-    }
-
-    async fn show_forgery(&mut self, body: &str, now: DateTime<Utc>) -> Result<(), Failure> {
-        let svix_id = random_id("msg_");
-        let began = Instant::now();
-        let signature = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-        let answer = self.poster.post_signed(&svix_id, body, now, signature).await?;
-        self.headline("a forgery", &svix_id, &answer, began.elapsed(), "invalid_signature");
-        say!("       not even read\n");
-        Ok(())
-    }
-
-    fn headline(&mut self, title: &str, svix_id: &str, answer: &Answer, took: Duration, expected: &str) {
-        let milliseconds = took.as_secs_f64() * 1000.0;
-        heading(&format!("▸ {title}"));
+        let milliseconds = began.elapsed().as_secs_f64() * 1000.0;
+        say!("  ▸ {title}");
         say!("    {svix_id}  →  {} {}  {milliseconds:.1} ms", answer.status.as_u16(), answer.word);
         if answer.word != expected {
-            self.surprises.push(format!("{title}: {} instead of {expected}", answer.word));
+            surprises.push(format!("{title}: {} instead of {expected}", answer.word));
         }
+        let after = store.row(&id).await?.as_ref().map(row_as_json);
+        match &after {
+            same if *same == row => say!("    nothing changed\n"),
+            Some(after) => say!("    the row: {after}\n"),
+            None => say!("    the row is gone; a tombstone stays, and nothing brings her back\n"),
+        }
+        row = after;
     }
-}
-
-/// The row before and after, or what of it changed.
-fn rows(before: Option<&User>, after: Option<&User>, fields: FieldSet) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "       {name:<NAME_WIDTH$}  {value}");
-    };
-    match (before, after) {
-        (None, None) => line("row", "none".to_owned()),
-        (None, Some(after)) => {
-            line("row", "none → new".to_owned());
-            line("clerk_id", after.clerk_id.to_string());
-            for field in fields.of(&USER) {
-                line(field.name(), shown(&after.profile[field]));
-            }
-        }
-        (Some(_), None) => {
-            line("row", "there → gone; a tombstone stays, and nothing brings her back".to_owned());
-        }
-        (Some(before), Some(after)) if before == after => line("row", "as it was".to_owned()),
-        (Some(before), Some(after)) => {
-            for field in fields.of(&USER).filter(|field| before.profile[*field] != after.profile[*field]) {
-                let (old, new) = (shown(&before.profile[field]), shown(&after.profile[field]));
-                line(field.name(), format!("{old} → {new}"));
-            }
-            line("updated_at", format!("{} → {}", time(before.updated_at), time(after.updated_at)));
-        }
+    if surprises.is_empty() {
+        return Ok(());
     }
-    text
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Text(text) | Value::Json(text) => text.clone(),
-        Value::Int(number) => number.to_string(),
-        Value::Bool(truth) => truth.to_string(),
-        Value::Time(at) => time(*at),
-    }
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.format("%H:%M:%S%.3f").to_string()
-}
-
-fn heading(text: &str) {
-    let text = plain(text);
-    print_styled(&if has_colours() { format!("  \x1b[1m{text}\x1b[0m") } else { format!("  {text}") });
+    Err(Failure::failed(format!("not as expected: {}", surprises.join("; "))))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write, stdin},
+    io::{Write, read_to_string, stdin},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use super::{
     Failure,
     backfill::any_time,
-    clock, confirm, count, never_heard_of, open, open_api, rules, say,
-    terminal::{plain, word},
+    clock, confirm, count, never_heard_of, on_store, open_api, rules, say,
+    terminal::{plain, table},
     user_id,
 };
 use crate::{
     clerk::{api::Persistence, event::Reading},
     config::{Config, Settings, unreadable},
     entity::USER,
-    model::{ClerkId, Receipt, Selection, Source},
+    model::{ClerkId, Receipt, Selection, Source, rfc3339},
     store::Store,
     sync::erasure::{self, Fate},
 };
@@ -47,173 +47,158 @@ pub(super) struct Erase {
 #[derive(Subcommand)]
 enum Action {
     /// Show where an erasure has to reach, and whether it did; exits with 1 if nothing is known of the user
-    Status(Status),
+    Status {
+        /// Clerk's id of the user
+        #[arg(value_name = "USER_ID", value_parser = user_id)]
+        user_id: ClerkId,
+
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the erasures that are not confirmed everywhere
-    Report(Report),
+    Report {
+        /// Only those that were asked for longer ago than --days; exits with 1 if there are any
+        #[arg(long)]
+        overdue: bool,
+
+        /// How long an erasure may take
+        #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3650))]
+        days: u32,
+
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Erase a user at once whose erasure is held back
-    Now(Now),
+    Now {
+        /// Clerk's id of the user
+        #[arg(value_name = "USER_ID", value_parser = user_id)]
+        user_id: ClerkId,
+
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take back a deletion whose erasure is held back
-    Cancel(Cancel),
+    Cancel {
+        /// Clerk's id of the user
+        #[arg(value_name = "USER_ID", value_parser = user_id)]
+        user_id: ClerkId,
+
+        /// Where there is no key to ask Clerk with: believe that it still knows the user
+        #[arg(long)]
+        force: bool,
+    },
     /// Print who was erased, to be kept apart from the backups
-    Export(Export),
+    Export {
+        /// Only who was erased here at this time or later, whenever Clerk deleted them: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+        #[arg(long, value_name = "TIME", value_parser = any_time)]
+        since: Option<DateTime<Utc>>,
+    },
     /// Erase everybody again on such a list, after a backup was restored
-    Replay(Replay),
-}
+    Replay {
+        /// The list; - is standard input
+        #[arg(value_name = "FILE")]
+        file: String,
 
-#[derive(Args)]
-struct Status {
-    /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = user_id)]
-    user_id: ClerkId,
-
-    /// Print it as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct Report {
-    /// Only those that were asked for longer ago than --days; exits with 1 if there are any
-    #[arg(long)]
-    overdue: bool,
-
-    /// How long an erasure may take
-    #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3650))]
-    days: u32,
-
-    /// Print them as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct Now {
-    /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = user_id)]
-    user_id: ClerkId,
-
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-}
-
-#[derive(Args)]
-struct Cancel {
-    /// Clerk's id of the user
-    #[arg(value_name = "USER_ID", value_parser = user_id)]
-    user_id: ClerkId,
-
-    /// Where there is no key to ask Clerk with: believe that it still knows the user
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Args)]
-struct Export {
-    /// Only who was erased here at this time or later, whenever Clerk deleted them: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
-    #[arg(long, value_name = "TIME", value_parser = any_time)]
-    since: Option<DateTime<Utc>>,
-}
-
-#[derive(Args)]
-struct Replay {
-    /// The list; - is standard input
-    #[arg(value_name = "FILE")]
-    file: String,
-
-    /// Print the summary as JSON
-    #[arg(long)]
-    json: bool,
+        /// Print the summary as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Erase {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         match (self.action, self.user_id) {
-            (Some(Action::Status(status)), _) => status.run(settings).await,
-            (Some(Action::Report(report)), _) => report.run(settings).await,
-            (Some(Action::Now(now)), _) => now.run(settings).await,
-            (Some(Action::Cancel(cancel)), _) => cancel.run(settings).await,
-            (Some(Action::Export(export)), _) => export.run(settings).await,
-            (Some(Action::Replay(replay)), _) => replay.run(settings).await,
-            (None, Some(id)) => {
-                // A word that was mistyped must not leave a tombstone and look like an erasure.
-                if !id.as_str().starts_with("user_") {
-                    return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
-                }
-                if !self.yes {
-                    confirm(&format!("Erase {id} for good?"))?;
-                }
-                let (config, store) = open(settings, false).await?;
-                let fate = erasure::erase(&*store, &id, &rules(&config), &clock()).await;
-                finish(&*store, &id, fate?).await
+            (Some(Action::Status { user_id, json }), _) => {
+                on_store(settings, true, async |_, store| status(store, &user_id, json).await).await
             }
+            (Some(Action::Report { overdue, days, json }), _) => {
+                on_store(settings, true, async |_, store| report(store, overdue, days, json).await).await
+            }
+            (Some(Action::Now { user_id, yes }), _) => erase(settings, &user_id, yes, true).await,
+            (Some(Action::Cancel { user_id, force }), _) => {
+                let cancelling =
+                    async |config: &Config, store: &dyn Store| cancel(config, store, &user_id, force).await;
+                on_store(settings, false, cancelling).await
+            }
+            (Some(Action::Export { since }), _) => {
+                let since = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
+                on_store(settings, true, async |_, store| export(store, since).await).await
+            }
+            (Some(Action::Replay { file, json }), _) => replay(settings, &file, json).await,
+            (None, Some(id)) => erase(settings, &id, self.yes, false).await,
             (None, None) => Err(Failure::usage("erase whom? Name the user's id, or see --help")),
         }
     }
 }
 
-impl Now {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        if !self.yes {
-            confirm(&format!("Erase {} for good, now?", self.user_id))?;
-        }
-        let (config, store) = open(settings, false).await?;
-        let fate = erasure::erase_now(&*store, &self.user_id, &rules(&config), &clock()).await;
-        finish(&*store, &self.user_id, fate?).await
+/// `now`: somebody whose erasure is held back.
+async fn erase(settings: &Settings, id: &ClerkId, yes: bool, now: bool) -> Result<(), Failure> {
+    // A word that was mistyped must not leave a tombstone and look like an erasure.
+    if !now && !id.as_str().starts_with("user_") {
+        return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
     }
+    if !yes {
+        confirm(&format!("Erase {id} for good{}?", if now { ", now" } else { "" }))?;
+    }
+    on_store(settings, false, async |config, store| {
+        let (rules, clock) = (rules(config), clock());
+        let fate = if now {
+            erasure::erase_now(store, id, &rules, &clock).await?
+        } else {
+            erasure::erase(store, id, &rules, &clock).await?
+        };
+        finish(store, id, fate).await
+    })
+    .await
 }
 
-impl Cancel {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, false).await?;
-        let id = &self.user_id;
-        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-        // Clerk is asked only about somebody who can be kept.
-        if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
-            self.ask_clerk(&config).await?;
-        }
-        let fate = erasure::cancel(&*store, id, &rules(&config), &clock()).await?;
-        if fate == Fate::Gone {
-            store.close().await;
-            return Err(Failure::failed(format!("{id} is erased: that cannot be taken back")));
-        }
-        finish(&*store, id, fate).await
+async fn cancel(config: &Config, store: &dyn Store, id: &ClerkId, force: bool) -> Result<(), Failure> {
+    let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
+    // Clerk is asked only about somebody who can be kept.
+    if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
+        ask_clerk(config, id, force).await?;
     }
+    let fate = erasure::cancel(store, id, &rules(config), &clock()).await?;
+    if fate == Fate::Gone {
+        return Err(Failure::failed(format!("{id} is erased: that cannot be taken back")));
+    }
+    finish(store, id, fate).await
+}
 
-    /// A user whom Clerk does not know any more would be here for ever.
-    async fn ask_clerk(&self, config: &Config) -> Result<(), Failure> {
-        let id = &self.user_id;
-        let Some(api) = open_api(config, None)? else {
-            if self.force {
-                return Ok(());
-            }
-            return Err(Failure::failed(format!(
-                "only Clerk knows whether {id} still exists there: set CLERK_SECRET_KEY, so that it can be asked, or say \
-                 --force if you are sure"
-            )));
-        };
-        let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields() };
-        let found = api.one(id, &reading, Persistence::INTERACTIVE).await;
-        if found.map_err(|error| Failure::from(&error))?.is_none() {
-            return Err(Failure::failed(format!(
-                "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
-            )));
+/// A user whom Clerk does not know any more would be here for ever.
+async fn ask_clerk(config: &Config, id: &ClerkId, force: bool) -> Result<(), Failure> {
+    let Some(api) = open_api(config, None)? else {
+        if force {
+            return Ok(());
         }
-        Ok(())
+        return Err(Failure::failed(format!(
+            "only Clerk knows whether {id} still exists there: set CLERK_SECRET_KEY, so that it can be asked, or say \
+             --force if you are sure"
+        )));
+    };
+    let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields() };
+    let found = api.one(id, &reading, Persistence::INTERACTIVE).await;
+    if found.map_err(|error| Failure::from(&error))?.is_none() {
+        return Err(Failure::failed(format!(
+            "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
+        )));
     }
+    Ok(())
 }
 
 /// Say what became of a user; the exit code is 0 if it is what was asked for.
 async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failure> {
     let receipts = store.receipts_of(id).await?;
     let open = receipts.iter().filter(|receipt| receipt.completed_at.is_none()).count() as u64;
-    store.close().await;
     match fate {
         Fate::Erased => say!("{id} is erased here."),
         Fate::Held(until) => say!(
             "{id} is marked as deleted, and will be erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
              takes it back.",
-            shown(until)
+            rfc3339(until)
         ),
         Fate::Unknown => say!(
             "{id} was not here, so that there was nothing to erase. A tombstone was made: if they ever come, they are not let in."
@@ -241,118 +226,90 @@ async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failu
     Ok(())
 }
 
-impl Status {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (_, store) = open(settings, true).await?;
-        let id = &self.user_id;
-        let receipts = store.receipts_of(id).await?;
-        let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-        store.close().await;
-        let register = known.registers.get(id);
-        let held_until = register.and_then(|register| register.held_until);
-        let is_deleted = register.is_some_and(|register| register.deleted);
-        let is_open = |destination: &str| {
-            receipts.iter().any(|of| of.destination == destination && of.completed_at.is_none())
-        };
-        let state = match (is_deleted, held_until) {
-            (true, _) if receipts.iter().any(|receipt| receipt.completed_at.is_none()) => "erasing",
-            (true, _) => "erased",
-            (false, Some(_)) => "held",
-            (false, None) if register.is_some() || known.users.contains_key(id) => "here",
-            (false, None) => "unknown",
-        };
-        if self.json {
-            let status = json!({
-                "clerk_id": id.as_str(), "state": state, "held_until": held_until,
-                "receipts": receipts.iter().map(as_json).collect::<Vec<_>>(),
-            });
-            say!("{status}");
-        } else {
-            match (state, held_until) {
-                ("unknown", _) => {}
-                (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", shown(until)),
-                ("erasing", _) if is_open(Receipt::DATABASE) => {
-                    say!("{id}: to be erased, but the row is not known to be gone");
-                }
-                ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
-                ("here", _) => say!("{id}: not deleted"),
-                (state, _) => say!("{id}: {state}"),
-            }
-            table(&receipts, false);
+async fn status(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failure> {
+    let receipts = store.receipts_of(id).await?;
+    let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
+    let register = known.registers.get(id);
+    let held_until = register.and_then(|register| register.held_until);
+    let is_deleted = register.is_some_and(|register| register.deleted);
+    let open: Vec<&Receipt> = receipts.iter().filter(|receipt| receipt.completed_at.is_none()).collect();
+    let state = match held_until {
+        _ if is_deleted && !open.is_empty() => "erasing",
+        _ if is_deleted => "erased",
+        Some(_) => "held",
+        None if register.is_some() || known.users.contains_key(id) => "here",
+        None => "unknown",
+    };
+    if json {
+        let receipts: Vec<_> = receipts.iter().map(as_json).collect();
+        say!(
+            "{}",
+            json!({ "clerk_id": id.as_str(), "state": state, "held_until": held_until, "receipts": receipts })
+        );
+    } else {
+        let is_stuck = open.iter().any(|receipt| receipt.destination == Receipt::DATABASE);
+        match (state, held_until) {
+            ("unknown", _) => {}
+            (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", rfc3339(until)),
+            ("erasing", _) if is_stuck => say!("{id}: to be erased, but the row is not known to be gone"),
+            ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
+            ("here", _) => say!("{id}: not deleted"),
+            (state, _) => say!("{id}: {state}"),
         }
-        if state == "unknown" { Err(never_heard_of(id)) } else { Ok(()) }
+        if !receipts.is_empty() {
+            show(&receipts);
+        }
     }
+    if state == "unknown" { Err(never_heard_of(id)) } else { Ok(()) }
 }
 
-impl Report {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (_, store) = open(settings, true).await?;
-        let before = self.overdue.then(|| clock()() - TimeDelta::days(self.days.into()));
-        let mut open: Vec<Receipt> = Vec::new();
-        loop {
-            let page = store.open_receipts(before, open.last(), PAGE).await?;
-            if page.is_empty() {
-                break;
-            }
-            open.extend(page);
+async fn report(store: &dyn Store, overdue: bool, days: u32, json: bool) -> Result<(), Failure> {
+    let before = overdue.then(|| clock()() - TimeDelta::days(days.into()));
+    let mut open: Vec<Receipt> = Vec::new();
+    loop {
+        let page = store.open_receipts(before, open.last(), PAGE).await?;
+        if page.is_empty() {
+            break;
         }
-        store.close().await;
-        if self.json {
-            say!("{}", Value::Array(open.iter().map(as_json).collect()));
-        } else if open.is_empty() {
-            say!(
-                "{}",
-                if self.overdue { "None is overdue." } else { "Every erasure is confirmed everywhere." }
-            );
-        } else {
-            table(&open, true);
-        }
-        if self.overdue && !open.is_empty() {
-            return Err(Failure::failed(format!(
-                "{} not confirmed after {}",
-                count(open.len() as u64, "erasure is", "erasures are"),
-                count(self.days.into(), "day", "days")
-            )));
-        }
-        Ok(())
+        open.extend(page);
     }
+    if json {
+        say!("{}", Value::Array(open.iter().map(as_json).collect()));
+    } else if open.is_empty() {
+        say!("{}", if overdue { "None is overdue." } else { "Every erasure is confirmed everywhere." });
+    } else {
+        show(&open);
+    }
+    if overdue && !open.is_empty() {
+        return Err(Failure::failed(format!(
+            "{} not confirmed after {}",
+            count(open.len() as u64, "erasure is", "erasures are"),
+            count(days.into(), "day", "days")
+        )));
+    }
+    Ok(())
 }
 
-impl Export {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (_, store) = open(settings, true).await?;
-        let since = self.since.unwrap_or(DateTime::<Utc>::MIN_UTC);
-        let mut out = std::io::stdout().lock();
-        // A list that is cut off must not look complete: every line counts.
-        let mut write = |line: String| {
-            let cut_off = |error| Failure::failed(format!("the list is cut off: {}", unreadable(&error)));
-            writeln!(out, "{}", plain(&line)).map_err(cut_off)
-        };
-        let written = erasure::export(&*store, since, &mut write).await;
-        drop(out);
-        store.close().await;
-        written
-    }
+async fn export(store: &dyn Store, since: DateTime<Utc>) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    // A list that is cut off must not look complete: every line counts.
+    let mut write = |line: String| {
+        let cut_off = |error| Failure::failed(format!("the list is cut off: {}", unreadable(&error)));
+        writeln!(out, "{}", plain(&line)).map_err(cut_off)
+    };
+    erasure::export(store, since, &mut write).await
 }
 
-impl Replay {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let mut text = String::new();
-        let read = match self.file.as_str() {
-            "-" => stdin().read_to_string(&mut text).map(|_| ()),
-            path => fs::read_to_string(path).map(|read| text = read),
-        };
-        read.map_err(|error| {
-            Failure::usage(format!("the list {} cannot be read: {}", self.file, unreadable(&error)))
-        })?;
-        let list = erasure::read_list(&text).map_err(|trouble| {
-            Failure::usage(format!("the list {} cannot be used: {trouble}; nothing was changed", self.file))
-        })?;
-        let (config, store) = open(settings, false).await?;
-        let replayed = erasure::replay(&*store, &list, &rules(&config), &clock()).await;
-        store.close().await;
-        let replayed = replayed?;
-        if self.json {
+async fn replay(settings: &Settings, file: &str, json: bool) -> Result<(), Failure> {
+    let read = if file == "-" { read_to_string(stdin()) } else { fs::read_to_string(file) };
+    let text = read
+        .map_err(|error| Failure::usage(format!("the list {file} cannot be read: {}", unreadable(&error))))?;
+    let list = erasure::read_list(&text).map_err(|trouble| {
+        Failure::usage(format!("the list {file} cannot be used: {trouble}; nothing was changed"))
+    })?;
+    on_store(settings, false, async |config, store| {
+        let replayed = erasure::replay(store, &list, &rules(config), &clock()).await?;
+        if json {
             say!("{}", serde_json::to_string(&replayed).unwrap_or_default());
         } else {
             say!("{}", config.database.place());
@@ -373,7 +330,8 @@ impl Replay {
             )));
         }
         Ok(())
-    }
+    })
+    .await
 }
 
 fn as_json(receipt: &Receipt) -> Value {
@@ -387,20 +345,17 @@ fn as_json(receipt: &Receipt) -> Value {
     })
 }
 
-fn table(receipts: &[Receipt], with_users: bool) {
-    for receipt in receipts {
-        let user = if with_users { format!("{}  ", word(receipt.clerk_id.as_str())) } else { String::new() };
-        let completed = receipt.completed_at.map_or_else(|| "open".to_owned(), shown);
-        say!(
-            "{user}{:<16}  asked for {}  completed {completed:<20}  attempts {}  {}",
-            receipt.destination,
-            shown(receipt.requested_at),
-            receipt.attempts,
-            word(receipt.last_error.as_deref().unwrap_or_default()),
-        );
-    }
-}
-
-fn shown(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%dT%H:%M:%SZ").to_string()
+fn show(receipts: &[Receipt]) {
+    let row = |receipt: &Receipt| {
+        [
+            receipt.clerk_id.to_string(),
+            receipt.destination.clone(),
+            rfc3339(receipt.requested_at),
+            receipt.completed_at.map_or_else(|| "open".to_owned(), rfc3339),
+            receipt.attempts.to_string(),
+            receipt.last_error.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = receipts.iter().map(row).collect();
+    table(["USER", "DESTINATION", "ASKED FOR", "COMPLETED", "ATTEMPTS", "ERROR"], &rows);
 }

@@ -27,13 +27,7 @@ pub(super) struct Healthcheck {
 impl Healthcheck {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         // `serve` and `worker` both have the private listener.
-        let listener = resolve(settings)?.admin_listen;
-        if listener.port() == 0 {
-            return Err(Failure::usage(
-                "ADMIN_PORT is 0, a free port that only the service knows: name a port",
-            ));
-        }
-        let listener = Listener::new(listener)?;
+        let listener = Listener::new(resolve(settings)?.admin_listen)?;
         let path = if self.live { "livez" } else { "readyz" };
         let mut answer = listener.ask(path).await.map_err(|_| {
             Failure::unreachable(format!("no answer from {}: is clerk-sync running there?", listener.address))

@@ -3,7 +3,7 @@
 use chrono_tz::Tz;
 use clap::{Args, Subcommand};
 
-use super::{Failure, clock, explained, open_store, resolve, rules, say, service::init_log};
+use super::{Failure, ask, clock, open_store, resolve, rules, say, service::init_log, terminal::counted};
 use crate::{
     config::{Config, Settings},
     entity,
@@ -116,16 +116,10 @@ impl Migrate {
         };
         let config = resolve(settings)?;
         init_log(&config)?;
-        let store = match open_store(&config).await {
-            Ok(store) => store,
-            Err(error) => return Err(explained(&config.database, error).await),
-        };
+        let store = ask(&config.database, open_store(&config, false)).await?;
         match action {
             None => {
-                let applied = match store.migrate().await {
-                    Ok(applied) => applied,
-                    Err(error) => return Err(explained(&config.database, error).await),
-                };
+                let applied = ask(&config.database, store.migrate()).await?;
                 for migration in &applied {
                     say!("applied  {}", migration.name);
                 }
@@ -234,15 +228,7 @@ fn report(tally: &Tally, wish: &Wish) {
 
 /// How many, and the first of them by name.
 fn people(named: &Named, what: &str) {
-    if named.users == 0 {
-        return;
-    }
-    say!("{:>9}  {what}", named.users);
-    for id in &named.ids {
-        say!("           {id}");
-    }
-    let others = named.users - named.ids.len() as u64;
-    if others > 0 {
-        say!("           and {others} more");
+    if named.users > 0 {
+        counted(named.users, what, &named.ids);
     }
 }

@@ -3,12 +3,16 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, backfill::nouns, confirm, count, noun, open, say};
+use super::{
+    Failure,
+    backfill::{nouns, objects},
+    confirm, noun, on_store, say,
+};
 use crate::{
     config::{FieldsOfKinds, Settings},
     entity::USER,
-    model::Entity,
-    store::StoreError,
+    model::{Entity, Selection},
+    store::{Store, StoreError},
     sync::minimize::{Minimized, minimize},
 };
 
@@ -30,60 +34,59 @@ pub(super) struct Minimize {
 
 impl Minimize {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, self.dry_run).await?;
-        let each = async |dry_run| {
-            let mut each = Vec::new();
-            for entity in config.selection.entities() {
-                let keep = config.selection.fields(entity);
-                each.push((entity, minimize(&*store, entity, keep, dry_run).await?));
-            }
-            Ok::<_, StoreError>(each)
-        };
+        on_store(settings, self.dry_run, async |config, store| self.clear(&config.selection, store).await)
+            .await
+    }
+
+    async fn clear(&self, selection: &Selection, store: &dyn Store) -> Result<(), Failure> {
         if !self.dry_run && !self.yes {
-            let would = each(true).await?;
+            let would = each(selection, store, true).await?;
             let would: Vec<_> = would.iter().filter(|(_, would)| would.rows > 0).collect();
             if !would.is_empty() {
                 let of = would.iter().map(|(entity, would)| {
                     format!(
                         "of {} what {} does not name: {}",
-                        rows(entity, would.rows),
-                        variable(entity),
-                        columns(would)
+                        objects(would.rows, entity),
+                        FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS"),
+                        columns(would).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
                     )
                 });
                 confirm(&format!("Clear for good, {}?", of.collect::<Vec<_>>().join("; ")))?;
             }
         }
-        let each = each(self.dry_run).await?;
+        let each = each(selection, store, self.dry_run).await?;
         if !self.dry_run && each.iter().any(|(_, minimized)| minimized.rows > 0) {
             // What was cleared must not stay in the file either.
             store.compact(u64::MAX, None).await?;
         }
-        store.close().await;
         if self.json {
             say!("{}", json(&each, self.dry_run));
         } else {
-            self.tell(&each);
+            let what = if self.dry_run { "would lose something" } else { "lost something" };
+            for (entity, minimized) in &each {
+                for (name, count) in columns(minimized) {
+                    say!("{count:>9}  {name}");
+                }
+                let (one, many) = nouns(entity);
+                say!("{:>9}  {} {what}", minimized.rows, noun(minimized.rows, &one, &many));
+            }
         }
         match each.iter().find(|(_, minimized)| minimized.refused > 0) {
             None => Ok(()),
             Some((entity, minimized)) => Err(Failure::failed(format!(
                 "{} left alone, because a constraint or trigger of the application refuses",
-                rows(entity, minimized.refused)
+                objects(minimized.refused, entity)
             ))),
         }
     }
+}
 
-    fn tell(&self, each: &[Of]) {
-        let what = if self.dry_run { "would lose something" } else { "lost something" };
-        for (entity, minimized) in each {
-            for (name, count) in minimized.columns.iter().filter(|(_, count)| *count > 0) {
-                say!("{count:>9}  {name}");
-            }
-            let (one, many) = nouns(entity);
-            say!("{:>9}  {} {what}", minimized.rows, noun(minimized.rows, &one, &many));
-        }
+async fn each(selection: &Selection, store: &dyn Store, dry_run: bool) -> Result<Vec<Of>, StoreError> {
+    let mut each = Vec::new();
+    for entity in selection.entities() {
+        each.push((entity, minimize(store, entity, selection.fields(entity), dry_run).await?));
     }
+    Ok(each)
 }
 
 /// What became of the rows of a kind.
@@ -107,18 +110,7 @@ fn json(each: &[Of], dry_run: bool) -> Value {
     all
 }
 
-fn rows(entity: &Entity, number: u64) -> String {
-    let (one, many) = nouns(entity);
-    count(number, &one, &many)
-}
-
-/// The variable that holds the allow-list of a kind.
-fn variable(entity: &Entity) -> &'static str {
-    FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS")
-}
-
-/// The names of the columns that have something to clear.
-fn columns(would: &Minimized) -> String {
-    let names = would.columns.iter().filter(|(_, count)| *count > 0).map(|(name, _)| *name);
-    names.collect::<Vec<_>>().join(", ")
+/// The columns that have something to clear, and in how many rows.
+fn columns(of: &Minimized) -> impl Iterator<Item = (&'static str, u64)> {
+    of.columns.iter().copied().filter(|(_, count)| *count > 0)
 }

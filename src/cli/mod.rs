@@ -28,9 +28,7 @@ mod stats;
 mod terminal;
 mod worker;
 
-use std::{
-    fmt, io, net::SocketAddr, num::NonZeroU32, path::Path, process::ExitCode, sync::Arc, time::Duration,
-};
+use std::{io, net::SocketAddr, num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use chrono::{TimeDelta, Utc};
@@ -38,10 +36,10 @@ use clap::{
     CommandFactory, FromArgMatches, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpStream, lookup_host},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::timeout,
 };
 
@@ -239,7 +237,8 @@ fn command_line() -> clap::Command {
 }
 
 /// Why a command did not do what it should, and the exit code that says so.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct Failure {
     code: u8,
     message: String,
@@ -247,6 +246,7 @@ pub struct Failure {
 
 impl Failure {
     const FAILED: u8 = 1;
+    const USAGE: u8 = 2;
     const UNREACHABLE: u8 = 69;
     const CONFIGURATION: u8 = 78;
 
@@ -259,21 +259,13 @@ impl Failure {
     }
 
     fn usage(message: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into() }
+        Self { code: Self::USAGE, message: message.into() }
     }
 
     fn configuration(message: impl Into<String>) -> Self {
         Self { code: Self::CONFIGURATION, message: message.into() }
     }
 }
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 impl From<Mistakes> for Failure {
     fn from(mistakes: Mistakes) -> Self {
@@ -283,22 +275,24 @@ impl From<Mistakes> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        match error.trouble {
-            _ if error.is_closed_door() => Self::configuration(error.to_string()),
-            Trouble::Unavailable => Self::unreachable(error.to_string()),
-            Trouble::Schema => Self::configuration(error.to_string()),
-            _ => Self::failed(error.to_string()),
-        }
+        let code = match error.trouble {
+            _ if error.is_closed_door() => Self::CONFIGURATION,
+            Trouble::Unavailable => Self::UNREACHABLE,
+            Trouble::Schema => Self::CONFIGURATION,
+            _ => Self::FAILED,
+        };
+        Self { code, message: error.to_string() }
     }
 }
 
 impl From<&ApiError> for Failure {
     fn from(error: &ApiError) -> Self {
-        match error {
-            ApiError::Unreachable { .. } => Self::unreachable(error.to_string()),
-            ApiError::KeyRefused { .. } => Self::configuration(error.to_string()),
-            _ => Self::failed(error.to_string()),
-        }
+        let code = match error {
+            ApiError::Unreachable { .. } => Self::UNREACHABLE,
+            ApiError::KeyRefused { .. } => Self::CONFIGURATION,
+            _ => Self::FAILED,
+        };
+        Self { code, message: error.to_string() }
     }
 }
 
@@ -315,6 +309,12 @@ impl From<&CatchUpTrouble> for Failure {
     }
 }
 
+impl From<CatchUpTrouble> for Failure {
+    fn from(trouble: CatchUpTrouble) -> Self {
+        Self::from(&trouble)
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
@@ -327,14 +327,39 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Wait until somebody wants us to stop; gives the exit code that says who.
-async fn asked_to_stop() -> u8 {
-    let listening = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    // Where signals cannot be listened for they end the process by themselves.
-    let (Ok(mut interrupt), Ok(mut terminate)) = listening else { return std::future::pending().await };
+/// The signals by which somebody wants us to stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        Ok(Self {
+            interrupt: interrupt.context("SIGINT cannot be listened for")?,
+            terminate: terminate.context("SIGTERM cannot be listened for")?,
+        })
+    }
+
+    /// The name of the next one, and the exit code that says so.
+    async fn next(&mut self) -> (&'static str, u8) {
+        tokio::select! {
+            _ = self.interrupt.recv() => ("SIGINT", 130),
+            _ = self.terminate.recv() => ("SIGTERM", 143),
+        }
+    }
+}
+
+/// Do this, unless somebody wants us to stop before it is done: then this is said, and the exit code says who.
+async fn unless_stopped<T>(
+    work: impl Future<Output = T>,
+    message: impl FnOnce() -> String,
+) -> Result<T, Failure> {
+    let mut signals = Signals::listen()?;
     tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
+        done = work => Ok(done),
+        (_, code) = signals.next() => Err(Failure { code, message: message() }),
     }
 }
 
@@ -342,45 +367,36 @@ fn clock() -> Clock {
     Arc::new(Utc::now)
 }
 
-/// Open the store that the configuration names.
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(match &config.database {
-        Database::Postgres { url } => Arc::new(postgres_store(config, url)?),
-        Database::Sqlite { path } => Arc::new(sqlite::Sqlite::open(sqlite_options(config, path)).await?),
-    })
-}
-
-/// The same only to be looked at: of SQLite no file is made, and none is changed.
-fn look(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(match &config.database {
-        Database::Postgres { url } => Arc::new(postgres_store(config, url)?),
-        Database::Sqlite { path } => Arc::new(sqlite::Sqlite::look(sqlite_options(config, path))?),
-    })
-}
-
-fn postgres_store(config: &Config, url: &SecretString) -> Result<postgres::Postgres, StoreError> {
-    let connect = url
-        .expose_secret()
-        .parse()
-        .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
-    let store = postgres::Postgres::new(postgres::Options {
-        connect,
-        schema: config.database_schema.clone(),
-        max_connections: config.database_max_connections,
-        anonymize_columns: config.anonymize_columns.clone(),
-        kinds: entity::ALL,
-        unique_email: config.unique_email,
-    });
-    Ok(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store })
-}
-
-fn sqlite_options(config: &Config, path: &Path) -> sqlite::Options {
-    sqlite::Options {
-        path: path.to_owned(),
-        max_connections: config.database_max_connections,
-        anonymize_columns: config.anonymize_columns.clone(),
-        kinds: entity::ALL,
-        unique_email: config.unique_email,
+/// Open the store that the configuration names. `to_look`: only to be looked at, so that of SQLite no file is made or changed.
+async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, StoreError> {
+    match &config.database {
+        Database::Postgres { url } => {
+            let connect = url
+                .expose_secret()
+                .parse()
+                .map_err(|_| StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned()))?;
+            let store = postgres::Postgres::new(postgres::Options {
+                connect,
+                schema: config.database_schema.clone(),
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+                kinds: entity::ALL,
+                unique_email: config.unique_email,
+            });
+            Ok(Arc::new(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store }))
+        }
+        Database::Sqlite { path } => {
+            let options = sqlite::Options {
+                path: path.clone(),
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+                kinds: entity::ALL,
+                unique_email: config.unique_email,
+            };
+            let store =
+                if to_look { sqlite::Sqlite::look(options) } else { sqlite::Sqlite::open(options).await };
+            Ok(Arc::new(store?))
+        }
     }
 }
 
@@ -393,6 +409,17 @@ async fn explained(database: &Database, error: StoreError) -> Failure {
         failure.message = format!("{}: {why}", failure.message);
     }
     failure
+}
+
+/// What the database answers to a command; else why the command cannot use it.
+async fn ask<T>(
+    database: &Database,
+    question: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Failure> {
+    match question.await {
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(explained(database, error).await),
+    }
 }
 
 /// Why a server cannot be reached, without its user, its password or the driver's words.
@@ -435,11 +462,21 @@ async fn catch_up(
 ) -> Result<CatchUp, Failure> {
     let config = settings.resolve(Needs { secret_key: true, ..Needs::default() })?;
     service::init_log(&config)?;
-    let api = open_api(&config, rate)?.context("there is no key")?;
     let store = if read_only { existing(&config, true).await? } else { migrated(&config).await? };
     let rules = Rules { emit, ..rules(&config) };
+    Ok(catching_up(&config, &store, rules, rate)?.context("there is no key")?)
+}
+
+/// What asks Clerk, if there is a key to its API.
+fn catching_up(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    rules: Rules,
+    rate: Option<NonZeroU32>,
+) -> Result<Option<CatchUp>, Failure> {
+    let Some(api) = open_api(config, rate)? else { return Ok(None) };
     let instance = Instance { pin: Pin::of(config.instance_id.as_deref()), may_change: false };
-    Ok(CatchUp { store, api, rules, clock: clock(), instance })
+    Ok(Some(CatchUp { store: Arc::clone(store), api, rules, clock: clock(), instance }))
 }
 
 /// The store with its tables, for commands that look at what is here or take something away.
@@ -450,20 +487,24 @@ async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn S
     Ok((config, store))
 }
 
+/// Run a command on the store that is there, and close the store whatever came of it.
+async fn on_store(
+    settings: &Settings,
+    read_only: bool,
+    run: impl AsyncFnOnce(&Config, &dyn Store) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (config, store) = open(settings, read_only).await?;
+    let result = run(&config, &*store).await;
+    store.close().await;
+    result
+}
+
 /// The store, its tables brought up to date.
 async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
-    let prepare = async {
-        let store = open_store(config).await?;
-        store.migrate().await?;
-        Ok(store)
-    };
-    match prepare.await {
-        Ok(store) => {
-            service::warn_of_hidden_rows(&*store).await;
-            Ok(store)
-        }
-        Err(error) => Err(explained(&config.database, error).await),
-    }
+    let store = ask(&config.database, open_store(config, false)).await?;
+    ask(&config.database, store.migrate()).await?;
+    service::warn_of_hidden_rows(&*store).await;
+    Ok(store)
 }
 
 /// The store, if its tables are there and those of this version. Nothing is made: an erasure in a database, or a schema, that
@@ -477,15 +518,8 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
             path.display()
         )));
     }
-    let looking = async {
-        let store = look(config)?;
-        let status = store.migration_status().await?;
-        Ok((store, status))
-    };
-    let (store, status) = match looking.await {
-        Ok(looked) => looked,
-        Err(error) => return Err(explained(&config.database, error).await),
-    };
+    let store = ask(&config.database, open_store(config, true)).await?;
+    let status = ask(&config.database, store.migration_status()).await?;
     let applied = status.iter().filter(|one| one.applied).count();
     if read_only && applied == status.len() {
         service::warn_of_hidden_rows(&*store).await;
@@ -496,18 +530,19 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
         // There is nothing to apply: it only looks whether the tables are such as we may write to.
         return migrated(config).await;
     }
-    let place = config.database.place();
-    Err(Failure::configuration(match &config.database {
-        _ if applied > 0 => "migrations are pending: run `clerk-sync migrate` first".to_owned(),
-        Database::Sqlite { .. } => format!(
-            "there are no tables of clerk-sync in {place}: is DATABASE_URL that of the service? `clerk-sync migrate` makes them"
-        ),
-        Database::Postgres { .. } => format!(
-            "there are no tables of clerk-sync in {place}, schema {}: are DATABASE_URL and DATABASE_SCHEMA those of the \
-             service? `clerk-sync migrate` makes them",
-            config.database_schema
-        ),
-    }))
+    if applied > 0 {
+        return Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"));
+    }
+    let (schema, variables) = match &config.database {
+        Database::Sqlite { .. } => (String::new(), "is DATABASE_URL that"),
+        Database::Postgres { .. } => {
+            (format!(", schema {}", config.database_schema), "are DATABASE_URL and DATABASE_SCHEMA those")
+        }
+    };
+    Err(Failure::configuration(format!(
+        "there are no tables of clerk-sync in {}{schema}: {variables} of the service? `clerk-sync migrate` makes them",
+        config.database.place()
+    )))
 }
 
 /// Clerk's Backend API, if there is a key to it.
@@ -561,20 +596,6 @@ fn never_heard_of(id: &ClerkId) -> Failure {
     Failure::failed(format!(
         "nothing is known here of {id}: neither a user, nor a tombstone, nor anything in the audit trail"
     ))
-}
-
-/// An amount of bytes, for people.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    let mut tenths = bytes.saturating_mul(10);
-    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    // A first decimal says something only of small numbers.
-    let decimal = if unit > 0 && tenths < 100 { format!(".{}", tenths % 10) } else { String::new() };
-    format!("{}{decimal} {}", tenths / 10, UNITS[unit])
 }
 
 /// A number with its word.

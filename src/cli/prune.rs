@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Failure, clock, open, say, service::keep};
+use super::{Failure, clock, on_store, say, service::keep};
 use crate::{
     config::Settings,
     work::retention::{old_rows, prune},
@@ -22,33 +22,34 @@ pub(super) struct Prune {
 
 impl Prune {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, self.dry_run).await?;
-        let (keep, now) = (keep(&config), clock()());
-        let mut trouble = None;
-        let rows = if self.dry_run {
-            old_rows(&*store, &keep, now).await?
-        } else {
-            let mut rows = Vec::new();
-            for (kind, pruned) in prune(&*store, &keep, now, None).await {
-                match pruned {
-                    Ok(pruned) => rows.push((kind, pruned)),
-                    Err(error) => trouble = Some(error),
+        on_store(settings, self.dry_run, async |config, store| {
+            let (keep, now) = (keep(config), clock()());
+            let mut trouble = None;
+            let rows = if self.dry_run {
+                old_rows(store, &keep, now).await?
+            } else {
+                let mut rows = Vec::new();
+                for (kind, pruned) in prune(store, &keep, now, None).await {
+                    match pruned {
+                        Ok(pruned) => rows.push((kind, pruned)),
+                        Err(error) => trouble = Some(error),
+                    }
+                }
+                store.compact(u64::MAX, None).await?;
+                rows
+            };
+            if self.json {
+                let counts: serde_json::Map<_, _> =
+                    rows.iter().map(|(kind, rows)| (kind.name().to_owned(), (*rows).into())).collect();
+                say!("{}", serde_json::json!({ "dry_run": self.dry_run, "rows": counts }));
+            } else {
+                let what = if self.dry_run { "would go from" } else { "gone from" };
+                for (kind, rows) in rows {
+                    say!("{rows:>9}  {what} {}", kind.name());
                 }
             }
-            store.compact(u64::MAX, None).await?;
-            rows
-        };
-        store.close().await;
-        if self.json {
-            let counts: serde_json::Map<_, _> =
-                rows.iter().map(|(kind, rows)| (kind.name().to_owned(), (*rows).into())).collect();
-            say!("{}", serde_json::json!({ "dry_run": self.dry_run, "rows": counts }));
-        } else {
-            let what = if self.dry_run { "would go from" } else { "gone from" };
-            for (kind, rows) in rows {
-                say!("{rows:>9}  {what} {}", kind.name());
-            }
-        }
-        trouble.map_or(Ok(()), |error| Err(error.into()))
+            trouble.map_or(Ok(()), |error| Err(error.into()))
+        })
+        .await
     }
 }

@@ -6,10 +6,11 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::{
-    Failure, asked_to_stop,
-    backfill::{any_kind, chosen, left_out_text, nouns, off},
+    Failure,
+    backfill::{any_kind, chosen, left_out_text, nouns, objects, off},
     catch_up, count, noun, rate, say,
-    terminal::word,
+    terminal::counted,
+    unless_stopped,
 };
 use crate::{
     config::Settings,
@@ -72,17 +73,11 @@ impl Reconcile {
         let (one, many) = nouns(entity);
         let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
         let (tell, hear) = watch::channel(0);
-        let report = tokio::select! {
-            report = reconcile(context, entity, options, tell) => report,
-            code = asked_to_stop() => {
-                let message = format!(
-                    "interrupted at {}; what was mended stays, and another run begins anew",
-                    count(*hear.borrow(), &one, &many)
-                );
-                return Err(Failure { code, message });
-            }
+        let interrupted = || {
+            let seen = objects(*hear.borrow(), entity);
+            format!("interrupted at {seen}; what was mended stays, and another run begins anew")
         };
-        let report = report.map_err(|trouble| Failure::from(&trouble))?;
+        let report = unless_stopped(reconcile(context, entity, options, tell), interrupted).await??;
         if self.json {
             let mut json = serde_json::to_value(&report).unwrap_or_default();
             json["entity"] = entity.kind.into();
@@ -105,7 +100,7 @@ impl Reconcile {
         if report.unmended > 0 {
             return Ok(Some(format!(
                 "{} could not be mended: newer here by the register",
-                count(report.unmended, &one, &many)
+                objects(report.unmended, entity)
             )));
         }
         if self.dry_run && report.has_drift() {
@@ -129,13 +124,7 @@ impl Reconcile {
                     "about to be erased here, but alive at Clerk: `clerk-sync erase cancel` takes that back"
                 }
             };
-            say!("{:>9}  {meaning}", drift.users);
-            for id in &drift.ids {
-                say!("           {}", word(id));
-            }
-            if drift.users > drift.ids.len() as u64 {
-                say!("           …");
-            }
+            counted(drift.users, meaning, &drift.ids);
         }
         if report.touched > 0 {
             say!(

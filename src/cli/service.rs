@@ -1,20 +1,18 @@
 //! `serve`: the service, from its configuration to its last answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
 use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    signal::unix::{SignalKind, signal},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, clock, diagnosis, notify, open_api, open_store, rules, sinks};
+use super::{Failure, Signals, catching_up, clock, diagnosis, notify, open_store, rules, sinks};
 use crate::{
     clerk::{addresses, sample, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -22,8 +20,7 @@ use crate::{
     model::Idle,
     store::{Missing, Readiness, Store, StoreError, Trouble},
     sync::{
-        Clock, Committer, Lanes, Limits, Pace, Rules,
-        catch_up::{CatchUp, Instance},
+        Committer, Lanes, Limits, Pace,
         drain::BATCH,
         ensure::Ensure,
         instance::{Gate, Pin},
@@ -71,17 +68,21 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = settings.resolve(Needs::SERVE)?;
-        init_log(&config)?;
-        let destinations = sinks::destinations(&config)?;
-        let store = wait_for_store(&config, !self.no_migrate).await?;
-        warn_of_origin(&config, &*store).await;
-        warn_of_hidden_rows(&*store).await;
         let role = if self.no_worker { Role::Receive } else { Role::Both };
-        let service = Service::start_as(role, &config, store, Limits::default(), destinations)?;
-        service.say_where(&config, service.state().await);
-        service.run_until_asked_to_stop().await
+        run(role, &settings.resolve(Needs::SERVE)?, !self.no_migrate).await
     }
+}
+
+/// Be the service, in this role, until somebody wants us to stop.
+pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<(), Failure> {
+    init_log(config)?;
+    let destinations = sinks::destinations(config)?;
+    let store = wait_for_store(config, migrate).await?;
+    warn_of_origin(config, &*store).await;
+    warn_of_hidden_rows(&*store).await;
+    let service = Service::start(role, config, store, Limits::default(), destinations)?;
+    service.announce(config).await;
+    service.run_until_asked_to_stop().await
 }
 
 /// What a process does with webhooks.
@@ -139,7 +140,7 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
 
 /// Made-up people are for trying things out; whoever runs a service on their database has probably not meant it. Nor that
 /// events come from another instance of Clerk than the users so far.
-pub(super) async fn warn_of_origin(config: &Config, store: &dyn Store) {
+async fn warn_of_origin(config: &Config, store: &dyn Store) {
     let Some(origin) = store.origin().await.ok().flatten() else { return };
     if let Pin::Only(pinned) = Pin::of(config.instance_id.as_deref())
         && pinned != origin.instance
@@ -168,7 +169,7 @@ pub(super) async fn warn_of_hidden_rows(store: &dyn Store) {
 /// Migrations take as long as they take; whether the server answers at all is known in time.
 async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     let reach = async {
-        let store = open_store(config).await?;
+        let store = open_store(config, false).await?;
         let readiness = store.ready().await?;
         Ok((store, readiness))
     };
@@ -205,22 +206,6 @@ pub struct Service {
 }
 
 impl Service {
-    /// Start everything on a store that is ready.
-    ///
-    /// # Errors
-    /// If an address cannot be listened on.
-    ///
-    /// # Panics
-    /// Outside a runtime of tokio.
-    pub fn start(
-        config: &Config,
-        store: Arc<dyn Store>,
-        limits: Limits,
-        destinations: Vec<Destination>,
-    ) -> Result<Self, Failure> {
-        Self::start_as(Role::Both, config, store, limits, destinations)
-    }
-
     /// Start what this role needs.
     ///
     /// # Errors
@@ -229,7 +214,7 @@ impl Service {
     /// # Panics
     /// Outside a runtime of tokio.
     #[expect(clippy::too_many_lines, reason = "one thing after the other, and none of them long")]
-    pub fn start_as(
+    pub fn start(
         role: Role,
         config: &Config,
         store: Arc<dyn Store>,
@@ -240,9 +225,8 @@ impl Service {
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
         let receives = role != Role::Work;
         let public = receives.then(|| listen(config.listen, "HOST and PORT")).transpose()?;
-        let private = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
-        let public_address = public.as_ref().map(local_address).transpose()?;
-        let private_address = local_address(&private)?;
+        let (private, private_address) = listen(config.admin_listen, "ADMIN_HOST and ADMIN_PORT")?;
+        let public_address = public.as_ref().map(|(_, address)| *address);
         let limits = if receives { limits } else { Limits { lanes: Some(0), ..limits } };
 
         telemetry::begin_tracing();
@@ -254,7 +238,7 @@ impl Service {
         let started_at = clock();
         let shutdown = CancellationToken::new();
         let rules = rules(config);
-        let catch_up_context = catch_up(config, &store, &rules, &clock)?;
+        let catch_up_context = catching_up(config, &store, rules.clone(), None)?;
         let answers = Answers::default();
         let told: Vec<String> =
             destinations.iter().map(|destination| destination.subscription.sink.clone()).collect();
@@ -281,16 +265,18 @@ impl Service {
             shutdown: shutdown.clone(),
         });
         let mut listeners = JoinSet::new();
-        let public = public.map(|public| (public, http::public_routes(Arc::clone(&app))));
-        let private = (private, http::private_routes(app, metrics.clone()));
+        let mut serve = |listener, routes, limits| {
+            listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
+        };
+        if let Some((public, _)) = public {
+            serve(public, http::public_routes(Arc::clone(&app)), ConnectionLimits::default());
+        }
         // Proxies keep connections to the public one. To the private one only those do who ask again.
         let at_once = ConnectionLimits { farewell: Duration::ZERO, ..ConnectionLimits::default() };
-        let public = public.map(|(listener, routes)| (listener, routes, ConnectionLimits::default()));
-        for (listener, routes, limits) in public.into_iter().chain([(private.0, private.1, at_once)]) {
-            listeners.spawn(http::serve(listener, routes, limits, shutdown.clone(), config.shutdown_grace));
-        }
+        serve(private, http::private_routes(app, metrics.clone()), at_once);
         let (mut workers, mut outbox) = (JoinSet::new(), JoinSet::new());
-        if role != Role::Receive {
+        let works = role != Role::Receive;
+        if works {
             let dispatching = Outbox {
                 store: Arc::clone(&store),
                 destinations,
@@ -310,7 +296,6 @@ impl Service {
         let recorder = Recorder { store: Arc::clone(&store), answers };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
         upkeep.spawn(telemetry::upkeep(metrics, started_at));
-        let works = role != Role::Receive;
         let lookout = Lookout {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
@@ -345,12 +330,11 @@ impl Service {
             };
             catch_up.spawn(CatchUpLoop::new(context, settings).run(shutdown.clone()));
         }
-        let grace = config.shutdown_grace;
         Ok(Self {
             public: public_address,
             private: private_address,
             shutdown,
-            grace,
+            grace: config.shutdown_grace,
             listeners,
             upkeep,
             catch_up,
@@ -361,17 +345,13 @@ impl Service {
         })
     }
 
-    /// What to say of a service that has just been started.
-    pub(super) async fn state(&self) -> &'static str {
-        match self.store.ready().await {
+    /// Say in the log where it can be reached, and whether it is ready.
+    async fn announce(&self, config: &Config) {
+        let state = match self.store.ready().await {
             Ok(Readiness::SchemaNotCurrent) => "listening, and not ready before the migrations are applied",
             Ok(Readiness::RowsHidden) => "listening, and not ready while row level security hides rows",
             _ => "ready",
-        }
-    }
-
-    /// Say in the log where it can be reached.
-    pub(super) fn say_where(&self, config: &Config, state: &str) {
+        };
         let webhooks = self.public.map(|address| format!("http://{address}/webhooks/clerk"));
         tracing::info!(
             webhooks,
@@ -387,16 +367,9 @@ impl Service {
     /// # Errors
     /// If signals cannot be listened for.
     pub async fn run_until_asked_to_stop(self) -> Result<(), Failure> {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
-        let mut asked = async || {
-            tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            }
-        };
+        let mut signals = Signals::listen()?;
         let informing = tokio::spawn(notify::keep_informed(self.private));
-        let name = asked().await;
+        let (name, _) = signals.next().await;
         informing.abort();
         notify::stopping();
         tracing::info!(signal = name, "stopping: no new requests, what is under way is finished");
@@ -405,7 +378,7 @@ impl Service {
                 tracing::info!("stopped");
                 Ok(())
             }
-            name = asked() => Err(Failure::failed(format!("{name} again: stopped at once"))),
+            (name, _) = signals.next() => Err(Failure::failed(format!("{name} again: stopped at once"))),
         }
     }
 
@@ -417,39 +390,21 @@ impl Service {
         while self.listeners.join_next().await.is_some() {}
         self.upkeep.shutdown().await;
         let _ = timeout(LEASE_TIME, self.catch_up.join_all()).await;
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let left = || deadline.saturating_duration_since(Instant::now());
         let finished = async { tokio::join!(self.lanes.finish(), self.workers.join_all()) };
-        if timeout(left, finished).await.is_err() {
+        if timeout(left().max(Duration::from_secs(1)), finished).await.is_err() {
             tracing::warn!(
                 "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
                  waits in the queue goes on waiting"
             );
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if timeout(left, self.outbox.join_all()).await.is_err() {
+        if timeout(left(), self.outbox.join_all()).await.is_err() {
             tracing::warn!("a sink did not answer within SHUTDOWN_GRACE_SECONDS; its message is sent again");
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        telemetry::finish_tracing(left.clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
+        telemetry::finish_tracing(left().clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
-}
-
-/// What asks Clerk, if there is a key for it.
-fn catch_up(
-    config: &Config,
-    store: &Arc<dyn Store>,
-    rules: &Rules,
-    clock: &Clock,
-) -> Result<Option<CatchUp>, Failure> {
-    Ok(open_api(config, None)?.map(|api| CatchUp {
-        store: Arc::clone(store),
-        api,
-        rules: rules.clone(),
-        clock: Arc::clone(clock),
-        instance: Instance { pin: Pin::of(config.instance_id.as_deref()), may_change: false },
-    }))
 }
 
 /// How long rows are kept.
@@ -458,19 +413,18 @@ pub(super) fn keep(config: &Config) -> Keep {
     Keep { processed: days(config.processed_retention), dead: days(config.dead_retention) }
 }
 
-fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener, Failure> {
+/// A listener, and where it listens.
+fn listen(address: SocketAddr, variables: &str) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // Connections of a previous life, which the kernel still remembers, must not keep us from starting.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok::<_, io::Error>((listener, address))
     };
     bound().map_err(|error| Failure::failed(format!("cannot listen on {address} ({variables}): {error}")))
-}
-
-fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
-    Ok(listener.local_addr().context("a listener has no address")?)
 }
 
 fn allowed_addresses(config: &Config) -> Addresses {

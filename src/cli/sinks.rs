@@ -9,12 +9,11 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use url::Url;
 
-use super::{Failure, clock, count, random_id, resolve, say, why_no_connection};
+use super::{Failure, clock, count, on_store, random_id, resolve, say, why_no_connection};
 use crate::{
     config::{Config, Kind, Needs, Settings, SinkConfig},
     entity::USER,
     model::{Field, Message, MessageType},
-    store::Store,
     work::{
         outbox::{DeliverySettings, Destination},
         sinks::{
@@ -37,34 +36,28 @@ pub(super) struct Sinks {
 enum SinksCommand {
     /// Send a message that is marked as a test, and one with a wrong signature where messages are signed; exits with 0 if
     /// it was taken, 1 if it was refused, 69 without an answer
-    Test(Test),
+    Test {
+        /// The sink's name in clerk-sync.toml
+        name: String,
+    },
     /// Say that a sink whose address has changed is the same system as before, or that nobody is left at its old one: users
     /// whom it was told of there count as told of at the new one, and their erasures as done once it confirms them
-    Moved(Moved),
-}
+    Moved {
+        /// The sink's name in clerk-sync.toml
+        name: String,
 
-#[derive(Args)]
-struct Test {
-    /// The sink's name in clerk-sync.toml
-    name: String,
-}
-
-#[derive(Args)]
-struct Moved {
-    /// The sink's name in clerk-sync.toml
-    name: String,
-
-    /// Only say of how many users it was told elsewhere
-    #[arg(long)]
-    dry_run: bool,
+        /// Only say of how many users it was told elsewhere
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl Sinks {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         match self.command {
             None => list(settings),
-            Some(SinksCommand::Test(test)) => test.run(settings).await,
-            Some(SinksCommand::Moved(moved)) => moved.run(settings).await,
+            Some(SinksCommand::Test { name }) => test(settings, &name).await,
+            Some(SinksCommand::Moved { name, dry_run }) => moved(settings, &name, dry_run).await,
         }
     }
 }
@@ -102,74 +95,62 @@ fn list(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-impl Test {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
-        let Some(sink) = config.sinks.iter().find(|sink| sink.name == self.name) else {
-            return Err(no_sink(&self.name, config.sinks.iter().map(|sink| sink.name.as_str())));
-        };
-        let outbound = outbound()?;
-        let open = open(sink, &outbound)?;
-        let message = sample(sink, Utc::now());
-        let body = serde_json::to_string(&message).context("a message cannot be written")?;
-        let began = Instant::now();
-        let answer = open.test(&message, &body).await;
-        let took = began.elapsed().as_millis();
-        match answer {
-            Ok(doubts) => {
-                say!("{} took the test message in {took} ms", sink.name);
-                for doubt in doubts {
-                    say!("warning: {doubt}");
-                }
-                Ok(())
+async fn test(settings: &Settings, name: &str) -> Result<(), Failure> {
+    let sink = configured(settings, name)?;
+    let outbound = outbound()?;
+    let message = sample(&sink, Utc::now());
+    let body = serde_json::to_string(&message).context("a message cannot be written")?;
+    let began = Instant::now();
+    let answer = open(&sink, &outbound)?.test(&message, &body).await;
+    let took = began.elapsed().as_millis();
+    let host = sink.host();
+    let refusal = match answer {
+        Ok(doubts) => {
+            say!("{name} took the test message in {took} ms");
+            for doubt in doubts {
+                say!("warning: {doubt}");
             }
-            Err(refusal) => {
-                let host = sink.host();
-                let told = format!("{} at {host} after {took} ms: {refusal}", sink.name);
-                if refusal.is_unreachable() {
-                    // Of several addresses the message does not say which one was not reached.
-                    let mut why = String::new();
-                    for url in urls(sink) {
-                        why.extend(why_not_reached(url).await.map(|why| format!(", {why}")));
-                    }
-                    return Err(Failure::unreachable(format!("{told}{why}\n  → {}", to_reach(sink, host))));
-                }
-                Err(Failure::failed(format!(
-                    "{told}\n  → mend it at {host}, or its settings in clerk-sync.toml; docs/sinks.md says what each answer \
-                     means. What it did not take: `clerk-sync outbox ls --sink {}`",
-                    sink.name
-                )))
-            }
-        }
-    }
-}
-
-impl Moved {
-    async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        // Which system it is may follow from its secrets.
-        let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
-        let (_, store) = super::open(settings, self.dry_run).await?;
-        let result = self.take_note(&config, &*store).await;
-        store.close().await;
-        result
-    }
-
-    async fn take_note(&self, config: &Config, store: &dyn Store) -> Result<(), Failure> {
-        let Some(sink) = config.sinks.iter().find(|sink| sink.name == self.name) else {
-            return Err(no_sink(&self.name, config.sinks.iter().map(|sink| sink.name.as_str())));
-        };
-        let (name, address) = (&sink.name, sink.address());
-        let users = count(store.told_elsewhere(name, &address).await?.users, "user", "users");
-        if self.dry_run {
-            say!("{name} was told of {users} while it was at another address");
             return Ok(());
         }
-        store.point_sink(name, &address, true, clock()()).await?;
-        say!(
-            "{name} was told of {users} while it was at another address, and is now taken for the same system"
-        );
-        Ok(())
+        Err(refusal) => refusal,
+    };
+    let told = format!("{name} at {host} after {took} ms: {refusal}");
+    if refusal.is_unreachable() {
+        // Of several addresses the message does not say which one was not reached.
+        let mut why = String::new();
+        for url in urls(&sink) {
+            why.extend(why_not_reached(url).await.map(|why| format!(", {why}")));
+        }
+        return Err(Failure::unreachable(format!("{told}{why}\n  → {}", to_reach(&sink, host))));
     }
+    Err(Failure::failed(format!(
+        "{told}\n  → mend it at {host}, or its settings in clerk-sync.toml; docs/sinks.md says what each answer means. What it \
+         did not take: `clerk-sync outbox ls --sink {name}`"
+    )))
+}
+
+async fn moved(settings: &Settings, name: &str, dry_run: bool) -> Result<(), Failure> {
+    // Which system it is may follow from its secrets.
+    let address = configured(settings, name)?.address();
+    on_store(settings, dry_run, async |_, store| {
+        let users = count(store.told_elsewhere(name, &address).await?.users, "user", "users");
+        let mut same = "";
+        if !dry_run {
+            store.point_sink(name, &address, true, clock()()).await?;
+            same = ", and is now taken for the same system";
+        }
+        say!("{name} was told of {users} while it was at another address{same}");
+        Ok(())
+    })
+    .await
+}
+
+/// The sink of this name, with its secrets.
+fn configured(settings: &Settings, name: &str) -> Result<SinkConfig, Failure> {
+    let config = settings.resolve(Needs { sink_secrets: true, ..Needs::default() })?;
+    let sink = config.sinks.iter().find(|sink| sink.name == name);
+    let known = config.sinks.iter().map(|sink| sink.name.as_str());
+    sink.cloned().ok_or_else(|| no_sink(name, known))
 }
 
 /// Where a sink is spoken to.
@@ -199,12 +180,8 @@ pub(super) fn to_reach(sink: &SinkConfig, host: &str) -> String {
 /// What to say of a name that is no sink's.
 pub(super) fn no_sink<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Failure {
     let known: Vec<&str> = known.collect();
-    let known = if known.is_empty() {
-        ", nor any other".to_owned()
-    } else {
-        format!("; known: {}", known.join(", "))
-    };
-    Failure::usage(format!("there is no sink {name:?}{known}"))
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Failure::usage(format!("there is no sink {name:?}; known: {known}"))
 }
 
 /// All sinks, ready to be spoken to.

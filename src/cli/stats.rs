@@ -4,15 +4,17 @@ use std::io::stdout;
 
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Utc};
 use clap::Args;
+use indicatif::BinaryBytes;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, bytes, clock, length, open, say};
+use super::{Failure, clock, length, on_store, say, terminal::table};
 use crate::{
     config::Settings,
     http::grouped_by,
     model::rfc3339,
-    store::{Bucket, Count, QueueDepth, SinkDepth, Statistics, Store, StoreError},
+    store::{Bucket, Count, SinkDepth, Statistics, Store, StoreError},
+    work::health::Backlog,
 };
 
 /// The last words of the help.
@@ -40,23 +42,22 @@ struct Report {
     statistics: Statistics,
     /// Every week, also those without a sign-up; `None` if counting them takes too long.
     weeks: Option<Vec<(NaiveDate, u64)>>,
-    queue: QueueDepth,
-    outbox: Vec<SinkDepth>,
-    erasures_open: u64,
+    backlog: Backlog,
 }
 
 impl Stats {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, store) = open(settings, true).await?;
-        let now = clock()();
-        let report = Report::of(&*store, now).await?;
-        store.close().await;
-        if self.json {
-            say!("{:#}", report.as_json(&config.database.place()));
-        } else {
-            report.print(&config.database.place(), now);
-        }
-        Ok(())
+        on_store(settings, true, async |config, store| {
+            let now = clock()();
+            let report = Report::of(store, now).await?;
+            if self.json {
+                say!("{:#}", report.as_json(&config.database.place()));
+            } else {
+                report.print(&config.database.place(), now);
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -72,15 +73,17 @@ impl Report {
         Ok(Self {
             weeks,
             statistics: store.statistics(now - TimeDelta::days(1)).await?,
-            queue: store.queue_depth().await?,
-            outbox: store.outbox_depth().await?,
-            erasures_open: store.open_erasures().await?.iter().map(|open| open.receipts).sum(),
+            backlog: Backlog::look(store).await?,
         })
     }
 
+    fn erasures_open(&self) -> u64 {
+        self.backlog.erasures.iter().map(|open| open.receipts).sum()
+    }
+
     fn print(&self, place: &str, now: DateTime<Utc>) {
-        let Self { statistics, weeks, queue, outbox, erasures_open } = self;
-        say!("{place}, {}", bytes(statistics.bytes));
+        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. } } = self;
+        say!("{place}, {}", BinaryBytes(statistics.bytes));
         say!();
         say!("Users      {} standing, {} erased", told(statistics.standing), grouped(statistics.erased));
         let events = match &statistics.outcomes {
@@ -93,15 +96,15 @@ impl Report {
         };
         say!("Events     {events} in the last 24 hours; {}", last(statistics.last_event, now));
         say!("Queue      {} pending, {} dead", grouped(queue.pending), grouped(queue.dead));
-        if outbox.is_empty() {
+        if sinks.is_empty() {
             say!("Outbox     0 pending, 0 dead");
         }
-        for (place, sink) in outbox.iter().enumerate() {
+        for (place, sink) in sinks.iter().enumerate() {
             let word = if place == 0 { "Outbox" } else { "" };
             let SinkDepth { sink, pending, dead, .. } = sink;
             say!("{word:<9}  {sink}: {} pending, {} dead", grouped(*pending), grouped(*dead));
         }
-        say!("Erasures   {} not confirmed everywhere", grouped(*erasures_open));
+        say!("Erasures   {} not confirmed everywhere", grouped(self.erasures_open()));
         say!();
         match weeks {
             None => say!("Sign-ups are not counted: there are too many users."),
@@ -113,18 +116,13 @@ impl Report {
             }
         }
         say!();
-        let rows: Vec<(&str, String)> =
-            statistics.tables.iter().map(|(name, count)| (*name, told(*count))).collect();
-        let name_width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        let width = rows.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0).max("ROWS".len());
-        say!("{:<name_width$}  {:>width$}", "TABLE", "ROWS");
-        for (name, rows) in rows {
-            say!("{name:<name_width$}  {rows:>width$}");
-        }
+        let rows: Vec<_> =
+            statistics.tables.iter().map(|(name, count)| [(*name).to_owned(), told(*count)]).collect();
+        table(["TABLE", "ROWS"], &rows);
     }
 
     fn as_json(&self, place: &str) -> Value {
-        let Self { statistics, weeks, queue, outbox, erasures_open } = self;
+        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. } } = self;
         let count = |count: Count| json!({ "rows": count.rows, "estimated": count.estimated });
         let week =
             |(week, signups): &(NaiveDate, u64)| json!({ "week": week.to_string(), "signups": signups });
@@ -142,8 +140,8 @@ impl Report {
             "events_24h": outcomes,
             "last_event_at": statistics.last_event.map(rfc3339),
             "queue": { "pending": queue.pending, "dead": queue.dead },
-            "outbox": outbox.iter().map(sink).collect::<Vec<_>>(),
-            "erasures_open": erasures_open,
+            "outbox": sinks.iter().map(sink).collect::<Vec<_>>(),
+            "erasures_open": self.erasures_open(),
             "signups_by_week": weeks.as_ref().map(|weeks| weeks.iter().map(week).collect::<Vec<_>>()),
             "tables": tables,
         })

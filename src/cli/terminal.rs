@@ -10,6 +10,8 @@ use std::{
     sync::OnceLock,
 };
 
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
 use super::Failure;
 use crate::{
     config::unreadable,
@@ -73,6 +75,35 @@ fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUM
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     lines.iter().map(line).collect()
+}
+
+/// Print how many there are of something, and the first of them by name.
+pub(super) fn counted(number: u64, what: &str, named: &[impl ToString]) {
+    say!("{number:>9}  {what}");
+    for name in named {
+        say!("           {}", word(&name.to_string()));
+    }
+    let more = number - named.len() as u64;
+    if more > 0 {
+        say!("           and {more} more");
+    }
+}
+
+/// A line on standard error that says how far it is; where that is no terminal, nothing.
+pub(super) fn progress(template: &str) -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    ProgressBar::no_length().with_style(progress_style(template))
+}
+
+/// How such a line looks; `{rate}` is what is done in a second.
+pub(super) fn progress_style(template: &str) -> ProgressStyle {
+    let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = write!(text, "{:.0} a second", state.per_sec());
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("rate", rate)
 }
 
 /// Print to standard error why a command failed.

@@ -5,6 +5,7 @@
 pub mod activity;
 mod catch_up;
 mod gauges;
+pub mod health;
 mod lease;
 pub mod lookout;
 pub mod outbox;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::timeout;
 
-use super::report::Finding;
+use super::report::{Finding, or_ok};
 use crate::{
     cli::{count, length},
-    model::Receipt,
-    store::{OpenErasures, QueueDepth, Result as Stored, SinkDepth, Store},
+    store::{SinkDepth, Store},
+    work::health::{ALARM, Backlog},
 };
 
 const QUEUE: &str = "queue";
@@ -20,19 +20,13 @@ const ERASURES: &str = "erasures";
 /// For counting all of it, which takes long where much is left.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// For how long a delivery may have been due, as for the alarm `ClerkSyncQueueLate`.
-const DELIVERED_WITHIN: TimeDelta = TimeDelta::minutes(5);
-
-/// How old a message may be that still waits, as for `ClerkSyncMessagesLate`.
-const TOLD_WITHIN: TimeDelta = TimeDelta::hours(6);
-
-/// How long an erasure may go without being confirmed, as for `ClerkSyncErasureSlow`.
-const CONFIRMED_WITHIN: TimeDelta = TimeDelta::days(7);
-
 /// To be asked only of a store whose tables are those of this version.
 pub(super) async fn check(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding> {
-    let looked = timeout(PATIENCE, look(store, now)).await;
-    looked.unwrap_or_else(|_| skipped("there is too much to count it in time"))
+    match timeout(PATIENCE, Backlog::look(store)).await {
+        Ok(Ok(backlog)) => judge(&backlog, now),
+        Ok(Err(error)) => skipped(&error.to_string()),
+        Err(_) => skipped("there is too much to count it in time"),
+    }
 }
 
 /// None of it could be looked at, for this reason.
@@ -40,65 +34,35 @@ pub(super) fn skipped(why: &str) -> Vec<Finding> {
     [QUEUE, OUTBOX, ERASURES].map(|check| Finding::skip(check, why)).into()
 }
 
-async fn look(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding> {
-    let mut findings = vec![match store.queue_depth().await {
-        Ok(depth) => queue(&depth, now),
-        Err(error) => Finding::skip(QUEUE, error.to_string()),
-    }];
-    findings.extend(match sinks(store).await {
-        Ok((depths, paused)) => outbox(&depths, &paused, now),
-        Err(error) => vec![Finding::skip(OUTBOX, error.to_string())],
-    });
-    findings.push(match store.open_erasures().await {
-        Ok(open) => erasures(&open, now),
-        Err(error) => Finding::skip(ERASURES, error.to_string()),
-    });
+fn judge(backlog: &Backlog, now: DateTime<Utc>) -> Vec<Finding> {
+    let mut findings = vec![queue(backlog, now)];
+    let waiting = messages(backlog.sinks.iter().map(|depth| depth.pending).sum());
+    let held_up = backlog.held_up(now, ALARM);
+    let held_up = held_up.iter().map(|(depth, paused)| of_sink(depth, *paused, now)).collect();
+    findings.extend(or_ok(held_up, OUTBOX, waiting));
+    findings.push(erasures(backlog, now));
     findings
 }
 
-type Paused = Vec<(String, DateTime<Utc>)>;
-
-async fn sinks(store: &dyn Store) -> Stored<(Vec<SinkDepth>, Paused)> {
-    Ok((store.outbox_depth().await?, store.paused_sinks().await?))
-}
-
-fn queue(depth: &QueueDepth, now: DateTime<Utc>) -> Finding {
-    let waiting = match depth.pending {
+fn queue(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
+    let waiting = match backlog.queue.pending {
         0 => "nothing waits".to_owned(),
         pending => count(pending, "delivery waits", "deliveries wait"),
     };
-    if depth.dead > 0 {
-        return Finding::warn(
-            QUEUE,
-            format!(
-                "{} dead, and not applied; {waiting}",
-                count(depth.dead, "delivery is", "deliveries are")
-            ),
-            "`clerk-sync queue ls --state dead` says why; mend that, then `clerk-sync queue retry --all`",
-        );
-    }
-    match depth.first_due.map(|due| now - due).filter(|late| *late > DELIVERED_WITHIN) {
-        Some(late) => Finding::warn(
+    match (backlog.queue.dead, backlog.late(now, ALARM)) {
+        (0, None) => Finding::ok(QUEUE, waiting),
+        (0, Some(late)) => Finding::warn(
             QUEUE,
             format!("{waiting}, the first due for {}", length(late)),
             "`clerk-sync queue ls` says what is in the way; if it says nothing, nobody works: `clerk-sync serve` or \
              `clerk-sync worker`",
         ),
-        None => Finding::ok(QUEUE, waiting),
+        (dead, _) => Finding::warn(
+            QUEUE,
+            format!("{} dead, and not applied; {waiting}", count(dead, "delivery is", "deliveries are")),
+            "`clerk-sync queue ls --state dead` says why; mend that, then `clerk-sync queue retry --all`",
+        ),
     }
-}
-
-fn outbox(depths: &[SinkDepth], paused: &Paused, now: DateTime<Utc>) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = depths.iter().filter_map(|sink| of_sink(sink, paused, now)).collect();
-    // Of a sink that nothing waits for nothing else is known.
-    for (sink, since) in paused.iter().filter(|(name, _)| depths.iter().all(|depth| depth.sink != *name)) {
-        findings.push(is_paused(sink, now - *since, &messages(0)));
-    }
-    if findings.is_empty() {
-        let pending = depths.iter().map(|depth| depth.pending).sum();
-        findings.push(Finding::ok(OUTBOX, messages(pending)));
-    }
-    findings
 }
 
 fn messages(waiting: u64) -> String {
@@ -108,62 +72,48 @@ fn messages(waiting: u64) -> String {
     }
 }
 
-/// What is wrong with the messages for one sink, if anything is.
-fn of_sink(depth: &SinkDepth, paused: &Paused, now: DateTime<Utc>) -> Option<Finding> {
+fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> Finding {
     let SinkDepth { sink, pending, dead, oldest } = depth;
     let waiting = messages(*pending);
-    let paused = paused.iter().find(|(name, _)| name == sink).map(|(_, since)| now - *since);
-    if *dead > 0 {
-        let dead = count(*dead, "message was", "messages were");
-        let (paused, resume) = match paused {
-            Some(since) => (
-                format!("; it has been paused for {}", length(since)),
-                format!(" and `clerk-sync outbox resume {sink}`"),
-            ),
-            None => Default::default(),
-        };
-        return Some(Finding::warn(
-            OUTBOX,
-            format!("{sink}: {dead} given up; {waiting}{paused}"),
-            format!(
-                "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox retry \
-                 --sink {sink}`{resume}"
-            ),
-        ));
-    }
-    if let Some(since) = paused {
-        return Some(is_paused(sink, since, &waiting));
-    }
-    let late = oldest.map(|oldest| now - oldest).filter(|late| *late > TOLD_WITHIN)?;
-    Some(Finding::warn(
-        OUTBOX,
-        format!("{sink}: {waiting}, the oldest for {}", length(late)),
-        format!(
-            "`clerk-sync outbox ls --sink {sink} --state pending` says what is in the way, and `clerk-sync sinks` whether \
-             there still is such a sink"
+    let resume = format!("`clerk-sync outbox resume {sink}`");
+    let (found, remedy) = match paused.map(length) {
+        Some(paused) if *dead == 0 => (
+            format!("{sink} has been paused for {paused}; {waiting}"),
+            format!("{resume}, once it may be told again"),
         ),
-    ))
+        None if *dead == 0 => (
+            format!("{sink}: {waiting}, the oldest for {}", length(now - oldest.unwrap_or(now))),
+            format!(
+                "`clerk-sync outbox ls --sink {sink} --state pending` says what is in the way, and `clerk-sync sinks` \
+                 whether there still is such a sink"
+            ),
+        ),
+        paused => {
+            let dead = count(*dead, "message was", "messages were");
+            let is_paused = paused.as_ref().map(|paused| format!("; it has been paused for {paused}"));
+            let resume = paused.map(|_| format!(" and {resume}"));
+            (
+                format!("{sink}: {dead} given up; {waiting}{}", is_paused.unwrap_or_default()),
+                format!(
+                    "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox \
+                     retry --sink {sink}`{}",
+                    resume.unwrap_or_default()
+                ),
+            )
+        }
+    };
+    Finding::warn(OUTBOX, found, remedy)
 }
 
-fn is_paused(sink: &str, since: TimeDelta, waiting: &str) -> Finding {
-    Finding::warn(
-        OUTBOX,
-        format!("{sink} has been paused for {}; {waiting}", length(since)),
-        format!("`clerk-sync outbox resume {sink}`, once it may be told again"),
-    )
-}
-
-fn erasures(open: &[OpenErasures], now: DateTime<Utc>) -> Finding {
+fn erasures(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
+    let open = &backlog.erasures;
     let Some(oldest) = open.iter().map(|of| of.oldest).min() else {
         return Finding::ok(ERASURES, "every erasure is confirmed everywhere");
     };
     let each: Vec<String> = open.iter().map(|of| format!("{} by {}", of.receipts, of.destination)).collect();
-    let age = now - oldest;
-    let found =
-        format!("not confirmed yet: {}; the oldest was asked for {} ago", each.join(", "), length(age));
-    // What our own database refuses does not come right by waiting.
-    let is_stuck = open.iter().any(|of| of.destination == Receipt::DATABASE);
-    if !is_stuck && age <= CONFIRMED_WITHIN {
+    let age = length(now - oldest);
+    let found = format!("not confirmed yet: {}; the oldest was asked for {age} ago", each.join(", "));
+    if backlog.overdue(now, ALARM).is_empty() && !backlog.is_refused() {
         return Finding::ok(ERASURES, found);
     }
     Finding::warn(
@@ -177,6 +127,7 @@ fn erasures(open: &[OpenErasures], now: DateTime<Utc>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{OpenErasures, QueueDepth};
 
     const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
@@ -204,17 +155,21 @@ mod tests {
             (depth(2, 0, 6), "warn queue: 2 deliveries wait, the first due for 6 min"),
             (depth(0, 1, 0), "warn queue: 1 delivery is dead, and not applied; nothing waits"),
         ] {
-            assert_eq!(told(&queue(&depth, NOW)), expected);
+            let backlog = Backlog { queue: depth, ..Backlog::default() };
+            assert_eq!(told(&judge(&backlog, NOW)[0]), expected);
         }
     }
 
     #[test]
     fn every_sink_that_is_behind_paused_or_has_refused_something_is_told() {
-        let one = |depth: SinkDepth, paused: &Paused| {
-            let findings = outbox(&[depth], paused, NOW);
-            assert_eq!(findings.len(), 1, "{findings:?}");
-            told(&findings[0])
+        let outbox = |sinks: Vec<SinkDepth>, paused: &Vec<(String, DateTime<Utc>)>| {
+            let backlog = Backlog { sinks, paused: paused.clone(), ..Backlog::default() };
+            let findings = judge(&backlog, NOW);
+            // The first is about the queue, the last about erasures.
+            assert_eq!(findings.len(), 3, "{findings:?}");
+            told(&findings[1])
         };
+        let one = |depth: SinkDepth, paused: &_| outbox(vec![depth], paused);
         let hours = TimeDelta::hours;
         assert_eq!(one(sink(3, 0, hours(5)), &vec![]), "ok outbox: 3 messages wait");
         assert_eq!(
@@ -234,11 +189,8 @@ mod tests {
             one(sink(1, 1, hours(1)), &paused),
             "warn outbox: crm: 1 message was given up; 1 message waits; it has been paused for 3 days"
         );
-        assert_eq!(
-            told(&outbox(&[], &paused, NOW)[0]),
-            "warn outbox: crm has been paused for 3 days; no message waits"
-        );
-        assert_eq!(told(&outbox(&[], &vec![], NOW)[0]), "ok outbox: no message waits");
+        assert_eq!(outbox(vec![], &paused), "warn outbox: crm has been paused for 3 days; no message waits");
+        assert_eq!(outbox(vec![], &vec![]), "ok outbox: no message waits");
     }
 
     #[test]
@@ -248,13 +200,14 @@ mod tests {
             receipts: 2,
             oldest: NOW - TimeDelta::days(days),
         };
-        assert_eq!(told(&erasures(&[], NOW)), "ok erasures: every erasure is confirmed everywhere");
+        let erasures = |open| told(&judge(&Backlog { erasures: open, ..Backlog::default() }, NOW)[2]);
+        assert_eq!(erasures(vec![]), "ok erasures: every erasure is confirmed everywhere");
         assert_eq!(
-            told(&erasures(&[open("crm", 2), open("news", 3)], NOW)),
+            erasures(vec![open("crm", 2), open("news", 3)]),
             "ok erasures: not confirmed yet: 2 by crm, 2 by news; the oldest was asked for 3 days ago"
         );
         for late in [open("crm", 8), open("database", 0)] {
-            assert!(told(&erasures(&[late], NOW)).starts_with("warn erasures: "));
+            assert!(erasures(vec![late]).starts_with("warn erasures: "));
         }
     }
 }

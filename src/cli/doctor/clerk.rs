@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{
     clock::{self, Span},
     configuration::Given,
-    report::{Cause, Finding},
+    report::{Finding, or_ok},
 };
 use crate::{
     clerk::api::{ApiError, ClockReading, Persistence, read_clock},
@@ -65,16 +65,15 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
         return vec![Finding::ok(INSTANCE, found)];
     }
     let Some(Origin { instance, previous, refused, .. }) = origin else {
-        return vec![match pin.only() {
-            Some(pinned) => Finding::ok(INSTANCE, format!("{pinned}, by CLERK_INSTANCE_ID")),
-            None => Finding::ok(INSTANCE, "not known yet: the first event or the first backfill decides"),
-        }];
+        let unknown = "not known yet: the first event or the first backfill decides".to_owned();
+        let found = pin.only().map_or(unknown, |pinned| format!("{pinned}, by CLERK_INSTANCE_ID"));
+        return vec![Finding::ok(INSTANCE, found)];
     };
     let mut findings = Vec::new();
     if let Some((other, at)) = refused.as_ref().filter(|(_, at)| now - *at < REFUSED_LATELY) {
         findings.push(Finding::fail(
             INSTANCE,
-            Cause::Wrong,
+            Failure::FAILED,
             format!(
                 "events of instance {other} are refused (403 wrong_instance), the last at {}: the users here are of {instance}",
                 at.format("%Y-%m-%d %H:%M:%S UTC")
@@ -103,10 +102,7 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
             "`clerk-sync reconcile --dry-run` names them; `clerk-sync reconcile --allow-mass-delete` erases them",
         ));
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(INSTANCE, format!("{instance}, like the users here")));
-    }
-    findings
+    or_ok(findings, INSTANCE, format!("{instance}, like the users here"))
 }
 
 /// `origin` says of which instance the users of the database are.
@@ -128,7 +124,7 @@ pub(super) fn judge_instance(
     };
     let mut findings = Vec::new();
     let mut fail = |found: String, remedy: String| {
-        findings.push(Finding::fail(KEY, Cause::Configuration, found, remedy));
+        findings.push(Finding::fail(KEY, Failure::CONFIGURATION, found, remedy));
     };
     let pin = Pin::of(given.config.instance_id.as_deref());
     if let Some(pinned) = pin.only().filter(|pinned| *pinned != of_key) {
@@ -151,24 +147,21 @@ pub(super) fn judge_instance(
             ),
         );
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(KEY, format!("valid, of instance {of_key}")));
-    }
-    findings
+    or_ok(findings, KEY, format!("valid, of instance {of_key}"))
 }
 
 fn refused(error: &ApiError) -> Finding {
     let text = error.to_string();
-    let cause = Cause::of(&Failure::from(error));
+    let code = Failure::from(error).code;
     match error {
         ApiError::KeyRefused { .. } => {
             let found = text.split("; take ").next().unwrap_or_default();
             let remedy = "set CLERK_SECRET_KEY to a valid key from Clerk's Dashboard (API keys, Secret keys)";
-            Finding::fail(KEY, cause, found, remedy)
+            Finding::fail(KEY, code, found, remedy)
         }
         ApiError::Unreachable { .. } => {
             let remedy = "let this machine reach that address over HTTPS, or correct CLERK_API_URL; webhooks work without";
-            Finding::fail(KEY, cause, text, remedy)
+            Finding::fail(KEY, code, text, remedy)
         }
         // Such as a proxy that lets only questions about users through.
         ApiError::Refused { .. } | ApiError::Unintelligible { .. } | ApiError::TooLong { .. } => {

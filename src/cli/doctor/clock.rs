@@ -3,7 +3,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::report::{Cause, Finding};
+use super::report::Finding;
+use crate::cli::Failure;
 
 const TOLD: TimeDelta = TimeDelta::seconds(30);
 
@@ -58,7 +59,7 @@ pub(super) fn judge(check: &str, whose: &str, ours: Span, theirs: Span, toleranc
     let remedy =
         "set both clocks by NTP: `timedatectl` shows this machine's, `timedatectl set-ntp true` mends it";
     if distance > bad {
-        Finding::fail(check, Cause::Wrong, found, remedy)
+        Finding::fail(check, Failure::FAILED, found, remedy)
     } else {
         Finding::warn(check, found, remedy)
     }

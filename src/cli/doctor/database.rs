@@ -10,12 +10,12 @@ use super::{
     clock::{self, Span},
     configuration::Given,
     disk,
-    report::{Cause, Finding},
+    report::{Finding, or_ok},
     sinks,
 };
 use crate::{
     clerk::sample,
-    cli::{clock as our_clock, explained, look, noun},
+    cli::{Failure, clock as our_clock, count, explained, noun, open_store},
     config::{Database, apart},
     store::{
         BehindSequence, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored, Route,
@@ -68,7 +68,7 @@ pub(super) async fn check(given: &Given) -> Looked {
     let our_time = our_clock();
     let began = our_time();
     let asked = async {
-        let store = look(config)?;
+        let store = open_store(config, true).await?;
         let inspection = store.inspect().await;
         Ok((store, inspection?))
     };
@@ -81,7 +81,7 @@ pub(super) async fn check(given: &Given) -> Looked {
             }
             let remedy = remedy_of(&error, &config.database);
             let failure = explained(&config.database, error).await;
-            let finding = Finding::fail("database", Cause::of(&failure), failure.message, remedy);
+            let finding = Finding::fail("database", failure.code, failure.message, remedy);
             return Looked::not(finding, "the database cannot be looked at");
         }
     };
@@ -96,16 +96,14 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.extend(foreign_keys(&inspection.references));
     findings.extend(inspection.sequences.iter().map(sequence));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
-    let is_ready = is_ready(&inspection);
-    findings.extend(if is_ready {
-        backlog::check(&*store, our_time()).await
-    } else {
-        backlog::skipped("the tables are not those of this version")
-    });
-    if is_ready {
+    let mut origin = None;
+    if is_ready(&inspection) {
+        findings.extend(backlog::check(&*store, our_time()).await);
         findings.extend(sinks::told_elsewhere(&*store, given).await);
+        origin = store.origin().await.ok().flatten();
+    } else {
+        findings.extend(backlog::skipped("the tables are not those of this version"));
     }
-    let origin = if is_ready { store.origin().await.ok().flatten() } else { None };
     if origin.as_ref().is_some_and(|origin| origin.instance == sample::INSTANCE) {
         let found = "made-up people are in it, written by `clerk-sync dev`";
         findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
@@ -133,7 +131,7 @@ fn before_it_is_opened(database: &Database) -> Option<Finding> {
     if !folder.is_dir() {
         return Some(Finding::fail(
             "database",
-            Cause::Configuration,
+            Failure::CONFIGURATION,
             format!("there is no directory {} for the file of DATABASE_URL", folder.display()),
             format!("mkdir -p {}", folder.display()),
         ));
@@ -146,11 +144,11 @@ fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
     let Database::Sqlite { path } = database else { return None };
     let text = sqlite::check_permission(path).err()?.to_string();
     let (found, remedy) = apart(&text);
-    Some(Finding::fail(check, Cause::Configuration, found, remedy.unwrap_or_default()))
+    Some(Finding::fail(check, Failure::CONFIGURATION, found, remedy.unwrap_or_default()))
 }
 
-fn remedy_of(error: &StoreError, database: &Database) -> String {
-    let text = match (error.code.as_deref().unwrap_or_default(), database) {
+fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
+    match (error.code.as_deref().unwrap_or_default(), database) {
         ("3D000", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
         (code, _) if code.starts_with("28") => {
             "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
@@ -171,29 +169,22 @@ fn remedy_of(error: &StoreError, database: &Database) -> String {
             "see that the path in DATABASE_URL is that of a SQLite database that is whole"
         }
         _ => "see the log of the database, and report it if the cause is not there",
-    };
-    text.to_owned()
+    }
 }
 
 fn reached(place: &str, inspection: &Inspection) -> Finding {
-    if inspection.standby {
-        return Finding::fail(
-            "database",
-            Cause::Unreachable,
-            format!("{place}: a standby, which takes no writes"),
-            "name the primary in DATABASE_URL, or promote this one",
-        );
-    }
-    if inspection.read_only {
-        return Finding::fail(
-            "database",
-            Cause::Unreachable,
-            format!("{place}: it may only be read, by default_transaction_read_only"),
+    let (why, remedy) = if inspection.standby {
+        ("a standby, which takes no writes", "name the primary in DATABASE_URL, or promote this one")
+    } else if inspection.read_only {
+        (
+            "it may only be read, by default_transaction_read_only",
             "find out who set it and why, such as a host whose disk was full; then `ALTER DATABASE … RESET \
              default_transaction_read_only`, or ALTER ROLE",
-        );
-    }
-    Finding::ok("database", place)
+        )
+    } else {
+        return Finding::ok("database", place);
+    };
+    Finding::fail("database", Failure::UNREACHABLE, format!("{place}: {why}"), remedy)
 }
 
 fn version(inspection: &Inspection) -> Finding {
@@ -201,7 +192,7 @@ fn version(inspection: &Inspection) -> Finding {
         None => Finding::ok("version", &*inspection.version),
         Some(oldest) => Finding::fail(
             "version",
-            Cause::Configuration,
+            Failure::CONFIGURATION,
             format!("{}, and {oldest} is the oldest that will do", inspection.version),
             format!("upgrade the server to PostgreSQL {oldest} or newer"),
         ),
@@ -212,16 +203,14 @@ fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
     if let Some(finding) = unwritable("privileges", database) {
         return vec![finding];
     }
-    if matches!(database, Database::Sqlite { .. }) {
-        return vec![Finding::ok("privileges", "the file and its directory may be written to")];
-    }
-    if missing.is_empty() {
-        return vec![Finding::ok("privileges", "all that is needed")];
-    }
     let finding = |Missing { what, remedy }: &Missing| {
-        Finding::fail("privileges", Cause::Configuration, format!("missing: {what}"), remedy)
+        Finding::fail("privileges", Failure::CONFIGURATION, format!("missing: {what}"), remedy)
     };
-    missing.iter().map(finding).collect()
+    let well = match database {
+        Database::Sqlite { .. } => "the file and its directory may be written to",
+        Database::Postgres { .. } => "all that is needed",
+    };
+    or_ok(missing.iter().map(finding).collect(), "privileges", well)
 }
 
 fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
@@ -230,7 +219,7 @@ fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
         None => return Finding::skip(CHECK, "without privileges nobody can tell"),
         Some(Err(error)) => {
             let (found, remedy) = sentence(error);
-            return Finding::fail(CHECK, Cause::Configuration, found, remedy);
+            return Finding::fail(CHECK, Failure::CONFIGURATION, found, remedy);
         }
         Some(Ok(status)) => status,
     };
@@ -266,7 +255,7 @@ fn tables(inspection: &Inspection) -> Finding {
         (None, Ok(())) => Finding::ok(CHECK, "every table with one of our names is ours"),
         (None, Err(error)) => {
             let (found, remedy) = sentence(error);
-            Finding::fail(CHECK, Cause::Configuration, found, remedy)
+            Finding::fail(CHECK, Failure::CONFIGURATION, found, remedy)
         }
     }
 }
@@ -286,29 +275,21 @@ fn sentence(error: &StoreError) -> (String, String) {
 
 fn row_level_security(hidden: Option<&[Missing]>) -> Vec<Finding> {
     const CHECK: &str = "row level security";
-    let Some(hidden) = hidden else {
-        return vec![Finding::ok(CHECK, "SQLite has none")];
-    };
-    if hidden.is_empty() {
-        return vec![Finding::ok(CHECK, "hides no row of ours from this database user")];
-    }
+    let Some(hidden) = hidden else { return vec![Finding::ok(CHECK, "SQLite has none")] };
     let fail =
-        |Missing { what, remedy }: &Missing| Finding::fail(CHECK, Cause::Configuration, &**what, &**remedy);
-    hidden.iter().map(fail).collect()
+        |Missing { what, remedy }: &Missing| Finding::fail(CHECK, Failure::CONFIGURATION, &**what, &**remedy);
+    or_ok(hidden.iter().map(fail).collect(), CHECK, "hides no row of ours from this database user")
 }
 
 fn rules(rules: &[Missing]) -> Vec<Finding> {
     const CHECK: &str = "rules";
-    if rules.is_empty() {
-        return vec![Finding::ok(CHECK, "none rewrites what is done with our tables")];
-    }
     let fail = |Missing { what, remedy }: &Missing| {
         let found = format!(
             "{what}: PostgreSQL refuses our statements on a table with rules (0A000), so events are parked"
         );
-        Finding::fail(CHECK, Cause::Wrong, found, format!("{remedy} A trigger can do what it does"))
+        Finding::fail(CHECK, Failure::FAILED, found, format!("{remedy} A trigger can do what it does"))
     };
-    rules.iter().map(fail).collect()
+    or_ok(rules.iter().map(fail).collect(), CHECK, "none rewrites what is done with our tables")
 }
 
 fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
@@ -320,18 +301,13 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
         );
         reference.remedy.as_ref().map(|remedy| Finding::warn(CHECK, found, remedy))
     };
-    let warnings: Vec<Finding> = references.iter().filter_map(warn).collect();
-    if !warnings.is_empty() {
-        return warnings;
-    }
-    vec![Finding::ok(
-        CHECK,
-        match references.len() {
-            0 => "none refers to users".to_owned(),
-            1 => "one refers to users, and has an index".to_owned(),
-            many => format!("{many} refer to users, each with an index"),
-        },
-    )]
+    let well = match references.len() {
+        0 => "none refers to users".to_owned(),
+        some => {
+            format!("{} to users, each with an index", count(some as u64, "column refers", "columns refer"))
+        }
+    };
+    or_ok(references.iter().filter_map(warn).collect(), CHECK, well)
 }
 
 /// Whether statements are prepared depends on who stands between.
@@ -357,7 +333,7 @@ fn sequence(behind: &BehindSequence) -> Finding {
     if behind.next.is_some() {
         return Finding::fail(
             CHECK,
-            Cause::Configuration,
+            Failure::CONFIGURATION,
             format!("{}: no new row can be written", behind.found()),
             format!("{}, as the owner of the table; then `clerk-sync queue retry --all`", behind.remedy()),
         );

@@ -2,14 +2,12 @@
 
 use std::path::Path;
 
+use indicatif::BinaryBytes;
 use rustix::fs::statvfs;
 
-use super::{
-    configuration::Given,
-    report::{Cause, Finding},
-};
+use super::{configuration::Given, report::Finding};
 use crate::{
-    cli::bytes,
+    cli::Failure,
     config::Database,
     store::{Result as Stored, Size},
 };
@@ -42,20 +40,22 @@ pub(super) fn check(given: &Given, size: Option<Stored<Size>>) -> Finding {
         (Database::Postgres { .. }, None) => Finding::skip(CHECK, "the database cannot be looked at"),
         (Database::Postgres { .. }, Some(Err(error))) => Finding::skip(CHECK, error.to_string()),
         (Database::Postgres { .. }, Some(Ok(Size { database, ours }))) => {
-            let ours = ours.map(|ours| format!(", {} of it in our tables", bytes(ours))).unwrap_or_default();
+            let ours =
+                ours.map(|ours| format!(", {} of it in our tables", BinaryBytes(ours))).unwrap_or_default();
             let place = "how much is left on the server cannot be seen from here";
-            Finding::ok(CHECK, format!("the database has {}{ours}; {place}", bytes(database)))
+            Finding::ok(CHECK, format!("the database has {}{ours}; {place}", BinaryBytes(database)))
         }
     }
 }
 
 fn judge(size: Option<Size>, free: u64, all: u64) -> Finding {
-    let file = size.map(|size| format!("the file has {}, and ", bytes(size.database))).unwrap_or_default();
-    let found = format!("{file}{} of {} are free", bytes(free), bytes(all));
+    let file =
+        size.map(|size| format!("the file has {}, and ", BinaryBytes(size.database))).unwrap_or_default();
+    let found = format!("{file}{} of {} are free", BinaryBytes(free), BinaryBytes(all));
     let remedy =
         "make room on the volume of DATABASE_URL, or move the file to a larger one while nothing runs";
     if free < NEXT_TO_NOTHING {
-        Finding::fail(CHECK, Cause::Wrong, found, remedy)
+        Finding::fail(CHECK, Failure::FAILED, found, remedy)
     } else if free < ENOUGH || free < all / 10 {
         Finding::warn(CHECK, found, remedy)
     } else {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::{
-    Failure, say,
+    say,
     terminal::{has_colours, plain, print_styled},
 };
 
@@ -23,83 +23,43 @@ enum Status {
     Ok,
     /// It works, and is probably not meant so, or will not work for long.
     Warn,
-    Fail(Cause),
+    /// With the exit code that a command would end with that met the same; of several the highest counts.
+    Fail(u8),
     /// It could not be looked at.
     Skip,
 }
 
-/// What kind of failure it is, in the order in which the exit code prefers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cause {
-    Wrong,
-    Unreachable,
-    Configuration,
-}
-
-impl Cause {
-    fn exit_code(self) -> u8 {
-        match self {
-            Self::Wrong => Failure::FAILED,
-            Self::Unreachable => Failure::UNREACHABLE,
-            Self::Configuration => Failure::CONFIGURATION,
-        }
-    }
-
-    /// As what a command would fail that met the same.
-    pub(super) fn of(failure: &Failure) -> Self {
-        [Self::Unreachable, Self::Configuration]
-            .into_iter()
-            .find(|cause| cause.exit_code() == failure.code)
-            .unwrap_or(Self::Wrong)
-    }
-}
-
 impl Status {
-    fn name(self) -> &'static str {
+    /// Its name, and its colour on a terminal.
+    fn shown(self) -> (&'static str, &'static str) {
         match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail(_) => "fail",
-            Self::Skip => "skip",
-        }
-    }
-
-    fn colour(self) -> &'static str {
-        match self {
-            Self::Ok => "\x1b[32m",
-            Self::Warn => "\x1b[33m",
-            Self::Fail(_) => "\x1b[1;31m",
-            Self::Skip => "\x1b[2m",
+            Self::Ok => ("ok", "\x1b[32m"),
+            Self::Warn => ("warn", "\x1b[33m"),
+            Self::Fail(_) => ("fail", "\x1b[1;31m"),
+            Self::Skip => ("skip", "\x1b[2m"),
         }
     }
 }
 
 impl Finding {
-    pub(super) fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { check: check.into(), status: Status::Ok, found: found.into(), remedy: None }
+    fn new(check: &str, status: Status, found: impl Into<String>, remedy: Option<String>) -> Self {
+        Self { check: check.to_owned(), status, found: found.into(), remedy }
     }
 
-    pub(super) fn warn(
-        check: impl Into<String>,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let remedy = Some(remedy.into());
-        Self { check: check.into(), status: Status::Warn, found: found.into(), remedy }
+    pub(super) fn ok(check: &str, found: impl Into<String>) -> Self {
+        Self::new(check, Status::Ok, found, None)
     }
 
-    pub(super) fn fail(
-        check: impl Into<String>,
-        cause: Cause,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let remedy = Some(remedy.into());
-        Self { check: check.into(), status: Status::Fail(cause), found: found.into(), remedy }
+    pub(super) fn warn(check: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(check, Status::Warn, found, Some(remedy.into()))
     }
 
-    pub(super) fn skip(check: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { check: check.into(), status: Status::Skip, found: why.into(), remedy: None }
+    pub(super) fn fail(check: &str, code: u8, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(check, Status::Fail(code), found, Some(remedy.into()))
+    }
+
+    pub(super) fn skip(check: &str, why: impl Into<String>) -> Self {
+        Self::new(check, Status::Skip, why, None)
     }
 
     pub(super) fn failed(&self) -> bool {
@@ -108,16 +68,17 @@ impl Finding {
 
     pub(super) fn as_json(&self) -> Value {
         let Self { check, status, found, remedy } = self;
-        json!({ "check": check, "status": status.name(), "found": found, "remedy": remedy })
+        json!({ "check": check, "status": status.shown().0, "found": found, "remedy": remedy })
     }
 
     fn lines(&self, width: usize, colours: bool) -> String {
         let Self { check, status, found, remedy } = self;
         let (check, found) = (plain(check), plain(found));
         // Padded before it is coloured, or the colour would count.
-        let mut word = format!("{:<4}", status.name());
+        let (name, colour) = status.shown();
+        let mut word = format!("{name:<4}");
         if colours {
-            word = format!("{}{word}\x1b[0m", status.colour());
+            word = format!("{colour}{word}\x1b[0m");
         }
         let line = format!("{word}  {check:<width$}  {found}");
         match remedy {
@@ -127,6 +88,11 @@ impl Finding {
     }
 }
 
+/// What was found; if that is nothing, that all is well.
+pub(super) fn or_ok(found: Vec<Finding>, check: &str, well: impl Into<String>) -> Vec<Finding> {
+    if found.is_empty() { vec![Finding::ok(check, well)] } else { found }
+}
+
 /// Print for people.
 pub(super) fn print(findings: &[Finding]) {
     let colours = has_colours();
@@ -134,29 +100,30 @@ pub(super) fn print(findings: &[Finding]) {
     for finding in findings {
         print_styled(&finding.lines(width, colours));
     }
-    let count = |name| findings.iter().filter(|finding| finding.status.name() == name).count();
+    let count = |name| findings.iter().filter(|finding| finding.status.shown().0 == name).count();
     let counts = ["ok", "warn", "fail", "skip"].map(|name| format!("{} {name}", count(name)));
     say!("\n{}", counts.join(", "));
 }
 
 /// What to end with, if anything failed.
 pub(super) fn exit_code(findings: &[Finding]) -> Option<u8> {
-    let causes = findings.iter().filter_map(|finding| match finding.status {
-        Status::Fail(cause) => Some(cause),
+    let codes = findings.iter().filter_map(|finding| match finding.status {
+        Status::Fail(code) => Some(code),
         _ => None,
     });
-    causes.max().map(Cause::exit_code)
+    codes.max()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Failure;
 
     #[test]
     fn of_several_failures_the_highest_code_counts_and_warnings_count_for_nothing() {
-        let fail = |cause| Finding::fail("x", cause, "", "");
+        let fail = |code| Finding::fail("x", code, "", "");
         let (wrong, away, mistaken) =
-            (fail(Cause::Wrong), fail(Cause::Unreachable), fail(Cause::Configuration));
+            (fail(Failure::FAILED), fail(Failure::UNREACHABLE), fail(Failure::CONFIGURATION));
         let calm = [Finding::ok("x", ""), Finding::warn("x", "", ""), Finding::skip("x", "")];
         assert_eq!(exit_code(&calm), None);
         assert_eq!(exit_code(std::slice::from_ref(&wrong)), Some(1));

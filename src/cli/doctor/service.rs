@@ -7,14 +7,11 @@ use std::net::SocketAddr;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{
-    configuration::Given,
-    report::{Cause, Finding},
-};
+use super::{configuration::Given, report::Finding};
 use crate::{
     clerk::event,
     cli::{
-        clock,
+        Failure, clock,
         healthcheck::reachable,
         post::{Answer, Poster},
         random_id,
@@ -36,10 +33,9 @@ pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     for (place, secret) in secrets.iter().enumerate() {
-        let which = if secrets.len() == 1 {
-            "the secret".to_owned()
-        } else {
-            format!("secret {} of {}", place + 1, secrets.len())
+        let which = match secrets.len() {
+            1 => "the secret".to_owned(),
+            several => format!("secret {} of {several}", place + 1),
         };
         let now = clock()();
         let sent = async {
@@ -52,7 +48,10 @@ pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
                 let found = failure.message.split(": is clerk-sync").next().unwrap_or_default();
                 return vec![if named {
                     let remedy = "start the service there, or correct --url";
-                    Finding::fail(CHECK, Cause::of(&failure), found, remedy)
+                    // What is no URL is one of the things that can be wrong.
+                    let is_away = failure.code == Failure::UNREACHABLE;
+                    let code = if is_away { failure.code } else { Failure::FAILED };
+                    Finding::fail(CHECK, code, found, remedy)
                 } else {
                     let remedy = "`clerk-sync serve` starts it; --url names one that is elsewhere";
                     Finding::warn(CHECK, format!("not tried, {found}"), remedy)
@@ -80,37 +79,30 @@ fn probe(now: DateTime<Utc>) -> String {
 
 fn judge(which: &str, answer: &Answer) -> Finding {
     let status = answer.status.as_u16();
-    match (status, answer.word.as_str()) {
+    let (found, remedy) = match (status, answer.word.as_str()) {
         (200, "ignored" | "duplicate") => {
-            Finding::ok(CHECK, format!("the running service takes what {which} signs"))
+            return Finding::ok(CHECK, format!("the running service takes what {which} signs"));
         }
-        (400, "invalid_signature") => Finding::fail(
-            CHECK,
-            Cause::Wrong,
+        (403, "address_not_allowed") => {
+            let why = "WEBHOOK_ALLOWED_IPS of the running service does not let this machine in";
+            return Finding::skip(CHECK, why);
+        }
+        (400, "invalid_signature") => (
             format!("the running service refuses what {which} signs: invalid_signature"),
             "the service that runs has another CLERK_WEBHOOK_SIGNING_SECRET: restart it with this one, or correct this one \
              by Clerk's Dashboard (Webhooks, your endpoint, Signing Secret)",
         ),
-        (400, "timestamp_out_of_tolerance") => Finding::fail(
-            CHECK,
-            Cause::Wrong,
-            "the running service finds that this machine's time is too far away: timestamp_out_of_tolerance",
+        (400, word @ "timestamp_out_of_tolerance") => (
+            format!("the running service finds that this machine's time is too far away: {word}"),
             "set the clocks of both machines by NTP: `timedatectl set-ntp true`",
         ),
-        (403, "address_not_allowed") => {
-            Finding::skip(CHECK, "WEBHOOK_ALLOWED_IPS of the running service does not let this machine in")
+        (429 | 500.., word) => {
+            (format!("the running service answers {status} {word}"), "look at its log, and at /readyz")
         }
-        (429 | 500.., word) => Finding::fail(
-            CHECK,
-            Cause::Wrong,
-            format!("the running service answers {status} {word}"),
-            "look at its log, and at /readyz",
-        ),
-        (_, word) => Finding::fail(
-            CHECK,
-            Cause::Wrong,
+        (_, word) => (
             format!("what answers is no service of this version: {status} {word}"),
             "see that PORT is that of clerk-sync, or name the service with --url",
         ),
-    }
+    };
+    Finding::fail(CHECK, Failure::FAILED, found, remedy)
 }

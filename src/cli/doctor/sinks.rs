@@ -3,17 +3,13 @@
 
 use std::{future::ready, time::Duration};
 
-use reqwest::Client;
 use tokio::time::timeout;
 use url::Url;
 
-use super::{
-    configuration::Given,
-    report::{Cause, Finding},
-};
+use super::{configuration::Given, report::Finding};
 use crate::{
     cli::{
-        count,
+        Failure, count,
         sinks::{to_reach, urls, why_not_reached},
     },
     config::SinkConfig,
@@ -24,28 +20,19 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn check(given: &Given) -> Vec<Finding> {
-    let client = http_client::builder().connect_timeout(PATIENCE).timeout(PATIENCE).build();
-    let Ok(client) = client else {
-        let skip = |sink| Finding::skip(name(sink), "the HTTP client cannot be made");
-        return given.config.sinks.iter().map(skip).collect();
-    };
     // All at once: one that hangs does not hold up the others.
     let mut asked = Vec::new();
     for sink in &given.config.sinks {
         let urls = urls(sink);
-        if is_mistaken(given, sink) {
-            let finding = Finding::skip(name(sink), "the configuration does not say where it is");
-            asked.push(tokio::spawn(ready(finding)));
+        let why_not = if is_mistaken(given, sink) {
+            "the configuration does not say where it is"
+        } else if urls.is_empty() {
+            "where it is follows from its key, which is not there"
+        } else {
+            asked.extend(urls.into_iter().map(|url| tokio::spawn(reach(sink.clone(), url.clone()))));
             continue;
-        }
-        if urls.is_empty() {
-            let finding = Finding::skip(name(sink), "where it is follows from its key, which is not there");
-            asked.push(tokio::spawn(ready(finding)));
-        }
-        for url in urls {
-            let (client, sink, url) = (client.clone(), sink.clone(), url.clone());
-            asked.push(tokio::spawn(async move { reach(&client, &sink, &url).await }));
-        }
+        };
+        asked.push(tokio::spawn(ready(Finding::skip(&name(sink), why_not))));
     }
     let mut findings = Vec::new();
     for answer in asked {
@@ -72,7 +59,7 @@ pub(super) async fn told_elsewhere(store: &dyn Store, given: &Given) -> Vec<Find
         };
         let moved = if told.moved { ", which it was last used at" } else { "" };
         findings.push(Finding::warn(
-            name(sink),
+            &name(sink),
             format!(
                 "it was told of {} at another address{moved}; there nobody erases them",
                 count(told.users, "user", "users")
@@ -91,28 +78,31 @@ fn name(sink: &SinkConfig) -> String {
     format!("sink {}", sink.name)
 }
 
-async fn reach(client: &Client, sink: &SinkConfig, url: &Url) -> Finding {
+async fn reach(sink: SinkConfig, url: Url) -> Finding {
+    let Ok(client) = http_client::builder().connect_timeout(PATIENCE).timeout(PATIENCE).build() else {
+        return Finding::skip(&name(&sink), "the HTTP client cannot be made");
+    };
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
     let test = format!("`clerk-sync sinks test {}`", sink.name);
     match client.head(url.clone()).send().await {
         // Any other status is that of an endpoint that wants a message: whether it takes one is another question.
         Ok(answer) if answer.status().is_server_error() => Finding::warn(
-            name(sink),
+            &name(&sink),
             format!("{host} is reachable, and answers {}", answer.status()),
             format!("{test} sends a test message; messages wait meanwhile"),
         ),
-        Ok(_) => Finding::ok(name(sink), format!("{host} is reachable")),
+        Ok(_) => Finding::ok(&name(&sink), format!("{host} is reachable")),
         Err(error) => {
             let why = if error.is_timeout() {
                 format!("no answer in time from {host}, port {port}")
             } else {
-                why_not_reached(url).await.unwrap_or_else(|| {
+                why_not_reached(&url).await.unwrap_or_else(|| {
                     let scheme = url.scheme();
                     format!("{host}, port {port}, takes connections and does not speak {scheme} as expected")
                 })
             };
-            Finding::fail(name(sink), Cause::Unreachable, why, to_reach(sink, host))
+            Finding::fail(&name(&sink), Failure::UNREACHABLE, why, to_reach(&sink, host))
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     model::Outcome,
     store::{Activity, Count, DeliveryFilter, RunKind, WITHIN},
     sync::reconcile::Summary,
+    work::health::Backlog,
 };
 
 /// How long the page waits for the number of users, which SQLite counts one by one.
@@ -129,11 +130,8 @@ async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
                 .find(|last| last.outcome != Outcome::Discarded.name())
                 .map(|last| last.processed_at),
             hour: store.activity(now - TimeDelta::hours(1), 60).await?,
-            queue: store.queue_depth().await?,
-            sinks: store.outbox_depth().await?,
-            paused: store.paused_sinks().await?.into_iter().map(|(sink, _)| sink).collect(),
+            backlog: Backlog::look(&*store).await?,
             reconciled: at.zip(summary),
-            erasures: store.open_erasures().await?,
         })
     });
     let mut facts = facts.await?;
@@ -198,7 +196,7 @@ fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
 fn advice(finding: &Finding) -> Markup {
     html! {
         (prose(finding.remedy))
-        @if let Some(link) = &finding.link { " " a href=(link.to) { (link.text) } }
+        @if let Some((to, text)) = &finding.link { " " a href=(to) { (text) } }
     }
 }
 
@@ -232,9 +230,10 @@ fn class(level: Level) -> &'static str {
 }
 
 fn numbers(facts: &Facts, users: Option<Count>, now: DateTime<Utc>) -> Markup {
-    let pending: u64 = facts.sinks.iter().map(|sink| sink.pending).sum();
-    let dead: u64 = facts.sinks.iter().map(|sink| sink.dead).sum();
-    let erasures: u64 = facts.erasures.iter().map(|open| open.receipts).sum();
+    let Backlog { queue, sinks, erasures, .. } = &facts.backlog;
+    let pending: u64 = sinks.iter().map(|sink| sink.pending).sum();
+    let dead: u64 = sinks.iter().map(|sink| sink.dead).sum();
+    let erasures: u64 = erasures.iter().map(|open| open.receipts).sum();
     let link = |to: &str, number| html! { a href=(to) { (grouped(number)) } };
     html! {
         dl.facts.tiles {
@@ -243,8 +242,8 @@ fn numbers(facts: &Facts, users: Option<Count>, now: DateTime<Utc>) -> Markup {
                 @else { small { "not counted yet" } }
             }))
             (fact("Last webhook", &facts.last_event.map_or(html! { "none yet" }, |last| time(now, last))))
-            (fact("Waiting to be applied", &link("/queue?state=pending", facts.queue.pending)))
-            (fact("Dead letters", &link("/queue?state=dead", facts.queue.dead)))
+            (fact("Waiting to be applied", &link("/queue?state=pending", queue.pending)))
+            (fact("Dead letters", &link("/queue?state=dead", queue.dead)))
             (fact("Messages waiting", &link("/sinks", pending)))
             (fact("Messages given up", &link("/sinks", dead)))
             (fact("Last reconcile", &match &facts.reconciled {

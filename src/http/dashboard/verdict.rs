@@ -1,23 +1,19 @@
 //! Is my data right? What is known, judged, the worst first.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::page::{ago, count, length};
 use crate::{
-    store::{Activity, OpenErasures, QueueDepth, SinkDepth},
+    store::{Activity, SinkDepth},
     sync::reconcile::Summary,
+    work::health::{Backlog, WATCHING},
 };
 
 /// After so long without a word we wonder.
 const SILENCE: TimeDelta = TimeDelta::hours(1);
 
 /// A delivery or message that has been due for so long is held up.
-pub(super) const HELD_UP: TimeDelta = TimeDelta::minutes(1);
-
-/// The time within which an erasure has to be confirmed everywhere.
-const ERASED_WITHIN: TimeDelta = TimeDelta::days(30);
+pub(super) const HELD_UP: TimeDelta = WATCHING.message;
 
 /// What the database says.
 #[derive(Clone, Debug, Default)]
@@ -26,12 +22,9 @@ pub(super) struct Facts {
     pub(super) last_event: Option<DateTime<Utc>>,
     /// What was answered in the last hour, minute by minute.
     pub(super) hour: Vec<Activity>,
-    pub(super) queue: QueueDepth,
-    pub(super) sinks: Vec<SinkDepth>,
-    pub(super) paused: BTreeSet<String>,
+    pub(super) backlog: Backlog,
     /// When the last reconcile came to its end, and what it found.
     pub(super) reconciled: Option<(DateTime<Utc>, Summary)>,
-    pub(super) erasures: Vec<OpenErasures>,
 }
 
 /// How bad it is.
@@ -50,15 +43,8 @@ pub(super) struct Finding {
     pub(super) what: String,
     /// What to do about it.
     pub(super) remedy: &'static str,
-    /// Where it can be seen.
-    pub(super) link: Option<Link>,
-}
-
-/// A page, and what is seen there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) to: String,
-    pub(super) text: &'static str,
+    /// The page on which it can be seen, and what to call the link to it.
+    pub(super) link: Option<(String, &'static str)>,
 }
 
 impl Finding {
@@ -67,7 +53,7 @@ impl Finding {
     }
 
     fn seen_at(self, to: impl Into<String>, text: &'static str) -> Self {
-        Self { link: Some(Link { to: to.into(), text }), ..self }
+        Self { link: Some((to.into(), text)), ..self }
     }
 }
 
@@ -85,7 +71,7 @@ pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     ]
     .into_iter()
     .flatten()
-    .chain(facts.sinks.iter().filter_map(|sink| of_sink(sink, facts, now)))
+    .chain(facts.backlog.held_up(now, WATCHING).iter().map(|(depth, paused)| of_sink(depth, *paused, now)))
     .collect();
     findings.sort_by_key(|finding| finding.level);
     findings
@@ -101,15 +87,19 @@ pub(super) fn last_believed(hour: &[Activity]) -> Option<DateTime<Utc>> {
     hour.iter().filter(|activity| is_believed(activity)).map(|activity| activity.latest).max()
 }
 
+/// How many webhooks these are, and when the last of them came; `None` if there are none.
+fn sum<'a>(of: impl Iterator<Item = &'a Activity>) -> Option<(u64, DateTime<Utc>)> {
+    of.map(|activity| (activity.count, activity.latest))
+        .reduce(|(all, last), (count, at)| (all + count, last.max(at)))
+}
+
 fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let of = |reason: &'static str| facts.hour.iter().filter(move |activity| activity.reason == reason);
-    let (forged, untimely) = (of("invalid_signature"), of("timestamp_out_of_tolerance"));
-    let last = forged.clone().chain(untimely.clone()).map(|activity| activity.latest).max()?;
-    let sum = |activities: &mut dyn Iterator<Item = &Activity>| {
-        activities.map(|activity| activity.count).sum::<u64>()
-    };
-    let all = sum(&mut forged.clone().chain(untimely));
-    let is_signature = forged.count() > 0;
+    let refused = facts
+        .hour
+        .iter()
+        .filter(|of| ["invalid_signature", "timestamp_out_of_tolerance"].contains(&&*of.reason));
+    let (all, last) = sum(refused)?;
+    let is_signature = facts.hour.iter().any(|activity| activity.reason == "invalid_signature");
     let nothing_since = last_believed(&facts.hour).is_none_or(|believed| believed < last);
     let what = format!(
         "{} in the last hour because of the {}, the last {}, {}",
@@ -143,9 +133,6 @@ fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
 
 /// Genuine or not, what was refused for a setting of ours.
 fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let of = |reason: &str| -> Vec<&Activity> {
-        facts.hour.iter().filter(|activity| activity.reason == reason).collect()
-    };
     for (reason, level, remedy) in [
         (
             "wrong_instance",
@@ -164,9 +151,7 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
             "If they are Clerk's, mend `WEBHOOK_ALLOWED_IPS` and `TRUSTED_PROXIES`: `svix` allows Svix's own addresses.",
         ),
     ] {
-        let refused = of(reason);
-        if let Some(last) = refused.iter().map(|activity| activity.latest).max() {
-            let all = refused.iter().map(|activity| activity.count).sum();
+        if let Some((all, last)) = sum(facts.hour.iter().filter(|activity| activity.reason == reason)) {
             let what = format!(
                 "{} in the last hour ({reason}), the last {}",
                 count(all, "webhook was refused", "webhooks were refused"),
@@ -181,13 +166,8 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
 
 fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let lately = now - TimeDelta::minutes(10);
-    let failed: Vec<&Activity> = facts
-        .hour
-        .iter()
-        .filter(|activity| activity.outcome == "failed" && activity.latest >= lately)
-        .collect();
-    let last = failed.iter().map(|activity| activity.latest).max()?;
-    let all = failed.iter().map(|activity| activity.count).sum();
+    let failed = facts.hour.iter().filter(|of| of.outcome == "failed" && of.latest >= lately);
+    let (all, last) = sum(failed)?;
     let nothing_since = last_believed(&facts.hour).is_none_or(|believed| believed < last);
     let finding = Finding::new(
         if nothing_since { Level::Wrong } else { Level::Doubtful },
@@ -203,9 +183,10 @@ fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
 }
 
 fn dead(facts: &Facts) -> Option<Finding> {
-    (facts.queue.dead > 0).then(|| {
+    let dead = facts.backlog.queue.dead;
+    (dead > 0).then(|| {
         let what = count(
-            facts.queue.dead,
+            dead,
             "delivery could not be applied and is not tried again",
             "deliveries could not be applied and are not tried again",
         );
@@ -215,10 +196,10 @@ fn dead(facts: &Facts) -> Option<Finding> {
 }
 
 fn held_up(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let due = facts.queue.first_due.filter(|due| now - *due > HELD_UP)?;
+    let late = facts.backlog.late(now, WATCHING)?;
     let finding = Finding::new(
         Level::Wrong,
-        format!("Deliveries have waited to be applied for {}", length(now - due)),
+        format!("Deliveries have waited to be applied for {}", length(late)),
         "Is a worker running (`serve` without `--no-worker`, or `clerk-sync worker`), and does the log say why it gets \
          nowhere?",
     );
@@ -269,8 +250,8 @@ fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
 }
 
 fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let overdue = facts.erasures.iter().filter(|open| now - open.oldest > ERASED_WITHIN);
-    let names: Vec<&str> = overdue.map(|open| open.destination.as_str()).collect();
+    let overdue = facts.backlog.overdue(now, WATCHING);
+    let names: Vec<&str> = overdue.iter().map(|open| open.destination.as_str()).collect();
     (!names.is_empty()).then(|| {
         Finding::new(
             Level::Wrong,
@@ -280,34 +261,32 @@ fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     })
 }
 
-fn of_sink(sink: &SinkDepth, facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
-    let name = &sink.sink;
-    let waiting = count(sink.pending, "message waits", "messages wait");
-    let finding = if sink.dead > 0 {
-        let dead = count(sink.dead, "message, which was given up", "messages, which were given up");
-        Finding::new(
-            Level::Wrong,
-            format!("Sink {name} did not take {dead}"),
-            "Each says why. Mend the cause, then retry them.",
-        )
-    } else if facts.paused.contains(name) {
-        let what = format!("Sink {name} is paused; {waiting}");
-        Finding::new(Level::Doubtful, what, "Resume it when it is ready.")
+fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> Finding {
+    let SinkDepth { sink, pending, dead, oldest } = depth;
+    let waiting = count(*pending, "message waits", "messages wait");
+    let (level, what, remedy) = if *dead > 0 {
+        let dead = count(*dead, "message, which was given up", "messages, which were given up");
+        let remedy = "Each says why. Mend the cause, then retry them.";
+        (Level::Wrong, format!("Sink {sink} did not take {dead}"), remedy)
+    } else if paused.is_some() {
+        (Level::Doubtful, format!("Sink {sink} is paused; {waiting}"), "Resume it when it is ready.")
     } else {
-        let oldest = sink.oldest.filter(|oldest| now - *oldest > HELD_UP)?;
-        Finding::new(
+        (
             Level::Wrong,
-            format!("Sink {name} is behind: {waiting}, the oldest for {}", length(now - oldest)),
+            format!(
+                "Sink {sink} is behind: {waiting}, the oldest for {}",
+                length(now - oldest.unwrap_or(now))
+            ),
             "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
         )
     };
-    Some(finding.seen_at(format!("/sinks/{name}"), "See its messages"))
+    Finding::new(level, what, remedy).seen_at(format!("/sinks/{sink}"), "See its messages")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::WITHIN;
+    use crate::store::{OpenErasures, QueueDepth, WITHIN};
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_767_225_600, 0).expect("a time")
@@ -419,13 +398,14 @@ mod tests {
 
     #[test]
     fn dead_letters_and_what_waits_too_long_are_told() {
+        let with = |queue| Facts { backlog: Backlog { queue, ..Backlog::default() }, ..well() };
         let queue = QueueDepth { dead: 1, ..QueueDepth::default() };
-        let (level, what) = only(&Facts { queue, ..well() });
+        let (level, what) = only(&with(queue));
         assert_eq!(level, Level::Wrong);
         assert!(what.starts_with("1 delivery could not be applied"), "{what}");
         let waiting = |minutes| QueueDepth { pending: 7, dead: 0, first_due: Some(minutes_ago(minutes)) };
-        assert_eq!(told(&Facts { queue: waiting(0), ..well() }), []);
-        assert_eq!(only(&Facts { queue: waiting(3), ..well() }).0, Level::Wrong);
+        assert_eq!(told(&with(waiting(0))), []);
+        assert_eq!(only(&with(waiting(3))).0, Level::Wrong);
     }
 
     #[test]
@@ -436,12 +416,14 @@ mod tests {
             dead,
             oldest: Some(minutes_ago(minutes)),
         };
-        let with = |sink| Facts { sinks: vec![sink], ..well() };
+        let facts = |backlog| Facts { backlog, ..well() };
+        let with = |sink| facts(Backlog { sinks: vec![sink], ..Backlog::default() });
         assert_eq!(told(&with(sink(100, 0, 0))), []);
         assert_eq!(only(&with(sink(3, 0, 2))).1, "Sink crm is behind: 3 messages wait, the oldest for 2 min");
         assert!(only(&with(sink(3, 1, 2))).1.contains("given up"));
-        let paused = Facts { paused: BTreeSet::from(["crm".to_owned()]), ..with(sink(3, 0, 2)) };
-        assert_eq!(only(&paused).0, Level::Doubtful);
+        let paused = vec![("crm".to_owned(), minutes_ago(5))];
+        let paused = Backlog { sinks: vec![sink(3, 0, 2)], paused, ..Backlog::default() };
+        assert_eq!(only(&facts(paused)).0, Level::Doubtful);
     }
 
     #[test]
@@ -461,12 +443,15 @@ mod tests {
         let facts = Facts {
             last_event: Some(minutes_ago(90)),
             hour: vec![answered(3, "failed", "database_unavailable")],
-            queue: QueueDepth { dead: 1, ..QueueDepth::default() },
-            erasures: vec![OpenErasures {
-                destination: "crm".to_owned(),
-                receipts: 1,
-                oldest: now() - TimeDelta::days(31),
-            }],
+            backlog: Backlog {
+                queue: QueueDepth { dead: 1, ..QueueDepth::default() },
+                erasures: vec![OpenErasures {
+                    destination: "crm".to_owned(),
+                    receipts: 1,
+                    oldest: now() - TimeDelta::days(31),
+                }],
+                ..Backlog::default()
+            },
             ..well()
         };
         let levels: Vec<Level> = told(&facts).into_iter().map(|(level, _)| level).collect();
