@@ -10,9 +10,9 @@ use super::{Failure, clock, confirm, count, open, say, sinks::no_sink, terminal:
 use crate::{
     config::Settings,
     http,
-    model::rfc3339,
+    model::{Source, rfc3339},
     store::{MessageFilter, MessageState, Store, StoredMessage},
-    sync::reveal::reveal_message,
+    sync::reveal::reveal,
     work::outbox::{Selection, Tally, discard, known_sinks, retry},
 };
 
@@ -235,7 +235,7 @@ impl Show {
         let found = store.messages(&this, 1).await?.pop();
         let message = found.ok_or_else(|| Failure::failed(format!("there is no message {}", self.id)))?;
         if self.reveal {
-            reveal_message(store, &message.clerk_id, now).await?;
+            reveal(store, &message.clerk_id, None, Source::Cli, now).await?;
         }
         let mut shown = http::message_as_json(message);
         if self.reveal {
