@@ -611,7 +611,7 @@ impl Steps<'_> {
         self.transaction.unmark(&plan.kept).await
     }
 
-    /// Take out whoever is erased, with all that is kept of them.
+    /// Take out the rows of those who are erased, and all else that is kept of them.
     async fn take_out(
         &mut self,
         plan: &mut Plan,
@@ -767,7 +767,7 @@ impl Steps<'_> {
     }
 
     /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
-    /// Whoever wants to hear of deletions hears of every row that goes.
+    /// A system that subscribes to deletions is told of every row that goes.
     async fn tell_of_erasures(&mut self, ids: &[ClerkId], erasures: &[Erasure]) -> Result<()> {
         let now = self.work.now;
         let mut recipients: BTreeSet<(ClerkId, String)> =

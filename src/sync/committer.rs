@@ -74,8 +74,8 @@ struct Inner {
     waiting_bytes: Arc<Semaphore>,
     /// Those that were taken on and are not answered.
     unanswered: Arc<()>,
-    /// Places for those of them that the database could not take at once.
-    places: Arc<Semaphore>,
+    /// One for each delivery that can still be held because the database cannot take it at once.
+    permits: Arc<Semaphore>,
     limits: Limits,
     closing: CancellationToken,
     bell: Arc<Notify>,
@@ -112,8 +112,8 @@ pub(super) struct Waiter {
     /// When the request began.
     pub(super) since: Instant,
     answer: oneshot::Sender<Result<Outcome, Refusal>>,
-    /// Where it is held, if the database could not take it at once.
-    pub(super) place: Option<OwnedSemaphorePermit>,
+    /// The permit to be held, if the database could not take it at once.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
     _bytes: OwnedSemaphorePermit,
     _unanswered: Arc<()>,
 }
@@ -150,7 +150,7 @@ impl Committer {
                 sender
             })
             .collect();
-        let places = Arc::clone(door.places());
+        let permits = Arc::clone(door.permits());
         // Only the lanes hand over.
         drop(door);
         tasks.spawn(Holding { ground, stopping: stopping.clone() }.run(held));
@@ -159,7 +159,7 @@ impl Committer {
             hasher: RandomState::new(),
             waiting_bytes: Arc::new(Semaphore::new(limits.waiting_bytes)),
             unanswered: Arc::default(),
-            places,
+            permits,
             limits,
             closing: closing.clone(),
             bell,
@@ -182,7 +182,7 @@ impl Committer {
             return Err(Refusal::ShuttingDown);
         }
         let unanswered = Arc::clone(&inner.unanswered);
-        if inner.places.available_permits() < inner.limits.held
+        if inner.permits.available_permits() < inner.limits.held
             && Arc::strong_count(&unanswered) > inner.limits.held
         {
             return Err(Refusal::Overloaded);
@@ -192,7 +192,7 @@ impl Committer {
             Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
         let lane = inner.lane(&delivery).ok_or(Refusal::Unavailable)?;
-        let waiter = Waiter { since, answer, place: None, _bytes: bytes, _unanswered: unanswered };
+        let waiter = Waiter { since, answer, permit: None, _bytes: bytes, _unanswered: unanswered };
         let job = Job { delivery, waiter };
         lane.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,

@@ -46,7 +46,7 @@ pub(super) fn may_pass(error: &StoreError) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     sender: mpsc::UnboundedSender<Held>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// A delivery that failed like this.
@@ -57,22 +57,22 @@ pub(super) struct Held {
 }
 
 impl Door {
-    /// For so many at once.
-    pub(super) fn new(places: usize) -> (Self, mpsc::UnboundedReceiver<Held>) {
+    /// For so many deliveries at once.
+    pub(super) fn new(most: usize) -> (Self, mpsc::UnboundedReceiver<Held>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { sender, places: Arc::new(Semaphore::new(places)) }, receiver)
+        (Self { sender, permits: Arc::new(Semaphore::new(most)) }, receiver)
     }
 
-    /// How many more can be held.
-    pub(super) fn places(&self) -> &Arc<Semaphore> {
-        &self.places
+    /// One for each delivery that can still be held.
+    pub(super) fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
     }
 
     /// Hold a delivery, or answer that it failed if too many are held.
     pub(super) fn hold(&self, Held { mut job, error }: Held) {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => {
-                job.waiter.place = Some(place);
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => {
+                job.waiter.permit = Some(permit);
                 // Without anybody to hold it, the sender is told so by the end of the job.
                 _ = self.sender.send(Held { job, error });
             }

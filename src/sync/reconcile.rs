@@ -492,24 +492,18 @@ impl Visitor {
 
     /// Ask Clerk about one object, if it can be asked; gives it back if it is unknown there.
     async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
-        if !self.entity.has_one {
-            self.with(|report| report.add(Kind::NotAtClerk, &id));
-            return Ok(Some(id));
-        }
-        if !can_ask(&id) {
-            self.with(|report| {
-                report.left_out.leave_out(
-                    id.as_str(),
-                    "not seen at Clerk, which cannot be asked for such an id".to_owned(),
-                );
-            });
-            return Ok(None);
-        }
-        let reading = self.context.reading(Source::Reconcile, self.entity);
-        if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
-            // Passed over by the scan, perhaps because it came back meanwhile.
-            self.visit(vec![found]).await?;
-            return Ok(None);
+        if self.entity.has_one {
+            if !can_ask(&id) {
+                let reason = "not seen at Clerk, which cannot be asked for such an id";
+                self.with(|report| report.left_out.leave_out(id.as_str(), reason.to_owned()));
+                return Ok(None);
+            }
+            let reading = self.context.reading(Source::Reconcile, self.entity);
+            if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
+                // Passed over by the scan, perhaps because it came back meanwhile.
+                self.visit(vec![found]).await?;
+                return Ok(None);
+            }
         }
         self.with(|report| report.add(Kind::NotAtClerk, &id));
         Ok(Some(id))
