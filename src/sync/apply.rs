@@ -331,7 +331,7 @@ impl Work<'_> {
         batch: &[&Delivery],
         ways: &Ways,
     ) -> Result<Written> {
-        // Asked before recording takes them out of the queue.
+        // Before recording takes them out of the queue.
         let waiting = transaction.waiting(&deletions(batch)).await?;
         let fresh = self.record(transaction, batch).await?;
 
@@ -345,12 +345,12 @@ impl Work<'_> {
                 outcomes[index] = Outcome::Ignored;
             }
         }
-        let mut steps = Steps { work: self, transaction, changes, told: Vec::new() };
+        let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
         let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
         let stored = steps.load(registers, &kin, claimed).await?;
         let mut plan = plan(&steps.changes, stored, self.rules, self.now);
         steps.write(&mut plan).await?;
-        steps.take_out(&mut plan, &cascade, ways, &waiting).await?;
+        steps.take_out(&mut plan, &cascade).await?;
         steps.finish(&plan).await?;
 
         for (index, outcome) in indexes.into_iter().zip(plan.outcomes) {
@@ -464,6 +464,9 @@ struct Steps<'a> {
     transaction: &'a mut dyn Transaction,
     /// What is new to us.
     changes: Vec<(&'a Delivery, &'a Change)>,
+    ways: &'a Ways,
+    /// Deletions of the batch that were tried before.
+    waiting: HashMap<SvixId, Waiting>,
     /// The messages to other systems.
     told: Vec<Span>,
 }
@@ -612,18 +615,12 @@ impl Steps<'_> {
     }
 
     /// Take out the rows of those who are erased, and all else that is kept of them.
-    async fn take_out(
-        &mut self,
-        plan: &mut Plan,
-        cascade: &Cascade,
-        ways: &Ways,
-        waiting: &HashMap<SvixId, Waiting>,
-    ) -> Result<()> {
+    async fn take_out(&mut self, plan: &mut Plan, cascade: &Cascade) -> Result<()> {
         // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
         let is_erased = |id: &ClerkId| plan.erasures.iter().any(|erasure| erasure.clerk_id == *id);
         let again: Vec<ClerkId> = cascade.gone.iter().filter(|id| !is_erased(id)).cloned().collect();
         self.forget(&again).await?;
-        self.erase(plan, ways, waiting).await?;
+        self.erase(plan).await?;
         if cascade.more {
             self.go_on(cascade, &plan.erasures).await?;
         }
@@ -631,12 +628,7 @@ impl Steps<'_> {
     }
 
     /// Take users out of everything. Whose row resists every way keeps a tombstone and a retry without end.
-    async fn erase(
-        &mut self,
-        plan: &mut Plan,
-        ways: &Ways,
-        waiting: &HashMap<SvixId, Waiting>,
-    ) -> Result<()> {
+    async fn erase(&mut self, plan: &mut Plan) -> Result<()> {
         if plan.erasures.is_empty() && plan.gone.is_empty() {
             return Ok(());
         }
@@ -655,7 +647,7 @@ impl Steps<'_> {
         let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
         let mut fates = HashMap::new();
         for ids in ids.chunk_by(|one, other| one.entity() == other.entity()) {
-            fates.extend(self.transaction.erase(ids, ways.steps(ids[0].entity()), now).await?);
+            fates.extend(self.transaction.erase(ids, self.ways.steps(ids[0].entity()), now).await?);
         }
         self.forget(&ids).await?;
         self.tell_of_erasures(&ids, &plan.erasures).await?;
@@ -673,8 +665,8 @@ impl Steps<'_> {
             let (action, refusal) = match fates.get(clerk_id) {
                 Some(RowFate::Deleted) => (Some(AuditAction::Deleted), None),
                 Some(RowFate::Anonymized) => (Some(AuditAction::Anonymized), None),
-                Some(RowFate::Stands(_)) if ways.steps(clerk_id.entity()).is_empty() => {
-                    (None, Some(&ways.refusal))
+                Some(RowFate::Stands(_)) if self.ways.steps(clerk_id.entity()).is_empty() => {
+                    (None, Some(&self.ways.refusal))
                 }
                 Some(RowFate::Stands(refusal)) => (None, Some(refusal)),
                 None => (None, None),
@@ -707,7 +699,7 @@ impl Steps<'_> {
                 }
                 let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);
                 let svix_id = svix_id.unwrap_or_else(|| retry_id(clerk_id));
-                let (attempts, received_at) = next_attempt(waiting.get(&svix_id), delivery);
+                let (attempts, received_at) = next_attempt(self.waiting.get(&svix_id), delivery);
                 let next = self.work.rules.retry.always_after(attempts, svix_id.as_str(), now);
                 parked.push(Parked {
                     attempts,

@@ -107,11 +107,17 @@ pub(super) fn keeps(owner: (&ClerkId, Option<&Register>), claimer: (&ClerkId, i6
     owner.1.is_none_or(|register| !register.deleted) && (version, owner.0) > (claimer.1, claimer.0)
 }
 
+/// The objects of a batch, on the way through the events.
+type Folds = BTreeMap<ClerkId, Fold>;
+
+/// A change, with its index among the changes.
+type Cause<'a> = (usize, &'a Delivery, &'a Change);
+
 /// Decide about changes that were never seen before, in the order in which they came.
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
     let mut addresses = Addresses::new(&mut stored);
-    let mut folds: BTreeMap<ClerkId, Fold> = BTreeMap::new();
+    let mut folds = Folds::new();
     let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
     for id in ids.chain(stored.users.keys()).cloned().collect::<BTreeSet<_>>() {
         let fold = Fold::new(stored.registers.remove(&id), stored.users.remove(&id));
@@ -195,12 +201,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
 }
 
 /// Take out an object that no change deletes, because it cannot be any more after this one.
-fn bury(
-    folds: &mut BTreeMap<ClerkId, Fold>,
-    id: &ClerkId,
-    cause: (usize, &Delivery, &Change),
-    now: DateTime<Utc>,
-) -> Option<Erasure> {
+fn bury(folds: &mut Folds, id: &ClerkId, cause: Cause<'_>, now: DateTime<Utc>) -> Option<Erasure> {
     let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
     fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
 }
@@ -212,11 +213,7 @@ pub(super) fn parents(change: &Change) -> impl Iterator<Item = ClerkId> + '_ {
 }
 
 /// Whether a parent is deleted of what a change shows as being there.
-fn has_no_parent(
-    change: &Change,
-    folds: &BTreeMap<ClerkId, Fold>,
-    registers: &HashMap<ClerkId, Register>,
-) -> bool {
+fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Register>) -> bool {
     parents(change).any(|parent| match folds.get(&parent) {
         Some(fold) => fold.is_deleted(),
         None => registers.get(&parent).is_some_and(|register| register.deleted),
@@ -224,7 +221,7 @@ fn has_no_parent(
 }
 
 /// Those of `kin` that go with an object.
-fn children(parent: &ClerkId, kin: &[ClerkId], folds: &BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+fn children(parent: &ClerkId, kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
     let belongs = |(field, entity): (Field, &Entity), user: &User| {
         entity == parent.entity() && user.profile[field].text() == Some(parent.as_str())
     };
@@ -248,7 +245,7 @@ pub(super) fn key<'a>(
 struct Places(HashMap<(&'static str, Vec<String>), ClerkId>);
 
 impl Places {
-    fn new(folds: &BTreeMap<ClerkId, Fold>) -> Self {
+    fn new(folds: &Folds) -> Self {
         let mut places = Self(HashMap::new());
         for fold in folds.values().filter(|fold| !fold.is_deleted()) {
             places.take(fold.user.as_ref().filter(|user| user.deleted_at.is_none()));
@@ -272,12 +269,7 @@ impl Places {
 
     /// Of a change and of another object that stands where it shows one, which was created before the other, and so is no
     /// more. What is out of date shows where an object was.
-    fn loser(
-        &self,
-        delivery: &Delivery,
-        change: &Change,
-        folds: &BTreeMap<ClerkId, Fold>,
-    ) -> Option<ClerkId> {
+    fn loser(&self, delivery: &Delivery, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let fold = folds.get(&change.clerk_id)?;
         if !fold.would_upsert(delivery, change) {
             return None;
@@ -296,7 +288,7 @@ impl Places {
     }
 
     /// Which other object stands where a change shows one.
-    fn rival(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
+    fn rival(&self, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let entity = change.clerk_id.entity();
         let fold = folds.get(&change.clerk_id)?;
         let patch = change.patch()?;
@@ -309,12 +301,7 @@ impl Places {
     }
 
     /// Rows that go must not be in the way of those that are written before.
-    fn clear(
-        &self,
-        folds: &mut BTreeMap<ClerkId, Fold>,
-        displaced: &mut Vec<(ClerkId, DateTime<Utc>)>,
-        now: DateTime<Utc>,
-    ) {
+    fn clear(&self, folds: &mut Folds, displaced: &mut Vec<(ClerkId, DateTime<Utc>)>, now: DateTime<Utc>) {
         if self.0.is_empty() {
             return;
         }
@@ -369,13 +356,7 @@ impl Addresses {
     }
 
     /// Who has to give up an address for a change that is about to be made: its user, or who has it now.
-    fn claim(
-        &self,
-        folds: &BTreeMap<ClerkId, Fold>,
-        delivery: &Delivery,
-        change: &Change,
-        rules: &Rules,
-    ) -> Option<ClerkId> {
+    fn claim(&self, folds: &Folds, delivery: &Delivery, change: &Change, rules: &Rules) -> Option<ClerkId> {
         if !self.unique {
             return None;
         }
@@ -420,7 +401,7 @@ impl Addresses {
     }
 
     /// Who has an address in the database that is somebody else's in the end. What comes and goes with this batch gets none.
-    fn released(&self, folds: &mut BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+    fn released(&self, folds: &mut Folds) -> Vec<ClerkId> {
         let wants = |fold: &Fold| {
             let email = if self.unique { fold.live_email() } else { fold.email() };
             email.filter(|_| fold.row_moved && fold.end.is_none()).map(|email| self.fold(email))
@@ -705,7 +686,7 @@ impl Fold {
         &mut self,
         id: &ClerkId,
         news: &News,
-        (change, delivery, caused_by): (usize, &Delivery, &Change),
+        (change, delivery, caused_by): Cause<'_>,
         now: DateTime<Utc>,
     ) -> Option<Erasure> {
         let (known, leaves) = (self.is_known(), self.leaves());
