@@ -249,27 +249,6 @@ impl Ground {
     pub(super) async fn attempt(&self, jobs: Vec<Job>, deadline: Instant) -> Vec<Held> {
         let (deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
             jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();
-        let (deliveries, results) = self.carry_out(deliveries, deadline).await;
-        let mut failed = Vec::new();
-        let mut results = results.into_iter();
-        for (delivery, waiter) in deliveries.into_iter().zip(waiters) {
-            match results.next() {
-                Some(Err(error)) if may_pass(&error) => {
-                    failed.push(Held { job: Job { delivery, waiter }, error });
-                }
-                Some(result) => waiter.answer(result),
-                None => waiter.refuse(Refusal::Unavailable),
-            }
-        }
-        failed
-    }
-
-    /// Gives deliveries back with what became of each; nothing of it if a bug got in the way.
-    async fn carry_out(
-        &self,
-        deliveries: Vec<Delivery>,
-        deadline: Instant,
-    ) -> (Vec<Delivery>, Vec<crate::store::Result<Outcome>>) {
         let store = Arc::clone(&self.store);
         let (rules, now) = (self.rules.clone(), (self.clock)());
         // In a task of its own, so that a panic costs one batch and not the lane.
@@ -296,8 +275,20 @@ impl Ground {
         if results.iter().any(|result| matches!(result, Ok(Outcome::Queued | Outcome::Parked))) {
             self.bell.notify_one();
         }
+        let mut failed = Vec::new();
+        let mut results = results.into_iter();
         // The task is over, and holds nothing.
-        (Arc::unwrap_or_clone(deliveries), results)
+        for (delivery, waiter) in Arc::unwrap_or_clone(deliveries).into_iter().zip(waiters) {
+            match results.next() {
+                Some(Err(error)) if may_pass(&error) => {
+                    failed.push(Held { job: Job { delivery, waiter }, error });
+                }
+                Some(result) => waiter.answer(result),
+                // A bug got in the way.
+                None => waiter.refuse(Refusal::Unavailable),
+            }
+        }
+        failed
     }
 
     /// Store deliveries that cannot be applied now, each with the reason. An error is about them all.

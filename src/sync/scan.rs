@@ -14,10 +14,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -160,10 +157,6 @@ pub(super) struct Scan {
     seen: Arc<Seen>,
     /// The present, in unix milliseconds: where an open window is taken to end when it is cut.
     now: i64,
-    /// Bytes that are left of [`BUDGET`].
-    room: Arc<Semaphore>,
-    /// Bytes of a user, as they have lately been.
-    weight: Arc<AtomicUsize>,
 }
 
 /// Room for a page, given back when its users are taken in.
@@ -184,8 +177,6 @@ impl Scan {
             reading,
             seen,
             now: (context.clock)().timestamp_millis(),
-            room: Arc::new(Semaphore::new(BUDGET)),
-            weight: Arc::new(AtomicUsize::new(FIRST_WEIGHT)),
         }
     }
 
@@ -226,9 +217,11 @@ impl Scan {
     async fn walk(&self, windows: Vec<Window>, visitor: &Arc<dyn Visit>) -> Result<(), Trouble> {
         let mut tracks: Vec<Track> = windows.into_iter().map(Track::new).collect();
         let mut tasks: JoinSet<Done> = JoinSet::new();
+        // Bytes that are left, and bytes of a user as they have lately been.
+        let (budget, mut weight) = (Arc::new(Semaphore::new(BUDGET)), FIRST_WEIGHT);
         loop {
             while tasks.len() < SIDE_BY_SIDE
-                && let Some((limit, room)) = self.room()
+                && let Some((limit, room)) = room(&budget, weight)
                 && let Some(index) = self.next(&mut tracks)
             {
                 tracks[index].busy = true;
@@ -238,13 +231,24 @@ impl Scan {
             let done = done.map_err(|_| Trouble::Abandoned)?;
             let (index, counts) = match done {
                 Done::Fetched(index, step, mut room, page) => {
-                    if let Ok(Shown { users, bytes }) = &page {
-                        self.weigh(users.len(), *bytes);
-                        // What it did not need is for others.
-                        drop(room.split(room.num_permits().saturating_sub(*bytes)));
-                    }
-                    let page = page.map(|shown| shown.users);
-                    let fresh = self.seen.first_time(self.take(&mut tracks[index], &step, page)?);
+                    let fresh = match page {
+                        // Users are larger than they were: the same once more, with fewer of them and more room for each.
+                        Err(ApiError::TooLong { most, .. }) if most < BUDGET => {
+                            weight = weight.max(most / step.limit * 2).min(BUDGET);
+                            Vec::new()
+                        }
+                        page => {
+                            let Shown { users, bytes } = page?;
+                            if let Some(each) = bytes.checked_div(users.len()) {
+                                // At once that they are larger, and bit by bit that they are smaller.
+                                weight = each.max(weight - weight / 4).clamp(LEAST_WEIGHT, BUDGET);
+                            }
+                            // What it did not need is for others.
+                            drop(room.split(room.num_permits().saturating_sub(bytes)));
+                            let taken = tracks[index].take(&step, users, self.now);
+                            self.seen.first_time(taken.map_err(|what| self.api.unintelligible(what))?)
+                        }
+                    };
                     if !fresh.is_empty() {
                         let visitor = Arc::clone(visitor);
                         tasks.spawn(async move {
@@ -279,28 +283,6 @@ impl Scan {
         Some(tracks.len() - 1)
     }
 
-    /// Room for one more page of so many users, if there is any. While nothing is on its way there is.
-    fn room(&self) -> Option<(usize, Room)> {
-        let weight = self.weight.load(Ordering::Relaxed);
-        let limit = (PAGE_BYTES / weight).clamp(LEAST_LIMIT, PAGE);
-        // Half as much again as they have been.
-        let bytes = (limit * weight + limit * weight / 2).min(BUDGET);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
-        Some((limit, room))
-    }
-
-    /// Learn from a page how large users are: at once that they are larger, and bit by bit that they are smaller.
-    fn weigh(&self, users: usize, bytes: usize) {
-        if let Some(each) = bytes.checked_div(users) {
-            let before = self.weight.load(Ordering::Relaxed);
-            self.assume(each.max(before - before / 4));
-        }
-    }
-
-    fn assume(&self, weight: usize) {
-        self.weight.store(weight.clamp(LEAST_WEIGHT, BUDGET), Ordering::Relaxed);
-    }
-
     fn fetch(&self, tasks: &mut JoinSet<Done>, index: usize, track: &Track, limit: usize, room: Room) {
         let scan = self.clone();
         let step = track.step(limit);
@@ -316,32 +298,15 @@ impl Scan {
             Done::Fetched(index, step, room, page)
         });
     }
+}
 
-    /// Understand a page; gives those on it who were not seen before.
-    fn take(
-        &self,
-        track: &mut Track,
-        step: &Step,
-        page: Result<Vec<Found>, ApiError>,
-    ) -> Result<Vec<Found>, Trouble> {
-        let page = match page {
-            // Users are larger than they were: the same once more, with fewer of them and more room for each.
-            Err(ApiError::TooLong { most, .. }) if most < BUDGET => {
-                let before = self.weight.load(Ordering::Relaxed);
-                self.assume(before.max((most / step.limit).saturating_mul(2)));
-                return Ok(Vec::new());
-            }
-            page => page?,
-        };
-        if page.iter().any(|found| found.created_at < step.from) {
-            return Err(self.unintelligible("users who signed up before created_at_after"));
-        }
-        track.take(step, page, self.now).map_err(|what| self.unintelligible(what))
-    }
-
-    fn unintelligible(&self, what: &str) -> Trouble {
-        self.api.unintelligible(what).into()
-    }
+/// Room for one more page of so many users, if there is any. While nothing is on its way there is.
+fn room(budget: &Arc<Semaphore>, weight: usize) -> Option<(usize, Room)> {
+    let limit = (PAGE_BYTES / weight).clamp(LEAST_LIMIT, PAGE);
+    // Half as much again as they have been.
+    let bytes = (limit * weight + limit * weight / 2).min(BUDGET);
+    let room = Arc::clone(budget).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
+    Some((limit, room))
 }
 
 /// A request of a track.
@@ -428,6 +393,9 @@ impl Track {
     /// Understand a page; gives those on it who were not seen before, or what is not Clerk's way about it. The walk began
     /// at `now`.
     fn take(&mut self, step: &Step, page: Vec<Found>, now: i64) -> Result<Vec<Found>, &'static str> {
+        if page.iter().any(|found| found.created_at < step.from) {
+            return Err("users who signed up before created_at_after");
+        }
         let full = page.len() >= step.limit;
         let past_the_end =
             page.iter().any(|found| self.window.end.is_some_and(|end| found.created_at >= end));
