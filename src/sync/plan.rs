@@ -574,17 +574,6 @@ impl Fold {
         self.user.is_none() && !self.register.as_ref().is_some_and(knows)
     }
 
-    /// Whether a row stands that nobody has tried to erase.
-    fn leaves(&self) -> bool {
-        !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted)
-    }
-
-    /// When the erasure was first asked for.
-    fn requested_at(&self, delivery: &Delivery, now: DateTime<Utc>) -> DateTime<Utc> {
-        let held_since = self.register.as_ref().and_then(|register| register.held_since);
-        held_since.unwrap_or(delivery.event_at).min(now)
-    }
-
     /// A row that is not there may come back from a user as Clerk shows it, though not the newest that we heard of: what is
     /// newer is still to come, or was removed with the row. And what Clerk shows is no news to anybody if only times that move
     /// by themselves differ; they are written, and that is all.
@@ -689,8 +678,11 @@ impl Fold {
         (change, delivery, caused_by): Cause<'_>,
         now: DateTime<Utc>,
     ) -> Option<Erasure> {
-        let (known, leaves) = (self.is_known(), self.leaves());
-        let requested_at = self.requested_at(delivery, now);
+        let known = self.is_known();
+        // A row that nobody has tried to erase.
+        let leaves = !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted);
+        let held_since = self.register.as_ref().and_then(|register| register.held_since);
+        let requested_at = held_since.unwrap_or(delivery.event_at).min(now);
         let erased = self.erase(change, news, &caused_by.version, now);
         erased.then(|| Erasure { clerk_id: id.clone(), change, known, leaves, requested_at })
     }

@@ -186,13 +186,12 @@ impl Scan {
     /// # Errors
     /// If Clerk fails, or if it showed clearly fewer users than it counts, more than can have left meanwhile.
     pub(super) async fn run(&self, left: Option<Left>, visitor: &Arc<dyn Visit>) -> Result<(), Trouble> {
-        let Left { windows, counted } = match left {
-            Some(left) => left,
-            None => {
-                let counted = self.count().await?;
-                visitor.expect(counted).await?;
-                Left { windows: vec![Window::everybody()], counted }
-            }
+        let Left { windows, counted } = if let Some(left) = left {
+            left
+        } else {
+            let counted = self.count().await?;
+            visitor.expect(counted).await?;
+            Left { windows: vec![Window::everybody()], counted }
         };
         self.walk(windows, visitor).await?;
         let Some(before) = counted.filter(|counted| falls_short(self.seen.len(), *counted)) else {
