@@ -129,8 +129,6 @@ pub struct List<'a> {
     pub filters: &'a Filters,
     /// Only who signed up after this, in unix milliseconds. Whether exactly this counts is not documented.
     pub created_after: Option<i64>,
-    /// Only who comes behind this user.
-    pub starting_after: Option<&'a str>,
     pub offset: usize,
     pub limit: usize,
     /// The longest answer that is read, in bytes.
@@ -322,9 +320,6 @@ impl Api {
             query.append_pair("order_by", "+created_at").append_pair("limit", &list.limit.to_string());
             if let Some(after) = list.created_after.max(list.filters.created_after) {
                 query.append_pair("created_at_after", &after.to_string());
-            }
-            if let Some(id) = list.starting_after {
-                query.append_pair("starting_after", id);
             }
             if list.offset > 0 {
                 query.append_pair("offset", &list.offset.to_string());

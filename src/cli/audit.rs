@@ -13,7 +13,7 @@ use crate::{
     config::{Config, Settings},
     model::{ClerkId, Mark, Selection, rfc3339},
     store::{AuditLine, Store},
-    sync::chain::{self, Fault, Report, UNSEALED_COUNTED},
+    sync::chain::{self, Report, UNSEALED_COUNTED},
 };
 
 /// Lines read at once.
@@ -133,16 +133,11 @@ fn print_report(report: &Report) {
 
 fn report_as_json(report: &Report) -> Value {
     let Report { seals, lines, newest, unsealed, faults, found } = report;
-    let fault = |fault: &Fault| {
-        json!({
-            "kind": fault.kind(), "seal": fault.seal(), "lines": fault.lines(), "message": fault.to_string(),
-        })
-    };
     json!({
         "whole": report.is_whole(), "seals": seals, "lines": lines,
         "newest_seal": newest.as_ref().map(ToString::to_string),
         "unsealed": { "lines": unsealed.lines, "since": unsealed.since.map(rfc3339) },
-        "faults_found": found, "faults": faults.iter().map(fault).collect::<Vec<_>>(),
+        "faults_found": found, "faults": faults,
     })
 }
 

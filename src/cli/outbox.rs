@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     config::Settings,
-    model::rfc3339,
+    model::{Source, rfc3339},
     store::{MessageFilter, MessageState, Store, StoredMessage},
     sync::{
         operator::{Tally, Which, known_sinks},
-        reveal::reveal_message,
+        reveal,
     },
 };
 
@@ -141,7 +141,7 @@ impl Action {
                 let message = found.ok_or_else(|| Failure::failed(format!("there is no message {id}")))?;
                 let mut shown = serde_json::to_value(&message).unwrap_or_default();
                 if reveal {
-                    reveal_message(store, &message.clerk_id, clock()()).await?;
+                    reveal::reveal(store, &message.clerk_id, None, Source::Cli, clock()()).await?;
                     let body = store.message_body(id).await?;
                     let body = body.map(|body| serde_json::from_str(&body).unwrap_or(Value::String(body)));
                     shown["payload"] = body.unwrap_or_default();

@@ -6,7 +6,7 @@
 //! the same way, and so that what is good is durable at once.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Range,
 };
 
@@ -20,7 +20,7 @@ use super::{
     erasure::retry_id,
     news,
     pace::divided,
-    plan::{Erasure, Plan, Stored, entry, is_news, key, parents, plan},
+    plan::{Erasure, Plan, Stored, email_in, entry, is_news, key, parents, plan},
 };
 use crate::{
     clerk::{
@@ -39,8 +39,9 @@ use crate::{
     telemetry::{self, Queue, Span, TraceContext},
 };
 
-/// How often a batch begins again because an entity appeared meanwhile.
-pub(super) const RACES: u32 = 5;
+/// How often a transaction begins again after a conflict, and because an entity appeared meanwhile.
+const CONFLICTS: u32 = 1;
+const RACES: u32 = 5;
 
 /// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
 /// that somebody locks, but the table.
@@ -74,8 +75,8 @@ pub(super) async fn deliver(
     let mut results: Vec<Result<Outcome>> =
         batch.iter().map(|_| Err(StoreError::new(Trouble::Unavailable))).collect();
     // Unusable ones have no effect on others, and are parked one by one.
-    let (unusable, usable): (Vec<usize>, Vec<usize>) =
-        (0..batch.len()).partition(|index| matches!(batch[*index].content, Content::Unusable(_)));
+    let (broken, usable): (Vec<usize>, Vec<usize>) =
+        (0..batch.len()).partition(|index| unusable(&batch[*index]).is_some());
 
     let mut parts: Vec<Range<usize>> = Vec::from([Range { start: 0, end: usable.len() }]);
     let mut patience = Patience::Normal;
@@ -130,17 +131,38 @@ pub(super) async fn deliver(
             }
         }
     }
-    for index in unusable {
-        if Instant::now() >= deadline {
-            break;
-        }
-        let Content::Unusable(reason) = &batch[index].content else { continue };
-        let unusable = StoreError { trouble: Trouble::BadData, code: None, place: Some(reason.clone()) };
-        let park = work.park(&batch[index], reason.clone(), unusable, patience);
-        let parked = timeout_at(deadline, park).await;
+    for index in broken {
+        let Some(error) = unusable(&batch[index]).filter(|_| Instant::now() < deadline) else { break };
+        let parked = timeout_at(deadline, work.park(&batch[index], error, patience)).await;
         results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
     }
     results
+}
+
+/// How often one transaction has begun again.
+#[derive(Default)]
+pub(super) struct Repeats {
+    conflicts: u32,
+    races: u32,
+}
+
+impl Repeats {
+    /// Whether it begins again after this error: what is likely to be gone is tried again before anybody is suspected.
+    pub(super) fn has_another(&mut self, error: &StoreError) -> bool {
+        let (repeats, most) = match error.trouble {
+            Trouble::Conflict => (&mut self.conflicts, CONFLICTS),
+            Trouble::Raced => (&mut self.races, RACES),
+            _ => return false,
+        };
+        *repeats += 1;
+        *repeats <= most
+    }
+}
+
+/// Why a delivery can never be used as it came, if that is so.
+pub(super) fn unusable(delivery: &Delivery) -> Option<StoreError> {
+    let Content::Unusable(reason) = &delivery.content else { return None };
+    Some(StoreError { place: Some(reason.clone()), ..StoreError::new(Trouble::BadData) })
 }
 
 /// By when an attempt at so many must be done: so that of a batch that takes too long there is time left for its parts.
@@ -207,27 +229,6 @@ impl Ways {
     }
 }
 
-/// What happens to a delivery that is parked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It can never be used as it is.
-    Dead,
-    /// It is tried again.
-    Retry,
-}
-
-/// Whom changes concern besides those that they are about.
-struct Family {
-    parents: Vec<ClerkId>,
-    /// Who is deleted.
-    deleted: Vec<ClerkId>,
-    /// What goes with them.
-    children: Vec<ClerkId>,
-    rivals: Vec<ClerkId>,
-    /// Whether more goes with them.
-    more: bool,
-}
-
 /// What a transaction has written, as far as anybody has to know before it is committed.
 pub(super) struct Written {
     pub(super) outcomes: Vec<Outcome>,
@@ -267,19 +268,14 @@ impl Work<'_> {
                 _ if error.is_about_the_data() && may_take_out(delivery) && !ways.is_empty() => {
                     ways = ways.after(error);
                 }
-                Trouble::Raced => {
-                    let refusal = error.after_races();
-                    return self.park(delivery, refusal.to_string(), refusal, patience).await;
-                }
+                Trouble::Raced => return self.park(delivery, error.after_races(), patience).await,
                 Trouble::BadData => {
                     return match self.without_what_spoils_it(delivery, patience).await {
                         Some(outcome) => Ok(outcome),
-                        None => self.park(delivery, error.to_string(), error, patience).await,
+                        None => self.park(delivery, error, patience).await,
                     };
                 }
-                Trouble::Refused => {
-                    return self.park(delivery, error.to_string(), error, patience).await;
-                }
+                Trouble::Refused => return self.park(delivery, error, patience).await,
                 _ => return Err(error),
             }
         }
@@ -302,7 +298,7 @@ impl Work<'_> {
     /// Attempt a batch, again after a conflict that is likely to be gone. If it takes too long and deletes somebody, perhaps
     /// with much that hangs on them, there is a tombstone first, and the rest is done later.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
-        let (mut conflicts, mut races, mut ways) = (0, 0, ways);
+        let (mut repeats, mut ways) = (Repeats::default(), ways);
         loop {
             match self.attempt(batch, patience, &ways).await {
                 Err(error)
@@ -312,8 +308,7 @@ impl Work<'_> {
                 {
                     ways = ways.later(error);
                 }
-                Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
-                Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
+                Err(error) if repeats.has_another(&error) => {}
                 result => return result,
             }
         }
@@ -336,213 +331,33 @@ impl Work<'_> {
         batch: &[&Delivery],
         ways: &Ways,
     ) -> Result<Written> {
-        let mut outcomes = vec![Outcome::Duplicate; batch.len()];
-        // Asked before recording takes them out of the queue.
+        // Before recording takes them out of the queue.
         let waiting = transaction.waiting(&deletions(batch)).await?;
         let fresh = self.record(transaction, batch).await?;
 
-        let mut changes: Vec<(&Delivery, &Change)> = Vec::new();
-        let mut places = Vec::new();
+        let mut outcomes = vec![Outcome::Duplicate; batch.len()];
+        let (mut changes, mut indexes) = (Vec::new(), Vec::new());
         for (index, delivery) in batch.iter().enumerate().filter(|(index, _)| fresh.contains(index)) {
             if let Content::Change(change) = &delivery.content {
-                changes.push((delivery, change));
-                places.push(index);
+                changes.push((*delivery, change));
+                indexes.push(index);
             } else {
                 outcomes[index] = Outcome::Ignored;
             }
         }
-        let family = self.family(transaction, &changes).await?;
-        let claimed = self.claimed(&changes);
-        // Owners are locked with the others, in one order, so that two who swap never wait for each other.
-        let owners: Vec<ClerkId> = match &claimed[..] {
-            [] => Vec::new(),
-            claimed => owners_of(&transaction.addresses(claimed).await?),
-        };
-        let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(&owners);
-        let ids = sorted(ids.chain(&family.parents).chain(&family.children).chain(&family.rivals));
-        let mut registers = transaction.registers(&ids).await?;
-        // A deletion of a parent that is not here yet has to wait for us.
-        let unknown = family.parents.iter().filter(|parent| !registers.contains_key(*parent));
-        registers.extend(transaction.hold(&sorted(unknown)).await?);
-        let family = self.looked_at_again(transaction, family, &registers, &changes).await?;
-        let gone = deleted_before(&changes, &registers);
-        let news = changes
-            .iter()
-            .filter(|(delivery, change)| is_news(delivery, change, registers.get(&change.clerk_id)));
-        let ids = news.map(|(_, change)| &change.clerk_id).chain(&owners);
-        let ids = sorted(ids.chain(&family.children).chain(&family.rivals));
-        let users = transaction.load(&ids, &self.rules.selection).await?;
-        let mut stored = Stored { registers, users, addresses: None };
-        if self.rules.unique_email {
-            self.find_owners(transaction, &changes, claimed, &mut stored).await?;
-        }
+        let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
+        let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
+        let stored = steps.load(registers, &kin, claimed).await?;
+        let mut plan = plan(&steps.changes, stored, self.rules, self.now);
+        steps.write(&mut plan).await?;
+        steps.take_out(&mut plan, &cascade).await?;
+        steps.finish(&plan).await?;
 
-        let mut plan = plan(&changes, stored, self.rules, self.now);
-
-        transaction.advance(&plan.registers).await?;
-        if self.rules.unique_email {
-            // Their addresses are free from now on.
-            transaction.mark(&plan.held, Mark::Set).await?;
-        }
-        transaction.release_addresses(&plan.released).await?;
-        transaction.mark(&plan.displaced, Mark::Set).await?;
-        transaction.insert(&plan.inserts, &self.rules.selection).await?;
-        transaction.update(&plan.updates, &self.rules.selection).await?;
-        let mut told = Vec::new();
-        tell(transaction, &mut plan.messages, &mut told).await?;
-        transaction.mark(&plan.held, Mark::Set).await?;
-        transaction.mark(&plan.kept, Mark::Unset).await?;
-        // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
-        let again: Vec<ClerkId> = gone
-            .iter()
-            .filter(|id| plan.erasures.iter().all(|erasure| erasure.clerk_id != **id))
-            .cloned()
-            .collect();
-        self.forget(transaction, &again).await?;
-        self.erase(transaction, &changes, &mut plan, ways, &waiting, &mut told).await?;
-        self.go_on(transaction, &changes, &family, &gone, &plan.erasures).await?;
-        // The application may have removed a row that resisted us.
-        let done = sorted(plan.gone.iter().map(|(id, _)| id));
-        transaction.close_receipts(&done, Receipt::DATABASE, self.now).await?;
-        transaction.audit(&plan.audit).await?;
-        self.settle(transaction, &changes, &plan.outcomes).await?;
-
-        for (place, outcome) in places.into_iter().zip(plan.outcomes) {
-            outcomes[place] = outcome;
+        for (index, outcome) in indexes.into_iter().zip(plan.outcomes) {
+            outcomes[index] = outcome;
         }
         share_with_repeats(batch, &mut outcomes);
-        Ok(Written { outcomes, told })
-    }
-
-    /// Whom changes concern besides those that they are about.
-    async fn family(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-    ) -> Result<Family> {
-        let parents = changes.iter().flat_map(|(_, change)| parents(change)).collect::<BTreeSet<_>>();
-        let deleted =
-            sorted(changes.iter().filter(|(delivery, _)| is_deletion(delivery)).map(|(_, c)| &c.clerk_id));
-        let children = transaction.children(&deleted, CASCADE).await?;
-        let rivals = self.rivals(transaction, changes).await?;
-        Ok(Family { parents: parents.into_iter().collect(), deleted, children, rivals, more: false })
-    }
-
-    /// The live objects that cannot be beside those that changes show.
-    async fn rivals(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-    ) -> Result<Vec<ClerkId>> {
-        let mut rivals = Vec::new();
-        for entity in self.rules.selection.entities().filter(|entity| !entity.unique.is_empty()) {
-            let of_kind = changes.iter().filter(|(_, change)| change.clerk_id.entity() == entity);
-            let keys = of_kind.filter_map(|(_, change)| key(entity, |field| change.patch()?.get(field)));
-            let keys: Vec<Vec<String>> = keys.collect::<BTreeSet<_>>().into_iter().collect();
-            rivals.extend(transaction.rivals(entity, &keys).await?);
-        }
-        Ok(rivals)
-    }
-
-    /// The same now that the registers are locked, and with them those of the parents: nobody is added any more. Those who
-    /// came meanwhile are not locked. [`Trouble::Raced`] if that is a rival; children go with those that are left for later.
-    async fn looked_at_again(
-        &self,
-        transaction: &mut dyn Transaction,
-        mut family: Family,
-        registers: &HashMap<ClerkId, Register>,
-        changes: &[(&Delivery, &Change)],
-    ) -> Result<Family> {
-        let is_parent = |entity: &'static Entity| {
-            self.rules.selection.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
-        };
-        // What is not synced any more goes as well, and can be as much.
-        if !family.children.is_empty() || family.deleted.iter().any(|id| is_parent(id.entity())) {
-            let children = transaction.children(&family.deleted, CASCADE + 1).await?;
-            // Who goes with several of them counts for each: there may be more behind.
-            family.more = children.len() > CASCADE as usize
-                || children.iter().any(|child| family.children.binary_search(child).is_err());
-        }
-        // One without a register cannot be locked, and makes room all the same.
-        let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !family.rivals.contains(rival);
-        if self.rivals(transaction, changes).await?.iter().any(is_new) {
-            return Err(StoreError::new(Trouble::Raced));
-        }
-        Ok(family)
-    }
-
-    /// If more goes with those that are deleted than one transaction takes, mark it all at once, so that nobody takes a part
-    /// of it for the whole, and come back for it.
-    async fn go_on(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-        family: &Family,
-        gone: &[ClerkId],
-        erasures: &[Erasure],
-    ) -> Result<()> {
-        if !family.more {
-            return Ok(());
-        }
-        let erased: HashSet<&ClerkId> = erasures.iter().map(|erasure| &erasure.clerk_id).collect();
-        let now: Vec<ClerkId> = family.deleted.iter().filter(|id| erased.contains(id)).cloned().collect();
-        transaction.mark_children(&now, self.now).await?;
-        let about = |id: &ClerkId| changes.iter().find(|(_, change)| change.clerk_id == *id);
-        let again: Vec<Parked> = now
-            .iter()
-            .chain(gone)
-            .filter_map(|id| Some((id, about(id)?)))
-            .map(|(clerk_id, (delivery, _))| Parked {
-                svix_id: retry_id(clerk_id),
-                event_type: Some(clerk_id.entity().deletion().to_owned()),
-                clerk_id: Some(clerk_id.clone()),
-                payload: deletion_body(clerk_id, delivery.event_at),
-                attempts: 0,
-                next_attempt_at: Some(self.now),
-                received_at: self.now,
-                dead_at: None,
-                last_error: String::new(),
-                trace: delivery.trace.clone(),
-            })
-            .collect();
-        transaction.park(&again).await
-    }
-
-    /// The addresses that changes claim, where one has one owner.
-    fn claimed(&self, changes: &[(&Delivery, &Change)]) -> Vec<String> {
-        if !self.rules.unique_email {
-            return Vec::new();
-        }
-        let email = |(_, change): &(&Delivery, &Change)| match &change.news {
-            News::Upsert { patch, .. } | News::Adopt { patch, .. } => {
-                patch.get(user::EMAIL)?.text().map(str::to_owned)
-            }
-            _ => None,
-        };
-        changes.iter().filter_map(email).collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
-    /// Whose the claimed addresses are, now that the registers are locked: somebody may have been faster. Who is kept comes
-    /// back with the address of the row.
-    async fn find_owners(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-        mut claimed: Vec<String>,
-        stored: &mut Stored,
-    ) -> Result<()> {
-        let kept = changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
-        let email = |id: &ClerkId| stored.users.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
-        claimed.extend(kept.filter_map(|(_, change)| email(&change.clerk_id)));
-        claimed.sort();
-        claimed.dedup();
-        let addresses = if claimed.is_empty() { Vec::new() } else { transaction.addresses(&claimed).await? };
-        let mut late = owners_of(&addresses);
-        late.retain(|id| !stored.users.contains_key(id));
-        stored.registers.extend(transaction.registers(&late).await?);
-        stored.users.extend(transaction.load(&late, &self.rules.selection).await?);
-        stored.addresses = Some(addresses);
-        Ok(())
+        Ok(Written { outcomes, told: steps.told })
     }
 
     /// Record every id once; gives the places of deliveries that are news to us.
@@ -551,243 +366,47 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
     ) -> Result<HashSet<usize>> {
-        let mut first: HashMap<&SvixId, usize> = HashMap::new();
+        let mut first: BTreeMap<&SvixId, usize> = BTreeMap::new();
         let mut fresh = HashSet::new();
         for (index, delivery) in batch.iter().enumerate() {
-            match &delivery.svix_id {
-                Some(id) => {
-                    first.entry(id).or_insert(index);
-                }
-                None => {
-                    fresh.insert(index);
-                }
+            if let Some(id) = &delivery.svix_id {
+                first.entry(id).or_insert(index);
+            } else {
+                fresh.insert(index);
             }
         }
-        let mut records: Vec<Record<'_>> = first
+        let records: Vec<Record<'_>> = first
             .iter()
             .map(|(id, index)| record(id, batch[*index], provisional(batch[*index]), self.now))
             .collect();
-        records.sort_by_key(|record| record.svix_id);
         let recorded = transaction.record(&records).await?;
         fresh.extend(recorded.iter().filter_map(|id| first.get(id)));
         Ok(fresh)
     }
 
-    /// Correct what `record` said too early.
-    async fn settle(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-        outcomes: &[Outcome],
-    ) -> Result<()> {
-        let corrections: Vec<(SvixId, Outcome)> = changes
-            .iter()
-            .zip(outcomes)
-            .filter(|(_, outcome)| !matches!(outcome, Outcome::Applied | Outcome::Parked))
-            .filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome)))
-            .collect();
-        transaction.settle(&corrections).await
-    }
-
-    /// Take users out of everything. Whose row resists every way keeps a tombstone and a retry without end.
-    async fn erase(
-        &self,
-        transaction: &mut dyn Transaction,
-        changes: &[(&Delivery, &Change)],
-        plan: &mut Plan,
-        ways: &Ways,
-        waiting: &HashMap<SvixId, Waiting>,
-        told: &mut Vec<Span>,
-    ) -> Result<()> {
-        if plan.erasures.is_empty() && plan.gone.is_empty() {
-            return Ok(());
-        }
-        let hidden = transaction.hidden().await?;
-        if hidden.is_some() {
-            // That no row is seen does not say that there is none.
-            for (clerk_id, change) in std::mem::take(&mut plan.gone) {
-                let requested_at = changes[change].0.event_at.min(self.now);
-                plan.erasures.push(Erasure { clerk_id, change, known: true, leaves: false, requested_at });
-            }
-        }
-        if plan.erasures.is_empty() {
-            return Ok(());
-        }
-        let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
-        let mut fates = HashMap::new();
-        for ids in ids.chunk_by(|one, other| one.entity() == other.entity()) {
-            fates.extend(transaction.erase(ids, ways.steps(ids[0].entity()), self.now).await?);
-        }
-        self.forget(transaction, &ids).await?;
-        self.tell_of_erasures(transaction, &ids, &plan.erasures, changes, told).await?;
-
-        // No line may keep the actor of somebody who is gone.
-        for line in &mut plan.audit {
-            if ids.binary_search(&line.clerk_id).is_ok() {
-                line.actor = None;
-            }
-        }
-        let mut parked = Vec::new();
-        let mut receipts = Vec::new();
-        for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
-            let (delivery, change) = changes[*index];
-            let is_asked_for = change.clerk_id == *clerk_id;
-            let fate = fates.get(clerk_id);
-            let refusal = match fate {
-                Some(RowFate::Stands(_)) if ways.steps(clerk_id.entity()).is_empty() => Some(&ways.refusal),
-                Some(RowFate::Stands(refusal)) => Some(refusal),
-                _ => hidden.as_ref(),
-            };
-            if clerk_id.entity().is_person() && (*known || hidden.is_some()) {
-                receipts.push(Receipt {
-                    clerk_id: clerk_id.clone(),
-                    destination: Receipt::DATABASE.to_owned(),
-                    requested_at: *requested_at,
-                    completed_at: refusal.is_none().then_some(self.now),
-                    attempts: 1,
-                    last_error: refusal.map(ToString::to_string),
-                });
-            }
-            let action = match fate {
-                Some(RowFate::Deleted) => Some(AuditAction::Deleted),
-                Some(RowFate::Anonymized) => Some(AuditAction::Anonymized),
-                _ => None,
-            };
-            if let Some(action) = action {
-                let line = entry(delivery, change, action, Vec::new(), self.now);
-                plan.audit.push(AuditEntry { actor: None, clerk_id: clerk_id.clone(), ..line });
-            }
-            if let Some(refusal) = refusal {
-                counter!(telemetry::ERASURE_FAILURES).increment(1);
-                tracing::warn!(
-                    clerk_id = %clerk_id,
-                    error = %refusal,
-                    "the row of what is deleted is not known to be gone; it is tried again without end"
-                );
-                let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);
-                let svix_id = svix_id.unwrap_or_else(|| retry_id(clerk_id));
-                if is_asked_for {
-                    plan.outcomes[*index] = Outcome::Parked;
-                }
-                let (attempts, received_at) = next_attempt(waiting.get(&svix_id), delivery);
-                let next_attempt_at = self.rules.retry.always_after(attempts, svix_id.as_str(), self.now);
-                parked.push(Parked {
-                    svix_id,
-                    event_type: Some(clerk_id.entity().deletion().to_owned()),
-                    clerk_id: Some(clerk_id.clone()),
-                    payload: deletion_body(clerk_id, delivery.event_at),
-                    attempts,
-                    next_attempt_at: Some(next_attempt_at),
-                    received_at,
-                    dead_at: None,
-                    last_error: refusal.to_string(),
-                    trace: delivery.trace.clone(),
-                });
-            }
-        }
-        transaction.receipts(&receipts).await?;
-        transaction.park(&parked).await
-    }
-
-    /// Parked deliveries and audit actors of these users, also those whose body could not be read.
-    async fn forget(&self, transaction: &mut dyn Transaction, ids: &[ClerkId]) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let suspects: Vec<(SvixId, Bytes)> = transaction.unattributed(ids).await?;
-        let mut theirs: Vec<SvixId> = suspects
-            .into_iter()
-            .filter(|(svix_id, payload)| self.is_about(svix_id, payload, ids))
-            .map(|(svix_id, _)| svix_id)
-            .collect();
-        theirs.sort();
-        transaction.forget(ids, &theirs).await
-    }
-
-    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: it also names the
-    /// founder of a membership's organization, with whom it does not go.
-    fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
-        let kept = Verified::kept(svix_id.clone(), self.now, payload.clone());
-        match event::parse(&kept, &self.rules.selection, self.now).delivery.content {
-            Content::Change(change) => {
-                ids.contains(&change.clerk_id) || parents(&change).any(|parent| ids.contains(&parent))
-            }
-            _ => ids.iter().any(|id| id.is_named_in(payload)),
-        }
-    }
-
-    /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
-    /// Whoever wants to hear of deletions hears of every row that goes.
-    async fn tell_of_erasures(
-        &self,
-        transaction: &mut dyn Transaction,
-        ids: &[ClerkId],
-        erasures: &[Erasure],
-        changes: &[(&Delivery, &Change)],
-        told: &mut Vec<Span>,
-    ) -> Result<()> {
-        let mut recipients: BTreeSet<(ClerkId, String)> =
-            transaction.recall(ids, self.now).await?.into_iter().collect();
-        for erasure in erasures.iter().filter(|erasure| erasure.leaves) {
-            let deletion = MessageType::deleted(erasure.clerk_id.entity());
-            let subscribed = self.rules.subscriptions.iter();
-            let subscribed = subscribed.filter(|one| one.events.contains(&deletion));
-            recipients.extend(subscribed.map(|one| (erasure.clerk_id.clone(), one.sink.clone())));
-        }
-        let asked: HashMap<&ClerkId, &Erasure> =
-            erasures.iter().map(|erasure| (&erasure.clerk_id, erasure)).collect();
-        let mut messages: Vec<Outgoing> = Vec::new();
-        let mut receipts = Vec::new();
-        for (clerk_id, destination) in recipients {
-            let Some(erasure) = asked.get(&clerk_id) else { continue };
-            let (delivery, change) = changes[erasure.change];
-            messages.push(news::of_deletion(&destination, &clerk_id, delivery, change, self.now));
-            if clerk_id.entity().is_person() {
-                receipts.push(Receipt {
-                    clerk_id,
-                    destination,
-                    requested_at: erasure.requested_at,
-                    completed_at: None,
-                    attempts: 0,
-                    last_error: None,
-                });
-            }
-        }
-        tell(transaction, &mut messages, told).await?;
-        transaction.receipts(&receipts).await
-    }
-
     /// Keep a delivery that cannot be applied. For a deleted user nothing is kept; what has no id to be kept under, because
     /// no webhook brought it, ends with the error.
-    async fn park(
-        &self,
-        delivery: &Delivery,
-        reason: String,
-        error: StoreError,
-        patience: Patience,
-    ) -> Result<Outcome> {
+    async fn park(&self, delivery: &Delivery, error: StoreError, patience: Patience) -> Result<Outcome> {
         // A user's row may refuse even the mark of a deletion that is held back.
         let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
         let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else { return Err(error) };
-        let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
         let span =
             Span::send(Queue::Webhooks, svix_id.as_str(), delivery.event_type.as_deref(), &delivery.trace);
         let mut transaction = self.store.begin(patience).await?;
-        let context = span.context();
-        let kept = self.park_in(&mut *transaction, delivery, context, svix_id, fate, reason.clone()).await;
-        let outcome = end(transaction, kept).await?.told(svix_id, delivery, &reason);
+        let kept = self.park_in(&mut *transaction, delivery, span.context(), svix_id, &error).await;
+        let outcome = end(transaction, kept).await?.told(svix_id, delivery);
         span.done(outcome.name());
         Ok(outcome)
     }
 
+    /// The same within a transaction. Data that the database can never store is dead; the rest is tried again.
     pub(super) async fn park_in(
         &self,
         transaction: &mut dyn Transaction,
         delivery: &Delivery,
         trace: TraceContext,
         svix_id: &SvixId,
-        fate: Fate,
-        reason: String,
+        error: &StoreError,
     ) -> Result<Kept> {
         let waiting = transaction.waiting(std::slice::from_ref(svix_id)).await?;
         let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
@@ -815,30 +434,390 @@ impl Work<'_> {
                 return Ok(Kept::Not(Outcome::Stale));
             }
         }
-        let next_attempt_at = match fate {
-            _ if is_deletion(delivery) => {
-                Some(self.rules.retry.always_after(attempts, svix_id.as_str(), self.now))
-            }
-            Fate::Retry => self.rules.retry.after(attempts, svix_id.as_str(), self.now),
-            Fate::Dead => None,
+        let (retry, id) = (self.rules.retry, svix_id.as_str());
+        let next_attempt_at = match error.trouble {
+            _ if is_deletion(delivery) => Some(retry.always_after(attempts, id, self.now)),
+            Trouble::BadData => None,
+            _ => retry.after(attempts, id, self.now),
         };
-        let again = next_attempt_at.is_some();
-        let (event_type, payload) = kept_as(delivery);
-        transaction
-            .park(&[Parked {
-                svix_id: svix_id.clone(),
-                event_type,
-                clerk_id: delivery.clerk_id.clone(),
-                payload,
-                attempts,
-                next_attempt_at,
-                received_at,
-                dead_at: next_attempt_at.is_none().then_some(self.now),
-                last_error: reason,
-                trace,
-            }])
-            .await?;
-        Ok(Kept::Parked { attempts, again })
+        let reason = match &delivery.content {
+            Content::Unusable(reason) => reason.clone(),
+            _ => error.to_string(),
+        };
+        let parked = Parked {
+            attempts,
+            next_attempt_at,
+            received_at,
+            dead_at: next_attempt_at.is_none().then_some(self.now),
+            last_error: reason.clone(),
+            trace,
+            ..waiting_as(svix_id.clone(), delivery, self.now)
+        };
+        transaction.park(&[parked]).await?;
+        Ok(Kept::Parked { attempts, again: next_attempt_at.is_some(), reason })
+    }
+}
+
+/// The steps of a batch after its ids are recorded.
+struct Steps<'a> {
+    work: &'a Work<'a>,
+    transaction: &'a mut dyn Transaction,
+    /// What is new to us.
+    changes: Vec<(&'a Delivery, &'a Change)>,
+    ways: &'a Ways,
+    /// Deletions of the batch that were tried before.
+    waiting: HashMap<SvixId, Waiting>,
+    /// The messages to other systems.
+    told: Vec<Span>,
+}
+
+/// What is locked.
+struct Locked {
+    registers: HashMap<ClerkId, Register>,
+    /// Objects that no change is about, whose rows may be written: owners of addresses, children, and rivals.
+    kin: Vec<ClerkId>,
+    /// The addresses that changes claim, where one has one owner.
+    claimed: Vec<String>,
+    cascade: Cascade,
+}
+
+/// Whose deletion is asked for.
+struct Cascade {
+    deleted: Vec<ClerkId>,
+    /// Those of them who were deleted before.
+    gone: Vec<ClerkId>,
+    /// Whether more goes with them than one transaction takes.
+    more: bool,
+}
+
+impl Steps<'_> {
+    /// Lock and read the registers of the objects that changes are about, and of those whom they concern besides.
+    async fn lock(&mut self) -> Result<Locked> {
+        let parents: BTreeSet<ClerkId> =
+            self.changes.iter().flat_map(|(_, change)| parents(change)).collect();
+        let deletions = self.changes.iter().filter(|(delivery, _)| is_deletion(delivery));
+        let deleted = sorted(deletions.map(|(_, change)| &change.clerk_id));
+        let children = self.transaction.children(&deleted, CASCADE).await?;
+        let rivals = self.rivals().await?;
+        // Owners are locked with the others, in one order, so that two who swap never wait for each other.
+        let claimed = self.claimed();
+        let owners = if claimed.is_empty() {
+            Vec::new()
+        } else {
+            owners_of(&self.transaction.addresses(&claimed).await?)
+        };
+        let kin = sorted(owners.iter().chain(&children).chain(&rivals));
+        let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
+        let mut registers = self.transaction.registers(&sorted(ids)).await?;
+        // A deletion of a parent that is not here yet has to wait for us.
+        let unknown = sorted(parents.iter().filter(|parent| !registers.contains_key(*parent)));
+        registers.extend(self.transaction.hold(&unknown).await?);
+
+        // With their parents locked no children and rivals are added any more. Those who came meanwhile are not locked:
+        // children are left for later, and rivals make us begin again.
+        let more = self.has_more_children(&deleted, &children).await?;
+        // One without a register cannot be locked, and makes room all the same.
+        let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !rivals.contains(rival);
+        if self.rivals().await?.iter().any(is_new) {
+            return Err(StoreError::new(Trouble::Raced));
+        }
+        let is_gone = |id: &&ClerkId| registers.get(*id).is_some_and(|register| register.deleted);
+        let gone = deleted.iter().filter(is_gone).cloned().collect();
+        Ok(Locked { registers, kin, claimed, cascade: Cascade { deleted, gone, more } })
+    }
+
+    /// Whether more goes with those that are deleted than what was found before they were locked.
+    async fn has_more_children(&mut self, deleted: &[ClerkId], children: &[ClerkId]) -> Result<bool> {
+        let kinds = &self.work.rules.selection;
+        let is_parent = |entity: &'static Entity| {
+            kinds.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
+        };
+        // What is not synced any more goes as well, and can be as much.
+        if children.is_empty() && !deleted.iter().any(|id| is_parent(id.entity())) {
+            return Ok(false);
+        }
+        let now = self.transaction.children(deleted, CASCADE + 1).await?;
+        // Who goes with several of them counts for each: there may be more behind.
+        Ok(now.len() > CASCADE as usize || now.iter().any(|child| children.binary_search(child).is_err()))
+    }
+
+    /// The live objects that cannot be beside those that changes show.
+    async fn rivals(&mut self) -> Result<Vec<ClerkId>> {
+        let mut rivals = Vec::new();
+        for entity in self.work.rules.selection.entities().filter(|entity| !entity.unique.is_empty()) {
+            let of_kind = self.changes.iter().filter(|(_, change)| change.clerk_id.entity() == entity);
+            let keys = of_kind.filter_map(|(_, change)| key(entity, |field| change.patch()?.get(field)));
+            let keys: Vec<Vec<String>> = keys.collect::<BTreeSet<_>>().into_iter().collect();
+            rivals.extend(self.transaction.rivals(entity, &keys).await?);
+        }
+        Ok(rivals)
+    }
+
+    /// The addresses that changes claim, where one has one owner.
+    fn claimed(&self) -> Vec<String> {
+        let unique = self.work.rules.unique_email;
+        let emails = self.changes.iter().filter(|_| unique).filter_map(|(_, change)| email_in(change));
+        emails.map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Load the rows of objects with news, and of their kin.
+    async fn load(
+        &mut self,
+        registers: HashMap<ClerkId, Register>,
+        kin: &[ClerkId],
+        claimed: Vec<String>,
+    ) -> Result<Stored> {
+        let has_news = |(delivery, change): &&(&Delivery, &Change)| {
+            is_news(delivery, change, registers.get(&change.clerk_id))
+        };
+        let ids = self.changes.iter().filter(has_news).map(|(_, change)| &change.clerk_id);
+        let users = self.transaction.load(&sorted(ids.chain(kin)), &self.work.rules.selection).await?;
+        let mut stored = Stored { registers, users, addresses: None };
+        if self.work.rules.unique_email {
+            self.find_owners(claimed, &mut stored).await?;
+        }
+        Ok(stored)
+    }
+
+    /// Whose the claimed addresses are, now that the registers are locked: somebody may have been faster. Who is kept comes
+    /// back with the address of the row.
+    async fn find_owners(&mut self, mut claimed: Vec<String>, stored: &mut Stored) -> Result<()> {
+        let kept = self.changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
+        let email = |id: &ClerkId| stored.users.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
+        claimed.extend(kept.filter_map(|(_, change)| email(&change.clerk_id)));
+        claimed.sort();
+        claimed.dedup();
+        let addresses =
+            if claimed.is_empty() { Vec::new() } else { self.transaction.addresses(&claimed).await? };
+        let mut late = owners_of(&addresses);
+        late.retain(|id| !stored.users.contains_key(id));
+        stored.registers.extend(self.transaction.registers(&late).await?);
+        stored.users.extend(self.transaction.load(&late, &self.work.rules.selection).await?);
+        stored.addresses = Some(addresses);
+        Ok(())
+    }
+
+    /// Write registers, rows, and messages about them.
+    async fn write(&mut self, plan: &mut Plan) -> Result<()> {
+        let selection = &self.work.rules.selection;
+        self.transaction.advance(&plan.registers).await?;
+        if self.work.rules.unique_email {
+            // Their addresses are free from now on.
+            self.transaction.mark(&plan.held, Mark::Set).await?;
+        }
+        self.transaction.release_addresses(&plan.released).await?;
+        self.transaction.mark(&plan.displaced, Mark::Set).await?;
+        self.transaction.insert(&plan.inserts, selection).await?;
+        self.transaction.update(&plan.updates, selection).await?;
+        self.tell(std::mem::take(&mut plan.messages)).await?;
+        self.transaction.mark(&plan.held, Mark::Set).await?;
+        self.transaction.mark(&plan.kept, Mark::Unset).await
+    }
+
+    /// Take out the rows of those who are erased, and all else that is kept of them.
+    async fn take_out(&mut self, plan: &mut Plan, cascade: &Cascade) -> Result<()> {
+        // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
+        let is_erased = |id: &ClerkId| plan.erasures.iter().any(|erasure| erasure.clerk_id == *id);
+        let again: Vec<ClerkId> = cascade.gone.iter().filter(|id| !is_erased(id)).cloned().collect();
+        self.forget(&again).await?;
+        self.erase(plan).await?;
+        if cascade.more {
+            self.go_on(cascade, &plan.erasures).await?;
+        }
+        Ok(())
+    }
+
+    /// Take users out of everything. Whose row resists every way keeps a tombstone and a retry without end.
+    async fn erase(&mut self, plan: &mut Plan) -> Result<()> {
+        if plan.erasures.is_empty() && plan.gone.is_empty() {
+            return Ok(());
+        }
+        let now = self.work.now;
+        let hidden = self.transaction.hidden().await?;
+        if hidden.is_some() {
+            // That no row is seen does not say that there is none.
+            for (clerk_id, change) in std::mem::take(&mut plan.gone) {
+                let requested_at = self.changes[change].0.event_at.min(now);
+                plan.erasures.push(Erasure { clerk_id, change, known: true, leaves: false, requested_at });
+            }
+        }
+        if plan.erasures.is_empty() {
+            return Ok(());
+        }
+        let ids = sorted(plan.erasures.iter().map(|erasure| &erasure.clerk_id));
+        let mut fates = HashMap::new();
+        for ids in ids.chunk_by(|one, other| one.entity() == other.entity()) {
+            fates.extend(self.transaction.erase(ids, self.ways.steps(ids[0].entity()), now).await?);
+        }
+        self.forget(&ids).await?;
+        self.tell_of_erasures(&ids, &plan.erasures).await?;
+
+        // No line may keep the actor of somebody who is gone.
+        for line in &mut plan.audit {
+            if ids.binary_search(&line.clerk_id).is_ok() {
+                line.actor = None;
+            }
+        }
+        let mut parked = Vec::new();
+        let mut receipts = Vec::new();
+        for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
+            let (delivery, change) = self.changes[*index];
+            let (action, refusal) = match fates.get(clerk_id) {
+                Some(RowFate::Deleted) => (Some(AuditAction::Deleted), None),
+                Some(RowFate::Anonymized) => (Some(AuditAction::Anonymized), None),
+                Some(RowFate::Stands(_)) if self.ways.steps(clerk_id.entity()).is_empty() => {
+                    (None, Some(&self.ways.refusal))
+                }
+                Some(RowFate::Stands(refusal)) => (None, Some(refusal)),
+                None => (None, None),
+            };
+            let refusal = refusal.or(hidden.as_ref());
+            if clerk_id.entity().is_person() && (*known || hidden.is_some()) {
+                receipts.push(Receipt {
+                    clerk_id: clerk_id.clone(),
+                    destination: Receipt::DATABASE.to_owned(),
+                    requested_at: *requested_at,
+                    completed_at: refusal.is_none().then_some(now),
+                    attempts: 1,
+                    last_error: refusal.map(ToString::to_string),
+                });
+            }
+            if let Some(action) = action {
+                let line = entry(delivery, change, action, Vec::new(), now);
+                plan.audit.push(AuditEntry { actor: None, clerk_id: clerk_id.clone(), ..line });
+            }
+            if let Some(refusal) = refusal {
+                counter!(telemetry::ERASURE_FAILURES).increment(1);
+                tracing::warn!(
+                    clerk_id = %clerk_id,
+                    error = %refusal,
+                    "the row of what is deleted is not known to be gone; it is tried again without end"
+                );
+                let is_asked_for = change.clerk_id == *clerk_id;
+                if is_asked_for {
+                    plan.outcomes[*index] = Outcome::Parked;
+                }
+                let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);
+                let svix_id = svix_id.unwrap_or_else(|| retry_id(clerk_id));
+                let (attempts, received_at) = next_attempt(self.waiting.get(&svix_id), delivery);
+                let next = self.work.rules.retry.always_after(attempts, svix_id.as_str(), now);
+                parked.push(Parked {
+                    attempts,
+                    next_attempt_at: Some(next),
+                    received_at,
+                    last_error: refusal.to_string(),
+                    ..waiting_deletion(svix_id, clerk_id, delivery, now)
+                });
+            }
+        }
+        self.transaction.receipts(&receipts).await?;
+        self.transaction.park(&parked).await
+    }
+
+    /// If more goes with those that are deleted than one transaction takes, mark it all at once, so that nobody takes a part
+    /// of it for the whole, and come back for it.
+    async fn go_on(&mut self, cascade: &Cascade, erasures: &[Erasure]) -> Result<()> {
+        let erased: HashSet<&ClerkId> = erasures.iter().map(|erasure| &erasure.clerk_id).collect();
+        let now: Vec<ClerkId> = cascade.deleted.iter().filter(|id| erased.contains(id)).cloned().collect();
+        self.transaction.mark_children(&now, self.work.now).await?;
+        let again = sorted(now.iter().chain(&cascade.gone));
+        let change = |id: &ClerkId| self.changes.iter().find(|(_, change)| change.clerk_id == *id);
+        let again: Vec<Parked> = again
+            .iter()
+            .filter_map(|id| Some(waiting_deletion(retry_id(id), id, change(id)?.0, self.work.now)))
+            .map(|parked| Parked { received_at: self.work.now, ..parked })
+            .collect();
+        self.transaction.park(&again).await
+    }
+
+    /// Parked deliveries and audit actors of these users, also those whose body could not be read.
+    async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let suspects: Vec<(SvixId, Bytes)> = self.transaction.unattributed(ids).await?;
+        let mut theirs: Vec<SvixId> = suspects
+            .into_iter()
+            .filter(|(svix_id, payload)| self.is_about(svix_id, payload, ids))
+            .map(|(svix_id, _)| svix_id)
+            .collect();
+        theirs.sort();
+        self.transaction.forget(ids, &theirs).await
+    }
+
+    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: it also names the
+    /// founder of a membership's organization, with whom it does not go.
+    fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
+        let Work { rules, now, .. } = self.work;
+        let kept = Verified::kept(svix_id.clone(), *now, payload.clone());
+        match event::parse(&kept, &rules.selection, *now).delivery.content {
+            Content::Change(change) => {
+                ids.contains(&change.clerk_id) || parents(&change).any(|parent| ids.contains(&parent))
+            }
+            _ => ids.iter().any(|id| id.is_named_in(payload)),
+        }
+    }
+
+    /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
+    /// A system that subscribes to deletions is told of every row that goes.
+    async fn tell_of_erasures(&mut self, ids: &[ClerkId], erasures: &[Erasure]) -> Result<()> {
+        let now = self.work.now;
+        let mut recipients: BTreeSet<(ClerkId, String)> =
+            self.transaction.recall(ids, now).await?.into_iter().collect();
+        for erasure in erasures.iter().filter(|erasure| erasure.leaves) {
+            let deletion = MessageType::deleted(erasure.clerk_id.entity());
+            let subscribed = self.work.rules.subscriptions.iter();
+            let subscribed = subscribed.filter(|one| one.events.contains(&deletion));
+            recipients.extend(subscribed.map(|one| (erasure.clerk_id.clone(), one.sink.clone())));
+        }
+        let asked: HashMap<&ClerkId, &Erasure> =
+            erasures.iter().map(|erasure| (&erasure.clerk_id, erasure)).collect();
+        let mut messages: Vec<Outgoing> = Vec::new();
+        let mut receipts = Vec::new();
+        for (clerk_id, destination) in recipients {
+            let Some(erasure) = asked.get(&clerk_id) else { continue };
+            let (delivery, change) = self.changes[erasure.change];
+            messages.push(news::of_deletion(&destination, &clerk_id, delivery, change, now));
+            if clerk_id.entity().is_person() {
+                receipts.push(Receipt {
+                    clerk_id,
+                    destination,
+                    requested_at: erasure.requested_at,
+                    completed_at: None,
+                    attempts: 0,
+                    last_error: None,
+                });
+            }
+        }
+        self.tell(messages).await?;
+        self.transaction.receipts(&receipts).await
+    }
+
+    /// Write messages to other systems, each as a span of what caused it.
+    async fn tell(&mut self, mut messages: Vec<Outgoing>) -> Result<()> {
+        for message in &mut messages {
+            let queue = Queue::Outbox(&message.sink);
+            let span = Span::send(queue, &message.message_id, Some(&message.kind.name()), &message.trace);
+            message.trace = span.context();
+            self.told.push(span);
+        }
+        self.transaction.tell(&messages).await
+    }
+
+    /// Write what is known only now: which receipts are complete, the audit trail, and outcomes that were recorded too early.
+    async fn finish(&mut self, plan: &Plan) -> Result<()> {
+        // The application may have removed a row that resisted us.
+        let done = sorted(plan.gone.iter().map(|(id, _)| id));
+        self.transaction.close_receipts(&done, Receipt::DATABASE, self.work.now).await?;
+        self.transaction.audit(&plan.audit).await?;
+        let corrections: Vec<(SvixId, Outcome)> = self
+            .changes
+            .iter()
+            .zip(&plan.outcomes)
+            .filter(|(_, outcome)| !matches!(outcome, Outcome::Applied | Outcome::Parked))
+            .filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome)))
+            .collect();
+        self.transaction.settle(&corrections).await
     }
 }
 
@@ -847,22 +826,22 @@ pub(super) enum Kept {
     /// There was no need to.
     Not(Outcome),
     /// After so many attempts, to be tried again or for somebody to look at.
-    Parked { attempts: u32, again: bool },
+    Parked { attempts: u32, again: bool, reason: String },
 }
 
 impl Kept {
     /// Log it, now that it is so.
-    pub(super) fn told(self, svix_id: &SvixId, delivery: &Delivery, reason: &str) -> Outcome {
-        let event = delivery.event_type.as_deref();
-        match self {
+    pub(super) fn told(self, svix_id: &SvixId, delivery: &Delivery) -> Outcome {
+        let (attempts, again, reason) = match self {
             Self::Not(outcome) => return outcome,
-            Self::Parked { attempts, again: true } => {
-                tracing::warn!(%svix_id, event, attempts, again = true, reason, "parked: kept in webhook_queue");
-            }
+            Self::Parked { attempts, again, reason } => (attempts, again, reason),
+        };
+        let event = delivery.event_type.as_deref();
+        if again {
+            tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
+        } else {
             // Until somebody acts it is lost.
-            Self::Parked { attempts, again: false } => {
-                tracing::error!(%svix_id, event, attempts, again = false, reason, "parked: kept in webhook_queue");
-            }
+            tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
         }
         Outcome::Parked
     }
@@ -902,21 +881,6 @@ pub(super) fn log_left_out(delivery: &Delivery, fields: FieldSet) {
     );
 }
 
-/// Write messages to other systems, each as a span of what caused it.
-async fn tell(
-    transaction: &mut dyn Transaction,
-    messages: &mut [Outgoing],
-    told: &mut Vec<Span>,
-) -> Result<()> {
-    for message in &mut *messages {
-        let queue = Queue::Outbox(&message.sink);
-        let span = Span::send(queue, &message.message_id, Some(&message.kind.name()), &message.trace);
-        message.trace = span.context();
-        told.push(span);
-    }
-    transaction.tell(messages).await
-}
-
 /// Commit what went well, undo what did not.
 pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>) -> Result<T> {
     match result {
@@ -928,15 +892,8 @@ pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>)
     }
 }
 
-/// Whose deletion is asked for though they are deleted.
-fn deleted_before(changes: &[(&Delivery, &Change)], registers: &HashMap<ClerkId, Register>) -> Vec<ClerkId> {
-    let deletions = changes.iter().filter(|(delivery, _)| is_deletion(delivery));
-    let ids = deletions.map(|(_, change)| &change.clerk_id);
-    sorted(ids.filter(|id| registers.get(*id).is_some_and(|register| register.deleted)))
-}
-
 /// Who has one of these addresses.
-fn owners_of(addresses: &[Address]) -> Vec<ClerkId> {
+pub(super) fn owners_of(addresses: &[Address]) -> Vec<ClerkId> {
     sorted(addresses.iter().filter_map(|address| address.owner.as_ref()))
 }
 
@@ -964,14 +921,38 @@ fn deletion(delivery: &Delivery) -> Option<&Change> {
     }
 }
 
-/// The type and the body under which a delivery waits. Of a deletion nothing is kept but the id.
-pub(super) fn kept_as(delivery: &Delivery) -> (Option<String>, Bytes) {
+/// A delivery as it waits in the queue, due and not tried. Of a deletion nothing is kept but the id.
+pub(super) fn waiting_as(svix_id: SvixId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
     match deletion(delivery) {
-        Some(change) => (
-            Some(change.clerk_id.entity().deletion().to_owned()),
-            deletion_body(&change.clerk_id, delivery.event_at),
-        ),
-        None => (delivery.event_type.clone(), delivery.payload.clone()),
+        Some(change) => waiting_deletion(svix_id, &change.clerk_id, delivery, now),
+        None => Parked {
+            svix_id,
+            event_type: delivery.event_type.clone(),
+            clerk_id: delivery.clerk_id.clone(),
+            payload: delivery.payload.clone(),
+            attempts: 0,
+            next_attempt_at: Some(now),
+            received_at: delivery.received_at,
+            dead_at: None,
+            last_error: String::new(),
+            trace: delivery.trace.clone(),
+        },
+    }
+}
+
+/// The deletion of this object as it waits in the queue, because of a delivery that may be about another.
+fn waiting_deletion(svix_id: SvixId, clerk_id: &ClerkId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
+    Parked {
+        svix_id,
+        event_type: Some(clerk_id.entity().deletion().to_owned()),
+        clerk_id: Some(clerk_id.clone()),
+        payload: deletion_body(clerk_id, delivery.event_at),
+        attempts: 0,
+        next_attempt_at: Some(now),
+        received_at: delivery.received_at,
+        dead_at: None,
+        last_error: String::new(),
+        trace: delivery.trace.clone(),
     }
 }
 

@@ -17,10 +17,9 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble, check_complete},
+    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble},
     reconcile::strangers,
-    scan::{Scan, Seen, Visit, Window},
-    walk::Walk,
+    scan::{Left, Seen, Visit, Window},
 };
 use crate::{
     clerk::{
@@ -150,21 +149,19 @@ pub async fn backfill(
     let restart = restart || *wanted.entity != USER;
     let (ledger, resumed) =
         Ledger::open(context, RunKind::Backfill, parameters, restart, Progress::default(), tell).await?;
-    let first = ledger.progress.batch;
+    let (first, seen) = (ledger.progress.batch, Seen::after(ledger.progress.counts.seen));
     let visitor = Arc::new(Visitor {
         context: context.clone(),
         writers: Semaphore::new(context.store.writers()),
         ledger: Mutex::new(ledger),
-        seen: Arc::default(),
+        seen: Arc::new(seen),
     });
     let walk = async {
-        if *wanted.entity != USER {
-            return visitor.walk_by_offsets(wanted.entity).await;
-        }
+        let mut switched_off = false;
         for (batch, filters) in filters.into_iter().enumerate().skip(first) {
-            visitor.walk(batch, filters).await?;
+            switched_off = !visitor.walk(batch, wanted.entity, filters).await?;
         }
-        Ok(false)
+        Ok::<_, Trouble>(switched_off)
     };
     let switched_off = tokio::select! {
         walked = walk => walked?,
@@ -232,46 +229,33 @@ impl Visitor {
         }
     }
 
-    async fn walk(self: &Arc<Self>, batch: usize, filters: Filters) -> Result<(), Trouble> {
-        let reading = self.context.reading(Source::Backfill, &USER);
-        let scan = Scan::new(&self.context, filters.clone(), reading, Arc::clone(&self.seen));
-        let windows = self.begin(batch, &scan).await?;
+    /// Through one of the filters' batches; false if the kind is switched off at Clerk.
+    async fn walk(
+        self: &Arc<Self>,
+        batch: usize,
+        entity: &'static Entity,
+        filters: Filters,
+    ) -> Result<bool, Trouble> {
+        let left = {
+            let mut ledger = self.ledger.lock().await;
+            ledger.progress.batch = batch;
+            let Progress { windows, expected, .. } = &ledger.progress;
+            windows.clone().map(|windows| Left { windows, counted: *expected })
+        };
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
-        scan.run(windows, &visitor).await?;
+        let what = (Source::Backfill, entity, filters);
+        let walked = self.context.walk(what, left, &self.seen, &visitor).await;
         let mut ledger = self.ledger.lock().await;
-        let (seen, expected) = (ledger.progress.counts.seen, ledger.progress.expected);
-        let complete = check_complete(&self.context.api, &filters, seen, expected).await;
-        if matches!(complete, Err(Trouble::Incomplete { .. })) {
+        if matches!(walked, Err(Trouble::Incomplete { .. })) {
             // There is nothing to go on with: the next run begins anew.
             ledger.progress = Progress::default();
             ledger.save().await?;
         }
-        complete?;
+        let walked = walked?;
         ledger.progress.batch = batch + 1;
         ledger.progress.windows = None;
-        ledger.save().await
-    }
-
-    /// Through all objects of a kind that has no better list; whether that is switched off at Clerk.
-    async fn walk_by_offsets(self: &Arc<Self>, entity: &'static Entity) -> Result<bool, Trouble> {
-        let reading = self.context.reading(Source::Backfill, entity);
-        let walk = Walk::new(&self.context, reading, Arc::clone(&self.seen));
-        let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
-        Ok(!walk.run(&visitor).await?)
-    }
-
-    /// The windows that are left, or the first ones.
-    async fn begin(&self, batch: usize, scan: &Scan) -> Result<Vec<Window>, Trouble> {
-        let mut ledger = self.ledger.lock().await;
-        if let Some(windows) = &ledger.progress.windows {
-            return Ok(windows.clone());
-        }
-        let (windows, expected) = scan.windows().await?;
-        ledger.progress.batch = batch;
-        ledger.progress.windows = Some(windows.clone());
-        ledger.progress.expected = expected;
         ledger.save().await?;
-        Ok(windows)
+        Ok(walked)
     }
 }
 
@@ -291,9 +275,9 @@ impl Visit for Visitor {
         Ok(counts)
     }
 
-    async fn expect(&self, counted: u64) -> Result<(), Trouble> {
+    async fn expect(&self, counted: Option<u64>) -> Result<(), Trouble> {
         let mut ledger = self.ledger.lock().await;
-        ledger.progress.expected = Some(counted);
+        ledger.progress.expected = counted;
         ledger.save().await
     }
 

@@ -12,6 +12,8 @@ use tokio::{
 use super::{
     Clock, Rules, apply,
     instance::{BELIEVED, Pin},
+    scan::{Left, Scan, Seen, Visit},
+    walk::Walk,
 };
 use crate::{
     clerk::{
@@ -19,7 +21,7 @@ use crate::{
         event::{Found, Reading},
     },
     entity::USER,
-    model::{Content, Delivery, Entity, Outcome, Source},
+    model::{ClerkId, Content, Delivery, Entity, Outcome, Source},
     store::{self, Origin, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
 };
 
@@ -160,14 +162,12 @@ impl CatchUp {
     ) -> Result<Option<String>, Trouble> {
         let Instance { pin, may_change } = &self.instance;
         let origin = patiently(|| self.store.origin()).await?;
-        let known = origin.as_ref().map(|origin| origin.instance.clone());
-        let previous = origin.as_ref().and_then(|origin| origin.previous.clone());
         if *pin == Pin::Any {
-            return Ok(previous);
+            return Ok(origin.and_then(|origin| origin.previous));
         }
         let of_key = match self.api.instance(persistence).await {
             Err(error @ (ApiError::Refused { .. } | ApiError::Unintelligible { .. }))
-                if pin.only().is_none() && known.is_none() =>
+                if pin.only().is_none() && origin.is_none() =>
             {
                 // Such as a proxy that lets only questions about users through.
                 tracing::warn!(%error, "of which instance of Clerk the users are is not checked");
@@ -182,21 +182,19 @@ impl CatchUp {
             });
         }
         let other = |known| Trouble::OtherInstance { of_key: of_key.to_owned(), known };
-        match known {
-            Some(known) if known == of_key => {
-                if !dry_run && origin.is_some_and(|origin| !origin.confirmed) {
+        match origin {
+            Some(origin) if origin.instance == of_key => {
+                if !dry_run && !origin.confirmed {
                     patiently(|| self.store.change_instance(of_key)).await?;
                 }
-                Ok(previous)
+                Ok(origin.previous)
             }
             // Events of both come in, and only the first one said so far which of them is meant: the key settles it.
-            Some(known) if !may_change && !origin.is_some_and(|origin| is_disputed(&origin, of_key)) => {
-                Err(other(known))
-            }
-            Some(known) => {
+            Some(origin) if !may_change && !is_disputed(&origin, of_key) => Err(other(origin.instance)),
+            Some(origin) => {
                 if !dry_run {
                     tracing::warn!(
-                        known,
+                        known = origin.instance,
                         of_key,
                         "the users of this database are of another instance of Clerk from now on"
                     );
@@ -204,7 +202,7 @@ impl CatchUp {
                     // Until then another process may let events of the one before in.
                     sleep(BELIEVED).await;
                 }
-                Ok(Some(known))
+                Ok(Some(origin.instance))
             }
             None if dry_run => Ok(None),
             None => {
@@ -219,6 +217,23 @@ impl CatchUp {
         }
     }
 
+    /// Show a visitor all objects of a kind, of users those that `filters` name; those in `seen` are passed over. Goes on with
+    /// what an interrupted walk has `left`. False if the kind is switched off at Clerk.
+    pub(super) async fn walk(
+        &self,
+        (source, entity, filters): (Source, &'static Entity, Filters),
+        left: Option<Left>,
+        seen: &Arc<Seen>,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<bool, Trouble> {
+        let (reading, seen) = (self.reading(source, entity), Arc::clone(seen));
+        if *entity != USER {
+            return Walk::new(self, reading, seen).run(visitor).await;
+        }
+        Scan::new(self, filters, reading, seen).run(left, visitor).await?;
+        Ok(true)
+    }
+
     /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.
     pub(super) async fn take_in(&self, users: Vec<Found>, writers: &Semaphore) -> Result<Counts, Trouble> {
         let mut counts = Counts { seen: users.len() as u64, ..Counts::default() };
@@ -231,23 +246,21 @@ impl CatchUp {
         }
         let _writer = writers.acquire().await.map_err(|_| Trouble::Abandoned)?;
         for attempt in 1.. {
-            let results = self.apply(&deliveries).await;
+            let (now, deadline) = ((self.clock)(), Instant::now() + PAGE_TIME);
+            let results = apply(&*self.store, &deliveries, &self.rules, now, deadline).await;
             let mut again = Vec::new();
             let mut last = None;
             for (delivery, result) in deliveries.into_iter().zip(results) {
+                let id = delivery.clerk_id.as_ref().map_or("", ClerkId::as_str);
                 match result {
                     Ok(Outcome::Applied) => counts.applied += 1,
                     Ok(Outcome::Unchanged) => counts.unchanged += 1,
-                    Ok(Outcome::Parked) => {
-                        let id = delivery.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default();
-                        let reason = "the database refuses it for now; it is tried again without end";
-                        counts.leave_out(&id, reason.to_owned());
-                    }
+                    Ok(Outcome::Parked) => counts.leave_out(
+                        id,
+                        "the database refuses it for now; it is tried again without end".to_owned(),
+                    ),
                     Ok(_) => counts.stale += 1,
-                    Err(error) if error.is_about_the_data() => {
-                        let id = delivery.clerk_id.as_ref().map(ToString::to_string).unwrap_or_default();
-                        counts.leave_out(&id, error.to_string());
-                    }
+                    Err(error) if error.is_about_the_data() => counts.leave_out(id, error.to_string()),
                     Err(error) => {
                         last = Some(error);
                         again.push(delivery);
@@ -263,10 +276,6 @@ impl CatchUp {
             deliveries = again;
         }
         Ok(counts)
-    }
-
-    async fn apply(&self, deliveries: &[Delivery]) -> Vec<store::Result<Outcome>> {
-        apply(&*self.store, deliveries, &self.rules, (self.clock)(), Instant::now() + PAGE_TIME).await
     }
 }
 
@@ -303,25 +312,21 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
             .filter(|run| now - run.updated_at < RESUMABLE)
             .and_then(|run| Some((serde_json::from_str(&run.progress).ok()?, run)));
         let goes_on = found.is_some();
-        let owner = random_name();
-        let (progress, run) = if let Some((progress, run)) = found {
-            (progress, Run { owner, updated_at: now, ..run })
-        } else {
-            let progress = serde_json::to_string(&fresh).unwrap_or_default();
-            let id = random_name();
+        let (progress, run) = found.unwrap_or_else(|| {
             let run = Run {
-                id,
+                id: random_name(),
                 kind,
-                owner,
+                owner: String::new(),
                 parameters,
                 everybody,
-                progress,
+                progress: serde_json::to_string(&fresh).unwrap_or_default(),
                 started_at: now,
                 updated_at: now,
                 finished_at: None,
             };
             (fresh, run)
-        };
+        });
+        let run = Run { owner: random_name(), updated_at: now, ..run };
         context.store.prune_runs(now - REMEMBERED).await?;
         context.store.begin_run(&run).await?;
         tell.send_replace(progress.clone());
@@ -371,24 +376,12 @@ fn is_hopeless(error: &StoreError) -> bool {
     matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema)
 }
 
-/// Refuse a walk that saw clearly fewer users than Clerk counts, more than can have left meanwhile. `counted` is what it
-/// counted before, if it was asked.
-pub(super) async fn check_complete(
-    api: &Api,
-    filters: &Filters,
-    seen: u64,
-    counted: Option<u64>,
-) -> Result<(), Trouble> {
-    let Some(before) = counted.filter(|counted| falls_short(seen, *counted)) else { return Ok(()) };
-    let counted = before.min(api.count(filters).await?);
-    if falls_short(seen, counted) { Err(incomplete(&USER, seen, counted)) } else { Ok(()) }
-}
-
-/// Clerk showed fewer of a kind than it counts.
+/// The error of a walk that saw too few of a kind.
 pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> Trouble {
     Trouble::Incomplete { what: entity.table, seen, counted }
 }
 
+/// Whether a walk saw clearly fewer than Clerk counts, more than can have left meanwhile.
 pub(super) fn falls_short(seen: u64, counted: u64) -> bool {
     counted.saturating_sub(seen) > (counted / 100).max(10) || seen.saturating_mul(2) < counted
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use crate::{
     model::{LineHash, Mark, Seal, seal::Ids},
@@ -49,120 +50,82 @@ pub async fn seal(store: &dyn Store, limit: u32, now: DateTime<Utc>) -> Result<O
 }
 
 /// Something that is not as it was sealed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    SealsMissing {
-        first: i64,
-        last: i64,
-    },
-    SealChanged {
-        number: i64,
-    },
-    /// It fits itself, and not the seal before.
-    SealReplaced {
-        number: i64,
-    },
-    LinesMissing {
-        seal: i64,
-        ids: Vec<Ids>,
-    },
-    LinesAdded {
-        seal: i64,
-        ids: Vec<Ids>,
-    },
-    LinesChanged {
-        seal: i64,
-        among: Ids,
-    },
-    /// A seal that was kept elsewhere is another one here, or none.
-    NotAsKept {
-        number: i64,
-        here: Option<String>,
-    },
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// What machines call it.
+    pub kind: &'static str,
+    /// The seal that shows it.
+    pub seal: i64,
+    /// The ids it is about, such as `18 22-25`; empty if it is about a seal.
+    pub lines: String,
+    /// What people call it.
+    pub message: String,
 }
 
 impl Fault {
-    /// What machines call it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::SealsMissing { .. } => "seal_missing",
-            Self::SealChanged { .. } => "seal_changed",
-            Self::SealReplaced { .. } => "seal_replaced",
-            Self::LinesMissing { .. } => "line_missing",
-            Self::LinesAdded { .. } => "line_added",
-            Self::LinesChanged { .. } => "line_changed",
-            Self::NotAsKept { .. } => "seal_not_as_kept",
-        }
+    fn seals_missing(first: i64, last: i64) -> Self {
+        let message = if first == last {
+            format!("seal {first} is missing")
+        } else {
+            format!("seals {first} to {last} are missing")
+        };
+        Self { kind: "seal_missing", seal: first, lines: String::new(), message }
     }
 
-    /// The seal that shows it.
-    pub fn seal(&self) -> i64 {
-        match self {
-            Self::SealsMissing { first: seal, .. }
-            | Self::SealChanged { number: seal }
-            | Self::SealReplaced { number: seal }
-            | Self::NotAsKept { number: seal, .. }
-            | Self::LinesMissing { seal, .. }
-            | Self::LinesAdded { seal, .. }
-            | Self::LinesChanged { seal, .. } => *seal,
-        }
+    fn seal_changed(seal: i64) -> Self {
+        let message = format!("seal {seal} was changed");
+        Self { kind: "seal_changed", seal, lines: String::new(), message }
     }
 
-    fn is_about_one_line(&self) -> bool {
-        match self {
-            Self::LinesMissing { ids, .. } | Self::LinesAdded { ids, .. } => {
-                matches!(ids[..], [Ids { first, last }] if first == last)
-            }
-            Self::LinesChanged { among, .. } => among.first == among.last,
-            _ => false,
-        }
+    /// It fits itself, and not the seal before.
+    fn seal_replaced(seal: i64) -> Self {
+        let message = match seal {
+            1 => "seal 1 is not the first one that was made: it was replaced".to_owned(),
+            _ => format!("seal {seal} does not follow seal {}: one of them was replaced", seal - 1),
+        };
+        Self { kind: "seal_replaced", seal, lines: String::new(), message }
     }
 
-    /// The ids it is about, such as `18 22-25`; empty if it is about a seal.
-    pub fn lines(&self) -> String {
-        match self {
-            Self::LinesMissing { ids, .. } | Self::LinesAdded { ids, .. } => Ids::text(ids),
-            Self::LinesChanged { among, .. } => among.to_string(),
-            _ => String::new(),
-        }
+    /// A seal that was kept elsewhere has another hash here, or is not here.
+    fn not_as_kept(seal: i64, here: Option<&str>) -> Self {
+        let message = match here {
+            Some(hash) => format!("seal {seal} is another one than was kept: here it is {hash}"),
+            None => format!("seal {seal}, which was kept, is not here: the newest ones were cut off"),
+        };
+        Self { kind: "seal_not_as_kept", seal, lines: String::new(), message }
+    }
+
+    fn lines_missing(seal: i64, ids: &[Ids]) -> Self {
+        let message = format!("missing: {}, under seal {seal}", named(ids));
+        Self { kind: "line_missing", seal, lines: Ids::text(ids), message }
+    }
+
+    fn lines_added(seal: i64, ids: &[Ids]) -> Self {
+        let message = format!("slipped in later: {}, among those of seal {seal}", named(ids));
+        Self { kind: "line_added", seal, lines: Ids::text(ids), message }
+    }
+
+    fn lines_changed(seal: i64, among: Ids) -> Self {
+        let what = if among.first == among.last {
+            "changed:"
+        } else {
+            "changed, or in another order: one or more of the"
+        };
+        let message = format!("{what} {}, under seal {seal}", named(&[among]));
+        Self { kind: "line_changed", seal, lines: among.to_string(), message }
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = self.lines();
-        let word = if self.is_about_one_line() { "line" } else { "lines" };
-        match self {
-            Self::SealsMissing { first, last } if first == last => write!(f, "seal {first} is missing"),
-            Self::SealsMissing { first, last } => write!(f, "seals {first} to {last} are missing"),
-            Self::SealChanged { number } => write!(f, "seal {number} was changed"),
-            Self::SealReplaced { number: 1 } => {
-                f.write_str("seal 1 is not the first one that was made: it was replaced")
-            }
-            Self::SealReplaced { number } => {
-                write!(f, "seal {number} does not follow seal {}: one of them was replaced", number - 1)
-            }
-            Self::LinesMissing { seal, .. } => write!(f, "missing: {word} {lines}, under seal {seal}"),
-            Self::LinesAdded { seal, .. } => {
-                write!(f, "slipped in later: {word} {lines}, among those of seal {seal}")
-            }
-            Self::LinesChanged { seal, .. } if self.is_about_one_line() => {
-                write!(f, "changed: line {lines}, under seal {seal}")
-            }
-            Self::LinesChanged { seal, .. } => {
-                write!(
-                    f,
-                    "changed, or in another order: one or more of the {word} {lines}, under seal {seal}"
-                )
-            }
-            Self::NotAsKept { number, here: Some(hash) } => {
-                write!(f, "seal {number} is another one than was kept: here it is {hash}")
-            }
-            Self::NotAsKept { number, here: None } => {
-                write!(f, "seal {number}, which was kept, is not here: the newest ones were cut off")
-            }
-        }
+        f.write_str(&self.message)
     }
+}
+
+/// Such as `lines 18 22-25`.
+fn named(ids: &[Ids]) -> String {
+    let is_one = matches!(ids, [Ids { first, last }] if first == last);
+    format!("{} {}", if is_one { "line" } else { "lines" }, Ids::text(ids))
 }
 
 /// What a look at the whole chain found.
@@ -226,7 +189,7 @@ pub async fn verify(
                 report.lines += lines.len() as u64;
                 check_lines(&seal, &lines, &mut report);
             } else {
-                report.tell(Fault::SealChanged { number: seal.number });
+                report.tell(Fault::seal_changed(seal.number));
             }
             report.seals += 1;
             before = Some(seal);
@@ -235,7 +198,7 @@ pub async fn verify(
     }
     let last = before.as_ref().map_or(0, |seal| seal.number);
     for mark in kept.iter().filter(|mark| mark.number > last) {
-        report.tell(Fault::NotAsKept { number: mark.number, here: None });
+        report.tell(Fault::not_as_kept(mark.number, None));
     }
     report.newest = before.map(|seal| seal.mark());
     report.unsealed = store.unsealed(UNSEALED_COUNTED).await?;
@@ -246,15 +209,15 @@ pub async fn verify(
 fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Report) -> bool {
     let expected = before.map_or(0, |before| before.number).saturating_add(1);
     if seal.number > expected {
-        report.tell(Fault::SealsMissing { first: expected, last: seal.number - 1 });
+        report.tell(Fault::seals_missing(expected, seal.number - 1));
         for mark in kept.iter().filter(|mark| (expected..seal.number).contains(&mark.number)) {
-            report.tell(Fault::NotAsKept { number: mark.number, here: None });
+            report.tell(Fault::not_as_kept(mark.number, None));
         }
     } else if seal.number < expected || seal.previous != Seal::previous_of(before) {
-        report.tell(Fault::SealReplaced { number: seal.number });
+        report.tell(Fault::seal_replaced(seal.number));
     }
     if kept.iter().any(|mark| mark.number == seal.number && mark.hash != seal.hash) {
-        report.tell(Fault::NotAsKept { number: seal.number, here: Some(seal.hash.clone()) });
+        report.tell(Fault::not_as_kept(seal.number, Some(&seal.hash)));
     }
     seal.number == expected
 }
@@ -263,7 +226,7 @@ fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Re
 fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Report) {
     let number = seal.number;
     let Some(gaps) = Ids::parse(&seal.gaps) else {
-        return report.tell(Fault::SealChanged { number });
+        return report.tell(Fault::seal_changed(number));
     };
     let ids = || lines.iter().map(|line| line.id);
     let in_a_gap = |id: i64| gaps.iter().any(|gap| (gap.first..=gap.last).contains(&id));
@@ -271,14 +234,13 @@ fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Report) {
     let missing = Ids::without(&Ids::missing(seal.first_id, seal.last_id, ids()), &gaps);
     let as_many = added.is_empty() && missing.is_empty();
     if !missing.is_empty() {
-        report.tell(Fault::LinesMissing { seal: number, ids: missing });
+        report.tell(Fault::lines_missing(number, &missing));
     }
     if !added.is_empty() {
-        report.tell(Fault::LinesAdded { seal: number, ids: added });
+        report.tell(Fault::lines_added(number, &added));
     }
     if as_many && seal.content != Seal::content_of(lines) {
-        let among = Ids { first: seal.first_id, last: seal.last_id };
-        report.tell(Fault::LinesChanged { seal: number, among });
+        report.tell(Fault::lines_changed(number, Ids { first: seal.first_id, last: seal.last_id }));
     }
 }
 
@@ -328,14 +290,14 @@ mod tests {
     fn a_fault_is_told_in_a_sentence() {
         let ids = |text: &str| Ids::parse(text).expect("ids");
         let told: Vec<String> = [
-            Fault::SealsMissing { first: 5, last: 5 },
-            Fault::SealsMissing { first: 5, last: 7 },
-            Fault::SealReplaced { number: 5 },
-            Fault::LinesMissing { seal: 2, ids: ids("7") },
-            Fault::LinesMissing { seal: 2, ids: ids("7 9-12") },
-            Fault::LinesAdded { seal: 2, ids: ids("8") },
-            Fault::LinesChanged { seal: 2, among: Ids { first: 7, last: 7 } },
-            Fault::LinesChanged { seal: 2, among: Ids { first: 7, last: 12 } },
+            Fault::seals_missing(5, 5),
+            Fault::seals_missing(5, 7),
+            Fault::seal_replaced(5),
+            Fault::lines_missing(2, &ids("7")),
+            Fault::lines_missing(2, &ids("7 9-12")),
+            Fault::lines_added(2, &ids("8")),
+            Fault::lines_changed(2, Ids { first: 7, last: 7 }),
+            Fault::lines_changed(2, Ids { first: 7, last: 12 }),
         ]
         .iter()
         .map(ToString::to_string)

@@ -6,10 +6,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Clock, Pace, Rules, apply,
     enqueue::{enqueue, keep},
-    hold::{Door, Holding, may_pass},
+    hold::{Door, Held, Holding, may_pass},
 };
 use crate::{
     model::{Delivery, Outcome, Processing, SvixId},
@@ -77,8 +74,8 @@ struct Inner {
     waiting_bytes: Arc<Semaphore>,
     /// Those that were taken on and are not answered.
     unanswered: Arc<()>,
-    /// Those of them that the database could not take at once.
-    held: Arc<AtomicUsize>,
+    /// One for each delivery that can still be held because the database cannot take it at once.
+    permits: Arc<Semaphore>,
     limits: Limits,
     closing: CancellationToken,
     bell: Arc<Notify>,
@@ -115,6 +112,8 @@ pub(super) struct Waiter {
     /// When the request began.
     pub(super) since: Instant,
     answer: oneshot::Sender<Result<Outcome, Refusal>>,
+    /// The permit to be held, if the database could not take it at once.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
     _bytes: OwnedSemaphorePermit,
     _unanswered: Arc<()>,
 }
@@ -141,7 +140,7 @@ impl Committer {
             clock: Arc::clone(clock),
             bell: Arc::clone(&bell),
         };
-        let (door, held) = Door::new();
+        let (door, held) = Door::new(limits.held);
         let mut tasks = JoinSet::new();
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
@@ -151,7 +150,7 @@ impl Committer {
                 sender
             })
             .collect();
-        let count = Arc::clone(door.count());
+        let permits = Arc::clone(door.permits());
         // Only the lanes hand over.
         drop(door);
         tasks.spawn(Holding { ground, stopping: stopping.clone() }.run(held));
@@ -160,7 +159,7 @@ impl Committer {
             hasher: RandomState::new(),
             waiting_bytes: Arc::new(Semaphore::new(limits.waiting_bytes)),
             unanswered: Arc::default(),
-            held: count,
+            permits,
             limits,
             closing: closing.clone(),
             bell,
@@ -183,7 +182,9 @@ impl Committer {
             return Err(Refusal::ShuttingDown);
         }
         let unanswered = Arc::clone(&inner.unanswered);
-        if inner.held.load(Ordering::Relaxed) > 0 && Arc::strong_count(&unanswered) > inner.limits.held {
+        if inner.permits.available_permits() < inner.limits.held
+            && Arc::strong_count(&unanswered) > inner.limits.held
+        {
             return Err(Refusal::Overloaded);
         }
         let size = u32::try_from(delivery.payload.len()).unwrap_or(u32::MAX);
@@ -191,7 +192,7 @@ impl Committer {
             Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
         let lane = inner.lane(&delivery).ok_or(Refusal::Unavailable)?;
-        let waiter = Waiter { since, answer, _bytes: bytes, _unanswered: unanswered };
+        let waiter = Waiter { since, answer, permit: None, _bytes: bytes, _unanswered: unanswered };
         let job = Job { delivery, waiter };
         lane.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,
@@ -244,13 +245,10 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Apply deliveries, or store them for those who do. Gives them back with what became of each; nothing of it if a bug
-    /// got in the way.
-    pub(super) async fn attempt(
-        &self,
-        deliveries: Vec<Delivery>,
-        deadline: Instant,
-    ) -> (Vec<Delivery>, Vec<crate::store::Result<Outcome>>) {
+    /// Apply deliveries, or store them for those who do, and answer. Gives back those that fail for a reason that may pass.
+    pub(super) async fn attempt(&self, jobs: Vec<Job>, deadline: Instant) -> Vec<Held> {
+        let (deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
+            jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();
         let store = Arc::clone(&self.store);
         let (rules, now) = (self.rules.clone(), (self.clock)());
         // In a task of its own, so that a panic costs one batch and not the lane.
@@ -277,8 +275,20 @@ impl Ground {
         if results.iter().any(|result| matches!(result, Ok(Outcome::Queued | Outcome::Parked))) {
             self.bell.notify_one();
         }
+        let mut failed = Vec::new();
+        let mut results = results.into_iter();
         // The task is over, and holds nothing.
-        (Arc::unwrap_or_clone(deliveries), results)
+        for (delivery, waiter) in Arc::unwrap_or_clone(deliveries).into_iter().zip(waiters) {
+            match results.next() {
+                Some(Err(error)) if may_pass(&error) => {
+                    failed.push(Held { job: Job { delivery, waiter }, error });
+                }
+                Some(result) => waiter.answer(result),
+                // A bug got in the way.
+                None => waiter.refuse(Refusal::Unavailable),
+            }
+        }
+        failed
     }
 
     /// Store deliveries that cannot be applied now, each with the reason. An error is about them all.
@@ -328,34 +338,23 @@ impl Lane {
     async fn commit(&self, jobs: impl Iterator<Item = Job>) {
         let began = Instant::now();
         let limits = &self.ground.limits;
-        let mut deliveries = Vec::new();
-        let mut waiters = Vec::new();
-        for Job { delivery, waiter } in jobs {
-            if began.duration_since(waiter.since) > limits.patience {
-                waiter.refuse(Refusal::Unavailable);
+        let mut in_time = Vec::new();
+        for job in jobs {
+            if began.duration_since(job.waiter.since) > limits.patience {
+                job.waiter.refuse(Refusal::Unavailable);
             } else {
-                deliveries.push(delivery);
-                waiters.push(waiter);
+                in_time.push(job);
             }
         }
-        if deliveries.is_empty() {
+        if in_time.is_empty() {
             return;
         }
         histogram!(telemetry::COMMIT_BATCH_SIZE)
-            .record(f64::from(u32::try_from(deliveries.len()).unwrap_or(u32::MAX)));
-        let (deliveries, results) = self.ground.attempt(deliveries, began + limits.batch_time).await;
+            .record(f64::from(u32::try_from(in_time.len()).unwrap_or(u32::MAX)));
+        let failed = self.ground.attempt(in_time, began + limits.batch_time).await;
         histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
-        let mut results = results.into_iter();
-        for (delivery, waiter) in deliveries.into_iter().zip(waiters) {
-            match results.next() {
-                Some(Err(error))
-                    if may_pass(&error) && self.door.count().load(Ordering::Relaxed) < limits.held =>
-                {
-                    self.door.hold(Job { delivery, waiter }, error);
-                }
-                Some(result) => waiter.answer(result),
-                None => waiter.refuse(Refusal::Unavailable),
-            }
+        for held in failed {
+            self.door.hold(held);
         }
     }
 }

@@ -18,15 +18,15 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Rules,
     apply::{
-        Fate, HOPELESS_REFUSALS, RACES, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
-        may_take_out, share,
+        HOPELESS_REFUSALS, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
+        may_take_out, owners_of, share, unusable,
     },
     pace::Pace,
+    plan::email_in,
 };
 use crate::{
     clerk::{event, signature::Verified},
-    entity::user,
-    model::{Change, ClerkId, Content, Delivery, News, Outcome, SvixId},
+    model::{ClerkId, Content, Delivery, Outcome, SvixId},
     store::{Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
 };
@@ -94,9 +94,8 @@ pub async fn drain(
 #[derive(Clone, Copy)]
 enum Claim<'a> {
     Due,
-    These(&'a [SvixId]),
-    /// Also those that are not due.
-    Whenever(&'a [SvixId]),
+    /// These, as far as they are due by then.
+    These(&'a [SvixId], DateTime<Utc>),
 }
 
 /// A delivery that was claimed.
@@ -121,7 +120,7 @@ impl Claimed {
     }
 
     fn is_usable(&self) -> bool {
-        !matches!(self.delivery.content, Content::Unusable(_))
+        unusable(&self.delivery).is_none()
     }
 }
 
@@ -139,7 +138,7 @@ impl Draining<'_> {
         }
         let all = Ways::of(self.work.rules.deletion);
         let (claimed, first) = self.turn(Claim::Due, Patience::Normal, &all).await;
-        let (usable, unusable): (Vec<Claimed>, Vec<Claimed>) =
+        let (usable, broken): (Vec<Claimed>, Vec<Claimed>) =
             claimed.into_iter().partition(Claimed::is_usable);
         match &first {
             Ok(_) => self.pace.faster(),
@@ -156,11 +155,11 @@ impl Draining<'_> {
             Err(error) => self.isolate(&usable, error, done).await?,
         }
         // Once unusable, and tried again because somebody asked for it. They have no effect on others.
-        for mut claimed in unusable {
-            let Content::Unusable(reason) = &claimed.delivery.content else { continue };
-            let outcome = self.set_aside(&claimed, Fate::Dead, reason, Patience::Normal).await?;
+        for mut claimed in broken {
+            let Some(error) = unusable(&claimed.delivery) else { continue };
+            let worked = self.set_aside(&claimed, &error, Patience::Normal).await?;
             std::mem::take(&mut claimed.span).failed("unusable");
-            done.extend(outcome.map(|outcome| claimed.worked(outcome)));
+            done.extend(worked);
         }
         Ok(())
     }
@@ -170,17 +169,18 @@ impl Draining<'_> {
         let all = Ways::of(self.work.rules.deletion);
         let ids: Vec<SvixId> = batch.iter().map(|claimed| claimed.svix_id.clone()).collect();
         let mut failures = 0;
-        let mut parts: Vec<(Range<usize>, Option<StoreError>)> = vec![(0..batch.len(), Some(error))];
-        while let Some((part, failed)) = parts.pop() {
-            if failed.is_none() && Instant::now() >= self.deadline {
-                // What is behind them is not to wait for them.
-                let rest = parts.iter().map(|(part, _)| part).chain([&part]);
-                let rest: Vec<SvixId> = rest.flat_map(|part| ids[part.clone()].iter().cloned()).collect();
-                return self.postpone(rest).await;
-            }
-            let result = match failed {
+        let mut first = Some(error);
+        let mut parts = Vec::from([Range { start: 0, end: batch.len() }]);
+        while let Some(part) = parts.pop() {
+            let result = match first.take() {
                 // What is likely to be gone is tried again before anybody is suspected.
                 Some(error) if !matches!(error.trouble, Trouble::Conflict | Trouble::Raced) => Err(error),
+                None if Instant::now() >= self.deadline => {
+                    // What is behind them is not to wait for them.
+                    parts.push(part);
+                    let rest = parts.into_iter().flat_map(|part| ids[part].iter().cloned());
+                    return self.postpone(rest.collect()).await;
+                }
                 _ => self.settled(&ids[part.clone()], &all).await,
             };
             let error = match result {
@@ -192,13 +192,13 @@ impl Draining<'_> {
                 Err(error) => error,
             };
             if part.len() > 1 {
-                parts.extend(divide(part, &error).rev().map(|part| (part, None)));
+                parts.extend(divide(part, &error).rev());
                 continue;
             }
             // One who holds many users is not the table's trouble.
             let is_its_own =
                 error.is_about_the_data() || matches!(error.trouble, Trouble::Locked | Trouble::Late);
-            done.extend(self.single(&batch[part.start], error.clone()).await?);
+            done.extend(self.alone(&batch[part.start], error.clone()).await?);
             failures += u32::from(!is_its_own);
             if failures >= HOPELESS_REFUSALS {
                 return Err(error);
@@ -209,24 +209,13 @@ impl Draining<'_> {
 
     /// Attempt these, again after a conflict that is likely to be gone.
     async fn settled(&self, ids: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
-        let (mut conflicts, mut races) = (0, 0);
+        let mut repeats = Repeats::default();
         loop {
-            match self.turn(Claim::These(ids), Patience::Short, ways).await.1 {
-                Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
-                Err(error) if error.trouble == Trouble::Raced && races < RACES => races += 1,
+            match self.turn(Claim::These(ids, self.work.now), Patience::Short, ways).await.1 {
+                Err(error) if repeats.has_another(&error) => {}
                 result => return result,
             }
         }
-    }
-
-    /// One delivery that has failed alone, with those that it only goes with; nothing if somebody else has it by now.
-    async fn single(&self, claimed: &Claimed, error: StoreError) -> Result<Vec<Worked>> {
-        if error.is_taken()
-            && let Some(worked) = self.with_its_others(claimed).await?
-        {
-            return Ok(worked);
-        }
-        self.alone(claimed, error).await.map(|worked| worked.into_iter().collect())
     }
 
     /// A delivery about somebody who is to have an address that another user still has, where an index or constraint of the
@@ -262,7 +251,7 @@ impl Draining<'_> {
         }
         let ids: Vec<SvixId> = together.into_iter().collect();
         let all = Ways::of(self.work.rules.deletion);
-        match self.turn(Claim::Whenever(&ids), Patience::Short, &all).await.1 {
+        match self.turn(Claim::These(&ids, FAR_AWAY), Patience::Short, &all).await.1 {
             Ok(worked) => Ok((!worked.is_empty()).then_some(worked)),
             Err(error) if error.trouble == Trouble::Unavailable => Err(error),
             // Then there is another reason.
@@ -273,17 +262,22 @@ impl Draining<'_> {
     async fn owners_of(&self, addresses: &[String]) -> Result<Vec<ClerkId>> {
         let mut transaction = self.work.store.begin(Patience::Short).await?;
         let found = transaction.addresses(addresses).await;
-        let found = end(transaction, found).await?;
-        Ok(found.into_iter().filter_map(|address| address.owner).collect())
+        Ok(owners_of(&end(transaction, found).await?))
     }
 
-    async fn alone(&self, claimed: &Claimed, mut error: StoreError) -> Result<Option<Worked>> {
+    /// One delivery that has failed alone, with those that it only goes with; nothing if somebody else has it by now.
+    async fn alone(&self, claimed: &Claimed, mut error: StoreError) -> Result<Vec<Worked>> {
+        if error.is_taken()
+            && let Some(worked) = self.with_its_others(claimed).await?
+        {
+            return Ok(worked);
+        }
         if may_take_out(&claimed.delivery) {
             let this = std::slice::from_ref(&claimed.svix_id);
             let mut ways = Ways::of(self.work.rules.deletion);
             if error.took_too_long() {
-                match self.turn(Claim::These(this), Patience::Long, &ways).await.1 {
-                    Ok(worked) => return Ok(worked.into_iter().next()),
+                match self.turn(Claim::These(this, self.work.now), Patience::Long, &ways).await.1 {
+                    Ok(worked) => return Ok(worked),
                     Err(next) => error = next,
                 }
             }
@@ -291,7 +285,7 @@ impl Draining<'_> {
             while (error.is_about_the_data() || error.took_too_long()) && !ways.is_empty() {
                 ways = if error.took_too_long() { ways.later(error) } else { ways.after(error) };
                 match self.settled(this, &ways).await {
-                    Ok(worked) => return Ok(worked.into_iter().next()),
+                    Ok(worked) => return Ok(worked),
                     Err(next) => error = next,
                 }
             }
@@ -306,31 +300,28 @@ impl Draining<'_> {
                 let event = delivery.event_type.as_deref();
                 tracing::error!(%svix_id, event, %error, "the database refused a statement of ours: a delivery waits");
             }
-            let outcome = self.put_off(claimed, &error).await?;
-            return Ok(outcome.map(|outcome| claimed.worked(outcome)));
+            return self.put_off(claimed, &error).await;
         }
         if error.trouble == Trouble::BadData
             && let Some(worked) = self.without_what_spoils_it(claimed).await
         {
             return Ok(worked);
         }
-        let fate = if error.trouble == Trouble::BadData { Fate::Dead } else { Fate::Retry };
-        let outcome = match self.set_aside(claimed, fate, &error.to_string(), Patience::Short).await {
-            Err(again) if again.trouble != Trouble::Unavailable => self.put_off(claimed, &error).await?,
-            outcome => outcome?,
-        };
-        Ok(outcome.map(|outcome| claimed.worked(outcome)))
+        match self.set_aside(claimed, &error, Patience::Short).await {
+            Err(again) if again.trouble != Trouble::Unavailable => self.put_off(claimed, &error).await,
+            set_aside => set_aside,
+        }
     }
 
-    /// A delivery but for the field that the database cannot store; `Some(None)` if somebody else has it by now.
-    async fn without_what_spoils_it(&self, claimed: &Claimed) -> Option<Option<Worked>> {
+    /// A delivery but for the field that the database cannot store; nothing in it if somebody else has it by now.
+    async fn without_what_spoils_it(&self, claimed: &Claimed) -> Option<Vec<Worked>> {
         let this = std::slice::from_ref(&claimed.svix_id);
         for (left_out, rules) in fewer_fields(self.work.rules, &claimed.delivery) {
             let work = Work { store: self.work.store, rules: &rules, now: self.work.now };
             let draining = Draining { work, deadline: self.deadline, pace: self.pace };
             if let Ok(worked) = draining.settled(this, &Ways::of(rules.deletion)).await {
                 log_left_out(&claimed.delivery, left_out);
-                return Some(worked.into_iter().next());
+                return Some(worked);
             }
         }
         None
@@ -351,8 +342,8 @@ impl Draining<'_> {
         };
         let deadline = match (claim, patience) {
             (_, Patience::Long) => self.deadline.max(Instant::now() + LONG),
-            (Claim::These([_]), _) => self.deadline.max(Instant::now() + ALONE),
-            (Claim::These(ids) | Claim::Whenever(ids), _) => share(self.deadline, ids.len()),
+            (Claim::These([_], _), _) => self.deadline.max(Instant::now() + ALONE),
+            (Claim::These(ids, _), _) => share(self.deadline, ids.len()),
             (Claim::Due, _) => share(self.deadline, usize::MAX),
         };
         let outcomes = timeout_at(deadline, attempt).await;
@@ -379,8 +370,7 @@ impl Draining<'_> {
                 let bytes = BATCH_BYTES * u64::from(portion) / u64::from(BATCH);
                 transaction.claim(self.work.now, portion, bytes).await?
             }
-            Claim::These(ids) => transaction.claim_these(ids, self.work.now).await?,
-            Claim::Whenever(ids) => transaction.claim_these(ids, FAR_AWAY).await?,
+            Claim::These(ids, due) => transaction.claim_these(ids, due).await?,
         };
         claimed.extend(parked.into_iter().map(|parked| self.understood(parked)));
         let usable: Vec<&Claimed> = claimed.iter().filter(|claimed| claimed.is_usable()).collect();
@@ -406,10 +396,9 @@ impl Draining<'_> {
     async fn set_aside(
         &self,
         claimed: &Claimed,
-        fate: Fate,
-        reason: &str,
+        error: &StoreError,
         patience: Patience,
-    ) -> Result<Option<Outcome>> {
+    ) -> Result<Vec<Worked>> {
         let Claimed { svix_id, delivery, trace, .. } = claimed;
         let attempt = async {
             let mut transaction = self.work.store.begin(patience).await?;
@@ -418,32 +407,32 @@ impl Draining<'_> {
                 if transaction.claim_these(ids, self.work.now).await?.is_empty() {
                     return Ok(None);
                 }
-                let (trace, reason) = (trace.clone(), reason.to_owned());
-                let kept = self.work.park_in(&mut *transaction, delivery, trace, svix_id, fate, reason).await;
+                let trace = trace.clone();
+                let kept = self.work.park_in(&mut *transaction, delivery, trace, svix_id, error).await;
                 kept.map(Some)
             };
             let parked = parked.await;
             end(transaction, parked).await
         };
         let kept = self.in_time(attempt).await?;
-        Ok(kept.map(|kept| kept.told(svix_id, delivery, reason)))
+        Ok(kept.into_iter().map(|kept| claimed.worked(kept.told(svix_id, delivery))).collect())
     }
 
     /// Only say that it failed once more: where the fault is the database's, or where somebody holds even the user's
     /// register, without which it cannot be decided whether it may be dead.
-    async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Option<Outcome>> {
+    async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Vec<Worked>> {
         let Claimed { svix_id, attempt, .. } = claimed;
+        let (retry, id) = (self.work.rules.retry, svix_id.as_str());
+        let next = match error.trouble {
+            Trouble::Locked => retry.soon_after(*attempt, id, self.work.now),
+            _ => retry.always_after(*attempt, id, self.work.now),
+        };
         let again = async {
             let mut transaction = self.work.store.begin(Patience::Short).await?;
             let kept = async {
                 let ids = std::slice::from_ref(svix_id);
-                let claimed = transaction.claim_these(ids, self.work.now).await?;
-                let (retry, id) = (self.work.rules.retry, svix_id.as_str());
-                let next = match error.trouble {
-                    Trouble::Locked => retry.soon_after(*attempt, id, self.work.now),
-                    _ => retry.always_after(*attempt, id, self.work.now),
-                };
-                let parked: Vec<Parked> = claimed
+                let waiting = transaction.claim_these(ids, self.work.now).await?;
+                let parked: Vec<Parked> = waiting
                     .into_iter()
                     .map(|parked| Parked {
                         attempts: *attempt,
@@ -453,7 +442,7 @@ impl Draining<'_> {
                     })
                     .collect();
                 transaction.park(&parked).await?;
-                Ok((!parked.is_empty()).then_some(Outcome::Parked))
+                Ok(parked.iter().map(|_| claimed.worked(Outcome::Parked)).collect())
             };
             let kept = kept.await;
             end(transaction, kept).await
@@ -479,16 +468,15 @@ impl Draining<'_> {
     }
 
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        until(self.deadline.max(Instant::now() + LAST_WORD), call).await
+        let deadline = self.deadline.max(Instant::now() + LAST_WORD);
+        timeout_at(deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
     }
 }
 
 /// The address that somebody is to have.
 fn address_in(delivery: &Delivery) -> Option<String> {
-    let Content::Change(Change { news: News::Upsert { patch, .. }, .. }) = &delivery.content else {
-        return None;
-    };
-    patch.get(user::EMAIL)?.text().map(str::to_owned)
+    let Content::Change(change) = &delivery.content else { return None };
+    email_in(change).map(str::to_owned)
 }
 
 /// A turn has gone well, with these outcomes of what was usable.
@@ -499,8 +487,4 @@ fn finished(claimed: &mut [Claimed], outcomes: &[Outcome]) -> Vec<Worked> {
         claimed.worked(*outcome)
     });
     worked.collect()
-}
-
-async fn until<T>(deadline: Instant, call: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout_at(deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
 }

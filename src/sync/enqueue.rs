@@ -3,15 +3,17 @@
 //! Nobody's row is looked at. What is not about users is recorded at once, and what can never be used is parked, as if
 //! it were processed now.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use super::{
     Rules,
-    apply::{Work, deliver, end, kept_as},
+    apply::{Repeats, Work, deliver, end, waiting_as},
 };
 use crate::{
-    model::{Content, Delivery, Outcome, Processing},
+    model::{Content, Delivery, Outcome, Processing, SvixId},
     store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
     telemetry::{Queue, Span, TraceContext},
 };
@@ -38,17 +40,15 @@ pub(super) async fn keep(
 ) -> Result<Vec<Result<Outcome>>> {
     let work = Work { store, rules, now };
     let changes = batch.iter().filter(|(delivery, _)| is_change(delivery));
-    let (spans, mut kept): (Vec<Span>, Vec<Parked>) = changes
+    let (spans, kept): (Vec<Span>, Vec<Parked>) = changes
         .map(|(delivery, error)| {
             let span = sending(delivery);
             let parked = Parked { trace: span.context(), ..work.put_off(delivery, error)? };
             Ok((span, parked))
         })
         .collect::<Result<_>>()?;
-    kept.sort_by(|one, other| one.svix_id.cmp(&other.svix_id));
-    kept.dedup_by(|one, other| one.svix_id == other.svix_id);
     let mut transaction = store.begin(Patience::Short).await?;
-    let stored = transaction.enqueue(&kept).await;
+    let stored = enqueue_each_once(&mut *transaction, kept).await;
     let recorded = end(transaction, stored).await?;
     let outcome = match rules.processing {
         Processing::Inline => Outcome::Parked,
@@ -68,29 +68,26 @@ pub(super) async fn keep(
 impl Work<'_> {
     /// What is kept of a delivery that failed like this, and may succeed in a moment.
     fn put_off(&self, delivery: &Delivery, error: &StoreError) -> Result<Parked> {
-        let parked = self.queued(delivery, TraceContext::default())?;
+        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?;
         let attempts = 1;
-        let next = self.rules.retry.soon_after(attempts, parked.svix_id.as_str(), self.now);
-        let (event_type, payload) = kept_as(delivery);
+        let next = self.rules.retry.soon_after(attempts, svix_id.as_str(), self.now);
         Ok(Parked {
-            event_type,
-            payload,
             attempts,
             next_attempt_at: Some(next),
             last_error: error.to_string(),
-            ..parked
+            ..waiting_as(svix_id, delivery, self.now)
         })
     }
 
     /// Store a batch, again after a conflict that is likely to be gone.
     pub(super) async fn stored(&self, batch: &[&Delivery], patience: Patience) -> Result<Vec<Outcome>> {
-        let mut conflicts = 0;
+        let mut repeats = Repeats::default();
         loop {
             let mut transaction = self.store.begin(patience).await?;
             let spans: Vec<Span> = batch.iter().map(|delivery| sending(delivery)).collect();
             let stored = self.store_in(&mut *transaction, batch, &spans).await;
             match end(transaction, stored).await {
-                Err(error) if error.trouble == Trouble::Conflict && conflicts < 1 => conflicts += 1,
+                Err(error) if repeats.has_another(&error) => {}
                 result => {
                     for (span, outcome) in spans.into_iter().zip(result.iter().flatten()) {
                         span.done(outcome.name());
@@ -108,11 +105,9 @@ impl Work<'_> {
         spans: &[Span],
     ) -> Result<Vec<Outcome>> {
         let changes = batch.iter().zip(spans).filter(|(delivery, _)| is_change(delivery));
-        let mut queued: Vec<Parked> =
+        let queued: Vec<Parked> =
             changes.map(|(delivery, span)| self.queued(delivery, span.context())).collect::<Result<_>>()?;
-        queued.sort_by(|one, other| one.svix_id.cmp(&other.svix_id));
-        queued.dedup_by(|one, other| one.svix_id == other.svix_id);
-        let recorded = transaction.enqueue(&queued).await?;
+        let recorded = enqueue_each_once(transaction, queued).await?;
 
         let others: Vec<usize> = (0..batch.len()).filter(|place| !is_change(batch[*place])).collect();
         let ignored: Vec<&Delivery> = others.iter().map(|place| batch[*place]).collect();
@@ -133,19 +128,19 @@ impl Work<'_> {
 
     /// What is kept of a delivery; without an id it could not be found again.
     fn queued(&self, delivery: &Delivery, trace: TraceContext) -> Result<Parked> {
-        Ok(Parked {
-            svix_id: delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?,
-            event_type: delivery.event_type.clone(),
-            clerk_id: delivery.clerk_id.clone(),
-            payload: delivery.payload.clone(),
-            attempts: 0,
-            next_attempt_at: Some(self.now),
-            received_at: delivery.received_at,
-            dead_at: None,
-            last_error: String::new(),
-            trace,
-        })
+        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        Ok(Parked { payload: delivery.payload.clone(), trace, ..waiting_as(svix_id, delivery, self.now) })
     }
+}
+
+/// Gives those that were recorded as processed before.
+async fn enqueue_each_once(
+    transaction: &mut dyn Transaction,
+    mut queued: Vec<Parked>,
+) -> Result<HashSet<SvixId>> {
+    queued.sort_by(|one, other| one.svix_id.cmp(&other.svix_id));
+    queued.dedup_by(|one, other| one.svix_id == other.svix_id);
+    transaction.enqueue(&queued).await
 }
 
 fn is_change(delivery: &Delivery) -> bool {

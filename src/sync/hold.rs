@@ -8,16 +8,10 @@
 //!
 //! The lanes are free meanwhile: nobody waits behind a row that somebody else has locked.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -52,43 +46,38 @@ pub(super) fn may_pass(error: &StoreError) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     sender: mpsc::UnboundedSender<Held>,
-    count: Arc<AtomicUsize>,
+    permits: Arc<Semaphore>,
 }
 
 /// A delivery that failed like this.
 #[derive(Debug)]
 pub(super) struct Held {
-    job: Job,
-    error: StoreError,
-    counted: Counted,
-}
-
-/// Counts as long as it lives.
-#[derive(Debug)]
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    pub(super) job: Job,
+    pub(super) error: StoreError,
 }
 
 impl Door {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Held>) {
+    /// For so many deliveries at once.
+    pub(super) fn new(most: usize) -> (Self, mpsc::UnboundedReceiver<Held>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { sender, count: Arc::default() }, receiver)
+        (Self { sender, permits: Arc::new(Semaphore::new(most)) }, receiver)
     }
 
-    /// How many are held.
-    pub(super) fn count(&self) -> &Arc<AtomicUsize> {
-        &self.count
+    /// One for each delivery that can still be held.
+    pub(super) fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
     }
 
-    pub(super) fn hold(&self, job: Job, error: StoreError) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let held = Held { job, error, counted: Counted(Arc::clone(&self.count)) };
-        // Without anybody to hold it, the sender is told so by the end of the job.
-        _ = self.sender.send(held);
+    /// Hold a delivery, or answer that it failed if too many are held.
+    pub(super) fn hold(&self, Held { mut job, error }: Held) {
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => {
+                job.waiter.permit = Some(permit);
+                // Without anybody to hold it, the sender is told so by the end of the job.
+                _ = self.sender.send(Held { job, error });
+            }
+            Err(_) => job.waiter.answer(Err(error)),
+        }
     }
 }
 
@@ -140,7 +129,10 @@ impl Holding {
             if batch.is_empty() {
                 return left;
             }
-            let failed = self.try_again(batch, last_try).await;
+            let now = Instant::now();
+            let deadline = last_try.clamp(now + TRY.0, now + TRY.1);
+            let jobs = batch.into_iter().map(|held| held.job).collect();
+            let failed = self.ground.attempt(jobs, deadline).await;
             let is_away = failed.iter().any(|held| held.error.trouble == Trouble::Unavailable);
             left.extend(failed);
             if is_away || self.stopping.is_cancelled() || Instant::now() >= last_try {
@@ -161,25 +153,6 @@ impl Holding {
 
     fn end_of(&self, waiter: &Waiter) -> Instant {
         waiter.since + self.ground.limits.patience
-    }
-
-    async fn try_again(&self, batch: Vec<Held>, until: Instant) -> Vec<Held> {
-        let now = Instant::now();
-        let deadline = until.clamp(now + TRY.0, now + TRY.1);
-        let (deliveries, others) = split(batch);
-        let (deliveries, results) = self.ground.attempt(deliveries, deadline).await;
-        let mut failed = Vec::new();
-        let mut results = results.into_iter();
-        for (delivery, (waiter, counted)) in deliveries.into_iter().zip(others) {
-            match results.next() {
-                Some(Err(error)) if may_pass(&error) => {
-                    failed.push(Held { job: Job { delivery, waiter }, error, counted });
-                }
-                Some(result) => waiter.answer(result),
-                None => waiter.refuse(Refusal::Unavailable),
-            }
-        }
-        failed
     }
 
     /// Store what cannot be applied in time, and answer. What is refused for now and has time left is given back.
@@ -227,11 +200,4 @@ impl Holding {
         let error = StoreError::new(Trouble::Unavailable);
         left.into_iter().map(|held| Held { error: error.clone(), ..held }).collect()
     }
-}
-
-fn split(batch: Vec<Held>) -> (Vec<Delivery>, Vec<(Waiter, Counted)>) {
-    batch
-        .into_iter()
-        .map(|Held { job: Job { delivery, waiter }, counted, .. }| (delivery, (waiter, counted)))
-        .unzip()
 }

@@ -21,8 +21,7 @@ pub(super) fn of_row(
     user: &User,
     action: AuditAction,
     changed: &[Field],
-    delivery: &Delivery,
-    change: &Change,
+    (delivery, version): (&Delivery, &Version),
     rules: &Rules,
     now: DateTime<Utc>,
 ) -> Vec<Outgoing> {
@@ -55,16 +54,8 @@ pub(super) fn of_row(
         if is_update && changed.is_empty() {
             return None;
         }
-        let id = message_id(&subscription.sink, &change.clerk_id, change, kind);
-        let message = Message {
-            id,
-            kind,
-            version: Message::VERSION,
-            timestamp: delivery.event_at,
-            data: snapshot(user, fields),
-            changed_fields: changed,
-        };
-        Some(outgoing(&subscription.sink, message, &change.clerk_id, delivery, now))
+        let subject = (subscription.sink.as_str(), &user.clerk_id, kind);
+        Some(message(subject, snapshot(user, fields), changed, (delivery, version), now))
     };
     rules.subscriptions.iter().filter_map(told).collect()
 }
@@ -77,32 +68,35 @@ pub(super) fn of_deletion(
     change: &Change,
     now: DateTime<Utc>,
 ) -> Outgoing {
-    let kind = MessageType::deleted(clerk_id.entity());
+    let subject = (sink, clerk_id, MessageType::deleted(clerk_id.entity()));
+    let data = Map::from_iter([("clerk_id".to_owned(), Value::from(clerk_id.as_str()))]);
+    message(subject, data, Vec::new(), (delivery, &change.version), now)
+}
+
+/// A message to a sink about an object, because of a delivery.
+fn message(
+    (sink, clerk_id, kind): (&str, &ClerkId, MessageType),
+    data: Map<String, Value>,
+    changed_fields: Vec<String>,
+    (delivery, version): (&Delivery, &Version),
+    now: DateTime<Utc>,
+) -> Outgoing {
+    let message_id = message_id(sink, clerk_id, version, kind);
     let message = Message {
-        id: message_id(sink, clerk_id, change, kind),
+        id: message_id.clone(),
         kind,
         version: Message::VERSION,
         timestamp: delivery.event_at,
-        data: Map::from_iter([("clerk_id".to_owned(), Value::from(clerk_id.as_str()))]),
-        changed_fields: Vec::new(),
+        data,
+        changed_fields,
     };
-    outgoing(sink, message, clerk_id, delivery, now)
-}
-
-fn outgoing(
-    sink: &str,
-    message: Message,
-    clerk_id: &ClerkId,
-    delivery: &Delivery,
-    now: DateTime<Utc>,
-) -> Outgoing {
     Outgoing {
         // Made of text, booleans, and JSON that was just read: it can be written.
         payload: serde_json::to_string(&message).unwrap_or_default(),
-        message_id: message.id,
+        message_id,
         sink: sink.to_owned(),
         clerk_id: clerk_id.clone(),
-        kind: message.kind,
+        kind,
         created_at: now,
         trace: delivery.trace.clone(),
     }
@@ -124,8 +118,8 @@ fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
 }
 
 /// The same for the same change, whoever writes it and however often it is tried.
-fn message_id(sink: &str, clerk_id: &ClerkId, change: &Change, kind: MessageType) -> String {
-    let Version { version, event_at, tie } = &change.version;
+fn message_id(sink: &str, clerk_id: &ClerkId, version: &Version, kind: MessageType) -> String {
+    let Version { version, event_at, tie } = version;
     // No id holds a NUL.
     let text = format!("{sink}\0{clerk_id}\0{version}\0{event_at}\0{tie}\0{kind}");
     format!("msg_{}", hex::encode(&Sha256::digest(text)[..16]))
@@ -207,12 +201,12 @@ mod tests {
 
     fn id_of(sink: &str, tie: &str, kind: MessageType) -> String {
         let change = change(tie);
-        message_id(sink, &change.clerk_id, &change, kind)
+        message_id(sink, &change.clerk_id, &change.version, kind)
     }
 
     fn told(rules: &Rules, action: AuditAction, changed: &[Field]) -> Vec<Value> {
         let change = change("msg_1");
-        let told = of_row(&user(), action, changed, &delivery(&change), &change, rules, at(4));
+        let told = of_row(&user(), action, changed, (&delivery(&change), &change.version), rules, at(4));
         told.iter().map(|message| serde_json::from_str(&message.payload).expect("JSON")).collect()
     }
 

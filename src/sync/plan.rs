@@ -107,11 +107,17 @@ pub(super) fn keeps(owner: (&ClerkId, Option<&Register>), claimer: (&ClerkId, i6
     owner.1.is_none_or(|register| !register.deleted) && (version, owner.0) > (claimer.1, claimer.0)
 }
 
+/// The objects of a batch, on the way through the events.
+type Folds = BTreeMap<ClerkId, Fold>;
+
+/// A change, with its index among the changes.
+type Cause<'a> = (usize, &'a Delivery, &'a Change);
+
 /// Decide about changes that were never seen before, in the order in which they came.
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
     let mut addresses = Addresses::new(&mut stored);
-    let mut folds: BTreeMap<ClerkId, Fold> = BTreeMap::new();
+    let mut folds = Folds::new();
     let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
     for id in ids.chain(stored.users.keys()).cloned().collect::<BTreeSet<_>>() {
         let fold = Fold::new(stored.registers.remove(&id), stored.users.remove(&id));
@@ -121,7 +127,6 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let parents = stored.registers;
     let mut places = Places::new(&folds);
     let kin: Vec<ClerkId> = folds.keys().filter(|id| id.entity().has_parents()).cloned().collect();
-    let mut audit = Vec::new();
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
         if has_no_parent(change, &folds, &parents) {
@@ -143,32 +148,25 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 if lost.as_ref().is_some_and(|owner| owner == id) {
                     patch.to_mut().set(user::EMAIL, Value::Null);
                 }
-                match fold.upsert(change, &patch, *created_at, delivery.source, rules, now) {
+                match fold.upsert((delivery, change), &patch, *created_at, rules, now) {
                     Step::Stale => Outcome::Stale,
                     Step::Unchanged => Outcome::Unchanged,
                     Step::Wrote(action, changed_fields) => {
-                        if rules.tells_of(delivery.source)
-                            && let Some(user) = &fold.user
-                        {
-                            let told =
-                                news::of_row(user, action, &changed_fields, delivery, change, rules, now);
-                            fold.messages.extend(told);
-                        }
+                        fold.tell(action, &changed_fields, (delivery, change), rules, now);
                         places.take(fold.user.as_ref());
-                        audit.push((index, entry(delivery, change, action, changed_fields, now)));
+                        plan.audit.push(entry(delivery, change, action, changed_fields, now));
                         Outcome::Applied
                     }
                 }
             }
             News::Keep if fold.keep() => {
-                let action = AuditAction::DeletionCancelled;
-                audit.push((index, entry(delivery, change, action, Vec::new(), now)));
+                plan.audit.push(entry(delivery, change, AuditAction::DeletionCancelled, Vec::new(), now));
                 Outcome::Applied
             }
             News::Keep => Outcome::Stale,
             News::Delete if fold.hold(rules, now) => {
                 let line = entry(delivery, change, AuditAction::DeletionHeld, Vec::new(), now);
-                audit.push((index, AuditEntry { actor: None, ..line }));
+                plan.audit.push(AuditEntry { actor: None, ..line });
                 Outcome::Applied
             }
             News::Delete | News::Erase(_) => {
@@ -185,19 +183,10 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
         if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
             fold.give_up_address();
-            let change = Change {
-                clerk_id: loser.clone(),
-                version: change.version.clone(),
-                news: News::Upsert { patch: Patch::default(), created_at: None },
-                actor: None,
-            };
             let (action, fields) = (AuditAction::Updated, vec![user::EMAIL]);
-            if rules.tells_of(delivery.source)
-                && let Some(user) = &fold.user
-            {
-                fold.messages.extend(news::of_row(user, action, &fields, delivery, &change, rules, now));
-            }
-            audit.push((index, entry(delivery, &change, action, fields, now)));
+            fold.tell(action, &fields, (delivery, change), rules, now);
+            let line = entry(delivery, change, action, fields, now);
+            plan.audit.push(AuditEntry { clerk_id: loser, actor: None, ..line });
         }
     }
     plan.erasures.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
@@ -208,18 +197,11 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     for (id, fold) in folds {
         fold.finish(&id, &mut plan);
     }
-    audit.sort_by_key(|(index, _)| *index);
-    plan.audit = audit.into_iter().map(|(_, entry)| entry).collect();
     plan
 }
 
 /// Take out an object that no change deletes, because it cannot be any more after this one.
-fn bury(
-    folds: &mut BTreeMap<ClerkId, Fold>,
-    id: &ClerkId,
-    cause: (usize, &Delivery, &Change),
-    now: DateTime<Utc>,
-) -> Option<Erasure> {
+fn bury(folds: &mut Folds, id: &ClerkId, cause: Cause<'_>, now: DateTime<Utc>) -> Option<Erasure> {
     let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
     fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
 }
@@ -231,11 +213,7 @@ pub(super) fn parents(change: &Change) -> impl Iterator<Item = ClerkId> + '_ {
 }
 
 /// Whether a parent is deleted of what a change shows as being there.
-fn has_no_parent(
-    change: &Change,
-    folds: &BTreeMap<ClerkId, Fold>,
-    registers: &HashMap<ClerkId, Register>,
-) -> bool {
+fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Register>) -> bool {
     parents(change).any(|parent| match folds.get(&parent) {
         Some(fold) => fold.is_deleted(),
         None => registers.get(&parent).is_some_and(|register| register.deleted),
@@ -243,7 +221,7 @@ fn has_no_parent(
 }
 
 /// Those of `kin` that go with an object.
-fn children(parent: &ClerkId, kin: &[ClerkId], folds: &BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+fn children(parent: &ClerkId, kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
     let belongs = |(field, entity): (Field, &Entity), user: &User| {
         entity == parent.entity() && user.profile[field].text() == Some(parent.as_str())
     };
@@ -267,7 +245,7 @@ pub(super) fn key<'a>(
 struct Places(HashMap<(&'static str, Vec<String>), ClerkId>);
 
 impl Places {
-    fn new(folds: &BTreeMap<ClerkId, Fold>) -> Self {
+    fn new(folds: &Folds) -> Self {
         let mut places = Self(HashMap::new());
         for fold in folds.values().filter(|fold| !fold.is_deleted()) {
             places.take(fold.user.as_ref().filter(|user| user.deleted_at.is_none()));
@@ -291,14 +269,9 @@ impl Places {
 
     /// Of a change and of another object that stands where it shows one, which was created before the other, and so is no
     /// more. What is out of date shows where an object was.
-    fn loser(
-        &self,
-        delivery: &Delivery,
-        change: &Change,
-        folds: &BTreeMap<ClerkId, Fold>,
-    ) -> Option<ClerkId> {
+    fn loser(&self, delivery: &Delivery, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let fold = folds.get(&change.clerk_id)?;
-        if !fold.would_upsert(change, fold.restored_by(delivery)) {
+        if !fold.would_upsert(delivery, change) {
             return None;
         }
         let rival = self.rival(change, folds)?;
@@ -315,7 +288,7 @@ impl Places {
     }
 
     /// Which other object stands where a change shows one.
-    fn rival(&self, change: &Change, folds: &BTreeMap<ClerkId, Fold>) -> Option<ClerkId> {
+    fn rival(&self, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let entity = change.clerk_id.entity();
         let fold = folds.get(&change.clerk_id)?;
         let patch = change.patch()?;
@@ -328,12 +301,7 @@ impl Places {
     }
 
     /// Rows that go must not be in the way of those that are written before.
-    fn clear(
-        &self,
-        folds: &mut BTreeMap<ClerkId, Fold>,
-        displaced: &mut Vec<(ClerkId, DateTime<Utc>)>,
-        now: DateTime<Utc>,
-    ) {
+    fn clear(&self, folds: &mut Folds, displaced: &mut Vec<(ClerkId, DateTime<Utc>)>, now: DateTime<Utc>) {
         if self.0.is_empty() {
             return;
         }
@@ -360,8 +328,6 @@ struct Addresses {
     folded: HashMap<String, String>,
     /// Who has one now.
     owners: HashMap<String, ClerkId>,
-    /// What each of them has.
-    owned: HashMap<ClerkId, String>,
     /// Who has one in the database.
     before: Vec<(String, ClerkId)>,
 }
@@ -369,17 +335,10 @@ struct Addresses {
 impl Addresses {
     fn new(stored: &mut Stored) -> Self {
         let unique = stored.addresses.is_some();
-        let mut this = Self {
-            unique,
-            folded: HashMap::new(),
-            owners: HashMap::new(),
-            owned: HashMap::new(),
-            before: Vec::new(),
-        };
+        let mut this = Self { unique, folded: HashMap::new(), owners: HashMap::new(), before: Vec::new() };
         for Address { given, folded, owner } in stored.addresses.take().unwrap_or_default() {
             if let Some(owner) = owner {
                 this.before.push((folded.clone(), owner.clone()));
-                this.owned.insert(owner.clone(), folded.clone());
                 this.owners.insert(folded.clone(), owner);
             }
             this.folded.insert(given, folded);
@@ -397,13 +356,7 @@ impl Addresses {
     }
 
     /// Who has to give up an address for a change that is about to be made: its user, or who has it now.
-    fn claim(
-        &self,
-        folds: &BTreeMap<ClerkId, Fold>,
-        delivery: &Delivery,
-        change: &Change,
-        rules: &Rules,
-    ) -> Option<ClerkId> {
+    fn claim(&self, folds: &Folds, delivery: &Delivery, change: &Change, rules: &Rules) -> Option<ClerkId> {
         if !self.unique {
             return None;
         }
@@ -416,7 +369,7 @@ impl Addresses {
             {
                 let email = patch.get(user::EMAIL).map_or_else(|| fold.email(), Value::text)?;
                 let version = change.version.version;
-                if fold.would_upsert(change, fold.restored_by(delivery)) {
+                if fold.would_upsert(delivery, change) {
                     (email, version.max(fold.version()), true)
                 } else {
                     // It is only compared with what is here.
@@ -441,20 +394,14 @@ impl Addresses {
         if !self.unique {
             return;
         }
-        if let Some(old) = self.owned.remove(id)
-            && self.owners.get(&old) == Some(id)
-        {
-            self.owners.remove(&old);
-        }
+        self.owners.retain(|_, owner| owner != id);
         if let Some(email) = email {
-            let email = self.fold(email);
-            self.owners.insert(email.clone(), id.clone());
-            self.owned.insert(id.clone(), email);
+            self.owners.insert(self.fold(email), id.clone());
         }
     }
 
     /// Who has an address in the database that is somebody else's in the end. What comes and goes with this batch gets none.
-    fn released(&self, folds: &mut BTreeMap<ClerkId, Fold>) -> Vec<ClerkId> {
+    fn released(&self, folds: &mut Folds) -> Vec<ClerkId> {
         let wants = |fold: &Fold| {
             let email = if self.unique { fold.live_email() } else { fold.email() };
             email.filter(|_| fold.row_moved && fold.end.is_none()).map(|email| self.fold(email))
@@ -474,6 +421,11 @@ impl Addresses {
         let released = released.filter(|(_, id)| folds.get(id).is_some_and(goes)).map(|(_, id)| id);
         released.collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
+}
+
+/// The address that a change shows.
+pub(super) fn email_in(change: &Change) -> Option<&str> {
+    change.patch()?.get(user::EMAIL)?.text()
 }
 
 /// The address of a user. Whatever else an object has in that place is none.
@@ -572,16 +524,34 @@ impl Fold {
         }
     }
 
-    /// Whether there is no row, and it comes back from a user as Clerk shows it.
-    fn restored_by(&self, delivery: &Delivery) -> bool {
-        shows_state(delivery.source) && self.user.is_none()
+    /// The register, made blank if there is none.
+    fn register_mut(&mut self) -> &mut Register {
+        let blank =
+            || Register { version: Version::BLANK, deleted: false, held_until: None, held_since: None };
+        self.register.get_or_insert_with(blank)
     }
 
-    /// Whether an upsert would write.
-    fn would_upsert(&self, change: &Change, restores: bool) -> bool {
-        self.register
-            .as_ref()
-            .is_none_or(|known| !known.deleted && (restores || change.version > known.version))
+    /// Tell other systems of the row as it is now, after a change that may be about another object.
+    fn tell(
+        &mut self,
+        action: AuditAction,
+        fields: &[Field],
+        (delivery, change): (&Delivery, &Change),
+        rules: &Rules,
+        now: DateTime<Utc>,
+    ) {
+        if rules.tells_of(delivery.source)
+            && let Some(user) = &self.user
+        {
+            self.messages.extend(news::of_row(user, action, fields, (delivery, &change.version), rules, now));
+        }
+    }
+
+    /// Whether an upsert would write: if it is newer, or if there is no row and it comes back from a user as Clerk shows it.
+    fn would_upsert(&self, delivery: &Delivery, change: &Change) -> bool {
+        let restores = shows_state(delivery.source) && self.user.is_none();
+        let known = self.register.as_ref();
+        known.is_none_or(|known| !known.deleted && (restores || change.version > known.version))
     }
 
     /// Whether there is a tombstone.
@@ -604,48 +574,27 @@ impl Fold {
         self.user.is_none() && !self.register.as_ref().is_some_and(knows)
     }
 
-    /// Whether a row stands that nobody has tried to erase.
-    fn leaves(&self) -> bool {
-        !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted)
-    }
-
-    /// When the erasure was first asked for.
-    fn requested_at(&self, delivery: &Delivery, now: DateTime<Utc>) -> DateTime<Utc> {
-        let held_since = self.register.as_ref().and_then(|register| register.held_since);
-        held_since.unwrap_or(delivery.event_at).min(now)
-    }
-
     /// A row that is not there may come back from a user as Clerk shows it, though not the newest that we heard of: what is
     /// newer is still to come, or was removed with the row. And what Clerk shows is no news to anybody if only times that move
     /// by themselves differ; they are written, and that is all.
     fn upsert(
         &mut self,
-        change: &Change,
+        (delivery, change): (&Delivery, &Change),
         patch: &Patch,
         created_at: Option<DateTime<Utc>>,
-        source: Source,
         rules: &Rules,
         now: DateTime<Utc>,
     ) -> Step {
-        let restores = shows_state(source) && self.user.is_none();
-        let known = self.register.as_ref();
-        let is_newer = known.is_none_or(|known| change.version > known.version);
-        if known.is_some_and(|known| known.deleted) {
-            return Step::Stale;
-        }
-        if !(is_newer || restores) {
-            let differs = |user: &User| {
-                !user.profile.clone().apply(patch, rules.fields(change.clerk_id.entity())).is_empty()
-            };
-            let same = known.is_some_and(|known| shows(change, known))
-                && self.user.as_ref().is_some_and(|user| !differs(user));
+        let fields = rules.fields(change.clerk_id.entity());
+        if !self.would_upsert(delivery, change) {
+            let is_the_same = |user: &User| user.profile.clone().apply(patch, fields).is_empty();
+            let known = self.register.as_ref();
+            let same = known.is_some_and(|known| !known.deleted && shows(change, known))
+                && self.user.as_ref().is_some_and(is_the_same);
             return if same { Step::Unchanged } else { Step::Stale };
         }
-        if is_newer {
-            let (held_until, held_since) =
-                known.map_or((None, None), |known| (known.held_until, known.held_since));
-            let version = change.version.clone();
-            self.register = Some(Register { version, deleted: false, held_until, held_since });
+        if self.register.as_ref().is_none_or(|known| change.version > known.version) {
+            self.register_mut().version = change.version.clone();
         }
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
@@ -658,11 +607,11 @@ impl Fold {
             synced_at: now,
             deleted_at: None,
         });
-        let changed = user.profile.apply(patch, rules.fields(change.clerk_id.entity()));
+        let changed = user.profile.apply(patch, fields);
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;
-        let is_news = changed.iter().any(|field| !(shows_state(source) && field.moves_by_itself));
+        let is_news = changed.iter().any(|field| !(shows_state(delivery.source) && field.moves_by_itself));
         match (is_first, is_news) {
             (true, _) => Step::Wrote(AuditAction::Created, changed),
             (false, true) => Step::Wrote(AuditAction::Updated, changed),
@@ -679,9 +628,9 @@ impl Fold {
         if is_due || rules.grace <= TimeDelta::zero() || !is_person {
             return false;
         }
-        let version = register.map_or(Version::BLANK, |known| known.version.clone());
-        let held_until = Some(now + rules.grace);
-        self.register = Some(Register { version, deleted: false, held_until, held_since: Some(now) });
+        let register = self.register_mut();
+        register.held_until = Some(now + rules.grace);
+        register.held_since = Some(now);
         true
     }
 
@@ -712,8 +661,8 @@ impl Fold {
             _ => false,
         };
         if wanted {
-            let version = version.clone();
-            self.register = Some(Register { version, deleted: true, held_until: None, held_since: None });
+            *self.register_mut() =
+                Register { version: version.clone(), deleted: true, held_until: None, held_since: None };
             self.end = Some(End::Erased);
             // Whoever never heard of the user need not begin now.
             self.messages.clear();
@@ -726,11 +675,14 @@ impl Fold {
         &mut self,
         id: &ClerkId,
         news: &News,
-        (change, delivery, caused_by): (usize, &Delivery, &Change),
+        (change, delivery, caused_by): Cause<'_>,
         now: DateTime<Utc>,
     ) -> Option<Erasure> {
-        let (known, leaves) = (self.is_known(), self.leaves());
-        let requested_at = self.requested_at(delivery, now);
+        let known = self.is_known();
+        // A row that nobody has tried to erase.
+        let leaves = !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted);
+        let held_since = self.register.as_ref().and_then(|register| register.held_since);
+        let requested_at = held_since.unwrap_or(delivery.event_at).min(now);
         let erased = self.erase(change, news, &caused_by.version, now);
         erased.then(|| Erasure { clerk_id: id.clone(), change, known, leaves, requested_at })
     }

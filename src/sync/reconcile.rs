@@ -10,7 +10,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, Ledger, Trouble, check_complete, patiently},
+    apply::owners_of,
+    catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
     erasure,
     instance::Pin,
-    plan::keeps,
-    scan::{Scan, Seen, Visit, Window},
-    walk::Walk,
+    plan::{email_in, keeps},
+    scan::{Seen, Visit},
 };
 use crate::{
     clerk::{
@@ -165,12 +165,8 @@ pub struct Drift {
 pub struct Report {
     /// Users at Clerk.
     pub seen: u64,
-    pub missing: Drift,
-    pub stale: Drift,
-    pub different: Drift,
-    pub not_at_clerk: Drift,
-    pub erased_here: Drift,
-    pub held_here: Drift,
+    #[serde(flatten)]
+    drift: DriftByKind,
     /// Whose `updated_at` or `last_active_at` moved at Clerk, and nothing else that is synced. That is no drift: nobody is
     /// told of it, though the times are written.
     pub touched: u64,
@@ -190,33 +186,30 @@ pub struct Report {
     pub switched_off: bool,
 }
 
+/// Every kind has an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+struct DriftByKind(BTreeMap<&'static str, Drift>);
+
+impl Default for DriftByKind {
+    fn default() -> Self {
+        Self(Kind::ALL.map(|kind| (kind.name(), Drift::default())).into())
+    }
+}
+
 impl Report {
     /// The users of a kind.
     pub fn of(&self, kind: Kind) -> &Drift {
-        match kind {
-            Kind::Missing => &self.missing,
-            Kind::Stale => &self.stale,
-            Kind::Different => &self.different,
-            Kind::NotAtClerk => &self.not_at_clerk,
-            Kind::ErasedHere => &self.erased_here,
-            Kind::HeldHere => &self.held_here,
-        }
+        &self.drift.0[kind.name()]
     }
 
     /// Whether anything differs.
     pub fn has_drift(&self) -> bool {
-        Kind::ALL.into_iter().any(|kind| self.of(kind).users > 0)
+        self.drift.0.values().any(|drift| drift.users > 0)
     }
 
     fn add(&mut self, kind: Kind, id: &ClerkId) {
-        let drift = match kind {
-            Kind::Missing => &mut self.missing,
-            Kind::Stale => &mut self.stale,
-            Kind::Different => &mut self.different,
-            Kind::NotAtClerk => &mut self.not_at_clerk,
-            Kind::ErasedHere => &mut self.erased_here,
-            Kind::HeldHere => &mut self.held_here,
-        };
+        let drift = self.drift.0.entry(kind.name()).or_default();
         drift.users += 1;
         if drift.ids.len() < NAMED {
             drift.ids.push(id.to_string());
@@ -348,9 +341,9 @@ impl Visit for Visitor {
                         report.touched += 1;
                         touched.push(found);
                     }
-                    Some(Difference::Drift(kind)) => {
+                    Some(Difference::Drift { kind, can_mend }) => {
                         report.add(kind, &found.clerk_id);
-                        if can_mend(&found, kind, &known) {
+                        if can_mend {
                             to_mend.push(found);
                         } else if !matches!(kind, Kind::ErasedHere | Kind::HeldHere) {
                             report.unmended += 1;
@@ -365,44 +358,22 @@ impl Visit for Visitor {
             }
         });
         let mended = self.write(to_mend).await?;
-        self.with(|report| report.mended += mended);
+        self.with(|report| report.mended += mended.applied + mended.unchanged);
         self.write(touched).await?;
         Ok(Counts::default())
-    }
-
-    /// A comparison begins anew each time: what is here and not at Clerk needs all of it.
-    async fn reached(&self, _: Vec<Window>, _: Counts) -> Result<(), Trouble> {
-        Ok(())
     }
 }
 
 /// Only sees who is there.
 struct Look;
 
-#[async_trait]
-impl Visit for Look {
-    async fn visit(&self, _: Vec<Found>) -> Result<Counts, Trouble> {
-        Ok(Counts::default())
-    }
-
-    async fn reached(&self, _: Vec<Window>, _: Counts) -> Result<(), Trouble> {
-        Ok(())
-    }
-}
+impl Visit for Look {}
 
 impl Visitor {
     /// Go through all objects of the kind; false if that is switched off at Clerk.
     async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<bool, Trouble> {
-        let (context, entity) = (&self.context, self.entity);
-        let reading = context.reading(Source::Reconcile, entity);
-        if *entity == USER {
-            let scan = Scan::new(context, Filters::default(), reading, Arc::clone(seen));
-            let (windows, counted) = scan.windows().await?;
-            scan.run(windows, visit).await?;
-            check_complete(&context.api, &Filters::default(), seen.len(), counted).await?;
-            return Ok(true);
-        }
-        Walk::new(context, reading, Arc::clone(seen)).run(visit).await
+        let what = (Source::Reconcile, self.entity, Filters::default());
+        self.context.walk(what, None, seen, visit).await
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
@@ -413,18 +384,15 @@ impl Visitor {
     /// drift.
     async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), Trouble> {
         let email = |found: &Found| match &found.delivery.content {
-            Content::Change(Change { news: News::Upsert { patch, .. }, .. }) => {
-                patch.get(user::EMAIL)?.text().map(str::to_owned)
-            }
+            Content::Change(change) => email_in(change).map(str::to_owned),
             _ => None,
         };
         let lost = |found: &Found| {
             let here = known.users.get(&found.clerk_id)?;
             email(found).filter(|_| here.profile[user::EMAIL] == Value::Null)
         };
-        let mut claimed: Vec<String> = users.iter().filter_map(lost).collect();
-        claimed.sort();
-        claimed.dedup();
+        let claimed: BTreeSet<String> = users.iter().filter_map(lost).collect();
+        let claimed: Vec<String> = claimed.into_iter().collect();
         if claimed.is_empty() {
             return Ok(());
         }
@@ -436,9 +404,7 @@ impl Visitor {
             Ok(found)
         })
         .await?;
-        let mut owners: Vec<ClerkId> = addresses.iter().filter_map(|address| address.owner.clone()).collect();
-        owners.sort();
-        owners.dedup();
+        let owners = owners_of(&addresses);
         let nothing_else = Selection::default();
         let theirs = patiently(|| store.known(&owners, &nothing_else)).await?;
         for found in users {
@@ -459,17 +425,15 @@ impl Visitor {
         Ok(())
     }
 
-    /// Take users in as Clerk shows them; returns how many.
-    async fn write(&self, users: Vec<Found>) -> Result<u64, Trouble> {
-        if users.is_empty() || self.options.dry_run {
-            return Ok(0);
+    /// Take in what was found, unless it is a dry run, and report what cannot be.
+    async fn write(&self, found: Vec<Found>) -> Result<Counts, Trouble> {
+        if found.is_empty() || self.options.dry_run {
+            return Ok(Counts::default());
         }
-        let counts = self.context.take_in(users, &self.writers).await?;
-        let written = counts.applied + counts.unchanged;
-        self.with(|report| {
-            report.left_out.add(Counts { seen: 0, applied: 0, unchanged: 0, stale: 0, ..counts });
-        });
-        Ok(written)
+        let counts = self.context.take_in(found, &self.writers).await?;
+        let Counts { left_out, reasons, .. } = counts.clone();
+        self.with(|report| report.left_out.add(Counts { left_out, reasons, ..Counts::default() }));
+        Ok(counts)
     }
 
     /// Users here that were not seen at Clerk; `before` is how many were here when it began, and `changed` whether some of
@@ -507,7 +471,8 @@ impl Visitor {
         }
         // Only now: an answer that is no answer ends the run, and nobody is gone on the word of such a server.
         for id in gone {
-            self.delete(id).await?;
+            let deleted = self.write(vec![self.deletion(id)]).await?.applied;
+            self.with(|report| report.deleted += deleted);
         }
         Ok(())
     }
@@ -527,40 +492,21 @@ impl Visitor {
 
     /// Ask Clerk about one object, if it can be asked; gives it back if it is unknown there.
     async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
-        if !self.entity.has_one {
-            self.with(|report| report.add(Kind::NotAtClerk, &id));
-            return Ok(Some(id));
-        }
-        if !can_ask(&id) {
-            self.with(|report| {
-                report.left_out.leave_out(
-                    id.as_str(),
-                    "not seen at Clerk, which cannot be asked for such an id".to_owned(),
-                );
-            });
-            return Ok(None);
-        }
-        let reading = self.context.reading(Source::Reconcile, self.entity);
-        if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
-            // Passed over by the scan, perhaps because it came back meanwhile.
-            self.visit(vec![found]).await?;
-            return Ok(None);
+        if self.entity.has_one {
+            if !can_ask(&id) {
+                let reason = "not seen at Clerk, which cannot be asked for such an id";
+                self.with(|report| report.left_out.leave_out(id.as_str(), reason.to_owned()));
+                return Ok(None);
+            }
+            let reading = self.context.reading(Source::Reconcile, self.entity);
+            if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
+                // Passed over by the scan, perhaps because it came back meanwhile.
+                self.visit(vec![found]).await?;
+                return Ok(None);
+            }
         }
         self.with(|report| report.add(Kind::NotAtClerk, &id));
         Ok(Some(id))
-    }
-
-    async fn delete(&self, id: ClerkId) -> Result<(), Trouble> {
-        if self.options.dry_run {
-            return Ok(());
-        }
-        let deletion = self.deletion(id);
-        let counts = self.context.take_in(vec![deletion], &self.writers).await?;
-        self.with(|report| {
-            report.deleted += counts.applied;
-            report.left_out.add(Counts { seen: 0, applied: 0, unchanged: 0, stale: 0, ..counts });
-        });
-        Ok(())
     }
 
     fn deletion(&self, clerk_id: ClerkId) -> Found {
@@ -589,7 +535,11 @@ pub(super) async fn strangers(
 
 /// How a user at Clerk and what is here can differ.
 enum Difference {
-    Drift(Kind),
+    Drift {
+        kind: Kind,
+        /// Whether the rules let in what Clerk shows.
+        can_mend: bool,
+    },
     /// Only in times that move without an event.
     Touched,
 }
@@ -600,36 +550,28 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Differen
     else {
         return None;
     };
+    let drift = |kind, can_mend| Some(Difference::Drift { kind, can_mend });
     let register = known.registers.get(&found.clerk_id);
     if register.is_some_and(|register| register.deleted) {
-        return Some(Difference::Drift(Kind::ErasedHere));
+        return drift(Kind::ErasedHere, false);
     }
     if register.is_some_and(|register| register.held_until.is_some()) {
-        return Some(Difference::Drift(Kind::HeldHere));
+        return drift(Kind::HeldHere, false);
     }
-    let Some(user) = known.users.get(&found.clerk_id) else {
-        return Some(Difference::Drift(Kind::Missing));
-    };
+    let Some(user) = known.users.get(&found.clerk_id) else { return drift(Kind::Missing, true) };
+    let is_newer = register.is_none_or(|register| *version > register.version);
     let here = register.map_or(i64::MIN, |register| register.version.version);
     let changed = user.profile.clone().apply(patch, fields);
     let differs = changed.iter().any(|field| !field.moves_by_itself);
     match version.version.cmp(&here) {
-        Ordering::Greater if differs => Some(Difference::Drift(Kind::Stale)),
-        Ordering::Equal if differs => Some(Difference::Drift(Kind::Different)),
+        Ordering::Greater if differs => drift(Kind::Stale, is_newer),
+        Ordering::Equal if differs => drift(Kind::Different, is_newer),
         Ordering::Greater => Some(Difference::Touched),
         Ordering::Equal => (!changed.is_empty()).then_some(Difference::Touched),
         Ordering::Less => {
             // Else a webhook was faster than the list.
             let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
-            (read_later && differs).then_some(Difference::Drift(Kind::Different))
+            if read_later && differs { drift(Kind::Different, is_newer) } else { None }
         }
     }
-}
-
-/// Whether the rules let in what Clerk shows.
-fn can_mend(found: &Found, kind: Kind, known: &Known) -> bool {
-    let Content::Change(change) = &found.delivery.content else { return false };
-    let is_newer =
-        || known.registers.get(&found.clerk_id).is_none_or(|register| change.version > register.version);
-    kind == Kind::Missing || (!matches!(kind, Kind::ErasedHere | Kind::HeldHere) && is_newer())
 }

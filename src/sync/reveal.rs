@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::apply::end;
+use super::apply::{Repeats, end};
 use crate::{
     entity::USER,
     model::{AuditAction, AuditEntry, ClerkId, Source, SvixId},
@@ -11,14 +11,6 @@ use crate::{
 
 /// Whose data it is that cannot be told.
 const UNKNOWN: &str = "unknown";
-
-/// Write down that a user's data is shown at the dashboard now.
-///
-/// # Errors
-/// If the database cannot be used. Then nothing may be shown.
-pub async fn reveal(store: &dyn Store, clerk_id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
-    write(store, clerk_id, None, Source::Dashboard, now).await
-}
 
 /// Write down that what a delivery says is shown now, and where.
 ///
@@ -32,18 +24,14 @@ pub async fn reveal_delivery(
 ) -> Result<()> {
     let clerk_id = parked.clerk_id.clone().or_else(|| ClerkId::new(&USER, UNKNOWN));
     let clerk_id = clerk_id.ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    write(store, &clerk_id, Some(&parked.svix_id), source, now).await
+    reveal(store, &clerk_id, Some(&parked.svix_id), source, now).await
 }
 
-/// Write down that what a message for another system says is shown now, by a command.
+/// Write down that a user's data, or what a delivery or a message says of them, is shown now, and where.
 ///
 /// # Errors
 /// If the database cannot be used. Then nothing may be shown.
-pub async fn reveal_message(store: &dyn Store, clerk_id: &ClerkId, now: DateTime<Utc>) -> Result<()> {
-    write(store, clerk_id, None, Source::Cli, now).await
-}
-
-async fn write(
+pub async fn reveal(
     store: &dyn Store,
     clerk_id: &ClerkId,
     svix_id: Option<&SvixId>,
@@ -60,12 +48,12 @@ async fn write(
         event_at: now,
         actor: None,
     };
-    let mut raced = false;
+    let mut repeats = Repeats::default();
     loop {
         let mut transaction = store.begin(Patience::Normal).await?;
         let written = transaction.audit(std::slice::from_ref(&entry)).await;
         match end(transaction, written).await {
-            Err(error) if error.trouble == Trouble::Raced && !raced => raced = true,
+            Err(error) if repeats.has_another(&error) => {}
             written => return written,
         }
     }

@@ -1,5 +1,5 @@
 //! Walking through all objects of a kind at Clerk by offsets, several pages side by side: the only way through lists that know
-//! neither a cursor nor a time.
+//! no time.
 //!
 //! Pages overlap by one object. Where an object in front of a page leaves while it is on its way, everything behind moves up, and
 //! the last object of a page is no longer the first of the next: then the walk begins anew, and passes over what it has seen.
@@ -64,7 +64,7 @@ impl Walk {
                 Err(error) if error.is_of_a_feature_switched_off() => return Ok(false),
                 first => first?,
             };
-            visitor.expect(first.total).await?;
+            visitor.expect(Some(first.total)).await?;
             let Some(counted) = self.pass(first, visitor).await? else { continue };
             let seen = self.seen.len();
             return if falls_short(seen, counted) {

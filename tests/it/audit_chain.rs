@@ -352,7 +352,7 @@ async fn a_seal_that_was_changed_removed_or_replaced_is_found(world: World) {
     assert!(verify(&world).await.is_whole(), "who can write everything anew is found only by what was kept");
     let mark = world.value("SELECT number || ':' || hash AS mark FROM kept_seals WHERE number = 1").await;
     let report = verify_with(&world, &[mark.parse().unwrap()]).await;
-    assert_eq!((report.found, report.faults[0].kind()), (1, "seal_not_as_kept"), "{report:?}");
+    assert_eq!((report.found, report.faults[0].kind), (1, "seal_not_as_kept"), "{report:?}");
     // Its beginning in place of what is here.
     world.sql("DELETE FROM audit_seals WHERE number = 1; INSERT INTO audit_seals SELECT * FROM kept_seals WHERE number = 2").await;
     assert!(!verify(&world).await.is_whole());

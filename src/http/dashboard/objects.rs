@@ -36,7 +36,8 @@ use crate::{
         v1::{objects::words, query::page as cut, read},
     },
     model::{
-        Anonymized, ClerkId, Entity, Field, Holds, Receipt, Register, Selection, SvixId, Value, Version,
+        Anonymized, ClerkId, Entity, Field, Holds, Receipt, Register, Selection, Source, SvixId, Value,
+        Version,
     },
     store::{
         AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
@@ -240,7 +241,7 @@ async fn reveal(
         if store.row(&clerk_id).await?.is_none() {
             return Ok(false);
         }
-        reveal::reveal(&*store, &clerk_id, now).await.map(|()| true)
+        reveal::reveal(&*store, &clerk_id, None, Source::Dashboard, now).await.map(|()| true)
     })
     .await?;
     show_one(&app, &session, id, recorded).await
