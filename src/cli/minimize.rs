@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, backfill::nouns, confirm, count, noun, open, say};
 use crate::{
-    config::{FieldsOfKinds, Settings},
+    config::{Settings, fields_variable},
     entity::USER,
     model::Entity,
     store::StoreError,
@@ -47,7 +47,7 @@ impl Minimize {
                     format!(
                         "of {} what {} does not name: {}",
                         rows(entity, would.rows),
-                        variable(entity),
+                        fields_variable(entity),
                         columns(would)
                     )
                 });
@@ -110,11 +110,6 @@ fn json(each: &[Of], dry_run: bool) -> Value {
 fn rows(entity: &Entity, number: u64) -> String {
     let (one, many) = nouns(entity);
     count(number, &one, &many)
-}
-
-/// The variable that holds the allow-list of a kind.
-fn variable(entity: &Entity) -> &'static str {
-    FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS")
 }
 
 /// The names of the columns that have something to clear.

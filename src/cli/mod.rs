@@ -162,7 +162,7 @@ fn run() -> Result<(), Failure> {
     }
     settings.dotenv = dotenv;
     let ignored = match command {
-        Command::Dev(_) => settings.ignore_database_of_environment(&matches),
+        Command::Dev(_) => settings.ignore_database_of_environment(),
         _ => Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -189,7 +189,7 @@ fn run() -> Result<(), Failure> {
             Command::Sinks(sinks) => sinks.run(&settings).await,
             Command::Doctor(doctor) => doctor.run(&settings).await,
             Command::Stats(stats) => stats.run(&settings).await,
-            Command::Config(show) => show.run(&settings, &matches),
+            Command::Config(show) => show.run(&settings),
             Command::Healthcheck(healthcheck) => healthcheck.run(&settings).await,
             Command::Completions(completions) => {
                 completions.run(command_line());

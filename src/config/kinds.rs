@@ -9,46 +9,32 @@ use crate::{
     model::{Entity, Field},
 };
 
-/// What was given of them, in the order of the kinds.
-#[derive(Clone, Default)]
-pub struct FieldsOfKinds(Vec<(&'static Entity, String)>);
-
-/// The kinds with their variables and flags, which last as long as the program.
-static NAMES: LazyLock<Vec<(&'static Entity, &'static str, &'static str)>> = LazyLock::new(|| {
+/// The kinds with their variables and flags, which clap wants to last as long as the program.
+static NAMES: LazyLock<Vec<(&Entity, &str, &str)>> = LazyLock::new(|| {
     let others = entity::ALL.iter().filter(|entity| ***entity != USER);
     let names = |entity: &&'static Entity| {
-        let variable: &'static str = format!("SYNC_FIELDS_{}", entity.kind.to_ascii_uppercase()).leak();
-        let flag: &'static str = format!("sync-fields-{}", entity.kind.replace('_', "-")).leak();
+        let variable: &str = format!("SYNC_FIELDS_{}", entity.kind.to_ascii_uppercase()).leak();
+        let flag: &str = format!("sync-fields-{}", entity.kind.replace('_', "-")).leak();
         (*entity, variable, flag)
     };
     others.map(names).collect()
 });
 
-impl FieldsOfKinds {
-    /// The variable of a kind.
-    pub fn variable(entity: &Entity) -> Option<&'static str> {
-        NAMES.iter().find(|(other, ..)| *other == entity).map(|(_, variable, _)| *variable)
-    }
-
-    /// The same, and what was given.
-    pub(super) fn of(&self, entity: &Entity) -> Option<(&'static str, Option<&str>)> {
-        let given = self.0.iter().find(|(other, _)| *other == entity);
-        Some((Self::variable(entity)?, given.map(|(_, text)| text.as_str())))
-    }
+/// The variable that holds the allow-list of a kind.
+pub fn fields_variable(entity: &Entity) -> &'static str {
+    let names = NAMES.iter().find(|(other, ..)| *other == entity);
+    names.map_or("SYNC_FIELDS", |(_, variable, _)| variable)
 }
 
+/// The declarations, one for each kind.
+pub(super) struct FieldsOfKinds;
+
 impl FromArgMatches for FieldsOfKinds {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let mut this = Self::default();
-        this.update_from_arg_matches(matches)?;
-        Ok(this)
+    fn from_arg_matches(_: &ArgMatches) -> Result<Self, Error> {
+        Ok(Self)
     }
 
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
-        let given = NAMES
-            .iter()
-            .filter_map(|(entity, _, flag)| Some((*entity, matches.get_one::<String>(flag)?.clone())));
-        self.0 = given.collect();
+    fn update_from_arg_matches(&mut self, _: &ArgMatches) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -58,16 +44,9 @@ impl Args for FieldsOfKinds {
         NAMES.iter().fold(command, |command, (entity, variable, flag)| {
             let defaults = entity.fields().filter(|field| field.by_default).map(Field::name);
             let defaults = defaults.collect::<Vec<_>>().join(",");
-            command.arg(
-                Arg::new(*flag)
-                    .long(*flag)
-                    .env(*variable)
-                    .hide_env_values(true)
-                    .global(true)
-                    .value_name("FIELDS")
-                    .help_heading("Other objects")
-                    .help(format!("The fields of {} to sync [default: {defaults}]", entity.table)),
-            )
+            let help = format!("The fields of {} to sync [default: {defaults}]", entity.table);
+            let argument = Arg::new(*flag).long(*flag).env(*variable).value_name("FIELDS");
+            command.arg(argument.help(help).help_heading("Other objects"))
         })
     }
 

@@ -462,16 +462,30 @@ fn only_the_command_line_names_the_database_of_dev() {
         let matches = command.get_matches_from(arguments);
         let cli = Cli::from_arg_matches(&matches).expect("matches");
         assert!(matches!(cli.command, Some(Sub::Dev)));
-        let mut settings = cli.settings;
-        assert!(settings.database_url.is_some());
-        let ignored = settings.ignore_database_of_environment(&matches);
-        assert_eq!(ignored.is_empty(), settings.database_url.is_some(), "{ignored:?}");
-        settings.database_url
+        let mut settings: Settings = cli.settings;
+        assert!(settings.get("DATABASE_URL").is_some());
+        let ignored = settings.ignore_database_of_environment();
+        let left = settings.get("DATABASE_URL").map(str::to_owned);
+        assert_eq!(ignored.is_empty(), left.is_some(), "{ignored:?}");
+        left
     };
     let given = Some("sqlite:x.db".to_owned());
     assert_eq!(database(&["test", "dev"]), None);
     assert_eq!(database(&["test", "dev", "--database-url", "sqlite:x.db"]), given);
     assert_eq!(database(&["test", "--database-url", "sqlite:x.db", "dev"]), given);
+}
+
+#[test]
+fn a_length_of_time_is_written_as_the_documents_write_it() {
+    let shown = |given: &[(&str, &str)]| {
+        let Diagnosis { effective, .. } = settings(given).diagnose(Needs::default());
+        let mut effective = effective.into_iter();
+        effective.find(|one| one.variable == "CATCH_UP_AFTER").expect("a variable").value.expect("a value")
+    };
+    assert_eq!(shown(&[]), "24h");
+    for text in ["24h", "7d", "90s", "15m", "36h", "1h", "365d", "off", "1s 500ms"] {
+        assert_eq!(shown(&[("CATCH_UP_AFTER", text)]), text);
+    }
 }
 
 #[test]
