@@ -71,8 +71,6 @@ use crate::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    #[command(flatten)]
-    settings: Settings,
 }
 
 /// How long sending the last reports of errors may take.
@@ -151,7 +149,7 @@ fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
     let dotenv = load_dotenv();
     let matches = command_line().try_get_matches().unwrap_or_else(|error| refuse(error));
-    let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // The first two tell of what is wrong with it among the rest, the others do not need it.
     let goes_on = matches!(
         command,
@@ -160,7 +158,7 @@ fn run() -> Result<(), Failure> {
     if !goes_on {
         dotenv.check()?;
     }
-    settings.dotenv = dotenv;
+    let mut settings = Settings::from_arg_matches(&matches, dotenv);
     let ignored = match command {
         Command::Dev(_) => settings.ignore_database_of_environment(),
         _ => Vec::new(),
@@ -228,13 +226,9 @@ fn usage(command: &mut clap::Command, words: &[String]) -> clap::builder::Styled
     command.render_usage()
 }
 
-/// There are many settings, and every command has them: -h tells of the command, --help of them too.
+/// Every command with the settings, which all of them have.
 fn command_line() -> clap::Command {
-    let command = Cli::command().mut_args(|argument| {
-        let is_setting = argument.get_env().is_some();
-        if is_setting { argument.hide_short_help(true) } else { argument }
-    });
-    examples::with_examples(command, "")
+    examples::with_examples(Settings::augment_args(Cli::command()), "")
 }
 
 /// Why a command did not do what it should, and the exit code that says so.

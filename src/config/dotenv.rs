@@ -22,8 +22,6 @@ const TOLD: usize = 10;
 /// What the `.env` file brought, and which names were there anyway. No value stands in it.
 #[derive(Clone, Default)]
 pub struct Dotenv {
-    /// The names that were taken from the file; what the environment had already was not.
-    pub(super) taken: Vec<String>,
     /// Every name that the file gives a value: what is empty counts as not set.
     pub(super) names: Vec<String>,
     /// Every name that had a value in the environment before.
@@ -98,8 +96,6 @@ impl Dotenv {
                 self.names.push(name);
             }
         }
-        let is_new = |name: &&String| env::var_os(name.as_str()).is_none();
-        self.taken = self.names.iter().filter(is_new).cloned().collect();
         // It stops at lines that cannot be understood, and there are none left.
         let _ = dotenvy::from_read(text.as_bytes());
     }

@@ -7,7 +7,6 @@
 mod database;
 mod dotenv;
 mod effective;
-mod kinds;
 mod misspelt;
 mod mistake;
 mod read;
@@ -23,9 +22,8 @@ use url::Url;
 pub use database::Database;
 pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
-pub use kinds::fields_variable;
 pub use mistake::{Mistake, Mistakes, apart, unreadable};
-pub use settings::Settings;
+pub use settings::{Settings, fields_variable};
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
@@ -169,55 +167,51 @@ impl Settings {
     pub fn diagnose(&self, needs: Needs) -> Diagnosis {
         let mut read = Reader::new(self);
         let (database, database_schema, database_max_connections) = read.database();
-        let (listen, admin_listen) = read.listeners();
         let selection = read.selection();
         let (config_file, sinks) = read.sinks(&selection, needs.sink_secrets);
+        let default = DEFAULT_TOLERANCE_SECONDS;
+        let webhook_tolerance_seconds = read.number("WEBHOOK_TOLERANCE_SECONDS", default, 0..=86_400);
+        // All bodies in flight share 16 MiB.
+        let webhook_max_body_bytes = read.number("WEBHOOK_MAX_BODY_BYTES", 1_048_576, 1024..=16_777_216);
         let config = Config {
             database,
             database_schema,
             database_max_connections,
-            database_wait: read.seconds("DATABASE_WAIT_SECONDS", 30, 0..=3600),
-            signing_secrets: read.signing_secrets(needs.signing_secret),
-            clerk_secret_key: read.clerk_secret_key(needs.secret_key),
+            database_wait: read.time("DATABASE_WAIT_SECONDS", 30, 0..=3600),
+            signing_secrets: read.signing_secrets(),
+            clerk_secret_key: read.clerk_secret_key(),
             clerk_api_url: read.clerk_api_url(),
             instance_id: read.instance_id(),
-            reconcile_interval: read.reconcile_interval(),
+            reconcile_interval: read.interval("RECONCILE_INTERVAL", "off"),
             catch_up_after: read.interval("CATCH_UP_AFTER", "24h"),
-            catch_up_on_empty: read.catch_up_on_empty(),
-            listen,
-            admin_listen,
+            catch_up_on_empty: read.switch("CATCH_UP_ON_EMPTY"),
+            listen: read.listener("HOST", "PORT", 8080),
+            admin_listen: read.listener("ADMIN_HOST", "ADMIN_PORT", 8081),
             admin_token: read.token("ADMIN_TOKEN"),
             metrics_token: read.token("METRICS_TOKEN"),
             deletion_policy: read.one_of("DELETION_POLICY", &DeletionPolicy::ALL, DeletionPolicy::name),
-            deletion_grace: read.days("DELETION_GRACE_DAYS", 0, 0..=30),
+            deletion_grace: read.time("DELETION_GRACE_DAYS", 0, 0..=30),
             anonymize_columns: read.anonymize_columns(),
-            unique_email: read.unique_email(&selection),
+            unique_email: read.switch("UNIQUE_EMAIL"),
             selection,
             config_file,
             sinks,
-            webhook_tolerance_seconds: read.number(
-                "WEBHOOK_TOLERANCE_SECONDS",
-                DEFAULT_TOLERANCE_SECONDS,
-                0..=86_400,
-            ),
-            // All bodies in flight share 16 MiB.
-            webhook_max_body_bytes: read.number("WEBHOOK_MAX_BODY_BYTES", 1_048_576, 1024..=16_777_216)
-                as usize,
+            webhook_tolerance_seconds,
+            webhook_max_body_bytes: webhook_max_body_bytes as usize,
             webhook_allowed_ips: read.allowed_addresses(),
             trusted_proxies: read.networks("TRUSTED_PROXIES", ""),
             processing: read.one_of("PROCESSING", &Processing::ALL, Processing::name),
             idle: read.one_of("IDLE", &Idle::ALL, Idle::name),
             queue_max_attempts: read.number("QUEUE_MAX_ATTEMPTS", 15, 1..=1000),
-            processed_retention: read.days("PROCESSED_RETENTION_DAYS", 30, 1..=3650),
-            dead_retention: read.days("DEAD_RETENTION_DAYS", 30, 1..=3650),
-            shutdown_grace: read.seconds("SHUTDOWN_GRACE_SECONDS", 10, 0..=600),
+            processed_retention: read.time("PROCESSED_RETENTION_DAYS", 30, 1..=3650),
+            dead_retention: read.time("DEAD_RETENTION_DAYS", 30, 1..=3650),
+            shutdown_grace: read.time("SHUTDOWN_GRACE_SECONDS", 10, 0..=600),
             log_format: read.log_format(),
             log_filter: read.log_filter(),
             sentry: read.sentry(),
             warnings: std::mem::take(&mut read.warnings),
         };
-        let (mistakes, effective) = read.finish();
-        Diagnosis { config, mistakes, effective }
+        read.finish(config, needs)
     }
 
     /// Only the signing secrets, for commands that need nothing else; empty if none is given.
@@ -226,7 +220,7 @@ impl Settings {
     /// All mistakes in them at once.
     pub fn signing_secrets(&self) -> Result<Vec<Secret>, Mistakes> {
         let mut read = Reader::new(self);
-        let secrets = read.signing_secrets(false);
+        let secrets = read.signing_secrets();
         Mistakes::among(read.mistakes).map_or(Ok(secrets), Err)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     fmt::Display,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -15,12 +16,12 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{
-    AllowedAddresses, Effective, Settings, SinkConfig,
+    AllowedAddresses, Config, Diagnosis, Effective, Needs, Settings, SinkConfig,
     database::{self, Database, Understood},
-    kinds::fields_variable,
     misspelt,
     mistake::{Mistake, shown, unreadable},
-    sinks,
+    settings::fields_variable,
+    sinks::{self, Source},
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
@@ -30,7 +31,6 @@ use crate::{
 };
 
 const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
-const DEFAULT_CLERK_API_URL: &str = "https://api.clerk.com";
 
 /// Where the image keeps its database unless told otherwise.
 const IMAGE_DATABASE: &str = "/data/clerk-sync.db";
@@ -42,8 +42,6 @@ const MAX_NAME_BYTES: usize = 63;
 const OWN_COLUMNS: [&str; 7] =
     ["id", "clerk_id", "preferences", "created_at", "updated_at", "synced_at", "deleted_at"];
 
-const DAY: u32 = 24 * 60 * 60;
-
 /// What is said of a secret that belongs into a header and fits into none.
 pub(super) const NO_HEADER: &str =
     "that no HTTP header can carry; allowed are visible ASCII characters without spaces";
@@ -52,7 +50,7 @@ pub(super) const NO_HEADER: &str =
 pub(super) struct Reader<'a> {
     settings: &'a Settings,
     /// What came out, as it may be shown.
-    values: BTreeMap<&'static str, String>,
+    values: BTreeMap<String, String>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
 }
@@ -65,21 +63,76 @@ impl<'a> Reader<'a> {
         Self { settings, values: BTreeMap::new(), mistakes: dotenv.mistakes.clone(), warnings }
     }
 
-    /// All mistakes, and every variable with its value, in the order of the documentation.
-    pub(super) fn finish(mut self) -> (Vec<Mistake>, Vec<Effective>) {
+    /// Check what the values must be to each other and to the command, and sum up.
+    pub(super) fn finish(mut self, config: Config, needs: Needs) -> Diagnosis {
+        if needs.signing_secret && !self.is_given("CLERK_WEBHOOK_SIGNING_SECRET") {
+            self.mistake("CLERK_WEBHOOK_SIGNING_SECRET", self.no_signing_secret());
+        }
+        let has_key = self.is_given("CLERK_SECRET_KEY");
+        if needs.secret_key && !has_key {
+            self.mistake(
+                "CLERK_SECRET_KEY",
+                "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret keys), or \
+                 name a file that holds it in CLERK_SECRET_KEY_FILE",
+            );
+        }
+        for (variable, is_on) in [
+            ("RECONCILE_INTERVAL", config.reconcile_interval.is_some()),
+            ("CATCH_UP_ON_EMPTY", config.catch_up_on_empty),
+        ] {
+            if is_on && !has_key {
+                self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set");
+            }
+        }
+        let (public, admin) = (config.listen, config.admin_listen);
+        let overlap =
+            public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
+        if !admin.ip().to_canonical().is_loopback() && !self.is_given("ADMIN_TOKEN") {
+            let explanation = format!(
+                "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only \
+                 loopback addresses such as 127.0.0.1",
+                admin.ip()
+            );
+            self.mistake("ADMIN_HOST", explanation);
+        }
+        if public.port() == admin.port() && public.port() != 0 && overlap {
+            let explanation =
+                format!("found \"{}\", which is also PORT; allowed is another one", admin.port());
+            self.mistake("ADMIN_PORT", explanation);
+        }
+        // Addresses that are not synced are not ours to take from anybody.
+        if config.unique_email && !config.sync_fields().contains(user::EMAIL) {
+            self.mistake(
+                "UNIQUE_EMAIL",
+                "found on, and SYNC_FIELDS has no email; allowed is on only with it",
+            );
+        }
+
         let variables = Settings::variables();
         let place = |mistake: &Mistake| variables.iter().position(|name| *name == mistake.variable);
         self.mistakes.sort_by_key(place);
         // The file of a secret is told as the origin of the secret.
-        let is_file =
-            |name: &str| name.strip_suffix("_FILE").is_some_and(|of| variables.iter().any(|name| name == of));
+        let is_file = |name: &&String| name.ends_with("_FILE") && *name != "CONFIG_FILE";
         let effective = variables.iter().filter(|name| !is_file(name)).map(|variable| Effective {
-            value: self.values.get(variable.as_str()).filter(|_| !self.is_mistaken(variable)).cloned(),
+            value: self.values.get(variable).filter(|_| !self.is_mistaken(variable)).cloned(),
             origin: self.settings.origin(variable),
             variable: variable.clone(),
         });
-        let effective = effective.collect();
-        (self.mistakes, effective)
+        Diagnosis { config, effective: effective.collect(), mistakes: self.mistakes }
+    }
+
+    fn no_signing_secret(&self) -> String {
+        match misspelt::signing_secret(&self.settings.dotenv) {
+            None => "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
+                     (Webhooks, your endpoint, Signing Secret), or name a file that holds it in \
+                     CLERK_WEBHOOK_SIGNING_SECRET_FILE"
+                .to_owned(),
+            Some(other) => format!(
+                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
+                 not read; if that is the endpoint's signing secret, give it under the name \
+                 CLERK_WEBHOOK_SIGNING_SECRET as well"
+            ),
+        }
     }
 
     /// The database, its schema, and the most connections to it.
@@ -108,8 +161,7 @@ impl<'a> Reader<'a> {
         }
         let allowed = "a name of 1 to 63 bytes without quotes that does not begin with pg_";
         let read = |text: &str| (is_name(text) && !text.starts_with("pg_")).then(|| text.to_owned());
-        let schema = self.value("DATABASE_SCHEMA", allowed, read).unwrap_or_else(|| "clerk".to_owned());
-        self.show("DATABASE_SCHEMA", &schema);
+        let schema = self.value("DATABASE_SCHEMA", "clerk".to_owned(), allowed, read);
         if other.is_some_and(|other| other != schema) {
             self.warnings.push(format!(
                 "{VARIABLE}: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
@@ -119,41 +171,23 @@ impl<'a> Reader<'a> {
         (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))
     }
 
-    pub(super) fn number(&mut self, variable: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
+    pub(super) fn number(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-        let read = |text: &str| text.parse().ok().filter(|number| range.contains(number));
-        let number = self.value(variable, &allowed, read).unwrap_or(default);
-        self.show(variable, number);
-        number
+        self.value(variable, default, &allowed, |text| {
+            text.parse().ok().filter(|number| range.contains(number))
+        })
     }
 
-    pub(super) fn seconds(
-        &mut self,
-        variable: &'static str,
-        default: u32,
-        range: RangeInclusive<u32>,
-    ) -> Duration {
-        Duration::from_secs(self.number(variable, default, range).into())
-    }
-
-    pub(super) fn days(
-        &mut self,
-        variable: &'static str,
-        default: u32,
-        range: RangeInclusive<u32>,
-    ) -> Duration {
-        Duration::from_secs((self.number(variable, default, range) * DAY).into())
+    /// A length of time, in the unit that the variable's name says.
+    pub(super) fn time(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> Duration {
+        let unit = if variable.ends_with("_DAYS") { 24 * 60 * 60 } else { 1 };
+        Duration::from_secs(unit * u64::from(self.number(variable, default, range)))
     }
 
     /// The secrets that can be used.
-    pub(super) fn signing_secrets(&mut self, is_needed: bool) -> Vec<Secret> {
+    pub(super) fn signing_secrets(&mut self) -> Vec<Secret> {
         const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
-        let Some(text) = self.secret(VARIABLE) else {
-            if is_needed && !self.is_given(VARIABLE) {
-                self.mistake(VARIABLE, self.no_signing_secret());
-            }
-            return Vec::new();
-        };
+        let Some(text) = self.secret(VARIABLE) else { return Vec::new() };
         let allowed = "secrets as Clerk's Dashboard shows them (Webhooks, your endpoint, Signing Secret): whsec_ and \
                        base64, several separated by commas or spaces";
         let (secrets, refusals) = signing_secrets(&text, allowed, false);
@@ -165,32 +199,9 @@ impl<'a> Reader<'a> {
         secrets
     }
 
-    fn no_signing_secret(&self) -> String {
-        match misspelt::signing_secret(&self.settings.dotenv) {
-            None => "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
-                     (Webhooks, your endpoint, Signing Secret), or name a file that holds it in \
-                     CLERK_WEBHOOK_SIGNING_SECRET_FILE"
-                .to_owned(),
-            Some(other) => format!(
-                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
-                 not read; if that is the endpoint's signing secret, give it under the name \
-                 CLERK_WEBHOOK_SIGNING_SECRET as well"
-            ),
-        }
-    }
-
-    pub(super) fn clerk_secret_key(&mut self, is_needed: bool) -> Option<SecretString> {
+    pub(super) fn clerk_secret_key(&mut self) -> Option<SecretString> {
         const VARIABLE: &str = "CLERK_SECRET_KEY";
-        let Some(key) = self.secret(VARIABLE) else {
-            if is_needed && !self.is_given(VARIABLE) {
-                self.mistake(
-                    VARIABLE,
-                    "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret \
-                     keys), or name a file that holds it in CLERK_SECRET_KEY_FILE",
-                );
-            }
-            return None;
-        };
+        let key = self.secret(VARIABLE)?;
         // The prefix says which kind of instance the key is for.
         match ["sk_test_", "sk_live_"].into_iter().find(|prefix| key.starts_with(prefix)) {
             Some(prefix) if is_visible(&key[prefix.len()..]) => self.show(VARIABLE, format!("{prefix}…")),
@@ -203,46 +214,24 @@ impl<'a> Reader<'a> {
         Some(key.into())
     }
 
-    /// Whether there is a key for what makes no sense without one.
-    fn has_key_for(&mut self, variable: &'static str) -> bool {
-        let has_key = self.is_given("CLERK_SECRET_KEY");
-        if !has_key {
-            self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set");
-        }
-        has_key
-    }
-
-    pub(super) fn reconcile_interval(&mut self) -> Option<Duration> {
-        const VARIABLE: &str = "RECONCILE_INTERVAL";
-        self.interval(VARIABLE, "off").filter(|_| self.has_key_for(VARIABLE))
-    }
-
-    pub(super) fn catch_up_on_empty(&mut self) -> bool {
-        const VARIABLE: &str = "CATCH_UP_ON_EMPTY";
-        self.switch(VARIABLE) && self.has_key_for(VARIABLE)
-    }
-
     /// A length of time such as `90s` or `24h`, or `off`.
-    pub(super) fn interval(&mut self, variable: &'static str, default: &'static str) -> Option<Duration> {
+    pub(super) fn interval(&mut self, variable: &str, default: &str) -> Option<Duration> {
         let allowed = "a length of time from 1s to 365d, such as 90s, 15m, 24h or 7d, or off";
         let range = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
-        let read = |text: &str| match text {
-            "off" => Some(None),
-            _ => humantime::parse_duration(text).ok().filter(|length| range.contains(length)).map(Some),
-        };
-        self.show(variable, self.settings.get(variable).unwrap_or(default));
-        self.value(variable, allowed, read).or_else(|| read(default)).flatten()
+        let read = |text: &str| humantime::parse_duration(text).ok().filter(|length| range.contains(length));
+        let text = self.value(variable, default.to_owned(), allowed, |text| {
+            (text == "off" || read(text).is_some()).then(|| text.to_owned())
+        });
+        read(&text)
     }
 
-    pub(super) fn switch(&mut self, variable: &'static str) -> bool {
-        let read = |text: &str| match text {
-            "on" | "true" | "1" => Some(true),
-            "off" | "false" | "0" => Some(false),
+    pub(super) fn switch(&mut self, variable: &str) -> bool {
+        let word = self.value(variable, "off", "on or off", |text| match text {
+            "on" | "true" | "1" => Some("on"),
+            "off" | "false" | "0" => Some("off"),
             _ => None,
-        };
-        let is_on = self.value(variable, "on or off", read).unwrap_or(false);
-        self.show(variable, if is_on { "on" } else { "off" });
-        is_on
+        });
+        word == "on"
     }
 
     pub(super) fn clerk_api_url(&mut self) -> Url {
@@ -257,66 +246,34 @@ impl<'a> Reader<'a> {
                 && url.fragment().is_none();
             plain.then_some(url)
         };
-        let url = self.value(VARIABLE, allowed, read);
-        let url = url.unwrap_or_else(|| Url::parse(DEFAULT_CLERK_API_URL).expect("a URL"));
+        let default = Url::parse("https://api.clerk.com").expect("a URL");
+        let url = self.value(VARIABLE, default, allowed, read);
         if url.scheme() == "http" && !is_loopback(&url) {
             self.warnings.push(format!(
                 "{VARIABLE}: the key and the users go over http, where anybody on the way can read them; use https"
             ));
         }
-        self.show(VARIABLE, &url);
         url
     }
 
     pub(super) fn instance_id(&mut self) -> Option<String> {
         let allowed = "an id as Clerk writes it, such as ins_2abc, which the address of the Dashboard shows behind \
                        /instances/; or any";
-        self.text("CLERK_INSTANCE_ID", allowed, is_instance)
+        self.optional("CLERK_INSTANCE_ID", allowed, is_instance)
     }
 
-    /// The public and the private listener.
-    pub(super) fn listeners(&mut self) -> (SocketAddr, SocketAddr) {
-        let public = self.listener("HOST", "PORT", 8080);
-        let admin = self.listener("ADMIN_HOST", "ADMIN_PORT", 8081);
-        if !admin.ip().to_canonical().is_loopback() && !self.is_given("ADMIN_TOKEN") {
-            let explanation = format!(
-                "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only \
-                 loopback addresses such as 127.0.0.1",
-                admin.ip()
-            );
-            self.mistake("ADMIN_HOST", explanation);
-        }
-        let overlap =
-            public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
-        if public.port() == admin.port() && public.port() != 0 && overlap {
-            let explanation =
-                format!("found \"{}\", which is also PORT; allowed is another one", admin.port());
-            self.mistake("ADMIN_PORT", explanation);
-        }
-        (public, admin)
-    }
-
-    fn listener(
-        &mut self,
-        host_variable: &'static str,
-        port_variable: &'static str,
-        default_port: u16,
-    ) -> SocketAddr {
+    pub(super) fn listener(&mut self, host: &str, port: &str, default_port: u16) -> SocketAddr {
+        const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let allowed = "an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::1";
-        let host = self.value(host_variable, allowed, |text| match text {
-            "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            _ => text.parse().ok(),
-        });
-        let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let read = |text: &str| if text == "localhost" { Some(LOCALHOST) } else { text.parse().ok() };
+        let host = self.value(host, LOCALHOST, allowed, read);
         let allowed = "a whole number from 0 to 65535, where 0 takes a free port";
-        let port = self.value(port_variable, allowed, |text| text.parse().ok()).unwrap_or(default_port);
-        self.show(host_variable, host);
-        self.show(port_variable, port);
+        let port = self.value(port, default_port, allowed, |text| text.parse().ok());
         SocketAddr::new(host, port)
     }
 
     /// A bearer token.
-    pub(super) fn token(&mut self, variable: &'static str) -> Option<SecretString> {
+    pub(super) fn token(&mut self, variable: &str) -> Option<SecretString> {
         let token = self.secret(variable)?;
         if !is_visible(&token) {
             self.mistake(variable, format!("found a token {NO_HEADER}"));
@@ -337,7 +294,7 @@ impl<'a> Reader<'a> {
         let chosen = chosen.map_or_else(|| vec![&USER], |chosen| chosen.concat());
         let mut selection = Selection::default();
         for entity in entity::ALL.iter().copied() {
-            let variable = fields_variable(entity);
+            let variable = &fields_variable(entity);
             let allowed = joined(entity.fields(), ", ");
             // What is wrong is told of kinds that are not synced as well.
             let given = self.list(variable, "no field", &allowed, |name| entity.named(name));
@@ -362,20 +319,10 @@ impl<'a> Reader<'a> {
         selection
     }
 
-    /// Addresses that are not synced are not ours to take from anybody.
-    pub(super) fn unique_email(&mut self, selection: &Selection) -> bool {
-        const VARIABLE: &str = "UNIQUE_EMAIL";
-        let is_on = self.switch(VARIABLE);
-        if is_on && !selection.fields(&USER).contains(user::EMAIL) {
-            self.mistake(VARIABLE, "found on, and SYNC_FIELDS has no email; allowed is on only with it");
-        }
-        is_on
-    }
-
     /// A value out of a few; the default is that of its type.
     pub(super) fn one_of<T: Copy + Default>(
         &mut self,
-        variable: &'static str,
+        variable: &str,
         all: &[T],
         name: fn(T) -> &'static str,
     ) -> T {
@@ -384,30 +331,21 @@ impl<'a> Reader<'a> {
             [one, other] => format!("{one} or {other}"),
             names => format!("one of {}", names.join(", ")),
         };
-        let named = |text: &str| all.iter().copied().find(|value| name(*value) == text);
-        let value = self.value(variable, &allowed, named).unwrap_or_default();
-        self.show(variable, name(value));
-        value
+        let named = |text: &str| names.iter().copied().find(|name| *name == text);
+        let chosen = self.value(variable, name(T::default()), &allowed, named);
+        all.iter().copied().find(|value| name(*value) == chosen).unwrap_or_default()
     }
 
     pub(super) fn anonymize_columns(&mut self) -> Vec<String> {
         const VARIABLE: &str = "ANONYMIZE_COLUMNS";
-        let mut columns: Vec<String> = Vec::new();
-        for name in list(self.settings.get(VARIABLE).unwrap_or_default()) {
-            if OWN_COLUMNS.contains(&name) || USER.named(name).is_some() {
-                let explanation = format!(
-                    "found {name:?}, a column of clerk-sync's own, which anonymisation sees to anyway; allowed are columns \
-                     that your application added to the table users"
-                );
-                self.mistake(VARIABLE, explanation);
-            } else if !is_name(name) {
-                let name = shown(name);
-                self.mistake(
-                    VARIABLE,
-                    format!("found {name}; allowed are names of 1 to 63 bytes without quotes"),
-                );
-            } else if !columns.iter().any(|column| column == name) {
-                columns.push(name.to_owned());
+        // Those are anonymised anyway.
+        let allowed = "names of 1 to 63 bytes without quotes, and none of clerk-sync's own columns";
+        let is_own = |name: &str| OWN_COLUMNS.contains(&name) || USER.named(name).is_some();
+        let read = |name: &str| (is_name(name) && !is_own(name)).then(|| name.to_owned());
+        let mut columns = Vec::new();
+        for name in self.list(VARIABLE, "no column", allowed, read).unwrap_or_default() {
+            if !columns.contains(&name) {
+                columns.push(name);
             }
         }
         self.show_list(VARIABLE, &columns);
@@ -429,7 +367,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn networks(&mut self, variable: &'static str, or: &str) -> Vec<IpNet> {
+    pub(super) fn networks(&mut self, variable: &str, or: &str) -> Vec<IpNet> {
         let allowed = format!("addresses and CIDRs, such as 203.0.113.7 or 10.0.0.0/8{or}");
         let networks = self.list(variable, "no address", &allowed, network).unwrap_or_default();
         self.show_list(variable, &networks);
@@ -437,19 +375,19 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn log_format(&mut self) -> Option<LogFormat> {
-        const VARIABLE: &str = "LOG_FORMAT";
-        self.show(VARIABLE, self.settings.get(VARIABLE).unwrap_or("pretty on a terminal, else json"));
-        self.value(VARIABLE, "pretty or json", LogFormat::named)
+        let default = "pretty on a terminal, else json".to_owned();
+        let text = self.value("LOG_FORMAT", default, "pretty or json", |text| {
+            LogFormat::named(text).map(|_| text.to_owned())
+        });
+        LogFormat::named(&text)
     }
 
     pub(super) fn log_filter(&mut self) -> String {
-        const VARIABLE: &str = "RUST_LOG";
         let allowed =
             "a level (error, warn, info, debug, trace, off) or a filter such as info,clerk_sync::http=debug";
-        let filter = self.text(VARIABLE, allowed, |text| telemetry::filter(text).is_some());
-        let filter = filter.unwrap_or_else(|| "info".to_owned());
-        self.show(VARIABLE, &filter);
-        filter
+        self.value("RUST_LOG", "info".to_owned(), allowed, |text| {
+            telemetry::filter(text).map(|_| text.to_owned())
+        })
     }
 
     /// Where errors are reported to, and as what.
@@ -458,17 +396,14 @@ impl<'a> Reader<'a> {
         let environment = self.label("SENTRY_ENVIRONMENT", 64);
         let release = self.label("SENTRY_RELEASE", 200);
         let Some(dsn) = self.secret(VARIABLE) else {
-            for unused in ["SENTRY_ENVIRONMENT", "SENTRY_RELEASE"] {
-                self.values.remove(unused);
-            }
+            // They are not used.
+            self.values.retain(|variable, _| !variable.starts_with("SENTRY_"));
             return None;
         };
         let is_dsn = Url::parse(&dsn).is_ok_and(|url| {
-            let project = url.path_segments().and_then(|mut segments| segments.next_back());
             matches!(url.scheme(), "https" | "http")
-                && url.has_host()
                 && !url.username().is_empty()
-                && project.is_some_and(|project| !project.is_empty())
+                && !url.path().ends_with('/')
         });
         if !is_dsn {
             self.mistake(
@@ -482,9 +417,9 @@ impl<'a> Reader<'a> {
     }
 
     /// A name of which Sentry makes a label.
-    fn label(&mut self, variable: &'static str, longest: usize) -> Option<String> {
+    fn label(&mut self, variable: &str, longest: usize) -> Option<String> {
         let allowed = format!("a name of up to {longest} visible characters without slashes");
-        self.text(variable, &allowed, |text| {
+        self.optional(variable, &allowed, |text| {
             text.len() <= longest && is_visible(text) && !text.contains(['/', '\\'])
         })
     }
@@ -496,37 +431,50 @@ impl<'a> Reader<'a> {
         need_secrets: bool,
     ) -> (Option<PathBuf>, Vec<SinkConfig>) {
         const VARIABLE: &str = "CONFIG_FILE";
-        let usual = || {
-            Some(sinks::DEFAULT_FILE)
-                .filter(|file| !self.settings.no_default_config_file && Path::new(file).exists())
-        };
-        let Some(path) = self.settings.get(VARIABLE).or_else(usual) else { return (None, Vec::new()) };
+        let is_there = |file: &&str| !self.settings.no_default_config_file && Path::new(file).exists();
+        let usual = Some(sinks::DEFAULT_FILE).filter(is_there);
+        let Some(path) = self.settings.get(VARIABLE).or(usual) else { return (None, Vec::new()) };
         self.show(VARIABLE, path);
+        let file = &sinks::shown_path(path);
         let sinks = match fs::read_to_string(path) {
-            Ok(text) => sinks::read(&text, path, selection, need_secrets, &mut self.mistakes),
+            Ok(text) => {
+                let variable = &|name: &str| env::var(name).ok();
+                Source { file, selection, need_secrets, variable }.read(&text, &mut self.mistakes)
+            }
             Err(error) => {
-                let (path, why) = (sinks::shown_path(path), unreadable(&error));
-                self.mistake(VARIABLE, format!("the file {path} cannot be read: {why}"));
+                self.mistake(VARIABLE, format!("the file {file} cannot be read: {}", unreadable(&error)));
                 Vec::new()
             }
         };
         (Some(path.into()), sinks)
     }
 
-    /// One value that may be shown, as it was given.
-    fn text(
+    /// One value that may be shown, or its default.
+    fn value<T: Display>(
         &mut self,
-        variable: &'static str,
+        variable: &str,
+        default: T,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let value = self.given(variable, allowed, read).unwrap_or(default);
+        self.show(variable, &value);
+        value
+    }
+
+    /// One value that may be shown and has no default.
+    fn optional(
+        &mut self,
+        variable: &str,
         allowed: &str,
         is_allowed: impl Fn(&str) -> bool,
     ) -> Option<String> {
-        let text = self.value(variable, allowed, |text| is_allowed(text).then(|| text.to_owned()))?;
+        let text = self.given(variable, allowed, |text| is_allowed(text).then(|| text.to_owned()))?;
         self.show(variable, &text);
         Some(text)
     }
 
-    /// One value that may be shown.
-    fn value<T>(&mut self, variable: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+    fn given<T>(&mut self, variable: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         let text = self.settings.get(variable)?;
         let value = read(text);
         if value.is_none() {
@@ -585,12 +533,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Remember what came out.
-    fn show(&mut self, variable: &'static str, value: impl Display) {
-        self.values.insert(variable, value.to_string());
+    fn show(&mut self, variable: &str, value: impl Display) {
+        self.values.insert(variable.to_owned(), value.to_string());
     }
 
     /// The same of a list, which counts as not set if it is empty.
-    fn show_list<T: Display>(&mut self, variable: &'static str, values: &[T]) {
+    fn show_list<T: Display>(&mut self, variable: &str, values: &[T]) {
         if !values.is_empty() {
             let values: Vec<String> = values.iter().map(T::to_string).collect();
             self.show(variable, values.join(","));

@@ -1,47 +1,69 @@
 //! Every variable, declared once: its name, its flag and its help. What is given is text, and not checked yet.
+#![expect(clippy::doc_markdown, reason = "comments are the text of --help, where backticks would be noise")]
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
-use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches, parser::ValueSource};
+use clap::{Arg, ArgMatches, Args, Command, parser::ValueSource};
 
-use super::{Dotenv, Origin, kinds::FieldsOfKinds, mistake::flag};
+use super::{Dotenv, Origin, mistake::flag, read::joined};
+use crate::{
+    entity::{self, USER},
+    model::Entity,
+};
 
 /// What was given on the command line or in the environment. Flags win. Nothing is checked yet:
 /// [`resolve`](Self::resolve) does that.
 #[derive(Clone, Default)]
 pub struct Settings {
-    given: BTreeMap<String, Given>,
+    given: BTreeMap<String, (String, Origin)>,
 
     /// Whether a `clerk-sync.toml` that nobody named is left alone.
-    pub no_default_config_file: bool,
+    pub(super) no_default_config_file: bool,
 
     /// What the `.env` file brought; its variables are among those that are given.
-    pub dotenv: Dotenv,
-}
-
-/// What was given for one variable.
-#[derive(Clone)]
-struct Given {
-    text: String,
-    is_flag: bool,
+    pub(super) dotenv: Dotenv,
 }
 
 impl Settings {
+    /// Every variable as a flag of a command and of those below it. There are many: `-h` tells of the command alone.
+    pub fn augment_args(command: Command) -> Command {
+        let command = ServiceVariables::augment_args(fields_of_kinds(SyncVariables::augment_args(command)));
+        command.mut_args(|argument| match argument.get_env() {
+            Some(_) => argument.hide_env_values(true).hide_short_help(true).global(true),
+            None => argument,
+        })
+    }
+
+    /// What was given, from the matches of the whole command line.
+    pub fn from_arg_matches(matches: &ArgMatches, dotenv: Dotenv) -> Self {
+        let given = declared().filter_map(|(variable, argument)| {
+            let id = argument.get_id().as_str();
+            let text = matches.get_one::<String>(id)?.trim();
+            let origin = match matches.value_source(id)? {
+                ValueSource::CommandLine => Origin::CommandLine(flag(variable)),
+                _ if dotenv.environment.iter().any(|name| name == variable) => Origin::Environment,
+                _ => Origin::Dotenv,
+            };
+            // An empty value counts as unset: compose files and CI systems cannot do otherwise.
+            (!text.is_empty()).then(|| (variable.to_owned(), (text.to_owned(), origin)))
+        });
+        Self { given: given.collect(), no_default_config_file: false, dotenv }
+    }
+
     /// Every variable there is, in the order of the documentation.
     pub fn variables() -> Vec<String> {
         declared().map(|(variable, _)| variable.to_owned()).collect()
     }
 
-    /// What was given for a variable. An empty value counts as unset: compose files and CI systems cannot do otherwise.
+    /// What was given for a variable.
     pub fn get(&self, variable: &str) -> Option<&str> {
         debug_assert!(declared().any(|(known, _)| known == variable), "{variable} is not declared");
-        let text = self.given.get(variable)?.text.trim();
-        (!text.is_empty()).then_some(text)
+        self.given.get(variable).map(|(text, _)| text.as_str())
     }
 
     /// Give a value as if the environment had it.
     pub fn set(&mut self, variable: &str, text: impl Into<String>) {
-        self.given.insert(variable.to_owned(), Given { text: text.into(), is_flag: false });
+        self.given.insert(variable.to_owned(), (text.into(), Origin::Environment));
     }
 
     /// Take away what was given for a variable.
@@ -57,33 +79,24 @@ impl Settings {
         self.no_default_config_file = true;
         let mut ignored = vec!["DATABASE_URL", "DATABASE_URL_FILE", "CONFIG_FILE"];
         ignored.retain(|variable| {
-            let is_ignored = self.get(variable).is_some() && !self.given[*variable].is_flag;
-            if is_ignored {
-                self.unset(variable);
-            }
-            is_ignored
+            let given = self.given.get(*variable);
+            given.is_some_and(|(_, origin)| !matches!(origin, Origin::CommandLine(_)))
         });
+        for variable in &ignored {
+            self.unset(variable);
+        }
         ignored
     }
 
     /// Where the value of a variable comes from.
     pub(super) fn origin(&self, variable: &str) -> Origin {
         let file = format!("{variable}_FILE");
-        let is_broken_line = || self.dotenv.mistakes.iter().any(|mistake| mistake.is_about(variable));
-        if self.get(variable).is_some() {
-            if self.given[variable].is_flag {
-                Origin::CommandLine(flag(variable))
-            } else if self.dotenv.taken.iter().any(|name| name == variable) {
-                Origin::Dotenv
-            } else {
-                Origin::Environment
-            }
-        } else if self.given.get(&file).is_some_and(|given| !given.text.trim().is_empty()) {
-            Origin::File(file)
-        } else if is_broken_line() {
-            Origin::Dotenv
-        } else {
-            Origin::Default
+        match self.given.get(variable) {
+            Some((_, origin)) => origin.clone(),
+            None if self.given.contains_key(&file) => Origin::File(file),
+            // Its line is there, and cannot be understood.
+            None if self.dotenv.mistakes.iter().any(|mistake| mistake.is_about(variable)) => Origin::Dotenv,
+            None => Origin::Default,
         }
     }
 }
@@ -94,52 +107,38 @@ impl fmt::Debug for Settings {
     }
 }
 
-impl Args for Settings {
-    fn augment_args(command: Command) -> Command {
-        Declaration::augment_args(command).mut_args(|argument| {
-            let is_setting = argument.get_env().is_some();
-            if is_setting { argument.hide_env_values(true).global(true) } else { argument }
-        })
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for Settings {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let mut settings = Self::default();
-        for (variable, argument) in declared() {
-            let id = argument.get_id().as_str();
-            if let Some(text) = matches.get_one::<String>(id) {
-                let is_flag = matches.value_source(id) == Some(ValueSource::CommandLine);
-                settings.given.insert(variable.to_owned(), Given { text: text.clone(), is_flag });
-            }
-        }
-        Ok(settings)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
 /// Every variable with its flag.
 fn declared() -> impl Iterator<Item = (&'static str, &'static Arg)> {
     static COMMAND: LazyLock<Command> = LazyLock::new(|| Settings::augment_args(Command::new("clerk-sync")));
     COMMAND.get_arguments().filter_map(|argument| Some((argument.get_env()?.to_str()?, argument)))
 }
 
-/// The declarations. A field's comment is the text of `--help`, and its name is that of the variable and of the flag.
+/// The variable with the allow-list of a kind.
+pub fn fields_variable(entity: &Entity) -> String {
+    match entity.kind {
+        kind if kind == USER.kind => "SYNC_FIELDS".to_owned(),
+        kind => format!("SYNC_FIELDS_{}", kind.to_ascii_uppercase()),
+    }
+}
+
+/// The allow-lists of every kind but users.
+fn fields_of_kinds(command: Command) -> Command {
+    let others = entity::ALL.iter().filter(|entity| ***entity != USER);
+    others.fold(command, |command, entity| {
+        // For clap names last as long as the program.
+        let variable: &str = fields_variable(entity).leak();
+        let flag: &str = flag(variable).leak().trim_start_matches("--");
+        let defaults = joined(entity.fields().filter(|field| field.by_default), ",");
+        let argument = Arg::new(variable).long(flag).env(variable);
+        let help = format!("The fields of {} to sync [default: {defaults}]", entity.table);
+        command.arg(argument.value_name("FIELDS").help(help).help_heading("Other objects"))
+    })
+}
+
+/// What is kept, and from where. A field's comment is the text of `--help`, its name that of the variable and of the flag.
 #[derive(Args)]
 #[group(skip)]
-#[expect(
-    clippy::doc_markdown,
-    reason = "the comments are the text of --help, where backticks would be noise"
-)]
-struct Declaration {
+struct SyncVariables {
     /// The database: postgres://…, postgresql://… or sqlite://… [default: sqlite://clerk-sync.db]
     #[arg(long, env, value_name = "URL", help_heading = "Database")]
     database_url: Option<String>,
@@ -256,10 +255,12 @@ struct Declaration {
     /// The kinds of objects to sync: a list, or all [default: user]
     #[arg(long, env, value_name = "KINDS", help_heading = "Other objects")]
     sync_entities: Option<String>,
+}
 
-    #[command(flatten)]
-    fields_of_kinds: FieldsOfKinds,
-
+/// How the service runs.
+#[derive(Args)]
+#[group(skip)]
+struct ServiceVariables {
     /// The file that says which other systems are told [default: clerk-sync.toml, if it is there]
     #[arg(long = "config", env, value_name = "PATH", help_heading = "Other systems")]
     config_file: Option<String>,

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    env, fmt,
+    fmt,
     num::NonZeroU32,
     ops::{Range, RangeInclusive},
     time::Duration,
@@ -166,19 +166,6 @@ impl fmt::Debug for SinkConfig {
     }
 }
 
-/// The sinks that the text of a file names.
-pub(super) fn read(
-    text: &str,
-    path: &str,
-    selection: &Selection,
-    need_secrets: bool,
-    mistakes: &mut Vec<Mistake>,
-) -> Vec<SinkConfig> {
-    let variable = |name: &str| env::var(name).ok();
-    let file = &shown_path(path);
-    Source { file, selection, need_secrets, variable: &variable }.read(text, mistakes)
-}
-
 /// The file's name as it may be shown: somebody may have put something else into the variable.
 pub(super) fn shown_path(path: &str) -> String {
     if shown(path).starts_with('"') {
@@ -189,15 +176,17 @@ pub(super) fn shown_path(path: &str) -> String {
 }
 
 /// What the text of a file is read with.
-struct Source<'a> {
-    file: &'a str,
-    selection: &'a Selection,
-    need_secrets: bool,
-    variable: &'a dyn Fn(&str) -> Option<String>,
+pub(super) struct Source<'a> {
+    /// The file's name as it may be shown.
+    pub(super) file: &'a str,
+    pub(super) selection: &'a Selection,
+    pub(super) need_secrets: bool,
+    /// What the environment has.
+    pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
 impl Source<'_> {
-    fn read(&self, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<SinkConfig> {
+    pub(super) fn read(&self, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<SinkConfig> {
         let mut mistake =
             |explanation| mistakes.push(Mistake { variable: self.file.to_owned(), explanation });
         let table: Table = match text.parse() {
@@ -452,47 +441,47 @@ impl Keys<'_> {
             name && !text.is_empty() && !text.starts_with("whsec_")
         });
         let file = self.text(&by_file, "a path", |text| !text.is_empty());
-        if self.table.contains_key(key) {
+        let is_inside = self.table.contains_key(key);
+        if is_inside {
             self.known.insert(key.to_owned());
-            self.mistake(
+        }
+        let is_elsewhere = !is_inside && variable.is_some() != file.is_some();
+        let secret = match (variable, file) {
+            _ if is_inside => Err((
                 key,
-                format!("secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"),
-            );
-            return None;
-        }
-        let (key, secret) = match (variable, file) {
-            (Some(_), Some(_)) => {
-                let explanation =
-                    format!("{by_file} is set as well, and only one of them can count; remove the other");
-                self.mistake(&by_variable, explanation);
+                format!(
+                    "secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"
+                ),
+            )),
+            (Some(_), Some(_)) => Err((
+                &*by_variable,
+                format!("{by_file} is set as well, and only one of them can count; remove the other"),
+            )),
+            (Some(name), None) => self.secret_of(&name).map_err(|why| {
+                (&*by_variable, format!("{why}; set it, or name a file that holds the secret in {by_file}"))
+            }),
+            (None, Some(path)) => secret_in(&path, &shown_path(&path))
+                .map_err(|why| (&*by_file, format!("{why}; put the secret there, or correct {by_file}"))),
+            // The one that is given is mistaken, which was told of.
+            (None, None) if [&by_variable, &by_file].iter().any(|key| self.table.contains_key(*key)) => {
                 return None;
             }
-            (Some(name), None) => {
-                let set_it = format!("set it, or name a file that holds the secret in {by_file}");
-                (by_variable, self.secret_of(&name).map_err(|why| format!("{why}; {set_it}")))
-            }
-            (None, Some(path)) => {
-                let fill_it = format!("put the secret there, or correct {by_file}");
-                (by_file, secret_in(&path, &shown_path(&path)).map_err(|why| format!("{why}; {fill_it}")))
-            }
-            (None, None) => {
-                // One that is mistaken was told of already.
-                if ![&by_variable, &by_file].into_iter().any(|key| self.table.contains_key(key)) {
-                    let explanation = format!(
-                        "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the \
-                         secret in {by_variable}, or a file in {by_file}"
-                    );
-                    self.mistake(&by_variable, explanation);
-                }
-                return None;
-            }
+            (None, None) => Err((
+                &*by_variable,
+                format!(
+                    "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the secret \
+                     in {by_variable}, or a file in {by_file}"
+                ),
+            )),
         };
-        if let Err(explanation) = &secret
-            && self.source.need_secrets
-        {
-            self.mistake(&key, explanation);
+        match secret {
+            Ok(secret) => Some(secret),
+            Err(_) if is_elsewhere && !self.source.need_secrets => None,
+            Err((key, explanation)) => {
+                self.mistake(key, explanation);
+                None
+            }
         }
-        secret.ok()
     }
 
     /// The secret that a variable holds.
@@ -533,11 +522,8 @@ impl Keys<'_> {
         })
     }
 
-    /// A list of texts.
     fn names(&mut self, key: &str) -> Option<Vec<String>> {
-        self.value(key, "a list of texts", |value| {
-            value.as_array()?.iter().map(|name| name.as_str().map(ToOwned::to_owned)).collect()
-        })
+        self.value(key, "a list of texts", |value| value.clone().try_into().ok())
     }
 
     /// A list of names that are known.
