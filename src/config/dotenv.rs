@@ -178,14 +178,12 @@ fn understand(bytes: &[u8]) -> (String, Vec<Broken>) {
     while start < lines.len() {
         // What stands in quotes may go on over several lines.
         let furthest = if lines[start].contains(['"', '\'']) { lines.len() } else { start + 1 };
-        match (start + 1..=furthest).find(|end| is_understood(&lines[start..*end])) {
-            Some(end) => start = end,
-            None => {
-                let line = mem::replace(&mut lines[start], "\n");
-                broken.push(Broken { number: start + 1, name: beginning(line) });
-                start += 1;
-            }
+        let end = (start + 1..=furthest).find(|end| is_understood(&lines[start..*end]));
+        if end.is_none() {
+            let line = mem::replace(&mut lines[start], "\n");
+            broken.push(Broken { number: start + 1, name: beginning(line) });
         }
+        start = end.unwrap_or(start + 1);
     }
     broken.sort_by_key(|line| line.number);
     (lines.concat(), broken)

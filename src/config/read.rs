@@ -331,8 +331,8 @@ impl<'a> Reader<'a> {
             [one, other] => format!("{one} or {other}"),
             names => format!("one of {}", names.join(", ")),
         };
-        let named = |text: &str| names.iter().copied().find(|name| *name == text);
-        let chosen = self.value(variable, name(T::default()), &allowed, named);
+        let read = |text: &str| names.iter().copied().find(|name| *name == text);
+        let chosen = self.value(variable, name(T::default()), &allowed, read);
         all.iter().copied().find(|value| name(*value) == chosen).unwrap_or_default()
     }
 
