@@ -135,7 +135,8 @@ fn fields_of_kinds(command: Command) -> Command {
     })
 }
 
-/// What is kept, and from where. A field's comment is the text of `--help`, its name that of the variable and of the flag.
+// What is kept, and from where. A field's comment is the text of `--help`, its name that of the variable and of the flag. The
+// struct has no doc comment, which clap would take for the description of the command.
 #[derive(Args)]
 #[group(skip)]
 struct SyncVariables {
@@ -257,7 +258,7 @@ struct SyncVariables {
     sync_entities: Option<String>,
 }
 
-/// How the service runs.
+// How the service runs.
 #[derive(Args)]
 #[group(skip)]
 struct ServiceVariables {

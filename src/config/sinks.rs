@@ -388,7 +388,7 @@ impl Keys<'_> {
         timeout.unwrap_or(Duration::from_secs(10))
     }
 
-    /// An address; a stand-in if it is mistaken.
+    /// An address.
     fn url(&mut self, key: &str, default: Option<&str>, may_have_query: bool) -> Url {
         let allow_http = self.value("allow_http", "true or false", Value::as_bool).unwrap_or(false);
         if default.is_none() {
