@@ -181,14 +181,13 @@ pub(crate) fn is_stand_in() -> bool {
 
 /// `serve` with one event a transaction.
 pub(crate) fn stand_in() -> anyhow::Result<()> {
-    let settings = Settings {
-        database_url: env::var("DATABASE_URL").ok(),
-        database_schema: env::var("DATABASE_SCHEMA").ok(),
-        clerk_webhook_signing_secret: env::var("CLERK_WEBHOOK_SIGNING_SECRET").ok(),
-        port: env::var("PORT").ok(),
-        admin_port: env::var("ADMIN_PORT").ok(),
-        ..Settings::default()
-    };
+    let mut settings = Settings::default();
+    for variable in ["DATABASE_URL", "DATABASE_SCHEMA", "CLERK_WEBHOOK_SIGNING_SECRET", "PORT", "ADMIN_PORT"]
+    {
+        if let Ok(text) = env::var(variable) {
+            settings.set(variable, text);
+        }
+    }
     let config = settings.resolve(Needs { signing_secret: true, ..Needs::default() })?;
     telemetry::init(LogFormat::Json, telemetry::filter(&config.log_filter).context("a filter")?, None);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {

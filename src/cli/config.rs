@@ -1,10 +1,10 @@
 //! `config`: the configuration as it came out, where each value came from, and what `serve` would refuse.
 
-use clap::{ArgMatches, Args};
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{Failure, say};
-use crate::config::{Effective, Mistake, Needs, Origin, Settings};
+use crate::config::{Diagnosis, Effective, Needs, Origin, Settings};
 
 /// Print the configuration as it came out, without secrets, and where each value came from; exits with 78 if `serve` would
 /// refuse it
@@ -16,30 +16,20 @@ pub(super) struct Show {
 }
 
 impl Show {
-    pub(super) fn run(self, settings: &Settings, matches: &ArgMatches) -> Result<(), Failure> {
-        let (config, mistakes) = settings.diagnose(Needs::SERVE);
-        let mut values = config.effective(matches, &settings.dotenv);
-        // There is only a stand-in for what is mistaken.
-        for of in &mut values {
-            of.value =
-                of.value.take().filter(|_| !mistakes.iter().any(|mistake| mistake.is_about(of.variable)));
-        }
+    pub(super) fn run(self, settings: &Settings) -> Result<(), Failure> {
+        let diagnosis = settings.diagnose(Needs::SERVE);
         if self.json {
-            let entry = |Effective { variable, value, origin }| {
-                let what = json!({ "value": value, "origin": origin.to_string() });
-                (String::from(variable), what)
-            };
-            say!("{:#}", Value::Object(values.into_iter().map(entry).collect::<Map<_, _>>()));
+            let entries = diagnosis.effective.iter().map(|Effective { variable, value, origin }| {
+                (variable.clone(), json!({ "value": value, "origin": origin.to_string() }))
+            });
+            say!("{:#}", Value::Object(entries.collect::<Map<_, _>>()));
         } else {
-            print(&values, &mistakes);
-            for warning in &config.warnings {
-                say!("\nwarning: {warning}");
-            }
+            print(&diagnosis);
         }
-        if mistakes.is_empty() {
+        if diagnosis.mistakes.is_empty() {
             return Ok(());
         }
-        let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        let mistakes: Vec<String> = diagnosis.mistakes.iter().map(ToString::to_string).collect();
         Err(Failure::configuration(format!(
             "`clerk-sync serve` would refuse this:\n  {}",
             mistakes.join("\n  ")
@@ -47,25 +37,28 @@ impl Show {
     }
 }
 
-fn print(values: &[Effective], mistakes: &[Mistake]) {
-    let text = |of| text(of, mistakes);
+fn print(diagnosis: &Diagnosis) {
+    let values = &diagnosis.effective;
     let names = values.iter().map(|of| of.variable.len()).max().unwrap_or(0);
-    let texts = values.iter().map(|of| text(of).chars().count()).max().unwrap_or(0).min(48);
+    let texts = values.iter().map(|of| text(of, diagnosis).chars().count()).max().unwrap_or(0).min(48);
     for of in values {
-        say!("{:<names$}  {:<texts$}  {}", of.variable, text(of), of.origin);
+        say!("{:<names$}  {:<texts$}  {}", of.variable, text(of, diagnosis), of.origin);
+    }
+    for warning in &diagnosis.config.warnings {
+        say!("\nwarning: {warning}");
     }
 }
 
-fn text<'a>(of: &'a Effective, mistakes: &[Mistake]) -> &'a str {
-    let is_mistaken = |variable| mistakes.iter().any(|mistake| mistake.is_about(variable));
-    match (&of.value, of.variable) {
-        (Some(value), _) => value,
-        (None, _) if of.origin == Origin::Default => "(not set)",
-        (None, "SENTRY_ENVIRONMENT" | "SENTRY_RELEASE")
-            if !is_mistaken(of.variable) && !is_mistaken("SENTRY_DSN") =>
+fn text<'a>(of: &'a Effective, diagnosis: &Diagnosis) -> &'a str {
+    let is_mistaken = |variable: &str| diagnosis.mistakes.iter().any(|mistake| mistake.is_about(variable));
+    match &of.value {
+        Some(value) => value,
+        None if of.origin == Origin::Default => "(not set)",
+        None if of.variable.starts_with("SENTRY_")
+            && ![&of.variable, "SENTRY_DSN"].into_iter().any(is_mistaken) =>
         {
             "(not used: SENTRY_DSN is not set)"
         }
-        (None, _) => "(cannot be used)",
+        None => "(cannot be used)",
     }
 }

@@ -66,15 +66,15 @@ pub(super) struct Dev {
 impl Dev {
     pub(super) async fn run(self, mut settings: Settings, ignored: &[&str]) -> Result<(), Failure> {
         // Samples are of no real instance, come from this machine, and meet tables without anybody's own columns.
-        settings.clerk_instance_id = Some("any".to_owned());
-        settings.webhook_allowed_ips = None;
-        settings.anonymize_columns = None;
+        settings.set("CLERK_INSTANCE_ID", "any");
+        settings.unset("WEBHOOK_ALLOWED_IPS");
+        settings.unset("ANONYMIZE_COLUMNS");
         // Nor is anything here compared with the real users of a key in `.env`.
-        settings.reconcile_interval = None;
-        settings.catch_up_after = Some("off".to_owned());
-        settings.catch_up_on_empty = None;
+        settings.unset("RECONCILE_INTERVAL");
+        settings.set("CATCH_UP_AFTER", "off");
+        settings.unset("CATCH_UP_ON_EMPTY");
         // The rows are shown as soon as an event is answered.
-        settings.processing = None;
+        settings.unset("PROCESSING");
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs::SERVE)?;
@@ -149,9 +149,9 @@ impl Dev {
         let fake = Fake::start_as_of(began, options, clock())
             .await
             .context("the fake Clerk could not be started")?;
-        settings.clerk_api_url = Some(fake.url());
-        settings.clerk_secret_key = Some(fake.key().to_owned());
-        settings.clerk_secret_key_file = None;
+        settings.set("CLERK_API_URL", fake.url());
+        settings.set("CLERK_SECRET_KEY", fake.key());
+        settings.unset("CLERK_SECRET_KEY_FILE");
         Ok(Some(fake))
     }
 }
@@ -225,7 +225,7 @@ fn generate_secret_if_missing(settings: &mut Settings) -> Result<Option<String>,
         return Ok(None);
     }
     let secret = format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 24]>()));
-    settings.clerk_webhook_signing_secret = Some(secret.clone());
+    settings.set("CLERK_WEBHOOK_SIGNING_SECRET", secret.clone());
     Ok(Some(secret))
 }
 

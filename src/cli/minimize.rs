@@ -9,7 +9,7 @@ use super::{
     confirm, noun, on_store, say,
 };
 use crate::{
-    config::{FieldsOfKinds, Settings},
+    config::{Settings, fields_variable},
     entity::USER,
     model::{Entity, Selection},
     store::{Store, StoreError},
@@ -47,7 +47,7 @@ impl Minimize {
                     format!(
                         "of {} what {} does not name: {}",
                         objects(would.rows, entity),
-                        FieldsOfKinds::variable(entity).unwrap_or("SYNC_FIELDS"),
+                        fields_variable(entity),
                         columns(would).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
                     )
                 });

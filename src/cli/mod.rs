@@ -70,8 +70,6 @@ use crate::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    #[command(flatten)]
-    settings: Settings,
 }
 
 /// How long sending the last reports of errors may take.
@@ -150,7 +148,7 @@ fn run() -> Result<(), Failure> {
     // Before any thread is started, and before clap looks at the environment.
     let dotenv = load_dotenv();
     let matches = command_line().try_get_matches().unwrap_or_else(|error| refuse(error));
-    let Cli { command, mut settings } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // The first two tell of what is wrong with it among the rest, the others do not need it.
     let goes_on = matches!(
         command,
@@ -159,9 +157,9 @@ fn run() -> Result<(), Failure> {
     if !goes_on {
         dotenv.check()?;
     }
-    settings.dotenv = dotenv;
+    let mut settings = Settings::from_arg_matches(&matches, dotenv);
     let ignored = match command {
-        Command::Dev(_) => settings.ignore_database_of_environment(&matches),
+        Command::Dev(_) => settings.ignore_database_of_environment(),
         _ => Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -188,7 +186,7 @@ fn run() -> Result<(), Failure> {
             Command::Sinks(sinks) => sinks.run(&settings).await,
             Command::Doctor(doctor) => doctor.run(&settings).await,
             Command::Stats(stats) => stats.run(&settings).await,
-            Command::Config(show) => show.run(&settings, &matches),
+            Command::Config(show) => show.run(&settings),
             Command::Healthcheck(healthcheck) => healthcheck.run(&settings).await,
             Command::Completions(completions) => {
                 completions.run(command_line());
@@ -227,13 +225,9 @@ fn usage(command: &mut clap::Command, words: &[String]) -> clap::builder::Styled
     command.render_usage()
 }
 
-/// There are many settings, and every command has them: -h tells of the command, --help of them too.
+/// Every command with the settings, which all of them have.
 fn command_line() -> clap::Command {
-    let command = Cli::command().mut_args(|argument| {
-        let is_setting = argument.get_env().is_some();
-        if is_setting { argument.hide_short_help(true) } else { argument }
-    });
-    examples::with_examples(command, "")
+    examples::with_examples(Settings::augment_args(Cli::command()), "")
 }
 
 /// Why a command did not do what it should, and the exit code that says so.

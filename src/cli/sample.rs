@@ -13,7 +13,7 @@ use crate::{
 
 /// Where a service with these settings listens on this machine.
 pub(super) fn default_url(settings: &Settings) -> String {
-    let port = settings.port.as_deref().filter(|port| !port.is_empty()).unwrap_or("8080");
+    let port = settings.get("PORT").unwrap_or("8080");
     format!("http://127.0.0.1:{port}/webhooks/clerk")
 }
 

@@ -72,7 +72,7 @@ fn list(settings: &Settings) -> Result<(), Failure> {
     };
     say!("{} names {}", file.display(), count(config.sinks.len() as u64, "sink", "sinks"));
     // To be listed they need no secrets; to be told they do.
-    let (_, mistakes) = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() });
+    let mistakes = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() }).mistakes;
     for sink in &config.sinks {
         let events: Vec<String> = sink.events.iter().map(|event| event.name()).collect();
         let fields: Vec<&str> = sink.fields.fields(&USER).of(&USER).map(Field::name).collect();

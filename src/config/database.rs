@@ -13,28 +13,6 @@ use url::Url;
 /// The forms that `DATABASE_URL` may have.
 const ALLOWED: &str = "allowed are postgres://…, postgresql://… and sqlite://…";
 
-/// Parameters that the Postgres driver understands by itself.
-const PASSED_ON: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
-
 /// Where users are kept.
 #[derive(Clone, Debug)]
 pub enum Database {
@@ -45,43 +23,27 @@ pub enum Database {
 }
 
 impl Database {
-    /// Host and port of a server that is reached over the network, as far as the URL itself names them.
+    /// Host and port of a server that is reached over the network.
     pub fn address(&self) -> Option<(String, u16)> {
         let Self::Postgres { url } = self else { return None };
-        let url = Url::parse(url.expose_secret()).ok()?;
-        // As the driver understands it: a parameter counts more.
-        let host = host(&url).filter(|host| !host.starts_with(['/', '%']))?;
-        let port = last(&url, &["port"]).and_then(|port| port.parse().ok()).or(url.port());
-        Some((host.trim_matches(['[', ']']).to_owned(), port.unwrap_or(5432)))
+        let options = PgConnectOptions::from_str(url.expose_secret()).ok()?;
+        let host = options.get_host().trim_matches(['[', ']']);
+        (options.get_socket().is_none() && !host.starts_with('/'))
+            .then(|| (host.to_owned(), options.get_port()))
     }
 
     /// Where it is, for people: without user, password or parameters.
     pub fn place(&self) -> String {
         match self {
             Self::Postgres { url } => {
-                let url = Url::parse(url.expose_secret()).ok();
-                let host = url.as_ref().and_then(host).filter(|host| !host.starts_with(['/', '%']));
-                let host = host.unwrap_or_else(|| "a local socket".to_owned());
-                let name = url.as_ref().map(|url| {
-                    last(url, &["dbname"]).unwrap_or_else(|| url.path().trim_start_matches('/').to_owned())
-                });
-                format!("PostgreSQL on {host}, database {}", name.unwrap_or_default())
+                let options = PgConnectOptions::from_str(url.expose_secret()).ok();
+                let name = options.as_ref().and_then(PgConnectOptions::get_database).unwrap_or_default();
+                let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
+                format!("PostgreSQL on {host}, database {name}")
             }
             Self::Sqlite { path } => format!("SQLite in {}", path.display()),
         }
     }
-}
-
-/// The last of these parameters.
-fn last(url: &Url, names: &[&str]) -> Option<String> {
-    let meant = url.query_pairs().filter(|(name, value)| names.contains(&&**name) && !value.is_empty());
-    meant.last().map(|(_, value)| value.into_owned())
-}
-
-/// The host that the driver goes to, or the directory of a socket; `None` if the URL leaves it open.
-fn host(url: &Url) -> Option<String> {
-    let named = url.host_str().filter(|host| !host.is_empty()).map(str::to_owned);
-    last(url, &["host", "hostaddr"]).or(named)
 }
 
 /// What a database URL says.
@@ -94,6 +56,12 @@ pub(super) struct Understood {
     pub(super) schema: Option<String>,
     /// Sentences about what is ignored; names only, never values.
     pub(super) warnings: Vec<String>,
+}
+
+impl Understood {
+    pub(super) fn of(database: Database) -> Self {
+        Self { database, connection_limit: None, schema: None, warnings: Vec::new() }
+    }
 }
 
 /// Understand a database URL, or explain why not, without showing more of it than the scheme.
@@ -124,12 +92,7 @@ fn postgres(text: &str) -> Result<Understood, String> {
         .ok()
         .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
         .ok_or_else(|| format!("found a postgres URL that cannot be read; {ENCODE}"))?;
-    let mut understood = Understood {
-        database: Database::Postgres { url: SecretString::default() },
-        connection_limit: None,
-        schema: None,
-        warnings: Vec::new(),
-    };
+    let mut understood = Understood::of(Database::Postgres { url: SecretString::default() });
     let mut passed_on = hoisted;
     for (name, value) in url.query_pairs().into_owned() {
         match name.as_str() {
@@ -146,9 +109,26 @@ fn postgres(text: &str) -> Result<Understood, String> {
             "sslrootcert" | "sslcert" | "sslkey" if !Path::new(&value).exists() => {
                 return Err(format!("found a postgres URL whose {name} names a file that is not there"));
             }
-            known if PASSED_ON.contains(&known) || known.starts_with("options[") => {
-                passed_on.push((name, value));
-            }
+            // What the driver understands by itself.
+            "sslmode"
+            | "ssl-mode"
+            | "sslrootcert"
+            | "ssl-root-cert"
+            | "ssl-ca"
+            | "sslcert"
+            | "ssl-cert"
+            | "sslkey"
+            | "ssl-key"
+            | "statement-cache-capacity"
+            | "host"
+            | "hostaddr"
+            | "port"
+            | "dbname"
+            | "user"
+            | "password"
+            | "application_name"
+            | "options" => passed_on.push((name, value)),
+            option if option.starts_with("options[") => passed_on.push((name, value)),
             _ => understood.warnings.push(ignored(&name)),
         }
     }
@@ -225,9 +205,10 @@ fn sqlite(rest: &str) -> Result<Understood, String> {
         .map_err(|_| "found a path that cannot be read; allowed is a file, such as sqlite://clerk-sync.db")?
         .get_filename()
         .to_owned();
-    let warnings =
-        parameters.iter().filter(|(name, _)| name != "mode").map(|(name, _)| ignored(name)).collect();
-    Ok(Understood { database: Database::Sqlite { path }, connection_limit: None, schema: None, warnings })
+    let mut understood = Understood::of(Database::Sqlite { path });
+    let others = parameters.iter().filter(|(name, _)| name != "mode");
+    understood.warnings = others.map(|(name, _)| ignored(name)).collect();
+    Ok(understood)
 }
 
 fn ignored(name: &str) -> String {

@@ -1,9 +1,7 @@
 //! The `.env` file.
 
 use std::{
-    cell::Cell,
-    env, fs,
-    io::{self, Read},
+    env, fs, io, mem,
     path::{Path, PathBuf},
 };
 
@@ -24,8 +22,6 @@ const TOLD: usize = 10;
 /// What the `.env` file brought, and which names were there anyway. No value stands in it.
 #[derive(Clone, Default)]
 pub struct Dotenv {
-    /// The names that were taken from the file; what the environment had already was not.
-    pub(super) taken: Vec<String>,
     /// Every name that the file gives a value: what is empty counts as not set.
     pub(super) names: Vec<String>,
     /// Every name that had a value in the environment before.
@@ -91,16 +87,15 @@ fn shown(path: &Path) -> String {
 
 impl Dotenv {
     fn take(&mut self, bytes: &[u8], file: &str) {
-        let Understood { text, broken } = understand(bytes);
+        let (text, broken) = understand(bytes);
         self.mistakes = self.mistakes_of(&broken, file);
-        let given = dotenvy::from_read_iter(text.as_bytes()).flatten();
-        let (empty, set): (Vec<_>, Vec<_>) = given.partition(|(_, value)| value.is_empty());
-        self.names = set.into_iter().map(|(name, _)| name).collect();
-        let nothing: Vec<Mistake> =
-            empty.iter().filter_map(|(name, _)| self.comes_to_nothing(name, &text, file)).collect();
-        self.mistakes.extend(nothing);
-        let is_new = |name: &&String| env::var_os(name.as_str()).is_none();
-        self.taken = self.names.iter().filter(is_new).cloned().collect();
+        for (name, value) in dotenvy::from_read_iter(text.as_bytes()).flatten() {
+            if value.is_empty() {
+                self.mistakes.extend(self.comes_to_nothing(&name, &text, file));
+            } else {
+                self.names.push(name);
+            }
+        }
         // It stops at lines that cannot be understood, and there are none left.
         let _ = dotenvy::from_read(text.as_bytes());
     }
@@ -155,13 +150,6 @@ fn places(broken: &[&Broken]) -> String {
     }
 }
 
-/// A file, taken apart.
-struct Understood {
-    /// All of it but the broken lines.
-    text: String,
-    broken: Vec<Broken>,
-}
-
 /// A line that cannot be understood.
 struct Broken {
     /// Counted from one.
@@ -170,7 +158,8 @@ struct Broken {
     name: String,
 }
 
-fn understand(bytes: &[u8]) -> Understood {
+/// The file with empty lines in place of those that cannot be understood, and the latter.
+fn understand(bytes: &[u8]) -> (String, Vec<Broken>) {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let mut broken = Vec::new();
@@ -183,46 +172,21 @@ fn understand(bytes: &[u8]) -> Understood {
         });
         lines.push(line);
     }
-    // What one broken line hides, such as all that follows a quote that is not closed, comes to light without it.
-    for _ in 0..lines.len() {
-        let Some(number) = first_broken(&lines.concat()) else { break };
-        let line = std::mem::replace(&mut lines[number - 1], "\n");
-        broken.push(Broken { number, name: beginning(line) });
+    let is_understood =
+        |lines: &[&str]| dotenvy::from_read_iter(lines.concat().as_bytes()).all(|variable| variable.is_ok());
+    let mut start = 0;
+    while start < lines.len() {
+        // What stands in quotes may go on over several lines.
+        let furthest = if lines[start].contains(['"', '\'']) { lines.len() } else { start + 1 };
+        let end = (start + 1..=furthest).find(|end| is_understood(&lines[start..*end]));
+        if end.is_none() {
+            let line = mem::replace(&mut lines[start], "\n");
+            broken.push(Broken { number: start + 1, name: beginning(line) });
+        }
+        start = end.unwrap_or(start + 1);
     }
     broken.sort_by_key(|line| line.number);
-    Understood { text: lines.concat(), broken }
-}
-
-/// The number of the first line that cannot be understood; of a value of several lines, that of the first of them.
-fn first_broken(text: &str) -> Option<usize> {
-    let read = Cell::new(0);
-    let error =
-        dotenvy::from_read_iter(Lines { rest: text.as_bytes(), read: &read }).find_map(Result::err)?;
-    // It holds the text from the name, or from the value, on.
-    let lines = match &error {
-        dotenvy::Error::LineParse(text, _) => text.lines().count(),
-        _ => 1,
-    };
-    Some((read.get() + 1).saturating_sub(lines).max(1))
-}
-
-/// Gives its reader one line at a time, so that what was read is no more than what was looked at.
-struct Lines<'a> {
-    rest: &'a [u8],
-    /// How many were read.
-    read: &'a Cell<usize>,
-}
-
-impl Read for Lines<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let end = self.rest.iter().position(|byte| *byte == b'\n').map_or(self.rest.len(), |place| place + 1);
-        let length = end.min(buffer.len());
-        let (given, rest) = self.rest.split_at(length);
-        buffer[..length].copy_from_slice(given);
-        self.rest = rest;
-        self.read.set(self.read.get() + usize::from(length > 0 && length == end));
-        Ok(length)
-    }
+    (lines.concat(), broken)
 }
 
 fn beginning(line: &str) -> String {
@@ -237,13 +201,13 @@ mod tests {
 
     /// The numbers of the lines that cannot be understood, and the names on the others.
     fn read(text: &str) -> (Vec<usize>, Vec<String>) {
-        let Understood { text, broken } = understand(text.as_bytes());
+        let (text, broken) = understand(text.as_bytes());
         let names = dotenvy::from_read_iter(text.as_bytes()).map(|line| line.expect("understood").0);
         (broken.iter().map(|line| line.number).collect(), names.collect())
     }
 
     fn complaint(text: &str) -> String {
-        let Understood { broken, .. } = understand(text.as_bytes());
+        let (_, broken) = understand(text.as_bytes());
         Mistakes::among(Dotenv::default().mistakes_of(&broken, ".env")).expect("mistakes").to_string()
     }
 
@@ -274,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_a_broken_line() {
-        let Understood { text, broken } = understand(b"\xef\xbb\xbfA=1\nB=\xff\nC=\0\nD=1\n");
+        let (text, broken) = understand(b"\xef\xbb\xbfA=1\nB=\xff\nC=\0\nD=1\n");
         assert_eq!(broken.iter().map(|line| line.number).collect::<Vec<_>>(), [2, 3]);
         assert_eq!(text, "A=1\n\n\nD=1\n");
     }
@@ -292,10 +256,9 @@ mod tests {
         }
         assert!(!complaint.contains("hunter2"), "{complaint}");
         let mut settings = Settings::default();
-        let Understood { broken, .. } =
-            understand(text.replace("PORT", "CLERK_WEBHOOK_SIGNING_SECRET").as_bytes());
+        let (_, broken) = understand(text.replace("PORT", "CLERK_WEBHOOK_SIGNING_SECRET").as_bytes());
         settings.dotenv.mistakes = settings.dotenv.mistakes_of(&broken, ".env");
-        let (_, mistakes) = settings.diagnose(crate::config::Needs::SERVE);
+        let mistakes = settings.diagnose(crate::config::Needs::SERVE).mistakes;
         assert_eq!(mistakes.len(), 3, "{mistakes:?}");
     }
 

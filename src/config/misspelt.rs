@@ -20,43 +20,23 @@ const SIGNING_SECRETS: [&str; 5] = [
 /// Names of others that are as close to one of ours as an error.
 const THEIRS: [&str; 3] = ["CLERK_FAPI_URL", "CLERK_BAPI_URL", "DATABASE_MIN_CONNECTIONS"];
 
-/// Where a name was found, which says how close to one of ours it has to be.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    File,
-    Environment,
-}
-
-impl Place {
-    /// How many letters may be wrong: in a short name any other letter makes somebody else's.
-    fn tolerance(self, name: &str) -> Option<usize> {
-        match (self, name.len()) {
-            (_, 16..) => Some(2),
-            (Self::File, 6..) | (Self::Environment, 8..) => Some(1),
-            // Only whether it is written in other letters.
-            (Self::File, _) => Some(0),
-            (Self::Environment, _) => None,
-        }
-    }
-}
-
 /// What to tell of names in the file and in the environment.
 pub(super) fn warnings(dotenv: &Dotenv) -> Vec<String> {
     let ours = Settings::variables();
     let mut warnings = Vec::new();
-    let of_file = dotenv.names.iter().map(|name| (Place::File, name));
-    let of_environment = dotenv.environment.iter().map(|name| (Place::Environment, name));
+    let of_file = dotenv.names.iter().map(|name| (true, name));
+    let of_environment = dotenv.environment.iter().map(|name| (false, name));
     let is_known = |name: &String| ours.contains(name) || THEIRS.contains(&name.as_str());
-    for (place, name) in of_file.chain(of_environment).filter(|(_, name)| !is_known(name)) {
+    for (in_file, name) in of_file.chain(of_environment).filter(|(_, name)| !is_known(name)) {
         // In the environment Kubernetes sets such names, of a service that is called so.
-        let unprefixed = name.strip_prefix(PREFIX).filter(|_| place == Place::File);
-        let Some(meant) = meant(unprefixed.unwrap_or(name), place, &ours) else { continue };
-        if unprefixed.is_none() && is_set(meant, dotenv) {
+        let unprefixed = name.strip_prefix(PREFIX).filter(|_| in_file);
+        let Some(meant) = meant(unprefixed.unwrap_or(name), in_file, &ours) else { continue };
+        if unprefixed.is_none() && (dotenv.has(meant) || dotenv.has(&format!("{meant}_FILE"))) {
             continue;
         }
-        let who = if place == Place::File { ".env" } else { "the environment" };
+        let place = if in_file { ".env" } else { "the environment" };
         let warning =
-            format!("{name}: {who} sets it, and clerk-sync has no such variable; did you mean {meant}?");
+            format!("{name}: {place} sets it, and clerk-sync has no such variable; did you mean {meant}?");
         if !warnings.contains(&warning) {
             warnings.push(warning);
         }
@@ -69,41 +49,20 @@ pub(super) fn signing_secret(dotenv: &Dotenv) -> Option<&'static str> {
     SIGNING_SECRETS.into_iter().find(|name| dotenv.has(name))
 }
 
-/// Directly, or as a file.
-fn is_set(variable: &str, dotenv: &Dotenv) -> bool {
-    dotenv.has(variable) || dotenv.has(&format!("{variable}_FILE"))
-}
-
 /// The closest of ours, if any is close enough.
-fn meant<'a>(name: &str, place: Place, ours: &'a [String]) -> Option<&'a str> {
+fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
+    // How many letters may be wrong: in a short name any other letter makes somebody else's.
+    let tolerance = match (in_file, name.len()) {
+        (_, 16..) => 2,
+        (true, 6..) | (false, 8..) => 1,
+        // Only whether it is written in small letters.
+        (true, _) => 0,
+        (false, _) => return None,
+    };
     let name = name.to_ascii_uppercase();
-    let tolerance = place.tolerance(&name)?;
-    let near = ours.iter().filter(|ours| ours.len().abs_diff(name.len()) <= tolerance);
-    let (distance, closest) = near.map(|ours| (distance(&name, ours), ours)).min()?;
-    (distance <= tolerance).then_some(closest)
-}
-
-/// How many letters are wrong, missing, too many, or swapped with the next one.
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other) = (one.as_bytes(), other.as_bytes());
-    // Of every beginning of one to every beginning of the other.
-    let mut table = vec![vec![0; other.len() + 1]; one.len() + 1];
-    for row in 0..=one.len() {
-        for column in 0..=other.len() {
-            if row == 0 || column == 0 {
-                table[row][column] = row + column;
-                continue;
-            }
-            let (left, right) = (one[row - 1], other[column - 1]);
-            let mut least = table[row - 1][column - 1] + usize::from(left != right);
-            least = least.min(table[row - 1][column] + 1).min(table[row][column - 1] + 1);
-            if row > 1 && column > 1 && left == other[column - 2] && right == one[row - 2] {
-                least = least.min(table[row - 2][column - 2] + 1);
-            }
-            table[row][column] = least;
-        }
-    }
-    table[one.len()][other.len()]
+    let distances = ours.iter().map(|ours| (strsim::osa_distance(&name, ours), ours));
+    let (_, closest) = distances.filter(|(distance, _)| *distance <= tolerance).min()?;
+    Some(closest)
 }
 
 #[cfg(test)]
@@ -180,10 +139,7 @@ mod tests {
 
     #[test]
     fn letters_that_are_swapped_are_one_mistake() {
-        for (one, other, apart) in
-            [("", "ab", 2), ("ab", "ba", 1), ("kitten", "sitting", 3), ("PORT", "PORT", 0)]
-        {
-            assert_eq!((distance(one, other), distance(other, one)), (apart, apart), "{one} {other}");
-        }
+        assert_eq!(told(&["DATABASE_ULR", "METRCIS_TOKEN"], &[]).len(), 2);
+        assert_eq!(told(&["DATABASE_LRU"], &[]), [""; 0], "which is two");
     }
 }

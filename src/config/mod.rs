@@ -7,7 +7,6 @@
 mod database;
 mod dotenv;
 mod effective;
-mod kinds;
 mod misspelt;
 mod mistake;
 mod read;
@@ -23,9 +22,8 @@ use url::Url;
 pub use database::Database;
 pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
-pub use kinds::FieldsOfKinds;
 pub use mistake::{Mistake, Mistakes, apart, unreadable};
-pub use settings::Settings;
+pub use settings::{Settings, fields_variable};
 pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
 
 use crate::{
@@ -145,145 +143,75 @@ impl Needs {
     pub const SERVE: Self = Self { signing_secret: true, secret_key: false, sink_secrets: true };
 }
 
+/// Everything that a look at the settings brings to light.
+#[derive(Debug)]
+pub struct Diagnosis {
+    /// It has stand-ins for what is mistaken.
+    pub config: Config,
+    pub mistakes: Vec<Mistake>,
+    /// Every variable, in the order of the documentation.
+    pub effective: Vec<Effective>,
+}
+
 impl Settings {
     /// Check everything and fill in the defaults.
     ///
     /// # Errors
     /// All mistakes at once.
     pub fn resolve(&self, needs: Needs) -> Result<Config, Mistakes> {
-        let (config, mistakes) = self.diagnose(needs);
+        let Diagnosis { config, mistakes, .. } = self.diagnose(needs);
         Mistakes::among(mistakes).map_or(Ok(config), Err)
     }
 
-    /// Check everything, and give all mistakes beside a configuration that has stand-ins for what is wrong: for whoever
-    /// looks into the rest all the same.
-    #[expect(clippy::too_many_lines, reason = "one thing after the other, and none of them long")]
-    pub fn diagnose(&self, needs: Needs) -> (Config, Vec<Mistake>) {
-        let mut read = Reader::new(&self.dotenv);
-
-        let database = read.database(self.database_url.as_deref(), self.database_url_file.as_deref());
-        let database_schema = read.schema(self.database_schema.as_deref());
-        let max_connections =
-            read.number("DATABASE_MAX_CONNECTIONS", self.database_max_connections.as_deref(), 1..=1000);
-        let database_wait =
-            read.number("DATABASE_WAIT_SECONDS", self.database_wait_seconds.as_deref(), 0..=3600);
-        let signing_secrets = read.signing_secrets(
-            self.clerk_webhook_signing_secret.as_deref(),
-            self.clerk_webhook_signing_secret_file.as_deref(),
-        );
-        if needs.signing_secret {
-            read.require_signing_secret(&signing_secrets, misspelt::signing_secret(&self.dotenv));
-        }
-        let clerk_secret_key =
-            read.clerk_secret_key(self.clerk_secret_key.as_deref(), self.clerk_secret_key_file.as_deref());
-        if needs.secret_key {
-            read.require_secret_key(clerk_secret_key.is_some());
-        }
-        let clerk_api_url = read.clerk_api_url(self.clerk_api_url.as_deref());
-        let instance_id = read.instance_id(self.clerk_instance_id.as_deref());
-        let reconcile_interval =
-            read.duration("RECONCILE_INTERVAL", self.reconcile_interval.as_deref(), None);
-        let catch_up_after =
-            read.duration("CATCH_UP_AFTER", self.catch_up_after.as_deref(), Some(Duration::from_hours(24)));
-        let catch_up_on_empty = read.switch("CATCH_UP_ON_EMPTY", self.catch_up_on_empty.as_deref());
-        read.check_key_for("RECONCILE_INTERVAL", reconcile_interval.is_some(), clerk_secret_key.is_some());
-        read.check_key_for("CATCH_UP_ON_EMPTY", catch_up_on_empty, clerk_secret_key.is_some());
-        let listen = read.listener(("HOST", self.host.as_deref()), ("PORT", self.port.as_deref()), 8080);
-        let admin_listen = read.listener(
-            ("ADMIN_HOST", self.admin_host.as_deref()),
-            ("ADMIN_PORT", self.admin_port.as_deref()),
-            8081,
-        );
-        let [admin_token, metrics_token] = self.tokens(&mut read);
-        read.check_listeners(listen, admin_listen, admin_token.is_some());
-        let selection = read.selection(
-            self.sync_entities.as_deref(),
-            self.sync_fields.as_deref(),
-            &self.sync_fields_of_kinds,
-        );
-        let deletion_policy = read.deletion_policy(self.deletion_policy.as_deref());
-        let grace_days = read.number("DELETION_GRACE_DAYS", self.deletion_grace_days.as_deref(), 0..=30);
-        let anonymize_columns = read.anonymize_columns(self.anonymize_columns.as_deref());
-        let file = sinks::File::find(self.config_file.as_deref(), !self.no_default_config_file);
-        let sinks = read.sinks(file.as_ref(), &selection, needs.sink_secrets);
-        let webhook_tolerance_seconds =
-            read.number("WEBHOOK_TOLERANCE_SECONDS", self.webhook_tolerance_seconds.as_deref(), 0..=86_400);
+    /// The same for commands that look into the rest although something is wrong.
+    pub fn diagnose(&self, needs: Needs) -> Diagnosis {
+        let mut read = Reader::new(self);
+        let (database, database_schema, database_max_connections) = read.database();
+        let selection = read.selection();
+        let (config_file, sinks) = read.sinks(&selection, needs.sink_secrets);
+        let default = DEFAULT_TOLERANCE_SECONDS;
+        let webhook_tolerance_seconds = read.number("WEBHOOK_TOLERANCE_SECONDS", default, 0..=86_400);
         // All bodies in flight share 16 MiB.
-        let webhook_max_body_bytes =
-            read.number("WEBHOOK_MAX_BODY_BYTES", self.webhook_max_body_bytes.as_deref(), 1024..=16_777_216);
-        let webhook_allowed_ips = read.allowed_addresses(self.webhook_allowed_ips.as_deref());
-        let trusted_proxies = read.networks("TRUSTED_PROXIES", self.trusted_proxies.as_deref());
-        let processing = read.processing(self.processing.as_deref());
-        let idle = read.idle(self.idle.as_deref());
-        let queue_max_attempts =
-            read.number("QUEUE_MAX_ATTEMPTS", self.queue_max_attempts.as_deref(), 1..=1000);
-        let retention_days =
-            read.number("PROCESSED_RETENTION_DAYS", self.processed_retention_days.as_deref(), 1..=3650);
-        let dead_retention_days =
-            read.number("DEAD_RETENTION_DAYS", self.dead_retention_days.as_deref(), 1..=3650);
-        let shutdown_grace =
-            read.number("SHUTDOWN_GRACE_SECONDS", self.shutdown_grace_seconds.as_deref(), 0..=600);
-        let log_format = read.log_format(self.log_format.as_deref());
-        let log_filter = read.log_filter(self.rust_log.as_deref());
-
-        let (database, connection_limit) = read.finish_database(database, &database_schema);
-        let default_connections = connection_limit.map_or(8, |limit| limit.min(8));
-        let seconds = |number: u32| Duration::from_secs(number.into());
+        let webhook_max_body_bytes = read.number("WEBHOOK_MAX_BODY_BYTES", 1_048_576, 1024..=16_777_216);
         let config = Config {
             database,
             database_schema,
-            database_max_connections: max_connections.unwrap_or(default_connections),
-            database_wait: seconds(database_wait.unwrap_or(30)),
-            signing_secrets,
-            clerk_secret_key,
-            clerk_api_url,
-            instance_id,
-            reconcile_interval,
-            catch_up_after,
-            catch_up_on_empty,
-            listen,
-            admin_listen,
-            admin_token,
-            metrics_token,
-            deletion_policy,
-            deletion_grace: seconds(grace_days.unwrap_or(0) * 24 * 60 * 60),
-            anonymize_columns,
-            unique_email: read.unique_email(self.unique_email.as_deref(), selection.fields(&USER)),
+            database_max_connections,
+            database_wait: read.time("DATABASE_WAIT_SECONDS", 30, 0..=3600),
+            signing_secrets: read.signing_secrets(),
+            clerk_secret_key: read.clerk_secret_key(),
+            clerk_api_url: read.clerk_api_url(),
+            instance_id: read.instance_id(),
+            reconcile_interval: read.interval("RECONCILE_INTERVAL", "off"),
+            catch_up_after: read.interval("CATCH_UP_AFTER", "24h"),
+            catch_up_on_empty: read.switch("CATCH_UP_ON_EMPTY"),
+            listen: read.listener("HOST", "PORT", 8080),
+            admin_listen: read.listener("ADMIN_HOST", "ADMIN_PORT", 8081),
+            admin_token: read.token("ADMIN_TOKEN"),
+            metrics_token: read.token("METRICS_TOKEN"),
+            deletion_policy: read.one_of("DELETION_POLICY", &DeletionPolicy::ALL, DeletionPolicy::name),
+            deletion_grace: read.time("DELETION_GRACE_DAYS", 0, 0..=30),
+            anonymize_columns: read.anonymize_columns(),
+            unique_email: read.switch("UNIQUE_EMAIL"),
             selection,
-            config_file: file.map(sinks::File::into_path),
+            config_file,
             sinks,
-            webhook_tolerance_seconds: webhook_tolerance_seconds.unwrap_or(DEFAULT_TOLERANCE_SECONDS),
-            webhook_max_body_bytes: webhook_max_body_bytes.unwrap_or(1_048_576) as usize,
-            webhook_allowed_ips,
-            trusted_proxies,
-            processing,
-            idle,
-            queue_max_attempts: queue_max_attempts.unwrap_or(15),
-            processed_retention: seconds(retention_days.unwrap_or(30) * 24 * 60 * 60),
-            dead_retention: seconds(dead_retention_days.unwrap_or(30) * 24 * 60 * 60),
-            shutdown_grace: seconds(shutdown_grace.unwrap_or(10)),
-            log_format,
-            log_filter,
-            sentry: self.sentry(&mut read),
-            warnings: read.warnings,
+            webhook_tolerance_seconds,
+            webhook_max_body_bytes: webhook_max_body_bytes as usize,
+            webhook_allowed_ips: read.allowed_addresses(),
+            trusted_proxies: read.networks("TRUSTED_PROXIES", ""),
+            processing: read.one_of("PROCESSING", &Processing::ALL, Processing::name),
+            idle: read.one_of("IDLE", &Idle::ALL, Idle::name),
+            queue_max_attempts: read.number("QUEUE_MAX_ATTEMPTS", 15, 1..=1000),
+            processed_retention: read.time("PROCESSED_RETENTION_DAYS", 30, 1..=3650),
+            dead_retention: read.time("DEAD_RETENTION_DAYS", 30, 1..=3650),
+            shutdown_grace: read.time("SHUTDOWN_GRACE_SECONDS", 10, 0..=600),
+            log_format: read.log_format(),
+            log_filter: read.log_filter(),
+            sentry: read.sentry(),
+            warnings: std::mem::take(&mut read.warnings),
         };
-        (config, read.mistakes)
-    }
-
-    /// Of the private API and of the metrics.
-    fn tokens(&self, read: &mut Reader) -> [Option<SecretString>; 2] {
-        [
-            read.token("ADMIN_TOKEN", self.admin_token.as_deref(), self.admin_token_file.as_deref()),
-            read.token("METRICS_TOKEN", self.metrics_token.as_deref(), self.metrics_token_file.as_deref()),
-        ]
-    }
-
-    /// Where errors are reported to.
-    fn sentry(&self, read: &mut Reader) -> Option<Sentry> {
-        let dsn = read.sentry_dsn(self.sentry_dsn.as_deref(), self.sentry_dsn_file.as_deref());
-        let environment = read.label("SENTRY_ENVIRONMENT", self.sentry_environment.as_deref(), 64);
-        let release = read.label("SENTRY_RELEASE", self.sentry_release.as_deref(), 200);
-        Some(Sentry { dsn: dsn?, environment, release })
+        read.finish(config, needs)
     }
 
     /// Only the signing secrets, for commands that need nothing else; empty if none is given.
@@ -291,11 +219,8 @@ impl Settings {
     /// # Errors
     /// All mistakes in them at once.
     pub fn signing_secrets(&self) -> Result<Vec<Secret>, Mistakes> {
-        let mut read = Reader::default();
-        let secrets = read.signing_secrets(
-            self.clerk_webhook_signing_secret.as_deref(),
-            self.clerk_webhook_signing_secret_file.as_deref(),
-        );
+        let mut read = Reader::new(self);
+        let secrets = read.signing_secrets();
         Mistakes::among(read.mistakes).map_or(Ok(secrets), Err)
     }
 }

@@ -1,10 +1,13 @@
 //! From text to types, one variable at a time, collecting what is wrong instead of stopping at it.
 
 use std::{
+    collections::BTreeMap,
+    env,
+    fmt::Display,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -13,22 +16,21 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::{
-    AllowedAddresses, Dotenv, FieldsOfKinds,
+    AllowedAddresses, Config, Diagnosis, Effective, Needs, Settings, SinkConfig,
     database::{self, Database, Understood},
     misspelt,
-    mistake::{Mistake, flag, shown, unreadable},
+    mistake::{Mistake, shown, unreadable},
+    settings::fields_variable,
+    sinks::{self, Source},
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
     entity::{self, USER, user},
-    model::{DeletionPolicy, Entity, Field, FieldSet, Idle, Processing, Selection},
-    telemetry::{self, LogFormat},
+    model::{Field, Selection},
+    telemetry::{self, LogFormat, Sentry},
 };
 
 const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
-const DEFAULT_SCHEMA: &str = "clerk";
-const DEFAULT_CLERK_API_URL: &str = "https://api.clerk.com";
-const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Where the image keeps its database unless told otherwise.
 const IMAGE_DATABASE: &str = "/data/clerk-sync.db";
@@ -40,192 +42,200 @@ const MAX_NAME_BYTES: usize = 63;
 const OWN_COLUMNS: [&str; 7] =
     ["id", "clerk_id", "preferences", "created_at", "updated_at", "synced_at", "deleted_at"];
 
+/// What is said of a secret that belongs into a header and fits into none.
+pub(super) const NO_HEADER: &str =
+    "that no HTTP header can carry; allowed are visible ASCII characters without spaces";
+
 /// Reads variables and remembers what is wrong with them. What it returns for a mistaken one is only a stand-in.
-#[derive(Default)]
-pub(super) struct Reader {
+pub(super) struct Reader<'a> {
+    settings: &'a Settings,
+    /// What came out, as it may be shown.
+    values: BTreeMap<String, String>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
 }
 
-impl Reader {
-    /// One that knows already what is wrong with the file and what is probably misspelt.
-    pub(super) fn new(dotenv: &Dotenv) -> Self {
-        Self { mistakes: dotenv.mistakes.clone(), warnings: misspelt::warnings(dotenv) }
+impl<'a> Reader<'a> {
+    /// It knows from the start what is wrong with the file `.env` and what is probably misspelt.
+    pub(super) fn new(settings: &'a Settings) -> Self {
+        let dotenv = &settings.dotenv;
+        let warnings = misspelt::warnings(dotenv);
+        Self { settings, values: BTreeMap::new(), mistakes: dotenv.mistakes.clone(), warnings }
     }
 
-    pub(super) fn database(&mut self, given: Option<&str>, file: Option<&str>) -> Understood {
-        let given = self.secret("DATABASE_URL", given, file);
-        let understood = database::understand(given.as_deref().unwrap_or(DEFAULT_DATABASE_URL));
-        understood.unwrap_or_else(|explanation| {
-            self.mistake("DATABASE_URL", explanation);
-            Understood {
-                database: Database::Sqlite { path: DEFAULT_DATABASE_URL.into() },
-                connection_limit: None,
-                schema: None,
-                warnings: Vec::new(),
-            }
-        })
-    }
-
-    /// Keep the warnings of a database URL; returns the rest of it.
-    pub(super) fn finish_database(
-        &mut self,
-        understood: Understood,
-        schema: &str,
-    ) -> (Database, Option<u32>) {
-        self.warnings.extend(understood.warnings);
-        if understood.schema.is_some_and(|other| other != schema) {
-            self.warnings.push(format!(
-                "DATABASE_URL: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
-            ));
+    /// Check what the values must be to each other and to the command, and sum up.
+    pub(super) fn finish(mut self, config: Config, needs: Needs) -> Diagnosis {
+        if needs.signing_secret && !self.is_given("CLERK_WEBHOOK_SIGNING_SECRET") {
+            self.mistake("CLERK_WEBHOOK_SIGNING_SECRET", self.no_signing_secret());
         }
-        if matches!(&understood.database, Database::Sqlite { path } if path == Path::new(IMAGE_DATABASE)) {
+        let has_key = self.is_given("CLERK_SECRET_KEY");
+        if needs.secret_key && !has_key {
+            self.mistake(
+                "CLERK_SECRET_KEY",
+                "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret keys), or \
+                 name a file that holds it in CLERK_SECRET_KEY_FILE",
+            );
+        }
+        for (variable, is_on) in [
+            ("RECONCILE_INTERVAL", config.reconcile_interval.is_some()),
+            ("CATCH_UP_ON_EMPTY", config.catch_up_on_empty),
+        ] {
+            if is_on && !has_key {
+                self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set");
+            }
+        }
+        let (public, admin) = (config.listen, config.admin_listen);
+        let overlap =
+            public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
+        if !admin.ip().to_canonical().is_loopback() && !self.is_given("ADMIN_TOKEN") {
+            let explanation = format!(
+                "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only \
+                 loopback addresses such as 127.0.0.1",
+                admin.ip()
+            );
+            self.mistake("ADMIN_HOST", explanation);
+        }
+        if public.port() == admin.port() && public.port() != 0 && overlap {
+            let explanation =
+                format!("found \"{}\", which is also PORT; allowed is another one", admin.port());
+            self.mistake("ADMIN_PORT", explanation);
+        }
+        // Addresses that are not synced are not ours to take from anybody.
+        if config.unique_email && !config.sync_fields().contains(user::EMAIL) {
+            self.mistake(
+                "UNIQUE_EMAIL",
+                "found on, and SYNC_FIELDS has no email; allowed is on only with it",
+            );
+        }
+
+        let variables = Settings::variables();
+        let place = |mistake: &Mistake| variables.iter().position(|name| *name == mistake.variable);
+        self.mistakes.sort_by_key(place);
+        // The file of a secret is told as the origin of the secret.
+        let is_file = |name: &&String| name.ends_with("_FILE") && *name != "CONFIG_FILE";
+        let effective = variables.iter().filter(|name| !is_file(name)).map(|variable| Effective {
+            value: self.values.get(variable).filter(|_| !self.is_mistaken(variable)).cloned(),
+            origin: self.settings.origin(variable),
+            variable: variable.clone(),
+        });
+        Diagnosis { config, effective: effective.collect(), mistakes: self.mistakes }
+    }
+
+    fn no_signing_secret(&self) -> String {
+        match misspelt::signing_secret(&self.settings.dotenv) {
+            None => "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
+                     (Webhooks, your endpoint, Signing Secret), or name a file that holds it in \
+                     CLERK_WEBHOOK_SIGNING_SECRET_FILE"
+                .to_owned(),
+            Some(other) => format!(
+                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
+                 not read; if that is the endpoint's signing secret, give it under the name \
+                 CLERK_WEBHOOK_SIGNING_SECRET as well"
+            ),
+        }
+    }
+
+    /// The database, its schema, and the most connections to it.
+    pub(super) fn database(&mut self) -> (Database, String, u32) {
+        const VARIABLE: &str = "DATABASE_URL";
+        let given = self.secret(VARIABLE);
+        let understood = database::understand(given.as_deref().unwrap_or(DEFAULT_DATABASE_URL));
+        let Understood { database, connection_limit, schema: other, warnings } =
+            understood.unwrap_or_else(|explanation| {
+                self.mistake(VARIABLE, explanation);
+                Understood::of(Database::Sqlite { path: DEFAULT_DATABASE_URL.into() })
+            });
+        self.show(
+            VARIABLE,
+            match &database {
+                Database::Postgres { .. } => database.place(),
+                Database::Sqlite { path } => format!("sqlite://{}", path.display()),
+            },
+        );
+        self.warnings.extend(warnings);
+        if matches!(&database, Database::Sqlite { path } if path == Path::new(IMAGE_DATABASE)) {
             self.warnings.push(format!(
-                "DATABASE_URL: users are kept in {IMAGE_DATABASE}, which lasts only as long as the volume /data; \
+                "{VARIABLE}: users are kept in {IMAGE_DATABASE}, which lasts only as long as the volume /data; \
                  set DATABASE_URL to keep them in your application's database"
             ));
         }
-        (understood.database, understood.connection_limit)
-    }
-
-    pub(super) fn schema(&mut self, given: Option<&str>) -> String {
         let allowed = "a name of 1 to 63 bytes without quotes that does not begin with pg_";
         let read = |text: &str| (is_name(text) && !text.starts_with("pg_")).then(|| text.to_owned());
-        self.value("DATABASE_SCHEMA", given, allowed, read).unwrap_or_else(|| DEFAULT_SCHEMA.to_owned())
+        let schema = self.value("DATABASE_SCHEMA", "clerk".to_owned(), allowed, read);
+        if other.is_some_and(|other| other != schema) {
+            self.warnings.push(format!(
+                "{VARIABLE}: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
+            ));
+        }
+        let default = connection_limit.map_or(8, |limit| limit.min(8));
+        (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))
     }
 
-    pub(super) fn number(
-        &mut self,
-        variable: &str,
-        given: Option<&str>,
-        range: RangeInclusive<u32>,
-    ) -> Option<u32> {
+    pub(super) fn number(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-        self.value(variable, given, &allowed, |text| {
+        self.value(variable, default, &allowed, |text| {
             text.parse().ok().filter(|number| range.contains(number))
         })
     }
 
-    pub(super) fn signing_secrets(&mut self, given: Option<&str>, file: Option<&str>) -> Vec<Secret> {
+    /// A length of time, in the unit that the variable's name says.
+    pub(super) fn time(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> Duration {
+        let unit = if variable.ends_with("_DAYS") { 24 * 60 * 60 } else { 1 };
+        Duration::from_secs(unit * u64::from(self.number(variable, default, range)))
+    }
+
+    /// The secrets that can be used.
+    pub(super) fn signing_secrets(&mut self) -> Vec<Secret> {
         const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
-        let Some(text) = self.secret(VARIABLE, given, file) else { return Vec::new() };
-        let parts: Vec<&str> = list(&text).collect();
-        let mut secrets = Vec::new();
-        for (place, part) in parts.iter().enumerate() {
-            let refusal = match Secret::parse(part) {
-                Ok(secret) if secret.is_weak() => {
-                    "it has fewer than 16 bytes and can be guessed; Clerk's have 24".to_owned()
-                }
-                Ok(secret) => {
-                    secrets.push(secret);
-                    continue;
-                }
-                Err(error) => error.to_string(),
-            };
-            self.mistake(
-                VARIABLE,
-                format!(
-                    "secret {} of {} cannot be used, {refusal}; allowed are secrets as Clerk's Dashboard shows them \
-                     (Webhooks, your endpoint, Signing Secret): whsec_ and base64, several separated by commas or spaces",
-                    place + 1,
-                    parts.len(),
-                ),
-            );
+        let Some(text) = self.secret(VARIABLE) else { return Vec::new() };
+        let allowed = "secrets as Clerk's Dashboard shows them (Webhooks, your endpoint, Signing Secret): whsec_ and \
+                       base64, several separated by commas or spaces";
+        let (secrets, refusals) = signing_secrets(&text, allowed, false);
+        for refusal in refusals {
+            self.mistake(VARIABLE, refusal);
         }
-        if parts.is_empty() {
-            self.mistake(VARIABLE, "found no secret between the commas".to_owned());
-        }
+        let plural = if secrets.len() == 1 { "" } else { "s" };
+        self.show(VARIABLE, format!("{} secret{plural}", secrets.len()));
         secrets
     }
 
-    /// To be called after [`signing_secrets`](Self::signing_secrets). `other` is a name that is set, and that others give to
-    /// this secret.
-    pub(super) fn require_signing_secret(&mut self, secrets: &[Secret], other: Option<&str>) {
-        const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
-        if !secrets.is_empty() || self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
-            return;
-        }
-        let explanation = match other {
-            None => format!(
-                "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
-                 (Webhooks, your endpoint, Signing Secret), or name a file that holds it in {VARIABLE}_FILE"
-            ),
-            Some(other) => format!(
-                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
-                 not read; if that is the endpoint's signing secret, give it under the name {VARIABLE} as well"
-            ),
-        };
-        self.mistake(VARIABLE, explanation);
-    }
-
-    pub(super) fn clerk_secret_key(
-        &mut self,
-        given: Option<&str>,
-        file: Option<&str>,
-    ) -> Option<SecretString> {
-        let key = self.secret("CLERK_SECRET_KEY", given, file)?;
-        let prefixes = ["sk_test_", "sk_live_"];
-        let rest = prefixes.iter().find_map(|prefix| key.strip_prefix(prefix));
-        if !rest.is_some_and(is_visible) {
-            self.mistake(
-                "CLERK_SECRET_KEY",
+    pub(super) fn clerk_secret_key(&mut self) -> Option<SecretString> {
+        const VARIABLE: &str = "CLERK_SECRET_KEY";
+        let key = self.secret(VARIABLE)?;
+        // The prefix says which kind of instance the key is for.
+        match ["sk_test_", "sk_live_"].into_iter().find(|prefix| key.starts_with(prefix)) {
+            Some(prefix) if is_visible(&key[prefix.len()..]) => self.show(VARIABLE, format!("{prefix}…")),
+            _ => self.mistake(
+                VARIABLE,
                 "found something that is not a secret key; allowed is one as Clerk's Dashboard shows it (API keys, \
-                 Secret keys): it begins with sk_test_ or sk_live_"
-                    .to_owned(),
-            );
+                 Secret keys): it begins with sk_test_ or sk_live_",
+            ),
         }
         Some(key.into())
     }
 
-    /// To be called after [`clerk_secret_key`](Self::clerk_secret_key).
-    pub(super) fn require_secret_key(&mut self, is_set: bool) {
-        const VARIABLE: &str = "CLERK_SECRET_KEY";
-        if !is_set && !self.mistakes.iter().any(|mistake| mistake.variable.starts_with(VARIABLE)) {
-            self.mistake(
-                VARIABLE,
-                format!(
-                    "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret \
-                     keys), or name a file that holds it in {VARIABLE}_FILE"
-                ),
-            );
-        }
-    }
-
     /// A length of time such as `90s` or `24h`, or `off`.
-    pub(super) fn duration(
-        &mut self,
-        variable: &str,
-        given: Option<&str>,
-        default: Option<Duration>,
-    ) -> Option<Duration> {
+    pub(super) fn interval(&mut self, variable: &str, default: &str) -> Option<Duration> {
         let allowed = "a length of time from 1s to 365d, such as 90s, 15m, 24h or 7d, or off";
         let range = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
-        let read = |text: &str| match text {
-            "off" => Some(None),
-            _ => humantime::parse_duration(text).ok().filter(|length| range.contains(length)).map(Some),
-        };
-        self.value(variable, given, allowed, read).unwrap_or(default)
+        let read = |text: &str| humantime::parse_duration(text).ok().filter(|length| range.contains(length));
+        let text = self.value(variable, default.to_owned(), allowed, |text| {
+            (text == "off" || read(text).is_some()).then(|| text.to_owned())
+        });
+        read(&text)
     }
 
-    pub(super) fn switch(&mut self, variable: &str, given: Option<&str>) -> bool {
-        let read = |text: &str| match text {
-            "on" | "true" | "1" => Some(true),
-            "off" | "false" | "0" => Some(false),
+    pub(super) fn switch(&mut self, variable: &str) -> bool {
+        let word = self.value(variable, "off", "on or off", |text| match text {
+            "on" | "true" | "1" => Some("on"),
+            "off" | "false" | "0" => Some("off"),
             _ => None,
-        };
-        self.value(variable, given, "on or off", read).unwrap_or(false)
+        });
+        word == "on"
     }
 
-    /// What makes no sense without the key of the Backend API.
-    pub(super) fn check_key_for(&mut self, variable: &str, is_on: bool, has_key: bool) {
-        let key_mistaken =
-            self.mistakes.iter().any(|mistake| mistake.variable.starts_with("CLERK_SECRET_KEY"));
-        if is_on && !has_key && !key_mistaken {
-            self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set".to_owned());
-        }
-    }
-
-    pub(super) fn clerk_api_url(&mut self, given: Option<&str>) -> Url {
+    pub(super) fn clerk_api_url(&mut self) -> Url {
+        const VARIABLE: &str = "CLERK_API_URL";
         let allowed = "an address that begins with https:// or http://, without user, parameters or fragment";
         let read = |text: &str| {
             let url = Url::parse(text).ok()?;
@@ -236,117 +246,66 @@ impl Reader {
                 && url.fragment().is_none();
             plain.then_some(url)
         };
-        let url = self
-            .value("CLERK_API_URL", given, allowed, read)
-            .unwrap_or_else(|| Url::parse(DEFAULT_CLERK_API_URL).expect("a URL"));
-        let loopback = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-            None => false,
-        };
-        if url.scheme() == "http" && !loopback {
-            self.warnings.push(
-                "CLERK_API_URL: the key and the users go over http, where anybody on the way can read them; use https"
-                    .to_owned(),
-            );
+        let default = Url::parse("https://api.clerk.com").expect("a URL");
+        let url = self.value(VARIABLE, default, allowed, read);
+        if url.scheme() == "http" && !is_loopback(&url) {
+            self.warnings.push(format!(
+                "{VARIABLE}: the key and the users go over http, where anybody on the way can read them; use https"
+            ));
         }
         url
     }
 
-    pub(super) fn instance_id(&mut self, given: Option<&str>) -> Option<String> {
+    pub(super) fn instance_id(&mut self) -> Option<String> {
         let allowed = "an id as Clerk writes it, such as ins_2abc, which the address of the Dashboard shows behind \
                        /instances/; or any";
-        self.value("CLERK_INSTANCE_ID", given, allowed, |text| is_instance(text).then(|| text.to_owned()))
+        self.optional("CLERK_INSTANCE_ID", allowed, is_instance)
     }
 
-    pub(super) fn listener(
-        &mut self,
-        (host_variable, host): (&str, Option<&str>),
-        (port_variable, port): (&str, Option<&str>),
-        default_port: u16,
-    ) -> SocketAddr {
+    pub(super) fn listener(&mut self, host: &str, port: &str, default_port: u16) -> SocketAddr {
+        const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let allowed = "an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::1";
-        let host = self.value(host_variable, host, allowed, |text| match text {
-            "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            _ => text.parse().ok(),
-        });
-        let port = self.value(
-            port_variable,
-            port,
-            "a whole number from 0 to 65535, where 0 takes a free port",
-            |text| text.parse().ok(),
-        );
-        SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port.unwrap_or(default_port))
+        let read = |text: &str| if text == "localhost" { Some(LOCALHOST) } else { text.parse().ok() };
+        let host = self.value(host, LOCALHOST, allowed, read);
+        let allowed = "a whole number from 0 to 65535, where 0 takes a free port";
+        let port = self.value(port, default_port, allowed, |text| text.parse().ok());
+        SocketAddr::new(host, port)
     }
 
     /// A bearer token.
-    pub(super) fn token(
-        &mut self,
-        variable: &str,
-        given: Option<&str>,
-        file: Option<&str>,
-    ) -> Option<SecretString> {
-        let token = self.secret(variable, given, file)?;
+    pub(super) fn token(&mut self, variable: &str) -> Option<SecretString> {
+        let token = self.secret(variable)?;
         if !is_visible(&token) {
-            self.mistake(
-                variable,
-                "found a token that no HTTP header can carry; allowed are visible ASCII characters without spaces"
-                    .to_owned(),
-            );
+            self.mistake(variable, format!("found a token {NO_HEADER}"));
         }
+        self.show(variable, "set");
         Some(token.into())
     }
 
-    /// What the two listeners must be to each other and to the token.
-    pub(super) fn check_listeners(&mut self, public: SocketAddr, admin: SocketAddr, has_token: bool) {
-        let token_mistaken = self.mistakes.iter().any(|mistake| mistake.variable.starts_with("ADMIN_TOKEN"));
-        if !admin.ip().to_canonical().is_loopback() && !has_token && !token_mistaken {
-            self.mistake(
-                "ADMIN_HOST",
-                format!(
-                    "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are \
-                     only loopback addresses such as 127.0.0.1",
-                    admin.ip()
-                ),
-            );
-        }
-        let overlap =
-            public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
-        if public.port() == admin.port() && public.port() != 0 && overlap {
-            self.mistake(
-                "ADMIN_PORT",
-                format!("found \"{}\", which is also PORT; allowed is another one", admin.port()),
-            );
-        }
-    }
-
     /// The kinds to sync, and the allow-list of each.
-    pub(super) fn selection(
-        &mut self,
-        kinds: Option<&str>,
-        fields: Option<&str>,
-        others: &FieldsOfKinds,
-    ) -> Selection {
+    pub(super) fn selection(&mut self) -> Selection {
         const VARIABLE: &str = "SYNC_ENTITIES";
-        let chosen: Vec<&str> = list(present(kinds).unwrap_or(USER.kind)).collect();
         let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
-        let is_known = |name: &&str| *name == "all" || entity::named(name).is_some();
-        let unknown: Vec<String> =
-            chosen.iter().filter(|name| !is_known(name)).map(|name| shown(name)).collect();
-        if chosen.is_empty() || !unknown.is_empty() {
-            let found = if chosen.is_empty() { "no kind".to_owned() } else { unknown.join(", ") };
-            self.mistake(VARIABLE, format!("found {found}; allowed are all, or out of {allowed}"));
-        }
+        let chosen =
+            self.list(VARIABLE, "no kind", &format!("all, or out of {allowed}"), |name| match name {
+                "all" => Some(entity::ALL.to_vec()),
+                _ => Some(vec![entity::named(name)?]),
+            });
+        let chosen = chosen.map_or_else(|| vec![&USER], |chosen| chosen.concat());
         let mut selection = Selection::default();
-        for entity in entity::ALL {
-            let (variable, given) = others.of(entity).unwrap_or(("SYNC_FIELDS", fields));
+        for entity in entity::ALL.iter().copied() {
+            let variable = &fields_variable(entity);
+            let allowed = joined(entity.fields(), ", ");
             // What is wrong is told of kinds that are not synced as well.
-            let fields = self.fields_of(entity, variable, given);
-            if chosen.contains(&"all") || chosen.contains(&entity.kind) {
+            let given = self.list(variable, "no field", &allowed, |name| entity.named(name));
+            let by_default = || entity.fields().filter(|field| field.by_default).collect();
+            let fields = given.map_or_else(by_default, |given| given.into_iter().collect());
+            if chosen.contains(&entity) {
                 selection = selection.with(entity, fields);
+                self.show(variable, joined(selection.fields(entity).of(entity), ","));
             }
         }
+        self.show_list(VARIABLE, &selection.entities().map(|entity| entity.kind).collect::<Vec<_>>());
         for child in selection.entities() {
             for (_, parent) in child.parents().filter(|(_, parent)| !selection.has(parent)) {
                 self.warnings.push(format!(
@@ -360,163 +319,163 @@ impl Reader {
         selection
     }
 
-    fn fields_of(&mut self, entity: &'static Entity, variable: &str, given: Option<&str>) -> FieldSet {
-        let Some(text) = present(given) else {
-            return entity.fields().filter(|field| field.by_default).collect();
+    /// A value out of a few; the default is that of its type.
+    pub(super) fn one_of<T: Copy + Default>(
+        &mut self,
+        variable: &str,
+        all: &[T],
+        name: fn(T) -> &'static str,
+    ) -> T {
+        let names: Vec<&str> = all.iter().map(|value| name(*value)).collect();
+        let allowed = match names.as_slice() {
+            [one, other] => format!("{one} or {other}"),
+            names => format!("one of {}", names.join(", ")),
         };
-        let allowed = entity.fields().map(Field::name).collect::<Vec<_>>().join(", ");
-        if list(text).next().is_none() {
-            self.mistake(variable, format!("found no field; allowed are {allowed}"));
-        }
-        let unknown: Vec<String> =
-            list(text).filter(|name| entity.named(name).is_none()).map(shown).collect();
-        if !unknown.is_empty() {
-            self.mistake(variable, format!("found {}; allowed are {allowed}", unknown.join(", ")));
-        }
-        list(text).filter_map(|name| entity.named(name)).collect()
+        let read = |text: &str| names.iter().copied().find(|name| *name == text);
+        let chosen = self.value(variable, name(T::default()), &allowed, read);
+        all.iter().copied().find(|value| name(*value) == chosen).unwrap_or_default()
     }
 
-    pub(super) fn deletion_policy(&mut self, given: Option<&str>) -> DeletionPolicy {
-        let allowed = DeletionPolicy::ALL.map(DeletionPolicy::name).join(", ");
-        self.value("DELETION_POLICY", given, &format!("one of {allowed}"), DeletionPolicy::named)
-            .unwrap_or_default()
-    }
-
-    /// Addresses that are not synced are not ours to take from anybody.
-    pub(super) fn unique_email(&mut self, given: Option<&str>, fields: FieldSet) -> bool {
-        const VARIABLE: &str = "UNIQUE_EMAIL";
-        let is_on = self.switch(VARIABLE, given);
-        if is_on && !fields.contains(user::EMAIL) {
-            self.mistake(
-                VARIABLE,
-                "found on, and SYNC_FIELDS has no email; allowed is on only with it".to_owned(),
-            );
-        }
-        is_on
-    }
-
-    pub(super) fn processing(&mut self, given: Option<&str>) -> Processing {
-        let allowed = Processing::ALL.map(Processing::name).join(" or ");
-        self.value("PROCESSING", given, &allowed, Processing::named).unwrap_or_default()
-    }
-
-    pub(super) fn idle(&mut self, given: Option<&str>) -> Idle {
-        let allowed = Idle::ALL.map(Idle::name).join(" or ");
-        self.value("IDLE", given, &allowed, Idle::named).unwrap_or_default()
-    }
-
-    pub(super) fn anonymize_columns(&mut self, given: Option<&str>) -> Vec<String> {
+    pub(super) fn anonymize_columns(&mut self) -> Vec<String> {
         const VARIABLE: &str = "ANONYMIZE_COLUMNS";
-        let mut columns: Vec<String> = Vec::new();
-        for name in list(present(given).unwrap_or_default()) {
-            if OWN_COLUMNS.contains(&name) || USER.named(name).is_some() {
-                self.mistake(
-                    VARIABLE,
-                    format!(
-                        "found {name:?}, a column of clerk-sync's own, which anonymisation sees to anyway; allowed are \
-                         columns that your application added to the table users"
-                    ),
-                );
-            } else if !is_name(name) {
-                self.mistake(
-                    VARIABLE,
-                    format!("found {}; allowed are names of 1 to 63 bytes without quotes", shown(name)),
-                );
-            } else if !columns.iter().any(|column| column == name) {
-                columns.push(name.to_owned());
+        // Those are anonymised anyway.
+        let allowed = "names of 1 to 63 bytes without quotes, and none of clerk-sync's own columns";
+        let is_own = |name: &str| OWN_COLUMNS.contains(&name) || USER.named(name).is_some();
+        let read = |name: &str| (is_name(name) && !is_own(name)).then(|| name.to_owned());
+        let mut columns = Vec::new();
+        for name in self.list(VARIABLE, "no column", allowed, read).unwrap_or_default() {
+            if !columns.contains(&name) {
+                columns.push(name);
             }
         }
+        self.show_list(VARIABLE, &columns);
         columns
     }
 
-    pub(super) fn allowed_addresses(&mut self, given: Option<&str>) -> AllowedAddresses {
+    pub(super) fn allowed_addresses(&mut self) -> AllowedAddresses {
         const VARIABLE: &str = "WEBHOOK_ALLOWED_IPS";
-        match present(given) {
-            None => AllowedAddresses::Any,
-            Some("svix") => AllowedAddresses::Svix,
-            Some(text) if list(text).any(|element| element == "svix") => {
-                self.mistake(
-                    VARIABLE,
-                    "found svix beside other addresses; allowed is either svix alone, or addresses and CIDRs"
-                        .to_owned(),
-                );
+        match self.settings.get(VARIABLE) {
+            Some("svix") => {
+                self.show(VARIABLE, "svix");
+                AllowedAddresses::Svix
+            }
+            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, ", or svix")),
+            None => {
+                self.show(VARIABLE, "any");
                 AllowedAddresses::Any
             }
-            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, given)),
         }
     }
 
-    pub(super) fn networks(&mut self, variable: &str, given: Option<&str>) -> Vec<IpNet> {
-        let Some(text) = present(given) else { return Vec::new() };
-        let allowed = if variable == "WEBHOOK_ALLOWED_IPS" { ", or svix" } else { "" };
-        let allowed = format!("allowed are addresses and CIDRs, such as 203.0.113.7 or 10.0.0.0/8{allowed}");
-        let mut networks = Vec::new();
-        let mut wrong = Vec::new();
-        for element in list(text) {
-            match network(element) {
-                Some(network) => networks.push(network),
-                None => wrong.push(shown(element)),
-            }
-        }
-        if !wrong.is_empty() {
-            self.mistake(variable, format!("found {}; {allowed}", wrong.join(", ")));
-        } else if networks.is_empty() {
-            self.mistake(variable, format!("found no address; {allowed}"));
-        }
+    pub(super) fn networks(&mut self, variable: &str, or: &str) -> Vec<IpNet> {
+        let allowed = format!("addresses and CIDRs, such as 203.0.113.7 or 10.0.0.0/8{or}");
+        let networks = self.list(variable, "no address", &allowed, network).unwrap_or_default();
+        self.show_list(variable, &networks);
         networks
     }
 
-    pub(super) fn log_format(&mut self, given: Option<&str>) -> Option<LogFormat> {
-        self.value("LOG_FORMAT", given, "pretty or json", LogFormat::named)
+    pub(super) fn log_format(&mut self) -> Option<LogFormat> {
+        let default = "pretty on a terminal, else json".to_owned();
+        let text = self.value("LOG_FORMAT", default, "pretty or json", |text| {
+            LogFormat::named(text).map(|_| text.to_owned())
+        });
+        LogFormat::named(&text)
     }
 
-    pub(super) fn log_filter(&mut self, given: Option<&str>) -> String {
+    pub(super) fn log_filter(&mut self) -> String {
         let allowed =
             "a level (error, warn, info, debug, trace, off) or a filter such as info,clerk_sync::http=debug";
-        let read = |text: &str| telemetry::filter(text).is_some().then(|| text.to_owned());
-        self.value("RUST_LOG", given, allowed, read).unwrap_or_else(|| DEFAULT_LOG_FILTER.to_owned())
+        self.value("RUST_LOG", "info".to_owned(), allowed, |text| {
+            telemetry::filter(text).map(|_| text.to_owned())
+        })
     }
 
-    pub(super) fn sentry_dsn(&mut self, given: Option<&str>, file: Option<&str>) -> Option<SecretString> {
+    /// Where errors are reported to, and as what.
+    pub(super) fn sentry(&mut self) -> Option<Sentry> {
         const VARIABLE: &str = "SENTRY_DSN";
-        let dsn = self.secret(VARIABLE, given, file)?;
+        let environment = self.label("SENTRY_ENVIRONMENT", 64);
+        let release = self.label("SENTRY_RELEASE", 200);
+        let Some(dsn) = self.secret(VARIABLE) else {
+            // They are not used.
+            self.values.retain(|variable, _| !variable.starts_with("SENTRY_"));
+            return None;
+        };
         let is_dsn = Url::parse(&dsn).is_ok_and(|url| {
-            let mut segments = url.path_segments().into_iter().flatten().rev();
             matches!(url.scheme(), "https" | "http")
-                && url.has_host()
                 && !url.username().is_empty()
-                && segments.next().is_some_and(|project| !project.is_empty())
+                && !url.path().ends_with('/')
         });
         if !is_dsn {
             self.mistake(
                 VARIABLE,
                 "found something that is no DSN; allowed is one as Sentry shows it (Project Settings, Client Keys): \
-                 https://KEY@HOST/PROJECT"
-                    .to_owned(),
+                 https://KEY@HOST/PROJECT",
             );
         }
-        Some(dsn.into())
+        self.show(VARIABLE, "set");
+        Some(Sentry { dsn: dsn.into(), environment, release })
     }
 
     /// A name of which Sentry makes a label.
-    pub(super) fn label(&mut self, variable: &str, given: Option<&str>, longest: usize) -> Option<String> {
+    fn label(&mut self, variable: &str, longest: usize) -> Option<String> {
         let allowed = format!("a name of up to {longest} visible characters without slashes");
-        let read = |text: &str| {
-            let is_name = text.len() <= longest && is_visible(text) && !text.contains(['/', '\\']);
-            is_name.then(|| text.to_owned())
-        };
-        self.value(variable, given, &allowed, read)
+        self.optional(variable, &allowed, |text| {
+            text.len() <= longest && is_visible(text) && !text.contains(['/', '\\'])
+        })
     }
 
-    /// One value that may be shown.
-    fn value<T>(
+    /// The file that names other systems, and these systems.
+    pub(super) fn sinks(
+        &mut self,
+        selection: &Selection,
+        need_secrets: bool,
+    ) -> (Option<PathBuf>, Vec<SinkConfig>) {
+        const VARIABLE: &str = "CONFIG_FILE";
+        let is_there = |file: &&str| !self.settings.no_default_config_file && Path::new(file).exists();
+        let usual = Some(sinks::DEFAULT_FILE).filter(is_there);
+        let Some(path) = self.settings.get(VARIABLE).or(usual) else { return (None, Vec::new()) };
+        self.show(VARIABLE, path);
+        let file = &sinks::shown_path(path);
+        let sinks = match fs::read_to_string(path) {
+            Ok(text) => {
+                let variable = &|name: &str| env::var(name).ok();
+                Source { file, selection, need_secrets, variable }.read(&text, &mut self.mistakes)
+            }
+            Err(error) => {
+                self.mistake(VARIABLE, format!("the file {file} cannot be read: {}", unreadable(&error)));
+                Vec::new()
+            }
+        };
+        (Some(path.into()), sinks)
+    }
+
+    /// One value that may be shown, or its default.
+    fn value<T: Display>(
         &mut self,
         variable: &str,
-        given: Option<&str>,
+        default: T,
         allowed: &str,
         read: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        let text = present(given)?;
+    ) -> T {
+        let value = self.given(variable, allowed, read).unwrap_or(default);
+        self.show(variable, &value);
+        value
+    }
+
+    /// One value that may be shown and has no default.
+    fn optional(
+        &mut self,
+        variable: &str,
+        allowed: &str,
+        is_allowed: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let text = self.given(variable, allowed, |text| is_allowed(text).then(|| text.to_owned()))?;
+        self.show(variable, &text);
+        Some(text)
+    }
+
+    fn given<T>(&mut self, variable: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let text = self.settings.get(variable)?;
         let value = read(text);
         if value.is_none() {
             self.mistake(variable, format!("found {}; allowed is {allowed}", shown(text)));
@@ -524,68 +483,141 @@ impl Reader {
         value
     }
 
-    /// A value that must not be shown, given directly or in a file. None may stand in quotes: files of variables for Docker or
-    /// systemd are not read as a shell would, and then the quotes would be part of it.
-    fn secret(&mut self, variable: &str, given: Option<&str>, file: Option<&str>) -> Option<String> {
-        let text = self.secret_as_given(variable, given, file)?;
-        if is_quoted(&text) {
-            self.mistake(
-                variable,
-                "it is in quotes, which would count as part of it; leave the quotes out".to_owned(),
-            );
-            return None;
+    /// The elements of a list, if one is given.
+    fn list<T>(
+        &mut self,
+        variable: &str,
+        nothing: &str,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let (elements, refusal) = elements(list(self.settings.get(variable)?), nothing, allowed, read);
+        if let Some(refusal) = refusal {
+            self.mistake(variable, refusal);
         }
-        Some(text)
+        Some(elements)
     }
 
-    fn secret_as_given(&mut self, variable: &str, given: Option<&str>, file: Option<&str>) -> Option<String> {
+    /// A value that must not be shown, given directly or in a file. None may stand in quotes: files of variables for Docker or
+    /// systemd are not read as a shell would, and then the quotes would be part of it.
+    fn secret(&mut self, variable: &str) -> Option<String> {
         let file_variable = format!("{variable}_FILE");
-        match (present(given), present(file)) {
-            (None, None) => None,
-            (Some(text), None) => Some(text.to_owned()),
+        let text = match (self.settings.get(variable), self.settings.get(&file_variable)) {
+            (None, None) => return None,
+            (Some(text), None) => Ok(text.to_owned()),
             (Some(_), Some(_)) => {
+                Err(format!("{variable} is set as well, and only one of them can count; remove the other"))
+            }
+            // A path of another form might be the secret itself.
+            (None, Some(path)) if path.starts_with(['/', '.']) => secret_in(path, &shown(path)),
+            (None, Some(path)) => secret_in(path, "(its path is not shown, it might be the secret)"),
+        };
+        let is_quoted = |text: &str| {
+            let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+            QUOTES.into_iter().any(|quote| inner(quote).is_some())
+        };
+        match text {
+            Ok(text) if is_quoted(&text) => {
                 self.mistake(
-                    &file_variable,
-                    format!("{variable} is set as well, and only one of them can count; remove the other"),
+                    variable,
+                    "it is in quotes, which would count as part of it; leave the quotes out",
                 );
                 None
             }
-            (None, Some(path)) => match fs::read_to_string(path) {
-                Ok(text) if text.trim().is_empty() => {
-                    self.mistake(&file_variable, format!("the file {} is empty", shown_path(path)));
-                    None
-                }
-                Ok(text) => Some(text.trim().to_owned()),
-                Err(error) => {
-                    self.mistake(
-                        &file_variable,
-                        format!("the file {} cannot be read: {}", shown_path(path), unreadable(&error)),
-                    );
-                    None
-                }
-            },
+            Ok(text) => Some(text),
+            Err(explanation) => {
+                self.mistake(&file_variable, explanation);
+                None
+            }
         }
     }
 
-    fn mistake(&mut self, variable: &str, explanation: String) {
-        debug_assert!(
-            super::Settings::variables().iter().any(|known| known == variable),
-            "{}",
-            flag(variable)
-        );
-        self.mistakes.push(Mistake { variable: variable.to_owned(), explanation });
+    /// Remember what came out.
+    fn show(&mut self, variable: &str, value: impl Display) {
+        self.values.insert(variable.to_owned(), value.to_string());
+    }
+
+    /// The same of a list, which counts as not set if it is empty.
+    fn show_list<T: Display>(&mut self, variable: &str, values: &[T]) {
+        if !values.is_empty() {
+            let values: Vec<String> = values.iter().map(T::to_string).collect();
+            self.show(variable, values.join(","));
+        }
+    }
+
+    /// Whether a value was given, be it one that can be used or not.
+    fn is_given(&self, variable: &str) -> bool {
+        self.settings.get(variable).is_some()
+            || self.settings.get(&format!("{variable}_FILE")).is_some()
+            || self.is_mistaken(variable)
+    }
+
+    fn is_mistaken(&self, variable: &str) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.is_about(variable))
+    }
+
+    fn mistake(&mut self, variable: &str, explanation: impl Into<String>) {
+        self.mistakes.push(Mistake { variable: variable.to_owned(), explanation: explanation.into() });
     }
 }
 
-/// An empty value counts as unset: compose files and CI systems cannot do otherwise.
-fn present(given: Option<&str>) -> Option<&str> {
-    given.map(str::trim).filter(|text| !text.is_empty())
-}
-
 /// The elements of a list, separated by commas or white space; empty ones do not count.
-pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
+fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(|character: char| character == ',' || character.is_whitespace())
         .filter(|element| !element.is_empty())
+}
+
+/// The elements that are allowed, and what is to be said of the others or of an empty list.
+pub(super) fn elements<'a, T>(
+    given: impl Iterator<Item = &'a str>,
+    nothing: &str,
+    allowed: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> (Vec<T>, Option<String>) {
+    let (mut elements, mut unknown) = (Vec::new(), Vec::new());
+    for element in given {
+        match read(element) {
+            Some(element) => elements.push(element),
+            None => unknown.push(shown(element)),
+        }
+    }
+    if elements.is_empty() && unknown.is_empty() {
+        unknown.push(nothing.to_owned());
+    }
+    let refusal = format!("found {}; allowed are {allowed}", unknown.join(", "));
+    (elements, (!unknown.is_empty()).then_some(refusal))
+}
+
+/// The signing secrets of a list, and what is to be said of those that cannot be used.
+pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (Vec<Secret>, Vec<String>) {
+    let parts: Vec<&str> = list(text).collect();
+    let (mut secrets, mut refusals) = (Vec::new(), Vec::new());
+    for (place, part) in parts.iter().enumerate() {
+        let refusal = match Secret::parse(part) {
+            Ok(secret) if may_be_weak || !secret.is_weak() => {
+                secrets.push(secret);
+                continue;
+            }
+            Ok(_) => "it has fewer than 16 bytes and can be guessed; Clerk's have 24".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let (place, all) = (place + 1, parts.len());
+        refusals.push(format!("secret {place} of {all} cannot be used, {refusal}; allowed are {allowed}"));
+    }
+    if parts.is_empty() {
+        refusals.push("found no secret between the commas".to_owned());
+    }
+    (secrets, refusals)
+}
+
+/// The secret that a file holds. The path is told of only as it is `shown`.
+pub(super) fn secret_in(path: &str, shown: &str) -> Result<String, String> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("the file {shown} cannot be read: {}", unreadable(&error)))?;
+    match text.trim() {
+        "" => Err(format!("the file {shown} is empty")),
+        text => Ok(text.to_owned()),
+    }
 }
 
 /// A network, or a single address.
@@ -611,17 +643,16 @@ fn is_instance(text: &str) -> bool {
     text == "any" || id.is_some_and(fits)
 }
 
-/// Whether something stands in quotes of one kind.
-fn is_quoted(text: &str) -> bool {
-    let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
-    QUOTES.into_iter().any(|quote| inner(quote).is_some())
+/// Whether what is sent there stays on this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
+        None => false,
+    }
 }
 
-/// A path, unless it might be the secret itself.
-fn shown_path(path: &str) -> String {
-    if path.starts_with(['/', '.']) {
-        shown(path)
-    } else {
-        "(its path is not shown, it might be the secret)".to_owned()
-    }
+pub(super) fn joined(fields: impl Iterator<Item = Field>, separator: &str) -> String {
+    fields.map(Field::name).collect::<Vec<_>>().join(separator)
 }

@@ -6,22 +6,20 @@
 
 use std::{
     collections::BTreeSet,
-    env, fmt, fs, io,
-    net::IpAddr,
+    fmt,
     num::NonZeroU32,
     ops::{Range, RangeInclusive},
-    path::{Path, PathBuf},
     time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value, de::DeTable};
-use url::{Host, Url};
+use url::Url;
 
 use super::{
-    mistake::{Mistake, shown, unreadable},
-    read::{Reader, is_visible, list},
+    mistake::{Mistake, shown},
+    read::{NO_HEADER, elements, is_loopback, is_visible, joined, secret_in, signing_secrets},
 };
 use crate::{
     clerk::signature::Secret,
@@ -30,7 +28,10 @@ use crate::{
 };
 
 /// The file that is read if none is named.
-const DEFAULT_FILE: &str = "clerk-sync.toml";
+pub(super) const DEFAULT_FILE: &str = "clerk-sync.toml";
+
+/// Stands for an address that is not known.
+const STAND_IN: &str = "https://localhost";
 
 /// The destination that is our own database, and so no name for a sink.
 const DATABASE: &str = "database";
@@ -165,73 +166,29 @@ impl fmt::Debug for SinkConfig {
     }
 }
 
-/// The file, named or found.
-pub(super) struct File {
-    path: PathBuf,
-}
-
-impl File {
-    /// The one that is named, else the one of the usual name if there is one and it may be looked for.
-    pub(super) fn find(named: Option<&str>, look: bool) -> Option<Self> {
-        let named = named.map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let usual = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| look && path.exists());
-        named.or_else(usual).map(|path| Self { path })
-    }
-
-    pub(super) fn into_path(self) -> PathBuf {
-        self.path
-    }
-}
-
-impl Reader {
-    /// The sinks of a file, if there is one.
-    pub(super) fn sinks(
-        &mut self,
-        file: Option<&File>,
-        selection: &Selection,
-        need_secrets: bool,
-    ) -> Vec<SinkConfig> {
-        let Some(file) = file else { return Vec::new() };
-        let text = match fs::read_to_string(&file.path) {
-            Ok(text) => text,
-            Err(error) => {
-                let explanation =
-                    format!("the file {} cannot be read: {}", shown_path(&file.path), unreadable(&error));
-                self.mistakes.push(Mistake { variable: "CONFIG_FILE".to_owned(), explanation });
-                return Vec::new();
-            }
-        };
-        let source = Source {
-            file: &shown_path(&file.path),
-            selection,
-            need_secrets,
-            variable: &|name| env::var(name).ok(),
-            read_file: &|path| fs::read_to_string(path),
-        };
-        source.read(&text, &mut self.mistakes)
-    }
-}
-
 /// The file's name as it may be shown: somebody may have put something else into the variable.
-fn shown_path(path: &Path) -> String {
-    let text = path.display().to_string();
-    if shown(&text).starts_with('"') { text } else { "(a name that looks like a secret)".to_owned() }
+pub(super) fn shown_path(path: &str) -> String {
+    if shown(path).starts_with('"') {
+        path.to_owned()
+    } else {
+        "(a name that looks like a secret)".to_owned()
+    }
 }
 
 /// What the text of a file is read with.
-struct Source<'a> {
-    file: &'a str,
-    selection: &'a Selection,
-    need_secrets: bool,
-    variable: &'a dyn Fn(&str) -> Option<String>,
-    read_file: &'a dyn Fn(&str) -> io::Result<String>,
+pub(super) struct Source<'a> {
+    /// The file's name as it may be shown.
+    pub(super) file: &'a str,
+    pub(super) selection: &'a Selection,
+    pub(super) need_secrets: bool,
+    /// What the environment has.
+    pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
 impl Source<'_> {
-    fn read(&self, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<SinkConfig> {
-        let mut mistake = |place: &str, explanation: String| {
-            mistakes.push(Mistake { variable: format!("{}{place}", self.file), explanation });
-        };
+    pub(super) fn read(&self, text: &str, mistakes: &mut Vec<Mistake>) -> Vec<SinkConfig> {
+        let mut mistake =
+            |explanation| mistakes.push(Mistake { variable: self.file.to_owned(), explanation });
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
@@ -239,38 +196,36 @@ impl Source<'_> {
                 let (_, errors) = DeTable::parse_recoverable(text);
                 let line = |span: Range<usize>| 1 + text[..span.start].matches('\n').count();
                 let spans = errors.iter().chain([&error]).filter_map(toml::de::Error::span);
-                let mut lines: BTreeSet<usize> = spans.map(line).collect();
+                let lines: BTreeSet<usize> = spans.map(line).collect();
                 if lines.is_empty() {
-                    lines.insert(1);
+                    mistake("it is not TOML".to_owned());
                 }
                 for line in lines {
-                    mistake("", format!("line {line} is not TOML, or names something twice"));
+                    mistake(format!("line {line} is not TOML, or names something twice"));
                 }
                 return Vec::new();
             }
         };
         for key in table.keys().filter(|key| *key != "sink") {
-            mistake("", format!("found {}; allowed is only [[sink]]", shown(key)));
+            mistake(format!("found {}; allowed is only [[sink]]", shown(key)));
         }
         let given = match table.get("sink") {
             None => return Vec::new(),
             Some(Value::Array(given)) => given.as_slice(),
             Some(other) => std::slice::from_ref(other),
         };
-        let is_list = table.get("sink").is_some_and(Value::is_array);
-        if !is_list || given.iter().any(|sink| !sink.is_table()) {
-            mistake("", "found a sink that is not a table of its own; allowed is [[sink]]".to_owned());
+        if !table["sink"].is_array() || !given.iter().all(Value::is_table) {
+            mistake("found a sink that is not a table of its own; allowed is [[sink]]".to_owned());
         }
         let (mut sinks, mut names) = (Vec::new(), Vec::new());
-        for (place, sink) in given.iter().enumerate() {
-            let Some(table) = sink.as_table() else { continue };
+        for (place, table) in given.iter().filter_map(Value::as_table).enumerate() {
             let place = format!(", sink {}", place + 1);
-            let mut keys = Keys { source: self, table, place, known: Vec::new(), mistakes };
+            let mut keys = Keys { source: self, table, place, known: BTreeSet::new(), mistakes };
             let name = keys.name();
             if let Some(name) = &name
                 && names.contains(name)
             {
-                keys.mistake("name", "another sink has this name; allowed is each name once".to_owned());
+                keys.mistake("name", "another sink has this name; allowed is each name once");
             }
             sinks.extend(keys.sink(name.clone().unwrap_or_default()));
             names.extend(name);
@@ -286,7 +241,7 @@ struct Keys<'a> {
     /// Which sink, for mistakes.
     place: String,
     /// Those that were asked for.
-    known: Vec<String>,
+    known: BTreeSet<String>,
     mistakes: &'a mut Vec<Mistake>,
 }
 
@@ -296,36 +251,33 @@ impl Keys<'_> {
         let allowed = format!(
             "a name of 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9 and -, and not {DATABASE}, which is our own"
         );
-        let name = self.required("name", &allowed, |text| is_name(text).then(|| text.to_owned()))?;
+        self.require("name", &allowed);
+        let name = self.text("name", &allowed, is_name)?;
         self.place = format!(", sink \"{name}\"");
         Some(name)
     }
 
     /// The rest; none if its kind is not known, and so not which other keys are allowed.
     fn sink(&mut self, name: String) -> Option<SinkConfig> {
-        let kind = self.required("kind", &format!("one of {}", KINDS.join(", ")), |text| {
-            KINDS.into_iter().find(|kind| *kind == text)
-        });
+        self.require("kind", &format!("one of {}", KINDS.join(", ")));
+        let kind = self.one_of("kind", &KINDS);
+        let is_mailchimp = kind == Some("mailchimp");
         let events = self.events(kind);
-        let fields = self.fields(kind);
+        let fields = self.fields(is_mailchimp);
         let timeout = self.timeout();
-        let concurrency = match kind {
-            Some("mailchimp") => self.number("concurrency", 1..=MAILCHIMP_CONNECTIONS),
-            _ => self.number("concurrency", 1..=64),
-        };
+        let most = if is_mailchimp { MAILCHIMP_CONNECTIONS } else { 64 };
+        let concurrency = self.number("concurrency", 1..=most);
         let rate = self.number("rate", 1..=10_000).and_then(NonZeroU32::new);
         let attempts = self.number("attempts", 1..=1000);
-        let kind = match kind {
-            Some("webhook") => Some(Kind::Webhook(self.webhook())),
-            Some("segment") => Some(Kind::Segment(self.segment())),
-            Some("mailchimp") => Some(Kind::Mailchimp(self.mailchimp())),
-            // Which keys are allowed is not known.
-            _ => return None,
+        let kind = match kind? {
+            "webhook" => Kind::Webhook(self.webhook()),
+            "segment" => Kind::Segment(self.segment()),
+            _ => Kind::Mailchimp(self.mailchimp()),
         };
         self.refuse_unknown();
         Some(SinkConfig {
             name,
-            kind: kind?,
+            kind,
             events,
             fields,
             timeout,
@@ -337,44 +289,27 @@ impl Keys<'_> {
 
     fn webhook(&mut self) -> Webhook {
         let url = self.url("url", None, true);
-        let secrets = self.secret("signing_secret").map(|text| self.signing_secrets(&text));
-        Webhook { url, secrets: secrets.unwrap_or_default() }
-    }
-
-    fn signing_secrets(&mut self, text: &str) -> Vec<Secret> {
-        let mut secrets = Vec::new();
-        let parts: Vec<&str> = list(text).collect();
-        for (place, part) in parts.iter().enumerate() {
-            match Secret::parse(part) {
-                Ok(secret) => secrets.push(secret),
-                Err(error) => self.mistake(
-                    "signing_secret",
-                    format!(
-                        "secret {} of {} cannot be used, {error}; allowed are whsec_ and base64, several separated by commas \
-                         or spaces",
-                        place + 1,
-                        parts.len()
-                    ),
-                ),
-            }
+        let allowed = "whsec_ and base64, several separated by commas or spaces";
+        let text = self.secret("signing_secret");
+        let (secrets, refusals) =
+            text.map_or_else(Default::default, |text| signing_secrets(&text, allowed, true));
+        for refusal in refusals {
+            self.mistake("signing_secret", refusal);
         }
-        secrets
+        Webhook { url, secrets }
     }
 
     fn segment(&mut self) -> Segment {
         let url = self.url("url", Some("https://api.segment.io"), false);
         let write_key = self.token("write_key");
-        let dialects = ["segment", "rudderstack"];
-        let dialect = self.text("regulations", &format!("one of {}", dialects.join(", ")), |text| {
-            dialects.into_iter().find(|dialect| *dialect == text)
-        });
-        let is_rudderstack = dialect == Some("rudderstack");
+        let is_rudderstack = self.one_of("regulations", &["segment", "rudderstack"]) == Some("rudderstack");
         let default =
             if is_rudderstack { "https://api.rudderstack.com" } else { "https://api.segmentapis.com" };
-        let regulations_url = self.url("regulations_url", Some(default), false);
-        let token = self.token("regulations_token");
-        let destinations = is_rudderstack.then(|| self.names("destinations").unwrap_or_default());
-        let regulations = Regulations { url: regulations_url, token, rudderstack: destinations };
+        let regulations = Regulations {
+            url: self.url("regulations_url", Some(default), false),
+            token: self.token("regulations_token"),
+            rudderstack: is_rudderstack.then(|| self.names("destinations").unwrap_or_default()),
+        };
         Segment { url, write_key, regulations }
     }
 
@@ -385,32 +320,24 @@ impl Keys<'_> {
         if api_key.is_some() && !given {
             self.mistake(
                 "api_key",
-                "it does not end with a data centre, such as -us21, so that url has to say where the account is"
-                    .to_owned(),
+                "it does not end with a data centre, such as -us21, so that url has to say where the account is",
             );
         }
         let url = self.url("url", Some(derived.as_deref().unwrap_or("https://api.mailchimp.com")), false);
-        let url = given.then_some(url);
-        let word = |text: &str| {
-            let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-            plain.then(|| text.to_owned())
-        };
-        let list_id = self.required("list_id", "the id of an audience, such as a1b2c3d4e5", word);
-        let statuses = format!("one of {}", MAILCHIMP_STATUSES.join(", "));
-        let status = self.text("status_if_new", &statuses, |text| {
-            MAILCHIMP_STATUSES.into_iter().find(|status| *status == text)
+        let allowed = "the id of an audience, such as a1b2c3d4e5";
+        self.require("list_id", allowed);
+        let list_id = self.text("list_id", allowed, |text| {
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
+        let status = self.one_of("status_if_new", &MAILCHIMP_STATUSES);
         let tags = self.names("tags").unwrap_or_else(|| vec!["new-user".to_owned()]);
         let merge_field = self.text("clerk_id_merge_field", "a merge tag such as CLERKID", |text| {
-            let tag = (1..=10).contains(&text.len())
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
-                && !["FNAME", "LNAME", "EMAIL"].contains(&text);
-            tag.then(|| text.to_owned())
+            (1..=10).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+                && !["FNAME", "LNAME", "EMAIL"].contains(&text)
         });
         Mailchimp {
-            url,
+            url: given.then_some(url),
             api_key: api_key.unwrap_or_default().into(),
             list_id: list_id.unwrap_or_default(),
             status_if_new: status.unwrap_or(MAILCHIMP_STATUSES[0]).to_owned(),
@@ -425,90 +352,57 @@ impl Keys<'_> {
         let kinds = self.source.selection.entities().filter(|entity| knows_all || **entity == USER);
         let types: Vec<MessageType> = kinds.flat_map(MessageType::of).collect();
         let allowed = types.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
-        let Some(names) = self.names("events") else { return types };
-        self.refuse_strangers("events", &names, &allowed, |name| {
-            types.iter().any(|kind| kind.name() == name)
-        });
-        types.into_iter().filter(|kind| names.contains(&kind.name())).collect()
+        let named = |name: &str| types.iter().copied().find(|kind| kind.name() == name);
+        match self.list("events", &allowed, named) {
+            None => types,
+            Some(chosen) => types.into_iter().filter(|kind| chosen.contains(kind)).collect(),
+        }
     }
 
     /// The list is one of users' fields. Of other kinds a system may have what is synced.
-    fn fields(&mut self, kind: Option<&str>) -> Selection {
-        let synced = self.source.selection.fields(&USER);
-        let may: FieldSet = synced
-            .of(&USER)
-            .filter(|field| kind != Some("mailchimp") || MAILCHIMP_FIELDS.contains(field))
-            .collect();
-        let allowed = may.of(&USER).map(Field::name).collect::<Vec<_>>().join(", ");
-        let chosen = match self.names("fields") {
-            None => may,
-            Some(names) => {
-                let allowed = match kind {
-                    Some("mailchimp") => {
-                        format!("{allowed}, which Mailchimp has places for and SYNC_FIELDS names")
-                    }
-                    _ => format!("{allowed}, which are SYNC_FIELDS"),
-                };
-                let is_allowed = |name: &str| USER.named(name).is_some_and(|field| may.contains(field));
-                self.refuse_strangers("fields", &names, &allowed, is_allowed);
-                names.iter().filter_map(|name| USER.named(name)).collect()
-            }
-        };
-        if kind == Some("mailchimp") && !chosen.contains(user::EMAIL) {
+    fn fields(&mut self, is_mailchimp: bool) -> Selection {
+        let synced = self.source.selection.fields(&USER).of(&USER);
+        let may: FieldSet =
+            synced.filter(|field| !is_mailchimp || MAILCHIMP_FIELDS.contains(field)).collect();
+        let whose =
+            if is_mailchimp { "Mailchimp has places for and SYNC_FIELDS names" } else { "are SYNC_FIELDS" };
+        let allowed = format!("{}, which {whose}", joined(may.of(&USER), ", "));
+        let named = |name: &str| USER.named(name).filter(|field| may.contains(*field));
+        let chosen = self.list("fields", &allowed, named);
+        let chosen = chosen.map_or(may, |chosen| chosen.into_iter().collect());
+        if is_mailchimp && !chosen.contains(user::EMAIL) {
             self.mistake(
                 "fields",
-                "email is not among them, and Mailchimp knows people only by it; SYNC_FIELDS must name it as well"
-                    .to_owned(),
+                "email is not among them, and Mailchimp knows people only by it; SYNC_FIELDS must name it as well",
             );
         }
         self.source.selection.clone().with(&USER, chosen)
     }
 
-    fn refuse_strangers(
-        &mut self,
-        key: &str,
-        names: &[String],
-        allowed: &str,
-        is_allowed: impl Fn(&str) -> bool,
-    ) {
-        let strangers: Vec<String> =
-            names.iter().filter(|name| !is_allowed(name)).map(|name| shown(name)).collect();
-        if names.is_empty() {
-            self.mistake(key, format!("found an empty list; allowed are {allowed}"));
-        } else if !strangers.is_empty() {
-            self.mistake(key, format!("found {}; allowed are {allowed}", strangers.join(", ")));
-        }
-    }
-
     fn timeout(&mut self) -> Duration {
-        // Together with what the database needs, less than a message is anybody's: 30 s.
+        // Together with what the database needs, less than the lease of a message: 30 s.
         let range = Duration::from_secs(1)..=Duration::from_secs(25);
-        let timeout = self.text("timeout", "a length of time from 1s to 25s, such as \"10s\"", |text| {
-            humantime::parse_duration(text).ok().filter(|length| range.contains(length))
+        let timeout = self.value("timeout", "a length of time from 1s to 25s, such as \"10s\"", |value| {
+            humantime::parse_duration(value.as_str()?).ok().filter(|length| range.contains(length))
         });
         timeout.unwrap_or(Duration::from_secs(10))
     }
 
-    /// An address; a stand-in if it is mistaken.
+    /// An address.
     fn url(&mut self, key: &str, default: Option<&str>, may_have_query: bool) -> Url {
-        let allow_http = self.switch("allow_http");
-        let text = self.text(key, "text", |text| Some(text.to_owned()));
-        let given = text.is_some();
-        let text = text.or_else(|| default.map(ToOwned::to_owned)).unwrap_or_else(|| {
-            self.mistake(key, "not set; allowed is an address such as https://example.com/hooks".to_owned());
-            "https://localhost".to_owned()
-        });
-        let stand_in = || Url::parse("https://localhost").expect("a URL");
+        let allow_http = self.value("allow_http", "true or false", Value::as_bool).unwrap_or(false);
+        if default.is_none() {
+            self.require(key, "an address such as https://example.com/hooks");
+        }
+        let given = self.text(key, "text", |_| true);
+        let text = given.as_deref().or(default).unwrap_or(STAND_IN);
         // Nothing of it is shown but its scheme and host: paths and parameters of endpoints are often secrets.
-        let Ok(url) = Url::parse(&text) else {
-            self.mistake(key, "found something that is not an address; allowed is https://…".to_owned());
-            return stand_in();
+        let Ok(url) = Url::parse(text) else {
+            self.mistake(key, "found something that is not an address; allowed is https://…");
+            return Url::parse(STAND_IN).expect("a URL");
         };
-        let shown = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
-        let is_http = url.scheme() == "http";
-        let is_elsewhere = !["https", "http"].contains(&url.scheme()) || url.host().is_none();
         let refusals = [
-            (is_elsewhere, "allowed is https://…"),
+            (!["https", "http"].contains(&url.scheme()) || url.host().is_none(), "allowed is https://…"),
             (
                 !url.username().is_empty() || url.password().is_some(),
                 "it holds a user or password, and secrets do not stand in this file",
@@ -518,178 +412,159 @@ impl Keys<'_> {
                 "it has parameters or a fragment, which are not allowed here",
             ),
             (
-                is_http && !allow_http && !is_loopback(&url),
+                url.scheme() == "http" && !allow_http && !is_loopback(&url),
                 "everybody on the way could read what is sent; allowed is https://…, http:// to this machine, or \
                  anywhere with allow_http = true",
             ),
         ];
-        let found = if given { format!("found an address at {shown}: ") } else { String::new() };
-        let mut is_refused = false;
+        let host = url.host_str().unwrap_or_default();
         for (_, refusal) in refusals.iter().filter(|(is_so, _)| *is_so) {
-            self.mistake(key, format!("{found}{refusal}"));
-            is_refused = true;
+            self.mistake(key, format!("found an address at {}://{host}: {refusal}", url.scheme()));
         }
-        if is_refused { stand_in() } else { url }
+        url
     }
 
     /// A secret of one word that a header can carry.
     fn token(&mut self, key: &str) -> SecretString {
-        let token = self.secret(key);
-        if token.as_deref().is_some_and(|token| !is_visible(token)) {
-            self.mistake(
-                key,
-                "found something that no HTTP header can carry; allowed are visible ASCII characters without spaces"
-                    .to_owned(),
-            );
+        let token = self.secret(key).unwrap_or_default();
+        if !token.is_empty() && !is_visible(&token) {
+            self.mistake(key, format!("found something {NO_HEADER}"));
         }
-        token.unwrap_or_default().into()
+        token.into()
     }
 
     /// A secret that stands elsewhere: exactly one of `KEY_env` and `KEY_file` says where.
     fn secret(&mut self, key: &str) -> Option<String> {
         let (by_variable, by_file) = (format!("{key}_env"), format!("{key}_file"));
-        if self.table.contains_key(key) {
-            self.known.extend([key.to_owned(), by_variable.clone(), by_file.clone()]);
-            self.mistake(
-                key,
-                format!("secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"),
-            );
-            return None;
-        }
         let variable = self.text(&by_variable, "the name of a variable", |text| {
             let name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-            (name && !text.is_empty() && !text.starts_with("whsec_")).then(|| text.to_owned())
+            name && !text.is_empty() && !text.starts_with("whsec_")
         });
-        // What looks like no name may be the secret itself.
-        let named = |name: &str| {
-            let plain =
-                name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
-            if plain {
-                format!("the variable {name}")
-            } else {
-                "the variable of this name (not shown)".to_owned()
+        let file = self.text(&by_file, "a path", |text| !text.is_empty());
+        let is_inside = self.table.contains_key(key);
+        if is_inside {
+            self.known.insert(key.to_owned());
+        }
+        let is_elsewhere = !is_inside && variable.is_some() != file.is_some();
+        let secret = match (variable, file) {
+            _ if is_inside => Err((
+                key,
+                format!(
+                    "secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"
+                ),
+            )),
+            (Some(_), Some(_)) => Err((
+                &*by_variable,
+                format!("{by_file} is set as well, and only one of them can count; remove the other"),
+            )),
+            (Some(name), None) => self.secret_of(&name).map_err(|why| {
+                (&*by_variable, format!("{why}; set it, or name a file that holds the secret in {by_file}"))
+            }),
+            (None, Some(path)) => secret_in(&path, &shown_path(&path))
+                .map_err(|why| (&*by_file, format!("{why}; put the secret there, or correct {by_file}"))),
+            // The one that is given is mistaken, which was told of.
+            (None, None) if [&by_variable, &by_file].iter().any(|key| self.table.contains_key(*key)) => {
+                return None;
             }
-        };
-        let set_it = format!("set it, or name a file that holds the secret in {by_file}");
-        let file = self.text(&by_file, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
-        let fill_it = format!("put the secret there, or correct {by_file}");
-        let mistaken = |table: &Table| table.contains_key(&by_variable) || table.contains_key(&by_file);
-        let found = match (&variable, &file) {
-            (Some(_), Some(_)) => {
-                Err(format!("{by_file} is set as well, and only one of them can count; remove the other"))
-            }
-            (Some(name), None) => (self.source.variable)(name)
-                .ok_or_else(|| format!("{} is not set; {set_it}", named(name)))
-                .and_then(|text| {
-                    not_empty(&text).ok_or_else(|| format!("{} is empty; {set_it}", named(name)))
-                }),
-            (None, Some(path)) => (self.source.read_file)(path)
-                .map_err(|error| {
-                    format!(
-                        "the file {} cannot be read: {}; {fill_it}",
-                        shown_path(path.as_ref()),
-                        unreadable(&error)
-                    )
-                })
-                .and_then(|text| {
-                    not_empty(&text)
-                        .ok_or_else(|| format!("the file {} is empty; {fill_it}", shown_path(path.as_ref())))
-                }),
-            (None, None) if mistaken(self.table) => return None,
-            (None, None) => Err(format!(
-                "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the secret in \
-                 {by_variable}, or a file in {by_file}"
+            (None, None) => Err((
+                &*by_variable,
+                format!(
+                    "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the secret \
+                     in {by_variable}, or a file in {by_file}"
+                ),
             )),
         };
-        let is_about_the_secret = variable.is_some() != file.is_some();
-        match found {
+        match secret {
             Ok(secret) => Some(secret),
-            Err(_) if is_about_the_secret && !self.source.need_secrets => None,
-            Err(explanation) => {
-                let key = if file.is_some() && variable.is_none() { &by_file } else { &by_variable };
+            Err(_) if is_elsewhere && !self.source.need_secrets => None,
+            Err((key, explanation)) => {
                 self.mistake(key, explanation);
                 None
             }
         }
     }
 
-    /// Text that must be there.
-    fn required<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
-        if !self.table.contains_key(key) {
-            self.known.push(key.to_owned());
-            self.mistake(key, format!("not set; allowed is {allowed}"));
-            return None;
+    /// The secret that a variable holds.
+    fn secret_of(&self, name: &str) -> Result<String, String> {
+        // What looks like no name may be the secret itself.
+        let plain =
+            name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+        let shown = if plain { name } else { "of this name (not shown)" };
+        let text = (self.source.variable)(name).ok_or_else(|| format!("the variable {shown} is not set"))?;
+        match text.trim() {
+            "" => Err(format!("the variable {shown} is empty")),
+            text => Ok(text.to_owned()),
         }
-        self.text(key, allowed, read)
     }
 
-    fn text<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let value = self.value(key)?;
-        let read = value.as_str().and_then(read);
+    /// Tell of a key that must be there and is not.
+    fn require(&mut self, key: &str, allowed: &str) {
+        if !self.table.contains_key(key) {
+            self.mistake(key, format!("not set; allowed is {allowed}"));
+        }
+    }
+
+    fn text(&mut self, key: &str, allowed: &str, is_allowed: impl Fn(&str) -> bool) -> Option<String> {
+        let text = |value: &Value| value.as_str().filter(|text| is_allowed(text)).map(ToOwned::to_owned);
+        self.value(key, allowed, text)
+    }
+
+    fn one_of(&mut self, key: &str, names: &[&'static str]) -> Option<&'static str> {
+        self.value(key, &format!("one of {}", names.join(", ")), |value| {
+            names.iter().copied().find(|name| value.as_str() == Some(name))
+        })
+    }
+
+    fn number(&mut self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        self.value(key, &allowed, |value| {
+            value.as_integer()?.try_into().ok().filter(|number| range.contains(number))
+        })
+    }
+
+    fn names(&mut self, key: &str) -> Option<Vec<String>> {
+        self.value(key, "a list of texts", |value| value.clone().try_into().ok())
+    }
+
+    /// A list of names that are known.
+    fn list<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+        let names = self.names(key)?;
+        let (elements, refusal) = elements(names.iter().map(String::as_str), "an empty list", allowed, read);
+        if let Some(refusal) = refusal {
+            self.mistake(key, refusal);
+        }
+        Some(elements)
+    }
+
+    fn value<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        self.known.insert(key.to_owned());
+        let value = self.table.get(key)?;
+        let read = read(value);
         if read.is_none() {
-            let found = value.as_str().map_or_else(|| format!("a {}", value.type_str()), shown);
+            let found = match value {
+                Value::String(text) => shown(text),
+                Value::Integer(number) => number.to_string(),
+                other => format!("a {}", other.type_str()),
+            };
             self.mistake(key, format!("found {found}; allowed is {allowed}"));
         }
         read
     }
 
-    fn number(&mut self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
-        let value = self.value(key)?;
-        let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
-        let number = number.filter(|number| range.contains(number));
-        if number.is_none() {
-            let found = match value {
-                Value::Integer(number) => number.to_string(),
-                value => format!("a {}", value.type_str()),
-            };
-            self.mistake(
-                key,
-                format!("found {found}; allowed is a whole number from {} to {}", range.start(), range.end()),
-            );
-        }
-        number
-    }
-
-    fn switch(&mut self, key: &str) -> bool {
-        let Some(value) = self.value(key) else { return false };
-        value.as_bool().unwrap_or_else(|| {
-            self.mistake(key, format!("found a {}; allowed is true or false", value.type_str()));
-            false
-        })
-    }
-
-    /// A list of texts.
-    fn names(&mut self, key: &str) -> Option<Vec<String>> {
-        let value = self.value(key)?;
-        let names = value.as_array().and_then(|names| {
-            names.iter().map(|name| name.as_str().map(ToOwned::to_owned)).collect::<Option<Vec<String>>>()
-        });
-        if names.is_none() {
-            self.mistake(key, format!("found a {}; allowed is a list of texts", value.type_str()));
-        }
-        names
-    }
-
-    fn value(&mut self, key: &str) -> Option<Value> {
-        self.known.push(key.to_owned());
-        self.table.get(key).cloned()
-    }
-
     fn refuse_unknown(&mut self) {
         let unknown: Vec<String> =
-            self.table.keys().filter(|key| !self.known.contains(key)).map(|key| shown(key)).collect();
-        self.known.sort_unstable();
-        self.known.dedup();
+            self.table.keys().filter(|key| !self.known.contains(*key)).map(|key| shown(key)).collect();
         if !unknown.is_empty() {
-            let explanation = format!("found {}; allowed are {}", unknown.join(", "), self.known.join(", "));
+            let known = self.known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let explanation = format!("found {}; allowed are {known}", unknown.join(", "));
             let variable = format!("{}{}", self.source.file, self.place);
             self.mistakes.push(Mistake { variable, explanation });
         }
     }
 
-    fn mistake(&mut self, key: &str, explanation: String) {
+    fn mistake(&mut self, key: &str, explanation: impl Into<String>) {
         let variable = format!("{}{}, {key}", self.source.file, self.place);
-        let mistake = Mistake { variable, explanation };
+        let mistake = Mistake { variable, explanation: explanation.into() };
         // A key that is asked for twice is told of once.
         if !self.mistakes.contains(&mistake) {
             self.mistakes.push(mistake);
@@ -703,15 +578,6 @@ fn is_name(text: &str) -> bool {
         && text != DATABASE
 }
 
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
-        None => false,
-    }
-}
-
 /// Where Mailchimp keeps the account of a key: it ends with the data centre.
 fn address_of_key(key: &str) -> Option<String> {
     let (_, centre) = key.rsplit_once('-')?;
@@ -720,11 +586,6 @@ fn address_of_key(key: &str) -> Option<String> {
         && letters.len() < centre.len()
         && letters.bytes().all(|byte| byte.is_ascii_lowercase());
     plain.then(|| format!("https://{centre}.api.mailchimp.com"))
-}
-
-fn not_empty(text: &str) -> Option<String> {
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -744,19 +605,14 @@ mod tests {
             "BAD" => Some(format!("hunter2 {SECRET},whsec_hunter2!")),
             _ => None,
         };
-        let read_file = |path: &str| match path {
-            "/run/secrets/crm" => Ok(format!("{SECRET}\n")),
-            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
-        };
-        let source = Source {
-            file: "clerk-sync.toml",
-            selection: &Selection::of(&USER, fields),
-            need_secrets,
-            variable: &variable,
-            read_file: &read_file,
-        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("crm");
+        std::fs::write(&path, format!("{SECRET}\n")).expect("a file");
+        let text = text.replace("/run/secrets/crm", path.to_str().expect("a path"));
+        let selection = &Selection::of(&USER, fields);
+        let source = Source { file: "clerk-sync.toml", selection, need_secrets, variable: &variable };
         let mut mistakes = Vec::new();
-        let sinks = source.read(text, &mut mistakes);
+        let sinks = source.read(&text, &mut mistakes);
         if mistakes.is_empty() {
             return Ok(sinks);
         }

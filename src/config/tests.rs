@@ -1,5 +1,5 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
-use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+use clap::Command;
 use secrecy::ExposeSecret;
 
 use super::*;
@@ -10,25 +10,16 @@ use crate::{
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    settings: Settings,
-    #[command(subcommand)]
-    command: Option<Sub>,
+/// A command line on which the environment of the tests has no part.
+fn command() -> Command {
+    let command = Command::new("test").subcommand(Command::new("dev"));
+    Settings::augment_args(command).mut_args(|argument| argument.env(None))
 }
 
-#[derive(clap::Subcommand)]
-enum Sub {
-    Dev,
-}
-
-/// Settings as from a command line; the environment of the tests has no part in it.
 fn settings(given: &[(&str, &str)]) -> Settings {
-    let command = Settings::augment_args(Command::new("test")).mut_args(|argument| argument.env(None));
     let arguments = given.iter().map(|(variable, value)| format!("{}={value}", mistake::flag(variable)));
-    let matches = command.get_matches_from(std::iter::once("test".to_owned()).chain(arguments));
-    Settings::from_arg_matches(&matches).expect("matches")
+    let matches = command().get_matches_from(std::iter::once("test".to_owned()).chain(arguments));
+    Settings::from_arg_matches(&matches, Dotenv::default())
 }
 
 fn config(given: &[(&str, &str)]) -> Config {
@@ -103,7 +94,7 @@ fn every_variable_is_a_flag_of_the_same_name() {
         assert!(argument.is_hide_env_values_set() && argument.is_global_set(), "{variable}");
         assert!(argument.get_help().is_some() && argument.get_help_heading().is_some(), "{variable}");
     }
-    Cli::command().debug_assert();
+    command.debug_assert();
 }
 
 #[test]
@@ -456,22 +447,34 @@ fn a_log_filter_that_cannot_be_understood_is_refused() {
 fn only_the_command_line_names_the_database_of_dev() {
     let database = |arguments: &[&str]| {
         // A value that the command line did not give, as if the variable were set.
-        let command = Cli::command()
-            .mut_args(|argument| argument.env(None))
-            .mut_arg("database_url", |argument| argument.default_value("postgres://production/app"));
+        let command =
+            command().mut_arg("database_url", |argument| argument.default_value("postgres://production/app"));
         let matches = command.get_matches_from(arguments);
-        let cli = Cli::from_arg_matches(&matches).expect("matches");
-        assert!(matches!(cli.command, Some(Sub::Dev)));
-        let mut settings = cli.settings;
-        assert!(settings.database_url.is_some());
-        let ignored = settings.ignore_database_of_environment(&matches);
-        assert_eq!(ignored.is_empty(), settings.database_url.is_some(), "{ignored:?}");
-        settings.database_url
+        assert_eq!(matches.subcommand_name(), Some("dev"));
+        let mut settings = Settings::from_arg_matches(&matches, Dotenv::default());
+        assert!(settings.get("DATABASE_URL").is_some());
+        let ignored = settings.ignore_database_of_environment();
+        let left = settings.get("DATABASE_URL").map(str::to_owned);
+        assert_eq!(ignored.is_empty(), left.is_some(), "{ignored:?}");
+        left
     };
     let given = Some("sqlite:x.db".to_owned());
     assert_eq!(database(&["test", "dev"]), None);
     assert_eq!(database(&["test", "dev", "--database-url", "sqlite:x.db"]), given);
     assert_eq!(database(&["test", "--database-url", "sqlite:x.db", "dev"]), given);
+}
+
+#[test]
+fn a_length_of_time_is_written_as_the_documents_write_it() {
+    let shown = |given: &[(&str, &str)]| {
+        let Diagnosis { effective, .. } = settings(given).diagnose(Needs::default());
+        let mut effective = effective.into_iter();
+        effective.find(|one| one.variable == "CATCH_UP_AFTER").expect("a variable").value.expect("a value")
+    };
+    assert_eq!(shown(&[]), "24h");
+    for text in ["24h", "7d", "90s", "15m", "36h", "1h", "365d", "off", "1s 500ms"] {
+        assert_eq!(shown(&[("CATCH_UP_AFTER", text)]), text);
+    }
 }
 
 #[test]

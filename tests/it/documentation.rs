@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, ffi::OsStr, fmt::Write, fs, path::Path};
 
-use clap::{Args, Command};
+use clap::Command;
 use clerk_sync::config::Settings;
 use serde_json::Value;
 

@@ -21,7 +21,7 @@ use self::{
     report::{Finding, exit_code, print},
 };
 use super::{Failure, clock as our_clock, say};
-use crate::config::{Needs, Settings};
+use crate::config::{Diagnosis, Needs, Settings};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -46,7 +46,7 @@ pub(super) struct Doctor {
 
 impl Doctor {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
-        let (config, mistakes) = settings.diagnose(Needs::SERVE);
+        let Diagnosis { config, mistakes, .. } = settings.diagnose(Needs::SERVE);
         let given = Given { config, mistakes };
         let (database, hour, instance, service, sinks) = tokio::join!(
             database::check(&given),
