@@ -11,7 +11,7 @@ use super::{
     mistake,
 };
 use crate::{
-    entity::{USER, user},
+    entity::USER,
     model::{Field, FieldSet},
     store::{ForeignColumn, ForeignTable, Result},
 };
@@ -243,50 +243,23 @@ fn names(field: Field) -> Vec<&'static str> {
 
 /// Why a column is not read that looks like one of ours; `None` if it does not.
 fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
-    const UPDATED: [&str; 13] = [
-        "updatedat",
-        "updated",
-        "updatedon",
-        "updatetime",
-        "updateddate",
-        "lastupdated",
-        "lastupdatedat",
-        "modifiedat",
-        "modified",
-        "modifiedon",
-        "lastmodified",
-        "lastmodifiedat",
-        "changedat",
-    ];
-    const CREATED: [&str; 12] = [
-        "created",
-        "createdon",
-        "createdtime",
-        "createtime",
-        "createddate",
-        "datecreated",
-        "creationdate",
-        "joinedat",
-        "datejoined",
-        "registeredat",
-        "signedupat",
-        "insertedat",
-    ];
-    const NAMES: [&str; 4] = ["name", "fullname", "displayname", "realname"];
-    if UPDATED.contains(&plain) {
-        return Some(format!(
-            "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
-        ));
-    }
-    if CREATED.contains(&plain) {
-        return Some(format!("looks like created_at: --column created_at={name}"));
-    }
-    if NAMES.contains(&plain) {
+    if ["name", "fullname", "displayname", "realname"].contains(&plain) {
         return Some(
             "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
         );
     }
-    let field = USER.fields().find(|field| looks_like(*field, plain))?;
+    match marks::stem(plain.strip_prefix("last").unwrap_or(plain)) {
+        "updated" | "modified" | "changed" => {
+            return Some(format!(
+                "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
+            ));
+        }
+        "created" | "create" | "creation" | "joined" | "registered" | "signedup" | "inserted" => {
+            return Some(format!("looks like created_at: --column created_at={name}"));
+        }
+        _ => {}
+    }
+    let field = looks_like(plain)?;
     let ours = field.name();
     Some(if synced.contains(field) {
         format!("looks like {ours}: --column {ours}={name}")
@@ -295,35 +268,26 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
     })
 }
 
-fn looks_like(field: Field, name: &str) -> bool {
-    let (whole, part): (&[&str], &[&str]) = match field.name() {
-        "email" => (&["mail", "primarymail"], &["email"]),
-        "email_verified" => (&["verified", "isverified", "verifiedat"], &["emailverif", "emailconfirm"]),
-        "first_name" => (&["forename", "fname", "first"], &["firstname", "givenname"]),
-        "last_name" => (&["surname", "lname", "last"], &["lastname", "familyname"]),
-        "image_url" => (&["img", "imgurl", "pic", "profilepic"], &["avatar", "image", "photo", "picture"]),
-        "username" => {
-            (&["handle", "nick", "nickname", "screenname", "loginname"], &["username", "userhandle"])
-        }
-        "phone_number" => (&["tel", "cell", "contactnumber"], &["phone", "mobile"]),
-        "public_metadata" => (&["metadata", "meta"], &["publicmeta"]),
-        "unsafe_metadata" => (&[], &["unsafemeta"]),
-        "private_metadata" => (&[], &["privatemeta"]),
-        "banned" => (&["blocked", "isblocked", "suspended", "issuspended"], &["banned"]),
-        "last_sign_in_at" => (&[], &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
-        "last_active_at" => (&[], &["lastactiv", "lastseen"]),
-        _ => (&[], &[]),
-    };
-    let is_known = !whole.is_empty() || !part.is_empty();
-    let own =
-        names(field).into_iter().map(plain).any(|own| own == name || (!is_known && name.contains(&own)));
-    // More of it comes first: an address that is verified is no address.
-    let is_email = field == user::EMAIL && looks_like_verified(name);
-    !is_email && (own || whole.contains(&name) || part.iter().any(|part| name.contains(part)))
-}
-
-fn looks_like_verified(name: &str) -> bool {
-    ["verif", "confirm"].iter().any(|word| name.contains(word))
+/// The field that a column of this name may hold.
+fn looks_like(plain_name: &str) -> Option<Field> {
+    // Also by what its name contains; the first that fits.
+    const WORDS: [(&str, &[&str]); 11] = [
+        ("phone_number", &["phone", "mobile", "contactnumber"]),
+        // An address that is verified is no address.
+        ("email_verified", &["verif", "confirm"]),
+        ("email", &["mail"]),
+        ("first_name", &["firstname", "givenname", "forename", "fname"]),
+        ("last_name", &["lastname", "familyname", "surname", "lname"]),
+        ("image_url", &["avatar", "image", "photo", "picture", "img"]),
+        ("username", &["username", "userhandle", "nick", "screenname", "loginname"]),
+        ("banned", &["banned", "blocked", "suspended"]),
+        ("last_sign_in_at", &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
+        ("last_active_at", &["lastactiv", "lastseen"]),
+        ("public_metadata", &["publicmeta"]),
+    ];
+    let contains = |words: &[&str]| words.iter().any(|word| plain_name.contains(word));
+    let known = WORDS.iter().find(|(_, words)| contains(words)).and_then(|(ours, _)| USER.named(ours));
+    known.or_else(|| USER.fields().find(|field| plain_name.contains(&plain(field.name()))))
 }
 
 pub(super) fn plain(name: &str) -> String {

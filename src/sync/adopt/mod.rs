@@ -207,7 +207,10 @@ fn delivery(
     } else if said.iter().any(Option::is_none) {
         tally.leave_out("one row of theirs says that they are deleted, and another does not", id);
         return None;
-    } else if let Some(column) = said.iter().flatten().find_map(|said| said.in_doubt()) {
+    } else if let Some(column) = said.iter().flatten().find_map(|said| match said {
+        Said::Perhaps(column) => Some(column),
+        Said::Deleted => None,
+    }) {
         let reason =
             format!("{column} may mean that they are deleted; a backfill brings who is still at Clerk");
         tally.leave_out(&reason, id);
