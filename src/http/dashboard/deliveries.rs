@@ -93,7 +93,7 @@ fn types(asked: &str) -> Markup {
             "Type"
             input name="type" value=(asked) list="types" placeholder="all" autocomplete="off" spellcheck="false";
         }
-        datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+        datalist id="types" { @for name in KNOWN_TYPES.iter() { option value=(name) {} } }
     }
 }
 
