@@ -207,14 +207,14 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     Ok(())
 }
 
-/// Compare the tables that exist with what is needed, and tell each difference. A table without any column does not exist,
+/// Compare the tables that exist with what is needed, and tell each difference: the table, and what is wrong with it. A table without any column does not exist,
 /// which is fine: a migration makes it. While migrations are pending only those tables count that they make: the others are
 /// of a version before, and get their columns.
 pub(super) fn mistakes(
     columns: &[Column],
     pending: &[Migration],
     fits: impl Fn(Kind, &str) -> bool,
-) -> Vec<Mistake> {
+) -> Vec<(&'static str, String)> {
     let counts =
         |table: &&Table| pending.is_empty() || pending.iter().any(|migration| migration.makes(table.name));
     let mut mistakes = Vec::new();
@@ -231,22 +231,20 @@ pub(super) fn mistakes(
                 }
                 Some(_) => continue,
             };
-            mistakes.push(Mistake { table: table.name, what });
+            mistakes.push((table.name, what));
         }
     }
     mistakes
 }
 
-/// How a table differs from what is needed.
-pub(super) struct Mistake {
-    pub(super) table: &'static str,
-    what: String,
-}
-
 /// Tables with our names that are not ours, and what to do about it.
-pub(super) fn refused(mistakes: &[Mistake], place: &impl fmt::Display, remedy: &str) -> StoreError {
+pub(super) fn refused(
+    mistakes: &[(&'static str, String)],
+    place: &impl fmt::Display,
+    remedy: &str,
+) -> StoreError {
     let mistakes: Vec<String> =
-        mistakes.iter().map(|mistake| format!("table {}: {}", mistake.table, mistake.what)).collect();
+        mistakes.iter().map(|(table, what)| format!("table {table}: {what}")).collect();
     StoreError::schema(format!(
         "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
         mistakes.join("; ")

@@ -1,23 +1,19 @@
 //! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but catalogues and
 //! the list of migrations, so that it works, and tells why, where next to nothing is allowed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::AssertSqlSafe;
 
 use super::{Postgres, Session, count, get, sequences, sight, sql};
 use crate::store::{
-    Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
+    Count, Inspection, Migration, Missing, Reference, Result, Size, StoreError, Trouble,
     migration::POSTGRES,
     schema::{self, TABLES},
 };
 
 /// The first version that replaces triggers, as `server_version_num` says it.
 const OLDEST: (i32, &str) = (140_000, "14");
-
-/// A table with fewer rows than this is counted: in a tenth of a second at most.
-const COUNTED: u64 = 500_000;
 
 /// A table of users with no more pages than this, which are some ten thousand users, is counted while webhooks come in.
 const COUNTED_PAGES: u64 = 1000;
@@ -357,88 +353,6 @@ pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
 
 async fn count_standing(session: &mut Session) -> Result<u64> {
     only(&session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?)
-}
-
-pub(super) async fn statistics(store: &Postgres, since: DateTime<Utc>) -> Result<Statistics> {
-    let outcomes = match outcomes(store, since).await {
-        Ok(outcomes) => Some(outcomes),
-        Err(error) if error.took_too_long() => None,
-        Err(error) => return Err(error),
-    };
-    let mut session = store.session(&store.begin_count).await?;
-    let estimates = estimates(&mut session, &store.schema).await?;
-    let mut tables = Vec::new();
-    for name in names() {
-        let count = match estimates.get(name).copied().filter(|rows| *rows >= COUNTED) {
-            Some(rows) => Count { rows, estimated: true },
-            None => Count::exact(counted(&mut session, name).await?),
-        };
-        tables.push((name, count));
-    }
-    let many = estimates.get("users").is_some_and(|rows| *rows >= COUNTED);
-    // This index has an entry for each of them.
-    let standing = match estimates.get("users_email").copied().filter(|_| many) {
-        Some(rows) => Count { rows, estimated: true },
-        None => Count::exact(count_standing(&mut session).await?),
-    };
-    let erased = session
-        .rows(sql(
-            "SELECT count(*) FROM erasure_receipts WHERE destination = 'database' AND completed_at IS NOT NULL",
-        ))
-        .await?;
-    let rows = session
-        .rows(sql(
-            "SELECT (SELECT max(processed_at) FROM processed_webhooks), pg_database_size(current_database())",
-        ))
-        .await?;
-    session.commit().await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    Ok(Statistics {
-        tables,
-        standing,
-        erased: only(&erased)?,
-        outcomes,
-        last_event: get(row, 0)?,
-        bytes: count(row, 1)?,
-    })
-}
-
-async fn outcomes(store: &Postgres, since: DateTime<Utc>) -> Result<Vec<(String, u64)>> {
-    let mut session = store.session(&store.begin_count).await?;
-    let rows = session
-        .rows(
-            sql("SELECT outcome, count(*) FROM processed_webhooks WHERE processed_at >= $1
-                 GROUP BY outcome ORDER BY 2 DESC, 1")
-            .bind(since),
-        )
-        .await?;
-    session.commit().await?;
-    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
-}
-
-/// How many rows tables and indexes probably have; 0 for those that nobody has ever analysed.
-async fn estimates(session: &mut Session, schema: &str) -> Result<HashMap<String, u64>> {
-    let rows = session
-        .rows(
-            sql("SELECT c.relname::text,
-                        -- As the planner does it: the rows of a page as it was, times the pages that there are now.
-                        CASE WHEN c.reltuples > 0 AND c.relpages > 0
-                             THEN (c.reltuples / c.relpages
-                                   * (pg_relation_size(c.oid) / current_setting('block_size')::integer))::bigint
-                             ELSE 0 END
-                 FROM pg_class AS c
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 WHERE s.nspname = $1 AND c.relname = ANY($2)")
-            .bind(schema)
-            .bind(names().chain(["users_email"]).collect::<Vec<_>>()),
-        )
-        .await?;
-    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
-}
-
-/// How many rows a table of ours has.
-async fn counted(session: &mut Session, table: &'static str) -> Result<u64> {
-    only(&session.rows(sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {table}")))).await?)
 }
 
 pub(super) fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {

@@ -67,7 +67,7 @@ use super::{
     StoreError, Transaction, Trouble,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
-    sql::{Kinds, objects},
+    sql::{Kinds, objects, statistics},
 };
 use crate::model::{ClerkId, Entity};
 
@@ -369,7 +369,7 @@ impl Postgres {
         if mistakes.is_empty() {
             return Ok(columns);
         }
-        let remedy = self.way_round(session, mistakes.iter().any(|mistake| mistake.table == "users")).await?;
+        let remedy = self.way_round(session, mistakes.iter().any(|(table, _)| *table == "users")).await?;
         Err(schema::refused(&mistakes, &format!("schema {}", self.schema), &remedy))
     }
 
@@ -525,7 +525,7 @@ impl Store for Postgres {
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
-        inspect::statistics(self, since).await
+        statistics::statistics(self, since).await
     }
 
     async fn close(&self) {

@@ -16,6 +16,7 @@ mod row;
 mod seals;
 mod sinks;
 mod statement;
+pub(in crate::store) mod statistics;
 mod value;
 
 use async_trait::async_trait;
@@ -146,6 +147,7 @@ mod tests {
                 ("retention", retention::STATEMENTS),
                 ("seals", seals::STATEMENTS),
                 ("sinks", sinks::STATEMENTS),
+                ("statistics", statistics::STATEMENTS),
             ] {
                 for (name, statement) in statements {
                     let _ = writeln!(all, "-- {file}: {name}\n{}\n", statement.sql(dialect));

@@ -1,11 +1,12 @@
 //! Reading a table that is not ours.
 
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{error::explain, migrations, text};
+use super::{error::explain, migrations, text::ask};
 use crate::store::{
     ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
     schema::quoted,
+    sql::{Row, only},
 };
 
 /// What SQLite says to a statement that would write. Source: <https://sqlite.org/rescode.html>
@@ -18,7 +19,6 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }
-    let read = |row: &SqliteRow, index| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(explain);
     let mut found = Vec::new();
     let mut rows = 0;
     for column in columns {
@@ -31,19 +31,16 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
              FROM {}",
             quoted(table)
         );
-        let row = sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(explain)?;
-        rows = read(&row, 0)?;
+        let counts = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
+        let row = only(&counts)?;
+        rows = row.get(0)?;
         found.push(ForeignColumn {
             name: column.name,
             // Its types do not tell.
             lacks_zone: false,
-            filled: read(&row, 1)?,
-            like_ids: read(&row, 2)?,
-            ids: read(&row, 3)?,
+            filled: row.get(1)?,
+            like_ids: row.get(2)?,
+            ids: row.get(3)?,
         });
     }
     // The zone of CURRENT_TIMESTAMP.
@@ -59,26 +56,19 @@ pub(super) async fn read(
 ) -> Result<Vec<ForeignRow>> {
     // A condition that ends our statement and begins another one changes nothing.
     read_only(connection, true).await?;
-    let rows = sqlx::query(AssertSqlSafe(statement(reading)))
-        .persistent(false)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(|error| {
-            let error = explain(error);
-            let writes = error.code.as_deref() == Some(READONLY);
-            let error = if writes { StoreError { trouble: Trouble::Refused, ..error } } else { error };
-            foreign::explained(error, reading)
-        });
+    let query = sqlx::query(AssertSqlSafe(statement(reading))).persistent(false).bind(after).bind(limit);
+    let rows = ask(connection, query).await;
     read_only(connection, false).await?;
-    let rows = rows?;
-    let read = |row: &SqliteRow| {
-        let values = text::read(row, "json")?.unwrap_or_default();
+    let rows = rows.map_err(|error| {
+        let writes = error.code.as_deref() == Some(READONLY);
+        let error = if writes { StoreError { trouble: Trouble::Refused, ..error } } else { error };
+        foreign::explained(error, reading)
+    })?;
+    let read = |row: &Row| {
         Ok(ForeignRow {
-            id: text::read(row, "id")?.unwrap_or_default(),
-            values: serde_json::from_str(&values).unwrap_or_default(),
-            meets_condition: text::read_integer(row, "meets")? == Some(1),
+            id: row.get(0)?,
+            values: serde_json::from_str(&row.get::<String>(1)?).unwrap_or_default(),
+            meets_condition: row.get(2)?,
         })
     };
     rows.iter().map(read).collect()

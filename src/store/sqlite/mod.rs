@@ -57,7 +57,7 @@ use super::{
     Bucket, Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Row, RowFilter, Space, Statistics, Store, StoreError,
     Transaction, Trouble,
-    sql::{Kinds, objects},
+    sql::{Kinds, objects, statistics},
 };
 use crate::model::{ClerkId, Entity};
 
@@ -299,7 +299,7 @@ impl Store for Sqlite {
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
-        inspect::statistics(&mut *self.read().await?, since).await
+        statistics::statistics(self, since).await
     }
 
     async fn close(&self) {

@@ -1,17 +1,32 @@
 //! Values as SQLite holds them: times are RFC 3339 UTC text with milliseconds, booleans 0/1, JSON text.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use sqlx::{Row, sqlite::SqliteRow};
+use sqlx::{
+    Row as _, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 
 use super::error::explain;
 use crate::{
     model::{ClerkId, Entity},
-    store::{Result, StoreError, Trouble},
+    store::{
+        Result, StoreError, Trouble,
+        sql::{Row, RowCells},
+    },
 };
 
 /// Such as `2026-11-21T20:57:27.123Z`: always as long, so that the order of the text is the order of time.
 pub(super) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// The rows of a query that is not one of those which all databases share.
+pub(super) async fn ask(
+    connection: &mut SqliteConnection,
+    query: Query<'_, sqlx::Sqlite, SqliteArguments>,
+) -> Result<Vec<Row>> {
+    Ok(Row::all(query.fetch_all(connection).await.map_err(explain)?, RowCells::Sqlite, &[]))
 }
 
 /// A text column. What is no UTF-8 is read as far as it goes: the application may have written it.
@@ -23,12 +38,6 @@ pub(super) fn read(row: &SqliteRow, column: &str) -> Result<Option<String>> {
 /// An integer column.
 pub(super) fn read_integer(row: &SqliteRow, column: &str) -> Result<Option<i64>> {
     row.try_get_unchecked(column).map_err(explain)
-}
-
-/// A time column; what is no time counts as none.
-pub(super) fn read_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime<Utc>>> {
-    let time = read(row, column)?;
-    Ok(time.and_then(|time| DateTime::parse_from_rfc3339(&time).ok()).map(|time| time.to_utc()))
 }
 
 /// A column of ids that are never NULL.
