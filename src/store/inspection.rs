@@ -70,7 +70,7 @@ pub enum Route {
 /// An identity sequence that hands out numbers which are in use, as a restore may leave it, or that we may not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BehindSequence {
-    pub table: &'static str,
+    pub table: String,
     /// With its schema, quoted where SQL wants it.
     pub sequence: String,
     /// The highest number that is in use.

@@ -26,9 +26,9 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
         )));
     }
     // The names are the catalogue's own, quoted.
-    let counts = found.columns.iter().map(|column| {
+    let counts = found.columns.iter().map(|(column, is_text)| {
         let name = quoted(&column.name);
-        if column.is_text {
+        if *is_text {
             format!(
                 "count(*) FILTER (WHERE {name}::text <> ''), count(*) FILTER (WHERE {name}::text LIKE 'user\\_%'),
                  count(*) FILTER (WHERE {name}::text ~ '^user_[0-9A-Za-z]{{27}}$')"
@@ -47,14 +47,13 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
     let (total, counts): (u64, Vec<i64>) = (count(row, 0)?, get(row, 1)?);
     let zone = zone(&mut session, found.owner).await?;
     session.commit().await?;
-    let columns =
-        found.columns.into_iter().zip(counts.chunks_exact(3)).map(|(column, counts)| ForeignColumn {
-            name: column.name,
-            lacks_zone: column.lacks_zone,
-            filled: counts[0].unsigned_abs(),
-            like_ids: counts[1].unsigned_abs(),
-            ids: counts[2].unsigned_abs(),
-        });
+    let counted = |((column, _), counts): ((ForeignColumn, bool), &[i64])| ForeignColumn {
+        filled: counts[0].unsigned_abs(),
+        like_ids: counts[1].unsigned_abs(),
+        ids: counts[2].unsigned_abs(),
+        ..column
+    };
+    let columns = found.columns.into_iter().zip(counts.chunks_exact(3)).map(counted);
     Ok(ForeignTable { columns: columns.collect(), rows: total, zone, hides_rows: found.hides_rows })
 }
 
@@ -97,13 +96,8 @@ struct Found {
     name: String,
     owner: i64,
     hides_rows: bool,
-    columns: Vec<Column>,
-}
-
-struct Column {
-    name: String,
-    is_text: bool,
-    lacks_zone: bool,
+    /// Each with whether it holds text. Nothing is counted yet.
+    columns: Vec<(ForeignColumn, bool)>,
 }
 
 impl Found {
@@ -125,7 +119,10 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
         rows = as_in_sql.map_err(|error| if error.trouble == Trouble::Broken { none() } else { error })?;
     }
     let first = rows.first().ok_or_else(none)?;
-    let column = |row| Ok(Column { name: get(row, 4)?, is_text: get(row, 5)?, lacks_zone: get(row, 6)? });
+    let column = |row| {
+        let (name, lacks_zone) = (get(row, 4)?, get(row, 6)?);
+        Ok((ForeignColumn { name, lacks_zone, ..ForeignColumn::default() }, get(row, 5)?))
+    };
     Ok(Found {
         schema: get(first, 0)?,
         name: get(first, 1)?,

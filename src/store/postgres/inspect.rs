@@ -40,13 +40,14 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let server = server(&mut session, &store.schema).await?;
     let tables = tables(&mut session, &store.schema).await?;
     let remembered = tables.iter().find(|table| table.name == REMEMBERED);
-    let migrations = if remembered.is_none_or(|table| server.may_use && table.may.contains(&"SELECT")) {
-        let applied = store.applied(&mut session).await?;
-        let known = Migration::pending(POSTGRES, &applied);
-        Some(known.map(|_| Migration::status(POSTGRES, &applied)))
-    } else {
-        None
-    };
+    let migrations =
+        if remembered.is_none_or(|table| server.may_use && table.may.iter().any(|may| may == "SELECT")) {
+            let applied = store.applied(&mut session).await?;
+            let known = Migration::pending(POSTGRES, &applied);
+            Some(known.map(|_| Migration::status(POSTGRES, &applied)))
+        } else {
+            None
+        };
     let applied = match &migrations {
         Some(Ok(status)) => status.iter().filter(|status| status.applied).count(),
         _ => POSTGRES.len(),
@@ -153,7 +154,7 @@ struct Table {
     owner: String,
     /// Whether we are its owner, or as good as that.
     owned: bool,
-    may: Vec<&'static str>,
+    may: Vec<String>,
 }
 
 async fn tables(session: &mut Session, schema: &str) -> Result<Vec<Table>> {
@@ -161,25 +162,18 @@ async fn tables(session: &mut Session, schema: &str) -> Result<Vec<Table>> {
         .rows(
             sql("SELECT c.relname::text, quote_ident(pg_get_userbyid(c.relowner)::text),
                         pg_has_role(c.relowner, 'USAGE'),
-                        has_table_privilege(c.oid, 'SELECT'), has_table_privilege(c.oid, 'INSERT'),
-                        has_table_privilege(c.oid, 'UPDATE'), has_table_privilege(c.oid, 'DELETE')
+                        ARRAY(SELECT p FROM unnest($3::text[]) AS p WHERE has_table_privilege(c.oid, p))
                  FROM pg_class AS c
                  JOIN pg_namespace AS s ON s.oid = c.relnamespace
                  WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p')
                  ORDER BY c.relname")
             .bind(schema)
-            .bind(names().chain([REMEMBERED]).collect::<Vec<_>>()),
+            .bind(names().chain([REMEMBERED]).collect::<Vec<_>>())
+            .bind(PRIVILEGES),
         )
         .await?;
-    let table = |row| {
-        let mut may = Vec::new();
-        for (index, privilege) in PRIVILEGES.into_iter().enumerate() {
-            if get(row, 3 + index)? {
-                may.push(privilege);
-            }
-        }
-        Ok(Table { name: get(row, 0)?, owner: get(row, 1)?, owned: get(row, 2)?, may })
-    };
+    let table =
+        |row| Ok(Table { name: get(row, 0)?, owner: get(row, 1)?, owned: get(row, 2)?, may: get(row, 3)? });
     rows.iter().map(table).collect()
 }
 
@@ -213,8 +207,8 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     let mut alike: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
     let mut strange: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for table in tables {
-        let wanted = needed(&table.name).iter().filter(|privilege| !table.may.contains(privilege));
-        let wanted: Vec<&str> = wanted.copied().collect();
+        let may = |privilege: &str| table.may.iter().any(|granted| granted == privilege);
+        let wanted: Vec<&str> = needed(&table.name).iter().copied().filter(|wanted| !may(wanted)).collect();
         if !wanted.is_empty() {
             alike.entry(wanted).or_default().push(format!("{schema}.{}", table.name));
         }
@@ -380,8 +374,9 @@ mod tests {
         }
     }
 
-    fn table(name: &str, may: &[&'static str]) -> Table {
-        Table { name: name.to_owned(), owner: "admin".to_owned(), owned: false, may: may.to_vec() }
+    fn table(name: &str, may: &[&str]) -> Table {
+        let may = may.iter().map(|privilege| (*privilege).to_owned()).collect();
+        Table { name: name.to_owned(), owner: "admin".to_owned(), owned: false, may }
     }
 
     fn remedies(server: &Server, tables: &[Table], pending: bool) -> Vec<String> {

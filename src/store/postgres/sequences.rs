@@ -27,7 +27,7 @@ pub(super) struct Sequences {
     /// Opens a transaction.
     pub(super) begin: String,
     /// Which ones the log was told of, because we may not set them forward.
-    told: Mutex<HashSet<&'static str>>,
+    told: Mutex<HashSet<String>>,
 }
 
 impl Sequences {
@@ -73,22 +73,22 @@ impl Sequences {
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(LOCK)).await?;
         let mut left = Vec::new();
         for behind in behind(session, &self.schema).await? {
-            if behind.next.is_none() && taken != Some(behind.table) {
+            if behind.next.is_none() && taken != Some(&*behind.table) {
                 continue;
             }
             if behind.next.is_some() && behind.ours_to_set {
                 let statement = sql("SELECT setval($1::regclass, $2)::text");
                 session.rows(statement.bind(behind.sequence.clone()).bind(behind.highest)).await?;
                 tracing::warn!(
-                    table = behind.table,
+                    table = &*behind.table,
                     next = behind.next,
                     highest = behind.highest,
                     "an identity sequence was behind the rows of its table, as a restore may leave it: it is set forward"
                 );
                 continue;
             }
-            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(behind.table) {
-                tracing::error!(table = behind.table, remedy = behind.remedy(), "{}", behind.found());
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(behind.table.clone()) {
+                tracing::error!(table = &*behind.table, remedy = behind.remedy(), "{}", behind.found());
             }
             left.push(behind);
         }
@@ -135,10 +135,8 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
         )
         .await?;
     let one = |row| {
-        let table: String = get(row, 0)?;
-        let table = numbered().find(|name| *name == table);
         Ok(BehindSequence {
-            table: table.ok_or_else(|| StoreError::new(Trouble::Broken))?,
+            table: get(row, 0)?,
             sequence: get(row, 1)?,
             highest: get(row, 2)?,
             next: get(row, 3)?,
@@ -146,9 +144,4 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
         })
     };
     rows.iter().map(one).collect()
-}
-
-/// The tables whose rows the database numbers.
-fn numbered() -> impl Iterator<Item = &'static str> {
-    entity::ALL.iter().map(|entity| entity.table).chain(["audit_log", "outbox"])
 }
