@@ -135,7 +135,7 @@ pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock)
         table.columns.iter().find(|column| column.name == columns.id).map_or(0, |column| column.filled);
     let mut tally = Tally {
         id_column: columns.id.clone(),
-        read: columns.read(),
+        read: columns.read.clone(),
         unread: columns.unread.clone(),
         empty: table
             .columns
@@ -219,7 +219,7 @@ fn delivery(
         News::Erase(EraseIf::Unknown)
     };
     // A time to come would keep Clerk's own events out until then.
-    let updated_at = columns.clerk_updated_at.as_ref();
+    let updated_at = columns.filling("updated_at");
     let updated_at = updated_at.and_then(|column| reader.time_in(&rows[0], column)).filter(|at| *at <= now);
     let version = updated_at.map_or(Version::UNKNOWN, |at| Version {
         version: at.timestamp_millis(),
@@ -233,12 +233,13 @@ fn delivery(
 /// A user who is not deleted.
 fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: DateTime<Utc>) -> News {
     let mut patch = Patch::default();
-    for (field, column) in &columns.fields {
-        if let Some(value) = row.values.get(column).and_then(|json| reader.value(*field, json, column)) {
-            patch.set(*field, value);
+    for (column, ours) in &columns.read {
+        let Some(field) = USER.named(ours) else { continue };
+        if let Some(value) = row.values.get(column).and_then(|json| reader.value(field, json, column)) {
+            patch.set(field, value);
         }
     }
-    let created_at = columns.created_at.as_ref().and_then(|column| reader.time_in(row, column));
+    let created_at = columns.filling("created_at").and_then(|column| reader.time_in(row, column));
     News::Adopt { patch, created_at: created_at.filter(|at| *at <= now) }
 }
 
