@@ -145,7 +145,8 @@ impl<'a> SignatureHeaders<'a> {
 }
 
 /// Why a request was not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Rejection {
     #[error(
         "the headers svix-id, svix-timestamp and svix-signature (or all three as webhook-*) are required, and the id is at most 255 visible ASCII characters"
@@ -168,12 +169,7 @@ impl Rejection {
 
     /// The public code.
     pub fn code(self) -> &'static str {
-        match self {
-            Self::MissingHeaders => "missing_headers",
-            Self::InvalidTimestamp => "invalid_timestamp",
-            Self::TimestampOutOfTolerance => "timestamp_out_of_tolerance",
-            Self::InvalidSignature => "invalid_signature",
-        }
+        self.into()
     }
 }
 
