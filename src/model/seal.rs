@@ -89,18 +89,10 @@ impl fmt::Display for Ids {
 impl Ids {
     /// Those from `first` to `last` that are missing among `ids`, which are sorted.
     pub fn missing(first: i64, last: i64, ids: impl IntoIterator<Item = i64>) -> Vec<Self> {
-        let mut missing = Vec::new();
-        let mut next = first;
-        for id in ids.into_iter().filter(|id| (first..=last).contains(id)) {
-            if id > next {
-                missing.push(Self { first: next, last: id - 1 });
-            }
-            next = id.saturating_add(1);
+        if first > last {
+            return Vec::new();
         }
-        if next <= last {
-            missing.push(Self { first: next, last });
-        }
-        missing
+        Self::without(&[Self { first, last }], &Self::gathered(ids))
     }
 
     /// What is in `these` and not in `others`. Both are sorted, and no two ranges of one touch.

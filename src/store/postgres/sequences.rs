@@ -9,13 +9,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use sqlx::AssertSqlSafe;
-
-use super::{Session, get, sql};
+use super::{Session, inspect::facts, sql};
 use crate::{
     entity,
     model::Entity,
-    store::{BehindSequence, Result, StoreError, Trouble, schema::quoted},
+    store::{BehindSequence, Result, StoreError, Trouble},
 };
 
 /// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
@@ -107,41 +105,28 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
     let of_kind =
         |entity: &&Entity| format!("SELECT '{0}' AS name, max(id) AS highest FROM {0}", entity.table);
     let objects = entity::ALL.iter().map(of_kind).collect::<Vec<_>>().join(" UNION ALL ");
-    let rows = session
-        .rows(
-            sqlx::query(AssertSqlSafe(format!(
-                "SELECT n.name, s.name, n.highest, next.number, has_sequence_privilege(q.seqrelid, 'UPDATE')
-                 FROM (
-                     {objects}
-                     UNION ALL
-                     -- A number under a seal must not come again, whatever became of its line.
-                     SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
-                         SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
-                     ) AS newest)) FROM audit_log
-                     UNION ALL
-                     SELECT 'outbox', max(id) FROM outbox
-                 ) AS n
-                 CROSS JOIN LATERAL (SELECT pg_get_serial_sequence($1 || '.' || n.name, 'id') AS name) AS s
-                 JOIN pg_sequence AS q ON q.seqrelid = s.name::regclass
-                 CROSS JOIN LATERAL (
-                     SELECT CASE WHEN has_sequence_privilege(q.seqrelid, 'SELECT, USAGE')
-                                 THEN coalesce(pg_sequence_last_value(q.seqrelid) + q.seqincrement, q.seqstart) END
-                            AS number
-                 ) AS next
-                 WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
-                 ORDER BY n.name"
-            )))
-            .bind(quoted(schema)),
-        )
-        .await?;
-    let one = |row| {
-        Ok(BehindSequence {
-            table: get(row, 0)?,
-            sequence: get(row, 1)?,
-            highest: get(row, 2)?,
-            next: get(row, 3)?,
-            ours_to_set: get(row, 4)?,
-        })
-    };
-    rows.iter().map(one).collect()
+    let query = format!(
+        "SELECT n.name AS table, s.name AS sequence, n.highest, next.number AS next,
+                has_sequence_privilege(q.seqrelid, 'UPDATE') AS ours_to_set
+         FROM (
+             {objects}
+             UNION ALL
+             -- A number under a seal must not come again, whatever became of its line.
+             SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
+                 SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
+             ) AS newest)) FROM audit_log
+             UNION ALL
+             SELECT 'outbox', max(id) FROM outbox
+         ) AS n
+         CROSS JOIN LATERAL (SELECT pg_get_serial_sequence(quote_ident($1) || '.' || n.name, 'id') AS name) AS s
+         JOIN pg_sequence AS q ON q.seqrelid = s.name::regclass
+         CROSS JOIN LATERAL (
+             SELECT CASE WHEN has_sequence_privilege(q.seqrelid, 'SELECT, USAGE')
+                         THEN coalesce(pg_sequence_last_value(q.seqrelid) + q.seqincrement, q.seqstart) END
+                    AS number
+         ) AS next
+         WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
+         ORDER BY n.name"
+    );
+    facts(session, schema, query).await
 }
