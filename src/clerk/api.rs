@@ -55,9 +55,6 @@ const FIRST_ATTEMPTS: u32 = 6;
 /// The longest wait between two attempts that we choose ourselves.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// Attempts that fail are told this often.
-const WARN_EVERY: Duration = Duration::from_secs(30);
-
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
@@ -178,8 +175,6 @@ pub struct Api {
     paused_until: Mutex<Instant>,
     /// The id of the instance, once it was told.
     instance: OnceCell<String>,
-    /// When it was last said that an attempt failed.
-    warned: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
@@ -285,7 +280,6 @@ impl Api {
             answered: AtomicBool::new(false),
             paused_until: Mutex::new(Instant::now()),
             instance: OnceCell::new(),
-            warned: Mutex::default(),
             clock,
         })
     }
@@ -429,7 +423,7 @@ impl Api {
             if attempts >= allowed.min(persistence.attempts) || Instant::now() + wait >= deadline {
                 return Err(self.unreachable(&why));
             }
-            if self.is_time_to_warn() {
+            if attempts == 1 {
                 tracing::warn!(why, attempts, "Clerk's API does not answer as it should; it is asked again");
             } else {
                 tracing::debug!(why, attempts, "Clerk's API is asked again");
@@ -454,16 +448,6 @@ impl Api {
                 return Ok(());
             }
         }
-    }
-
-    /// Whether nothing was said of failed attempts lately.
-    fn is_time_to_warn(&self) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
-        if is_time {
-            *warned = Some(Instant::now());
-        }
-        is_time
     }
 
     /// Keep everybody from asking for a while.

@@ -241,11 +241,7 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
         None => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
         Some(clerk_id) => Content::Change(Change {
             clerk_id: clerk_id.clone(),
-            version: Version {
-                version: updated_at.unwrap_or(read_at).timestamp_millis(),
-                event_at: read_at.timestamp_millis(),
-                tie: String::new(),
-            },
+            version: Version::at(updated_at.unwrap_or(read_at), read_at, String::new()),
             news: News::Upsert { patch, created_at },
             actor: None,
         }),
@@ -319,13 +315,10 @@ fn read_envelope(
         }
         News::Upsert { patch, created_at }
     };
+    let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
     Ok(Content::Change(Change {
         clerk_id,
-        version: Version {
-            version: updated_at.unwrap_or(event_at).timestamp_millis(),
-            event_at: event_at.timestamp_millis(),
-            tie: event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-        },
+        version: Version::at(updated_at.unwrap_or(event_at), event_at, tie),
         // The deletion itself stores no actor: it would be the first thing to erase.
         actor: if deletion { None } else { read_actor(envelope) },
         news,

@@ -216,19 +216,6 @@ impl Verifier {
         Self { secrets, tolerance: TimeDelta::seconds(tolerance_seconds.into()) }
     }
 
-    /// Believe a request, or say why not.
-    ///
-    /// # Errors
-    /// The first [`Rejection`] in the order: headers, form of the timestamp, its distance, signature.
-    pub fn verify(
-        &self,
-        headers: &SignatureHeaders<'_>,
-        body: Bytes,
-        now: DateTime<Utc>,
-    ) -> Result<Verified, Rejection> {
-        self.expect(headers, now)?.verify(body)
-    }
-
     /// Look at the headers, before the body is there.
     ///
     /// # Errors
@@ -362,7 +349,8 @@ mod tests {
             signature: signature.as_bytes(),
         };
         Verifier::new(secrets, DEFAULT_TOLERANCE_SECONDS)
-            .verify(&headers, Bytes::from(body.to_owned()), at(now))
+            .expect(&headers, at(now))
+            .and_then(|expected| expected.verify(Bytes::from(body.to_owned())))
             .map(|_| ())
     }
 

@@ -8,7 +8,7 @@ mod columns;
 mod marks;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
@@ -80,7 +80,7 @@ pub struct Tally {
     /// Deleted by the table, while they stand here.
     pub standing: Named,
     /// Left out, by the reason.
-    pub left_out: Vec<(String, Named)>,
+    pub left_out: BTreeMap<String, Named>,
     /// Left out, because the database refuses their data.
     pub refused: Named,
     /// Further rows of somebody who has one.
@@ -108,12 +108,7 @@ impl Named {
 
 impl Tally {
     fn leave_out(&mut self, reason: &str, id: &str) {
-        if let Some((_, named)) = self.left_out.iter_mut().find(|(known, _)| known == reason) {
-            return named.add(id);
-        }
-        let mut named = Named::default();
-        named.add(id);
-        self.left_out.push((reason.to_owned(), named));
+        self.left_out.entry(reason.to_owned()).or_default().add(id);
     }
 }
 
@@ -221,11 +216,7 @@ fn delivery(
     // A time to come would keep Clerk's own events out until then.
     let updated_at = columns.filling("updated_at");
     let updated_at = updated_at.and_then(|column| reader.time_in(&rows[0], column)).filter(|at| *at <= now);
-    let version = updated_at.map_or(Version::UNKNOWN, |at| Version {
-        version: at.timestamp_millis(),
-        event_at: at.timestamp_millis(),
-        tie: String::new(),
-    });
+    let version = updated_at.map_or(Version::UNKNOWN, |at| Version::at(at, at, String::new()));
     let content = Content::Change(Change { clerk_id: clerk_id.clone(), version, news, actor: None });
     Some(Delivery::without_webhook(clerk_id, Source::Cli, updated_at.unwrap_or(now), now, content))
 }
