@@ -170,7 +170,7 @@ pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Ve
 /// One whose id is unusable does not spoil it for the others.
 fn listed(json: &str, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let users: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.get("id").is_some());
+    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.contains_key("id"));
     if !users.is_empty() && !users.iter().any(has_id) {
         return None;
     }
@@ -400,6 +400,7 @@ fn at<'a>(data: &Object<'a>, path: &[&str]) -> Readable<Option<&'a RawValue>> {
 
 /// The entry of `list` that the member `id_field` points to, which need not be the first. `None` if the event says nothing of
 /// it; nothing in it if there is none, because the id is null or dangles.
+#[expect(clippy::option_option, reason = "absent, null and present are three things")]
 fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Option<Option<Object<'a>>>> {
     let Some(id) = data.get(id_field) else { return Ok(None) };
     if is_null(id) {

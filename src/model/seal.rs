@@ -3,7 +3,7 @@
 //! What is hashed is written without ambiguity, every value with its kind and its length, and is the same whatever
 //! database keeps it. It is written down here and may never change: seals that exist would not fit their lines any more.
 
-use std::{fmt, fmt::Write as _, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -128,12 +128,7 @@ impl Ids {
 
     /// Such as `18 22-25`.
     pub fn text(ranges: &[Self]) -> String {
-        let mut text = String::new();
-        for (index, range) in ranges.iter().enumerate() {
-            let separator = if index > 0 { " " } else { "" };
-            let _ = write!(text, "{separator}{range}");
-        }
-        text
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 
     /// The ranges of such a text; `None` if it is none.

@@ -57,8 +57,11 @@ pub fn of_objects(entity: &'static Entity) -> Table {
     Table { name: entity.table, columns: columns.collect() }
 }
 
-/// The tables that keep count of them. Columns of one type that stand side by side share a line.
-const RECORDS: [(&str, &[(Kind, &[&str])]); 15] = [
+/// Columns of one type, side by side.
+type Run = (Kind, &'static [&'static str]);
+
+/// The tables that keep count of them.
+const RECORDS: [(&str, &[Run]); 15] = [
     (
         "processed_webhooks",
         &[
@@ -223,7 +226,7 @@ pub(super) fn mistakes(
         if found.is_empty() {
             continue;
         }
-        for (name, kind) in table.columns.iter() {
+        for (name, kind) in &table.columns {
             let what = match found.iter().find(|column| column.name == *name) {
                 None => format!("column {name} is missing"),
                 Some(column) if !fits(*kind, &column.type_name) => {

@@ -44,9 +44,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let remembered = tables.iter().find(|table| table.name == REMEMBERED);
     let migrations =
         if remembered.is_none_or(|table| server.may_use && table.may.iter().any(|may| may == "SELECT")) {
-            let applied = store.applied(&mut session).await?;
-            let known = Migration::pending(POSTGRES, &applied);
-            Some(known.map(|_| Migration::status(POSTGRES, &applied)))
+            Some(Migration::checked(POSTGRES, &store.applied(&mut session).await?))
         } else {
             None
         };

@@ -47,12 +47,11 @@ pub(in crate::store) async fn statistics(store: &dyn Database, since: DateTime<U
         rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?;
     let mut tables = Vec::new();
     for name in names {
-        let count = match estimates.get(name).copied().filter(|rows| *rows >= COUNTED) {
-            Some(rows) => Count { rows, estimated: true },
-            None => {
-                let statement = Statement::made(format!("SELECT count(*) FROM {name}"));
-                Count::exact(only(&session.rows(&statement, values![]).await?)?.get(0)?)
-            }
+        let count = if let Some(rows) = estimates.get(name).copied().filter(|rows| *rows >= COUNTED) {
+            Count { rows, estimated: true }
+        } else {
+            let statement = Statement::made(format!("SELECT count(*) FROM {name}"));
+            Count::exact(only(&session.rows(&statement, values![]).await?)?.get(0)?)
         };
         tables.push((name, count));
     }

@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{migrations, text::ask};
 use crate::store::{
-    Inspection, Reference, Result, Size,
+    Inspection, Migration, Reference, Result, Size,
     migration::SQLITE,
     schema::{self, quoted},
     sql::{Row, only},
@@ -18,10 +18,8 @@ pub(super) async fn inspect(
     anonymize_columns: &[String],
 ) -> Result<Inspection> {
     let version: String = only(&ask(connection, sqlx::query("SELECT sqlite_version()")).await?)?.get(0)?;
-    let migrations = match migrations::pending(connection).await {
-        Ok(_) => Ok(migrations::status(connection).await?),
-        Err(error) => Err(error),
-    };
+    let applied = migrations::applied(connection).await;
+    let migrations = applied.and_then(|applied| Migration::checked(SQLITE, &applied));
     let applied = match &migrations {
         Ok(status) => status.iter().filter(|status| status.applied).count(),
         Err(_) => SQLITE.len(),

@@ -129,7 +129,7 @@ async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
 }
 
 /// Versions and checksums of what is applied.
-async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
+pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
     if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
         return Ok(Vec::new());
     }
