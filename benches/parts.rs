@@ -74,7 +74,8 @@ impl Signed {
             timestamp: self.timestamp.as_bytes(),
             signature: self.signature.as_bytes(),
         };
-        verifier.verify(&headers, Bytes::clone(&self.body), self.at).expect("genuine")
+        let expected = verifier.expect(&headers, self.at).expect("in time");
+        expected.verify(Bytes::clone(&self.body)).expect("genuine")
     }
 }
 

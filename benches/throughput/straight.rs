@@ -90,7 +90,8 @@ pub(crate) fn delivery(svix_id: &str, body: &Bytes, now: DateTime<Utc>) -> Deliv
         signature: signature.as_bytes(),
     };
     let verified = Verifier::new(vec![secret], 300)
-        .verify(&headers, Bytes::clone(body), now)
+        .expect(&headers, now)
+        .and_then(|expected| expected.verify(Bytes::clone(body)))
         .expect("our own signature");
     event::parse(&verified, &Selection::of(&USER, fields()), now).delivery
 }

@@ -20,7 +20,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use metrics::counter;
 use reqwest::{Client, Response, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Mutex as AsyncMutex, OnceCell},
@@ -54,9 +54,6 @@ const FIRST_ATTEMPTS: u32 = 6;
 
 /// The longest wait between two attempts that we choose ourselves.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-
-/// Attempts that fail are told this often.
-const WARN_EVERY: Duration = Duration::from_secs(30);
 
 /// The longest that a `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
@@ -123,6 +120,15 @@ pub struct Filters {
     pub created_after: Option<i64>,
 }
 
+impl Filters {
+    /// As the API is asked, for those who also signed up after this.
+    fn query(&self, created_after: Option<i64>) -> Vec<(&'static str, String)> {
+        let created_after = created_after.max(self.created_after);
+        let after = created_after.map(|after| ("created_at_after", after.to_string()));
+        self.values.iter().cloned().chain(after).collect()
+    }
+}
+
 /// One page of a list in the order of sign-up.
 #[derive(Clone, Copy, Debug)]
 pub struct List<'a> {
@@ -167,8 +173,6 @@ pub struct Api {
     paused_until: Mutex<Instant>,
     /// The id of the instance, once it was told.
     instance: OnceCell<String>,
-    /// When it was last said that an attempt failed.
-    warned: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
@@ -243,10 +247,7 @@ impl std::fmt::Display for Refusal {
 }
 
 /// A body, and when what it says was true.
-struct Answer {
-    body: Vec<u8>,
-    moment: Moment,
-}
+type Answer = (Vec<u8>, Moment);
 
 /// How one attempt ended without an answer.
 enum Failed {
@@ -277,7 +278,6 @@ impl Api {
             answered: AtomicBool::new(false),
             paused_until: Mutex::new(Instant::now()),
             instance: OnceCell::new(),
-            warned: Mutex::default(),
             clock,
         })
     }
@@ -296,14 +296,9 @@ impl Api {
     /// # Errors
     /// As [`ApiError`] says.
     pub async fn instance(&self, persistence: Persistence) -> Result<&str, ApiError> {
-        #[derive(Deserialize)]
-        struct Instance {
-            id: String,
-        }
         let ask = async || {
-            let answer = self.get(self.url("instance", &Filters::default()), persistence).await?;
-            let instance = serde_json::from_slice(&answer.body).ok();
-            let id = instance.map(|Instance { id }| id).filter(|id| self.is_word(id, in_ids));
+            let (body, _) = self.get(self.url("instance", vec![]), persistence).await?;
+            let id = member(&body, "/id").as_str().map(str::to_owned).filter(|id| self.is_word(id, in_ids));
             id.ok_or_else(|| self.unintelligible("no instance with an id"))
         };
         self.instance.get_or_try_init(ask).await.map(String::as_str)
@@ -314,22 +309,15 @@ impl Api {
     /// # Errors
     /// As [`ApiError`] says.
     pub async fn list(&self, list: &List<'_>, reading: &Reading) -> Result<Shown, ApiError> {
-        let mut url = self.url("users", list.filters);
-        {
-            let mut query = url.query_pairs_mut();
-            query.append_pair("order_by", "+created_at").append_pair("limit", &list.limit.to_string());
-            if let Some(after) = list.created_after.max(list.filters.created_after) {
-                query.append_pair("created_at_after", &after.to_string());
-            }
-            if list.offset > 0 {
-                query.append_pair("offset", &list.offset.to_string());
-            }
-        }
-        let answer = self.get_within(url, Persistence::BACKGROUND, list.most_bytes).await?;
-        let users = event::users(&answer.body, reading, answer.moment)
+        let mut query = list.filters.query(list.created_after);
+        query.extend([("order_by", "+created_at".to_owned()), ("limit", list.limit.to_string())]);
+        query.extend((list.offset > 0).then(|| ("offset", list.offset.to_string())));
+        let url = self.url("users", query);
+        let (body, moment) = self.get_within(url, Persistence::BACKGROUND, list.most_bytes).await?;
+        let users = event::users(&body, reading, moment)
             .filter(|users| users.len() <= list.limit)
             .ok_or_else(|| self.unintelligible("no list of users"))?;
-        Ok(Shown { users, bytes: answer.body.len() })
+        Ok(Shown { users, bytes: body.len() })
     }
 
     /// A page of objects of the kind that `reading` names, in the order of their creation.
@@ -337,16 +325,17 @@ impl Api {
     /// # Errors
     /// As [`ApiError`] says.
     pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<Listed, ApiError> {
-        let mut url = self.url(reading.entity.path.unwrap_or_default(), &Filters::default());
-        url.query_pairs_mut()
-            .append_pair("order_by", "+created_at")
-            .append_pair("limit", &PAGE.to_string())
-            .append_pair("offset", &offset.to_string());
-        let answer = self.get_within(url, Persistence::BACKGROUND, MAX_ANSWER_BYTES).await?;
-        let (found, total) = event::objects(&answer.body, reading, answer.moment)
+        let query = [
+            ("order_by", "+created_at".to_owned()),
+            ("limit", PAGE.to_string()),
+            ("offset", offset.to_string()),
+        ];
+        let url = self.url(reading.entity.path.unwrap_or_default(), query.into());
+        let (body, moment) = self.get(url, Persistence::BACKGROUND).await?;
+        let (found, total) = event::objects(&body, reading, moment)
             .filter(|(found, _)| found.len() <= PAGE)
             .ok_or_else(|| self.unintelligible("no list with a count"))?;
-        Ok(Listed { found, total, bytes: answer.body.len() })
+        Ok(Listed { found, total, bytes: body.len() })
     }
 
     /// How many users there are.
@@ -354,18 +343,9 @@ impl Api {
     /// # Errors
     /// As [`ApiError`] says.
     pub async fn count(&self, filters: &Filters) -> Result<u64, ApiError> {
-        #[derive(Deserialize)]
-        struct Count {
-            total_count: u64,
-        }
-        let mut url = self.url("users/count", filters);
-        if let Some(after) = filters.created_after {
-            url.query_pairs_mut().append_pair("created_at_after", &after.to_string());
-        }
-        let answer = self.get(url, Persistence::BACKGROUND).await?;
-        let count: Count =
-            serde_json::from_slice(&answer.body).map_err(|_| self.unintelligible("no number of users"))?;
-        Ok(count.total_count)
+        let (body, _) =
+            self.get(self.url("users/count", filters.query(None)), Persistence::BACKGROUND).await?;
+        member(&body, "/total_count").as_u64().ok_or_else(|| self.unintelligible("no number of users"))
     }
 
     /// One object; `None` if Clerk does not know this id, or it is not one that can be [asked for](can_ask).
@@ -381,28 +361,27 @@ impl Api {
         if !can_ask(id) {
             return Ok(None);
         }
-        let mut url = self.url(id.entity().path.unwrap_or_default(), &Filters::default());
+        let mut url = self.url(id.entity().path.unwrap_or_default(), vec![]);
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(id.as_str());
         }
-        let answer = match self.get(url, persistence).await {
+        let (body, moment) = match self.get(url, persistence).await {
             // A proxy, or a Clerk without this instance, answers 404 as well, and says nothing of the object.
             Err(ApiError::Refused { refusal, .. }) if refusal.status == 404 && refusal.code == NOT_FOUND => {
                 return Ok(None);
             }
             answer => answer?,
         };
-        let found = event::user(&answer.body, reading, answer.moment)
+        let found = event::user(&body, reading, moment)
             .filter(|found| found.clerk_id == *id)
             .ok_or_else(|| self.unintelligible("not what was asked for"))?;
         Ok(Some(found))
     }
 
-    fn url(&self, path: &str, filters: &Filters) -> Url {
+    fn url(&self, path: &str, query: Vec<(&'static str, String)>) -> Url {
         let mut url = self.base.join(path).unwrap_or_else(|_| self.base.clone());
-        if !filters.values.is_empty() {
-            url.query_pairs_mut()
-                .extend_pairs(filters.values.iter().map(|(name, value)| (*name, value.as_str())));
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
         url
     }
@@ -441,7 +420,7 @@ impl Api {
             if attempts >= allowed.min(persistence.attempts) || Instant::now() + wait >= deadline {
                 return Err(self.unreachable(&why));
             }
-            if self.is_time_to_warn() {
+            if attempts == 1 {
                 tracing::warn!(why, attempts, "Clerk's API does not answer as it should; it is asked again");
             } else {
                 tracing::debug!(why, attempts, "Clerk's API is asked again");
@@ -466,16 +445,6 @@ impl Api {
                 return Ok(());
             }
         }
-    }
-
-    /// Whether nothing was said of failed attempts lately.
-    fn is_time_to_warn(&self) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
-        if is_time {
-            *warned = Some(Instant::now());
-        }
-        is_time
     }
 
     /// Keep everybody from asking for a while.
@@ -532,7 +501,7 @@ impl Api {
             }
         };
         match status {
-            StatusCode::OK => Ok(Answer { body, moment: Moment { read_at, now: sent_at } }),
+            StatusCode::OK => Ok((body, Moment { read_at, now: sent_at })),
             StatusCode::TOO_MANY_REQUESTS => {
                 Err(Failed::TooEarly { wait: retry_after.unwrap_or(Duration::from_secs(1)) })
             }
@@ -550,24 +519,14 @@ impl Api {
     }
 
     fn refusal(&self, status: StatusCode, body: &[u8]) -> Refusal {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Errors {
-            errors: Vec<Error>,
-            clerk_trace_id: Option<String>,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Error {
-            code: String,
-        }
-        let mut errors: Errors = serde_json::from_slice(body).unwrap_or_default();
-        let error = if errors.errors.is_empty() { Error::default() } else { errors.errors.swap_remove(0) };
         let in_codes = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let word = |pointer, in_words: fn(u8) -> bool| {
+            member(body, pointer).as_str().map(str::to_owned).filter(|word| self.is_word(word, in_words))
+        };
         Refusal {
             status: status.as_u16(),
-            code: Some(error.code).filter(|code| self.is_word(code, in_codes)).unwrap_or_default(),
-            trace_id: errors.clerk_trace_id.filter(|id| self.is_word(id, in_ids)),
+            code: word("/errors/0/code", in_codes).unwrap_or_default(),
+            trace_id: word("/clerk_trace_id", in_ids),
         }
     }
 
@@ -629,8 +588,7 @@ fn client(base: &Url) -> Result<Client, ApiError> {
 
 /// Where the API is, so that a wrong `CLERK_API_URL` can be seen: without a user and a password that may stand in it.
 fn place(base: &Url) -> String {
-    let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}", base.scheme(), base.host_str().unwrap_or_default())
+    base.origin().ascii_serialization()
 }
 
 fn unreachable(base: &Url, why: &str) -> ApiError {
@@ -664,6 +622,12 @@ pub async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<
         body.extend_from_slice(&chunk);
     }
     Ok(Some(body))
+}
+
+/// What stands at this place of a JSON body; null if there is nothing.
+fn member(body: &[u8], pointer: &str) -> Value {
+    let body: Option<Value> = serde_json::from_slice(body).ok();
+    body.and_then(|mut body| body.pointer_mut(pointer).map(Value::take)).unwrap_or_default()
 }
 
 /// A time as HTTP writes it.

@@ -7,16 +7,16 @@
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{
     signature::Verified,
-    text::{decoded, fits_every_store, storable},
+    text::{decoded, for_every_store, storable},
     time::instant,
 };
 use crate::{
@@ -37,55 +37,29 @@ const MAX_ACTOR_CHARS: usize = 512;
 /// The longest text of a field that an index of every database can hold, in bytes; Clerk's longest address has 254.
 const MAX_INDEXED_BYTES: usize = 2_000;
 
-/// Every event type that Clerk is known to send. New ones appear without notice.
-pub const KNOWN_TYPES: [&str; 46] = [
-    "user.created",
-    "user.updated",
-    "user.deleted",
-    "session.created",
-    "session.pending",
-    "session.ended",
-    "session.removed",
-    "session.revoked",
-    "organization.created",
-    "organization.updated",
-    "organization.deleted",
-    "organizationDomain.created",
-    "organizationDomain.updated",
-    "organizationDomain.deleted",
-    "organizationInvitation.created",
-    "organizationInvitation.accepted",
-    "organizationInvitation.revoked",
-    "organizationMembership.created",
-    "organizationMembership.updated",
-    "organizationMembership.deleted",
-    "role.created",
-    "role.updated",
-    "role.deleted",
-    "permission.created",
-    "permission.updated",
-    "permission.deleted",
-    "email.created",
-    "sms.created",
-    "waitlistEntry.created",
-    "waitlistEntry.updated",
-    "subscription.created",
-    "subscription.updated",
-    "subscription.active",
-    "subscription.pastDue",
-    "subscriptionItem.created",
-    "subscriptionItem.updated",
-    "subscriptionItem.active",
-    "subscriptionItem.canceled",
-    "subscriptionItem.upcoming",
-    "subscriptionItem.ended",
-    "subscriptionItem.abandoned",
-    "subscriptionItem.incomplete",
-    "subscriptionItem.pastDue",
-    "subscriptionItem.freeTrialEnding",
-    "paymentAttempt.created",
-    "paymentAttempt.updated",
+/// Every event type that Clerk is known to send, by the object. New ones appear without notice.
+const TYPES: [(&str, &[&str]); 15] = [
+    ("user", &["created", "updated", "deleted"]),
+    ("session", &["created", "pending", "ended", "removed", "revoked"]),
+    ("organization", &["created", "updated", "deleted"]),
+    ("organizationDomain", &["created", "updated", "deleted"]),
+    ("organizationInvitation", &["created", "accepted", "revoked"]),
+    ("organizationMembership", &["created", "updated", "deleted"]),
+    ("role", &["created", "updated", "deleted"]),
+    ("permission", &["created", "updated", "deleted"]),
+    ("email", &["created"]),
+    ("sms", &["created"]),
+    ("waitlistEntry", &["created", "updated"]),
+    ("subscription", &["created", "updated", "active", "pastDue"]),
+    ("subscriptionItem", &["created", "updated", "active", "canceled", "upcoming", "ended", "abandoned"]),
+    ("subscriptionItem", &["incomplete", "pastDue", "freeTrialEnding"]),
+    ("paymentAttempt", &["created", "updated"]),
 ];
+
+/// The same, as events name them.
+pub static KNOWN_TYPES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    TYPES.iter().flat_map(|(object, what)| what.iter().map(move |what| format!("{object}.{what}"))).collect()
+});
 
 /// The type of an event of our own, that nobody has to keep: whoever is answered knows that the secret it was signed with is
 /// the right one.
@@ -93,9 +67,8 @@ pub const PROBE: &str = "clerk-sync.probe";
 
 /// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
 pub fn label(event_type: Option<&str>) -> &'static str {
-    event_type
-        .and_then(|name| KNOWN_TYPES.into_iter().find(|known| *known == name))
-        .unwrap_or(telemetry::OTHER)
+    let known = event_type.and_then(|name| KNOWN_TYPES.iter().find(|known| *known == name));
+    known.map_or(telemetry::OTHER, String::as_str)
 }
 
 /// The same for the kind of object that an event is about.
@@ -197,7 +170,7 @@ pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Ve
 /// One whose id is unusable does not spoil it for the others.
 fn listed(json: &str, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let users: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.get("id").is_some());
+    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.contains_key("id"));
     if !users.is_empty() && !users.iter().any(has_id) {
         return None;
     }
@@ -259,7 +232,7 @@ pub(super) struct Moment {
 fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let Moment { read_at, now } = moment;
     let data = object(json)?;
-    let usable = data.get("id").and_then(string).and_then(|id| ClerkId::new(reading.entity, id));
+    let usable = data.get("id").and_then(|id| string(id)).and_then(|id| ClerkId::new(reading.entity, id));
     let mut unread = Vec::new();
     let created_at = time_of(&data, "created_at", &mut unread, |_| true);
     let updated_at = time_of(&data, "updated_at", &mut unread, |at| plausible(at, now));
@@ -268,16 +241,12 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
         None => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
         Some(clerk_id) => Content::Change(Change {
             clerk_id: clerk_id.clone(),
-            version: Version {
-                version: updated_at.unwrap_or(read_at).timestamp_millis(),
-                event_at: read_at.timestamp_millis(),
-                tie: String::new(),
-            },
+            version: Version::at(updated_at.unwrap_or(read_at), read_at, String::new()),
             news: News::Upsert { patch, created_at },
             actor: None,
         }),
     };
-    let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id")))?;
+    let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id").copied()))?;
     let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery, unread })
@@ -309,15 +278,17 @@ fn read_envelope(
     selection: &Selection,
     now: DateTime<Utc>,
 ) -> Usable<Content> {
-    event.instance_id = envelope.get("instance_id").and_then(string);
+    event.instance_id = envelope.get("instance_id").and_then(|id| string(id));
     let after_1970 = |at: DateTime<Utc>| at.timestamp() >= 0 && plausible(at, now);
     if let Some(at) = time_of(envelope, "timestamp", &mut event.unread, after_1970) {
         event.delivery.event_at = at;
     }
-    let data = envelope.object("data");
-    let id = data.as_ref().and_then(|data| data.get("id")).filter(|raw| !is_null(raw));
-    let Some(event_type) =
-        envelope.get("type").and_then(string).filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
+    let data = object_in(envelope, "data");
+    let id = data.as_ref().and_then(|data| data.get("id").copied()).filter(|raw| !is_null(raw));
+    let Some(event_type) = envelope
+        .get("type")
+        .and_then(|name| string(name))
+        .filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
     else {
         // Nobody knows what `data.id` names, so it is kept under nobody, and an erasure looks into the body.
         return Err("the envelope has no usable `type`".into());
@@ -344,13 +315,10 @@ fn read_envelope(
         }
         News::Upsert { patch, created_at }
     };
+    let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
     Ok(Content::Change(Change {
         clerk_id,
-        version: Version {
-            version: updated_at.unwrap_or(event_at).timestamp_millis(),
-            event_at: event_at.timestamp_millis(),
-            tie: event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-        },
+        version: Version::at(updated_at.unwrap_or(event_at), event_at, tie),
         // The deletion itself stores no actor: it would be the first thing to erase.
         actor: if deletion { None } else { read_actor(envelope) },
         news,
@@ -405,89 +373,63 @@ struct Unreadable;
 type Readable<T> = Result<T, Unreadable>;
 
 fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
-    let read = match field.holds {
-        Holds::Text => text,
-        Holds::Int => integer,
-        Holds::Bool => boolean,
-        Holds::Time => time,
-        Holds::Json => json,
-    };
+    let read = |raw: &RawValue| value(raw, field.holds);
     match field.place {
-        Place::Member => data.get(field.name()).map(read).transpose(),
-        Place::Path(path) => {
-            let (last, objects) = path.split_last().ok_or(Unreadable)?;
-            let mut inside = Cow::Borrowed(data);
-            for name in objects {
-                match inside.get(name) {
-                    None => return Ok(None),
-                    Some(raw) => inside = Cow::Owned(object(raw.get()).ok_or(Unreadable)?),
-                }
-            }
-            inside.get(last).map(read).transpose()
+        Place::Member => data.get(field.name()).map(|raw| read(raw)).transpose(),
+        Place::Path(path) => at(data, path)?.map(read).transpose(),
+        Place::Primary { id, list, member } => {
+            primary(data, id, list)?.map(|entry| indexed(entry.as_ref(), member)).transpose()
         }
-        Place::Primary { id, list, member } => Primary::find(data, id, list)?.text(member),
         Place::PrimaryIsVerified { id, list, member } => {
-            let primary = Primary::find(data, id, list)?;
+            let Some(entry) = primary(data, id, list)? else { return Ok(None) };
             // Of an address that stays as it is this says nothing.
-            primary.text(member)?;
-            primary.value(|entry| Ok(Value::Bool(is_verified(entry))))
+            indexed(entry.as_ref(), member)?;
+            Ok(Some(entry.map_or(Value::Null, |entry| Value::Bool(is_verified(&entry)))))
         }
     }
 }
 
-/// The primary entry of a list of addresses or numbers.
-enum Primary<'a> {
-    /// The event says nothing of it.
-    Unsaid,
-    /// There is none, be it that the id is null or that it dangles.
-    Missing,
-    Entry(Object<'a>),
+/// The member at the end of a path through objects.
+fn at<'a>(data: &Object<'a>, path: &[&str]) -> Readable<Option<&'a RawValue>> {
+    let [name, rest @ ..] = path else { return Err(Unreadable) };
+    match data.get(*name) {
+        Some(raw) if !rest.is_empty() => at(&object(raw.get()).ok_or(Unreadable)?, rest),
+        found => Ok(found.copied()),
+    }
 }
 
-impl<'a> Primary<'a> {
-    /// The entry of `list` that `id_field` points to. It need not be the first.
-    fn find(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Self> {
-        let Some(id) = data.get(id_field) else { return Ok(Self::Unsaid) };
-        if is_null(id) {
-            return Ok(Self::Missing);
-        }
-        let id = string(id).ok_or(Unreadable)?;
-        let Some(entries) = data.get(list) else { return Ok(Self::Unsaid) };
-        if is_null(entries) {
-            return Ok(Self::Missing);
-        }
-        let entries: Vec<&RawValue> = serde_json::from_str(entries.get()).map_err(|_| Unreadable)?;
-        let named = |entry: &Object<'_>| entry.get("id").and_then(string).is_some_and(|own| own == id);
-        let entry = entries.into_iter().filter_map(|entry| object(entry.get())).find(named);
-        Ok(entry.map_or(Self::Missing, Self::Entry))
+/// The entry of `list` that the member `id_field` points to, which need not be the first. `None` if the event says nothing of
+/// it; nothing in it if there is none, because the id is null or dangles.
+#[expect(clippy::option_option, reason = "absent, null and present are three things")]
+fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Option<Option<Object<'a>>>> {
+    let Some(id) = data.get(id_field) else { return Ok(None) };
+    if is_null(id) {
+        return Ok(Some(None));
     }
+    let id = string(id).ok_or(Unreadable)?;
+    let Some(entries) = data.get(list) else { return Ok(None) };
+    let entries: Option<Vec<&RawValue>> = serde_json::from_str(entries.get()).map_err(|_| Unreadable)?;
+    let named = |entry: &Object<'_>| entry.get("id").and_then(|own| string(own)).is_some_and(|own| own == id);
+    Ok(Some(entries.unwrap_or_default().into_iter().filter_map(|entry| object(entry.get())).find(named)))
+}
 
-    /// What it says of a field, by way of what an entry says.
-    fn value(&self, read: impl Fn(&Object<'a>) -> Readable<Value>) -> Readable<Option<Value>> {
-        match self {
-            Self::Unsaid => Ok(None),
-            Self::Missing => Ok(Some(Value::Null)),
-            Self::Entry(entry) => read(entry).map(Some),
-        }
-    }
-
-    /// An address or a number, which there is an index on, ours or the application's.
-    fn text(&self, name: &str) -> Readable<Option<Value>> {
-        let value = self.value(|entry| entry.get(name).map_or(Ok(Value::Null), text))?;
-        let fits = |value: &Value| value.text().is_none_or(|text| text.len() <= MAX_INDEXED_BYTES);
-        if value.as_ref().is_none_or(fits) { Ok(value) } else { Err(Unreadable) }
-    }
+/// An address or a number, which there is an index on, ours or the application's.
+fn indexed(entry: Option<&Object<'_>>, name: &str) -> Readable<Value> {
+    let value =
+        entry.and_then(|entry| entry.get(name)).map_or(Ok(Value::Null), |raw| value(raw, Holds::Text))?;
+    let fits = value.text().is_none_or(|text| text.len() <= MAX_INDEXED_BYTES);
+    if fits { Ok(value) } else { Err(Unreadable) }
 }
 
 fn is_verified(entry: &Object<'_>) -> bool {
-    let verification = entry.object("verification");
-    let status = verification.and_then(|verification| verification.get("status").and_then(string));
-    status.is_some_and(|status| status == "verified")
+    let verification = object_in(entry, "verification");
+    verification
+        .and_then(|verification| string(verification.get("status")?))
+        .is_some_and(|status| status == "verified")
 }
 
 fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
-    let attributes = envelope.object("event_attributes")?;
-    let request = attributes.object("http_request")?;
+    let request = object_in(&object_in(envelope, "event_attributes")?, "http_request")?;
     let filled = |name: &str| {
         let value: String = string(request.get(name)?)?.chars().take(MAX_ACTOR_CHARS).collect();
         (!value.is_empty()).then_some(value)
@@ -496,98 +438,15 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
     (actor.ip.is_some() || actor.user_agent.is_some()).then_some(actor)
 }
 
-/// The members of an object.
-#[derive(Clone)]
-struct Object<'a>(Vec<(Cow<'a, str>, Member<'a>)>);
-
-#[derive(Clone)]
-enum Member<'a> {
-    Raw(&'a RawValue),
-    /// Read where it stands, so that nothing of it is gone through twice; or null.
-    Object(Option<Object<'a>>),
-}
-
-/// The names of those that are objects themselves, unless a sender is up to something.
-const OBJECTS: [&str; 4] = ["data", "event_attributes", "http_request", "verification"];
-
-impl<'a> Object<'a> {
-    fn get(&self, name: &str) -> Option<&'a RawValue> {
-        match self.member(name)? {
-            Member::Raw(raw) => Some(raw),
-            Member::Object(_) => None,
-        }
-    }
-
-    /// One of [`OBJECTS`].
-    fn object(&self, name: &str) -> Option<Cow<'_, Self>> {
-        match self.member(name)? {
-            Member::Raw(raw) => object(raw.get()).map(Cow::Owned),
-            Member::Object(object) => object.as_ref().map(Cow::Borrowed),
-        }
-    }
-
-    /// Of repeated names the last one counts, as everywhere in JSON.
-    fn member(&self, name: &str) -> Option<&Member<'a>> {
-        self.0.iter().rev().find(|(known, _)| known == name).map(|(_, member)| member)
-    }
-}
-
-/// Reads the members of an object, or null; `nested`: and those of its [`OBJECTS`], which then must be such.
-#[derive(Clone, Copy)]
-struct Members {
-    nested: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Members {
-    type Value = Option<Object<'de>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_option(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Option<Object<'de>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object or null")
-    }
-
-    fn visit_none<E>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::with_capacity(48);
-        while let Some(Name(name)) = map.next_key()? {
-            let member = if self.nested && OBJECTS.contains(&&*name) {
-                Member::Object(map.next_value_seed(self)?)
-            } else {
-                Member::Raw(map.next_value()?)
-            };
-            members.push((name, member));
-        }
-        Ok(Some(Object(members)))
-    }
-}
-
-/// The name of a member, borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+/// The members of an object, each as it is written. Of repeated names the last one counts, as everywhere in JSON.
+type Object<'a> = BTreeMap<String, &'a RawValue>;
 
 fn object(json: &str) -> Option<Object<'_>> {
-    let read = |nested| {
-        let mut deserializer = serde_json::Deserializer::from_str(json);
-        let object = Members { nested }.deserialize(&mut deserializer).ok()?;
-        deserializer.end().ok()?;
-        object
-    };
-    // Where something else stands in an object's place, it must not spoil what stands beside it.
-    read(true).or_else(|| read(false))
+    serde_json::from_str(json).ok()
+}
+
+fn object_in<'a>(object_around: &Object<'a>, name: &str) -> Option<Object<'a>> {
+    object(object_around.get(name)?.get())
 }
 
 fn is_null(raw: &RawValue) -> bool {
@@ -595,37 +454,25 @@ fn is_null(raw: &RawValue) -> bool {
 }
 
 fn string(raw: &RawValue) -> Option<String> {
+    typed(raw)
+}
+
+fn typed<T: DeserializeOwned>(raw: &RawValue) -> Option<T> {
     serde_json::from_str(raw.get()).ok()
 }
 
-fn text(raw: &RawValue) -> Readable<Value> {
-    let text: Option<String> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
-    Ok(text.map_or(Value::Null, Value::Text))
-}
-
-fn integer(raw: &RawValue) -> Readable<Value> {
-    let number: Option<i64> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
-    Ok(number.map_or(Value::Null, Value::Int))
-}
-
-fn boolean(raw: &RawValue) -> Readable<Value> {
-    let truth: Option<bool> = serde_json::from_str(raw.get()).map_err(|_| Unreadable)?;
-    Ok(truth.map_or(Value::Null, Value::Bool))
-}
-
-fn time(raw: &RawValue) -> Readable<Value> {
+fn value(raw: &RawValue, holds: Holds) -> Readable<Value> {
     if is_null(raw) {
         return Ok(Value::Null);
     }
-    instant(raw.get()).map(Value::Time).ok_or(Unreadable)
-}
-
-fn json(raw: &RawValue) -> Readable<Value> {
-    match raw.get() {
-        "null" => Ok(Value::Null),
-        json if fits_every_store(json) => Ok(Value::Json(json.to_owned())),
-        _ => Err(Unreadable),
-    }
+    let value = match holds {
+        Holds::Text => string(raw).map(Value::Text),
+        Holds::Int => typed(raw).map(Value::Int),
+        Holds::Bool => typed(raw).map(Value::Bool),
+        Holds::Time => instant(raw.get()).map(Value::Time),
+        Holds::Json => for_every_store(raw.get()).map(Value::Json),
+    };
+    value.ok_or(Unreadable)
 }
 
 #[cfg(test)]

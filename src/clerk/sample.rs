@@ -32,9 +32,8 @@ pub fn id(prefix: &str, mut random: impl FnMut() -> u8) -> String {
 /// do: so it can be tried on any service that has the secret, and decides nothing for the events of Clerk.
 pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String> {
     let data = match event_type {
-        "user.created" => user(user_id, "Ada", "Byron", at, at),
-        "user.updated" => user(user_id, "Ada", "Lovelace", at - TimeDelta::minutes(1), at),
-        "user.deleted" => json!({ "deleted": true, "id": user_id, "object": "user" }),
+        "user.created" => user(user_id, "Byron", at, at),
+        "user.updated" => user(user_id, "Lovelace", at - TimeDelta::minutes(1), at),
         "session.created" => json!({
             "id": user_id.replacen("user_", "sess_", 1), "object": "session", "status": "active", "user_id": user_id,
             "client_id": user_id.replacen("user_", "client_", 1),
@@ -101,20 +100,14 @@ pub fn curl(url: &str, svix_id: &str, body: &str, secret: &Secret, at: DateTime<
     )
 }
 
-fn user(
-    id: &str,
-    first_name: &str,
-    last_name: &str,
-    created: DateTime<Utc>,
-    updated: DateTime<Utc>,
-) -> Value {
+fn user(id: &str, last_name: &str, created: DateTime<Utc>, updated: DateTime<Utc>) -> Value {
     let email_id = id.replacen("user_", "idn_", 1);
     json!({
         "id": id,
         "object": "user",
         "external_id": null,
         "username": null,
-        "first_name": first_name,
+        "first_name": "Ada",
         "last_name": last_name,
         "locale": "en-GB",
         "image_url": "https://img.clerk.com/sample",

@@ -145,7 +145,8 @@ impl<'a> SignatureHeaders<'a> {
 }
 
 /// Why a request was not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Rejection {
     #[error(
         "the headers svix-id, svix-timestamp and svix-signature (or all three as webhook-*) are required, and the id is at most 255 visible ASCII characters"
@@ -168,12 +169,7 @@ impl Rejection {
 
     /// The public code.
     pub fn code(self) -> &'static str {
-        match self {
-            Self::MissingHeaders => "missing_headers",
-            Self::InvalidTimestamp => "invalid_timestamp",
-            Self::TimestampOutOfTolerance => "timestamp_out_of_tolerance",
-            Self::InvalidSignature => "invalid_signature",
-        }
+        self.into()
     }
 }
 
@@ -218,19 +214,6 @@ impl Verifier {
     /// Accept what any of `secrets` signed within `tolerance_seconds` of now, before or after.
     pub fn new(secrets: Vec<Secret>, tolerance_seconds: u32) -> Self {
         Self { secrets, tolerance: TimeDelta::seconds(tolerance_seconds.into()) }
-    }
-
-    /// Believe a request, or say why not.
-    ///
-    /// # Errors
-    /// The first [`Rejection`] in the order: headers, form of the timestamp, its distance, signature.
-    pub fn verify(
-        &self,
-        headers: &SignatureHeaders<'_>,
-        body: Bytes,
-        now: DateTime<Utc>,
-    ) -> Result<Verified, Rejection> {
-        self.expect(headers, now)?.verify(body)
     }
 
     /// Look at the headers, before the body is there.
@@ -366,7 +349,8 @@ mod tests {
             signature: signature.as_bytes(),
         };
         Verifier::new(secrets, DEFAULT_TOLERANCE_SECONDS)
-            .verify(&headers, Bytes::from(body.to_owned()), at(now))
+            .expect(&headers, at(now))
+            .and_then(|expected| expected.verify(Bytes::from(body.to_owned())))
             .map(|_| ())
     }
 

@@ -3,6 +3,8 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::model::user::Decimal;
+
 /// Below this a number is in seconds: as milliseconds it would be a day of 1973 or before. What lies before 1970 is in
 /// milliseconds.
 const FIRST_MILLISECONDS: i64 = 100_000_000_000;
@@ -28,26 +30,12 @@ fn within_years(milliseconds: i64) -> Option<DateTime<Utc>> {
 /// A number without a fraction, exactly: `17`, `17.0`, `1.7e1`. `None` if it has one, or too many digits for a time.
 fn whole(number: &str) -> Option<i64> {
     const MOST_DIGITS: usize = 18;
-    let (negative, number) = number.strip_prefix('-').map_or((false, number), |rest| (true, rest));
-    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let digits = [whole, fraction].concat();
-    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+    let Decimal { negative, digits, power } = Decimal::parse(number)?;
+    let zeros = usize::try_from(power).ok()?;
+    if digits.len().checked_add(zeros)? > MOST_DIGITS {
         return None;
     }
-    let significant = digits.trim_end_matches('0');
-    if significant.trim_start_matches('0').is_empty() {
-        return Some(0);
-    }
-    // How many zeros follow the last digit that counts; fewer than none where it stands behind the point.
-    let (trailing, behind) = (digits.len() - significant.len(), fraction.len());
-    let zeros = exponent.parse::<i64>().ok()?.checked_add_unsigned(trailing as u64)?;
-    let zeros = usize::try_from(zeros.checked_sub_unsigned(behind as u64)?).ok()?;
-    let significant = significant.trim_start_matches('0');
-    if significant.len().checked_add(zeros)? > MOST_DIGITS {
-        return None;
-    }
-    let number: i64 = format!("{significant}{}", "0".repeat(zeros)).parse().ok()?;
+    let number: i64 = format!("0{digits}{}", "0".repeat(zeros)).parse().ok()?;
     Some(if negative { -number } else { number })
 }
 

@@ -5,7 +5,8 @@ use chrono::{DateTime, Utc};
 use super::{Actor, ClerkId, Entity, Field, Source, SvixId};
 
 /// What happened to the *row* (not the type of the event that caused it).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum AuditAction {
     Created,
     Updated,
@@ -22,16 +23,11 @@ pub enum AuditAction {
 impl AuditAction {
     /// The public name, as in `audit_log.action`, of what happened to an object of this kind: `USER_CREATED`.
     pub fn name(self, entity: &Entity) -> String {
-        let what = match self {
-            Self::Created => "CREATED",
-            Self::Updated => "UPDATED",
+        let what: &str = match self {
             Self::Deleted if entity.is_person() => "HARD_DELETED",
             // Of what is no person, a row that could only be marked is gone as well.
-            Self::Anonymized if entity.is_person() => "ANONYMIZED",
-            Self::Deleted | Self::Anonymized => "DELETED",
-            Self::DeletionHeld => "DELETION_HELD",
-            Self::DeletionCancelled => "DELETION_CANCELLED",
-            Self::Revealed => "REVEALED",
+            Self::Anonymized if !entity.is_person() => "DELETED",
+            action => action.into(),
         };
         format!("{}_{what}", entity.kind.to_ascii_uppercase())
     }

@@ -1,7 +1,8 @@
 //! What happens to a user's row when Clerk deletes the user.
 
 /// `DELETION_POLICY`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum DeletionPolicy {
     /// Delete the row; anonymise it where the application's data still points to it.
     #[default]
@@ -18,15 +19,11 @@ impl DeletionPolicy {
 
     /// The public name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Delete => "delete",
-            Self::Anonymize => "anonymize",
-        }
+        self.into()
     }
 
     /// The policy of this public name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|policy| policy.name() == name)
+        name.parse().ok()
     }
 }

@@ -9,7 +9,8 @@ use super::{ClerkId, Patch, SvixId, Version};
 use crate::telemetry::TraceContext;
 
 /// Where news came from; kept in `audit_log.source`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Source {
     Webhook,
     /// Clerk's Backend API, all users.
@@ -28,15 +29,7 @@ pub enum Source {
 impl Source {
     /// The public name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Webhook => "webhook",
-            Self::Backfill => "backfill",
-            Self::Reconcile => "reconcile",
-            Self::Api => "api",
-            Self::Cli => "cli",
-            Self::Retention => "retention",
-            Self::Dashboard => "dashboard",
-        }
+        self.into()
     }
 }
 

@@ -265,7 +265,7 @@ pub enum Anonymized {
 }
 
 /// A column that can be synced, of one kind.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field {
     entity: &'static Entity,
     place: usize,
@@ -286,11 +286,6 @@ impl Field {
     pub fn place(self) -> usize {
         self.place
     }
-
-    /// How many columns there are of its kind.
-    pub(super) fn columns(self) -> usize {
-        self.entity.columns.len()
-    }
 }
 
 impl std::ops::Deref for Field {
@@ -298,32 +293,6 @@ impl std::ops::Deref for Field {
 
     fn deref(&self) -> &Column {
         &self.entity.columns[self.place]
-    }
-}
-
-impl PartialEq for Field {
-    fn eq(&self, other: &Self) -> bool {
-        self.place == other.place && self.entity == other.entity
-    }
-}
-
-impl Eq for Field {}
-
-impl PartialOrd for Field {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Field {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.entity, self.place).cmp(&(other.entity, other.place))
-    }
-}
-
-impl hash::Hash for Field {
-    fn hash<H: hash::Hasher>(&self, state: &mut H) {
-        self.place.hash(state);
     }
 }
 

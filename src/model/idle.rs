@@ -1,7 +1,8 @@
 //! What is asked of the database while nothing happens.
 
 /// `IDLE`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum Idle {
     /// From time to time, for what nobody told us of.
     #[default]
@@ -16,14 +17,11 @@ impl Idle {
 
     /// The public name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::Quiet => "quiet",
-        }
+        self.into()
     }
 
     /// The one of this public name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|idle| idle.name() == name)
+        name.parse().ok()
     }
 }

@@ -16,7 +16,8 @@ pub struct MessageType {
 }
 
 /// See [`MessageType`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::Display)]
+#[strum(serialize_all = "snake_case")]
 pub enum Happened {
     Created,
     Updated,
@@ -63,12 +64,7 @@ impl MessageType {
 
 impl fmt::Display for MessageType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.what {
-            Happened::Created => "created",
-            Happened::Updated => "updated",
-            Happened::Deleted => "deleted",
-        };
-        write!(f, "{}.{what}", self.entity.kind)
+        write!(f, "{}.{}", self.entity.kind, self.what)
     }
 }
 

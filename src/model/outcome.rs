@@ -1,9 +1,8 @@
 //! What became of a delivery.
 
-use std::fmt;
-
 /// The answer's `status`, also kept in `processed_webhooks.outcome` and used as a metric's label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::Display)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The database changed.
     Applied,
@@ -26,21 +25,6 @@ pub enum Outcome {
 impl Outcome {
     /// The public name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Unchanged => "unchanged",
-            Self::Stale => "stale",
-            Self::Duplicate => "duplicate",
-            Self::Ignored => "ignored",
-            Self::Parked => "parked",
-            Self::Queued => "queued",
-            Self::Discarded => "discarded",
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        self.into()
     }
 }

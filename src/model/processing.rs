@@ -1,7 +1,8 @@
 //! Whether webhooks are applied at once, or stored first.
 
 /// `PROCESSING`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum Processing {
     /// The answer to a webhook says what became of it.
     #[default]
@@ -16,14 +17,11 @@ impl Processing {
 
     /// The public name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Inline => "inline",
-            Self::Queue => "queue",
-        }
+        self.into()
     }
 
     /// The one of this public name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|processing| processing.name() == name)
+        name.parse().ok()
     }
 }

@@ -3,7 +3,7 @@
 //! What is hashed is written without ambiguity, every value with its kind and its length, and is the same whatever
 //! database keeps it. It is written down here and may never change: seals that exist would not fit their lines any more.
 
-use std::{fmt, fmt::Write as _, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -89,18 +89,10 @@ impl fmt::Display for Ids {
 impl Ids {
     /// Those from `first` to `last` that are missing among `ids`, which are sorted.
     pub fn missing(first: i64, last: i64, ids: impl IntoIterator<Item = i64>) -> Vec<Self> {
-        let mut missing = Vec::new();
-        let mut next = first;
-        for id in ids.into_iter().filter(|id| (first..=last).contains(id)) {
-            if id > next {
-                missing.push(Self { first: next, last: id - 1 });
-            }
-            next = id.saturating_add(1);
+        if first > last {
+            return Vec::new();
         }
-        if next <= last {
-            missing.push(Self { first: next, last });
-        }
-        missing
+        Self::without(&[Self { first, last }], &Self::gathered(ids))
     }
 
     /// What is in `these` and not in `others`. Both are sorted, and no two ranges of one touch.
@@ -136,12 +128,7 @@ impl Ids {
 
     /// Such as `18 22-25`.
     pub fn text(ranges: &[Self]) -> String {
-        let mut text = String::new();
-        for (index, range) in ranges.iter().enumerate() {
-            let separator = if index > 0 { " " } else { "" };
-            let _ = write!(text, "{separator}{range}");
-        }
-        text
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 
     /// The ranges of such a text; `None` if it is none.

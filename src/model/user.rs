@@ -110,7 +110,7 @@ impl Profile {
     /// Replace the value of one field.
     pub fn set(&mut self, field: Field, value: Value) {
         if self.0.len() <= field.place() {
-            self.0.resize_with(field.columns(), Value::default);
+            self.0.resize_with(field.entity().columns.len(), Value::default);
         }
         self.0[field.place()] = value;
     }
@@ -208,7 +208,9 @@ fn is_anonymous_address(email: &str) -> bool {
 mod json {
     //! JSON by meaning: key order, white space and the spelling of numbers do not matter.
 
-    use serde_json::{Number, Value};
+    use serde_json::Value;
+
+    use super::Decimal;
 
     pub(super) fn means_the_same(a: &str, b: &str) -> bool {
         match (serde_json::from_str(a), serde_json::from_str(b)) {
@@ -226,26 +228,43 @@ mod json {
             (Value::Object(a), Value::Object(b)) => {
                 a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
             }
-            (Value::Number(a), Value::Number(b)) => a == b || decimal(a) == decimal(b),
+            (Value::Number(a), Value::Number(b)) => {
+                a == b || Decimal::parse(a.as_str()) == Decimal::parse(b.as_str())
+            }
             _ => a == b,
         }
     }
+}
 
-    /// A number as (negative, significant digits, power of ten of the last digit): exact, whatever its size.
-    fn decimal(number: &Number) -> (bool, String, i128) {
-        let text = number.as_str();
+/// A decimal number: exact, whatever its size.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Decimal {
+    pub(crate) negative: bool,
+    /// From the first digit that counts to the last one; none of zero.
+    pub(crate) digits: String,
+    /// The power of ten of the last of them.
+    pub(crate) power: i128,
+}
+
+impl Decimal {
+    /// As JSON writes it; `None` if it is no number.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits = format!("{whole}{fraction}");
-        let significant = digits.trim_start_matches('0').trim_end_matches('0');
-        if significant.is_empty() {
-            return (false, String::new(), 0);
+        let all = [whole, fraction].concat();
+        if all.is_empty() || !all.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
         }
-        let trailing_zeros = digits.len() - digits.trim_end_matches('0').len();
+        let digits = all.trim_end_matches('0');
+        let trailing_zeros = all.len() - digits.len();
+        let digits = digits.trim_start_matches('0').to_owned();
+        if digits.is_empty() {
+            return Some(Self { negative: false, digits, power: 0 });
+        }
         let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX);
         let power = i128::from(exponent) - fraction.len() as i128 + trailing_zeros as i128;
-        (negative, significant.to_owned(), power)
+        Some(Self { negative, digits, power })
     }
 }
 

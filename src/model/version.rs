@@ -19,6 +19,11 @@ impl Version {
 
     /// Of a row that came from somewhere else than Clerk. Whatever Clerk says is newer.
     pub const UNKNOWN: Self = Self { version: 0, event_at: 0, tie: String::new() };
+
+    /// Of an object that changed then, told by an event of that time.
+    pub fn at(updated_at: DateTime<Utc>, event_at: DateTime<Utc>, tie: String) -> Self {
+        Self { version: updated_at.timestamp_millis(), event_at: event_at.timestamp_millis(), tie }
+    }
 }
 
 /// What the register knows of one entity.

@@ -6,7 +6,8 @@
 use std::fmt;
 
 /// What kind of trouble it is, which decides what happens to the delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Trouble {
     /// The database is away, full, read-only or shutting down. Try later.
     Unavailable,
@@ -72,17 +73,7 @@ impl StoreError {
 
     /// The code, or else a word for the trouble.
     pub fn kind(&self) -> &str {
-        self.code.as_deref().unwrap_or(match self.trouble {
-            Trouble::Unavailable => "unavailable",
-            Trouble::Conflict => "conflict",
-            Trouble::Locked => "locked",
-            Trouble::Late => "late",
-            Trouble::Raced => "raced",
-            Trouble::BadData => "bad_data",
-            Trouble::Refused => "refused",
-            Trouble::Schema => "schema",
-            Trouble::Broken => "broken",
-        })
+        self.code.as_deref().unwrap_or(self.trouble.into())
     }
 
     /// A row stays as it is though the database refuses nothing: a trigger of the application skips the statement, or

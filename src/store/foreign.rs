@@ -1,9 +1,66 @@
-//! What both keepers share of reading a table that is not ours.
+//! What both keepers share of reading a table that is not ours: what is asked of it, and what the answers say.
+//!
+//! The statements are assembled, because the names are not ours. They are quoted, and each was found in the database. A
+//! condition is the user's, who has the database's password.
 
-use super::{ForeignReading, StoreError, Trouble};
+use super::{
+    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble,
+    schema::quoted,
+    sql::{Row, only},
+};
+
+/// The statement that counts what is in the columns of a table.
+pub(super) fn counting(columns: &[ForeignColumn], table: &str) -> String {
+    const CHARACTERS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let counts = columns.iter().map(|column| {
+        let text = format!("CAST({} AS text)", quoted(&column.name));
+        format!(
+            ", count(CASE WHEN {text} <> '' THEN 1 END), count(CASE WHEN substr({text}, 1, 5) = 'user_' THEN 1 END),
+             count(CASE WHEN substr({text}, 1, 5) = 'user_' AND length({text}) = 32
+                         AND ltrim(substr({text}, 6), '{CHARACTERS}') = '' THEN 1 END)"
+        )
+    });
+    format!("SELECT count(*){} FROM {table}", counts.collect::<String>())
+}
+
+/// The table, by the answer to that.
+pub(super) fn counted(rows: &[Row], columns: Vec<ForeignColumn>) -> Result<ForeignTable> {
+    let row = only(rows)?;
+    let counted = |(column, first): (ForeignColumn, usize)| {
+        let (filled, like_ids, ids) = (row.get(first)?, row.get(first + 1)?, row.get(first + 2)?);
+        Ok(ForeignColumn { filled, like_ids, ids, ..column })
+    };
+    let columns = columns.into_iter().zip((1..).step_by(3)).map(counted).collect::<Result<_>>()?;
+    Ok(ForeignTable { columns, rows: row.get(0)?, zone: None, hides_rows: false })
+}
+
+/// The statement that reads a page behind the id `$1`, of at most `$2` rows. `id` is the expression for the id as a text that
+/// compares byte by byte: ids that differ only in case are two users. `json` is that for the other columns.
+pub(super) fn page(reading: &ForeignReading, id: &str, json: &str, table: &str) -> String {
+    format!(
+        "SELECT {id}, {json}, (
+             {condition}
+         ) IS TRUE
+         FROM {table}
+         WHERE {id} <> '' AND ($1 IS NULL OR {id} > $1)
+         ORDER BY {id}
+         LIMIT $2",
+        condition = reading.condition.as_deref().unwrap_or("false"),
+    )
+}
+
+/// What that gives.
+pub(super) fn rows(rows: Result<Vec<Row>>, reading: &ForeignReading) -> Result<Vec<ForeignRow>> {
+    let rows = rows.map_err(|error| explained(error, reading))?;
+    let read = |row: &Row| {
+        let values = serde_json::from_str(&row.get::<String>(1)?).unwrap_or_default();
+        Ok(ForeignRow { id: row.get(0)?, values, meets_condition: row.get(2)? })
+    };
+    rows.iter().map(read).collect()
+}
 
 /// The same trouble, named if it can only come from the condition that the user wrote.
-pub(super) fn explained(error: StoreError, reading: &ForeignReading) -> StoreError {
+fn explained(error: StoreError, reading: &ForeignReading) -> StoreError {
     let ours = !matches!(error.trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused);
     if ours || reading.condition.is_none() {
         return error;

@@ -2,6 +2,7 @@
 //! how much there is.
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 
 use super::{MigrationStatus, Result};
 
@@ -39,7 +40,7 @@ pub struct Inspection {
 }
 
 /// What we may not do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Missing {
     /// Such as `INSERT on clerk.users`.
     pub what: String,
@@ -48,7 +49,7 @@ pub struct Missing {
 }
 
 /// A foreign key of the application's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Reference {
     /// Such as `public.orders (user_id)`.
     pub place: String,
@@ -68,9 +69,9 @@ pub enum Route {
 }
 
 /// An identity sequence that hands out numbers which are in use, as a restore may leave it, or that we may not read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct BehindSequence {
-    pub table: &'static str,
+    pub table: String,
     /// With its schema, quoted where SQL wants it.
     pub sequence: String,
     /// The highest number that is in use.
@@ -95,7 +96,7 @@ impl BehindSequence {
 }
 
 /// How much there is, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Size {
     pub database: u64,
     /// Our tables and their indexes; `None` if that cannot be told apart.

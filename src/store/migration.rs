@@ -30,6 +30,14 @@ impl Migration {
         known.iter().map(status).collect()
     }
 
+    /// The same.
+    ///
+    /// # Errors
+    /// As of [`pending`](Self::pending).
+    pub(super) fn checked(known: &[Self], applied: &[(i64, String)]) -> super::Result<Vec<MigrationStatus>> {
+        Self::pending(known, applied).map(|_| Self::status(known, applied))
+    }
+
     /// Which of `known` are still to be applied, given versions and checksums of those that are.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! At start a table of ours that exists with a required column missing or of another type is refused with an
 //! explanation. Extra columns are the application's.
 
-use std::{borrow::Cow, fmt, sync::LazyLock};
+use std::{fmt, sync::LazyLock};
 
 use super::{Migration, StoreError};
 use crate::{
@@ -28,12 +28,18 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Table {
     pub name: &'static str,
-    pub columns: Cow<'static, [(&'static str, Kind)]>,
+    /// In the order in which the database has them.
+    pub columns: Vec<(&'static str, Kind)>,
 }
 
 /// Every table, as users rely on it: those of synced objects, and those that keep count of them.
-pub static TABLES: LazyLock<Vec<Table>> =
-    LazyLock::new(|| entity::ALL.iter().map(|entity| of_objects(entity)).chain(RECORDS).collect());
+pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
+    let records = RECORDS.iter().map(|(name, runs)| Table {
+        name,
+        columns: runs.iter().flat_map(|(kind, names)| names.iter().map(|name| (*name, *kind))).collect(),
+    });
+    entity::ALL.iter().map(|entity| of_objects(entity)).chain(records).collect()
+});
 
 /// The table of a kind, as its declaration says it.
 pub fn of_objects(entity: &'static Entity) -> Table {
@@ -51,175 +57,125 @@ pub fn of_objects(entity: &'static Entity) -> Table {
     Table { name: entity.table, columns: columns.collect() }
 }
 
-const RECORDS: [Table; 15] = [
-    Table {
-        name: "processed_webhooks",
-        columns: Cow::Borrowed(&[
-            ("svix_id", Kind::Text),
-            ("event_type", Kind::Text),
-            ("outcome", Kind::Text),
-            ("clerk_id", Kind::Text),
-            ("event_at", Kind::Time),
-            ("processed_at", Kind::Time),
-            ("kind", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "entity_versions",
-        columns: Cow::Borrowed(&[
-            ("kind", Kind::Text),
-            ("clerk_id", Kind::Text),
-            ("version", Kind::BigInt),
-            ("event_at", Kind::BigInt),
-            ("tie", Kind::Text),
-            ("deleted", Kind::Bool),
-            ("held_until", Kind::Time),
-            ("held_since", Kind::Time),
-        ]),
-    },
-    Table {
-        name: "audit_log",
-        columns: Cow::Borrowed(&[
-            ("id", Kind::BigInt),
-            ("at", Kind::Time),
-            ("action", Kind::Text),
-            ("clerk_id", Kind::Text),
-            ("svix_id", Kind::Text),
-            ("source", Kind::Text),
-            ("changed_fields", Kind::TextArray),
-            ("event_at", Kind::Time),
-            ("kind", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "audit_actors",
-        columns: Cow::Borrowed(&[("audit_id", Kind::BigInt), ("ip", Kind::Text), ("user_agent", Kind::Text)]),
-    },
-    Table {
-        name: "audit_seals",
-        columns: Cow::Borrowed(&[
-            ("number", Kind::BigInt),
-            ("sealed_at", Kind::Time),
-            ("first_id", Kind::BigInt),
-            ("last_id", Kind::BigInt),
-            ("lines", Kind::BigInt),
-            ("gaps", Kind::Text),
-            ("content", Kind::Text),
-            ("previous", Kind::Text),
-            ("hash", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "webhook_queue",
-        columns: Cow::Borrowed(&[
-            ("svix_id", Kind::Text),
-            ("event_type", Kind::Text),
-            ("clerk_id", Kind::Text),
-            ("payload", Kind::Bytes),
-            ("state", Kind::Text),
-            ("attempts", Kind::Int),
-            ("next_attempt_at", Kind::Time),
-            ("received_at", Kind::Time),
-            ("last_error", Kind::Text),
-            ("trace_context", Kind::Text),
-            ("dead_at", Kind::Time),
-            ("kind", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "outbox",
-        columns: Cow::Borrowed(&[
-            ("id", Kind::BigInt),
-            ("message_id", Kind::Text),
-            ("sink", Kind::Text),
-            ("clerk_id", Kind::Text),
-            ("type", Kind::Text),
-            ("payload", Kind::Text),
-            ("state", Kind::Text),
-            ("attempts", Kind::Int),
-            ("next_attempt_at", Kind::Time),
-            ("lease", Kind::Text),
-            ("created_at", Kind::Time),
-            ("finished_at", Kind::Time),
-            ("last_error", Kind::Text),
-            ("trace_context", Kind::Text),
-            ("kind", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "outbox_recipients",
-        columns: Cow::Borrowed(&[
-            ("clerk_id", Kind::Text),
-            ("sink", Kind::Text),
-            ("reference", Kind::Text),
-            ("addresses", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "outbox_sinks",
-        columns: Cow::Borrowed(&[("sink", Kind::Text), ("address", Kind::Text), ("since", Kind::Time)]),
-    },
-    Table {
-        name: "outbox_paused",
-        columns: Cow::Borrowed(&[("sink", Kind::Text), ("paused_at", Kind::Time)]),
-    },
-    Table {
-        name: "erasure_receipts",
-        columns: Cow::Borrowed(&[
-            ("clerk_id", Kind::Text),
-            ("destination", Kind::Text),
-            ("requested_at", Kind::Time),
-            ("completed_at", Kind::Time),
-            ("attempts", Kind::Int),
-            ("last_error", Kind::Text),
-        ]),
-    },
-    Table {
-        name: "sync_runs",
-        columns: Cow::Borrowed(&[
-            ("id", Kind::Text),
-            ("kind", Kind::Text),
-            ("owner", Kind::Text),
-            ("parameters", Kind::Text),
-            ("progress", Kind::Text),
-            ("started_at", Kind::Time),
-            ("updated_at", Kind::Time),
-            ("finished_at", Kind::Time),
-            ("everybody", Kind::Bool),
-        ]),
-    },
-    Table {
-        name: "activity",
-        columns: Cow::Borrowed(&[
-            ("at", Kind::Time),
-            ("event", Kind::Text),
-            ("outcome", Kind::Text),
-            ("reason", Kind::Text),
-            ("latest", Kind::Time),
-            ("count", Kind::BigInt),
-            ("within_5ms", Kind::BigInt),
-            ("within_25ms", Kind::BigInt),
-            ("within_100ms", Kind::BigInt),
-            ("within_500ms", Kind::BigInt),
-            ("within_2s", Kind::BigInt),
-            ("within_10s", Kind::BigInt),
-        ]),
-    },
-    Table {
-        name: "clerk_instance",
-        columns: Cow::Borrowed(&[
-            ("one", Kind::Bool),
-            ("instance_id", Kind::Text),
-            ("previous", Kind::Text),
-            ("refused", Kind::Text),
-            ("refused_at", Kind::Time),
-            ("confirmed", Kind::Bool),
-        ]),
-    },
-    Table {
-        name: "leases",
-        columns: Cow::Borrowed(&[("name", Kind::Text), ("holder", Kind::Text), ("expires_at", Kind::Time)]),
-    },
+/// Columns of one type, side by side.
+type Run = (Kind, &'static [&'static str]);
+
+/// The tables that keep count of them.
+const RECORDS: [(&str, &[Run]); 15] = [
+    (
+        "processed_webhooks",
+        &[
+            (Kind::Text, &["svix_id", "event_type", "outcome", "clerk_id"]),
+            (Kind::Time, &["event_at", "processed_at"]),
+            (Kind::Text, &["kind"]),
+        ],
+    ),
+    (
+        "entity_versions",
+        &[
+            (Kind::Text, &["kind", "clerk_id"]),
+            (Kind::BigInt, &["version", "event_at"]),
+            (Kind::Text, &["tie"]),
+            (Kind::Bool, &["deleted"]),
+            (Kind::Time, &["held_until", "held_since"]),
+        ],
+    ),
+    (
+        "audit_log",
+        &[
+            (Kind::BigInt, &["id"]),
+            (Kind::Time, &["at"]),
+            (Kind::Text, &["action", "clerk_id", "svix_id", "source"]),
+            (Kind::TextArray, &["changed_fields"]),
+            (Kind::Time, &["event_at"]),
+            (Kind::Text, &["kind"]),
+        ],
+    ),
+    ("audit_actors", &[(Kind::BigInt, &["audit_id"]), (Kind::Text, &["ip", "user_agent"])]),
+    (
+        "audit_seals",
+        &[
+            (Kind::BigInt, &["number"]),
+            (Kind::Time, &["sealed_at"]),
+            (Kind::BigInt, &["first_id", "last_id", "lines"]),
+            (Kind::Text, &["gaps", "content", "previous", "hash"]),
+        ],
+    ),
+    (
+        "webhook_queue",
+        &[
+            (Kind::Text, &["svix_id", "event_type", "clerk_id"]),
+            (Kind::Bytes, &["payload"]),
+            (Kind::Text, &["state"]),
+            (Kind::Int, &["attempts"]),
+            (Kind::Time, &["next_attempt_at", "received_at"]),
+            (Kind::Text, &["last_error", "trace_context"]),
+            (Kind::Time, &["dead_at"]),
+            (Kind::Text, &["kind"]),
+        ],
+    ),
+    (
+        "outbox",
+        &[
+            (Kind::BigInt, &["id"]),
+            (Kind::Text, &["message_id", "sink", "clerk_id", "type", "payload", "state"]),
+            (Kind::Int, &["attempts"]),
+            (Kind::Time, &["next_attempt_at"]),
+            (Kind::Text, &["lease"]),
+            (Kind::Time, &["created_at", "finished_at"]),
+            (Kind::Text, &["last_error", "trace_context", "kind"]),
+        ],
+    ),
+    ("outbox_recipients", &[(Kind::Text, &["clerk_id", "sink", "reference", "addresses"])]),
+    ("outbox_sinks", &[(Kind::Text, &["sink", "address"]), (Kind::Time, &["since"])]),
+    ("outbox_paused", &[(Kind::Text, &["sink"]), (Kind::Time, &["paused_at"])]),
+    (
+        "erasure_receipts",
+        &[
+            (Kind::Text, &["clerk_id", "destination"]),
+            (Kind::Time, &["requested_at", "completed_at"]),
+            (Kind::Int, &["attempts"]),
+            (Kind::Text, &["last_error"]),
+        ],
+    ),
+    (
+        "sync_runs",
+        &[
+            (Kind::Text, &["id", "kind", "owner", "parameters", "progress"]),
+            (Kind::Time, &["started_at", "updated_at", "finished_at"]),
+            (Kind::Bool, &["everybody"]),
+        ],
+    ),
+    (
+        "activity",
+        &[
+            (Kind::Time, &["at"]),
+            (Kind::Text, &["event", "outcome", "reason"]),
+            (Kind::Time, &["latest"]),
+            (
+                Kind::BigInt,
+                &[
+                    "count",
+                    "within_5ms",
+                    "within_25ms",
+                    "within_100ms",
+                    "within_500ms",
+                    "within_2s",
+                    "within_10s",
+                ],
+            ),
+        ],
+    ),
+    (
+        "clerk_instance",
+        &[
+            (Kind::Bool, &["one"]),
+            (Kind::Text, &["instance_id", "previous", "refused"]),
+            (Kind::Time, &["refused_at"]),
+            (Kind::Bool, &["confirmed"]),
+        ],
+    ),
+    ("leases", &[(Kind::Text, &["name", "holder"]), (Kind::Time, &["expires_at"])]),
 ];
 
 /// A column that the database has.
@@ -254,14 +210,14 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     Ok(())
 }
 
-/// Compare the tables that exist with what is needed, and tell each difference. A table without any column does not exist,
+/// Compare the tables that exist with what is needed, and tell each difference: the table, and what is wrong with it. A table without any column does not exist,
 /// which is fine: a migration makes it. While migrations are pending only those tables count that they make: the others are
 /// of a version before, and get their columns.
 pub(super) fn mistakes(
     columns: &[Column],
     pending: &[Migration],
     fits: impl Fn(Kind, &str) -> bool,
-) -> Vec<Mistake> {
+) -> Vec<(&'static str, String)> {
     let counts =
         |table: &&Table| pending.is_empty() || pending.iter().any(|migration| migration.makes(table.name));
     let mut mistakes = Vec::new();
@@ -270,7 +226,7 @@ pub(super) fn mistakes(
         if found.is_empty() {
             continue;
         }
-        for (name, kind) in table.columns.iter() {
+        for (name, kind) in &table.columns {
             let what = match found.iter().find(|column| column.name == *name) {
                 None => format!("column {name} is missing"),
                 Some(column) if !fits(*kind, &column.type_name) => {
@@ -278,22 +234,20 @@ pub(super) fn mistakes(
                 }
                 Some(_) => continue,
             };
-            mistakes.push(Mistake { table: table.name, what });
+            mistakes.push((table.name, what));
         }
     }
     mistakes
 }
 
-/// How a table differs from what is needed.
-pub(super) struct Mistake {
-    pub(super) table: &'static str,
-    what: String,
-}
-
 /// Tables with our names that are not ours, and what to do about it.
-pub(super) fn refused(mistakes: &[Mistake], place: &impl fmt::Display, remedy: &str) -> StoreError {
+pub(super) fn refused(
+    mistakes: &[(&'static str, String)],
+    place: &impl fmt::Display,
+    remedy: &str,
+) -> StoreError {
     let mistakes: Vec<String> =
-        mistakes.iter().map(|mistake| format!("table {}: {}", mistake.table, mistake.what)).collect();
+        mistakes.iter().map(|(table, what)| format!("table {table}: {what}")).collect();
     StoreError::schema(format!(
         "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
         mistakes.join("; ")

@@ -527,7 +527,8 @@ fn understood(event: &Event) -> News {
     let headers =
         SignatureHeaders { id: b"msg_1", timestamp: seconds.as_bytes(), signature: signature.as_bytes() };
     let body = Bytes::from(event.body.clone());
-    let verified = Verifier::new(vec![secret], 300).verify(&headers, body, now).unwrap();
+    let ours = Verifier::new(vec![secret], 300);
+    let verified = ours.expect(&headers, now).unwrap().verify(body).unwrap();
     match event::parse(&verified, &Selection::of(&clerk_sync::entity::USER, FieldSet::ALL), now)
         .delivery
         .content

@@ -44,7 +44,8 @@ impl Request {
         let find =
             |name: &str| self.headers.iter().find(|(own, _)| *own == name).map(|(_, value)| value.as_slice());
         let headers = SignatureHeaders::find(find)?;
-        Verifier::new(secrets, 300).verify(&headers, Bytes::from(self.body.clone()), now).map(|_| ())
+        let verifier = Verifier::new(secrets, 300);
+        verifier.expect(&headers, now)?.verify(Bytes::from(self.body.clone())).map(|_| ())
     }
 
     fn map(&self) -> HeaderMap {

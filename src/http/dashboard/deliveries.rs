@@ -39,7 +39,7 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
                 input name="type" value=(filter.event_type.as_deref().unwrap_or_default()) list="types"
                     placeholder="all" autocomplete="off" spellcheck="false";
             }
-            datalist id="types" { @for name in KNOWN_TYPES { option value=(name) {} } }
+            datalist id="types" { @for name in KNOWN_TYPES.iter() { option value=(name) {} } }
             label {
                 "Outcome"
                 select name="outcome" {

@@ -3,10 +3,11 @@
 use chrono_tz::Tz;
 use sqlx::{AssertSqlSafe, postgres::PgRow};
 
-use super::{Postgres, Session, count, get, sql};
+use super::{Postgres, Session, get, sql};
 use crate::store::{
     ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
     schema::quoted,
+    sql::{Row, RowCells},
 };
 
 /// Opened without our search path: the name is looked up as the application would.
@@ -25,37 +26,12 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
             store.schema
         )));
     }
-    // The names are the catalogue's own, quoted.
-    let counts = found.columns.iter().map(|column| {
-        let name = quoted(&column.name);
-        if column.is_text {
-            format!(
-                "count(*) FILTER (WHERE {name}::text <> ''), count(*) FILTER (WHERE {name}::text LIKE 'user\\_%'),
-                 count(*) FILTER (WHERE {name}::text ~ '^user_[0-9A-Za-z]{{27}}$')"
-            )
-        } else {
-            format!("count({name}), 0::bigint, 0::bigint")
-        }
-    });
-    let statement = format!(
-        "SELECT count(*), ARRAY[{}]::bigint[] FROM {}",
-        counts.collect::<Vec<_>>().join(", "),
-        found.quoted()
-    );
-    let rows = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    let (total, counts): (u64, Vec<i64>) = (count(row, 0)?, get(row, 1)?);
+    let statement = foreign::counting(&found.columns, &found.quoted());
+    let counts = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
     let zone = zone(&mut session, found.owner).await?;
     session.commit().await?;
-    let columns =
-        found.columns.into_iter().zip(counts.chunks_exact(3)).map(|(column, counts)| ForeignColumn {
-            name: column.name,
-            lacks_zone: column.lacks_zone,
-            filled: counts[0].unsigned_abs(),
-            like_ids: counts[1].unsigned_abs(),
-            ids: counts[2].unsigned_abs(),
-        });
-    Ok(ForeignTable { columns: columns.collect(), rows: total, zone, hides_rows: found.hides_rows })
+    let table = foreign::counted(&Row::all(counts, RowCells::Postgres, &[]), found.columns)?;
+    Ok(ForeignTable { zone, hides_rows: found.hides_rows, ..table })
 }
 
 /// One page of rows, in the order of their ids.
@@ -68,28 +44,14 @@ pub(super) async fn read(
     let mut session = store.session(BEGIN).await?;
     let found = find(&mut session, &reading.table).await?;
     let names: Vec<String> = reading.columns.iter().map(|column| quoted(column)).collect();
-    // The names are the catalogue's own, quoted; the condition is the user's, who has the database's password.
-    let statement = format!(
-        "SELECT {id}::text, (SELECT to_jsonb(r) FROM (SELECT {names}) AS r)::text, coalesce((
-             {condition}
-         ), false)
-         FROM {table}
-         WHERE {id}::text <> '' AND ($1 IS NULL OR {id}::text COLLATE \"C\" > $1)
-         ORDER BY {id}::text COLLATE \"C\"
-         LIMIT $2",
-        id = quoted(&reading.id),
-        names = names.join(", "),
-        condition = reading.condition.as_deref().unwrap_or("false"),
-        table = found.quoted(),
-    );
+    let json = format!("(SELECT to_jsonb(r) FROM (SELECT {}) AS r)::text", names.join(", "));
+    let id = format!("{}::text COLLATE \"C\"", quoted(&reading.id));
+    let statement = foreign::page(reading, &id, &json, &found.quoted());
     let query = sqlx::query(AssertSqlSafe(statement)).bind(after).bind(i64::from(limit));
-    let rows = session.rows(query).await.map_err(|error| foreign::explained(error, reading))?;
+    let rows = session.rows(query).await.map(|rows| Row::all(rows, RowCells::Postgres, &[]));
+    let rows = foreign::rows(rows, reading)?;
     session.commit().await?;
-    let read = |row| {
-        let values = serde_json::from_str(&get::<String>(row, 1)?).unwrap_or_default();
-        Ok(ForeignRow { id: get(row, 0)?, values, meets_condition: get(row, 2)? })
-    };
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
 struct Found {
@@ -97,13 +59,8 @@ struct Found {
     name: String,
     owner: i64,
     hides_rows: bool,
-    columns: Vec<Column>,
-}
-
-struct Column {
-    name: String,
-    is_text: bool,
-    lacks_zone: bool,
+    /// Nothing is counted yet.
+    columns: Vec<ForeignColumn>,
 }
 
 impl Found {
@@ -125,7 +82,8 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
         rows = as_in_sql.map_err(|error| if error.trouble == Trouble::Broken { none() } else { error })?;
     }
     let first = rows.first().ok_or_else(none)?;
-    let column = |row| Ok(Column { name: get(row, 4)?, is_text: get(row, 5)?, lacks_zone: get(row, 6)? });
+    let column =
+        |row| Ok(ForeignColumn { name: get(row, 4)?, lacks_zone: get(row, 5)?, ..ForeignColumn::default() });
     Ok(Found {
         schema: get(first, 0)?,
         name: get(first, 1)?,
@@ -139,7 +97,7 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
 async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
     let query =
         sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
-                a.attname::text, t.typcategory IN ('S', 'E'), t.oid = 'timestamp'::regtype
+                a.attname::text, t.oid = 'timestamp'::regtype
          FROM pg_class AS c
          JOIN pg_namespace AS s ON s.oid = c.relnamespace
          JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -1,23 +1,21 @@
 //! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but catalogues and
 //! the list of migrations, so that it works, and tells why, where next to nothing is allowed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, Utc};
-use sqlx::AssertSqlSafe;
+use serde::{Deserialize, de::DeserializeOwned};
+use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Postgres, Session, count, get, sequences, sight, sql};
 use crate::store::{
-    Count, Inspection, Migration, Missing, Reference, Result, Size, Statistics, StoreError, Trouble,
+    Count, Inspection, Migration, Missing, Reference, Result, StoreError, Trouble,
     migration::POSTGRES,
     schema::{self, TABLES},
 };
 
 /// The first version that replaces triggers, as `server_version_num` says it.
 const OLDEST: (i32, &str) = (140_000, "14");
-
-/// A table with fewer rows than this is counted: in a tenth of a second at most.
-const COUNTED: u64 = 500_000;
 
 /// A table of users with no more pages than this, which are some ten thousand users, is counted while webhooks come in.
 const COUNTED_PAGES: u64 = 1000;
@@ -41,33 +39,29 @@ pub(super) fn needed(table: &str) -> &'static [&'static str] {
 pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let mut session = store.session(&store.begin_count).await?;
     let session_route = session.route;
-    let server = server(&mut session, &store.schema).await?;
-    let tables = tables(&mut session, &store.schema).await?;
+    let server: Server = one(facts(&mut session, &store.schema, SERVER).await?)?;
+    let tables: Vec<Table> = facts(&mut session, &store.schema, TABLES_OF_OURS).await?;
     let remembered = tables.iter().find(|table| table.name == REMEMBERED);
-    let migrations = if remembered.is_none_or(|table| server.may_use && table.may.contains(&"SELECT")) {
-        let applied = store.applied(&mut session).await?;
-        let known = Migration::pending(POSTGRES, &applied);
-        Some(known.map(|_| Migration::status(POSTGRES, &applied)))
-    } else {
-        None
-    };
+    let migrations =
+        if remembered.is_none_or(|table| server.may_use && table.may.iter().any(|may| may == "SELECT")) {
+            Some(Migration::checked(POSTGRES, &store.applied(&mut session).await?))
+        } else {
+            None
+        };
     let applied = match &migrations {
         Some(Ok(status)) => status.iter().filter(|status| status.applied).count(),
         _ => POSTGRES.len(),
     };
     let missing = missing(&server, &tables, applied < POSTGRES.len());
-    let references = references(&mut session, &store.schema).await?;
+    let references: Vec<Reference> = facts(&mut session, &store.schema, REFERENCES).await?;
     let hidden = sight::hidden(&mut session).await?.into_iter().map(Missing::from).collect();
-    let rules = rules(&mut session, &store.schema).await?;
+    let rules: Vec<Missing> = facts(&mut session, &store.schema, RULES).await?;
     // While some migrations are pending columns are missing that they will add.
     let check = missing.is_empty() && (applied == 0 || applied == POSTGRES.len());
     let checked = if check {
-        store.check_tables(&mut session, &[]).await.and_then(|columns| {
-            if applied == 0 {
-                Ok(())
-            } else {
-                schema::check_anonymize_columns(&columns, &store.anonymize_columns)
-            }
+        store.check_tables(&mut session, &[]).await.and_then(|columns| match applied {
+            0 => Ok(()),
+            _ => schema::check_anonymize_columns(&columns, &store.anonymize_columns),
         })
     } else {
         Ok(())
@@ -77,12 +71,13 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     } else {
         Vec::new()
     };
-    let size = size(&mut session, &store.schema).await;
+    let size = facts(&mut session, &store.schema, SIZE).await.and_then(one);
     if size.is_ok() {
         session.commit().await?;
     }
     Ok(Inspection {
-        version: format!("PostgreSQL {}", server.version),
+        // What a distribution adds to its version is of no interest.
+        version: format!("PostgreSQL {}", server.version.split_whitespace().next().unwrap_or_default()),
         needs: (server.number < OLDEST.0).then_some(OLDEST.1),
         now: Some(server.now),
         standby: server.standby,
@@ -99,7 +94,26 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     })
 }
 
+/// What a query says of this schema (`$1`) and of tables of ours in it (`$2`), by the names of its columns.
+pub(super) async fn facts<T: DeserializeOwned>(
+    session: &mut Session,
+    schema: &str,
+    query: impl fmt::Display,
+) -> Result<Vec<T>> {
+    let text = format!("SELECT to_jsonb(fact)::text FROM ({query}) AS fact");
+    let query = sqlx::query(AssertSqlSafe(text)).bind(schema).bind(names().collect::<Vec<_>>());
+    let fact = |row: &PgRow| {
+        serde_json::from_str(&get::<String>(row, 0)?).map_err(|_| StoreError::new(Trouble::Broken))
+    };
+    session.rows(query).await?.iter().map(fact).collect()
+}
+
+fn one<T>(facts: Vec<T>) -> Result<T> {
+    facts.into_iter().next().ok_or_else(|| StoreError::new(Trouble::Broken))
+}
+
 /// The server and who we are there. Names are quoted where SQL wants it.
+#[derive(Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
 struct Server {
     number: i32,
@@ -116,76 +130,37 @@ struct Server {
     may_create: bool,
 }
 
-async fn server(session: &mut Session, schema: &str) -> Result<Server> {
-    let rows = session
-        .rows(
-            sql("SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
-                        clock_timestamp(), pg_is_in_recovery(),
-                        quote_ident(current_user::text), quote_ident(current_database()::text), quote_ident($1),
-                        s.oid IS NOT NULL,
-                        has_database_privilege(current_database()::text, 'CREATE'),
-                        coalesce(has_schema_privilege(s.oid, 'USAGE'), false),
-                        coalesce(has_schema_privilege(s.oid, 'CREATE'), false),
-                        current_setting('default_transaction_read_only') = 'on'
-                 FROM (VALUES (1)) AS one
-                 LEFT JOIN pg_namespace AS s ON s.nspname = $1")
-            .bind(schema),
-        )
-        .await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    let version: String = get(row, 1)?;
-    Ok(Server {
-        number: get(row, 0)?,
-        // What a distribution adds is of no interest.
-        version: version.split_whitespace().next().unwrap_or_default().to_owned(),
-        now: get(row, 2)?,
-        standby: get(row, 3)?,
-        role: get(row, 4)?,
-        database: get(row, 5)?,
-        schema: get(row, 6)?,
-        has_schema: get(row, 7)?,
-        may_make_schemas: get(row, 8)?,
-        may_use: get(row, 9)?,
-        may_create: get(row, 10)?,
-        read_only: get(row, 11)?,
-    })
-}
+const SERVER: &str = "
+    SELECT current_setting('server_version_num')::integer AS number, current_setting('server_version') AS version,
+           clock_timestamp() AS now, pg_is_in_recovery() AS standby,
+           current_setting('default_transaction_read_only') = 'on' AS read_only,
+           quote_ident(current_user::text) AS role, quote_ident(current_database()::text) AS database,
+           quote_ident($1) AS schema, s.oid IS NOT NULL AS has_schema,
+           has_database_privilege(current_database()::text, 'CREATE') AS may_make_schemas,
+           coalesce(has_schema_privilege(s.oid, 'USAGE'), false) AS may_use,
+           coalesce(has_schema_privilege(s.oid, 'CREATE'), false) AS may_create
+    FROM (VALUES (1)) AS one
+    LEFT JOIN pg_namespace AS s ON s.nspname = $1";
 
 /// A table with one of our names.
+#[derive(Deserialize)]
 struct Table {
     name: String,
     owner: String,
     /// Whether we are its owner, or as good as that.
     owned: bool,
-    may: Vec<&'static str>,
+    may: Vec<String>,
 }
 
-async fn tables(session: &mut Session, schema: &str) -> Result<Vec<Table>> {
-    let rows = session
-        .rows(
-            sql("SELECT c.relname::text, quote_ident(pg_get_userbyid(c.relowner)::text),
-                        pg_has_role(c.relowner, 'USAGE'),
-                        has_table_privilege(c.oid, 'SELECT'), has_table_privilege(c.oid, 'INSERT'),
-                        has_table_privilege(c.oid, 'UPDATE'), has_table_privilege(c.oid, 'DELETE')
-                 FROM pg_class AS c
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p')
-                 ORDER BY c.relname")
-            .bind(schema)
-            .bind(names().chain([REMEMBERED]).collect::<Vec<_>>()),
-        )
-        .await?;
-    let table = |row| {
-        let mut may = Vec::new();
-        for (index, privilege) in PRIVILEGES.into_iter().enumerate() {
-            if get(row, 3 + index)? {
-                may.push(privilege);
-            }
-        }
-        Ok(Table { name: get(row, 0)?, owner: get(row, 1)?, owned: get(row, 2)?, may })
-    };
-    rows.iter().map(table).collect()
-}
+const TABLES_OF_OURS: &str = "
+    SELECT c.relname AS name, quote_ident(pg_get_userbyid(c.relowner)::text) AS owner,
+           pg_has_role(c.relowner, 'USAGE') AS owned,
+           ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p
+                 WHERE has_table_privilege(c.oid, p)) AS may
+    FROM pg_class AS c
+    JOIN pg_namespace AS s ON s.oid = c.relnamespace
+    WHERE s.nspname = $1 AND (c.relname = ANY($2) OR c.relname = '_clerk_sync_migrations') AND c.relkind IN ('r', 'p')
+    ORDER BY c.relname";
 
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|table| table.name)
@@ -217,8 +192,8 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     let mut alike: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
     let mut strange: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for table in tables {
-        let wanted = needed(&table.name).iter().filter(|privilege| !table.may.contains(privilege));
-        let wanted: Vec<&str> = wanted.copied().collect();
+        let may = |privilege: &str| table.may.iter().any(|granted| granted == privilege);
+        let wanted: Vec<&str> = needed(&table.name).iter().copied().filter(|wanted| !may(wanted)).collect();
         if !wanted.is_empty() {
             alike.entry(wanted).or_default().push(format!("{schema}.{}", table.name));
         }
@@ -242,103 +217,68 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     missing
 }
 
-async fn rules(session: &mut Session, schema: &str) -> Result<Vec<Missing>> {
-    let rows = session
-        .rows(
-            sql("SELECT format('rule %I on %I.%I', r.rulename, s.nspname, c.relname),
-                        format('DROP RULE %I ON %I.%I;', r.rulename, s.nspname, c.relname)
-                 FROM pg_rewrite AS r
-                 JOIN pg_class AS c ON c.oid = r.ev_class
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND r.ev_enabled <> 'D'
-                   -- One that does something more when a user is deleted is no obstacle.
-                   AND NOT (c.relname = 'users' AND r.ev_type = '4' AND NOT r.is_instead)
-                 ORDER BY 1")
-            .bind(schema)
-            .bind(names().collect::<Vec<_>>()),
-        )
-        .await?;
-    rows.iter().map(|row| Ok(Missing { what: get(row, 0)?, remedy: get(row, 1)? })).collect()
-}
+/// Rules that rewrite what we do, but for those that do something more when a user is deleted.
+const RULES: &str = "
+    SELECT format('rule %I on %I.%I', r.rulename, s.nspname, c.relname) AS what,
+           format('DROP RULE %I ON %I.%I;', r.rulename, s.nspname, c.relname) AS remedy
+    FROM pg_rewrite AS r
+    JOIN pg_class AS c ON c.oid = r.ev_class
+    JOIN pg_namespace AS s ON s.oid = c.relnamespace
+    WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p') AND r.ev_enabled <> 'D'
+      AND NOT (c.relname = 'users' AND r.ev_type = '4' AND NOT r.is_instead)
+    ORDER BY 1";
 
-async fn references(session: &mut Session, schema: &str) -> Result<Vec<Reference>> {
-    let rows = session
-        .rows(
-            sql("SELECT format('%I.%I (%s)', s.nspname, c.relname, k.names),
-                        format(
-                            -- Of a partitioned table only the partitions can be indexed without a lock.
-                            CASE c.relkind WHEN 'p' THEN 'CREATE INDEX ON %I.%I (%s);'
-                                           ELSE 'CREATE INDEX CONCURRENTLY ON %I.%I (%s);' END,
-                            s.nspname, c.relname, k.names
-                        ),
-                        EXISTS (
-                            SELECT FROM pg_index AS i
-                            JOIN pg_class AS x ON x.oid = i.indexrelid
-                            JOIN pg_am AS m ON m.oid = x.relam
-                            WHERE i.indrelid = f.conrelid AND i.indisvalid AND m.amname IN ('btree', 'hash')
-                              -- Its first columns are those of the key, in any order.
-                              AND (i.indkey::int2[])[0:cardinality(f.conkey) - 1] @> f.conkey
-                              -- Of all rows, or of all that refer to anybody.
-                              AND (i.indpred IS NULL
-                                   OR pg_get_expr(i.indpred, i.indrelid) = '(' || k.names || ' IS NOT NULL)')
-                        )
-                 FROM pg_constraint AS f
-                 JOIN pg_class AS c ON c.oid = f.conrelid
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 CROSS JOIN LATERAL (
-                     SELECT string_agg(quote_ident(a.attname::text), ', ' ORDER BY n.place) AS names
-                     FROM unnest(f.conkey) WITH ORDINALITY AS n (number, place)
-                     JOIN pg_attribute AS a ON a.attrelid = f.conrelid AND a.attnum = n.number
-                 ) AS k
-                 -- Those of partitions follow from that of their table.
-                 WHERE f.contype = 'f' AND f.conparentid = 0
-                   AND f.confrelid = (
-                       SELECT u.oid FROM pg_class AS u JOIN pg_namespace AS n ON n.oid = u.relnamespace
-                       WHERE u.relname = 'users' AND n.nspname = $1
-                   )
-                 ORDER BY 1")
-            .bind(schema),
-        )
-        .await?;
-    let reference = |row| {
-        let indexed: bool = get(row, 2)?;
-        let statement: String = get(row, 1)?;
-        Ok(Reference { place: get(row, 0)?, remedy: (!indexed).then_some(statement) })
-    };
-    rows.iter().map(reference).collect()
-}
+const REFERENCES: &str = "
+    SELECT format('%I.%I (%s)', s.nspname, c.relname, k.names) AS place,
+           CASE WHEN NOT EXISTS (
+               SELECT FROM pg_index AS i
+               JOIN pg_class AS x ON x.oid = i.indexrelid
+               JOIN pg_am AS m ON m.oid = x.relam
+               WHERE i.indrelid = f.conrelid AND i.indisvalid AND m.amname IN ('btree', 'hash')
+                 -- Its first columns are those of the key, in any order.
+                 AND (i.indkey::int2[])[0:cardinality(f.conkey) - 1] @> f.conkey
+                 -- Of all rows, or of all that refer to anybody.
+                 AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || k.names || ' IS NOT NULL)')
+           ) THEN format(
+               -- Of a partitioned table only the partitions can be indexed without a lock.
+               CASE c.relkind WHEN 'p' THEN 'CREATE INDEX ON %I.%I (%s);'
+                              ELSE 'CREATE INDEX CONCURRENTLY ON %I.%I (%s);' END,
+               s.nspname, c.relname, k.names
+           ) END AS remedy
+    FROM pg_constraint AS f
+    JOIN pg_class AS c ON c.oid = f.conrelid
+    JOIN pg_namespace AS s ON s.oid = c.relnamespace
+    CROSS JOIN LATERAL (
+        SELECT string_agg(quote_ident(a.attname::text), ', ' ORDER BY n.place) AS names
+        FROM unnest(f.conkey) WITH ORDINALITY AS n (number, place)
+        JOIN pg_attribute AS a ON a.attrelid = f.conrelid AND a.attnum = n.number
+    ) AS k
+    -- Those of partitions follow from that of their table.
+    WHERE f.contype = 'f' AND f.conparentid = 0
+      AND f.confrelid = (
+          SELECT u.oid FROM pg_class AS u JOIN pg_namespace AS n ON n.oid = u.relnamespace
+          WHERE u.relname = 'users' AND n.nspname = $1
+      )
+    ORDER BY 1";
 
-async fn size(session: &mut Session, schema: &str) -> Result<Size> {
-    let rows = session
-        .rows(
-            sql("SELECT pg_database_size(current_database()),
-                        (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
-                         FROM pg_class AS c
-                         JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                         WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r')")
-            .bind(schema)
-            .bind(names().collect::<Vec<_>>()),
-        )
-        .await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    Ok(Size { database: count(row, 0)?, ours: Some(count(row, 1)?) })
-}
+const SIZE: &str = "
+    SELECT pg_database_size(current_database()) AS database,
+           (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+            FROM pg_class AS c
+            JOIN pg_namespace AS s ON s.oid = c.relnamespace
+            WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r') AS ours";
 
 /// How many users are not deleted, in a few milliseconds, also right after a million have come in and before anybody has
 /// analysed the table. In a large one the users of 25 stretches of 20 pages are counted, evenly apart.
 pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
     let mut session = store.session(&store.begin_count).await?;
-    let pages = only(
-        &session
-            .rows(sql("SELECT pg_relation_size('users') / current_setting('block_size')::bigint"))
-            .await?,
-    )?;
+    let pages = sql("SELECT pg_relation_size('users') / current_setting('block_size')::bigint");
+    let pages = only(&session.rows(pages).await?)?;
     let standing = if pages <= COUNTED_PAGES {
-        Count::exact(count_standing(&mut session).await?)
+        let all = sql("SELECT count(*) FROM users WHERE deleted_at IS NULL");
+        Count::exact(only(&session.rows(all).await?)?)
     } else {
-        let rows = session
-            .rows(
-                sql("SELECT (sum(found.standing) * $1 / (count(*) * 20))::bigint
+        let query = sql("SELECT (sum(found.standing) * $1 / (count(*) * 20))::bigint
                      FROM generate_series(0, $1 - 20, $1 / 25) AS first (page)
                      CROSS JOIN LATERAL (
                          SELECT count(*) AS standing FROM users
@@ -346,99 +286,11 @@ pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
                            AND ctid < format('(%s,0)', first.page + 20)::tid
                            AND deleted_at IS NULL
                      ) AS found")
-                .bind(pages.cast_signed()),
-            )
-            .await?;
-        Count { rows: only(&rows)?, estimated: true }
+        .bind(pages.cast_signed());
+        Count { rows: only(&session.rows(query).await?)?, estimated: true }
     };
     session.commit().await?;
     Ok(standing)
-}
-
-async fn count_standing(session: &mut Session) -> Result<u64> {
-    only(&session.rows(sql("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?)
-}
-
-pub(super) async fn statistics(store: &Postgres, since: DateTime<Utc>) -> Result<Statistics> {
-    let outcomes = match outcomes(store, since).await {
-        Ok(outcomes) => Some(outcomes),
-        Err(error) if error.took_too_long() => None,
-        Err(error) => return Err(error),
-    };
-    let mut session = store.session(&store.begin_count).await?;
-    let estimates = estimates(&mut session, &store.schema).await?;
-    let mut tables = Vec::new();
-    for name in names() {
-        let count = match estimates.get(name).copied().filter(|rows| *rows >= COUNTED) {
-            Some(rows) => Count { rows, estimated: true },
-            None => Count::exact(counted(&mut session, name).await?),
-        };
-        tables.push((name, count));
-    }
-    let many = estimates.get("users").is_some_and(|rows| *rows >= COUNTED);
-    // This index has an entry for each of them.
-    let standing = match estimates.get("users_email").copied().filter(|_| many) {
-        Some(rows) => Count { rows, estimated: true },
-        None => Count::exact(count_standing(&mut session).await?),
-    };
-    let erased = session
-        .rows(sql(
-            "SELECT count(*) FROM erasure_receipts WHERE destination = 'database' AND completed_at IS NOT NULL",
-        ))
-        .await?;
-    let rows = session
-        .rows(sql(
-            "SELECT (SELECT max(processed_at) FROM processed_webhooks), pg_database_size(current_database())",
-        ))
-        .await?;
-    session.commit().await?;
-    let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-    Ok(Statistics {
-        tables,
-        standing,
-        erased: only(&erased)?,
-        outcomes,
-        last_event: get(row, 0)?,
-        bytes: count(row, 1)?,
-    })
-}
-
-async fn outcomes(store: &Postgres, since: DateTime<Utc>) -> Result<Vec<(String, u64)>> {
-    let mut session = store.session(&store.begin_count).await?;
-    let rows = session
-        .rows(
-            sql("SELECT outcome, count(*) FROM processed_webhooks WHERE processed_at >= $1
-                 GROUP BY outcome ORDER BY 2 DESC, 1")
-            .bind(since),
-        )
-        .await?;
-    session.commit().await?;
-    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
-}
-
-/// How many rows tables and indexes probably have; 0 for those that nobody has ever analysed.
-async fn estimates(session: &mut Session, schema: &str) -> Result<HashMap<String, u64>> {
-    let rows = session
-        .rows(
-            sql("SELECT c.relname::text,
-                        -- As the planner does it: the rows of a page as it was, times the pages that there are now.
-                        CASE WHEN c.reltuples > 0 AND c.relpages > 0
-                             THEN (c.reltuples / c.relpages
-                                   * (pg_relation_size(c.oid) / current_setting('block_size')::integer))::bigint
-                             ELSE 0 END
-                 FROM pg_class AS c
-                 JOIN pg_namespace AS s ON s.oid = c.relnamespace
-                 WHERE s.nspname = $1 AND c.relname = ANY($2)")
-            .bind(schema)
-            .bind(names().chain(["users_email"]).collect::<Vec<_>>()),
-        )
-        .await?;
-    rows.iter().map(|row| Ok((get(row, 0)?, count(row, 1)?))).collect()
-}
-
-/// How many rows a table of ours has.
-async fn counted(session: &mut Session, table: &'static str) -> Result<u64> {
-    only(&session.rows(sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {table}")))).await?)
 }
 
 pub(super) fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {
@@ -466,8 +318,9 @@ mod tests {
         }
     }
 
-    fn table(name: &str, may: &[&'static str]) -> Table {
-        Table { name: name.to_owned(), owner: "admin".to_owned(), owned: false, may: may.to_vec() }
+    fn table(name: &str, may: &[&str]) -> Table {
+        let may = may.iter().map(|privilege| (*privilege).to_owned()).collect();
+        Table { name: name.to_owned(), owner: "admin".to_owned(), owned: false, may }
     }
 
     fn remedies(server: &Server, tables: &[Table], pending: bool) -> Vec<String> {

@@ -63,7 +63,7 @@ use super::{
     Transaction, Trouble,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
-    sql::{Kinds, unique_email},
+    sql::{Kinds, statistics, unique_email},
 };
 use crate::model::Entity;
 
@@ -345,7 +345,7 @@ impl Postgres {
         if mistakes.is_empty() {
             return Ok(columns);
         }
-        let remedy = self.way_round(session, mistakes.iter().any(|mistake| mistake.table == "users")).await?;
+        let remedy = self.way_round(session, mistakes.iter().any(|(table, _)| *table == "users")).await?;
         Err(schema::refused(&mistakes, &format!("schema {}", self.schema), &remedy))
     }
 
@@ -465,7 +465,7 @@ impl Database for Postgres {
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
-        inspect::statistics(self, since).await
+        statistics::statistics(self, since).await
     }
 
     async fn close(&self) {

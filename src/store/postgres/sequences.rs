@@ -9,13 +9,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use sqlx::AssertSqlSafe;
-
-use super::{Session, get, sql};
+use super::{Session, inspect::facts, sql};
 use crate::{
     entity,
     model::Entity,
-    store::{BehindSequence, Result, StoreError, Trouble, schema::quoted},
+    store::{BehindSequence, Result, StoreError, Trouble},
 };
 
 /// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
@@ -27,7 +25,7 @@ pub(super) struct Sequences {
     /// Opens a transaction.
     pub(super) begin: String,
     /// Which ones the log was told of, because we may not set them forward.
-    told: Mutex<HashSet<&'static str>>,
+    told: Mutex<HashSet<String>>,
 }
 
 impl Sequences {
@@ -39,7 +37,8 @@ impl Sequences {
     /// the error says to begin again, or how the sequence is mended.
     pub(super) async fn checked<T>(&self, session: &mut Session, inserted: Result<T>) -> Result<T> {
         let Err(error) = inserted else { return inserted };
-        match numbered().find(|table| is_taken_number(&error, table)) {
+        let mut numbered = entity::ALL.iter().map(|entity| entity.table).chain(["audit_log", "outbox"]);
+        match numbered.find(|table| is_taken_number(&error, table)) {
             Some(table) => {
                 // What it was asked for is undone, and sequences know no undoing.
                 session.run("ROLLBACK").await?;
@@ -69,22 +68,22 @@ impl Sequences {
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(LOCK)).await?;
         let mut left = Vec::new();
         for behind in behind(session, &self.schema).await? {
-            if behind.next.is_none() && taken != Some(behind.table) {
+            if behind.next.is_none() && taken != Some(&*behind.table) {
                 continue;
             }
             if behind.next.is_some() && behind.ours_to_set {
                 let statement = sql("SELECT setval($1::regclass, $2)::text");
                 session.rows(statement.bind(behind.sequence.clone()).bind(behind.highest)).await?;
                 tracing::warn!(
-                    table = behind.table,
+                    table = &*behind.table,
                     next = behind.next,
                     highest = behind.highest,
                     "an identity sequence was behind the rows of its table, as a restore may leave it: it is set forward"
                 );
                 continue;
             }
-            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(behind.table) {
-                tracing::error!(table = behind.table, remedy = behind.remedy(), "{}", behind.found());
+            if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(behind.table.clone()) {
+                tracing::error!(table = &*behind.table, remedy = behind.remedy(), "{}", behind.found());
             }
             left.push(behind);
         }
@@ -103,48 +102,28 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
     let of_kind =
         |entity: &&Entity| format!("SELECT '{0}' AS name, max(id) AS highest FROM {0}", entity.table);
     let objects = entity::ALL.iter().map(of_kind).collect::<Vec<_>>().join(" UNION ALL ");
-    let rows = session
-        .rows(
-            sqlx::query(AssertSqlSafe(format!(
-                "SELECT n.name, s.name, n.highest, next.number, has_sequence_privilege(q.seqrelid, 'UPDATE')
-                 FROM (
-                     {objects}
-                     UNION ALL
-                     -- A number under a seal must not come again, whatever became of its line.
-                     SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
-                         SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
-                     ) AS newest)) FROM audit_log
-                     UNION ALL
-                     SELECT 'outbox', max(id) FROM outbox
-                 ) AS n
-                 CROSS JOIN LATERAL (SELECT pg_get_serial_sequence($1 || '.' || n.name, 'id') AS name) AS s
-                 JOIN pg_sequence AS q ON q.seqrelid = s.name::regclass
-                 CROSS JOIN LATERAL (
-                     SELECT CASE WHEN has_sequence_privilege(q.seqrelid, 'SELECT, USAGE')
-                                 THEN coalesce(pg_sequence_last_value(q.seqrelid) + q.seqincrement, q.seqstart) END
-                            AS number
-                 ) AS next
-                 WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
-                 ORDER BY n.name"
-            )))
-            .bind(quoted(schema)),
-        )
-        .await?;
-    let one = |row| {
-        let table: String = get(row, 0)?;
-        let table = numbered().find(|name| *name == table);
-        Ok(BehindSequence {
-            table: table.ok_or_else(|| StoreError::new(Trouble::Broken))?,
-            sequence: get(row, 1)?,
-            highest: get(row, 2)?,
-            next: get(row, 3)?,
-            ours_to_set: get(row, 4)?,
-        })
-    };
-    rows.iter().map(one).collect()
-}
-
-/// The tables whose rows the database numbers.
-fn numbered() -> impl Iterator<Item = &'static str> {
-    entity::ALL.iter().map(|entity| entity.table).chain(["audit_log", "outbox"])
+    let query = format!(
+        "SELECT n.name AS table, s.name AS sequence, n.highest, next.number AS next,
+                has_sequence_privilege(q.seqrelid, 'UPDATE') AS ours_to_set
+         FROM (
+             {objects}
+             UNION ALL
+             -- A number under a seal must not come again, whatever became of its line.
+             SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
+                 SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
+             ) AS newest)) FROM audit_log
+             UNION ALL
+             SELECT 'outbox', max(id) FROM outbox
+         ) AS n
+         CROSS JOIN LATERAL (SELECT pg_get_serial_sequence(quote_ident($1) || '.' || n.name, 'id') AS name) AS s
+         JOIN pg_sequence AS q ON q.seqrelid = s.name::regclass
+         CROSS JOIN LATERAL (
+             SELECT CASE WHEN has_sequence_privilege(q.seqrelid, 'SELECT, USAGE')
+                         THEN coalesce(pg_sequence_last_value(q.seqrelid) + q.seqincrement, q.seqstart) END
+                    AS number
+         ) AS next
+         WHERE q.seqincrement > 0 AND n.highest IS NOT NULL AND coalesce(next.number <= n.highest, true)
+         ORDER BY n.name"
+    );
+    facts(session, schema, query).await
 }

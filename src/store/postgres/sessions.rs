@@ -53,19 +53,15 @@ impl Sessions {
         }
     }
 
-    /// Look at a new connection. By simple queries, which any pooler passes on whole.
+    /// Look at a new connection. By a simple query, which any pooler passes on whole.
     pub(super) async fn meet(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        let rows = connection
-            .fetch_all(sqlx::raw_sql(
-                "SELECT pg_backend_pid(), current_setting('clerk_sync.session', true);
-                 SELECT host(inet_client_addr()), inet_client_port()::text, host(inet_server_addr()), inet_server_port()::text",
-            ))
-            .await?;
-        let [session, ends] = &rows[..] else {
-            return Err(sqlx::Error::Protocol("two questions have two answers".to_owned()));
-        };
+        let asked = sqlx::raw_sql(
+            "SELECT pg_backend_pid(), current_setting('clerk_sync.session', true),
+                    host(inet_client_addr()), inet_client_port()::text, host(inet_server_addr()), inet_server_port()::text",
+        );
+        let session = connection.fetch_one(asked).await?;
         let mark: Option<String> = session.try_get(1)?;
-        let straight = self.paths.as_ref().is_some_and(|paths| is_one_of(paths, ends));
+        let straight = self.paths.as_ref().is_some_and(|paths| is_one_of(paths, &session));
         let route = match (straight, mark.as_deref() == Some(&self.mark)) {
             (true, _) => Route::Straight,
             (false, true) => Route::Translated,
@@ -113,5 +109,5 @@ fn is_one_of(paths: &Paths, row: &PgRow) -> bool {
         let address: IpAddr = row.try_get::<Option<String>, _>(address).ok()??.parse().ok()?;
         Some(SocketAddr::new(address, row.try_get::<Option<String>, _>(port).ok()??.parse().ok()?))
     };
-    end(0, 1).zip(end(2, 3)).is_some_and(|(near, far)| paths.contain(near, far))
+    end(2, 3).zip(end(4, 5)).is_some_and(|(near, far)| paths.contain(near, far))
 }

@@ -13,41 +13,22 @@ use crate::store::{Missing, Result, StoreError, Trouble};
 pub(super) struct Hidden {
     table: String,
     role: String,
-    /// A restrictive policy of which a further policy would not get rid.
-    restricted_by: Option<String>,
-}
-
-impl Hidden {
-    fn remedy(&self) -> String {
-        let Self { table, role, restricted_by } = self;
-        match restricted_by {
-            Some(policy) => format!(
-                "ALTER ROLE {role} BYPASSRLS; or drop policy {policy} on {table}, which is restrictive"
-            ),
-            None => format!(
-                "CREATE POLICY clerk_sync ON {table} TO {role} USING (true) WITH CHECK (true); or, for every table at \
-                 once, ALTER ROLE {role} BYPASSRLS;"
-            ),
-        }
-    }
+    remedy: String,
 }
 
 impl From<Hidden> for Missing {
-    fn from(hidden: Hidden) -> Self {
-        let Hidden { table, role, .. } = &hidden;
-        Self {
-            what: format!(
-                "row level security may hide rows of {table} from {role}, and then erasures leave them there"
-            ),
-            remedy: hidden.remedy(),
-        }
+    fn from(Hidden { table, role, remedy }: Hidden) -> Self {
+        let what = format!(
+            "row level security may hide rows of {table} from {role}, and then erasures leave them there"
+        );
+        Self { what, remedy }
     }
 }
 
 /// Why nobody can say that a row is gone.
 pub(super) fn explained(hidden: &[Hidden]) -> StoreError {
     let tables: Vec<&str> = hidden.iter().map(|hidden| hidden.table.as_str()).collect();
-    let remedy = hidden.first().map(Hidden::remedy).unwrap_or_default();
+    let remedy = hidden.first().map_or("", |hidden| &hidden.remedy);
     StoreError::schema(format!(
         "row level security may hide rows of {}, so that it is not known whether any is left: {remedy}",
         tables.join(", ")
@@ -66,17 +47,15 @@ struct Policy {
 }
 
 impl Policy {
-    /// Whether it is about this command, and lets all rows through.
-    fn is_about(&self, command: &str) -> bool {
-        self.command == "*" || self.command == command
-    }
-
-    fn lets_all_through(&self, command: &str) -> bool {
-        match command {
-            "a" => self.check,
-            "w" => self.using && self.check,
-            _ => self.using,
-        }
+    /// Whether all rows come through where this privilege is used; `None` if the policy is not about that.
+    fn lets_all_through(&self, privilege: &str) -> Option<bool> {
+        let (command, lets) = match privilege {
+            "INSERT" => ("a", self.check),
+            "UPDATE" => ("w", self.using && self.check),
+            "DELETE" => ("d", self.using),
+            _ => ("r", self.using),
+        };
+        (self.command == "*" || self.command == command).then_some(lets)
     }
 }
 
@@ -98,31 +77,31 @@ pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
     for row in &rows {
         let (oid, name): (i64, String) = (get(row, 0)?, get(row, 1)?);
         let policies = policies(session, oid).await?;
-        let restricted_by = policies.iter().find(|policy| {
-            let through = |command: &&str| policy.is_about(command) && !policy.lets_all_through(command);
+        let needed = inspect::needed(&name);
+        let restricts = |policy: &&Policy| {
             !policy.permissive
-                && inspect::needed(&name).iter().map(|privilege| command(privilege)).any(|c| through(&c))
-        });
-        let all_are_seen = inspect::needed(&name).iter().map(|privilege| command(privilege)).all(|command| {
-            policies.iter().any(|policy| {
-                policy.permissive && policy.is_about(command) && policy.lets_all_through(command)
-            })
-        });
-        if restricted_by.is_some() || !all_are_seen {
-            let restricted_by = restricted_by.map(|policy| policy.name.clone());
-            hidden.push(Hidden { table: get(row, 2)?, role: get(row, 3)?, restricted_by });
-        }
+                && needed.iter().any(|privilege| policy.lets_all_through(privilege) == Some(false))
+        };
+        let is_open = |privilege: &&str| {
+            policies
+                .iter()
+                .any(|policy| policy.permissive && policy.lets_all_through(privilege) == Some(true))
+        };
+        let (table, role): (String, String) = (get(row, 2)?, get(row, 3)?);
+        let remedy = if let Some(Policy { name, .. }) = policies.iter().find(restricts) {
+            // A further policy would not get rid of it.
+            format!("ALTER ROLE {role} BYPASSRLS; or drop policy {name} on {table}, which is restrictive")
+        } else if !needed.iter().all(is_open) {
+            format!(
+                "CREATE POLICY clerk_sync ON {table} TO {role} USING (true) WITH CHECK (true); or, for every table at \
+                 once, ALTER ROLE {role} BYPASSRLS;"
+            )
+        } else {
+            continue;
+        };
+        hidden.push(Hidden { table, role, remedy });
     }
     Ok(hidden)
-}
-
-fn command(privilege: &str) -> &'static str {
-    match privilege {
-        "INSERT" => "a",
-        "UPDATE" => "w",
-        "DELETE" => "d",
-        _ => "r",
-    }
 }
 
 /// The policies of a table that hold for us.

@@ -14,6 +14,7 @@ pub(in crate::store) mod queue;
 mod retention;
 mod row;
 mod statement;
+pub(in crate::store) mod statistics;
 pub(in crate::store) mod unique_email;
 mod value;
 
@@ -239,6 +240,7 @@ mod tests {
                 ("outbox", outbox::STATEMENTS),
                 ("queue", queue::STATEMENTS),
                 ("retention", retention::STATEMENTS),
+                ("statistics", statistics::STATEMENTS),
                 ("unique_email", unique_email::STATEMENTS),
             ] {
                 for (name, statement) in statements {

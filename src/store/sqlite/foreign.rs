@@ -1,11 +1,11 @@
 //! Reading a table that is not ours.
 
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{error::explain, migrations, text};
+use super::{error::explain, migrations, text::ask};
 use crate::store::{
     ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
-    schema::quoted,
+    schema::{Column, quoted},
 };
 
 /// What SQLite says to a statement that would write. Source: <https://sqlite.org/rescode.html>
@@ -18,36 +18,13 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }
-    let read = |row: &SqliteRow, index| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(explain);
-    let mut found = Vec::new();
-    let mut rows = 0;
-    for column in columns {
-        let name = quoted(&column.name);
-        // Assembled because the names are not ours; they are quoted, and each was found in the database.
-        let statement = format!(
-            "SELECT count(*), count(CASE WHEN {name} <> '' THEN 1 END), count(CASE WHEN {name} GLOB 'user_*' THEN 1 END),
-                    count(CASE WHEN {name} GLOB 'user_*' AND length({name}) = 32
-                                AND substr({name}, 6) NOT GLOB '*[^0-9A-Za-z]*' THEN 1 END)
-             FROM {}",
-            quoted(table)
-        );
-        let row = sqlx::query(AssertSqlSafe(statement))
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(explain)?;
-        rows = read(&row, 0)?;
-        found.push(ForeignColumn {
-            name: column.name,
-            // Its types do not tell.
-            lacks_zone: false,
-            filled: read(&row, 1)?,
-            like_ids: read(&row, 2)?,
-            ids: read(&row, 3)?,
-        });
-    }
+    // Whether times have a zone its types do not tell.
+    let column = |Column { name, .. }: Column| ForeignColumn { name, ..ForeignColumn::default() };
+    let columns: Vec<ForeignColumn> = columns.into_iter().map(column).collect();
+    let statement = foreign::counting(&columns, &quoted(table));
+    let counts = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
     // The zone of CURRENT_TIMESTAMP.
-    Ok(ForeignTable { columns: found, rows, zone: Some("UTC".to_owned()), hides_rows: false })
+    Ok(ForeignTable { zone: Some("UTC".to_owned()), ..foreign::counted(&counts, columns)? })
 }
 
 /// Up to `limit` rows in the order of their ids, after this one.
@@ -57,31 +34,25 @@ pub(super) async fn read(
     after: Option<&str>,
     limit: u32,
 ) -> Result<Vec<ForeignRow>> {
+    let pair = |column: &String| {
+        let (name, value) = (column.replace('\'', "''"), quoted(column));
+        // JSON has no bytes.
+        format!("'{name}', CASE typeof({value}) WHEN 'blob' THEN CAST({value} AS TEXT) ELSE {value} END")
+    };
+    let pairs = reading.columns.iter().map(pair).collect::<Vec<_>>().join(", ");
+    let id = format!("CAST({} AS TEXT) COLLATE BINARY", quoted(&reading.id));
+    let statement =
+        foreign::page(reading, &id, &format!("json_object({pairs})"), &quoted(bare(&reading.table)));
     // A condition that ends our statement and begins another one changes nothing.
     read_only(connection, true).await?;
-    let rows = sqlx::query(AssertSqlSafe(statement(reading)))
-        .persistent(false)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(|error| {
-            let error = explain(error);
-            let writes = error.code.as_deref() == Some(READONLY);
-            let error = if writes { StoreError { trouble: Trouble::Refused, ..error } } else { error };
-            foreign::explained(error, reading)
-        });
+    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(limit);
+    let rows = ask(connection, query).await;
     read_only(connection, false).await?;
-    let rows = rows?;
-    let read = |row: &SqliteRow| {
-        let values = text::read(row, "json")?.unwrap_or_default();
-        Ok(ForeignRow {
-            id: text::read(row, "id")?.unwrap_or_default(),
-            values: serde_json::from_str(&values).unwrap_or_default(),
-            meets_condition: text::read_integer(row, "meets")? == Some(1),
-        })
+    let refused = |error: StoreError| match error.code.as_deref() {
+        Some(READONLY) => StoreError { trouble: Trouble::Refused, ..error },
+        _ => error,
     };
-    rows.iter().map(read).collect()
+    foreign::rows(rows.map_err(refused), reading)
 }
 
 async fn read_only(connection: &mut SqliteConnection, on: bool) -> Result<()> {
@@ -95,28 +66,4 @@ fn bare(table: &str) -> &str {
     let quotes = [('"', '"'), ('[', ']'), ('`', '`')];
     let name = table.strip_prefix("main.").unwrap_or(table);
     quotes.iter().find_map(|(open, close)| name.strip_prefix(*open)?.strip_suffix(*close)).unwrap_or(name)
-}
-
-/// Assembled because the names are not ours; they are quoted, and each was found in the database. The condition is that of
-/// the user, whose file it is.
-fn statement(reading: &ForeignReading) -> String {
-    let read = |column: &String| {
-        let (name, value) = (column.replace('\'', "''"), quoted(column));
-        // JSON has no bytes.
-        format!("'{name}', CASE typeof({value}) WHEN 'blob' THEN CAST({value} AS TEXT) ELSE {value} END")
-    };
-    let pairs = reading.columns.iter().map(read).collect::<Vec<_>>().join(", ");
-    let id = format!("CAST({} AS TEXT) COLLATE BINARY", quoted(&reading.id));
-    format!(
-        "SELECT {id} AS id, json_object({pairs}) AS json, (
-             {condition}
-         ) IS TRUE AS meets
-         FROM {table}
-         WHERE {id} <> '' AND (?1 IS NULL OR {id} > ?1)
-         -- Ids that differ only in case are two users, whatever the column says.
-         ORDER BY {id}
-         LIMIT ?2",
-        condition = reading.condition.as_deref().unwrap_or("0"),
-        table = quoted(bare(&reading.table)),
-    )
 }

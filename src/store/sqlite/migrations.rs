@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, fmt::Display};
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::SqliteConnection;
 
-use super::{error::explain, text};
+use super::{error::explain, text::ask};
 use crate::store::{
     Migration, MigrationStatus, Result,
     migration::SQLITE,
     schema::{self, Column, Kind, TABLES, quoted},
+    sql::Row,
 };
 
 /// Apply what is pending, in the caller's transaction; returns it.
@@ -16,10 +17,20 @@ pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Displa
     // Others may have been faster.
     let pending = pending(connection).await?;
     check(connection, place, &pending).await?;
-    create_table(connection).await?;
+    let table = "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
+                     version    INTEGER PRIMARY KEY,
+                     name       TEXT NOT NULL,
+                     -- SHA-256 of the file, in hexadecimal.
+                     checksum   TEXT NOT NULL,
+                     applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+                 )";
+    sqlx::raw_sql(table).execute(&mut *connection).await.map_err(explain)?;
     for migration in &pending {
         sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(explain)?;
-        remember(connection, migration).await?;
+        let query =
+            sqlx::query("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)");
+        let query = query.bind(migration.version).bind(migration.name).bind(migration.checksum());
+        query.execute(&mut *connection).await.map_err(explain)?;
     }
     check(connection, place, &[]).await?;
     Ok(pending)
@@ -35,12 +46,13 @@ pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<Migr
     Ok(Migration::status(SQLITE, &applied(connection).await?))
 }
 
-/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them.
+/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them. Gives the columns
+/// of all our tables.
 pub(super) async fn check(
     connection: &mut SqliteConnection,
     place: &impl Display,
     pending: &[Migration],
-) -> Result<()> {
+) -> Result<Vec<Column>> {
     let mut found = Vec::new();
     for table in TABLES.iter() {
         found.extend(columns(connection, table.name).await?);
@@ -50,10 +62,9 @@ pub(super) async fn check(
     }
     let mistakes = schema::mistakes(&found, pending, fits);
     if mistakes.is_empty() {
-        return Ok(());
+        return Ok(found);
     }
-    let tables: BTreeSet<&str> = mistakes.iter().map(|mistake| mistake.table).collect();
-    let remedy = way_round(connection, tables).await?;
+    let remedy = way_round(connection, mistakes.iter().map(|(table, _)| *table).collect()).await?;
     Err(schema::refused(&mistakes, place, &remedy))
 }
 
@@ -94,114 +105,56 @@ pub(super) async fn check_anonymize_columns(
 
 /// The columns of a table, none if there is no such table.
 pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
-    let rows = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)")
-        .bind(table)
-        .fetch_all(connection)
-        .await
-        .map_err(explain)?;
-    let column = |row| {
+    let query = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)").bind(table);
+    let column = |row: &Row| {
         Ok(Column {
             table: table.to_owned(),
-            name: text::read(row, "name")?.unwrap_or_default(),
-            type_name: text::read(row, "type")?.unwrap_or_default(),
-            not_null: text::read_integer(row, "notnull")? == Some(1),
+            name: row.get(0)?,
+            type_name: row.get(1)?,
+            not_null: row.get(2)?,
         })
     };
-    rows.iter().map(column).collect()
+    ask(connection, query).await?.iter().map(column).collect()
 }
 
 /// The indexes of a table whose names we want for our own.
 async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
-    let rows = sqlx::query(
+    let query = sqlx::query(
         "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL",
-    )
-    .bind(table)
-    .fetch_all(connection)
-    .await
-    .map_err(explain)?;
-    let names: Vec<String> =
-        rows.iter().map(|row| Ok(text::read(row, "name")?.unwrap_or_default())).collect::<Result<_>>()?;
-    let is_ours =
-        |name: &String| SQLITE.iter().any(|migration| migration.sql.contains(&format!(" {name} ON ")));
-    Ok(names.into_iter().filter(is_ours).collect())
+    );
+    let rows = ask(connection, query.bind(table)).await?;
+    let mut names: Vec<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
+    names.retain(|name| SQLITE.iter().any(|migration| migration.sql.contains(&format!(" {name} ON "))));
+    Ok(names)
 }
 
 /// Versions and checksums of what is applied.
-async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
+pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
     if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version")
-        .fetch_all(connection)
-        .await
-        .map_err(explain)?;
-    rows.iter()
-        .map(|row| {
-            let version = row.try_get("version").map_err(explain)?;
-            Ok((version, text::read(row, "checksum")?.unwrap_or_default()))
-        })
-        .collect()
-}
-
-async fn create_table(connection: &mut SqliteConnection) -> Result<()> {
-    sqlx::query(
-        "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
-             version    INTEGER PRIMARY KEY,
-             name       TEXT NOT NULL,
-             -- SHA-256 of the file, in hexadecimal.
-             checksum   TEXT NOT NULL,
-             applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-         )",
-    )
-    .execute(connection)
-    .await
-    .map_err(explain)?;
-    Ok(())
-}
-
-async fn remember(connection: &mut SqliteConnection, migration: &Migration) -> Result<()> {
-    sqlx::query("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)")
-        .bind(migration.version)
-        .bind(migration.name)
-        .bind(migration.checksum())
-        .execute(connection)
-        .await
-        .map_err(explain)?;
-    Ok(())
+    let query = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version");
+    ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
 /// What SQLite makes of a declared type (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).
-#[derive(PartialEq, Eq)]
-enum Affinity {
-    Integer,
-    Text,
-    Blob,
-    Real,
-    Numeric,
-}
-
-fn affinity(type_name: &str) -> Affinity {
+fn affinity(type_name: &str) -> &'static str {
     let name = type_name.to_ascii_uppercase();
     let says = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    if says(&["INT"]) {
-        Affinity::Integer
-    } else if says(&["CHAR", "CLOB", "TEXT"]) {
-        Affinity::Text
-    } else if name.is_empty() || says(&["BLOB"]) {
-        Affinity::Blob
-    } else if says(&["REAL", "FLOA", "DOUB"]) {
-        Affinity::Real
-    } else {
-        Affinity::Numeric
+    match () {
+        () if says(&["INT"]) => "INTEGER",
+        () if says(&["CHAR", "CLOB", "TEXT"]) => "TEXT",
+        () if name.is_empty() || says(&["BLOB"]) => "BLOB",
+        () if says(&["REAL", "FLOA", "DOUB"]) => "REAL",
+        () => "NUMERIC",
     }
 }
 
 fn fits(kind: Kind, type_name: &str) -> bool {
-    let affinity = affinity(type_name);
     match kind {
-        Kind::BigInt | Kind::Int => affinity == Affinity::Integer,
-        Kind::Bool => matches!(affinity, Affinity::Integer | Affinity::Numeric),
-        Kind::Text | Kind::Time | Kind::Json | Kind::TextArray => affinity == Affinity::Text,
-        Kind::Bytes => affinity == Affinity::Blob,
+        Kind::BigInt | Kind::Int => affinity(type_name) == "INTEGER",
+        Kind::Bool => matches!(affinity(type_name), "INTEGER" | "NUMERIC"),
+        Kind::Text | Kind::Time | Kind::Json | Kind::TextArray => affinity(type_name) == "TEXT",
+        Kind::Bytes => affinity(type_name) == "BLOB",
     }
 }

@@ -55,7 +55,7 @@ use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
     Transaction, Trouble,
-    sql::{Kinds, unique_email},
+    sql::{Kinds, statistics, unique_email},
 };
 use crate::model::Entity;
 
@@ -285,7 +285,7 @@ impl Database for Sqlite {
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
-        inspect::statistics(&mut *self.read().await?, since).await
+        statistics::statistics(self, since).await
     }
 
     async fn close(&self) {

@@ -3,6 +3,8 @@
 //! Names count without their case and underscores: `clerkId` and `clerk_id` are one. Only a name that can hardly mean anything
 //! else is believed; what merely looks like one of ours is told, and read only if the user says so.
 
+use std::collections::BTreeSet;
+
 use chrono_tz::Tz;
 
 use super::{
@@ -11,7 +13,7 @@ use super::{
     mistake,
 };
 use crate::{
-    entity::{USER, user},
+    entity::USER,
     model::{Field, FieldSet},
     store::{ForeignColumn, ForeignTable, Result},
 };
@@ -19,9 +21,8 @@ use crate::{
 /// The columns that are read, and those that are not though they look like ours.
 pub(super) struct Columns {
     pub(super) id: String,
-    pub(super) fields: Vec<(Field, String)>,
-    pub(super) created_at: Option<String>,
-    pub(super) clerk_updated_at: Option<String>,
+    /// Each column that is read, and which of ours it fills: a field, `created_at` or `updated_at`.
+    pub(super) read: Vec<(String, &'static str)>,
     pub(super) marks: Vec<(String, Mark)>,
     /// Each with the reason.
     pub(super) unread: Vec<(String, String)>,
@@ -30,34 +31,24 @@ pub(super) struct Columns {
 impl Columns {
     pub(super) fn of(table: &ForeignTable, wish: &Wish, synced: FieldSet) -> Result<Self> {
         let id = id_column(table, wish)?;
-        let mut columns = Self {
-            id,
-            fields: Vec::new(),
-            created_at: None,
-            clerk_updated_at: None,
-            marks: Vec::new(),
-            unread: Vec::new(),
-        };
-        if let Some(column) = &wish.clerk_updated_at {
-            columns.clerk_updated_at = Some(named(table, wish, column, "--clerk-updated-at")?);
-        }
+        let mut columns = Self { id, read: Vec::new(), marks: Vec::new(), unread: Vec::new() };
         for (ours, theirs) in &wish.columns {
             columns.wished(table, wish, ours, theirs, synced)?;
         }
         let is_free = |column: &&ForeignColumn| column.filled > 0 && column.name != columns.id;
         let filled: Vec<&ForeignColumn> = table.columns.iter().filter(is_free).collect();
-        for field in
-            synced.of(&USER).filter(|field| wish.columns.iter().all(|(ours, _)| ours != field.name()))
-        {
-            if let Some(column) = first(&filled, &names(field)) {
-                columns.fields.push((field, column));
+        for ours in synced.of(&USER).map(Field::name).chain(["created_at"]) {
+            if wish.columns.iter().all(|(wished, _)| wished != ours) {
+                columns.read.extend(first(&filled, &names(ours)).map(|column| (column, ours)));
             }
         }
-        if columns.created_at.is_none() {
-            columns.created_at = first(&filled, &["created_at"]);
+        if let Some(column) = &wish.clerk_updated_at {
+            columns.read.push((named(table, wish, column, "--clerk-updated-at")?, "updated_at"));
         }
         for column in filled {
-            if columns.is_read(&column.name) {
+            let is_known = columns.read.iter().any(|(name, _)| *name == column.name)
+                || columns.unread.iter().any(|(name, _)| *name == column.name);
+            if is_known {
                 continue;
             }
             let plain = plain(&column.name);
@@ -81,24 +72,22 @@ impl Columns {
     ) -> Result<()> {
         let column = named(table, wish, theirs, "--column")?;
         let instead = match ours {
-            "created_at" => {
-                self.created_at = Some(column);
-                return Ok(());
-            }
             "clerk_id" | "id" => format!("--id-column {theirs}"),
             "updated_at" => format!("--clerk-updated-at {theirs}, if it is Clerk's own time"),
             "deleted_at" => "--deleted-when CONDITION".to_owned(),
             _ => {
-                let Some(field) = USER.named(ours) else {
+                let field = USER.named(ours);
+                let name = if ours == "created_at" { Some("created_at") } else { field.map(Field::name) };
+                let Some(name) = name else {
                     let names: Vec<&str> = USER.fields().map(Field::name).collect();
                     return Err(mistake(format!(
                         "--column {ours}={theirs}: {ours} is no column that is filled from Clerk. Those are created_at, {}",
                         names.join(", ")
                     )));
                 };
-                if synced.contains(field) {
-                    self.fields.retain(|(other, _)| *other != field);
-                    self.fields.push((field, column));
+                if field.is_none_or(|field| synced.contains(field)) {
+                    self.read.retain(|(_, other)| *other != name);
+                    self.read.push((column, name));
                 } else {
                     self.unread.push((column, format!("{ours} is not in SYNC_FIELDS")));
                 }
@@ -108,30 +97,16 @@ impl Columns {
         Err(mistake(format!("--column {ours}={theirs}: say {instead} instead")))
     }
 
-    fn is_read(&self, column: &str) -> bool {
-        let times = [&self.created_at, &self.clerk_updated_at];
-        self.fields.iter().any(|(_, name)| name == column)
-            || times.into_iter().flatten().any(|name| name == column)
-            || self.unread.iter().any(|(name, _)| name == column)
+    /// The column that fills this one of ours.
+    pub(super) fn filling(&self, ours: &str) -> Option<&str> {
+        self.read.iter().find(|(_, name)| *name == ours).map(|(column, _)| column.as_str())
     }
 
     /// The names of all columns that are needed but the id's.
     pub(super) fn to_read(&self) -> Vec<String> {
-        let marks = self.marks.iter().map(|(column, _)| column);
-        let mut names: Vec<String> =
-            self.read().into_iter().map(|(column, _)| column).chain(marks.cloned()).collect();
-        names.sort();
-        names.dedup();
-        names
-    }
-
-    /// Each column, and which of ours it fills.
-    pub(super) fn read(&self) -> Vec<(String, &'static str)> {
-        let fields = self.fields.iter().map(|(field, column)| (column.clone(), field.name()));
-        let times = [(&self.created_at, "created_at"), (&self.clerk_updated_at, "updated_at")];
-        let times =
-            times.into_iter().filter_map(|(column, ours)| column.clone().map(|column| (column, ours)));
-        fields.chain(times).collect()
+        let read = self.read.iter().map(|(column, _)| column);
+        let names: BTreeSet<&String> = read.chain(self.marks.iter().map(|(column, _)| column)).collect();
+        names.into_iter().cloned().collect()
     }
 
     /// The zone of times that have none, and how the report calls it.
@@ -143,9 +118,9 @@ impl Columns {
         if let Some(zone) = of_the_database.and_then(|name| name.parse::<Tz>().ok()) {
             return Ok((zone, format!("{}, the zone of the database", zone.name())));
         }
-        let read = self.read();
         let lacks_zone = |column: &&ForeignColumn| {
-            column.lacks_zone && read.iter().any(|(name, ours)| *name == column.name && ours.ends_with("_at"))
+            column.lacks_zone
+                && self.read.iter().any(|(name, ours)| *name == column.name && ours.ends_with("_at"))
         };
         match table.columns.iter().find(lacks_zone) {
             None => Ok((Tz::UTC, "UTC".to_owned())),
@@ -231,62 +206,35 @@ fn first(columns: &[&ForeignColumn], names: &[&str]) -> Option<String> {
     names.iter().find_map(found).map(|column| column.name.clone())
 }
 
-/// What a column with this field may be called, in the order of preference.
-fn names(field: Field) -> Vec<&'static str> {
-    let others: &[&str] = match field.name() {
+/// What a column that fills this one of ours may be called, in the order of preference.
+fn names(ours: &'static str) -> Vec<&'static str> {
+    let others: &[&str] = match ours {
         "email" => &["email_address", "primary_email", "primary_email_address"],
         "image_url" => &["profile_image_url", "avatar_url"],
         _ => &[],
     };
-    [&[field.name()], others].concat()
+    [&[ours], others].concat()
 }
 
 /// Why a column is not read that looks like one of ours; `None` if it does not.
 fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
-    const UPDATED: [&str; 13] = [
-        "updatedat",
-        "updated",
-        "updatedon",
-        "updatetime",
-        "updateddate",
-        "lastupdated",
-        "lastupdatedat",
-        "modifiedat",
-        "modified",
-        "modifiedon",
-        "lastmodified",
-        "lastmodifiedat",
-        "changedat",
-    ];
-    const CREATED: [&str; 12] = [
-        "created",
-        "createdon",
-        "createdtime",
-        "createtime",
-        "createddate",
-        "datecreated",
-        "creationdate",
-        "joinedat",
-        "datejoined",
-        "registeredat",
-        "signedupat",
-        "insertedat",
-    ];
-    const NAMES: [&str; 4] = ["name", "fullname", "displayname", "realname"];
-    if UPDATED.contains(&plain) {
-        return Some(format!(
-            "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
-        ));
-    }
-    if CREATED.contains(&plain) {
-        return Some(format!("looks like created_at: --column created_at={name}"));
-    }
-    if NAMES.contains(&plain) {
+    if ["name", "fullname", "displayname", "realname"].contains(&plain) {
         return Some(
             "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
         );
     }
-    let field = USER.fields().find(|field| looks_like(*field, plain))?;
+    match marks::stem(plain.strip_prefix("last").unwrap_or(plain)) {
+        "updated" | "modified" | "changed" => {
+            return Some(format!(
+                "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
+            ));
+        }
+        "created" | "create" | "creation" | "joined" | "registered" | "signedup" | "inserted" => {
+            return Some(format!("looks like created_at: --column created_at={name}"));
+        }
+        _ => {}
+    }
+    let field = looks_like(plain)?;
     let ours = field.name();
     Some(if synced.contains(field) {
         format!("looks like {ours}: --column {ours}={name}")
@@ -295,35 +243,26 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
     })
 }
 
-fn looks_like(field: Field, name: &str) -> bool {
-    let (whole, part): (&[&str], &[&str]) = match field.name() {
-        "email" => (&["mail", "primarymail"], &["email"]),
-        "email_verified" => (&["verified", "isverified", "verifiedat"], &["emailverif", "emailconfirm"]),
-        "first_name" => (&["forename", "fname", "first"], &["firstname", "givenname"]),
-        "last_name" => (&["surname", "lname", "last"], &["lastname", "familyname"]),
-        "image_url" => (&["img", "imgurl", "pic", "profilepic"], &["avatar", "image", "photo", "picture"]),
-        "username" => {
-            (&["handle", "nick", "nickname", "screenname", "loginname"], &["username", "userhandle"])
-        }
-        "phone_number" => (&["tel", "cell", "contactnumber"], &["phone", "mobile"]),
-        "public_metadata" => (&["metadata", "meta"], &["publicmeta"]),
-        "unsafe_metadata" => (&[], &["unsafemeta"]),
-        "private_metadata" => (&[], &["privatemeta"]),
-        "banned" => (&["blocked", "isblocked", "suspended", "issuspended"], &["banned"]),
-        "last_sign_in_at" => (&[], &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
-        "last_active_at" => (&[], &["lastactiv", "lastseen"]),
-        _ => (&[], &[]),
-    };
-    let is_known = !whole.is_empty() || !part.is_empty();
-    let own =
-        names(field).into_iter().map(plain).any(|own| own == name || (!is_known && name.contains(&own)));
-    // More of it comes first: an address that is verified is no address.
-    let is_email = field == user::EMAIL && looks_like_verified(name);
-    !is_email && (own || whole.contains(&name) || part.iter().any(|part| name.contains(part)))
-}
-
-fn looks_like_verified(name: &str) -> bool {
-    ["verif", "confirm"].iter().any(|word| name.contains(word))
+/// The field that a column of this name may hold.
+fn looks_like(plain_name: &str) -> Option<Field> {
+    // Also by what its name contains; the first that fits.
+    const WORDS: [(&str, &[&str]); 11] = [
+        ("phone_number", &["phone", "mobile", "contactnumber"]),
+        // An address that is verified is no address.
+        ("email_verified", &["verif", "confirm"]),
+        ("email", &["mail"]),
+        ("first_name", &["firstname", "givenname", "forename", "fname"]),
+        ("last_name", &["lastname", "familyname", "surname", "lname"]),
+        ("image_url", &["avatar", "image", "photo", "picture", "img"]),
+        ("username", &["username", "userhandle", "nick", "screenname", "loginname"]),
+        ("banned", &["banned", "blocked", "suspended"]),
+        ("last_sign_in_at", &["lastsignin", "lastlogin", "lastlogged", "signedinat"]),
+        ("last_active_at", &["lastactiv", "lastseen"]),
+        ("public_metadata", &["publicmeta"]),
+    ];
+    let contains = |words: &[&str]| words.iter().any(|word| plain_name.contains(word));
+    let known = WORDS.iter().find(|(_, words)| contains(words)).and_then(|(ours, _)| USER.named(ours));
+    known.or_else(|| USER.fields().find(|field| plain_name.contains(&plain(field.name()))))
 }
 
 pub(super) fn plain(name: &str) -> String {

@@ -8,7 +8,7 @@ mod columns;
 mod marks;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
@@ -80,7 +80,7 @@ pub struct Tally {
     /// Deleted by the table, while they stand here.
     pub standing: Named,
     /// Left out, by the reason.
-    pub left_out: Vec<(String, Named)>,
+    pub left_out: BTreeMap<String, Named>,
     /// Left out, because the database refuses their data.
     pub refused: Named,
     /// Further rows of somebody who has one.
@@ -108,12 +108,7 @@ impl Named {
 
 impl Tally {
     fn leave_out(&mut self, reason: &str, id: &str) {
-        if let Some((_, named)) = self.left_out.iter_mut().find(|(known, _)| known == reason) {
-            return named.add(id);
-        }
-        let mut named = Named::default();
-        named.add(id);
-        self.left_out.push((reason.to_owned(), named));
+        self.left_out.entry(reason.to_owned()).or_default().add(id);
     }
 }
 
@@ -135,7 +130,7 @@ pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock)
         table.columns.iter().find(|column| column.name == columns.id).map_or(0, |column| column.filled);
     let mut tally = Tally {
         id_column: columns.id.clone(),
-        read: columns.read(),
+        read: columns.read.clone(),
         unread: columns.unread.clone(),
         empty: table
             .columns
@@ -207,7 +202,10 @@ fn delivery(
     } else if said.iter().any(Option::is_none) {
         tally.leave_out("one row of theirs says that they are deleted, and another does not", id);
         return None;
-    } else if let Some(column) = said.iter().flatten().find_map(|said| said.in_doubt()) {
+    } else if let Some(column) = said.iter().flatten().find_map(|said| match said {
+        Said::Perhaps(column) => Some(column),
+        Said::Deleted => None,
+    }) {
         let reason =
             format!("{column} may mean that they are deleted; a backfill brings who is still at Clerk");
         tally.leave_out(&reason, id);
@@ -216,13 +214,9 @@ fn delivery(
         News::Erase(EraseIf::Unknown)
     };
     // A time to come would keep Clerk's own events out until then.
-    let updated_at = columns.clerk_updated_at.as_ref();
+    let updated_at = columns.filling("updated_at");
     let updated_at = updated_at.and_then(|column| reader.time_in(&rows[0], column)).filter(|at| *at <= now);
-    let version = updated_at.map_or(Version::UNKNOWN, |at| Version {
-        version: at.timestamp_millis(),
-        event_at: at.timestamp_millis(),
-        tie: String::new(),
-    });
+    let version = updated_at.map_or(Version::UNKNOWN, |at| Version::at(at, at, String::new()));
     let content = Content::Change(Change { clerk_id: clerk_id.clone(), version, news, actor: None });
     Some(Delivery::without_webhook(clerk_id, Source::Cli, updated_at.unwrap_or(now), now, content))
 }
@@ -230,12 +224,13 @@ fn delivery(
 /// A user who is not deleted.
 fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: DateTime<Utc>) -> News {
     let mut patch = Patch::default();
-    for (field, column) in &columns.fields {
-        if let Some(value) = row.values.get(column).and_then(|json| reader.value(*field, json, column)) {
-            patch.set(*field, value);
+    for (column, ours) in &columns.read {
+        let Some(field) = USER.named(ours) else { continue };
+        if let Some(value) = row.values.get(column).and_then(|json| reader.value(field, json, column)) {
+            patch.set(field, value);
         }
     }
-    let created_at = columns.created_at.as_ref().and_then(|column| reader.time_in(row, column));
+    let created_at = columns.filling("created_at").and_then(|column| reader.time_in(row, column));
     News::Adopt { patch, created_at: created_at.filter(|at| *at <= now) }
 }
 
