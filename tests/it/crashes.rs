@@ -223,6 +223,8 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
             };
             if turn != Ok(Turn::More) {
                 idle += 1;
+                // A claim that was cut off leaves its rows locked until the server has noticed.
+                world.wait_until_idle().await;
                 // Whatever was claimed comes free.
                 now.fetch_add(31_000, Ordering::SeqCst);
             }
