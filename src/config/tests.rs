@@ -398,7 +398,10 @@ fn kinds_are_chosen_by_name_and_each_has_a_list_of_its_own() {
         config.selection.fields(entity).of(entity).map(Field::name).collect::<Vec<_>>()
     };
     assert_eq!(names(&ORGANIZATION), ["slug"]);
-    assert_eq!(names(&ORGANIZATION_MEMBERSHIP), ["organization_id", "user_id", "role", "permissions"]);
+    assert_eq!(
+        names(&ORGANIZATION_MEMBERSHIP),
+        ["organization_id", "user_id", "role", "role_name", "permissions"]
+    );
     let (two, config) = kinds(&[("SYNC_ENTITIES", "organization_membership, user")]);
     assert_eq!(two, ["user", "organization_membership"], "in one order however they are written");
     assert!(
