@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::Notify, task::JoinHandle};
 use super::*;
 use crate::{
     clerk::signature::Secret,
-    entity::USER,
+    entity::{self, USER},
     model::{DeletionPolicy, FieldSet, Idle, Selection},
     store::{
         Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
@@ -133,7 +133,7 @@ fn app(store: Arc<FakeStore>) -> App {
             Idle::Quiet,
             &[],
         )),
-        api: Api::new(store, Some("t0ken"), None),
+        api: Api::new(store, entity::ALL, Some("t0ken"), None),
         scrapers: Scrapers::default(),
         bodies: Bodies::new(1_048_576),
         answers: Answers::default(),

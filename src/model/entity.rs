@@ -4,6 +4,9 @@
 
 use std::{fmt, hash};
 
+/// Several kinds, such as [all there are](crate::entity::ALL).
+pub type Kinds = &'static [&'static Entity];
+
 /// A kind of Clerk object.
 #[derive(Debug)]
 pub struct Entity {

@@ -20,14 +20,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{
-        ClerkId, Delivery, Entity, FieldSet, Message, MessageType, Outcome, Processing, Selection,
+        ClerkId, Delivery, Entity, FieldSet, Kinds, Message, MessageType, Outcome, Processing, Selection,
         Subscription,
     },
     store::{
         Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark, Migration,
         MigrationStatus, Purpose, Readiness, Result, RowFate, Session, Space, Statistics, Store, StoreError,
         Transaction, Trouble, Way,
-        sql::{Kinds, Row, Statement, Value},
+        sql::{Row, Statement, Value},
     },
     sync::{Clock, chain, enqueue, erasure},
     work::{

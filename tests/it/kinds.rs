@@ -5,6 +5,7 @@ use std::{
     future::ready,
     num::NonZeroU32,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
@@ -16,20 +17,26 @@ use axum::{
 };
 use chrono::TimeDelta;
 use clerk_sync::{
-    clerk::api::Api,
+    clerk::{api::Api, signature::Verifier},
     entity::{self, USER},
-    model::{Column, Entity, FieldSet, Holds, MessageType, Outcome, Place, Selection, Subscription},
+    http::{self, Addresses, App, Bodies, ConnectionLimits, Dashboard, Probe, Resends, Scrapers},
+    http_client,
+    model::{Column, Entity, FieldSet, Holds, Idle, MessageType, Outcome, Place, Selection, Subscription},
     store::{RowFilter, sql::ddl},
     sync::{
-        Clock,
+        Clock, Committer, Limits,
         backfill::{Progress, Wanted, backfill},
         catch_up::{CatchUp, Instance},
+        instance::{Gate, Pin},
         reconcile::{Kind, Options, reconcile},
     },
+    work::{Gauges, activity::Answers},
 };
+use metrics_exporter_prometheus::PrometheusBuilder;
 use secrecy::SecretString;
 use serde_json::{Value as Json, json};
 use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
@@ -39,6 +46,9 @@ use crate::{
 };
 
 use Outcome::{Applied, Duplicate, Ignored, Parked, Stale, Unchanged};
+
+/// Of the private API.
+const TOKEN: &str = "t0ken";
 
 pub(crate) static CLUB: Entity = Entity {
     kind: "club",
@@ -97,6 +107,7 @@ promises! {
     two_replicas_that_delete_a_parent_and_write_its_children_leave_none,
     migrations_make_what_the_declarations_say,
     a_kind_that_clerk_lists_is_taken_in_and_compared,
+    programs_read_every_kind,
 }
 
 async fn with_kinds(world: &mut World) {
@@ -578,4 +589,79 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
     assert_eq!(world.column(names).await, ["club_1 Chess and Go", "club_3 Sailing"]);
     assert_eq!(passes(&world).await, [""; 0], "what belonged to it went with it");
     assert!(!compare(true).await.has_drift());
+}
+
+/// A private listener over the store of this world.
+async fn private_listener(world: &World) -> Url {
+    let (store, now) = (Arc::clone(&world.store), world.now);
+    let clock: Clock = Arc::new(move || now);
+    let (committer, lanes) = Committer::start(&store, &world.rules, Limits::default(), &clock);
+    let app = App {
+        verifier: Verifier::new(Vec::new(), 300),
+        committer,
+        probe: Probe::new(Arc::clone(&store), Idle::Quiet),
+        api: http::Api::new(Arc::clone(&store), KINDS, Some(TOKEN), None),
+        dashboard: Dashboard::new(Some(TOKEN)),
+        scrapers: Scrapers::default(),
+        bodies: Bodies::new(1_048_576),
+        answers: Answers::default(),
+        gauges: Arc::new(Gauges::new(Arc::clone(&store), Arc::clone(&clock), Idle::Quiet, &[])),
+        resends: Resends::default(),
+        addresses: Addresses::default(),
+        sinks: Vec::new(),
+        selection: world.rules.selection.clone(),
+        gate: Gate::new(Pin::Any, store, Arc::clone(&clock)),
+        clock,
+        answer_within: http::ANSWER_WITHIN,
+        shutdown: CancellationToken::new(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let routes = http::private_routes(Arc::new(app), PrometheusBuilder::new().build_recorder().handle());
+    tokio::spawn(async move {
+        let limits = ConnectionLimits::default();
+        http::serve(listener, routes, limits, CancellationToken::new(), Duration::ZERO).await;
+        drop(lanes);
+    });
+    url
+}
+
+async fn programs_read_every_kind(mut world: World) {
+    with_kinds(&mut world).await;
+    let all = [
+        Event::created("user_1"),
+        club("club_1", "Chess", 10),
+        club("club_2", "Go", 10),
+        pass("pass_1", "club_1", "user_1", 0, 20),
+        pass("pass_2", "club_1", "user_2", 0, 20),
+    ];
+    world.deliver_all(&all).await;
+    let url = private_listener(&world).await;
+    let client = http_client::builder().build().unwrap();
+    let ask = async |path: &str| {
+        let answer = client.get(url.join(path).unwrap()).bearer_auth(TOKEN).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_slice::<Json>(&answer.bytes().await.unwrap()).unwrap())
+    };
+    let (status, page) = ask("/v1/clubs?limit=1").await;
+    assert_eq!((status, page["clubs"].as_array().unwrap().len()), (200, 1));
+    let (_, rest) = ask(&format!("/v1/clubs?after={}", page["next"].as_str().unwrap())).await;
+    assert_eq!((&rest["clubs"][0]["name"], &rest["next"]), (&json!("Go"), &Json::Null));
+    let (_, one) = ask("/v1/clubs/club_1").await;
+    assert_eq!((&one["seats"], &one["rules"]), (&json!(12), &json!({ "shoes": ["clean"] })));
+    let (_, passes) = ask("/v1/clubs/club_1/passes").await;
+    let ids: Vec<&Json> = passes["passes"].as_array().unwrap().iter().map(|pass| &pass["clerk_id"]).collect();
+    assert_eq!(ids, ["pass_1", "pass_2"]);
+    let (_, clubs) = ask("/v1/users/user_1/clubs").await;
+    assert_eq!(clubs["clubs"][0]["name"], "Chess");
+    assert_eq!(clubs["clubs"][0]["pass"]["level"], "gold", "what leads there stands with it");
+    let (_, described) = ask("/v1/openapi.json").await;
+    for path in ["/v1/clubs", "/v1/clubs/{clerk_id}", "/v1/clubs/{clerk_id}/passes", "/v1/club_passes"] {
+        assert!(described["paths"][path]["get"].is_object(), "{path}");
+    }
+
+    world.deliver(&closed("club_1", 30)).await;
+    let (status, refused) = ask("/v1/clubs/club_1").await;
+    assert_eq!((status, &refused["error"]["code"]), (404, &json!("club_not_found")));
+    assert_eq!(ask("/v1/users/user_1/clubs").await.1["clubs"], json!([]));
+    assert_eq!(ask("/v1/club_passes").await.1["club_passes"], json!([]));
 }

@@ -127,7 +127,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(overview::show))
         // What is kept of every kind: `/users`, `/users/{clerk_id}`.
-        .merge(objects::routes())
+        .merge(objects::routes(app.api.kinds))
         .route("/sign-ups", get(signups::show))
         .route("/deliveries", get(deliveries::list))
         .route("/queue", get(queue::list).post(queue::retry_all))

@@ -29,15 +29,14 @@ use super::{
     trouble::Segment,
 };
 use crate::{
-    entity,
     http::{
         App,
         error::Problem,
         v1::{objects::words, query::page as cut, read},
     },
     model::{
-        Anonymized, ClerkId, Entity, Field, Holds, Receipt, Register, Selection, Source, SvixId, Value,
-        Version,
+        Anonymized, ClerkId, Entity, Field, Holds, Kinds, Receipt, Register, Selection, Source, SvixId,
+        Value, Version,
     },
     store::{
         AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
@@ -51,9 +50,9 @@ const FOUND: u32 = 50;
 /// Lines of the audit trail that are shown, the newest.
 const LINES: u32 = 500;
 
-/// Every route of this file.
-pub(super) fn routes() -> Router<Arc<App>> {
-    entity::ALL.iter().copied().fold(Router::new(), |router, entity| {
+/// Every route of this file, for these kinds.
+pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
+    kinds.iter().copied().fold(Router::new(), |router, entity| {
         let all = get(move |visit, query| list(visit, query, entity))
             .post(move |visit, request| find(visit, request, entity));
         let one = get(move |visit, id| show(visit, id, entity))

@@ -39,6 +39,7 @@ use super::{
     token::{self, Token},
 };
 use crate::{
+    model::Kinds,
     store::{self, Deed, Store, StoreError, Trouble},
     sync::{
         ensure::Ensure,
@@ -68,7 +69,7 @@ const READERS: usize = 2;
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         // What is kept of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
-        .merge(objects::routes())
+        .merge(objects::routes(app.api.kinds))
         .route("/v1/signups", get(signups::count))
         .route("/v1/outbox", get(outbox::list))
         .route("/v1/outbox/retry", post(outbox::retry))
@@ -122,6 +123,7 @@ struct Documentation;
 /// What the private API needs.
 pub struct Api {
     store: Arc<dyn Store>,
+    pub(super) kinds: Kinds,
     /// `None`: nobody is let in.
     pub(super) token: Option<Token>,
     pub(super) attempts: Attempts,
@@ -133,10 +135,11 @@ pub struct Api {
 }
 
 impl Api {
-    /// Read from this store, for whoever has this token; without one, for nobody.
-    pub fn new(store: Arc<dyn Store>, token: Option<&str>, ensure: Option<Ensure>) -> Self {
+    /// Read objects of these kinds from this store, for callers with this token; without one, for nobody.
+    pub fn new(store: Arc<dyn Store>, kinds: Kinds, token: Option<&str>, ensure: Option<Ensure>) -> Self {
         Self {
             store,
+            kinds,
             token: token.map(Token::new),
             attempts: Attempts::new(FREE_ATTEMPTS),
             bodies: Bodies::new(MAX_BODY_BYTES),

@@ -20,9 +20,9 @@ use super::{
     read,
 };
 use crate::{
-    entity::{self, USER, user},
+    entity::{USER, user},
     http::{App, error::Problem},
-    model::{ClerkId, Entity, Field, Holds, Value, rfc3339},
+    model::{ClerkId, Entity, Field, Holds, Kinds, Value, rfc3339},
     store::{Row, RowFilter},
 };
 
@@ -191,14 +191,13 @@ struct Belonging {
 }
 
 impl Belonging {
-    /// Whatever belongs to anything.
-    fn all() -> impl Iterator<Item = Self> {
+    /// Whatever belongs to anything of these kinds.
+    fn all(kinds: Kinds) -> impl Iterator<Item = Self> {
         let of = |(child, (field, parent)): (&'static Entity, (Field, &'static Entity))| {
             let others = child.parents().filter(move |(other, _)| *other != field);
             [None].into_iter().chain(others.map(Some)).map(move |through| Self { parent, field, through })
         };
-        let children =
-            entity::ALL.iter().flat_map(|child| child.parents().map(move |parent| (*child, parent)));
+        let children = kinds.iter().flat_map(|child| child.parents().map(move |parent| (*child, parent)));
         children.flat_map(of)
     }
 
@@ -226,9 +225,9 @@ pub(in crate::http) fn without(name: &'static str, entity: &Entity) -> &'static 
     name.strip_prefix(entity.kind).and_then(|rest| rest.strip_prefix('_')).unwrap_or(name)
 }
 
-/// Every route of this file.
-pub(super) fn routes() -> Router<Arc<App>> {
-    let kinds = entity::ALL.iter().fold(Router::new(), |router, entity| {
+/// Every route of this file, for these kinds.
+pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
+    let each = kinds.iter().fold(Router::new(), |router, entity| {
         let (table, entity) = (entity.table, *entity);
         let router = if entity.has_one {
             let path = format!("/v1/{table}/{{clerk_id}}/ensure");
@@ -240,15 +239,15 @@ pub(super) fn routes() -> Router<Arc<App>> {
             .route(&format!("/v1/{table}"), get(move |app, query| list(app, query, entity)))
             .route(&format!("/v1/{table}/{{clerk_id}}"), get(move |app, path| show(app, path, entity)))
     });
-    Belonging::all().fold(kinds, |router, of| {
+    Belonging::all(kinds).fold(each, |router, of| {
         router.route(&of.path(), get(move |app, path, query| belonging(app, path, query, of)))
     })
 }
 
 /// The same, for programs to read: paths and schemas, as `OpenAPI` writes them.
-pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
+pub(super) fn described(kinds: Kinds) -> (Map<String, Document>, Map<String, Document>) {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for entity in entity::ALL.iter().copied() {
+    for entity in kinds.iter().copied() {
         let Entity { table, kind, .. } = *entity;
         let one = reference(entity);
         schemas.insert(schema_name(entity), schema(entity));
@@ -275,7 +274,7 @@ pub(super) fn described() -> (Map<String, Document>, Map<String, Document>) {
         let show = operation(&format!("show_{kind}"), (&summary, ""), &[by_id(entity)], &one, Some(entity));
         paths.insert(path, show);
     }
-    for of in Belonging::all() {
+    for of in Belonging::all(kinds) {
         let Belonging { parent, field, .. } = of;
         let shown = of.through.map_or(field.entity(), |(_, other)| other);
         let mut one = reference(shown);

@@ -1,10 +1,13 @@
 //! `GET /v1/openapi.json`: the description of the API, made from the code.
 
-use axum::Json;
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, OpenApi as _};
 
 use super::{Documentation, objects};
+use crate::http::App;
 
 /// The parameters of every list.
 #[derive(IntoParams)]
@@ -25,11 +28,11 @@ pub(super) struct Paging {
     operation_id = "describe",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value, content_type = "application/json"))
 )]
-pub(super) async fn show() -> Json<Value> {
+pub(super) async fn show(State(app): State<Arc<App>>) -> Json<Value> {
     let mut described = serde_json::to_value(Documentation::openapi()).unwrap_or_default();
     described["components"]["securitySchemes"]["bearer"] =
         json!({ "type": "http", "scheme": "bearer", "description": "The token in ADMIN_TOKEN." });
-    let (paths, schemas) = objects::described();
+    let (paths, schemas) = objects::described(app.api.kinds);
     for (place, more) in [("/paths", paths), ("/components/schemas", schemas)] {
         if let Some(known) = described.pointer_mut(place).and_then(Value::as_object_mut) {
             known.extend(more);

@@ -63,9 +63,9 @@ use super::{
     Transaction, Trouble,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
-    sql::{Kinds, statistics, unique_email},
+    sql::{statistics, unique_email},
 };
-use crate::model::Entity;
+use crate::model::{Entity, Kinds};
 
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;

@@ -14,12 +14,8 @@ use serde::Deserialize;
 use super::{Session, error, get};
 use crate::{
     entity::USER,
-    model::{Anonymized, ClerkId, Entity, Field, FieldSet},
-    store::{
-        Mark, Result, RowFate, StoreError, Trouble, Way,
-        schema::quoted,
-        sql::{Kinds, objects},
-    },
+    model::{Anonymized, ClerkId, Entity, Field, FieldSet, Kinds},
+    store::{Mark, Result, RowFate, StoreError, Trouble, Way, schema::quoted, sql::objects},
 };
 
 /// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.

@@ -8,10 +8,10 @@ use sqlx::{AssertSqlSafe, Postgres as Pg, postgres::PgArguments, query::Query};
 
 use super::{Session, error::may_be_our_rights, get, removal, sight, sql};
 use crate::{
-    model::ClerkId,
+    model::{ClerkId, Kinds},
     store::{
         Mark, Result, RowFate, StoreError, Trouble, Way,
-        sql::{self as shared, Cells, Dialect, Kinds, Row, RowCells, Statement, Value},
+        sql::{self as shared, Cells, Dialect, Row, RowCells, Statement, Value},
     },
 };
 

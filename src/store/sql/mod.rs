@@ -36,7 +36,7 @@ pub use self::{
     notes::Notes,
     outbox::Outbox,
     queue::Inbox,
-    row::{Kinds, Row},
+    row::Row,
     statement::{Dialect, Statement},
     value::Value,
 };
@@ -44,7 +44,7 @@ use super::{
     Count, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark, Migration, MigrationStatus,
     Missing, Patience, Readiness, Result, RowFate, Space, Statistics, StoreError, Transaction, Way,
 };
-use crate::model::ClerkId;
+use crate::model::{ClerkId, Kinds};
 
 /// What every keeper does by hand.
 #[async_trait]

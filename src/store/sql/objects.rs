@@ -6,9 +6,9 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use super::{Kinds, Row, Statement, Value, batch};
+use super::{Row, Statement, Value, batch};
 use crate::{
-    model::{Anonymized, Entity, Field, FieldSet, Holds, Profile, User, Value as Cell},
+    model::{Anonymized, Entity, Field, FieldSet, Holds, Kinds, Profile, User, Value as Cell},
     store::{self, Result},
 };
 

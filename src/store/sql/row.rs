@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
 
 use crate::{
-    model::{ClerkId, Entity, SvixId},
+    model::{ClerkId, Entity, Kinds, SvixId},
     store::{Result, StoreError, Trouble, postgres, sqlite},
 };
 
@@ -14,9 +14,6 @@ pub struct Row {
     /// The kinds of objects that it can be about.
     kinds: Kinds,
 }
-
-/// Kinds of Clerk objects.
-pub type Kinds = &'static [&'static Entity];
 
 /// What a row holds, as its database gives it.
 pub(in crate::store) enum RowCells {

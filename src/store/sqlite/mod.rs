@@ -55,9 +55,9 @@ use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
     Transaction, Trouble,
-    sql::{Kinds, statistics, unique_email},
+    sql::{statistics, unique_email},
 };
-use crate::model::Entity;
+use crate::model::{Entity, Kinds};
 
 /// How long a statement waits for somebody else's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);

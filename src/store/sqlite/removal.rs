@@ -8,11 +8,11 @@ use sqlx::SqliteConnection;
 use super::transaction::rows;
 use crate::{
     entity::USER,
-    model::{Anonymized, ClerkId, Entity, Field},
+    model::{Anonymized, ClerkId, Entity, Field, Kinds},
     store::{
         Mark, Result, StoreError, Way,
         schema::quoted,
-        sql::{Kinds, Statement, batch, objects, values},
+        sql::{Statement, batch, objects, values},
     },
 };
 

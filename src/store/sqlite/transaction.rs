@@ -22,10 +22,10 @@ use super::{
     text,
 };
 use crate::{
-    model::{ClerkId, Entity, FieldSet, Selection},
+    model::{ClerkId, Entity, FieldSet, Kinds, Selection},
     store::{
         Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Trouble, Way,
-        sql::{Dialect, Kinds, Row, RowCells, Statement, Value, batch, objects::Statements, values},
+        sql::{Dialect, Row, RowCells, Statement, Value, batch, objects::Statements, values},
     },
 };
 
