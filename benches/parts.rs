@@ -14,7 +14,7 @@ use clerk_sync::{
     },
     entity::{USER, user},
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Profile, Register, Selection, User,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Object, Profile, Register, Selection,
         Value, Version,
     },
     sync::{
@@ -143,7 +143,7 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
             let known = changes.iter().zip(&existing).filter(|(_, existing)| **existing);
             let ids = known.map(|((_, change), _)| change.clerk_id.clone());
             let (registers, users) = ids.map(|id| ((id.clone(), register()), (id.clone(), user(id)))).unzip();
-            Stored { registers, users, addresses: None }
+            Stored { registers, objects: users, addresses: None }
         })
         .bench_values(|stored| plan(black_box(&changes), stored, &rules, now));
 }
@@ -158,12 +158,12 @@ fn register() -> Register {
     }
 }
 
-fn user(clerk_id: ClerkId) -> User {
+fn user(clerk_id: ClerkId) -> Object {
     let at = signed_up();
     let mut profile = Profile::default();
     profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
     profile.set(user::LAST_NAME, Value::Text("Byron".to_owned()));
-    User { clerk_id, profile, created_at: Some(at), updated_at: at, synced_at: at, deleted_at: None }
+    Object { clerk_id, profile, created_at: Some(at), updated_at: at, synced_at: at, deleted_at: None }
 }
 
 /// The same metadata in another order and spelling: the costly way to find that nothing changed.

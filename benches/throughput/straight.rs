@@ -15,8 +15,8 @@ use clerk_sync::{
     },
     entity::{USER, user},
     model::{
-        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Outcome, Profile, Register, Selection,
-        User, Value, Version,
+        Change, ClerkId, Content, DeletionPolicy, Delivery, FieldSet, Object, Outcome, Profile, Register,
+        Selection, Value, Version,
     },
     store::{Database as _, Patience, Record, Store, postgres},
     sync::{
@@ -70,7 +70,7 @@ fn batch(events: &[Event], now: DateTime<Utc>) -> Batch {
         if event.existing.is_some() {
             let id = &change.clerk_id;
             stored.registers.insert(id.clone(), register());
-            stored.users.insert(id.clone(), user(id));
+            stored.objects.insert(id.clone(), user(id));
         }
     }
     let rules = Rules::new(fields(), DeletionPolicy::Auto);
@@ -121,14 +121,14 @@ fn register() -> Register {
     }
 }
 
-fn user(id: &ClerkId) -> User {
+fn user(id: &ClerkId) -> Object {
     let mut profile = Profile::default();
     profile.set(user::EMAIL, Value::Text("ada.1@example.com".to_owned()));
     profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
     profile.set(user::LAST_NAME, Value::Text("Byron".to_owned()));
     profile.set(user::IMAGE_URL, Value::Text("https://img.clerk.com/sample".to_owned()));
     let at = events::signed_up();
-    User {
+    Object {
         clerk_id: id.clone(),
         profile,
         created_at: Some(at),
@@ -216,7 +216,7 @@ async fn write(store: &dyn Store, batch: &Batch) -> clerk_sync::store::Result<()
     let fresh = transaction.record(&records).await?;
     assert_eq!(fresh.len(), records.len(), "every event is new");
     let _: HashMap<ClerkId, Register> = transaction.registers(&batch.ids).await?;
-    let _: HashMap<ClerkId, User> = transaction.load(&batch.ids, &selection).await?;
+    let _: HashMap<ClerkId, Object> = transaction.load(&batch.ids, &selection).await?;
     transaction.advance(&batch.plan.registers).await?;
     transaction.insert(&batch.plan.inserts, &selection).await?;
     transaction.update(&batch.plan.updates, &selection).await?;

@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::model::user::Decimal;
+use crate::model::object::Decimal;
 
 /// Below this a number is in seconds: as milliseconds it would be a day of 1973 or before. What lies before 1970 is in
 /// milliseconds.

@@ -82,7 +82,7 @@ async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failur
         return Ok(());
     }
     let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-    if known.registers.is_empty() && known.users.is_empty() {
+    if known.registers.is_empty() && known.objects.is_empty() {
         return Err(never_heard_of(id));
     }
     // To standard error: a program that reads the lines finds none.

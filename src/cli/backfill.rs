@@ -158,7 +158,7 @@ impl Backfill {
                 for ids in ids.chunks(PAGE) {
                     let known = context.store.known(ids, &Selection::default()).await?;
                     let is_deleted = |id| known.registers.get(id).is_some_and(|register| register.deleted);
-                    let here = ids.iter().filter(|id| known.users.contains_key(*id) && !is_deleted(id));
+                    let here = ids.iter().filter(|id| known.objects.contains_key(*id) && !is_deleted(id));
                     unknown.here.extend(here.map(ToString::to_string));
                 }
                 unknown.values.extend(nobodys);

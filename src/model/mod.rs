@@ -10,12 +10,12 @@ pub mod entity;
 pub mod id;
 pub mod idle;
 pub mod message;
+pub mod object;
 pub mod outcome;
 pub mod processing;
 pub mod receipt;
 pub mod seal;
 pub mod time;
-pub mod user;
 pub mod version;
 
 pub use audit::{AuditAction, AuditEntry};
@@ -25,10 +25,10 @@ pub use entity::{Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Mean
 pub use id::{ClerkId, MAX_ID_BYTES, SvixId};
 pub use idle::Idle;
 pub use message::{Happened, Message, MessageType, Subscription};
+pub use object::{Object, Patch, Profile, Value};
 pub use outcome::Outcome;
 pub use processing::Processing;
 pub use receipt::Receipt;
 pub use seal::{LineHash, Mark, Seal};
 pub use time::{as_rfc3339, rfc3339};
-pub use user::{Patch, Profile, User, Value};
 pub use version::{Register, Version};

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
-use crate::model::{ClerkId, Register, User};
+use crate::model::{ClerkId, Object, Register};
 
 /// What is stored of some users.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     pub registers: HashMap<ClerkId, Register>,
-    pub users: HashMap<ClerkId, User>,
+    pub objects: HashMap<ClerkId, Object>,
 }
 
 /// A line of the audit trail, as it stands in `audit_log`.

@@ -48,7 +48,7 @@ pub use outbox::{
 
 pub use sql::{Database, Inbox, Ledger, Looks, Notes, Outbox, Purpose, Session};
 
-use crate::model::{ClerkId, Field, LineHash, Outcome, Register, Seal, SvixId, User};
+use crate::model::{ClerkId, Field, LineHash, Object, Outcome, Register, Seal, SvixId};
 
 /// What a store call gives.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -142,7 +142,7 @@ pub enum Readiness {
 pub struct Row {
     /// The database's own number of the row.
     pub id: i64,
-    pub user: User,
+    pub object: Object,
     /// The application's own, as JSON text, where the table has such a column.
     pub preferences: Option<String>,
 }
@@ -150,7 +150,7 @@ pub struct Row {
 impl Row {
     /// The row, unless its user is deleted: then the person is gone.
     pub fn standing(self) -> Option<Self> {
-        self.user.deleted_at.is_none().then_some(self)
+        self.object.deleted_at.is_none().then_some(self)
     }
 }
 

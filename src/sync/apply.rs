@@ -571,8 +571,8 @@ impl Steps<'_> {
             is_news(delivery, change, registers.get(&change.clerk_id))
         };
         let ids = self.changes.iter().filter(has_news).map(|(_, change)| &change.clerk_id);
-        let users = self.transaction.load(&sorted(ids.chain(kin)), &self.work.rules.selection).await?;
-        let mut stored = Stored { registers, users, addresses: None };
+        let objects = self.transaction.load(&sorted(ids.chain(kin)), &self.work.rules.selection).await?;
+        let mut stored = Stored { registers, objects, addresses: None };
         if self.work.rules.unique_email {
             self.find_owners(claimed, &mut stored).await?;
         }
@@ -583,16 +583,16 @@ impl Steps<'_> {
     /// back with the address of the row.
     async fn find_owners(&mut self, mut claimed: Vec<String>, stored: &mut Stored) -> Result<()> {
         let kept = self.changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
-        let email = |id: &ClerkId| stored.users.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
+        let email = |id: &ClerkId| stored.objects.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
         claimed.extend(kept.filter_map(|(_, change)| email(&change.clerk_id)));
         claimed.sort();
         claimed.dedup();
         let addresses =
             if claimed.is_empty() { Vec::new() } else { self.transaction.addresses(&claimed).await? };
         let mut late = owners_of(&addresses);
-        late.retain(|id| !stored.users.contains_key(id));
+        late.retain(|id| !stored.objects.contains_key(id));
         stored.registers.extend(self.transaction.registers(&late).await?);
-        stored.users.extend(self.transaction.load(&late, &self.work.rules.selection).await?);
+        stored.objects.extend(self.transaction.load(&late, &self.work.rules.selection).await?);
         stored.addresses = Some(addresses);
         Ok(())
     }

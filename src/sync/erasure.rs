@@ -106,7 +106,7 @@ async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: 
     let outcome = outcome.unwrap_or_else(|| Err(StoreError::new(Trouble::Broken)))?;
     let after = store.known(std::slice::from_ref(id), &Selection::default()).await?;
     let held = after.registers.get(id).and_then(|register| register.held_until);
-    let was_known = before.registers.contains_key(id) || before.users.contains_key(id);
+    let was_known = before.registers.contains_key(id) || before.objects.contains_key(id);
     let is_deleted = after.registers.get(id).is_some_and(|register| register.deleted);
     Ok(match (outcome, held) {
         (Outcome::Parked, _) => Fate::Resists,
@@ -269,7 +269,7 @@ pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock:
         for (tombstone, result) in erased.into_iter().chain(held).zip(results) {
             let id = &tombstone.clerk_id;
             let is_held = after.registers.get(id).is_some_and(|register| register.held_until.is_some());
-            let was_known = known.registers.contains_key(id) || known.users.contains_key(id);
+            let was_known = known.registers.contains_key(id) || known.objects.contains_key(id);
             match result? {
                 Outcome::Parked => replayed.resisting += 1,
                 Outcome::Applied if is_held => replayed.held += 1,

@@ -10,15 +10,15 @@ use sha2::{Digest, Sha256};
 use super::Rules;
 use crate::{
     model::{
-        AuditAction, Change, ClerkId, Delivery, Field, FieldSet, Happened, Message, MessageType,
-        Subscription, User, Version, rfc3339,
+        AuditAction, Change, ClerkId, Delivery, Field, FieldSet, Happened, Message, MessageType, Object,
+        Subscription, Version, rfc3339,
     },
     store::Outgoing,
 };
 
 /// What the sinks are told of a row that was just inserted or updated.
 pub(super) fn of_row(
-    user: &User,
+    user: &Object,
     action: AuditAction,
     changed: &[Field],
     (delivery, version): (&Delivery, &Version),
@@ -102,7 +102,7 @@ fn message(
     }
 }
 
-fn snapshot(user: &User, fields: FieldSet) -> Map<String, Value> {
+fn snapshot(user: &Object, fields: FieldSet) -> Map<String, Value> {
     let time = |time: DateTime<Utc>| Value::from(rfc3339(time));
     let mut data = Map::from_iter([
         ("clerk_id".to_owned(), Value::from(user.clerk_id.as_str())),
@@ -166,7 +166,7 @@ mod tests {
         }
     }
 
-    fn user() -> User {
+    fn user() -> Object {
         let mut profile = Profile::default();
         for (field, value) in [
             (user::EMAIL, crate::model::Value::Text("ada@example.com".to_owned())),
@@ -180,7 +180,7 @@ mod tests {
         ] {
             profile.set(field, value);
         }
-        User {
+        Object {
             clerk_id: ClerkId::new(&USER, "user_1").expect("valid"),
             profile,
             created_at: Some(at(0)),

@@ -21,8 +21,8 @@ use super::{Rules, news};
 use crate::{
     entity::{USER, user},
     model::{
-        AuditAction, AuditEntry, Change, ClerkId, Delivery, Entity, EraseIf, Field, News, Outcome, Patch,
-        Profile, Register, Source, User, Value, Version,
+        AuditAction, AuditEntry, Change, ClerkId, Delivery, Entity, EraseIf, Field, News, Object, Outcome,
+        Patch, Profile, Register, Source, Value, Version,
     },
     store::{Address, Advance, Outgoing},
 };
@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Stored {
     pub registers: HashMap<ClerkId, Register>,
-    pub users: HashMap<ClerkId, User>,
+    pub objects: HashMap<ClerkId, Object>,
     /// Where an address has one owner: whose those are that the changes are about. Registers and rows of the owners are
     /// among those above.
     pub addresses: Option<Vec<Address>>,
@@ -48,8 +48,8 @@ pub struct Plan {
     pub released: Vec<ClerkId>,
     /// Rows in the place of others that are written here: to be marked as deleted before that.
     pub displaced: Vec<(ClerkId, DateTime<Utc>)>,
-    pub inserts: Vec<User>,
-    pub updates: Vec<User>,
+    pub inserts: Vec<Object>,
+    pub updates: Vec<Object>,
     /// Lines for what is inserted and updated. Those of erasures depend on what the database allows.
     pub audit: Vec<AuditEntry>,
     /// What other systems are told of what is inserted and updated, of each user in the order of the changes.
@@ -119,8 +119,8 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let mut addresses = Addresses::new(&mut stored);
     let mut folds = Folds::new();
     let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
-    for id in ids.chain(stored.users.keys()).cloned().collect::<BTreeSet<_>>() {
-        let fold = Fold::new(stored.registers.remove(&id), stored.users.remove(&id));
+    for id in ids.chain(stored.objects.keys()).cloned().collect::<BTreeSet<_>>() {
+        let fold = Fold::new(stored.registers.remove(&id), stored.objects.remove(&id));
         folds.insert(id, fold);
     }
     // What is left of the registers is that of parents that no change is about.
@@ -222,7 +222,7 @@ fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Re
 
 /// Those of `kin` that go with an object.
 fn children(parent: &ClerkId, kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
-    let belongs = |(field, entity): (Field, &Entity), user: &User| {
+    let belongs = |(field, entity): (Field, &Entity), user: &Object| {
         entity == parent.entity() && user.profile[field].text() == Some(parent.as_str())
     };
     let is_child = |id: &&ClerkId| {
@@ -254,7 +254,7 @@ impl Places {
     }
 
     /// An object stands there now.
-    fn take(&mut self, user: Option<&User>) {
+    fn take(&mut self, user: Option<&Object>) {
         if let Some(user) = user
             && let Some(place) = Self::of(user)
         {
@@ -262,7 +262,7 @@ impl Places {
         }
     }
 
-    fn of(user: &User) -> Option<(&'static str, Vec<String>)> {
+    fn of(user: &Object) -> Option<(&'static str, Vec<String>)> {
         let entity = user.clerk_id.entity();
         Some((entity.kind, key(entity, |field| Some(&user.profile[field]))?))
     }
@@ -345,8 +345,8 @@ impl Addresses {
         }
         if !unique {
             // The application may see to it that they are unique.
-            let email = |user: &User| Some((folded(email_of(user)?), user.clerk_id.clone()));
-            this.before = stored.users.values().filter_map(email).collect();
+            let email = |user: &Object| Some((folded(email_of(user)?), user.clerk_id.clone()));
+            this.before = stored.objects.values().filter_map(email).collect();
         }
         this
     }
@@ -429,7 +429,7 @@ pub(super) fn email_in(change: &Change) -> Option<&str> {
 }
 
 /// The address of a user. Whatever else an object has in that place is none.
-fn email_of(user: &User) -> Option<&str> {
+fn email_of(user: &Object) -> Option<&str> {
     user.profile[user::EMAIL].text().filter(|_| *user.clerk_id.entity() == USER)
 }
 
@@ -466,7 +466,7 @@ pub(super) fn entry(
 struct Fold {
     stored: Option<Register>,
     register: Option<Register>,
-    user: Option<User>,
+    user: Option<Object>,
     messages: Vec<Outgoing>,
     row_is_new: bool,
     row_moved: bool,
@@ -490,7 +490,7 @@ enum Step {
 }
 
 impl Fold {
-    fn new(stored: Option<Register>, user: Option<User>) -> Self {
+    fn new(stored: Option<Register>, user: Option<Object>) -> Self {
         let register = stored.clone();
         let messages = Vec::new();
         Self { stored, register, messages, row_is_new: user.is_none(), user, row_moved: false, end: None }
@@ -587,7 +587,7 @@ impl Fold {
     ) -> Step {
         let fields = rules.fields(change.clerk_id.entity());
         if !self.would_upsert(delivery, change) {
-            let is_the_same = |user: &User| user.profile.clone().apply(patch, fields).is_empty();
+            let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
             let known = self.register.as_ref();
             let same = known.is_some_and(|known| !known.deleted && shows(change, known))
                 && self.user.as_ref().is_some_and(is_the_same);
@@ -599,7 +599,7 @@ impl Fold {
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();
-        let user = self.user.get_or_insert_with(|| User {
+        let user = self.user.get_or_insert_with(|| Object {
             clerk_id: change.clerk_id.clone(),
             profile: Profile::default(),
             created_at: None,
@@ -782,16 +782,16 @@ mod tests {
         plan(&pairs, stored, rules, at(1_000_000))
     }
 
-    fn known(register: Register, user: Option<User>) -> Stored {
+    fn known(register: Register, user: Option<Object>) -> Stored {
         let id = ClerkId::new(&USER, "user_1").expect("valid");
         Stored {
             registers: HashMap::from([(id.clone(), register)]),
-            users: user.map(|user| (id, user)).into_iter().collect(),
+            objects: user.map(|user| (id, user)).into_iter().collect(),
             addresses: None,
         }
     }
 
-    fn row(deleted_at: Option<DateTime<Utc>>) -> User {
+    fn row(deleted_at: Option<DateTime<Utc>>) -> Object {
         let mut profile = Profile::default();
         if deleted_at.is_some() {
             for (field, text) in [
@@ -802,7 +802,7 @@ mod tests {
                 profile.set(field, Value::Text(text.to_owned()));
             }
         }
-        User {
+        Object {
             clerk_id: ClerkId::new(&USER, "user_1").expect("valid"),
             profile,
             created_at: None,

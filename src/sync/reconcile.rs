@@ -388,7 +388,7 @@ impl Visitor {
             _ => None,
         };
         let lost = |found: &Found| {
-            let here = known.users.get(&found.clerk_id)?;
+            let here = known.objects.get(&found.clerk_id)?;
             email(found).filter(|_| here.profile[user::EMAIL] == Value::Null)
         };
         let claimed: BTreeSet<String> = users.iter().filter_map(lost).collect();
@@ -558,7 +558,7 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Differen
     if register.is_some_and(|register| register.held_until.is_some()) {
         return drift(Kind::HeldHere, false);
     }
-    let Some(user) = known.users.get(&found.clerk_id) else { return drift(Kind::Missing, true) };
+    let Some(user) = known.objects.get(&found.clerk_id) else { return drift(Kind::Missing, true) };
     let is_newer = register.is_none_or(|register| *version > register.version);
     let here = register.map_or(i64::MIN, |register| register.version.version);
     let changed = user.profile.clone().apply(patch, fields);

@@ -14,7 +14,7 @@ use chrono::TimeDelta;
 use clerk_sync::{
     entity::{USER, user},
     model::{
-        ClerkId, Field, FieldSet, Message, MessageType, Outcome, Profile, Selection, Subscription, User,
+        ClerkId, Field, FieldSet, Message, MessageType, Object, Outcome, Profile, Selection, Subscription,
         Value,
     },
     store::{Claimed, Ending, Lease, Patience, RowFilter},
@@ -244,7 +244,7 @@ impl Receiver {
         let mut rows = BTreeMap::new();
         for entity in world.rules.selection.entities() {
             let found = world.store.rows(entity, &RowFilter::default(), 1000).await.unwrap();
-            rows.extend(found.into_iter().map(|row| (row.user.clerk_id.clone(), row.user)));
+            rows.extend(found.into_iter().map(|row| (row.object.clerk_id.clone(), row.object)));
         }
         if self.of_all {
             assert!(rows.keys().eq(self.knows.keys()), "{:?} {:?}", rows.keys(), self.knows.keys());
@@ -273,11 +273,11 @@ async fn deliver(world: &World, model: &mut Model, batch: &[&News]) {
 async fn check(world: &World, model: &Model) {
     let ids: Vec<ClerkId> = model.people.keys().map(|id| clerk_id(id)).collect();
     let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
-    let mut users: HashMap<ClerkId, User> = transaction.load(&ids, &world.rules.selection).await.unwrap();
+    let mut users: HashMap<ClerkId, Object> = transaction.load(&ids, &world.rules.selection).await.unwrap();
     transaction.rollback().await;
     for (id, known) in &model.people {
         let found = users.remove(&clerk_id(id));
-        let expected = known.row.as_ref().map(|row| User {
+        let expected = known.row.as_ref().map(|row| Object {
             clerk_id: clerk_id(id),
             profile: row.profile.clone(),
             created_at: Some(at(SIGN_UP)),

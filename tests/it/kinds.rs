@@ -214,7 +214,7 @@ async fn a_kind_that_is_not_selected_is_ignored(mut world: World) {
 async fn a_value_of_every_type_is_kept_and_cleared(mut world: World) {
     with_kinds(&mut world).await;
     world.deliver(&club("club_1", "Chess", 10).set("seats", 9_007_199_254_740_993_i64)).await;
-    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().user;
+    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().object;
     let value = |name| row.profile[CLUB.field(name)].clone();
     assert_eq!(value("seats").int(), Some(9_007_199_254_740_993));
     assert_eq!(
@@ -228,7 +228,7 @@ async fn a_value_of_every_type_is_kept_and_cleared(mut world: World) {
     // What is absent stays, null clears, and what cannot be read costs its own field only.
     let event = club("club_1", "Go", 20).set("seats", Json::Null).set("open", "perhaps").without("rules");
     assert_eq!(world.deliver(&event).await, Applied);
-    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().user;
+    let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().object;
     assert_eq!(row.profile[CLUB.field("name")].text(), Some("Go"));
     assert_eq!(row.profile[CLUB.field("seats")].int(), None);
     assert_eq!(row.profile[CLUB.field("open")].bool(), Some(true));
@@ -447,13 +447,13 @@ async fn rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents(m
         let page = world.store.rows(&CLUB_PASS, &filter, 2).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.id);
-        found.extend(page.iter().map(|row| row.user.clerk_id.to_string()));
+        found.extend(page.iter().map(|row| row.object.clerk_id.to_string()));
     }
     assert_eq!(found, ["pass_0", "pass_4", "pass_6"]);
     assert_eq!(world.store.rows(&CLUB_PASS, &RowFilter::default(), 10).await.unwrap().len(), 6);
     let ids = [clerk_id_of(&CLUB_PASS, "pass_2"), clerk_id_of(&CLUB_PASS, "pass_3")];
     let these = world.store.these(&CLUB_PASS, &ids).await.unwrap();
-    assert_eq!(these.iter().map(|row| row.user.clerk_id.as_str()).collect::<Vec<_>>(), ["pass_3"]);
+    assert_eq!(these.iter().map(|row| row.object.clerk_id.as_str()).collect::<Vec<_>>(), ["pass_3"]);
     assert!(world.store.row(&clerk_id("pass_3")).await.unwrap().is_none(), "that would be a user");
 }
 

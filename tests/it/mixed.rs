@@ -133,17 +133,17 @@ async fn standing(world: &World) -> BTreeMap<ClerkId, (Looks, i64)> {
         );
         for row in world.store.rows(kind, &RowFilter::default(), 1000).await.unwrap() {
             let text =
-                |name| row.user.profile[kind.field(name)].text().map(ToOwned::to_owned).unwrap_or_default();
+                |name| row.object.profile[kind.field(name)].text().map(ToOwned::to_owned).unwrap_or_default();
             let looks = match kind.kind {
                 "user" => vec![text("first_name")],
                 "organization" => vec![text("name")],
                 _ => vec![text("organization_id"), text("user_id"), text("role")],
             };
-            assert_eq!(row.user.synced_at, world.now);
-            let since = row.user.created_at.unwrap();
-            let updated = (row.user.updated_at - at(SIGN_UP)).num_milliseconds();
+            assert_eq!(row.object.synced_at, world.now);
+            let since = row.object.created_at.unwrap();
+            let updated = (row.object.updated_at - at(SIGN_UP)).num_milliseconds();
             standing.insert(
-                row.user.clerk_id,
+                row.object.clerk_id,
                 (Looks { texts: looks, created: (since - at(SIGN_UP)).num_milliseconds() }, updated),
             );
         }

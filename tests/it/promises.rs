@@ -6,8 +6,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
     model::{
-        Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Outcome, Profile, Register,
-        Selection, Source, SvixId, User, Value, Version,
+        Actor, AuditAction, AuditEntry, DeletionPolicy, Field, FieldSet, Object, Outcome, Profile, Register,
+        Selection, Source, SvixId, Value, Version,
     },
     store::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
@@ -325,8 +325,8 @@ async fn what_is_known_is_read_without_waiting_for_anybody(world: World) {
     transaction.registers(&[clerk_id("user_1")]).await.unwrap();
     let ids = [clerk_id("user_1"), clerk_id("user_2")];
     let known = world.store.known(&ids, &world.rules.selection).await.unwrap();
-    assert_eq!((known.registers.len(), known.users.len()), (1, 1));
-    assert_eq!(known.users[&ids[0]], world.user("user_1").await.unwrap());
+    assert_eq!((known.registers.len(), known.objects.len()), (1, 1));
+    assert_eq!(known.objects[&ids[0]], world.user("user_1").await.unwrap());
     transaction.rollback().await;
 }
 
@@ -681,12 +681,12 @@ async fn what_is_absent_keeps_what_is_stored(world: World) {
     let before = world.user("user_1").await.unwrap();
     assert_eq!(world.deliver(&Event::minimal("user_1", 1000)).await, Unchanged);
     let minimal = world.user("user_1").await.unwrap();
-    assert_eq!(minimal, User { updated_at: after(1000), ..before.clone() });
+    assert_eq!(minimal, Object { updated_at: after(1000), ..before.clone() });
     let named = Event::minimal("user_1", 2000).set("first_name", "Augusta");
     assert_eq!(world.deliver(&named).await, Applied);
     let mut profile = before.profile.clone();
     profile.set(user::FIRST_NAME, text("Augusta"));
-    assert_eq!(world.user("user_1").await.unwrap(), User { profile, updated_at: after(2000), ..before });
+    assert_eq!(world.user("user_1").await.unwrap(), Object { profile, updated_at: after(2000), ..before });
 }
 
 async fn what_is_null_clears_what_is_stored(world: World) {
@@ -793,7 +793,7 @@ async fn unchanged_moves_two_times_and_writes_no_audit_line(mut world: World) {
         .replacing(r#""MARK""#, r#"{ "b" : [true, 25e-1], "a": 1.0 }"#);
     assert_eq!(world.deliver(&same).await, Unchanged);
     let moved = world.user("user_1").await.unwrap();
-    assert_eq!(moved, User { updated_at: after(1000), synced_at: world.now, ..before });
+    assert_eq!(moved, Object { updated_at: after(1000), synced_at: world.now, ..before });
     assert_eq!(world.audit().await, ["USER_CREATED user_1"]);
     assert_eq!(
         world.value("SELECT outcome FROM processed_webhooks ORDER BY processed_at DESC LIMIT 1").await,
@@ -1890,7 +1890,7 @@ async fn a_row_is_given_with_its_number_and_what_the_application_keeps_in_it(wor
     world.sql(r#"UPDATE users SET preferences = '{"theme": "dark"}' WHERE clerk_id = 'user_2'"#).await;
     let row = world.store.row(&clerk_id("user_2")).await.unwrap().unwrap();
     assert_eq!(row.id.to_string(), world.value("SELECT id FROM users WHERE clerk_id = 'user_2'").await);
-    assert_eq!(Some(row.user), world.user("user_2").await);
+    assert_eq!(Some(row.object), world.user("user_2").await);
     let preferences: serde_json::Value = serde_json::from_str(&row.preferences.unwrap()).unwrap();
     assert_eq!(preferences, json!({ "theme": "dark" }));
     assert_eq!(world.store.row(&clerk_id("user_1")).await.unwrap().unwrap().preferences.unwrap(), "{}");
@@ -1900,7 +1900,7 @@ async fn a_row_is_given_with_its_number_and_what_the_application_keeps_in_it(wor
     order(&world, 1, "user_1").await;
     world.deliver(&Event::deleted("user_1", 1000)).await;
     let row = world.store.row(&clerk_id("user_1")).await.unwrap().unwrap();
-    assert!(row.user.is_anonymized());
+    assert!(row.object.is_anonymized());
 }
 
 async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(world: World) {
@@ -1918,7 +1918,7 @@ async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(
         after = Some(last.id);
         assert!(page.len() <= 5);
         ids.extend(page.iter().map(|row| row.id));
-        met.extend(page.iter().map(|row| row.user.clerk_id.to_string()));
+        met.extend(page.iter().map(|row| row.object.clerk_id.to_string()));
         // Somebody new, an update of somebody met, and the deletion of somebody met.
         if met.len() <= 15 {
             let new = Event::created(&format!("new_{}", met.len()));
@@ -1951,7 +1951,7 @@ async fn an_address_is_found_in_any_case_and_never_that_of_a_deleted_user(world:
     let found = async |email: &str, after, limit| {
         let filter = RowFilter { with: Some((user::EMAIL, email.to_owned())), after };
         let rows = world.store.rows(&USER, &filter, limit).await.unwrap();
-        rows.into_iter().map(|row| (row.id, row.user.clerk_id.to_string())).collect::<Vec<_>>()
+        rows.into_iter().map(|row| (row.id, row.object.clerk_id.to_string())).collect::<Vec<_>>()
     };
     let both = found("SHARED@example.COM", None, 10).await;
     assert_eq!(both.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["user_1", "user_2"]);
@@ -2098,7 +2098,7 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
     transaction.settle(&[(svix_id.clone(), Unchanged)]).await.unwrap();
     assert!(transaction.registers(std::slice::from_ref(&id)).await.unwrap().is_empty());
     transaction.advance(&[advance("user_1", version, true)]).await.unwrap();
-    let user = User {
+    let user = Object {
         clerk_id: id.clone(),
         profile: Profile::default(),
         created_at: None,
@@ -2155,7 +2155,7 @@ async fn a_transaction_that_loses_a_race_says_so(world: World) {
     transaction.commit().await.unwrap();
     let before = world.dump().await;
     let user = world.user("user_1").await.unwrap();
-    let ghost = User { clerk_id: clerk_id("user_2"), ..user.clone() };
+    let ghost = Object { clerk_id: clerk_id("user_2"), ..user.clone() };
     for attempt in 0..4 {
         let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
         let lost = match attempt {

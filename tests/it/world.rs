@@ -25,7 +25,7 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verifier},
     },
     entity::{self, USER},
-    model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Outcome, User},
+    model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Object, Outcome},
     store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sql::Dialect, sqlite::Sqlite},
     sync::{self, Drained, Pace, Rules},
 };
@@ -234,8 +234,8 @@ impl World {
     }
 
     /// A user's row, as the contract gives it.
-    pub async fn user(&self, id: &str) -> Option<User> {
-        self.store.row(&clerk_id(id)).await.unwrap().map(|row| row.user)
+    pub async fn user(&self, id: &str) -> Option<Object> {
+        self.store.row(&clerk_id(id)).await.unwrap().map(|row| row.object)
     }
 
     /// The text of one field of a user who must be there.

@@ -152,10 +152,10 @@ fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Op
     columns.extend(fields.iter().map(|(_, name, class)| (name.as_str(), *class)));
     columns.extend([(created(entity), ""), ("Written", "")]);
     let cells = |row: &Row| {
-        let mut cells = vec![linked(&row.user.clerk_id)];
-        cells.extend(fields.iter().map(|(field, ..)| shown(*field, &row.user.profile[*field], false)));
-        cells.push(html! { @if let Some(at) = row.user.created_at { (time(now, at)) } });
-        cells.push(time(now, row.user.synced_at));
+        let mut cells = vec![linked(&row.object.clerk_id)];
+        cells.extend(fields.iter().map(|(field, ..)| shown(*field, &row.object.profile[*field], false)));
+        cells.push(html! { @if let Some(at) = row.object.created_at { (time(now, at)) } });
+        cells.push(time(now, row.object.synced_at));
         cells
     };
     table(&words(plural(entity)), &columns, "There are none.", rows, cells)
@@ -339,11 +339,11 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
             Some(row) => {
                 dl.facts {
                     (fact("Number", &html! { (row.id) }))
-                    (fact(created(entity), &row.user.created_at.map_or(html! { "unknown" }, |at| time(now, at))))
+                    (fact(created(entity), &row.object.created_at.map_or(html! { "unknown" }, |at| time(now, at))))
                     (fact("Changed at Clerk",
-                        &row.user.known_updated_at().map_or(html! { "unknown" }, |at| time(now, at))))
-                    (fact("Written here", &time(now, row.user.synced_at)))
-                    (fact("Deleted", &row.user.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
+                        &row.object.known_updated_at().map_or(html! { "unknown" }, |at| time(now, at))))
+                    (fact("Written here", &time(now, row.object.synced_at)))
+                    (fact("Deleted", &row.object.deleted_at.map_or(html! { "no" }, |at| time(now, at))))
                 }
                 table.profile {
                     tbody { @for (field, value) in values(row) {
@@ -425,7 +425,7 @@ fn moment_of(milliseconds: i64) -> Markup {
 
 /// What a row holds.
 fn values(row: &Row) -> impl Iterator<Item = (Field, &Value)> {
-    let values = row.user.clerk_id.entity().fields().map(|field| (field, &row.user.profile[field]));
+    let values = row.object.clerk_id.entity().fields().map(|field| (field, &row.object.profile[field]));
     values.filter(|(_, value)| **value != Value::Null)
 }
 

@@ -55,7 +55,7 @@ impl From<Row> for Shown {
 
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Row { id, user: object, preferences } = &self.row;
+        let Row { id, object: object, preferences } = &self.row;
         let entity = object.clerk_id.entity();
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", id)?;
@@ -137,11 +137,11 @@ async fn belonging(
     let (rows, next) = rows(&app, of.field.entity(), Some((of.field, parent)), &query).await?;
     let rows = match (of.through, of.link()) {
         (Some((field, other)), Some(link)) => {
-            let named = |row: &Row| ClerkId::new(other, row.user.profile[field].text()?);
+            let named = |row: &Row| ClerkId::new(other, row.object.profile[field].text()?);
             let ids: Vec<ClerkId> = rows.iter().filter_map(named).collect();
             let others = read(&app, async move |store| store.these(other, &ids).await).await?;
             let others: HashMap<ClerkId, Row> =
-                others.into_iter().map(|row| (row.user.clerk_id.clone(), row)).collect();
+                others.into_iter().map(|row| (row.object.clerk_id.clone(), row)).collect();
             let linked = rows.into_iter().filter_map(|row| {
                 Some(Shown { row: others.get(&named(&row)?)?.clone(), link: Some((link, row)) })
             });

@@ -40,7 +40,7 @@ fn holds(fields: impl Iterator<Item = Field>) -> String {
     fields.map(holds).collect()
 }
 
-/// Whether nothing in row `u` tells who it was: as [`User::is_anonymized`](crate::model::User::is_anonymized) says it.
+/// Whether nothing in row `u` tells who it was: as [`Object::is_anonymized`](crate::model::Object::is_anonymized) says it.
 fn anonymous(entity: &'static Entity) -> String {
     let telling = holds(entity.telling());
     format!("coalesce(u.deleted_at IS NOT NULL{telling}, false)")

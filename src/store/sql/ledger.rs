@@ -14,7 +14,7 @@ use super::{
 use crate::{
     entity::USER,
     model::{
-        Actor, AuditEntry, ClerkId, Entity, FieldSet, Receipt, Register, Selection, SvixId, User, Version,
+        Actor, AuditEntry, ClerkId, Entity, FieldSet, Object, Receipt, Register, Selection, SvixId, Version,
     },
     store::{Address, Advance, Outgoing, Result, StoreError, Trouble},
 };
@@ -171,7 +171,7 @@ pub trait Ledger: Session {
 
     /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
     /// was anonymised.
-    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, User>> {
+    async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, Object>> {
         let mut loaded = HashMap::new();
         for (entity, ids) in by_kind(ids, ClerkId::entity) {
             let statements = Statements::of(entity, selection.fields(entity));
@@ -217,12 +217,12 @@ pub trait Ledger: Session {
     }
 
     /// Insert rows with the selected columns. [`Trouble::Raced`] if one is there already.
-    async fn insert(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+    async fn insert(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Insert).await
     }
 
     /// Update the selected columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
-    async fn update(&mut self, objects: &[User], selection: &Selection) -> Result<()> {
+    async fn update(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Update).await
     }
 
@@ -312,7 +312,7 @@ impl<S: Session + ?Sized> Ledger for S {}
 
 async fn write(
     session: &mut (impl Session + ?Sized),
-    objects: &[User],
+    objects: &[Object],
     selection: &Selection,
     how: Write,
 ) -> Result<()> {

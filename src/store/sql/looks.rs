@@ -210,9 +210,9 @@ pub trait Looks: Database {
     async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
         let mut session = self.session(Purpose::Read).await?;
         let registers = ledger::known_registers(&mut *session, ids).await?;
-        let users = session.load(ids, selection).await?;
+        let objects = session.load(ids, selection).await?;
         session.commit().await?;
-        Ok(Known { registers, users })
+        Ok(Known { registers, objects })
     }
 
     /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before

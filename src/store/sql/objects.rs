@@ -8,7 +8,7 @@ use std::{
 
 use super::{Row, Statement, Value, batch};
 use crate::{
-    model::{Anonymized, Entity, Field, FieldSet, Holds, Kinds, Profile, User, Value as Cell},
+    model::{Anonymized, Entity, Field, FieldSet, Holds, Kinds, Object, Profile, Value as Cell},
     store::{self, Result},
 };
 
@@ -181,7 +181,7 @@ impl Statements {
     }
 
     /// An object, of the columns in the order of `load`.
-    pub(super) fn object(&self, row: &Row) -> Result<User> {
+    pub(super) fn object(&self, row: &Row) -> Result<Object> {
         let mut profile = Profile::default();
         for (field, column) in self.loaded.iter().zip(1..) {
             let cell = match field.holds {
@@ -196,7 +196,7 @@ impl Statements {
         let times = self.loaded.len() + 1;
         // Any mark of deletion counts, readable or not.
         let is_marked = !row.is_null(times + 3)?;
-        Ok(User {
+        Ok(Object {
             clerk_id: row.id_of(self.entity, 0)?,
             profile,
             created_at: row.maybe(times)?,
@@ -209,12 +209,12 @@ impl Statements {
     /// An object with what others see of it, of the columns in the order of `page`.
     pub(super) fn seen(&self, row: &Row) -> Result<store::Row> {
         let behind = self.loaded.len() + 5;
-        let user = self.object(row)?;
-        Ok(store::Row { user, id: row.get(behind)?, preferences: row.maybe(behind + 1)? })
+        let object = self.object(row)?;
+        Ok(store::Row { object, id: row.get(behind)?, preferences: row.maybe(behind + 1)? })
     }
 
     /// What one of the statements that write is given.
-    pub(super) fn rows<'a>(&self, objects: &'a [User]) -> Value<'a> {
+    pub(super) fn rows<'a>(&self, objects: &'a [Object]) -> Value<'a> {
         let mut rows = batch(objects).text(|object| object.clerk_id.as_str());
         for field in self.written.iter().copied() {
             rows = match field.holds {
@@ -226,7 +226,7 @@ impl Statements {
             };
         }
         rows.time(|object| object.created_at)
-            .time(User::known_updated_at)
+            .time(Object::known_updated_at)
             .time(|object| object.synced_at)
             .into()
     }

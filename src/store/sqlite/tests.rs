@@ -16,8 +16,8 @@ use crate::store::sql::{Dialect, objects::Statements, queue};
 use crate::{
     entity::{USER, user},
     model::{
-        Actor, AuditAction, AuditEntry, ClerkId, FieldSet, Outcome, Profile, Register, Selection, Source,
-        SvixId, User, Value, Version,
+        Actor, AuditAction, AuditEntry, ClerkId, FieldSet, Object, Outcome, Profile, Register, Selection,
+        Source, SvixId, Value, Version,
     },
     store::{Advance, Looks, Notes, Old, Parked, QueueDepth, Record, RowFate, Store, Way},
     telemetry::TraceContext,
@@ -51,14 +51,14 @@ impl World {
         self.store.begin(Patience::Normal).await.expect("begun")
     }
 
-    async fn insert(&self, users: &[User]) {
+    async fn insert(&self, users: &[Object]) {
         let mut transaction = self.begin().await;
         transaction.insert(users, &all()).await.expect("inserted");
         transaction.commit().await.expect("committed");
     }
 
-    async fn user(&self, id: &str) -> Option<User> {
-        self.store.row(&clerk_id(id)).await.expect("read").map(|row| row.user)
+    async fn user(&self, id: &str) -> Option<Object> {
+        self.store.row(&clerk_id(id)).await.expect("read").map(|row| row.object)
     }
 
     /// Whether these bytes stand anywhere in the file or the log.
@@ -105,10 +105,10 @@ fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
 }
 
-fn user(id: &str) -> User {
+fn user(id: &str) -> Object {
     let mut profile = Profile::default();
     profile.set(user::EMAIL, text(&format!("{id}@example.com")));
-    User {
+    Object {
         clerk_id: clerk_id(id),
         profile,
         created_at: Some(at(0)),
@@ -118,7 +118,7 @@ fn user(id: &str) -> User {
     }
 }
 
-fn full_user(id: &str) -> User {
+fn full_user(id: &str) -> Object {
     let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
     let mut user = user(id);
     let values = [
@@ -591,7 +591,7 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
     let mut kept = user("user_000250");
     kept.profile.set(user::FIRST_NAME, text("needle-bob-needle"));
     for batch in 0..10 {
-        let users: Vec<User> = (0..30)
+        let users: Vec<Object> = (0..30)
             .map(|n| user(&format!("user_{:06}", batch * 30 + n)))
             .map(|user| if user.clerk_id == person.clerk_id { person.clone() } else { user })
             .map(|user| if user.clerk_id == kept.clerk_id { kept.clone() } else { user })
@@ -599,7 +599,7 @@ async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
         world.insert(&users).await;
     }
     for round in 0..6_usize {
-        let users: Vec<User> = (0..300)
+        let users: Vec<Object> = (0..300)
             .map(|n| {
                 let mut user = if n == 150 { person.clone() } else { user(&format!("user_{n:06}")) };
                 user.profile.set(user::LAST_NAME, text(&"w".repeat((n * 7 + round * 131) % 900)));

@@ -243,7 +243,7 @@ async fn known(store: &dyn Store, batch: &[Delivery]) -> Result<Known> {
 /// Whether nothing is known here of the user. Who is known is counted.
 fn is_news(delivery: &Delivery, known: &Known, tally: &mut Tally) -> bool {
     let Some(id) = &delivery.clerk_id else { return false };
-    let (user, register) = (known.users.get(id), known.registers.get(id));
+    let (user, register) = (known.objects.get(id), known.registers.get(id));
     let is_tombstone = register.is_some_and(|register| register.deleted);
     let is_known =
         user.is_some() || register.is_some_and(|known| known.deleted || known.version != Version::BLANK);

@@ -84,7 +84,7 @@ impl Memory for Recipient {
                 .rows(&USER, &filter, MOST_HOLDERS)
                 .await?
                 .into_iter()
-                .map(|row| row.user.clerk_id)
+                .map(|row| row.object.clerk_id)
                 .collect();
             let known = store.known(&ids, &Selection::default()).await?;
             let stays = |id: &ClerkId| {

@@ -167,7 +167,7 @@ impl Patch {
 
 /// A row of an object, without the columns that belong to the application.
 #[derive(Clone, Debug, PartialEq)]
-pub struct User {
+pub struct Object {
     pub clerk_id: ClerkId,
     pub profile: Profile,
     /// Clerk's own time of the sign-up, if it was ever told.
@@ -180,7 +180,7 @@ pub struct User {
     pub deleted_at: Option<DateTime<Utc>>,
 }
 
-impl User {
+impl Object {
     /// Clerk's own time of the newest change, if it is known.
     pub fn known_updated_at(&self) -> Option<DateTime<Utc>> {
         (self.updated_at != DateTime::UNIX_EPOCH).then_some(self.updated_at)
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn only_a_row_with_nothing_left_in_it_is_anonymised() {
         let at = DateTime::from_timestamp_millis(0).expect("in range");
-        let mut user = User {
+        let mut user = Object {
             clerk_id: ClerkId::new(&PERSON, "user_1").expect("valid"),
             profile: Profile::default(),
             created_at: None,
@@ -349,7 +349,7 @@ mod tests {
         assert!(!user.is_anonymized());
         user.profile.set(EMAIL, Value::Text("deleted-17@anonymized.local".to_owned()));
         assert!(user.is_anonymized());
-        assert!(!User { deleted_at: None, ..user.clone() }.is_anonymized());
+        assert!(!Object { deleted_at: None, ..user.clone() }.is_anonymized());
         user.profile.set(PHONE, Value::Text("+15555550100".to_owned()));
         assert!(!user.is_anonymized());
     }
