@@ -53,10 +53,10 @@ use crate::{
     entity,
     entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
-    store::{Store, StoreError, Trouble, postgres, sqlite},
+    store::{ErrorKind, Store, StoreError, postgres, sqlite},
     sync::{
         Clock, Rules,
-        catch_up::{CatchUp, Instance, Trouble as CatchUpTrouble},
+        catch_up::{CatchUp, CatchUpError, Instance},
         instance::Pin,
         retry::Retry,
     },
@@ -269,10 +269,10 @@ impl From<Mistakes> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = match error.trouble {
+        let code = match error.kind {
             _ if error.is_closed_door() => Self::CONFIGURATION,
-            Trouble::Unavailable => Self::UNREACHABLE,
-            Trouble::Schema => Self::CONFIGURATION,
+            ErrorKind::Unavailable => Self::UNREACHABLE,
+            ErrorKind::Schema => Self::CONFIGURATION,
             _ => Self::FAILED,
         };
         Self { code, message: error.to_string() }
@@ -290,12 +290,12 @@ impl From<&ApiError> for Failure {
     }
 }
 
-impl From<&CatchUpTrouble> for Failure {
-    fn from(trouble: &CatchUpTrouble) -> Self {
+impl From<&CatchUpError> for Failure {
+    fn from(trouble: &CatchUpError) -> Self {
         match trouble {
-            CatchUpTrouble::Api(error) => error.into(),
-            CatchUpTrouble::Store(error) => error.clone().into(),
-            CatchUpTrouble::NotThePinnedInstance { .. } | CatchUpTrouble::OtherInstance { .. } => {
+            CatchUpError::Api(error) => error.into(),
+            CatchUpError::Store(error) => error.clone().into(),
+            CatchUpError::NotThePinnedInstance { .. } | CatchUpError::OtherInstance { .. } => {
                 Self::configuration(trouble.to_string())
             }
             trouble => Self::failed(trouble.to_string()),
@@ -303,8 +303,8 @@ impl From<&CatchUpTrouble> for Failure {
     }
 }
 
-impl From<CatchUpTrouble> for Failure {
-    fn from(trouble: CatchUpTrouble) -> Self {
+impl From<CatchUpError> for Failure {
+    fn from(trouble: CatchUpError) -> Self {
         Self::from(&trouble)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     entity,
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     model::Idle,
-    store::{Missing, Readiness, Store, StoreError, Trouble},
+    store::{ErrorKind, Missing, Readiness, Store, StoreError},
     sync::{
         Committer, Lanes, Limits, Pace,
         drain::BATCH,
@@ -118,7 +118,7 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
             Ok(store) => return Ok(store),
             Err(error) => error,
         };
-        let may_pass = matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict);
+        let may_pass = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict);
         if !may_pass || error.is_closed_door() {
             return Err(Failure::from(error));
         }
@@ -174,7 +174,7 @@ async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<A
         let readiness = store.ready().await?;
         Ok((store, readiness))
     };
-    let unavailable = |_| Err(StoreError::new(Trouble::Unavailable));
+    let unavailable = |_| Err(StoreError::new(ErrorKind::Unavailable));
     let (store, readiness) = timeout(patience, reach).await.unwrap_or_else(unavailable)?;
     if migrate {
         for migration in store.migrate().await? {

@@ -22,7 +22,7 @@ use tokio::{
 use super::{App, error::Problem};
 use crate::{
     model::Idle,
-    store::{Readiness, Store, Trouble},
+    store::{ErrorKind, Readiness, Store},
 };
 
 /// How long the database may take to answer.
@@ -78,7 +78,7 @@ impl Probe {
             Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),
             Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
             Ok(Ok(Readiness::RowsHidden)) => (Some(Problem::RowsHidden), None),
-            Ok(Err(error)) if error.trouble == Trouble::Schema => {
+            Ok(Err(error)) if error.kind == ErrorKind::Schema => {
                 (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
             }
             Ok(Err(error)) => (Some(Problem::DatabaseUnavailable), Some(error.to_string())),

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    io::{ErrorKind, Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
         LazyLock, Mutex,
@@ -25,9 +25,9 @@ use crate::{
     entity::{self, USER},
     model::{DeletionPolicy, FieldSet, Idle, Selection},
     store::{
-        Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-        MigrationStatus, Purpose, Readiness, Result as Stored, Space, Statistics, Store, StoreError,
-        Transaction, Trouble,
+        Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener,
+        Migration, MigrationStatus, Purpose, Readiness, Result as Stored, Space, Statistics, Store,
+        StoreError, Transaction,
         sql::{Dialect, Row as SqlRow, Statement, Value as Sql},
     },
     sync::{Limits, Rules, instance::Pin},
@@ -52,7 +52,7 @@ impl FakeStore {
 #[async_trait]
 impl Database for FakeStore {
     async fn session(&self, _: Purpose) -> Stored<Box<dyn Transaction>> {
-        Err(StoreError::new(Trouble::Unavailable))
+        Err(StoreError::new(ErrorKind::Unavailable))
     }
     async fn fetch(&self, _: Purpose, statement: &Statement, _: &[Sql<'_>]) -> Stored<Vec<SqlRow>> {
         let statement = statement.sql(Dialect::Postgres);
@@ -60,7 +60,7 @@ impl Database for FakeStore {
             std::future::pending::<()>().await;
         }
         assert!(!statement.contains("RECURSIVE"), "jane@example.com");
-        Err(StoreError::new(Trouble::Unavailable))
+        Err(StoreError::new(ErrorKind::Unavailable))
     }
     fn writers(&self) -> usize {
         1
@@ -86,7 +86,7 @@ impl Database for FakeStore {
         Ok(None)
     }
     async fn space(&self) -> Stored<Space> {
-        Err(StoreError::new(Trouble::Unavailable))
+        Err(StoreError::new(ErrorKind::Unavailable))
     }
     async fn estimate_standing(&self) -> Stored<Count> {
         unreachable!()
@@ -229,7 +229,7 @@ impl Client {
             match self.0.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
                 Ok(_) => return None,
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -249,7 +249,7 @@ impl Client {
     fn is_closed(&mut self) -> bool {
         match self.0.read(&mut [0]) {
             Ok(bytes) => bytes == 0,
-            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
         }
     }
 }
@@ -515,7 +515,7 @@ fn readiness_is_what_the_database_says_but_liveness_is_not() {
         (Some(Ok(Readiness::SchemaNotCurrent)), (503, Some("schema_not_current"))),
         (Some(Ok(Readiness::ReadOnly)), (503, Some("database_unavailable"))),
         (Some(Err(StoreError::schema("a column is missing".to_owned()))), (503, Some("schema_not_current"))),
-        (Some(Err(StoreError::new(Trouble::Unavailable))), (503, Some("database_unavailable"))),
+        (Some(Err(StoreError::new(ErrorKind::Unavailable))), (503, Some("database_unavailable"))),
         (None, (503, Some("database_unavailable"))),
     ];
     for (ready, (status, code)) in cases {
@@ -540,7 +540,7 @@ fn the_log_says_once_why_the_database_cannot_be_used() {
     let closed_door = StoreError {
         code: Some("28P01".to_owned()),
         place: Some("the server refuses the user or the password of DATABASE_URL".to_owned()),
-        ..StoreError::new(Trouble::Unavailable)
+        ..StoreError::new(ErrorKind::Unavailable)
     };
     for (ready, cause) in
         [(Some(Err(closed_door)), "(28P01): the server refuses"), (None, "no answer within")]

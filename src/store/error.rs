@@ -8,7 +8,7 @@ use std::fmt;
 /// What kind of trouble it is, which decides what happens to the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-pub enum Trouble {
+pub enum ErrorKind {
     /// The database is away, full, read-only or shutting down. Try later.
     Unavailable,
     /// Serialisation failure or deadlock: trying again at once is likely to work.
@@ -32,88 +32,88 @@ pub enum Trouble {
 /// A store's error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError {
-    pub trouble: Trouble,
+    pub kind: ErrorKind,
     /// SQLSTATE or the store's own code.
     pub code: Option<String>,
-    /// Names only, such as `table orders, constraint orders_user_id_fkey`; for [`Trouble::Schema`] a sentence.
+    /// Names only, such as `table orders, constraint orders_user_id_fkey`; for [`ErrorKind::Schema`] a sentence.
     pub place: Option<String>,
 }
 
 impl StoreError {
     /// Trouble without a code.
-    pub fn new(trouble: Trouble) -> Self {
-        Self { trouble, code: None, place: None }
+    pub fn new(trouble: ErrorKind) -> Self {
+        Self { kind: trouble, code: None, place: None }
     }
 
     /// Whether it is this data that cannot be stored, so that other data may.
     pub fn is_about_the_data(&self) -> bool {
-        matches!(self.trouble, Trouble::BadData | Trouble::Refused)
+        matches!(self.kind, ErrorKind::BadData | ErrorKind::Refused)
     }
 
     /// Whether a unique index or constraint refuses what another row has already.
     pub fn is_taken(&self) -> bool {
         // SQLSTATE, and the code of SQLite.
-        self.trouble == Trouble::Refused && matches!(self.code.as_deref(), Some("23505" | "2067"))
+        self.kind == ErrorKind::Refused && matches!(self.code.as_deref(), Some("23505" | "2067"))
     }
 
     /// Whether something was ended because it took too long, by itself or waiting for others.
     pub fn took_too_long(&self) -> bool {
-        self.trouble == Trouble::Late
-            || (self.trouble == Trouble::Locked && self.code.as_deref() == Some("57014"))
+        self.kind == ErrorKind::Late
+            || (self.kind == ErrorKind::Locked && self.code.as_deref() == Some("57014"))
     }
 
     /// Whether a server is there and will not let us in, however long we wait: there is no such database, user, password or
     /// parameter.
     pub fn is_closed_door(&self) -> bool {
         let code = self.code.as_deref().unwrap_or_default();
-        self.trouble == Trouble::Unavailable
+        self.kind == ErrorKind::Unavailable
             && (matches!(code, "3D000" | "42501" | "42704" | "22023")
                 || (code.len() == "28P01".len() && code.starts_with("28")))
     }
 
     /// The code, or else a word for the trouble.
     pub fn kind(&self) -> &str {
-        self.code.as_deref().unwrap_or(self.trouble.into())
+        self.code.as_deref().unwrap_or(self.kind.into())
     }
 
     /// A row stays as it is though the database refuses nothing: a trigger of the application skips the statement, or
     /// brings back what was there.
     pub fn unmoved() -> Self {
-        Self { place: Some("the row stays as it is".to_owned()), ..Self::new(Trouble::Refused) }
+        Self { place: Some("the row stays as it is".to_owned()), ..Self::new(ErrorKind::Refused) }
     }
 
     /// What remains of a race that does not end: the index or constraint that it is about, or that the row stays as it is.
     #[must_use]
     pub fn after_races(self) -> Self {
-        if self.place.is_some() { Self { trouble: Trouble::Refused, ..self } } else { Self::unmoved() }
+        if self.place.is_some() { Self { kind: ErrorKind::Refused, ..self } } else { Self::unmoved() }
     }
 
     /// The row that was written is another user's: a trigger of the application changes `clerk_id`, by which we find it again.
     pub fn changed_id() -> Self {
         let place = "a trigger of the application changes column clerk_id of table users".to_owned();
-        Self { place: Some(place), ..Self::new(Trouble::Refused) }
+        Self { place: Some(place), ..Self::new(ErrorKind::Refused) }
     }
 
     /// The tables are not what we need.
     pub fn schema(explanation: String) -> Self {
-        Self { trouble: Trouble::Schema, code: None, place: Some(explanation) }
+        Self { kind: ErrorKind::Schema, code: None, place: Some(explanation) }
     }
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.trouble == Trouble::Schema {
+        if self.kind == ErrorKind::Schema {
             return f.write_str(self.place.as_deref().unwrap_or("the tables are not what is needed"));
         }
-        f.write_str(match self.trouble {
-            Trouble::Unavailable => "the database is not available",
-            Trouble::Conflict => "the database saw a conflict",
-            Trouble::Locked | Trouble::Late if self.took_too_long() => "it takes too long",
-            Trouble::Locked | Trouble::Late => "somebody holds a lock for too long",
-            Trouble::Raced => "somebody else wrote the same entity",
-            Trouble::BadData => "the database cannot store the data",
-            Trouble::Refused => "a constraint or trigger refuses",
-            Trouble::Schema | Trouble::Broken => "the database refused a statement",
+        f.write_str(match self.kind {
+            ErrorKind::Unavailable => "the database is not available",
+            ErrorKind::Conflict => "the database saw a conflict",
+            ErrorKind::Locked | ErrorKind::Late if self.took_too_long() => "it takes too long",
+            ErrorKind::Locked | ErrorKind::Late => "somebody holds a lock for too long",
+            ErrorKind::Raced => "somebody else wrote the same entity",
+            ErrorKind::BadData => "the database cannot store the data",
+            ErrorKind::Refused => "a constraint or trigger refuses",
+            ErrorKind::Schema | ErrorKind::Broken => "the database refused a statement",
         })?;
         if let Some(code) = &self.code {
             write!(f, " ({code})")?;

@@ -4,7 +4,7 @@
 //! condition is the user's, who has the database's password.
 
 use super::{
-    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble,
+    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     schema::quoted,
     sql::{Row, only},
 };
@@ -61,7 +61,7 @@ pub(super) fn rows(rows: Result<Vec<Row>>, reading: &ForeignReading) -> Result<V
 
 /// The same trouble, named if it can only come from the condition that the user wrote.
 fn explained(error: StoreError, reading: &ForeignReading) -> StoreError {
-    let ours = !matches!(error.trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused);
+    let ours = !matches!(error.kind, ErrorKind::Broken | ErrorKind::BadData | ErrorKind::Refused);
     if ours || reading.condition.is_none() {
         return error;
     }

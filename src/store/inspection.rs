@@ -21,7 +21,7 @@ pub struct Inspection {
     pub read_only: bool,
     /// What we may not do, and would have to.
     pub missing: Vec<Missing>,
-    /// [`Trouble::Schema`](super::Trouble::Schema) if another version of this program has been here; `None` if we may not look.
+    /// [`ErrorKind::Schema`](super::ErrorKind::Schema) if another version of this program has been here; `None` if we may not look.
     pub migrations: Option<Result<Vec<MigrationStatus>>>,
     /// Whether tables with our names are ours. Only looked at if nothing is missing.
     pub tables: Result<()>,

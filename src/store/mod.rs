@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 pub use erasures::{AuditLine, Known, Minimized, OpenErasures, Tombstone};
-pub use error::{StoreError, Trouble};
+pub use error::{ErrorKind, StoreError};
 pub use inbox::{
     DeliveryFilter, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState, Queued,
     Waiting,

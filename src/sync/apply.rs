@@ -33,8 +33,8 @@ use crate::{
         MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
     },
     store::{
-        Address, Mark, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError, Transaction,
-        Trouble, Waiting, Way,
+        Address, ErrorKind, Mark, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError,
+        Transaction, Waiting, Way,
     },
     telemetry::{self, Queue, Span, TraceContext},
 };
@@ -73,7 +73,7 @@ pub(super) async fn deliver(
     deadline: Instant,
 ) -> Vec<Result<Outcome>> {
     let mut results: Vec<Result<Outcome>> =
-        batch.iter().map(|_| Err(StoreError::new(Trouble::Unavailable))).collect();
+        batch.iter().map(|_| Err(StoreError::new(ErrorKind::Unavailable))).collect();
     // Unusable ones have no effect on others, and are parked one by one.
     let (broken, usable): (Vec<usize>, Vec<usize>) =
         (0..batch.len()).partition(|index| unusable(&batch[*index]).is_some());
@@ -100,25 +100,25 @@ pub(super) async fn deliver(
             }
         };
         let result = timeout_at(share(deadline, part.len()), attempt).await;
-        match result.unwrap_or_else(|_| Err(StoreError::new(Trouble::Late))) {
+        match result.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Late))) {
             Ok(outcomes) => {
                 for (index, outcome) in usable[part].iter().zip(outcomes) {
                     results[*index] = Ok(outcome);
                 }
             }
             Err(error)
-                if part.len() > 1 && error.trouble != Trouble::Unavailable && Instant::now() < deadline =>
+                if part.len() > 1 && error.kind != ErrorKind::Unavailable && Instant::now() < deadline =>
             {
                 patience = Patience::Short;
                 parts.extend(divide(part, &error).rev());
             }
             Err(mut error) => {
                 refusals += 1;
-                if error.trouble == Trouble::Late {
+                if error.kind == ErrorKind::Late {
                     // Nobody can tell it from a database that does not answer.
-                    error = StoreError::new(Trouble::Unavailable);
+                    error = StoreError::new(ErrorKind::Unavailable);
                 }
-                let hopeless = error.trouble == Trouble::Unavailable
+                let hopeless = error.kind == ErrorKind::Unavailable
                     || refusals >= HOPELESS_REFUSALS
                     || Instant::now() >= deadline;
                 let refused = if hopeless { part.start..usable.len() } else { part };
@@ -134,7 +134,7 @@ pub(super) async fn deliver(
     for index in broken {
         let Some(error) = unusable(&batch[index]).filter(|_| Instant::now() < deadline) else { break };
         let parked = timeout_at(deadline, work.park(&batch[index], error, patience)).await;
-        results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
+        results[index] = parked.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)));
     }
     results
 }
@@ -149,9 +149,9 @@ pub(super) struct Repeats {
 impl Repeats {
     /// Whether it begins again after this error: what is likely to be gone is tried again before anybody is suspected.
     pub(super) fn has_another(&mut self, error: &StoreError) -> bool {
-        let (repeats, most) = match error.trouble {
-            Trouble::Conflict => (&mut self.conflicts, CONFLICTS),
-            Trouble::Raced => (&mut self.races, RACES),
+        let (repeats, most) = match error.kind {
+            ErrorKind::Conflict => (&mut self.conflicts, CONFLICTS),
+            ErrorKind::Raced => (&mut self.races, RACES),
             _ => return false,
         };
         *repeats += 1;
@@ -162,7 +162,7 @@ impl Repeats {
 /// Why a delivery can never be used as it came, if that is so.
 pub(super) fn unusable(delivery: &Delivery) -> Option<StoreError> {
     let Content::Unusable(reason) = &delivery.content else { return None };
-    Some(StoreError { place: Some(reason.clone()), ..StoreError::new(Trouble::BadData) })
+    Some(StoreError { place: Some(reason.clone()), ..StoreError::new(ErrorKind::BadData) })
 }
 
 /// By when an attempt at so many must be done: so that of a batch that takes too long there is time left for its parts.
@@ -196,7 +196,7 @@ pub(super) struct Ways {
 
 impl Ways {
     pub(super) fn of(policy: DeletionPolicy) -> Self {
-        Self { policy, tried: Some(0), refusal: StoreError::new(Trouble::Refused) }
+        Self { policy, tried: Some(0), refusal: StoreError::new(ErrorKind::Refused) }
     }
 
     /// Whether there is none for any kind.
@@ -259,23 +259,23 @@ impl Work<'_> {
         loop {
             let error = match self.settled(&[delivery], patience, ways.clone()).await {
                 Ok(outcomes) => {
-                    return outcomes.first().copied().ok_or_else(|| StoreError::new(Trouble::Broken));
+                    return outcomes.first().copied().ok_or_else(|| StoreError::new(ErrorKind::Broken));
                 }
                 Err(error) => error,
             };
-            match error.trouble {
+            match error.kind {
                 // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
                 _ if error.is_about_the_data() && may_take_out(delivery) && !ways.is_empty() => {
                     ways = ways.after(error);
                 }
-                Trouble::Raced => return self.park(delivery, error.after_races(), patience).await,
-                Trouble::BadData => {
+                ErrorKind::Raced => return self.park(delivery, error.after_races(), patience).await,
+                ErrorKind::BadData => {
                     return match self.without_what_spoils_it(delivery, patience).await {
                         Some(outcome) => Ok(outcome),
                         None => self.park(delivery, error, patience).await,
                     };
                 }
-                Trouble::Refused => return self.park(delivery, error, patience).await,
+                ErrorKind::Refused => return self.park(delivery, error, patience).await,
                 _ => return Err(error),
             }
         }
@@ -435,9 +435,9 @@ impl Work<'_> {
             }
         }
         let (retry, id) = (self.rules.retry, svix_id.as_str());
-        let next_attempt_at = match error.trouble {
+        let next_attempt_at = match error.kind {
             _ if is_deletion(delivery) => Some(retry.always_after(attempts, id, self.now)),
-            Trouble::BadData => None,
+            ErrorKind::BadData => None,
             _ => retry.after(attempts, id, self.now),
         };
         let reason = match &delivery.content {
@@ -519,7 +519,7 @@ impl Steps<'_> {
         // One without a register cannot be locked, and makes room all the same.
         let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !rivals.contains(rival);
         if self.rivals().await?.iter().any(is_new) {
-            return Err(StoreError::new(Trouble::Raced));
+            return Err(StoreError::new(ErrorKind::Raced));
         }
         let is_gone = |id: &&ClerkId| registers.get(*id).is_some_and(|register| register.deleted);
         let gone = deleted.iter().filter(is_gone).cloned().collect();

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, Counts, HEARTBEAT, Ledger, Trouble},
+    catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger},
     reconcile::strangers,
     scan::{Left, Seen, Visit, Window},
 };
@@ -140,7 +140,7 @@ pub async fn backfill(
     wanted: &Wanted,
     restart: bool,
     tell: watch::Sender<Progress>,
-) -> Result<Summary, Trouble> {
+) -> Result<Summary, CatchUpError> {
     let previous = context.check_instance(Persistence::BACKGROUND, false).await?;
     let began = (context.clock)();
     let filters = wanted.filters();
@@ -161,7 +161,7 @@ pub async fn backfill(
         for (batch, filters) in filters.into_iter().enumerate().skip(first) {
             switched_off = !visitor.walk(batch, wanted.entity, filters).await?;
         }
-        Ok::<_, Trouble>(switched_off)
+        Ok::<_, CatchUpError>(switched_off)
     };
     let switched_off = tokio::select! {
         walked = walk => walked?,
@@ -193,7 +193,7 @@ pub async fn nobodys(
     context: &CatchUp,
     filter: &'static str,
     values: &[String],
-) -> Result<Vec<String>, Trouble> {
+) -> Result<Vec<String>, CatchUpError> {
     let mut nobodys = Vec::new();
     let mut parts: Vec<&[String]> = values.chunks(FILTER_VALUES).collect();
     while let Some(part) = parts.pop() {
@@ -222,7 +222,7 @@ struct Visitor {
 
 impl Visitor {
     /// Say again and again that somebody is at work, also while Clerk is slow. Ends when the run is not ours any more.
-    async fn beat(&self) -> Result<Infallible, Trouble> {
+    async fn beat(&self) -> Result<Infallible, CatchUpError> {
         loop {
             sleep(HEARTBEAT).await;
             self.ledger.lock().await.save().await?;
@@ -235,7 +235,7 @@ impl Visitor {
         batch: usize,
         entity: &'static Entity,
         filters: Filters,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, CatchUpError> {
         let left = {
             let mut ledger = self.ledger.lock().await;
             ledger.progress.batch = batch;
@@ -246,7 +246,7 @@ impl Visitor {
         let what = (Source::Backfill, entity, filters);
         let walked = self.context.walk(what, left, &self.seen, &visitor).await;
         let mut ledger = self.ledger.lock().await;
-        if matches!(walked, Err(Trouble::Incomplete { .. })) {
+        if matches!(walked, Err(CatchUpError::Incomplete { .. })) {
             // There is nothing to go on with: the next run begins anew.
             ledger.progress = Progress::default();
             ledger.save().await?;
@@ -261,7 +261,7 @@ impl Visitor {
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, users: Vec<Found>) -> Result<Counts, Trouble> {
+    async fn visit(&self, users: Vec<Found>) -> Result<Counts, CatchUpError> {
         let kind = users.first().map_or("", |found| found.clerk_id.entity().kind);
         let counts = self.context.take_in(users, &self.writers).await?;
         for (outcome, count) in [
@@ -275,14 +275,14 @@ impl Visit for Visitor {
         Ok(counts)
     }
 
-    async fn expect(&self, counted: Option<u64>) -> Result<(), Trouble> {
+    async fn expect(&self, counted: Option<u64>) -> Result<(), CatchUpError> {
         let mut ledger = self.ledger.lock().await;
         ledger.progress.expected = counted;
         ledger.save().await
     }
 
     /// Both at once: a run that goes on counts again whom it visits again.
-    async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), Trouble> {
+    async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
         let mut ledger = self.ledger.lock().await;
         ledger.progress.counts.add(counts);
         ledger.progress.windows = Some(left);

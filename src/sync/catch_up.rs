@@ -22,7 +22,7 @@ use crate::{
     },
     entity::USER,
     model::{ClerkId, Content, Delivery, Entity, Outcome, Source},
-    store::{self, Origin, Run, RunKind, Store, StoreError, Trouble as StoreTrouble},
+    store::{self, ErrorKind, Origin, Run, RunKind, Store, StoreError},
 };
 
 /// How long one page may take in the database.
@@ -70,7 +70,7 @@ pub struct Instance {
 
 /// Why a run ended before its end. What it has done stays, and it can go on from there.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum CatchUpError {
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(transparent)]
@@ -159,7 +159,7 @@ impl CatchUp {
         &self,
         persistence: Persistence,
         dry_run: bool,
-    ) -> Result<Option<String>, Trouble> {
+    ) -> Result<Option<String>, CatchUpError> {
         let Instance { pin, may_change } = &self.instance;
         let origin = patiently(|| self.store.origin()).await?;
         if *pin == Pin::Any {
@@ -176,12 +176,12 @@ impl CatchUp {
             of_key => of_key?,
         };
         if let Some(pinned) = pin.only().filter(|pinned| *pinned != of_key) {
-            return Err(Trouble::NotThePinnedInstance {
+            return Err(CatchUpError::NotThePinnedInstance {
                 of_key: of_key.to_owned(),
                 pinned: pinned.to_owned(),
             });
         }
-        let other = |known| Trouble::OtherInstance { of_key: of_key.to_owned(), known };
+        let other = |known| CatchUpError::OtherInstance { of_key: of_key.to_owned(), known };
         match origin {
             Some(origin) if origin.instance == of_key => {
                 if !dry_run && !origin.confirmed {
@@ -225,7 +225,7 @@ impl CatchUp {
         left: Option<Left>,
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, CatchUpError> {
         let (reading, seen) = (self.reading(source, entity), Arc::clone(seen));
         if *entity != USER {
             return Walk::new(self, reading, seen).run(visitor).await;
@@ -235,7 +235,11 @@ impl CatchUp {
     }
 
     /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.
-    pub(super) async fn take_in(&self, users: Vec<Found>, writers: &Semaphore) -> Result<Counts, Trouble> {
+    pub(super) async fn take_in(
+        &self,
+        users: Vec<Found>,
+        writers: &Semaphore,
+    ) -> Result<Counts, CatchUpError> {
         let mut counts = Counts { seen: users.len() as u64, ..Counts::default() };
         let mut deliveries: Vec<Delivery> = Vec::with_capacity(users.len());
         for found in users {
@@ -244,7 +248,7 @@ impl CatchUp {
                 _ => deliveries.push(found.delivery),
             }
         }
-        let _writer = writers.acquire().await.map_err(|_| Trouble::Abandoned)?;
+        let _writer = writers.acquire().await.map_err(|_| CatchUpError::Abandoned)?;
         for attempt in 1.. {
             let (now, deadline) = ((self.clock)(), Instant::now() + PAGE_TIME);
             let results = apply(&*self.store, &deliveries, &self.rules, now, deadline).await;
@@ -300,13 +304,13 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         restart: bool,
         fresh: P,
         tell: watch::Sender<P>,
-    ) -> Result<(Self, bool), Trouble> {
+    ) -> Result<(Self, bool), CatchUpError> {
         let now = (context.clock)();
         let found = if restart { None } else { context.store.unfinished_run(kind, &parameters).await? };
         if let Some(run) = found.as_ref().filter(|run| now - run.updated_at < ALIVE)
             && is_worked_on(context, run).await?
         {
-            return Err(Trouble::UnderWay);
+            return Err(CatchUpError::UnderWay);
         }
         let found = found
             .filter(|run| now - run.updated_at < RESUMABLE)
@@ -341,22 +345,22 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     }
 
     /// Make last how far it has come.
-    pub(super) async fn save(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn save(&mut self) -> Result<(), CatchUpError> {
         self.tell.send_replace(self.progress.clone());
         self.run.progress = serde_json::to_string(&self.progress).unwrap_or_default();
         self.run.updated_at = (self.clock)();
         let saved = patiently(|| self.store.save_run(&self.run)).await?;
-        if saved { Ok(()) } else { Err(Trouble::TakenOver) }
+        if saved { Ok(()) } else { Err(CatchUpError::TakenOver) }
     }
 
-    pub(super) async fn finish(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn finish(&mut self) -> Result<(), CatchUpError> {
         self.run.finished_at = Some((self.clock)());
         self.save().await
     }
 }
 
 /// Whether somebody lets their heart beat on this run, or has just ended it. Watching does not depend on anybody's clock.
-async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, Trouble> {
+async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, CatchUpError> {
     tracing::info!(
         "this run had somebody at work on it a moment ago: a few seconds show whether it still has"
     );
@@ -373,12 +377,12 @@ async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, Trouble> {
 
 /// Whether asking again cannot help.
 fn is_hopeless(error: &StoreError) -> bool {
-    matches!(error.trouble, StoreTrouble::Broken | StoreTrouble::Schema)
+    matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema)
 }
 
 /// The error of a walk that saw too few of a kind.
-pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> Trouble {
-    Trouble::Incomplete { what: entity.table, seen, counted }
+pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> CatchUpError {
+    CatchUpError::Incomplete { what: entity.table, seen, counted }
 }
 
 /// Whether a walk saw clearly fewer than Clerk counts, more than can have left meanwhile.

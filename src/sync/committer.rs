@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Delivery, Outcome, Processing, SvixId},
-    store::{Store, StoreError, Trouble},
+    store::{ErrorKind, Store, StoreError},
     telemetry,
 };
 
@@ -371,7 +371,7 @@ fn log_failures(deliveries: &[Delivery], results: &[crate::store::Result<Outcome
         }
     }
     for (error, first, deliveries) in kinds {
-        if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+        if matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema) {
             tracing::error!(
                 svix_id = first.svix_id.as_ref().map(SvixId::as_str),
                 event = first.event_type.as_deref(),

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clerk::{event, signature::Verified},
     model::{ClerkId, Content, Delivery, Outcome, SvixId},
-    store::{Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction, Trouble},
+    store::{ErrorKind, Parked, Patience, QueueFilter, QueueState, Result, Store, StoreError, Transaction},
     telemetry::{Queue, Span, TraceContext},
 };
 
@@ -174,7 +174,7 @@ impl Draining<'_> {
         while let Some(part) = parts.pop() {
             let result = match first.take() {
                 // What is likely to be gone is tried again before anybody is suspected.
-                Some(error) if !matches!(error.trouble, Trouble::Conflict | Trouble::Raced) => Err(error),
+                Some(error) if !matches!(error.kind, ErrorKind::Conflict | ErrorKind::Raced) => Err(error),
                 None if Instant::now() >= self.deadline => {
                     // What is behind them is not to wait for them.
                     parts.push(part);
@@ -188,7 +188,7 @@ impl Draining<'_> {
                     done.extend(worked);
                     continue;
                 }
-                Err(error) if error.trouble == Trouble::Unavailable => return Err(error),
+                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error),
                 Err(error) => error,
             };
             if part.len() > 1 {
@@ -197,7 +197,7 @@ impl Draining<'_> {
             }
             // One who holds many users is not the table's trouble.
             let is_its_own =
-                error.is_about_the_data() || matches!(error.trouble, Trouble::Locked | Trouble::Late);
+                error.is_about_the_data() || matches!(error.kind, ErrorKind::Locked | ErrorKind::Late);
             done.extend(self.alone(&batch[part.start], error.clone()).await?);
             failures += u32::from(!is_its_own);
             if failures >= HOPELESS_REFUSALS {
@@ -253,7 +253,7 @@ impl Draining<'_> {
         let all = Ways::of(self.work.rules.deletion);
         match self.turn(Claim::These(&ids, FAR_AWAY), Patience::Short, &all).await.1 {
             Ok(worked) => Ok((!worked.is_empty()).then_some(worked)),
-            Err(error) if error.trouble == Trouble::Unavailable => Err(error),
+            Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
             // Then there is another reason.
             Err(_) => Ok(None),
         }
@@ -290,25 +290,25 @@ impl Draining<'_> {
                 }
             }
         }
-        if error.trouble == Trouble::Raced {
+        if error.kind == ErrorKind::Raced {
             error = error.after_races();
         }
         if !error.is_about_the_data() {
             // Its own fault it is not, so it must not die of it.
-            if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+            if matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema) {
                 let Claimed { svix_id, delivery, .. } = claimed;
                 let event = delivery.event_type.as_deref();
                 tracing::error!(%svix_id, event, %error, "the database refused a statement of ours: a delivery waits");
             }
             return self.put_off(claimed, &error).await;
         }
-        if error.trouble == Trouble::BadData
+        if error.kind == ErrorKind::BadData
             && let Some(worked) = self.without_what_spoils_it(claimed).await
         {
             return Ok(worked);
         }
         match self.set_aside(claimed, &error, Patience::Short).await {
-            Err(again) if again.trouble != Trouble::Unavailable => self.put_off(claimed, &error).await,
+            Err(again) if again.kind != ErrorKind::Unavailable => self.put_off(claimed, &error).await,
             set_aside => set_aside,
         }
     }
@@ -347,7 +347,7 @@ impl Draining<'_> {
             (Claim::Due, _) => share(self.deadline, usize::MAX),
         };
         let outcomes = timeout_at(deadline, attempt).await;
-        let outcomes = outcomes.unwrap_or_else(|_| Err(StoreError::new(Trouble::Late)));
+        let outcomes = outcomes.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Late)));
         let worked = outcomes.map(|outcomes| finished(&mut claimed, &outcomes));
         if let Err(error) = &worked {
             for claimed in &mut claimed {
@@ -423,8 +423,8 @@ impl Draining<'_> {
     async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Vec<Worked>> {
         let Claimed { svix_id, attempt, .. } = claimed;
         let (retry, id) = (self.work.rules.retry, svix_id.as_str());
-        let next = match error.trouble {
-            Trouble::Locked => retry.soon_after(*attempt, id, self.work.now),
+        let next = match error.kind {
+            ErrorKind::Locked => retry.soon_after(*attempt, id, self.work.now),
             _ => retry.always_after(*attempt, id, self.work.now),
         };
         let again = async {
@@ -469,7 +469,7 @@ impl Draining<'_> {
 
     async fn in_time<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         let deadline = self.deadline.max(Instant::now() + LAST_WORD);
-        timeout_at(deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+        timeout_at(deadline, call).await.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)))
     }
 }
 

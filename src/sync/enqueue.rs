@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{Content, Delivery, Outcome, Processing, SvixId},
-    store::{Parked, Patience, Result, Store, StoreError, Transaction, Trouble},
+    store::{ErrorKind, Parked, Patience, Result, Store, StoreError, Transaction},
     telemetry::{Queue, Span, TraceContext},
 };
 
@@ -68,7 +68,7 @@ pub(super) async fn keep(
 impl Work<'_> {
     /// What is kept of a delivery that failed like this, and may succeed in a moment.
     fn put_off(&self, delivery: &Delivery, error: &StoreError) -> Result<Parked> {
-        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         let attempts = 1;
         let next = self.rules.retry.soon_after(attempts, svix_id.as_str(), self.now);
         Ok(Parked {
@@ -128,7 +128,7 @@ impl Work<'_> {
 
     /// What is kept of a delivery; without an id it could not be found again.
     fn queued(&self, delivery: &Delivery, trace: TraceContext) -> Result<Parked> {
-        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         Ok(Parked { payload: delivery.payload.clone(), trace, ..waiting_as(svix_id, delivery, self.now) })
     }
 }

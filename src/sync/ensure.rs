@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Semaphore, watch};
 
-use super::catch_up::{CatchUp, Trouble};
+use super::catch_up::{CatchUp, CatchUpError};
 use crate::{
     clerk::api::Persistence,
     model::{ClerkId, Selection, Source},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What all who ask for one user hear; none as long as it is not known.
-type Answer = Option<Result<Option<Row>, Arc<Trouble>>>;
+type Answer = Option<Result<Option<Row>, Arc<CatchUpError>>>;
 
 /// Users on their way. Cheap to clone.
 #[derive(Clone)]
@@ -41,11 +41,14 @@ impl Ensure {
     ///
     /// # Errors
     /// If the user is not here, and Clerk or the database cannot say more.
-    pub async fn ensure(&self, id: &ClerkId) -> Result<Option<Row>, Arc<Trouble>> {
+    pub async fn ensure(&self, id: &ClerkId) -> Result<Option<Row>, Arc<CatchUpError>> {
         let mut flight = self.join(id);
         let answer = flight.wait_for(Option::is_some).await;
         // Nobody has answered: the task that should have has panicked.
-        answer.ok().and_then(|answer| answer.clone()).unwrap_or_else(|| Err(Arc::new(Trouble::Abandoned)))
+        answer
+            .ok()
+            .and_then(|answer| answer.clone())
+            .unwrap_or_else(|| Err(Arc::new(CatchUpError::Abandoned)))
     }
 
     /// Wait with those who wait already, or begin.
@@ -83,7 +86,7 @@ impl Inner {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn find(&self, id: &ClerkId) -> Result<Option<Row>, Trouble> {
+    async fn find(&self, id: &ClerkId) -> Result<Option<Row>, CatchUpError> {
         let store = &self.context.store;
         if let Some(row) = store.row(id).await? {
             return Ok(row.standing());

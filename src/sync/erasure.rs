@@ -15,7 +15,7 @@ use super::{Clock, Rules, apply};
 use crate::{
     entity::USER,
     model::{Change, ClerkId, Content, Delivery, EraseIf, News, Outcome, Selection, Source, SvixId, Version},
-    store::{Result, Store, StoreError, Tombstone, Trouble},
+    store::{ErrorKind, Result, Store, StoreError, Tombstone},
 };
 
 /// Users erased in one transaction.
@@ -103,7 +103,7 @@ async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: 
     let before = store.known(std::slice::from_ref(id), &Selection::default()).await?;
     let delivery = delivery(id.clone(), news, Source::Cli, now, now);
     let outcome = apply_all(store, std::slice::from_ref(&delivery), rules, now).await.pop();
-    let outcome = outcome.unwrap_or_else(|| Err(StoreError::new(Trouble::Broken)))?;
+    let outcome = outcome.unwrap_or_else(|| Err(StoreError::new(ErrorKind::Broken)))?;
     let after = store.known(std::slice::from_ref(id), &Selection::default()).await?;
     let held = after.registers.get(id).and_then(|register| register.held_until);
     let was_known = before.registers.contains_key(id) || before.objects.contains_key(id);

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::committer::{Ground, Job, Refusal, Waiter};
 use crate::{
     model::Delivery,
-    store::{StoreError, Trouble},
+    store::{ErrorKind, StoreError},
 };
 
 /// Between two tries.
@@ -39,7 +39,7 @@ const STORE_WITHIN: Duration = Duration::from_millis(700);
 
 /// Whether this trouble may pass while the sender waits.
 pub(super) fn may_pass(error: &StoreError) -> bool {
-    matches!(error.trouble, Trouble::Unavailable | Trouble::Locked | Trouble::Conflict)
+    matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict)
 }
 
 /// The way in. Cheap to clone.
@@ -133,7 +133,7 @@ impl Holding {
             let deadline = last_try.clamp(now + TRY.0, now + TRY.1);
             let jobs = batch.into_iter().map(|held| held.job).collect();
             let failed = self.ground.attempt(jobs, deadline).await;
-            let is_away = failed.iter().any(|held| held.error.trouble == Trouble::Unavailable);
+            let is_away = failed.iter().any(|held| held.error.kind == ErrorKind::Unavailable);
             left.extend(failed);
             if is_away || self.stopping.is_cancelled() || Instant::now() >= last_try {
                 left.extend(going);
@@ -144,8 +144,8 @@ impl Holding {
 
     /// Whether it goes into the queue now, or nowhere.
     fn is_ending(&self, held: &Held, now: Instant) -> bool {
-        let before = match held.error.trouble {
-            Trouble::Unavailable => LAST_TRY_BEFORE,
+        let before = match held.error.kind {
+            ErrorKind::Unavailable => LAST_TRY_BEFORE,
             _ => PARK_BEFORE,
         };
         now + before >= self.end_of(&held.job.waiter)
@@ -166,7 +166,7 @@ impl Holding {
             let meant: Vec<(&Delivery, &StoreError)> =
                 batch.iter().map(|held| (&held.job.delivery, &held.error)).collect();
             let kept = timeout(STORE_WITHIN, self.ground.keep(&meant)).await;
-            match kept.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable))) {
+            match kept.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))) {
                 Ok(outcomes) => {
                     tracing::warn!(
                         error = %batch[0].error,
@@ -197,7 +197,7 @@ impl Holding {
             let refusal = if stopping { Refusal::ShuttingDown } else { Refusal::Unavailable };
             held.job.waiter.refuse(refusal);
         }
-        let error = StoreError::new(Trouble::Unavailable);
+        let error = StoreError::new(ErrorKind::Unavailable);
         left.into_iter().map(|held| Held { error: error.clone(), ..held }).collect()
     }
 }

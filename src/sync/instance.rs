@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::Clock;
-use crate::store::{self, Store, StoreError, Trouble};
+use crate::store::{self, ErrorKind, Store, StoreError};
 
 /// For how long a process believes what the database said.
 pub const BELIEVED: Duration = Duration::from_secs(5);
@@ -121,10 +121,10 @@ impl Gate {
                 break pinned.into();
             }
             let learnt = timeout_at(deadline, self.learn(instance, began)).await;
-            match learnt.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable))) {
+            match learnt.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))) {
                 Ok(known) => break known,
                 Err(error)
-                    if matches!(error.trouble, Trouble::Schema | Trouble::Broken)
+                    if matches!(error.kind, ErrorKind::Schema | ErrorKind::Broken)
                         || Instant::now() + RETRY >= deadline =>
                 {
                     return Err(error);
@@ -149,7 +149,7 @@ impl Gate {
         }
         let at = Instant::now();
         let asked = timeout(ANSWER_WITHIN, self.store.claim_instance(instance)).await;
-        let known = match (asked.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable))), before) {
+        let known = match (asked.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))), before) {
             (Ok(instance), _) => Known { instance: instance.into(), at },
             // It was let in before. Those who waited meanwhile need not ask in vain as well.
             (Err(_), Some(known)) if *known.instance == *instance => Known { at: Instant::now(), ..known },

@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     apply::owners_of,
-    catch_up::{CatchUp, Counts, Ledger, Trouble, patiently},
+    catch_up::{CatchUp, CatchUpError, Counts, Ledger, patiently},
     erasure,
     instance::Pin,
     plan::{email_in, keeps},
@@ -263,7 +263,7 @@ pub async fn reconcile(
     entity: &'static Entity,
     options: Options,
     tell: watch::Sender<u64>,
-) -> Result<Report, Trouble> {
+) -> Result<Report, CatchUpError> {
     let previous = context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
     let began = (context.clock)();
     let mut ledger = if options.dry_run {
@@ -324,7 +324,7 @@ struct Visitor {
 
 #[async_trait]
 impl Visit for Visitor {
-    async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, Trouble> {
+    async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, CatchUpError> {
         let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
         ids.sort();
         let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
@@ -371,7 +371,7 @@ impl Visit for Look {}
 
 impl Visitor {
     /// Go through all objects of the kind; false if that is switched off at Clerk.
-    async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<bool, Trouble> {
+    async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<bool, CatchUpError> {
         let what = (Source::Reconcile, self.entity, Filters::default());
         self.context.walk(what, None, seen, visit).await
     }
@@ -382,7 +382,7 @@ impl Visitor {
 
     /// Who lost an address to another user by a newer claim has none here, though it is still shown at Clerk: that is no
     /// drift.
-    async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), Trouble> {
+    async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), CatchUpError> {
         let email = |found: &Found| match &found.delivery.content {
             Content::Change(change) => email_in(change).map(str::to_owned),
             _ => None,
@@ -426,7 +426,7 @@ impl Visitor {
     }
 
     /// Take in what was found, unless it is a dry run, and report what cannot be.
-    async fn write(&self, found: Vec<Found>) -> Result<Counts, Trouble> {
+    async fn write(&self, found: Vec<Found>) -> Result<Counts, CatchUpError> {
         if found.is_empty() || self.options.dry_run {
             return Ok(Counts::default());
         }
@@ -443,7 +443,7 @@ impl Visitor {
         began: DateTime<Utc>,
         before: u64,
         changed: bool,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CatchUpError> {
         let strangers = strangers(&*self.context.store, self.entity, began, &self.seen).await?;
         let doubt = Doubt::about(strangers.len() as u64, before, changed, &self.context.instance.pin);
         if doubt.is_some() && !self.options.allow_mass_delete {
@@ -467,7 +467,7 @@ impl Visitor {
                 asked.spawn(async move { visitor.confirm(id).await });
             }
             let Some(confirmed) = asked.join_next().await else { break };
-            gone.extend(confirmed.map_err(|_| Trouble::Abandoned)??);
+            gone.extend(confirmed.map_err(|_| CatchUpError::Abandoned)??);
         }
         // Only now: an answer that is no answer ends the run, and nobody is gone on the word of such a server.
         for id in gone {
@@ -478,7 +478,7 @@ impl Visitor {
     }
 
     /// Where one object cannot be asked for, all are gone through once more: those that are seen this time have come meanwhile.
-    async fn unseen_again(&self, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, Trouble> {
+    async fn unseen_again(&self, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, CatchUpError> {
         if !self.entity.has_one && !strangers.is_empty() {
             let seen: Arc<Seen> = Arc::default();
             let look: Arc<dyn Visit> = Arc::new(Look);
@@ -491,7 +491,7 @@ impl Visitor {
     }
 
     /// Ask Clerk about one object, if it can be asked; gives it back if it is unknown there.
-    async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, Trouble> {
+    async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, CatchUpError> {
         if self.entity.has_one {
             if !can_ask(&id) {
                 let reason = "not seen at Clerk, which cannot be asked for such an id";
@@ -522,7 +522,7 @@ pub(super) async fn strangers(
     entity: &'static Entity,
     untouched_since: DateTime<Utc>,
     seen: &Seen,
-) -> Result<Vec<ClerkId>, Trouble> {
+) -> Result<Vec<ClerkId>, CatchUpError> {
     let mut strangers = Vec::new();
     let mut after: Option<ClerkId> = None;
     loop {

@@ -6,7 +6,7 @@ use super::apply::{Repeats, end};
 use crate::{
     entity::USER,
     model::{AuditAction, AuditEntry, ClerkId, Source, SvixId},
-    store::{Parked, Patience, Result, Store, StoreError, Trouble},
+    store::{ErrorKind, Parked, Patience, Result, Store, StoreError},
 };
 
 /// Whose data it is that cannot be told.
@@ -23,7 +23,7 @@ pub async fn reveal_delivery(
     now: DateTime<Utc>,
 ) -> Result<()> {
     let clerk_id = parked.clerk_id.clone().or_else(|| ClerkId::new(&USER, UNKNOWN));
-    let clerk_id = clerk_id.ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let clerk_id = clerk_id.ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
     reveal(store, &clerk_id, Some(&parked.svix_id), source, now).await
 }
 

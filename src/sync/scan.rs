@@ -24,7 +24,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::catch_up::{CatchUp, Counts, Trouble, falls_short, incomplete};
+use super::catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete};
 use crate::{
     clerk::{
         api::{Api, ApiError, Filters, List, PAGE, Shown},
@@ -86,17 +86,17 @@ impl Window {
 #[async_trait]
 pub(super) trait Visit: Send + Sync + 'static {
     /// Take in objects of one page, which were not seen before.
-    async fn visit(&self, _found: Vec<Found>) -> Result<Counts, Trouble> {
+    async fn visit(&self, _found: Vec<Found>) -> Result<Counts, CatchUpError> {
         Ok(Counts::default())
     }
 
     /// So many there are at Clerk, before any of them is visited.
-    async fn expect(&self, _counted: Option<u64>) -> Result<(), Trouble> {
+    async fn expect(&self, _counted: Option<u64>) -> Result<(), CatchUpError> {
         Ok(())
     }
 
     /// What is left to walk, and what became of a page that no longer is: who was visited is in none of these windows.
-    async fn reached(&self, _left: Vec<Window>, _counts: Counts) -> Result<(), Trouble> {
+    async fn reached(&self, _left: Vec<Window>, _counts: Counts) -> Result<(), CatchUpError> {
         Ok(())
     }
 }
@@ -165,7 +165,7 @@ type Room = OwnedSemaphorePermit;
 /// What a task has done with a track.
 enum Done {
     Fetched(usize, Step, Room, Result<Shown, ApiError>),
-    Visited(usize, Result<Counts, Trouble>),
+    Visited(usize, Result<Counts, CatchUpError>),
 }
 
 impl Scan {
@@ -185,7 +185,7 @@ impl Scan {
     ///
     /// # Errors
     /// If Clerk fails, or if it showed clearly fewer users than it counts, more than can have left meanwhile.
-    pub(super) async fn run(&self, left: Option<Left>, visitor: &Arc<dyn Visit>) -> Result<(), Trouble> {
+    pub(super) async fn run(&self, left: Option<Left>, visitor: &Arc<dyn Visit>) -> Result<(), CatchUpError> {
         let Left { windows, counted } = if let Some(left) = left {
             left
         } else {
@@ -203,7 +203,7 @@ impl Scan {
     }
 
     /// How many users there are, if Clerk says. The walk does not rely on it.
-    async fn count(&self) -> Result<Option<u64>, Trouble> {
+    async fn count(&self) -> Result<Option<u64>, CatchUpError> {
         if !self.filters.values.is_empty() {
             return Ok(None);
         }
@@ -213,7 +213,7 @@ impl Scan {
         }
     }
 
-    async fn walk(&self, windows: Vec<Window>, visitor: &Arc<dyn Visit>) -> Result<(), Trouble> {
+    async fn walk(&self, windows: Vec<Window>, visitor: &Arc<dyn Visit>) -> Result<(), CatchUpError> {
         let mut tracks: Vec<Track> = windows.into_iter().map(Track::new).collect();
         let mut tasks: JoinSet<Done> = JoinSet::new();
         // Bytes that are left, and bytes of a user as they have lately been.
@@ -227,7 +227,7 @@ impl Scan {
                 self.fetch(&mut tasks, index, &tracks[index], limit, room);
             }
             let Some(done) = tasks.join_next().await else { return Ok(()) };
-            let done = done.map_err(|_| Trouble::Abandoned)?;
+            let done = done.map_err(|_| CatchUpError::Abandoned)?;
             let (index, counts) = match done {
                 Done::Fetched(index, step, mut room, page) => {
                     let fresh = match page {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::JoinSet;
 
 use super::{
-    catch_up::{CatchUp, Counts, Trouble, falls_short, incomplete},
+    catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete},
     scan::{Seen, Visit},
 };
 use crate::{
@@ -44,7 +44,7 @@ struct Edges {
 
 enum Done {
     Fetched(usize, Result<Listed, ApiError>),
-    Visited(Result<Counts, Trouble>),
+    Visited(Result<Counts, CatchUpError>),
 }
 
 impl Walk {
@@ -58,7 +58,7 @@ impl Walk {
     ///
     /// # Errors
     /// If Clerk fails, if its list changes at every pass, or if it counts far more than it shows.
-    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<bool, Trouble> {
+    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<bool, CatchUpError> {
         for _ in 0..PASSES {
             let first = match self.api.objects(0, &self.reading).await {
                 Err(error) if error.is_of_a_feature_switched_off() => return Ok(false),
@@ -77,13 +77,13 @@ impl Walk {
     }
 
     /// One time through, from the first page on; how many there are, if nothing moved meanwhile.
-    async fn pass(&self, first: Listed, visitor: &Arc<dyn Visit>) -> Result<Option<u64>, Trouble> {
+    async fn pass(&self, first: Listed, visitor: &Arc<dyn Visit>) -> Result<Option<u64>, CatchUpError> {
         let mut edges: BTreeMap<usize, Edges> = BTreeMap::new();
         let mut tasks: JoinSet<Done> = JoinSet::new();
         let (mut total, mut next, mut side_by_side) = (first.total, 1, 1);
         tasks.spawn(async move { Done::Fetched(0, Ok(first)) });
         while let Some(done) = tasks.join_next().await {
-            match done.map_err(|_| Trouble::Abandoned)? {
+            match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
                     let Listed { found, total: now, bytes } = page?;
                     total = now;

@@ -16,7 +16,7 @@ use crate::{
     store::{History, RunKind, StoreError},
     sync::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
-        catch_up::{CatchUp, Trouble},
+        catch_up::{CatchUp, CatchUpError},
         reconcile::{Kind, Options, reconcile},
         retry::Retry,
     },
@@ -159,7 +159,7 @@ impl CatchUpLoop {
         })
     }
 
-    async fn perform(&self, task: RunKind) -> Result<(), Trouble> {
+    async fn perform(&self, task: RunKind) -> Result<(), CatchUpError> {
         let kinds: Vec<&'static Entity> = self.context.rules.selection.entities().collect();
         for entity in kinds.into_iter().filter(|entity| entity.path.is_some()) {
             match task {
@@ -170,7 +170,7 @@ impl CatchUpLoop {
         Ok(())
     }
 
-    async fn backfill(&self, entity: &'static Entity) -> Result<(), Trouble> {
+    async fn backfill(&self, entity: &'static Entity) -> Result<(), CatchUpError> {
         tracing::info!(kind = entity.kind, "the tables are empty: all there are at Clerk are taken in");
         let (tell, _) = watch::channel(Progress::default());
         let summary = backfill(&self.context, &Wanted::all(entity), false, tell).await?;
@@ -186,7 +186,7 @@ impl CatchUpLoop {
         Ok(())
     }
 
-    async fn reconcile(&self, entity: &'static Entity) -> Result<(), Trouble> {
+    async fn reconcile(&self, entity: &'static Entity) -> Result<(), CatchUpError> {
         let (tell, _) = watch::channel(0);
         let report = reconcile(&self.context, entity, Options::default(), tell).await?;
         tracing::info!(

@@ -20,7 +20,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::timeout;
 
-use crate::store::{StoreError, Trouble};
+use crate::store::{ErrorKind, StoreError};
 
 pub use catch_up::{CatchUpLoop, CatchUpSettings};
 pub use gauges::Gauges;
@@ -33,7 +33,7 @@ pub use sealing::Sealing;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn patient<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)))
+    timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)))
 }
 
 /// The time until then; none if it is over.

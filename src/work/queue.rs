@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::Outcome,
-    store::{Store, StoreError, Trouble},
+    store::{ErrorKind, Store, StoreError},
     sync::{Clock, Pace, Rules, drain, drain::Worked},
     telemetry,
 };
@@ -43,7 +43,7 @@ impl Task for Queue {
         }
         match drained.trouble {
             Some(error) => {
-                if matches!(error.trouble, Trouble::Broken | Trouble::Schema) {
+                if matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema) {
                     tracing::error!(%error, "the database refuses statements of ours: the queue waits");
                 }
                 Err(error)

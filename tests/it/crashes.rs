@@ -24,9 +24,9 @@ use clerk_sync::{
         Subscription,
     },
     store::{
-        Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark, Migration,
-        MigrationStatus, Purpose, Readiness, Result, RowFate, Session, Space, Statistics, Store, StoreError,
-        Transaction, Trouble, Way,
+        Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark,
+        Migration, MigrationStatus, Purpose, Readiness, Result, RowFate, Session, Space, Statistics, Store,
+        StoreError, Transaction, Way,
         sql::{Row, Statement, Value},
     },
     sync::{Clock, chain, enqueue, erasure},
@@ -459,7 +459,7 @@ impl Story {
 }
 
 fn unavailable() -> StoreError {
-    StoreError::new(Trouble::Unavailable)
+    StoreError::new(ErrorKind::Unavailable)
 }
 
 /// Trouble at one call.

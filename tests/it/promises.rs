@@ -10,8 +10,8 @@ use clerk_sync::{
         Selection, Source, SvixId, Value, Version,
     },
     store::{
-        Activity, Advance, Bucket, Count, DeliveryFilter, ForeignColumn, ForeignReading, History, Old,
-        Origin, Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction, Trouble,
+        Activity, Advance, Bucket, Count, DeliveryFilter, ErrorKind, ForeignColumn, ForeignReading, History,
+        Old, Origin, Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction,
     },
     sync::{Clock, Committer, Lanes, Limits, Refusal},
     work::{
@@ -1260,7 +1260,7 @@ fn a_right_that_only_the_application_needs_is_its_refusal_and_one_that_we_need_i
         world.sql(&format!("REVOKE UPDATE ON users FROM {role}")).await;
         let batch = [world.delivery(&Event::created("user_2"))];
         let refused = world.apply(&*store, &batch).await.remove(0).unwrap_err();
-        assert_eq!((refused.trouble, refused.code.as_deref()), (Trouble::Broken, Some("42501")));
+        assert_eq!((refused.kind, refused.code.as_deref()), (ErrorKind::Broken, Some("42501")));
         world.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
     });
 }
@@ -1791,7 +1791,7 @@ async fn anonymize_columns_are_emptied(mut world: World) {
     // What does not exist, and what is ours, is refused at the start.
     for name in ["missing", "email"] {
         let error = world.open_anonymizing(&[name]).await.migrate().await.unwrap_err();
-        assert_eq!(error.trouble, Trouble::Schema);
+        assert_eq!(error.kind, ErrorKind::Schema);
         assert!(error.to_string().contains(name), "{error}");
     }
 }
@@ -2164,7 +2164,7 @@ async fn a_transaction_that_loses_a_race_says_so(world: World) {
             2 => transaction.insert(std::slice::from_ref(&user), &world.rules.selection).await,
             _ => transaction.update(std::slice::from_ref(&ghost), &world.rules.selection).await,
         };
-        assert_eq!(lost.unwrap_err().trouble, Trouble::Raced, "attempt {attempt}");
+        assert_eq!(lost.unwrap_err().kind, ErrorKind::Raced, "attempt {attempt}");
         transaction.rollback().await;
     }
     assert_eq!(world.dump().await, before);
@@ -2175,7 +2175,7 @@ async fn after_the_deadline_nothing_is_done(world: World) {
     let results =
         clerk_sync::sync::apply(&*world.store, &batch, &world.rules, world.now, Instant::now()).await;
     for result in results {
-        assert_eq!(result.unwrap_err().trouble, Trouble::Unavailable);
+        assert_eq!(result.unwrap_err().kind, ErrorKind::Unavailable);
     }
     world.wait_until_idle().await;
     assert_eq!(world.dump().await, [""; 0]);
@@ -2191,10 +2191,10 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
     let results = world.try_deliver_all(&batch).await;
     if world.keeper == Keeper::Postgres {
         // Only who is locked has to wait.
-        assert_eq!(results[0].as_ref().unwrap_err().trouble, Trouble::Locked);
+        assert_eq!(results[0].as_ref().unwrap_err().kind, ErrorKind::Locked);
         assert_eq!(results[1], Ok(Applied));
     } else {
-        assert!(results.iter().all(|result| result.as_ref().unwrap_err().trouble == Trouble::Unavailable));
+        assert!(results.iter().all(|result| result.as_ref().unwrap_err().kind == ErrorKind::Unavailable));
     }
     holder.rollback().await;
     let outcomes = world.deliver_all(&batch).await;
@@ -2388,7 +2388,7 @@ async fn a_table_that_somebody_else_has_is_named_also_by_an_upgrade(world: World
     let old = as_of(world.keeper, 14).await;
     old.sql("CREATE TABLE organizations (id INTEGER PRIMARY KEY, title TEXT)").await;
     let error = old.store.migrate().await.unwrap_err();
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     for part in ["table organizations: column clerk_id is missing", "Nothing was changed"] {
         assert!(error.to_string().contains(part), "{part} is missing in: {error}");
     }
@@ -2430,7 +2430,7 @@ async fn tables_that_are_not_ours_are_refused_and_left_alone(world: World) {
     bare.sql("CREATE TABLE users (id INTEGER PRIMARY KEY, clerk_id TEXT NOT NULL UNIQUE, email TEXT)").await;
     bare.sql("INSERT INTO users VALUES (1, 'user_1', 'ada@example.com')").await;
     let error = bare.store.migrate().await.unwrap_err();
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     for part in ["users", "first_name", "Nothing was changed", "adopt"] {
         assert!(error.to_string().contains(part), "{part} is missing in: {error}");
     }
@@ -2446,7 +2446,7 @@ async fn a_column_of_another_type_is_refused(world: World) {
         )
         .await;
     let error = world.open().await.migrate().await.unwrap_err();
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     for part in ["webhook_queue", "event_type"] {
         assert!(error.to_string().contains(part), "{part} is missing in: {error}");
     }
@@ -2616,7 +2616,7 @@ async fn what_a_table_of_an_application_holds_is_told(world: World) {
     ];
     assert_eq!(facts, expected.map(|(name, filled, like, ids)| (name.to_owned(), filled, like, ids)));
     let error = world.store.foreign_table(&name_of(&world, "nothing")).await.unwrap_err();
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     assert!(error.to_string().contains("no table"), "{error}");
 }
 

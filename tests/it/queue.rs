@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use clerk_sync::{
     entity::{USER, user},
     model::{DeletionPolicy, Outcome, Processing, SvixId},
-    store::{Deed, Old, Parked as Kept, Patience, QueueFilter, QueueState, Queued as Waiting, Trouble},
+    store::{Deed, ErrorKind, Old, Parked as Kept, Patience, QueueFilter, QueueState, Queued as Waiting},
     sync::{
         Clock, Committer, Limits, Pace,
         drain::BATCH,
@@ -188,7 +188,7 @@ async fn two_workers_share_what_waits_and_do_nothing_twice(world: World) {
             while world.count("webhook_queue").await > 0 {
                 let drained = world.drain_once(&*store).await;
                 // One writer may have to wait for another for too long.
-                assert!(drained.trouble.is_none_or(|error| error.trouble == Trouble::Unavailable));
+                assert!(drained.trouble.is_none_or(|error| error.kind == ErrorKind::Unavailable));
                 done.extend(drained.deliveries.into_iter().map(|worked| worked.svix_id));
             }
             done
@@ -388,7 +388,7 @@ async fn a_locked_user_holds_up_nobody_else(mut world: World) {
         assert_eq!(world.parked().await["state"], "pending");
     } else {
         // One writer: nothing is done, and nothing counted.
-        assert_eq!(drained.trouble.unwrap().trouble, Trouble::Unavailable);
+        assert_eq!(drained.trouble.unwrap().kind, ErrorKind::Unavailable);
         assert_eq!(world.value("SELECT max(attempts) AS n FROM webhook_queue").await, "0");
     }
     holder.rollback().await;

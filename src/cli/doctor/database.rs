@@ -18,8 +18,8 @@ use crate::{
     cli::{Failure, clock as our_clock, count, explained, noun, open_store},
     config::{Database, apart},
     store::{
-        BehindSequence, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored, Route,
-        Size, StoreError, Trouble, sqlite,
+        BehindSequence, ErrorKind, Inspection, MigrationStatus, Missing, Origin, Reference, Result as Stored,
+        Route, Size, StoreError, sqlite,
     },
 };
 
@@ -72,7 +72,8 @@ pub(super) async fn check(given: &Given) -> Looked {
         let inspection = store.inspect().await;
         Ok((store, inspection?))
     };
-    let asked = timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(StoreError::new(Trouble::Unavailable)));
+    let asked =
+        timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)));
     let (store, inspection) = match asked {
         Ok(asked) => asked,
         Err(error) => {
@@ -153,16 +154,16 @@ fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
         (code, _) if code.starts_with("28") => {
             "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
         }
-        ("XX000", Database::Postgres { .. }) if error.trouble == Trouble::Unavailable => {
+        ("XX000", Database::Postgres { .. }) if error.kind == ErrorKind::Unavailable => {
             "correct tenant and user in DATABASE_URL as the pooler wants them, or let it take more clients"
         }
         ("53300", _) => "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS",
         ("57014" | "55P03", _) => "look in pg_stat_activity for whoever holds the lock, and end it",
         ("42501", _) => "grant what is refused to the user of DATABASE_URL",
-        (_, Database::Postgres { .. }) if error.trouble == Trouble::Unavailable => {
+        (_, Database::Postgres { .. }) if error.kind == ErrorKind::Unavailable => {
             "start the server, or correct host and port in DATABASE_URL"
         }
-        (_, Database::Sqlite { .. }) if error.trouble == Trouble::Unavailable => {
+        (_, Database::Sqlite { .. }) if error.kind == ErrorKind::Unavailable => {
             "see that the file may be read by this user, and that no other process holds it locked"
         }
         (_, Database::Sqlite { .. }) => {

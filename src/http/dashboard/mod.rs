@@ -7,6 +7,7 @@
 
 mod chart;
 mod deliveries;
+mod error_page;
 mod form;
 mod glance;
 mod notice;
@@ -17,7 +18,6 @@ mod queue;
 mod session;
 mod signups;
 mod sinks;
-mod trouble;
 mod verdict;
 
 use std::{array, sync::Arc, time::Duration};
@@ -36,12 +36,12 @@ use tokio::time::{Instant, timeout};
 
 pub use self::page::grouped_by;
 use self::{
+    error_page::{ErrorPage, explained},
     form::Form,
     glance::Glance,
     page::{see, stranger},
     session::{Session, Sessions},
     signups::SignUps,
-    trouble::{Trouble, explained},
     verdict::Facts,
 };
 use super::{
@@ -54,7 +54,7 @@ use super::{
 use crate::store::Count;
 
 /// A page, or what went wrong, which is told on a page.
-type Answer = Result<Response, Trouble>;
+type Answer = Result<Response, ErrorPage>;
 
 /// Nothing but what we serve ourselves, and no code or style inside a page.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
@@ -134,7 +134,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/queue/{svix_id}", get(queue::show).post(queue::change))
         .route("/sinks", get(sinks::list))
         .route("/sinks/{sink}", get(sinks::show).post(sinks::change))
-        .method_not_allowed_fallback(async || Trouble(Problem::MethodNotAllowed))
+        .method_not_allowed_fallback(async || ErrorPage(Problem::MethodNotAllowed))
         .layer(from_fn_with_state(Arc::clone(&app), require))
         .fallback(nothing)
         .route("/sign-in", get(ask).post(sign_in))
@@ -160,7 +160,7 @@ async fn nothing(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let Some(session) = app.dashboard.session(&headers, (app.clock)()) else {
         return Problem::NotFound.into_response();
     };
-    explained(&app, &session, "", Trouble(Problem::NotFound).into_response())
+    explained(&app, &session, "", ErrorPage(Problem::NotFound).into_response())
 }
 
 /// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused. Whatever
@@ -172,7 +172,7 @@ async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) 
             let place = format!("/{}", request.uri().path().split('/').nth(1).unwrap_or_default());
             request.extensions_mut().insert(session.clone());
             let answer = timeout(app.answer_within, next.run(request)).await;
-            let answer = answer.unwrap_or_else(|_| Trouble(Problem::DatabaseUnavailable).into_response());
+            let answer = answer.unwrap_or_else(|_| ErrorPage(Problem::DatabaseUnavailable).into_response());
             explained(&app, &session, &place, answer)
         }
         None if request.method() == Method::GET || request.method() == Method::HEAD => see("/sign-in"),

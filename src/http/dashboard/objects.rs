@@ -19,6 +19,7 @@ use maud::{Markup, html};
 use super::{
     Answer,
     deliveries::processed_table,
+    error_page::Segment,
     form::Form,
     page::{
         Column, Query, ROWS, button, fact, folder, linked, masked, moment, next_page, page, parameters,
@@ -26,7 +27,6 @@ use super::{
     },
     queue::queued_table,
     session::{Session, Visit},
-    trouble::Segment,
 };
 use crate::{
     http::{

@@ -13,9 +13,9 @@ use tokio::time::timeout;
 
 use super::{
     chart::{Bar, Chart},
+    error_page::{cause, remedy},
     page::{ago, count, fact, grouped, length, page, time},
     session::Session,
-    trouble::{cause, remedy},
     verdict::{Facts, Finding, Level, findings, last_believed},
 };
 use crate::{

@@ -286,7 +286,7 @@ pub(super) const ESCAPE: char = '~';
 
 /// Where something with this id is: ids come from outside, and may look like paths or queries. [`Segment`] reads it.
 ///
-/// [`Segment`]: super::trouble::Segment
+/// [`Segment`]: super::error_page::Segment
 pub(super) fn whereabouts(folder: &str, id: &str) -> String {
     let encoded: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
     // In a path a plus is a plus.

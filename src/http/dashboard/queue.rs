@@ -10,6 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     Answer,
+    error_page::Segment,
     form::Form,
     notice::{see_done, told},
     page::{
@@ -17,7 +18,6 @@ use super::{
         time, whereabouts,
     },
     session::{Session, Visit},
-    trouble::Segment,
 };
 use crate::{
     http::{

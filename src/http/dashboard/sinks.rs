@@ -8,6 +8,7 @@ use maud::{Markup, html};
 
 use super::{
     Answer,
+    error_page::Segment,
     form::Form,
     notice::{see_done, told},
     page::{
@@ -15,7 +16,6 @@ use super::{
         table, time,
     },
     session::{Session, Visit},
-    trouble::Segment,
     verdict::HELD_UP,
 };
 use crate::{

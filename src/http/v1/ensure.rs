@@ -14,7 +14,7 @@ use crate::{
     clerk::api::ApiError,
     http::{App, error::Problem},
     model::Entity,
-    sync::catch_up::Trouble,
+    sync::catch_up::CatchUpError,
 };
 
 /// One object of a kind that can be asked for. However many ask at the same time, Clerk is asked once.
@@ -42,14 +42,14 @@ pub(super) async fn ensure(
         Err(trouble) => {
             tracing::warn!(clerk_id = %id, error = %trouble, "an object could not be ensured");
             Err(match &*trouble {
-                Trouble::Store(_) => Problem::DatabaseUnavailable,
-                Trouble::Api(ApiError::Unreachable { .. }) | Trouble::TakenOver | Trouble::UnderWay => {
-                    Problem::ClerkUnavailable
-                }
-                Trouble::Api(_) | Trouble::NotThePinnedInstance { .. } | Trouble::OtherInstance { .. } => {
-                    Problem::ClerkRefused
-                }
-                Trouble::Incomplete { .. } | Trouble::Abandoned => Problem::Internal,
+                CatchUpError::Store(_) => Problem::DatabaseUnavailable,
+                CatchUpError::Api(ApiError::Unreachable { .. })
+                | CatchUpError::TakenOver
+                | CatchUpError::UnderWay => Problem::ClerkUnavailable,
+                CatchUpError::Api(_)
+                | CatchUpError::NotThePinnedInstance { .. }
+                | CatchUpError::OtherInstance { .. } => Problem::ClerkRefused,
+                CatchUpError::Incomplete { .. } | CatchUpError::Abandoned => Problem::Internal,
             })
         }
     }

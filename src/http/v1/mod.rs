@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     model::Kinds,
-    store::{self, Deed, Store, StoreError, Trouble},
+    store::{self, Deed, ErrorKind, Store, StoreError},
     sync::{
         ensure::Ensure,
         operator::{self, Entry, Tally, Which},
@@ -185,7 +185,7 @@ where
 /// Why nothing was read. A statement of ours that the database refuses is most often one for tables of another version.
 async fn cause(error: &StoreError, probe: Probe) -> Problem {
     tracing::warn!(%error, "the private API could not read");
-    let is_refused = matches!(error.trouble, Trouble::Broken | Trouble::Schema);
+    let is_refused = matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema);
     if is_refused && probe.ask().await == Some(Problem::SchemaNotCurrent) {
         Problem::NotMigrated
     } else {

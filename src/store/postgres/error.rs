@@ -4,11 +4,11 @@
 //! application looks for. Where the error arose says so. In a function, or in a statement that the server runs by itself,
 //! it is the application's: there is no such code of ours that could fail.
 
-use std::io::ErrorKind;
+use std::io;
 
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
-use crate::store::{StoreError, Trouble, UNIQUE_EMAIL_INDEX};
+use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX};
 
 /// Functions that are named in an error, from the one that failed outwards.
 const NAMED_FUNCTIONS: usize = 3;
@@ -31,7 +31,7 @@ pub(super) fn objects_error(error: sqlx::Error, table: &'static str) -> StoreErr
 
 /// Whether a right is missing, and the server does not say whose fault that is.
 pub(super) fn may_be_our_rights(error: &StoreError, table: &str) -> bool {
-    error.trouble == Trouble::Refused
+    error.kind == ErrorKind::Refused
         && error.code.as_deref() == Some(INSUFFICIENT_PRIVILEGE)
         && error.place.as_deref().and_then(|place| place.strip_prefix("table ")) == Some(table)
 }
@@ -54,18 +54,18 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
                 let fatal = report.fatal || statement == Statement::Connects;
                 Report { fatal, ..report }.judged(statement)
             }
-            None => StoreError::new(Trouble::Broken),
+            None => StoreError::new(ErrorKind::Broken),
         },
         // Only our own words: the driver's may quote what a file holds.
         sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => unavailable(NO_TLS),
         // What the other side of an encrypted connection proves is checked while reading.
-        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => unavailable(NO_TLS),
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
         sqlx::Error::Io(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => StoreError::new(Trouble::Unavailable),
-        _ => StoreError::new(Trouble::Broken),
+        | sqlx::Error::WorkerCrashed => StoreError::new(ErrorKind::Unavailable),
+        _ => StoreError::new(ErrorKind::Broken),
     }
 }
 
@@ -74,7 +74,7 @@ const NO_TLS: &str = "no encrypted connection comes about: the server has no TLS
                       sslkey)";
 
 fn unavailable(place: &str) -> StoreError {
-    StoreError { place: Some(place.to_owned()), ..StoreError::new(Trouble::Unavailable) }
+    StoreError { place: Some(place.to_owned()), ..StoreError::new(ErrorKind::Unavailable) }
 }
 
 /// What the server says of an error, but for values.
@@ -117,41 +117,43 @@ impl<'a> Report<'a> {
 
     fn judged(&self, statement: Statement) -> StoreError {
         let trouble = self.trouble(statement);
-        StoreError { trouble, code: Some(self.code.to_owned()), place: self.place(trouble, statement) }
+        StoreError { kind: trouble, code: Some(self.code.to_owned()), place: self.place(trouble, statement) }
     }
 
-    fn trouble(&self, statement: Statement) -> Trouble {
+    fn trouble(&self, statement: Statement) -> ErrorKind {
         let trouble = trouble(self.code);
         // Whatever it is, there is no connection.
-        if self.fatal && matches!(trouble, Trouble::Broken | Trouble::BadData | Trouble::Refused) {
-            return Trouble::Unavailable;
+        if self.fatal && matches!(trouble, ErrorKind::Broken | ErrorKind::BadData | ErrorKind::Refused) {
+            return ErrorKind::Unavailable;
         }
         if self.is_of_our_index() {
             // Another transaction was faster to give it to somebody.
-            return Trouble::Raced;
+            return ErrorKind::Raced;
         }
         if !self.fatal && self.is_raised() {
-            return Trouble::Refused;
+            return ErrorKind::Refused;
         }
         if self.is_inside() {
             return match trouble {
-                Trouble::BadData | Trouble::Broken => Trouble::Refused,
+                ErrorKind::BadData | ErrorKind::Broken => ErrorKind::Refused,
                 // A server that the function speaks to, such as a foreign table's.
-                Trouble::Unavailable if !matches!(self.code.get(..2), Some("53" | "57")) => Trouble::Refused,
+                ErrorKind::Unavailable if !matches!(self.code.get(..2), Some("53" | "57")) => {
+                    ErrorKind::Refused
+                }
                 trouble => trouble,
             };
         }
         let silent = self.position == Position::None && !self.fatal;
         match trouble {
             // Of all that can fail here without a word of where, nothing is ours but a lack of rights.
-            Trouble::Broken
+            ErrorKind::Broken
                 if matches!(statement, Statement::Writes(_)) && silent && !is_of_the_session(self.code) =>
             {
-                Trouble::Refused
+                ErrorKind::Refused
             }
             // We compute nothing, and no single value of the data is to blame.
-            Trouble::BadData if matches!(statement, Statement::Writes(_)) && self.code == "22012" => {
-                Trouble::Refused
+            ErrorKind::BadData if matches!(statement, Statement::Writes(_)) && self.code == "22012" => {
+                ErrorKind::Refused
             }
             trouble => trouble,
         }
@@ -180,8 +182,8 @@ impl<'a> Report<'a> {
         self.position == Position::Inner || self.trace.lines().any(is_call)
     }
 
-    fn place(&self, trouble: Trouble, statement: Statement) -> Option<String> {
-        let theirs = trouble == Trouble::Refused;
+    fn place(&self, trouble: ErrorKind, statement: Statement) -> Option<String> {
+        let theirs = trouble == ErrorKind::Refused;
         let meaning = match self.code {
             _ if theirs => None,
             "3D000" => Some("the database that DATABASE_URL names does not exist"),
@@ -267,21 +269,21 @@ pub(super) fn functions(trace: &str) -> Vec<&str> {
 }
 
 /// Source: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-fn trouble(code: &str) -> Trouble {
+fn trouble(code: &str) -> ErrorKind {
     match code {
-        "40001" | "40P01" => Trouble::Conflict,
+        "40001" | "40P01" => ErrorKind::Conflict,
         // Lock not available; cancelled, by `statement_timeout` or by an administrator.
-        "55P03" | "57014" => Trouble::Locked,
+        "55P03" | "57014" => ErrorKind::Locked,
         // Read-only transaction; idle for too long; the database is not there. A start gives up on that at once.
-        "25006" | "25P03" | "3D000" => Trouble::Unavailable,
+        "25006" | "25P03" | "3D000" => ErrorKind::Unavailable,
         _ => match code.get(..2) {
             // Connection; authorisation; resources; operator intervention.
-            Some("08" | "28" | "53" | "57") => Trouble::Unavailable,
+            Some("08" | "28" | "53" | "57") => ErrorKind::Unavailable,
             // Data; program limits, such as nesting or the size of an index entry.
-            Some("22" | "54") => Trouble::BadData,
+            Some("22" | "54") => ErrorKind::BadData,
             // Constraints; what triggers raise.
-            Some("23" | "P0") => Trouble::Refused,
-            _ => Trouble::Broken,
+            Some("23" | "P0") => ErrorKind::Refused,
+            _ => ErrorKind::Broken,
         },
     }
 }
@@ -293,20 +295,20 @@ mod tests {
     #[test]
     fn every_class_that_we_meet_has_its_trouble() {
         for (code, expected) in [
-            ("40P01", Trouble::Conflict),
-            ("55P03", Trouble::Locked),
-            ("57014", Trouble::Locked),
-            ("57P01", Trouble::Unavailable),
-            ("53300", Trouble::Unavailable),
-            ("25006", Trouble::Unavailable),
-            ("22P05", Trouble::BadData),
-            ("54001", Trouble::BadData),
-            ("54000", Trouble::BadData),
-            ("23503", Trouble::Refused),
-            ("P0001", Trouble::Refused),
-            ("42P01", Trouble::Broken),
-            ("XX000", Trouble::Broken),
-            ("", Trouble::Broken),
+            ("40P01", ErrorKind::Conflict),
+            ("55P03", ErrorKind::Locked),
+            ("57014", ErrorKind::Locked),
+            ("57P01", ErrorKind::Unavailable),
+            ("53300", ErrorKind::Unavailable),
+            ("25006", ErrorKind::Unavailable),
+            ("22P05", ErrorKind::BadData),
+            ("54001", ErrorKind::BadData),
+            ("54000", ErrorKind::BadData),
+            ("23503", ErrorKind::Refused),
+            ("P0001", ErrorKind::Refused),
+            ("42P01", ErrorKind::Broken),
+            ("XX000", ErrorKind::Broken),
+            ("", ErrorKind::Broken),
         ] {
             assert_eq!(trouble(code), expected, "{code}");
         }
@@ -325,18 +327,18 @@ mod tests {
             "42501", "42P01", "42703", "42883", "22012", "22P02", "P0001", "XX000", "08001", "25006", "28P01",
         ] {
             let error = judged(code, Position::None, FUNCTION, Statement::Any);
-            assert_eq!(error.trouble, Trouble::Refused, "{code}");
+            assert_eq!(error.kind, ErrorKind::Refused, "{code}");
             assert_eq!(error.place.as_deref(), Some("function app.remember"), "{code}");
         }
         // What passes by itself, and what is about the whole server, stays what it is.
         for (code, expected) in [
-            ("40P01", Trouble::Conflict),
-            ("55P03", Trouble::Locked),
-            ("57014", Trouble::Locked),
-            ("53100", Trouble::Unavailable),
-            ("57P01", Trouble::Unavailable),
+            ("40P01", ErrorKind::Conflict),
+            ("55P03", ErrorKind::Locked),
+            ("57014", ErrorKind::Locked),
+            ("53100", ErrorKind::Unavailable),
+            ("57P01", ErrorKind::Unavailable),
         ] {
-            assert_eq!(judged(code, Position::None, FUNCTION, Statement::Any).trouble, expected, "{code}");
+            assert_eq!(judged(code, Position::None, FUNCTION, Statement::Any).kind, expected, "{code}");
         }
     }
 
@@ -347,7 +349,7 @@ mod tests {
         {
             let report = Report { code, fatal: true, position: Position::None, trace: "", names: Vec::new() };
             let error = report.judged(Statement::Writes("users"));
-            assert_eq!(error.trouble, Trouble::Unavailable, "{code}");
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{code}");
             assert!(error.place.unwrap_or_default().contains(word), "{code}");
             assert_eq!(
                 StoreError { place: None, ..error }.is_closed_door(),
@@ -364,8 +366,8 @@ mod tests {
         {
             for code in ["53300", "57P03", "40001", "40P01", "55P03", "57014"] {
                 assert_eq!(
-                    judged(code, Position::None, trace, Statement::Any).trouble,
-                    Trouble::Refused,
+                    judged(code, Position::None, trace, Statement::Any).kind,
+                    ErrorKind::Refused,
                     "{code}"
                 );
             }
@@ -383,23 +385,23 @@ mod tests {
             "SQL関数\"f\"の行 1",
         ] {
             assert_eq!(
-                judged("42P01", Position::None, trace, Statement::Any).trouble,
-                Trouble::Refused,
+                judged("42P01", Position::None, trace, Statement::Any).kind,
+                ErrorKind::Refused,
                 "{trace}"
             );
         }
-        assert_eq!(judged("42703", Position::Inner, "", Statement::Any).trouble, Trouble::Refused);
+        assert_eq!(judged("42703", Position::Inner, "", Statement::Any).kind, ErrorKind::Refused);
     }
 
     #[test]
     fn a_statement_of_ours_that_the_server_does_not_understand_is_our_fault() {
         for statement in [Statement::Any, Statement::Writes("users")] {
             for code in ["42P01", "42703", "42883", "42501"] {
-                assert_eq!(judged(code, Position::Ours, "", statement).trouble, Trouble::Broken, "{code}");
+                assert_eq!(judged(code, Position::Ours, "", statement).kind, ErrorKind::Broken, "{code}");
             }
-            assert_eq!(judged("26000", Position::None, "", statement).trouble, Trouble::Broken);
+            assert_eq!(judged("26000", Position::None, "", statement).kind, ErrorKind::Broken);
         }
-        assert_eq!(judged("42501", Position::None, "", Statement::Any).trouble, Trouble::Broken);
+        assert_eq!(judged("42501", Position::None, "", Statement::Any).kind, ErrorKind::Broken);
     }
 
     #[test]
@@ -407,8 +409,8 @@ mod tests {
         for code in ["42501", "42703", "0A000", "22012", "38000", "XX000"] {
             let error = judged(code, Position::None, "", Statement::Writes("users"));
             assert_eq!(
-                (error.trouble, error.place.as_deref()),
-                (Trouble::Refused, Some("table users")),
+                (error.kind, error.place.as_deref()),
+                (ErrorKind::Refused, Some("table users")),
                 "{code}"
             );
         }
@@ -421,7 +423,7 @@ mod tests {
             "unnamed portal with parameters: $1 = 'PL/pgSQL function ada() SQL'",
         ] {
             let error = judged("22P02", Position::None, trace, Statement::Writes("users"));
-            assert_eq!((error.trouble, error.place), (Trouble::BadData, None), "{trace}");
+            assert_eq!((error.kind, error.place), (ErrorKind::BadData, None), "{trace}");
         }
     }
 

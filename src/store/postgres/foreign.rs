@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Postgres, Session, get, sql};
 use crate::store::{
-    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
+    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign,
     schema::quoted,
     sql::{Row, RowCells},
 };
@@ -79,7 +79,7 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
     if rows.is_empty() {
         // What is no name at all is refused.
         let as_in_sql = columns(session, table).await;
-        rows = as_in_sql.map_err(|error| if error.trouble == Trouble::Broken { none() } else { error })?;
+        rows = as_in_sql.map_err(|error| if error.kind == ErrorKind::Broken { none() } else { error })?;
     }
     let first = rows.first().ok_or_else(none)?;
     let column =
@@ -128,7 +128,7 @@ async fn zone(session: &mut Session, owner: i64) -> Result<Option<String>> {
             .bind(owner),
         )
         .await?;
-    let row = row.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+    let row = row.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
     let of_the_database: Option<String> = get(row, 0)?;
     if of_the_database.is_some() {
         return Ok(of_the_database);

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Postgres, Session, count, get, sequences, sight, sql};
 use crate::store::{
-    Count, Inspection, Migration, Missing, Reference, Result, StoreError, Trouble,
+    Count, ErrorKind, Inspection, Migration, Missing, Reference, Result, StoreError,
     migration::POSTGRES,
     schema::{self, TABLES},
 };
@@ -103,13 +103,13 @@ pub(super) async fn facts<T: DeserializeOwned>(
     let text = format!("SELECT to_jsonb(fact)::text FROM ({query}) AS fact");
     let query = sqlx::query(AssertSqlSafe(text)).bind(schema).bind(names().collect::<Vec<_>>());
     let fact = |row: &PgRow| {
-        serde_json::from_str(&get::<String>(row, 0)?).map_err(|_| StoreError::new(Trouble::Broken))
+        serde_json::from_str(&get::<String>(row, 0)?).map_err(|_| StoreError::new(ErrorKind::Broken))
     };
     session.rows(query).await?.iter().map(fact).collect()
 }
 
 fn one<T>(facts: Vec<T>) -> Result<T> {
-    facts.into_iter().next().ok_or_else(|| StoreError::new(Trouble::Broken))
+    facts.into_iter().next().ok_or_else(|| StoreError::new(ErrorKind::Broken))
 }
 
 /// The server and who we are there. Names are quoted where SQL wants it.
@@ -294,7 +294,7 @@ pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
 }
 
 pub(super) fn only(rows: &[sqlx::postgres::PgRow]) -> Result<u64> {
-    count(rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)
+    count(rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?, 0)
 }
 
 #[cfg(test)]

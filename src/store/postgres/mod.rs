@@ -58,9 +58,9 @@ use self::{
     sessions::Sessions,
 };
 use super::{
-    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
-    Transaction, Trouble,
+    Transaction,
     migration::POSTGRES,
     schema::{self, Column, Kind, quoted},
     sql::{statistics, unique_email},
@@ -245,11 +245,11 @@ impl Postgres {
         let before = session.begins();
         let rows = session.connection().fetch_all(sqlx::raw_sql(AssertSqlSafe(&*begin))).await;
         let rows = session.ended(before, rows.map_err(store_error))?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
+        let row = rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         session.route = self.sessions.route(get(row, 0)?);
         if session.route == Route::Shared && session.connection().cached_statements_size() > 0 {
             // It was our own session when they were prepared, and is another one now. It goes with the session.
-            return Err(StoreError::new(Trouble::Conflict));
+            return Err(StoreError::new(ErrorKind::Conflict));
         }
         Ok(session)
     }
@@ -578,7 +578,7 @@ impl Session {
 
     /// It has ended. That a session may only read is settled at its beginning, and need not be true of another one.
     fn ended<T>(&mut self, unfit_before: bool, result: Result<T>) -> Result<T> {
-        let let_down = result.as_ref().is_err_and(|error| error.trouble == Trouble::Unavailable);
+        let let_down = result.as_ref().is_err_and(|error| error.kind == ErrorKind::Unavailable);
         self.unfit = unfit_before || let_down;
         result
     }

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{error::store_error, sessions::Sessions};
-use crate::store::{Listener, Result, Route, StoreError, Trouble};
+use crate::store::{ErrorKind, Listener, Result, Route, StoreError};
 
 /// The channel of all of us. The schema, of which a database may have several of ours, is what is told.
 const CHANNEL: &str = "clerk_sync";
@@ -183,7 +183,7 @@ impl Listener for Ear {
             match self.ear.try_recv().await {
                 Ok(Some(told)) if told.payload() == self.schema => return Ok(()),
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(StoreError::new(Trouble::Unavailable)),
+                Ok(None) => return Err(StoreError::new(ErrorKind::Unavailable)),
                 Err(error) => return Err(store_error(error)),
             }
         }

@@ -15,7 +15,7 @@ use super::{Session, error, get};
 use crate::{
     entity::USER,
     model::{Anonymized, ClerkId, Entity, Field, FieldSet, Kinds},
-    store::{Mark, Result, RowFate, StoreError, Trouble, Way, schema::quoted, sql::objects},
+    store::{ErrorKind, Mark, Result, RowFate, StoreError, Way, schema::quoted, sql::objects},
 };
 
 /// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.
@@ -129,7 +129,7 @@ impl Refusal {
         let place: Vec<String> = names.map(|(what, name)| format!("{what} {name}")).collect();
         // Whatever its code is, it is the application that raises it.
         StoreError {
-            trouble: Trouble::Refused,
+            kind: ErrorKind::Refused,
             code: Some(code),
             place: (!place.is_empty()).then(|| place.join(", ")),
         }
@@ -178,9 +178,9 @@ impl Removal {
         let text =
             format!("SET CONSTRAINTS ALL IMMEDIATE; {block}; SELECT current_setting('clerk_sync.fates')");
         let rows = session.raw_rows(&text).await?;
-        let told: String = get(rows.last().ok_or_else(|| StoreError::new(Trouble::Broken))?, 0)?;
+        let told: String = get(rows.last().ok_or_else(|| StoreError::new(ErrorKind::Broken))?, 0)?;
         let Told { deleted, anonymized, standing, mut refused } =
-            serde_json::from_str(&told).map_err(|_| StoreError::new(Trouble::Broken))?;
+            serde_json::from_str(&told).map_err(|_| StoreError::new(ErrorKind::Broken))?;
         let anonymized = anonymized.into_iter().map(|id| (id, RowFate::Anonymized));
         let deleted = deleted.into_iter().map(|id| (id, RowFate::Deleted));
         let mut fates: HashMap<String, RowFate> = anonymized.chain(deleted).collect();

@@ -5,7 +5,7 @@ use sqlx::{Row as _, postgres::PgRow};
 use super::{get, store_error};
 use crate::{
     model::{LineHash, seal::Cell},
-    store::{Result, StoreError, Trouble},
+    store::{ErrorKind, Result, StoreError},
 };
 
 /// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
@@ -32,7 +32,7 @@ fn list(row: &PgRow, index: usize) -> Result<Cell<'_>> {
     }
     // Such as an array of arrays.
     let value = row.try_get_raw(index).map_err(store_error)?;
-    Ok(Cell::Odd(value.as_bytes().map_err(|_| StoreError::new(Trouble::Broken))?))
+    Ok(Cell::Odd(value.as_bytes().map_err(|_| StoreError::new(ErrorKind::Broken))?))
 }
 
 fn time(row: &PgRow, index: usize) -> Result<Cell<'_>> {

@@ -13,7 +13,7 @@ use super::{Session, inspect::facts, sql};
 use crate::{
     entity,
     model::Entity,
-    store::{BehindSequence, Result, StoreError, Trouble},
+    store::{BehindSequence, ErrorKind, Result, StoreError},
 };
 
 /// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
@@ -48,7 +48,7 @@ impl Sequences {
                 session.run(&self.begin).await?;
                 Err(match left.into_iter().find(|left| left.table == table) {
                     // It was set forward, now or a moment ago.
-                    None => StoreError::new(Trouble::Raced),
+                    None => StoreError::new(ErrorKind::Raced),
                     Some(left) => {
                         StoreError { place: Some(format!("{}: {}", left.found(), left.remedy())), ..error }
                     }

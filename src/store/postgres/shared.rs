@@ -10,7 +10,7 @@ use super::{Session, error::may_be_our_rights, get, removal, sight, sql};
 use crate::{
     model::{ClerkId, Kinds},
     store::{
-        Mark, Result, RowFate, StoreError, Trouble, Way,
+        ErrorKind, Mark, Result, RowFate, StoreError, Way,
         sql::{self as shared, Cells, Dialect, Row, RowCells, Statement, Value},
     },
 };
@@ -120,8 +120,8 @@ impl Session {
             .bind(schema)
             .bind(table);
         let rows = Self::rows(self, query).await?;
-        let row = rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))?;
-        Ok(if get(row, 0)? { error } else { StoreError { trouble: Trouble::Broken, ..error } })
+        let row = rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
+        Ok(if get(row, 0)? { error } else { StoreError { kind: ErrorKind::Broken, ..error } })
     }
 }
 

@@ -7,7 +7,7 @@
 use sqlx::AssertSqlSafe;
 
 use super::{Session, get, inspect, sql};
-use crate::store::{Missing, Result, StoreError, Trouble};
+use crate::store::{ErrorKind, Missing, Result, StoreError};
 
 /// A table of ours of which rows may be hidden from us. Names are quoted where SQL wants it.
 pub(super) struct Hidden {
@@ -156,7 +156,7 @@ async fn holds(session: &mut Session, expression: Option<&str>) -> Result<bool> 
     session.run("ROLLBACK TO SAVEPOINT policy; RELEASE SAVEPOINT policy").await?;
     match rows {
         Ok(rows) => rows.first().map_or(Ok(false), |row| get(row, 0)),
-        Err(error) if error.trouble == Trouble::Unavailable => Err(error),
+        Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
         Err(_) => Ok(false),
     }
 }

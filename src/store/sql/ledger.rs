@@ -16,7 +16,7 @@ use crate::{
     model::{
         Actor, AuditEntry, ClerkId, Entity, FieldSet, Object, Receipt, Register, Selection, SvixId, Version,
     },
-    store::{Address, Advance, Outgoing, Result, StoreError, Trouble},
+    store::{Address, Advance, ErrorKind, Outgoing, Result, StoreError},
 };
 
 statements! {
@@ -114,10 +114,10 @@ pub trait Ledger: Session {
         // Older than any event.
         self.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
         let found = self.registers(ids).await?;
-        if found.len() == ids.len() { Ok(found) } else { Err(self.fail(StoreError::new(Trouble::Raced))) }
+        if found.len() == ids.len() { Ok(found) } else { Err(self.fail(StoreError::new(ErrorKind::Raced))) }
     }
 
-    /// Write registers that are newer than what is stored. [`Trouble::Raced`] if an entity appeared since
+    /// Write registers that are newer than what is stored. [`ErrorKind::Raced`] if an entity appeared since
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
         let rows = batch(registers)
@@ -142,7 +142,7 @@ pub trait Ledger: Session {
         if registers.iter().all(as_expected) {
             Ok(())
         } else {
-            Err(self.fail(StoreError::new(Trouble::Raced)))
+            Err(self.fail(StoreError::new(ErrorKind::Raced)))
         }
     }
 
@@ -216,12 +216,12 @@ pub trait Ledger: Session {
         rows.iter().map(|row| row.id_of(entity, 0)).collect()
     }
 
-    /// Insert rows with the selected columns. [`Trouble::Raced`] if one is there already.
+    /// Insert rows with the selected columns. [`ErrorKind::Raced`] if one is there already.
     async fn insert(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Insert).await
     }
 
-    /// Update the selected columns of rows, and nothing else. [`Trouble::Raced`] if one is gone.
+    /// Update the selected columns of rows, and nothing else. [`ErrorKind::Raced`] if one is gone.
     async fn update(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Update).await
     }
@@ -327,7 +327,7 @@ async fn write(
             }
         }
         if !ids.is_empty() {
-            return Err(session.fail(StoreError::new(Trouble::Raced)));
+            return Err(session.fail(StoreError::new(ErrorKind::Raced)));
         }
         let ids = batch(objects).text(|object| object.clerk_id.as_str());
         if !session.rows(&statements.moved, values![ids]).await?.is_empty() {

@@ -8,8 +8,8 @@ use crate::{
     entity::USER,
     model::{ClerkId, Entity, FieldSet, Receipt, Selection, SvixId},
     store::{
-        self, AuditLine, Bucket, DeliveryFilter, Known, LOOKED_THROUGH, OpenErasures, Parked, Processed,
-        QueueDepth, QueueFilter, QueueState, Queued, Result, RowFilter, StoreError, Tombstone, Trouble,
+        self, AuditLine, Bucket, DeliveryFilter, ErrorKind, Known, LOOKED_THROUGH, OpenErasures, Parked,
+        Processed, QueueDepth, QueueFilter, QueueState, Queued, Result, RowFilter, StoreError, Tombstone,
     },
 };
 
@@ -174,7 +174,7 @@ pub trait Looks: Database {
             None => self.fetch(Purpose::Page, &statements.page, values![after, limit]).await?,
             Some((field, value)) => {
                 let statement = statements.pages.iter().find(|(other, _)| other == field);
-                let (_, statement) = statement.ok_or_else(|| StoreError::new(Trouble::Broken))?;
+                let (_, statement) = statement.ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
                 let purpose = if field.parent.is_some() { Purpose::Page } else { Purpose::Read };
                 self.fetch(purpose, statement, values![after, limit, value]).await?
             }
@@ -367,7 +367,7 @@ fn audit_line(row: &Row) -> Result<AuditLine> {
     let changed_fields: String = row.maybe(5)?.unwrap_or_else(|| "[]".to_owned());
     let broken = |_| StoreError {
         place: Some("column changed_fields cannot be read".to_owned()),
-        ..StoreError::new(Trouble::Broken)
+        ..StoreError::new(ErrorKind::Broken)
     };
     Ok(AuditLine {
         id: row.get(0)?,
@@ -407,7 +407,7 @@ fn queued(row: &Row) -> Result<Queued> {
         svix_id: row.get(0)?,
         event_type: row.maybe(1)?,
         clerk_id: row.maybe_id(2)?,
-        state: QueueState::named(&state).ok_or_else(|| StoreError::new(Trouble::Broken))?,
+        state: QueueState::named(&state).ok_or_else(|| StoreError::new(ErrorKind::Broken))?,
         attempts: row.get(5)?,
         next_attempt_at: row.maybe(6)?,
         received_at: row.get(7)?,

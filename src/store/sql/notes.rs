@@ -12,8 +12,8 @@ use super::{Database, Purpose, Row, RowCells, Session, batch, only, retention, s
 use crate::{
     model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
-        Activity, History, Minimized, Old, Origin, Outlook, Result, Run, RunKind, StoreError, ToSeal,
-        Trouble, Unsealed, WITHIN, postgres, sqlite,
+        Activity, ErrorKind, History, Minimized, Old, Origin, Outlook, Result, Run, RunKind, StoreError,
+        ToSeal, Unsealed, WITHIN, postgres, sqlite,
     },
 };
 
@@ -237,7 +237,7 @@ pub trait Notes: Database {
         session.execute(&CLAIM_INSTANCE, values![id]).await?;
         let rows = session.rows(&ORIGIN, values![]).await?;
         session.commit().await?;
-        Ok(origin(rows.first().ok_or_else(|| StoreError::new(Trouble::Raced))?)?.instance)
+        Ok(origin(rows.first().ok_or_else(|| StoreError::new(ErrorKind::Raced))?)?.instance)
     }
 
     /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
@@ -447,7 +447,7 @@ fn activity(row: &Row) -> Result<Activity> {
     }
     let second = row.get(0)?;
     Ok(Activity {
-        at: DateTime::from_timestamp(second, 0).ok_or_else(|| StoreError::new(Trouble::Broken))?,
+        at: DateTime::from_timestamp(second, 0).ok_or_else(|| StoreError::new(ErrorKind::Broken))?,
         event: row.get(1)?,
         outcome: row.get(2)?,
         reason: row.get(3)?,

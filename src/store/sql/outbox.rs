@@ -14,8 +14,8 @@ use super::{Database, Notes, Purpose, Row, Session, Value, batch, only, row::Rea
 use crate::{
     model::{ClerkId, MessageType},
     store::{
-        Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outgoing, Result, SinkDepth,
-        StoreError, StoredMessage, Trouble,
+        Claimed, Deed, Elsewhere, Ending, ErrorKind, Lease, MessageFilter, MessageState, Outgoing, Result,
+        SinkDepth, StoreError, StoredMessage,
     },
     telemetry::TraceContext,
 };
@@ -501,7 +501,7 @@ pub(super) async fn recall(
     let known: HashMap<&str, &ClerkId> = whom.iter().map(|id| (id.as_str(), id)).collect();
     let recipient = |row: &Row| {
         let id = known.get(row.get::<String>(0)?.as_str()).copied();
-        Ok((id.cloned().ok_or_else(|| StoreError::new(Trouble::Broken))?, row.get(1)?))
+        Ok((id.cloned().ok_or_else(|| StoreError::new(ErrorKind::Broken))?, row.get(1)?))
     };
     rows.iter().map(recipient).collect()
 }

@@ -5,7 +5,7 @@ use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow,
 
 use crate::{
     model::{ClerkId, Entity, Kinds, SvixId},
-    store::{Result, StoreError, Trouble, postgres, sqlite},
+    store::{ErrorKind, Result, StoreError, postgres, sqlite},
 };
 
 /// A row of any database. Columns are read by their places.
@@ -65,7 +65,7 @@ impl Row {
             RowCells::Sqlite(row) => row.try_column(column).map(|column| column.name().to_owned()),
         };
         let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
-        StoreError { place: Some(place), ..StoreError::new(Trouble::Broken) }
+        StoreError { place: Some(place), ..StoreError::new(ErrorKind::Broken) }
     }
 
     /// Whether nothing stands in this column.
@@ -84,7 +84,7 @@ impl Row {
 
 /// The row of a statement that always gives one.
 pub(in crate::store) fn only(rows: &[Row]) -> Result<&Row> {
-    rows.first().ok_or_else(|| StoreError::new(Trouble::Broken))
+    rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))
 }
 
 /// What a column can hold.

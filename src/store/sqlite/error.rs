@@ -2,7 +2,7 @@
 
 use sqlx::Error;
 
-use crate::store::{StoreError, Trouble, UNIQUE_EMAIL_INDEX};
+use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX};
 
 // Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary in the low byte.
 const ERROR: &str = "1";
@@ -30,14 +30,14 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
     let trouble = match (&error, code.map(primary)) {
         (_, Some(BUSY | LOCKED | NOMEM | READONLY | INTERRUPT | IOERR | FULL | CANTOPEN | PROTOCOL))
         | (Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::WorkerCrashed, _) => {
-            Trouble::Unavailable
+            ErrorKind::Unavailable
         }
-        (_, Some(TOOBIG | MISMATCH)) => Trouble::BadData,
-        (_, Some(CONSTRAINT)) if is_of_our_index(&error) => Trouble::Raced,
-        (_, Some(CONSTRAINT)) => Trouble::Refused,
-        _ => Trouble::Broken,
+        (_, Some(TOOBIG | MISMATCH)) => ErrorKind::BadData,
+        (_, Some(CONSTRAINT)) if is_of_our_index(&error) => ErrorKind::Raced,
+        (_, Some(CONSTRAINT)) => ErrorKind::Refused,
+        _ => ErrorKind::Broken,
     };
-    StoreError { trouble, code: code.map(|code| code.to_string()), place: place(&error, code) }
+    StoreError { kind: trouble, code: code.map(|code| code.to_string()), place: place(&error, code) }
 }
 
 /// Whether an address was given to somebody else before.
@@ -54,7 +54,7 @@ pub(super) fn is_busy(error: &Error) -> bool {
 
 /// Whether the statement cannot run: something that it names is not there, or a function in it fails.
 pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
-    error.trouble == Trouble::Broken && error.code.as_deref() == Some(ERROR)
+    error.kind == ErrorKind::Broken && error.code.as_deref() == Some(ERROR)
 }
 
 fn code(error: &Error) -> Option<i32> {

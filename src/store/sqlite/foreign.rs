@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::{error::explain, migrations, text::ask};
 use crate::store::{
-    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, Trouble, foreign,
+    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign,
     schema::{Column, quoted},
 };
 
@@ -49,7 +49,7 @@ pub(super) async fn read(
     let rows = ask(connection, query).await;
     read_only(connection, false).await?;
     let refused = |error: StoreError| match error.code.as_deref() {
-        Some(READONLY) => StoreError { trouble: Trouble::Refused, ..error },
+        Some(READONLY) => StoreError { kind: ErrorKind::Refused, ..error },
         _ => error,
     };
     foreign::rows(rows.map_err(refused), reading)

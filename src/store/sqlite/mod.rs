@@ -26,7 +26,7 @@ mod text;
 mod tests;
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -52,9 +52,9 @@ use self::{
     transaction::{Housekeeping, SqliteSession},
 };
 use super::{
-    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
-    Transaction, Trouble,
+    Transaction,
     sql::{statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
@@ -96,7 +96,7 @@ impl Sqlite {
     /// Open the file, making it if it is missing.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if it cannot be opened; [`Trouble::Schema`] if there is no folder for it, it is no database,
+    /// [`ErrorKind::Unavailable`] if it cannot be opened; [`ErrorKind::Schema`] if there is no folder for it, it is no database,
     /// or it may not be written to.
     pub async fn open(options: Options) -> Result<Self> {
         check_permission(&options.path)?;
@@ -123,7 +123,7 @@ impl Sqlite {
     /// Open a file that is there, only to look at it: nothing is made and nothing changed. What writes fails.
     ///
     /// # Errors
-    /// [`Trouble::Unavailable`] if there is no such file; [`Trouble::Schema`] if it is no database.
+    /// [`ErrorKind::Unavailable`] if there is no such file; [`ErrorKind::Schema`] if it is no database.
     pub fn look(options: Options) -> Result<Self> {
         check_kind(&options.path)?;
         let connect = SqliteConnectOptions::new()
@@ -218,7 +218,7 @@ impl Database for Sqlite {
 
     async fn ready(&self) -> Result<Readiness> {
         // Rights that were taken away may be given back.
-        let away = |error| StoreError { trouble: Trouble::Unavailable, ..error };
+        let away = |error| StoreError { kind: ErrorKind::Unavailable, ..error };
         check_permission(&self.file.path).map_err(away)?;
         let current = self.migration_status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
@@ -305,7 +305,7 @@ fn check_kind(path: &Path) -> Result<()> {
     let mut begin = Vec::new();
     match std::fs::File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut begin)) {
         Ok(_) if !MAGIC.starts_with(&begin) => refuse("is no SQLite database; name another file"),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             check_permission(path)?;
             refuse("may not be read by this user")
         }
@@ -351,7 +351,7 @@ impl File {
     /// What the file and its log take up, and what is free on their volume.
     fn space(&self) -> Result<Space> {
         self.check()?;
-        let unavailable = |_| StoreError::new(Trouble::Unavailable).at(&self.path);
+        let unavailable = |_| StoreError::new(ErrorKind::Unavailable).at(&self.path);
         let file = std::fs::metadata(&self.path).map_err(unavailable)?.len();
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
@@ -362,20 +362,20 @@ impl File {
         Ok(Space { taken: file + log, free })
     }
 
-    /// [`Trouble::Unavailable`] if the path does not lead to the same file any more.
+    /// [`ErrorKind::Unavailable`] if the path does not lead to the same file any more.
     fn check(&self) -> Result<()> {
         if identity(&self.path)? == self.identity {
             return Ok(());
         }
         Err(StoreError {
             place: Some(format!("{} was replaced; restart to use it", self.path.display())),
-            ..StoreError::new(Trouble::Unavailable)
+            ..StoreError::new(ErrorKind::Unavailable)
         })
     }
 }
 
 fn identity(path: &Path) -> Result<(u64, u64)> {
-    let metadata = std::fs::metadata(path).map_err(|_| StoreError::new(Trouble::Unavailable).at(path))?;
+    let metadata = std::fs::metadata(path).map_err(|_| StoreError::new(ErrorKind::Unavailable).at(path))?;
     Ok((metadata.dev(), metadata.ino()))
 }
 

@@ -20,7 +20,7 @@ use crate::store::{Result, StoreError};
 /// Whether everything may be written to that belongs to the database at `path`, which need not be there yet.
 ///
 /// # Errors
-/// [`Trouble::Schema`](crate::store::Trouble::Schema), whose sentence says what to do.
+/// [`ErrorKind::Schema`](crate::store::ErrorKind::Schema), whose sentence says what to do.
 pub fn check(path: &Path) -> Result<()> {
     // SQLite puts the logs beside what a link leads to.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

@@ -261,7 +261,7 @@ async fn a_deferred_foreign_key_refuses_at_commit_and_the_next_transaction_works
     let fates = transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await;
     assert_eq!(fates, Ok(HashMap::from([(clerk_id("user_1"), RowFate::Deleted)])));
     let error = transaction.commit().await.expect_err("refused");
-    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("787")));
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Refused, Some("787")));
     assert!(world.user("user_1").await.is_some());
     world.insert(&[user("user_2")]).await;
 }
@@ -282,7 +282,7 @@ async fn a_refused_delete_holds_up_nobody_else_and_leaves_the_transaction_usable
     let fates = transaction.erase(&both, &[Way::Delete], at(8)).await.expect("as far as allowed");
     assert_eq!(fates[&both[0]], RowFate::Deleted);
     let RowFate::Stands(refusal) = &fates[&both[1]] else { panic!("it stands: {fates:?}") };
-    assert_eq!((refusal.trouble, refusal.code.as_deref()), (Trouble::Refused, Some("787")));
+    assert_eq!((refusal.kind, refusal.code.as_deref()), (ErrorKind::Refused, Some("787")));
     let anonymized = Ok(HashMap::from([(both[1].clone(), RowFate::Anonymized)]));
     for time in [9, 10] {
         let fates = transaction.erase(&both, &[Way::Anonymize], at(time)).await;
@@ -307,7 +307,7 @@ async fn a_trigger_that_refuses_is_a_refusal_and_its_words_are_not_repeated() {
     let mut transaction = world.begin().await;
     let mut fates = transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect("told");
     let Some(RowFate::Stands(error)) = fates.remove(&clerk_id("user_1")) else { panic!("it stands") };
-    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Refused, Some("1811")));
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Refused, Some("1811")));
     assert_eq!(error.place, None);
     transaction.insert(&[user("user_2")], &all()).await.expect("inserted");
     transaction.commit().await.expect("committed");
@@ -322,14 +322,14 @@ async fn after_a_trigger_rolled_everything_back_nothing_more_is_written() {
     let mut transaction = world.begin().await;
     transaction.insert(&[user("user_2")], &all()).await.expect("inserted");
     assert_eq!(
-        transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect_err("refused").trouble,
-        Trouble::Refused
+        transaction.erase(&[clerk_id("user_1")], &[Way::Delete], at(9)).await.expect_err("refused").kind,
+        ErrorKind::Refused
     );
     assert_eq!(
-        transaction.insert(&[user("user_3")], &all()).await.expect_err("over").trouble,
-        Trouble::Refused
+        transaction.insert(&[user("user_3")], &all()).await.expect_err("over").kind,
+        ErrorKind::Refused
     );
-    assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Refused);
+    assert_eq!(transaction.commit().await.expect_err("over").kind, ErrorKind::Refused);
     assert_eq!((world.user("user_2").await, world.user("user_3").await), (None, None));
     world.insert(&[user("user_4")]).await;
 }
@@ -341,11 +341,11 @@ async fn somebody_elses_lock_makes_the_database_unavailable_in_time_but_readable
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut stranger).await.expect("locked");
     let start = Instant::now();
     let error = world.store.begin(Patience::Short).await.map(|_| ()).expect_err("locked");
-    assert_eq!((error.trouble, error.code.as_deref()), (Trouble::Unavailable, Some("5")));
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::Unavailable, Some("5")));
     assert!(start.elapsed() < Duration::from_secs(1));
     let start = Instant::now();
     let error = world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("locked");
-    assert_eq!(error.trouble, Trouble::Unavailable);
+    assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!((Duration::from_secs(2)..Duration::from_millis(3800)).contains(&start.elapsed()));
     assert_eq!(world.store.ready().await, Ok(crate::store::Readiness::Ready));
     assert_eq!(world.store.migrate().await.expect("nothing to do"), []);
@@ -428,11 +428,11 @@ async fn rows_that_appear_or_vanish_are_a_race() {
     let mut transaction = world.begin().await;
     let error =
         transaction.insert(&[user("user_0"), user("user_1")], &all()).await.expect_err("there already");
-    assert_eq!(error.trouble, Trouble::Raced);
-    assert_eq!(transaction.commit().await.expect_err("over").trouble, Trouble::Raced);
+    assert_eq!(error.kind, ErrorKind::Raced);
+    assert_eq!(transaction.commit().await.expect_err("over").kind, ErrorKind::Raced);
     let mut transaction = world.begin().await;
     let error = transaction.update(&[user("user_9")], &all()).await.expect_err("gone");
-    assert_eq!(error.trouble, Trouble::Raced);
+    assert_eq!(error.kind, ErrorKind::Raced);
     transaction.rollback().await;
     assert_eq!(world.user("user_0").await, None);
 }
@@ -454,7 +454,7 @@ async fn a_register_only_moves_forward_until_the_tombstone() {
     for (advance, moves) in steps {
         let mut transaction = world.begin().await;
         let result = transaction.advance(std::slice::from_ref(&advance)).await;
-        assert_eq!(result.map_err(|error| error.trouble), if moves { Ok(()) } else { Err(Trouble::Raced) });
+        assert_eq!(result.map_err(|error| error.kind), if moves { Ok(()) } else { Err(ErrorKind::Raced) });
         if moves {
             let registers = transaction.registers(std::slice::from_ref(&id)).await.expect("read");
             assert_eq!(registers[&id], advance.register);
@@ -658,7 +658,7 @@ async fn an_anonymised_row_keeps_nothing_but_what_it_must() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = open(&folder, &[r#"odd "name"#]).await;
     let error = store.migrate().await.expect_err("the column is not there yet");
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     let world = World { folder, store };
     world
         .run(r#"ALTER TABLE users ADD COLUMN "odd ""name" TEXT; ALTER TABLE users ADD COLUMN plan TEXT;"#)
@@ -694,7 +694,7 @@ async fn tables_that_are_not_ours_are_refused_and_left_alone() {
     let world = World { folder, store };
     world.run("CREATE TABLE users (id TEXT PRIMARY KEY, clerk_id TEXT, email TEXT);").await;
     let error = world.store.migrate().await.expect_err("refused");
-    assert_eq!(error.trouble, Trouble::Schema);
+    assert_eq!(error.kind, ErrorKind::Schema);
     let explanation = error.to_string();
     for part in [
         "column id is of type TEXT",
@@ -715,18 +715,18 @@ async fn tables_that_are_not_ours_are_refused_and_left_alone() {
 async fn a_file_that_is_gone_or_cannot_be_opened_is_unavailable() {
     let world = World::new().await;
     std::fs::remove_file(world.folder.path().join("test.db")).expect("removed");
-    assert_eq!(world.store.ready().await.expect_err("gone").trouble, Trouble::Unavailable);
+    assert_eq!(world.store.ready().await.expect_err("gone").kind, ErrorKind::Unavailable);
     assert_eq!(
-        world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("gone").trouble,
-        Trouble::Unavailable
+        world.store.begin(Patience::Normal).await.map(|_| ()).expect_err("gone").kind,
+        ErrorKind::Unavailable
     );
     let nowhere = Options { path: world.folder.path().join("no/where.db"), ..options(&world.folder, &[]) };
     let error = Sqlite::open(nowhere).await.map(|_| ()).expect_err("no folder");
-    assert_eq!(error.trouble, Trouble::Schema, "nobody will make it");
+    assert_eq!(error.kind, ErrorKind::Schema, "nobody will make it");
     assert!(error.to_string().contains("there is no directory"), "{error}");
     let folder = Options { path: world.folder.path().to_owned(), ..options(&world.folder, &[]) };
     let error = Sqlite::open(folder).await.map(|_| ()).expect_err("a folder");
-    assert_eq!(error.trouble, Trouble::Schema, "it will never be a file");
+    assert_eq!(error.kind, ErrorKind::Schema, "it will never be a file");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use sqlx::{
 
 use super::error::explain;
 use crate::store::{
-    Result, StoreError, Trouble,
+    ErrorKind, Result, StoreError,
     sql::{Row, RowCells},
 };
 
@@ -33,5 +33,8 @@ pub(super) fn read_integer(row: &SqliteRow, column: &str) -> Result<Option<i64>>
 
 /// Something of ours that somebody else must have written.
 pub(super) fn unreadable(column: &str) -> StoreError {
-    StoreError { place: Some(format!("column {column} cannot be read")), ..StoreError::new(Trouble::Broken) }
+    StoreError {
+        place: Some(format!("column {column} cannot be read")),
+        ..StoreError::new(ErrorKind::Broken)
+    }
 }

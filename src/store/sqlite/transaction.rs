@@ -24,7 +24,7 @@ use super::{
 use crate::{
     model::{ClerkId, Entity, FieldSet, Kinds, Selection},
     store::{
-        Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Trouble, Way,
+        ErrorKind, Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Way,
         sql::{Dialect, Row, RowCells, Statement, Value, batch, objects::Statements, values},
     },
 };
@@ -69,7 +69,7 @@ impl SqliteSession {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
-        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(Trouble::Broken))
+        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
     }
 
     /// Remember an error: the transaction ends with it.
@@ -88,7 +88,7 @@ impl SqliteSession {
             Err(error)
                 if is_of_the_statement(&error) && all_is_there(self.connection()?, kinds, table).await =>
             {
-                Err(StoreError { trouble: Trouble::Refused, place: Some(format!("table {table}")), ..error })
+                Err(StoreError { kind: ErrorKind::Refused, place: Some(format!("table {table}")), ..error })
             }
             written => written,
         }

@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     model::{Message, Subscription},
-    store::{Claimed, Elsewhere, Ending, Lease, Store, StoreError, Trouble},
+    store::{Claimed, Elsewhere, Ending, ErrorKind, Lease, Store, StoreError},
     sync::{Clock, retry::Retry},
     telemetry::{self, Queue, Span},
 };
@@ -353,7 +353,7 @@ impl Dispatcher {
     async fn finish(&self, ended: &[(Claimed, Ending)]) -> Result<(), StoreError> {
         match self.write(ended).await {
             // Somebody holds one of the users, and the others do not wait for that.
-            Err(StoreError { trouble: Trouble::Locked, .. }) if ended.len() > 1 => {
+            Err(StoreError { kind: ErrorKind::Locked, .. }) if ended.len() > 1 => {
                 let mut result = Ok(());
                 for one in ended.chunks(1) {
                     result = self.write(one).await.and(result);
@@ -378,7 +378,7 @@ impl Dispatcher {
                     }
                     return Ok(());
                 }
-                Err(error) if error.trouble == Trouble::Locked && ended.len() > 1 => return Err(error),
+                Err(error) if error.kind == ErrorKind::Locked && ended.len() > 1 => return Err(error),
                 Err(error) => error,
             };
             let Some(pause) = pauses.next() else { return Err(error) };

@@ -15,15 +15,15 @@ use crate::http::{App, error::Problem};
 
 /// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trouble(pub(super) Problem);
+pub(super) struct ErrorPage(pub(super) Problem);
 
-impl From<Problem> for Trouble {
+impl From<Problem> for ErrorPage {
     fn from(problem: Problem) -> Self {
         Self(problem)
     }
 }
 
-impl IntoResponse for Trouble {
+impl IntoResponse for ErrorPage {
     fn into_response(self) -> Response {
         let mut response = self.0.into_response();
         response.extensions_mut().insert(self);
@@ -37,18 +37,18 @@ impl IntoResponse for Trouble {
 pub(super) struct Segment(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
-    type Rejection = Trouble;
+    type Rejection = ErrorPage;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Trouble> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ErrorPage> {
         let segment = Path::<String>::from_request_parts(parts, state).await;
-        let Path(segment) = segment.map_err(|_| Trouble(Problem::NotFound))?;
+        let Path(segment) = segment.map_err(|_| ErrorPage(Problem::NotFound))?;
         Ok(Self(segment.strip_prefix(ESCAPE).map(ToOwned::to_owned).unwrap_or(segment)))
     }
 }
 
 /// The answer as it is, or a page of the trouble that it tells. `path` is where in the menu it happened.
 pub(super) fn explained(app: &App, session: &Session, path: &str, answer: Response) -> Response {
-    let Some(Trouble(problem)) = answer.extensions().get().copied() else { return answer };
+    let Some(ErrorPage(problem)) = answer.extensions().get().copied() else { return answer };
     let (title, content) = match problem {
         Problem::NotFound => (
             "There is no such page",
