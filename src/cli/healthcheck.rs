@@ -27,7 +27,11 @@ pub(super) struct Healthcheck {
 impl Healthcheck {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         // `serve` and `worker` both have the private listener.
-        let listener = Listener::new(resolve(settings)?.admin_listen)?;
+        let listener = resolve(settings)?.admin_listen;
+        if listener.port() == 0 {
+            return Err(Failure::usage("ADMIN_PORT is 0: name the port that the service listens on"));
+        }
+        let listener = Listener::new(listener)?;
         let path = if self.live { "livez" } else { "readyz" };
         let mut answer = listener.ask(path).await.map_err(|_| {
             Failure::unreachable(format!("no answer from {}: is clerk-sync running there?", listener.address))
