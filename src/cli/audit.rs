@@ -13,7 +13,7 @@ use crate::{
     config::{Config, Settings},
     model::{ClerkId, Mark, Selection, rfc3339},
     store::{AuditLine, Store},
-    sync::chain::{self, Report, UNSEALED_COUNTED},
+    sync::chain::{self, UNSEALED_COUNTED, Verification},
 };
 
 /// Lines read at once.
@@ -112,8 +112,8 @@ async fn verify(config: &Config, store: &dyn Store, seals: &[Mark], json: bool) 
     Err(Failure::failed(format!("the audit trail is not as it was sealed: {first}{more}")))
 }
 
-fn print_report(report: &Report) {
-    let Report { seals, lines, newest, unsealed, faults, found } = report;
+fn print_report(report: &Verification) {
+    let Verification { seals, lines, newest, unsealed, faults, found } = report;
     for fault in faults {
         say!("{fault}");
     }
@@ -131,8 +131,8 @@ fn print_report(report: &Report) {
     say!("not sealed yet: {at_least}{}{oldest}", count(unsealed.lines, "line", "lines"));
 }
 
-fn report_as_json(report: &Report) -> Value {
-    let Report { seals, lines, newest, unsealed, faults, found } = report;
+fn report_as_json(report: &Verification) -> Value {
+    let Verification { seals, lines, newest, unsealed, faults, found } = report;
     json!({
         "whole": report.is_whole(), "seals": seals, "lines": lines,
         "newest_seal": newest.as_ref().map(ToString::to_string),

@@ -17,7 +17,7 @@ use crate::{
     model::Entity,
     sync::{
         catch_up::CatchUp,
-        reconcile::{Kind, Options, Report, reconcile},
+        reconcile::{Comparison, DriftKind, Options, reconcile},
     },
 };
 
@@ -29,7 +29,7 @@ pub(super) struct Reconcile {
     #[arg(long, value_name = "KIND", value_parser = any_kind)]
     entity: Option<&'static Entity>,
 
-    /// Report only; exits with 1 if anything differs
+    /// Comparison only; exits with 1 if anything differs
     #[arg(long)]
     dry_run: bool,
 
@@ -109,18 +109,18 @@ impl Reconcile {
         Ok(None)
     }
 
-    fn show(&self, entity: &Entity, report: &Report) {
+    fn show(&self, entity: &Entity, report: &Comparison) {
         let (one, many) = nouns(entity);
         say!("{:>9}  {} at Clerk", report.seen, noun(report.seen, &one, &many));
-        for kind in Kind::ALL {
+        for kind in DriftKind::ALL {
             let drift = report.of(kind);
             let meaning = match kind {
-                Kind::Missing => "missing here",
-                Kind::Stale => "older here",
-                Kind::Different => "as new here, but different",
-                Kind::NotAtClerk => "here, but not at Clerk",
-                Kind::ErasedHere => "erased here, but alive at Clerk: left alone, for deletion is final",
-                Kind::HeldHere => {
+                DriftKind::Missing => "missing here",
+                DriftKind::Stale => "older here",
+                DriftKind::Different => "as new here, but different",
+                DriftKind::NotAtClerk => "here, but not at Clerk",
+                DriftKind::ErasedHere => "erased here, but alive at Clerk: left alone, for deletion is final",
+                DriftKind::HeldHere => {
                     "about to be erased here, but alive at Clerk: `clerk-sync erase cancel` takes that back"
                 }
             };

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{Failure, clock, count, on_store, random_id, resolve, say, why_no_connection};
 use crate::{
-    config::{Config, Kind, Needs, Settings, SinkConfig},
+    config::{Config, Needs, Settings, SinkConfig, SinkKind},
     entity::USER,
     model::{Field, Message, MessageType},
     work::{
@@ -156,9 +156,9 @@ fn configured(settings: &Settings, name: &str) -> Result<SinkConfig, Failure> {
 /// Where a sink is spoken to.
 pub(super) fn urls(sink: &SinkConfig) -> Vec<&Url> {
     match &sink.kind {
-        Kind::Webhook(webhook) => vec![&webhook.url],
-        Kind::Segment(segment) => vec![&segment.url, &segment.regulations.url],
-        Kind::Mailchimp(mailchimp) => mailchimp.url.iter().collect(),
+        SinkKind::Webhook(webhook) => vec![&webhook.url],
+        SinkKind::Segment(segment) => vec![&segment.url, &segment.regulations.url],
+        SinkKind::Mailchimp(mailchimp) => mailchimp.url.iter().collect(),
     }
 }
 
@@ -218,10 +218,10 @@ fn outbound() -> Result<Outbound, Failure> {
 fn open(sink: &SinkConfig, outbound: &Outbound) -> Result<Arc<dyn Sink>, Failure> {
     let (outbound, timeout) = (outbound.clone(), sink.timeout);
     Ok(match sink.kind.clone() {
-        Kind::Webhook(webhook) => {
+        SinkKind::Webhook(webhook) => {
             Arc::new(Webhook { outbound, url: webhook.url, secrets: webhook.secrets, timeout })
         }
-        Kind::Segment(segment) => {
+        SinkKind::Segment(segment) => {
             let regulations = segment.regulations;
             let dialect = match regulations.rudderstack {
                 None => Dialect::Segment,
@@ -235,7 +235,7 @@ fn open(sink: &SinkConfig, outbound: &Outbound) -> Result<Arc<dyn Sink>, Failure
                 timeout,
             })
         }
-        Kind::Mailchimp(mailchimp) => Arc::new(Mailchimp {
+        SinkKind::Mailchimp(mailchimp) => Arc::new(Mailchimp {
             outbound,
             url: mailchimp.url.context("the address of Mailchimp is not known")?,
             api_key: mailchimp.api_key,

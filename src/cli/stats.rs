@@ -38,7 +38,7 @@ pub(super) struct Stats {
 }
 
 /// All that is told.
-struct Report {
+struct Overview {
     statistics: Statistics,
     /// Every week, also those without a sign-up; `None` if counting them takes too long.
     weeks: Option<Vec<(NaiveDate, u64)>>,
@@ -49,7 +49,7 @@ impl Stats {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         on_store(settings, true, async |config, store| {
             let now = clock()();
-            let report = Report::of(store, now).await?;
+            let report = Overview::of(store, now).await?;
             if self.json {
                 say!("{:#}", report.as_json(&config.database.place()));
             } else {
@@ -61,7 +61,7 @@ impl Stats {
     }
 }
 
-impl Report {
+impl Overview {
     async fn of(store: &dyn Store, now: DateTime<Utc>) -> Result<Self, StoreError> {
         let first = monday(now.date_naive()) - Days::new(7 * (WEEKS - 1));
         let from = first.and_hms_opt(0, 0, 0).map(|at| at.and_utc());

@@ -24,7 +24,7 @@ pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
 pub use mistake::{Mistake, Mistakes, apart, unreadable};
 pub use settings::{Settings, fields_variable};
-pub use sinks::{Kind, Mailchimp, Regulations, Segment, SinkConfig, Webhook};
+pub use sinks::{Mailchimp, Regulations, Segment, SinkConfig, SinkKind, Webhook};
 
 use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},

@@ -53,7 +53,7 @@ const MAILCHIMP_CONNECTIONS: u32 = 10;
 #[derive(Clone)]
 pub struct SinkConfig {
     pub name: String,
-    pub kind: Kind,
+    pub kind: SinkKind,
     /// What it is told of. Deletions of users that it ever got reach it all the same.
     pub events: Vec<MessageType>,
     /// What it may know; never more than is synced.
@@ -70,7 +70,7 @@ pub struct SinkConfig {
 
 /// What kind of system it is, and what only that kind needs.
 #[derive(Clone)]
-pub enum Kind {
+pub enum SinkKind {
     Webhook(Webhook),
     Segment(Segment),
     Mailchimp(Mailchimp),
@@ -121,15 +121,15 @@ impl SinkConfig {
     /// Which system it is, as a hash: if this changes under one name, what was told before is elsewhere.
     pub fn address(&self) -> String {
         let parts = match &self.kind {
-            Kind::Webhook(webhook) => vec![webhook.url.as_str()],
-            Kind::Segment(segment) => {
+            SinkKind::Webhook(webhook) => vec![webhook.url.as_str()],
+            SinkKind::Segment(segment) => {
                 vec![
                     segment.url.as_str(),
                     segment.regulations.url.as_str(),
                     segment.write_key.expose_secret(),
                 ]
             }
-            Kind::Mailchimp(mailchimp) => {
+            SinkKind::Mailchimp(mailchimp) => {
                 vec![mailchimp.url.as_ref().map_or("", Url::as_str), &mailchimp.list_id]
             }
         };
@@ -141,15 +141,15 @@ impl SinkConfig {
     /// Where it is, without anything that might be a secret.
     pub fn host(&self) -> &str {
         let url = match &self.kind {
-            Kind::Webhook(webhook) => Some(&webhook.url),
-            Kind::Segment(segment) => Some(&segment.url),
-            Kind::Mailchimp(mailchimp) => mailchimp.url.as_ref(),
+            SinkKind::Webhook(webhook) => Some(&webhook.url),
+            SinkKind::Segment(segment) => Some(&segment.url),
+            SinkKind::Mailchimp(mailchimp) => mailchimp.url.as_ref(),
         };
         url.and_then(Url::host_str).unwrap_or("api.mailchimp.com")
     }
 }
 
-impl Kind {
+impl SinkKind {
     /// The public name.
     pub fn name(&self) -> &'static str {
         match self {
@@ -270,9 +270,9 @@ impl Keys<'_> {
         let rate = self.number("rate", 1..=10_000).and_then(NonZeroU32::new);
         let attempts = self.number("attempts", 1..=1000);
         let kind = match kind? {
-            "webhook" => Kind::Webhook(self.webhook()),
-            "segment" => Kind::Segment(self.segment()),
-            _ => Kind::Mailchimp(self.mailchimp()),
+            "webhook" => SinkKind::Webhook(self.webhook()),
+            "segment" => SinkKind::Segment(self.segment()),
+            _ => SinkKind::Mailchimp(self.mailchimp()),
         };
         self.refuse_unknown();
         Some(SinkConfig {
@@ -675,7 +675,7 @@ mod tests {
         assert_eq!(names(sink), ["email", "first_name", "last_name", "image_url"]);
         assert_eq!(sink.timeout, Duration::from_secs(10));
         assert_eq!((sink.concurrency, sink.rate, sink.attempts), (4, None, 15));
-        let Kind::Webhook(webhook) = &sink.kind else { panic!("a webhook") };
+        let SinkKind::Webhook(webhook) = &sink.kind else { panic!("a webhook") };
         assert_eq!(webhook.secrets.len(), 2, "for rotation");
         assert!(!format!("{sink:?}").contains("tenant"));
     }
@@ -703,7 +703,7 @@ mod tests {
         let sinks = read(text).expect("valid");
         assert_eq!(names(&sinks[0]), ["email", "first_name", "last_name"]);
         assert_eq!(sinks[0].host(), "us21.api.mailchimp.com");
-        let Kind::Mailchimp(mailchimp) = &sinks[0].kind else { panic!("mailchimp") };
+        let SinkKind::Mailchimp(mailchimp) = &sinks[0].kind else { panic!("mailchimp") };
         assert_eq!(mailchimp.status_if_new, "transactional");
         assert_eq!(mailchimp.tags, ["new-user"]);
         assert_eq!(mailchimp.clerk_id_merge_field, "CLERKID");

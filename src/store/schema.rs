@@ -13,7 +13,7 @@ use crate::{
 
 /// The type of a column, whatever a keeper calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnType {
     BigInt,
     Int,
     Text,
@@ -29,7 +29,7 @@ pub enum Kind {
 pub struct Table {
     pub name: &'static str,
     /// In the order in which the database has them.
-    pub columns: Vec<(&'static str, Kind)>,
+    pub columns: Vec<(&'static str, ColumnType)>,
 }
 
 /// Every table, as users rely on it: those of synced objects, and those that keep count of them.
@@ -44,116 +44,117 @@ pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
 /// The table of a kind, as its declaration says it.
 pub fn of_objects(entity: &'static Entity) -> Table {
     let kind = |holds: Holds| match holds {
-        Holds::Text => Kind::Text,
-        Holds::Int => Kind::BigInt,
-        Holds::Bool => Kind::Bool,
-        Holds::Time => Kind::Time,
-        Holds::Json => Kind::Json,
+        Holds::Text => ColumnType::Text,
+        Holds::Int => ColumnType::BigInt,
+        Holds::Bool => ColumnType::Bool,
+        Holds::Time => ColumnType::Time,
+        Holds::Json => ColumnType::Json,
     };
     let fields = entity.fields().map(|field| (field.name(), kind(field.holds)));
-    let times = ["created_at", "updated_at", "synced_at", "deleted_at"].map(|name| (name, Kind::Time));
-    let columns = [("id", Kind::BigInt), ("clerk_id", Kind::Text)].into_iter().chain(fields);
-    let columns = columns.chain(entity.has_preferences.then_some(("preferences", Kind::Json))).chain(times);
+    let times = ["created_at", "updated_at", "synced_at", "deleted_at"].map(|name| (name, ColumnType::Time));
+    let columns = [("id", ColumnType::BigInt), ("clerk_id", ColumnType::Text)].into_iter().chain(fields);
+    let columns =
+        columns.chain(entity.has_preferences.then_some(("preferences", ColumnType::Json))).chain(times);
     Table { name: entity.table, columns: columns.collect() }
 }
 
 /// Columns of one type, side by side.
-type Run = (Kind, &'static [&'static str]);
+type Run = (ColumnType, &'static [&'static str]);
 
 /// The tables that keep count of them.
 const RECORDS: [(&str, &[Run]); 15] = [
     (
         "processed_webhooks",
         &[
-            (Kind::Text, &["svix_id", "event_type", "outcome", "clerk_id"]),
-            (Kind::Time, &["event_at", "processed_at"]),
-            (Kind::Text, &["kind"]),
+            (ColumnType::Text, &["svix_id", "event_type", "outcome", "clerk_id"]),
+            (ColumnType::Time, &["event_at", "processed_at"]),
+            (ColumnType::Text, &["kind"]),
         ],
     ),
     (
         "entity_versions",
         &[
-            (Kind::Text, &["kind", "clerk_id"]),
-            (Kind::BigInt, &["version", "event_at"]),
-            (Kind::Text, &["tie"]),
-            (Kind::Bool, &["deleted"]),
-            (Kind::Time, &["held_until", "held_since"]),
+            (ColumnType::Text, &["kind", "clerk_id"]),
+            (ColumnType::BigInt, &["version", "event_at"]),
+            (ColumnType::Text, &["tie"]),
+            (ColumnType::Bool, &["deleted"]),
+            (ColumnType::Time, &["held_until", "held_since"]),
         ],
     ),
     (
         "audit_log",
         &[
-            (Kind::BigInt, &["id"]),
-            (Kind::Time, &["at"]),
-            (Kind::Text, &["action", "clerk_id", "svix_id", "source"]),
-            (Kind::TextArray, &["changed_fields"]),
-            (Kind::Time, &["event_at"]),
-            (Kind::Text, &["kind"]),
+            (ColumnType::BigInt, &["id"]),
+            (ColumnType::Time, &["at"]),
+            (ColumnType::Text, &["action", "clerk_id", "svix_id", "source"]),
+            (ColumnType::TextArray, &["changed_fields"]),
+            (ColumnType::Time, &["event_at"]),
+            (ColumnType::Text, &["kind"]),
         ],
     ),
-    ("audit_actors", &[(Kind::BigInt, &["audit_id"]), (Kind::Text, &["ip", "user_agent"])]),
+    ("audit_actors", &[(ColumnType::BigInt, &["audit_id"]), (ColumnType::Text, &["ip", "user_agent"])]),
     (
         "audit_seals",
         &[
-            (Kind::BigInt, &["number"]),
-            (Kind::Time, &["sealed_at"]),
-            (Kind::BigInt, &["first_id", "last_id", "lines"]),
-            (Kind::Text, &["gaps", "content", "previous", "hash"]),
+            (ColumnType::BigInt, &["number"]),
+            (ColumnType::Time, &["sealed_at"]),
+            (ColumnType::BigInt, &["first_id", "last_id", "lines"]),
+            (ColumnType::Text, &["gaps", "content", "previous", "hash"]),
         ],
     ),
     (
         "webhook_queue",
         &[
-            (Kind::Text, &["svix_id", "event_type", "clerk_id"]),
-            (Kind::Bytes, &["payload"]),
-            (Kind::Text, &["state"]),
-            (Kind::Int, &["attempts"]),
-            (Kind::Time, &["next_attempt_at", "received_at"]),
-            (Kind::Text, &["last_error", "trace_context"]),
-            (Kind::Time, &["dead_at"]),
-            (Kind::Text, &["kind"]),
+            (ColumnType::Text, &["svix_id", "event_type", "clerk_id"]),
+            (ColumnType::Bytes, &["payload"]),
+            (ColumnType::Text, &["state"]),
+            (ColumnType::Int, &["attempts"]),
+            (ColumnType::Time, &["next_attempt_at", "received_at"]),
+            (ColumnType::Text, &["last_error", "trace_context"]),
+            (ColumnType::Time, &["dead_at"]),
+            (ColumnType::Text, &["kind"]),
         ],
     ),
     (
         "outbox",
         &[
-            (Kind::BigInt, &["id"]),
-            (Kind::Text, &["message_id", "sink", "clerk_id", "type", "payload", "state"]),
-            (Kind::Int, &["attempts"]),
-            (Kind::Time, &["next_attempt_at"]),
-            (Kind::Text, &["lease"]),
-            (Kind::Time, &["created_at", "finished_at"]),
-            (Kind::Text, &["last_error", "trace_context", "kind"]),
+            (ColumnType::BigInt, &["id"]),
+            (ColumnType::Text, &["message_id", "sink", "clerk_id", "type", "payload", "state"]),
+            (ColumnType::Int, &["attempts"]),
+            (ColumnType::Time, &["next_attempt_at"]),
+            (ColumnType::Text, &["lease"]),
+            (ColumnType::Time, &["created_at", "finished_at"]),
+            (ColumnType::Text, &["last_error", "trace_context", "kind"]),
         ],
     ),
-    ("outbox_recipients", &[(Kind::Text, &["clerk_id", "sink", "reference", "addresses"])]),
-    ("outbox_sinks", &[(Kind::Text, &["sink", "address"]), (Kind::Time, &["since"])]),
-    ("outbox_paused", &[(Kind::Text, &["sink"]), (Kind::Time, &["paused_at"])]),
+    ("outbox_recipients", &[(ColumnType::Text, &["clerk_id", "sink", "reference", "addresses"])]),
+    ("outbox_sinks", &[(ColumnType::Text, &["sink", "address"]), (ColumnType::Time, &["since"])]),
+    ("outbox_paused", &[(ColumnType::Text, &["sink"]), (ColumnType::Time, &["paused_at"])]),
     (
         "erasure_receipts",
         &[
-            (Kind::Text, &["clerk_id", "destination"]),
-            (Kind::Time, &["requested_at", "completed_at"]),
-            (Kind::Int, &["attempts"]),
-            (Kind::Text, &["last_error"]),
+            (ColumnType::Text, &["clerk_id", "destination"]),
+            (ColumnType::Time, &["requested_at", "completed_at"]),
+            (ColumnType::Int, &["attempts"]),
+            (ColumnType::Text, &["last_error"]),
         ],
     ),
     (
         "sync_runs",
         &[
-            (Kind::Text, &["id", "kind", "owner", "parameters", "progress"]),
-            (Kind::Time, &["started_at", "updated_at", "finished_at"]),
-            (Kind::Bool, &["everybody"]),
+            (ColumnType::Text, &["id", "kind", "owner", "parameters", "progress"]),
+            (ColumnType::Time, &["started_at", "updated_at", "finished_at"]),
+            (ColumnType::Bool, &["everybody"]),
         ],
     ),
     (
         "activity",
         &[
-            (Kind::Time, &["at"]),
-            (Kind::Text, &["event", "outcome", "reason"]),
-            (Kind::Time, &["latest"]),
+            (ColumnType::Time, &["at"]),
+            (ColumnType::Text, &["event", "outcome", "reason"]),
+            (ColumnType::Time, &["latest"]),
             (
-                Kind::BigInt,
+                ColumnType::BigInt,
                 &[
                     "count",
                     "within_5ms",
@@ -169,13 +170,13 @@ const RECORDS: [(&str, &[Run]); 15] = [
     (
         "clerk_instance",
         &[
-            (Kind::Bool, &["one"]),
-            (Kind::Text, &["instance_id", "previous", "refused"]),
-            (Kind::Time, &["refused_at"]),
-            (Kind::Bool, &["confirmed"]),
+            (ColumnType::Bool, &["one"]),
+            (ColumnType::Text, &["instance_id", "previous", "refused"]),
+            (ColumnType::Time, &["refused_at"]),
+            (ColumnType::Bool, &["confirmed"]),
         ],
     ),
-    ("leases", &[(Kind::Text, &["name", "holder"]), (Kind::Time, &["expires_at"])]),
+    ("leases", &[(ColumnType::Text, &["name", "holder"]), (ColumnType::Time, &["expires_at"])]),
 ];
 
 /// A column that the database has.
@@ -216,7 +217,7 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
 pub(super) fn mistakes(
     columns: &[Column],
     pending: &[Migration],
-    fits: impl Fn(Kind, &str) -> bool,
+    fits: impl Fn(ColumnType, &str) -> bool,
 ) -> Vec<(&'static str, String)> {
     let counts =
         |table: &&Table| pending.is_empty() || pending.iter().any(|migration| migration.makes(table.name));

@@ -130,7 +130,7 @@ fn named(ids: &[Ids]) -> String {
 
 /// What a look at the whole chain found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct Verification {
     pub seals: u64,
     /// Lines that are there and sealed.
     pub lines: u64,
@@ -143,7 +143,7 @@ pub struct Report {
     pub found: u64,
 }
 
-impl Report {
+impl Verification {
     /// Whether everything is as it was sealed.
     pub fn is_whole(&self) -> bool {
         self.found == 0
@@ -166,9 +166,9 @@ pub async fn verify(
     store: &dyn Store,
     kept: &[Mark],
     mut show: impl FnMut(u64),
-) -> Result<Report, StoreError> {
+) -> Result<Verification, StoreError> {
     let mut walk = Walk { store, buffer: Vec::new(), next: 0, after: i64::MIN };
-    let mut report = Report::default();
+    let mut report = Verification::default();
     let mut before: Option<Seal> = None;
     // Whether the seal before says truly where its lines end.
     let mut sure = true;
@@ -206,7 +206,7 @@ pub async fn verify(
 }
 
 /// Compare a seal with the one before, and with what was kept; whether none is missing in between.
-fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Report) -> bool {
+fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Verification) -> bool {
     let expected = before.map_or(0, |before| before.number).saturating_add(1);
     if seal.number > expected {
         report.tell(Fault::seals_missing(expected, seal.number - 1));
@@ -223,7 +223,7 @@ fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Re
 }
 
 /// Compare a seal with the lines that are there, from behind those of the seal before.
-fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Report) {
+fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Verification) {
     let number = seal.number;
     let Some(gaps) = Ids::parse(&seal.gaps) else {
         return report.tell(Fault::seal_changed(number));

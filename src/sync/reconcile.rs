@@ -60,7 +60,7 @@ const CONFIRMATIONS: usize = 16;
 
 /// How a user can differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DriftKind {
     /// At Clerk, and not here.
     Missing,
     /// Older here.
@@ -75,7 +75,7 @@ pub enum Kind {
     HeldHere,
 }
 
-impl Kind {
+impl DriftKind {
     pub const ALL: [Self; 6] =
         [Self::Missing, Self::Stale, Self::Different, Self::NotAtClerk, Self::ErasedHere, Self::HeldHere];
 
@@ -95,7 +95,7 @@ impl Kind {
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Report only.
+    /// Comparison only.
     pub dry_run: bool,
     /// However many are not at Clerk.
     pub allow_mass_delete: bool,
@@ -162,7 +162,7 @@ pub struct Drift {
 
 /// What a complete comparison found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct Comparison {
     /// Users at Clerk.
     pub seen: u64,
     #[serde(flatten)]
@@ -193,13 +193,13 @@ struct DriftByKind(BTreeMap<&'static str, Drift>);
 
 impl Default for DriftByKind {
     fn default() -> Self {
-        Self(Kind::ALL.map(|kind| (kind.name(), Drift::default())).into())
+        Self(DriftKind::ALL.map(|kind| (kind.name(), Drift::default())).into())
     }
 }
 
-impl Report {
+impl Comparison {
     /// The users of a kind.
-    pub fn of(&self, kind: Kind) -> &Drift {
+    pub fn of(&self, kind: DriftKind) -> &Drift {
         &self.drift.0[kind.name()]
     }
 
@@ -208,7 +208,7 @@ impl Report {
         self.drift.0.values().any(|drift| drift.users > 0)
     }
 
-    fn add(&mut self, kind: Kind, id: &ClerkId) {
+    fn add(&mut self, kind: DriftKind, id: &ClerkId) {
         let drift = self.drift.0.entry(kind.name()).or_default();
         drift.users += 1;
         if drift.ids.len() < NAMED {
@@ -242,9 +242,9 @@ impl Summary {
     }
 }
 
-impl From<&Report> for Summary {
-    fn from(report: &Report) -> Self {
-        let drift = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), report.of(kind).users));
+impl From<&Comparison> for Summary {
+    fn from(report: &Comparison) -> Self {
+        let drift = DriftKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), report.of(kind).users));
         Self {
             seen: report.seen,
             drift: drift.filter(|(_, users)| *users > 0).collect(),
@@ -263,7 +263,7 @@ pub async fn reconcile(
     entity: &'static Entity,
     options: Options,
     tell: watch::Sender<u64>,
-) -> Result<Report, CatchUpError> {
+) -> Result<Comparison, CatchUpError> {
     let previous = context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
     let began = (context.clock)();
     let mut ledger = if options.dry_run {
@@ -298,7 +298,7 @@ pub async fn reconcile(
     if *entity == USER && previous.is_some() && report.doubt.is_none() && !options.dry_run {
         patiently(|| context.store.settle_instance()).await?;
     }
-    for kind in Kind::ALL {
+    for kind in DriftKind::ALL {
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
         gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name(), "entity" => entity.kind).set(users);
     }
@@ -318,7 +318,7 @@ struct Visitor {
     writers: Semaphore,
     /// Everybody at Clerk.
     seen: Arc<Seen>,
-    report: Mutex<Report>,
+    report: Mutex<Comparison>,
     tell: watch::Sender<u64>,
 }
 
@@ -345,7 +345,7 @@ impl Visit for Visitor {
                         report.add(kind, &found.clerk_id);
                         if can_mend {
                             to_mend.push(found);
-                        } else if !matches!(kind, Kind::ErasedHere | Kind::HeldHere) {
+                        } else if !matches!(kind, DriftKind::ErasedHere | DriftKind::HeldHere) {
                             report.unmended += 1;
                         }
                     }
@@ -376,7 +376,7 @@ impl Visitor {
         self.context.walk(what, None, seen, visit).await
     }
 
-    fn with<T>(&self, what: impl FnOnce(&mut Report) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut Comparison) -> T) -> T {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -450,7 +450,7 @@ impl Visitor {
             self.with(|report| {
                 report.doubt = doubt;
                 for id in &strangers {
-                    report.add(Kind::NotAtClerk, id);
+                    report.add(DriftKind::NotAtClerk, id);
                 }
                 report.withheld = strangers.len() as u64;
             });
@@ -505,7 +505,7 @@ impl Visitor {
                 return Ok(None);
             }
         }
-        self.with(|report| report.add(Kind::NotAtClerk, &id));
+        self.with(|report| report.add(DriftKind::NotAtClerk, &id));
         Ok(Some(id))
     }
 
@@ -536,7 +536,7 @@ pub(super) async fn strangers(
 /// How a user at Clerk and what is here can differ.
 enum Difference {
     Drift {
-        kind: Kind,
+        kind: DriftKind,
         /// Whether the rules let in what Clerk shows.
         can_mend: bool,
     },
@@ -553,25 +553,25 @@ fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Differen
     let drift = |kind, can_mend| Some(Difference::Drift { kind, can_mend });
     let register = known.registers.get(&found.clerk_id);
     if register.is_some_and(|register| register.deleted) {
-        return drift(Kind::ErasedHere, false);
+        return drift(DriftKind::ErasedHere, false);
     }
     if register.is_some_and(|register| register.held_until.is_some()) {
-        return drift(Kind::HeldHere, false);
+        return drift(DriftKind::HeldHere, false);
     }
-    let Some(user) = known.objects.get(&found.clerk_id) else { return drift(Kind::Missing, true) };
+    let Some(user) = known.objects.get(&found.clerk_id) else { return drift(DriftKind::Missing, true) };
     let is_newer = register.is_none_or(|register| *version > register.version);
     let here = register.map_or(i64::MIN, |register| register.version.version);
     let changed = user.profile.clone().apply(patch, fields);
     let differs = changed.iter().any(|field| !field.moves_by_itself);
     match version.version.cmp(&here) {
-        Ordering::Greater if differs => drift(Kind::Stale, is_newer),
-        Ordering::Equal if differs => drift(Kind::Different, is_newer),
+        Ordering::Greater if differs => drift(DriftKind::Stale, is_newer),
+        Ordering::Equal if differs => drift(DriftKind::Different, is_newer),
         Ordering::Greater => Some(Difference::Touched),
         Ordering::Equal => (!changed.is_empty()).then_some(Difference::Touched),
         Ordering::Less => {
             // Else a webhook was faster than the list.
             let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
-            if read_later && differs { drift(Kind::Different, is_newer) } else { None }
+            if read_later && differs { drift(DriftKind::Different, is_newer) } else { None }
         }
     }
 }

@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_secs(2);
 const KEPT: usize = 24 * 60 * 8;
 
 /// When, of which type, with which outcome, and why.
-type Kind = (DateTime<Utc>, &'static str, &'static str, &'static str);
+type Counted = (DateTime<Utc>, &'static str, &'static str, &'static str);
 
 /// When the last one was, how many there were, and how many of them within each bound.
 type Counts = (DateTime<Utc>, u64, [u64; WITHIN.len()]);
@@ -33,9 +33,9 @@ pub struct Answers(Arc<Mutex<Unwritten>>);
 
 #[derive(Debug, Default)]
 struct Unwritten {
-    counting: HashMap<Kind, Counts>,
+    counting: HashMap<Counted, Counts>,
     /// On their way into the database.
-    writing: HashMap<Kind, Counts>,
+    writing: HashMap<Counted, Counts>,
 }
 
 impl Answers {
@@ -87,7 +87,7 @@ impl Answers {
     }
 }
 
-fn add(counts: &mut HashMap<Kind, Counts>, kind: Kind, (latest, count, within): Counts) {
+fn add(counts: &mut HashMap<Counted, Counts>, kind: Counted, (latest, count, within): Counts) {
     if counts.len() >= KEPT && !counts.contains_key(&kind) {
         return;
     }
@@ -99,7 +99,7 @@ fn add(counts: &mut HashMap<Kind, Counts>, kind: Kind, (latest, count, within): 
     }
 }
 
-fn activity((kind, counts): (&Kind, &Counts)) -> Activity {
+fn activity((kind, counts): (&Counted, &Counts)) -> Activity {
     let (at, event, outcome, reason) = *kind;
     let (latest, count, within) = *counts;
     Activity {

@@ -17,7 +17,7 @@ use clerk_sync::{
     store::{Patience, Store},
     sync::{
         Clock,
-        chain::{self, Report, Sealed},
+        chain::{self, Sealed, Verification},
     },
     work::{Sealing, worker::Worker},
 };
@@ -58,11 +58,11 @@ async fn seal_all(world: &World) {
     while seal(world).await.more {}
 }
 
-async fn verify(world: &World) -> Report {
+async fn verify(world: &World) -> Verification {
     verify_with(world, &[]).await
 }
 
-async fn verify_with(world: &World, kept: &[Mark]) -> Report {
+async fn verify_with(world: &World, kept: &[Mark]) -> Verification {
     chain::verify(&*world.store, kept, |_| {}).await.unwrap()
 }
 
@@ -149,7 +149,7 @@ async fn are_found(world: &World, attacks: &[(&str, &[&str])]) {
 
 async fn an_empty_trail_is_whole(world: World) {
     let report = verify(&world).await;
-    assert!(report.is_whole() && report == Report::default(), "{report:?}");
+    assert!(report.is_whole() && report == Verification::default(), "{report:?}");
     let sealed = seal(&world).await;
     assert_eq!(sealed, Sealed { before: None, newest: None, more: false });
     assert_eq!(world.count("audit_seals").await, 0);

@@ -7,7 +7,7 @@ use std::{collections::HashMap, fs, path::Path};
 use clerk_sync::{
     entity,
     model::Entity,
-    store::schema::{self, Kind, TABLES, Table},
+    store::schema::{self, ColumnType, TABLES, Table},
 };
 
 #[test]
@@ -72,7 +72,7 @@ fn with_columns(page: &str, table: &Table) -> String {
             Some((name, rest.split_once('|')?.1.trim_end_matches('|').trim()))
         })
         .collect();
-    let line = |(name, kind): &(&str, Kind)| {
+    let line = |(name, kind): &(&str, ColumnType)| {
         let said =
             told.get(name).filter(|said| !said.is_empty()).map_or(String::new(), |said| format!("{said} "));
         format!("| `{name}` | {} | {said}|\n", in_postgres(*kind))
@@ -99,7 +99,7 @@ fn prisma(entity: &Entity, table: &Table) -> String {
             if name != *column {
                 attributes.push(format!("@map(\"{column}\")"));
             }
-            if *kind == Kind::Time {
+            if *kind == ColumnType::Time {
                 attributes.push("@db.Timestamptz(6)".to_owned());
             }
             [name, format!("{}{optional}", in_prisma(*kind)), attributes.join(" ")]
@@ -119,12 +119,12 @@ fn is_attribute(line: &str) -> bool {
 
 /// The columns of a table for Drizzle.
 fn drizzle(table: &Table) -> String {
-    let line = |(column, kind): &(&str, Kind)| {
+    let line = |(column, kind): &(&str, ColumnType)| {
         let called = match kind {
-            Kind::BigInt => format!("bigint(\"{column}\", {{ mode: \"number\" }})"),
-            Kind::Bool => format!("boolean(\"{column}\")"),
-            Kind::Time => format!("time(\"{column}\")"),
-            Kind::Json => format!("jsonb(\"{column}\")"),
+            ColumnType::BigInt => format!("bigint(\"{column}\", {{ mode: \"number\" }})"),
+            ColumnType::Bool => format!("boolean(\"{column}\")"),
+            ColumnType::Time => format!("time(\"{column}\")"),
+            ColumnType::Json => format!("jsonb(\"{column}\")"),
             _ => format!("text(\"{column}\")"),
         };
         let more = match *column {
@@ -138,25 +138,25 @@ fn drizzle(table: &Table) -> String {
     table.columns.iter().map(line).collect()
 }
 
-fn in_postgres(kind: Kind) -> &'static str {
+fn in_postgres(kind: ColumnType) -> &'static str {
     match kind {
-        Kind::BigInt => "bigint",
-        Kind::Int => "integer",
-        Kind::Text => "text",
-        Kind::Bool => "boolean",
-        Kind::Time => "timestamptz",
-        Kind::Json => "jsonb",
-        Kind::Bytes => "bytea",
-        Kind::TextArray => "text[]",
+        ColumnType::BigInt => "bigint",
+        ColumnType::Int => "integer",
+        ColumnType::Text => "text",
+        ColumnType::Bool => "boolean",
+        ColumnType::Time => "timestamptz",
+        ColumnType::Json => "jsonb",
+        ColumnType::Bytes => "bytea",
+        ColumnType::TextArray => "text[]",
     }
 }
 
-fn in_prisma(kind: Kind) -> &'static str {
+fn in_prisma(kind: ColumnType) -> &'static str {
     match kind {
-        Kind::BigInt => "BigInt",
-        Kind::Bool => "Boolean",
-        Kind::Time => "DateTime",
-        Kind::Json => "Json",
+        ColumnType::BigInt => "BigInt",
+        ColumnType::Bool => "Boolean",
+        ColumnType::Time => "DateTime",
+        ColumnType::Json => "Json",
         _ => "String",
     }
 }

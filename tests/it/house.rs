@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use clerk_sync::{config::Settings, store::schema::TABLES, sync::reconcile::Kind, telemetry};
+use clerk_sync::{config::Settings, store::schema::TABLES, sync::reconcile::DriftKind, telemetry};
 
 /// Data meets the rooms in this order, and each imports only rooms to its left.
 const ROOMS: [&str; 8] = ["model", "entity", "clerk", "store", "sync", "work", "http", "cli"];
@@ -167,7 +167,7 @@ fn the_documentation_lists_exactly_the_metrics_there_are() {
         &telemetry::QUEUE_STATES,
         &telemetry::QUEUE_OUTCOMES,
         &telemetry::DELIVERY_OUTCOMES,
-        &Kind::ALL.map(Kind::name),
+        &DriftKind::ALL.map(DriftKind::name),
     ]
     .concat()
     {

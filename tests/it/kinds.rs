@@ -28,7 +28,7 @@ use clerk_sync::{
         backfill::{Progress, Wanted, backfill},
         catch_up::{CatchUp, Instance},
         instance::{Gate, Pin},
-        reconcile::{Kind, Options, reconcile},
+        reconcile::{DriftKind, Options, reconcile},
     },
     work::{Gauges, activity::Answers},
 };
@@ -579,9 +579,9 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
     for dry_run in [true, false] {
         let report = compare(dry_run).await;
         let ids = |kind| report.of(kind).ids.clone();
-        assert_eq!(ids(Kind::Missing), ["club_3"]);
-        assert_eq!(ids(Kind::Stale), ["club_1"]);
-        assert_eq!(ids(Kind::NotAtClerk), ["club_2"]);
+        assert_eq!(ids(DriftKind::Missing), ["club_3"]);
+        assert_eq!(ids(DriftKind::Stale), ["club_1"]);
+        assert_eq!(ids(DriftKind::NotAtClerk), ["club_2"]);
         if dry_run {
             assert_eq!(world.dump().await, before, "a dry run changes nothing");
         }

@@ -55,7 +55,7 @@ impl From<Row> for Shown {
 
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Row { id, object: object, preferences } = &self.row;
+        let Row { id, object, preferences } = &self.row;
         let entity = object.clerk_id.entity();
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", id)?;

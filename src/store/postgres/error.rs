@@ -50,9 +50,9 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
     match error {
         sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
             Some(error) => {
-                let report = Report::of(error);
+                let report = Told::of(error);
                 let fatal = report.fatal || statement == Statement::Connects;
-                Report { fatal, ..report }.judged(statement)
+                Told { fatal, ..report }.judged(statement)
             }
             None => StoreError::new(ErrorKind::Broken),
         },
@@ -78,7 +78,7 @@ fn unavailable(place: &str) -> StoreError {
 }
 
 /// What the server says of an error, but for values.
-struct Report<'a> {
+struct Told<'a> {
     code: &'a str,
     /// The connection ends with it.
     fatal: bool,
@@ -98,7 +98,7 @@ enum Position {
     Inner,
 }
 
-impl<'a> Report<'a> {
+impl<'a> Told<'a> {
     fn of(error: &'a PgDatabaseError) -> Self {
         let names =
             [("table", error.table()), ("column", error.column()), ("constraint", error.constraint())];
@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn judged(code: &str, position: Position, trace: &str, statement: Statement) -> StoreError {
-        Report { code, fatal: false, position, trace, names: Vec::new() }.judged(statement)
+        Told { code, fatal: false, position, trace, names: Vec::new() }.judged(statement)
     }
 
     const FUNCTION: &str = "SQL statement \"insert into app.gone\nvalues ('PL/pgSQL function ada')\"\n\
@@ -347,7 +347,7 @@ mod tests {
         for (code, word) in
             [("XX000", "pooler"), ("42501", "may not connect"), ("42704", "parameter"), ("25P04", "")]
         {
-            let report = Report { code, fatal: true, position: Position::None, trace: "", names: Vec::new() };
+            let report = Told { code, fatal: true, position: Position::None, trace: "", names: Vec::new() };
             let error = report.judged(Statement::Writes("users"));
             assert_eq!(error.kind, ErrorKind::Unavailable, "{code}");
             assert!(error.place.unwrap_or_default().contains(word), "{code}");

@@ -62,7 +62,7 @@ use super::{
     MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
     Transaction,
     migration::POSTGRES,
-    schema::{self, Column, Kind, quoted},
+    schema::{self, Column, ColumnType, quoted},
     sql::{statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
@@ -669,15 +669,15 @@ fn count(row: &PgRow, index: usize) -> Result<u64> {
     Ok(get::<i64>(row, index)?.unsigned_abs())
 }
 
-fn postgres_type(kind: Kind) -> &'static str {
+fn postgres_type(kind: ColumnType) -> &'static str {
     match kind {
-        Kind::BigInt => "bigint",
-        Kind::Int => "integer",
-        Kind::Text => "text",
-        Kind::Bool => "boolean",
-        Kind::Time => "timestamp with time zone",
-        Kind::Json => "jsonb",
-        Kind::Bytes => "bytea",
-        Kind::TextArray => "ARRAY",
+        ColumnType::BigInt => "bigint",
+        ColumnType::Int => "integer",
+        ColumnType::Text => "text",
+        ColumnType::Bool => "boolean",
+        ColumnType::Time => "timestamp with time zone",
+        ColumnType::Json => "jsonb",
+        ColumnType::Bytes => "bytea",
+        ColumnType::TextArray => "ARRAY",
     }
 }

@@ -8,7 +8,7 @@ use super::{error::explain, text::ask};
 use crate::store::{
     Migration, MigrationStatus, Result,
     migration::SQLITE,
-    schema::{self, Column, Kind, TABLES, quoted},
+    schema::{self, Column, ColumnType, TABLES, quoted},
     sql::Row,
 };
 
@@ -150,11 +150,13 @@ fn affinity(type_name: &str) -> &'static str {
     }
 }
 
-fn fits(kind: Kind, type_name: &str) -> bool {
+fn fits(kind: ColumnType, type_name: &str) -> bool {
     match kind {
-        Kind::BigInt | Kind::Int => affinity(type_name) == "INTEGER",
-        Kind::Bool => matches!(affinity(type_name), "INTEGER" | "NUMERIC"),
-        Kind::Text | Kind::Time | Kind::Json | Kind::TextArray => affinity(type_name) == "TEXT",
-        Kind::Bytes => affinity(type_name) == "BLOB",
+        ColumnType::BigInt | ColumnType::Int => affinity(type_name) == "INTEGER",
+        ColumnType::Bool => matches!(affinity(type_name), "INTEGER" | "NUMERIC"),
+        ColumnType::Text | ColumnType::Time | ColumnType::Json | ColumnType::TextArray => {
+            affinity(type_name) == "TEXT"
+        }
+        ColumnType::Bytes => affinity(type_name) == "BLOB",
     }
 }
