@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::{
     signature::Verified,
-    text::{decoded, for_every_store, storable},
+    text::{decoded, fits_every_store, storable},
     time::instant,
 };
 use crate::{
@@ -470,7 +470,7 @@ fn value(raw: &RawValue, holds: Holds) -> Readable<Value> {
         Holds::Int => typed(raw).map(Value::Int),
         Holds::Bool => typed(raw).map(Value::Bool),
         Holds::Time => instant(raw.get()).map(Value::Time),
-        Holds::Json => for_every_store(raw.get()).map(Value::Json),
+        Holds::Json => fits_every_store(raw.get()).then(|| Value::Json(raw.get().to_owned())),
     };
     value.ok_or(Unreadable)
 }

@@ -2,11 +2,9 @@
 //!
 //! `\u0000` and lone surrogates are legal in signed JSON and refused by databases. A client may write them into
 //! its own metadata, so they must not be able to freeze a user: both become U+FFFD, the replacement character. Metadata with
-//! numbers or nesting that not every database can hold does not get past [`for_every_store`].
+//! numbers or nesting that not every database can hold does not get past [`fits_every_store`].
 
 use std::borrow::Cow;
-
-use serde_json::Value;
 
 /// A body as text; what is no UTF-8 becomes U+FFFD.
 pub(super) fn decoded(body: &[u8]) -> Cow<'_, str> {
@@ -49,25 +47,58 @@ pub(super) fn storable(json: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
+/// How deep metadata may be nested: deeper is read by hardly any program, ours included.
+const MOST_NESTED: usize = 127;
+
 /// How many digits a number of metadata may have before the point, and how many behind it, written out without an exponent.
 /// The largest floating point number has 309 and the smallest 324. PostgreSQL holds more, but writes each of them out.
 const MOST_DIGITS: i64 = 1_000;
 
-/// This JSON as every database can hold it, and give it back at no more than a fair multiple of its length; `None` if none such
-/// is. What is nested too deep for the parser is read by hardly any program. It is written anew, because of a name that an object
-/// has twice only the last value was looked at.
-pub(super) fn for_every_store(json: &str) -> Option<String> {
-    let value = serde_json::from_str(json).ok().filter(numbers_are_writable)?;
-    Some(value.to_string())
+/// Whether every database can hold this JSON, and give it back at no more than a fair multiple of its length.
+pub(super) fn fits_every_store(json: &str) -> bool {
+    let bytes = json.as_bytes();
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = bytes.get(at) {
+        let length = match byte {
+            b'"' => length_of_string(&bytes[at..]),
+            b'-' | b'0'..=b'9' => {
+                let number = &json[at..];
+                let end = number.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'));
+                let number = end.map_or(number, |end| &number[..end]);
+                if !is_writable(number) {
+                    return false;
+                }
+                number.len()
+            }
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > MOST_NESTED {
+                    return false;
+                }
+                1
+            }
+            b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                1
+            }
+            _ => 1,
+        };
+        at += length;
+    }
+    true
 }
 
-fn numbers_are_writable(value: &Value) -> bool {
-    match value {
-        Value::Number(number) => is_writable(number.as_str()),
-        Value::Array(values) => values.iter().all(numbers_are_writable),
-        Value::Object(members) => members.values().all(numbers_are_writable),
-        Value::Null | Value::Bool(_) | Value::String(_) => true,
+/// From one quotation mark to the other.
+fn length_of_string(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(next) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += next;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
     }
+    bytes.len()
 }
 
 /// Whether a number can be written out in [`MOST_DIGITS`] on either side of its point.
@@ -140,7 +171,7 @@ mod tests {
             &long(1_000),
             &format!("0.{}", long(1_000)),
         ] {
-            assert!(for_every_store(fits).is_some(), "{fits}");
+            assert!(fits_every_store(fits), "{fits}");
         }
         for beyond in [
             "1e400000",
@@ -155,8 +186,8 @@ mod tests {
             &format!("0.{}", long(1_001)),
             &format!("[{}e-999]", long(1_001)),
         ] {
-            assert!(for_every_store(beyond).is_none(), "{beyond}");
-            assert!(for_every_store(&format!(r#"{{"a":["x",{beyond}]}}"#)).is_none(), "{beyond}");
+            assert!(!fits_every_store(beyond), "{beyond}");
+            assert!(!fits_every_store(&format!(r#"{{"a":["x",{beyond}]}}"#)), "{beyond}");
         }
     }
 }
