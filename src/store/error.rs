@@ -72,7 +72,7 @@ impl StoreError {
     }
 
     /// The code, or else a word for the trouble.
-    pub fn kind(&self) -> &str {
+    pub fn code_or_kind(&self) -> &str {
         self.code.as_deref().unwrap_or(self.kind.into())
     }
 

@@ -13,6 +13,9 @@ use super::{
 pub(super) fn counting(columns: &[ForeignColumn], table: &str) -> String {
     const CHARACTERS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let counts = columns.iter().map(|column| {
+        if !column.is_text {
+            return format!(", count({}), 0, 0", quoted(&column.name));
+        }
         let text = format!("CAST({} AS text)", quoted(&column.name));
         format!(
             ", count(CASE WHEN {text} <> '' THEN 1 END), count(CASE WHEN substr({text}, 1, 5) = 'user_' THEN 1 END),
@@ -69,6 +72,6 @@ fn explained(error: StoreError, reading: &ForeignReading) -> StoreError {
         "--deleted-when: the database refuses this condition on {} ({}): write what may stand behind WHERE, such as \
          \"status = 'deleted'\", with a column's name in double quotes if it has capital letters",
         reading.table,
-        error.kind()
+        error.code_or_kind()
     ))
 }

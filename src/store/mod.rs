@@ -340,6 +340,8 @@ pub struct ForeignTable {
 #[derive(Clone, Debug, Default)]
 pub struct ForeignColumn {
     pub name: String,
+    /// Whether it can hold text. Values of other types may be large, and are only counted.
+    pub is_text: bool,
     /// Whether its type is one of times without a zone.
     pub lacks_zone: bool,
     /// In how many rows there is something; an empty text is nothing.

@@ -82,8 +82,10 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
         rows = as_in_sql.map_err(|error| if error.kind == ErrorKind::Broken { none() } else { error })?;
     }
     let first = rows.first().ok_or_else(none)?;
-    let column =
-        |row| Ok(ForeignColumn { name: get(row, 4)?, lacks_zone: get(row, 5)?, ..ForeignColumn::default() });
+    let column = |row| {
+        let (name, lacks_zone, is_text) = (get(row, 4)?, get(row, 5)?, get(row, 6)?);
+        Ok(ForeignColumn { name, is_text, lacks_zone, ..ForeignColumn::default() })
+    };
     Ok(Found {
         schema: get(first, 0)?,
         name: get(first, 1)?,
@@ -97,7 +99,7 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
 async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
     let query =
         sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
-                a.attname::text, t.oid = 'timestamp'::regtype
+                a.attname::text, t.oid = 'timestamp'::regtype, t.typcategory IN ('S', 'E')
          FROM pg_class AS c
          JOIN pg_namespace AS s ON s.oid = c.relnamespace
          JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -89,8 +89,16 @@ impl shared::Session for Session {
         removal::mark(self, marks, mark).await
     }
 
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        reason
+    }
+
     fn leaves_work(&mut self) {
         self.leaves_work = true;
+    }
+
+    fn removed_personal_data(&mut self) {
+        // What a vacuum leaves of removed rows is the server's.
     }
 
     async fn commit(self: Box<Self>) -> Result<()> {

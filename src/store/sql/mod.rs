@@ -203,16 +203,14 @@ pub trait Session: Send {
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()>;
 
     /// What was written is not what was asked for, for this reason: nothing of the transaction must last.
-    fn fail(&mut self, reason: StoreError) -> StoreError {
-        reason
-    }
+    fn fail(&mut self, reason: StoreError) -> StoreError;
 
     /// What is written is to be worked on: others are told of it after the commit.
     fn leaves_work(&mut self);
 
     /// Something of a person was removed: after the commit no file of the database has it any more, as far as that is ours
     /// to do.
-    fn removed_personal_data(&mut self) {}
+    fn removed_personal_data(&mut self);
 
     /// Make it last. An error may also mean that the answer was lost.
     async fn commit(self: Box<Self>) -> Result<()>;

@@ -19,7 +19,8 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }
     // Whether times have a zone its types do not tell.
-    let column = |Column { name, .. }: Column| ForeignColumn { name, ..ForeignColumn::default() };
+    let column =
+        |Column { name, .. }: Column| ForeignColumn { name, is_text: true, ..ForeignColumn::default() };
     let columns: Vec<ForeignColumn> = columns.into_iter().map(column).collect();
     let statement = foreign::counting(&columns, &quoted(table));
     let counts = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;

@@ -223,8 +223,8 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
             "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
         );
     }
-    match marks::stem(plain.strip_prefix("last").unwrap_or(plain)) {
-        "updated" | "modified" | "changed" => {
+    match stem(plain) {
+        "updated" | "update" | "modified" | "changed" => {
             return Some(format!(
                 "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
             ));
@@ -243,14 +243,21 @@ fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
     })
 }
 
+/// The name of a time without what stands around it: `last_modified_at`, `date_joined`.
+fn stem(plain: &str) -> &str {
+    const AFTER: [&str; 6] = ["at", "on", "ts", "timestamp", "time", "date"];
+    let rest = ["last", "date"].iter().find_map(|word| plain.strip_prefix(word)).unwrap_or(plain);
+    AFTER.iter().find_map(|word| rest.strip_suffix(word)).filter(|rest| !rest.is_empty()).unwrap_or(rest)
+}
+
 /// The field that a column of this name may hold.
 fn looks_like(plain_name: &str) -> Option<Field> {
     // Also by what its name contains; the first that fits.
     const WORDS: [(&str, &[&str]); 11] = [
         ("phone_number", &["phone", "mobile", "contactnumber"]),
         // An address that is verified is no address.
-        ("email_verified", &["verif", "confirm"]),
-        ("email", &["mail"]),
+        ("email_verified", &["verified", "emailverif", "emailconfirm"]),
+        ("email", &["email", "mailaddress"]),
         ("first_name", &["firstname", "givenname", "forename", "fname"]),
         ("last_name", &["lastname", "familyname", "surname", "lname"]),
         ("image_url", &["avatar", "image", "photo", "picture", "img"]),

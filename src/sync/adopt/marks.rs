@@ -3,10 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value as Json;
 
-use super::{
-    columns::plain,
-    values::{Time, time, truth},
-};
+use super::values::{Time, time, truth};
 use crate::store::ForeignRow;
 
 /// A column by which a table says who is deleted.
@@ -32,41 +29,92 @@ pub(super) enum Said<'a> {
 
 /// What a column of this name says, given without case and underscores.
 pub(super) fn mark(plain: &str) -> Option<Mark> {
-    match stem(plain) {
-        "active" | "enabled" => Some(Mark::Active),
-        "status" | "state" | "lifecycle" => Some(Mark::Status),
-        _ => of_word(plain),
-    }
-}
-
-/// What a word says of a deletion: a column's name, or a status.
-fn of_word(plain: &str) -> Option<Mark> {
-    const DELETIONS: [&str; 4] = ["delet", "erase", "anonymi", "purge"];
-    const NO_DELETIONS: [&str; 4] = ["able", "can", "undelet", "allow"];
+    const DELETED: [&str; 36] = [
+        "deletedat",
+        "isdeleted",
+        "deleted",
+        "deletedon",
+        "deletedby",
+        "deletedtime",
+        "deletedtimestamp",
+        "deleteddate",
+        "datedeleted",
+        "deletiondate",
+        "deletiontime",
+        "deletedts",
+        "softdeleted",
+        "softdeletedat",
+        "issoftdeleted",
+        "harddeleted",
+        "userdeleted",
+        "accountdeleted",
+        "wasdeleted",
+        "removedat",
+        "isremoved",
+        "removed",
+        "erasedat",
+        "iserased",
+        "erased",
+        "anonymizedat",
+        "isanonymized",
+        "anonymized",
+        "anonymisedat",
+        "isanonymised",
+        "anonymised",
+        "purgedat",
+        "fivetrandeleted",
+        "abcdcdeletedat",
+        "sdcdeletedat",
+        "hevomarkeddeleted",
+    ];
+    const PUT_ASIDE: [&str; 18] = [
+        "archivedat",
+        "isarchived",
+        "archived",
+        "deactivatedat",
+        "isdeactivated",
+        "deactivated",
+        "disabledat",
+        "isdisabled",
+        "disabled",
+        "inactive",
+        "isinactive",
+        "inactivesince",
+        "closedat",
+        "isclosed",
+        "terminatedat",
+        "isterminated",
+        "discardedat",
+        "trashedat",
+    ];
+    const ACTIVE: [&str; 7] =
+        ["isactive", "active", "isenabled", "enabled", "useractive", "accountactive", "accountenabled"];
+    const STATUS: [&str; 10] = [
+        "status",
+        "state",
+        "userstatus",
+        "userstate",
+        "accountstatus",
+        "accountstate",
+        "lifecycle",
+        "lifecyclestate",
+        "lifecyclestatus",
+        "recordstatus",
+    ];
+    const OTHERS: [&str; 4] = ["delet", "erase", "anonymi", "purge"];
+    const NO_MARKS: [&str; 4] = ["able", "can", "undelet", "allow"];
     let says = |words: &[&str]| words.iter().any(|word| plain.contains(word));
-    match stem(plain) {
-        "deleted" | "deletedby" | "deletion" | "removed" | "erased" | "anonymized" | "anonymised"
-        | "purged" => Some(Mark::Deleted),
-        "archived" | "deactivated" | "disabled" | "inactive" | "closed" | "terminated" | "discarded"
-        | "trashed" => Some(Mark::PutAside),
-        _ if says(&DELETIONS) && !says(&NO_DELETIONS) => Some(Mark::PutAside),
-        _ => None,
+    if DELETED.contains(&plain) {
+        Some(Mark::Deleted)
+    } else if ACTIVE.contains(&plain) {
+        Some(Mark::Active)
+    } else if STATUS.contains(&plain) {
+        Some(Mark::Status)
+    } else if PUT_ASIDE.contains(&plain) || (says(&OTHERS) && !says(&NO_MARKS)) {
+        Some(Mark::PutAside)
+    } else {
+        None
     }
-}
-
-/// A word without what applications and connectors put around it: `is_soft_deleted`, `date_deleted`, `_fivetran_deleted`.
-pub(super) fn stem(plain: &str) -> &str {
-    const BEFORE: [&str; 9] = ["is", "was", "soft", "hard", "user", "account", "record", "lifecycle", "date"];
-    const OF_CONNECTORS: [&str; 4] = ["fivetran", "abcdc", "sdc", "hevomarked"];
-    const AFTER: [&str; 7] = ["at", "on", "ts", "since", "timestamp", "time", "date"];
-    let rest = |rest: &&str| !rest.is_empty();
-    let mut stem = plain;
-    while let Some(shorter) =
-        BEFORE.iter().chain(&OF_CONNECTORS).find_map(|word| stem.strip_prefix(word)).filter(rest)
-    {
-        stem = shorter;
-    }
-    AFTER.iter().find_map(|word| stem.strip_suffix(word)).filter(rest).unwrap_or(stem)
 }
 
 /// What a row says of a deletion. `by_condition`: the user has said who is deleted, so that a column alone does not.
@@ -86,10 +134,7 @@ pub(super) fn said<'a>(
             Mark::Deleted => is_set(json, now).then_some(Said::Deleted),
             Mark::PutAside => is_set(json, now).then_some(Said::Perhaps(column)),
             Mark::Active => (truth(json) == Some(false)).then_some(Said::Perhaps(column)),
-            Mark::Status => json.as_str().and_then(|word| of_word(&plain(word))).map(|mark| match mark {
-                Mark::Deleted => Said::Deleted,
-                _ => Said::Perhaps(column),
-            }),
+            Mark::Status => by_word(json, column),
         };
         match said {
             Some(Said::Deleted) if !by_condition => return said,
@@ -116,6 +161,29 @@ fn is_set(json: &Json, now: DateTime<Utc>) -> bool {
                 && !text.starts_with("0000-")
         }
         _ => true,
+    }
+}
+
+fn by_word<'a>(json: &Json, column: &'a str) -> Option<Said<'a>> {
+    const DELETED: [&str; 9] = [
+        "deleted",
+        "softdeleted",
+        "harddeleted",
+        "removed",
+        "erased",
+        "anonymized",
+        "anonymised",
+        "purged",
+        "isdeleted",
+    ];
+    const PERHAPS: [&str; 6] = ["archived", "inactive", "deactivated", "disabled", "closed", "terminated"];
+    let word = json.as_str()?.to_ascii_lowercase().replace(['_', '-', ' '], "");
+    if DELETED.contains(&word.as_str()) {
+        Some(Said::Deleted)
+    } else if PERHAPS.contains(&word.as_str()) || word.contains("delet") {
+        Some(Said::Perhaps(column))
+    } else {
+        None
     }
 }
 
