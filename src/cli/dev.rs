@@ -1,6 +1,7 @@
 //! `dev`: everything on one machine with no set-up, and a story to begin with.
 
 use std::{
+    fmt::Write,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
@@ -11,6 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use fake_clerk::{Fake, Options};
 use secrecy::SecretString;
+use serde_json::{Map, Value};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -21,6 +23,7 @@ use super::{
     random_id, rules, say,
     service::{Role, Service, init_log, wait_for_store},
     sinks::destinations,
+    terminal::{has_colours, print_styled},
 };
 use crate::{
     clerk::{sample, signature::Secret},
@@ -181,7 +184,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     // There is no limit that a fake would have to be protected by.
     let context = catching_up(config, store, rules(config), NonZeroU32::new(1000))?;
     let context = CatchUp { instance: Instance::default(), ..context.context("there is no key")? };
-    say!("  A fake Clerk");
+    heading("A fake Clerk");
     for entity in config.selection.entities() {
         let (tell, _) = watch::channel(Progress::default());
         let began = Instant::now();
@@ -244,10 +247,10 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
         Some(value) => format!("{value}  (made up for this run)"),
         None => format!("yours, from {variable}"),
     };
+    say!();
+    heading("clerk-sync is running");
     say!(
         "
-  clerk-sync is running
-
   webhooks   {url}
   private    http://{private}/metrics
   dashboard  http://{private}  (sign in with the token)
@@ -283,9 +286,9 @@ fn invite(
         Some(token) => format!("'authorization: Bearer {token}'"),
         None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
     };
+    heading("Now you");
     say!(
-        "  Now you
-  Post an event yourself; the signature is good for five minutes:
+        "  Post an event yourself; the signature is good for five minutes:
 
 {curl}
 
@@ -337,16 +340,17 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
             poster.post(svix_id, body, Utc::now()).await?
         };
         let milliseconds = began.elapsed().as_secs_f64() * 1000.0;
-        say!("  ▸ {title}");
+        heading(&format!("▸ {title}"));
         say!("    {svix_id}  →  {} {}  {milliseconds:.1} ms", answer.status.as_u16(), answer.word);
         if answer.word != expected {
             surprises.push(format!("{title}: {} instead of {expected}", answer.word));
         }
-        let after = store.row(&id).await?.as_ref().map(row_as_json);
-        match &after {
-            same if *same == row => say!("    nothing changed\n"),
-            Some(after) => say!("    the row: {after}\n"),
-            None => say!("    the row is gone; a tombstone stays, and nothing brings her back\n"),
+        let after = store.row(&id).await?.map(|row| row_as_json(&row));
+        let after: Option<Map<String, Value>> = after.and_then(|row| serde_json::from_str(&row).ok());
+        match (&row, &after) {
+            (before, after) if before == after => say!("       nothing changed\n"),
+            (before, Some(after)) => say!("{}", changes(before.as_ref(), after)),
+            (_, None) => say!("       the row is gone; a tombstone stays, and nothing brings her back\n"),
         }
         row = after;
     }
@@ -354,4 +358,24 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(format!("not as expected: {}", surprises.join("; "))))
+}
+
+/// What of a row is new: its fields, or what they were and are.
+fn changes(before: Option<&Map<String, Value>>, after: &Map<String, Value>) -> String {
+    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut lines = String::new();
+    for (name, new) in
+        after.iter().filter(|(name, _)| !["id", "preferences", "synced_at"].contains(&name.as_str()))
+    {
+        let old = before.map(|before| &before[name]);
+        if old.unwrap_or(&Value::Null) != new {
+            let from = old.map_or_else(String::new, |old| shown(old) + " → ");
+            let _ = writeln!(lines, "       {name:12}  {from}{}", shown(new));
+        }
+    }
+    lines
+}
+
+fn heading(text: &str) {
+    print_styled(&if has_colours() { format!("  \x1b[1m{text}\x1b[0m") } else { format!("  {text}") });
 }

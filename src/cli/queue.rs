@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// How many rows of a list are asked for at once.
+const PORTION: u32 = 500;
+
 /// Look at deliveries that wait or are dead, try them again, or take them out
 #[derive(Args)]
 pub(super) struct Queue {
@@ -114,8 +117,19 @@ impl Action {
     async fn run(self, store: &dyn Store) -> Result<(), Failure> {
         match self {
             Self::Ls { state, event_type, user, limit, json } => {
-                let filter = QueueFilter { state, event_type, clerk_id: user, ..QueueFilter::default() };
-                let found = store.queued(&filter, limit).await?;
+                let mut filter = QueueFilter { state, event_type, clerk_id: user, ..QueueFilter::default() };
+                let mut found = Vec::new();
+                // In portions that the database gives in time.
+                while found.len() < limit as usize {
+                    let portion = PORTION.min(limit - u32::try_from(found.len()).unwrap_or(limit));
+                    let more = store.queued(&filter, portion).await?;
+                    let is_last = more.len() < portion as usize;
+                    found.extend(more);
+                    if is_last {
+                        break;
+                    }
+                    filter.after = found.last().map(|last| last.svix_id.clone());
+                }
                 if json {
                     say!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
                 } else {

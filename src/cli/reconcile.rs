@@ -29,7 +29,7 @@ pub(super) struct Reconcile {
     #[arg(long, value_name = "KIND", value_parser = any_kind)]
     entity: Option<&'static Entity>,
 
-    /// Comparison only; exits with 1 if anything differs
+    /// Report only; exits with 1 if anything differs
     #[arg(long)]
     dry_run: bool,
 

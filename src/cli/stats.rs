@@ -14,7 +14,7 @@ use crate::{
     http::grouped_by,
     model::rfc3339,
     store::{Bucket, Count, SinkDepth, Statistics, Store, StoreError},
-    work::health::Backlog,
+    work::backlog::Backlog,
 };
 
 /// The last words of the help.

@@ -343,7 +343,9 @@ impl<'a> Reader<'a> {
         let is_own = |name: &str| OWN_COLUMNS.contains(&name) || USER.named(name).is_some();
         let read = |name: &str| (is_name(name) && !is_own(name)).then(|| name.to_owned());
         let mut columns = Vec::new();
-        for name in self.list(VARIABLE, "no column", allowed, read).unwrap_or_default() {
+        let is_empty = self.settings.get(VARIABLE).is_none_or(|text| list(text).next().is_none());
+        let names = if is_empty { None } else { self.list(VARIABLE, "no column", allowed, read) };
+        for name in names.unwrap_or_default() {
             if !columns.contains(&name) {
                 columns.push(name);
             }
@@ -359,7 +361,7 @@ impl<'a> Reader<'a> {
                 self.show(VARIABLE, "svix");
                 AllowedAddresses::Svix
             }
-            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, ", or svix")),
+            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, ", or svix alone")),
             None => {
                 self.show(VARIABLE, "any");
                 AllowedAddresses::Any

@@ -351,7 +351,7 @@ impl Draining<'_> {
         let worked = outcomes.map(|outcomes| finished(&mut claimed, &outcomes));
         if let Err(error) = &worked {
             for claimed in &mut claimed {
-                std::mem::take(&mut claimed.span).failed(error.kind());
+                std::mem::take(&mut claimed.span).failed(error.code_or_kind());
             }
         }
         (claimed, worked)

@@ -95,7 +95,7 @@ impl DriftKind {
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Comparison only.
+    /// Report only.
     pub dry_run: bool,
     /// However many are not at Clerk.
     pub allow_mass_delete: bool,

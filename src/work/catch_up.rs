@@ -10,7 +10,7 @@ use metrics::counter;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{lease::Lease, left_until};
+use super::{lease::Lease, time_between};
 use crate::{
     model::Entity,
     store::{History, RunKind, StoreError},
@@ -116,7 +116,7 @@ impl CatchUpLoop {
     async fn left_of(&self, every: Duration) -> Duration {
         let last = self.context.store.last_finished(RunKind::Reconcile).await.ok().flatten();
         // By another clock it may have been in the future.
-        let ago = last.and_then(|run| run.finished_at).map(|last| left_until((self.context.clock)(), last));
+        let ago = last.and_then(|run| run.finished_at).map(|last| time_between(last, (self.context.clock)()));
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 

@@ -4,7 +4,7 @@
 //! before something has happened.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,13 +13,13 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use metrics::{Gauge, gauge};
+use metrics::{Label, gauge};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
 
-use super::{left_until, patient};
+use super::{patient, time_between};
 use crate::{
     model::{Idle, Receipt},
     store::{Store, StoreError},
@@ -57,20 +57,24 @@ struct Known {
     sinks: BTreeSet<String>,
     /// Destinations of erasures that the metrics speak of.
     destinations: BTreeSet<String>,
-    /// Gauges that say how long something waits, and since when it does.
-    ages: Vec<(Gauge, Option<DateTime<Utc>>)>,
+    /// Since when something waits, by the gauge that says how long, and the sink that it is about.
+    ages: BTreeMap<(&'static str, Option<String>), Option<DateTime<Utc>>>,
 }
 
 impl Gauges {
     /// Of this store, and at least of these sinks.
     pub fn new(store: Arc<dyn Store>, clock: Clock, idle: Idle, sinks: &[String]) -> Self {
         let now = Instant::now();
+        // Those are there from the start, and as they were if they cannot be counted again.
+        let ages = [telemetry::QUEUE_OLDEST, telemetry::ERASURE_OLDEST, telemetry::AUDIT_UNSEALED_OLDEST];
+        let ages = ages.map(|gauge| (gauge, None)).into_iter();
+        let of_sinks = sinks.iter().map(|sink| (telemetry::OUTBOX_OLDEST, Some(sink.clone())));
         let known = Known {
             count_at: now,
             measure_at: now,
             sinks: sinks.iter().cloned().collect(),
             destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
-            ages: Vec::new(),
+            ages: ages.chain(of_sinks).map(|gauge| (gauge, None)).collect(),
         };
         Self { store, clock, idle, disturbed: AtomicBool::new(true), known: Mutex::new(known) }
     }
@@ -105,8 +109,10 @@ impl Gauges {
         }
         // They grow also while nothing is counted.
         let now = (self.clock)();
-        for (gauge, since) in &known.ages {
-            gauge.set(since.map_or(0.0, |since| left_until(now, since).as_secs_f64()));
+        for ((name, sink), since) in &known.ages {
+            let labels: Vec<Label> = sink.iter().map(|sink| Label::new("sink", sink.clone())).collect();
+            let gauge = gauge!(*name, labels);
+            gauge.set(since.map_or(0.0, |since| time_between(since, now).as_secs_f64()));
         }
     }
 
@@ -117,17 +123,16 @@ impl Gauges {
     }
 
     async fn count_all(&self, known: &mut Known) -> Result<(), StoreError> {
-        known.ages.clear();
         let queue = patient(self.store.queue_depth()).await?;
         for (state, count) in [("pending", queue.pending), ("dead", queue.dead)] {
             gauge!(telemetry::QUEUE_DEPTH, "state" => state).set(telemetry::number(count));
         }
-        known.ages.push((gauge!(telemetry::QUEUE_OLDEST), queue.first_due));
+        known.ages.insert((telemetry::QUEUE_OLDEST, None), queue.first_due);
         self.count_outbox(known).await?;
         self.count_erasures(known).await?;
         let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
         gauge!(telemetry::AUDIT_UNSEALED).set(telemetry::number(unsealed.lines));
-        known.ages.push((gauge!(telemetry::AUDIT_UNSEALED_OLDEST), unsealed.since));
+        known.ages.insert((telemetry::AUDIT_UNSEALED_OLDEST, None), unsealed.since);
         let now = Instant::now();
         if known.measure_at <= now {
             let space = patient(self.store.space()).await?;
@@ -157,7 +162,7 @@ impl Gauges {
                     .set(telemetry::number(count));
             }
             let oldest = depth.and_then(|depth| depth.oldest);
-            known.ages.push((gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()), oldest));
+            known.ages.insert((telemetry::OUTBOX_OLDEST, Some(sink.clone())), oldest);
         }
         Ok(())
     }
@@ -172,7 +177,7 @@ impl Gauges {
                 .set(telemetry::number(count));
         }
         let oldest = open.iter().map(|open| open.oldest).min();
-        known.ages.push((gauge!(telemetry::ERASURE_OLDEST), oldest));
+        known.ages.insert((telemetry::ERASURE_OLDEST, None), oldest);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Gauges, left_until, patient};
+use super::{Gauges, patient, time_between};
 use crate::{
     model::{Idle, Seal},
     store::{Store, StoreError, Unsealed},
@@ -144,7 +144,7 @@ impl Lookout {
             (seal_at(outlook.unsealed, now), Some(&*self.seals), SEAL_AGAIN),
         ];
         let next = dues.into_iter().filter_map(|(at, bell, again)| {
-            let (left, bell) = (left_until(at?, now), bell?);
+            let (left, bell) = (time_between(now, at?), bell?);
             if !left.is_zero() {
                 return Some(left);
             }

@@ -3,9 +3,9 @@
 //! Nothing here decides what a user looks like: what is due is applied by the rules that apply a webhook.
 
 pub mod activity;
+pub mod backlog;
 mod catch_up;
 mod gauges;
-pub mod health;
 mod lease;
 pub mod lookout;
 pub mod outbox;
@@ -36,7 +36,7 @@ async fn patient<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result
     timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)))
 }
 
-/// The time until then; none if it is over.
-fn left_until(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
-    (at - now).to_std().unwrap_or_default()
+/// The time from the one to the other; none if they stand the other way round.
+fn time_between(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
+    (to - from).to_std().unwrap_or_default()
 }

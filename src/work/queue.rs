@@ -7,7 +7,7 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use super::{
-    left_until, patient,
+    patient, time_between,
     worker::{Task, Turn},
 };
 use crate::{
@@ -55,7 +55,7 @@ impl Task for Queue {
 
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
         let due = patient(self.store.first_due()).await?;
-        Ok(due.map(|at| left_until(at, (self.clock)())))
+        Ok(due.map(|at| time_between((self.clock)(), at)))
     }
 }
 

@@ -224,6 +224,10 @@ impl Task for Retention {
         true
     }
 
+    fn longest_back_off(&self) -> TimeDelta {
+        TimeDelta::minutes(1)
+    }
+
     async fn stop(&self) {
         self.lease.release().await;
     }

@@ -113,8 +113,12 @@ impl Task for Sealing {
 
     /// Seal what is left.
     async fn stop(&self) {
-        if patient(self.store.unsealed(1)).await.is_ok_and(|unsealed| unsealed.lines > 0) {
-            while self.turn().await == Ok(Turn::More) {}
+        let seal_all = async {
+            while patient(self.store.unsealed(1)).await?.lines > 0 && self.turn().await? == Turn::More {}
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = seal_all.await {
+            tracing::warn!(%error, "the last lines of the audit trail are sealed after the next start");
         }
         if self.state.lock().await.ours_until.is_some() {
             self.lease.release().await;

@@ -27,8 +27,8 @@ use crate::{store::StoreError, sync::retry::Retry};
 const POLL: Duration = Duration::from_millis(500);
 
 /// How long we wait while the database fails. A short outage must not cost much more than it takes.
-const BACK_OFF: Retry =
-    Retry { max_attempts: u32::MAX, first: TimeDelta::milliseconds(500), longest: TimeDelta::seconds(2) };
+const FIRST_BACK_OFF: TimeDelta = TimeDelta::milliseconds(500);
+const LONGEST_BACK_OFF: TimeDelta = TimeDelta::seconds(2);
 
 /// Work that is done portion by portion.
 #[async_trait]
@@ -36,8 +36,8 @@ pub trait Task: Send + Sync + 'static {
     /// Its name in the log.
     fn name(&self) -> &'static str;
 
-    /// Do one portion of what is due. An error is about the database as a whole; with what is wrong with a single piece of
-    /// work the task deals itself.
+    /// Do one portion of what is due. An error is about the database as a whole; the task handles what is wrong with a single
+    /// piece of work.
     async fn turn(&self) -> Result<Turn, StoreError>;
 
     /// How long until another run is worth it though nobody wakes the task, asked after a run that found nothing; `None`:
@@ -54,6 +54,11 @@ pub trait Task: Send + Sync + 'static {
     /// Whether the shutdown cuts a run off. Else it waits for the end of the run.
     fn can_be_cut_off(&self) -> bool {
         false
+    }
+
+    /// The longest time until it is run again while the database fails.
+    fn longest_back_off(&self) -> TimeDelta {
+        LONGEST_BACK_OFF
     }
 
     /// What is left to do at the shutdown, after the last run.
@@ -86,7 +91,7 @@ impl<T: Task> Worker<T> {
         Self { task: Arc::new(task), places, bell: Arc::clone(bell), failing: AtomicUsize::new(0) }
     }
 
-    /// Run until the shutdown, and until what is under way is finished.
+    /// Run until the shutdown, and until what is under way is finished, if it cannot be cut off.
     pub async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let mut places = JoinSet::new();
@@ -100,12 +105,16 @@ impl<T: Task> Worker<T> {
 
     async fn work(&self, place: usize, shutdown: &CancellationToken) {
         let seed = format!("{} {place}", self.task.name());
+        let longest = self.task.longest_back_off();
+        let back_off = Retry { max_attempts: u32::MAX, first: FIRST_BACK_OFF, longest };
         let mut failures = 0;
         if self.task.waits_at_start() {
             shutdown.run_until_cancelled(self.bell.notified()).await;
         }
         while !shutdown.is_cancelled() {
             let pause = match self.step(shutdown).await {
+                // A run that the shutdown cut off says nothing of the database.
+                Ok(_) if shutdown.is_cancelled() => return,
                 Ok(pause) => {
                     self.succeeded(failures);
                     failures = 0;
@@ -114,7 +123,7 @@ impl<T: Task> Worker<T> {
                 Err(error) => {
                     self.failed(failures, &error);
                     failures += 1;
-                    Some(BACK_OFF.wait(failures, &seed).to_std().unwrap_or(POLL))
+                    Some(back_off.wait(failures, &seed).to_std().unwrap_or(POLL))
                 }
             };
             let waiting = async {

@@ -36,7 +36,8 @@ fn the_page_of_the_tables_is_what_the_declarations_say() {
     }
     let names = TABLES.iter().map(|table| table.name).chain(["_clerk_sync_migrations"]);
     // What Prisma is not told of it takes for drift, and demands a reset.
-    let external: String = names.map(|name| format!("      \"clerk.{name}\",\n")).collect();
+    let external: Vec<String> = names.map(|name| format!("      \"clerk.{name}\",\n")).collect();
+    let external = external.concat();
     page = replaced(&page, "\n    external: [\n", |line| line.starts_with("      "), &external);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &page).unwrap();

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use super::report::{Finding, or_ok};
 use crate::{
     cli::{count, length},
-    store::{SinkDepth, Store},
-    work::health::{ALARM, Backlog},
+    store::{Result, SinkDepth, Store},
+    work::backlog::{ALARM, Backlog},
 };
 
 const QUEUE: &str = "queue";
@@ -22,11 +22,44 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// To be asked only of a store whose tables are those of this version.
 pub(super) async fn check(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding> {
-    match timeout(PATIENCE, Backlog::look(store)).await {
-        Ok(Ok(backlog)) => judge(&backlog, now),
-        Ok(Err(error)) => skipped(&error.to_string()),
-        Err(_) => skipped("there is too much to count it in time"),
+    // Each by itself: where one takes too long the others are told.
+    let (waiting, sinks, paused, erasing) = tokio::join!(
+        within(store.queue_depth()),
+        within(store.outbox_depth()),
+        within(store.paused_sinks()),
+        within(store.open_erasures()),
+    );
+    let mut backlog = Backlog::default();
+    let mut findings = Vec::new();
+    match waiting {
+        Ok(depth) => {
+            backlog.queue = depth;
+            findings.push(queue(&backlog, now));
+        }
+        Err(why) => findings.push(Finding::skip(QUEUE, &why)),
     }
+    match sinks.and_then(|sinks| Ok((sinks, paused?))) {
+        Ok((sinks, paused)) => {
+            (backlog.sinks, backlog.paused) = (sinks, paused);
+            findings.extend(outbox(&backlog, now));
+        }
+        Err(why) => findings.push(Finding::skip(OUTBOX, &why)),
+    }
+    match erasing {
+        Ok(open) => {
+            backlog.erasures = open;
+            findings.push(erasures(&backlog, now));
+        }
+        Err(why) => findings.push(Finding::skip(ERASURES, &why)),
+    }
+    findings
+}
+
+async fn within<T>(counting: impl Future<Output = Result<T>>) -> std::result::Result<T, String> {
+    let counted = timeout(PATIENCE, counting).await;
+    counted
+        .map_err(|_| "there is too much to count it in time".to_owned())?
+        .map_err(|error| error.to_string())
 }
 
 /// None of it could be looked at, for this reason.
@@ -34,14 +67,11 @@ pub(super) fn skipped(why: &str) -> Vec<Finding> {
     [QUEUE, OUTBOX, ERASURES].map(|check| Finding::skip(check, why)).into()
 }
 
-fn judge(backlog: &Backlog, now: DateTime<Utc>) -> Vec<Finding> {
-    let mut findings = vec![queue(backlog, now)];
+fn outbox(backlog: &Backlog, now: DateTime<Utc>) -> Vec<Finding> {
     let waiting = messages(backlog.sinks.iter().map(|depth| depth.pending).sum());
     let held_up = backlog.held_up(now, ALARM);
     let held_up = held_up.iter().map(|(depth, paused)| of_sink(depth, *paused, now)).collect();
-    findings.extend(or_ok(held_up, OUTBOX, waiting));
-    findings.push(erasures(backlog, now));
-    findings
+    or_ok(held_up, OUTBOX, waiting)
 }
 
 fn queue(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
@@ -156,7 +186,7 @@ mod tests {
             (depth(0, 1, 0), "warn queue: 1 delivery is dead, and not applied; nothing waits"),
         ] {
             let backlog = Backlog { queue: depth, ..Backlog::default() };
-            assert_eq!(told(&judge(&backlog, NOW)[0]), expected);
+            assert_eq!(told(&queue(&backlog, NOW)), expected);
         }
     }
 
@@ -164,10 +194,9 @@ mod tests {
     fn every_sink_that_is_behind_paused_or_has_refused_something_is_told() {
         let outbox = |sinks: Vec<SinkDepth>, paused: &Vec<(String, DateTime<Utc>)>| {
             let backlog = Backlog { sinks, paused: paused.clone(), ..Backlog::default() };
-            let findings = judge(&backlog, NOW);
-            // The first is about the queue, the last about erasures.
-            assert_eq!(findings.len(), 3, "{findings:?}");
-            told(&findings[1])
+            let findings = super::outbox(&backlog, NOW);
+            assert_eq!(findings.len(), 1, "{findings:?}");
+            told(&findings[0])
         };
         let one = |depth: SinkDepth, paused: &_| outbox(vec![depth], paused);
         let hours = TimeDelta::hours;
@@ -200,7 +229,7 @@ mod tests {
             receipts: 2,
             oldest: NOW - TimeDelta::days(days),
         };
-        let erasures = |open| told(&judge(&Backlog { erasures: open, ..Backlog::default() }, NOW)[2]);
+        let erasures = |open| told(&super::erasures(&Backlog { erasures: open, ..Backlog::default() }, NOW));
         assert_eq!(erasures(vec![]), "ok erasures: every erasure is confirmed everywhere");
         assert_eq!(
             erasures(vec![open("crm", 2), open("news", 3)]),

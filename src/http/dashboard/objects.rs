@@ -94,10 +94,8 @@ fn title_page(app: &App, session: &Session, entity: &'static Entity, content: &M
 /// What is not understood is left out.
 fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
     let asked = parameters(query);
-    let with = asked.iter().find_map(|(name, value)| {
-        let field = entity.named(name).filter(|field| field.parent.is_some())?;
-        Some((field, value.replace('\0', "")))
-    });
+    let with =
+        entity.parents().find_map(|(field, _)| Some((field, asked.get(field.name())?.replace('\0', ""))));
     RowFilter { with, after: asked.get("after").and_then(|after| after.parse().ok()) }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     model::Outcome,
     store::{Activity, Count, DeliveryFilter, RunKind, WITHIN},
     sync::reconcile::Summary,
-    work::health::Backlog,
+    work::backlog::Backlog,
 };
 
 /// How long the page waits for the number of users, which SQLite counts one by one.

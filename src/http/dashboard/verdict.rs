@@ -6,7 +6,7 @@ use super::page::{ago, count, length};
 use crate::{
     store::{Activity, SinkDepth},
     sync::reconcile::Summary,
-    work::health::{Backlog, WATCHING},
+    work::backlog::{Backlog, WATCHING},
 };
 
 /// After so long without a word we wonder.

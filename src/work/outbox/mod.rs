@@ -36,8 +36,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::breaker::{Breaker, Pass};
 use super::{
-    left_until, patient,
+    patient,
     sinks::{Again, Recipient, Refusal, Sink},
+    time_between,
     worker::{Task, Turn, Worker},
 };
 use crate::{
@@ -537,7 +538,7 @@ impl Task for Dispatcher {
         }
         let sinks = slice::from_ref(&self.destination.subscription.sink);
         let due = self.ask(self.store.outlook(sinks)).await?.message;
-        Ok(due.map(|at| left_until(at, (self.clock)())))
+        Ok(due.map(|at| time_between((self.clock)(), at)))
     }
 }
 
