@@ -364,8 +364,9 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
 fn changes(before: Option<&Map<String, Value>>, after: &Map<String, Value>) -> String {
     let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut lines = String::new();
-    for (name, new) in
-        after.iter().filter(|(name, _)| !["id", "preferences", "synced_at"].contains(&name.as_str()))
+    for (name, new) in after
+        .iter()
+        .filter(|(name, _)| !["id", "created_at", "preferences", "synced_at"].contains(&name.as_str()))
     {
         let old = before.map(|before| &before[name]);
         if old.unwrap_or(&Value::Null) != new {
