@@ -12,6 +12,7 @@ mod mistake;
 mod read;
 mod settings;
 mod sinks;
+mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 

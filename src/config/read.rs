@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     AllowedAddresses, Config, Diagnosis, Effective, Needs, Settings, SinkConfig,
@@ -22,11 +22,15 @@ use super::{
     mistake::{Mistake, shown, unreadable},
     settings::fields_variable,
     sinks::{self, Source},
+    values::{
+        NO_HEADER, elements, is_instance, is_loopback, is_name, is_visible, joined, list, network, secret_in,
+        signing_secrets,
+    },
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
     entity::{self, USER, user},
-    model::{Field, Selection},
+    model::Selection,
     telemetry::{self, LogFormat, Sentry},
 };
 
@@ -35,16 +39,9 @@ const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
 /// Where the image keeps its database unless told otherwise.
 const IMAGE_DATABASE: &str = "/data/clerk-sync.db";
 
-/// Names longer than this are cut by Postgres.
-const MAX_NAME_BYTES: usize = 63;
-
 /// Columns of `users` that are ours but no fields of Clerk's.
 const OWN_COLUMNS: [&str; 7] =
     ["id", "clerk_id", "preferences", "created_at", "updated_at", "synced_at", "deleted_at"];
-
-/// What is said of a secret that belongs into a header and fits into none.
-pub(super) const NO_HEADER: &str =
-    "that no HTTP header can carry; allowed are visible ASCII characters without spaces";
 
 /// Reads variables and remembers what is wrong with them. What it returns for a mistaken one is only a stand-in.
 pub(super) struct Reader<'a> {
@@ -561,100 +558,4 @@ impl<'a> Reader<'a> {
     fn mistake(&mut self, variable: &str, explanation: impl Into<String>) {
         self.mistakes.push(Mistake { variable: variable.to_owned(), explanation: explanation.into() });
     }
-}
-
-/// The elements of a list, separated by commas or white space; empty ones do not count.
-fn list(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|character: char| character == ',' || character.is_whitespace())
-        .filter(|element| !element.is_empty())
-}
-
-/// The elements that are allowed, and what is to be said of the others or of an empty list.
-pub(super) fn elements<'a, T>(
-    given: impl Iterator<Item = &'a str>,
-    nothing: &str,
-    allowed: &str,
-    read: impl Fn(&str) -> Option<T>,
-) -> (Vec<T>, Option<String>) {
-    let (mut elements, mut unknown) = (Vec::new(), Vec::new());
-    for element in given {
-        match read(element) {
-            Some(element) => elements.push(element),
-            None => unknown.push(shown(element)),
-        }
-    }
-    if elements.is_empty() && unknown.is_empty() {
-        unknown.push(nothing.to_owned());
-    }
-    let refusal = format!("found {}; allowed are {allowed}", unknown.join(", "));
-    (elements, (!unknown.is_empty()).then_some(refusal))
-}
-
-/// The signing secrets of a list, and what is to be said of those that cannot be used.
-pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (Vec<Secret>, Vec<String>) {
-    let parts: Vec<&str> = list(text).collect();
-    let (mut secrets, mut refusals) = (Vec::new(), Vec::new());
-    for (place, part) in parts.iter().enumerate() {
-        let refusal = match Secret::parse(part) {
-            Ok(secret) if may_be_weak || !secret.is_weak() => {
-                secrets.push(secret);
-                continue;
-            }
-            Ok(_) => "it has fewer than 16 bytes and can be guessed; Clerk's have 24".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        let (place, all) = (place + 1, parts.len());
-        refusals.push(format!("secret {place} of {all} cannot be used, {refusal}; allowed are {allowed}"));
-    }
-    if parts.is_empty() {
-        refusals.push("found no secret between the commas".to_owned());
-    }
-    (secrets, refusals)
-}
-
-/// The secret that a file holds. The path is told of only as it is `shown`.
-pub(super) fn secret_in(path: &str, shown: &str) -> Result<String, String> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| format!("the file {shown} cannot be read: {}", unreadable(&error)))?;
-    match text.trim() {
-        "" => Err(format!("the file {shown} is empty")),
-        text => Ok(text.to_owned()),
-    }
-}
-
-/// A network, or a single address.
-fn network(text: &str) -> Option<IpNet> {
-    let network = text.parse().ok().or_else(|| text.parse().map(|address: IpAddr| address.into()).ok());
-    network.map(|network: IpNet| network.trunc())
-}
-
-/// A name that a database can have and that we can quote.
-fn is_name(text: &str) -> bool {
-    (1..=MAX_NAME_BYTES).contains(&text.len())
-        && !text.contains(|character: char| matches!(character, '"' | '\'' | '`') || character.is_control())
-}
-
-pub(super) fn is_visible(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// The id of an instance of Clerk, or the word for all of them.
-fn is_instance(text: &str) -> bool {
-    let id = text.strip_prefix("ins_").filter(|id| !id.is_empty());
-    let fits = |id: &str| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    text == "any" || id.is_some_and(fits)
-}
-
-/// Whether what is sent there stays on this machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
-        None => false,
-    }
-}
-
-pub(super) fn joined(fields: impl Iterator<Item = Field>, separator: &str) -> String {
-    fields.map(Field::name).collect::<Vec<_>>().join(separator)
 }

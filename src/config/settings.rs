@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 use clap::{Arg, ArgMatches, Args, Command, parser::ValueSource};
 
-use super::{Dotenv, Origin, mistake::flag, read::joined};
+use super::{Dotenv, Origin, mistake::flag, values::joined};
 use crate::{
     entity::{self, USER},
     model::Entity,

@@ -19,7 +19,7 @@ use url::Url;
 
 use super::{
     mistake::{Mistake, shown},
-    read::{NO_HEADER, elements, is_loopback, is_visible, joined, secret_in, signing_secrets},
+    values::{NO_HEADER, elements, is_loopback, is_visible, joined, secret_in, signing_secrets},
 };
 use crate::{
     clerk::signature::Secret,

@@ -28,7 +28,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Routes, head, pace::Pace, socket::Socket};
+use super::{
+    Routes,
+    pace::{ConnectionLimits, Pace},
+    socket::Socket,
+};
 
 /// How long accepting pauses after an error that is not the peer's, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,39 +42,6 @@ const SELDOM: Duration = Duration::from_secs(10);
 
 /// How many connections make way for others at a time, at most.
 const MAKE_WAY: usize = 32;
-
-/// What a listener grants its peers.
-#[derive(Clone, Debug)]
-pub struct ConnectionLimits {
-    /// Open at the same time; more wait to be accepted.
-    pub connections: usize,
-    /// For a whole head, counted from its first byte, or from the start of the connection if it is the first.
-    pub head_within: Duration,
-    /// How long a connection may be silent between two requests.
-    pub idle_within: Duration,
-    /// The size of a head that hyper reads, in bytes; at least 8,192.
-    pub head_bytes: usize,
-    /// How long a peer may leave an answer unread.
-    pub write_within: Duration,
-    /// How long the rest of a refused request is read and thrown away, so that the peer sees the answer.
-    pub linger: Duration,
-    /// How long connections stay open after `shutdown`, so that whoever keeps one is told by an answer that it closes.
-    pub farewell: Duration,
-}
-
-impl Default for ConnectionLimits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            head_within: Duration::from_secs(5),
-            idle_within: Duration::from_secs(75),
-            head_bytes: 2 * head::MAX_BYTES,
-            write_within: Duration::from_secs(10),
-            linger: Duration::from_secs(2),
-            farewell: Duration::from_secs(3),
-        }
-    }
-}
 
 /// Serve `routes` until `shutdown` is cancelled. Then stop listening at once, let requests in flight finish for at
 /// most `grace`, cut off the rest, and return.

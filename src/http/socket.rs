@@ -21,10 +21,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    listener::ConnectionLimits,
-    pace::{Pace, Stage},
-};
+use super::pace::{ConnectionLimits, Pace, Stage};
 
 /// A TCP stream with deadlines and a lingering close.
 pub(super) struct Socket {

@@ -16,11 +16,10 @@ use metrics::counter;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Rules,
-    erasure::retry_id,
-    news,
+    Rules, news,
     pace::divided,
     plan::{Erasure, Plan, Stored, email_in, entry, is_news, key, parents, plan},
+    retry::retry_id,
 };
 use crate::{
     clerk::{

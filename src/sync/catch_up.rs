@@ -12,15 +12,12 @@ use tokio::{
 use super::{
     Clock, Rules, apply,
     instance::{BELIEVED, Pin},
-    scan::{Left, Scan, Seen, Visit},
-    walk::Walk,
 };
 use crate::{
     clerk::{
-        api::{Api, ApiError, Filters, Persistence},
+        api::{Api, ApiError, Persistence},
         event::{Found, Reading},
     },
-    entity::USER,
     model::{ClerkId, Content, Delivery, Entity, Outcome, Source},
     store::{self, ErrorKind, Origin, Run, RunKind, Store, StoreError},
 };
@@ -215,23 +212,6 @@ impl CatchUp {
                 Ok(None)
             }
         }
-    }
-
-    /// Show a visitor all objects of a kind, of users those that `filters` name; those in `seen` are passed over. Goes on with
-    /// what an interrupted walk has `left`. False if the kind is switched off at Clerk.
-    pub(super) async fn walk(
-        &self,
-        (source, entity, filters): (Source, &'static Entity, Filters),
-        left: Option<Left>,
-        seen: &Arc<Seen>,
-        visitor: &Arc<dyn Visit>,
-    ) -> Result<bool, CatchUpError> {
-        let (reading, seen) = (self.reading(source, entity), Arc::clone(seen));
-        if *entity != USER {
-            return Walk::new(self, reading, seen).run(visitor).await;
-        }
-        Scan::new(self, filters, reading, seen).run(left, visitor).await?;
-        Ok(true)
     }
 
     /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::{Clock, Rules, apply};
 use crate::{
     entity::USER,
-    model::{Change, ClerkId, Content, Delivery, EraseIf, News, Outcome, Selection, Source, SvixId, Version},
+    model::{Change, ClerkId, Content, Delivery, EraseIf, News, Outcome, Selection, Source, Version},
     store::{ErrorKind, Result, Store, StoreError, Tombstone},
 };
 
@@ -59,18 +58,6 @@ pub(super) fn delivery(
         actor: None,
     });
     Delivery::without_webhook(clerk_id, source, at, now, content)
-}
-
-/// Under which id the deletion of an object waits that did not come as a webhook: always the same, so that asking again
-/// does not make it wait twice.
-pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
-    let digest = match clerk_id.entity() {
-        // As it was when there were only users.
-        entity if *entity == USER => Sha256::digest(clerk_id.as_str()),
-        entity => Sha256::digest(format!("{} {clerk_id}", entity.kind)),
-    };
-    let half = hex::encode(&digest[..16]);
-    SvixId::new(format!("erase_{half}")).expect("38 visible characters")
 }
 
 /// Erase a user, or hold the erasure back if that is wanted, as if Clerk had deleted them now.
@@ -294,7 +281,6 @@ async fn apply_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entity::ORGANIZATION;
 
     #[test]
     fn a_list_is_read_as_it_was_written_or_not_at_all() {
@@ -322,13 +308,5 @@ mod tests {
         ] {
             assert_eq!(read_list(&format!("{list}{wrong}")), Err(ListTrouble::Line(5)), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_deletion_that_waits_has_one_id_an_object() {
-        let id = |id: &str| retry_id(&ClerkId::new(&USER, id).expect("valid"));
-        assert_eq!(id("user_1"), id("user_1"));
-        assert_ne!(id("user_1"), id("USER_1"));
-        assert_ne!(id("user_1"), retry_id(&ClerkId::new(&ORGANIZATION, "user_1").expect("valid")));
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::committer::{Ground, Job, Refusal, Waiter};
+use super::attempt::{Ground, Held, Refusal, Waiter};
 use crate::{
     model::Delivery,
     store::{ErrorKind, StoreError},
@@ -37,23 +37,11 @@ const LAST_TRY_BEFORE: Duration = Duration::from_millis(900);
 /// How long storing may take.
 const STORE_WITHIN: Duration = Duration::from_millis(700);
 
-/// Whether this trouble may pass while the sender waits.
-pub(super) fn may_pass(error: &StoreError) -> bool {
-    matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict)
-}
-
 /// The way in. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     sender: mpsc::UnboundedSender<Held>,
     permits: Arc<Semaphore>,
-}
-
-/// A delivery that failed like this.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) job: Job,
-    pub(super) error: StoreError,
 }
 
 impl Door {

@@ -10,6 +10,7 @@
 
 pub mod adopt;
 pub mod apply;
+pub mod attempt;
 pub mod backfill;
 pub mod catch_up;
 pub mod chain;
@@ -36,7 +37,8 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 pub use apply::apply;
-pub use committer::{Committer, Lanes, Limits, Refusal};
+pub use attempt::{Limits, Refusal};
+pub use committer::{Committer, Lanes};
 pub use drain::{Drained, drain};
 pub use enqueue::enqueue;
 pub use pace::Pace;

@@ -1,8 +1,15 @@
-//! When what failed is tried again, and when no more: one rule for deliveries that wait and for messages that go out.
+//! When what failed is tried again, and when no more: one rule for deliveries that wait and for messages that go out. And under
+//! which id a deletion waits that no webhook brought.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    entity::USER,
+    model::{ClerkId, SvixId},
+};
 
 /// Full jitter over an exponential backoff: after the n-th attempt a wait between nothing and
 /// `min(longest, first × 2ⁿ⁻¹)`, so that what failed together does not come back together.
@@ -50,9 +57,22 @@ impl Retry {
     }
 }
 
+/// Under which id the deletion of an object waits that did not come as a webhook: always the same, so that asking again
+/// does not make it wait twice.
+pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
+    let digest = match clerk_id.entity() {
+        // As it was when there were only users.
+        entity if *entity == USER => Sha256::digest(clerk_id.as_str()),
+        entity => Sha256::digest(format!("{} {clerk_id}", entity.kind)),
+    };
+    let half = hex::encode(&digest[..16]);
+    SvixId::new(format!("erase_{half}")).expect("38 visible characters")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entity::ORGANIZATION;
 
     #[test]
     fn waits_are_spread_under_a_ceiling_that_doubles_up_to_an_hour() {
@@ -78,5 +98,13 @@ mod tests {
         assert_eq!(retry.after(15, "msg_1", now), None);
         assert!(retry.always_after(15, "msg_1", now) > now);
         assert!(retry.soon_after(1_000_000, "msg_1", now) <= now + SOON);
+    }
+
+    #[test]
+    fn a_deletion_that_waits_has_one_id_an_object() {
+        let id = |id: &str| retry_id(&ClerkId::new(&USER, id).expect("valid"));
+        assert_eq!(id("user_1"), id("user_1"));
+        assert_ne!(id("user_1"), id("USER_1"));
+        assert_ne!(id("user_1"), retry_id(&ClerkId::new(&ORGANIZATION, "user_1").expect("valid")));
     }
 }

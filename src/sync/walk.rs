@@ -10,14 +10,15 @@ use tokio::task::JoinSet;
 
 use super::{
     catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete},
-    scan::{Seen, Visit},
+    scan::{Left, Scan, Seen, Visit},
 };
 use crate::{
     clerk::{
-        api::{Api, ApiError, Listed, PAGE},
+        api::{Api, ApiError, Filters, Listed, PAGE},
         event::{Found, Reading},
     },
-    model::ClerkId,
+    entity::USER,
+    model::{ClerkId, Entity, Source},
 };
 
 /// Pages that are on their way at the same time, at most.
@@ -34,6 +35,25 @@ pub(super) struct Walk {
     api: Arc<Api>,
     reading: Reading,
     seen: Arc<Seen>,
+}
+
+impl CatchUp {
+    /// Show a visitor all objects of a kind, of users those that `filters` name; those in `seen` are passed over. Goes on with
+    /// what an interrupted walk has `left`. False if the kind is switched off at Clerk.
+    pub(super) async fn walk(
+        &self,
+        (source, entity, filters): (Source, &'static Entity, Filters),
+        left: Option<Left>,
+        seen: &Arc<Seen>,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<bool, CatchUpError> {
+        let (reading, seen) = (self.reading(source, entity), Arc::clone(seen));
+        if *entity != USER {
+            return Walk::new(self, reading, seen).run(visitor).await;
+        }
+        Scan::new(self, filters, reading, seen).run(left, visitor).await?;
+        Ok(true)
+    }
 }
 
 /// The first and the last object of a page.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{Json, Router, extract::State, routing::post};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -13,16 +13,20 @@ use super::{
 use crate::{
     clerk::api::ApiError,
     http::{App, error::Problem},
-    model::Entity,
+    model::{Entity, Kinds},
     sync::catch_up::CatchUpError,
 };
 
+/// Every route of this file, for those of these kinds of which Clerk shows a single object.
+pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
+    kinds.iter().copied().filter(|entity| entity.has_one).fold(Router::new(), |router, entity| {
+        let path = format!("/v1/{}/{{clerk_id}}/ensure", entity.table);
+        router.route(&path, post(move |app, path| ensure(app, path, entity)))
+    })
+}
+
 /// One object of a kind that can be asked for. However many ask at the same time, Clerk is asked once.
-pub(super) async fn ensure(
-    State(app): State<Arc<App>>,
-    path: Segment,
-    entity: &'static Entity,
-) -> Answer<Shown> {
+async fn ensure(State(app): State<Arc<App>>, path: Segment, entity: &'static Entity) -> Answer<Shown> {
     let deadline = Instant::now() + app.answer_within;
     let id = objects::id(entity, path)?;
     if !app.selection.has(entity) {

@@ -70,6 +70,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         // What is kept of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
         .merge(objects::routes(app.api.kinds))
+        .merge(ensure::routes(app.api.kinds))
         .route("/v1/signups", get(signups::count))
         .route("/v1/outbox", get(outbox::list))
         .route("/v1/outbox/retry", post(outbox::retry))

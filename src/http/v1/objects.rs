@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use axum::{
     Json, Router,
     extract::{Path, RawQuery, State},
-    routing::{get, post},
+    routing::get,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value as Document, json, value::RawValue};
@@ -14,9 +14,7 @@ use utoipa::{IntoParams, openapi::path::ParameterIn};
 
 use super::{
     Answer, Segment,
-    ensure::ensure,
-    openapi::Paging,
-    query::{AFTER, Query, page},
+    query::{AFTER, Paging, Query, page},
     read,
 };
 use crate::{
@@ -229,12 +227,6 @@ pub(in crate::http) fn without(name: &'static str, entity: &Entity) -> &'static 
 pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     let each = kinds.iter().fold(Router::new(), |router, entity| {
         let (table, entity) = (entity.table, *entity);
-        let router = if entity.has_one {
-            let path = format!("/v1/{table}/{{clerk_id}}/ensure");
-            router.route(&path, post(move |app, path| ensure(app, path, entity)))
-        } else {
-            router
-        };
         router
             .route(&format!("/v1/{table}"), get(move |app, query| list(app, query, entity)))
             .route(&format!("/v1/{table}/{{clerk_id}}"), get(move |app, path| show(app, path, entity)))

@@ -4,22 +4,10 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
-use utoipa::{IntoParams, OpenApi as _};
+use utoipa::OpenApi as _;
 
 use super::{Documentation, objects};
 use crate::http::App;
-
-/// The parameters of every list.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it only describes what `Query` reads")]
-pub(super) struct Paging {
-    /// The `next` of the page before
-    after: Option<String>,
-    /// How many a page has at most; 100 if nothing is said
-    #[param(minimum = 1, maximum = 500)]
-    limit: Option<u32>,
-}
 
 /// This description
 #[utoipa::path(

@@ -12,8 +12,7 @@ use utoipa::ToSchema;
 
 use super::{
     Answer, Segment, act, body, name,
-    openapi::Paging,
-    query::{AFTER, Query, page},
+    query::{AFTER, Paging, Query, page},
     read, which,
 };
 use crate::{

@@ -2,6 +2,8 @@
 //!
 //! What is refused is told by the parameter's name and what is allowed, never by what was sent.
 
+use utoipa::IntoParams;
+
 use crate::http::error::Problem;
 
 /// What is allowed of the parameters of every list.
@@ -10,6 +12,18 @@ const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
 
 const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 500;
+
+/// The parameters of every list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it only describes what `Query` reads")]
+pub(super) struct Paging {
+    /// The `next` of the page before
+    after: Option<String>,
+    /// How many a page has at most; 100 if nothing is said
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
+}
 
 /// The parameters of a query string, decoded.
 pub(super) struct Query(Vec<(String, String)>);

@@ -14,6 +14,7 @@
 //! nobody can listen there, and encrypting costs a tenth of the throughput.
 
 mod error;
+mod facts;
 mod foreign;
 mod inspect;
 mod others;

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{Session, inspect::facts, sql};
+use super::{Session, facts::facts, sql};
 use crate::{
     entity,
     model::Entity,

@@ -6,7 +6,7 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Session, get, inspect, sql};
+use super::{Session, facts, get, sql};
 use crate::store::{ErrorKind, Missing, Result, StoreError};
 
 /// A table of ours of which rows may be hidden from us. Names are quoted where SQL wants it.
@@ -70,14 +70,14 @@ pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
                  JOIN pg_namespace AS s ON s.oid = c.relnamespace
                  WHERE c.relrowsecurity AND row_security_active(c.oid)
                  ORDER BY 3")
-            .bind(inspect::names().chain([inspect::REMEMBERED]).collect::<Vec<_>>()),
+            .bind(facts::names().chain([facts::REMEMBERED]).collect::<Vec<_>>()),
         )
         .await?;
     let mut hidden = Vec::new();
     for row in &rows {
         let (oid, name): (i64, String) = (get(row, 0)?, get(row, 1)?);
         let policies = policies(session, oid).await?;
-        let needed = inspect::needed(&name);
+        let needed = facts::needed(&name);
         let restricts = |policy: &&Policy| {
             !policy.permissive
                 && needed.iter().any(|privilege| policy.lets_all_through(privilege) == Some(false))

@@ -20,6 +20,7 @@ mod foreign;
 mod inspect;
 mod migrations;
 mod permission;
+mod statement;
 mod text;
 
 #[cfg(test)]

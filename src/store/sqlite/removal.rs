@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
-use super::transaction::rows;
+use super::statement::rows;
 use crate::{
     entity::USER,
     model::{Anonymized, ClerkId, Entity, Field, Kinds},

@@ -13,19 +13,19 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection, query::Query, sqlite::SqliteArguments};
+use sqlx::{SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
     error::{explain, is_of_the_statement},
     removal::{Removal, Step},
-    text,
+    statement::{bound, rows},
 };
 use crate::{
     model::{ClerkId, Entity, FieldSet, Kinds, Selection},
     store::{
         ErrorKind, Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, RowCells, Statement, Value, batch, objects::Statements, values},
+        sql::{Dialect, Row, Statement, Value, batch, objects::Statements, values},
     },
 };
 
@@ -331,29 +331,6 @@ async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &s
     let statements = Statements::of(entity, FieldSet::ALL);
     let nobody = values![batch::<ClerkId>(&[]).text(ClerkId::as_str)];
     rows(connection, kinds, &statements.load, nobody).await.is_ok()
-}
-
-/// The rows that a statement gives.
-pub(super) async fn rows(
-    connection: &mut SqliteConnection,
-    kinds: Kinds,
-    statement: &Statement,
-    values: &[Value<'_>],
-) -> Result<Vec<Row>> {
-    let rows = bound(statement, values).fetch_all(connection).await.map_err(explain)?;
-    Ok(Row::all(rows, RowCells::Sqlite, kinds))
-}
-
-fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, sqlx::Sqlite, SqliteArguments> {
-    let query = sqlx::query(AssertSqlSafe(statement.sql(Dialect::Sqlite)));
-    values.iter().fold(query, |query, value| match value {
-        Value::Text(text) => query.bind(*text),
-        Value::Int(number) => query.bind(*number),
-        Value::Bool(truth) => query.bind(*truth),
-        Value::Time(time) => query.bind(time.map(text::time)),
-        Value::Bytes(bytes) => query.bind(*bytes),
-        Value::Batch(batch) => query.bind(batch.json()),
-    })
 }
 
 /// What the writer keeps in mind from one transaction to the next.

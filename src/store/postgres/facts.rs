@@ -1,0 +1,44 @@
+//! What the catalogues say of our tables, and what we do with them.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use sqlx::{AssertSqlSafe, postgres::PgRow};
+
+use super::{Session, get};
+use crate::store::{ErrorKind, Result, StoreError, schema::TABLES};
+
+/// Where it is written which migrations are applied.
+pub(super) const REMEMBERED: &str = "_clerk_sync_migrations";
+
+const PRIVILEGES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+
+/// What is done with a table of ours.
+pub(super) fn needed(table: &str) -> &'static [&'static str] {
+    match table {
+        REMEMBERED => &["SELECT"],
+        "audit_log" => &["SELECT", "INSERT"],
+        "entity_versions" | "erasure_receipts" | "clerk_instance" => &["SELECT", "INSERT", "UPDATE"],
+        "audit_actors" | "outbox_paused" => &["SELECT", "INSERT", "DELETE"],
+        _ => &PRIVILEGES,
+    }
+}
+
+/// What a query says of this schema (`$1`) and of tables of ours in it (`$2`), by the names of its columns.
+pub(super) async fn facts<T: DeserializeOwned>(
+    session: &mut Session,
+    schema: &str,
+    query: impl fmt::Display,
+) -> Result<Vec<T>> {
+    let text = format!("SELECT to_jsonb(fact)::text FROM ({query}) AS fact");
+    let query = sqlx::query(AssertSqlSafe(text)).bind(schema).bind(names().collect::<Vec<_>>());
+    let fact = |row: &PgRow| {
+        serde_json::from_str(&get::<String>(row, 0)?).map_err(|_| StoreError::new(ErrorKind::Broken))
+    };
+    session.rows(query).await?.iter().map(fact).collect()
+}
+
+/// Every table of ours, but that of the migrations.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|table| table.name)
+}
