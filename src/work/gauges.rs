@@ -13,7 +13,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use metrics::{Label, gauge};
+use metrics::gauge;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -53,28 +53,27 @@ pub struct Gauges {
 struct Known {
     count_at: Instant,
     measure_at: Instant,
-    /// Sinks that the metrics speak of.
-    sinks: BTreeSet<String>,
+    /// Sinks that the metrics speak of, each with the time of its oldest message that waits.
+    sinks: BTreeMap<String, Option<DateTime<Utc>>>,
     /// Destinations of erasures that the metrics speak of.
     destinations: BTreeSet<String>,
-    /// Since when something waits, by the gauge that says how long, and the sink that it is about.
-    ages: BTreeMap<(&'static str, Option<String>), Option<DateTime<Utc>>>,
+    first_due: Option<DateTime<Utc>>,
+    oldest_erasure: Option<DateTime<Utc>>,
+    unsealed_since: Option<DateTime<Utc>>,
 }
 
 impl Gauges {
     /// Of this store, and at least of these sinks.
     pub fn new(store: Arc<dyn Store>, clock: Clock, idle: Idle, sinks: &[String]) -> Self {
         let now = Instant::now();
-        // Those are there from the start, and as they were if they cannot be counted again.
-        let ages = [telemetry::QUEUE_OLDEST, telemetry::ERASURE_OLDEST, telemetry::AUDIT_UNSEALED_OLDEST];
-        let ages = ages.map(|gauge| (gauge, None)).into_iter();
-        let of_sinks = sinks.iter().map(|sink| (telemetry::OUTBOX_OLDEST, Some(sink.clone())));
         let known = Known {
             count_at: now,
             measure_at: now,
-            sinks: sinks.iter().cloned().collect(),
+            sinks: sinks.iter().map(|sink| (sink.clone(), None)).collect(),
             destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
-            ages: ages.chain(of_sinks).map(|gauge| (gauge, None)).collect(),
+            first_due: None,
+            oldest_erasure: None,
+            unsealed_since: None,
         };
         Self { store, clock, idle, disturbed: AtomicBool::new(true), known: Mutex::new(known) }
     }
@@ -109,10 +108,13 @@ impl Gauges {
         }
         // They grow also while nothing is counted.
         let now = (self.clock)();
-        for ((name, sink), since) in &known.ages {
-            let labels: Vec<Label> = sink.iter().map(|sink| Label::new("sink", sink.clone())).collect();
-            let gauge = gauge!(*name, labels);
-            gauge.set(since.map_or(0.0, |since| time_between(since, now).as_secs_f64()));
+        let age =
+            |since: Option<DateTime<Utc>>| since.map_or(0.0, |since| time_between(since, now).as_secs_f64());
+        gauge!(telemetry::QUEUE_OLDEST).set(age(known.first_due));
+        gauge!(telemetry::ERASURE_OLDEST).set(age(known.oldest_erasure));
+        gauge!(telemetry::AUDIT_UNSEALED_OLDEST).set(age(known.unsealed_since));
+        for (sink, oldest) in &known.sinks {
+            gauge!(telemetry::OUTBOX_OLDEST, "sink" => sink.clone()).set(age(*oldest));
         }
     }
 
@@ -127,12 +129,12 @@ impl Gauges {
         for (state, count) in [("pending", queue.pending), ("dead", queue.dead)] {
             gauge!(telemetry::QUEUE_DEPTH, "state" => state).set(telemetry::number(count));
         }
-        known.ages.insert((telemetry::QUEUE_OLDEST, None), queue.first_due);
+        known.first_due = queue.first_due;
         self.count_outbox(known).await?;
         self.count_erasures(known).await?;
         let unsealed = patient(self.store.unsealed(UNSEALED_COUNTED)).await?;
         gauge!(telemetry::AUDIT_UNSEALED).set(telemetry::number(unsealed.lines));
-        known.ages.insert((telemetry::AUDIT_UNSEALED_OLDEST, None), unsealed.since);
+        known.unsealed_since = unsealed.since;
         let now = Instant::now();
         if known.measure_at <= now {
             let space = patient(self.store.space()).await?;
@@ -148,12 +150,12 @@ impl Gauges {
     async fn count_outbox(&self, known: &mut Known) -> Result<(), StoreError> {
         let depths = patient(self.store.outbox_depth()).await?;
         for depth in &depths {
-            if known.sinks.insert(depth.sink.clone()) {
+            if known.sinks.insert(depth.sink.clone(), depth.oldest).is_none() {
                 let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
                 tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
             }
         }
-        for sink in &known.sinks {
+        for (sink, oldest) in &mut known.sinks {
             // A sink that has nothing left is not in the answer.
             let depth = depths.iter().find(|depth| depth.sink == *sink);
             let (pending, dead) = depth.map_or((0, 0), |depth| (depth.pending, depth.dead));
@@ -161,8 +163,7 @@ impl Gauges {
                 gauge!(telemetry::OUTBOX_DEPTH, "sink" => sink.clone(), "state" => state)
                     .set(telemetry::number(count));
             }
-            let oldest = depth.and_then(|depth| depth.oldest);
-            known.ages.insert((telemetry::OUTBOX_OLDEST, Some(sink.clone())), oldest);
+            *oldest = depth.and_then(|depth| depth.oldest);
         }
         Ok(())
     }
@@ -177,7 +178,7 @@ impl Gauges {
                 .set(telemetry::number(count));
         }
         let oldest = open.iter().map(|open| open.oldest).min();
-        known.ages.insert((telemetry::ERASURE_OLDEST, None), oldest);
+        known.oldest_erasure = oldest;
         Ok(())
     }
 }
