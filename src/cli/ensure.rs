@@ -16,8 +16,17 @@ pub(super) struct Ensure {
 /// An id of the kind that it begins as, out of those that can be asked for.
 fn any_id(text: &str) -> Result<ClerkId, String> {
     let id = user_id(text)?;
-    let kind = entity::ALL.iter().find(|entity| entity.has_one && text.starts_with(entity.id_prefix));
-    Ok(kind.and_then(|kind| ClerkId::new(kind, text)).unwrap_or(id))
+    let Some(kind) = entity::ALL.iter().find(|entity| text.starts_with(entity.id_prefix)) else {
+        return Ok(id);
+    };
+    if !kind.has_one {
+        return Err(format!(
+            "Clerk shows no single {}: reconcile --entity {}",
+            kind.kind.replace('_', " "),
+            kind.kind
+        ));
+    }
+    Ok(ClerkId::new(kind, text).unwrap_or(id))
 }
 
 impl Ensure {

@@ -360,6 +360,12 @@ impl Selection {
             .map_or_else(FieldSet::default, |(_, fields)| *fields)
     }
 
+    /// What is read of a row of this kind: what is synced, and, also where the kind is not, where it belongs.
+    pub fn read(&self, entity: &'static Entity) -> FieldSet {
+        let keys: FieldSet = entity.keys().collect();
+        FieldSet(self.fields(entity).0 | keys.0)
+    }
+
     /// The kinds that are synced.
     pub fn entities(&self) -> impl Iterator<Item = &'static Entity> + '_ {
         self.0.iter().map(|(entity, _)| *entity)

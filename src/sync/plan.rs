@@ -129,10 +129,14 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let kin: Vec<ClerkId> = folds.keys().filter(|id| id.entity().has_parents()).cloned().collect();
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
+        let cause = (index, delivery, change);
         if has_no_parent(change, &folds, &parents) {
+            // A row that did not say yet where it belongs.
+            if folds.get(id).is_some_and(|fold| fold.user.is_some()) {
+                plan.erasures.extend(bury(&mut folds, id, cause, now));
+            }
             continue;
         }
-        let cause = (index, delivery, change);
         if let Some(loser) = places.loser(delivery, change, &folds) {
             plan.erasures.extend(bury(&mut folds, &loser, cause, now));
             if loser == *id {

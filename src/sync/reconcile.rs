@@ -146,7 +146,9 @@ impl fmt::Display for Doubt {
             Self::OtherInstance => {
                 "not one user of this database is at Clerk: CLERK_SECRET_KEY is probably of another instance"
             }
-            Self::MostOfThem => "half of all users here or more: CLERK_SECRET_KEY may be of another instance",
+            Self::MostOfThem => {
+                "half of all that are here or more: CLERK_SECRET_KEY may be of another instance"
+            }
             Self::TooMany => "more than one run deletes",
         })
     }

@@ -96,6 +96,8 @@ promises! {
     a_kind_that_is_not_selected_is_ignored,
     a_value_of_every_type_is_kept_and_cleared,
     a_parent_takes_its_children_with_it,
+    a_parent_takes_children_of_a_kind_that_is_no_longer_synced,
+    a_child_that_learns_of_its_parents_death_goes_too,
     children_come_in_any_order_with_their_parents,
     a_child_of_a_deleted_parent_is_stale,
     whoever_joins_again_has_another_pass_and_keeps_it,
@@ -270,6 +272,33 @@ async fn a_parent_takes_its_children_with_it(mut world: World) {
         .column("SELECT action FROM audit_log WHERE kind = 'club_pass' AND action LIKE '%DELETED'")
         .await;
     assert_eq!(lines, ["CLUB_PASS_DELETED"; 3]);
+}
+
+async fn a_parent_takes_children_of_a_kind_that_is_no_longer_synced(mut world: World) {
+    with_kinds(&mut world).await;
+    let all = [
+        Event::created("user_1"),
+        Event::created("user_2"),
+        pass("pass_1", "club_1", "user_1", 0, 20),
+        pass("pass_2", "club_1", "user_2", 0, 20),
+    ];
+    world.deliver_all(&all).await;
+    world.rules.selection = Selection::of(&USER, FieldSet::ALL);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 30)).await, Applied);
+    assert_eq!(passes(&world).await, ["pass_2 club_1 user_2"]);
+    assert_eq!(tombstones(&world).await, ["club_pass pass_1", "user user_1"]);
+    assert_eq!(world.count("club_passes").await, 1, "with what it said of the user");
+}
+
+async fn a_child_that_learns_of_its_parents_death_goes_too(mut world: World) {
+    with_kinds(&mut world).await;
+    let unsaid = pass("pass_1", "club_1", "user_1", 0, 20).without("holder");
+    assert_eq!(world.deliver_all(&[club("club_1", "Chess", 10), unsaid]).await, [Applied, Applied]);
+    world.deliver(&Event::deleted("user_1", 30)).await;
+    assert_eq!(world.count("club_passes").await, 1, "nobody knows whose it is");
+    assert_eq!(world.deliver(&pass("pass_1", "club_1", "user_1", 0, 40)).await, Stale);
+    assert_eq!(world.count("club_passes").await, 0);
+    assert_eq!(tombstones(&world).await, ["club_pass pass_1", "user user_1"]);
 }
 
 async fn children_come_in_any_order_with_their_parents(mut world: World) {

@@ -169,12 +169,12 @@ pub trait Ledger: Session {
         Ok(())
     }
 
-    /// Load the rows of these objects, with the columns that are selected and those that [tell](Entity::telling) whether one
-    /// was anonymised.
+    /// Load the rows of these objects, with the columns that are selected, those that say where an object belongs, and those that
+    /// [tell](Entity::telling) whether one was anonymised.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, Object>> {
         let mut loaded = HashMap::new();
         for (entity, ids) in by_kind(ids, ClerkId::entity) {
-            let statements = Statements::of(entity, selection.fields(entity));
+            let statements = Statements::of(entity, selection.read(entity));
             for row in self.rows(&statements.load, values![batch(ids).text(ClerkId::as_str)]).await? {
                 let object = statements.object(&row)?;
                 loaded.insert(object.clerk_id.clone(), object);
