@@ -924,34 +924,32 @@ fn deletion(delivery: &Delivery) -> Option<&Change> {
 pub(super) fn waiting_as(svix_id: SvixId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
     match deletion(delivery) {
         Some(change) => waiting_deletion(svix_id, &change.clerk_id, delivery, now),
-        None => Parked {
-            svix_id,
-            event_type: delivery.event_type.clone(),
-            clerk_id: delivery.clerk_id.clone(),
-            payload: delivery.payload.clone(),
-            attempts: 0,
-            next_attempt_at: Some(now),
-            received_at: delivery.received_at,
-            dead_at: None,
-            last_error: String::new(),
-            trace: delivery.trace.clone(),
-        },
+        None => waiting_as_it_came(svix_id, delivery, now),
     }
 }
 
-/// The deletion of this object as it waits in the queue, because of a delivery that may be about another.
-fn waiting_deletion(svix_id: SvixId, clerk_id: &ClerkId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
+fn waiting_as_it_came(svix_id: SvixId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
     Parked {
         svix_id,
-        event_type: Some(clerk_id.entity().deletion().to_owned()),
-        clerk_id: Some(clerk_id.clone()),
-        payload: deletion_body(clerk_id, delivery.event_at),
+        event_type: delivery.event_type.clone(),
+        clerk_id: delivery.clerk_id.clone(),
+        payload: delivery.payload.clone(),
         attempts: 0,
         next_attempt_at: Some(now),
         received_at: delivery.received_at,
         dead_at: None,
         last_error: String::new(),
         trace: delivery.trace.clone(),
+    }
+}
+
+/// The deletion of this object as it waits in the queue, because of a delivery that may be about another.
+fn waiting_deletion(svix_id: SvixId, clerk_id: &ClerkId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
+    Parked {
+        event_type: Some(clerk_id.entity().deletion().to_owned()),
+        clerk_id: Some(clerk_id.clone()),
+        payload: deletion_body(clerk_id, delivery.event_at),
+        ..waiting_as_it_came(svix_id, delivery, now)
     }
 }
 
