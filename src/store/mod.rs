@@ -115,7 +115,7 @@ pub enum RowFate {
 }
 
 /// How long a transaction waits for locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Patience {
     /// 1.5 s: somebody is working, and will soon be done.
     Normal,

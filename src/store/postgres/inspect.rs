@@ -9,9 +9,8 @@ use super::{
     sequences, sight, sql,
 };
 use crate::store::{
-    Count, ErrorKind, Inspection, Migration, Missing, Reference, Result, StoreError,
-    migration::POSTGRES,
-    schema::{self},
+    Count, ErrorKind, Inspection, Migration, Missing, Purpose, Reference, Result, StoreError,
+    migration::POSTGRES, schema,
 };
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -23,7 +22,7 @@ const OLDEST: (i32, &str) = (140_000, "14");
 const COUNTED_PAGES: u64 = 1000;
 
 pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
-    let mut session = store.session(&store.begin_count).await?;
+    let mut session = store.opened(Purpose::Count).await?;
     let session_route = session.route;
     let server: Server = one(facts(&mut session, &store.schema, SERVER).await?)?;
     let tables: Vec<Table> = facts(&mut session, &store.schema, TABLES_OF_OURS).await?;
@@ -239,7 +238,7 @@ const SIZE: &str = "
 /// How many users are not deleted, in a few milliseconds, also right after a million have come in and before anybody has
 /// analysed the table. In a large one the users of 25 stretches of 20 pages are counted, evenly apart.
 pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
-    let mut session = store.session(&store.begin_count).await?;
+    let mut session = store.opened(Purpose::Count).await?;
     let pages = sql("SELECT pg_relation_size('users') / current_setting('block_size')::bigint");
     let pages = only(&session.rows(pages).await?)?;
     let standing = if pages <= COUNTED_PAGES {

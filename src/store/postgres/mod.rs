@@ -28,6 +28,7 @@ mod sight;
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -101,7 +102,8 @@ pub struct Postgres {
     schema: String,
     anonymize_columns: Vec<String>,
     unique_email: bool,
-    begin_count: String,
+    /// What opens a transaction, made once for each purpose.
+    beginnings: HashMap<Purpose, String>,
     removal: Arc<Removal>,
     kinds: Kinds,
     sequences: Arc<Sequences>,
@@ -159,7 +161,7 @@ impl Postgres {
         let attending = Arc::clone(&others);
         Self {
             pool,
-            begin_count: beginning(&options.schema, Purpose::Count),
+            beginnings: Purpose::ALL.map(|purpose| (purpose, beginning(&options.schema, purpose))).into(),
             removal: Arc::new(Removal::new(options.kinds, &options.anonymize_columns)),
             kinds: options.kinds,
             sequences: Arc::new(Sequences::new(
@@ -220,7 +222,7 @@ impl Postgres {
     }
 
     async fn opened(&self, purpose: Purpose) -> Result<Session> {
-        self.session(&beginning(&self.schema, purpose)).await
+        self.session(&self.beginnings[&purpose]).await
     }
 
     /// A transaction that opens with this text.

@@ -130,7 +130,7 @@ pub trait Database: Send + Sync + 'static {
 }
 
 /// What a transaction is for, so that it waits as long as it is worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// To look rows up by an index.
     Read,
@@ -148,6 +148,19 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// Every purpose.
+    pub(in crate::store) const ALL: [Self; 9] = [
+        Self::Read,
+        Self::Page,
+        Self::Count,
+        Self::Scan,
+        Self::Write(Patience::Normal),
+        Self::Write(Patience::Short),
+        Self::Write(Patience::Long),
+        Self::WriteMany,
+        Self::WriteUnhurried,
+    ];
+
     /// To write, and to wait for locks as long as somebody who works is waited for.
     pub(in crate::store) const WRITE: Self = Self::Write(Patience::Normal);
 }
