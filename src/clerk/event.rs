@@ -7,11 +7,15 @@
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
+use std::{
+    borrow::{Borrow, Cow},
+    collections::BTreeMap,
+    sync::LazyLock,
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{
@@ -439,7 +443,17 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
 }
 
 /// The members of an object, each as it is written. Of repeated names the last one counts, as everywhere in JSON.
-type Object<'a> = BTreeMap<String, &'a RawValue>;
+type Object<'a> = BTreeMap<Name<'a>, &'a RawValue>;
+
+/// A member's name, which is copied only if it has escapes: a body has dozens.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Borrow<str> for Name<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 fn object(json: &str) -> Option<Object<'_>> {
     serde_json::from_str(json).ok()
