@@ -29,30 +29,23 @@ pub(super) async fn check(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding>
         within(store.paused_sinks()),
         within(store.open_erasures()),
     );
-    let mut backlog = Backlog::default();
-    let mut findings = Vec::new();
-    match waiting {
-        Ok(depth) => {
-            backlog.queue = depth;
-            findings.push(queue(&backlog, now));
-        }
-        Err(why) => findings.push(Finding::skip(QUEUE, &why)),
-    }
-    match sinks.and_then(|sinks| Ok((sinks, paused?))) {
-        Ok((sinks, paused)) => {
-            (backlog.sinks, backlog.paused) = (sinks, paused);
-            findings.extend(outbox(&backlog, now));
-        }
-        Err(why) => findings.push(Finding::skip(OUTBOX, &why)),
-    }
-    match erasing {
-        Ok(open) => {
-            backlog.erasures = open;
-            findings.push(erasures(&backlog, now));
-        }
-        Err(why) => findings.push(Finding::skip(ERASURES, &why)),
-    }
-    findings
+    let nothing = Backlog::default;
+    let queue = judged(QUEUE, waiting, |depth| vec![queue(&Backlog { queue: depth, ..nothing() }, now)]);
+    let sinks = sinks.and_then(|sinks| Ok((sinks, paused?)));
+    let outbox =
+        judged(OUTBOX, sinks, |(sinks, paused)| outbox(&Backlog { sinks, paused, ..nothing() }, now));
+    let erasures =
+        judged(ERASURES, erasing, |open| vec![erasures(&Backlog { erasures: open, ..nothing() }, now)]);
+    [queue, outbox, erasures].concat()
+}
+
+/// What is found, or why it could not be looked at.
+fn judged<T>(
+    check: &'static str,
+    counted: std::result::Result<T, String>,
+    judge: impl FnOnce(T) -> Vec<Finding>,
+) -> Vec<Finding> {
+    counted.map_or_else(|why| vec![Finding::skip(check, &why)], judge)
 }
 
 async fn within<T>(counting: impl Future<Output = Result<T>>) -> std::result::Result<T, String> {
