@@ -134,7 +134,10 @@ impl Backfill {
         let here = match &*unknown.here.join(", ") {
             "" => String::new(),
             here => {
-                format!("; still here: {}; `clerk-sync reconcile` erases whoever is not at Clerk", word(here))
+                format!(
+                    "; still here: {}; `clerk-sync reconcile` erases users that Clerk does not know",
+                    word(here)
+                )
             }
         };
         Err(Failure::failed(format!(

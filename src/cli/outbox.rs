@@ -244,7 +244,7 @@ impl Selection {
         }
         Err(Failure::failed(if tally.deletions > 0 {
             format!(
-                "{}: whoever was told of a user has to hear that they are gone. Mend the sink, and that goes by itself; \
+                "{}: a system that was told of a user must be told of the deletion. Mend the sink; the deletion then goes out by itself; \
                  `clerk-sync erase report` shows what is not confirmed",
                 count(tally.deletions, "deletion stays", "deletions stay")
             )

@@ -151,7 +151,7 @@ impl Action {
                 Ok(())
             }
             Self::Retry(retry) => {
-                finished(&retry.run(store, "would be tried again", "due again, for whoever works").await?)
+                finished(&retry.run(store, "would be tried again", "due again, for the next worker").await?)
             }
             Self::Discard(discard) => {
                 let question =

@@ -31,7 +31,7 @@ pub struct ConnectionLimits {
     pub write_within: Duration,
     /// How long the rest of a refused request is read and thrown away, so that the peer sees the answer.
     pub linger: Duration,
-    /// How long connections stay open after `shutdown`, so that whoever keeps one is told by an answer that it closes.
+    /// How long connections stay open after `shutdown`, so that a peer that keeps one learns from an answer that it closes.
     pub farewell: Duration,
 }
 
