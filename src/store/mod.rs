@@ -43,7 +43,8 @@ pub use inbox::{
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
 pub use migration::{Migration, MigrationStatus};
 pub use outbox::{
-    Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Outgoing, SinkDepth, StoredMessage,
+    Claimed, Deed, Elsewhere, Finished, Lease, MessageFilter, MessageState, Outgoing, ReceiptStep, SinkDepth,
+    StoredMessage,
 };
 
 pub use sql::{Database, Inbox, Ledger, Looks, Notes, Outbox, Purpose, Session};

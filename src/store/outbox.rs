@@ -92,44 +92,29 @@ impl Claimed {
     }
 }
 
-/// How the delivery of a message ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Delivered,
-    /// It was not begun. Whoever comes next may have it, as if nobody had taken it.
-    Untried,
-    /// Not now; `attempts` have counted so far.
-    Again {
-        attempts: u32,
-        at: DateTime<Utc>,
-        error: String,
-    },
-    /// Not at all, unless somebody asks for it.
-    Dead {
-        attempts: u32,
-        error: String,
-    },
+/// What is written of a message whose delivery ended.
+#[derive(Clone, Debug)]
+pub struct Finished<'m> {
+    pub message: &'m Claimed,
+    pub state: MessageState,
+    /// How often it was tried.
+    pub attempts: u32,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Why it was not delivered, if it was tried.
+    pub error: Option<&'m str>,
+    /// The next message of its user may go.
+    pub frees_next: bool,
+    /// What the receipt of the erasure gets that it is for.
+    pub receipt: Option<ReceiptStep>,
 }
 
-impl Ending {
-    /// Why the message was not delivered, if it was tried.
-    pub fn error(&self) -> Option<&str> {
-        match self {
-            Self::Delivered | Self::Untried => None,
-            Self::Again { error, .. } | Self::Dead { error, .. } => Some(error),
-        }
-    }
-
-    /// What is written of the message: its state, how often it was tried, and when it is due.
-    pub(super) fn written(&self, claimed: &Claimed) -> (MessageState, u32, Option<DateTime<Utc>>) {
-        match self {
-            Self::Delivered => (MessageState::Delivered, claimed.attempts + 1, None),
-            // It stands before whatever became due since.
-            Self::Untried => (MessageState::Pending, claimed.attempts, Some(claimed.created_at)),
-            Self::Again { attempts, at, .. } => (MessageState::Pending, *attempts, Some(*at)),
-            Self::Dead { attempts, .. } => (MessageState::Dead, *attempts, None),
-        }
-    }
+/// What the receipt of an erasure gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiptStep {
+    /// One more attempt that failed.
+    Attempted,
+    /// The sink knows nothing of the user any more.
+    Completed,
 }
 
 /// What an operator does with messages.

@@ -17,7 +17,8 @@ use clerk_sync::{
         ClerkId, Field, FieldSet, Message, MessageType, Object, Outcome, Profile, Selection, Subscription,
         Value,
     },
-    store::{Claimed, Ending, Lease, Patience, RowFilter},
+    store::{Claimed, Lease, Patience, RowFilter},
+    work::outbox::ending::Ending,
 };
 use proptest::{
     prelude::*,
@@ -212,7 +213,7 @@ impl Receiver {
     async fn take(&mut self, world: &World, claimed: &Claimed) {
         self.learn(claimed);
         let ended = [(claimed.clone(), Ending::Delivered)];
-        world.store.finish_messages(&ended, world.now).await.unwrap();
+        world.finish(&ended).await.unwrap();
     }
 
     fn learn(&mut self, claimed: &Claimed) {

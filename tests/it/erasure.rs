@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
     model::{DeletionPolicy, FieldSet, MessageType, Outcome, Receipt, Selection},
-    store::{Claimed, Ending, Old, Patience, schema::TABLES},
+    store::{Claimed, Old, Patience, schema::TABLES},
     sync::{
         Clock,
         erasure::{self, Fate, Replayed},
@@ -15,6 +15,7 @@ use clerk_sync::{
     },
     work::{
         Retention,
+        outbox::ending::Ending,
         retention::{Keep, PRUNE},
         worker::Worker,
     },
@@ -646,7 +647,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
                 _ => Some((message, Ending::Again { attempts: 1, at: after(60_000), error: error() })),
             })
             .collect();
-        assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(ended.len() as u64));
+        assert_eq!(world.finish(&ended).await, Ok(ended.len() as u64));
         let (mut more, mut queued) = (Vec::new(), Vec::new());
         for number in numbers.clone() {
             // Waiting, dead, and of no known user.
@@ -739,7 +740,7 @@ async fn take_deletions(world: &World, sink: &str) {
         assert!(claimed.iter().all(|message| message.kind == MessageType::deleted(&USER)));
         let ended: Vec<(Claimed, Ending)> =
             claimed.into_iter().map(|message| (message, Ending::Delivered)).collect();
-        assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(ended.len() as u64));
+        assert_eq!(world.finish(&ended).await, Ok(ended.len() as u64));
     }
 }
 

@@ -17,13 +17,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
     model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
-    store::{Claimed, Deed, Elsewhere, Ending, Lease, MessageFilter, MessageState, Old, StoredMessage},
+    store::{Claimed, Deed, Elsewhere, Lease, MessageFilter, MessageState, Old, StoredMessage},
     sync::{
         Clock,
         operator::{Tally, Which, act},
     },
     work::{
-        outbox::{DeliverySettings, Destination, Dispatcher, Outbox},
+        outbox::{DeliverySettings, Destination, Dispatcher, Outbox, ending::Ending},
         sinks::{Again, Memory, Refusal, Sink},
         worker::{Task, Turn},
     },
@@ -148,7 +148,7 @@ async fn claimed(world: &World, sink: &str) -> Claimed {
 }
 
 async fn finish(world: &World, claimed: &Claimed, ending: Ending) -> bool {
-    world.store.finish_messages(&[(claimed.clone(), ending)], world.now).await.unwrap() == 1
+    world.finish(&[(claimed.clone(), ending)]).await.unwrap() == 1
 }
 
 fn dead() -> Ending {
@@ -346,7 +346,7 @@ async fn several_are_handed_out_together_and_end_each_in_its_own_way(mut world: 
     let mut late = ended[1].clone();
     late.0.lease = "0".repeat(32);
     ended.insert(0, late);
-    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(4));
+    assert_eq!(world.finish(&ended).await, Ok(4));
     let told = ["user.updated user_1", "user.updated user_3", "user.deleted user_4", "user.created user_5"];
     let next = world.store.claim_messages("crm", &lease(&world), 10).await.unwrap();
     let mut next: Vec<String> =
@@ -367,7 +367,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     let before = world.dump().await;
     let taken = world.store.claim_messages("crm", &lease(&world), 2).await.unwrap();
     let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
-    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
+    assert_eq!(world.finish(&ended).await, Ok(2));
     let without_times = |dump: &[String]| -> Vec<String> {
         dump.iter()
             // That the sink may have been told was noted before anybody began.
@@ -385,7 +385,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     let kinds: Vec<MessageType> = taken.iter().map(|message| message.kind).collect();
     assert_eq!(kinds, [MessageType::created(&USER), MessageType::deleted(&USER)]);
     let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
-    assert_eq!(world.store.finish_messages(&ended, world.now).await, Ok(2));
+    assert_eq!(world.finish(&ended).await, Ok(2));
     assert_eq!(world.count("erasure_receipts WHERE destination = 'crm' AND attempts = 0").await, 1);
     assert_eq!(drain(&world, "crm").await, ["user.created user_2", "user.deleted user_1"]);
 }

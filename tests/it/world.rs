@@ -26,8 +26,11 @@ use clerk_sync::{
     },
     entity::{self, USER},
     model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Object, Outcome},
-    store::{self, Store, StoreError, postgres::Postgres, schema::TABLES, sql::Dialect, sqlite::Sqlite},
+    store::{
+        self, Claimed, Store, StoreError, postgres::Postgres, schema::TABLES, sql::Dialect, sqlite::Sqlite,
+    },
     sync::{self, Drained, Pace, Rules},
+    work::outbox::ending::{self, Ending},
 };
 use serde_json::{Map, Value as Json, json};
 use sqlx::{
@@ -118,6 +121,11 @@ impl World {
             kinds: entity::ALL,
             place,
         })
+    }
+
+    /// Write how deliveries of messages ended; gives of how many.
+    pub async fn finish(&self, ended: &[(Claimed, Ending)]) -> store::Result<u64> {
+        ending::finish(&*self.store, ended, self.now).await
     }
 
     /// Another process that works with the same database.

@@ -14,8 +14,8 @@ use super::{Database, Notes, Purpose, Row, Session, Value, batch, only, row::Rea
 use crate::{
     model::{ClerkId, MessageType},
     store::{
-        Claimed, Deed, Elsewhere, Ending, ErrorKind, Lease, MessageFilter, MessageState, Outgoing, Result,
-        SinkDepth, StoreError, StoredMessage,
+        Claimed, Deed, Elsewhere, ErrorKind, Finished, Lease, MessageFilter, MessageState, Outgoing,
+        ReceiptStep, Result, SinkDepth, StoreError, StoredMessage,
     },
     telemetry::TraceContext,
 };
@@ -268,56 +268,48 @@ pub trait Outbox: Database {
         }
     }
 
-    /// Say how the deliveries of messages ended, all or none; returns of how many. Of the others nothing is changed: their
-    /// leases have ended and somebody else has taken them since, or they were taken back. Unless a message is tried again
-    /// the next one of its user may go.
-    async fn finish_messages(&self, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+    /// Write of messages what became of them, all or none; gives of how many. Of the others nothing is changed: their leases
+    /// have ended and somebody else has taken them since, or they were taken back. A message of which nothing is left but its
+    /// row, for its user was erased meanwhile, goes unless it was delivered, and the next one of its user may go.
+    async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64> {
         // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
         // to know what is on its way.
         let mut session = self.session(Purpose::WriteUnhurried).await?;
         // Nobody else adds to their messages meanwhile, or takes any away.
-        let users: BTreeSet<&ClerkId> = ended.iter().map(|(claimed, _)| &claimed.clerk_id).collect();
+        let users: BTreeSet<&ClerkId> = finished.iter().map(|finished| &finished.message.clerk_id).collect();
         session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
-        let rows = batch(ended)
-            .int(|(claimed, _)| claimed.id)
-            .text(|(claimed, _)| claimed.lease.as_str())
-            .text(|(claimed, ending)| ending.written(claimed).0.name())
-            .int(|(claimed, ending)| ending.written(claimed).1.min(i32::MAX.unsigned_abs()).into())
-            .time(|(claimed, ending)| ending.written(claimed).2)
-            .text(|(_, ending)| ending.error());
+        let rows = batch(finished)
+            .int(|finished| finished.message.id)
+            .text(|finished| finished.message.lease.as_str())
+            .text(|finished| finished.state.name())
+            .int(|finished| finished.attempts.min(i32::MAX.unsigned_abs()).into())
+            .time(|finished| finished.next_attempt_at)
+            .text(|finished| finished.error);
         // Those whose ends were still ours to say, and whether nothing is left of what they said.
         let rows = session.rows(&FINISH, values![rows, now]).await?;
         let written: HashMap<i64, bool> =
             rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?;
-        let (mut gone, mut next, mut deletions, mut forgotten) = (vec![], vec![], vec![], vec![]);
-        for (claimed, ending) in ended {
-            let Some(is_emptied) = written.get(&claimed.id) else { continue };
-            let recipient = || (claimed.sink.clone(), claimed.clerk_id.clone());
-            let is_delivered = *ending == Ending::Delivered;
-            if *is_emptied && !is_delivered {
-                // Nobody can deliver it any more: its user was erased meanwhile.
-                gone.push(claimed.id);
-            }
-            if *is_emptied || is_delivered || matches!(ending, Ending::Dead { .. }) {
-                next.push(recipient());
-            }
-            if claimed.kind.is_deletion() && *ending != Ending::Untried {
-                deletions.push((claimed, ending.error()));
-            }
-            if claimed.kind.is_deletion() && is_delivered {
-                forgotten.push(recipient());
-            }
-        }
-        session.execute(&REMOVE, values![batch(&gone).int(|id: &i64| *id)]).await?;
+        let is_gone = |finished: &&Finished<'_>| {
+            finished.state != MessageState::Delivered && written[&finished.message.id]
+        };
+        let ours = || finished.iter().filter(|finished| written.contains_key(&finished.message.id));
+        let recipient =
+            |finished: &Finished<'_>| (finished.message.sink.clone(), finished.message.clerk_id.clone());
+        let gone: Vec<i64> = ours().filter(is_gone).map(|finished| finished.message.id).collect();
+        session.execute(&REMOVE, values![batch(&gone).int(|id| *id)]).await?;
+        let next: Vec<_> =
+            ours().filter(|finished| finished.frees_next || is_gone(finished)).map(recipient).collect();
         session.execute(&PROMOTE, values![pairs(&next), now]).await?;
+        let receipts: Vec<_> = ours().filter(|finished| finished.receipt.is_some()).collect();
         // Without an error the receipt is completed.
-        let deletions = batch(&deletions)
-            .text(|(claimed, _)| claimed.clerk_id.as_str())
-            .text(|(claimed, _)| claimed.sink.as_str())
-            .text(|(_, error)| *error);
-        session.execute(&CONFIRM, values![deletions, now]).await?;
+        let rows = batch(&receipts)
+            .text(|finished| finished.message.clerk_id.as_str())
+            .text(|finished| finished.message.sink.as_str())
+            .text(|finished| finished.error);
+        session.execute(&CONFIRM, values![rows, now]).await?;
         // These sinks know nothing of these users any more.
-        session.execute(&FORGET, values![pairs(&forgotten)]).await?;
+        let completed = ours().filter(|finished| finished.receipt == Some(ReceiptStep::Completed));
+        session.execute(&FORGET, values![pairs(&completed.map(recipient).collect::<Vec<_>>())]).await?;
         session.commit().await?;
         Ok(written.len() as u64)
     }

@@ -10,6 +10,7 @@
 //! finishes them together. What it has not begun by then, or when the sink fails, it gives back.
 
 mod breaker;
+pub mod ending;
 
 use std::{
     collections::BTreeSet,
@@ -34,7 +35,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::breaker::{Breaker, Pass};
+use self::{
+    breaker::{Breaker, Pass},
+    ending::Ending,
+};
 use super::{
     patient,
     sinks::{Again, Recipient, Refusal, Sink},
@@ -43,7 +47,7 @@ use super::{
 };
 use crate::{
     model::{Message, Subscription},
-    store::{Claimed, Elsewhere, Ending, ErrorKind, Lease, Store, StoreError},
+    store::{Claimed, Elsewhere, ErrorKind, Lease, Store, StoreError},
     sync::{Clock, retry::Retry},
     telemetry::{self, Queue, Span},
 };
@@ -371,7 +375,7 @@ impl Dispatcher {
         }
         let mut pauses = PERSISTENCE.iter();
         loop {
-            let error = match self.ask(self.store.finish_messages(ended, (self.clock)())).await {
+            let error = match self.ask(ending::finish(&*self.store, ended, (self.clock)())).await {
                 Ok(written) => {
                     let late = ended.len() as u64 - written;
                     if late > 0 {

@@ -1,0 +1,57 @@
+//! How a delivery ended, and what that means for the message, for the next one of its user, and for the receipt of an erasure.
+
+use chrono::{DateTime, Utc};
+
+use crate::store::{Claimed, Finished, MessageState, ReceiptStep, Result, Store};
+
+/// How the delivery of a message ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Delivered,
+    /// It was not begun. The next worker may have it, as if nobody had taken it.
+    Untried,
+    /// Not now; `attempts` have counted so far.
+    Again {
+        attempts: u32,
+        at: DateTime<Utc>,
+        error: String,
+    },
+    /// Not at all, unless somebody asks for it.
+    Dead {
+        attempts: u32,
+        error: String,
+    },
+}
+
+impl Ending {
+    /// What is written of a message that ended like this.
+    fn of<'m>(&'m self, message: &'m Claimed) -> Finished<'m> {
+        let (state, attempts, next_attempt_at, error) = match self {
+            Self::Delivered => (MessageState::Delivered, message.attempts + 1, None, None),
+            // It stands before all that became due since.
+            Self::Untried => (MessageState::Pending, message.attempts, Some(message.created_at), None),
+            Self::Again { attempts, at, error } => {
+                (MessageState::Pending, *attempts, Some(*at), Some(error.as_str()))
+            }
+            Self::Dead { attempts, error } => (MessageState::Dead, *attempts, None, Some(error.as_str())),
+        };
+        let receipt = match self {
+            _ if !message.kind.is_deletion() => None,
+            Self::Untried => None,
+            Self::Delivered => Some(ReceiptStep::Completed),
+            Self::Again { .. } | Self::Dead { .. } => Some(ReceiptStep::Attempted),
+        };
+        let frees_next = state != MessageState::Pending;
+        Finished { message, state, attempts, next_attempt_at, error, frees_next, receipt }
+    }
+}
+
+/// Write how deliveries of messages ended, all or none; gives of how many. Of the others nothing is changed: their leases have
+/// ended and somebody else has taken them since, or they were taken back.
+///
+/// # Errors
+/// As the store says them; then nothing is written.
+pub async fn finish(store: &dyn Store, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
+    let finished: Vec<Finished<'_>> = ended.iter().map(|(message, ending)| ending.of(message)).collect();
+    store.finish_messages(&finished, now).await
+}
