@@ -92,8 +92,8 @@ metrics! {
         "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long.";
     QUEUE_OLDEST: gauge "clerk_sync_queue_oldest_seconds" []
         "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.";
-    QUEUE_PROCESSED: counter "clerk_sync_queue_processed_total" ["outcome"]
-        "Deliveries of webhook_queue that were worked on, by outcome; parked if it was in vain.";
+    QUEUE_PROCESSED: counter "clerk_sync_queue_processed_total" ["outcome", "kind"]
+        "Deliveries of webhook_queue that were worked on, by outcome and kind of object; parked if it was in vain.";
     OUTBOX_DEPTH: gauge "clerk_sync_outbox_depth" ["sink", "state"]
         "Messages in outbox, by sink and state.";
     OUTBOX_OLDEST: gauge "clerk_sync_outbox_oldest_seconds" ["sink"]
@@ -358,8 +358,11 @@ fn recorder() -> PrometheusBuilder {
     })
 }
 
-/// Begin the failures of the webhooks of a kind at zero.
+/// Begin the failures of the webhooks of a kind at zero, and what is worked on of the queue.
 pub fn count_events(kind: &'static str, events: &[&'static str]) {
+    for outcome in QUEUE_OUTCOMES {
+        counter!(QUEUE_PROCESSED, "outcome" => outcome, "kind" => kind).absolute(0);
+    }
     for event in events {
         counter!(WEBHOOKS, "event" => *event, "outcome" => "failed", "kind" => kind).absolute(0);
     }
@@ -385,9 +388,7 @@ fn describe() {
         gauge!(QUEUE_DEPTH, "state" => state).set(0.0);
     }
     gauge!(QUEUE_OLDEST).set(0.0);
-    for outcome in QUEUE_OUTCOMES {
-        counter!(QUEUE_PROCESSED, "outcome" => outcome).absolute(0);
-    }
+    count_events(OTHER, &[]);
     counter!(ERASURE_FAILURES).absolute(0);
     counter!(CATCH_UP_FAILURES).absolute(0);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -11,6 +11,7 @@ use super::{
     worker::{Task, Turn},
 };
 use crate::{
+    clerk::event,
     model::Outcome,
     store::{ErrorKind, Store, StoreError},
     sync::{Clock, Pace, Rules, drain, drain::Worked},
@@ -62,7 +63,8 @@ impl Task for Queue {
 /// Count it, and say it once: what has failed is in the log already.
 fn tell(worked: &Worked) {
     let Worked { svix_id, event_type, attempt, outcome } = worked;
-    counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name()).increment(1);
+    let kind = event::kind(event::label(event_type.as_deref()));
+    counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name(), "kind" => kind).increment(1);
     if *outcome != Outcome::Parked {
         tracing::info!(%svix_id, event = event_type, %outcome, attempt, "worked on a delivery of the queue");
     }

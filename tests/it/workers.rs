@@ -55,9 +55,9 @@ fn what_is_accepted_is_answered_queued_and_applied_a_moment_later(host: &mut Hos
     eventually("deleted", || host.count("users") == 0 && host.count("webhook_queue") == 0);
     for (name, expected) in [
         (r#"clerk_sync_webhooks_total{event="user.created",outcome="queued",kind="user"}"#, 1.0),
-        (r#"clerk_sync_queue_processed_total{outcome="applied"}"#, 2.0),
-        (r#"clerk_sync_queue_processed_total{outcome="stale"}"#, 1.0),
-        (r#"clerk_sync_queue_processed_total{outcome="parked"}"#, 0.0),
+        (r#"clerk_sync_queue_processed_total{outcome="applied",kind="user"}"#, 2.0),
+        (r#"clerk_sync_queue_processed_total{outcome="stale",kind="user"}"#, 1.0),
+        (r#"clerk_sync_queue_processed_total{outcome="parked",kind="user"}"#, 0.0),
     ] {
         assert_eq!(service.metric(name), Some(expected), "{name}");
     }
