@@ -38,9 +38,7 @@ use crate::{
         Anonymized, ClerkId, Entity, Field, Holds, Kinds, Receipt, Register, Selection, Source, SvixId,
         Value, Version,
     },
-    store::{
-        AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Result as Stored, Row, RowFilter, Store,
-    },
+    store::{AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Row, RowFilter},
     sync::reveal,
 };
 
@@ -264,21 +262,6 @@ async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> 
     Ok(page(app, session, &folder(entity), known.id.as_str(), &content))
 }
 
-/// The end of the trail, the newest first.
-async fn newest_lines(store: &dyn Store, id: &ClerkId) -> Stored<Vec<AuditLine>> {
-    let mut newest: Vec<AuditLine> = Vec::new();
-    loop {
-        let page = store.audit_trail(id, newest.last().map(|line| line.id), LINES).await?;
-        if page.is_empty() {
-            break;
-        }
-        newest.extend(page);
-        newest.drain(..newest.len().saturating_sub(LINES as usize));
-    }
-    newest.reverse();
-    Ok(newest)
-}
-
 async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
     let parents = app.selection.entities().flat_map(Entity::parents);
     let naming: Vec<Field> =
@@ -289,7 +272,7 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         // One that was only locked, while a delivery was parked, says nothing.
         let register = store.known(&ids, &Selection::default()).await?.registers.remove(&id);
         let register = register.filter(|register| register.version != Version::BLANK || register.deleted);
-        let trail = newest_lines(&*store, &id).await?;
+        let trail = store.newest_lines(&id, LINES).await?;
         let receipts = store.receipts_of(&id).await?;
         // Those that changed anything, and the last one that was news.
         let mut caused: Vec<SvixId> =

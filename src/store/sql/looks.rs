@@ -83,6 +83,14 @@ statements! {
         ORDER BY id
         LIMIT $3";
 
+    // Not in the order of the primary key, which would be walked through in search of a user of few lines.
+    NEWEST_LINES = "SELECT id, at, action, svix_id, source,
+               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
+        FROM audit_log
+        WHERE clerk_id = $1
+        ORDER BY {postgres id + 0}{sqlite +id} DESC
+        LIMIT $2";
+
     HELD_DUE = "SELECT clerk_id FROM entity_versions
         WHERE kind = 'user' AND held_until IS NOT NULL AND held_until <= $1 AND clerk_id > $2
         ORDER BY clerk_id
@@ -243,6 +251,12 @@ pub trait Looks: Database {
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         let values = values![id, after.unwrap_or(i64::MIN), limit];
         self.fetch(Purpose::Read, &AUDIT_TRAIL, values).await?.iter().map(audit_line).collect()
+    }
+
+    /// Up to `limit` of the newest of these lines, the newest first.
+    async fn newest_lines(&self, id: &ClerkId, limit: u32) -> Result<Vec<AuditLine>> {
+        let rows = self.fetch(Purpose::Read, &NEWEST_LINES, values![id, limit]).await?;
+        rows.iter().map(audit_line).collect()
     }
 
     /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
