@@ -295,9 +295,10 @@ impl Work<'_> {
     }
 
     /// Attempt a batch, again after a conflict that is likely to be gone. If it takes too long and deletes somebody, perhaps
-    /// with much that hangs on them, there is a tombstone first, and the rest is done later.
+    /// with much that hangs on them, there is a tombstone first, and the rest is done later. That may take all the time that is
+    /// left: what goes with an organization of many members is marked in one statement.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
-        let (mut repeats, mut ways) = (Repeats::default(), ways);
+        let (mut repeats, mut ways, mut patience) = (Repeats::default(), ways, patience);
         loop {
             match self.attempt(batch, patience, &ways).await {
                 Err(error)
@@ -306,6 +307,7 @@ impl Work<'_> {
                         && batch.iter().any(|delivery| is_deletion(delivery)) =>
                 {
                     ways = ways.later(error);
+                    patience = Patience::Long;
                 }
                 Err(error) if repeats.has_another(&error) => {}
                 result => return result,
@@ -687,13 +689,14 @@ impl Steps<'_> {
             }
             if let Some(refusal) = refusal {
                 counter!(telemetry::ERASURE_FAILURES).increment(1);
-                tracing::warn!(
-                    clerk_id = %clerk_id,
-                    error = %refusal,
-                    "the row of what is deleted is not known to be gone; it is tried again without end"
-                );
                 let is_asked_for = change.clerk_id == *clerk_id;
+                // Of those that go with it there may be thousands.
                 if is_asked_for {
+                    tracing::warn!(
+                        clerk_id = %clerk_id,
+                        error = %refusal,
+                        "the row of what is deleted is not known to be gone; it is tried again without end"
+                    );
                     plan.outcomes[*index] = Outcome::Parked;
                 }
                 let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);

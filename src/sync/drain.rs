@@ -13,7 +13,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Rules,
@@ -45,6 +45,9 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// For a deletion with much that hangs on it.
 const LONG: Duration = Duration::from_secs(25);
+
+/// How long the server may take to notice that an attempt was given up: a statement of it ends after three seconds.
+const GIVEN_UP: Duration = Duration::from_secs(4);
 
 /// Deliveries of one user that may stand in another's way.
 const FEW: u32 = 16;
@@ -276,7 +279,7 @@ impl Draining<'_> {
             let this = std::slice::from_ref(&claimed.svix_id);
             let mut ways = Ways::of(self.work.rules.deletion);
             if error.took_too_long() {
-                match self.turn(Claim::These(this, self.work.now), Patience::Long, &ways).await.1 {
+                match self.in_its_time(this, &ways).await {
                     Ok(worked) => return Ok(worked),
                     Err(next) => error = next,
                 }
@@ -310,6 +313,19 @@ impl Draining<'_> {
         match self.set_aside(claimed, &error, Patience::Short).await {
             Err(again) if again.kind != ErrorKind::Unavailable => self.put_off(claimed, &error).await,
             set_aside => set_aside,
+        }
+    }
+
+    /// Attempt a delivery with all the time that it may need. The server may still be at the attempt that we gave up, and holds
+    /// the delivery until it notices.
+    async fn in_its_time(&self, this: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
+        let given_up = Instant::now();
+        loop {
+            let (claimed, worked) = self.turn(Claim::These(this, self.work.now), Patience::Long, ways).await;
+            if !claimed.is_empty() || worked.is_err() || given_up.elapsed() > GIVEN_UP {
+                return worked;
+            }
+            sleep(GIVEN_UP / 10).await;
         }
     }
 

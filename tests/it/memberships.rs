@@ -1,13 +1,16 @@
 //! What goes with others, in the hands of those who mean it badly: applications that hold on to rows, bodies that say less than
 //! they should, replicas at the same moment.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{ClerkId, DeletionPolicy, Entity, FieldSet, Outcome, Selection},
-    sync::{Clock, erasure, minimize::minimize},
+    sync::{self, Clock, Pace, erasure, minimize::minimize},
 };
 use serde_json::{Value as Json, json};
+use tokio::time::Instant;
 
 use crate::{
     promises::promises,
@@ -32,6 +35,7 @@ promises! {
     objects_of_the_same_id_have_nothing_to_do_with_each_other,
     a_membership_never_loses_where_it_belongs,
     what_is_no_longer_synced_of_an_organization_is_no_longer_kept,
+    a_deletion_that_was_given_up_while_the_server_was_at_it_is_done_all_the_same,
     who_joins_again_need_not_say_since_when,
 }
 
@@ -533,4 +537,30 @@ async fn what_is_no_longer_synced_of_an_organization_is_no_longer_kept(mut world
     assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1"]);
     let left = "organization_memberships WHERE role IS NULL AND private_metadata IS NULL";
     assert_eq!(world.count(left).await, 1);
+}
+
+/// What an organization of very many members takes, in a moment: a trigger that waits stands for them.
+async fn a_deletion_that_was_given_up_while_the_server_was_at_it_is_done_all_the_same(mut world: World) {
+    with_organizations(&mut world);
+    let member = member("orgmem_1", "org_1", "user_1", 0, 0);
+    world.deliver_all(&[organization("org_1", "Acme", 0), member]).await;
+    if world.keeper == Keeper::Postgres {
+        world
+            .sql(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(5); RETURN NULL; END $$;
+                 CREATE TRIGGER slow BEFORE DELETE ON organization_memberships EXECUTE FUNCTION slow()",
+            )
+            .await;
+    }
+    assert_eq!(world.enqueue(&[closed("org_1", 10)]).await, [Outcome::Queued]);
+    // Half of it is for the first attempt: that is given up after a second, and ended by the server after three.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let pace = Pace::new(sync::drain::BATCH);
+    let drained = sync::drain(&*world.store, &world.rules, world.now, deadline, &pace).await;
+    assert_eq!(drained.trouble, None);
+    let outcomes: Vec<Outcome> = drained.deliveries.iter().map(|worked| worked.outcome).collect();
+    assert_eq!(outcomes, [Applied]);
+    for table in ["organizations", "organization_memberships", "webhook_queue"] {
+        assert_eq!(world.count(table).await, 0, "{table}");
+    }
 }

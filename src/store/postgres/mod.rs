@@ -490,7 +490,8 @@ fn beginning(schema: &str, purpose: Purpose) -> String {
         Purpose::Count => (" READ ONLY", ""),
         Purpose::Page => (
             "",
-            "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off; ",
+            "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off; \
+             SET LOCAL enable_incremental_sort = off; ",
         ),
         _ => ("", "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "),
     };
