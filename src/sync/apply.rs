@@ -659,6 +659,7 @@ impl Steps<'_> {
                 line.actor = None;
             }
         }
+        let (mut others, mut last_refusal) = (0_u64, None);
         let mut parked = Vec::new();
         let mut receipts = Vec::new();
         for Erasure { clerk_id, change: index, known, requested_at, .. } in &plan.erasures {
@@ -690,7 +691,6 @@ impl Steps<'_> {
             if let Some(refusal) = refusal {
                 counter!(telemetry::ERASURE_FAILURES).increment(1);
                 let is_asked_for = change.clerk_id == *clerk_id;
-                // Of those that go with it there may be thousands.
                 if is_asked_for {
                     tracing::warn!(
                         clerk_id = %clerk_id,
@@ -698,6 +698,8 @@ impl Steps<'_> {
                         "the row of what is deleted is not known to be gone; it is tried again without end"
                     );
                     plan.outcomes[*index] = Outcome::Parked;
+                } else {
+                    (others, last_refusal) = (others + 1, Some(refusal));
                 }
                 let svix_id = delivery.svix_id.clone().filter(|_| is_asked_for);
                 let svix_id = svix_id.unwrap_or_else(|| retry_id(clerk_id));
@@ -711,6 +713,14 @@ impl Steps<'_> {
                     ..waiting_deletion(svix_id, clerk_id, delivery, now)
                 });
             }
+        }
+        if let Some(error) = last_refusal {
+            // One line for all of them: an organization may have thousands.
+            tracing::warn!(
+                objects = others,
+                %error,
+                "rows that go with what is deleted are not known to be gone; each is tried again without end"
+            );
         }
         self.transaction.receipts(&receipts).await?;
         self.transaction.park(&parked).await

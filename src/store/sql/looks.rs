@@ -28,6 +28,16 @@ macro_rules! queued {
     };
 }
 
+/// Lines about one object, with the columns in the order in which [`audit_line`] reads them.
+macro_rules! lines_of {
+    () => {
+        "SELECT id, at, action, svix_id, source,
+               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
+        FROM audit_log
+        WHERE clerk_id = $1"
+    };
+}
+
 statements! {
     // Each bucket is counted by its bounds, which is a walk along the index: to compute the bucket of every row takes four times
     // as long. Buckets in which nobody signed up are skipped. SQLite compares days with times as the texts that they are: a time
@@ -76,20 +86,14 @@ statements! {
          GROUP BY 1
          ORDER BY 1}";
 
-    AUDIT_TRAIL = "SELECT id, at, action, svix_id, source,
-               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
-        FROM audit_log
-        WHERE clerk_id = $1 AND id > $2
+    AUDIT_TRAIL = concat!(lines_of!(), " AND id > $2
         ORDER BY id
-        LIMIT $3";
+        LIMIT $3");
 
     // Not in the order of the primary key, which would be walked through in search of a user of few lines.
-    NEWEST_LINES = "SELECT id, at, action, svix_id, source,
-               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
-        FROM audit_log
-        WHERE clerk_id = $1
+    NEWEST_LINES = concat!(lines_of!(), "
         ORDER BY {postgres id + 0}{sqlite +id} DESC
-        LIMIT $2";
+        LIMIT $2");
 
     HELD_DUE = "SELECT clerk_id FROM entity_versions
         WHERE kind = 'user' AND held_until IS NOT NULL AND held_until <= $1 AND clerk_id > $2

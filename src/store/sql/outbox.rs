@@ -268,9 +268,9 @@ pub trait Outbox: Database {
         }
     }
 
-    /// Write of messages what became of them, all or none; gives of how many. Of the others nothing is changed: their leases
-    /// have ended and somebody else has taken them since, or they were taken back. A message of which nothing is left but its
-    /// row, for its user was erased meanwhile, goes unless it was delivered, and the next one of its user may go.
+    /// Write what became of messages, all or none; returns how many were written. A message is skipped if another worker has
+    /// claimed it since the lease ended, or if an erasure removed it. If an erasure emptied a message meanwhile, its row is
+    /// deleted unless it was delivered, and the next message of that user becomes due.
     async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64> {
         // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
         // to know what is on its way.

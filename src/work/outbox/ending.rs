@@ -46,8 +46,7 @@ impl Ending {
     }
 }
 
-/// Write how deliveries of messages ended, all or none; gives of how many. Of the others nothing is changed: their leases have
-/// ended and somebody else has taken them since, or they were taken back.
+/// Write how deliveries of messages ended, as [`finish_messages`](crate::store::Outbox::finish_messages) does.
 ///
 /// # Errors
 /// As the store says them; then nothing is written.
