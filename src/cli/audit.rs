@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::{Config, Settings},
+    entity,
     model::{ClerkId, Mark, Selection, rfc3339},
     store::{AuditLine, Store},
     sync::chain::{self, UNSEALED_COUNTED, Verification},
@@ -81,15 +82,21 @@ async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failur
     if after.is_some() {
         return Ok(());
     }
-    let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-    if known.registers.is_empty() && known.objects.is_empty() {
+    // The trail is that of whatever has this id, of every kind.
+    let mut ids: Vec<ClerkId> =
+        entity::ALL.iter().filter_map(|kind| ClerkId::new(kind, id.as_str())).collect();
+    ids.sort();
+    let known = store.known(&ids, &Selection::default()).await?;
+    if !ids.iter().any(|id| known.has(id)) {
         return Err(never_heard_of(id));
     }
+    let hint = if known.has(id) {
+        format!(": `clerk-sync erase status {id}` says how they stand")
+    } else {
+        String::new()
+    };
     // To standard error: a program that reads the lines finds none.
-    complain(&format!(
-        "{id} is known here, and no line of the audit trail is about them: `clerk-sync erase status {id}` says how they \
-         stand"
-    ));
+    complain(&format!("{id} is known here, and no line of the audit trail is about it{hint}"));
     Ok(())
 }
 

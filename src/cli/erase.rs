@@ -237,7 +237,7 @@ async fn status(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failu
         _ if is_deleted && !open.is_empty() => "erasing",
         _ if is_deleted => "erased",
         Some(_) => "held",
-        None if register.is_some() || known.objects.contains_key(id) => "here",
+        None if known.has(id) => "here",
         None => "unknown",
     };
     if json {

@@ -588,7 +588,7 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
 /// What commands say that are asked about somebody of whom nothing is known here.
 fn never_heard_of(id: &ClerkId) -> Failure {
     Failure::failed(format!(
-        "nothing is known here of {id}: neither a user, nor a tombstone, nor anything in the audit trail"
+        "nothing is known here of {id}: neither a row, nor a tombstone, nor anything in the audit trail"
     ))
 }
 

@@ -38,3 +38,10 @@ pub struct Register {
     /// Since when that is held back: the time with which the row is marked, unless the application had marked it.
     pub held_since: Option<DateTime<Utc>>,
 }
+
+impl Register {
+    /// Whether it was only locked, for a child or for a delivery that was parked: then it says nothing.
+    pub fn is_blank(&self) -> bool {
+        !self.deleted && self.version == Version::BLANK
+    }
+}

@@ -13,6 +13,13 @@ pub struct Known {
     pub objects: HashMap<ClerkId, Object>,
 }
 
+impl Known {
+    /// Whether there is a row, or a register that is not blank.
+    pub fn has(&self, id: &ClerkId) -> bool {
+        self.objects.contains_key(id) || self.registers.get(id).is_some_and(|register| !register.is_blank())
+    }
+}
+
 /// A line of the audit trail, as it stands in `audit_log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditLine {

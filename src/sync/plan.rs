@@ -574,8 +574,7 @@ impl Fold {
 
     /// Whether there is no row, and the register knows of no event.
     fn is_blank(&self) -> bool {
-        let knows = |known: &Register| known.deleted || known.version != Version::BLANK;
-        self.user.is_none() && !self.register.as_ref().is_some_and(knows)
+        self.user.is_none() && self.register.as_ref().is_none_or(Register::is_blank)
     }
 
     /// A row that is not there may come back from a user as Clerk shows it, though not the newest that we heard of: what is

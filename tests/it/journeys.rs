@@ -32,6 +32,7 @@ on_each_keeper!(
     a_deletion_takes_the_row_or_anonymises_it_where_business_data_stands_in_the_way,
     what_the_application_refuses_is_parked_and_later_applied,
     what_happened_to_a_user_is_told_in_its_order,
+    what_is_known_of_an_id_is_said_of_every_kind,
     without_migrations_it_is_alive_but_not_ready,
     migrations_are_listed_applied_once_and_listed_again,
     a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
@@ -244,6 +245,29 @@ fn what_happened_to_a_user_is_told_in_its_order(host: &mut Host) {
         let stranger = host.run(&["erase", "user_2", "--yes"]).succeeded();
         assert!(known || stranger.contains("if they ever come, they are not let in"), "{stranger}");
     }
+}
+
+fn what_is_known_of_an_id_is_said_of_every_kind(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all");
+    let service = host.serve();
+    let mut joined = user("organizationMembership.created", "orgmem_1", milliseconds(), "");
+    joined["data"]["organization"] = json!({ "id": "org_1" });
+    joined["data"]["public_user_data"] = json!({ "user_id": "user_1" });
+    applied(&service, &joined);
+    let mut closed = deletion("org_2", milliseconds());
+    closed["type"] = "organization.deleted".into();
+    applied(&service, &closed);
+    service.stop();
+    // That a membership is of somebody says nothing of them.
+    for unknown in [["audit", "user_1"].as_slice(), &["erase", "status", "user_1"], &["audit", "org_1"]] {
+        let told = host.run(unknown);
+        assert_eq!(told.code, Some(1), "{unknown:?}: {told:?}");
+        assert!(told.stderr.contains("nothing is known here of"), "{unknown:?}: {told:?}");
+    }
+    assert!(host.run(&["audit", "orgmem_1"]).succeeded().contains("ORGANIZATION_MEMBERSHIP_CREATED"));
+    let told = host.run(&["audit", "org_2"]);
+    assert_eq!(told.code, Some(0), "a tombstone of any kind counts: {told:?}");
+    assert!(!told.stderr.contains("erase status"), "that is about users alone: {told:?}");
 }
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {

@@ -35,8 +35,7 @@ use crate::{
         v1::{objects::words, query::page as cut, read},
     },
     model::{
-        Anonymized, ClerkId, Entity, Field, Holds, Kinds, Receipt, Register, Selection, Source, SvixId,
-        Value, Version,
+        Anonymized, ClerkId, Entity, Field, Holds, Kinds, Receipt, Register, Selection, Source, SvixId, Value,
     },
     store::{AuditLine, DeliveryFilter, Processed, QueueFilter, Queued, Row, RowFilter},
     sync::reveal,
@@ -269,9 +268,8 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
     read(app, async move |store| {
         let ids = [id.clone()];
         let row = store.row(&id).await?;
-        // One that was only locked, while a delivery was parked, says nothing.
         let register = store.known(&ids, &Selection::default()).await?.registers.remove(&id);
-        let register = register.filter(|register| register.version != Version::BLANK || register.deleted);
+        let register = register.filter(|register| !register.is_blank());
         let trail = store.newest_lines(&id, LINES).await?;
         let receipts = store.receipts_of(&id).await?;
         // Those that changed anything, and the last one that was news.

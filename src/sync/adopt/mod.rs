@@ -243,11 +243,9 @@ async fn known(store: &dyn Store, batch: &[Delivery]) -> Result<Known> {
 /// Whether nothing is known here of the user. Who is known is counted.
 fn is_news(delivery: &Delivery, known: &Known, tally: &mut Tally) -> bool {
     let Some(id) = &delivery.clerk_id else { return false };
-    let (user, register) = (known.objects.get(id), known.registers.get(id));
+    let register = known.registers.get(id);
     let is_tombstone = register.is_some_and(|register| register.deleted);
-    let is_known =
-        user.is_some() || register.is_some_and(|known| known.deleted || known.version != Version::BLANK);
-    match (is_deletion(delivery), is_known || (is_deletion(delivery) && register.is_some())) {
+    match (is_deletion(delivery), known.has(id) || (is_deletion(delivery) && register.is_some())) {
         (_, false) => return true,
         (true, true) if !is_tombstone => tally.standing.add(id.as_str()),
         _ => tally.already_here += 1,
