@@ -2,8 +2,8 @@
 //!
 //! Absent, `null` and present are three different things: what is absent keeps what is stored. Only allow-listed
 //! fields are looked at, so nothing odd in any other field can spoil an event. A value that cannot be read, or that no
-//! database can hold, counts as absent, and its field is named in [`Event::unread`]. Only without a type or an id nothing
-//! can be done: that becomes [`Content::Unusable`] with a reason that names fields and types, never values.
+//! database can hold, counts as absent, and its field is named in [`Event::unread`]. Only without a type, an id, or the id of a
+//! parent nothing can be done: that becomes [`Content::Unusable`] with a reason that names fields and types, never values.
 //!
 //! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
 
@@ -141,7 +141,7 @@ fn is_test_of_svix(json: &str) -> bool {
 /// An object as the Backend API shows it.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// What stands in its place, if that is no id: then the content is unusable.
+    /// What stands in its place, if that is no id. Then the content is unusable, as it is without the id of a parent.
     pub clerk_id: ClerkId,
     /// Unix milliseconds: the order of lists.
     pub created_at: i64,
@@ -241,9 +241,10 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let created_at = time_of(&data, "created_at", &mut unread, |_| true);
     let updated_at = time_of(&data, "updated_at", &mut unread, |at| plausible(at, now));
     let patch = read_patch(&data, reading.entity, reading.fields, &mut unread);
-    let content = match &usable {
-        None => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
-        Some(clerk_id) => Content::Change(Change {
+    let content = match (&usable, has_its_parents(reading.entity, &patch)) {
+        (None, _) => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
+        (_, Err(reason)) => Content::Unusable(reason),
+        (Some(clerk_id), Ok(())) => Content::Change(Change {
             clerk_id: clerk_id.clone(),
             version: Version::at(updated_at.unwrap_or(read_at), read_at, String::new()),
             news: News::Upsert { patch, created_at },
@@ -317,6 +318,7 @@ fn read_envelope(
         if event.unread.len() > before && patch.is_empty() && created_at.or(updated_at).is_none() {
             return Err("nothing of `data` but its id can be read".into());
         }
+        has_its_parents(entity, &patch)?;
         News::Upsert { patch, created_at }
     };
     let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -361,14 +363,30 @@ fn read_patch(
     let mut patch = Patch::default();
     for field in fields.of(entity) {
         match read_field(data, field) {
-            // Everything belongs somewhere: without its parent no cascade would find it.
-            Ok(Some(Value::Null)) if field.parent.is_some() => unread.push(field.name()),
-            Ok(Some(value)) => patch.set(field, value),
+            Ok(Some(value)) if field.parent.is_none_or(|parent| is_id_of(parent, &value)) => {
+                patch.set(field, value);
+            }
             Ok(None) => {}
-            Err(Unreadable) => unread.push(field.name()),
+            Ok(Some(_)) | Err(Unreadable) => unread.push(field.name()),
         }
     }
     patch
+}
+
+fn is_id_of(entity: &'static Entity, value: &Value) -> bool {
+    value.text().is_some_and(|id| ClerkId::new(entity, id).is_some())
+}
+
+/// An object belongs to each of its parents: no cascade and no erasure would find it without them.
+fn has_its_parents(entity: &'static Entity, patch: &Patch) -> Usable<()> {
+    let Some((field, _)) = entity.parents().find(|(field, _)| patch.get(*field).is_none()) else {
+        return Ok(());
+    };
+    let place = match field.place {
+        Place::Path(names) => names.join("."),
+        _ => field.name().to_owned(),
+    };
+    Err(format!("`{place}` is not a string of 1 to {MAX_ID_BYTES} bytes"))
 }
 
 /// A value that is there and cannot be read, or be kept by every database.
@@ -492,7 +510,7 @@ fn value(raw: &RawValue, holds: Holds) -> Readable<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entity::{USER, user};
+    use crate::entity::{ORGANIZATION_MEMBERSHIP, USER, user};
     use crate::model::SvixId;
 
     const NOW: i64 = 1_716_883_200_000;
@@ -696,6 +714,18 @@ mod tests {
         let timeless =
             r#"{"type":"user.updated","timestamp":"then","data":{"id":"user_1","updated_at":true}}"#;
         assert_eq!(parsed(timeless).unread, ["timestamp", "updated_at"]);
+    }
+
+    #[test]
+    fn an_object_of_the_api_that_names_no_parent_is_unusable() {
+        let reading =
+            Reading { source: Source::Backfill, entity: &ORGANIZATION_MEMBERSHIP, fields: FieldSet::ALL };
+        let at = DateTime::from_timestamp_millis(NOW).expect("in range");
+        let homeless = r#"{"id":"orgmem_1","organization":null,"public_user_data":{"user_id":"user_1"}}"#;
+        let found = found(homeless, &reading, Moment { read_at: at, now: at }).expect("an object");
+        assert!(
+            matches!(&found.delivery.content, Content::Unusable(reason) if reason.contains("`organization.id`"))
+        );
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl Column {
         self.anonymized(Anonymized::Kept)
     }
 
-    /// It holds the id of an object of this kind, and goes with that.
+    /// It holds the id of an object of this kind, and goes with that. What names no such id is unusable.
     #[must_use]
     pub const fn parent(self, parent: &'static Entity) -> Self {
         Self { parent: Some(parent), ..self.kept() }

@@ -481,15 +481,28 @@ async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: Wo
 async fn a_membership_never_loses_where_it_belongs(mut world: World) {
     with_organizations(&mut world);
     world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 10)).await;
-    let nowhere = member("orgmem_1", "org_1", "user_1", 0, 20)
-        .set("organization", json!({ "id": null }))
-        .set("public_user_data", json!({ "user_id": null }))
-        .set("role", "org:admin");
-    assert_eq!(world.deliver(&nowhere).await, Applied);
+    let of_none = |id: &str| member(id, "org_1", "user_1", 0, 20).set("organization", Json::Null);
+    let user = json!({ "user_id": null, "first_name": "Ada" });
+    // Neither one that is here nor one that is new: no cascade and no erasure would find it.
+    for nowhere in [
+        of_none("orgmem_1"),
+        of_none("orgmem_2"),
+        of_none("orgmem_3").set("organization", json!({ "id": "" })),
+        member("orgmem_4", "org_1", "user_1", 0, 20).set("public_user_data", Json::Null),
+        member("orgmem_5", "org_1", "user_1", 0, 20).set("public_user_data", user),
+        member("orgmem_6", "org_1", "user_1", 0, 20).without("public_user_data"),
+    ] {
+        assert_eq!(world.deliver(&nowhere).await, Parked);
+    }
     assert_eq!(members(&world).await, ["orgmem_1 org_1 user_1"]);
-    assert_eq!(world.value("SELECT role FROM organization_memberships").await, "org:admin");
+    let reasons =
+        world.column("SELECT DISTINCT last_error FROM webhook_queue WHERE state = 'dead' ORDER BY 1").await;
+    let reason = |place| format!("`{place}` is not a string of 1 to 255 bytes");
+    assert_eq!(reasons, [reason("organization.id"), reason("public_user_data.user_id")]);
     world.deliver(&closed("org_1", 30)).await;
     assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
+    // A deletion needs to name nothing but the membership.
+    assert_eq!(world.deliver(&left("orgmem_2", 40)).await, Applied);
 }
 
 async fn who_joins_again_need_not_say_since_when(mut world: World) {
