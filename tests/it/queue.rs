@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use clerk_sync::{
-    entity::{USER, user},
-    model::{DeletionPolicy, Outcome, Processing, SvixId},
+    entity::{ORGANIZATION, USER, user},
+    model::{DeletionPolicy, FieldSet, Outcome, Processing, SvixId},
     store::{Deed, ErrorKind, Old, Parked as Kept, Patience, QueueFilter, QueueState, Queued as Waiting},
     sync::{
         Clock, Committer, Limits, Pace,
@@ -97,13 +97,24 @@ async fn what_is_stored_is_answered_queued_and_nobodys_row_is_touched(world: Wor
     assert_eq!(outcome(&world, &event).await, "applied");
 }
 
-async fn what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_parked(world: World) {
+async fn what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_parked(mut world: World) {
     let session = Event::about("session.created", serde_json::json!({ "id": "sess_1" }), 0);
     let batch = [session.clone(), Event::raw("unusable"), Event::created("user_1")];
     assert_eq!(world.enqueue(&batch).await, [Ignored, Parked, Queued]);
     assert_eq!(outcome(&world, &session).await, "ignored");
     assert_eq!(world.enqueue(&batch).await, [Duplicate, Parked, Queued]);
     assert_eq!(world.value("SELECT state FROM webhook_queue WHERE clerk_id IS NULL").await, "dead");
+    // Its type says what it is about.
+    let nameless = |event_type| Event::about(event_type, serde_json::json!({ "id": null }), 0);
+    let nameless = [nameless("user.created"), nameless("organization.created")];
+    world.rules.selection = world.rules.selection.with(&ORGANIZATION, FieldSet::ALL);
+    assert_eq!(world.enqueue(&nameless).await, [Parked, Parked]);
+    let kinds = world
+        .column("SELECT coalesce(kind, '-') AS kind FROM webhook_queue WHERE clerk_id IS NULL ORDER BY 1");
+    assert_eq!(kinds.await, ["-", "organization", "user"]);
+    world
+        .sql("DELETE FROM webhook_queue WHERE kind = 'organization' OR kind = 'user' AND state = 'dead'")
+        .await;
     // Of somebody who is deleted nothing is kept.
     world.drain().await;
     world.enqueue(&[Event::deleted("user_1", 1000)]).await;
