@@ -395,7 +395,10 @@ struct Unreadable;
 type Readable<T> = Result<T, Unreadable>;
 
 fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
-    let read = |raw: &RawValue| value(raw, field.holds);
+    let read = |raw: &RawValue| match value(raw, field.holds)? {
+        Value::Json(text) if field.is_array && !text.starts_with('[') => Err(Unreadable),
+        value => Ok(value),
+    };
     match field.place {
         Place::Member => data.get(field.name()).map(|raw| read(raw)).transpose(),
         Place::Path(path) => at(data, path)?.map(read).transpose(),
@@ -714,6 +717,34 @@ mod tests {
         let timeless =
             r#"{"type":"user.updated","timestamp":"then","data":{"id":"user_1","updated_at":true}}"#;
         assert_eq!(parsed(timeless).unread, ["timestamp", "updated_at"]);
+    }
+
+    #[test]
+    fn permissions_that_are_no_array_cannot_be_read() {
+        let reading =
+            Reading { source: Source::Backfill, entity: &ORGANIZATION_MEMBERSHIP, fields: FieldSet::ALL };
+        let at = DateTime::from_timestamp_millis(NOW).expect("in range");
+        for (permissions, is_read) in [
+            ("[]", true),
+            (r#" ["org:a"]"#, true),
+            (r#""org:a""#, false),
+            (r#"{"a":1}"#, false),
+            ("7", false),
+        ] {
+            let json = format!(
+                r#"{{"id":"orgmem_1","organization":{{"id":"org_1"}},"public_user_data":{{"user_id":"user_1"}},
+                    "permissions":{permissions}}}"#
+            );
+            let found = found(&json, &reading, Moment { read_at: at, now: at }).expect("an object");
+            let Content::Change(change) = &found.delivery.content else { panic!("unusable: {found:?}") };
+            let patch = change.patch().expect("an upsert");
+            assert_eq!(
+                patch.get(ORGANIZATION_MEMBERSHIP.field("permissions")).is_some(),
+                is_read,
+                "{permissions}"
+            );
+            assert_eq!(found.unread.is_empty(), is_read, "{permissions}");
+        }
     }
 
     #[test]

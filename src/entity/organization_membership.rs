@@ -27,7 +27,11 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
             .parent(&USER),
         Column::new("role", Holds::Text).by_default().kept().samples("\"org:member\"", "\"org:admin\""),
         Column::new("role_name", Holds::Text).by_default().kept().samples("\"Member\"", "\"Admin\""),
-        Column::new("permissions", Holds::Json).by_default().kept().sample("[\"org:sys_memberships:read\"]"),
+        Column::new("permissions", Holds::Json)
+            .array()
+            .by_default()
+            .kept()
+            .sample("[\"org:sys_memberships:read\"]"),
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
     ],

@@ -140,10 +140,13 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
 
 /// A column that can be synced.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
 pub struct Column {
     /// In settings such as `SYNC_FIELDS`, in the table, in `audit_log.changed_fields`.
     pub name: &'static str,
     pub holds: Holds,
+    /// Whether its JSON is an array: what is none cannot be read.
+    pub is_array: bool,
     pub place: Place,
     /// Whether it is synced unless a setting says otherwise.
     pub by_default: bool,
@@ -167,6 +170,7 @@ impl Column {
         Self {
             name,
             holds,
+            is_array: false,
             place: Place::Member,
             by_default: false,
             moves_by_itself: false,
@@ -181,6 +185,12 @@ impl Column {
     #[must_use]
     pub const fn at(self, place: Place) -> Self {
         Self { place, ..self }
+    }
+
+    /// It holds an array.
+    #[must_use]
+    pub const fn array(self) -> Self {
+        Self { is_array: true, ..self }
     }
 
     /// It is synced by default.
