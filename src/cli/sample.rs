@@ -50,12 +50,14 @@ fn any_id(text: &str) -> Result<ClerkId, String> {
 }
 
 impl SampleEvent {
-    /// A body, and the user in it.
+    /// A body, and the id of the object that it is about.
     pub(super) fn body(&self) -> Result<(String, String), Failure> {
         let user_id = self.user_id.as_ref().map_or_else(|| random_id("user_"), ToString::to_string);
         let body = sample::body(&self.event_type, &user_id, Utc::now())
             .ok_or_else(|| Failure::failed("there is no sample of this type"))?;
-        Ok((body, user_id))
+        let event: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        let id = event["data"]["id"].as_str().unwrap_or_default().to_owned();
+        Ok((body, id))
     }
 }
 

@@ -33,7 +33,7 @@ impl Send {
             Poster::new(self.url.unwrap_or_else(|| default_url(settings)), signing_secret(settings)?)?;
         let mut refused = 0_u32;
         for sent in 0..self.count {
-            let (body, user_id) = self.event.body()?;
+            let (body, id) = self.event.body()?;
             let svix_id = random_id("msg_");
             let answer = poster.post(&svix_id, &body, Utc::now()).await.map_err(|failure| Failure {
                 message: format!(
@@ -43,7 +43,7 @@ impl Send {
                 ..failure
             })?;
             say!(
-                "{}  {:<10}  {}  {svix_id}  {user_id}",
+                "{}  {:<10}  {}  {svix_id}  {id}",
                 answer.status.as_u16(),
                 answer.word,
                 self.event.event_type

@@ -939,6 +939,12 @@ fn samples_are_printed_signed_and_sent() {
     let told = host.run(&["send", "user.created", "--url", &url, "--count", "3"]).succeeded();
     assert_eq!(told.matches("200  applied").count(), 3, "{told}");
     assert_eq!(host.count("users"), 4);
+    for (event_type, id) in
+        [("organization.created", "org_1"), ("organizationMembership.deleted", "orgmem_1")]
+    {
+        let told = host.run(&["send", event_type, "--url", &url, "--user-id", "user_1"]).succeeded();
+        assert!(told.trim_end().ends_with(&format!("  {id}")), "the object of the event: {told}");
+    }
 
     for nobodys in ["x".repeat(256), String::new()] {
         let refused = host.run(&["send", "user.created", "--url", &url, "--user-id", &nobodys]);
