@@ -29,7 +29,7 @@ pub struct Inspection {
     pub hidden: Option<Vec<Missing>>,
     /// Rules that rewrite what we do with our tables, such as `audit_copy ON clerk.users`, and the statement that removes each.
     pub rules: Vec<Missing>,
-    /// Foreign keys that refer to `users`.
+    /// Foreign keys that refer to tables of synced objects.
     pub references: Vec<Reference>,
     /// How its sessions are reached; `None` if it has none.
     pub route: Option<Route>,
@@ -53,6 +53,8 @@ pub struct Missing {
 pub struct Reference {
     /// Such as `public.orders (user_id)`.
     pub place: String,
+    /// The table of ours that it refers to: `users`.
+    pub to: String,
     /// The statement that makes the index that it lacks.
     pub remedy: Option<String>,
 }

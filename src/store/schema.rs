@@ -41,6 +41,11 @@ pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
     entity::ALL.iter().map(|entity| of_objects(entity)).chain(records).collect()
 });
 
+/// The names of the tables of synced objects.
+pub(super) fn of_kinds() -> Vec<&'static str> {
+    entity::ALL.iter().map(|entity| entity.table).collect()
+}
+
 /// The table of a kind, as its declaration says it.
 pub fn of_objects(entity: &'static Entity) -> Table {
     let kind = |holds: Holds| match holds {

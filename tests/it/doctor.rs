@@ -525,6 +525,15 @@ fn a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it(host: &mut Ho
             .replace("integer", if concurrently { "bigint" } else { "integer" }),
     );
     assert_eq!(doctor(host, &[]).status("foreign keys"), "ok");
+    // A row of any kind is deleted.
+    for (name, to) in [("invoices", "organizations"), ("seats", "organization_memberships")] {
+        let table = orders.replace("orders", name);
+        host.sql(&format!("CREATE TABLE {table} (id integer, owner text REFERENCES {to} (clerk_id))"));
+        let report = doctor(host, &[]);
+        let remedy = report.remedy("foreign keys", "warn", &format!("refers to {to} and has no index"));
+        host.sql(remedy);
+        assert_eq!(doctor(host, &[]).status("foreign keys"), "ok");
+    }
 }
 
 fn a_public_private_listener_without_a_token_is_found(host: &mut Host) {

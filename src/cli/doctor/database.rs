@@ -297,15 +297,16 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     const CHECK: &str = "foreign keys";
     let warn = |reference: &Reference| {
         let found = format!(
-            "{} refers to users and has no index: each deletion reads the whole table",
-            reference.place
+            "{} refers to {} and has no index: each deletion reads the whole table",
+            reference.place, reference.to
         );
         reference.remedy.as_ref().map(|remedy| Finding::warn(CHECK, found, remedy))
     };
     let well = match references.len() {
-        0 => "none refers to users".to_owned(),
+        0 => "none refers to a table of synced objects".to_owned(),
         some => {
-            format!("{} to users, each with an index", count(some as u64, "column refers", "columns refer"))
+            let columns = count(some as u64, "column refers", "columns refer");
+            format!("{columns} to tables of synced objects, each with an index")
         }
     };
     or_ok(references.iter().filter_map(warn).collect(), CHECK, well)

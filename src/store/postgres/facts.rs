@@ -6,7 +6,10 @@ use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Session, get};
-use crate::store::{ErrorKind, Result, StoreError, schema::TABLES};
+use crate::store::{
+    ErrorKind, Result, StoreError,
+    schema::{TABLES, of_kinds},
+};
 
 /// Where it is written which migrations are applied.
 pub(super) const REMEMBERED: &str = "_clerk_sync_migrations";
@@ -24,14 +27,16 @@ pub(super) fn needed(table: &str) -> &'static [&'static str] {
     }
 }
 
-/// What a query says of this schema (`$1`) and of tables of ours in it (`$2`), by the names of its columns.
+/// What a query says of this schema (`$1`), of tables of ours in it (`$2`), and of those of synced objects (`$3`), by the names
+/// of its columns.
 pub(super) async fn facts<T: DeserializeOwned>(
     session: &mut Session,
     schema: &str,
     query: impl fmt::Display,
 ) -> Result<Vec<T>> {
     let text = format!("SELECT to_jsonb(fact)::text FROM ({query}) AS fact");
-    let query = sqlx::query(AssertSqlSafe(text)).bind(schema).bind(names().collect::<Vec<_>>());
+    let query =
+        sqlx::query(AssertSqlSafe(text)).bind(schema).bind(names().collect::<Vec<_>>()).bind(of_kinds());
     let fact = |row: &PgRow| {
         serde_json::from_str(&get::<String>(row, 0)?).map_err(|_| StoreError::new(ErrorKind::Broken))
     };

@@ -196,7 +196,7 @@ const RULES: &str = "
     ORDER BY 1";
 
 const REFERENCES: &str = "
-    SELECT format('%I.%I (%s)', s.nspname, c.relname, k.names) AS place,
+    SELECT format('%I.%I (%s)', s.nspname, c.relname, k.names) AS place, u.relname AS to,
            CASE WHEN NOT EXISTS (
                SELECT FROM pg_index AS i
                JOIN pg_class AS x ON x.oid = i.indexrelid
@@ -215,17 +215,15 @@ const REFERENCES: &str = "
     FROM pg_constraint AS f
     JOIN pg_class AS c ON c.oid = f.conrelid
     JOIN pg_namespace AS s ON s.oid = c.relnamespace
+    JOIN pg_class AS u ON u.oid = f.confrelid
+    JOIN pg_namespace AS o ON o.oid = u.relnamespace
     CROSS JOIN LATERAL (
         SELECT string_agg(quote_ident(a.attname::text), ', ' ORDER BY n.place) AS names
         FROM unnest(f.conkey) WITH ORDINALITY AS n (number, place)
         JOIN pg_attribute AS a ON a.attrelid = f.conrelid AND a.attnum = n.number
     ) AS k
     -- Those of partitions follow from that of their table.
-    WHERE f.contype = 'f' AND f.conparentid = 0
-      AND f.confrelid = (
-          SELECT u.oid FROM pg_class AS u JOIN pg_namespace AS n ON n.oid = u.relnamespace
-          WHERE u.relname = 'users' AND n.nspname = $1
-      )
+    WHERE f.contype = 'f' AND f.conparentid = 0 AND o.nspname = $1 AND u.relname = ANY($3)
     ORDER BY 1";
 
 const SIZE: &str = "

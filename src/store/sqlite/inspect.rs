@@ -62,14 +62,15 @@ pub(super) async fn size(connection: &mut SqliteConnection) -> Result<u64> {
 
 async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>> {
     let query = sqlx::query(
-        "SELECT name, json_group_array(\"column\") FROM (
-             SELECT m.name, f.id, f.\"from\" AS \"column\"
+        "SELECT name, json_group_array(\"column\"), target FROM (
+             SELECT m.name, f.id, f.\"from\" AS \"column\", lower(f.\"table\") AS target
              FROM sqlite_schema AS m JOIN pragma_foreign_key_list(m.name) AS f
-             WHERE m.type = 'table' AND lower(f.\"table\") = 'users'
+             WHERE m.type = 'table' AND lower(f.\"table\") IN (SELECT value FROM json_each(?1))
              ORDER BY m.name, f.id, f.seq
          )
          GROUP BY name, id",
     );
+    let query = query.bind(serde_json::to_string(&schema::of_kinds()).unwrap_or_default());
     let mut references = Vec::new();
     for row in ask(connection, query).await? {
         let (table, columns): (String, Vec<String>) = (row.get(0)?, list(&row, 1)?);
@@ -79,6 +80,7 @@ async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>>
         let is_indexed = is_indexed(connection, &table, &columns).await?;
         references.push(Reference {
             place: format!("{table} ({})", columns.join(", ")),
+            to: row.get(2)?,
             remedy: (!is_indexed).then_some(statement),
         });
     }
