@@ -297,9 +297,10 @@ impl<'a> Reader<'a> {
             let given = self.list(variable, "no field", &allowed, |name| entity.named(name));
             let by_default = || entity.fields().filter(|field| field.by_default).collect();
             let fields = given.map_or_else(by_default, |given| given.into_iter().collect());
+            let fields = Selection::of(entity, fields).fields(entity);
+            self.show(variable, joined(fields.of(entity), ","));
             if chosen.contains(&entity) {
                 selection = selection.with(entity, fields);
-                self.show(variable, joined(selection.fields(entity).of(entity), ","));
             }
         }
         self.show_list(VARIABLE, &selection.entities().map(|entity| entity.kind).collect::<Vec<_>>());

@@ -5,8 +5,12 @@
 use std::{collections::BTreeMap, ffi::OsStr, fmt::Write, fs, path::Path};
 
 use clap::Command;
-use clerk_sync::config::Settings;
-use serde_json::Value;
+use clerk_sync::{
+    config::Settings,
+    entity,
+    model::{AuditAction, MessageType},
+};
+use serde_json::{Value, json};
 
 use crate::service::{Host, Keeper};
 
@@ -238,6 +242,30 @@ fn the_page_of_the_tables_names_every_index_of_users() {
     assert!(names.contains(&"users_email"), "{names:?}");
     for name in names {
         assert!(page.contains(&format!("| `{name}` |")), "docs/schema.md tells of index {name}");
+    }
+}
+
+#[test]
+fn the_schema_of_messages_allows_those_of_every_kind() {
+    let page = fs::read_to_string(root().join("docs/messages.md")).unwrap();
+    let schema = page.split("```json\n").find(|block| block.contains("$schema")).unwrap();
+    let schema: Value = serde_json::from_str(schema.split("```").next().unwrap()).unwrap();
+    let types: Vec<String> =
+        entity::ALL.iter().flat_map(|entity| MessageType::of(entity)).map(MessageType::name).collect();
+    assert_eq!(schema["properties"]["type"]["enum"], json!(types));
+    let pattern = schema["if"]["properties"]["type"]["pattern"].as_str().unwrap();
+    assert_eq!(pattern, r"\.updated$", "an update of any kind has changed_fields");
+}
+
+#[test]
+fn the_page_of_the_tables_names_what_is_written_of_every_kind() {
+    let page = fs::read_to_string(root().join("docs/schema.md")).unwrap();
+    let actions = [AuditAction::Created, AuditAction::Updated, AuditAction::Deleted, AuditAction::Revealed];
+    for entity in entity::ALL {
+        let names = actions.map(|action| action.name(entity));
+        for name in names.into_iter().chain(MessageType::of(entity).map(MessageType::name)) {
+            assert!(page.contains(&format!("`{name}`")), "docs/schema.md tells of {name}");
+        }
     }
 }
 
