@@ -1,12 +1,21 @@
 //! Names that are none of ours and look like one: a typing error that would otherwise go unnoticed.
 //!
 //! A `.env` is often shared with the application, and an environment with everybody, so only what is close to a name of
-//! ours is told, and only as long as that one is not set as well: then the other one is somebody else's.
+//! ours is told, and only as long as that one is not set as well: then the other one is somebody else's. What begins with
+//! `SYNC_` is meant for us, and told in any case.
+
+use std::cmp::Reverse;
 
 use super::{Settings, dotenv::Dotenv};
 
 /// Programs often want this before their names.
 const PREFIX: &str = "CLERK_SYNC_";
+
+/// How names begin that nobody but us has.
+const OWN_PREFIX: &str = "SYNC_";
+
+/// What Kubernetes sets of a service that is called `sync`.
+const OF_KUBERNETES: [&str; 2] = ["SYNC_SERVICE_", "SYNC_PORT"];
 
 /// What the endpoint's signing secret is called in tutorials and elsewhere.
 const SIGNING_SECRETS: [&str; 5] = [
@@ -30,13 +39,19 @@ pub(super) fn warnings(dotenv: &Dotenv) -> Vec<String> {
     for (in_file, name) in of_file.chain(of_environment).filter(|(_, name)| !is_known(name)) {
         // In the environment Kubernetes sets such names, of a service that is called so.
         let unprefixed = name.strip_prefix(PREFIX).filter(|_| in_file);
-        let Some(meant) = meant(unprefixed.unwrap_or(name), in_file, &ours) else { continue };
-        if unprefixed.is_none() && (dotenv.has(meant) || dotenv.has(&format!("{meant}_FILE"))) {
+        let is_ours = name.starts_with(OWN_PREFIX)
+            && (in_file || !OF_KUBERNETES.iter().any(|theirs| name.starts_with(theirs)));
+        let meant = meant(unprefixed.unwrap_or(name), in_file, &ours)
+            .filter(|meant| {
+                unprefixed.is_some() || !dotenv.has(meant) && !dotenv.has(&format!("{meant}_FILE"))
+            })
+            .or_else(|| if is_ours { nearest(name, &ours) } else { None });
+        if meant.is_none() && !is_ours {
             continue;
         }
         let place = if in_file { ".env" } else { "the environment" };
-        let warning =
-            format!("{name}: {place} sets it, and clerk-sync has no such variable; did you mean {meant}?");
+        let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        let warning = format!("{name}: {place} sets it, and clerk-sync has no such variable{hint}");
         if !warnings.contains(&warning) {
             warnings.push(warning);
         }
@@ -63,6 +78,20 @@ fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
     let distances = ours.iter().map(|ours| (strsim::osa_distance(&name, ours), ours));
     let (_, closest) = distances.filter(|(distance, _)| *distance <= tolerance).min()?;
     Some(closest)
+}
+
+/// The one of ours that begins with `SYNC_` and has most words in common with this name, or is only a few letters away.
+fn nearest<'a>(name: &str, ours: &'a [String]) -> Option<&'a str> {
+    let in_common = |ours: &str| {
+        let is_one_of_ours = |word: &&str| {
+            !word.is_empty() && ours.split('_').any(|own| own.starts_with(*word) || word.starts_with(own))
+        };
+        name.split('_').filter(is_one_of_ours).count()
+    };
+    let candidates = ours.iter().filter(|ours| ours.starts_with(OWN_PREFIX));
+    let rated = candidates.map(|ours| (Reverse(in_common(ours)), strsim::osa_distance(name, ours), ours));
+    let (Reverse(words), distance, nearest) = rated.min()?;
+    (words > 1 || distance <= 3).then_some(nearest.as_str())
 }
 
 #[cfg(test)]
@@ -94,6 +123,28 @@ mod tests {
         let in_environment = told(&[], &["DATABSE_URL", "CLERK_WEBHOOK_SIGNIN_SECRETS"]);
         assert!(in_environment.iter().all(|warning| warning.contains("the environment sets it")));
         assert_eq!(in_environment.len(), 2, "{in_environment:?}");
+    }
+
+    #[test]
+    fn what_begins_with_sync_is_told_in_any_case() {
+        for (name, meant) in [
+            ("SYNC_FIELDS_USER", Some("SYNC_FIELDS")),
+            ("SYNC_ENTITY", Some("SYNC_ENTITIES")),
+            ("SYNC_ENTITES", Some("SYNC_ENTITIES")),
+            ("SYNC_FIELDS_ORG", Some("SYNC_FIELDS_ORGANIZATION")),
+            ("SYNC_FIELDS_ORGANISATION", Some("SYNC_FIELDS_ORGANIZATION")),
+            ("SYNC_FIELDS_MEMBERSHIP", Some("SYNC_FIELDS_ORGANIZATION_MEMBERSHIP")),
+            ("SYNC_FIELDS_MEMBERSHIPS", Some("SYNC_FIELDS_ORGANIZATION_MEMBERSHIP")),
+            ("SYNC_INTERVAL", None),
+        ] {
+            let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+            let expected =
+                format!("{name}: the environment sets it, and clerk-sync has no such variable{hint}");
+            let [warning] = &told(&["SYNC_FIELDS", "SYNC_ENTITIES"], &[name])[..] else { panic!("{name}") };
+            assert_eq!(*warning, expected);
+        }
+        let of_kubernetes = ["SYNC_SERVICE_HOST", "SYNC_PORT", "SYNC_PORT_8080_TCP_ADDR"];
+        assert_eq!(told(&[], &of_kubernetes), [""; 0]);
     }
 
     #[test]
