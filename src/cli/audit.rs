@@ -156,9 +156,9 @@ fn print(line: &AuditLine) {
 }
 
 fn as_json(line: &AuditLine) -> Value {
-    let AuditLine { id, at, action, svix_id, source, changed_fields, event_at } = line;
+    let AuditLine { id, at, action, kind, svix_id, source, changed_fields, event_at } = line;
     json!({
-        "id": id, "at": rfc3339(*at), "action": action, "svix_id": svix_id, "source": source,
+        "id": id, "at": rfc3339(*at), "action": action, "kind": kind, "svix_id": svix_id, "source": source,
         "changed_fields": changed_fields, "event_at": rfc3339(*event_at),
     })
 }

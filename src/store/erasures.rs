@@ -27,6 +27,8 @@ pub struct AuditLine {
     pub id: i64,
     pub at: DateTime<Utc>,
     pub action: String,
+    /// Of what kind of object it is about.
+    pub kind: String,
     /// The delivery that caused it, if one did.
     pub svix_id: Option<String>,
     pub source: String,

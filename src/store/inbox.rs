@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::{
+    entity,
     model::{ClerkId, SvixId, as_rfc3339},
     telemetry::TraceContext,
 };
@@ -39,6 +40,12 @@ impl fmt::Debug for Parked {
 }
 
 impl Parked {
+    /// `webhook_queue.kind`: of what kind of object it is about, also where its id is not usable.
+    pub fn kind(&self) -> Option<&str> {
+        let by_type = || entity::of_event(self.event_type.as_deref()?);
+        Some(self.clerk_id.as_ref().map(ClerkId::entity).or_else(by_type)?.kind)
+    }
+
     /// `webhook_queue.state`.
     pub fn state(&self) -> QueueState {
         if self.next_attempt_at.is_some() { QueueState::Pending } else { QueueState::Dead }
@@ -88,7 +95,10 @@ pub struct Queued {
     /// Clerk's name of the event, if it could be read.
     #[schema(example = "user.updated")]
     pub event_type: Option<String>,
-    /// The user it is about, if that could be read.
+    /// Of what kind of object it is about, if its type could be read.
+    #[schema(example = "user")]
+    pub kind: Option<String>,
+    /// The object it is about, if that could be read.
     #[schema(value_type = Option<String>, example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
     pub clerk_id: Option<ClerkId>,
     /// `pending` or `dead`.
@@ -124,6 +134,7 @@ impl From<&Parked> for Queued {
         Self {
             svix_id: parked.svix_id.clone(),
             event_type: parked.event_type.clone(),
+            kind: parked.kind().map(str::to_owned),
             clerk_id: parked.clerk_id.clone(),
             state: parked.state(),
             attempts: parked.attempts,

@@ -197,6 +197,10 @@ pub struct StoredMessage {
     pub message_id: String,
     #[schema(example = "crm")]
     pub sink: String,
+    /// Of what kind of object it is about.
+    #[serde(rename = "kind")]
+    #[schema(example = "user")]
+    pub of: &'static str,
     #[schema(value_type = String, example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
     pub clerk_id: ClerkId,
     #[serde(rename = "type")]

@@ -232,6 +232,7 @@ fn what_happened_to_a_user_is_told_in_its_order(host: &mut Host) {
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["svix_id"], first.id.as_str());
     assert_eq!(lines[1]["changed_fields"], json!(["first_name"]));
+    assert_eq!(lines[1]["kind"], "user");
     // Of a stranger nothing is known, here and by `erase status`; a tombstone is something.
     for known in [false, true] {
         for command in

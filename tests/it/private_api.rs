@@ -452,6 +452,7 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
         "INSERT INTO outbox (message_id, sink, clerk_id, type, state, created_at)
          VALUES ('msg_1', 'crm', 'user_1', 'user.created', 'dead', '2026-01-01T00:00:00.000Z')",
     );
+    assert_eq!(asked(&service, "/v1/outbox")["messages"][0]["kind"], "user");
     let described = asked(&service, "/v1/openapi.json");
     assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")), "{described}");
     assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));

@@ -188,6 +188,7 @@ fn the_same_can_be_done_over_http(host: &mut Host) {
     let listed = get("/v1/queue?state=dead").json();
     assert_eq!(listed["entries"][0]["svix_id"], dead.id);
     assert_eq!(listed["entries"][0]["attempts"], 1);
+    assert_eq!(listed["entries"][0]["kind"], "user");
     assert!(listed["entries"][0]["last_error"].as_str().is_some_and(|error| !error.contains("Lovelace")));
     assert_eq!(get("/v1/queue?type=user.deleted").json()["entries"][0]["svix_id"], deletion.id);
     for path in ["/v1/queue?state=alive", "/v1/queue?limit=0", "/v1/queue?x=1", "/v1/queue/x?reveal=yes"] {

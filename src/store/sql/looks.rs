@@ -32,7 +32,7 @@ macro_rules! queued {
 macro_rules! lines_of {
     () => {
         "SELECT id, at, action, svix_id, source,
-               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at
+               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at, kind
         FROM audit_log
         WHERE clerk_id = $1"
     };
@@ -391,6 +391,7 @@ fn audit_line(row: &Row) -> Result<AuditLine> {
         id: row.get(0)?,
         at: row.get(1)?,
         action: row.get(2)?,
+        kind: row.get(7)?,
         svix_id: row.maybe(3)?,
         source: row.get(4)?,
         changed_fields: serde_json::from_str(&changed_fields).map_err(broken)?,
@@ -424,6 +425,7 @@ fn queued(row: &Row) -> Result<Queued> {
     Ok(Queued {
         svix_id: row.get(0)?,
         event_type: row.maybe(1)?,
+        kind: row.maybe(2)?,
         clerk_id: row.maybe_id(2)?,
         state: QueueState::named(&state).ok_or_else(|| StoreError::new(ErrorKind::Broken))?,
         attempts: row.get(5)?,

@@ -539,11 +539,13 @@ fn claimed(row: &Row, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
 }
 
 fn stored(row: &Row) -> Result<StoredMessage> {
+    let clerk_id = row.id(3)?;
     Ok(StoredMessage {
         id: row.get(0)?,
         message_id: row.get(1)?,
         sink: row.get(2)?,
-        clerk_id: row.id(3)?,
+        of: clerk_id.entity().kind,
+        clerk_id,
         kind: row.get(5)?,
         state: row.get(6)?,
         attempts: row.get(7)?,

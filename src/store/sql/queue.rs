@@ -12,8 +12,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Row, Session, Statement, Value, batch, ledger, statements, values};
 use crate::{
-    entity,
-    model::{ClerkId, Entity, Outcome, SvixId},
+    model::{ClerkId, Outcome, SvixId},
     store::{Parked, Record, Result, Waiting},
     telemetry::TraceContext,
 };
@@ -288,7 +287,7 @@ fn rows_of(parked: &[Parked]) -> Value<'_> {
     batch(parked)
         .text(|parked| parked.svix_id.as_str())
         .text(|parked| parked.event_type.as_deref())
-        .text(|parked| kind_of(parked).map(|entity| entity.kind))
+        .text(Parked::kind)
         .text(|parked| parked.clerk_id.as_ref().map(ClerkId::as_str))
         .bytes(|parked| &parked.payload)
         .text(|parked| parked.state().name())
@@ -299,12 +298,6 @@ fn rows_of(parked: &[Parked]) -> Value<'_> {
         .text(|parked| parked.trace.as_str())
         .time(|parked| parked.dead_at)
         .into()
-}
-
-/// What it is about, also where its id is not usable.
-fn kind_of(parked: &Parked) -> Option<&'static Entity> {
-    let by_type = || entity::of_event(parked.event_type.as_deref()?);
-    parked.clerk_id.as_ref().map(ClerkId::entity).or_else(by_type)
 }
 
 /// Of the columns in the order of `CLAIM`.
