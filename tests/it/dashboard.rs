@@ -731,6 +731,11 @@ fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
     assert!(!page.contains("orgmem_1"), "it went with its organization: {page}");
     let page = browser.see("/organization_memberships/orgmem_1");
     assert!(page.contains("There is no row: the membership is deleted."), "{page}");
+    // What came too late left nothing, and has no page.
+    assert_eq!(service.post(&membership("orgmem_3", "org_1", "user_1")).word(), "stale");
+    let deliveries = browser.see("/deliveries");
+    links(&deliveries, &["/organizations/org_1", "/organization_memberships/orgmem_1"]);
+    assert!(deliveries.contains("orgmem_3") && !deliveries.contains("/orgmem_3"), "{deliveries}");
     service.stop();
 }
 

@@ -13,8 +13,8 @@ use crate::{
     clerk::event::KNOWN_TYPES,
     entity,
     http::v1::{query::page as cut, read},
-    model::{ClerkId, Outcome, SvixId},
-    store::{DeliveryFilter, LOOKED_THROUGH, Processed},
+    model::{ClerkId, Outcome, Selection, SvixId},
+    store::{DeliveryFilter, Known, LOOKED_THROUGH, Processed},
 };
 
 /// Every outcome that is recorded. The others are only answers.
@@ -24,7 +24,15 @@ const OUTCOMES: [Outcome; 5] =
 pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery) -> Answer {
     let filter = filter(query.as_deref());
     let wanted = filter.clone();
-    let found = read(&app, async move |store| store.deliveries(&wanted, ROWS + 1).await).await?;
+    let (found, known) = read(&app, async move |store| {
+        let found = store.deliveries(&wanted, ROWS + 1).await?;
+        let mut ids: Vec<ClerkId> = found.iter().filter_map(subject).collect();
+        ids.sort();
+        ids.dedup();
+        let known = store.known(&ids, &Selection::default()).await?;
+        Ok((found, known))
+    })
+    .await?;
     let (found, next) = cut(found, ROWS, |last| older(&filter, last));
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
     let asked = filter.outcome.as_deref();
@@ -50,7 +58,7 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
             button.quiet { "Show" }
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
-        (processed_table(&found, (app.clock)(), Some(about(&app))))
+        (processed_table(&found, (app.clock)(), Some((about(&app), &known))))
         (next_page("Older ones", "/deliveries", next))
     };
     Ok(page(&app, &session, "/deliveries", "Deliveries", &content))
@@ -79,22 +87,24 @@ fn older(filter: &DeliveryFilter, last: &Processed) -> Query {
     query
 }
 
-/// Processed deliveries, with what they are about, below this word, if that is not known.
+/// Processed deliveries, with what they are about, below this word, if they are about several objects. What is known of those
+/// says whether there is a page to lead to.
 pub(super) fn processed_table(
     deliveries: &[Processed],
     now: DateTime<Utc>,
-    about: Option<&'static str>,
+    about: Option<(&'static str, &Known)>,
 ) -> Markup {
     let mut columns: Vec<Column<'_>> =
         vec![("Processed", ""), ("Type", ""), ("Outcome", ""), ("Delivery", "id")];
-    columns.extend(about.map(|about| (about, "id")));
+    columns.extend(about.map(|(about, _)| (about, "id")));
+    let has_page = |id: &ClerkId| about.is_some_and(|(_, known)| known.has(id));
     table("Deliveries", &columns, "There are none.", deliveries, |delivery| {
         vec![
             time(now, delivery.processed_at),
             html! { (delivery.event_type.as_deref().unwrap_or("unreadable")) },
             html! { span.tag.{ (delivery.outcome) } { (delivery.outcome) } },
             html! { (delivery.svix_id) },
-            html! { @match subject(delivery) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
+            html! { @match subject(delivery).filter(has_page) { Some(id) => (linked(&id)), None => @if let Some(id) = &delivery.clerk_id { (id) } } },
         ]
     })
 }
