@@ -6,7 +6,7 @@ fn main() {
     println!("cargo::rerun-if-changed=migrations");
     let root = env::var("CARGO_MANIFEST_DIR").expect("cargo says where the package is");
     let mut code = String::new();
-    for keeper in ["postgres", "sqlite"] {
+    for keeper in ["postgres", "sqlite", "mysql"] {
         let folder = Path::new(&root).join("migrations").join(keeper);
         let files = fs::read_dir(&folder).expect("every database has its migrations");
         let mut files: Vec<_> = files.map(|file| file.expect("a file can be listed").path()).collect();

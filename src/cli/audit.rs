@@ -110,6 +110,9 @@ async fn verify(config: &Config, store: &dyn Store, seals: &[Mark], json: bool) 
         say!("{}", report_as_json(&report));
     } else {
         print_report(&report);
+        if let Some(bypass) = store.inspect().await.ok().and_then(|inspection| inspection.bypass) {
+            say!("{bypass}");
+        }
     }
     let Some(first) = report.faults.first() else { return Ok(()) };
     let more = match report.found - 1 {

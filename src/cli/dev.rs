@@ -107,8 +107,8 @@ impl Dev {
                 ignored.join(", ")
             );
         }
-        if fake.is_some() && matches!(config.database, Database::Postgres { .. }) {
-            say!("  Mind that made-up users of the fake go into this PostgreSQL, and stay there.\n");
+        if fake.is_some() && !matches!(config.database, Database::Sqlite { .. }) {
+            say!("  Mind that made-up users of the fake go into this database, and stay there.\n");
         }
 
         if let Some(fake) = &fake {
@@ -204,7 +204,7 @@ fn invite_to_compare(config: &Config, fake: &Fake) {
     let database = match &config.database {
         Database::Sqlite { path } => format!("sqlite://{}", path.display()),
         // With its password it is not repeated.
-        Database::Postgres { .. } => "…".to_owned(),
+        Database::Postgres { .. } | Database::Mysql { .. } => "…".to_owned(),
     };
     let some_user = fake.users().ids().into_iter().next().map(|id| format!("ensure {id}"));
     for command in some_user.into_iter().chain(["reconcile --dry-run".to_owned()]) {

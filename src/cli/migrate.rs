@@ -46,7 +46,8 @@ fn declared(text: &str) -> Result<&'static Entity, &'static str> {
 
 /// The next migration of every database.
 fn render(entity: &'static Entity, column: Option<&str>) -> Result<(), Failure> {
-    for dialect in Dialect::ALL {
+    // MariaDB and MySQL share theirs.
+    for dialect in Dialect::ALL.into_iter().filter(|dialect| dialect.name() == dialect.family()) {
         let sql = match column {
             Some(name) => ddl::add_column(entity, name, dialect),
             None => Some(ddl::create(entity, dialect)),
@@ -54,10 +55,11 @@ fn render(entity: &'static Entity, column: Option<&str>) -> Result<(), Failure> 
         let sql = sql.ok_or_else(|| Failure::usage("the declaration has no such column"))?;
         let name = column.map_or_else(String::new, |column| format!("_{column}"));
         say!(
-            "-- migrations/{}/{:04}_{}{name}.sql\n{sql}",
-            dialect.name(),
+            "-- migrations/{}/{:04}_{}{name}.sql\n{}",
+            dialect.family(),
             ddl::next_migration(),
-            entity.table
+            entity.table,
+            ddl::in_a_migration(&sql, dialect)
         );
     }
     Ok(())

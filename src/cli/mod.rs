@@ -49,11 +49,11 @@ use crate::{
         api::{self, Api, ApiError},
         signature::Secret,
     },
-    config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv},
+    config::{Config, Database, Mistakes, Needs, Settings, SinkConfig, load_dotenv, mysql_options},
     entity,
     entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
-    store::{ErrorKind, Store, StoreError, postgres, sqlite},
+    store::{ErrorKind, Store, StoreError, mysql, postgres, sqlite},
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, CatchUpError, Instance},
@@ -379,6 +379,17 @@ async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, St
             });
             Ok(Arc::new(if config.idle == Idle::Quiet { store.keep_no_idle_connections() } else { store }))
         }
+        Database::Mysql { url } => {
+            let connect = mysql_options(url).map_err(|why| StoreError::schema(why.to_owned()))?;
+            Ok(Arc::new(mysql::Mysql::new(mysql::Options {
+                connect,
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+                kinds: entity::ALL,
+                unique_email: config.unique_email,
+                polls: config.idle == Idle::Normal,
+            })))
+        }
         Database::Sqlite { path } => {
             let options = sqlite::Options {
                 path: path.clone(),
@@ -528,7 +539,7 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
         return Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"));
     }
     let (schema, variables) = match &config.database {
-        Database::Sqlite { .. } => (String::new(), "is DATABASE_URL that"),
+        Database::Sqlite { .. } | Database::Mysql { .. } => (String::new(), "is DATABASE_URL that"),
         Database::Postgres { .. } => {
             (format!(", schema {}", config.database_schema), "are DATABASE_URL and DATABASE_SCHEMA those")
         }

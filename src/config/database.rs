@@ -7,17 +7,25 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+use sqlx::{mysql::MySqlConnectOptions, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 use url::Url;
 
 /// The forms that `DATABASE_URL` may have.
-const ALLOWED: &str = "allowed are postgres://…, postgresql://… and sqlite://…";
+const ALLOWED: &str = "allowed are postgres://…, postgresql://…, mysql://…, mariadb://… and sqlite://…";
+
+const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
+                      (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
+
+const SEVERAL: &str = "found several hosts; clerk-sync speaks to one: name the one that takes writes, or a name, a pooler or a \
+                       proxy that leads to it";
 
 /// Where users are kept.
 #[derive(Clone, Debug)]
 pub enum Database {
     /// Only parameters that the driver knows are left in the URL.
     Postgres { url: SecretString },
+    /// The same, of MySQL or MariaDB; it names a database.
+    Mysql { url: SecretString },
     /// The file is made if it is missing.
     Sqlite { path: PathBuf },
 }
@@ -25,11 +33,20 @@ pub enum Database {
 impl Database {
     /// Host and port of a server that is reached over the network.
     pub fn address(&self) -> Option<(String, u16)> {
-        let Self::Postgres { url } = self else { return None };
-        let options = PgConnectOptions::from_str(url.expose_secret()).ok()?;
-        let host = options.get_host().trim_matches(['[', ']']);
-        (options.get_socket().is_none() && !host.starts_with('/'))
-            .then(|| (host.to_owned(), options.get_port()))
+        let (host, port) = match self {
+            Self::Postgres { url } => {
+                let options = PgConnectOptions::from_str(url.expose_secret()).ok()?;
+                let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+                (!is_socket).then(|| (options.get_host().to_owned(), options.get_port()))?
+            }
+            Self::Mysql { url } => {
+                let options = mysql_options(url).ok()?;
+                let is_socket = options.get_socket().is_some();
+                (!is_socket).then(|| (options.get_host().to_owned(), options.get_port()))?
+            }
+            Self::Sqlite { .. } => return None,
+        };
+        Some((host.trim_matches(['[', ']']).to_owned(), port))
     }
 
     /// Where it is, for people: without user, password or parameters.
@@ -41,9 +58,28 @@ impl Database {
                 let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
                 format!("PostgreSQL on {host}, database {name}")
             }
+            Self::Mysql { url } => {
+                let options = mysql_options(url).ok();
+                let name = options.as_ref().and_then(MySqlConnectOptions::get_database).unwrap_or_default();
+                let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
+                let server = if url.expose_secret().starts_with("mariadb:") { "MariaDB" } else { "MySQL" };
+                format!("{server} on {host}, database {name}")
+            }
             Self::Sqlite { path } => format!("SQLite in {}", path.display()),
         }
     }
+}
+
+/// How to connect to MySQL or MariaDB.
+///
+/// # Errors
+/// The driver cannot use the URL. Its own error may quote it.
+pub fn mysql_options(url: &SecretString) -> Result<MySqlConnectOptions, &'static str> {
+    let options = MySqlConnectOptions::from_str(url.expose_secret());
+    let options = options.map_err(|_| "DATABASE_URL: the driver cannot use this URL")?;
+    // What a URL writes in brackets is looked up without.
+    let host = options.get_host().trim_matches(['[', ']']).to_owned();
+    Ok(options.host(&host))
 }
 
 /// What a database URL says.
@@ -62,6 +98,13 @@ impl Understood {
     pub(super) fn of(database: Database) -> Self {
         Self { database, connection_limit: None, schema: None, warnings: Vec::new() }
     }
+
+    fn limit(&mut self, value: &str) {
+        match value.parse() {
+            Ok(limit) if limit > 0 => self.connection_limit = Some(limit),
+            _ => self.warnings.push(ignored("connection_limit")),
+        }
+    }
 }
 
 /// Understand a database URL, or explain why not, without showing more of it than the scheme.
@@ -71,6 +114,7 @@ pub(super) fn understand(text: &str) -> Result<Understood, String> {
     };
     match scheme.to_ascii_lowercase().as_str() {
         "postgres" | "postgresql" => postgres(text),
+        "mysql" | "mariadb" => mysql(text),
         "sqlite" => sqlite(rest),
         scheme if rest.starts_with("//") && is_plain(scheme) => {
             Err(format!("found a URL that begins with {scheme}://; {ALLOWED}"))
@@ -80,10 +124,6 @@ pub(super) fn understand(text: &str) -> Result<Understood, String> {
 }
 
 fn postgres(text: &str) -> Result<Understood, String> {
-    const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
-                          (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
-    const SEVERAL: &str = "found several hosts; clerk-sync speaks to one: name the one that takes writes, or a name, a pooler \
-                           or a proxy that leads to it";
     if authority(text).is_some_and(|(_, host)| host.contains(',')) {
         return Err(SEVERAL.to_owned());
     }
@@ -100,10 +140,7 @@ fn postgres(text: &str) -> Result<Understood, String> {
             "schema" => understood.schema = Some(value).filter(|schema| !schema.is_empty()),
             // Sessions hold no state anyway.
             "pgbouncer" => {}
-            "connection_limit" => match value.parse() {
-                Ok(limit) if limit > 0 => understood.connection_limit = Some(limit),
-                _ => understood.warnings.push(ignored("connection_limit")),
-            },
+            "connection_limit" => understood.limit(&value),
             // What libpq calls the system's authorities is what the driver takes if nothing is said.
             "sslrootcert" if value == "system" => {}
             "sslrootcert" | "sslcert" | "sslkey" if !Path::new(&value).exists() => {
@@ -145,6 +182,102 @@ fn postgres(text: &str) -> Result<Understood, String> {
     })?;
     understood.database = Database::Postgres { url: String::from(url).into() };
     Ok(understood)
+}
+
+fn mysql(text: &str) -> Result<Understood, String> {
+    const NAMELESS: &str = "found a mysql URL without a database; allowed is one that ends with its name, such as mysql://user@host/shop";
+    let (who, place) = authority(text).unwrap_or_default();
+    if place.contains(',') {
+        return Err(SEVERAL.to_owned());
+    }
+    // A user and no host, which is no URL by the book.
+    let text = match who {
+        Some(who) if place.is_empty() || place.starts_with(':') => {
+            Cow::from(text.replacen(&format!("{who}@{place}"), &format!("{who}@localhost{place}"), 1))
+        }
+        _ => text.into(),
+    };
+    let mut url = Url::parse(&text)
+        .ok()
+        .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
+        .ok_or_else(|| format!("found a mysql URL that cannot be read; {ENCODE}"))?;
+    let name = url.path().trim_start_matches('/').trim_end_matches('/');
+    if name.is_empty() {
+        return Err(NAMELESS.to_owned());
+    }
+    if name.contains('/') {
+        return Err(format!(
+            "found a mysql URL with more than the name of a database behind its host, or {ENCODE}"
+        ));
+    }
+    let name = format!("/{name}");
+    url.set_path(&name);
+    let mut understood = Understood::of(Database::Mysql { url: SecretString::default() });
+    let (mut passed_on, mut mode, mut wished, mut certificate) = (Vec::new(), None, None, None);
+    let mut has_key = false;
+    for (name, value) in url.query_pairs().into_owned() {
+        let is_inline = value.trim_start().starts_with("-----BEGIN");
+        match name.to_ascii_lowercase().as_str() {
+            "connection_limit" => understood.limit(&value),
+            "ssl-mode" | "sslmode" | "ssl_mode" => mode = Some(ssl_mode(&value)?),
+            // As Prisma and drivers of JavaScript ask for what is checked, or for TLS at all.
+            "sslaccept" if value == "strict" => wished = Some("VERIFY_IDENTITY"),
+            "sslaccept" if value == "accept_invalid_certs" => wished = wished.or(Some("PREFERRED")),
+            "ssl" if value.contains("\"rejectUnauthorized\":true") => wished = Some("VERIFY_IDENTITY"),
+            "ssl" if matches!(value.as_str(), "true" | "1") => wished = wished.or(Some("REQUIRED")),
+            "ssl-ca" | "sslca" | "ssl_ca" | "ssl-cert" | "sslcert" | "ssl_cert" | "ssl-key" | "sslkey"
+            | "ssl_key"
+                if !is_inline && !Path::new(&value).exists() =>
+            {
+                return Err(format!("found a mysql URL whose {name} names a file that is not there"));
+            }
+            "ssl-ca" | "sslca" | "ssl_ca" => passed_on.push(("ssl-ca", value)),
+            "ssl-cert" | "sslcert" | "ssl_cert" => certificate = Some(value),
+            "ssl-key" | "sslkey" | "ssl_key" => {
+                has_key = true;
+                passed_on.push(("ssl-key", value));
+            }
+            "socket" | "unix_socket" | "unix-socket" => passed_on.push(("socket", value)),
+            "statement-cache-capacity" => passed_on.push(("statement-cache-capacity", value)),
+            // We speak UTF-8 and UTC.
+            _ => understood.warnings.push(ignored(&name)),
+        }
+    }
+    // With a key it is our own; to Prisma it is that of the authority, which goes without one.
+    if let Some(certificate) = certificate {
+        passed_on.push((if has_key { "ssl-cert" } else { "ssl-ca" }, certificate));
+    }
+    // As MySQL's own clients take it: who names an authority wants it asked.
+    let checks = passed_on.iter().any(|(name, _)| *name == "ssl-ca").then_some("VERIFY_CA");
+    if let Some(mode) = mode.or(wished).or(checks) {
+        passed_on.push(("ssl-mode", mode.to_owned()));
+    }
+    url.set_query(None);
+    if !passed_on.is_empty() {
+        url.query_pairs_mut().extend_pairs(passed_on);
+    }
+    let url = SecretString::from(String::from(url));
+    mysql_options(&url)
+        .map_err(|_| format!("found a mysql URL with a parameter of no allowed value, or {ENCODE}"))?;
+    understood.database = Database::Mysql { url };
+    Ok(understood)
+}
+
+/// The mode as the driver knows it, which others write in other ways.
+fn ssl_mode(value: &str) -> Result<&'static str, String> {
+    Ok(match value.to_ascii_lowercase().replace('-', "_").as_str() {
+        "disabled" | "disable" => "DISABLED",
+        "preferred" | "prefer" => "PREFERRED",
+        "required" | "require" => "REQUIRED",
+        "verify_ca" => "VERIFY_CA",
+        "verify_identity" | "verify_full" => "VERIFY_IDENTITY",
+        _ => {
+            let allowed = "DISABLED, PREFERRED, REQUIRED, VERIFY_CA, VERIFY_IDENTITY";
+            return Err(format!(
+                "found a mysql URL with an ssl-mode of no allowed value; allowed are {allowed}"
+            ));
+        }
+    })
 }
 
 /// User and password as they are written, if there are any, and the rest of what names the server.
@@ -229,14 +362,14 @@ mod tests {
 
     fn url(text: &str) -> String {
         match understand(text).expect("understood").database {
-            Database::Postgres { url } => url.expose_secret().to_owned(),
+            Database::Postgres { url } | Database::Mysql { url } => url.expose_secret().to_owned(),
             Database::Sqlite { path } => panic!("a file: {}", path.display()),
         }
     }
 
     fn path(text: &str) -> String {
         match understand(text).expect("understood").database {
-            Database::Postgres { .. } => panic!("postgres"),
+            Database::Postgres { .. } | Database::Mysql { .. } => panic!("a server"),
             Database::Sqlite { path } => path.display().to_string(),
         }
     }
@@ -318,6 +451,70 @@ mod tests {
     }
 
     #[test]
+    fn a_mysql_url_is_cleaned_of_what_the_driver_does_not_know() {
+        let text = "mysql://app:s%40fe@db.example:3307/shop?connection_limit=5&pool_timeout=10&sslaccept=strict\
+                    &charset=latin1&timezone=Europe%2FBerlin&allowPublicKeyRetrieval=true";
+        let understood = understand(text).expect("understood");
+        assert_eq!(url(text), "mysql://app:s%40fe@db.example:3307/shop?ssl-mode=VERIFY_IDENTITY");
+        assert_eq!(understood.connection_limit, Some(5));
+        assert_eq!(understood.database.place(), "MySQL on db.example, database shop");
+        assert_eq!(
+            understood.warnings,
+            [
+                "DATABASE_URL: the parameter pool_timeout is ignored",
+                "DATABASE_URL: the parameter charset is ignored",
+                "DATABASE_URL: the parameter timezone is ignored",
+                "DATABASE_URL: the parameter (not shown) is ignored",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_tls_is_passed_on_as_the_driver_knows_it() {
+        for (given, passed_on) in [
+            ("", ""),
+            ("?ssl-mode=REQUIRED", "?ssl-mode=REQUIRED"),
+            ("?sslmode=verify-full", "?ssl-mode=VERIFY_IDENTITY"),
+            ("?sslMode=VERIFY_CA", "?ssl-mode=VERIFY_CA"),
+            ("?ssl=true", "?ssl-mode=REQUIRED"),
+            ("?ssl={%22rejectUnauthorized%22:true}", "?ssl-mode=VERIFY_IDENTITY"),
+            ("?ssl-mode=DISABLED&sslaccept=strict", "?ssl-mode=DISABLED"),
+            ("?sslcert=Cargo.toml", "?ssl-ca=Cargo.toml&ssl-mode=VERIFY_CA"),
+            ("?sslaccept=accept_invalid_certs&sslcert=Cargo.toml", "?ssl-ca=Cargo.toml&ssl-mode=PREFERRED"),
+            ("?sslcert=Cargo.toml&sslkey=Cargo.lock", "?ssl-key=Cargo.lock&ssl-cert=Cargo.toml"),
+        ] {
+            assert_eq!(url(&format!("mysql://h/d{given}")), format!("mysql://h/d{passed_on}"), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_mysql_server_has_an_address_or_a_socket() {
+        let address = |text: &str| understand(text).expect("understood").database.address();
+        let at = |host: &str, port| Some((host.to_owned(), port));
+        assert_eq!(address("mysql://app:hunter2@db.example/app"), at("db.example", 3306));
+        assert_eq!(address("mariadb://[::1]:3307/app"), at("::1", 3307));
+        assert_eq!(address("mysql://app@/shop"), at("localhost", 3306));
+        assert_eq!(address("mysql://app@:3307/shop"), at("localhost", 3307));
+        for socket in ["socket=%2Frun%2Fmysqld%2Fmysqld.sock", "unix_socket=/run/mysqld/mysqld.sock"] {
+            let database = understand(&format!("mariadb://app@/shop?{socket}")).expect("understood").database;
+            assert_eq!(database.address(), None);
+            assert_eq!(database.place(), "MariaDB on a local socket, database shop");
+        }
+        let Database::Mysql { url } = understand("mysql://[::1]/app").expect("understood").database else {
+            panic!("another database")
+        };
+        assert_eq!(mysql_options(&url).expect("options").get_host(), "::1");
+    }
+
+    #[test]
+    fn a_mysql_url_names_one_server_and_a_database() {
+        for text in ["mysql://u@h", "mysql://u@h/", "mariadb://h:3306?ssl-mode=REQUIRED"] {
+            assert!(understand(text).expect_err(text).contains("without a database"), "{text}");
+        }
+        assert!(understand("mysql://a.example,b.example/d").expect_err("refused").contains("several hosts"));
+    }
+
+    #[test]
     fn a_sqlite_url_names_a_file_in_any_of_its_spellings() {
         assert_eq!(path("sqlite://clerk-sync.db"), "clerk-sync.db");
         assert_eq!(path("sqlite:///data/x.db"), "/data/x.db");
@@ -341,7 +538,16 @@ mod tests {
         for text in [
             "hunter2",
             "hunter2:hunter2",
-            "mysql://u:hunter2@h/d",
+            "mssql://u:hunter2@h/d",
+            "mysql://u:hunter2@h",
+            "mysql://u:hunter2/x@h/d",
+            "mysql://u:hunter2#x@h/d",
+            "mysql://u:p@h/hunter2/d",
+            "mysql://u:p@h:hunter2/d",
+            "mysql://u:p@h/d?ssl-mode=hunter2",
+            "mysql://u:p@h/d?ssl-ca=hunter2",
+            "mysql://u:p@h/d?statement-cache-capacity=hunter2",
+            "mariadb:hunter2",
             "hunter2:x://h",
             "postgres://u:hunter2#x@h/d",
             "postgres://u:hunter2/x@h/d",
@@ -353,7 +559,7 @@ mod tests {
             let explanation = understand(text).expect_err(text);
             assert!(!explanation.contains("hunter2"), "{explanation}");
         }
-        assert!(understand("mysql://u:p@h/d").expect_err("refused").contains("mysql://"));
+        assert!(understand("mssql://u:p@h/d").expect_err("refused").contains("mssql://"));
         let warnings = understand("postgres://h/d?hunter2=1&Hunter%23=2").expect("understood").warnings;
         assert!(!format!("{warnings:?}").contains("unter2"), "{warnings:?}");
     }

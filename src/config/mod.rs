@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use url::Url;
 
-pub use database::Database;
+pub use database::{Database, mysql_options};
 pub use dotenv::{Dotenv, load_dotenv};
 pub use effective::{Effective, Origin};
 pub use mistake::{Mistake, Mistakes, apart, unreadable};

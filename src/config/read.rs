@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
         self.show(
             VARIABLE,
             match &database {
-                Database::Postgres { .. } => database.place(),
+                Database::Postgres { .. } | Database::Mysql { .. } => database.place(),
                 Database::Sqlite { path } => format!("sqlite://{}", path.display()),
             },
         );
@@ -163,6 +163,12 @@ impl<'a> Reader<'a> {
             self.warnings.push(format!(
                 "{VARIABLE}: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
             ));
+        }
+        if matches!(database, Database::Mysql { .. }) && self.settings.get("DATABASE_SCHEMA").is_some() {
+            self.warnings.push(
+                "DATABASE_SCHEMA: ignored, MySQL has no schemas; the tables are in the database that DATABASE_URL names"
+                    .to_owned(),
+            );
         }
         let default = connection_limit.map_or(8, |limit| limit.min(8));
         (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))

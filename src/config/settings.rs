@@ -140,7 +140,7 @@ fn fields_of_kinds(command: Command) -> Command {
 #[derive(Args)]
 #[group(skip)]
 struct SyncVariables {
-    /// The database: postgres://…, postgresql://… or sqlite://… [default: sqlite://clerk-sync.db]
+    /// The database: postgres://…, postgresql://…, mysql://…, mariadb://… or sqlite://… [default: sqlite://clerk-sync.db]
     #[arg(long, env, value_name = "URL", help_heading = "Database")]
     database_url: Option<String>,
 

@@ -102,7 +102,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
     let report = mistakes(
         &[
             ("PORT", "65536"),
-            ("DATABASE_URL", "mysql://root:hunter2@db/app"),
+            ("DATABASE_URL", "mssql://root:hunter2@db/app"),
             ("SYNC_FIELDS", "email,Shoe_size,hat"),
             ("DELETION_POLICY", "never"),
             ("ADMIN_HOST", "0.0.0.0"),
@@ -112,7 +112,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
     );
     let expected = [
         "the configuration cannot be used:",
-        "  DATABASE_URL (--database-url): found a URL that begins with mysql://; allowed are postgres://…, postgresql://… and sqlite://…",
+        "  DATABASE_URL (--database-url): found a URL that begins with mssql://; allowed are postgres://…, postgresql://…, mysql://…, mariadb://… and sqlite://…",
         "  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard (Webhooks, your endpoint, Signing Secret), or name a file that holds it in CLERK_WEBHOOK_SIGNING_SECRET_FILE",
         "  PORT (--port): found \"65536\"; allowed is a whole number from 0 to 65535, where 0 takes a free port",
         "  ADMIN_HOST (--admin-host): found \"0.0.0.0\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only loopback addresses such as 127.0.0.1",
@@ -306,6 +306,14 @@ fn a_prisma_url_caps_connections_and_its_schema_does_not_decide() {
     assert_eq!(explicit.warnings, [""; 0]);
     let generous = config(&[("DATABASE_URL", "postgresql://app@db/app?connection_limit=50")]);
     assert_eq!(generous.database_max_connections, 8);
+}
+
+#[test]
+fn mysql_has_no_schemas() {
+    let url = ("DATABASE_URL", "mysql://app@db/app");
+    assert_eq!(config(&[url]).warnings, [""; 0]);
+    let warnings = config(&[url, ("DATABASE_SCHEMA", "shop")]).warnings;
+    assert!(warnings.len() == 1 && warnings[0].starts_with("DATABASE_SCHEMA: ignored"), "{warnings:?}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub enum ErrorKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError {
     pub kind: ErrorKind,
-    /// SQLSTATE or the store's own code.
+    /// SQLSTATE or the store's own code, of MySQL and MariaDB the number.
     pub code: Option<String>,
     /// Names only, such as `table orders, constraint orders_user_id_fkey`; for [`ErrorKind::Schema`] a sentence.
     pub place: Option<String>,
@@ -52,14 +52,17 @@ impl StoreError {
 
     /// Whether a unique index or constraint refuses what another row has already.
     pub fn is_taken(&self) -> bool {
-        // SQLSTATE, and the code of SQLite.
-        self.kind == ErrorKind::Refused && matches!(self.code.as_deref(), Some("23505" | "2067"))
+        // SQLSTATE, the code of SQLite, and the number of MySQL.
+        self.kind == ErrorKind::Refused && matches!(self.code.as_deref(), Some("23505" | "2067" | "1062"))
     }
 
     /// Whether something was ended because it took too long, by itself or waiting for others.
     pub fn took_too_long(&self) -> bool {
+        // The last three are MariaDB's limit, MySQL's limit, and both after KILL QUERY.
+        let ended = ["57014", "1969", "3024", "1317"];
         self.kind == ErrorKind::Late
-            || (self.kind == ErrorKind::Locked && self.code.as_deref() == Some("57014"))
+            || (self.kind == ErrorKind::Locked
+                && self.code.as_deref().is_some_and(|code| ended.contains(&code)))
     }
 
     /// Whether a server is there and will not let us in, however long we wait: there is no such database, user, password or
@@ -68,6 +71,12 @@ impl StoreError {
         let code = self.code.as_deref().unwrap_or_default();
         self.kind == ErrorKind::Unavailable
             && (matches!(code, "3D000" | "42501" | "42704" | "22023")
+                // Of MySQL: the database, the user, the password, its age, the account, its machine, and what it is proved by.
+                || matches!(
+                    code,
+                    "1044" | "1045" | "1049" | "1130" | "1251" | "1524" | "1698" | "1820" | "1862" | "3118" | "3159"
+                        | "4151" | "2059" | "2061"
+                )
                 || (code.len() == "28P01".len() && code.starts_with("28")))
     }
 

@@ -35,6 +35,10 @@ pub struct Inspection {
     pub route: Option<Route>,
     /// Identity sequences that are behind the rows of their tables, or that we may not read.
     pub sequences: Vec<BehindSequence>,
+    /// Settings of the server by which it can lose what it has committed, and what mends each.
+    pub settings: Vec<Missing>,
+    /// In a sentence, what changes the audit trail past its triggers, where an account such as ours may do it.
+    pub bypass: Option<&'static str>,
     /// How much there is, unless somebody holds a lock on it.
     pub size: Result<Size>,
 }

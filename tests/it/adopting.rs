@@ -33,7 +33,7 @@ fn app_table(host: &Host, name: &str) -> String {
             host.sql(&format!("CREATE SCHEMA IF NOT EXISTS {}_app", host.schema));
             format!("{}_app.{name}", host.schema)
         }
-        Keeper::Sqlite => name.to_owned(),
+        _ => name.to_owned(),
     }
 }
 
@@ -44,12 +44,13 @@ fn adopt(host: &Host, table: &str, options: &[&str]) -> Finished {
 fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
     let table = app_table(host, "\"User\"");
     host.sql(&format!(
-        r#"CREATE TABLE {table} ("id" TEXT PRIMARY KEY, "clerkId" TEXT NOT NULL, "email" TEXT NOT NULL,
+        r#"CREATE TABLE {table} ("id" {key} PRIMARY KEY, "clerkId" TEXT NOT NULL, "email" TEXT NOT NULL,
                "firstName" TEXT, "lastName" TEXT, "imageUrl" TEXT,
                "createdAt" TIMESTAMP NOT NULL, "updatedAt" TIMESTAMP NOT NULL);
            INSERT INTO {table} VALUES
                ('a', 'user_a', 'a@example.com', 'Ada', NULL, NULL, '2024-01-01 00:00:00', '2024-02-01 00:00:00.123'),
-               ('b', 'user_b', 'b@example.com', 'Bob', 'B', 'https://x', '2024-01-02 00:00:00', '2024-02-02 00:00:00')"#
+               ('b', 'user_b', 'b@example.com', 'Bob', 'B', 'https://x', '2024-01-02 00:00:00', '2024-02-02 00:00:00')"#,
+        key = host.key_type()
     ));
     let from = table.clone();
     if host.keeper == Keeper::Sqlite {
@@ -387,8 +388,10 @@ fn times_without_a_zone_are_read_in_the_zone_that_is_named(host: &mut Host) {
     let noon = "'2024-07-01 12:00:00'";
     let table = app_table(host, "members");
     host.sql(&format!(
-        "CREATE TABLE {table} (clerk_id text, created_at timestamp);
-         INSERT INTO {table} VALUES ('user_1', {noon})"
+        "CREATE TABLE {table} (clerk_id text, created_at {});
+         INSERT INTO {table} VALUES ('user_1', {noon})",
+        // There a timestamp has a zone.
+        if host.keeper.is_mysql() { "datetime" } else { "timestamp" }
     ));
     let told = adopt(host, &table, &["--time-zone", "Europe/Berlin"]).succeeded();
     assert!(told.contains("The times in created_at have no zone: read as Europe/Berlin."), "{told}");
@@ -442,11 +445,12 @@ fn what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word(ho
     }
     // As connectors copy it: Clerk's own names, unix milliseconds, and a mark of their own.
     host.sql(&format!(
-        "CREATE TABLE {theirs} (id text PRIMARY KEY, first_name text, last_name text, email_addresses text,
+        "CREATE TABLE {theirs} (id {} PRIMARY KEY, first_name text, last_name text, email_addresses text,
              created_at bigint, updated_at bigint, _fivetran_deleted integer);
-         CREATE INDEX users_email ON {theirs} (last_name);
+         CREATE INDEX users_email ON {theirs} (created_at);
          INSERT INTO {theirs} VALUES ('{}', 'Ada', 'Lovelace', '[]', 1704067200000, 1704067200000, 0),
                                      ('{}', 'Gone', 'Lovelace', '[]', 1704067200000, 1704067200000, 1)",
+        host.key_type(),
         id(1),
         id(2)
     ));
@@ -463,6 +467,10 @@ fn what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word(ho
         assert!(too_early.stderr.contains(&format!("DATABASE_SCHEMA={schema}")), "{too_early:?}");
         // Its name is free in this database; other tests want the same one.
         host.set("DATABASE_SCHEMA", &format!("{}_{schema}", host.schema));
+        between("--from ", " --dry-run")
+    } else if host.keeper.is_mysql() {
+        host.sql(&between("of its own: ", ";"));
+        host.set("DATABASE_URL", &format!("{}_clerk", host.get("DATABASE_URL")));
         between("--from ", " --dry-run")
     } else {
         host.sql(&between("run in this file: ", " To take over"));

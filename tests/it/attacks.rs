@@ -443,7 +443,7 @@ fn senders_that_hang_up_lose_nothing_and_leave_nothing_behind() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let _alone = alone();
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(50));
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     let count = load(600, 10_000);
     let posts: Vec<Post> = (0..count).map(|_| created()).collect();

@@ -93,17 +93,24 @@ async fn write(world: &World, ids: impl IntoIterator<Item = i64>) {
                  SELECT setval(pg_get_serial_sequence('audit_log', 'id'), greatest(max(id), 1)) FROM audit_log"
             ),
             &format!("INSERT INTO audit_log ({columns}) VALUES {rows}"),
+            // Else a 0 stands for the next number.
+            &format!(
+                "SET SESSION sql_mode = @@sql_mode || ',NO_AUTO_VALUE_ON_ZERO'; INSERT INTO audit_log ({columns}) VALUES {rows};
+                 SET SESSION sql_mode = replace(@@sql_mode, ',NO_AUTO_VALUE_ON_ZERO', '')"
+            ),
         )
         .await;
 }
 
 /// From now on nothing stands in the way.
 async fn become_administrator(world: &World) {
+    let without_triggers = "DROP TRIGGER audit_log_no_update; DROP TRIGGER audit_log_no_delete;
+                            DROP TRIGGER audit_seals_no_update; DROP TRIGGER audit_seals_no_delete";
     world
         .sql_of(
             "ALTER TABLE audit_log DISABLE TRIGGER USER; ALTER TABLE audit_seals DISABLE TRIGGER USER",
-            "DROP TRIGGER audit_log_no_update; DROP TRIGGER audit_log_no_delete;
-             DROP TRIGGER audit_seals_no_update; DROP TRIGGER audit_seals_no_delete",
+            without_triggers,
+            without_triggers,
         )
         .await;
 }
@@ -126,12 +133,14 @@ async fn ten_lines(world: &World) -> Vec<Mark> {
 
 async fn restore(world: &World) {
     for (table, kept) in [("audit_log", "kept_log"), ("audit_seals", "kept_seals")] {
+        let restored = format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM {kept}");
         world
             .sql_of(
                 &format!(
                     "DELETE FROM {table}; INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM {kept}"
                 ),
-                &format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM {kept}"),
+                &restored,
+                &restored,
             )
             .await;
     }
@@ -226,6 +235,16 @@ async fn a_line_that_was_changed_is_found(world: World) {
             ("UPDATE audit_log SET at = replace(at, 'T', ' ') WHERE id = 1", changed),
             ("UPDATE audit_log SET at = 'yesterday' WHERE id = 1", changed),
         ],
+        Keeper::Mariadb | Keeper::Mysql => &[
+            ("UPDATE audit_log SET changed_fields = '[\"email\"]' WHERE id = 8", changed),
+            ("UPDATE audit_log SET changed_fields = '[\"email\", \"username\"]' WHERE id = 8", changed),
+            ("UPDATE audit_log SET changed_fields = 'nothing' WHERE id = 8", changed),
+            ("UPDATE audit_log SET clerk_id = clerk_id || ' ' WHERE id = 8", changed),
+            ("UPDATE audit_log SET clerk_id = upper(clerk_id) WHERE id = 8", changed),
+            ("UPDATE audit_log SET at = at + INTERVAL 1000 MICROSECOND WHERE id = 1", changed),
+            // A date that no calendar has.
+            ("UPDATE audit_log SET at = '0000-00-00' WHERE id = 1", changed),
+        ],
     };
     are_found(&world, of_this_keeper).await;
 }
@@ -291,11 +310,19 @@ async fn lines_in_another_order_are_found(world: World) {
         )
     };
     let swap_contents = |one: i64, other: i64| {
-        let columns = "at, action, clerk_id, svix_id, source, changed_fields, event_at";
-        format!(
-            "UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {other}) WHERE id = {one};
-             UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {one}) WHERE id = {other}"
-        )
+        let names = ["at", "action", "clerk_id", "svix_id", "source", "changed_fields", "event_at"];
+        let columns = names.join(", ");
+        match world.keeper {
+            Keeper::Postgres | Keeper::Sqlite => format!(
+                "UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {other}) WHERE id = {one};
+                 UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {one}) WHERE id = {other}"
+            ),
+            Keeper::Mariadb | Keeper::Mysql => format!(
+                "UPDATE audit_log AS l JOIN kept_log AS k ON k.id = CASE l.id WHEN {one} THEN {other} ELSE {one} END
+                 SET {} WHERE l.id IN ({one}, {other})",
+                names.map(|name| format!("l.{name} = k.{name}")).join(", ")
+            ),
+        }
     };
     let attacks = [
         (generated_always(&world, &swap_ids(2, 3)), vec![first]),
@@ -314,7 +341,7 @@ fn generated_always(world: &World, attack: &str) -> String {
         Keeper::Postgres => {
             format!("ALTER TABLE audit_log ALTER COLUMN id DROP IDENTITY IF EXISTS; {attack}")
         }
-        Keeper::Sqlite => attack.to_owned(),
+        Keeper::Sqlite | Keeper::Mariadb | Keeper::Mysql => attack.to_owned(),
     }
 }
 
@@ -331,7 +358,7 @@ async fn a_seal_that_was_changed_removed_or_replaced_is_found(world: World) {
                 "UPDATE audit_seals SET sealed_at = '2026-01-01T00:00:00.001Z' WHERE number = 2",
                 &["seal 2 was changed"],
             ),
-            ("UPDATE audit_seals SET lines = 3 WHERE number = 2", &["seal 2 was changed"]),
+            ("UPDATE audit_seals SET \"lines\" = 3 WHERE number = 2", &["seal 2 was changed"]),
             ("UPDATE audit_seals SET last_id = 12 WHERE number = 2", &["seal 2 was changed"]),
             ("UPDATE audit_seals SET first_id = 0 WHERE number = 1", &["seal 1 was changed"]),
             ("UPDATE audit_seals SET gaps = '5-7' WHERE number = 1", &["seal 1 was changed"]),
@@ -425,7 +452,7 @@ async fn an_id_that_was_never_used_holds_nothing_up(world: World) {
     append(&*world.store, 1, true).await;
     let sealed = seal(&world).await.newest.unwrap();
     assert_eq!(sealed.lines, 2);
-    if world.keeper == Keeper::Postgres {
+    if world.keeper != Keeper::Sqlite {
         assert_eq!((sealed.last_id, sealed.gaps.as_str()), (5, "2-4"));
     }
     assert!(verify(&world).await.is_whole());
@@ -492,7 +519,7 @@ async fn leaders_that_do_not_know_of_each_other_make_one_chain(world: World) {
     leaders.join_all().await;
     let report = verify(&world).await;
     assert_eq!((report.is_whole(), report.lines, report.unsealed.lines), (true, 950, 0), "{report:?}");
-    assert_eq!(world.value("SELECT sum(lines) AS n FROM audit_seals").await, "950");
+    assert_eq!(world.value("SELECT sum(\"lines\") AS n FROM audit_seals").await, "950");
     // One who read before another wrote.
     write(&world, 951..=953).await;
     let late = world.store.to_seal(LIMIT).await.unwrap();
@@ -543,7 +570,7 @@ async fn seals_only_come_to_the_others(world: World) {
     seal(&world).await;
     let before = world.dump().await;
     for statement in [
-        "UPDATE audit_seals SET lines = 2",
+        "UPDATE audit_seals SET \"lines\" = 2",
         "DELETE FROM audit_seals",
         "DELETE FROM audit_seals WHERE number = 1",
     ] {
@@ -598,7 +625,7 @@ mod program {
     fn lines(host: &Host, ids: RangeInclusive<u64>) {
         let (overriding, fields) = match host.keeper {
             Keeper::Postgres => ("OVERRIDING SYSTEM VALUE ", "{}"),
-            Keeper::Sqlite => ("", "[]"),
+            _ => ("", "[]"),
         };
         let at = "'2026-01-01T00:00:00.000Z'";
         let line = |id| format!("({id}, {at}, 'USER_CREATED', 'user_{id}', NULL, 'cli', '{fields}', {at})");
@@ -611,7 +638,7 @@ mod program {
     }
 
     fn sealed(host: &Host) -> usize {
-        host.value("SELECT coalesce(sum(lines), 0) FROM audit_seals").parse().unwrap()
+        host.value("SELECT coalesce(sum(\"lines\"), 0) FROM audit_seals").parse().unwrap()
     }
 
     fn verify(host: &Host, arguments: &[&str]) -> (Option<i32>, Value) {
@@ -648,7 +675,7 @@ mod program {
         service.stop();
         match host.keeper {
             Keeper::Postgres => host.sql("ALTER TABLE audit_log DISABLE TRIGGER USER"),
-            Keeper::Sqlite => host.sql("DROP TRIGGER audit_log_no_update"),
+            _ => host.sql("DROP TRIGGER audit_log_no_update"),
         };
         host.sql("UPDATE audit_log SET source = 'cli' WHERE clerk_id = 'user_2'");
         let finished = host.run(&["audit", "verify"]);
@@ -663,7 +690,7 @@ mod program {
         // Cut off to the beginning, it fits again, but for whoever kept the end.
         match host.keeper {
             Keeper::Postgres => host.sql("SET session_replication_role = replica; DELETE FROM audit_seals"),
-            Keeper::Sqlite => host.sql("DROP TRIGGER audit_seals_no_delete; DELETE FROM audit_seals"),
+            _ => host.sql("DROP TRIGGER audit_seals_no_delete; DELETE FROM audit_seals"),
         };
         assert_eq!(verify(host, &[]).0, Some(0));
         let (code, report) = verify(host, &["--seal", &kept]);
@@ -699,7 +726,7 @@ mod program {
             return;
         }
         host.run(&["migrate"]).succeeded();
-        host.reach_postgres_at(([127, 0, 0, 1], 1).into());
+        host.reach_server_at(([127, 0, 0, 1], 1).into());
         let finished = host.run(&["audit", "verify"]);
         assert_eq!(finished.code, Some(69), "{finished:?}");
     }

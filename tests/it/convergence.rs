@@ -39,6 +39,16 @@ fn any_shuffled_history_converges_on_sqlite() {
 }
 
 #[test]
+fn any_shuffled_history_converges_on_mariadb() {
+    run(Keeper::Mariadb, any_shuffled_history_converges);
+}
+
+#[test]
+fn any_shuffled_history_converges_on_mysql() {
+    run(Keeper::Mysql, any_shuffled_history_converges);
+}
+
+#[test]
 fn every_order_of_a_short_life_converges_on_postgres() {
     run(Keeper::Postgres, every_order_of_a_short_life_converges);
 }
@@ -46,6 +56,16 @@ fn every_order_of_a_short_life_converges_on_postgres() {
 #[test]
 fn every_order_of_a_short_life_converges_on_sqlite() {
     run(Keeper::Sqlite, every_order_of_a_short_life_converges);
+}
+
+#[test]
+fn every_order_of_a_short_life_converges_on_mariadb() {
+    run(Keeper::Mariadb, every_order_of_a_short_life_converges);
+}
+
+#[test]
+fn every_order_of_a_short_life_converges_on_mysql() {
+    run(Keeper::Mysql, every_order_of_a_short_life_converges);
 }
 
 async fn any_shuffled_history_converges(mut world: World) {

@@ -58,66 +58,57 @@ enum How {
     CutAfter,
 }
 
+/// Trouble of every kind at every call of this story.
+macro_rules! in_every_way {
+    ($keeper:ident, $story:ident) => {
+        in_every_way! {
+            $keeper, $story,
+            a_refused_call_changes_nothing_about_the_end: Refused,
+            a_lost_answer_changes_nothing_about_the_end: Lost,
+            being_cancelled_before_a_call_changes_nothing_about_the_end: CutBefore,
+            being_cancelled_during_a_call_changes_nothing_about_the_end: CutDuring,
+            being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
+        }
+    };
+    ($keeper:ident, $story:ident, $($name:ident: $how:ident),+ $(,)?) => {
+        $(#[test] fn $name() { run(Keeper::$keeper, |world| $story(world, How::$how)); })+
+    };
+}
+
 macro_rules! crashes {
-    ($($name:ident: $how:ident),+ $(,)?) => {
-        mod postgres {
+    ($($module:ident on $keeper:ident),+ $(,)?) => {
+        $(mod $module {
             use super::*;
-            $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call(world, How::$how)); })+
+            in_every_way!($keeper, every_call);
             mod dispatcher {
                 use super::*;
-                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_dispatcher(world, How::$how)); })+
+                in_every_way!($keeper, every_call_of_a_dispatcher);
             }
             mod by_the_queue {
                 use super::*;
-                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_queued_call(world, How::$how)); })+
+                in_every_way!($keeper, every_queued_call);
             }
             mod held_back {
                 use super::*;
-                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_hold(world, How::$how)); })+
+                in_every_way!($keeper, every_call_of_a_hold);
             }
             mod cascading {
                 use super::*;
-                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_a_cascade(world, How::$how)); })+
+                in_every_way!($keeper, every_call_of_a_cascade);
             }
             mod sealing {
                 use super::*;
-                $(#[test] fn $name() { run(Keeper::Postgres, |world| every_call_of_sealing(world, How::$how)); })+
+                in_every_way!($keeper, every_call_of_sealing);
             }
-        }
-        mod sqlite {
-            use super::*;
-            $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call(world, How::$how)); })+
-            mod dispatcher {
-                use super::*;
-                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_dispatcher(world, How::$how)); })+
-            }
-            mod by_the_queue {
-                use super::*;
-                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_queued_call(world, How::$how)); })+
-            }
-            mod held_back {
-                use super::*;
-                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_hold(world, How::$how)); })+
-            }
-            mod cascading {
-                use super::*;
-                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_a_cascade(world, How::$how)); })+
-            }
-            mod sealing {
-                use super::*;
-                $(#[test] fn $name() { run(Keeper::Sqlite, |world| every_call_of_sealing(world, How::$how)); })+
-            }
-        }
+        })+
     };
 }
 
 crashes! {
-    a_refused_call_changes_nothing_about_the_end: Refused,
-    a_lost_answer_changes_nothing_about_the_end: Lost,
-    being_cancelled_before_a_call_changes_nothing_about_the_end: CutBefore,
-    being_cancelled_during_a_call_changes_nothing_about_the_end: CutDuring,
-    being_cancelled_after_a_call_changes_nothing_about_the_end: CutAfter,
-
+    postgres on Postgres,
+    sqlite on Sqlite,
+    mariadb on Mariadb,
+    mysql on Mysql,
 }
 
 async fn every_call(world: World, how: How) {

@@ -366,7 +366,7 @@ fn every_page_says_that_the_file_of_the_database_is_gone() {
 fn every_page_says_that_the_server_of_the_database_is_gone() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = serve(&mut host);
     let browser = Browser::sign_in(&service);
     assert!(browser.see("/").contains("Is my data right?"));

@@ -225,6 +225,20 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
             );
             report
         }
+        Keeper::Mariadb | Keeper::Mysql => {
+            host.set(
+                "DATABASE_URL",
+                &format!("{}/shop", nowhere().replace("http://", "mysql://app:hunter2@")),
+            );
+            let report = doctor(host, &[]);
+            assert_eq!(report.code, 69, "{report:#?}");
+            let remedy = report.remedy("database", "fail", "connection refused");
+            assert!(
+                remedy.contains("start the server, or correct host and port in DATABASE_URL"),
+                "{remedy}"
+            );
+            report
+        }
         Keeper::Sqlite => {
             host.set("DATABASE_URL", &format!("sqlite://{}", host.path("nowhere/users.db")));
             let report = doctor(host, &[]);
@@ -258,7 +272,14 @@ pub(crate) struct Role<'a> {
 impl<'a> Role<'a> {
     pub(crate) fn new(host: &'a Host) -> Self {
         let name = unique("it_role_");
-        host.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'hunter2'"));
+        host.sql(&if host.keeper == Keeper::Postgres {
+            format!("CREATE ROLE {name} LOGIN PASSWORD 'hunter2'")
+        } else {
+            format!(
+                "CREATE USER {name} IDENTIFIED BY 'hunter2'; GRANT SHOW VIEW ON {}.* TO {name}",
+                host.schema
+            )
+        });
         let mut url = url::Url::parse(host.get("DATABASE_URL")).unwrap();
         url.set_username(&name).unwrap();
         url.set_password(Some("hunter2")).unwrap();
@@ -273,7 +294,12 @@ impl<'a> Role<'a> {
 
 impl Drop for Role<'_> {
     fn drop(&mut self) {
-        _ = self.host.connect().run(&format!("DROP OWNED BY {0}; DROP ROLE {0}", self.name));
+        let dropped = if self.host.keeper == Keeper::Postgres {
+            format!("DROP OWNED BY {0}; DROP ROLE {0}", self.name)
+        } else {
+            format!("DROP USER {}", self.name)
+        };
+        _ = self.host.connect().run(&dropped);
     }
 }
 
@@ -299,8 +325,10 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
     let report = role.doctor();
     assert_eq!(report.code, 78, "{report:#?}");
     assert!(!report.findings.iter().any(|finding| finding["found"].as_str().unwrap().contains("hunter2")));
-    let usage = report.remedy("privileges", "fail", &format!("USAGE on schema {schema}"));
-    assert_eq!(usage, format!("GRANT USAGE ON SCHEMA {schema} TO {};", role.name));
+    if host.keeper == Keeper::Postgres {
+        let usage = report.remedy("privileges", "fail", &format!("USAGE on schema {schema}"));
+        assert_eq!(usage, format!("GRANT USAGE ON SCHEMA {schema} TO {};", role.name));
+    }
     for finding in report.of("privileges") {
         assert_eq!(finding["status"], "fail");
         host.sql(finding["remedy"].as_str().unwrap());
@@ -323,14 +351,16 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
 
 fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     let _clerk = prepare(host);
-    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5");
+    let (version, name) = if host.keeper.is_mysql() { (17, "0017_tables") } else { (5, "0005_activity") };
+    host.sql(&format!("DELETE FROM _clerk_sync_migrations WHERE version = {version}"));
     host.sql("DROP TABLE activity");
     for _ in 0..2 {
         let report = doctor(host, &[]);
         assert_eq!(report.code, 0, "{report:#?}");
-        let remedy = report.remedy("migrations", "warn", " is pending: 0005_activity");
+        let remedy = report.remedy("migrations", "warn", &format!(" is pending: {name}"));
         assert!(remedy.contains("`clerk-sync migrate`"), "{remedy}");
-        assert_eq!(report.status("tables"), "skip");
+        // Where it is the only one nothing has to be there yet.
+        assert_eq!(report.status("tables"), if host.keeper.is_mysql() { "ok" } else { "skip" });
     }
     host.run(&["migrate"]).succeeded();
     assert_eq!(doctor(host, &[]).status("migrations"), "ok");
@@ -348,9 +378,17 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     }
 }
 
+/// Somebody ran a newer version.
+fn from_the_future(host: &Host) {
+    host.sql(
+        "INSERT INTO _clerk_sync_migrations (version, name, checksum, applied_at)
+         VALUES (99, '0099_future', 'x', '2026-01-01T00:00:00.000Z')",
+    );
+}
+
 fn a_database_of_a_newer_version_is_found(host: &mut Host) {
     let _clerk = prepare(host);
-    host.sql("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (99, '0099_future', 'x')");
+    from_the_future(host);
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");
     let remedy = report.remedy("migrations", "fail", "the database has migration 99");
@@ -412,8 +450,10 @@ fn a_key_of_another_instance_is_found(host: &mut Host) {
     assert!(remedy.contains(&format!("CLERK_INSTANCE_ID={INSTANCE}")), "{remedy}");
     host.unset("CLERK_INSTANCE_ID");
     // The users of this database came from a third one.
-    let truth = if host.keeper == Keeper::Postgres { "true" } else { "1" };
-    host.sql(&format!("INSERT INTO clerk_instance (one, instance_id) VALUES ({truth}, 'ins_third')"));
+    host.sql(&format!(
+        "INSERT INTO clerk_instance (one, instance_id) VALUES ({}, 'ins_third')",
+        host.truth()
+    ));
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");
     let remedy = report.remedy("clerk key", "fail", "came from ins_third");
@@ -483,7 +523,7 @@ fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host)
     assert_eq!(report.status("queue"), "ok", "{report:#?}");
     report.remedy("outbox", "warn", "crm: 1 message waits, the oldest for ");
     // Where the tables are not of this version nobody can tell.
-    host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5");
+    host.sql("DELETE FROM _clerk_sync_migrations WHERE version IN (5, 17)");
     let report = doctor(host, &[]);
     for check in ["queue", "outbox", "erasures"] {
         assert_eq!(report.status(check), "skip", "{report:#?}");
@@ -499,6 +539,11 @@ fn a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it(host: &mut Ho
     } else {
         "orders".to_owned()
     };
+    if host.keeper.is_mysql() {
+        // InnoDB makes an index for every foreign key that has none.
+        assert_eq!(doctor(host, &[]).status("foreign keys"), "ok");
+        return;
+    }
     host.sql(&format!(
         "CREATE TABLE {orders} (id bigint PRIMARY KEY, \"userId\" bigint REFERENCES users (id),
                                 clerk_id text REFERENCES users (clerk_id))"
@@ -599,7 +644,7 @@ fn a_misspelt_variable_is_told_with_the_one_that_is_meant(host: &mut Host) {
 
 fn every_fault_of_a_bad_night_is_told_in_one_run(host: &mut Host) {
     let _clerk = prepare(host);
-    host.sql("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (99, '0099_future', 'x')");
+    from_the_future(host);
     host.write("clerk-sync.toml", &sink(&nowhere()));
     host.set("CRM_SECRET", SECRET);
     host.set("CLERK_SECRET_KEY", "sk_test_hunter2");
@@ -636,6 +681,12 @@ fn what_is_not_there_yet_is_not_made(host: &mut Host) {
         report.remedy("migrations", "warn", " are pending");
         let schemas = format!("SELECT count(*) FROM pg_namespace WHERE nspname = '{}'", host.schema);
         assert_eq!(host.value(&schemas), "0");
+    } else if host.keeper.is_mysql() {
+        report.remedy("migrations", "warn", " is pending");
+        assert_eq!(
+            host.count(&format!("information_schema.tables WHERE table_schema = '{}'", host.schema)),
+            0
+        );
     } else {
         let line = report.of("database")[0].clone();
         assert!(line["found"].as_str().unwrap().contains("is made at the first start"), "{line}");

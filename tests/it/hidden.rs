@@ -207,7 +207,7 @@ fn hundreds_of_refused_deletions_over_a_slow_network_hold_up_nobody() {
     );
     host.set("PROCESSING", "queue");
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(10));
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     let behind = post(&user("user.created", "user_behind", milliseconds(), "Ada"));
     assert_eq!(service.post(&behind).word(), "queued");

@@ -272,13 +272,14 @@ fn what_is_known_of_an_id_is_said_of_every_kind(host: &mut Host) {
 }
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
+    let first = if host.keeper.is_mysql() { "0017_tables" } else { "0001_users" };
     let listed = host.run(&["migrate", "status"]).succeeded();
-    assert!(listed.contains("pending  0001_users") && !listed.contains("applied"), "{listed}");
+    assert!(listed.contains(&format!("pending  {first}")) && !listed.contains("applied"), "{listed}");
     let applied = host.run(&["migrate"]).succeeded();
-    assert!(applied.contains("applied  0001_users"), "{applied}");
+    assert!(applied.contains(&format!("applied  {first}")), "{applied}");
     assert!(host.run(&["migrate"]).succeeded().contains("nothing to do"));
     let listed = host.run(&["migrate", "status"]).succeeded();
-    assert!(listed.contains("applied  0001_users") && !listed.contains("pending"), "{listed}");
+    assert!(listed.contains(&format!("applied  {first}")) && !listed.contains("pending"), "{listed}");
 }
 
 /// As `pg_dump --data-only` writes it: every table, also that of the migrations.
@@ -1000,10 +1001,18 @@ fn wrong_usage_is_2() {
 }
 
 #[test]
+fn the_next_migration_is_rendered_for_every_database() {
+    let rendered = host().run(&["migrate", "render", "organization"]).succeeded();
+    for part in ["migrations/postgres/", "migrations/sqlite/", "migrations/mysql/", "COLLATE {bin}"] {
+        assert_eq!(rendered.matches(part).count(), 1, "{part}: {rendered}");
+    }
+}
+
+#[test]
 fn all_mistakes_of_the_configuration_are_told_at_once_without_secrets() {
     let mut host = host();
     let mistakes = [
-        ("DATABASE_URL", "mysql://root:hunter2@db/shop"),
+        ("DATABASE_URL", "mssql://root:hunter2@db/shop"),
         ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_hunter2!!"),
         ("CLERK_SECRET_KEY", "hunter2"),
         ("PORT", "70000"),
@@ -1268,7 +1277,7 @@ fn a_database_that_will_never_let_us_in_is_78_at_once() {
 fn serve_is_ready_soon_after_its_database_has_come() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let proxy = Proxy::to(host.postgres_address(), Mode::Refuse, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     thread::scope(|scope| {
         let serving = scope.spawn(|| host.serve());
         eventually("two tries", || proxy.connections() > 1);
@@ -1298,7 +1307,7 @@ fn only_a_server_at_the_other_end_of_a_loopback_connection_is_spoken_to_without_
     }
     // Somebody in between may be anywhere, and what they pass on may be heard.
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     assert_eq!(
         encrypted(&host),
         host.value("SELECT CASE current_setting('ssl') WHEN 'on' THEN 't' ELSE 'f' END")
@@ -1316,7 +1325,7 @@ fn behind_a_translated_address_statements_stay_prepared_and_it_is_said_once() {
     let doctor = |host: &Host| host.run(&["doctor"]).stdout;
     assert!(doctor(&host).contains("straight to the server: statements are prepared"));
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     for _ in 0..5 {
         assert_eq!(service.post(&created()).word(), "applied");
@@ -1402,13 +1411,17 @@ fn what_looks_or_removes_makes_nothing(host: &mut Host) {
                     let size = std::fs::metadata(host.path("users.db")).map(|file| file.len()).ok();
                     assert_eq!(size, made.then_some(0), "{command:?}");
                 }
+                Keeper::Mariadb | Keeper::Mysql => {
+                    let tables = format!("information_schema.tables WHERE table_schema = '{}'", host.schema);
+                    assert_eq!(host.count(&tables), 0, "{command:?}");
+                }
             }
         }
         // Empty is no better than absent.
         match host.keeper {
             Keeper::Postgres if !made => _ = host.sql(&format!("CREATE SCHEMA {}", host.schema)),
             Keeper::Sqlite => _ = host.write("users.db", ""),
-            Keeper::Postgres => {}
+            _ => {}
         }
     }
 }

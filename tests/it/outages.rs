@@ -267,9 +267,11 @@ fn lock(host: &Host) -> impl FnOnce() + use<> {
         .run(match host.keeper {
             Keeper::Postgres => "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
             Keeper::Sqlite => "BEGIN IMMEDIATE",
+            Keeper::Mariadb | Keeper::Mysql => "LOCK TABLES users WRITE",
         })
         .expect("locked");
-    move || _ = connection.run("ROLLBACK").expect("unlocked")
+    let unlock = if host.keeper.is_mysql() { "UNLOCK TABLES" } else { "ROLLBACK" };
+    move || _ = connection.run(unlock).expect("unlocked")
 }
 
 /// A failover, a restart, somebody's long transaction: shorter than a sender waits.
@@ -303,7 +305,7 @@ fn a_server_that_is_away_for_seconds_costs_seconds() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let _alone = alone();
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     for mode in [Mode::Refuse, Mode::Silent] {
         assert_eq!(service.post(&created()).word(), "applied");
@@ -334,8 +336,8 @@ fn a_database_that_stays_locked_keeps_nobody_waiting_and_is_forgotten_afterwards
                     let answer = service.post(&created());
                     match host.keeper {
                         // Only the users' table is locked.
-                        Keeper::Postgres => assert_eq!(answer.word(), "parked"),
                         Keeper::Sqlite => assert_unavailable(&answer),
+                        _ => assert_eq!(answer.word(), "parked"),
                     }
                     kept.fetch_add(usize::from(answer.status == 200), SeqCst);
                     assert!(started.elapsed() < ANSWERED, "answered only after {:?}", started.elapsed());
@@ -374,8 +376,8 @@ fn asked_to_stop_while_it_holds_deliveries_it_answers_them_and_ends(host: &mut H
         service.terminate();
         let answer = sender.join().expect("an answer");
         match host.keeper {
-            Keeper::Postgres => assert_eq!(answer.word(), "parked"),
             Keeper::Sqlite => assert_eq!((answer.status, answer.word().as_str()), (503, "shutting_down")),
+            _ => assert_eq!(answer.word(), "parked"),
         }
         assert!(asked.elapsed() < Duration::from_secs(5), "answered only after {:?}", asked.elapsed());
     });
@@ -487,7 +489,7 @@ fn a_database_that_falls_silent_keeps_nobody_waiting() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let _alone = alone();
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     for mode in [Mode::Silent, Mode::Refuse] {
         assert_eq!(service.post(&created()).word(), "applied");
@@ -526,7 +528,7 @@ fn connections_that_lead_nowhere_any_more_are_left_for_new_ones() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let _alone = alone();
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let service = host.serve();
     // Several connections, of which each is then as dead as the others.
     thread::scope(|scope| {
@@ -546,7 +548,7 @@ fn connections_that_lead_nowhere_any_more_are_left_for_new_ones() {
 fn a_pooler_that_lets_nobody_in_at_the_start_is_waited_for_and_named() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let proxy = Proxy::to(host.postgres_address(), Mode::Unwelcome, Duration::ZERO);
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
     assert!(refused.stderr.contains("XX000") && refused.stderr.contains("pooler"), "{refused:?}");
@@ -645,7 +647,7 @@ fn behind_pgbouncer_in_transaction_mode_all_is_the_same() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     let Some(bouncer) = PgBouncer::start(&host) else { return };
     let _alone = alone();
-    host.reach_postgres_at(bouncer.address);
+    host.reach_server_at(bouncer.address);
     host.run(&["migrate"]).succeeded();
     let told = under_load(&host, host.serve(), |address, service| {
         wait_for_work(&host, 300);

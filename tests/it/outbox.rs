@@ -48,6 +48,14 @@ macro_rules! promises {
             use super::*;
             $(#[test] fn $promise() { run(Keeper::Sqlite, super::$promise); })+
         }
+        mod mariadb {
+            use super::*;
+            $(#[test] fn $promise() { run(Keeper::Mariadb, super::$promise); })+
+        }
+        mod mysql {
+            use super::*;
+            $(#[test] fn $promise() { run(Keeper::Mysql, super::$promise); })+
+        }
     };
 }
 

@@ -325,6 +325,7 @@ fn signups_at_odd_times_neither_hide_others_nor_last_for_ever(host: &mut Host) {
     // What an application may have written, and how many of those are on a day.
     let (times, counted): (&[&str], u64) = match host.keeper {
         Keeper::Postgres => (&["-infinity", "infinity", "0001-01-01", "2026-02-01", "9999-12-31"], 3),
+        Keeper::Mariadb | Keeper::Mysql => (&["0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Sqlite => {
             (&["", "some day", "2026-99-01", "0001-01-01", "2026-02-01T00:30:00+02:00", "9999-12-31"], 3)
         }
@@ -588,7 +589,7 @@ fn a_thousand_ids_are_tended_also_where_the_database_is_far_away() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     host.run(&["migrate"]).succeeded();
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(3));
-    host.reach_postgres_at(proxy.address);
+    host.reach_server_at(proxy.address);
     host.set("ADMIN_TOKEN", TOKEN);
     host.set("PROCESSING", "queue");
     let service = host.serve_with(&["--no-worker"]);

@@ -23,12 +23,14 @@ use chrono::Utc;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, Row, SqliteConnection,
-    postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
+    AssertSqlSafe, ConnectOptions, Connection as _, MySqlConnection, PgConnection, Row, SqliteConnection,
+    mysql::MySqlConnectOptions, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
 };
 use standardwebhooks::Webhook;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use crate::world::without_zones;
 
 /// The endpoint's secret, unless a test says otherwise.
 pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -51,6 +53,12 @@ macro_rules! on_each_keeper {
         mod sqlite {
             $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Sqlite, super::$test); })+
         }
+        mod mariadb {
+            $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Mariadb, super::$test); })+
+        }
+        mod mysql {
+            $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Mysql, super::$test); })+
+        }
     };
 }
 pub(crate) use on_each_keeper;
@@ -59,6 +67,28 @@ pub(crate) use on_each_keeper;
 pub(crate) enum Keeper {
     Postgres,
     Sqlite,
+    Mariadb,
+    Mysql,
+}
+
+impl Keeper {
+    /// Its name in `REQUIRE_STORES`, and where its server is looked for.
+    fn server(self) -> (&'static str, String) {
+        let (name, variable, usual) = match self {
+            Self::Postgres => {
+                ("postgres", "TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres")
+            }
+            Self::Sqlite => return ("sqlite", String::new()),
+            Self::Mariadb => ("mariadb", "TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/"),
+            Self::Mysql => ("mysql", "TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306/"),
+        };
+        (name, env::var(variable).unwrap_or_else(|_| usual.to_owned()))
+    }
+
+    /// Whether it is MariaDB or MySQL.
+    pub(crate) fn is_mysql(self) -> bool {
+        matches!(self, Self::Mariadb | Self::Mysql)
+    }
 }
 
 /// Run a test on a fresh database of this keeper, if there is one.
@@ -122,24 +152,35 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn with(keeper: Keeper) -> Option<Self> {
-        let server = env::var("TEST_POSTGRES_URL")
-            .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned());
+        let (name, server) = keeper.server();
         let directory = tempfile::tempdir().expect("a directory");
         let mut host =
             Self { keeper, directory, schema: unique("it_"), server, environment: BTreeMap::new() };
+        if keeper != Keeper::Sqlite
+            && let Err(error) = host.try_connect("public", None)
+        {
+            skip(name, &format!("its server cannot be used: {error}"));
+            return None;
+        }
         let url = match keeper {
-            Keeper::Postgres => {
-                if let Err(error) = Connection::postgres(&host.server, "public") {
-                    skip("postgres", &format!("TEST_POSTGRES_URL cannot be used: {error}"));
-                    return None;
-                }
-                host.postgres_url(&host.server)
-            }
+            Keeper::Postgres => host.postgres_url(&host.server),
             Keeper::Sqlite => format!("sqlite://{}", host.path("users.db")),
+            Keeper::Mariadb | Keeper::Mysql => {
+                let made = host
+                    .try_connect("public", None)
+                    .expect("a connection")
+                    .run(&format!("CREATE DATABASE {}", host.schema));
+                made.expect("a database");
+                let mut url = url::Url::parse(&host.server).expect("a URL");
+                url.set_path(&host.schema);
+                url.to_string()
+            }
         };
+        if keeper == Keeper::Postgres {
+            host.set("DATABASE_SCHEMA", &host.schema.clone());
+        }
         for (name, value) in [
             ("DATABASE_URL", url.as_str()),
-            ("DATABASE_SCHEMA", &host.schema.clone()),
             ("CLERK_WEBHOOK_SIGNING_SECRET", SECRET),
             ("PORT", "0"),
             ("ADMIN_PORT", "0"),
@@ -169,13 +210,12 @@ impl Host {
         format!("user={}{password}", url.username())
     }
 
-    /// Let the service reach its Postgres under another address.
-    pub(crate) fn reach_postgres_at(&mut self, address: SocketAddr) {
-        let mut url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
+    /// Let the service reach its server under another address.
+    pub(crate) fn reach_server_at(&mut self, address: SocketAddr) {
+        let mut url = url::Url::parse(self.get("DATABASE_URL")).expect("a URL");
         url.set_host(Some(&address.ip().to_string())).expect("a host");
         url.set_port(Some(address.port())).expect("a port");
-        let url = self.postgres_url(url.as_str());
-        self.set("DATABASE_URL", &url);
+        self.set("DATABASE_URL", url.as_str());
     }
 
     /// A whole database instead of a schema, for tests that change what belongs to all of it.
@@ -301,10 +341,29 @@ impl Host {
 
     /// A connection of our own, as the application would have one.
     pub(crate) fn connect(&self) -> Connection {
+        self.try_connect(&self.schema, Some(&self.schema)).expect("a connection")
+    }
+
+    fn try_connect(&self, schema: &str, database: Option<&str>) -> Result<Connection, sqlx::Error> {
         match self.keeper {
-            Keeper::Postgres => Connection::postgres(&self.server, &self.schema).expect("a connection"),
-            Keeper::Sqlite => Connection::sqlite(&self.path("users.db")).expect("a connection"),
+            Keeper::Postgres => Connection::postgres(&self.server, schema),
+            Keeper::Sqlite => Connection::sqlite(&self.path("users.db")),
+            Keeper::Mariadb | Keeper::Mysql => Connection::mysql(&self.server, database),
         }
+    }
+
+    /// The type of a column of the application that is a key, or refers to ids of ours.
+    pub(crate) fn key_type(&self) -> &'static str {
+        match self.keeper {
+            Keeper::Postgres | Keeper::Sqlite => "text",
+            Keeper::Mariadb => "varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
+            Keeper::Mysql => "varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin",
+        }
+    }
+
+    /// What is true in SQL.
+    pub(crate) fn truth(&self) -> &'static str {
+        if self.keeper == Keeper::Postgres { "true" } else { "1" }
     }
 
     /// Rows of a query, every value as text.
@@ -339,6 +398,12 @@ impl Host {
                 "CREATE TRIGGER refuse BEFORE INSERT ON users WHEN NEW.first_name = '{name}'
                  BEGIN SELECT RAISE(ABORT, 'refused {name}'); END"
             )),
+            Keeper::Mariadb | Keeper::Mysql => self.sql(&format!(
+                "CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW
+                 BEGIN IF NEW.first_name = '{name}' THEN
+                     SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused {name}';
+                 END IF; END"
+            )),
         };
     }
 
@@ -346,7 +411,7 @@ impl Host {
     pub(crate) fn allow_first_names(&self) {
         match self.keeper {
             Keeper::Postgres => self.sql("DROP TRIGGER refuse ON users"),
-            Keeper::Sqlite => self.sql("DROP TRIGGER refuse"),
+            Keeper::Sqlite | Keeper::Mariadb | Keeper::Mysql => self.sql("DROP TRIGGER refuse"),
         };
     }
 }
@@ -362,6 +427,12 @@ impl Drop for Host {
                  SET lock_timeout = '2s'; DROP SCHEMA IF EXISTS {0} CASCADE; DROP SCHEMA IF EXISTS {0}_app CASCADE",
                 self.schema
             );
+            _ = connection.run(&cleared);
+        }
+        if self.keeper.is_mysql()
+            && let Ok(mut connection) = self.try_connect("public", None)
+        {
+            let cleared = format!("SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {}", self.schema);
             _ = connection.run(&cleared);
         }
     }
@@ -414,6 +485,7 @@ pub(crate) struct Connection {
 enum Inner {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
+    Mysql(MySqlConnection),
 }
 
 impl Connection {
@@ -436,16 +508,36 @@ impl Connection {
         Ok(Self { runtime, inner: Inner::Sqlite(inner) })
     }
 
+    fn mysql(url: &str, database: Option<&str>) -> Result<Self, sqlx::Error> {
+        let runtime = runtime();
+        let options: MySqlConnectOptions = url.parse()?;
+        let options = options.disable_statement_logging();
+        let options = database.iter().fold(options, |options, name| options.database(name));
+        let inner = runtime.block_on(MySqlConnection::connect_with(&options))?;
+        let mut connection = Self { runtime, inner: Inner::Mysql(inner) };
+        connection.run("SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'")?;
+        Ok(connection)
+    }
+
     /// Rows of these statements, every value as text; NULL is `NULL`.
     pub(crate) fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, sqlx::Error> {
         fn text(value: Option<String>) -> String {
             value.unwrap_or_else(|| "NULL".to_owned())
         }
-        let statements = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        let is_mysql = matches!(self.inner, Inner::Mysql(_));
+        let sql = if is_mysql { without_zones(sql) } else { sql.to_owned() };
+        let statements = sqlx::raw_sql(AssertSqlSafe(sql));
         match &mut self.inner {
             Inner::Postgres(connection) => {
                 let rows = self.runtime.block_on(statements.fetch_all(connection))?;
                 let values = |row: &sqlx::postgres::PgRow| {
+                    (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
+                };
+                rows.iter().map(values).collect()
+            }
+            Inner::Mysql(connection) => {
+                let rows = self.runtime.block_on(statements.fetch_all(connection))?;
+                let values = |row: &sqlx::mysql::MySqlRow| {
                     (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
                 };
                 rows.iter().map(values).collect()

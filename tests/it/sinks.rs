@@ -1048,6 +1048,16 @@ mod memory {
     fn on_sqlite() {
         world::run(world::Keeper::Sqlite, what_a_sink_remembers_lasts_and_is_its_own);
     }
+
+    #[test]
+    fn on_mariadb() {
+        world::run(world::Keeper::Mariadb, what_a_sink_remembers_lasts_and_is_its_own);
+    }
+
+    #[test]
+    fn on_mysql() {
+        world::run(world::Keeper::Mysql, what_a_sink_remembers_lasts_and_is_its_own);
+    }
 }
 
 mod commands {

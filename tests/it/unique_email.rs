@@ -254,6 +254,10 @@ async fn two_who_swap_under_an_index_of_the_application_go_together(mut world: W
             "ALTER TABLE users ADD CONSTRAINT app_email UNIQUE (email) DEFERRABLE INITIALLY DEFERRED",
         ],
         Keeper::Sqlite => &["CREATE UNIQUE INDEX app_email ON users (lower(email))"],
+        Keeper::Mariadb | Keeper::Mysql => &[
+            "CREATE UNIQUE INDEX app_email ON users (live_email)",
+            "ALTER TABLE users ADD CONSTRAINT app_email UNIQUE (email)",
+        ],
     };
     for (round, form) in forms.iter().enumerate() {
         world.sql(form).await;
@@ -289,6 +293,7 @@ async fn two_who_swap_under_an_index_of_the_application_go_together(mut world: W
                     "ALTER TABLE users DROP CONSTRAINT app_email"
                 },
                 "DROP INDEX app_email",
+                "DROP INDEX app_email ON users",
             )
             .await;
     }

@@ -1,7 +1,7 @@
 //! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
 //!
 //! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its
-//! end. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as
+//! end. So it is with `TEST_MARIADB_URL`, `TEST_MYSQL_URL` and a database. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as
 //! `postgres,sqlite`) names it: then absence is failure.
 
 #![expect(unreachable_pub, reason = "what the tests may use is `pub`, though no other crate sees it")]
@@ -27,14 +27,17 @@ use clerk_sync::{
     entity::{self, USER},
     model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Object, Outcome},
     store::{
-        self, Claimed, Store, StoreError, postgres::Postgres, schema::TABLES, sql::Dialect, sqlite::Sqlite,
+        self, Claimed, Store, StoreError, mysql::Mysql, postgres::Postgres, schema::TABLES, sql::Dialect,
+        sqlite::Sqlite,
     },
     sync::{self, Drained, Pace, Rules},
     work::outbox::ending::{self, Ending},
 };
 use serde_json::{Map, Value as Json, json};
 use sqlx::{
-    AssertSqlSafe, Column, ConnectOptions, Connection, Executor, PgPool, Row, SqlitePool, TypeInfo, ValueRef,
+    AssertSqlSafe, Column, ConnectOptions, Connection, Executor, MySqlPool, PgPool, Row, SqlitePool,
+    TypeInfo, ValueRef,
+    mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode},
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
@@ -52,11 +55,16 @@ pub const SIGN_UP: i64 = NOW - 86_400_000 + 123;
 /// The time that our work gets here, longer than in the service: a busy machine is no trouble of the database.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// A column in which MariaDB and MySQL note what a transaction has just inserted. Once that is committed it means nothing.
+const FRESH: &str = "token";
+
 /// A database that keeps users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeper {
     Postgres,
     Sqlite,
+    Mariadb,
+    Mysql,
 }
 
 impl Keeper {
@@ -64,6 +72,8 @@ impl Keeper {
         match self {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
+            Self::Mariadb => "mariadb",
+            Self::Mysql => "mysql",
         }
     }
 }
@@ -103,6 +113,7 @@ pub struct World {
 enum Place {
     Postgres { pool: PgPool, server: Box<PgConnectOptions>, schema: String },
     Sqlite { pool: SqlitePool, folder: TempDir },
+    Mysql { pool: MySqlPool, server: Box<MySqlConnectOptions>, database: String },
 }
 
 impl World {
@@ -111,6 +122,7 @@ impl World {
         let place = match keeper {
             Keeper::Postgres => Place::postgres().await?,
             Keeper::Sqlite => Place::sqlite().await,
+            Keeper::Mariadb | Keeper::Mysql => Place::mysql(keeper).await?,
         };
         let store = place.open(&[], false, entity::ALL).await;
         Some(Self {
@@ -144,6 +156,33 @@ impl World {
         match self.keeper {
             Keeper::Postgres => Dialect::Postgres,
             Keeper::Sqlite => Dialect::Sqlite,
+            Keeper::Mariadb => Dialect::Mariadb,
+            Keeper::Mysql => Dialect::Mysql,
+        }
+    }
+
+    /// Whether it locks rows; else whoever writes has the whole database to themselves.
+    pub fn locks_rows(&self) -> bool {
+        self.keeper != Keeper::Sqlite
+    }
+
+    /// The collation that compares texts byte by byte.
+    pub fn collation(&self) -> &'static str {
+        match self.keeper {
+            Keeper::Postgres => "C",
+            Keeper::Sqlite => "BINARY",
+            Keeper::Mariadb => "utf8mb4_nopad_bin",
+            Keeper::Mysql => "utf8mb4_0900_bin",
+        }
+    }
+
+    /// The type of a column of the application that points to ids of ours.
+    pub fn id_type(&self) -> String {
+        match self.keeper {
+            Keeper::Postgres | Keeper::Sqlite => "TEXT".to_owned(),
+            Keeper::Mariadb | Keeper::Mysql => {
+                format!("varchar(255) CHARACTER SET utf8mb4 COLLATE {}", self.collation())
+            }
         }
     }
 
@@ -251,25 +290,27 @@ impl World {
         self.user(id).await.unwrap().profile[field].text().map(ToOwned::to_owned)
     }
 
-    /// Run SQL that both keepers understand, as the application would.
+    /// Run SQL that every keeper understands, as the application would. Times in it are `'2026-01-01T00:00:00.000Z'`.
     pub async fn sql(&self, statements: &str) {
         self.try_sql(statements).await.unwrap();
     }
 
     /// Run SQL that may be refused.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
-        let statements = sqlx::raw_sql(AssertSqlSafe(statements));
+        let text = |statements: &str| sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
         match &self.place {
-            Place::Postgres { pool, .. } => pool.execute(statements).await.map(|_| ()),
-            Place::Sqlite { pool, .. } => pool.execute(statements).await.map(|_| ()),
+            Place::Postgres { pool, .. } => pool.execute(text(statements)).await.map(|_| ()),
+            Place::Sqlite { pool, .. } => pool.execute(text(statements)).await.map(|_| ()),
+            Place::Mysql { pool, .. } => pool.execute(text(&without_zones(statements))).await.map(|_| ()),
         }
     }
 
     /// Run SQL that each keeper says in its own way.
-    pub async fn sql_of(&self, postgres: &str, sqlite: &str) {
+    pub async fn sql_of(&self, postgres: &str, sqlite: &str, mysql: &str) {
         self.sql(match self.keeper {
             Keeper::Postgres => postgres,
             Keeper::Sqlite => sqlite,
+            Keeper::Mariadb | Keeper::Mysql => mysql,
         })
         .await;
     }
@@ -286,6 +327,12 @@ impl World {
                 let query = sqlx::query(AssertSqlSafe(query.to_owned())).persistent(false);
                 let rows = query.fetch_all(pool).await.unwrap();
                 rows.iter().map(sqlite_row).collect()
+            }
+            Place::Mysql { pool, .. } => {
+                // Prepared once: to forget a statement has no answer, and the next one then waits 40 ms for Nagle.
+                let query = sqlx::query(AssertSqlSafe(query.to_owned()));
+                let rows = query.fetch_all(pool).await.unwrap();
+                rows.iter().map(mysql_row).collect()
             }
         }
     }
@@ -324,7 +371,8 @@ impl World {
     pub async fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for table in TABLES.iter() {
-            for row in self.rows(&format!("SELECT * FROM {}", table.name)).await {
+            for mut row in self.rows(&format!("SELECT * FROM {}", table.name)).await {
+                row.remove(FRESH);
                 lines.push(format!("{}: {}", table.name, Json::Object(row)));
             }
         }
@@ -344,7 +392,7 @@ impl World {
                 name => format!("SELECT * FROM {name}"),
             };
             for mut row in self.rows(&query).await {
-                row.retain(|name, _| !columns.contains(&name.as_str()));
+                row.retain(|name, _| name != FRESH && !columns.contains(&name.as_str()));
                 let id = row.remove("id").map(|id| plain(&id)).unwrap_or_default();
                 let line = format!("{}: {}", table.name, Json::Object(row));
                 lines.push(line.replace(&format!("deleted-{id}@"), "deleted-ID@"));
@@ -359,6 +407,7 @@ impl World {
         match &self.place {
             Place::Postgres { schema, .. } => schema,
             Place::Sqlite { .. } => "main",
+            Place::Mysql { database, .. } => database,
         }
     }
 
@@ -372,11 +421,12 @@ impl World {
         let deletions: Vec<String> =
             TABLES.iter().rev().map(|table| format!("DELETE FROM {};", table.name)).collect();
         let deletions = deletions.join(" ");
+        let no_triggers =
+            "DROP TRIGGER IF EXISTS audit_log_no_delete; DROP TRIGGER IF EXISTS audit_seals_no_delete;";
         self.sql_of(
             &format!("SET session_replication_role = replica; {deletions} RESET session_replication_role"),
-            &format!(
-                "DROP TRIGGER IF EXISTS audit_log_no_delete; DROP TRIGGER IF EXISTS audit_seals_no_delete; {deletions}"
-            ),
+            &format!("{no_triggers} {deletions}"),
+            &format!("{no_triggers} START TRANSACTION; {deletions} COMMIT"),
         )
         .await;
     }
@@ -384,6 +434,8 @@ impl World {
     /// Wait until no connection of anybody is in a transaction.
     pub async fn wait_until_idle(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
+        // A statement may still be on its way to MySQL or MariaDB, where a transaction shows only once it has read something.
+        let mut looks = if matches!(self.place, Place::Mysql { .. }) { 2 } else { 1 };
         loop {
             let busy = match &self.place {
                 Place::Postgres { schema, .. } => {
@@ -399,8 +451,25 @@ impl World {
                     self.try_sql("BEGIN EXCLUSIVE; COMMIT").await.is_err()
                         || self.checkpoint().await != Some(0)
                 }
+                Place::Mysql { database, .. } => {
+                    // Tables about transactions answer from a cache for as long as anybody reads them often.
+                    let sessions = format!(
+                        "SELECT id FROM information_schema.processlist
+                         WHERE db = '{database}' AND id <> connection_id()"
+                    );
+                    let ours = self.column(&sessions).await;
+                    let status = self.rows("SHOW ENGINE INNODB STATUS").await;
+                    let status = status[0]["Status"].as_str().unwrap();
+                    let (_, transactions) =
+                        status.split_once("LIST OF TRANSACTIONS FOR EACH SESSION").unwrap();
+                    transactions.split("---TRANSACTION").any(|transaction| {
+                        transaction.contains(", ACTIVE ")
+                            && ours.iter().any(|id| transaction.contains(&format!("thread id {id},")))
+                    })
+                }
             };
-            if !busy {
+            looks -= u8::from(!busy);
+            if looks == 0 {
                 return;
             }
             assert!(Instant::now() < deadline, "a connection stays in a transaction");
@@ -437,7 +506,41 @@ fn server_url() -> String {
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned())
 }
 
+/// Where these servers are looked for.
+fn mysql_url(keeper: Keeper) -> String {
+    let (variable, default) = match keeper {
+        Keeper::Mariadb => ("TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306"),
+        _ => ("TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306"),
+    };
+    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
+}
+
 impl Place {
+    async fn mysql(keeper: Keeper) -> Option<Self> {
+        let database = format!("test_{:016x}", rand::random::<u64>());
+        let server = MySqlConnectOptions::from_str(&mysql_url(keeper))
+            .unwrap()
+            .ssl_mode(MySqlSslMode::Disabled)
+            .disable_statement_logging();
+        let mut connection = server.connect().await.ok()?;
+        let made = format!("CREATE DATABASE {database}");
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(made))).await.unwrap();
+        connection.close().await.unwrap();
+        let inside = server.clone().database(&database);
+        let pool = MySqlPoolOptions::new()
+            .max_connections(3)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    let settings = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'";
+                    connection.execute(sqlx::raw_sql(settings)).await.map(|_| ())
+                })
+            })
+            .connect_with(inside)
+            .await
+            .unwrap();
+        Some(Self::Mysql { pool, server: Box::new(server), database })
+    }
+
     async fn postgres() -> Option<Self> {
         let url = server_url();
         let schema = format!("test_{:016x}", rand::random::<u64>());
@@ -495,25 +598,52 @@ impl Place {
                 };
                 Arc::new(Sqlite::open(options).await.unwrap())
             }
+            Self::Mysql { server, database, .. } => Arc::new(Mysql::new(store::mysql::Options {
+                connect: MySqlConnectOptions::clone(server).database(database),
+                max_connections: 8,
+                anonymize_columns,
+                kinds,
+                unique_email,
+                polls: true,
+            })),
         }
     }
 }
 
+/// Whether this goes well in a runtime of its own: ours may be shutting down, and `drop` cannot wait for it.
+fn elsewhere(work: impl Future<Output = sqlx::Result<()>> + Send + 'static) -> bool {
+    let worked = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(work)
+    });
+    matches!(worked.join(), Ok(Ok(())))
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let Self::Postgres { server, schema, .. } = self else { return };
-        let drop_schema = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {schema} CASCADE");
-        let server = server.clone();
-        // A runtime of its own: this one may be shutting down, and `drop` cannot wait for it.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut connection = sqlx::PgConnection::connect_with(&server).await?;
-                connection.execute(sqlx::raw_sql(AssertSqlSafe(drop_schema))).await
-            })
-        });
-        if !matches!(dropped.join(), Ok(Ok(_))) {
-            eprintln!("the schema {schema} could not be dropped");
+        let (name, dropped) = match self {
+            Self::Sqlite { .. } => return,
+            Self::Postgres { server, schema, .. } => {
+                let statement = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {schema} CASCADE");
+                let server = server.clone();
+                let dropped = elsewhere(async move {
+                    let mut connection = sqlx::PgConnection::connect_with(&server).await?;
+                    connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await.map(|_| ())
+                });
+                (schema, dropped)
+            }
+            Self::Mysql { server, database, .. } => {
+                let statement = format!("SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {database}");
+                let server = server.clone();
+                let dropped = elsewhere(async move {
+                    let mut connection = server.connect().await?;
+                    connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await.map(|_| ())
+                });
+                (database, dropped)
+            }
+        };
+        if !dropped {
+            eprintln!("{name} could not be dropped");
         }
     }
 }
@@ -709,12 +839,20 @@ pub fn clerk_id(id: &str) -> ClerkId {
     ClerkId::new(&USER, id).unwrap()
 }
 
-/// A time as either keeper writes it.
+/// The same statements with times as MariaDB and MySQL take them, which know no `Z`.
+pub fn without_zones(statements: &str) -> String {
+    let time =
+        |text: &str| Some(DateTime::parse_from_rfc3339(text).ok()?.to_utc().format("%F %T%.3f").to_string());
+    let parts = statements.split('\'').map(|part| time(part).unwrap_or_else(|| part.to_owned()));
+    parts.collect::<Vec<_>>().join("'")
+}
+
+/// A time as any keeper writes it.
 pub fn time(json: &Json) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(json.as_str().unwrap()).unwrap().to_utc()
 }
 
-/// A value as either keeper writes it: where one knows truth, the other has numbers.
+/// A value as any keeper writes it: where one knows truth, another has numbers.
 pub fn plain(json: &Json) -> String {
     match json {
         Json::String(text) => text.clone(),
@@ -743,6 +881,28 @@ fn decoded(mut row: Map<String, Json>) -> Map<String, Json> {
         }
     }
     row
+}
+
+fn mysql_row(row: &sqlx::mysql::MySqlRow) -> Map<String, Json> {
+    row.columns()
+        .iter()
+        .map(|column| {
+            let place = column.ordinal();
+            let raw = row.try_get_raw(place).unwrap();
+            let value = match raw.type_info().name() {
+                _ if raw.is_null() => Json::Null,
+                "BOOLEAN" => (row.get_unchecked::<i64, _>(place) != 0).into(),
+                name if name.contains("INT") => row.get_unchecked::<i64, _>(place).into(),
+                "DATE" => row.get_unchecked::<chrono::NaiveDate, _>(place).to_string().into(),
+                "DATETIME" => {
+                    let at = row.get_unchecked::<chrono::NaiveDateTime, _>(place).and_utc();
+                    at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true).into()
+                }
+                _ => String::from_utf8_lossy(&row.get_unchecked::<Vec<u8>, _>(place)).into(),
+            };
+            (column.name().to_owned(), value)
+        })
+        .collect()
 }
 
 fn sqlite_row(row: &sqlx::sqlite::SqliteRow) -> Map<String, Json> {

@@ -96,6 +96,8 @@ pub(super) async fn check(given: &Given) -> Looked {
     findings.extend(rules(&inspection.rules));
     findings.extend(foreign_keys(&inspection.references));
     findings.extend(inspection.sequences.iter().map(sequence));
+    findings.extend(settings(&inspection.settings));
+    findings.extend(inspection.bypass.map(|sentence| Finding::ok("audit trail", sentence)));
     findings.push(clocks(inspection.now, ours, config.webhook_tolerance_seconds));
     let mut origin = None;
     if is_ready(&inspection) {
@@ -150,17 +152,22 @@ fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
 
 fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
     match (error.code.as_deref().unwrap_or_default(), database) {
-        ("3D000", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
-        (code, _) if code.starts_with("28") => {
+        ("3D000" | "1049", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
+        ("1044" | "1045" | "1698", _) => "correct user and password in DATABASE_URL, or GRANT it to the user",
+        ("2061", _) => "use TLS: add ?ssl-mode=REQUIRED to DATABASE_URL",
+        (code, Database::Postgres { .. }) if code.starts_with("28") => {
             "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
         }
         ("XX000", Database::Postgres { .. }) if error.kind == ErrorKind::Unavailable => {
             "correct tenant and user in DATABASE_URL as the pooler wants them, or let it take more clients"
         }
-        ("53300", _) => "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS",
+        ("53300" | "1040" | "1203", _) => {
+            "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS"
+        }
         ("57014" | "55P03", _) => "look in pg_stat_activity for whoever holds the lock, and end it",
-        ("42501", _) => "grant what is refused to the user of DATABASE_URL",
-        (_, Database::Postgres { .. }) if error.kind == ErrorKind::Unavailable => {
+        ("1205" | "3572", _) => "look in SHOW PROCESSLIST for whoever holds the lock, and end it",
+        ("42501" | "1142" | "1143", _) => "grant what is refused to the user of DATABASE_URL",
+        (_, Database::Postgres { .. } | Database::Mysql { .. }) if error.kind == ErrorKind::Unavailable => {
             "start the server, or correct host and port in DATABASE_URL"
         }
         (_, Database::Sqlite { .. }) if error.kind == ErrorKind::Unavailable => {
@@ -195,7 +202,7 @@ fn version(inspection: &Inspection) -> Finding {
             "version",
             Failure::CONFIGURATION,
             format!("{}, and {oldest} is the oldest that will do", inspection.version),
-            format!("upgrade the server to PostgreSQL {oldest} or newer"),
+            format!("upgrade the server to {oldest} or newer"),
         ),
     }
 }
@@ -209,7 +216,7 @@ fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
     };
     let well = match database {
         Database::Sqlite { .. } => "the file and its directory may be written to",
-        Database::Postgres { .. } => "all that is needed",
+        Database::Postgres { .. } | Database::Mysql { .. } => "all that is needed",
     };
     or_ok(missing.iter().map(finding).collect(), "privileges", well)
 }
@@ -276,7 +283,7 @@ fn sentence(error: &StoreError) -> (String, String) {
 
 fn row_level_security(hidden: Option<&[Missing]>) -> Vec<Finding> {
     const CHECK: &str = "row level security";
-    let Some(hidden) = hidden else { return vec![Finding::ok(CHECK, "SQLite has none")] };
+    let Some(hidden) = hidden else { return vec![Finding::ok(CHECK, "this database has none")] };
     let fail =
         |Missing { what, remedy }: &Missing| Finding::fail(CHECK, Failure::CONFIGURATION, &**what, &**remedy);
     or_ok(hidden.iter().map(fail).collect(), CHECK, "hides no row of ours from this database user")
@@ -291,6 +298,10 @@ fn rules(rules: &[Missing]) -> Vec<Finding> {
         Finding::fail(CHECK, Failure::FAILED, found, format!("{remedy} A trigger can do what it does"))
     };
     or_ok(rules.iter().map(fail).collect(), CHECK, "none rewrites what is done with our tables")
+}
+
+fn settings(settings: &[Missing]) -> impl Iterator<Item = Finding> {
+    settings.iter().map(|Missing { what, remedy }| Finding::warn("settings", what, remedy))
 }
 
 fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
@@ -391,7 +402,7 @@ mod tests {
     fn an_old_server_is_a_failure() {
         let inspection = Inspection {
             version: "PostgreSQL 13.9".to_owned(),
-            needs: Some("14"),
+            needs: Some("PostgreSQL 14"),
             now: None,
             standby: true,
             read_only: false,
@@ -403,6 +414,8 @@ mod tests {
             references: Vec::new(),
             route: None,
             sequences: Vec::new(),
+            settings: Vec::new(),
+            bypass: None,
             size: Ok(Size { database: 0, ours: None }),
         };
         assert_eq!(status(&version(&inspection)), "fail");

@@ -37,9 +37,9 @@ pub(super) fn check(given: &Given, size: Option<Stored<Size>>) -> Finding {
             };
             judge(size, volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize)
         }
-        (Database::Postgres { .. }, None) => Finding::skip(CHECK, "the database cannot be looked at"),
-        (Database::Postgres { .. }, Some(Err(error))) => Finding::skip(CHECK, error.to_string()),
-        (Database::Postgres { .. }, Some(Ok(Size { database, ours }))) => {
+        (_, None) => Finding::skip(CHECK, "the database cannot be looked at"),
+        (_, Some(Err(error))) => Finding::skip(CHECK, error.to_string()),
+        (_, Some(Ok(Size { database, ours }))) => {
             let ours =
                 ours.map(|ours| format!(", {} of it in our tables", BinaryBytes(ours))).unwrap_or_default();
             let place = "how much is left on the server cannot be seen from here";

@@ -5,7 +5,8 @@ use sqlx::{AssertSqlSafe, postgres::PgRow};
 
 use super::{Postgres, Session, get, sql};
 use crate::store::{
-    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign,
+    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
+    foreign::{self, STANDARD},
     schema::quoted,
     sql::{Row, RowCells},
 };
@@ -26,7 +27,7 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
             store.schema
         )));
     }
-    let statement = foreign::counting(&found.columns, &found.quoted());
+    let statement = foreign::counting(&found.columns, &found.quoted(), &STANDARD);
     let counts = session.rows(sqlx::query(AssertSqlSafe(statement))).await?;
     let zone = zone(&mut session, found.owner).await?;
     session.commit().await?;
@@ -46,10 +47,10 @@ pub(super) async fn read(
     let names: Vec<String> = reading.columns.iter().map(|column| quoted(column)).collect();
     let json = format!("(SELECT to_jsonb(r) FROM (SELECT {}) AS r)::text", names.join(", "));
     let id = format!("{}::text COLLATE \"C\"", quoted(&reading.id));
-    let statement = foreign::page(reading, &id, &json, &found.quoted());
+    let statement = foreign::page(reading, &id, &json, &found.quoted(), &STANDARD);
     let query = sqlx::query(AssertSqlSafe(statement)).bind(after).bind(i64::from(limit));
     let rows = session.rows(query).await.map(|rows| Row::all(rows, RowCells::Postgres, &[]));
-    let rows = foreign::rows(rows, reading)?;
+    let rows = foreign::rows(rows, reading, &STANDARD)?;
     session.commit().await?;
     Ok(rows)
 }

@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 /// The first version that replaces triggers, as `server_version_num` says it.
-const OLDEST: (i32, &str) = (140_000, "14");
+const OLDEST: (i32, &str) = (140_000, "PostgreSQL 14");
 
 /// A table of users with no more pages than this, which are some ten thousand users, is counted while webhooks come in.
 const COUNTED_PAGES: u64 = 1000;
@@ -75,6 +75,8 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         references,
         route: Some(session_route),
         sequences,
+        settings: Vec::new(),
+        bypass: None,
         size,
     })
 }

@@ -18,7 +18,6 @@ mod facts;
 mod foreign;
 mod inspect;
 mod others;
-mod relay;
 mod removal;
 pub(super) mod seals;
 mod sequences;
@@ -54,7 +53,6 @@ pub(super) use self::error::store_error;
 use self::{
     error::{INSUFFICIENT_PRIVILEGE, connect_error, objects_error},
     others::Others,
-    relay::Relay,
     removal::Removal,
     sequences::Sequences,
     sessions::Sessions,
@@ -64,6 +62,7 @@ use super::{
     MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
     Transaction,
     migration::POSTGRES,
+    relay::Relay,
     schema::{self, Column, ColumnType, quoted},
     sql::{statistics, unique_email},
 };
@@ -123,7 +122,7 @@ impl Postgres {
     pub fn new(options: Options) -> Self {
         // PgBouncer refuses start-up parameters that it does not track, and we read no floats.
         let connect = options.connect.extra_float_digits(None).disable_statement_logging();
-        let (connect, relay) = relay::by_way_of(connect);
+        let (connect, relay) = by_way_of_a_relay(connect);
         let plain =
             relay.is_some() && matches!(connect.get_ssl_mode(), PgSslMode::Prefer) && is_loopback(&connect);
         let otherwise = connect.clone();
@@ -474,6 +473,17 @@ impl Database for Postgres {
     async fn close(&self) {
         self.others.tell_now().await;
         self.pool.close().await;
+    }
+}
+
+/// The same server, by way of a relay where there can be one.
+fn by_way_of_a_relay(connect: PgConnectOptions) -> (PgConnectOptions, Option<Relay>) {
+    let (host, port) = (connect.get_host(), connect.get_port());
+    let is_socket = connect.get_socket().is_some() || host.starts_with('/');
+    let relay = if is_socket { None } else { Relay::to(host, port, &format!(".s.PGSQL.{port}")) };
+    match relay {
+        Some((folder, relay)) => (connect.socket(folder), Some(relay)),
+        None => (connect, None),
     }
 }
 

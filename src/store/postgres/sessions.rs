@@ -22,8 +22,8 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::relay::Paths;
 use crate::store::Route;
+use crate::store::relay::Paths;
 
 /// The setting that bears our mark.
 const MARK: &str = "clerk_sync.session";

@@ -1,9 +1,9 @@
 //! Many rows as one parameter.
 
+use std::ops::Range;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value as Json;
-
-use crate::model::rfc3339;
 
 /// Rows for the part `batch` of a [`Statement`](super::Statement), column by column, in the order in which it names them.
 #[derive(Clone, Default)]
@@ -23,9 +23,9 @@ pub(in crate::store) enum Cells<'a> {
 }
 
 impl Batch<'_> {
-    /// As a JSON array of rows, each of which is an array; bytes are hexadecimal digits.
-    pub(in crate::store) fn json(&self) -> String {
-        let cells: Vec<Vec<Json>> = self.columns.iter().map(Cells::json).collect();
+    /// As a JSON array of rows, each of which is an array; times are in this form, bytes are hexadecimal digits.
+    pub(in crate::store) fn json(&self, time: fn(DateTime<Utc>) -> String) -> String {
+        let cells: Vec<Vec<Json>> = self.columns.iter().map(|cells| cells.json(time)).collect();
         let mut columns: Vec<_> = cells.into_iter().map(Vec::into_iter).collect();
         let row =
             |_| Json::Array(columns.iter_mut().map(|column| column.next().unwrap_or_default()).collect());
@@ -33,13 +33,59 @@ impl Batch<'_> {
     }
 }
 
+impl<'a> Batch<'a> {
+    /// The same rows in portions, each of which takes about so many bytes at most as JSON, or is a single row; none where they
+    /// all fit into one.
+    pub(in crate::store) fn portions(&self, bytes: usize) -> Vec<Batch<'a>> {
+        let (mut portions, mut start, mut taken) = (Vec::new(), 0, 0);
+        for row in 0..self.rows {
+            let size: usize = self.columns.iter().map(|cells| cells.size(row)).sum();
+            if row > start && taken + size > bytes {
+                portions.push(self.portion(start..row));
+                (start, taken) = (row, 0);
+            }
+            taken += size;
+        }
+        if start > 0 {
+            portions.push(self.portion(start..self.rows));
+        }
+        portions
+    }
+
+    fn portion(&self, rows: Range<usize>) -> Batch<'a> {
+        let columns = self.columns.iter().map(|cells| cells.portion(rows.clone()));
+        Batch { columns: columns.collect(), rows: rows.len() }
+    }
+}
+
+impl<'a> Cells<'a> {
+    fn portion(&self, rows: Range<usize>) -> Cells<'a> {
+        match self {
+            Self::Text(texts) => Cells::Text(texts[rows].to_vec()),
+            Self::Int(numbers) => Cells::Int(numbers[rows].to_vec()),
+            Self::Bool(truths) => Cells::Bool(truths[rows].to_vec()),
+            Self::Time(times) => Cells::Time(times[rows].to_vec()),
+            Self::Bytes(bytes) => Cells::Bytes(bytes[rows].to_vec()),
+        }
+    }
+}
+
 impl Cells<'_> {
-    fn json(&self) -> Vec<Json> {
+    /// About how many bytes one cell takes as JSON.
+    fn size(&self, row: usize) -> usize {
+        match self {
+            Self::Text(texts) => texts[row].map_or(0, str::len),
+            Self::Bytes(bytes) => 2 * bytes[row].len(),
+            Self::Int(_) | Self::Bool(_) | Self::Time(_) => 24,
+        }
+    }
+
+    fn json(&self, form: fn(DateTime<Utc>) -> String) -> Vec<Json> {
         match self {
             Self::Text(texts) => texts.iter().map(|text| Json::from(*text)).collect(),
             Self::Int(numbers) => numbers.iter().map(|number| Json::from(*number)).collect(),
             Self::Bool(truths) => truths.iter().map(|truth| Json::from(*truth)).collect(),
-            Self::Time(times) => times.iter().map(|time| Json::from(time.map(rfc3339))).collect(),
+            Self::Time(times) => times.iter().map(|time| Json::from(time.map(form))).collect(),
             Self::Bytes(bytes) => bytes.iter().map(|bytes| Json::from(hex::encode(bytes))).collect(),
         }
     }
@@ -107,6 +153,18 @@ mod tests {
         let items = [("one", 1), ("two", 2)];
         let batch =
             batch(&items).text(|item| item.0).int(|item| item.1).bytes(|item| item.0.as_bytes()).batch;
-        assert_eq!(batch.json(), r#"[["one",1,"6f6e65"],["two",2,"74776f"]]"#);
+        assert_eq!(batch.json(|time| time.to_rfc3339()), r#"[["one",1,"6f6e65"],["two",2,"74776f"]]"#);
+    }
+
+    #[test]
+    fn a_large_batch_is_cut_between_rows() {
+        let texts = ["one", "two", "three", "four"];
+        let batch = batch(&texts).text(|text| *text).batch;
+        let cut = |bytes| -> Vec<String> {
+            batch.portions(bytes).iter().map(|portion| portion.json(|time| time.to_rfc3339())).collect()
+        };
+        assert!(cut(100).is_empty());
+        assert_eq!(cut(6), [r#"[["one"],["two"]]"#, r#"[["three"]]"#, r#"[["four"]]"#]);
+        assert_eq!(cut(1).len(), 4);
     }
 }

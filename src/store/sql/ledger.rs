@@ -37,17 +37,35 @@ statements! {
         ORDER BY n.place
         ON CONFLICT (kind, clerk_id) DO NOTHING";
 
-    ADVANCE = "INSERT INTO entity_versions AS e
-            (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since)
-        SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since
+    ADVANCE = "INSERT INTO entity_versions{standard  AS e}
+            (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since{mysql , token})
+        SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since{mysql , {token}}
         FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
-        WHERE {postgres true}{sqlite
+        WHERE {postgres true}{mysql true ORDER BY n.place}{sqlite
             -- What was planned for an object that had no register must not fall on one that has. A blank one says nothing.
             NOT (n.new AND EXISTS (
                 SELECT 1 FROM entity_versions AS r
                 WHERE r.kind = n.kind AND r.clerk_id = n.clerk_id AND (r.deleted OR r.version > $2)
             ))}
-        ON CONFLICT (kind, clerk_id) DO UPDATE
+        {mysql ON DUPLICATE KEY UPDATE
+            -- In their order, and each sees what those before it have set. This one is long enough only if it is newer.
+            token = CASE WHEN NOT entity_versions.deleted
+                AND (excluded.deleted
+                     OR (entity_versions.version, entity_versions.event_at, entity_versions.tie)
+                        < (excluded.version, excluded.event_at, excluded.tie)
+                     OR (NOT entity_versions.held_until <=> excluded.held_until
+                         AND (entity_versions.version, entity_versions.event_at, entity_versions.tie)
+                             = (excluded.version, excluded.event_at, excluded.tie)))
+                THEN concat({token}, '+') ELSE entity_versions.token END,
+            version = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.version ELSE entity_versions.version END,
+            event_at = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.event_at ELSE entity_versions.event_at END,
+            tie = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.tie ELSE entity_versions.tie END,
+            deleted = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.deleted ELSE entity_versions.deleted END,
+            held_until = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_until ELSE entity_versions.held_until END,
+            held_since = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_since ELSE entity_versions.held_since END;
+        SELECT e.kind, e.clerk_id, e.token = {token}
+        FROM {batch $1 AS n: kind text, clerk_id text} {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}
+        WHERE e.token IN ({token}, concat({token}, '+'))}{standard ON CONFLICT (kind, clerk_id) DO UPDATE
         SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie, deleted = excluded.deleted,
             held_until = excluded.held_until, held_since = excluded.held_since
         WHERE NOT e.deleted
@@ -58,42 +76,48 @@ statements! {
                OR (e.held_until IS DISTINCT FROM excluded.held_until
                    AND (e.version, e.event_at, e.tie) = (excluded.version, excluded.event_at, excluded.tie)))
         -- PostgreSQL: a row that this statement inserted has no older version to point back to.
-        RETURNING kind, clerk_id, {postgres xmax = 0}{sqlite NULL}";
+        RETURNING kind, clerk_id, {postgres xmax = 0}{sqlite NULL}}";
 
     ADDRESSES = "SELECT n.email, lower(n.email), u.clerk_id FROM {batch $1 AS n: email text}
         {postgres LEFT JOIN LATERAL (
             SELECT clerk_id FROM users WHERE lower(email) = lower(n.email) AND deleted_at IS NULL
-        ) AS u ON true}{sqlite LEFT JOIN users AS u ON lower(u.email) = lower(n.email) AND u.deleted_at IS NULL}";
+        ) AS u ON true}{sqlite LEFT JOIN users AS u ON lower(u.email) = lower(n.email) AND u.deleted_at IS NULL}{mysql
+            LEFT JOIN users AS u ON u.live_email = lower(n.email)}";
 
-    RELEASE_ADDRESSES = "UPDATE users AS u SET email = NULL FROM {batch $1 AS n: clerk_id text}
+    RELEASE_ADDRESSES = "UPDATE users AS u SET {mysql u.}email = NULL {from {batch $1 AS n: clerk_id text}}
         WHERE u.clerk_id = n.clerk_id
-        RETURNING 1";
+        {returning 1}";
 
-    AUDIT = "INSERT INTO audit_log (at, action, kind, clerk_id, svix_id, source, changed_fields, event_at)
+    AUDIT = "{mysql SELECT one INTO @one FROM audit_barrier LOCK IN SHARE MODE;
+        }INSERT INTO audit_log (at, action, kind, clerk_id, svix_id, source, changed_fields, event_at)
         SELECT n.at, n.action, n.kind, n.clerk_id, n.svix_id, n.source,
                {postgres string_to_array(n.changed_fields, ',')}{sqlite CASE n.changed_fields WHEN '' THEN '[]'
+                   ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END}{mysql CASE n.changed_fields WHEN '' THEN '[]'
                    ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END},
                n.event_at
         FROM {batch $1 AS n: at time, action text, kind text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
         ORDER BY n.place
-        RETURNING id, svix_id, clerk_id";
+        {returning id, svix_id, clerk_id}{mysql ;
+        -- Nobody else writes lines about them meanwhile: their registers are held.
+        SELECT DISTINCT l.id, l.svix_id, l.clerk_id FROM {batch $1 AS n: at time, action text, kind text, clerk_id text}
+        {lookup audit_log AS l WHERE l.clerk_id = n.clerk_id AND l.id >= last_insert_id()}}";
 
     // A statement of its own: to join the lines just written to their actors inside PostgreSQL grows with the square of
     // the batch.
     ACTORS = "INSERT INTO audit_actors (audit_id, ip, user_agent)
         SELECT n.audit_id, n.ip, n.user_agent FROM {batch $1 AS n: audit_id bigint, ip text, user_agent text}";
 
-    WRITE_RECEIPTS = "INSERT INTO erasure_receipts AS r
+    WRITE_RECEIPTS = "INSERT INTO erasure_receipts
             (clerk_id, destination, requested_at, completed_at, attempts, last_error)
         SELECT n.clerk_id, n.destination, n.requested_at, n.completed_at, n.attempts, n.last_error
         FROM {batch $1 AS n: clerk_id text, destination text, requested_at time, completed_at time, attempts bigint, last_error text}
         WHERE true
         ON CONFLICT (clerk_id, destination) DO UPDATE
-        SET requested_at = {postgres least}{sqlite min}(r.requested_at, excluded.requested_at),
-            completed_at = coalesce(r.completed_at, excluded.completed_at),
-            attempts = r.attempts + excluded.attempts,
-            -- What is done has no error.
-            last_error = CASE WHEN r.completed_at IS NULL THEN excluded.last_error END";
+        -- What is done has no error.
+        SET last_error = CASE WHEN erasure_receipts.completed_at IS NULL THEN excluded.last_error END,
+            requested_at = {sqlite min}{postgres least}{mysql least}(erasure_receipts.requested_at, excluded.requested_at),
+            completed_at = coalesce(erasure_receipts.completed_at, excluded.completed_at),
+            attempts = erasure_receipts.attempts + excluded.attempts";
 
     CLOSE_RECEIPTS = "UPDATE erasure_receipts SET completed_at = $3, last_error = NULL
         WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND destination = $2

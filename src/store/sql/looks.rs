@@ -32,7 +32,7 @@ macro_rules! queued {
 macro_rules! lines_of {
     () => {
         "SELECT id, at, action, svix_id, source,
-               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}, event_at, kind
+               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}{mysql changed_fields}, event_at, kind
         FROM audit_log
         WHERE clerk_id = $1"
     };
@@ -43,7 +43,15 @@ statements! {
     // as long. Buckets in which nobody signed up are skipped. SQLite compares days with times as the texts that they are: a time
     // that is not in our form is the application's, and one of another zone may, with what follows it, be counted in the bucket
     // beside.
-    SIGNUPS = "{postgres WITH RECURSIVE buckets (first, upto) AS (
+    SIGNUPS = "{mysql SELECT CAST(CASE $1
+                   WHEN 'week' THEN date(created_at) - INTERVAL weekday(created_at) day
+                   WHEN 'month' THEN date(created_at) - INTERVAL dayofmonth(created_at) - 1 day
+                   ELSE date(created_at) END AS char) AS first, count(*)
+         FROM users
+         WHERE created_at >= coalesce($2, CAST('0001-01-01' AS datetime))
+           AND created_at < coalesce($3, CAST('9999-12-31 23:59:59.999999' AS datetime(6)))
+         GROUP BY 1
+         ORDER BY 1}{postgres WITH RECURSIVE buckets (first, upto) AS (
              SELECT n.first, (date_trunc($1, n.first AT TIME ZONE 'UTC') + ('1 ' || $1)::interval) AT TIME ZONE 'UTC'
              FROM (SELECT min(created_at) AS first FROM users
                    WHERE created_at >= coalesce($2::timestamptz, '4713-01-02 BC')
@@ -92,7 +100,7 @@ statements! {
 
     // Not in the order of the primary key, which would be walked through in search of a user of few lines.
     NEWEST_LINES = concat!(lines_of!(), "
-        ORDER BY {postgres id + 0}{sqlite +id} DESC
+        ORDER BY {postgres id + 0}{sqlite +id}{mysql id} DESC
         LIMIT $2");
 
     HELD_DUE = "SELECT clerk_id FROM entity_versions
@@ -118,8 +126,8 @@ statements! {
         ORDER BY destination";
 
     OPEN_RECEIPTS = "SELECT clerk_id, destination, requested_at, completed_at, attempts, last_error FROM erasure_receipts
-        WHERE completed_at IS NULL AND requested_at < coalesce($1, {postgres 'infinity'}{sqlite '~'})
-          AND (requested_at, clerk_id, destination) > (coalesce($2, {postgres '-infinity'}{sqlite ''}), $3, $4)
+        WHERE completed_at IS NULL AND requested_at < coalesce($1, {postgres 'infinity'}{sqlite '~'}{mysql CAST('9999-12-31' AS datetime)})
+          AND (requested_at, clerk_id, destination) > (coalesce($2, {postgres '-infinity'}{sqlite ''}{mysql CAST('0001-01-01' AS datetime)}), $3, $4)
         ORDER BY requested_at, clerk_id, destination
         LIMIT $5";
 
@@ -151,7 +159,7 @@ statements! {
     NEWEST = "SELECT p.svix_id, p.event_type, p.outcome, p.kind, p.clerk_id, p.event_at, p.processed_at
         FROM (
             SELECT * FROM processed_webhooks
-            WHERE processed_at <= coalesce($1, {postgres 'infinity'}{sqlite '~'})
+            WHERE processed_at <= coalesce($1, {postgres 'infinity'}{sqlite '~'}{mysql CAST('9999-12-31' AS datetime)})
               AND ($1 IS NULL OR (processed_at, svix_id) < ($1, $2))
             ORDER BY processed_at DESC, svix_id DESC
             LIMIT $6

@@ -13,7 +13,7 @@ mod outbox;
 pub(in crate::store) mod queue;
 mod retention;
 mod row;
-mod statement;
+pub(in crate::store) mod statement;
 pub(in crate::store) mod statistics;
 pub(in crate::store) mod unique_email;
 mod value;
@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
     row::{RowCells, only},
-    statement::statements,
+    statement::{Step, statements},
     value::values,
 };
 pub use self::{

@@ -13,7 +13,7 @@ use crate::{
     model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
         Activity, ErrorKind, History, Minimized, Old, Origin, Outlook, Result, Run, RunKind, StoreError,
-        ToSeal, Unsealed, WITHIN, postgres, sqlite,
+        ToSeal, Unsealed, WITHIN, mysql, postgres, sqlite,
     },
 };
 
@@ -22,11 +22,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
 statements! {
-    HOLD_LEASE = "INSERT INTO leases AS l (name, holder, expires_at)
+    HOLD_LEASE = "INSERT INTO leases{standard  AS l} (name, holder, expires_at)
         VALUES ($1, $2,
-                {postgres {now} + make_interval(secs => $3 / 1000.0)}{sqlite strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ($3 / 1000.0) || ' seconds')})
-        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-        WHERE l.holder = excluded.holder OR l.expires_at < {now}";
+                {postgres {now} + make_interval(secs => $3 / 1000.0)}{sqlite strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ($3 / 1000.0) || ' seconds')}{mysql {now} + INTERVAL $3 * 1000 microsecond})
+        {standard ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+        WHERE l.holder = excluded.holder OR l.expires_at < {now}}{mysql ON DUPLICATE KEY UPDATE
+            holder = CASE WHEN expires_at < {now} THEN excluded.holder ELSE holder END,
+            expires_at = CASE WHEN holder = excluded.holder THEN excluded.expires_at ELSE expires_at END;
+        SELECT count(*) FROM leases WHERE name = $1 AND holder = $2}";
 
     RELEASE_LEASE = "DELETE FROM leases WHERE name = $1 AND holder = $2";
 
@@ -61,18 +64,20 @@ statements! {
     CLAIM_INSTANCE = "INSERT INTO clerk_instance (one, instance_id, confirmed) VALUES (true, $1, false)
         ON CONFLICT (one) DO NOTHING";
 
-    CHANGE_INSTANCE = "INSERT INTO clerk_instance AS i (one, instance_id) VALUES (true, $1)
+    // What it is compared with comes last: MySQL's assignments see what those before them have set.
+    CHANGE_INSTANCE = "INSERT INTO clerk_instance (one, instance_id) VALUES (true, $1)
         ON CONFLICT (one) DO UPDATE
-        SET instance_id = excluded.instance_id, confirmed = true,
-            previous = coalesce(nullif(i.instance_id, excluded.instance_id), i.previous),
-            refused = CASE i.instance_id WHEN excluded.instance_id THEN i.refused END,
-            refused_at = CASE i.instance_id WHEN excluded.instance_id THEN i.refused_at END";
+        SET confirmed = true,
+            previous = coalesce(nullif(clerk_instance.instance_id, excluded.instance_id), clerk_instance.previous),
+            refused = CASE clerk_instance.instance_id WHEN excluded.instance_id THEN clerk_instance.refused END,
+            refused_at = CASE clerk_instance.instance_id WHEN excluded.instance_id THEN clerk_instance.refused_at END,
+            instance_id = excluded.instance_id";
 
     SETTLE_INSTANCE = "UPDATE clerk_instance SET previous = NULL WHERE one";
 
     NOTE_REFUSED = "UPDATE clerk_instance SET refused = $1, refused_at = $2 WHERE one AND instance_id <> $1";
 
-    ADD_ACTIVITY = "INSERT INTO activity AS a
+    ADD_ACTIVITY = "INSERT INTO activity
             (at, event, outcome, reason, latest, count, within_5ms, within_25ms, within_100ms, within_500ms, within_2s,
              within_10s)
         SELECT n.at, n.event, n.outcome, n.reason, n.latest, n.count, n.within_5ms, n.within_25ms, n.within_100ms,
@@ -82,16 +87,16 @@ statements! {
         -- Every replica takes the rows in one order.
         ORDER BY 1, 2, 3, 4
         ON CONFLICT (at, event, outcome, reason) DO UPDATE SET
-            latest = {postgres greatest}{sqlite max}(a.latest, excluded.latest),
-            count = a.count + excluded.count,
-            within_5ms = a.within_5ms + excluded.within_5ms,
-            within_25ms = a.within_25ms + excluded.within_25ms,
-            within_100ms = a.within_100ms + excluded.within_100ms,
-            within_500ms = a.within_500ms + excluded.within_500ms,
-            within_2s = a.within_2s + excluded.within_2s,
-            within_10s = a.within_10s + excluded.within_10s";
+            latest = {sqlite max}{postgres greatest}{mysql greatest}(activity.latest, excluded.latest),
+            count = activity.count + excluded.count,
+            within_5ms = activity.within_5ms + excluded.within_5ms,
+            within_25ms = activity.within_25ms + excluded.within_25ms,
+            within_100ms = activity.within_100ms + excluded.within_100ms,
+            within_500ms = activity.within_500ms + excluded.within_500ms,
+            within_2s = activity.within_2s + excluded.within_2s,
+            within_10s = activity.within_10s + excluded.within_10s";
 
-    ACTIVITY = "SELECT {postgres (floor(extract(epoch FROM at) / $2) * $2)::bigint}{sqlite CAST(strftime('%s', at) AS INTEGER) / $2 * $2},
+    ACTIVITY = "SELECT {postgres (floor(extract(epoch FROM at) / $2) * $2)::bigint}{sqlite CAST(strftime('%s', at) AS INTEGER) / $2 * $2}{mysql CAST(timestampdiff(second, '1970-01-01', at) DIV $2 * $2 AS signed)},
                event, outcome, reason, max(latest), CAST(sum(count) AS bigint), CAST(sum(within_5ms) AS bigint),
                CAST(sum(within_25ms) AS bigint), CAST(sum(within_100ms) AS bigint), CAST(sum(within_500ms) AS bigint),
                CAST(sum(within_2s) AS bigint), CAST(sum(within_10s) AS bigint)
@@ -110,9 +115,9 @@ statements! {
              FROM {batch $1 AS n: sink text}
              WHERE NOT EXISTS (SELECT 1 FROM outbox_paused AS p WHERE p.sink = n.sink)),
             (SELECT held_until FROM entity_versions WHERE held_until IS NOT NULL ORDER BY held_until LIMIT 1),
-            u.lines, u.since
+            u.found, u.since
         FROM (
-            SELECT count(*) AS lines, min(at){postgres  FILTER (WHERE isfinite(at))} AS since FROM (
+            SELECT count(*) AS found, min(at){postgres  FILTER (WHERE isfinite(at))} AS since FROM (
                 SELECT at FROM audit_log
                 WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
                 ORDER BY id
@@ -125,22 +130,28 @@ statements! {
     // The transactions that have written lines, or may be about to.
     WRITERS = "{postgres SELECT virtualtransaction FROM pg_locks
         WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'audit_log'::regclass
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}";
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}{mysql
+        -- All who write lines share the lock of this row until they are done, so that it is free once they all are. Nobody waits
+        -- for it here, for then those who come later would wait behind.
+        SET @free = false;
+        SELECT one INTO @free FROM audit_barrier FOR UPDATE SKIP LOCKED;
+        SELECT 'somebody' FROM DUAL WHERE NOT @free}";
 
     LINES = "SELECT id, at, action, clerk_id, svix_id, source, changed_fields, event_at, kind FROM audit_log
         WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
 
-    NEWEST = "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
+    NEWEST = "SELECT number, sealed_at, first_id, last_id, \"lines\", gaps, content, previous, hash FROM audit_seals
         ORDER BY number DESC LIMIT 1";
 
-    SEALS = "SELECT number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash FROM audit_seals
+    SEALS = "SELECT number, sealed_at, first_id, last_id, \"lines\", gaps, content, previous, hash FROM audit_seals
         WHERE number > $1 ORDER BY number LIMIT $2";
 
-    ADD_SEALS = "INSERT INTO audit_seals (number, sealed_at, first_id, last_id, lines, gaps, content, previous, hash)
-        SELECT n.number, n.sealed_at, n.first_id, n.last_id, n.lines, n.gaps, n.content, n.previous, n.hash
-        FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, lines bigint, gaps text, content text, previous text, hash text}
-        WHERE true
-        ON CONFLICT (number) DO NOTHING";
+    ADD_SEALS = "INSERT {mysql IGNORE }INTO audit_seals (number, sealed_at, first_id, last_id, \"lines\", gaps, content, previous, hash)
+        SELECT n.number, n.sealed_at, n.first_id, n.last_id, n.covered, n.gaps, n.content, n.previous, n.hash
+        FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, covered bigint, gaps text, content text, previous text, hash text}
+        WHERE true {standard ON CONFLICT (number) DO NOTHING}{mysql ;
+        SELECT count(*) FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, covered bigint, gaps text, content text, previous text, hash text}
+        {lookup audit_seals AS s WHERE s.number = n.number AND s.hash = n.hash}}";
 
     UNSEALED = "SELECT count(*), min(at){postgres  FILTER (WHERE isfinite(at))} FROM (
             SELECT at FROM audit_log
@@ -502,6 +513,7 @@ fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
     let line = |row: &Row| match &row.cells {
         RowCells::Postgres(row) => postgres::seals::line(row),
         RowCells::Sqlite(row) => sqlite::seals::line(row),
+        RowCells::Mysql(row) => mysql::seals::line(row),
     };
     rows.iter().map(line).collect()
 }

@@ -40,7 +40,7 @@ static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
 
 type Made = HashMap<(&'static str, FieldSet), Arc<Statements>>;
 
-const PREFERENCES: &str = "{postgres u.preferences::text}{sqlite u.preferences}";
+const PREFERENCES: &str = "u.preferences{postgres ::text}";
 
 impl Statements {
     /// The statements of this kind for these fields.
@@ -59,10 +59,8 @@ impl Statements {
         let (mut read, mut names, mut given, mut set, mut types) =
             <(String, String, String, String, String)>::default();
         for field in &loaded {
-            let _ = match field.holds {
-                Holds::Json => write!(read, "{{postgres u.{0}::text}}{{sqlite u.{0}}}, ", field.name()),
-                _ => write!(read, "u.{}, ", field.name()),
-            };
+            let cast = if field.holds == Holds::Json { "{postgres ::text}" } else { "" };
+            let _ = write!(read, "u.{}{cast}, ", field.name());
         }
         for field in &written {
             let name = field.name();
@@ -75,38 +73,39 @@ impl Statements {
             };
             let _ = write!(names, "{name}, ");
             let _ = write!(given, "n.{name}{cast}, ");
-            let _ = write!(set, "{name} = n.{name}{cast}, ");
+            let _ = write!(set, "{{mysql u.}}{name} = n.{name}{cast}, ");
             let _ = write!(types, "{name} {kind}, ");
         }
         let rows = format!(
             "{{batch $1 AS n: clerk_id text, {types}created_at time, updated_at time, synced_at time}}"
         );
         let read = format!("u.clerk_id, {read}u.created_at, u.updated_at, u.synced_at, u.deleted_at");
-        let is_standing = format!(
-            "NOT EXISTS (
-                 SELECT 1 FROM entity_versions AS e
-                 WHERE e.kind = '{}' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
-             )",
-            entity.kind
-        );
+        let is_standing = is_standing(entity);
         let seen = format!("{read}, u.id, {}", if entity.has_preferences { PREFERENCES } else { "NULL" });
-        let row = format!("SELECT {seen} FROM {table} AS u WHERE");
-        let page = |condition: &str, order: &str| {
-            Statement::made(format!("{row} {condition} AND u.deleted_at IS NULL ORDER BY {order} LIMIT $2"))
+        let row = format!("SELECT {seen} FROM {table} AS u");
+        let page = |hint: &str, condition: &str, order: &str| {
+            Statement::made(format!(
+                "{row}{hint} WHERE {condition} AND u.deleted_at IS NULL ORDER BY {order} LIMIT $2"
+            ))
         };
         let by_email = entity.fields().filter(|field| field.anonymized == Anonymized::Address);
         let by_email = by_email.map(|field| {
             // Not in the order of the primary key: its index would be walked through in search of the address.
-            let condition = format!("lower(u.{}) = lower($3) AND {{sqlite +}}u.id > $1", field.name());
-            (field, page(&condition, "{postgres u.id + 0}{sqlite +u.id}"))
+            let condition = format!(
+                "{{standard lower(u.{0})}}{{mysql u.live_{0}}} = lower($3) AND {{sqlite +}}u.id > $1",
+                field.name()
+            );
+            (field, page("", &condition, "{postgres u.id + 0}{sqlite +u.id}{mysql u.id}"))
         });
         let by_parent = entity.parents().map(|(field, _)| {
             // Only the index of the parents has this order: PostgreSQL would walk through the primary key in search of a parent
             // that has many, and behind its last child to the end of the table.
-            let condition = "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite u.F = $3 AND u.id > $1}";
+            let condition = "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite u.F = $3 AND u.id > $1}{mysql u.F = $3 AND u.id > $1}";
             let of_field = |text: &str| text.replace("u.F", &format!("u.{}", field.name()));
-            (field, page(&of_field(condition), &of_field("{postgres u.F, }u.id")))
+            let hint = format!("{{mysql  FORCE INDEX ({table}_{})}}", field.name());
+            (field, page(&hint, &of_field(condition), &of_field("{postgres u.F, }u.id")))
         });
+        let found = found_of(table);
         Self {
             entity,
             load: Statement::made(format!(
@@ -118,18 +117,20 @@ impl Statements {
                 "INSERT INTO {table} (clerk_id, {names}created_at, updated_at, synced_at)
                  SELECT n.clerk_id, {given}n.created_at, n.updated_at, n.synced_at FROM {rows}
                  WHERE true
-                 ON CONFLICT (clerk_id) DO NOTHING
+                 {{standard ON CONFLICT (clerk_id) DO NOTHING}}
                  -- A trigger may have changed whose row it is.
-                 RETURNING clerk_id"
+                 {{returning clerk_id}}{{mysql ;
+                 {found}}}"
             )),
             update: Statement::made(format!(
                 "UPDATE {table} AS u
                  -- Not every event tells when it was created.
-                 SET {set}created_at = coalesce(n.created_at, u.created_at), updated_at = n.updated_at,
-                     synced_at = n.synced_at
-                 FROM {rows}
+                 SET {set}{{mysql u.}}created_at = coalesce(n.created_at, u.created_at), {{mysql u.}}updated_at = n.updated_at,
+                     {{mysql u.}}synced_at = n.synced_at
+                 {{from {rows}}}
                  WHERE u.clerk_id = n.clerk_id
-                 RETURNING {{postgres u.}}clerk_id"
+                 {{returning {{postgres u.}}clerk_id}}{{mysql ;
+                 {found}}}"
             )),
             moved: Statement::made(moved_of(table)),
             rivals: Statement::made(rivals_of(entity)),
@@ -145,8 +146,8 @@ impl Statements {
                 "SELECT {seen} FROM {{batch $1 AS n: clerk_id text}}
                  {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL}}"
             )),
-            one: Statement::made(format!("{row} u.clerk_id = $1")),
-            page: page("u.id > $1", "u.id"),
+            one: Statement::made(format!("{row} WHERE u.clerk_id = $1")),
+            page: page("", "u.id > $1", "u.id"),
             pages: by_email.chain(by_parent).collect(),
             loaded,
             written,
@@ -256,6 +257,31 @@ pub(in crate::store) fn by_kind<T>(
     items.chunk_by(move |one, other| entity(one) == entity(other)).map(move |part| (entity(&part[0]), part))
 }
 
+/// Whether nobody has asked for the erasure of an object.
+fn is_standing(entity: &Entity) -> String {
+    format!(
+        "NOT EXISTS (
+                 SELECT 1 FROM entity_versions AS e
+                 WHERE e.kind = '{}' AND e.clerk_id = u.clerk_id AND (e.deleted OR e.held_until IS NOT NULL)
+             )",
+        entity.kind
+    )
+}
+
+/// On MySQL and MariaDB: the rows that a statement has just written, with no id where a trigger has changed it.
+fn found_of(table: &str) -> String {
+    format!(
+        "SELECT w.clerk_id FROM (
+                     SELECT coalesce(u.clerk_id, CASE WHEN EXISTS (
+                         SELECT 1 FROM information_schema.triggers AS t
+                         WHERE t.event_object_schema = database() AND t.event_object_table = '{table}'
+                     ) THEN '' END) AS clerk_id
+                     FROM {{batch $1 AS n: clerk_id text}} LEFT JOIN {table} AS u ON u.clerk_id = n.clerk_id
+                 ) AS w
+                 WHERE w.clerk_id IS NOT NULL"
+    )
+}
+
 fn moved_of(table: &str) -> String {
     format!(
         "{{sqlite SELECT 1
@@ -337,7 +363,7 @@ impl Children {
             let statement = Statement::made(format!(
                 "UPDATE {table} SET deleted_at = $2
                  WHERE {field} {{in SELECT n.clerk_id FROM {{batch $1 AS n: clerk_id text}}}} AND deleted_at IS NULL
-                 RETURNING 1",
+                 {{returning 1}}",
                 table = child.table,
                 field = field.name(),
             ));

@@ -36,9 +36,9 @@ macro_rules! page {
 }
 
 statements! {
-    TELL = "WITH n AS (
+    TELL = "{postgres WITH n AS (
             SELECT * FROM {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}
-        ){postgres , told AS (
+        ), told AS (
             INSERT INTO outbox_recipients (clerk_id, sink, addresses) SELECT clerk_id, sink, '' FROM n
             ON CONFLICT (clerk_id, sink) DO NOTHING
         )}
@@ -49,20 +49,25 @@ statements! {
                    SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
                ) IS NULL THEN n.created_at END,
                n.created_at, n.trace_context
-        FROM n
+        FROM {postgres n}{sqlite {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}{mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
         ORDER BY n.place";
 
     // PostgreSQL writes them in the same round trip.
     TELL_WHOM = "{sqlite INSERT INTO outbox_recipients (clerk_id, sink, addresses)
         SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
         WHERE true
+        ON CONFLICT (clerk_id, sink) DO NOTHING}{mysql INSERT INTO outbox_recipients (clerk_id, sink, addresses)
+        SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
         ON CONFLICT (clerk_id, sink) DO NOTHING}";
 
-    RECALL = "DELETE FROM outbox
+    RECALL = "{mysql SELECT o.sink, o.kind, o.clerk_id FROM {batch $1 AS n: clerk_id text}
+        {lock outbox AS o WHERE o.clerk_id = n.clerk_id AND o.type NOT LIKE '%.deleted'
+          AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)};
+        }DELETE FROM outbox
         WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'
           -- On its way, and still in time.
           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)
-        RETURNING sink, kind, clerk_id";
+        {returning sink, kind, clerk_id}";
 
     EMPTY = "UPDATE outbox SET payload = NULL
         WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'";
@@ -76,7 +81,18 @@ statements! {
         ) IS NULL
         ORDER BY 1, 2";
 
-    CLAIM = "UPDATE outbox SET lease = $3, next_attempt_at = $4
+    CLAIM = "{mysql UPDATE {from (
+            SELECT id FROM outbox
+            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
+              AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
+            ORDER BY next_attempt_at, id
+            LIMIT $5
+            FOR UPDATE SKIP LOCKED
+        ) AS due} outbox SET lease = $3, next_attempt_at = $4 WHERE outbox.id = due.id;
+        SELECT o.id, o.message_id, o.kind, o.clerk_id, o.type, o.payload, o.attempts, o.created_at, o.trace_context,
+               (SELECT r.addresses FROM outbox_recipients AS r WHERE r.clerk_id = o.clerk_id AND r.sink = $1)
+        FROM outbox AS o
+        WHERE o.sink = $1 AND o.state = 'pending' AND o.next_attempt_at = $4 AND o.lease = $3}{standard UPDATE outbox SET lease = $3, next_attempt_at = $4
         WHERE id {in
             SELECT id FROM outbox
             WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
@@ -87,9 +103,17 @@ statements! {
             {postgres FOR UPDATE SKIP LOCKED}
         }
         RETURNING id, message_id, kind, clerk_id, type, payload, attempts, created_at, trace_context,
-                  (SELECT addresses FROM outbox_recipients AS r WHERE r.clerk_id = outbox.clerk_id AND r.sink = $1)";
+                  (SELECT addresses FROM outbox_recipients AS r WHERE r.clerk_id = outbox.clerk_id AND r.sink = $1)}";
 
-    FINISH = "WITH n AS (
+    FINISH = "{mysql SELECT o.id, n.state = 'delivered' OR o.payload IS NULL
+        FROM {batch $1 AS n: message bigint, token text, state text} {lock outbox AS o WHERE o.id = n.message AND o.lease = n.token};
+        UPDATE outbox AS o
+        SET o.state = n.state, o.attempts = n.attempts, o.next_attempt_at = n.at, o.lease = NULL,
+            o.last_error = CASE WHEN n.state = 'pending' THEN coalesce(n.error, o.last_error) ELSE n.error END,
+            o.finished_at = CASE WHEN n.state <> 'pending' THEN $2 END,
+            o.payload = CASE WHEN n.state <> 'delivered' THEN o.payload END
+        {from {batch $1 AS n: message bigint, token text, state text, attempts bigint, at time, error text}}
+        WHERE o.id = n.message AND o.lease = n.token}{standard WITH n AS (
             SELECT * FROM {batch $1 AS n: message bigint, token text, state text, attempts bigint, at time, error text}
         )
         UPDATE outbox
@@ -100,7 +124,7 @@ statements! {
         FROM n
         -- A lease stands only on what is pending.
         WHERE id = n.message AND lease = n.token AND id {in SELECT message FROM n}
-        RETURNING id, payload IS NULL";
+        RETURNING id, payload IS NULL}";
 
     REMOVE = "DELETE FROM outbox WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}";
 
@@ -115,17 +139,20 @@ statements! {
             ) FROM {batch $1 AS n: sink text, clerk_id text}
         }";
 
-    CONFIRM = "WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, sink text, error text})
+    CONFIRM = "{mysql UPDATE erasure_receipts AS r
+        SET r.attempts = r.attempts + 1, r.last_error = n.error, r.completed_at = CASE WHEN n.error IS NULL THEN $2 END
+        {from {batch $1 AS n: clerk_id text, sink text, error text}}
+        WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL}{standard WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, sink text, error text})
         UPDATE erasure_receipts AS r
         SET attempts = r.attempts + 1, last_error = n.error, completed_at = CASE WHEN n.error IS NULL THEN $2 END
         FROM n
         WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL
-          AND r.clerk_id {in SELECT clerk_id FROM n}";
+          AND r.clerk_id {in SELECT clerk_id FROM n}}";
 
     DEPTH = "SELECT sink, CAST(sum(pending) AS bigint), CAST(sum(dead) AS bigint), min(oldest) FROM (
             -- Each half is answered by an index alone.
             SELECT sink, count(*) AS pending, 0 AS dead, min(created_at) AS oldest
-            FROM outbox WHERE state = 'pending' GROUP BY sink
+            FROM outbox{mysql  FORCE INDEX (outbox_state)} WHERE state = 'pending' GROUP BY sink
             UNION ALL
             SELECT sink, 0, count(*), NULL FROM outbox WHERE state = 'dead' GROUP BY sink
         ) AS counted
@@ -134,7 +161,7 @@ statements! {
     MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o WHERE ", page!());
 
     // The dead are few among many, and an index of their own finds them only where they are asked for by name.
-    DEAD_MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o WHERE o.state = 'dead' AND ", page!());
+    DEAD_MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o{mysql  FORCE INDEX (outbox_state)} WHERE o.state = 'dead' AND ", page!());
 
     THESE_MESSAGES = concat!(
         "SELECT ", columns!(), " FROM outbox AS o
@@ -153,16 +180,17 @@ statements! {
 
     RETRY = "UPDATE outbox
         SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
-        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}} AND state = 'dead' AND payload IS NOT NULL
+        WHERE state = 'dead' AND payload IS NOT NULL AND id {in
+          SELECT o.id FROM {batch $1 AS n: id bigint} {lookup outbox AS o WHERE o.id = n.id}
           -- The next one that is not given up decides: nothing behind it has been handed out.
-          AND NOT coalesce((
+          WHERE NOT coalesce((
               SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
               FROM outbox AS later
-              WHERE later.clerk_id = outbox.clerk_id AND later.sink = outbox.sink AND later.id > outbox.id
+              WHERE later.clerk_id = o.clerk_id AND later.sink = o.sink AND later.id > o.id
                 AND later.state IN ('pending', 'delivered')
               ORDER BY later.id
               LIMIT 1
-          ), false)";
+          ), false)}";
 
     DISCARD = "UPDATE outbox
         SET state = 'discarded', payload = NULL, lease = NULL, next_attempt_at = NULL, finished_at = $2
@@ -172,20 +200,24 @@ statements! {
 
     // What was the oldest waits again if an older one is pending now.
     DEMOTE = "UPDATE outbox SET next_attempt_at = NULL, lease = NULL
-        WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}} AND next_attempt_at IS NOT NULL AND id <> (
-            SELECT o.id FROM outbox AS o
-            WHERE o.sink = outbox.sink AND o.clerk_id = outbox.clerk_id AND o.state = 'pending'
-            ORDER BY o.id
-            LIMIT 1
-        )";
+        WHERE next_attempt_at IS NOT NULL AND id {in
+            SELECT m.id FROM {batch $1 AS n: id bigint} {lookup outbox AS m WHERE m.id = n.id}
+            WHERE m.id <> (
+                SELECT o.id FROM outbox AS o
+                WHERE o.sink = m.sink AND o.clerk_id = m.clerk_id AND o.state = 'pending'
+                ORDER BY o.id
+                LIMIT 1
+            )
+        }";
 
-    PAUSE = "INSERT INTO outbox_paused (sink, paused_at) VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING";
+    PAUSE = "INSERT INTO outbox_paused (sink, paused_at) {standard VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING}{mysql
+        SELECT $1, $2 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)}";
 
     RESUME = "DELETE FROM outbox_paused WHERE sink = $1";
 
     PAUSED = "SELECT sink, paused_at FROM outbox_paused ORDER BY sink";
 
-    ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres  FOR UPDATE}";
+    ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres  FOR UPDATE}{mysql  FOR UPDATE}";
 
     // What the first version kept is of where the sink was then.
     ADDRESS_REFERENCES = "UPDATE outbox_recipients SET reference = $2 || '/' || reference
@@ -206,20 +238,23 @@ statements! {
                 WHERE sink = $1 AND (addresses NOT IN ('', $2) OR addresses IS NULL AND known.moved))
         FROM (SELECT (SELECT address <> $2 FROM outbox_sinks WHERE sink = $1) AS moved) AS known";
 
-    KEEP_ADDRESSES = "WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, addresses text})
+    KEEP_ADDRESSES = "{mysql UPDATE outbox_recipients AS r SET r.addresses = n.addresses
+        {from {batch $1 AS n: clerk_id text, addresses text}}
+        WHERE r.clerk_id = n.clerk_id AND r.sink = $2}{standard WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, addresses text})
         UPDATE outbox_recipients AS r SET addresses = n.addresses
         FROM n
-        WHERE r.clerk_id = n.clerk_id AND r.sink = $2 AND r.clerk_id {in SELECT clerk_id FROM n}";
+        WHERE r.clerk_id = n.clerk_id AND r.sink = $2 AND r.clerk_id {in SELECT clerk_id FROM n}}";
 
     REFERENCE = "SELECT reference FROM outbox_recipients WHERE clerk_id = $1 AND sink = $2";
 
     // Never inserted: whoever is no recipient any more has been erased there.
     KEEP_REFERENCE = "UPDATE outbox_recipients SET reference = $3 WHERE clerk_id = $1 AND sink = $2";
 
-    FORGET = "WITH n AS (SELECT * FROM {batch $1 AS n: sink text, clerk_id text})
+    FORGET = "{mysql DELETE r FROM {batch $1 AS n: sink text, clerk_id text}
+        {lookup outbox_recipients AS r WHERE r.clerk_id = n.clerk_id AND r.sink = n.sink}}{standard WITH n AS (SELECT * FROM {batch $1 AS n: sink text, clerk_id text})
         DELETE FROM outbox_recipients AS r
         WHERE r.clerk_id {in SELECT clerk_id FROM n}
-          AND EXISTS (SELECT 1 FROM n WHERE n.clerk_id = r.clerk_id AND n.sink = r.sink)";
+          AND EXISTS (SELECT 1 FROM n WHERE n.clerk_id = r.clerk_id AND n.sink = r.sink)}";
 }
 
 /// What other systems are told, how far that has come, and what is known of these systems. Messages are written and recalled by a

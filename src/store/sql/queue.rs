@@ -17,20 +17,26 @@ use crate::{
     telemetry::TraceContext,
 };
 
+/// The rows of deliveries, as [`rows_of`] gives them.
+macro_rules! given {
+    () => {
+        "WITH n AS (
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, kind text, clerk_id text, payload bytes, state text, attempts bigint, next_attempt_at time, received_at time, last_error text, trace_context text, dead_at time}
+        )"
+    };
+}
+
 /// Write deliveries, and something beside that.
 macro_rules! keep {
     ($beside:literal, $conflict:literal) => {
         concat!(
-            "WITH n AS (
-            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, kind text, clerk_id text, payload bytes, state text, attempts bigint, next_attempt_at time, received_at time, last_error text, trace_context text, dead_at time}
-        )",
-            $beside,
-            "
-        INSERT INTO webhook_queue AS q
+            "{standard ", given!(), $beside, "}
+        INSERT INTO webhook_queue{standard  AS q}
             (svix_id, event_type, kind, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error, trace_context,
-             dead_at)
+             dead_at{mysql , token})
+        {mysql ", given!(), "}
         SELECT n.svix_id, n.event_type, n.kind, n.clerk_id, n.payload, n.state, n.attempts, n.next_attempt_at, n.received_at,
-               nullif(n.last_error, ''), n.trace_context, n.dead_at
+               nullif(n.last_error, ''), n.trace_context, n.dead_at{mysql , {token}}
         FROM n
         WHERE ",
             $conflict
@@ -43,15 +49,17 @@ statements! {
     CLAIM = "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, q.trace_context, q.dead_at
         FROM (
-            SELECT due.*, sum(due.bytes) OVER (ROWS UNBOUNDED PRECEDING) - due.bytes AS ahead
+            SELECT due.*, sum(due.bytes) OVER ({mysql ORDER BY due.next_attempt_at, due.svix_id }ROWS UNBOUNDED PRECEDING) - due.bytes AS ahead
             FROM (
-                SELECT {postgres *}{sqlite svix_id}, octet_length(payload) AS bytes FROM webhook_queue
+                SELECT {postgres *}{sqlite svix_id}{mysql svix_id, next_attempt_at}, octet_length(payload) AS bytes
+                FROM webhook_queue{mysql  FORCE INDEX (webhook_queue_due)}
                 WHERE state = 'pending' AND next_attempt_at <= $1
                 ORDER BY next_attempt_at
-                LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}
+                LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}{mysql  FOR UPDATE SKIP LOCKED}
             ) AS due
-        ) AS {postgres q}{sqlite due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
-        WHERE ahead < $3";
+        ) AS {postgres q}{sqlite due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}{mysql due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
+        WHERE ahead < $3{mysql 
+        ORDER BY due.next_attempt_at, due.svix_id}";
 
     CLAIM_THESE = "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, q.trace_context, q.dead_at
@@ -59,8 +67,11 @@ statements! {
 
     // It does nothing about a conflict, for to update it would wait for whoever works on the delivery.
     ENQUEUE = keep!("", "(SELECT p.svix_id FROM processed_webhooks AS p WHERE p.svix_id = n.svix_id) IS NULL
+        {mysql AND NOT EXISTS (SELECT 1 FROM webhook_queue AS w WHERE w.svix_id = n.svix_id)}
         ON CONFLICT (svix_id) DO NOTHING
-        RETURNING svix_id");
+        {returning svix_id}{mysql ;
+        SELECT q.svix_id FROM {batch $1 AS n: svix_id text} {lookup webhook_queue AS q WHERE q.svix_id = n.svix_id}
+        WHERE q.token = {token}}");
 
     RECORDED = "SELECT p.svix_id FROM {batch $1 AS n: id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.id}";
 
@@ -72,27 +83,33 @@ statements! {
     POSTPONE = "UPDATE webhook_queue SET next_attempt_at = $2
         WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at < $2}}";
 
-    RECORD = "WITH n AS (
+    RECORD = "{standard WITH n AS (
             SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
         ){postgres , unparked AS (
             -- Who works on it may be waiting for us, and removes it.
             DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
-        )}
-        INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at)
-        SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at FROM n
+        )}}
+        INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at{mysql , token})
+        SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at{mysql , {token}}
+        FROM {standard n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
         WHERE true
         -- Waits for whoever is recording the same id, and then yields to them.
         ON CONFLICT (svix_id) DO NOTHING
-        RETURNING svix_id";
+        {returning svix_id}{mysql ;
+        SELECT p.svix_id FROM {batch $1 AS n: svix_id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.svix_id}
+        WHERE p.token = {token}}";
 
-    UNPARK = "{sqlite DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
+    UNPARK = "{sqlite DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}{mysql
+        DELETE FROM webhook_queue
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id}}}";
 
     SETTLE = "UPDATE processed_webhooks SET outcome = $2 WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}";
 
     WAITING = "SELECT q.svix_id, q.attempts, q.received_at
         FROM {batch $1 AS n: id text} {lookup webhook_queue AS q WHERE q.svix_id = n.id}";
 
-    UNRECORD = "{sqlite DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
+    UNRECORD = "{sqlite DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}{mysql
+        DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
 
     // It was received when it first came.
     PARK = keep!("{postgres , unrecorded AS (
@@ -102,13 +119,14 @@ statements! {
         SET event_type = excluded.event_type, kind = excluded.kind, clerk_id = excluded.clerk_id, payload = excluded.payload,
             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
             last_error = excluded.last_error, dead_at = excluded.dead_at,
-            trace_context = coalesce(excluded.trace_context, q.trace_context)");
+            trace_context = coalesce(excluded.trace_context, {standard q}{mysql webhook_queue}.trace_context)");
 
     // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
     UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q
         -- What is dead may be about somebody with whom its object goes. What is not is found to be stale when it is tried again.
         WHERE (q.clerk_id IS NULL OR q.state = 'dead' AND q.kind <> 'user')
-          AND {postgres (position('\\x00'::bytea IN q.payload) > 0
+          AND {mysql (locate(unhex('00'), q.payload) > 0 OR locate(unhex('5c75'), q.payload) > 0
+               OR EXISTS (SELECT 1 FROM {batch $1 AS n: id text} WHERE locate(CAST(n.id AS binary), q.payload) > 0))}{postgres (position('\\x00'::bytea IN q.payload) > 0
                OR position('\\x5c75'::bytea IN q.payload) > 0
                OR EXISTS (
                    SELECT 1 FROM {batch $1 AS n: id text} WHERE position(convert_to(n.id, 'UTF8') IN q.payload) > 0
@@ -118,7 +136,11 @@ statements! {
                    SELECT 1 FROM {batch $1 AS n: id text} WHERE instr(q.payload, CAST(n.id AS BLOB)) > 0
                ))}";
 
-    FORGET_PARKED = "{sqlite DELETE FROM webhook_queue
+    FORGET_PARKED = "{mysql DELETE FROM webhook_queue
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {claim webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'pending'}};
+        DELETE FROM webhook_queue
+        WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'dead'}} AND state = 'dead';
+        DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $2 AS n: id text}}}{sqlite DELETE FROM webhook_queue
         WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind}
             UNION ALL SELECT n.id FROM {batch $2 AS n: id text}}}";
 

@@ -9,13 +9,17 @@ use crate::{
 macro_rules! prune {
     ($table:literal, $old:literal) => {
         concat!(
-            "DELETE FROM ",
+            "{mysql DELETE FROM ",
+            $table,
+            " WHERE ",
+            $old,
+            " LIMIT $2}{standard DELETE FROM ",
             $table,
             " WHERE {postgres ctid}{sqlite rowid} {in SELECT {postgres ctid}{sqlite rowid} FROM ",
             $table,
             " WHERE ",
             $old,
-            " LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}}"
+            " LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}}}"
         )
     };
 }
@@ -24,17 +28,19 @@ statements! {
     COUNT_PROCESSED = "SELECT count(*) FROM processed_webhooks WHERE processed_at < $1";
     PRUNE_PROCESSED = prune!("processed_webhooks", "processed_at < $1 ORDER BY processed_at");
 
-    COUNT_DEAD = "SELECT count(*) FROM webhook_queue WHERE state = 'dead' AND coalesce(dead_at, received_at) < $1";
+    COUNT_DEAD = "SELECT count(*) FROM webhook_queue
+        WHERE {standard state = 'dead' AND coalesce(dead_at, received_at)}{mysql dead_since} < $1";
     PRUNE_DEAD = prune!(
         "webhook_queue",
-        "state = 'dead' AND coalesce(dead_at, received_at) < $1 ORDER BY coalesce(dead_at, received_at)"
+        "{standard state = 'dead' AND coalesce(dead_at, received_at) < $1 ORDER BY coalesce(dead_at, received_at)}{mysql
+         dead_since < $1 ORDER BY dead_since}"
     );
 
-    COUNT_TOLD = "SELECT count(*) FROM outbox WHERE state <> 'pending' AND finished_at < $1 AND state <> 'dead'";
-    PRUNE_TOLD = prune!("outbox", "state <> 'pending' AND finished_at < $1 AND state <> 'dead'");
+    COUNT_TOLD = "SELECT count(*) FROM outbox WHERE {standard state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}";
+    PRUNE_TOLD = prune!("outbox", "{standard state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}");
 
-    COUNT_UNTOLD = "SELECT count(*) FROM outbox WHERE state <> 'pending' AND finished_at < $1 AND state = 'dead'";
-    PRUNE_UNTOLD = prune!("outbox", "state <> 'pending' AND finished_at < $1 AND state = 'dead'");
+    COUNT_UNTOLD = "SELECT count(*) FROM outbox WHERE {standard state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}";
+    PRUNE_UNTOLD = prune!("outbox", "{standard state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}");
 
     COUNT_ACTIVITY = "SELECT count(*) FROM activity WHERE at < $1";
     PRUNE_ACTIVITY = prune!("activity", "at < $1 ORDER BY at");

@@ -1,11 +1,13 @@
 //! What statements give.
 
-use chrono::{DateTime, Utc};
-use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
+use chrono::{DateTime, NaiveDateTime, Utc};
+use sqlx::{
+    Column as _, Row as _, TypeInfo as _, ValueRef as _, mysql::MySqlRow, postgres::PgRow, sqlite::SqliteRow,
+};
 
 use crate::{
     model::{ClerkId, Entity, Kinds, SvixId},
-    store::{ErrorKind, Result, StoreError, postgres, sqlite},
+    store::{ErrorKind, Result, StoreError, mysql, postgres, sqlite},
 };
 
 /// A row of any database. Columns are read by their places.
@@ -19,6 +21,7 @@ pub struct Row {
 pub(in crate::store) enum RowCells {
     Postgres(PgRow),
     Sqlite(SqliteRow),
+    Mysql(MySqlRow),
 }
 
 impl Row {
@@ -63,6 +66,7 @@ impl Row {
         let name = match &self.cells {
             RowCells::Postgres(row) => row.try_column(column).map(|column| column.name().to_owned()),
             RowCells::Sqlite(row) => row.try_column(column).map(|column| column.name().to_owned()),
+            RowCells::Mysql(row) => row.try_column(column).map(|column| column.name().to_owned()),
         };
         let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
         StoreError { place: Some(place), ..StoreError::new(ErrorKind::Broken) }
@@ -73,6 +77,7 @@ impl Row {
         match &self.cells {
             RowCells::Postgres(row) => Ok(row.try_get_raw(column).map_err(postgres::store_error)?.is_null()),
             RowCells::Sqlite(row) => Ok(row.try_get_raw(column).map_err(sqlite::explain)?.is_null()),
+            RowCells::Mysql(row) => Ok(row.try_get_raw(column).map_err(mysql::explain)?.is_null()),
         }
     }
 
@@ -101,6 +106,11 @@ impl Readable for String {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(sqlite::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
             }
+            // A surrogate that another program wrote must not spoil a page.
+            RowCells::Mysql(row) => {
+                let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(mysql::explain)?;
+                Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+            }
         }
     }
 }
@@ -116,6 +126,7 @@ impl Readable for i64 {
             }
             RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
             RowCells::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
+            RowCells::Mysql(row) => row.try_get_unchecked(column).map_err(mysql::explain),
         }
     }
 }
@@ -137,7 +148,9 @@ impl Readable for bool {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
         match &row.cells {
             RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            RowCells::Sqlite(_) => Ok(row.maybe::<i64>(column)?.map(|number| number != 0)),
+            RowCells::Sqlite(_) | RowCells::Mysql(_) => {
+                Ok(row.maybe::<i64>(column)?.map(|number| number != 0))
+            }
         }
     }
 }
@@ -150,6 +163,10 @@ impl Readable for DateTime<Utc> {
                 let text: Option<String> = row.maybe(column)?;
                 Ok(text.and_then(|text| DateTime::parse_from_rfc3339(&text).ok()).map(|time| time.to_utc()))
             }
+            RowCells::Mysql(row) => {
+                let time: Option<NaiveDateTime> = row.try_get_unchecked(column).map_err(mysql::explain)?;
+                Ok(time.map(|time| time.and_utc()))
+            }
         }
     }
 }
@@ -159,6 +176,7 @@ impl Readable for Vec<u8> {
         match &row.cells {
             RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
             RowCells::Sqlite(row) => row.try_get_unchecked(column).map_err(sqlite::explain),
+            RowCells::Mysql(row) => row.try_get_unchecked(column).map_err(mysql::explain),
         }
     }
 }

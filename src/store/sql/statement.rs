@@ -10,9 +10,14 @@
 //! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
 //! | `id {in SELECT …}` | one of these, each of which is searched for in an index, however small the table once was |
 //! | `{now}` | the database's clock |
-//! | `{postgres …}`, `{sqlite …}` | what stands in it, for one database only |
+//! | `{from {batch …}}` | the rows that an update is made from |
+//! | `{token}` | a text that no other statement is given, by which it finds again what it wrote |
+//! | `{standard …}` | what stands in it, for PostgreSQL and SQLite |
+//! | `{returning …}` | the columns of the rows written, where a statement that writes can give rows |
+//! | `{postgres …}`, `{sqlite …}`, `{mysql …}` | what stands in it, for one database only; MariaDB speaks MySQL's SQL |
 //!
-//! A text is rendered once. `tests/snapshots` keeps what comes out, so that it can be read and reviewed.
+//! Where one statement cannot do it all, a text is several with `;` between them: they run one after another, each with the same
+//! values. A text is rendered once. `tests/snapshots` keeps what comes out, so that it can be read and reviewed.
 
 use std::{
     borrow::Cow,
@@ -21,23 +26,36 @@ use std::{
 };
 
 use super::Value;
+use crate::store::mysql;
 
 /// A kind of SQL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     Postgres,
     Sqlite,
+    Mariadb,
+    Mysql,
 }
 
 impl Dialect {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Sqlite, Self::Mariadb, Self::Mysql];
 
-    /// Its name, as in `migrations/`.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
+            Self::Mariadb => "mariadb",
+            Self::Mysql => "mysql",
+        }
+    }
+
+    /// The name of what is common to it and its kin, as in `migrations/` and in the parts of texts.
+    pub fn family(self) -> &'static str {
+        match self {
+            Self::Mariadb => Self::Mysql.name(),
+            _ => self.name(),
         }
     }
 
@@ -53,7 +71,14 @@ impl Dialect {
 /// A statement, in every kind of SQL.
 pub struct Statement {
     text: Cow<'static, str>,
-    rendered: [OnceLock<Arc<str>>; Dialect::ALL.len()],
+    rendered: [OnceLock<Arc<[Step]>>; Dialect::ALL.len()],
+}
+
+/// One of the statements that a text is for a database.
+pub(in crate::store) struct Step {
+    pub(in crate::store) sql: Arc<str>,
+    /// Which values its question marks stand for, counted from 0; empty where parameters are numbered.
+    pub(in crate::store) parameters: Vec<usize>,
 }
 
 impl Statement {
@@ -75,9 +100,23 @@ impl Statement {
         rows.max() == Some(0) || self.sql(dialect).is_empty()
     }
 
-    /// The statement in this kind of SQL.
+    /// The statement in this kind of SQL; where it takes several, all of them.
     pub fn sql(&self, dialect: Dialect) -> Arc<str> {
-        let rendered = || rendered(&numbered(&self.text, dialect), dialect).into();
+        match &*self.steps(dialect) {
+            [step] => Arc::clone(&step.sql),
+            steps => steps.iter().map(|step| &*step.sql).collect::<Vec<_>>().join(";\n").into(),
+        }
+    }
+
+    /// The statements that it takes in this kind of SQL.
+    pub(in crate::store) fn steps(&self, dialect: Dialect) -> Arc<[Step]> {
+        let rendered = || match dialect {
+            Dialect::Postgres | Dialect::Sqlite => {
+                let sql = rendered(&numbered(&self.text, dialect), dialect).into();
+                Arc::new([Step { sql, parameters: Vec::new() }])
+            }
+            Dialect::Mariadb | Dialect::Mysql => mysql::render::steps(&self.text, dialect),
+        };
         Arc::clone(self.rendered[dialect as usize].get_or_init(rendered))
     }
 }
@@ -101,7 +140,9 @@ fn numbered(text: &str, dialect: Dialect) -> String {
     for part in text.split("{batch $").skip(1) {
         let number = part.bytes().next().map_or(0, |digit| usize::from(digit - b'0'));
         let columns = &part[..end_of_part(part)];
-        widths[number] = if dialect == Dialect::Postgres { columns.split(',').count() } else { 1 };
+        let width = if dialect == Dialect::Postgres { columns.split(',').count() } else { 1 };
+        // What stands in it for another database may leave the last ones out.
+        widths[number] = widths[number].max(width);
     }
     let mut pieces = text.split('$');
     let mut numbered = pieces.next().unwrap_or_default().to_owned();
@@ -117,7 +158,7 @@ fn numbered(text: &str, dialect: Dialect) -> String {
     numbered
 }
 
-fn rendered(text: &str, dialect: Dialect) -> String {
+pub(in crate::store) fn rendered(text: &str, dialect: Dialect) -> String {
     let mut sql = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, from)) = rest.split_once('{') {
@@ -132,7 +173,7 @@ fn rendered(text: &str, dialect: Dialect) -> String {
 }
 
 /// Where a part ends, in which there may be others.
-fn end_of_part(text: &str) -> usize {
+pub(in crate::store) fn end_of_part(text: &str) -> usize {
     let mut depth = 0;
     text.find(|c| {
         depth += i32::from(c == '{') - i32::from(c == '}');
@@ -149,6 +190,7 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
             let columns = columns.split(',').map(|column| split(column.trim(), " "));
             batch(parameter, alias, columns, dialect)
         }
+        (word, Dialect::Mariadb | Dialect::Mysql) => mysql::render::part(word, argument, dialect),
         ("lookup" | "lock" | "claim", Dialect::Postgres) => {
             let (table, condition) = split(argument, " WHERE ");
             let alias = split(table, " AS ").1;
@@ -168,15 +210,25 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
         // Joined to a function, a table is read whole if it was small when the plan was made.
         ("in", Dialect::Postgres) => format!("= ANY (ARRAY({argument}))"),
         ("in", Dialect::Sqlite) => format!("IN ({argument})"),
+        ("returning", _) => format!("RETURNING {argument}"),
+        ("from", _) => format!("FROM {argument}"),
+        ("standard", _) => argument.to_owned(),
+        // They stand in parts for MySQL.
+        ("token" | "bin", _) => String::new(),
         ("now", Dialect::Postgres) => "clock_timestamp()".to_owned(),
         ("now", Dialect::Sqlite) => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')".to_owned(),
-        (word, _) if word == dialect.name() => argument.to_owned(),
-        (word, _) => {
-            let other = Dialect::ALL.into_iter().any(|dialect| dialect.name() == word);
-            assert!(other, "no part of a statement is called {word}");
-            String::new()
-        }
+        (word, dialect) => own_part(word, argument, dialect),
     }
+}
+
+/// What stands in a part for one database only.
+pub(in crate::store) fn own_part(word: &str, argument: &str, dialect: Dialect) -> String {
+    if word == dialect.family() {
+        return argument.to_owned();
+    }
+    let other = Dialect::ALL.into_iter().any(|dialect| dialect.family() == word);
+    assert!(other, "no part of a statement is called {word}");
+    String::new()
 }
 
 fn batch<'a>(
@@ -192,6 +244,7 @@ fn batch<'a>(
             (Dialect::Postgres, kind) => format!("${}::{}[]", first + index, dialect.type_name(kind)),
             (Dialect::Sqlite, "bytes") => format!("unhex(value ->> {index}) AS {name}"),
             (Dialect::Sqlite, _) => format!("value ->> {index} AS {name}"),
+            (Dialect::Mariadb | Dialect::Mysql, kind) => mysql::render::cell(index, name, kind, dialect),
         });
         let _ = write!(names, "{name}, ");
     }
@@ -201,10 +254,11 @@ fn batch<'a>(
         Dialect::Sqlite => {
             format!("(SELECT {cells}, key + 1 AS place FROM json_each({parameter})) AS {alias}")
         }
+        Dialect::Mariadb | Dialect::Mysql => mysql::render::batch(parameter, alias, &cells),
     }
 }
 
-fn split<'a>(text: &'a str, at: &str) -> (&'a str, &'a str) {
+pub(in crate::store) fn split<'a>(text: &'a str, at: &str) -> (&'a str, &'a str) {
     let (left, right) = text.split_once(at).expect("a part of a statement is whole");
     (left.trim(), right.trim())
 }

@@ -22,14 +22,18 @@ statements! {
                           * (pg_relation_size(c.oid) / current_setting('block_size')::integer))::bigint
                     ELSE 0 END
         FROM {batch $1 AS n: name text}
-        JOIN pg_class AS c ON c.oid = to_regclass(n.name)}{sqlite SELECT NULL, NULL WHERE $1 IS NULL}";
+        JOIN pg_class AS c ON c.oid = to_regclass(n.name)}{sqlite SELECT NULL, NULL WHERE $1 IS NULL}{mysql
+        SELECT n.name, coalesce(CAST(t.table_rows AS signed), 0) FROM {batch $1 AS n: name text}
+        JOIN information_schema.tables AS t ON t.table_schema = database() AND CAST(t.table_name AS char) = n.name}";
 
     STANDING = "SELECT count(*) FROM users WHERE deleted_at IS NULL";
 
     REST = "SELECT
             (SELECT count(*) FROM erasure_receipts WHERE destination = 'database' AND completed_at IS NOT NULL),
             (SELECT max(processed_at) FROM processed_webhooks),
-            {postgres pg_database_size(current_database())}{sqlite (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size)}";
+            {postgres pg_database_size(current_database())}{sqlite (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size)}{mysql
+            (SELECT CAST(coalesce(sum(data_length + index_length), 0) AS signed) FROM information_schema.tables
+             WHERE table_schema = database())}";
 }
 
 /// See [`Store::statistics`](crate::store::Store::statistics).

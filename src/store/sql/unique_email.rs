@@ -11,7 +11,8 @@ use crate::{
 
 statements! {
     IS_THERE = "SELECT EXISTS (SELECT 1 FROM {postgres pg_indexes WHERE schemaname = current_schema() AND indexname}{sqlite sqlite_schema
-        WHERE type = 'index' AND name} = 'users_unique_email')";
+        WHERE type = 'index' AND name}{mysql information_schema.statistics
+        WHERE table_schema = database() AND CAST(index_name AS char)} = 'users_unique_email')";
 
     // Nobody writes meanwhile.
     LOCK = "{postgres LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE}";
@@ -20,7 +21,7 @@ statements! {
     LOST = "SELECT clerk_id FROM (
             SELECT u.clerk_id, row_number() OVER (
                 PARTITION BY lower(u.email)
-                ORDER BY coalesce(e.deleted, false), e.version DESC NULLS LAST, u.clerk_id {postgres COLLATE \"C\" }DESC
+                ORDER BY coalesce(e.deleted, false), e.version DESC{standard  NULLS LAST}, u.clerk_id {postgres COLLATE \"C\" }DESC
             ) AS place
             FROM users AS u
             LEFT JOIN entity_versions AS e ON e.kind = 'user' AND e.clerk_id = u.clerk_id
@@ -29,11 +30,11 @@ statements! {
         WHERE place > 1
         ORDER BY clerk_id";
 
-    NOW = "SELECT {postgres date_trunc('milliseconds', now())}{sqlite {now}}";
+    NOW = "SELECT {postgres date_trunc('milliseconds', now())}{sqlite {now}}{mysql {now}}";
 
-    CREATE = "CREATE UNIQUE INDEX users_unique_email ON users (lower(email)) WHERE deleted_at IS NULL";
+    CREATE = "CREATE UNIQUE INDEX users_unique_email ON users ({standard lower(email)) WHERE deleted_at IS NULL}{mysql live_email)}";
 
-    DROP = "DROP INDEX users_unique_email";
+    DROP = "DROP INDEX users_unique_email{mysql  ON users}";
 }
 
 /// Whether there is the index.

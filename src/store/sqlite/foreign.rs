@@ -4,7 +4,8 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::{error::explain, migrations, text::ask};
 use crate::store::{
-    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, foreign,
+    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
+    foreign::{self, STANDARD},
     schema::{Column, quoted},
 };
 
@@ -22,7 +23,7 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
     let column =
         |Column { name, .. }: Column| ForeignColumn { name, is_text: true, ..ForeignColumn::default() };
     let columns: Vec<ForeignColumn> = columns.into_iter().map(column).collect();
-    let statement = foreign::counting(&columns, &quoted(table));
+    let statement = foreign::counting(&columns, &quoted(table), &STANDARD);
     let counts = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
     // The zone of CURRENT_TIMESTAMP.
     Ok(ForeignTable { zone: Some("UTC".to_owned()), ..foreign::counted(&counts, columns)? })
@@ -42,8 +43,8 @@ pub(super) async fn read(
     };
     let pairs = reading.columns.iter().map(pair).collect::<Vec<_>>().join(", ");
     let id = format!("CAST({} AS TEXT) COLLATE BINARY", quoted(&reading.id));
-    let statement =
-        foreign::page(reading, &id, &format!("json_object({pairs})"), &quoted(bare(&reading.table)));
+    let (json, table) = (format!("json_object({pairs})"), quoted(bare(&reading.table)));
+    let statement = foreign::page(reading, &id, &json, &table, &STANDARD);
     // A condition that ends our statement and begins another one changes nothing.
     read_only(connection, true).await?;
     let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(limit);
@@ -53,7 +54,7 @@ pub(super) async fn read(
         Some(READONLY) => StoreError { kind: ErrorKind::Refused, ..error },
         _ => error,
     };
-    foreign::rows(rows.map_err(refused), reading)
+    foreign::rows(rows.map_err(refused), reading, &STANDARD)
 }
 
 async fn read_only(connection: &mut SqliteConnection, on: bool) -> Result<()> {

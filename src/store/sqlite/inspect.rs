@@ -50,6 +50,8 @@ pub(super) async fn inspect(
         route: None,
         // SQLite itself looks at the rows as well as at what it remembers.
         sequences: Vec::new(),
+        settings: Vec::new(),
+        bypass: None,
         size: size(connection).await.map(|database| Size { database, ours: None }),
     })
 }

@@ -34,6 +34,6 @@ pub(super) fn bound<'a>(
         Value::Bool(truth) => query.bind(*truth),
         Value::Time(time) => query.bind(time.map(text::time)),
         Value::Bytes(bytes) => query.bind(*bytes),
-        Value::Batch(batch) => query.bind(batch.json()),
+        Value::Batch(batch) => query.bind(batch.json(text::time)),
     })
 }

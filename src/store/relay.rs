@@ -1,25 +1,25 @@
-//! The way to the server without Nagle's algorithm.
+//! The way to a server without Nagle's algorithm.
 //!
-//! sqlx 0.9 leaves it on and gives nobody its socket. What a batch sends does not fit one segment, and its last part
-//! then waits for an acknowledgement that the server delays by 40 ms, several times a transaction: most of the time
-//! of a busy service was spent on that. But sqlx takes a Unix socket. So it gets one of ours, and each connection is
-//! passed on, byte by byte, over TCP with `TCP_NODELAY`. TLS is between sqlx and the server, as without.
+//! sqlx 0.9 leaves it on and does not give out its socket. A batch does not fit one segment, and its last part then waits for an
+//! acknowledgement that the server delays by 40 ms, several times a transaction: a busy service spent most of its time on that.
+//! But sqlx takes a Unix socket. So it gets one of ours, and the relay passes each connection on, byte by byte, over TCP with
+//! `TCP_NODELAY`. TLS is between sqlx and the server, as without.
 //!
 //! It also keeps idle connections alive. One that listens may be idle for hours, and a NAT that forgets it tells nobody.
 //!
 //! The relay also knows both ends of each connection, and so whether the server sees the same: if it does not,
 //! somebody stands between, perhaps a pooler.
 //!
-//! The socket is an abstract one, which has no file and is gone with the process. Other systems than Linux do not
-//! have that and connect directly, as does whoever names a Unix socket anyway.
+//! The socket is an abstract one, which has no file and is gone with the process. Other systems than Linux do not have such
+//! sockets: there sqlx connects directly.
 
 use std::{
     collections::HashSet,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Passes connections on as long as it lives.
@@ -43,19 +43,19 @@ impl Paths {
     }
 }
 
-/// The same server, by way of a relay where there can be one.
-pub(super) fn by_way_of(connect: PgConnectOptions) -> (PgConnectOptions, Option<Relay>) {
-    if connect.get_socket().is_some() || connect.get_host().starts_with('/') {
-        return (connect, None);
-    }
-    #[cfg(target_os = "linux")]
-    match linux::start(connect.get_host(), connect.get_port()) {
-        Ok((folder, relay)) => return (connect.socket(folder), Some(relay)),
-        Err(error) => {
-            tracing::warn!(kind = ?error.kind(), "no relay to PostgreSQL: large batches will be slow");
+impl Relay {
+    /// A relay to a server, where there can be one, and the folder in which its socket has this name.
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables))]
+    pub(super) fn to(host: &str, port: u16, name: &str) -> Option<(PathBuf, Self)> {
+        #[cfg(target_os = "linux")]
+        match linux::start(host, port, name) {
+            Ok(started) => return Some(started),
+            Err(error) => {
+                tracing::warn!(kind = ?error.kind(), "no relay to the database: large batches will be slow");
+            }
         }
+        None
     }
-    (connect, None)
 }
 
 #[cfg(target_os = "linux")]
@@ -86,10 +86,10 @@ mod linux {
     /// How long accepting pauses when descriptors have run out.
     const PAUSE: Duration = Duration::from_millis(100);
 
-    /// Gives the folder that sqlx looks for a socket in; its name begins with NUL, which makes it abstract.
-    pub(super) fn start(host: &str, port: u16) -> io::Result<(PathBuf, Relay)> {
+    /// The folder's name begins with NUL, which makes the socket in it abstract.
+    pub(super) fn start(host: &str, port: u16, name: &str) -> io::Result<(PathBuf, Relay)> {
         let folder = PathBuf::from(format!("\0clerk-sync-{:032x}", rand::random::<u128>()));
-        let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{port}")))?;
+        let listener = UnixListener::bind(folder.join(name))?;
         let host = host.trim_matches(['[', ']']).to_owned();
         let paths = Paths::default();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, host, port, paths.clone())));

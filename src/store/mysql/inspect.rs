@@ -1,0 +1,604 @@
+//! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but what the server says
+//! of itself and the list of migrations, so that it works, and tells why, where next to nothing is allowed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use sqlx::{
+    AssertSqlSafe, Executor as _, MySqlConnection, Row as _,
+    mysql::{MySql, MySqlArguments},
+    query::Query,
+};
+
+use super::{
+    error::{explain, identifier},
+    migrations,
+};
+use crate::store::{
+    Count, Inspection, Migration, Missing, Reference, Result, Size,
+    migration::MYSQL,
+    schema::{self, TABLES},
+    sql::{Row, RowCells, only},
+};
+
+/// Where it is written which migrations are applied.
+const REMEMBERED: &str = "_clerk_sync_migrations";
+
+/// The table of ours that no other keeper has.
+const BARRIER: &str = "audit_barrier";
+
+/// The first versions that pass over rows which others have locked.
+const OLDEST_MARIADB: (&str, (u32, u32)) = ("MariaDB 10.6", (10, 6));
+const OLDEST_MYSQL: (&str, (u32, u32)) = ("MySQL 8.0", (8, 0));
+
+/// A table of users with no more rows than this, as the server estimates it, is counted while webhooks come in.
+const COUNTED: u64 = 20_000;
+
+/// Whether everybody may make triggers while there is a binary log.
+const TRUSTS: &str = "log_bin_trust_function_creators";
+
+/// Tables that lack the same are named one by one, up to so many.
+const NAMED: usize = 3;
+
+/// The rows of a query that is not one of those which all databases share.
+pub(super) async fn ask(
+    connection: &mut MySqlConnection,
+    query: Query<'_, MySql, MySqlArguments>,
+) -> Result<Vec<Row>> {
+    Ok(Row::all(connection.fetch_all(query).await.map_err(explain)?, RowCells::Mysql, &[]))
+}
+
+/// What is right and wrong.
+pub(super) async fn inspect(
+    connection: &mut MySqlConnection,
+    anonymize_columns: &[String],
+) -> Result<Inspection> {
+    let query = sqlx::query("SELECT version(), utc_timestamp(6), database(), current_user()");
+    let rows = ask(connection, query).await?;
+    let row = only(&rows)?;
+    let (version, database) = (Version::of(&row.get::<String>(0)?), row.get::<String>(2)?);
+    let (now, account): (DateTime<Utc>, String) = (row.get(1)?, quoted_account(&row.get::<String>(3)?));
+    let variables = variables(connection).await?;
+    let grants = Grants::of(connection).await?;
+    let migrations = if grants.allow("SELECT", &database, REMEMBERED) {
+        let applied = migrations::applied(connection).await;
+        Some(applied.and_then(|applied| Migration::checked(MYSQL, &applied)))
+    } else {
+        None
+    };
+    let pending: Vec<Migration> = match &migrations {
+        Some(Ok(status)) => status.iter().filter(|one| !one.applied).map(|one| one.migration).collect(),
+        _ => Vec::new(),
+    };
+    let server =
+        Server { account, database, logs: variables.is_on("log_bin"), trusts: variables.is_on(TRUSTS) };
+    let missing = missing(&server, &grants, &pending);
+    let drops = grants.allow("DROP", &server.database, "audit_log");
+    // While some migrations are pending columns are missing that they will add.
+    let whole = pending.is_empty() || pending.len() == MYSQL.len();
+    let tables = if missing.is_empty() && whole {
+        let checked = migrations::check(connection, &[]).await;
+        checked.and_then(|columns| match pending.len() {
+            0 => schema::check_anonymize_columns(&columns, anonymize_columns),
+            _ => Ok(()),
+        })
+    } else {
+        Ok(())
+    };
+    // Some accounts write all the same.
+    let writes =
+        grants.allow_everywhere(if version.is_mariadb { "READ_ONLY ADMIN" } else { "CONNECTION_ADMIN" })
+            || (!version.is_mariadb && grants.allow_everywhere("SUPER"));
+    Ok(Inspection {
+        needs: version.needs(),
+        version: version.to_string(),
+        now: Some(now),
+        // A replica is told by its being read only.
+        standby: false,
+        read_only: variables.is_on("super_read_only")
+            || variables.is_on("innodb_read_only")
+            || (variables.is_on("read_only") && !writes),
+        missing,
+        migrations,
+        tables,
+        hidden: None,
+        rules: Vec::new(),
+        references: references(connection).await?,
+        route: None,
+        // An id that is used moves the counter of its table behind it.
+        sequences: Vec::new(),
+        settings: settings(&variables),
+        bypass: drops.then_some(
+            "this account may TRUNCATE audit_log and audit_seals (privilege DROP), which their triggers do not see: only a seal that is \
+             kept elsewhere (`clerk-sync audit verify --seal`) proves that nothing is gone",
+        ),
+        size: size(connection).await,
+    })
+}
+
+/// Which server it is.
+struct Version {
+    is_mariadb: bool,
+    number: String,
+}
+
+impl Version {
+    fn of(text: &str) -> Self {
+        let is_mariadb = text.to_ascii_lowercase().contains("mariadb");
+        // What MariaDB says to replicas that know no number above 5.
+        let text = if is_mariadb { text.strip_prefix("5.5.5-").unwrap_or(text) } else { text };
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        Self { is_mariadb, number: text[..end].trim_end_matches('.').to_owned() }
+    }
+
+    /// The oldest that will do, if this one is older.
+    fn needs(&self) -> Option<&'static str> {
+        let (name, oldest) = if self.is_mariadb { OLDEST_MARIADB } else { OLDEST_MYSQL };
+        let mut numbers = self.number.split('.').map(|number| number.parse().unwrap_or(0));
+        let found: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        (found < oldest).then_some(name)
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", if self.is_mariadb { "MariaDB" } else { "MySQL" }, self.number)
+    }
+}
+
+/// Variables of the server, by their names. Each of the two lacks some of the other's.
+struct Variables(HashMap<String, String>);
+
+impl Variables {
+    fn is_other_than(&self, name: &str, wanted: &str) -> bool {
+        self.0.get(name).is_some_and(|value| value != wanted)
+    }
+
+    fn is_on(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !matches!(value.as_str(), "OFF" | "0"))
+    }
+}
+
+async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
+    let query = sqlx::query(
+        "SHOW GLOBAL VARIABLES WHERE variable_name IN
+         ('read_only', 'super_read_only', 'innodb_read_only', 'log_bin', 'log_bin_trust_function_creators', 'sync_binlog',
+          'innodb_flush_log_at_trx_commit')",
+    );
+    let rows = ask(connection, query).await?;
+    let variables = rows.iter().map(|row| Ok((row.get::<String>(0)?.to_ascii_lowercase(), row.get(1)?)));
+    variables.collect::<Result<_>>().map(Variables)
+}
+
+/// What can be lost when the machine fails.
+fn settings(variables: &Variables) -> Vec<Missing> {
+    let mut settings = Vec::new();
+    let mut set = |name: &str, loses: &str| {
+        settings.push(Missing {
+            what: format!("{name} is not 1: a machine that fails can lose {loses}"),
+            remedy: format!("SET GLOBAL {name} = 1; and the same in the server's configuration file"),
+        });
+    };
+    if variables.is_other_than("innodb_flush_log_at_trx_commit", "1") {
+        set("innodb_flush_log_at_trx_commit", "events that were answered 200");
+    }
+    if variables.is_on("log_bin") && variables.is_other_than("sync_binlog", "1") {
+        set("sync_binlog", "events that were answered 200 from the binary log, and so from replicas");
+    }
+    settings
+}
+
+/// What an account may do, with the roles that it has in this session.
+struct Grants(Vec<Grant>);
+
+/// A line of `SHOW GRANTS`.
+struct Grant {
+    /// Or taken back.
+    given: bool,
+    privileges: Vec<String>,
+    /// A pattern, where it is about a whole database; all of them if there is none.
+    database: Option<String>,
+    table: Option<String>,
+}
+
+impl Grants {
+    async fn of(connection: &mut MySqlConnection) -> Result<Self> {
+        let rows = connection.fetch_all(sqlx::raw_sql("SHOW GRANTS")).await.map_err(explain)?;
+        let mut grants = Vec::new();
+        for row in rows {
+            let line: Vec<u8> = row.try_get_unchecked(0).map_err(explain)?;
+            grants.extend(Grant::of(&String::from_utf8_lossy(&line)));
+        }
+        Ok(Self(grants))
+    }
+
+    /// Whether a table may be treated like this.
+    fn allow(&self, privilege: &str, database: &str, table: &str) -> bool {
+        self.are_for(privilege, |grant| grant.covers(database, Some(table)))
+    }
+
+    /// Whether every table of a database may be, also those that are not there yet.
+    fn allow_in(&self, privilege: &str, database: &str) -> bool {
+        self.are_for(privilege, |grant| grant.covers(database, None))
+    }
+
+    fn allow_everywhere(&self, privilege: &str) -> bool {
+        self.are_for(privilege, |grant| grant.database.is_none())
+    }
+
+    fn are_for(&self, privilege: &str, covers: impl Fn(&Grant) -> bool) -> bool {
+        let of_it = || self.0.iter().filter(|grant| grant.names(privilege) && covers(grant));
+        let is_given =
+            |everywhere: bool| of_it().any(|grant| grant.given && grant.database.is_none() == everywhere);
+        // What is taken back of a database was given everywhere.
+        is_given(false) || (is_given(true) && of_it().all(|grant| grant.given))
+    }
+}
+
+impl Grant {
+    /// None of a role, and none of what is no table.
+    fn of(line: &str) -> Option<Self> {
+        let (given, rest, to) = match line.strip_prefix("GRANT ") {
+            Some(rest) => (true, rest, " TO "),
+            None => (false, line.strip_prefix("REVOKE ")?, " FROM "),
+        };
+        let (privileges, rest) = outside(rest, " ON ")?;
+        // What stands behind it may be the hash of a password.
+        let (object, _) = outside(rest, to)?;
+        let (database, table) = match object.strip_prefix("*.") {
+            Some("*") => (None, None),
+            Some(_) => return None,
+            None => {
+                let (database, rest) = identifier(object)?;
+                let table = match rest.strip_prefix('.')? {
+                    "*" => None,
+                    table => Some(identifier(table)?.0),
+                };
+                (Some(database), table)
+            }
+        };
+        let mut list = Vec::new();
+        let mut left = Some(privileges);
+        while let Some(text) = left {
+            let (privilege, rest) = outside(text, ",").map_or((text, None), |(one, rest)| (one, Some(rest)));
+            list.push(privilege.trim().to_ascii_uppercase());
+            left = rest;
+        }
+        // On some columns only.
+        list.retain(|privilege| !privilege.contains('('));
+        Some(Self { given, privileges: list, database, table })
+    }
+
+    fn names(&self, privilege: &str) -> bool {
+        self.privileges.iter().any(|named| named == privilege || named == "ALL PRIVILEGES" || named == "ALL")
+    }
+
+    fn covers(&self, database: &str, table: Option<&str>) -> bool {
+        match (&self.database, &self.table) {
+            (None, _) => true,
+            (Some(pattern), None) => is_like(pattern, database),
+            (Some(exactly), Some(one)) => exactly == database && table == Some(one.as_str()),
+        }
+    }
+}
+
+/// What stands before and behind this, where it is neither between backticks nor in parentheses.
+fn outside<'a>(text: &'a str, this: &str) -> Option<(&'a str, &'a str)> {
+    let (mut quoted, mut depth) = (false, 0);
+    for (place, c) in text.char_indices() {
+        if !quoted && depth == 0 && text[place..].starts_with(this) {
+            return Some((&text[..place], &text[place + this.len()..]));
+        }
+        match c {
+            '`' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// As `LIKE` says it of the names of databases in grants.
+fn is_like(pattern: &str, name: &str) -> bool {
+    let mut rest = pattern.chars();
+    match rest.next() {
+        None => name.is_empty(),
+        Some('%') => {
+            let pattern = rest.as_str();
+            is_like(pattern, name)
+                || name.char_indices().any(|(at, c)| is_like(pattern, &name[at + c.len_utf8()..]))
+        }
+        Some(c) => {
+            let any = c == '_';
+            let wanted = if c == '\\' { rest.next().unwrap_or(c) } else { c };
+            let mut name = name.chars();
+            name.next().is_some_and(|found| any || found == wanted) && is_like(rest.as_str(), name.as_str())
+        }
+    }
+}
+
+/// The server, and who we are there.
+struct Server {
+    /// As SQL writes it.
+    account: String,
+    database: String,
+    /// Whether it keeps a binary log.
+    logs: bool,
+    /// Whether then everybody may make triggers.
+    trusts: bool,
+}
+
+/// What is done with a table of ours.
+fn needed(table: &str, pending: bool) -> &'static [&'static str] {
+    match table {
+        REMEMBERED if pending => &["SELECT", "INSERT"],
+        REMEMBERED => &["SELECT"],
+        "audit_log" => &["SELECT", "INSERT"],
+        BARRIER if pending => &["SELECT", "INSERT", "UPDATE"],
+        // To lock a row is to be allowed to write it.
+        BARRIER => &["SELECT", "UPDATE"],
+        _ => &["SELECT", "INSERT", "UPDATE", "DELETE"],
+    }
+}
+
+/// What the statements of a migration need besides.
+fn needed_by(sql: &str) -> Vec<&'static str> {
+    const WORDS: [(&str, &[&str]); 6] = [
+        ("CREATE", &["CREATE TABLE"]),
+        ("ALTER", &["ALTER TABLE"]),
+        ("INDEX", &["CREATE INDEX", "CREATE UNIQUE INDEX", "DROP INDEX"]),
+        ("TRIGGER", &["CREATE TRIGGER", "DROP TRIGGER"]),
+        ("CREATE VIEW", &["CREATE VIEW", "CREATE OR REPLACE VIEW"]),
+        ("DROP", &["CREATE OR REPLACE VIEW", "DROP TABLE", "DROP VIEW"]),
+    ];
+    let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let needs = WORDS.iter().filter(|(_, words)| words.iter().any(|words| text.contains(words)));
+    needs.map(|(privilege, _)| *privilege).collect()
+}
+
+/// What is not allowed, with the statement that allows it.
+fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missing> {
+    let Server { account, database, logs, trusts } = server;
+    let place = backquoted(database);
+    let mut missing = Vec::new();
+    let mut lacks = |what: String, remedy: String| missing.push(Missing { what, remedy });
+    let sql = pending.iter().map(|migration| migration.sql).collect::<Vec<_>>().join("\n");
+    let needs = needed_by(&sql);
+    let lacking: Vec<&str> =
+        needs.iter().copied().filter(|privilege| !grants.allow_in(privilege, database)).collect();
+    if !lacking.is_empty() {
+        let privileges = lacking.join(", ");
+        lacks(
+            format!("{privileges} on database {database}, to apply migrations"),
+            format!("GRANT {privileges} ON {place}.* TO {account};"),
+        );
+    }
+    if needs.contains(&"TRIGGER") && *logs && !*trusts && !grants.allow_everywhere("SUPER") {
+        lacks(
+            "SUPER, to make triggers while the server keeps a binary log".to_owned(),
+            format!("SET GLOBAL {TRUSTS} = 1; or run `clerk-sync migrate` as an account that has SUPER"),
+        );
+    }
+    // Tables that lack the same are told together.
+    let mut alike: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
+    for table in TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]) {
+        let wanted = needed(table, !pending.is_empty()).iter().copied();
+        let wanted: Vec<&str> = wanted.filter(|wanted| !grants.allow(wanted, database, table)).collect();
+        if !wanted.is_empty() {
+            alike.entry(wanted).or_default().push(table);
+        }
+    }
+    for (privileges, tables) in alike {
+        let privileges = privileges.join(", ");
+        let named =
+            |table: &&str| format!("GRANT {privileges} ON {place}.{} TO {account};", backquoted(table));
+        let (tables, remedy) = if tables.len() > NAMED {
+            (
+                format!("{} tables of database {database}", tables.len()),
+                format!("GRANT {privileges} ON {place}.* TO {account};"),
+            )
+        } else {
+            (tables.join(", "), tables.iter().map(named).collect::<Vec<_>>().join(" "))
+        };
+        lacks(format!("{privileges} on {tables}"), remedy);
+    }
+    missing
+}
+
+/// A name in backticks, which both servers take in every SQL mode.
+fn backquoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// `app@%` as SQL writes it.
+fn quoted_account(account: &str) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
+    let (user, host) = account.rsplit_once('@').unwrap_or((account, "%"));
+    format!("{}@{}", quoted(user), quoted(host))
+}
+
+/// Foreign keys of the application's, as far as we may see its tables. Each has its index, or it could not be made.
+async fn references(connection: &mut MySqlConnection) -> Result<Vec<Reference>> {
+    let query = sqlx::query(
+        "SELECT CAST(k.table_schema AS char), CAST(k.table_name AS char), k.table_schema = database(),
+                CAST(group_concat(k.column_name ORDER BY k.ordinal_position SEPARATOR ', ') AS char),
+                CAST(k.referenced_table_name AS char)
+         FROM information_schema.key_column_usage AS k
+         WHERE k.referenced_table_schema = database() AND find_in_set(k.referenced_table_name, ?)
+         GROUP BY k.table_schema, k.table_name, k.constraint_name, k.referenced_table_name
+         ORDER BY 1, 2, 4",
+    );
+    let query = query.bind(schema::of_kinds().join(","));
+    let reference = |row: &Row| {
+        let (database, table, columns): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(3)?);
+        let place = if row.get(2)? {
+            format!("{table} ({columns})")
+        } else {
+            format!("{database}.{table} ({columns})")
+        };
+        // InnoDB makes an index for every foreign key that has none.
+        Ok(Reference { place, to: row.get(4)?, remedy: None })
+    };
+    ask(connection, query).await?.iter().map(reference).collect()
+}
+
+/// How large it is, as the server remembers it.
+pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
+    let names = TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]);
+    let names = names.map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let statement = format!(
+        "SELECT CAST(coalesce(sum(data_length + index_length), 0) AS signed),
+                CAST(coalesce(sum(CASE WHEN table_name IN ({names}) THEN data_length + index_length END), 0) AS signed)
+         FROM information_schema.tables WHERE table_schema = database()"
+    );
+    let rows = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
+    let row = only(&rows)?;
+    Ok(Size { database: row.get(0)?, ours: Some(row.get(1)?) })
+}
+
+/// How many users are not deleted, in a few milliseconds, also right after a million have come in. In a large table the users of 25
+/// stretches of 200 rows are counted, evenly apart.
+pub(super) async fn estimate_standing(connection: &mut MySqlConnection) -> Result<Count> {
+    // By what the storage itself keeps: in information_schema MySQL shows what was true up to a day ago.
+    let plan = sqlx::raw_sql("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users");
+    let plan = connection.fetch_all(plan).await.map_err(explain)?;
+    // An empty table may have no such number.
+    let rows: Option<i64> = plan.first().and_then(|row| row.try_get_unchecked("rows").ok());
+    let rows = rows.unwrap_or(0).unsigned_abs();
+    if rows <= COUNTED {
+        let all = ask(connection, sqlx::query("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?;
+        return Ok(Count::exact(only(&all)?.get(0)?));
+    }
+    let ends = ask(connection, sqlx::query("SELECT min(id), max(id) FROM users")).await?;
+    let ends = only(&ends)?;
+    let (first, last): (i64, i64) = (ends.get(0)?, ends.get(1)?);
+    let (mut seen, mut standing) = (0_u64, 0_u64);
+    for stretch in 0..25 {
+        let query = sqlx::query(
+            "SELECT count(*), count(CASE WHEN s.deleted_at IS NULL THEN 1 END)
+             FROM (SELECT deleted_at FROM users WHERE id >= ? ORDER BY id LIMIT 200) AS s",
+        );
+        let found = ask(connection, query.bind(first + (last - first) / 25 * stretch)).await?;
+        let found = only(&found)?;
+        seen += found.get::<u64>(0)?;
+        standing += found.get::<u64>(1)?;
+    }
+    Ok(Count { rows: rows * standing / seen.max(1), estimated: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grants(lines: &[&str]) -> Grants {
+        Grants(lines.iter().filter_map(|line| Grant::of(line)).collect())
+    }
+
+    fn server() -> Server {
+        Server { account: "'app'@'%'".to_owned(), database: "my_shop".to_owned(), logs: false, trusts: false }
+    }
+
+    const MIGRATION: [Migration; 1] = [Migration {
+        version: 1,
+        name: "one",
+        sql: "CREATE TABLE a (b int); -- DROP TABLE no\nCREATE TRIGGER t BEFORE UPDATE ON a FOR EACH ROW SIGNAL SQLSTATE '45000';",
+    }];
+
+    fn remedies(lines: &[&str], pending: &[Migration]) -> Vec<String> {
+        missing(&server(), &grants(lines), pending).into_iter().map(|missing| missing.remedy).collect()
+    }
+
+    #[test]
+    fn versions_are_told_apart() {
+        for (text, shown, needs) in [
+            ("10.11.19-MariaDB-0+deb12u1", "MariaDB 10.11.19", None),
+            ("5.5.5-10.5.23-MariaDB", "MariaDB 10.5.23", Some("MariaDB 10.6")),
+            ("9.7.4-2", "MySQL 9.7.4", None),
+            ("8.0.35-google", "MySQL 8.0.35", None),
+            ("8.0.mysql_aurora.3.04.0", "MySQL 8.0", None),
+            ("5.7.44-log", "MySQL 5.7.44", Some("MySQL 8.0")),
+        ] {
+            let version = Version::of(text);
+            assert_eq!((version.to_string().as_str(), version.needs()), (shown, needs), "{text}");
+        }
+    }
+
+    #[test]
+    fn grants_are_read_as_the_servers_write_them() {
+        let all = grants(&[
+            "GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost` WITH GRANT OPTION",
+            "GRANT PROXY ON ``@`` TO `root`@`%`",
+        ]);
+        assert!(all.allow("DELETE", "shop", "users") && all.allow_everywhere("SUPER"));
+        let some = grants(&[
+            "GRANT USAGE ON *.* TO `app`@`%` IDENTIFIED BY PASSWORD '*0123'",
+            "GRANT `role`@`%` TO `app`@`%`",
+            "GRANT EXECUTE ON PROCEDURE `shop`.`users` TO `app`@`%`",
+            r"GRANT SELECT, CREATE VIEW ON `my\_shop`.* TO `app`@`%`",
+            "GRANT SELECT (`a`, `b`), INSERT ON `shop`.`a ON b` TO `app`@`%`",
+        ]);
+        assert!(some.allow("SELECT", "my_shop", "users") && some.allow_in("CREATE VIEW", "my_shop"));
+        assert!(!some.allow("SELECT", "my1shop", "users") && !some.allow("INSERT", "my_shop", "users"));
+        assert!(some.allow("INSERT", "shop", "a ON b") && !some.allow("SELECT", "shop", "a ON b"));
+        assert!(!some.allow("EXECUTE", "shop", "users") && !some.allow_everywhere("SELECT"));
+        let partly =
+            grants(&["GRANT SELECT ON *.* TO `app`@`%`", "REVOKE SELECT ON `shop`.* FROM `app`@`%`"]);
+        assert!(partly.allow("SELECT", "other", "users") && !partly.allow("SELECT", "shop", "users"));
+    }
+
+    #[test]
+    fn patterns_of_databases_are_those_of_like() {
+        for (pattern, name, fits) in [
+            ("shop%", "shop_1", true),
+            ("%", "", true),
+            ("s%p", "shop", true),
+            ("s%x", "shop", false),
+            (r"my\_shop", "my_shop", true),
+            (r"my\_shop", "myxshop", false),
+            ("my_shop", "myxshop", true),
+            ("shop", "shops", false),
+        ] {
+            assert_eq!(is_like(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn an_account_that_may_read_and_write_our_tables_needs_no_more() {
+        let may = ["GRANT SELECT, INSERT, UPDATE, DELETE ON `my_shop`.* TO `app`@`%`"];
+        assert_eq!(remedies(&may, &[]), [""; 0]);
+        assert_eq!(remedies(&may, &MIGRATION), ["GRANT CREATE, TRIGGER ON `my_shop`.* TO 'app'@'%';"]);
+    }
+
+    #[test]
+    fn triggers_need_more_where_a_binary_log_is_kept() {
+        let all = grants(&["GRANT ALL PRIVILEGES ON `my_shop`.* TO `app`@`%`"]);
+        let server = Server { logs: true, ..server() };
+        assert_eq!(missing(&server, &all, &MIGRATION).len(), 1);
+        assert_eq!(missing(&Server { trusts: true, ..server }, &all, &MIGRATION), []);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_together() {
+        let many = ["GRANT SELECT, INSERT ON `my_shop`.* TO `app`@`%`"];
+        assert_eq!(
+            remedies(&many, &[]),
+            [
+                "GRANT UPDATE ON `my_shop`.`audit_barrier` TO 'app'@'%';",
+                "GRANT UPDATE, DELETE ON `my_shop`.* TO 'app'@'%';"
+            ]
+        );
+        let few = [
+            "GRANT SELECT, INSERT, UPDATE ON `my_shop`.* TO `app`@`%`",
+            "GRANT DELETE ON `my_shop`.`leases` TO `app`@`%`",
+        ];
+        assert_eq!(remedies(&few, &[]), ["GRANT DELETE ON `my_shop`.* TO 'app'@'%';"]);
+    }
+
+    #[test]
+    fn an_account_is_written_as_sql_wants_it() {
+        assert_eq!(quoted_account("app@%"), "'app'@'%'");
+        assert_eq!(quoted_account("o'b@x@10.0.0.1"), "'o''b@x'@'10.0.0.1'");
+    }
+}

@@ -1,0 +1,143 @@
+//! Bringing the tables up to date, and refusing tables that are not ours.
+//!
+//! DDL commits by itself, so that a migration which broke off is run again from its beginning: each of its steps can be.
+
+use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection};
+
+use super::{error::explain, inspect::ask, render::collation};
+use crate::store::{
+    ErrorKind, Migration, MigrationStatus, Result, StoreError,
+    migration::MYSQL,
+    schema::{self, Column, ColumnType},
+    sql::{Dialect, Row, only},
+};
+
+/// How long a process waits for another one that migrates, in seconds. A time without end is no lock on MariaDB.
+const PATIENCE: i64 = 600;
+
+/// Apply what is pending; returns it.
+pub(super) async fn migrate(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
+    if pending(connection).await?.is_empty() {
+        check(connection, &[]).await?;
+        return Ok(Vec::new());
+    }
+    // In this database alone.
+    let lock = sqlx::query("SELECT GET_LOCK(concat('clerk_sync_', left(sha2(database(), 256), 32)), ?)")
+        .bind(PATIENCE);
+    if only(&ask(connection, lock).await?)?.maybe::<i64>(0)? != Some(1) {
+        return Err(StoreError::new(ErrorKind::Locked));
+    }
+    let applied = apply(connection, dialect).await;
+    let unlock = sqlx::query("SELECT RELEASE_LOCK(concat('clerk_sync_', left(sha2(database(), 256), 32)))");
+    ask(connection, unlock).await?;
+    applied
+}
+
+async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
+    // Others may have been faster.
+    let pending = pending(connection).await?;
+    check(connection, &pending).await?;
+    let table = format!(
+        "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
+             version bigint PRIMARY KEY, name varchar(255) NOT NULL, checksum char(64) NOT NULL,
+             applied_at datetime(3) NOT NULL
+         ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {}",
+        collation(dialect)
+    );
+    run(connection, table).await?;
+    // While we wait for the lock of a table, every reader that comes later waits behind us.
+    run(connection, "SET SESSION lock_wait_timeout = 10".to_owned()).await?;
+    for migration in &pending {
+        run(connection, migration.sql.replace("{bin}", collation(dialect))).await?;
+        let query = sqlx::query(
+            "INSERT INTO _clerk_sync_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, utc_timestamp(3))",
+        );
+        let query = query.bind(migration.version).bind(migration.name).bind(migration.checksum());
+        connection.execute(query).await.map_err(explain)?;
+    }
+    check(connection, &[]).await?;
+    Ok(pending)
+}
+
+async fn run(connection: &mut MySqlConnection, text: String) -> Result<()> {
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(explain)?;
+    Ok(())
+}
+
+async fn pending(connection: &mut MySqlConnection) -> Result<Vec<Migration>> {
+    Migration::pending(MYSQL, &applied(connection).await?)
+}
+
+/// Every migration we know, and whether it is applied.
+pub(super) async fn status(connection: &mut MySqlConnection) -> Result<Vec<MigrationStatus>> {
+    Ok(Migration::status(MYSQL, &applied(connection).await?))
+}
+
+/// Versions and checksums of what is applied.
+pub(super) async fn applied(connection: &mut MySqlConnection) -> Result<Vec<(i64, String)>> {
+    let tables = sqlx::query(
+        "SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = '_clerk_sync_migrations'",
+    );
+    if ask(connection, tables).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version");
+    ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
+}
+
+/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them. Gives the columns
+/// of the whole database.
+pub(super) async fn check(connection: &mut MySqlConnection, pending: &[Migration]) -> Result<Vec<Column>> {
+    let columns = columns(connection).await?;
+    let mistakes = schema::mistakes(&columns, pending, fits);
+    if mistakes.is_empty() {
+        return Ok(columns);
+    }
+    let name = sqlx::query("SELECT database()");
+    let name: String = only(&ask(connection, name).await?)?.get(0)?;
+    let adopt = if mistakes.iter().any(|(table, _)| *table == "users") {
+        format!(
+            " To take over its users, run `clerk-sync migrate adopt --from {name}.users --dry-run` with that database, and then the \
+             same without --dry-run."
+        )
+    } else {
+        String::new()
+    };
+    let remedy = format!(
+        "Leave the database to the program that made it, and give clerk-sync one of its own: CREATE DATABASE {name}_clerk; and name it in \
+         DATABASE_URL.{adopt}"
+    );
+    Err(schema::refused(&mistakes, &format!("database {name}"), &remedy))
+}
+
+/// Refuse `ANONYMIZE_COLUMNS` that an erasure could not set to NULL.
+pub(super) async fn check_anonymize_columns(
+    connection: &mut MySqlConnection,
+    names: &[String],
+) -> Result<()> {
+    schema::check_anonymize_columns(&columns(connection).await?, names)
+}
+
+async fn columns(connection: &mut MySqlConnection) -> Result<Vec<Column>> {
+    let query = sqlx::query(
+        "SELECT CAST(table_name AS char), CAST(column_name AS char), CAST(data_type AS char), is_nullable = 'NO'
+         FROM information_schema.columns WHERE table_schema = database()",
+    );
+    let column = |row: &Row| {
+        Ok(Column { table: row.get(0)?, name: row.get(1)?, type_name: row.get(2)?, not_null: row.get(3)? })
+    };
+    ask(connection, query).await?.iter().map(column).collect()
+}
+
+fn fits(kind: ColumnType, type_name: &str) -> bool {
+    match kind {
+        ColumnType::BigInt => type_name == "bigint",
+        ColumnType::Int => matches!(type_name, "int" | "bigint"),
+        ColumnType::Bool => type_name == "tinyint",
+        ColumnType::Text | ColumnType::Json | ColumnType::TextArray => {
+            matches!(type_name, "varchar" | "char" | "text" | "mediumtext" | "longtext")
+        }
+        ColumnType::Time => type_name == "datetime",
+        ColumnType::Bytes => matches!(type_name, "blob" | "mediumblob" | "longblob"),
+    }
+}

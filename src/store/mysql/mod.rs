@@ -1,0 +1,250 @@
+//! MySQL and MariaDB.
+//!
+//! Transactions are READ COMMITTED: the server's default would lock what lies between the rows that are looked for. Each opens with
+//! one text that sets all that it needs. DDL commits by itself, so that migrations are steps that can be run again, and one process
+//! runs them at a time. The server's messages hold values, and never leave this room.
+
+mod error;
+mod foreign;
+mod inspect;
+mod migrations;
+mod removal;
+pub(in crate::store) mod render;
+pub(in crate::store) mod seals;
+mod session;
+mod watch;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::{
+    ConnectOptions as _, Executor as _, MySqlPool, Row as _,
+    mysql::{MySql, MySqlConnectOptions, MySqlPoolOptions},
+    pool::PoolConnection,
+};
+use tokio::sync::Notify;
+
+pub(super) use self::error::explain;
+use self::{error::connect_error, removal::Removal, session::MysqlSession, watch::Watch};
+use super::{
+    Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
+    MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, Transaction,
+    relay::Relay,
+    sql::{Dialect, statistics, unique_email},
+};
+use crate::model::{Entity, Kinds};
+
+/// Two lanes keep a batch forming while another commits; more only wait for the same disk.
+const WRITERS: usize = 2;
+
+/// How long to wait for a connection of the pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the keeper needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// With the name of the database.
+    pub connect: MySqlConnectOptions,
+    pub max_connections: u32,
+    /// Columns of the application in `users` that an anonymisation empties.
+    pub anonymize_columns: Vec<String>,
+    /// The kinds of objects that it keeps.
+    pub kinds: &'static [&'static Entity],
+    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    pub unique_email: bool,
+    /// Whether it looks twice a second for what other processes have left.
+    pub polls: bool,
+}
+
+/// A database of a MySQL or MariaDB server.
+pub struct Mysql {
+    pool: MySqlPool,
+    /// Which of the two it is, once that is known.
+    dialect: OnceLock<Dialect>,
+    anonymize_columns: Vec<String>,
+    unique_email: bool,
+    polls: bool,
+    kinds: Kinds,
+    removal: Arc<Removal>,
+    bell: Arc<Notify>,
+    _relay: Option<Relay>,
+}
+
+impl Mysql {
+    /// Connections are made when they are needed; nothing is sent yet. To be called inside a runtime.
+    pub fn new(options: Options) -> Self {
+        let (connect, relay) = by_way_of_a_relay(options.connect.disable_statement_logging());
+        let pool = MySqlPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    // The whole mode: the server's own may let values be cut. Names stand in double quotes, as everywhere.
+                    // An index is searched however small its table is: a walk would lock what it passes, and wait for locks.
+                    // Its messages are in one language, of which we read the names of constraints. MariaDB 11.6.2 and newer would
+                    // refuse a row that has changed while we waited for its lock (1020); what we decide by is read under that lock.
+                    let mode = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
+                                lc_messages = 'en_US', max_seeks_for_key = 1 /*M!110602 , innodb_snapshot_isolation = OFF */";
+                    connection.execute(sqlx::raw_sql(mode)).await.map(|_| ())
+                })
+            })
+            .connect_lazy_with(connect);
+        Self {
+            pool,
+            dialect: OnceLock::new(),
+            removal: Arc::new(Removal::new(options.kinds, &options.anonymize_columns)),
+            anonymize_columns: options.anonymize_columns,
+            unique_email: options.unique_email,
+            polls: options.polls,
+            kinds: options.kinds,
+            bell: Arc::default(),
+            _relay: relay,
+        }
+    }
+
+    async fn connection(&self) -> Result<PoolConnection<MySql>> {
+        let mut connection = self.pool.acquire().await.map_err(connect_error)?;
+        if self.dialect.get().is_none() {
+            let row = connection.fetch_one(sqlx::raw_sql("SELECT version()")).await.map_err(explain)?;
+            let version: String = row.try_get_unchecked(0).map_err(explain)?;
+            let is_mariadb = version.to_ascii_lowercase().contains("mariadb");
+            _ = self.dialect.set(if is_mariadb { Dialect::Mariadb } else { Dialect::Mysql });
+        }
+        Ok(connection)
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.dialect.get().copied().unwrap_or(Dialect::Mysql)
+    }
+
+    async fn opened(&self, purpose: Purpose) -> Result<MysqlSession> {
+        let connection = self.connection().await?;
+        let dialect = self.dialect();
+        let bell = Arc::clone(&self.bell);
+        // A second is the shortest wait, unless a statement says that it does not wait at all. MariaDB takes a limit of 0, but then
+        // `SKIP LOCKED` fails with 1180.
+        let is_hurried = purpose == Purpose::Write(Patience::Short);
+        let removal = Arc::clone(&self.removal);
+        let mut session = MysqlSession::new(connection, dialect, self.kinds, removal, bell, is_hurried);
+        session.control(&beginning(dialect, purpose)).await?;
+        Ok(session)
+    }
+}
+
+#[async_trait]
+impl Database for Mysql {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(self.opened(purpose).await?))
+    }
+
+    fn writers(&self) -> usize {
+        WRITERS
+    }
+
+    async fn migrate(&self) -> Result<Vec<Migration>> {
+        let mut connection = self.connection().await?;
+        let applied = migrations::migrate(&mut connection, self.dialect()).await?;
+        if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
+            let mut transaction = self.session(Purpose::WriteMany).await?;
+            unique_email::set(&mut *transaction, self.unique_email).await?;
+            transaction.commit().await?;
+        }
+        // Only now: the application adds its columns to tables that are there.
+        migrations::check_anonymize_columns(&mut connection, &self.anonymize_columns).await?;
+        Ok(applied)
+    }
+
+    async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
+        migrations::status(&mut *self.connection().await?).await
+    }
+
+    async fn ready(&self) -> Result<Readiness> {
+        let mut connection = self.connection().await?;
+        let row = connection.fetch_one(sqlx::raw_sql("SELECT @@read_only")).await.map_err(explain)?;
+        if row.try_get_unchecked::<i64, _>(0).map_err(explain)? != 0 {
+            return Ok(Readiness::ReadOnly);
+        }
+        let current = migrations::status(&mut connection).await?.iter().all(|status| status.applied);
+        Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
+    }
+
+    fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.bell)
+    }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
+        Ok(if self.polls { Some(Box::new(Watch::of(self.pool.clone()).await?)) } else { None })
+    }
+
+    async fn space(&self) -> Result<Space> {
+        Ok(Space { taken: inspect::size(&mut *self.connection().await?).await?.database, free: None })
+    }
+
+    async fn estimate_standing(&self) -> Result<Count> {
+        inspect::estimate_standing(&mut *self.connection().await?).await
+    }
+
+    async fn foreign_table(&self, table: &str) -> Result<ForeignTable> {
+        foreign::describe(&mut *self.connection().await?, table).await
+    }
+
+    async fn foreign_rows(
+        &self,
+        reading: &ForeignReading,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ForeignRow>> {
+        // Cut off in the middle, it must not leave its transaction to the next one on this connection.
+        let mut session = Box::new(self.opened(Purpose::Scan).await?);
+        let rows = foreign::read(session.connection()?, reading, after, limit).await;
+        session.rollback().await;
+        rows
+    }
+
+    async fn inspect(&self) -> Result<Inspection> {
+        inspect::inspect(&mut *self.connection().await?, &self.anonymize_columns).await
+    }
+
+    async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
+        statistics::statistics(self, since).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// The same server, by way of a relay where there can be one.
+fn by_way_of_a_relay(connect: MySqlConnectOptions) -> (MySqlConnectOptions, Option<Relay>) {
+    const NAME: &str = "mysql";
+    let relay =
+        connect.get_socket().is_none().then(|| Relay::to(connect.get_host(), connect.get_port(), NAME));
+    match relay.flatten() {
+        Some((folder, relay)) => (connect.socket(folder.join(NAME)), Some(relay)),
+        None => (connect, None),
+    }
+}
+
+/// What opens a transaction for this purpose.
+fn beginning(dialect: Dialect, purpose: Purpose) -> String {
+    let (locks, milliseconds) = match purpose {
+        Purpose::Write(Patience::Long) => (2, 20_000),
+        Purpose::Count => (2, 8_000),
+        Purpose::Scan | Purpose::WriteMany => (30, 600_000),
+        _ => (1, 3_000),
+    };
+    let limit = match dialect {
+        Dialect::Mariadb => format!("max_statement_time = {}", milliseconds / 1000),
+        // Only of what reads.
+        _ => format!("max_execution_time = {milliseconds}"),
+    };
+    let access = if purpose == Purpose::Count { " READ ONLY" } else { "" };
+    format!(
+        "SET SESSION innodb_lock_wait_timeout = {locks}, lock_wait_timeout = {locks}, {limit}; \
+         SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{access}"
+    )
+}

@@ -1,0 +1,313 @@
+//! The parts of statements in the words of MySQL and MariaDB.
+//!
+//! Both take the same text but for the name of a collation. Neither gives rows from every statement that writes, so that what was
+//! written is read by a statement before or behind it. MariaDB 10 reads a whole table for `UPDATE … WHERE id IN (SELECT …)`: such
+//! a search stands in front, and the table is joined to it.
+
+use std::sync::Arc;
+
+use crate::store::sql::{Dialect, Step, statement};
+
+/// Where `FOR UPDATE` and its like belong to the end of the statement around them.
+const LOCK: char = '\u{1}';
+const CLAIM: char = '\u{2}';
+
+/// Around a search for ids.
+const IN: char = '\u{3}';
+const END: char = '\u{4}';
+
+/// Around the rows that an update is made from.
+const FROM: char = '\u{5}';
+
+/// The largest limit there is. A derived table with a limit is made before anything else, and keeps its locks.
+const ALL: &str = "LIMIT 18446744073709551615";
+
+/// How ids and other texts compare: byte by byte, with their trailing blanks.
+pub(in crate::store) fn collation(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Mariadb => "utf8mb4_nopad_bin",
+        _ => "utf8mb4_0900_bin",
+    }
+}
+
+/// The statements that a text is.
+pub(in crate::store) fn steps(text: &str, dialect: Dialect) -> Arc<[Step]> {
+    // A comment may hold what means something to us.
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let rendered = statement::rendered(&text, dialect).replace(" AS bigint)", " AS signed)");
+    let rendered = upserted(&rendered);
+    let steps = rendered.split(';').map(str::trim).filter(|step| !step.is_empty());
+    let steps: Vec<Step> = steps.map(|step| positional(&forced(&whole(step)))).collect();
+    if steps.is_empty() {
+        return Arc::new([Step { sql: "".into(), parameters: Vec::new() }]);
+    }
+    steps.into()
+}
+
+/// A part of a text.
+pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> String {
+    match word {
+        "lookup" | "lock" | "claim" => {
+            let (table, condition) = statement::split(argument, " WHERE ");
+            let lock = match word {
+                "lock" => LOCK.to_string(),
+                "claim" => CLAIM.to_string(),
+                _ => String::new(),
+            };
+            format!("STRAIGHT_JOIN {table} ON {condition}{lock}")
+        }
+        "in" => format!("{IN}{}{END}", locked(&searched(argument))),
+        "from" => format!("{FROM}{argument}{END}"),
+        "returning" | "standard" => String::new(),
+        "token" => "$0".to_owned(),
+        "bin" => collation(dialect).to_owned(),
+        "now" => "utc_timestamp(3)".to_owned(),
+        word => statement::own_part(word, argument, dialect),
+    }
+}
+
+/// A column of a batch, as [`batch`] takes it: how it is read from the JSON, and what is made of that.
+pub(in crate::store) fn cell(index: usize, name: &str, kind: &str, dialect: Dialect) -> String {
+    let (given, made) = match kind {
+        "bigint" => ("bigint", format!("j.c{index}")),
+        "boolean" => ("boolean", format!("j.c{index}")),
+        "time" => ("datetime(3)", format!("j.c{index}")),
+        // MariaDB 10.11 makes nothing of `unhex` of a long text where a statement also reads the table that it writes.
+        "bytes" => ("longtext", format!("unhex(j.c{index} || '')")),
+        // MariaDB would cut a text that is longer than its column, and say nothing.
+        _ => ("longtext", format!("j.c{index}")),
+    };
+    let collate = match given {
+        "longtext" => format!(" CHARACTER SET utf8mb4 COLLATE {}", collation(dialect)),
+        _ => String::new(),
+    };
+    format!("{made} AS {name}{FROM}c{index} {given}{collate} PATH '$[{index}]'")
+}
+
+/// A batch with these columns. In a table of its own, which no lock falls on.
+pub(in crate::store) fn batch(parameter: &str, alias: &str, cells: &str) -> String {
+    let cells: Vec<(&str, &str)> =
+        cells.split(", ").map(|cell| cell.split_once(FROM).expect("a cell has two sides")).collect();
+    let (made, given): (Vec<&str>, Vec<&str>) = cells.into_iter().unzip();
+    format!(
+        "(SELECT {}, j.place FROM JSON_TABLE({parameter}, '$[*]' COLUMNS (place FOR ORDINALITY, {})) AS j) AS {alias}",
+        made.join(", "),
+        given.join(", ")
+    )
+}
+
+/// `ON CONFLICT`, as far as it has no condition. What the statement would have written is `VALUES` of a column.
+fn upserted(sql: &str) -> String {
+    let mut pieces = sql.split("excluded.");
+    let mut upserted = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(piece.len());
+        upserted = format!("{upserted}VALUES({}){}", &piece[..end], &piece[end..]);
+    }
+    while let Some((before, after)) = upserted.split_once("ON CONFLICT (") {
+        let (keys, after) = after.split_once(')').expect("a list of columns ends");
+        let key = keys.split(',').next().unwrap_or_default().trim();
+        let after = after.trim_start();
+        upserted = if let Some(after) = after.strip_prefix("DO NOTHING") {
+            format!("{before}ON DUPLICATE KEY UPDATE {key} = VALUES({key}){after}")
+        } else {
+            let after = after.strip_prefix("DO UPDATE").expect("a conflict is settled").trim_start();
+            format!(
+                "{before}ON DUPLICATE KEY UPDATE {}",
+                after.strip_prefix("SET").unwrap_or(after).trim_start()
+            )
+        };
+    }
+    upserted
+}
+
+/// A statement with its locks at its end, and its searches where they are quick.
+fn whole(step: &str) -> String {
+    let is_write = step.starts_with("UPDATE ") || step.starts_with("DELETE ");
+    if is_write { joined(step) } else { locked(&searched(step)) }
+}
+
+fn searched(sql: &str) -> String {
+    sql.replace(IN, "IN (").replace(END, ")")
+}
+
+fn locked(sql: &str) -> String {
+    let lock = match (sql.contains(LOCK), sql.contains(CLAIM)) {
+        (false, false) => return sql.to_owned(),
+        (true, _) => "FOR UPDATE",
+        _ => "FOR UPDATE SKIP LOCKED",
+    };
+    format!("{} {ALL} {lock}", sql.replace([LOCK, CLAIM], ""))
+}
+
+/// An update or a deletion of what is searched for.
+fn joined(step: &str) -> String {
+    let (mut rest, mut sources) = (step.to_owned(), Vec::new());
+    while let Some((before, after)) = rest.split_once(FROM) {
+        let (source, behind) = after.split_once(END).expect("the rows end");
+        sources.push((source.trim().to_owned(), None));
+        rest = format!("{before}{behind}");
+    }
+    while let Some((before, after)) = rest.split_once(IN) {
+        let (search, behind) = after.split_once(END).expect("a search ends");
+        let (before, column) =
+            before.trim_end().rsplit_once(char::is_whitespace).expect("a column is looked for");
+        let (first, from) = first_column(search);
+        // Made before anything else, it may read the table that is written.
+        let is_limited = from.rsplit(')').next().is_some_and(|tail| tail.contains("LIMIT "));
+        let limit = if is_limited { String::new() } else { format!(" {ALL}") };
+        let source = format!("({first} AS k {}{limit}) AS i{}", from.trim(), sources.len());
+        sources.push((source, Some(column.to_owned())));
+        rest = format!("{before} true{behind}");
+    }
+    if sources.is_empty() {
+        return rest;
+    }
+    let (verb, rest) = rest.split_once(' ').expect("a statement has words");
+    let rest = rest.trim_start().trim_start_matches("FROM ").trim_start();
+    let behind = if verb == "UPDATE" { "SET " } else { "WHERE " };
+    let (table, rest) = rest.split_once(behind).expect("a statement goes on behind its table");
+    let table = table.trim();
+    let name = table.split_whitespace().last().expect("a table has a name");
+    let mut tables = String::new();
+    for (source, _) in &sources {
+        tables.push_str(source);
+        tables.push_str(" STRAIGHT_JOIN ");
+    }
+    let conditions = sources.iter().enumerate().filter_map(|(place, (_, column))| {
+        let column = column.as_ref()?;
+        let of = if column.contains('.') { String::new() } else { format!("{name}.") };
+        Some(format!("{of}{column} = i{place}.k"))
+    });
+    let conditions = conditions.collect::<Vec<_>>().join(" AND ");
+    let on = if conditions.is_empty() { String::new() } else { format!(" ON {conditions}") };
+    match verb {
+        "UPDATE" => format!("UPDATE {tables}{table}{on} SET {rest}"),
+        _ => format!("DELETE {name} FROM {tables}{table}{on} WHERE {rest}"),
+    }
+}
+
+/// With the index named by which each table is searched that others are joined to. Left to choose, both servers read a table whole
+/// that has few rows or had few when they last counted; that locks every row, or waits for all who hold one.
+fn forced(sql: &str) -> String {
+    const JOIN: &str = "STRAIGHT_JOIN ";
+    let (mut forced, mut rest) = (String::new(), sql);
+    while let Some((before, after)) = rest.split_once(JOIN) {
+        let end =
+            |text: &str| text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+        let (table, behind) = after.split_at(end(after));
+        let alias = behind.strip_prefix(" AS ").map(|named| &named[..end(named)]);
+        let named = alias.map_or(table.len(), |alias| table.len() + " AS ".len() + alias.len());
+        let is_compared = |column: &str| after.contains(&format!("{}.{column} = ", alias.unwrap_or(table)));
+        forced = format!("{forced}{before}{JOIN}{}", &after[..named]);
+        if let Some(index) = index_of(table, is_compared) {
+            forced = format!("{forced} FORCE INDEX ({index})");
+        }
+        rest = &after[named..];
+    }
+    forced + rest
+}
+
+/// The index of a table that finds rows by the columns that are compared.
+fn index_of(table: &str, is_compared: impl Fn(&str) -> bool) -> Option<String> {
+    let primary = match table {
+        "" => return None,
+        "webhook_queue" | "processed_webhooks" => "svix_id",
+        "audit_actors" => "audit_id",
+        "audit_seals" => "number",
+        "entity_versions" | "erasure_receipts" | "outbox_recipients" => "clerk_id",
+        _ => "id",
+    };
+    if is_compared(primary) {
+        return Some("PRIMARY".to_owned());
+    }
+    match table {
+        "webhook_queue" | "outbox" | "audit_log" => {
+            is_compared("clerk_id").then(|| format!("{table}_clerk_id"))
+        }
+        _ => is_compared("clerk_id").then(|| "clerk_id".to_owned()),
+    }
+}
+
+/// The words up to the first column of a search, and what follows it.
+fn first_column(search: &str) -> (&str, &str) {
+    let (mut depth, search) = (0, search.trim());
+    for (at, c) in search.char_indices() {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        if depth == 0 && search[at..].starts_with(" FROM ") {
+            return search.split_at(at);
+        }
+    }
+    panic!("a search reads from somewhere: {search}");
+}
+
+/// With question marks in place of numbers.
+fn positional(sql: &str) -> Step {
+    let (mut positional, mut parameters) = (String::with_capacity(sql.len()), Vec::new());
+    let mut pieces = sql.split('$');
+    positional.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        if let Some(digit @ b'0'..=b'9') = piece.bytes().next() {
+            parameters.push(usize::from(digit - b'0'));
+            positional.push('?');
+            positional.push_str(&piece[1..]);
+        } else {
+            positional.push('$');
+            positional.push_str(piece);
+        }
+    }
+    Step { sql: positional.into(), parameters }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sql(text: &str) -> String {
+        steps(text, Dialect::Mariadb).iter().map(|step| step.sql.to_string()).collect::<Vec<_>>().join("; ")
+    }
+
+    const BATCH: &str = "(SELECT j.c0 AS id, j.place FROM JSON_TABLE(?, '$[*]' COLUMNS (place FOR ORDINALITY, c0 longtext \
+                         CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin PATH '$[0]')) AS j) AS n";
+
+    #[test]
+    fn what_is_searched_for_is_joined_to() {
+        assert_eq!(
+            sql("DELETE FROM t WHERE id {in SELECT n.id FROM {batch $1 AS n: id text}} AND at < $2"),
+            format!(
+                "DELETE t FROM (SELECT n.id AS k FROM {BATCH} LIMIT 18446744073709551615) AS i0 STRAIGHT_JOIN t \
+                 FORCE INDEX (PRIMARY) ON t.id = i0.k WHERE true AND at < ?"
+            )
+        );
+        assert_eq!(
+            sql(
+                "UPDATE t AS u SET x = $2 WHERE u.id {in SELECT e.id FROM {batch $1 AS n: id text} {claim e AS e WHERE e.id = n.id}}"
+            ),
+            format!(
+                "UPDATE (SELECT e.id AS k FROM {BATCH} STRAIGHT_JOIN e AS e FORCE INDEX (PRIMARY) ON e.id = n.id \
+                 LIMIT 18446744073709551615 FOR UPDATE SKIP LOCKED) AS i0 STRAIGHT_JOIN t AS u FORCE INDEX (PRIMARY) ON u.id = i0.k \
+                 SET x = ? WHERE true"
+            )
+        );
+        assert_eq!(sql("SELECT 1 FROM t WHERE id {in SELECT 2}"), "SELECT 1 FROM t WHERE id IN (SELECT 2)");
+    }
+
+    #[test]
+    fn locks_stand_at_the_end() {
+        assert_eq!(
+            sql("SELECT e.id FROM {batch $1 AS n: id text} {lock t AS e WHERE e.id = n.id}"),
+            format!(
+                "SELECT e.id FROM {BATCH} STRAIGHT_JOIN t AS e FORCE INDEX (PRIMARY) ON e.id = n.id LIMIT 18446744073709551615 \
+                 FOR UPDATE"
+            )
+        );
+    }
+
+    #[test]
+    fn parameters_are_counted_in_their_order() {
+        let steps = steps("SELECT $2, $1, $2; SELECT $1\n-- nor $4;", Dialect::Mysql);
+        assert_eq!(steps.len(), 2);
+        assert_eq!(steps[0].parameters, [2, 1, 2]);
+    }
+}

@@ -1,0 +1,113 @@
+//! The lines of `audit_log` as seals see them: byte for byte, so that nothing is overlooked that somebody could write into a
+//! column, such as a date that no calendar has.
+
+use chrono::NaiveDate;
+use sqlx::{Row as _, mysql::MySqlRow};
+
+use super::error::explain;
+use crate::{
+    model::{LineHash, seal::Cell},
+    store::{ErrorKind, Result, StoreError},
+};
+
+/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`, of a
+/// statement that was prepared.
+pub(in crate::store) fn line(row: &MySqlRow) -> Result<LineHash> {
+    let unreadable = || StoreError {
+        place: Some("column id cannot be read".to_owned()),
+        ..StoreError::new(ErrorKind::Broken)
+    };
+    let id: Option<i64> = row.try_get_unchecked(0).map_err(explain)?;
+    let cells = [
+        time(row, 1)?,
+        text(row, 2)?,
+        text(row, 3)?,
+        text(row, 4)?,
+        text(row, 5)?,
+        list(text(row, 6)?),
+        time(row, 7)?,
+    ];
+    Ok(LineHash::of(id.ok_or_else(unreadable)?, &cells, &text(row, 8)?))
+}
+
+fn text(row: &MySqlRow, index: usize) -> Result<Cell<'_>> {
+    Ok(bytes(row, index)?.map_or(Cell::Null, Cell::Text))
+}
+
+fn time(row: &MySqlRow, index: usize) -> Result<Cell<'_>> {
+    let time = |bytes| micros(bytes).map_or(Cell::Odd(bytes), Cell::Time);
+    Ok(bytes(row, index)?.map_or(Cell::Null, time))
+}
+
+/// What stands in a column. The driver takes a zero date for NULL, but has no bytes only of NULL itself.
+fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>> {
+    row.try_get_raw(index).map_err(explain)?;
+    Ok(row.try_get_unchecked(index).ok())
+}
+
+/// Unix microseconds of a time: a length, a year of two bytes, and as much of the rest as is not zero. Source:
+/// <https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_binary_resultset.html>
+fn micros(bytes: &[u8]) -> Option<i64> {
+    let [length, first, second, month, day, clock @ ..] = bytes else { return None };
+    if usize::from(*length) != bytes.len() - 1 {
+        return None;
+    }
+    let year = u16::from_le_bytes([*first, *second]);
+    let date = NaiveDate::from_ymd_opt(year.into(), (*month).into(), (*day).into())?;
+    let (hour, minute, second, micros) = match clock {
+        [] => (0, 0, 0, 0),
+        [hour, minute, second] => (*hour, *minute, *second, 0),
+        [hour, minute, second, rest @ ..] => {
+            (*hour, *minute, *second, u32::from_le_bytes(rest.try_into().ok()?))
+        }
+        _ => return None,
+    };
+    // More would be a leap second.
+    let micros = Some(micros).filter(|micros| *micros < 1_000_000)?;
+    let time = date.and_hms_micro_opt(hour.into(), minute.into(), second.into(), micros)?;
+    Some(time.and_utc().timestamp_micros())
+}
+
+/// A list is one only in the form in which we write it, whose text leaves nothing to choose.
+fn list(cell: Cell<'_>) -> Cell<'_> {
+    let Cell::Text(text) = cell else { return cell };
+    let list: Option<Vec<Option<String>>> = serde_json::from_slice(text).ok();
+    let list = list.filter(|list| serde_json::to_vec(list).is_ok_and(|again| again == text));
+    list.map_or(Cell::Odd(text), Cell::List)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_the_server_sends_them() {
+        let milliseconds = [&[11, 0xea, 0x07, 11, 21, 20, 57, 27][..], &123_000_u32.to_le_bytes()].concat();
+        assert_eq!(micros(&milliseconds), Some(1_795_294_647_123_000));
+        assert_eq!(micros(&[7, 0xea, 0x07, 11, 21, 20, 57, 27]), Some(1_795_294_647_000_000));
+        assert_eq!(micros(&[4, 0xb2, 0x07, 1, 1]), Some(0));
+        for odd in [
+            &[0][..],
+            &[],
+            &[4, 0xea, 0x07, 0, 0],
+            &[4, 0xea, 0x07, 2, 31],
+            &[7, 0xea, 0x07, 11, 21, 20, 57],
+            &[7, 0xea, 0x07, 11, 21, 23, 59, 60],
+            &[8, 0xea, 0x07, 11, 21, 20, 57, 27, 1],
+            b"2026-11-21 20:57:27.123",
+        ] {
+            assert_eq!(micros(odd), None, "{odd:?}");
+        }
+        let leap = [&[11, 0xea, 0x07, 11, 21, 23, 59, 59][..], &1_000_000_u32.to_le_bytes()].concat();
+        assert_eq!(micros(&leap), None);
+    }
+
+    #[test]
+    fn a_list_has_one_form() {
+        assert!(matches!(list(Cell::Text(b"[\"email\"]")), Cell::List(_)));
+        assert!(matches!(list(Cell::Text(b"[]")), Cell::List(_)));
+        for other in [b"[ \"email\"]".as_slice(), b"{}", b"\"email\"", b"[\"e\\u006dail\"]", b""] {
+            assert!(matches!(list(Cell::Text(other)), Cell::Odd(_)));
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! One transaction, and how statements run in it.
+//!
+//! After a refusal only the statement is undone and the transaction goes on; after a deadlock the server has undone it all, and
+//! whatever came next would commit on its own. So every error ends the session, but for refusals where they are asked for.
+//! Dropped before its end, it closes its connection.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, NaiveDateTime, Utc};
+use sqlx::{
+    AssertSqlSafe, Executor as _, MySqlConnection,
+    mysql::{MySql, MySqlArguments, MySqlRow},
+    pool::PoolConnection,
+    query::Query,
+};
+use tokio::sync::Notify;
+
+use super::{
+    error::{explain, is_of_the_statement, objects_error},
+    removal::Removal,
+};
+use crate::{
+    model::{ClerkId, FieldSet, Kinds, Selection},
+    store::{
+        ErrorKind, Ledger as _, Mark, Result, RowFate, Session, StoreError, Way,
+        sql::{Dialect, Row, RowCells, Statement, Step, Value, batch, objects::Statements, values},
+    },
+};
+
+/// The latest time that both servers store; of a later one MariaDB makes no time at all.
+const LATEST: i64 = 253_402_300_799_999;
+
+/// About how many bytes of rows go into one statement: `max_allowed_packet` is 16 MiB unless the server is told otherwise.
+const PORTION: usize = 4 << 20;
+
+/// A text that no other statement is given.
+fn token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// As the tables hold it: cut to milliseconds, which MySQL would round.
+fn time(at: DateTime<Utc>) -> NaiveDateTime {
+    DateTime::from_timestamp_millis(at.timestamp_millis().min(LATEST)).unwrap_or_default().naive_utc()
+}
+
+fn written(at: DateTime<Utc>) -> String {
+    time(at).format("%Y-%m-%d %H:%M:%S%.3f").to_string()
+}
+
+pub(super) struct MysqlSession {
+    /// `None` once it is given back.
+    connection: Option<PoolConnection<MySql>>,
+    dialect: Dialect,
+    kinds: Kinds,
+    removal: Arc<Removal>,
+    bell: Arc<Notify>,
+    /// Why it cannot go on.
+    over: Option<StoreError>,
+    leaves_work: bool,
+    /// Whether it waits for no row that somebody else has locked.
+    is_hurried: bool,
+}
+
+impl MysqlSession {
+    pub(super) fn new(
+        connection: PoolConnection<MySql>,
+        dialect: Dialect,
+        kinds: Kinds,
+        removal: Arc<Removal>,
+        bell: Arc<Notify>,
+        is_hurried: bool,
+    ) -> Self {
+        let connection = Some(connection);
+        Self { connection, dialect, kinds, removal, bell, over: None, leaves_work: false, is_hurried }
+    }
+
+    /// The connection, as long as the transaction can go on.
+    pub(super) fn connection(&mut self) -> Result<&mut MySqlConnection> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
+    }
+
+    /// Run a text without parameters.
+    pub(super) async fn control(&mut self, text: &str) -> Result<()> {
+        let done =
+            self.connection()?.execute(sqlx::raw_sql(AssertSqlSafe(text.to_owned()))).await.map_err(explain);
+        self.noted(done.map(|_| ()))
+    }
+
+    /// Remember an error: the transaction ends with it.
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.over.get_or_insert_with(|| error.clone());
+        }
+        result
+    }
+
+    /// Run a statement; gives the rows that its parts read, and how many they wrote.
+    async fn run(
+        &mut self,
+        statement: &Statement,
+        values: &[Value<'_>],
+        explain: impl Fn(sqlx::Error) -> StoreError,
+    ) -> Result<(Vec<MySqlRow>, u64)> {
+        if statement.is_void(self.dialect, values) {
+            return Ok((Vec::new(), 0));
+        }
+        let steps = statement.steps(self.dialect);
+        let portions = portions(&steps, values);
+        if portions.is_empty() {
+            return self.run_once(&steps, values, &explain).await;
+        }
+        let (mut rows, mut affected) = (Vec::new(), 0);
+        for values in portions {
+            let (more, written) = self.run_once(&steps, &values, &explain).await?;
+            rows.extend(more);
+            affected += written;
+        }
+        Ok((rows, affected))
+    }
+
+    async fn run_once(
+        &mut self,
+        steps: &[Step],
+        values: &[Value<'_>],
+        explain: &impl Fn(sqlx::Error) -> StoreError,
+    ) -> Result<(Vec<MySqlRow>, u64)> {
+        let given: Vec<Option<String>> = values.iter().map(json).collect();
+        let token = token();
+        let (mut rows, mut affected) = (Vec::new(), 0);
+        for step in steps {
+            let sql = if self.is_hurried && step.sql.ends_with(" FOR UPDATE") {
+                format!("{} NOWAIT", step.sql).into()
+            } else {
+                Arc::clone(&step.sql)
+            };
+            let query = bound(sql, &step.parameters, values, &given, &token);
+            let connection = self.connection()?;
+            if step.sql.starts_with("SELECT") && !step.sql.contains(" INTO @") {
+                // All of them: an error may come behind the first row.
+                rows.extend(connection.fetch_all(query).await.map_err(explain)?);
+            } else {
+                affected += connection.execute(query).await.map_err(explain)?.rows_affected();
+            }
+        }
+        Ok((rows, affected))
+    }
+
+    /// Run a statement that writes rows of this table, where code of the application may run. If it cannot run though all that is
+    /// ours is there, it is a trigger that cannot, or something else that the application has put on the table.
+    async fn written(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        let kinds = self.kinds;
+        let written = self.run(statement, values, |error| objects_error(error, table)).await;
+        match written.map(|(rows, _)| Row::all(rows, RowCells::Mysql, kinds)) {
+            Err(error) if is_of_the_statement(&error) && self.all_is_there(table).await => {
+                Err(StoreError { kind: ErrorKind::Refused, place: Some(format!("table {table}")), ..error })
+            }
+            written => written,
+        }
+    }
+
+    /// Whether all that is ours of the table is there.
+    async fn all_is_there(&mut self, table: &str) -> bool {
+        let Some(entity) = self.kinds.iter().find(|entity| entity.table == table) else { return false };
+        let statements = Statements::of(entity, FieldSet::ALL);
+        let nobody = [String::new()];
+        self.run(&statements.load, values![batch(&nobody).text(String::as_str)], explain).await.is_ok()
+    }
+
+    /// Do what the application may refuse; a refusal leaves the transaction as it was.
+    async fn refusable(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        match self.written(table, statement, values).await {
+            Err(refused) if refused.is_about_the_data() => Err(refused),
+            result => self.noted(result),
+        }
+    }
+
+    /// Those whose row stands and tells who they were.
+    async fn still_here(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        let rows = self.load(ids, &Selection::default()).await?;
+        let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
+        Ok(ids.iter().filter(stands).cloned().collect())
+    }
+
+    /// Take these out in one way, all at once or, where the application refuses, one by one. Gives who refused.
+    async fn take(
+        &mut self,
+        way: Way,
+        ids: &[ClerkId],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, StoreError>> {
+        let mut refusals = HashMap::new();
+        let Err(refused) = self.refused(way, ids, at, true).await? else { return Ok(refusals) };
+        if ids.len() == 1 {
+            return Ok(HashMap::from([(ids[0].clone(), refused)]));
+        }
+        for id in ids {
+            if let Err(error) = self.refused(way, std::slice::from_ref(id), at, true).await? {
+                refusals.insert(id.clone(), error);
+            }
+        }
+        Ok(refusals)
+    }
+
+    /// Take these out of one kind in this way; gives why the application refuses that. `silently`: those that a foreign key keeps
+    /// are left out, and stand.
+    async fn refused(
+        &mut self,
+        way: Way,
+        ids: &[ClerkId],
+        at: DateTime<Utc>,
+        silently: bool,
+    ) -> Result<std::result::Result<(), StoreError>> {
+        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok(Ok(())) };
+        let removal = Arc::clone(&self.removal);
+        let statements = removal.of(entity);
+        let values = values![batch(ids).text(ClerkId::as_str), at];
+        let statement = match way {
+            Way::Delete if silently => &statements.delete_unless_refused,
+            Way::Delete => &statements.delete,
+            Way::Anonymize => &statements.anonymize,
+        };
+        let mut numbers: Vec<i64> = Vec::new();
+        if way == Way::Anonymize {
+            self.control("SAVEPOINT erasure").await?;
+            // A trigger can change the ids as well.
+            let rows = self.rows(&statements.numbers, values).await?;
+            numbers = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
+        }
+        match self.refusable(entity.table, statement, values).await {
+            Ok(_) => {}
+            Err(error) if self.over.is_some() => return Err(error),
+            Err(error) => return Ok(Err(error)),
+        }
+        // A trigger can bring back what was there.
+        if self.rows(&statements.kept, values![batch(&numbers).int(|number| *number)]).await?.is_empty() {
+            return Ok(Ok(()));
+        }
+        self.control("ROLLBACK TO SAVEPOINT erasure").await?;
+        Ok(Err(StoreError::unmoved()))
+    }
+}
+
+impl Drop for MysqlSession {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // Out of the pool, and closed by being dropped.
+            drop(connection.detach());
+        }
+    }
+}
+
+#[async_trait]
+impl Session for MysqlSession {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let rows = self.run(statement, values, explain).await;
+        self.noted(rows).map(|(rows, _)| Row::all(rows, RowCells::Mysql, self.kinds))
+    }
+
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        let done = self.run(statement, values, explain).await;
+        let (rows, affected) = self.noted(done)?;
+        match rows.first() {
+            // A statement that has to know counts for itself: what the server says of an upsert tells nothing.
+            Some(_) => crate::store::sql::only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
+            None => Ok(affected),
+        }
+    }
+
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        if self.is_hurried
+            && let [Value::Batch(_), ..] = values
+            && let Some(entity) = self.kinds.iter().find(|entity| entity.table == table)
+        {
+            // Rows that are to be written begin with their ids.
+            let removal = Arc::clone(&self.removal);
+            self.rows(&removal.of(entity).numbers, &values[..1]).await?;
+        }
+        let written = self.written(table, statement, values).await;
+        self.noted(written)
+    }
+
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        match self.refusable(table, statement, values).await {
+            Err(error) if self.over.is_some() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        // There is no such thing here.
+        Ok(None)
+    }
+
+    async fn erase(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let (mut fates, mut refusals) = (HashMap::new(), HashMap::new());
+        let mut there: HashSet<ClerkId> = self.load(ids, &Selection::default()).await?.into_keys().collect();
+        let mut standing = ids.to_vec();
+        for way in ways {
+            refusals.extend(self.take(*way, &standing, at).await?);
+            // A trigger can also keep a row without a word.
+            let left = self.still_here(&standing).await?;
+            let fate = match way {
+                Way::Delete => RowFate::Deleted,
+                Way::Anonymize => RowFate::Anonymized,
+            };
+            for id in standing.into_iter().filter(|id| !left.contains(id)) {
+                if there.remove(&id) {
+                    fates.insert(id, fate.clone());
+                }
+            }
+            standing = left;
+        }
+        if ways.is_empty() {
+            standing = self.still_here(&standing).await?;
+        }
+        let marks: Vec<(ClerkId, DateTime<Utc>)> = standing.iter().map(|id| (id.clone(), at)).collect();
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        self.mark(&marks, Mark::Set).await?;
+        for id in standing {
+            let mut reason = refusals.remove(&id);
+            if reason.is_none() && ways.contains(&Way::Delete) {
+                // Which key refused it was not said while all were asked at once.
+                reason = self.refused(Way::Delete, std::slice::from_ref(&id), at, false).await?.err();
+            }
+            fates.insert(id, RowFate::Stands(reason.unwrap_or_else(StoreError::unmoved)));
+        }
+        Ok(fates)
+    }
+
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        let removal = Arc::clone(&self.removal);
+        for (id, at) in marks {
+            let statements = removal.of(id.entity());
+            let statement = match mark {
+                Mark::Set => &statements.mark,
+                Mark::Unset => &statements.unmark,
+            };
+            let this = batch(std::slice::from_ref(id)).text(ClerkId::as_str);
+            let values = values![this, *at];
+            self.control("SAVEPOINT mark").await?;
+            self.try_objects(id.entity().table, statement, values).await?;
+            // A trigger may have changed whose row it is.
+            if self.rows(&statements.numbers, values).await?.is_empty() {
+                self.control("ROLLBACK TO SAVEPOINT mark").await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.over.get_or_insert_with(|| reason.clone());
+        reason
+    }
+
+    fn leaves_work(&mut self) {
+        self.leaves_work = true;
+    }
+
+    fn removed_personal_data(&mut self) {}
+
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        self.control("COMMIT").await?;
+        drop(self.connection.take());
+        if self.leaves_work {
+            self.bell.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn rollback(mut self: Box<Self>) {
+        // Its locks are free at once: what is only closed keeps them until the server notices.
+        let is_usable = self.over.take().is_none_or(|error| error.kind != ErrorKind::Unavailable);
+        if is_usable && self.control("ROLLBACK").await.is_ok() {
+            drop(self.connection.take());
+        }
+    }
+}
+
+/// The values of a statement that writes rows, so that the rows of each portion fit into a packet; none of another statement.
+fn portions<'a>(steps: &[Step], values: &[Value<'a>]) -> Vec<Vec<Value<'a>>> {
+    let writes = ["INSERT", "UPDATE"].iter().any(|verb| steps[0].sql.starts_with(verb));
+    let [Value::Batch(batch), rest @ ..] = values else { return Vec::new() };
+    if !writes || rest.iter().any(|value| matches!(value, Value::Batch(_))) {
+        return Vec::new();
+    }
+    let portions = batch.portions(PORTION).into_iter();
+    portions.map(|batch| [&[Value::Batch(batch)], rest].concat()).collect()
+}
+
+/// A batch as its statement reads it.
+fn json(value: &Value<'_>) -> Option<String> {
+    match value {
+        Value::Batch(batch) => Some(batch.json(written)),
+        _ => None,
+    }
+}
+
+/// A statement with its values.
+fn bound<'a>(
+    sql: Arc<str>,
+    parameters: &[usize],
+    values: &'a [Value<'a>],
+    given: &'a [Option<String>],
+    token: &'a str,
+) -> Query<'a, MySql, MySqlArguments> {
+    let query = sqlx::query(AssertSqlSafe(sql));
+    parameters.iter().fold(query, |query, number| {
+        let Some(place) = number.checked_sub(1) else { return query.bind(token) };
+        match &values[place] {
+            Value::Text(text) => query.bind(*text),
+            Value::Int(number) => query.bind(*number),
+            Value::Bool(truth) => query.bind(*truth),
+            Value::Time(at) => query.bind(at.map(time)),
+            Value::Bytes(bytes) => query.bind(*bytes),
+            Value::Batch(_) => query.bind(given[place].as_deref()),
+        }
+    })
+}
