@@ -62,7 +62,8 @@ impl Database {
                 let options = mysql_options(url).ok();
                 let name = options.as_ref().and_then(MySqlConnectOptions::get_database).unwrap_or_default();
                 let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
-                let server = if url.expose_secret().starts_with("mariadb:") { "MariaDB" } else { "MySQL" };
+                let is_mariadb = url.expose_secret().starts_with("mariadb:");
+                let server = if is_mariadb { "MariaDB" } else { "MySQL or MariaDB" };
                 format!("{server} on {host}, database {name}")
             }
             Self::Sqlite { path } => format!("SQLite in {}", path.display()),
@@ -457,7 +458,7 @@ mod tests {
         let understood = understand(text).expect("understood");
         assert_eq!(url(text), "mysql://app:s%40fe@db.example:3307/shop?ssl-mode=VERIFY_IDENTITY");
         assert_eq!(understood.connection_limit, Some(5));
-        assert_eq!(understood.database.place(), "MySQL on db.example, database shop");
+        assert_eq!(understood.database.place(), "MySQL or MariaDB on db.example, database shop");
         assert_eq!(
             understood.warnings,
             [

@@ -23,6 +23,7 @@ on_each_keeper!(
     a_service_with_another_secret_is_found,
     a_database_that_is_away_is_found,
     a_missing_privilege_is_found_and_the_remedy_mends_it,
+    what_a_restore_left_out_is_found_and_the_remedy_mends_it,
     a_pending_migration_is_found_and_left_pending,
     a_database_of_a_newer_version_is_found,
     a_clock_ten_minutes_off_clerks_is_found,
@@ -347,6 +348,29 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
         assert_eq!(service.post(&post(&event)).word(), "applied", "{}", service.log());
     }
     service.stop();
+}
+
+fn what_a_restore_left_out_is_found_and_the_remedy_mends_it(host: &mut Host) {
+    if !host.keeper.is_mysql() {
+        // The others restore all or nothing.
+        return;
+    }
+    let _clerk = prepare(host);
+    host.sql("DROP TRIGGER audit_log_no_delete");
+    let remedy = doctor(host, &[]).remedy("settings", "warn", "1 of 4 triggers are gone").to_owned();
+    host.sql("DROP TABLE leases");
+    let report = doctor(host, &[]);
+    assert_eq!(report.code, 78, "{report:#?}");
+    report.remedy("tables", "fail", "the table leases is missing");
+    let refused = host.run(&["serve"]);
+    assert!(refused.code == Some(78) && refused.stderr.contains("leases"), "{refused:?}");
+    host.sql(remedy.split_once(';').unwrap().0);
+    host.run(&["migrate"]).succeeded();
+    let report = doctor(host, &[]);
+    assert_eq!((report.code, report.status("tables")), (0, "ok"), "{report:#?}");
+    // A server for tests may be told to write later.
+    let settings = report.of("settings");
+    assert!(!settings.iter().any(|finding| finding["found"].to_string().contains("triggers")), "{report:#?}");
 }
 
 fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {

@@ -35,6 +35,7 @@ on_each_keeper!(
     what_is_known_of_an_id_is_said_of_every_kind,
     without_migrations_it_is_alive_but_not_ready,
     migrations_are_listed_applied_once_and_listed_again,
+    one_connection_is_enough,
     a_table_with_our_name_that_is_not_ours_is_refused_with_an_explanation,
     nothing_personal_reaches_the_log_the_metrics_or_the_errors,
     what_looks_or_removes_makes_nothing,
@@ -269,6 +270,15 @@ fn what_is_known_of_an_id_is_said_of_every_kind(host: &mut Host) {
     let told = host.run(&["audit", "org_2"]);
     assert_eq!(told.code, Some(0), "a tombstone of any kind counts: {told:?}");
     assert!(!told.stderr.contains("erase status"), "that is about users alone: {told:?}");
+}
+
+fn one_connection_is_enough(host: &mut Host) {
+    host.set("DATABASE_MAX_CONNECTIONS", "1");
+    host.run(&["migrate"]).succeeded();
+    let service = host.serve();
+    assert_eq!(service.post(&post(&user("user.created", "user_1", milliseconds(), "Ada"))).word(), "applied");
+    host.run(&["erase", "user_1", "--yes"]).succeeded();
+    service.stop();
 }
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {

@@ -26,7 +26,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    application::{DEFERRED, allow_names, order, orders, refuse_name},
+    application::{DEFERRED, allow_names, order, orders, pointing, refuse_name},
     outbox::subscribe,
     world::{Event, Keeper, NOW, SIGN_UP, World, after, at, clerk_id, emails, plain, run, tally, time},
 };
@@ -166,6 +166,7 @@ promises! {
     a_commit_is_all_or_nothing,
     a_transaction_that_loses_a_race_says_so,
     after_the_deadline_nothing_is_done,
+    a_deletion_that_one_key_refuses_takes_nothing_along_by_another,
     somebody_elses_lock_loses_nothing,
     what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free,
     what_stays_locked_is_put_into_the_queue_if_it_can_be,
@@ -2265,6 +2266,19 @@ async fn after_the_deadline_nothing_is_done(world: World) {
     }
     world.wait_until_idle().await;
     assert_eq!(world.dump().await, [""; 0]);
+}
+
+async fn a_deletion_that_one_key_refuses_takes_nothing_along_by_another(world: World) {
+    world.deliver_all(&[Event::created("user_a"), Event::created("user_b")]).await;
+    // The keys are asked in the order in which they were made.
+    pointing(&world, "carts", "clerk_id", "users", "ON DELETE CASCADE").await;
+    orders(&world, "").await;
+    world.sql("INSERT INTO carts (id, clerk_id) VALUES (1, 'user_a'), (2, 'user_b')").await;
+    order(&world, 1, "user_a").await;
+    world.deliver_all(&[Event::deleted("user_a", 1000), Event::deleted("user_b", 1000)]).await;
+    assert_eq!(world.column("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL").await, ["user_a"]);
+    assert_eq!(world.column("SELECT clerk_id FROM carts").await, ["user_a"], "user_b is gone with theirs");
+    assert_eq!(world.count("orders").await, 1);
 }
 
 async fn somebody_elses_lock_loses_nothing(world: World) {

@@ -15,7 +15,7 @@ use super::{
     migrations,
 };
 use crate::store::{
-    Count, Inspection, Migration, Missing, Reference, Result, Size,
+    Count, Inspection, Migration, Missing, Reference, Result, Size, UNIQUE_EMAIL_INDEX,
     migration::MYSQL,
     schema::{self, TABLES},
     sql::{Row, RowCells, only},
@@ -52,6 +52,7 @@ pub(super) async fn ask(
 pub(super) async fn inspect(
     connection: &mut MySqlConnection,
     anonymize_columns: &[String],
+    unique_email: bool,
 ) -> Result<Inspection> {
     let query = sqlx::query("SELECT version(), utc_timestamp(6), database(), current_user()");
     let rows = ask(connection, query).await?;
@@ -72,19 +73,27 @@ pub(super) async fn inspect(
     };
     let server =
         Server { account, database, logs: variables.is_on("log_bin"), trusts: variables.is_on(TRUSTS) };
-    let missing = missing(&server, &grants, &pending);
+    let mut missing = missing(&server, &grants, &pending);
+    if pending.is_empty() && !grants.allow("INDEX", &server.database, "users") {
+        missing.extend(index(connection, &server, unique_email).await?);
+    }
     let drops = grants.allow("DROP", &server.database, "audit_log");
     // While some migrations are pending columns are missing that they will add.
     let whole = pending.is_empty() || pending.len() == MYSQL.len();
     let tables = if missing.is_empty() && whole {
         let checked = migrations::check(connection, &[]).await;
         checked.and_then(|columns| match pending.len() {
-            0 => schema::check_anonymize_columns(&columns, anonymize_columns),
+            0 => migrations::complete(&columns)
+                .and_then(|()| schema::check_anonymize_columns(&columns, anonymize_columns)),
             _ => Ok(()),
         })
     } else {
         Ok(())
     };
+    let mut settings = settings(&variables);
+    if pending.is_empty() && grants.allow("TRIGGER", &server.database, "audit_log") {
+        settings.extend(triggers(connection).await?);
+    }
     // Some accounts write all the same.
     let writes =
         grants.allow_everywhere(if version.is_mariadb { "READ_ONLY ADMIN" } else { "CONNECTION_ADMIN" })
@@ -107,7 +116,7 @@ pub(super) async fn inspect(
         route: None,
         // An id that is used moves the counter of its table behind it.
         sequences: Vec::new(),
-        settings: settings(&variables),
+        settings,
         bypass: drops.then_some(
             "this account may TRUNCATE audit_log and audit_seals (privilege DROP), which their triggers do not see: only a seal that is \
              kept elsewhere (`clerk-sync audit verify --seal`) proves that nothing is gone",
@@ -168,6 +177,37 @@ async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
     let rows = ask(connection, query).await?;
     let variables = rows.iter().map(|row| Ok((row.get::<String>(0)?.to_ascii_lowercase(), row.get(1)?)));
     variables.collect::<Result<_>>().map(Variables)
+}
+
+/// The privilege that `UNIQUE_EMAIL` needs, where its index is still to be made or removed.
+async fn index(connection: &mut MySqlConnection, server: &Server, wanted: bool) -> Result<Option<Missing>> {
+    let query = sqlx::query(
+        "SELECT count(*) > 0 FROM information_schema.statistics WHERE table_schema = database() AND index_name = ?",
+    );
+    let is_there: bool = only(&ask(connection, query.bind(UNIQUE_EMAIL_INDEX)).await?)?.get(0)?;
+    Ok((is_there != wanted).then(|| Missing {
+        what: "INDEX on users, for UNIQUE_EMAIL".to_owned(),
+        remedy: format!("GRANT INDEX ON {}.users TO {};", backquoted(&server.database), server.account),
+    }))
+}
+
+/// What is wrong where triggers of the audit trail are gone, as a dump without triggers leaves it.
+async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
+    const OURS: i64 = 4;
+    let query = sqlx::query(
+        "SELECT count(*) FROM information_schema.triggers
+         WHERE trigger_schema = database() AND event_object_table IN ('audit_log', 'audit_seals')
+           AND (trigger_name LIKE '%\\_no\\_update' OR trigger_name LIKE '%\\_no\\_delete')",
+    );
+    let found: i64 = only(&ask(connection, query).await?)?.get(0)?;
+    Ok((found < OURS).then(|| Missing {
+        what: format!(
+            "{} of {OURS} triggers are gone that keep audit_log and audit_seals append-only",
+            OURS - found
+        ),
+        remedy: "DELETE FROM _clerk_sync_migrations; and run `clerk-sync migrate`, which makes them again"
+            .to_owned(),
+    }))
 }
 
 /// What can be lost when the machine fails.

@@ -17,8 +17,20 @@ const PATIENCE: i64 = 600;
 
 /// Apply what is pending; returns it.
 pub(super) async fn migrate(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
+    migrated(connection, dialect).await.map_err(|error| match error.code.as_deref() {
+        // A table, a column, a routine, a privilege for all of the server; triggers beside a binary log.
+        Some("1142" | "1143" | "1227" | "1370" | "1419") => StoreError::schema(format!(
+            "the account of DATABASE_URL may not apply migrations ({}): `clerk-sync doctor` names each privilege that is missing, \
+             with its GRANT",
+            error.code_or_kind()
+        )),
+        _ => error,
+    })
+}
+
+async fn migrated(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
     if pending(connection).await?.is_empty() {
-        check(connection, &[]).await?;
+        complete(&check(connection, &[]).await?)?;
         return Ok(Vec::new());
     }
     // In this database alone.
@@ -108,6 +120,20 @@ pub(super) async fn check(connection: &mut MySqlConnection, pending: &[Migration
          DATABASE_URL.{adopt}"
     );
     Err(schema::refused(&mistakes, &format!("database {name}"), &remedy))
+}
+
+/// Refuse a database that lacks tables which its migrations have made, as a restore that broke off leaves it.
+pub(super) fn complete(columns: &[Column]) -> Result<()> {
+    let is_there = |table: &&schema::Table| columns.iter().any(|column| column.table == table.name);
+    match schema::TABLES.iter().find(|table| !is_there(table)) {
+        None => Ok(()),
+        Some(missing) => Err(StoreError::schema(format!(
+            "the table {} is missing, though the migration that makes it is applied. Nothing was changed. Restore the whole dump \
+             into an empty database, or let migrations make what is missing: DELETE FROM _clerk_sync_migrations; and run \
+             `clerk-sync migrate`",
+            missing.name
+        ))),
+    }
 }
 
 /// Refuse `ANONYMIZE_COLUMNS` that an erasure could not set to NULL.

@@ -146,15 +146,17 @@ impl Database for Mysql {
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
+        // The pool may have no second connection.
         let mut connection = self.connection().await?;
         let applied = migrations::migrate(&mut connection, self.dialect()).await?;
+        drop(connection);
         if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
             let mut transaction = self.session(Purpose::WriteMany).await?;
             unique_email::set(&mut *transaction, self.unique_email).await?;
             transaction.commit().await?;
         }
         // Only now: the application adds its columns to tables that are there.
-        migrations::check_anonymize_columns(&mut connection, &self.anonymize_columns).await?;
+        migrations::check_anonymize_columns(&mut *self.connection().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }
 
@@ -206,7 +208,8 @@ impl Database for Mysql {
     }
 
     async fn inspect(&self) -> Result<Inspection> {
-        inspect::inspect(&mut *self.connection().await?, &self.anonymize_columns).await
+        let mut connection = self.connection().await?;
+        inspect::inspect(&mut connection, &self.anonymize_columns, self.unique_email).await
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {

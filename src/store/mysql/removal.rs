@@ -17,9 +17,6 @@ pub(super) struct Removal(HashMap<&'static str, Statements>);
 
 /// The statements of one kind. Each is given a batch of ids, and what has a time in it that time as the second value.
 pub(super) struct Statements {
-    /// Rows that a foreign key refuses to part with are left out, without a word of which and why. What a trigger raises undoes it
-    /// all the same.
-    pub(super) delete_unless_refused: Statement,
     pub(super) delete: Statement,
     pub(super) anonymize: Statement,
     /// The numbers of the rows, which are then locked. A trigger of the application can change the ids.
@@ -60,7 +57,6 @@ impl Statements {
         let kept = |field: Field| format!(" OR NOT (u.{} <=> {})", field.name(), objects::anonymous(field));
         let kept = emptied.map(kept).collect::<Vec<_>>().concat();
         Self {
-            delete_unless_refused: Statement::made(format!("DELETE IGNORE u FROM {these}")),
             delete: Statement::made(format!("DELETE u FROM {these}")),
             anonymize: Statement::made(format!(
                 "UPDATE {these} SET {fields}u.deleted_at = coalesce(u.deleted_at, $2){preferences}{theirs}"

@@ -206,33 +206,31 @@ impl MysqlSession {
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, StoreError>> {
         let mut refusals = HashMap::new();
-        let Err(refused) = self.refused(way, ids, at, true).await? else { return Ok(refusals) };
+        let Err(refused) = self.refused(way, ids, at).await? else { return Ok(refusals) };
         if ids.len() == 1 {
             return Ok(HashMap::from([(ids[0].clone(), refused)]));
         }
         for id in ids {
-            if let Err(error) = self.refused(way, std::slice::from_ref(id), at, true).await? {
+            if let Err(error) = self.refused(way, std::slice::from_ref(id), at).await? {
                 refusals.insert(id.clone(), error);
             }
         }
         Ok(refusals)
     }
 
-    /// Take these out of one kind in this way; gives why the application refuses that. `silently`: those that a foreign key keeps
-    /// are left out, and stand.
+    /// Take these out of one kind in this way; gives why the application refuses that. `DELETE IGNORE` would leave out those that a
+    /// foreign key keeps, but MySQL 9.7 then keeps the part of a cascade that it has done.
     async fn refused(
         &mut self,
         way: Way,
         ids: &[ClerkId],
         at: DateTime<Utc>,
-        silently: bool,
     ) -> Result<std::result::Result<(), StoreError>> {
         let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok(Ok(())) };
         let removal = Arc::clone(&self.removal);
         let statements = removal.of(entity);
         let values = values![batch(ids).text(ClerkId::as_str), at];
         let statement = match way {
-            Way::Delete if silently => &statements.delete_unless_refused,
             Way::Delete => &statements.delete,
             Way::Anonymize => &statements.anonymize,
         };
@@ -353,12 +351,8 @@ impl Session for MysqlSession {
         // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
         self.mark(&marks, Mark::Set).await?;
         for id in standing {
-            let mut reason = refusals.remove(&id);
-            if reason.is_none() && ways.contains(&Way::Delete) {
-                // Which key refused it was not said while all were asked at once.
-                reason = self.refused(Way::Delete, std::slice::from_ref(&id), at, false).await?.err();
-            }
-            fates.insert(id, RowFate::Stands(reason.unwrap_or_else(StoreError::unmoved)));
+            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
+            fates.insert(id, RowFate::Stands(reason));
         }
         Ok(fates)
     }
