@@ -432,7 +432,11 @@ impl Drop for Host {
         if self.keeper.is_mysql()
             && let Ok(mut connection) = self.try_connect("public", None)
         {
-            let cleared = format!("SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {}", self.schema);
+            // The second one is what a test made that follows our own advice.
+            let cleared = format!(
+                "SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {0}; DROP DATABASE IF EXISTS {0}_clerk",
+                self.schema
+            );
             _ = connection.run(&cleared);
         }
     }
