@@ -59,11 +59,11 @@ pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> St
         }
         "in" => format!("{IN}{}{END}", locked(&searched(argument))),
         "from" => format!("{FROM}{argument}{END}"),
-        "returning" | "standard" => String::new(),
+        "returning" => String::new(),
         "token" => "$0".to_owned(),
         "bin" => collation(dialect).to_owned(),
         "now" => "utc_timestamp(3)".to_owned(),
-        word => statement::own_part(word, argument, dialect),
+        word => panic!("no part of a statement is called {word}"),
     }
 }
 

@@ -44,7 +44,7 @@ pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
     let _ = write!(
         sql,
         "{{mysql {inside}}}\n){{postgres  WITH (fillfactor = 90)}}{{mysql  ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {{bin}}}};\n\
-         {{standard {behind}}}"
+         {{postgres|sqlite {behind}}}"
     );
     Statement::made(sql).sql(dialect).to_string()
 }

@@ -37,7 +37,7 @@ statements! {
         ORDER BY n.place
         ON CONFLICT (kind, clerk_id) DO NOTHING";
 
-    ADVANCE = "INSERT INTO entity_versions{standard  AS e}
+    ADVANCE = "INSERT INTO entity_versions{postgres|sqlite  AS e}
             (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since{mysql , token})
         SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since{mysql , {token}}
         FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
@@ -65,7 +65,7 @@ statements! {
             held_since = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_since ELSE entity_versions.held_since END;
         SELECT e.kind, e.clerk_id, e.token = {token}
         FROM {batch $1 AS n: kind text, clerk_id text} {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}
-        WHERE e.token IN ({token}, concat({token}, '+'))}{standard ON CONFLICT (kind, clerk_id) DO UPDATE
+        WHERE e.token IN ({token}, concat({token}, '+'))}{postgres|sqlite ON CONFLICT (kind, clerk_id) DO UPDATE
         SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie, deleted = excluded.deleted,
             held_until = excluded.held_until, held_since = excluded.held_since
         WHERE NOT e.deleted
@@ -91,8 +91,7 @@ statements! {
     AUDIT = "{mysql SELECT one INTO @one FROM audit_barrier LOCK IN SHARE MODE;
         }INSERT INTO audit_log (at, action, kind, clerk_id, svix_id, source, changed_fields, event_at)
         SELECT n.at, n.action, n.kind, n.clerk_id, n.svix_id, n.source,
-               {postgres string_to_array(n.changed_fields, ',')}{sqlite CASE n.changed_fields WHEN '' THEN '[]'
-                   ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END}{mysql CASE n.changed_fields WHEN '' THEN '[]'
+               {postgres string_to_array(n.changed_fields, ',')}{sqlite|mysql CASE n.changed_fields WHEN '' THEN '[]'
                    ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END},
                n.event_at
         FROM {batch $1 AS n: at time, action text, kind text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
@@ -115,7 +114,7 @@ statements! {
         ON CONFLICT (clerk_id, destination) DO UPDATE
         -- What is done has no error.
         SET last_error = CASE WHEN erasure_receipts.completed_at IS NULL THEN excluded.last_error END,
-            requested_at = {sqlite min}{postgres least}{mysql least}(erasure_receipts.requested_at, excluded.requested_at),
+            requested_at = {sqlite min}{postgres|mysql least}(erasure_receipts.requested_at, excluded.requested_at),
             completed_at = coalesce(erasure_receipts.completed_at, excluded.completed_at),
             attempts = erasure_receipts.attempts + excluded.attempts";
 

@@ -32,7 +32,7 @@ macro_rules! queued {
 macro_rules! lines_of {
     () => {
         "SELECT id, at, action, svix_id, source,
-               {postgres array_to_json(changed_fields)::text}{sqlite changed_fields}{mysql changed_fields}, event_at, kind
+               {postgres array_to_json(changed_fields)::text}{sqlite|mysql changed_fields}, event_at, kind
         FROM audit_log
         WHERE clerk_id = $1"
     };

@@ -22,10 +22,10 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
 statements! {
-    HOLD_LEASE = "INSERT INTO leases{standard  AS l} (name, holder, expires_at)
+    HOLD_LEASE = "INSERT INTO leases{postgres|sqlite  AS l} (name, holder, expires_at)
         VALUES ($1, $2,
                 {postgres {now} + make_interval(secs => $3 / 1000.0)}{sqlite strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ($3 / 1000.0) || ' seconds')}{mysql {now} + INTERVAL $3 * 1000 microsecond})
-        {standard ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+        {postgres|sqlite ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
         WHERE l.holder = excluded.holder OR l.expires_at < {now}}{mysql ON DUPLICATE KEY UPDATE
             holder = CASE WHEN expires_at < {now} THEN excluded.holder ELSE holder END,
             expires_at = CASE WHEN holder = excluded.holder THEN excluded.expires_at ELSE expires_at END;
@@ -87,7 +87,7 @@ statements! {
         -- Every replica takes the rows in one order.
         ORDER BY 1, 2, 3, 4
         ON CONFLICT (at, event, outcome, reason) DO UPDATE SET
-            latest = {sqlite max}{postgres greatest}{mysql greatest}(activity.latest, excluded.latest),
+            latest = {sqlite max}{postgres|mysql greatest}(activity.latest, excluded.latest),
             count = activity.count + excluded.count,
             within_5ms = activity.within_5ms + excluded.within_5ms,
             within_25ms = activity.within_25ms + excluded.within_25ms,
@@ -149,7 +149,7 @@ statements! {
     ADD_SEALS = "INSERT {mysql IGNORE }INTO audit_seals (number, sealed_at, first_id, last_id, \"lines\", gaps, content, previous, hash)
         SELECT n.number, n.sealed_at, n.first_id, n.last_id, n.covered, n.gaps, n.content, n.previous, n.hash
         FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, covered bigint, gaps text, content text, previous text, hash text}
-        WHERE true {standard ON CONFLICT (number) DO NOTHING}{mysql ;
+        WHERE true {postgres|sqlite ON CONFLICT (number) DO NOTHING}{mysql ;
         SELECT count(*) FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, covered bigint, gaps text, content text, previous text, hash text}
         {lookup audit_seals AS s WHERE s.number = n.number AND s.hash = n.hash}}";
 

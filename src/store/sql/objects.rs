@@ -92,7 +92,7 @@ impl Statements {
         let by_email = by_email.map(|field| {
             // Not in the order of the primary key: its index would be walked through in search of the address.
             let condition = format!(
-                "{{standard lower(u.{0})}}{{mysql u.live_{0}}} = lower($3) AND {{sqlite +}}u.id > $1",
+                "{{postgres|sqlite lower(u.{0})}}{{mysql u.live_{0}}} = lower($3) AND {{sqlite +}}u.id > $1",
                 field.name()
             );
             (field, page("", &condition, "{postgres u.id + 0}{sqlite +u.id}{mysql u.id}"))
@@ -100,7 +100,8 @@ impl Statements {
         let by_parent = entity.parents().map(|(field, _)| {
             // Only the index of the parents has this order: PostgreSQL would walk through the primary key in search of a parent
             // that has many, and behind its last child to the end of the table.
-            let condition = "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite u.F = $3 AND u.id > $1}{mysql u.F = $3 AND u.id > $1}";
+            let condition =
+                "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite|mysql u.F = $3 AND u.id > $1}";
             let of_field = |text: &str| text.replace("u.F", &format!("u.{}", field.name()));
             let hint = format!("{{mysql  FORCE INDEX ({table}_{})}}", field.name());
             (field, page(&hint, &of_field(condition), &of_field("{postgres u.F, }u.id")))
@@ -117,7 +118,7 @@ impl Statements {
                 "INSERT INTO {table} (clerk_id, {names}created_at, updated_at, synced_at)
                  SELECT n.clerk_id, {given}n.created_at, n.updated_at, n.synced_at FROM {rows}
                  WHERE true
-                 {{standard ON CONFLICT (clerk_id) DO NOTHING}}
+                 {{postgres|sqlite ON CONFLICT (clerk_id) DO NOTHING}}
                  -- A trigger may have changed whose row it is.
                  {{returning clerk_id}}{{mysql ;
                  {found}}}"

@@ -49,15 +49,13 @@ statements! {
                    SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
                ) IS NULL THEN n.created_at END,
                n.created_at, n.trace_context
-        FROM {postgres n}{sqlite {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}{mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
+        FROM {postgres n}{sqlite|mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
         ORDER BY n.place";
 
     // PostgreSQL writes them in the same round trip.
-    TELL_WHOM = "{sqlite INSERT INTO outbox_recipients (clerk_id, sink, addresses)
+    TELL_WHOM = "{sqlite|mysql INSERT INTO outbox_recipients (clerk_id, sink, addresses)
         SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
         WHERE true
-        ON CONFLICT (clerk_id, sink) DO NOTHING}{mysql INSERT INTO outbox_recipients (clerk_id, sink, addresses)
-        SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
         ON CONFLICT (clerk_id, sink) DO NOTHING}";
 
     RECALL = "{mysql SELECT o.sink, o.kind, o.clerk_id FROM {batch $1 AS n: clerk_id text}
@@ -92,7 +90,7 @@ statements! {
         SELECT o.id, o.message_id, o.kind, o.clerk_id, o.type, o.payload, o.attempts, o.created_at, o.trace_context,
                (SELECT r.addresses FROM outbox_recipients AS r WHERE r.clerk_id = o.clerk_id AND r.sink = $1)
         FROM outbox AS o
-        WHERE o.sink = $1 AND o.state = 'pending' AND o.next_attempt_at = $4 AND o.lease = $3}{standard UPDATE outbox SET lease = $3, next_attempt_at = $4
+        WHERE o.sink = $1 AND o.state = 'pending' AND o.next_attempt_at = $4 AND o.lease = $3}{postgres|sqlite UPDATE outbox SET lease = $3, next_attempt_at = $4
         WHERE id {in
             SELECT id FROM outbox
             WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
@@ -113,7 +111,7 @@ statements! {
             o.finished_at = CASE WHEN n.state <> 'pending' THEN $2 END,
             o.payload = CASE WHEN n.state <> 'delivered' THEN o.payload END
         {from {batch $1 AS n: message bigint, token text, state text, attempts bigint, at time, error text}}
-        WHERE o.id = n.message AND o.lease = n.token}{standard WITH n AS (
+        WHERE o.id = n.message AND o.lease = n.token}{postgres|sqlite WITH n AS (
             SELECT * FROM {batch $1 AS n: message bigint, token text, state text, attempts bigint, at time, error text}
         )
         UPDATE outbox
@@ -142,7 +140,7 @@ statements! {
     CONFIRM = "{mysql UPDATE erasure_receipts AS r
         SET r.attempts = r.attempts + 1, r.last_error = n.error, r.completed_at = CASE WHEN n.error IS NULL THEN $2 END
         {from {batch $1 AS n: clerk_id text, sink text, error text}}
-        WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL}{standard WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, sink text, error text})
+        WHERE r.clerk_id = n.clerk_id AND r.destination = n.sink AND r.completed_at IS NULL}{postgres|sqlite WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, sink text, error text})
         UPDATE erasure_receipts AS r
         SET attempts = r.attempts + 1, last_error = n.error, completed_at = CASE WHEN n.error IS NULL THEN $2 END
         FROM n
@@ -210,14 +208,14 @@ statements! {
             )
         }";
 
-    PAUSE = "INSERT INTO outbox_paused (sink, paused_at) {standard VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING}{mysql
+    PAUSE = "INSERT INTO outbox_paused (sink, paused_at) {postgres|sqlite VALUES ($1, $2) ON CONFLICT (sink) DO NOTHING}{mysql
         SELECT $1, $2 FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)}";
 
     RESUME = "DELETE FROM outbox_paused WHERE sink = $1";
 
     PAUSED = "SELECT sink, paused_at FROM outbox_paused ORDER BY sink";
 
-    ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres  FOR UPDATE}{mysql  FOR UPDATE}";
+    ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres|mysql  FOR UPDATE}";
 
     // What the first version kept is of where the sink was then.
     ADDRESS_REFERENCES = "UPDATE outbox_recipients SET reference = $2 || '/' || reference
@@ -240,7 +238,7 @@ statements! {
 
     KEEP_ADDRESSES = "{mysql UPDATE outbox_recipients AS r SET r.addresses = n.addresses
         {from {batch $1 AS n: clerk_id text, addresses text}}
-        WHERE r.clerk_id = n.clerk_id AND r.sink = $2}{standard WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, addresses text})
+        WHERE r.clerk_id = n.clerk_id AND r.sink = $2}{postgres|sqlite WITH n AS (SELECT * FROM {batch $1 AS n: clerk_id text, addresses text})
         UPDATE outbox_recipients AS r SET addresses = n.addresses
         FROM n
         WHERE r.clerk_id = n.clerk_id AND r.sink = $2 AND r.clerk_id {in SELECT clerk_id FROM n}}";
@@ -251,7 +249,7 @@ statements! {
     KEEP_REFERENCE = "UPDATE outbox_recipients SET reference = $3 WHERE clerk_id = $1 AND sink = $2";
 
     FORGET = "{mysql DELETE r FROM {batch $1 AS n: sink text, clerk_id text}
-        {lookup outbox_recipients AS r WHERE r.clerk_id = n.clerk_id AND r.sink = n.sink}}{standard WITH n AS (SELECT * FROM {batch $1 AS n: sink text, clerk_id text})
+        {lookup outbox_recipients AS r WHERE r.clerk_id = n.clerk_id AND r.sink = n.sink}}{postgres|sqlite WITH n AS (SELECT * FROM {batch $1 AS n: sink text, clerk_id text})
         DELETE FROM outbox_recipients AS r
         WHERE r.clerk_id {in SELECT clerk_id FROM n}
           AND EXISTS (SELECT 1 FROM n WHERE n.clerk_id = r.clerk_id AND n.sink = r.sink)}";

@@ -30,8 +30,8 @@ macro_rules! given {
 macro_rules! keep {
     ($beside:literal, $conflict:literal) => {
         concat!(
-            "{standard ", given!(), $beside, "}
-        INSERT INTO webhook_queue{standard  AS q}
+            "{postgres|sqlite ", given!(), $beside, "}
+        INSERT INTO webhook_queue{postgres|sqlite  AS q}
             (svix_id, event_type, kind, clerk_id, payload, state, attempts, next_attempt_at, received_at, last_error, trace_context,
              dead_at{mysql , token})
         {mysql ", given!(), "}
@@ -55,9 +55,9 @@ statements! {
                 FROM webhook_queue{mysql  FORCE INDEX (webhook_queue_due)}
                 WHERE state = 'pending' AND next_attempt_at <= $1
                 ORDER BY next_attempt_at
-                LIMIT $2{postgres  FOR UPDATE SKIP LOCKED}{mysql  FOR UPDATE SKIP LOCKED}
+                LIMIT $2{postgres|mysql  FOR UPDATE SKIP LOCKED}
             ) AS due
-        ) AS {postgres q}{sqlite due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}{mysql due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
+        ) AS {postgres q}{sqlite|mysql due {lookup webhook_queue AS q WHERE q.svix_id = due.svix_id}}
         WHERE ahead < $3{mysql 
         ORDER BY due.next_attempt_at, due.svix_id}";
 
@@ -83,7 +83,7 @@ statements! {
     POSTPONE = "UPDATE webhook_queue SET next_attempt_at = $2
         WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at < $2}}";
 
-    RECORD = "{standard WITH n AS (
+    RECORD = "{postgres|sqlite WITH n AS (
             SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
         ){postgres , unparked AS (
             -- Who works on it may be waiting for us, and removes it.
@@ -91,7 +91,7 @@ statements! {
         )}}
         INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at{mysql , token})
         SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at{mysql , {token}}
-        FROM {standard n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
+        FROM {postgres|sqlite n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
         WHERE true
         -- Waits for whoever is recording the same id, and then yields to them.
         ON CONFLICT (svix_id) DO NOTHING
@@ -108,8 +108,7 @@ statements! {
     WAITING = "SELECT q.svix_id, q.attempts, q.received_at
         FROM {batch $1 AS n: id text} {lookup webhook_queue AS q WHERE q.svix_id = n.id}";
 
-    UNRECORD = "{sqlite DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}{mysql
-        DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
+    UNRECORD = "{sqlite|mysql DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
 
     // It was received when it first came.
     PARK = keep!("{postgres , unrecorded AS (
@@ -119,7 +118,7 @@ statements! {
         SET event_type = excluded.event_type, kind = excluded.kind, clerk_id = excluded.clerk_id, payload = excluded.payload,
             state = excluded.state, attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at,
             last_error = excluded.last_error, dead_at = excluded.dead_at,
-            trace_context = coalesce(excluded.trace_context, {standard q}{mysql webhook_queue}.trace_context)");
+            trace_context = coalesce(excluded.trace_context, {postgres|sqlite q}{mysql webhook_queue}.trace_context)");
 
     // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
     UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q

@@ -13,7 +13,7 @@ macro_rules! prune {
             $table,
             " WHERE ",
             $old,
-            " LIMIT $2}{standard DELETE FROM ",
+            " LIMIT $2}{postgres|sqlite DELETE FROM ",
             $table,
             " WHERE {postgres ctid}{sqlite rowid} {in SELECT {postgres ctid}{sqlite rowid} FROM ",
             $table,
@@ -29,18 +29,18 @@ statements! {
     PRUNE_PROCESSED = prune!("processed_webhooks", "processed_at < $1 ORDER BY processed_at");
 
     COUNT_DEAD = "SELECT count(*) FROM webhook_queue
-        WHERE {standard state = 'dead' AND coalesce(dead_at, received_at)}{mysql dead_since} < $1";
+        WHERE {postgres|sqlite state = 'dead' AND coalesce(dead_at, received_at)}{mysql dead_since} < $1";
     PRUNE_DEAD = prune!(
         "webhook_queue",
-        "{standard state = 'dead' AND coalesce(dead_at, received_at) < $1 ORDER BY coalesce(dead_at, received_at)}{mysql
+        "{postgres|sqlite state = 'dead' AND coalesce(dead_at, received_at) < $1 ORDER BY coalesce(dead_at, received_at)}{mysql
          dead_since < $1 ORDER BY dead_since}"
     );
 
-    COUNT_TOLD = "SELECT count(*) FROM outbox WHERE {standard state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}";
-    PRUNE_TOLD = prune!("outbox", "{standard state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}");
+    COUNT_TOLD = "SELECT count(*) FROM outbox WHERE {postgres|sqlite state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}";
+    PRUNE_TOLD = prune!("outbox", "{postgres|sqlite state <> 'pending' AND finished_at < $1 AND state <> 'dead'}{mysql state IN ('delivered', 'discarded') AND finished_at < $1}");
 
-    COUNT_UNTOLD = "SELECT count(*) FROM outbox WHERE {standard state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}";
-    PRUNE_UNTOLD = prune!("outbox", "{standard state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}");
+    COUNT_UNTOLD = "SELECT count(*) FROM outbox WHERE {postgres|sqlite state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}";
+    PRUNE_UNTOLD = prune!("outbox", "{postgres|sqlite state <> 'pending' AND finished_at < $1 AND state = 'dead'}{mysql state = 'dead' AND finished_at < $1}");
 
     COUNT_ACTIVITY = "SELECT count(*) FROM activity WHERE at < $1";
     PRUNE_ACTIVITY = prune!("activity", "at < $1 ORDER BY at");

@@ -12,9 +12,9 @@
 //! | `{now}` | the database's clock |
 //! | `{from {batch …}}` | the rows that an update is made from |
 //! | `{token}` | a text that no other statement is given, by which it finds again what it wrote |
-//! | `{standard …}` | what stands in it, for PostgreSQL and SQLite |
 //! | `{returning …}` | the columns of the rows written, where a statement that writes can give rows |
 //! | `{postgres …}`, `{sqlite …}`, `{mysql …}` | what stands in it, for one database only; MariaDB speaks MySQL's SQL |
+//! | `{postgres\|sqlite …}` | the same for two of them |
 //!
 //! Where one statement cannot do it all, a text is several with `;` between them: they run one after another, each with the same
 //! values. A text is rendered once. `tests/snapshots` keeps what comes out, so that it can be read and reviewed.
@@ -165,7 +165,11 @@ pub(in crate::store) fn rendered(text: &str, dialect: Dialect) -> String {
         sql.push_str(before);
         let end = end_of_part(from);
         let (word, argument) = from[..end].split_once(char::is_whitespace).unwrap_or((&from[..end], ""));
-        sql.push_str(&part_of(word, &rendered(argument, dialect), dialect));
+        match is_for(word, dialect) {
+            Some(true) => sql.push_str(&rendered(argument, dialect)),
+            Some(false) => {}
+            None => sql.push_str(&part_of(word, &rendered(argument, dialect), dialect)),
+        }
         rest = &from[end + 1..];
     }
     sql.push_str(rest);
@@ -212,23 +216,16 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
         ("in", Dialect::Sqlite) => format!("IN ({argument})"),
         ("returning", _) => format!("RETURNING {argument}"),
         ("from", _) => format!("FROM {argument}"),
-        ("standard", _) => argument.to_owned(),
-        // They stand in parts for MySQL.
-        ("token" | "bin", _) => String::new(),
         ("now", Dialect::Postgres) => "clock_timestamp()".to_owned(),
         ("now", Dialect::Sqlite) => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')".to_owned(),
-        (word, dialect) => own_part(word, argument, dialect),
+        (word, _) => panic!("no part of a statement is called {word}"),
     }
 }
 
-/// What stands in a part for one database only.
-pub(in crate::store) fn own_part(word: &str, argument: &str, dialect: Dialect) -> String {
-    if word == dialect.family() {
-        return argument.to_owned();
-    }
-    let other = Dialect::ALL.into_iter().any(|dialect| dialect.family() == word);
-    assert!(other, "no part of a statement is called {word}");
-    String::new()
+/// Whether a part is for this database, if its word names databases.
+fn is_for(word: &str, dialect: Dialect) -> Option<bool> {
+    let is_family = |name: &str| Dialect::ALL.into_iter().any(|dialect| dialect.family() == name);
+    word.split('|').all(is_family).then(|| word.split('|').any(|name| name == dialect.family()))
 }
 
 fn batch<'a>(

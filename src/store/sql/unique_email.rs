@@ -21,7 +21,7 @@ statements! {
     LOST = "SELECT clerk_id FROM (
             SELECT u.clerk_id, row_number() OVER (
                 PARTITION BY lower(u.email)
-                ORDER BY coalesce(e.deleted, false), e.version DESC{standard  NULLS LAST}, u.clerk_id {postgres COLLATE \"C\" }DESC
+                ORDER BY coalesce(e.deleted, false), e.version DESC{postgres|sqlite  NULLS LAST}, u.clerk_id {postgres COLLATE \"C\" }DESC
             ) AS place
             FROM users AS u
             LEFT JOIN entity_versions AS e ON e.kind = 'user' AND e.clerk_id = u.clerk_id
@@ -30,9 +30,9 @@ statements! {
         WHERE place > 1
         ORDER BY clerk_id";
 
-    NOW = "SELECT {postgres date_trunc('milliseconds', now())}{sqlite {now}}{mysql {now}}";
+    NOW = "SELECT {postgres date_trunc('milliseconds', now())}{sqlite|mysql {now}}";
 
-    CREATE = "CREATE UNIQUE INDEX users_unique_email ON users ({standard lower(email)) WHERE deleted_at IS NULL}{mysql live_email)}";
+    CREATE = "CREATE UNIQUE INDEX users_unique_email ON users ({postgres|sqlite lower(email)) WHERE deleted_at IS NULL}{mysql live_email)}";
 
     DROP = "DROP INDEX users_unique_email{mysql  ON users}";
 }
