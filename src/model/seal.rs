@@ -22,6 +22,15 @@ pub enum Cell<'a> {
 }
 
 impl Cell<'_> {
+    /// The JSON text of a list. It is one only in the form in which we write it, so that there is one for each list.
+    #[must_use]
+    pub fn listed(self) -> Self {
+        let Self::Text(text) = self else { return self };
+        let list: Option<Vec<Option<String>>> = serde_json::from_slice(text).ok();
+        let list = list.filter(|list| serde_json::to_vec(list).is_ok_and(|again| again == text));
+        list.map_or(Self::Odd(text), Self::List)
+    }
+
     fn write(&self, text: &mut Vec<u8>) {
         match self {
             Self::Null => text.push(0),
@@ -284,6 +293,15 @@ mod tests {
     }
 
     /// What seals in databases out there were made of.
+    #[test]
+    fn a_list_has_one_form() {
+        assert!(matches!(Cell::Text(b"[\"email\"]").listed(), Cell::List(_)));
+        assert!(matches!(Cell::Text(b"[]").listed(), Cell::List(_)));
+        for other in [b"[ \"email\"]".as_slice(), b"{}", b"\"email\"", b"[\"e\\u006dail\"]", b""] {
+            assert!(matches!(Cell::Text(other).listed(), Cell::Odd(_)));
+        }
+    }
+
     #[test]
     fn what_is_hashed_never_changes() {
         let sealed = seal(&[line(1), line(3)]);

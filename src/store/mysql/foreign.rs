@@ -6,7 +6,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{error::explain, inspect::ask, migrations};
+use super::{inspect::ask, migrations};
 use crate::store::{
     ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     foreign::{self, Words},
@@ -50,7 +50,7 @@ pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> R
     Ok(ForeignTable { zone, ..foreign::counted(&counts, columns)? })
 }
 
-/// Up to `limit` rows in the order of their ids, after this one.
+/// Up to `limit` rows in the order of their ids, after this one. The connection is in a transaction that only reads.
 pub(super) async fn read(
     connection: &mut MySqlConnection,
     reading: &ForeignReading,
@@ -74,20 +74,13 @@ pub(super) async fn read(
     let id = text(&quoted(&reading.id));
     let json = format!("json_object({pairs})");
     let statement = foreign::page(reading, &id, &json, &found.quoted(), &WORDS);
-    // A statement that is prepared is one alone, whatever a condition ends or begins; what it calls changes nothing.
-    run(connection, "START TRANSACTION READ ONLY").await?;
+    // A statement that is prepared is one alone, whatever a condition ends or begins.
     let rows = ask(connection, patient(&statement).bind(after).bind(after).bind(limit)).await;
-    run(connection, "ROLLBACK").await?;
     let refused = |error: StoreError| match error.code.as_deref() {
         Some(READ_ONLY) => StoreError { kind: ErrorKind::Refused, ..error },
         _ => error,
     };
     foreign::rows(rows.map_err(refused), reading, &WORDS)
-}
-
-async fn run(connection: &mut MySqlConnection, control: &'static str) -> Result<()> {
-    sqlx::raw_sql(control).execute(connection).await.map_err(explain)?;
-    Ok(())
 }
 
 fn patient<'q>(statement: &str) -> Query<'q, MySql, MySqlArguments> {

@@ -15,7 +15,7 @@ use super::{
     migrations,
 };
 use crate::store::{
-    Count, Inspection, Migration, Missing, Reference, Result, Size, UNIQUE_EMAIL_INDEX,
+    Count, Inspection, Migration, Missing, Reference, Result, Size,
     migration::MYSQL,
     schema::{self, TABLES},
     sql::{Row, RowCells, only},
@@ -48,11 +48,11 @@ pub(super) async fn ask(
     Ok(Row::all(connection.fetch_all(query).await.map_err(explain)?, RowCells::Mysql, &[]))
 }
 
-/// What is right and wrong.
+/// What is right and wrong. `lacks_index`: that of `UNIQUE_EMAIL` is still to be made or removed.
 pub(super) async fn inspect(
     connection: &mut MySqlConnection,
     anonymize_columns: &[String],
-    unique_email: bool,
+    lacks_index: bool,
 ) -> Result<Inspection> {
     let query = sqlx::query("SELECT version(), utc_timestamp(6), database(), current_user()");
     let rows = ask(connection, query).await?;
@@ -74,8 +74,11 @@ pub(super) async fn inspect(
     let server =
         Server { account, database, logs: variables.is_on("log_bin"), trusts: variables.is_on(TRUSTS) };
     let mut missing = missing(&server, &grants, &pending);
-    if pending.is_empty() && !grants.allow("INDEX", &server.database, "users") {
-        missing.extend(index(connection, &server, unique_email).await?);
+    if lacks_index && pending.is_empty() && !grants.allow("INDEX", &server.database, "users") {
+        missing.push(Missing {
+            what: "INDEX on users, for UNIQUE_EMAIL".to_owned(),
+            remedy: format!("GRANT INDEX ON {}.users TO {};", backquoted(&server.database), server.account),
+        });
     }
     let drops = grants.allow("DROP", &server.database, "audit_log");
     // While some migrations are pending columns are missing that they will add.
@@ -177,18 +180,6 @@ async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
     let rows = ask(connection, query).await?;
     let variables = rows.iter().map(|row| Ok((row.get::<String>(0)?.to_ascii_lowercase(), row.get(1)?)));
     variables.collect::<Result<_>>().map(Variables)
-}
-
-/// The privilege that `UNIQUE_EMAIL` needs, where its index is still to be made or removed.
-async fn index(connection: &mut MySqlConnection, server: &Server, wanted: bool) -> Result<Option<Missing>> {
-    let query = sqlx::query(
-        "SELECT count(*) > 0 FROM information_schema.statistics WHERE table_schema = database() AND index_name = ?",
-    );
-    let is_there: bool = only(&ask(connection, query.bind(UNIQUE_EMAIL_INDEX)).await?)?.get(0)?;
-    Ok((is_there != wanted).then(|| Missing {
-        what: "INDEX on users, for UNIQUE_EMAIL".to_owned(),
-        remedy: format!("GRANT INDEX ON {}.users TO {};", backquoted(&server.database), server.account),
-    }))
 }
 
 /// What is wrong where triggers of the audit trail are gone, as a dump without triggers leaves it.

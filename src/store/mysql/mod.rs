@@ -150,11 +150,7 @@ impl Database for Mysql {
         let mut connection = self.connection().await?;
         let applied = migrations::migrate(&mut connection, self.dialect()).await?;
         drop(connection);
-        if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
-            let mut transaction = self.session(Purpose::WriteMany).await?;
-            unique_email::set(&mut *transaction, self.unique_email).await?;
-            transaction.commit().await?;
-        }
+        unique_email::settle(self, self.unique_email).await?;
         // Only now: the application adds its columns to tables that are there.
         migrations::check_anonymize_columns(&mut *self.connection().await?, &self.anonymize_columns).await?;
         Ok(applied)
@@ -200,7 +196,7 @@ impl Database for Mysql {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<ForeignRow>> {
-        // Cut off in the middle, it must not leave its transaction to the next one on this connection.
+        // A condition may call what would write, and that is refused.
         let mut session = Box::new(self.opened(Purpose::Scan).await?);
         let rows = foreign::read(session.connection()?, reading, after, limit).await;
         session.rollback().await;
@@ -208,8 +204,8 @@ impl Database for Mysql {
     }
 
     async fn inspect(&self) -> Result<Inspection> {
-        let mut connection = self.connection().await?;
-        inspect::inspect(&mut connection, &self.anonymize_columns, self.unique_email).await
+        let lacks_index = !unique_email::is_settled(self, self.unique_email).await?;
+        inspect::inspect(&mut *self.connection().await?, &self.anonymize_columns, lacks_index).await
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {
@@ -245,7 +241,7 @@ fn beginning(dialect: Dialect, purpose: Purpose) -> String {
         // Only of what reads.
         _ => format!("max_execution_time = {milliseconds}"),
     };
-    let access = if purpose == Purpose::Count { " READ ONLY" } else { "" };
+    let access = if matches!(purpose, Purpose::Count | Purpose::Scan) { " READ ONLY" } else { "" };
     format!(
         "SET SESSION innodb_lock_wait_timeout = {locks}, lock_wait_timeout = {locks}, {limit}; \
          SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{access}"

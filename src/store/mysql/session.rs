@@ -27,7 +27,7 @@ use crate::{
     model::{ClerkId, FieldSet, Kinds, Selection},
     store::{
         ErrorKind, Ledger as _, Mark, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, RowCells, Statement, Step, Value, batch, objects::Statements, values},
+        sql::{Dialect, Row, RowCells, Statement, Step, Value, batch, objects::Statements, telling, values},
     },
 };
 
@@ -191,13 +191,6 @@ impl MysqlSession {
         }
     }
 
-    /// Those whose row stands and tells who they were.
-    async fn still_here(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        let rows = self.load(ids, &Selection::default()).await?;
-        let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
-        Ok(ids.iter().filter(stands).cloned().collect())
-    }
-
     /// Take these out in one way, all at once or, where the application refuses, one by one. Gives who refused.
     async fn take(
         &mut self,
@@ -332,7 +325,7 @@ impl Session for MysqlSession {
         for way in ways {
             refusals.extend(self.take(*way, &standing, at).await?);
             // A trigger can also keep a row without a word.
-            let left = self.still_here(&standing).await?;
+            let left = telling(self, &standing).await?;
             let fate = match way {
                 Way::Delete => RowFate::Deleted,
                 Way::Anonymize => RowFate::Anonymized,
@@ -345,7 +338,7 @@ impl Session for MysqlSession {
             standing = left;
         }
         if ways.is_empty() {
-            standing = self.still_here(&standing).await?;
+            standing = telling(self, &standing).await?;
         }
         let marks: Vec<(ClerkId, DateTime<Utc>)> = standing.iter().map(|id| (id.clone(), at)).collect();
         // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.

@@ -333,6 +333,16 @@ pub trait Ledger: Session {
 
 impl<S: Session + ?Sized> Ledger for S {}
 
+/// Those of these whose row stands and tells who they were.
+pub(in crate::store) async fn telling(
+    session: &mut (impl Session + ?Sized),
+    ids: &[ClerkId],
+) -> Result<Vec<ClerkId>> {
+    let rows = session.load(ids, &Selection::default()).await?;
+    let tells = |id: &&ClerkId| rows.get(*id).is_some_and(|row| !row.is_anonymized());
+    Ok(ids.iter().filter(tells).cloned().collect())
+}
+
 async fn write(
     session: &mut (impl Session + ?Sized),
     objects: &[Object],

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 
 pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
+    ledger::telling,
     row::{RowCells, only},
     statement::{Step, statements},
     value::values,

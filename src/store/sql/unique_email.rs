@@ -6,7 +6,7 @@ use super::{Ledger as _, Row, Session, only, statements, values};
 use crate::{
     entity::{USER, user},
     model::{AuditAction, AuditEntry, ClerkId, Source},
-    store::Result,
+    store::{Database, Purpose, Result},
 };
 
 statements! {
@@ -37,14 +37,26 @@ statements! {
     DROP = "DROP INDEX users_unique_email{mysql  ON users}";
 }
 
-/// Whether there is the index.
-pub(in crate::store) async fn is_there(session: &mut (impl Session + ?Sized)) -> Result<bool> {
-    only(&session.rows(&IS_THERE, values![]).await?)?.get(0)
+/// Whether the index is there if it is wanted, and else is not.
+pub(in crate::store) async fn is_settled(database: &(impl Database + ?Sized), wanted: bool) -> Result<bool> {
+    let is_there: bool = only(&database.fetch(Purpose::Read, &IS_THERE, values![]).await?)?.get(0)?;
+    Ok(is_there == wanted)
+}
+
+/// Make the index or remove it, unless it is so already, in a transaction of its own: the usual case writes nothing.
+pub(in crate::store) async fn settle(database: &(impl Database + ?Sized), wanted: bool) -> Result<()> {
+    if is_settled(database, wanted).await? {
+        return Ok(());
+    }
+    let mut transaction = database.session(Purpose::WriteMany).await?;
+    set(&mut *transaction, wanted).await?;
+    transaction.commit().await
 }
 
 /// Make the index or remove it, unless it is so already. Where several users have one address, the newest claim keeps it.
 pub(in crate::store) async fn set(session: &mut (impl Session + ?Sized), wanted: bool) -> Result<()> {
-    if is_there(session).await? == wanted {
+    let is_there: bool = only(&session.rows(&IS_THERE, values![]).await?)?.get(0)?;
+    if is_there == wanted {
         return Ok(());
     }
     if !wanted {

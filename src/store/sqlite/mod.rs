@@ -203,11 +203,7 @@ impl Database for Sqlite {
             Box::new(transaction).commit().await?;
         }
         drop(reader);
-        if unique_email::is_there(&mut *self.session(Purpose::Read).await?).await? != self.unique_email {
-            let mut transaction = self.session(Purpose::WRITE).await?;
-            unique_email::set(&mut *transaction, self.unique_email).await?;
-            transaction.commit().await?;
-        }
+        unique_email::settle(self, self.unique_email).await?;
         // Only now: the application adds its columns to tables that are there.
         migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
         Ok(applied)

@@ -22,10 +22,10 @@ use super::{
     statement::{bound, rows},
 };
 use crate::{
-    model::{ClerkId, Entity, FieldSet, Kinds, Selection},
+    model::{ClerkId, Entity, FieldSet, Kinds},
     store::{
-        ErrorKind, Ledger, Mark, Patience, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, Statement, Value, batch, objects::Statements, values},
+        ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way,
+        sql::{Dialect, Row, Statement, Value, batch, objects::Statements, telling, values},
     },
 };
 
@@ -164,13 +164,6 @@ impl SqliteSession {
             error => self.noted(error),
         }
     }
-
-    /// Those whose row stands and tells who they were.
-    async fn still_here(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
-        let rows = self.load(ids, &Selection::default()).await?;
-        let stands = |id: &&ClerkId| rows.get(*id).is_some_and(|user| !user.is_anonymized());
-        Ok(ids.iter().filter(stands).cloned().collect())
-    }
 }
 
 impl Drop for SqliteSession {
@@ -257,10 +250,10 @@ impl Session for SqliteSession {
             fates.extend(done.into_iter().map(|id| (id, fate.clone())));
             refusals.extend(refused);
             // A trigger can also keep a row without a word.
-            standing = self.still_here(&standing).await?;
+            standing = telling(self, &standing).await?;
         }
         if ways.is_empty() {
-            standing = self.still_here(&standing).await?;
+            standing = telling(self, &standing).await?;
         }
         // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
         self.each(Step::Mark(Mark::Set), &standing, at).await?;
