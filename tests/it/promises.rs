@@ -11,7 +11,7 @@ use clerk_sync::{
     },
     store::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ErrorKind, ForeignColumn, ForeignReading, History,
-        Old, Origin, Patience, Processed, Record, RowFilter, Run, RunKind, Store, Transaction,
+        Old, Origin, Patience, Processed, Record, RowFate, RowFilter, Run, RunKind, Store, Transaction, Way,
     },
     sync::{Clock, Committer, Lanes, Limits, Refusal},
     work::{
@@ -167,6 +167,7 @@ promises! {
     a_transaction_that_loses_a_race_says_so,
     after_the_deadline_nothing_is_done,
     a_deletion_that_one_key_refuses_takes_nothing_along_by_another,
+    a_row_that_was_anonymised_before_is_not_called_deleted_while_a_key_keeps_it,
     somebody_elses_lock_loses_nothing,
     what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free,
     what_stays_locked_is_put_into_the_queue_if_it_can_be,
@@ -2279,6 +2280,25 @@ async fn a_deletion_that_one_key_refuses_takes_nothing_along_by_another(world: W
     assert_eq!(world.column("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL").await, ["user_a"]);
     assert_eq!(world.column("SELECT clerk_id FROM carts").await, ["user_a"], "user_b is gone with theirs");
     assert_eq!(world.count("orders").await, 1);
+}
+
+async fn a_row_that_was_anonymised_before_is_not_called_deleted_while_a_key_keeps_it(world: World) {
+    orders(&world, "").await;
+    world.deliver(&Event::created("user_a")).await;
+    order(&world, 1, "user_a").await;
+    assert_eq!(world.deliver(&Event::deleted("user_a", 1000)).await, Applied);
+    let ids = [clerk_id("user_a")];
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    let fates = transaction.erase(&ids, &[Way::Delete, Way::Anonymize], world.now).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert!(!matches!(fates.get(&ids[0]), Some(RowFate::Deleted)), "{fates:?}");
+    assert_eq!((world.count("users").await, world.count("orders").await), (1, 1));
+    world.sql("DELETE FROM orders").await;
+    let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
+    let fates = transaction.erase(&ids, &[Way::Delete, Way::Anonymize], world.now).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert!(matches!(fates.get(&ids[0]), Some(RowFate::Deleted)), "{fates:?}");
+    assert_eq!(world.count("users").await, 0);
 }
 
 async fn somebody_elses_lock_loses_nothing(world: World) {

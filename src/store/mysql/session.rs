@@ -323,18 +323,20 @@ impl Session for MysqlSession {
         let mut there: HashSet<ClerkId> = self.load(ids, &Selection::default()).await?.into_keys().collect();
         let mut standing = ids.to_vec();
         for way in ways {
-            refusals.extend(self.take(*way, &standing, at).await?);
+            let refused = self.take(*way, &standing, at).await?;
             // A trigger can also keep a row without a word.
             let left = telling(self, &standing).await?;
             let fate = match way {
                 Way::Delete => RowFate::Deleted,
                 Way::Anonymize => RowFate::Anonymized,
             };
-            for id in standing.into_iter().filter(|id| !left.contains(id)) {
+            // One that was anonymised before tells nothing either: it is not gone if a key keeps it.
+            for id in standing.into_iter().filter(|id| !left.contains(id) && !refused.contains_key(id)) {
                 if there.remove(&id) {
                     fates.insert(id, fate.clone());
                 }
             }
+            refusals.extend(refused);
             standing = left;
         }
         if ways.is_empty() {
