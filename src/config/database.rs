@@ -33,42 +33,52 @@ pub enum Database {
 impl Database {
     /// Host and port of a server that is reached over the network.
     pub fn address(&self) -> Option<(String, u16)> {
-        let (host, port) = match self {
-            Self::Postgres { url } => {
-                let options = PgConnectOptions::from_str(url.expose_secret()).ok()?;
-                let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
-                (!is_socket).then(|| (options.get_host().to_owned(), options.get_port()))?
-            }
-            Self::Mysql { url } => {
-                let options = mysql_options(url).ok()?;
-                let is_socket = options.get_socket().is_some();
-                (!is_socket).then(|| (options.get_host().to_owned(), options.get_port()))?
-            }
-            Self::Sqlite { .. } => return None,
-        };
-        Some((host.trim_matches(['[', ']']).to_owned(), port))
+        self.server()?.address
     }
 
     /// Where it is, for people: without user, password or parameters.
     pub fn place(&self) -> String {
-        match self {
-            Self::Postgres { url } => {
-                let options = PgConnectOptions::from_str(url.expose_secret()).ok();
-                let name = options.as_ref().and_then(PgConnectOptions::get_database).unwrap_or_default();
-                let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
-                format!("PostgreSQL on {host}, database {name}")
+        match (self, self.server()) {
+            (Self::Sqlite { path }, _) => format!("SQLite in {}", path.display()),
+            (_, Some(Server { product, address, database })) => {
+                let host = address.map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
+                format!("{product} on {host}, database {database}")
             }
-            Self::Mysql { url } => {
-                let options = mysql_options(url).ok();
-                let name = options.as_ref().and_then(MySqlConnectOptions::get_database).unwrap_or_default();
-                let host = self.address().map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
-                let is_mariadb = url.expose_secret().starts_with("mariadb:");
-                let server = if is_mariadb { "MariaDB" } else { "MySQL or MariaDB" };
-                format!("{server} on {host}, database {name}")
-            }
-            Self::Sqlite { path } => format!("SQLite in {}", path.display()),
+            (_, None) => "the database of DATABASE_URL".to_owned(),
         }
     }
+
+    /// The server, if there is one and its URL can be read.
+    fn server(&self) -> Option<Server> {
+        let (product, is_socket, host, port, database) = match self {
+            Self::Postgres { url } => {
+                let options = PgConnectOptions::from_str(url.expose_secret()).ok()?;
+                let host = options.get_host().to_owned();
+                let is_socket = options.get_socket().is_some() || host.starts_with('/');
+                let database = options.get_database().unwrap_or_default().to_owned();
+                ("PostgreSQL", is_socket, host, options.get_port(), database)
+            }
+            Self::Mysql { url } => {
+                let options = mysql_options(url).ok()?;
+                let is_mariadb = url.expose_secret().starts_with("mariadb:");
+                let product = if is_mariadb { "MariaDB" } else { "MySQL or MariaDB" };
+                let database = options.get_database().unwrap_or_default().to_owned();
+                let host = options.get_host().to_owned();
+                (product, options.get_socket().is_some(), host, options.get_port(), database)
+            }
+            Self::Sqlite { .. } => return None,
+        };
+        let address = (!is_socket).then(|| (host.trim_matches(['[', ']']).to_owned(), port));
+        Some(Server { product, address, database })
+    }
+}
+
+/// What a URL says of a server.
+struct Server {
+    product: &'static str,
+    /// `None` if it is reached through a socket.
+    address: Option<(String, u16)>,
+    database: String,
 }
 
 /// How to connect to MySQL or MariaDB.

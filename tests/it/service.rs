@@ -30,7 +30,8 @@ use standardwebhooks::Webhook;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::world::without_zones;
+pub(crate) use crate::world::Keeper;
+use crate::world::{SQL_MODE, without_zones};
 
 /// The endpoint's secret, unless a test says otherwise.
 pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -62,34 +63,6 @@ macro_rules! on_each_keeper {
     };
 }
 pub(crate) use on_each_keeper;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keeper {
-    Postgres,
-    Sqlite,
-    Mariadb,
-    Mysql,
-}
-
-impl Keeper {
-    /// Its name in `REQUIRE_STORES`, and where its server is looked for.
-    fn server(self) -> (&'static str, String) {
-        let (name, variable, usual) = match self {
-            Self::Postgres => {
-                ("postgres", "TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres")
-            }
-            Self::Sqlite => return ("sqlite", String::new()),
-            Self::Mariadb => ("mariadb", "TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/"),
-            Self::Mysql => ("mysql", "TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306/"),
-        };
-        (name, env::var(variable).unwrap_or_else(|_| usual.to_owned()))
-    }
-
-    /// Whether it is MariaDB or MySQL.
-    pub(crate) fn is_mysql(self) -> bool {
-        matches!(self, Self::Mariadb | Self::Mysql)
-    }
-}
 
 /// Run a test on a fresh database of this keeper, if there is one.
 pub(crate) fn on(keeper: Keeper, test: fn(&mut Host)) {
@@ -152,7 +125,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn with(keeper: Keeper) -> Option<Self> {
-        let (name, server) = keeper.server();
+        let (name, server) = (keeper.name(), keeper.server_url());
         let directory = tempfile::tempdir().expect("a directory");
         let mut host =
             Self { keeper, directory, schema: unique("it_"), server, environment: BTreeMap::new() };
@@ -519,7 +492,7 @@ impl Connection {
         let options = database.iter().fold(options, |options, name| options.database(name));
         let inner = runtime.block_on(MySqlConnection::connect_with(&options))?;
         let mut connection = Self { runtime, inner: Inner::Mysql(inner) };
-        connection.run("SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'")?;
+        connection.run(SQL_MODE)?;
         Ok(connection)
     }
 

@@ -1,8 +1,8 @@
 //! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
 //!
-//! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its
-//! end. So it is with `TEST_MARIADB_URL`, `TEST_MYSQL_URL` and a database. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as
-//! `postgres,sqlite`) names it: then absence is failure.
+//! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its end. MariaDB and
+//! MySQL are looked for at `TEST_MARIADB_URL` and `TEST_MYSQL_URL`, and there it is a database. A server that is absent skips the
+//! test with a printed line, unless `REQUIRE_STORES` (such as `postgres,sqlite`) names it: then absence is failure.
 
 #![expect(unreachable_pub, reason = "what the tests may use is `pub`, though no other crate sees it")]
 #![expect(clippy::print_stderr, reason = "whoever reads a test's output has to see that it was skipped")]
@@ -76,7 +76,26 @@ impl Keeper {
             Self::Mysql => "mysql",
         }
     }
+
+    /// Where its server is looked for; empty if it has none.
+    pub fn server_url(self) -> String {
+        let (variable, usual) = match self {
+            Self::Postgres => ("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres"),
+            Self::Sqlite => return String::new(),
+            Self::Mariadb => ("TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/"),
+            Self::Mysql => ("TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306/"),
+        };
+        std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
+    }
+
+    /// Whether it is MariaDB or MySQL.
+    pub fn is_mysql(self) -> bool {
+        matches!(self, Self::Mariadb | Self::Mysql)
+    }
 }
+
+/// So that MariaDB and MySQL take what every keeper takes.
+pub const SQL_MODE: &str = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'";
 
 /// Run a test in a fresh, migrated world on this keeper, or skip it.
 pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F) {
@@ -161,7 +180,7 @@ impl World {
         }
     }
 
-    /// Whether it locks rows; else whoever writes has the whole database to themselves.
+    /// Whether it locks rows. SQLite locks the whole database for each transaction that writes.
     pub fn locks_rows(&self) -> bool {
         self.keeper != Keeper::Sqlite
     }
@@ -486,8 +505,10 @@ impl World {
     /// for.
     pub fn backup(&self) -> Option<String> {
         let Place::Postgres { schema, .. } = &self.place else { return None };
-        let dumped =
-            std::process::Command::new("pg_dump").args(["--schema", schema, &server_url()]).output().ok()?;
+        let dumped = std::process::Command::new("pg_dump")
+            .args(["--schema", schema, &self.keeper.server_url()])
+            .output()
+            .ok()?;
         dumped.status.success().then(|| String::from_utf8_lossy(&dumped.stdout).into_owned())
     }
 
@@ -501,24 +522,10 @@ impl World {
     }
 }
 
-fn server_url() -> String {
-    std::env::var("TEST_POSTGRES_URL")
-        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned())
-}
-
-/// Where these servers are looked for.
-fn mysql_url(keeper: Keeper) -> String {
-    let (variable, default) = match keeper {
-        Keeper::Mariadb => ("TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306"),
-        _ => ("TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306"),
-    };
-    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
-}
-
 impl Place {
     async fn mysql(keeper: Keeper) -> Option<Self> {
         let database = format!("test_{:016x}", rand::random::<u64>());
-        let server = MySqlConnectOptions::from_str(&mysql_url(keeper))
+        let server = MySqlConnectOptions::from_str(&keeper.server_url())
             .unwrap()
             .ssl_mode(MySqlSslMode::Disabled)
             .disable_statement_logging();
@@ -530,10 +537,7 @@ impl Place {
         let pool = MySqlPoolOptions::new()
             .max_connections(3)
             .after_connect(|connection, _| {
-                Box::pin(async move {
-                    let settings = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'";
-                    connection.execute(sqlx::raw_sql(settings)).await.map(|_| ())
-                })
+                Box::pin(async move { connection.execute(sqlx::raw_sql(SQL_MODE)).await.map(|_| ()) })
             })
             .connect_with(inside)
             .await
@@ -542,7 +546,7 @@ impl Place {
     }
 
     async fn postgres() -> Option<Self> {
-        let url = server_url();
+        let url = Keeper::Postgres.server_url();
         let schema = format!("test_{:016x}", rand::random::<u64>());
         let server =
             PgConnectOptions::from_str(&url).unwrap().application_name(&schema).disable_statement_logging();
