@@ -164,8 +164,8 @@ fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
         ("53300" | "1040" | "1203", _) => {
             "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS"
         }
-        ("57014" | "55P03", _) => "look in pg_stat_activity for whoever holds the lock, and end it",
-        ("1205" | "3572", _) => "look in SHOW PROCESSLIST for whoever holds the lock, and end it",
+        ("57014" | "55P03", _) => "find the session that holds the lock in pg_stat_activity, and end it",
+        ("1205" | "3572", _) => "find the session that holds the lock with SHOW PROCESSLIST, and end it",
         ("42501" | "1142" | "1143", _) => "grant what is refused to the user of DATABASE_URL",
         (_, Database::Postgres { .. } | Database::Mysql { .. }) if error.kind == ErrorKind::Unavailable => {
             "start the server, or correct host and port in DATABASE_URL"

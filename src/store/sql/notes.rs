@@ -131,8 +131,8 @@ statements! {
     WRITERS = "{postgres SELECT virtualtransaction FROM pg_locks
         WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'audit_log'::regclass
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}{mysql
-        -- All who write lines share the lock of this row until they are done, so that it is free once they all are. Nobody waits
-        -- for it here, for then those who come later would wait behind.
+        -- Transactions that write lines share the lock of this row until they end. The sealer does not wait for it: writers that
+        -- come later would wait behind the sealer.
         SET @free = false;
         SELECT one INTO @free FROM audit_barrier FOR UPDATE SKIP LOCKED;
         SELECT 'somebody' FROM DUAL WHERE NOT @free}";
