@@ -76,6 +76,8 @@ pub(super) struct Waiter {
     pub(super) answer: oneshot::Sender<Result<Outcome, Refusal>>,
     /// The permit to be held, if the database could not take it at once.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The lock that kept it from being applied.
+    pub(super) lock: Option<StoreError>,
     pub(super) _bytes: OwnedSemaphorePermit,
     pub(super) _unanswered: Arc<()>,
 }
@@ -141,9 +143,15 @@ impl Ground {
         let mut failed = Vec::new();
         let mut results = results.into_iter();
         // The task is over, and holds nothing.
-        for (delivery, waiter) in Arc::unwrap_or_clone(deliveries).into_iter().zip(waiters) {
+        for (delivery, mut waiter) in Arc::unwrap_or_clone(deliveries).into_iter().zip(waiters) {
             match results.next() {
-                Some(Err(error)) if may_pass(&error) => {
+                Some(Err(mut error)) if may_pass(&error) => {
+                    if error.kind == ErrorKind::Locked {
+                        waiter.lock = Some(error.clone());
+                    } else if let (None, Some(lock)) = (&error.code, &waiter.lock) {
+                        // The time ran out, most likely for the same lock: MySQL lets a session wait for two seconds at the least.
+                        error = lock.clone();
+                    }
                     failed.push(Held { job: Job { delivery, waiter }, error });
                 }
                 Some(result) => waiter.answer(result),

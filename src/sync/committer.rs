@@ -118,7 +118,8 @@ impl Committer {
             Arc::clone(&inner.waiting_bytes).try_acquire_many_owned(size).map_err(|_| Refusal::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
         let lane = inner.lane(&delivery).ok_or(Refusal::Unavailable)?;
-        let waiter = Waiter { since, answer, permit: None, _bytes: bytes, _unanswered: unanswered };
+        let waiter =
+            Waiter { since, answer, permit: None, lock: None, _bytes: bytes, _unanswered: unanswered };
         let job = Job { delivery, waiter };
         lane.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Overloaded,

@@ -2385,8 +2385,11 @@ async fn what_stays_locked_is_put_into_the_queue_if_it_can_be(mut world: World) 
             ("user.deleted".into(), "pending".into())
         );
         let error = plain(&kept[1]["last_error"]);
-        let code = if world.keeper == Keeper::Postgres { "55P03" } else { "1205" };
-        assert!(error.starts_with(&format!("somebody holds a lock for too long ({code})")), "{error}");
+        // Of MySQL, who did not wait at all says 3572.
+        let is_told = ["55P03", "1205", "3572"]
+            .iter()
+            .any(|code| error.starts_with(&format!("somebody holds a lock for too long ({code})")));
+        assert!(is_told, "{error}");
     } else {
         assert_eq!(answers, [Err(Refusal::Unavailable), Err(Refusal::Unavailable)]);
     }
