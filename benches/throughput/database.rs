@@ -15,7 +15,10 @@ use sqlx::{
 use tokio::{task::AbortHandle, time::sleep};
 use url::Url;
 
-use crate::{events, process};
+use crate::{
+    events, process,
+    service::{Mode, Place},
+};
 
 /// Only these are ever made or dropped.
 const PREFIX: &str = "clerk_bench_";
@@ -65,6 +68,11 @@ impl Database {
     /// The server's URL for a client of this name, which is how its backends are found again.
     pub(crate) fn url(&self, name: &str) -> String {
         with_name(&self.url, name).into()
+    }
+
+    /// One of our schemas, for a service that runs like this.
+    pub(crate) fn place(&self, mode: Mode, schema: &str) -> Place {
+        Place { url: self.url(mode.client()), schema: Some(schema.to_owned()) }
     }
 
     /// A schema's name.

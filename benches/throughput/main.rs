@@ -7,9 +7,12 @@
 #![expect(clippy::print_stdout, reason = "a bench prints what it finds")]
 #![expect(clippy::cast_precision_loss, reason = "counts of a few million fit a float")]
 
+mod baseline;
 mod database;
+mod distance;
 mod events;
 mod load;
+mod mysql;
 mod process;
 mod queue;
 mod service;
@@ -57,6 +60,15 @@ mod wanted {
     pub(super) const ACCEPTED_OF_INLINE: f64 = 1.0;
     pub(super) const DRAINED_OF_INLINE: f64 = 0.5;
     pub(super) const CLAIM_AMONG_MANY: f64 = 1.5;
+    pub(super) const MYSQL_OF_POSTGRES: f64 = 0.6;
+    pub(super) const MYSQL_OVER_ONE_BY_ONE: f64 = 4.0;
+    pub(super) const OVER_HANDLER: f64 = 10.0;
+    pub(super) const FASTER: f64 = 1.6;
+    pub(super) const FASTER_FAR: f64 = 2.0;
+    pub(super) const CHEAPER: f64 = 0.55;
+    pub(super) const CHEAPER_IN_DATABASE: f64 = 0.75;
+    pub(super) const P99_TO_BASELINE: f64 = 0.6;
+    pub(super) const P50_FAR: f64 = 0.4;
     pub(super) const PEAK_MIB: f64 = 64.0;
 }
 
@@ -169,9 +181,22 @@ impl Run {
 impl Bench {
     fn run(&mut self) -> anyhow::Result<()> {
         self.introduce()?;
-        self.compare()?;
-        self.queue()?;
-        self.grow()?;
+        let parts: [(&str, fn(&mut Self) -> anyhow::Result<()>); 5] = [
+            ("throughput", Self::compare),
+            ("queue", Self::queue),
+            ("growth", Self::grow),
+            ("databases", Self::compare_databases),
+            ("baseline", Self::compare_builds),
+        ];
+        let only = env::var("BENCH_ONLY").ok().filter(|name| !name.is_empty());
+        anyhow::ensure!(
+            only.as_ref().is_none_or(|only| parts.iter().any(|(name, _)| name == only)),
+            "BENCH_ONLY names one of {}",
+            parts.map(|(name, _)| name).join(", ")
+        );
+        for (_, part) in parts.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name == only)) {
+            part(self)?;
+        }
         let mib = self.peak as f64 / 1024.0;
         self.verdict(
             "peak memory of the service over all of this (VmHWM)",
@@ -207,9 +232,9 @@ impl Bench {
     fn compare(&mut self) -> anyhow::Result<()> {
         let population = 10_000;
         let schema = Database::schema("compare");
-        let grouped = Service::start(Mode::GroupCommit, &self.database, &schema)?;
+        let grouped = Service::start(Mode::GroupCommit, &self.database.place(Mode::GroupCommit, &schema))?;
         self.runtime.block_on(self.database.fill(&schema, population))?;
-        let one_by_one = Service::start(Mode::OneByOne, &self.database, &schema)?;
+        let one_by_one = Service::start(Mode::OneByOne, &self.database.place(Mode::OneByOne, &schema))?;
         let writer = self.runtime.block_on(Writer::connect(&self.database, &schema))?;
         let before = self.runtime.block_on(self.database.counts(&schema))?;
         let made = self.events.made();
@@ -230,10 +255,7 @@ impl Bench {
         let seen = self.runtime.block_on(async { watch.finish() });
 
         println!("\n## Throughput at {population} users, medians of {} rounds in turns\n", group.len());
-        println!(
-            "| | events/s | (lowest–highest) | events a transaction | p50 | p99 | processor µs an event: service | \
-             PostgreSQL | sender |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-        );
+        print_head();
         print_runs("over HTTP, group commit", &group);
         print_runs("over HTTP, group commit, small bodies", &small);
         print_runs("over HTTP, one event a transaction", &single);
@@ -343,7 +365,8 @@ impl Bench {
                 if !is_largest {
                     self.runtime.block_on(self.database.drop(&schema))?;
                 }
-                let service = Service::start(Mode::GroupCommit, &self.database, &schema)?;
+                let service =
+                    Service::start(Mode::GroupCommit, &self.database.place(Mode::GroupCommit, &schema))?;
                 if !is_largest || filled.insert(population) {
                     self.runtime.block_on(self.database.fill(&schema, population))?;
                 }
@@ -467,6 +490,13 @@ impl Bench {
         let now = Utc::now();
         events.iter().map(|event| event.request(&self.secret, now)).collect()
     }
+}
+
+fn print_head() {
+    println!(
+        "| | events/s | (lowest–highest) | events a transaction | p50 | p99 | processor µs an event: service | \
+         PostgreSQL | sender |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    );
 }
 
 fn print_runs(what: &str, runs: &[Run]) {

@@ -34,8 +34,8 @@ impl Bench {
     pub(crate) fn queue(&mut self) -> anyhow::Result<()> {
         let population = 10_000;
         let (inline, queued) = (Database::schema("inline"), Database::schema("queued"));
-        let grouped = Service::start(Mode::GroupCommit, &self.database, &inline)?;
-        let accepting = Service::start(Mode::Accepting, &self.database, &queued)?;
+        let grouped = Service::start(Mode::GroupCommit, &self.database.place(Mode::GroupCommit, &inline))?;
+        let accepting = Service::start(Mode::Accepting, &self.database.place(Mode::Accepting, &queued))?;
         for schema in [&inline, &queued] {
             self.runtime.block_on(self.database.fill(schema, population))?;
         }
@@ -96,7 +96,7 @@ impl Bench {
     /// Let one worker apply all that waits; returns how long that took, its start included.
     fn drained(&mut self, schema: &str) -> anyhow::Result<Duration> {
         let began = Instant::now();
-        let worker = Service::start(Mode::Draining, &self.database, schema)?;
+        let worker = Service::start(Mode::Draining, &self.database.place(Mode::Draining, schema))?;
         while self.runtime.block_on(self.database.waiting(schema))? > 0 {
             thread::sleep(Duration::from_millis(20));
         }

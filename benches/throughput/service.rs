@@ -4,6 +4,7 @@ use std::{
     env,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
@@ -13,14 +14,14 @@ use std::{
 use anyhow::{Context, bail};
 use clerk_sync::{
     cli::service::{Role, Service as Library},
-    config::{Config, Database as Place, Needs, Settings},
-    store::{Database as _, postgres},
+    config::{Config, Database, Needs, Settings},
+    store::{Store, mysql, postgres},
     sync::Limits,
     telemetry::{self, LogFormat},
 };
 use secrecy::ExposeSecret;
 
-use crate::{database::Database, events::SECRET, process};
+use crate::{events::SECRET, process};
 
 /// Lets the bench look at the dashboard.
 pub(crate) const ADMIN_TOKEN: &str = "bench-bench-bench-bench";
@@ -58,6 +59,13 @@ impl Mode {
     }
 }
 
+/// Where a service keeps its tables.
+pub(crate) struct Place {
+    pub(crate) url: String,
+    /// Of PostgreSQL.
+    pub(crate) schema: Option<String>,
+}
+
 /// A running service.
 pub(crate) struct Service {
     child: Child,
@@ -87,13 +95,21 @@ impl PrivateListener {
 }
 
 impl Service {
-    /// Start it on a schema, and wait until it is ready; it has migrated then.
-    pub(crate) fn start(mode: Mode, database: &Database, schema: &str) -> anyhow::Result<Self> {
+    /// The program that is measured: this build, or the one that `BENCH_PROGRAM` names.
+    pub(crate) fn program() -> PathBuf {
+        env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into()).into()
+    }
+
+    /// Start it there, and wait until it is ready; it has migrated then.
+    pub(crate) fn start(mode: Mode, place: &Place) -> anyhow::Result<Self> {
+        Self::start_program(&Self::program(), mode, place)
+    }
+
+    /// The same with this build.
+    pub(crate) fn start_program(program: &Path, mode: Mode, place: &Place) -> anyhow::Result<Self> {
         let (address, private) = (free_address()?, free_address()?);
         let mut command = match mode {
             Mode::GroupCommit | Mode::Accepting | Mode::Draining => {
-                // BENCH_PROGRAM: another build, to be compared with this one.
-                let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
                 let mut command = Command::new(program);
                 match mode {
                     Mode::Accepting => command.args(["serve", "--no-worker"]).env("PROCESSING", "queue"),
@@ -113,8 +129,8 @@ impl Service {
         let child = command
             .env_remove("RUST_LOG")
             .env("LOG_FORMAT", "json")
-            .env("DATABASE_URL", database.url(mode.client()))
-            .env("DATABASE_SCHEMA", schema)
+            .env("DATABASE_URL", &place.url)
+            .envs(place.schema.as_ref().map(|schema| ("DATABASE_SCHEMA", schema)))
             .env("CLERK_WEBHOOK_SIGNING_SECRET", SECRET)
             .env("PORT", address.port().to_string())
             .env("ADMIN_PORT", private.port().to_string())
@@ -170,7 +186,7 @@ impl Drop for Service {
     }
 }
 
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
@@ -197,20 +213,31 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         // all transactions that run side by side. So it gets all connections.
         let lanes = Some(config.database_max_connections as usize);
         let limits = Limits { batch: 1, lanes, ..Limits::default() };
-        let service = Library::start(Role::Both, &config, Arc::new(store), limits, Vec::new())
+        let service = Library::start(Role::Both, &config, store, limits, Vec::new())
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
     })
 }
 
-fn open(config: &Config) -> anyhow::Result<postgres::Postgres> {
-    let Place::Postgres { url } = &config.database else { bail!("not a PostgreSQL") };
-    Ok(postgres::Postgres::new(postgres::Options {
-        connect: url.expose_secret().parse()?,
-        schema: config.database_schema.clone(),
-        max_connections: config.database_max_connections,
-        anonymize_columns: Vec::new(),
-        kinds: clerk_sync::entity::ALL,
-        unique_email: false,
-    }))
+fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let (max_connections, kinds) = (config.database_max_connections, clerk_sync::entity::ALL);
+    Ok(match &config.database {
+        Database::Postgres { url } => Arc::new(postgres::Postgres::new(postgres::Options {
+            connect: url.expose_secret().parse()?,
+            schema: config.database_schema.clone(),
+            max_connections,
+            anonymize_columns: Vec::new(),
+            kinds,
+            unique_email: false,
+        })),
+        Database::Mysql { url } => Arc::new(mysql::Mysql::new(mysql::Options {
+            connect: url.expose_secret().parse()?,
+            max_connections,
+            anonymize_columns: Vec::new(),
+            kinds,
+            unique_email: false,
+            polls: false,
+        })),
+        Database::Sqlite { .. } => bail!("not a server"),
+    })
 }

@@ -49,7 +49,7 @@ pub use outbox::{
     StoredMessage,
 };
 
-pub use sql::{Database, Inbox, Ledger, Looks, Notes, Outbox, Purpose, Session};
+pub use sql::{Closing, Database, Inbox, Ledger, Looks, Notes, Opened, Outbox, Purpose, Session};
 
 use crate::model::{ClerkId, Field, LineHash, Object, Outcome, Register, Seal, SvixId};
 

@@ -29,11 +29,11 @@ use crate::{
     entity::{ORGANIZATION, USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
-        MessageType, News, Outcome, Processing, Receipt, Register, SvixId, Value,
+        MessageType, News, Outcome, Processing, Receipt, Register, Source, SvixId, Value, Version,
     },
     store::{
-        Address, ErrorKind, Mark, Outgoing, Parked, Patience, Record, Result, RowFate, Store, StoreError,
-        Transaction, Waiting, Way,
+        Address, Closing, ErrorKind, Mark, Opened, Outgoing, Parked, Patience, Record, Result, RowFate,
+        Store, StoreError, Transaction, Waiting, Way,
     },
     telemetry::{self, Queue, Span, TraceContext},
 };
@@ -299,8 +299,12 @@ impl Work<'_> {
     /// left: what goes with an organization of many members is marked in one statement.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
         let (mut repeats, mut ways, mut patience) = (Repeats::default(), ways, patience);
+        // What is divided has failed before.
+        let mut pace = if patience == Patience::Normal { Pace::AtOnce } else { Pace::StepByStep };
         loop {
-            match self.attempt(batch, patience, &ways).await {
+            let attempt = self.attempt(batch, patience, &ways, pace).await;
+            pace = Pace::StepByStep;
+            match attempt {
                 Err(error)
                     if error.took_too_long()
                         && !ways.is_empty()
@@ -315,9 +319,15 @@ impl Work<'_> {
         }
     }
 
-    async fn attempt(&self, batch: &[&Delivery], patience: Patience, ways: &Ways) -> Result<Vec<Outcome>> {
+    async fn attempt(
+        &self,
+        batch: &[&Delivery],
+        patience: Patience,
+        ways: &Ways,
+        pace: Pace,
+    ) -> Result<Vec<Outcome>> {
         let mut transaction = self.store.begin(patience).await?;
-        let written = self.write(&mut *transaction, batch, ways).await;
+        let written = self.write(&mut *transaction, batch, ways, pace).await;
         let outcomes = end(transaction, written).await?.committed();
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
             self.rules.bell.notify_one();
@@ -331,10 +341,38 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
         ways: &Ways,
+        pace: Pace,
     ) -> Result<Written> {
-        // Before recording takes them out of the queue.
-        let waiting = transaction.waiting(&deletions(batch)).await?;
-        let fresh = self.record(transaction, batch).await?;
+        let written = self.steps(transaction, batch, ways, pace).await;
+        written.map_err(|error| match error.kind {
+            ErrorKind::Unavailable | ErrorKind::Late | ErrorKind::Locked | ErrorKind::Conflict => error,
+            // Of steps that were done at once nobody knows which it was: they are done one by one.
+            _ if pace == Pace::AtOnce => StoreError::new(ErrorKind::Raced),
+            _ => error,
+        })
+    }
+
+    async fn steps(
+        &self,
+        transaction: &mut dyn Transaction,
+        batch: &[&Delivery],
+        ways: &Ways,
+        pace: Pace,
+    ) -> Result<Written> {
+        let kind = self.kind_at_once(batch).filter(|_| pace == Pace::AtOnce);
+        let opened = match kind {
+            Some(entity) => self.open(transaction, batch, entity).await?,
+            None => None,
+        };
+        let mut waiting = HashMap::new();
+        let fresh = match &opened {
+            Some(opened) => self.records(batch).1.fresh(&opened.recorded),
+            None => {
+                // Before recording takes them out of the queue.
+                waiting = transaction.waiting(&deletions(batch)).await?;
+                self.record(transaction, batch).await?
+            }
+        };
 
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
         let (mut changes, mut indexes) = (Vec::new(), Vec::new());
@@ -347,12 +385,25 @@ impl Work<'_> {
             }
         }
         let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
-        let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
-        let stored = steps.load(registers, &kin, claimed).await?;
+        let at_once = kind.filter(|_| opened.is_some());
+        let (stored, cascade) = match opened {
+            Some(Opened { registers, objects, .. }) => {
+                (Stored { registers, objects, addresses: None }, Cascade::default())
+            }
+            None => {
+                let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
+                (steps.load(registers, &kin, claimed).await?, cascade)
+            }
+        };
         let mut plan = plan(&steps.changes, stored, self.rules, self.now);
-        steps.write(&mut plan).await?;
-        steps.take_out(&mut plan, &cascade).await?;
-        steps.finish(&plan).await?;
+        match at_once {
+            Some(entity) if plan.is_only_rows_of(entity) => steps.close(entity, &plan).await?,
+            _ => {
+                steps.write(&mut plan).await?;
+                steps.take_out(&mut plan, &cascade).await?;
+                steps.finish(&plan).await?;
+            }
+        }
 
         for (index, outcome) in indexes.into_iter().zip(plan.outcomes) {
             outcomes[index] = outcome;
@@ -361,28 +412,72 @@ impl Work<'_> {
         Ok(Written { outcomes, told: steps.told })
     }
 
+    /// The kind of a batch that is recorded, locked and loaded in one statement: it has one kind, of objects that belong to no others
+    /// and leave each other alone, and shows them as they are now.
+    fn kind_at_once(&self, batch: &[&Delivery]) -> Option<&'static Entity> {
+        let mut kind = None;
+        for delivery in batch {
+            let Content::Change(change) = &delivery.content else { continue };
+            let entity = change.clerk_id.entity();
+            let stands_alone =
+                !entity.has_parents() && entity.unique.is_empty() && parents(change).next().is_none();
+            let is_webhook = matches!(delivery.source, Source::Webhook);
+            let is_shown = matches!(change.news, News::Upsert { .. }) && is_webhook;
+            if !stands_alone
+                || !is_shown
+                || kind.is_some_and(|kind| kind != entity)
+                || self.rules.unique_email
+            {
+                return None;
+            }
+            kind = Some(entity);
+        }
+        kind
+    }
+
+    async fn open(
+        &self,
+        transaction: &mut dyn Transaction,
+        batch: &[&Delivery],
+        entity: &'static Entity,
+    ) -> Result<Option<Opened>> {
+        let mut about: BTreeMap<&ClerkId, &Version> = BTreeMap::new();
+        for delivery in batch {
+            if let Content::Change(change) = &delivery.content {
+                let newest = about.entry(&change.clerk_id).or_insert(&change.version);
+                *newest = (*newest).max(&change.version);
+            }
+        }
+        let about: Vec<(ClerkId, Version)> =
+            about.into_iter().map(|(id, version)| (id.clone(), version.clone())).collect();
+        let (records, _) = self.records(batch);
+        transaction.open(&records, entity, &about, &self.rules.selection).await
+    }
+
     /// Record every id once; gives the places of deliveries that are news to us.
     pub(super) async fn record(
         &self,
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
     ) -> Result<HashSet<usize>> {
-        let mut first: BTreeMap<&SvixId, usize> = BTreeMap::new();
-        let mut fresh = HashSet::new();
+        let (records, places) = self.records(batch);
+        Ok(places.fresh(&transaction.record(&records).await?))
+    }
+
+    /// What is recorded of a batch, each id once.
+    fn records<'b>(&self, batch: &[&'b Delivery]) -> (Vec<Record<'b>>, Places<'b>) {
+        let mut places = Places::default();
         for (index, delivery) in batch.iter().enumerate() {
             if let Some(id) = &delivery.svix_id {
-                first.entry(id).or_insert(index);
+                places.first.entry(id).or_insert(index);
             } else {
-                fresh.insert(index);
+                places.without_id.push(index);
             }
         }
-        let records: Vec<Record<'_>> = first
-            .iter()
-            .map(|(id, index)| record(id, batch[*index], provisional(batch[*index]), self.now))
-            .collect();
-        let recorded = transaction.record(&records).await?;
-        fresh.extend(recorded.iter().filter_map(|id| first.get(id)));
-        Ok(fresh)
+        let record = |(id, index): (&&'b SvixId, &usize)| {
+            record(id, batch[*index], provisional(batch[*index]), self.now)
+        };
+        (places.first.iter().map(record).collect(), places)
     }
 
     /// Keep a delivery that cannot be applied. For a deleted user nothing is kept; what has no id to be kept under, because
@@ -459,6 +554,29 @@ impl Work<'_> {
     }
 }
 
+/// How the steps of a batch are done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As many in one statement as the database lets us.
+    AtOnce,
+    /// So that an error says which step it was.
+    StepByStep,
+}
+
+/// Where in a batch each id stands first, and the deliveries that have none.
+#[derive(Default)]
+struct Places<'a> {
+    first: BTreeMap<&'a SvixId, usize>,
+    without_id: Vec<usize>,
+}
+
+impl Places<'_> {
+    /// The places of deliveries that are news to us.
+    fn fresh(&self, recorded: &HashSet<SvixId>) -> HashSet<usize> {
+        recorded.iter().filter_map(|id| self.first.get(id)).chain(&self.without_id).copied().collect()
+    }
+}
+
 /// The steps of a batch after its ids are recorded.
 struct Steps<'a> {
     work: &'a Work<'a>,
@@ -483,6 +601,7 @@ struct Locked {
 }
 
 /// Whose deletion is asked for.
+#[derive(Default)]
 struct Cascade {
     deleted: Vec<ClerkId>,
     /// Those of them who were deleted before.
@@ -596,6 +715,17 @@ impl Steps<'_> {
         stored.objects.extend(self.transaction.load(&late, &self.work.rules.selection).await?);
         stored.addresses = Some(addresses);
         Ok(())
+    }
+
+    /// Write registers, rows, lines of audit and outcomes of one kind in one statement.
+    async fn close(&mut self, entity: &'static Entity, plan: &Plan) -> Result<()> {
+        let Plan { registers, inserts, updates, audit, .. } = plan;
+        let outcomes = self.corrections(plan);
+        if registers.is_empty() && audit.is_empty() && outcomes.is_empty() {
+            return Ok(());
+        }
+        let closing = Closing { registers, inserts, updates, audit, outcomes: &outcomes };
+        self.transaction.close(entity, &closing, &self.work.rules.selection).await
     }
 
     /// Write registers, rows, and messages about them.
@@ -822,14 +952,15 @@ impl Steps<'_> {
         let done = sorted(plan.gone.iter().map(|(id, _)| id));
         self.transaction.close_receipts(&done, Receipt::DATABASE, self.work.now).await?;
         self.transaction.audit(&plan.audit).await?;
-        let corrections: Vec<(SvixId, Outcome)> = self
-            .changes
-            .iter()
-            .zip(&plan.outcomes)
-            .filter(|(_, outcome)| !matches!(outcome, Outcome::Applied | Outcome::Parked))
-            .filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome)))
-            .collect();
-        self.transaction.settle(&corrections).await
+        self.transaction.settle(&self.corrections(plan)).await
+    }
+
+    /// The outcomes that were recorded too early.
+    fn corrections(&self, plan: &Plan) -> Vec<(SvixId, Outcome)> {
+        let outcomes = self.changes.iter().zip(&plan.outcomes);
+        let corrected =
+            outcomes.filter(|(_, outcome)| **outcome != Outcome::Applied && **outcome != Outcome::Parked);
+        corrected.filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome))).collect()
     }
 }
 

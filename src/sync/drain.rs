@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     Rules,
     apply::{
-        HOPELESS_REFUSALS, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
+        self, HOPELESS_REFUSALS, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
         may_take_out, owners_of, share, unusable,
     },
     pace::Pace,
@@ -394,7 +394,9 @@ impl Draining<'_> {
             return Ok(Written { outcomes: Vec::new(), told: Vec::new() });
         }
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
-        self.work.write(transaction, &deliveries, ways).await
+        // What is claimed by name has failed before.
+        let pace = if matches!(claim, Claim::Due) { apply::Pace::AtOnce } else { apply::Pace::StepByStep };
+        self.work.write(transaction, &deliveries, ways, pace).await
     }
 
     /// As it was when it came, whatever time it is now: its place in the order does not depend on when it is applied.

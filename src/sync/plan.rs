@@ -65,6 +65,22 @@ pub struct Plan {
     pub gone: Vec<(ClerkId, usize)>,
 }
 
+impl Plan {
+    /// Whether nothing is written but registers, rows and lines of audit of this kind.
+    pub fn is_only_rows_of(&self, entity: &'static Entity) -> bool {
+        let Self { released, displaced, messages, held, kept, erasures, gone, .. } = self;
+        let mut rows = self.inserts.iter().chain(&self.updates);
+        released.is_empty()
+            && displaced.is_empty()
+            && messages.is_empty()
+            && held.is_empty()
+            && kept.is_empty()
+            && erasures.is_empty()
+            && gone.is_empty()
+            && rows.all(|row| row.clerk_id.entity() == entity)
+    }
+}
+
 /// A user to take out.
 #[derive(Clone, Debug)]
 pub struct Erasure {

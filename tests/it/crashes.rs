@@ -579,6 +579,10 @@ impl Session for TroubledTransaction {
     fn kinds(&self) -> Kinds {
         self.inner.kinds()
     }
+
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        self.inner.takes_steps(statement)
+    }
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         self.fault.call(self.inner.rows(statement, values)).await
     }

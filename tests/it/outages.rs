@@ -642,6 +642,40 @@ fn open_to_everybody(host: &Host) {
     std::fs::set_permissions(host.directory.path(), open).expect("permissions");
 }
 
+/// How often a webhook about a user who is there waits for what it speaks to, which this proxy stands before; the least of some.
+fn turns_of_an_update(host: &Host, proxy: &Proxy) -> usize {
+    let service = host.serve();
+    let turns = (0..20).map(|number| {
+        // What is written behind an answer is over.
+        thread::sleep(Duration::from_millis(100));
+        let before = proxy.turns();
+        let update = user("user.updated", "user_1", milliseconds(), &format!("Ada {number}"));
+        assert_eq!(service.post(&post(&update)).word(), "applied");
+        proxy.turns() - before
+    });
+    let least = turns.min().expect("some");
+    service.stop();
+    least
+}
+
+#[test]
+fn a_webhook_waits_for_the_database_four_times() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
+    host.reach_server_at(proxy.address);
+    assert_eq!(turns_of_an_update(&host, &proxy), 4);
+}
+
+#[test]
+fn behind_pgbouncer_it_waits_no_more_often() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let Some(bouncer) = PgBouncer::start(&host) else { return };
+    let proxy =
+        Proxy::to((bouncer.address.ip().to_string(), bouncer.address.port()), Mode::Pass, Duration::ZERO);
+    host.reach_server_at(proxy.address);
+    assert_eq!(turns_of_an_update(&host, &proxy), 4);
+}
+
 #[test]
 fn behind_pgbouncer_in_transaction_mode_all_is_the_same() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };

@@ -13,7 +13,7 @@ use clerk_sync::{
         Activity, Advance, Bucket, Count, DeliveryFilter, ErrorKind, ForeignColumn, ForeignReading, History,
         Old, Origin, Patience, Processed, Record, RowFate, RowFilter, Run, RunKind, Store, Transaction, Way,
     },
-    sync::{Clock, Committer, Lanes, Limits, Refusal},
+    sync::{Clock, Committer, Lanes, Limits, Refusal, apply},
     work::{
         Retention,
         retention::{Keep, PRUNE},
@@ -165,6 +165,7 @@ promises! {
     // The keeper itself.
     a_commit_is_all_or_nothing,
     a_transaction_that_loses_a_race_says_so,
+    what_others_wrote_while_a_user_was_waited_for_is_seen,
     after_the_deadline_nothing_is_done,
     a_deletion_that_one_key_refuses_takes_nothing_along_by_another,
     a_row_that_was_anonymised_before_is_not_called_deleted_while_a_key_keeps_it,
@@ -840,23 +841,28 @@ async fn the_audit_trail_names_fields_and_never_values(world: World) {
 
 async fn actors_stand_beside_the_trail(world: World) {
     let blank = json!({ "http_request": { "client_ip": "", "user_agent": "" } });
+    let other = json!({ "http_request": { "client_ip": "203.0.113.9" } });
     world
         .deliver_all(&[
             Event::created("user_1"),
             Event::created("user_2").envelope("event_attributes", blank),
             Event::created("user_3").without_envelope("event_attributes"),
+            Event::created("user_4").envelope("event_attributes", other),
         ])
         .await;
-    let actors = world
-        .rows("SELECT l.clerk_id, a.ip, a.user_agent FROM audit_actors AS a JOIN audit_log AS l ON l.id = a.audit_id")
-        .await;
-    assert_eq!(actors.len(), 1);
-    assert_eq!(actors[0]["clerk_id"], "user_1");
-    assert_eq!(actors[0]["ip"], "203.0.113.7");
-    assert_eq!(actors[0]["user_agent"], "Engine/1.0");
+    let query = "SELECT l.clerk_id, a.ip, a.user_agent FROM audit_actors AS a JOIN audit_log AS l ON l.id = a.audit_id
+                 ORDER BY l.clerk_id";
+    let actors = world.rows(query).await;
+    let told: Vec<[String; 3]> =
+        actors.iter().map(|row| ["clerk_id", "ip", "user_agent"].map(|name| plain(&row[name]))).collect();
+    assert_eq!(
+        told,
+        [["user_1", "203.0.113.7", "Engine/1.0"], ["user_4", "203.0.113.9", "null"]]
+            .map(|row| row.map(String::from))
+    );
     world.deliver(&Event::deleted("user_1", 1)).await;
-    assert_eq!(world.count("audit_actors").await, 0);
-    assert_eq!(world.count("audit_log").await, 4);
+    assert_eq!(world.column("SELECT ip FROM audit_actors").await, ["203.0.113.9"]);
+    assert_eq!(world.count("audit_log").await, 5);
 }
 
 async fn nul_and_lone_surrogates_become_replacement_characters(world: World) {
@@ -2321,6 +2327,32 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
     assert_eq!(outcomes[0], Applied);
     assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
     assert_eq!(world.text("user_2", user::FIRST_NAME).await.unwrap(), "Augusta");
+}
+
+async fn what_others_wrote_while_a_user_was_waited_for_is_seen(world: World) {
+    let (_other, mut holder) = locked(&world, "user_1").await;
+    let selection = Selection::default().with(&USER, USER.fields().collect());
+    let mut rows = holder.load(&[clerk_id("user_1")], &selection).await.unwrap();
+    let mut row = rows.remove(&clerk_id("user_1")).unwrap();
+    row.profile.set(user::FIRST_NAME, Value::Text("Augusta".to_owned()));
+    holder.advance(&[advance("user_1", SIGN_UP + 1000, false)]).await.unwrap();
+    holder.update(&[row], &selection).await.unwrap();
+
+    // It says nothing of the first name.
+    let next = Event::updated("user_1", 2000).without("first_name").set("last_name", "King");
+    let (store, delivery) = (Arc::clone(&world.store), world.delivery(&next));
+    let (rules, now) = (world.rules.clone(), world.now);
+    let deadline = Instant::now() + Duration::from_secs(7);
+    let applying = tokio::spawn(async move { apply(&*store, &[delivery], &rules, now, deadline).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    holder.commit().await.unwrap();
+    assert_eq!(applying.await.unwrap(), [Ok(Applied)]);
+    assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
+    assert_eq!(world.text("user_1", user::LAST_NAME).await.unwrap(), "King");
+    assert_eq!(
+        world.column("SELECT action FROM audit_log ORDER BY id").await,
+        ["USER_CREATED", "USER_UPDATED"]
+    );
 }
 
 /// Somebody has locked this user; on SQLite that is the whole database.

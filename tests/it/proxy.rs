@@ -35,6 +35,8 @@ struct State {
     mode: AtomicU8,
     delay: AtomicU64,
     connections: AtomicUsize,
+    /// How often a client spoke after the server.
+    turns: AtomicUsize,
     /// Those of an earlier one are dead.
     life: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
@@ -86,6 +88,11 @@ impl Proxy {
         self.state.life.fetch_add(1, SeqCst);
     }
 
+    /// How often clients have waited for the server so far, over all connections.
+    pub(crate) fn turns(&self) -> usize {
+        self.state.turns.load(SeqCst)
+    }
+
     /// Connections that were tried so far.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(SeqCst)
@@ -127,20 +134,28 @@ impl State {
     }
 
     fn join(self: &Arc<Self>, one: &TcpStream, other: &TcpStream) {
-        for (from, to) in [(one, other), (other, one)] {
+        let answered = Arc::new(AtomicBool::new(true));
+        for (from, to, is_client) in [(one, other, true), (other, one, false)] {
             _ = from.set_nodelay(true);
             let (from, to) = (from.try_clone().expect("a stream"), to.try_clone().expect("a stream"));
             self.streams.lock().expect("not poisoned").push(from.try_clone().expect("a stream"));
-            let state = Arc::clone(self);
-            thread::spawn(move || state.pump(from, to));
+            let (state, answered) = (Arc::clone(self), Arc::clone(&answered));
+            thread::spawn(move || {
+                state.pump(from, to, || {
+                    if answered.swap(!is_client, SeqCst) && is_client {
+                        state.turns.fetch_add(1, SeqCst);
+                    }
+                });
+            });
         }
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, speaks: impl Fn()) {
         let mut buffer = vec![0; 64 * 1024];
         let life = self.life.load(SeqCst);
         let is_dead = || self.is(Mode::Silent) || self.life.load(SeqCst) > life;
         while let Ok(bytes @ 1..) = from.read(&mut buffer) {
+            speaks();
             thread::sleep(Duration::from_millis(self.delay.load(SeqCst)));
             while is_dead() && !self.ended.load(SeqCst) {
                 thread::sleep(Duration::from_millis(10));

@@ -263,6 +263,10 @@ impl Session for MysqlSession {
         self.kinds
     }
 
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        statement.sql(self.dialect).is_empty()
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         let rows = self.run(statement, values, explain).await;
         self.noted(rows).map(|(rows, _)| Row::all(rows, RowCells::Mysql, self.kinds))

@@ -17,6 +17,7 @@ mod error;
 mod facts;
 mod foreign;
 mod inspect;
+mod literals;
 mod others;
 mod removal;
 pub(super) mod seals;
@@ -51,7 +52,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::error::store_error;
 use self::{
-    error::{INSUFFICIENT_PRIVILEGE, connect_error, objects_error},
+    error::{INSUFFICIENT_PRIVILEGE, connect_error},
     others::Others,
     removal::Removal,
     sequences::Sequences,
@@ -71,8 +72,8 @@ use crate::model::{Entity, Kinds};
 /// Two lanes keep a batch forming while another commits; more only wait for the same disk.
 const WRITERS: usize = 2;
 
-/// How long a connection that was idle may take to say that it is there.
-const PING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection that was idle may take to open a transaction.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait for a connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -136,18 +137,11 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            // Instead of the pool's own test, which has no end of its own.
+            // What opens a transaction finds out whether the server is there, at no round trip.
             .test_before_acquire(false)
-            .before_acquire(move |connection, known| {
-                let trouble = trouble.clone();
-                Box::pin(async move {
-                    if trouble.is_later_than(known.age) {
-                        return Ok(false);
-                    }
-                    let answered = timeout(PING_TIMEOUT, connection.ping()).await;
-                    answered.unwrap_or(Err(sqlx::Error::PoolTimedOut)).inspect_err(|_| trouble.begins())?;
-                    Ok(true)
-                })
+            .before_acquire(move |_, known| {
+                let is_suspect = trouble.is_later_than(known.age);
+                Box::pin(async move { Ok(!is_suspect) })
             })
             .after_connect(move |connection, _| {
                 let known = connection.server_version_num().is_some_and(|version| version >= 17_00_00);
@@ -226,6 +220,16 @@ impl Postgres {
 
     /// A transaction that opens with this text.
     async fn session(&self, begin: &str) -> Result<Session> {
+        match timeout(BEGIN_TIMEOUT, self.begun(begin)).await {
+            Ok(Err(error)) if error.kind == ErrorKind::Unavailable && !error.is_closed_door() => {}
+            Ok(result) => return result,
+            Err(_) => {}
+        }
+        // The server may have closed connections that were idle, or have been replaced. Those are closed now.
+        self.begun(begin).await
+    }
+
+    async fn begun(&self, begin: &str) -> Result<Session> {
         let connection = self.connection().await?;
         let mut session = Session {
             connection: Some(connection),
@@ -558,16 +562,6 @@ impl Session {
         self.fetched(query, store_error).await
     }
 
-    /// The rows that a statement gives which writes rows of this table, where code of the application may run.
-    async fn rows_of_objects(
-        &mut self,
-        table: &'static str,
-        query: Query<'_, Pg, PgArguments>,
-    ) -> Result<Vec<PgRow>> {
-        let query = query.persistent(self.route != Route::Shared);
-        self.fetched(query, |error| objects_error(error, table)).await
-    }
-
     async fn fetched<'q>(
         &mut self,
         query: impl Execute<'q, Pg> + 'q,
@@ -579,7 +573,10 @@ impl Session {
     }
 
     async fn execute(&mut self, query: Query<'_, Pg, PgArguments>) -> Result<u64> {
-        let query = query.persistent(self.route != Route::Shared);
+        self.executed(query.persistent(self.route != Route::Shared)).await
+    }
+
+    async fn executed<'q>(&mut self, query: impl Execute<'q, Pg> + 'q) -> Result<u64> {
         let before = self.begins();
         let executed = self.connection().execute(query).await;
         self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())

@@ -4,13 +4,23 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Postgres as Pg, postgres::PgArguments, query::Query};
+use sqlx::{
+    AssertSqlSafe, Postgres as Pg,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 
-use super::{Session, error::may_be_our_rights, get, removal, sight, sql};
+use super::{
+    Session,
+    error::{may_be_our_rights, objects_error, store_error},
+    get,
+    literals::written,
+    removal, sight, sql,
+};
 use crate::{
     model::{ClerkId, Kinds},
     store::{
-        ErrorKind, Mark, Result, RowFate, StoreError, Way,
+        ErrorKind, Mark, Result, Route, RowFate, StoreError, Way,
         sql::{self as shared, Cells, Dialect, Row, RowCells, Statement, Value},
     },
 };
@@ -21,11 +31,15 @@ impl shared::Session for Session {
         self.kinds
     }
 
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        statement.sql(Dialect::Postgres).is_empty()
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         if statement.is_void(Dialect::Postgres, values) {
             return Ok(Vec::new());
         }
-        let rows = Self::rows(self, bound(statement, values)).await;
+        let rows = self.given(statement, values, store_error).await;
         let rows = self.numbered(rows).await?;
         Ok(Row::all(rows, RowCells::Postgres, self.kinds))
     }
@@ -34,7 +48,11 @@ impl shared::Session for Session {
         if statement.is_void(Dialect::Postgres, values) {
             return Ok(0);
         }
-        let executed = Self::execute(self, bound(statement, values)).await;
+        let executed = if self.route == Route::Shared {
+            self.executed(sqlx::raw_sql(AssertSqlSafe(written(statement, values)))).await
+        } else {
+            Self::execute(self, bound(statement, values)).await
+        };
         self.numbered(executed).await
     }
 
@@ -44,7 +62,7 @@ impl shared::Session for Session {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
-        let rows = self.rows_of_objects(table, bound(statement, values)).await;
+        let rows = self.given(statement, values, |error| objects_error(error, table)).await;
         match self.numbered(rows).await {
             Ok(rows) => Ok(Row::all(rows, RowCells::Postgres, self.kinds)),
             Err(error) if may_be_our_rights(&error, table) => {
@@ -63,7 +81,7 @@ impl shared::Session for Session {
         values: &[Value<'_>],
     ) -> Result<()> {
         self.run("SAVEPOINT attempt").await?;
-        match self.rows_of_objects(table, bound(statement, values)).await {
+        match self.given(statement, values, |error| objects_error(error, table)).await {
             Ok(_) => self.run("RELEASE attempt").await,
             Err(error) if error.is_about_the_data() => self.run("ROLLBACK TO attempt; RELEASE attempt").await,
             Err(error) => Err(error),
@@ -112,6 +130,21 @@ impl shared::Session for Session {
 }
 
 impl Session {
+    /// The rows that a statement gives.
+    async fn given(
+        &mut self,
+        statement: &Statement,
+        values: &[Value<'_>],
+        explain: impl FnOnce(sqlx::Error) -> StoreError,
+    ) -> Result<Vec<PgRow>> {
+        if self.route == Route::Shared {
+            let text = written(statement, values);
+            self.fetched(sqlx::raw_sql(AssertSqlSafe(text)), explain).await
+        } else {
+            self.fetched(bound(statement, values), explain).await
+        }
+    }
+
     /// What a statement gives that may have inserted a row which the database numbers.
     async fn numbered<T>(&mut self, written: Result<T>) -> Result<T> {
         let sequences = Arc::clone(&self.sequences);

@@ -9,15 +9,19 @@ use super::{
     Row, Session, batch,
     batch::Columns,
     objects::{Children, Statements, Write, by_kind},
-    outbox, statements, values,
+    only, outbox, queue, statements, values,
 };
 use crate::{
     entity::USER,
     model::{
-        Actor, AuditEntry, ClerkId, Entity, FieldSet, Object, Receipt, Register, Selection, SvixId, Version,
+        Actor, AuditEntry, ClerkId, Entity, FieldSet, Object, Outcome, Receipt, Register, Selection, SvixId,
+        Version,
     },
-    store::{Address, Advance, ErrorKind, Outgoing, Result, StoreError},
+    store::{Address, Advance, ErrorKind, Outgoing, Record, Result, StoreError},
 };
+
+/// The first column of a row that `OPEN` loads.
+const OPENED: usize = 8;
 
 statements! {
     // One search an id, in the order of the ids, so that two transactions never wait for each other.
@@ -123,10 +127,112 @@ statements! {
           AND completed_at IS NULL";
 }
 
+/// What a batch finds.
+pub struct Opened {
+    /// The deliveries that were not recorded before.
+    pub recorded: HashSet<SvixId>,
+    /// Locked.
+    pub registers: HashMap<ClerkId, Register>,
+    /// The rows of objects with news, locked.
+    pub objects: HashMap<ClerkId, Object>,
+}
+
+/// What a batch writes.
+pub struct Closing<'a> {
+    pub registers: &'a [Advance],
+    /// Of one kind, as the updates.
+    pub inserts: &'a [Object],
+    pub updates: &'a [Object],
+    pub audit: &'a [AuditEntry],
+    /// Those that were recorded too early.
+    pub outcomes: &'a [(SvixId, Outcome)],
+}
+
 /// What a transaction does with synced objects, and with what belongs to a change of them. Ids are given sorted and each at
 /// most once; empty slices cost nothing. Rows leave by [`Session::erase`].
 #[async_trait]
 pub trait Ledger: Session {
+    /// [Record](super::Inbox::record) deliveries, lock and read the registers of objects of one kind, and load the rows of those for
+    /// which this version is news, in one statement; `None`, with nothing done, where a database takes one step after another. An error
+    /// does not say which step it was.
+    async fn open(
+        &mut self,
+        records: &[Record<'_>],
+        entity: &'static Entity,
+        about: &[(ClerkId, Version)],
+        selection: &Selection,
+    ) -> Result<Option<Opened>> {
+        let statements = Statements::of(entity, selection.read(entity));
+        if self.takes_steps(&statements.open) {
+            return Ok(None);
+        }
+        let rows = batch(about)
+            .text(|(id, _)| id.as_str())
+            .int(|(_, version)| version.version)
+            .int(|(_, version)| version.event_at)
+            .text(|(_, version)| version.tie.as_str());
+        let rows = self.rows(&statements.open, values![queue::records_of(records), rows]).await?;
+        let mut opened =
+            Opened { recorded: HashSet::new(), registers: HashMap::new(), objects: HashMap::new() };
+        for row in &rows {
+            if let Some(id) = row.maybe::<SvixId>(0)? {
+                opened.recorded.insert(id);
+                continue;
+            }
+            let id = row.id_of(entity, 1)?;
+            if !row.is_null(2)? {
+                opened.registers.insert(id.clone(), register_from(row, 2)?);
+            }
+            if !row.is_null(OPENED)? {
+                opened.objects.insert(id, statements.object_from(row, OPENED)?);
+            }
+        }
+        Ok(Some(opened))
+    }
+
+    /// Do [`advance`](Self::advance), [`insert`](Self::insert), [`update`](Self::update), [`audit`](Self::audit) and
+    /// [`settle`](super::Inbox::settle) in one statement, after [`open`](Self::open) has opened.
+    async fn close(
+        &mut self,
+        entity: &'static Entity,
+        closing: &Closing<'_>,
+        selection: &Selection,
+    ) -> Result<()> {
+        let Closing { registers, inserts, updates, audit, outcomes } = *closing;
+        let statements = Statements::of(entity, selection.fields(entity));
+        if !audit.is_empty() {
+            self.leaves_work();
+        }
+        let lines: Vec<Line<'_>> = audit.iter().map(Line::of).collect();
+        let values = values![
+            registers_of(registers),
+            statements.rows(inserts),
+            statements.rows(updates),
+            columns_of(&lines),
+            batch(audit).text(|entry| entry.actor.as_ref()?.ip.as_deref()),
+            batch(audit).text(|entry| entry.actor.as_ref()?.user_agent.as_deref()),
+            batch(outcomes).text(|(id, _)| id.as_str()).text(|(_, outcome)| outcome.name()),
+        ];
+        let rows = self.rows(&statements.close, values).await?;
+        let counted = only(&rows)?;
+        let expected = [registers.len(), registers.iter().filter(|advance| advance.new).count(), lines.len()];
+        let mut ids: HashSet<&str> =
+            inserts.iter().chain(updates).map(|object| object.clerk_id.as_str()).collect();
+        for (column, expected) in expected.into_iter().enumerate() {
+            if usize::try_from(counted.get::<i64>(column)?) != Ok(expected) {
+                return Err(self.fail(StoreError::new(ErrorKind::Raced)));
+            }
+        }
+        for row in &rows[1..] {
+            ids.remove(row.get::<String>(3)?.as_str());
+        }
+        if ids.is_empty() && rows.len() == 1 + inserts.len() + updates.len() {
+            Ok(())
+        } else {
+            Err(self.fail(StoreError::new(ErrorKind::Raced)))
+        }
+    }
+
     /// Lock and read the version register of these objects, as far as there is one.
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
         self.rows(&REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()
@@ -143,20 +249,10 @@ pub trait Ledger: Session {
     /// Write registers that are newer than what is stored. [`ErrorKind::Raced`] if an entity appeared since
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
-        let rows = batch(registers)
-            .text(|advance| advance.clerk_id.entity().kind)
-            .text(|advance| advance.clerk_id.as_str())
-            .int(|advance| advance.register.version.version)
-            .int(|advance| advance.register.version.event_at)
-            .text(|advance| advance.register.version.tie.as_str())
-            .bool(|advance| advance.register.deleted)
-            .time(|advance| advance.register.held_until)
-            .time(|advance| advance.register.held_since)
-            .bool(|advance| advance.new);
         if registers.iter().any(|advance| advance.register.held_until.is_some()) {
             self.leaves_work();
         }
-        let rows = self.rows(&ADVANCE, values![rows, i64::MIN]).await?;
+        let rows = self.rows(&ADVANCE, values![registers_of(registers), i64::MIN]).await?;
         let written: HashMap<ClerkId, Option<bool>> =
             rows.iter().map(|row| Ok((row.id(0)?, row.maybe(2)?))).collect::<Result<_>>()?;
         let as_expected = |advance: &Advance| {
@@ -288,23 +384,10 @@ pub trait Ledger: Session {
         if entries.is_empty() {
             return Ok(());
         }
-        let mut lines: Vec<(&AuditEntry, String, String)> = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let fields: Vec<&str> = entry.changed_fields.iter().map(|field| field.name()).collect();
-            lines.push((entry, entry.action.name(entry.clerk_id.entity()), fields.join(",")));
-        }
-        let rows = batch(&lines)
-            .time(|(entry, ..)| entry.at)
-            .text(|(_, action, _)| action.as_str())
-            .text(|(entry, ..)| entry.clerk_id.entity().kind)
-            .text(|(entry, ..)| entry.clerk_id.as_str())
-            .text(|(entry, ..)| entry.svix_id.as_ref().map(SvixId::as_str))
-            .text(|(entry, ..)| entry.source.name())
-            .text(|(.., fields)| fields.as_str())
-            .time(|(entry, ..)| entry.event_at);
+        let lines: Vec<Line<'_>> = entries.iter().map(Line::of).collect();
         // A line is to be sealed.
         self.leaves_work();
-        let lines = self.rows(&AUDIT, values![rows]).await?;
+        let lines = self.rows(&AUDIT, values![columns_of(&lines)]).await?;
         // One delivery writes at most one line with an actor about an object.
         let actors: HashMap<(&str, &str), &Actor> = entries
             .iter()
@@ -379,13 +462,62 @@ pub(super) async fn known_registers(
 }
 
 fn register(row: &Row) -> Result<(ClerkId, Register)> {
-    let register = Register {
-        version: Version { version: row.get(2)?, event_at: row.get(3)?, tie: row.get(4)? },
-        deleted: row.get(5)?,
-        held_until: row.maybe(6)?,
-        held_since: row.maybe(7)?,
-    };
-    Ok((row.id(0)?, register))
+    Ok((row.id(0)?, register_from(row, 2)?))
+}
+
+/// A register, of the columns from this one on.
+fn register_from(row: &Row, first: usize) -> Result<Register> {
+    Ok(Register {
+        version: Version {
+            version: row.get(first)?,
+            event_at: row.get(first + 1)?,
+            tie: row.get(first + 2)?,
+        },
+        deleted: row.get(first + 3)?,
+        held_until: row.maybe(first + 4)?,
+        held_since: row.maybe(first + 5)?,
+    })
+}
+
+/// What `ADVANCE` is given.
+fn registers_of(registers: &[Advance]) -> Columns<'_, Advance> {
+    batch(registers)
+        .text(|advance| advance.clerk_id.entity().kind)
+        .text(|advance| advance.clerk_id.as_str())
+        .int(|advance| advance.register.version.version)
+        .int(|advance| advance.register.version.event_at)
+        .text(|advance| advance.register.version.tie.as_str())
+        .bool(|advance| advance.register.deleted)
+        .time(|advance| advance.register.held_until)
+        .time(|advance| advance.register.held_since)
+        .bool(|advance| advance.new)
+}
+
+/// A line of audit, with its action and its fields as they are written.
+struct Line<'a> {
+    entry: &'a AuditEntry,
+    action: String,
+    fields: String,
+}
+
+impl<'a> Line<'a> {
+    fn of(entry: &'a AuditEntry) -> Self {
+        let fields: Vec<&str> = entry.changed_fields.iter().map(|field| field.name()).collect();
+        Self { entry, action: entry.action.name(entry.clerk_id.entity()), fields: fields.join(",") }
+    }
+}
+
+/// What `AUDIT` is given.
+fn columns_of<'a>(lines: &'a [Line<'a>]) -> Columns<'a, Line<'a>> {
+    batch(lines)
+        .time(|line| line.entry.at)
+        .text(|line| line.action.as_str())
+        .text(|line| line.entry.clerk_id.entity().kind)
+        .text(|line| line.entry.clerk_id.as_str())
+        .text(|line| line.entry.svix_id.as_ref().map(SvixId::as_str))
+        .text(|line| line.entry.source.name())
+        .text(|line| line.fields.as_str())
+        .time(|line| line.entry.event_at)
 }
 
 /// As `n: kind text, clerk_id text`.

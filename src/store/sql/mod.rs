@@ -32,7 +32,7 @@ pub(in crate::store) use self::{
     value::values,
 };
 pub use self::{
-    ledger::Ledger,
+    ledger::{Closing, Ledger, Opened},
     looks::Looks,
     notes::Notes,
     outbox::Outbox,
@@ -171,6 +171,9 @@ impl Purpose {
 pub trait Session: Send {
     /// The kinds of objects that the database keeps.
     fn kinds(&self) -> Kinds;
+
+    /// Whether this statement, which takes several steps at once, is empty for this database.
+    fn takes_steps(&self, statement: &Statement) -> bool;
 
     /// The rows that a statement gives. One that is empty for this database, or whose batches are empty, is not sent.
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use super::{Row, Statement, Value, batch};
+use super::{Row, Statement, Value, batch, ledger, queue};
 use crate::{
     model::{Anonymized, Entity, Field, FieldSet, Holds, Kinds, Object, Profile, Value as Cell},
     store::{self, Result},
@@ -31,6 +31,10 @@ pub(in crate::store) struct Statements {
     pub(in crate::store) page: Statement,
     /// The same, of those with this value in this column.
     pub(in crate::store) pages: Vec<(Field, Statement)>,
+    /// Records deliveries, and locks, reads and loads what they are about. Empty where a database takes one step after another.
+    pub(super) open: Statement,
+    /// Writes registers, rows and lines of audit. Empty where `open` is.
+    pub(super) close: Statement,
     loaded: Vec<Field>,
     written: Vec<Field>,
 }
@@ -107,23 +111,17 @@ impl Statements {
             (field, page(&hint, &of_field(condition), &of_field("{postgres u.F, }u.id")))
         });
         let found = found_of(table);
-        Self {
-            entity,
-            load: Statement::made(format!(
-                "SELECT {read}
-                 FROM {{batch $1 AS n: clerk_id text}}
-                 {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id}}"
-            )),
-            insert: Statement::made(format!(
-                "INSERT INTO {table} (clerk_id, {names}created_at, updated_at, synced_at)
+        let open = opening_of(entity, &read);
+        let insert = format!(
+            "INSERT INTO {table} (clerk_id, {names}created_at, updated_at, synced_at)
                  SELECT n.clerk_id, {given}n.created_at, n.updated_at, n.synced_at FROM {rows}
                  WHERE true
                  {{postgres|sqlite ON CONFLICT (clerk_id) DO NOTHING}}
                  -- A trigger may have changed whose row it is.
                  {{returning clerk_id}}{{mysql ;
                  {found}}}"
-            )),
-            update: Statement::made(format!(
+        );
+        let update = format!(
                 "UPDATE {table} AS u
                  -- Not every event tells when it was created.
                  SET {set}{{mysql u.}}created_at = coalesce(n.created_at, u.created_at), {{mysql u.}}updated_at = n.updated_at,
@@ -132,7 +130,18 @@ impl Statements {
                  WHERE u.clerk_id = n.clerk_id
                  {{returning {{postgres u.}}clerk_id}}{{mysql ;
                  {found}}}"
+            );
+        Self {
+            entity,
+            load: Statement::made(format!(
+                "SELECT {read}
+                 FROM {{batch $1 AS n: clerk_id text}}
+                 {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id}}"
             )),
+            open: Statement::made(open),
+            close: Statement::made(closing_of(&insert, &update)),
+            insert: Statement::made(insert),
+            update: Statement::made(update),
             moved: Statement::made(moved_of(table)),
             rivals: Statement::made(rivals_of(entity)),
             standing: Statement::made(format!(
@@ -160,6 +169,8 @@ impl Statements {
     pub(super) fn named(&self) -> Vec<(String, &Statement)> {
         let named = [
             ("LOAD", &self.load),
+            ("OPEN", &self.open),
+            ("CLOSE", &self.close),
             ("INSERT", &self.insert),
             ("UPDATE", &self.update),
             ("MOVED", &self.moved),
@@ -184,8 +195,13 @@ impl Statements {
 
     /// An object, of the columns in the order of `load`.
     pub(super) fn object(&self, row: &Row) -> Result<Object> {
+        self.object_from(row, 0)
+    }
+
+    /// The same, of the columns from this one on.
+    pub(super) fn object_from(&self, row: &Row, first: usize) -> Result<Object> {
         let mut profile = Profile::default();
-        for (field, column) in self.loaded.iter().zip(1..) {
+        for (field, column) in self.loaded.iter().zip(first + 1..) {
             let cell = match field.holds {
                 Holds::Text => row.maybe(column)?.map(Cell::Text),
                 Holds::Json => row.maybe(column)?.map(Cell::Json),
@@ -195,11 +211,11 @@ impl Statements {
             };
             profile.set(*field, cell.unwrap_or_default());
         }
-        let times = self.loaded.len() + 1;
+        let times = first + self.loaded.len() + 1;
         // Any mark of deletion counts, readable or not.
         let is_marked = !row.is_null(times + 3)?;
         Ok(Object {
-            clerk_id: row.id_of(self.entity, 0)?,
+            clerk_id: row.id_of(self.entity, first)?,
             profile,
             created_at: row.maybe(times)?,
             updated_at: row.maybe(times + 1)?.unwrap_or_default(),
@@ -232,6 +248,62 @@ impl Statements {
             .time(|object| object.synced_at)
             .into()
     }
+}
+
+/// Records deliveries, and then locks the registers of objects of one kind and loads the rows of those with news. A row is locked as
+/// if it were to be updated: whoever changed it while its register was waited for is not seen otherwise.
+fn opening_of(entity: &Entity, read: &str) -> String {
+    let nothing = vec!["NULL"; read.split(", ").count()].join(", ");
+    format!(
+        "{{postgres {recorded}
+        SELECT svix_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, {nothing} FROM recorded
+        UNION ALL
+        SELECT NULL, n.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since, {read}
+        FROM {{batch $2 AS n: clerk_id text, version bigint, event_at bigint, tie text}}
+        LEFT JOIN LATERAL (
+            SELECT * FROM entity_versions AS e WHERE e.kind = '{kind}' AND e.clerk_id = n.clerk_id FOR UPDATE
+        ) AS e ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM {table} AS u
+            WHERE u.clerk_id = n.clerk_id AND (e.kind IS NULL
+                OR NOT e.deleted AND (e.version, e.event_at, e.tie) < (n.version, n.event_at, n.tie COLLATE \"C\"))
+            FOR NO KEY UPDATE
+        ) AS u ON true}}",
+        recorded = queue::RECORDED_WITH,
+        kind = entity.kind,
+        table = entity.table,
+    )
+}
+
+/// Writes registers, new rows, changed rows, lines of audit with their actors and outcomes, and counts what it has written.
+fn closing_of(insert: &str, update: &str) -> String {
+    let given = |text: &str, number: u8| text.replace("{batch $1", &format!("{{batch ${number}"));
+    format!(
+        "{{postgres WITH advanced (kind, clerk_id, new) AS ({advance}),
+        inserted AS ({insert}),
+        updated AS ({update}),
+        lines (id, svix_id, clerk_id) AS ({audit}),
+        actors AS (
+            INSERT INTO audit_actors (audit_id, ip, user_agent)
+            -- Lines are numbered in the order in which they are given. To join them to their actors grows with the square of the batch.
+            SELECT a.id, a.ip, a.user_agent
+            FROM unnest(ARRAY(SELECT id FROM lines ORDER BY id), $5::text[], $6::text[]) AS a (id, ip, user_agent)
+            WHERE a.ip IS NOT NULL OR a.user_agent IS NOT NULL
+        ),
+        settled AS (
+            UPDATE processed_webhooks AS p SET outcome = n.outcome {{from {{batch $7 AS n: svix_id text, outcome text}}}}
+            WHERE p.svix_id = n.svix_id
+        )
+        SELECT count(*), count(*) FILTER (WHERE new), (SELECT count(*) FROM lines), NULL FROM advanced
+        UNION ALL
+        SELECT NULL, NULL, NULL, clerk_id FROM inserted
+        UNION ALL
+        SELECT NULL, NULL, NULL, clerk_id FROM updated}}",
+        advance = given(ledger::ADVANCE.text(), 1),
+        insert = given(insert, 2),
+        update = given(update, 3),
+        audit = given(ledger::AUDIT.text(), 4),
+    )
 }
 
 /// What a field of row `u` holds once it is anonymised.

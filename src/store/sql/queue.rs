@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{Row, Session, Statement, Value, batch, ledger, statements, values};
+use super::{Row, Session, Statement, Value, batch, batch::Columns, ledger, statements, values};
 use crate::{
     model::{ClerkId, Outcome, SvixId},
     store::{Parked, Record, Result, Waiting},
@@ -43,6 +43,34 @@ macro_rules! keep {
         )
     };
 }
+
+/// The records of deliveries, as [`records_of`] gives them.
+macro_rules! given_records {
+    () => {
+        "n AS (
+            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
+        ){postgres , unparked AS (
+            -- Who works on it may be waiting for us, and removes it.
+            DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
+        )}"
+    };
+}
+
+macro_rules! insert_records {
+    () => {
+        "INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at{mysql , token})
+        SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at{mysql , {token}}
+        FROM {postgres|sqlite n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
+        WHERE true
+        -- Waits for whoever is recording the same id, and then yields to them.
+        ON CONFLICT (svix_id) DO NOTHING
+        {returning svix_id}"
+    };
+}
+
+/// Where a statement records deliveries and does more: how it begins. The second value is free.
+pub(super) const RECORDED_WITH: &str =
+    concat!("WITH ", given_records!(), ", recorded AS (\n        ", insert_records!(), ")");
 
 statements! {
     // The first is taken however large it is. Others take other rows.
@@ -83,21 +111,10 @@ statements! {
     POSTPONE = "UPDATE webhook_queue SET next_attempt_at = $2
         WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at < $2}}";
 
-    RECORD = "{postgres|sqlite WITH n AS (
-            SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
-        ){postgres , unparked AS (
-            -- Who works on it may be waiting for us, and removes it.
-            DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
-        )}}
-        INSERT INTO processed_webhooks (svix_id, event_type, outcome, kind, clerk_id, event_at, processed_at{mysql , token})
-        SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at{mysql , {token}}
-        FROM {postgres|sqlite n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
-        WHERE true
-        -- Waits for whoever is recording the same id, and then yields to them.
-        ON CONFLICT (svix_id) DO NOTHING
-        {returning svix_id}{mysql ;
+    RECORD = concat!("{postgres|sqlite WITH ", given_records!(), "}
+        ", insert_records!(), "{mysql ;
         SELECT p.svix_id FROM {batch $1 AS n: svix_id text} {lookup processed_webhooks AS p WHERE p.svix_id = n.svix_id}
-        WHERE p.token = {token}}";
+        WHERE p.token = {token}}");
 
     UNPARK = "{sqlite DELETE FROM webhook_queue WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}{mysql
         DELETE FROM webhook_queue
@@ -226,16 +243,7 @@ pub trait Inbox: Session {
     /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
     /// moment is theirs to remove, so that nobody waits for it.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
-        let rows = values![
-            batch(records)
-                .text(|record| record.svix_id.as_str())
-                .text(|record| record.event_type)
-                .text(|record| record.outcome.name())
-                .text(|record| record.clerk_id.map(|id| id.entity().kind))
-                .text(|record| record.clerk_id.map(ClerkId::as_str))
-                .time(|record| record.event_at)
-                .time(|record| record.processed_at)
-        ];
+        let rows = values![records_of(records)];
         let fresh = ids_of(&self.rows(&RECORD, rows).await?)?;
         // A body says more of somebody than what is kept of them.
         remove(self, &UNPARK, rows).await?;
@@ -339,4 +347,16 @@ pub(super) fn parked(row: &Row) -> Result<Parked> {
 
 fn ids_of(rows: &[Row]) -> Result<HashSet<SvixId>> {
     rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// What a statement is given that records deliveries.
+pub(super) fn records_of<'a>(records: &'a [Record<'_>]) -> Columns<'a, Record<'a>> {
+    batch(records)
+        .text(|record| record.svix_id.as_str())
+        .text(|record| record.event_type)
+        .text(|record| record.outcome.name())
+        .text(|record| record.clerk_id.map(|id| id.entity().kind))
+        .text(|record| record.clerk_id.map(ClerkId::as_str))
+        .time(|record| record.event_at)
+        .time(|record| record.processed_at)
 }

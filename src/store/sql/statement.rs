@@ -91,6 +91,11 @@ impl Statement {
         Self { text: Cow::Owned(text), ..Self::new("") }
     }
 
+    /// What it is rendered from.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Whether there is nothing to send: the statement is empty in this kind of SQL, or is about rows of which there are none.
     pub(in crate::store) fn is_void(&self, dialect: Dialect, values: &[Value<'_>]) -> bool {
         let rows = values.iter().filter_map(|value| match value {

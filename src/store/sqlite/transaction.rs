@@ -180,6 +180,10 @@ impl Session for SqliteSession {
         self.kinds
     }
 
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        statement.sql(Dialect::Sqlite).is_empty()
+    }
+
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         if statement.is_void(Dialect::Sqlite, values) {
             return Ok(Vec::new());
