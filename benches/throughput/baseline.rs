@@ -55,7 +55,7 @@ impl Bench {
             self.runtime
                 .block_on(self.database.fill(place.schema.as_deref().unwrap_or_default(), population))?;
             let place = self.database.place(Mode::GroupCommit, &far);
-            let distance = self.runtime.block_on(Distance::to(&place.url, AWAY))?;
+            let distance = Distance::to(&place.url, AWAY)?;
             let there = distance.seen_from_here(&place)?;
             let far = Service::start_program(&program, Mode::GroupCommit, &there)?;
             self.runtime

@@ -1,50 +1,43 @@
 //! A network between a service and its database: so many milliseconds there and back, and a count of how often the service waits.
 
 use std::{
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp},
-    sync::mpsc,
-    task::AbortHandle,
-    time::{Instant, sleep_until},
-};
 use url::Url;
 
 use crate::service::Place;
 
-/// It ends when it is dropped.
+/// It ends with the process.
 pub(crate) struct Distance {
     address: SocketAddr,
     turns: Arc<AtomicU64>,
-    task: AbortHandle,
 }
 
 impl Distance {
     /// Between here and the server of this URL.
-    pub(crate) async fn to(url: &str, there_and_back: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn to(url: &str, there_and_back: Duration) -> anyhow::Result<Self> {
         let url = Url::parse(url)?;
         let server =
             (url.host_str().context("the URL names no host")?.to_owned(), url.port().unwrap_or(5432));
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let turns = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&turns);
-        let task = tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let Ok(far) = TcpStream::connect((server.0.as_str(), server.1)).await else { continue };
-                if near.set_nodelay(true).and(far.set_nodelay(true)).is_err() {
-                    continue;
-                }
-                let (near, far) = (near.into_split(), far.into_split());
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect((server.0.as_str(), server.1)) else { continue };
+                let ends = (near.try_clone(), far.try_clone(), near.set_nodelay(true), far.set_nodelay(true));
+                let (Ok(near_again), Ok(far_again), Ok(()), Ok(())) = ends else { continue };
                 let answered = Arc::new(AtomicBool::new(true));
                 let (asks, counted) = (Arc::clone(&answered), Arc::clone(&counted));
                 let asked = move || {
@@ -52,11 +45,11 @@ impl Distance {
                         counted.fetch_add(1, Relaxed);
                     }
                 };
-                carry(near.0, far.1, there_and_back / 2, asked);
-                carry(far.0, near.1, there_and_back / 2, move || answered.store(true, Relaxed));
+                carry(near, far, there_and_back / 2, asked);
+                carry(far_again, near_again, there_and_back / 2, move || answered.store(true, Relaxed));
             }
         });
-        Ok(Self { address, turns, task: task.abort_handle() })
+        Ok(Self { address, turns })
     }
 
     /// The same place, seen from here.
@@ -73,35 +66,26 @@ impl Distance {
     }
 }
 
-impl Drop for Distance {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Carry what is read from one end to the other, each piece so long after it came.
-fn carry(
-    mut from: tcp::OwnedReadHalf,
-    mut to: tcp::OwnedWriteHalf,
-    takes: Duration,
-    heard: impl Fn() + Send + 'static,
-) {
-    let (sender, mut receiver) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
-    tokio::spawn(async move {
+/// Carry what is read from one end to the other, each piece so long after it came. A thread sleeps more exactly than the runtime's
+/// timer, which counts whole milliseconds.
+fn carry(mut from: TcpStream, mut to: TcpStream, takes: Duration, heard: impl Fn() + Send + 'static) {
+    let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
         let mut buffer = vec![0; 256 * 1024];
-        while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
+        while let Ok(bytes @ 1..) = from.read(&mut buffer) {
             heard();
             if sender.send((Instant::now() + takes, buffer[..bytes].to_vec())).is_err() {
                 break;
             }
         }
     });
-    tokio::spawn(async move {
-        while let Some((due, bytes)) = receiver.recv().await {
-            sleep_until(due).await;
-            if to.write_all(&bytes).await.is_err() {
+    thread::spawn(move || {
+        for (due, bytes) in receiver {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
                 break;
             }
         }
+        _ = to.shutdown(Shutdown::Both);
     });
 }

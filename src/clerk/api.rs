@@ -325,12 +325,9 @@ impl Api {
     /// # Errors
     /// As [`ApiError`] says.
     pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<Listed, ApiError> {
-        let query = [
-            ("order_by", "+created_at".to_owned()),
-            ("limit", PAGE.to_string()),
-            ("offset", offset.to_string()),
-        ];
-        let url = self.url(reading.entity.path.unwrap_or_default(), query.into());
+        let mut query = vec![("limit", PAGE.to_string()), ("offset", offset.to_string())];
+        query.extend(reading.entity.query.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let url = self.url(reading.entity.path.unwrap_or_default(), query);
         let (body, moment) = self.get(url, Persistence::BACKGROUND).await?;
         let (found, total) = event::objects(&body, reading, moment)
             .filter(|(found, _)| found.len() <= PAGE)

@@ -276,6 +276,22 @@ pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
     Bytes::from(body.to_string())
 }
 
+/// A body without what stands in `data` at these paths; nothing of it if that cannot be told.
+fn without(paths: &[&[&str]], body: &[u8]) -> Bytes {
+    let text = decoded(body);
+    let Ok(mut json) = serde_json::from_str::<serde_json::Value>(&storable(&text)) else {
+        return Bytes::from_static(b"{}");
+    };
+    for path in paths {
+        let [inside @ .., last] = path else { continue };
+        let holder = inside.iter().try_fold(&mut json["data"], |holder, name| holder.get_mut(*name));
+        if let Some(holder) = holder.and_then(serde_json::Value::as_object_mut) {
+            holder.remove(*last);
+        }
+    }
+    Bytes::from(json.to_string())
+}
+
 /// Fill in what is known of the event as early as possible, so that even an unusable one is kept under its user.
 fn read_envelope(
     envelope: &Object<'_>,
@@ -301,6 +317,9 @@ fn read_envelope(
     event.delivery.event_type = Some(event_type.clone());
     let Some((entity, meaning)) = selection.event(&event_type) else { return Ok(Content::Ignored) };
     event.delivery.clerk_id = id.and_then(string).and_then(|id| ClerkId::new(entity, id));
+    if !entity.secrets.is_empty() {
+        event.delivery.payload = without(entity.secrets, &event.delivery.payload);
+    }
     let deletion = meaning == Meaning::Delete;
     if deletion && id.is_none() && data.is_some() {
         return Ok(Content::Ignored);
@@ -363,6 +382,10 @@ fn read_patch(
     let mut patch = Patch::default();
     for field in fields.of(entity) {
         match read_field(data, field) {
+            // Clerk writes an empty text where a payer is the other kind.
+            Ok(Some(value)) if field.is_optional && matches!(value.text(), None | Some("")) => {
+                patch.set(field, Value::Null);
+            }
             Ok(Some(value)) if field.parent.is_none_or(|parent| is_id_of(parent, &value)) => {
                 patch.set(field, value);
             }
@@ -379,11 +402,12 @@ fn is_id_of(entity: &'static Entity, value: &Value) -> bool {
 
 /// An object belongs to each of its parents: no cascade and no erasure would find it without them.
 fn has_its_parents(entity: &'static Entity, patch: &Patch) -> Usable<()> {
-    let Some((field, _)) = entity.parents().find(|(field, _)| patch.get(*field).is_none()) else {
+    let is_missing = |field: &Field| !field.is_optional && patch.get(*field).is_none();
+    let Some((field, _)) = entity.parents().find(|(field, _)| is_missing(field)) else {
         return Ok(());
     };
     let place = match field.place {
-        Place::Path(names) => names.join("."),
+        Place::Path(names) | Place::AnyOf(&[names, ..]) => names.join("."),
         _ => field.name().to_owned(),
     };
     Err(format!("`{place}` is not a string of 1 to {MAX_ID_BYTES} bytes"))
@@ -402,6 +426,11 @@ fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
     match field.place {
         Place::Member => data.get(field.name()).map(|raw| read(raw)).transpose(),
         Place::Path(path) => at(data, path)?.map(read).transpose(),
+        Place::AnyOf(paths) => {
+            let found = paths.iter().filter_map(|path| at(data, path).ok().flatten());
+            let (said, null): (Vec<_>, Vec<_>) = found.partition(|raw| !is_null(raw));
+            said.first().or(null.first()).map(|raw| read(raw)).transpose()
+        }
         Place::Primary { id, list, member } => {
             primary(data, id, list)?.map(|entry| indexed(entry.as_ref(), member)).transpose()
         }

@@ -11,8 +11,8 @@ use crate::{
 
 /// The types that there are samples of: of every kind that can be synced, and two that never are.
 pub fn types() -> Vec<&'static str> {
-    let synced = entity::ALL.iter().flat_map(|entity| entity.events);
-    synced.chain(["session.created", "email.created"]).collect()
+    let synced = entity::ALL.iter().flat_map(|entity| entity.event_types());
+    synced.chain(["email.created"]).collect()
 }
 
 /// The instance of Clerk that made-up people are of: none that there is. A database that remembers it has some in it.
@@ -34,12 +34,6 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
     let data = match event_type {
         "user.created" => user(user_id, "Byron", at, at),
         "user.updated" => user(user_id, "Lovelace", at - TimeDelta::minutes(1), at),
-        "session.created" => json!({
-            "id": user_id.replacen("user_", "sess_", 1), "object": "session", "status": "active", "user_id": user_id,
-            "client_id": user_id.replacen("user_", "client_", 1),
-            "created_at": milliseconds(at), "updated_at": milliseconds(at), "last_active_at": milliseconds(at),
-            "expire_at": milliseconds(at + TimeDelta::days(7)), "abandon_at": milliseconds(at + TimeDelta::days(30)),
-        }),
         "email.created" => json!({
             "id": user_id.replacen("user_", "ema_", 1), "object": "email", "user_id": user_id, "slug": "verification_code",
             "subject": "A sample", "to_email_address": address(user_id), "status": "queued",
@@ -74,7 +68,7 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
             None => serde_json::from_str(said).unwrap_or_default(),
         };
         let path = match field.place {
-            Place::Path(path) => path,
+            Place::Path(path) | Place::AnyOf(&[path, ..]) => path,
             _ => &[field.name()],
         };
         let place = path.iter().fold(&mut data, |inside, name| &mut inside[*name]);

@@ -16,7 +16,11 @@ pub(super) struct Ensure {
 /// An id of the kind that it begins as, out of those that can be asked for.
 fn any_id(text: &str) -> Result<ClerkId, String> {
     let id = user_id(text)?;
-    let Some(kind) = entity::ALL.iter().find(|entity| text.starts_with(entity.id_prefix)) else {
+    let named = entity::ALL
+        .iter()
+        .filter(|entity| !entity.id_prefix.is_empty() && text.starts_with(entity.id_prefix));
+    // Some prefixes begin like others.
+    let Some(kind) = named.max_by_key(|entity| entity.id_prefix.len()) else {
         return Ok(id);
     };
     if !kind.has_one {

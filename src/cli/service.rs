@@ -233,7 +233,7 @@ impl Service {
         telemetry::begin_tracing();
         let metrics = telemetry::install_metrics();
         for entity in config.selection.entities() {
-            telemetry::count_events(entity.kind, &entity.events);
+            telemetry::count_events(entity.kind, entity.event_types());
         }
         let clock = clock();
         let started_at = clock();

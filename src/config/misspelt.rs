@@ -80,17 +80,20 @@ fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
     Some(closest)
 }
 
-/// The one of ours that begins with `SYNC_` and has most words in common with this name, or is only a few letters away.
+/// The one of ours that begins with `SYNC_` and is only a few letters away, or else has most words in common with this name and
+/// fewest others.
 fn nearest<'a>(name: &str, ours: &'a [String]) -> Option<&'a str> {
-    let in_common = |ours: &str| {
+    let rate = |ours: &'a String| {
         let is_one_of_ours = |word: &&str| {
             !word.is_empty() && ours.split('_').any(|own| own.starts_with(*word) || word.starts_with(own))
         };
-        name.split('_').filter(is_one_of_ours).count()
+        let in_common = name.split('_').filter(is_one_of_ours).count();
+        let others = ours.split('_').count().saturating_sub(in_common);
+        let distance = strsim::osa_distance(name, ours);
+        (distance > 2, Reverse(in_common), others, distance, ours)
     };
     let candidates = ours.iter().filter(|ours| ours.starts_with(OWN_PREFIX));
-    let rated = candidates.map(|ours| (Reverse(in_common(ours)), strsim::osa_distance(name, ours), ours));
-    let (Reverse(words), distance, nearest) = rated.min()?;
+    let (_, Reverse(words), _, distance, nearest) = candidates.map(rate).min()?;
     (words > 1 || distance <= 3).then_some(nearest.as_str())
 }
 

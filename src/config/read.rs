@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     clerk::signature::{QUOTES, Secret},
-    entity::{self, USER, user},
+    entity::{self, SESSION, USER, user},
     model::Selection,
     telemetry::{self, LogFormat, Sentry},
 };
@@ -291,7 +291,8 @@ impl<'a> Reader<'a> {
         let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
         let chosen =
             self.list(VARIABLE, "no kind", &format!("all, or out of {allowed}"), |name| match name {
-                "all" => Some(entity::ALL.to_vec()),
+                // Each carries a whole user, and there is one for every sign-in.
+                "all" => Some(entity::ALL.iter().copied().filter(|entity| **entity != SESSION).collect()),
                 _ => Some(vec![entity::named(name)?]),
             });
         let chosen = chosen.map_or_else(|| vec![&USER], |chosen| chosen.concat());

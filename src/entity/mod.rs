@@ -2,18 +2,64 @@
 //!
 //! What all kinds have in common is written elsewhere, once. A declaration holds no logic.
 
+pub mod enterprise_connection;
+pub mod invitation;
 pub mod organization;
+pub mod organization_domain;
+pub mod organization_invitation;
 pub mod organization_membership;
+pub mod payment_attempt;
+pub mod permission;
+pub mod plan;
+pub mod role;
+pub mod role_set;
+pub mod session;
+pub mod subscription;
+pub mod subscription_item;
 pub mod user;
+pub mod waitlist_entry;
 
+pub use enterprise_connection::ENTERPRISE_CONNECTION;
+pub use invitation::INVITATION;
 pub use organization::ORGANIZATION;
+pub use organization_domain::ORGANIZATION_DOMAIN;
+pub use organization_invitation::ORGANIZATION_INVITATION;
 pub use organization_membership::ORGANIZATION_MEMBERSHIP;
+pub use payment_attempt::PAYMENT_ATTEMPT;
+pub use permission::PERMISSION;
+pub use plan::PLAN;
+pub use role::ROLE;
+pub use role_set::ROLE_SET;
+pub use session::SESSION;
+pub use subscription::SUBSCRIPTION;
+pub use subscription_item::SUBSCRIPTION_ITEM;
 pub use user::USER;
+pub use waitlist_entry::WAITLIST_ENTRY;
 
 use crate::model::Entity;
 
 /// Every kind.
-pub static ALL: &[&Entity] = &[&USER, &ORGANIZATION, &ORGANIZATION_MEMBERSHIP];
+pub static ALL: &[&Entity] = &[
+    &USER,
+    &ORGANIZATION,
+    &ORGANIZATION_MEMBERSHIP,
+    &PERMISSION,
+    &ROLE,
+    &ROLE_SET,
+    &ORGANIZATION_DOMAIN,
+    &ORGANIZATION_INVITATION,
+    &PLAN,
+    &SUBSCRIPTION,
+    &SUBSCRIPTION_ITEM,
+    &PAYMENT_ATTEMPT,
+    &SESSION,
+    &INVITATION,
+    &WAITLIST_ENTRY,
+    &ENTERPRISE_CONNECTION,
+];
+
+/// How lists are asked for that can be sorted.
+const BY_CREATION: &[(&str, &str)] = &[("order_by", "+created_at")];
 
 /// The declaration of this kind.
 pub fn named(kind: &str) -> Option<&'static Entity> {

@@ -1,5 +1,6 @@
 //! Organizations: the companies, teams or workspaces that users belong to.
 
+use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
 /// See the head of this file.
@@ -8,7 +9,9 @@ pub static ORGANIZATION: Entity = Entity {
     table: "organizations",
     id_prefix: "org_",
     events: ["organization.created", "organization.updated", "organization.deleted"],
+    also: &[],
     path: Some("organizations"),
+    query: BY_CREATION,
     has_one: true,
     columns: &[
         Column::new("name", Holds::Text)
@@ -23,6 +26,7 @@ pub static ORGANIZATION: Entity = Entity {
         Column::new("public_metadata", Holds::Json).kept().sample("{}"),
         Column::new("private_metadata", Holds::Json).kept().sample("{}"),
     ],
+    secrets: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -1,6 +1,6 @@
 //! Memberships: which user belongs to which organization, and in which role.
 
-use super::{ORGANIZATION, USER};
+use super::{BY_CREATION, ORGANIZATION, USER};
 use crate::model::{Column, Entity, Holds, Place};
 
 /// See the head of this file. Who leaves and joins again has another one, so that one person has one in an organization at a
@@ -14,7 +14,9 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
         "organizationMembership.updated",
         "organizationMembership.deleted",
     ],
+    also: &[],
     path: Some("organization_memberships"),
+    query: BY_CREATION,
     has_one: false,
     columns: &[
         Column::new("organization_id", Holds::Text)
@@ -35,6 +37,7 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
     ],
+    secrets: &[],
     has_preferences: false,
     unique: &["organization_id", "user_id"],
 };

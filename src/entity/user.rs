@@ -8,7 +8,9 @@ pub static USER: Entity = Entity {
     table: "users",
     id_prefix: "user_",
     events: ["user.created", "user.updated", "user.deleted"],
+    also: &[],
     path: Some("users"),
+    query: &[],
     has_one: true,
     columns: &[
         Column::new("email", Holds::Text)
@@ -48,6 +50,7 @@ pub static USER: Entity = Entity {
         Column::new("last_sign_in_at", Holds::Time),
         Column::new("last_active_at", Holds::Time).moves_by_itself(),
     ],
+    secrets: &[],
     has_preferences: true,
     unique: &[],
 };

@@ -16,15 +16,22 @@ pub struct Entity {
     pub table: &'static str,
     /// How Clerk's ids of it begin: `user_`.
     pub id_prefix: &'static str,
-    /// The event that creates one, the one that updates it, and the one that deletes it.
+    /// The event that creates one, the one that updates it, and the one that deletes it. Where Clerk has no such event, the name is
+    /// what messages to other systems and entries of the queue are called by.
     pub events: [&'static str; 3],
+    /// Other events that show one as it is.
+    pub also: &'static [&'static str],
     /// The path of the list of all of them in Clerk's Backend API, and of one of them if an id is put behind it: `users`. A
     /// kind that has no list has none.
     pub path: Option<&'static str>,
+    /// What the list is asked with, beside the limit and the offset.
+    pub query: &'static [(&'static str, &'static str)],
     /// Whether one of them can be asked for.
     pub has_one: bool,
     /// The columns that can be synced, in the order in which the table has them.
     pub columns: &'static [Column],
+    /// Paths within `data` of what no body that is kept may hold: tickets, keys, and whole people that nothing is read of.
+    pub secrets: &'static [&'static [&'static str]],
     /// Whether its table has `preferences`, which are the application's own.
     pub has_preferences: bool,
     /// Names of columns that no two live rows have in common; empty if there are none such.
@@ -62,10 +69,20 @@ impl Entity {
     pub fn meaning(&self, event_type: &str) -> Option<Meaning> {
         let [created, updated, deleted] = self.events;
         match event_type {
-            name if name == created || name == updated => Some(Meaning::Upsert),
+            name if name == created || name == updated || self.also.contains(&name) => Some(Meaning::Upsert),
             name if name == deleted => Some(Meaning::Delete),
             _ => None,
         }
+    }
+
+    /// The types of its events.
+    pub fn event_types(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.events.into_iter().chain(self.also.iter().copied())
+    }
+
+    /// The column that holds the e-mail address of a person who need not be a user: who is erased takes such rows along.
+    pub fn address(&'static self) -> Option<Field> {
+        self.fields().find(|field| field.is_address)
     }
 
     /// The type of the event that deletes one.
@@ -159,6 +176,10 @@ pub struct Column {
     pub anonymized: Anonymized,
     /// The kind of the object whose id it holds, without which there is none of this kind either.
     pub parent: Option<&'static Entity>,
+    /// Whether the object may belong to no such parent.
+    pub is_optional: bool,
+    /// Whether it holds the e-mail address of a person who need not be a user.
+    pub is_address: bool,
     /// What a sample has here, as JSON: when the object is new, and later. Nothing: null.
     pub samples: [&'static str; 2],
 }
@@ -177,6 +198,8 @@ impl Column {
             identifies: false,
             anonymized: Anonymized::Null,
             parent: None,
+            is_optional: false,
+            is_address: false,
             samples: ["null", "null"],
         }
     }
@@ -235,6 +258,18 @@ impl Column {
         Self { parent: Some(parent), ..self.kept() }
     }
 
+    /// It holds the id of an object of this kind if the object belongs to one, and then goes with that.
+    #[must_use]
+    pub const fn maybe_parent(self, parent: &'static Entity) -> Self {
+        Self { is_optional: true, ..self.parent(parent) }
+    }
+
+    /// It holds the e-mail address of a person who need not be a user.
+    #[must_use]
+    pub const fn address(self) -> Self {
+        Self { is_address: true, ..self }
+    }
+
     /// It holds this in an anonymised row.
     #[must_use]
     pub const fn anonymized(self, anonymized: Anonymized) -> Self {
@@ -260,6 +295,8 @@ pub enum Place {
     Member,
     /// In the member at the end of this path through objects.
     Path(&'static [&'static str]),
+    /// At the end of the first of these paths where anything stands.
+    AnyOf(&'static [&'static [&'static str]]),
     /// In this member of that entry of `list` whose `id` the member `id` has.
     Primary { id: &'static str, list: &'static str, member: &'static str },
     /// The same entry: whether its verification is done. Nothing is said of it where `member` cannot be read.

@@ -127,9 +127,12 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["", "", ""],
+        also: &[],
         path: None,
+        query: &[],
         has_one: false,
         columns: &[],
+        secrets: &[],
         has_preferences: false,
         unique: &[],
     };

@@ -163,9 +163,12 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
+        also: &[],
         path: None,
+        query: &[],
         has_one: false,
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
+        secrets: &[],
         has_preferences: false,
         unique: &[],
     };

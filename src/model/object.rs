@@ -300,7 +300,9 @@ mod tests {
         table: "people",
         id_prefix: "user_",
         events: ["person.created", "person.updated", "person.deleted"],
+        also: &[],
         path: None,
+        query: &[],
         has_one: false,
         columns: &[
             Column::new("email", Holds::Text).identifies().anonymized(Anonymized::Address),
@@ -308,6 +310,7 @@ mod tests {
             Column::new("phone", Holds::Text).identifies(),
             Column::new("banned", Holds::Bool),
         ],
+        secrets: &[],
         has_preferences: false,
         unique: &[],
     };

@@ -142,7 +142,14 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     // What is left of the registers is that of parents that no change is about.
     let parents = stored.registers;
     let mut places = Places::new(&folds);
-    let kin: Vec<ClerkId> = folds.keys().filter(|id| id.entity().has_parents()).cloned().collect();
+    let goes_with_others = |id: &&ClerkId| id.entity().has_parents() || id.entity().address().is_some();
+    let kin: Vec<ClerkId> = folds.keys().filter(goes_with_others).cloned().collect();
+    // As they were before: whose row goes has none any more.
+    let known_by =
+        |(id, fold): (&ClerkId, &Fold)| Some((id.clone(), address(fold.user.as_ref()?, user::EMAIL)?));
+    let people = folds.iter().filter(|(id, _)| id.entity() == &USER);
+    let known: HashMap<ClerkId, String> =
+        if kin.is_empty() { HashMap::new() } else { people.filter_map(known_by).collect() };
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
@@ -191,7 +198,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             }
             News::Delete | News::Erase(_) => {
                 let erased = fold.take_out(id, &change.news, cause, now);
-                let goes = if fold.is_deleted() { children(id, &kin, &folds) } else { Vec::new() };
+                let goes = if fold.is_deleted() { children(id, &kin, &folds, &known) } else { Vec::new() };
                 let outcome = if erased.is_some() { Outcome::Applied } else { Outcome::Stale };
                 plan.erasures.extend(erased);
                 plan.erasures.extend(goes.iter().filter_map(|child| bury(&mut folds, child, cause, now)));
@@ -240,16 +247,32 @@ fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Re
     })
 }
 
-/// Those of `kin` that go with an object.
-fn children(parent: &ClerkId, kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
-    let belongs = |(field, entity): (Field, &Entity), user: &Object| {
-        entity == parent.entity() && user.profile[field].text() == Some(parent.as_str())
+/// Those of `kin` that go with an object: by its id, or by the address that this user was known by.
+fn children(
+    parent: &ClerkId,
+    kin: &[ClerkId],
+    folds: &Folds,
+    known: &HashMap<ClerkId, String>,
+) -> Vec<ClerkId> {
+    let belongs = |(field, entity): (Field, &Entity), row: &Object| {
+        entity == parent.entity() && row.profile[field].text() == Some(parent.as_str())
+    };
+    let is_meant = |field: Field, row: &Object| {
+        known.get(parent).is_some_and(|known| address(row, field).as_ref() == Some(known))
     };
     let is_child = |id: &&ClerkId| {
-        let user = folds.get(*id).and_then(|fold| fold.user.as_ref());
-        user.is_some_and(|user| id.entity().parents().any(|column| belongs(column, user)))
+        let (row, entity) = (folds.get(*id).and_then(|fold| fold.user.as_ref()), id.entity());
+        row.is_some_and(|row| {
+            entity.parents().any(|column| belongs(column, row))
+                || entity.address().is_some_and(|field| is_meant(field, row))
+        })
     };
     kin.iter().filter(is_child).cloned().collect()
+}
+
+/// An e-mail address as it is compared.
+fn address(row: &Object, field: Field) -> Option<String> {
+    Some(row.profile[field].text()?.to_lowercase())
 }
 
 /// The values of a row in the columns of which no two live rows may have the same.

@@ -410,7 +410,8 @@ fn tables(sql: &str) -> BTreeMap<String, Vec<String>> {
         } else if let (Some(table), Some(column)) = (&table, words.next())
             && !["--", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].contains(&column)
         {
-            tables.entry(table.clone()).or_default().push(column.to_owned());
+            // Words of SQL stand in quotes.
+            tables.entry(table.clone()).or_default().push(column.trim_matches('"').to_owned());
         }
     }
     tables

@@ -55,7 +55,9 @@ pub(crate) static CLUB: Entity = Entity {
     table: "clubs",
     id_prefix: "club_",
     events: ["club.founded", "club.changed", "club.closed"],
+    also: &[],
     path: Some("clubs"),
+    query: &[("order_by", "+created_at")],
     has_one: true,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept(),
@@ -64,6 +66,7 @@ pub(crate) static CLUB: Entity = Entity {
         Column::new("opens_at", Holds::Time).kept(),
         Column::new("rules", Holds::Json).kept(),
     ],
+    secrets: &[],
     has_preferences: false,
     unique: &[],
 };
@@ -73,7 +76,9 @@ pub(crate) static CLUB_PASS: Entity = Entity {
     table: "club_passes",
     id_prefix: "pass_",
     events: ["clubPass.given", "clubPass.changed", "clubPass.taken"],
+    also: &[],
     path: Some("club_passes"),
+    query: &[("order_by", "+created_at")],
     has_one: false,
     columns: &[
         Column::new("club_id", Holds::Text).at(Place::Path(&["club", "id"])).by_default().parent(&CLUB),
@@ -84,6 +89,7 @@ pub(crate) static CLUB_PASS: Entity = Entity {
         Column::new("level", Holds::Text).by_default().kept(),
         Column::new("note", Holds::Json).by_default(),
     ],
+    secrets: &[],
     has_preferences: false,
     unique: &["club_id", "user_id"],
 };

@@ -33,6 +33,7 @@ mod receivers;
 mod service;
 
 mod adopting;
+mod all_of_clerk;
 mod attacks;
 mod audit_chain;
 mod catching_up;

@@ -334,7 +334,7 @@ fn route(route: Route) -> Finding {
             }
             Route::Shared => {
                 "through a pooler, or somebody else who may share our sessions: statements are not prepared between \
-                 transactions, and each costs one round trip more"
+                 transactions, and the server plans each one anew"
             }
         },
     )

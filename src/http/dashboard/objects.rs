@@ -178,10 +178,11 @@ fn search_form(session: &Session, entity: &'static Entity, complaint: Option<&st
 }
 
 fn no_id(entity: &'static Entity) -> String {
-    if address(entity).is_some() {
-        format!("That is neither an id of Clerk's ({}…) nor an e-mail address.", entity.id_prefix)
-    } else {
-        format!("That is no id of Clerk's ({}…).", entity.id_prefix)
+    let form =
+        if entity.id_prefix.is_empty() { String::new() } else { format!(" ({}…)", entity.id_prefix) };
+    match address(entity) {
+        Some(_) => format!("That is neither an id of Clerk's{form} nor an e-mail address."),
+        None => format!("That is no id of Clerk's{form}."),
     }
 }
 

@@ -192,7 +192,8 @@ impl Belonging {
     /// Whatever belongs to anything of these kinds.
     fn all(kinds: Kinds) -> impl Iterator<Item = Self> {
         let of = |(child, (field, parent)): (&'static Entity, (Field, &'static Entity))| {
-            let others = child.parents().filter(move |(other, _)| *other != field);
+            // What may belong to one or the other joins nobody to anything.
+            let others = child.parents().filter(move |(other, _)| *other != field && !field.is_optional);
             [None].into_iter().chain(others.map(Some)).map(move |through| Self { parent, field, through })
         };
         let children = kinds.iter().flat_map(|child| child.parents().map(move |parent| (*child, parent)));

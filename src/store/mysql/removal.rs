@@ -54,7 +54,9 @@ impl Statements {
         let fields =
             objects::anonymizing(entity).map(|field| format!("u.{field}, ")).collect::<Vec<_>>().concat();
         let emptied = entity.telling().filter(|field| field.anonymized != Anonymized::Kept);
-        let kept = |field: Field| format!(" OR NOT (u.{} <=> {})", field.name(), objects::anonymous(field));
+        let kept = |field: Field| {
+            format!(" OR NOT (u.{} <=> {})", objects::column(field), objects::anonymous(field))
+        };
         let kept = emptied.map(kept).collect::<Vec<_>>().concat();
         Self {
             delete: Statement::made(format!("DELETE u FROM {these}")),

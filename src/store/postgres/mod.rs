@@ -207,7 +207,7 @@ impl Postgres {
         } else {
             tracing::info!(
                 "somebody stands between us and the database's server, probably a pooler: no statement stays prepared in \
-                 its sessions, and each costs one round trip more"
+                 its sessions, and the server plans each one anew"
             );
         }
         self.pool.set_connect_options(marked.unwrap_or(otherwise));

@@ -32,10 +32,12 @@ const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')
 fn holds(fields: impl Iterator<Item = Field>) -> String {
     let holds = |field: Field| match field.anonymized {
         Anonymized::Kept => String::new(),
-        Anonymized::Null => format!(" AND u.{} IS NULL", field.name()),
-        Anonymized::Text(_) => format!(" AND u.{} = {}", field.name(), objects::anonymous(field)),
+        Anonymized::Null => format!(" AND u.{} IS NULL", objects::column(field)),
+        Anonymized::Text(_) => format!(" AND u.{} = {}", objects::column(field), objects::anonymous(field)),
         // Of any number, as `is_anonymized` reads it.
-        Anonymized::Address => format!(" AND u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", field.name()),
+        Anonymized::Address => {
+            format!(" AND u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", objects::column(field))
+        }
     };
     fields.map(holds).collect()
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Dialect, Statement};
+use super::{Dialect, Statement, objects::column};
 use crate::{
     model::{Anonymized, Entity, Field, Holds},
     store::{migration::POSTGRES, mysql},
@@ -18,7 +18,7 @@ pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
          clerk_id {KEY} NOT NULL UNIQUE,\n"
     );
     for field in entity.fields() {
-        let _ = writeln!(sql, "    {} {},", field.name(), type_of(entity, field));
+        let _ = writeln!(sql, "    {} {},", column(field), type_of(entity, field));
     }
     let times = ["created_at", "updated_at", "synced_at", "deleted_at"];
     let times = times.map(|name| format!("    {name} {TIME}"));
@@ -28,6 +28,14 @@ pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
         let name = field.name();
         let _ = write!(inside, ",\n    KEY {table}_{name} ({name}, id)");
         let _ = writeln!(behind, "CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({name}, id);");
+    }
+    if let Some(field) = entity.address() {
+        let name = field.name();
+        let _ = write!(
+            inside,
+            ",\n    {name}_folded varchar(255) GENERATED ALWAYS AS (lower({name})) STORED,\n    KEY {table}_{name} ({name}_folded)"
+        );
+        let _ = writeln!(behind, "CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} (lower({name}));");
     }
     if !entity.unique.is_empty() {
         let unique = entity.unique.join(", ");
@@ -52,7 +60,8 @@ pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
 /// What adds a column to the table of a kind.
 pub fn add_column(entity: &'static Entity, name: &str, dialect: Dialect) -> Option<String> {
     let field = entity.named(name)?;
-    let sql = format!("ALTER TABLE {} ADD COLUMN {name} {};\n", entity.table, type_of(entity, field));
+    let (column, kind) = (column(field), type_of(entity, field));
+    let sql = format!("ALTER TABLE {} ADD COLUMN {column} {kind};\n", entity.table);
     Some(Statement::made(sql).sql(dialect).to_string())
 }
 
@@ -73,6 +82,7 @@ const TIME: &str = "{postgres timestamptz}{sqlite TEXT}{mysql datetime(3)}";
 fn type_of(entity: &'static Entity, field: Field) -> &'static str {
     let is_key = entity.unique.contains(&field.name())
         || field.anonymized == Anonymized::Address
+        || field.is_address
         || entity.parents().any(|(parent, _)| parent == field);
     match field.holds {
         Holds::Text if is_key => KEY,

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Row, Statement, Value, batch, ledger, queue};
 use crate::{
+    entity::USER,
     model::{Anonymized, Entity, Field, FieldSet, Holds, Kinds, Object, Profile, Value as Cell},
     store::{self, Result},
 };
@@ -64,10 +65,10 @@ impl Statements {
             <(String, String, String, String, String)>::default();
         for field in &loaded {
             let cast = if field.holds == Holds::Json { "{postgres ::text}" } else { "" };
-            let _ = write!(read, "u.{}{cast}, ", field.name());
+            let _ = write!(read, "u.{}{cast}, ", column(*field));
         }
         for field in &written {
-            let name = field.name();
+            let name = column(*field);
             let (cast, kind) = match field.holds {
                 Holds::Text => ("", "text"),
                 Holds::Json => ("{postgres ::jsonb}", "text"),
@@ -306,10 +307,19 @@ fn closing_of(insert: &str, update: &str) -> String {
     )
 }
 
+/// Words of SQL that are names of columns here.
+const RESERVED: [&str; 2] = ["interval", "key"];
+
+/// The name of a column, as statements have it.
+pub(in crate::store) fn column(field: Field) -> String {
+    let name = field.name();
+    if RESERVED.contains(&name) { format!("\"{name}\"") } else { name.to_owned() }
+}
+
 /// What a field of row `u` holds once it is anonymised.
 pub(in crate::store) fn anonymous(field: Field) -> String {
     match field.anonymized {
-        Anonymized::Kept => format!("u.{}", field.name()),
+        Anonymized::Kept => format!("u.{}", column(field)),
         Anonymized::Null => "NULL".to_owned(),
         Anonymized::Text(text) => format!("'{text}'"),
         Anonymized::Address => "'deleted-' || u.id || '@anonymized.local'".to_owned(),
@@ -319,7 +329,7 @@ pub(in crate::store) fn anonymous(field: Field) -> String {
 /// What anonymises row `u`, as far as its fields go: the items of `SET`.
 pub(in crate::store) fn anonymizing(entity: &'static Entity) -> impl Iterator<Item = String> {
     let changed = entity.fields().filter(|field| field.anonymized != Anonymized::Kept);
-    changed.map(|field| format!("{} = {}", field.name(), anonymous(field)))
+    changed.map(|field| format!("{} = {}", column(field), anonymous(field)))
 }
 
 /// Those of each kind, of what is sorted by kind.
@@ -427,7 +437,26 @@ impl Children {
                 parent = parent.kind,
             )
         });
-        let find: Vec<String> = find.collect();
+        // Who is erased takes along what stands under their address, whether they ever were who it was meant for.
+        let addressed = kinds
+            .iter()
+            .filter(|_| kinds.contains(&&USER))
+            .filter_map(|child| Some((child, child.address()?)));
+        let addressed = addressed.map(|(child, field)| {
+            format!(
+                "SELECT '{kind}' AS kind, u.clerk_id FROM {{batch $1 AS n: kind text, clerk_id text}}
+                 {{lookup users AS p WHERE p.clerk_id = n.clerk_id}}
+                 {{lookup {table} AS u WHERE {{postgres|sqlite lower(u.{field})}}{{mysql u.{field}_folded}} = lower(p.email)}}
+                 WHERE n.kind = 'user' AND NOT EXISTS (
+                     SELECT 1 FROM entity_versions AS e
+                     WHERE e.kind = '{kind}' AND e.clerk_id = u.clerk_id AND e.deleted
+                 )",
+                kind = child.kind,
+                table = child.table,
+                field = field.name(),
+            )
+        });
+        let find: Vec<String> = find.chain(addressed).collect();
         let find = match &find[..] {
             [] => String::new(),
             find => format!("SELECT kind, clerk_id FROM ({}) AS c LIMIT $2", find.join(" UNION ALL ")),

@@ -88,7 +88,8 @@ impl Statements {
         let preferences = if entity.has_preferences { ", preferences = json_object()" } else { "" };
         let fields = objects::anonymizing(entity).map(|field| field + ", ").collect::<String>();
         let emptied = entity.telling().filter(|field| field.anonymized != Anonymized::Kept);
-        let kept = |field: Field| format!(" OR u.{} IS NOT {}", field.name(), objects::anonymous(field));
+        let kept =
+            |field: Field| format!(" OR u.{} IS NOT {}", objects::column(field), objects::anonymous(field));
         let kept = emptied.map(kept).collect::<Vec<_>>().concat();
         Self {
             delete: Statement::made(format!("DELETE FROM {table} WHERE {these} RETURNING clerk_id")),

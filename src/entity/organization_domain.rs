@@ -1,0 +1,34 @@
+//! Domains of an organization, whose people may join it.
+
+use super::{BY_CREATION, ORGANIZATION};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file.
+pub static ORGANIZATION_DOMAIN: Entity = Entity {
+    kind: "organization_domain",
+    table: "organization_domains",
+    id_prefix: "orgdmn_",
+    events: ["organizationDomain.created", "organizationDomain.updated", "organizationDomain.deleted"],
+    also: &[],
+    path: Some("organization_domains"),
+    query: BY_CREATION,
+    has_one: false,
+    columns: &[
+        Column::new("organization_id", Holds::Text)
+            .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
+            .by_default()
+            .parent(&ORGANIZATION),
+        Column::new("name", Holds::Text).by_default().kept().sample("\"example.com\""),
+        Column::new("enrollment_mode", Holds::Text)
+            .by_default()
+            .kept()
+            .samples("\"manual_invitation\"", "\"automatic_invitation\""),
+        Column::new("affiliation_email_address", Holds::Text),
+        Column::new("affiliation_verification", Holds::Json).by_default().kept(),
+        Column::new("ownership_verification", Holds::Json).by_default().kept(),
+        Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+    ],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};

@@ -1,0 +1,38 @@
+//! Invitations to an organization.
+
+use super::{BY_CREATION, ORGANIZATION};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file. Its link is a ticket, and is never read. That one has run out no event says: `expires_at` does.
+pub static ORGANIZATION_INVITATION: Entity = Entity {
+    kind: "organization_invitation",
+    table: "organization_invitations",
+    id_prefix: "orginv_",
+    events: [
+        "organizationInvitation.created",
+        "organizationInvitation.accepted",
+        "organizationInvitation.deleted",
+    ],
+    also: &["organizationInvitation.revoked"],
+    path: Some("organization_invitations"),
+    query: BY_CREATION,
+    has_one: false,
+    columns: &[
+        Column::new("organization_id", Holds::Text)
+            .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
+            .by_default()
+            .parent(&ORGANIZATION),
+        Column::new("email_address", Holds::Text).address().sample("\"grace@example.com\""),
+        Column::new("role", Holds::Text).by_default().kept().sample("\"org:member\""),
+        Column::new("role_name", Holds::Text).by_default().kept().sample("\"Member\""),
+        Column::new("status", Holds::Text).by_default().kept().samples("\"pending\"", "\"accepted\""),
+        Column::new("inviter_id", Holds::Text).by_default(),
+        Column::new("user_id", Holds::Text).by_default(),
+        Column::new("expires_at", Holds::Time).by_default().kept(),
+        Column::new("public_metadata", Holds::Json).sample("{}"),
+        Column::new("private_metadata", Holds::Json).sample("{}"),
+    ],
+    secrets: &[&["url"], &["public_inviter_data"]],
+    has_preferences: false,
+    unique: &[],
+};

@@ -1,0 +1,62 @@
+//! Attempts to take a payment.
+
+use super::{ORGANIZATION, USER};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file. Clerk has no list of them.
+pub static PAYMENT_ATTEMPT: Entity = Entity {
+    kind: "payment_attempt",
+    table: "payment_attempts",
+    id_prefix: "",
+    events: ["paymentAttempt.created", "paymentAttempt.updated", "paymentAttempt.deleted"],
+    also: &[],
+    path: None,
+    query: &[],
+    has_one: false,
+    columns: &[
+        Column::new("user_id", Holds::Text)
+            .at(Place::AnyOf(&[&["payer", "user_id"]]))
+            .by_default()
+            .maybe_parent(&USER),
+        Column::new("organization_id", Holds::Text)
+            .at(Place::AnyOf(&[&["payer", "organization_id"]]))
+            .by_default()
+            .maybe_parent(&ORGANIZATION),
+        Column::new("payer_id", Holds::Text).at(Place::AnyOf(&[&["payer", "id"]])).by_default().kept(),
+        Column::new("payment_id", Holds::Text).by_default().kept(),
+        Column::new("invoice_id", Holds::Text).by_default().kept(),
+        Column::new("statement_id", Holds::Text).by_default().kept(),
+        Column::new("status", Holds::Text).by_default().kept().samples("\"pending\"", "\"paid\""),
+        Column::new("charge_type", Holds::Text).by_default().kept().sample("\"recurring\""),
+        // In the smallest unit of the currency, as the two behind it.
+        Column::new("amount", Holds::Int)
+            .at(Place::AnyOf(&[&["totals", "grand_total", "amount"]]))
+            .by_default()
+            .kept()
+            .sample("900"),
+        Column::new("subtotal", Holds::Int)
+            .at(Place::AnyOf(&[&["totals", "subtotal", "amount"]]))
+            .by_default()
+            .kept()
+            .sample("900"),
+        Column::new("tax_total", Holds::Int)
+            .at(Place::AnyOf(&[&["totals", "tax_total", "amount"]]))
+            .by_default()
+            .kept()
+            .sample("0"),
+        Column::new("currency", Holds::Text)
+            .at(Place::AnyOf(&[&["totals", "grand_total", "currency"]]))
+            .by_default()
+            .kept()
+            .sample("\"USD\""),
+        Column::new("billing_date", Holds::Time).by_default().kept(),
+        Column::new("paid_at", Holds::Time).by_default().kept(),
+        Column::new("failed_at", Holds::Time).by_default().kept(),
+        Column::new("failed_reason", Holds::Json).by_default().kept(),
+        Column::new("payer", Holds::Json),
+        Column::new("payment_source", Holds::Json),
+    ],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};

@@ -1,0 +1,26 @@
+//! Roles that members of organizations can have.
+
+use super::BY_CREATION;
+use crate::model::{Column, Entity, Holds};
+
+/// See the head of this file.
+pub static ROLE: Entity = Entity {
+    kind: "role",
+    table: "roles",
+    id_prefix: "role_",
+    events: ["role.created", "role.updated", "role.deleted"],
+    also: &[],
+    path: Some("organization_roles"),
+    query: BY_CREATION,
+    has_one: false,
+    columns: &[
+        Column::new("name", Holds::Text).by_default().kept().samples("\"Billing\"", "\"Billing manager\""),
+        Column::new("key", Holds::Text).by_default().kept().sample("\"org:billing\""),
+        Column::new("description", Holds::Text).by_default().kept(),
+        Column::new("is_creator_eligible", Holds::Bool).by_default().kept().sample("false"),
+        Column::new("permissions", Holds::Json).array().by_default().kept().sample("[]"),
+    ],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};

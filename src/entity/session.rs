@@ -1,0 +1,31 @@
+//! Sessions: one for every sign-in.
+
+use super::USER;
+use crate::model::{Column, Entity, Holds};
+
+/// See the head of this file. Its events carry the whole user, of which nothing is read. That one has run out no event says:
+/// `expire_at` and `abandon_at` do. Clerk lists those of one user only.
+pub static SESSION: Entity = Entity {
+    kind: "session",
+    table: "sessions",
+    id_prefix: "sess_",
+    events: ["session.created", "session.pending", "session.deleted"],
+    also: &["session.ended", "session.removed", "session.revoked"],
+    path: None,
+    query: &[],
+    has_one: false,
+    columns: &[
+        Column::new("user_id", Holds::Text).by_default().parent(&USER),
+        Column::new("client_id", Holds::Text).by_default().kept(),
+        Column::new("status", Holds::Text).by_default().kept().samples("\"active\"", "\"ended\""),
+        Column::new("last_active_organization_id", Holds::Text).by_default().kept(),
+        Column::new("last_active_at", Holds::Time).by_default().kept().moves_by_itself(),
+        Column::new("expire_at", Holds::Time).by_default().kept(),
+        Column::new("abandon_at", Holds::Time).by_default().kept(),
+        Column::new("actor", Holds::Json),
+        Column::new("latest_activity", Holds::Json),
+    ],
+    secrets: &[&["user"]],
+    has_preferences: false,
+    unique: &[],
+};

@@ -1,0 +1,38 @@
+//! Subscriptions: one for each user or organization that can pay.
+
+use super::{ORGANIZATION, USER};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file. Clerk has no list of them.
+pub static SUBSCRIPTION: Entity = Entity {
+    kind: "subscription",
+    table: "subscriptions",
+    id_prefix: "csub_",
+    events: ["subscription.created", "subscription.updated", "subscription.deleted"],
+    also: &["subscription.active", "subscription.pastDue"],
+    path: None,
+    query: &[],
+    has_one: false,
+    columns: &[
+        Column::new("user_id", Holds::Text)
+            .at(Place::AnyOf(&[&["payer", "user_id"]]))
+            .by_default()
+            .maybe_parent(&USER),
+        Column::new("organization_id", Holds::Text)
+            .at(Place::AnyOf(&[&["payer", "organization_id"]]))
+            .by_default()
+            .maybe_parent(&ORGANIZATION),
+        Column::new("payer_id", Holds::Text).by_default().kept(),
+        Column::new("status", Holds::Text).by_default().kept().samples("\"active\"", "\"past_due\""),
+        Column::new("active_at", Holds::Time).by_default().kept(),
+        Column::new("past_due_at", Holds::Time).by_default().kept(),
+        Column::new("canceled_at", Holds::Time).by_default().kept(),
+        Column::new("ended_at", Holds::Time).by_default().kept(),
+        Column::new("latest_payment_id", Holds::Text).by_default().kept(),
+        Column::new("payment_source_id", Holds::Text).by_default().kept(),
+        Column::new("payer", Holds::Json),
+    ],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};

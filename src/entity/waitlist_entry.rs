@@ -1,0 +1,28 @@
+//! People who wait to be let in.
+
+use super::BY_CREATION;
+use crate::model::{Column, Entity, Holds, Place};
+
+/// See the head of this file. The link of its invitation is a ticket, and is never read.
+pub static WAITLIST_ENTRY: Entity = Entity {
+    kind: "waitlist_entry",
+    table: "waitlist_entries",
+    id_prefix: "",
+    events: ["waitlistEntry.created", "waitlistEntry.updated", "waitlistEntry.deleted"],
+    also: &[],
+    path: Some("waitlist_entries"),
+    query: BY_CREATION,
+    has_one: false,
+    columns: &[
+        Column::new("email_address", Holds::Text).address().sample("\"grace@example.com\""),
+        Column::new("status", Holds::Text).by_default().kept().samples("\"pending\"", "\"invited\""),
+        Column::new("is_locked", Holds::Bool).by_default().kept(),
+        Column::new("invitation_id", Holds::Text)
+            .at(Place::AnyOf(&[&["invitation", "id"]]))
+            .by_default()
+            .kept(),
+    ],
+    secrets: &[&["invitation", "url"]],
+    has_preferences: false,
+    unique: &[],
+};
