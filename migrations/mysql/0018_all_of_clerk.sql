@@ -269,6 +269,78 @@ CREATE TABLE IF NOT EXISTS enterprise_connections (
     KEY enterprise_connections_organization_id (organization_id, id)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
 
+-- The e-mail addresses of users.
+CREATE TABLE IF NOT EXISTS user_email_addresses (
+    id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    clerk_id varchar(255) NOT NULL UNIQUE,
+    user_id varchar(255),
+    email_address longtext,
+    reserved boolean,
+    verification longtext,
+    linked_to longtext,
+    created_at datetime(3),
+    updated_at datetime(3),
+    synced_at datetime(3),
+    deleted_at datetime(3),
+    KEY user_email_addresses_user_id (user_id, id)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
+
+-- The telephone numbers of users.
+CREATE TABLE IF NOT EXISTS user_phone_numbers (
+    id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    clerk_id varchar(255) NOT NULL UNIQUE,
+    user_id varchar(255),
+    phone_number longtext,
+    reserved_for_second_factor boolean,
+    default_second_factor boolean,
+    reserved boolean,
+    verification longtext,
+    linked_to longtext,
+    created_at datetime(3),
+    updated_at datetime(3),
+    synced_at datetime(3),
+    deleted_at datetime(3),
+    KEY user_phone_numbers_user_id (user_id, id)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
+
+-- The accounts elsewhere that users sign in with.
+CREATE TABLE IF NOT EXISTS user_external_accounts (
+    id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    clerk_id varchar(255) NOT NULL UNIQUE,
+    user_id varchar(255),
+    provider longtext,
+    provider_user_id longtext,
+    identification_id longtext,
+    approved_scopes longtext,
+    email_address longtext,
+    username longtext,
+    first_name longtext,
+    last_name longtext,
+    image_url longtext,
+    label longtext,
+    public_metadata longtext,
+    verification longtext,
+    created_at datetime(3),
+    updated_at datetime(3),
+    synced_at datetime(3),
+    deleted_at datetime(3),
+    KEY user_external_accounts_user_id (user_id, id)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
+
+-- The Web3 wallets of users.
+CREATE TABLE IF NOT EXISTS user_web3_wallets (
+    id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    clerk_id varchar(255) NOT NULL UNIQUE,
+    user_id varchar(255),
+    web3_wallet longtext,
+    verification longtext,
+    created_at datetime(3),
+    updated_at datetime(3),
+    synced_at datetime(3),
+    deleted_at datetime(3),
+    KEY user_web3_wallets_user_id (user_id, id)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
+
 -- What holds now. That something has run out no event says.
 CREATE OR REPLACE SQL SECURITY INVOKER VIEW current_organization_invitations AS
     SELECT * FROM organization_invitations

@@ -266,6 +266,78 @@ CREATE TABLE IF NOT EXISTS enterprise_connections (
 );
 CREATE INDEX IF NOT EXISTS enterprise_connections_organization_id ON enterprise_connections (organization_id, id);
 
+-- The e-mail addresses of users.
+CREATE TABLE IF NOT EXISTS user_email_addresses (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    clerk_id TEXT NOT NULL UNIQUE,
+    user_id TEXT,
+    email_address TEXT,
+    reserved INTEGER,
+    verification TEXT,
+    linked_to TEXT,
+    created_at TEXT,
+    updated_at TEXT,
+    synced_at TEXT,
+    deleted_at TEXT
+);
+CREATE INDEX IF NOT EXISTS user_email_addresses_user_id ON user_email_addresses (user_id, id);
+
+-- The telephone numbers of users.
+CREATE TABLE IF NOT EXISTS user_phone_numbers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    clerk_id TEXT NOT NULL UNIQUE,
+    user_id TEXT,
+    phone_number TEXT,
+    reserved_for_second_factor INTEGER,
+    default_second_factor INTEGER,
+    reserved INTEGER,
+    verification TEXT,
+    linked_to TEXT,
+    created_at TEXT,
+    updated_at TEXT,
+    synced_at TEXT,
+    deleted_at TEXT
+);
+CREATE INDEX IF NOT EXISTS user_phone_numbers_user_id ON user_phone_numbers (user_id, id);
+
+-- The accounts elsewhere that users sign in with.
+CREATE TABLE IF NOT EXISTS user_external_accounts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    clerk_id TEXT NOT NULL UNIQUE,
+    user_id TEXT,
+    provider TEXT,
+    provider_user_id TEXT,
+    identification_id TEXT,
+    approved_scopes TEXT,
+    email_address TEXT,
+    username TEXT,
+    first_name TEXT,
+    last_name TEXT,
+    image_url TEXT,
+    label TEXT,
+    public_metadata TEXT,
+    verification TEXT,
+    created_at TEXT,
+    updated_at TEXT,
+    synced_at TEXT,
+    deleted_at TEXT
+);
+CREATE INDEX IF NOT EXISTS user_external_accounts_user_id ON user_external_accounts (user_id, id);
+
+-- The Web3 wallets of users.
+CREATE TABLE IF NOT EXISTS user_web3_wallets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    clerk_id TEXT NOT NULL UNIQUE,
+    user_id TEXT,
+    web3_wallet TEXT,
+    verification TEXT,
+    created_at TEXT,
+    updated_at TEXT,
+    synced_at TEXT,
+    deleted_at TEXT
+);
+CREATE INDEX IF NOT EXISTS user_web3_wallets_user_id ON user_web3_wallets (user_id, id);
+
 -- What holds now. That something has run out no event says.
 CREATE VIEW IF NOT EXISTS current_organization_invitations AS
     SELECT * FROM organization_invitations

@@ -27,7 +27,7 @@ use crate::{
     entity,
     model::{
         Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, MAX_ID_BYTES, Meaning,
-        News, Patch, Place, Selection, Source, Value, Version,
+        Nested, News, Patch, Place, Selection, Source, Value, Version,
     },
     telemetry::{self, TraceContext},
 };
@@ -110,6 +110,8 @@ pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> 
             source: Source::Webhook,
             payload: Bytes::clone(verified.body()),
             content: Content::Ignored,
+            nested: Vec::new(),
+            whole: Vec::new(),
             trace: TraceContext::default(),
         },
         instance_id: None,
@@ -216,12 +218,14 @@ fn log_unread(users: &[Found]) {
 const UNSAID: i64 = 0;
 
 /// What is read of users, and why.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Reading {
     pub source: Source,
     pub entity: &'static Entity,
     /// The allow-list.
     pub fields: FieldSet,
+    /// Of what is inside of them: the kinds that are synced.
+    pub inside: Selection,
 }
 
 /// When something was read.
@@ -252,7 +256,9 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
         }),
     };
     let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id").copied()))?;
-    let delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
+    let mut delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
+    (delivery.nested, delivery.whole) =
+        nested(&data, reading.entity, |entity| reading.inside.fields_of(entity), (read_at, ""), now);
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery, unread })
 }
@@ -274,6 +280,45 @@ pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
         "type": entity.deletion(),
     });
     Bytes::from(body.to_string())
+}
+
+/// What an object says of those inside of it, each once. One that cannot be read is left out: it has events of its own.
+fn nested(
+    data: &Object<'_>,
+    entity: &'static Entity,
+    fields: impl Fn(&Entity) -> Option<FieldSet>,
+    (event_at, tie): (DateTime<Utc>, &str),
+    now: DateTime<Utc>,
+) -> (Vec<Change>, Vec<&'static Entity>) {
+    let (mut changes, mut whole): (Vec<Change>, Vec<&'static Entity>) = (Vec::new(), Vec::new());
+    for Nested { member, entity, inherits, is_whole } in entity.nested {
+        let (Some(fields), Some(raw)) = (fields(entity), data.get(*member)) else { continue };
+        let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
+        if *is_whole && list.is_some() {
+            whole.push(entity);
+        }
+        let all = list.unwrap_or_else(|| vec![*raw]);
+        for mut inside in all.into_iter().filter_map(|raw| object(raw.get())) {
+            for (own, around) in *inherits {
+                if let Some(raw) = data.get(*around) {
+                    inside.entry(Name(Cow::Borrowed(*own))).or_insert(*raw);
+                }
+            }
+            let mut unread = Vec::new();
+            let id = inside.get("id").and_then(|id| string(id)).and_then(|id| ClerkId::new(entity, id));
+            let created_at = time_of(&inside, "created_at", &mut unread, |_| true);
+            let updated_at = time_of(&inside, "updated_at", &mut unread, |at| plausible(at, now));
+            let patch = read_patch(&inside, entity, fields, &mut unread);
+            let Some(clerk_id) = id.filter(|id| {
+                has_its_parents(entity, &patch).is_ok() && changes.iter().all(|change| change.clerk_id != *id)
+            }) else {
+                continue;
+            };
+            let version = Version::at(updated_at.unwrap_or(event_at), event_at, tie.to_owned());
+            changes.push(Change { clerk_id, version, news: News::Upsert { patch, created_at }, actor: None });
+        }
+    }
+    (changes, whole)
 }
 
 /// A body without what stands in `data` at these paths; nothing of it if that cannot be told.
@@ -341,6 +386,10 @@ fn read_envelope(
         News::Upsert { patch, created_at }
     };
     let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    if !deletion {
+        let inside = |entity: &Entity| selection.fields_of(entity);
+        (event.delivery.nested, event.delivery.whole) = nested(&data, entity, inside, (event_at, &tie), now);
+    }
     Ok(Content::Change(Change {
         clerk_id,
         version: Version::at(updated_at.unwrap_or(event_at), event_at, tie),
@@ -750,8 +799,12 @@ mod tests {
 
     #[test]
     fn permissions_that_are_no_array_cannot_be_read() {
-        let reading =
-            Reading { source: Source::Backfill, entity: &ORGANIZATION_MEMBERSHIP, fields: FieldSet::ALL };
+        let reading = Reading {
+            source: Source::Backfill,
+            entity: &ORGANIZATION_MEMBERSHIP,
+            fields: FieldSet::ALL,
+            inside: Selection::default(),
+        };
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
         for (permissions, is_read) in [
             ("[]", true),
@@ -778,8 +831,12 @@ mod tests {
 
     #[test]
     fn an_object_of_the_api_that_names_no_parent_is_unusable() {
-        let reading =
-            Reading { source: Source::Backfill, entity: &ORGANIZATION_MEMBERSHIP, fields: FieldSet::ALL };
+        let reading = Reading {
+            source: Source::Backfill,
+            entity: &ORGANIZATION_MEMBERSHIP,
+            fields: FieldSet::ALL,
+            inside: Selection::default(),
+        };
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
         let homeless = r#"{"id":"orgmem_1","organization":null,"public_user_data":{"user_id":"user_1"}}"#;
         let found = found(homeless, &reading, Moment { read_at: at, now: at }).expect("an object");
@@ -877,7 +934,12 @@ mod tests {
     #[test]
     fn a_user_without_a_usable_id_spoils_no_page() {
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
-        let reading = Reading { source: Source::Backfill, entity: &USER, fields: FieldSet::ALL };
+        let reading = Reading {
+            source: Source::Backfill,
+            entity: &USER,
+            fields: FieldSet::ALL,
+            inside: Selection::default(),
+        };
         let page = |body: &str| users(body.as_bytes(), &reading, Moment { read_at: at, now: at });
         let long = "ä".repeat(200);
         let body = format!(r#"[{{"id":""}},{{"id":7}},{{}},{{"id":"{long}"}},{{"id":"user_1"}}]"#);

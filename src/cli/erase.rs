@@ -179,7 +179,12 @@ async fn ask_clerk(config: &Config, id: &ClerkId, force: bool) -> Result<(), Fai
              --force if you are sure"
         )));
     };
-    let reading = Reading { source: Source::Cli, entity: &USER, fields: config.sync_fields() };
+    let reading = Reading {
+        source: Source::Cli,
+        entity: &USER,
+        fields: config.sync_fields(),
+        inside: Selection::default(),
+    };
     let found = api.one(id, &reading, Persistence::INTERACTIVE).await;
     if found.map_err(|error| Failure::from(&error))?.is_none() {
         return Err(Failure::failed(format!(

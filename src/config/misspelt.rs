@@ -80,8 +80,8 @@ fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
     Some(closest)
 }
 
-/// The one of ours that begins with `SYNC_` and is only a few letters away, or else has most words in common with this name and
-/// fewest others.
+/// The one of ours that begins with `SYNC_` and is only a few letters away, or else has most words in common with this name, and
+/// few others.
 fn nearest<'a>(name: &str, ours: &'a [String]) -> Option<&'a str> {
     let rate = |ours: &'a String| {
         let is_one_of_ours = |word: &&str| {
@@ -90,10 +90,10 @@ fn nearest<'a>(name: &str, ours: &'a [String]) -> Option<&'a str> {
         let in_common = name.split('_').filter(is_one_of_ours).count();
         let others = ours.split('_').count().saturating_sub(in_common);
         let distance = strsim::osa_distance(name, ours);
-        (distance > 2, Reverse(in_common), others, distance, ours)
+        (distance > 2, Reverse(in_common.saturating_sub(others)), Reverse(in_common), distance, ours)
     };
     let candidates = ours.iter().filter(|ours| ours.starts_with(OWN_PREFIX));
-    let (_, Reverse(words), _, distance, nearest) = candidates.map(rate).min()?;
+    let (.., Reverse(words), distance, nearest) = candidates.map(rate).min()?;
     (words > 1 || distance <= 3).then_some(nearest.as_str())
 }
 

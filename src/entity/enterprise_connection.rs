@@ -25,6 +25,7 @@ pub static ENTERPRISE_CONNECTION: Entity = Entity {
         Column::new("disable_jit_provisioning", Holds::Bool).by_default().kept(),
         Column::new("authenticatable", Holds::Bool).by_default().kept(),
     ],
+    nested: &[],
     secrets: &[&["saml_connection"], &["oauth_config"]],
     has_preferences: false,
     unique: &[],

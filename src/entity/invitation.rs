@@ -20,6 +20,7 @@ pub static INVITATION: Entity = Entity {
         Column::new("expires_at", Holds::Time).by_default().kept(),
         Column::new("public_metadata", Holds::Json).sample("{}"),
     ],
+    nested: &[],
     secrets: &[&["url"]],
     has_preferences: false,
     unique: &[],

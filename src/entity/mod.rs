@@ -17,6 +17,10 @@ pub mod session;
 pub mod subscription;
 pub mod subscription_item;
 pub mod user;
+pub mod user_email_address;
+pub mod user_external_account;
+pub mod user_phone_number;
+pub mod user_web3_wallet;
 pub mod waitlist_entry;
 
 pub use enterprise_connection::ENTERPRISE_CONNECTION;
@@ -34,6 +38,10 @@ pub use session::SESSION;
 pub use subscription::SUBSCRIPTION;
 pub use subscription_item::SUBSCRIPTION_ITEM;
 pub use user::USER;
+pub use user_email_address::USER_EMAIL_ADDRESS;
+pub use user_external_account::USER_EXTERNAL_ACCOUNT;
+pub use user_phone_number::USER_PHONE_NUMBER;
+pub use user_web3_wallet::USER_WEB3_WALLET;
 pub use waitlist_entry::WAITLIST_ENTRY;
 
 use crate::model::Entity;
@@ -56,7 +64,15 @@ pub static ALL: &[&Entity] = &[
     &INVITATION,
     &WAITLIST_ENTRY,
     &ENTERPRISE_CONNECTION,
+    &USER_EMAIL_ADDRESS,
+    &USER_PHONE_NUMBER,
+    &USER_EXTERNAL_ACCOUNT,
+    &USER_WEB3_WALLET,
 ];
+
+/// What is a part of a user, and shown as a whole with them.
+pub static PARTS: &[&Entity] =
+    &[&USER_EMAIL_ADDRESS, &USER_PHONE_NUMBER, &USER_EXTERNAL_ACCOUNT, &USER_WEB3_WALLET];
 
 /// How lists are asked for that can be sorted.
 const BY_CREATION: &[(&str, &str)] = &[("order_by", "+created_at")];

@@ -26,6 +26,7 @@ pub static ORGANIZATION: Entity = Entity {
         Column::new("public_metadata", Holds::Json).kept().sample("{}"),
         Column::new("private_metadata", Holds::Json).kept().sample("{}"),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

@@ -28,6 +28,7 @@ pub static ORGANIZATION_DOMAIN: Entity = Entity {
         Column::new("ownership_verification", Holds::Json).by_default().kept(),
         Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

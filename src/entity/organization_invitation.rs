@@ -32,6 +32,7 @@ pub static ORGANIZATION_INVITATION: Entity = Entity {
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
     ],
+    nested: &[],
     secrets: &[&["url"], &["public_inviter_data"]],
     has_preferences: false,
     unique: &[],

@@ -37,6 +37,7 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &["organization_id", "user_id"],

@@ -1,7 +1,7 @@
 //! Attempts to take a payment.
 
-use super::{ORGANIZATION, USER};
-use crate::model::{Column, Entity, Holds, Place};
+use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
+use crate::model::{Column, Entity, Holds, Nested, Place};
 
 /// See the head of this file. Clerk has no list of them.
 pub static PAYMENT_ATTEMPT: Entity = Entity {
@@ -56,6 +56,12 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
         Column::new("payer", Holds::Json),
         Column::new("payment_source", Holds::Json),
     ],
+    nested: &[Nested {
+        member: "subscription_items",
+        entity: &SUBSCRIPTION_ITEM,
+        inherits: &[("payer", "payer")],
+        is_whole: false,
+    }],
     secrets: &[],
     has_preferences: false,
     unique: &[],

@@ -19,6 +19,7 @@ pub static PERMISSION: Entity = Entity {
         Column::new("description", Holds::Text).by_default().kept(),
         Column::new("type", Holds::Text).by_default().kept().sample("\"user\""),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

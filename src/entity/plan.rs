@@ -45,6 +45,7 @@ pub static PLAN: Entity = Entity {
         Column::new("free_trial_days", Holds::Int).by_default().kept(),
         Column::new("features", Holds::Json).array().by_default().kept().sample("[]"),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

@@ -1,7 +1,7 @@
 //! Roles that members of organizations can have.
 
-use super::BY_CREATION;
-use crate::model::{Column, Entity, Holds};
+use super::{BY_CREATION, PERMISSION};
+use crate::model::{Column, Entity, Holds, Nested};
 
 /// See the head of this file.
 pub static ROLE: Entity = Entity {
@@ -20,6 +20,7 @@ pub static ROLE: Entity = Entity {
         Column::new("is_creator_eligible", Holds::Bool).by_default().kept().sample("false"),
         Column::new("permissions", Holds::Json).array().by_default().kept().sample("[]"),
     ],
+    nested: &[Nested { member: "permissions", entity: &PERMISSION, inherits: &[], is_whole: false }],
     secrets: &[],
     has_preferences: false,
     unique: &[],

@@ -22,6 +22,7 @@ pub static ROLE_SET: Entity = Entity {
         Column::new("creator_role", Holds::Json).by_default().kept(),
         Column::new("type", Holds::Text).by_default().kept().sample("\"initial\""),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

@@ -25,6 +25,7 @@ pub static SESSION: Entity = Entity {
         Column::new("actor", Holds::Json),
         Column::new("latest_activity", Holds::Json),
     ],
+    nested: &[],
     secrets: &[&["user"]],
     has_preferences: false,
     unique: &[],

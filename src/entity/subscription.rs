@@ -1,7 +1,7 @@
 //! Subscriptions: one for each user or organization that can pay.
 
-use super::{ORGANIZATION, USER};
-use crate::model::{Column, Entity, Holds, Place};
+use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
+use crate::model::{Column, Entity, Holds, Nested, Place};
 
 /// See the head of this file. Clerk has no list of them.
 pub static SUBSCRIPTION: Entity = Entity {
@@ -32,6 +32,12 @@ pub static SUBSCRIPTION: Entity = Entity {
         Column::new("payment_source_id", Holds::Text).by_default().kept(),
         Column::new("payer", Holds::Json),
     ],
+    nested: &[Nested {
+        member: "items",
+        entity: &SUBSCRIPTION_ITEM,
+        inherits: &[("payer", "payer"), ("subscription_id", "id")],
+        is_whole: false,
+    }],
     secrets: &[],
     has_preferences: false,
     unique: &[],

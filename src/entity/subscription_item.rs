@@ -67,6 +67,7 @@ pub static SUBSCRIPTION_ITEM: Entity = Entity {
         Column::new("ended_at", Holds::Time).by_default().kept(),
         Column::new("payer", Holds::Json),
     ],
+    nested: &[],
     secrets: &[],
     has_preferences: false,
     unique: &[],

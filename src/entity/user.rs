@@ -1,6 +1,7 @@
 //! Users: the people who sign in.
 
-use crate::model::{Anonymized, Column, Entity, Field, Holds, Place};
+use super::{USER_EMAIL_ADDRESS, USER_EXTERNAL_ACCOUNT, USER_PHONE_NUMBER, USER_WEB3_WALLET};
+use crate::model::{Anonymized, Column, Entity, Field, Holds, Nested, Place};
 
 /// See the head of this file.
 pub static USER: Entity = Entity {
@@ -50,10 +51,20 @@ pub static USER: Entity = Entity {
         Column::new("last_sign_in_at", Holds::Time),
         Column::new("last_active_at", Holds::Time).moves_by_itself(),
     ],
+    nested: &[
+        part("email_addresses", &USER_EMAIL_ADDRESS),
+        part("phone_numbers", &USER_PHONE_NUMBER),
+        part("external_accounts", &USER_EXTERNAL_ACCOUNT),
+        part("web3_wallets", &USER_WEB3_WALLET),
+    ],
     secrets: &[],
     has_preferences: true,
     unique: &[],
 };
+
+const fn part(member: &'static str, entity: &'static Entity) -> Nested {
+    Nested { member, entity, inherits: &[("user_id", "id")], is_whole: true }
+}
 
 /// The primary address: what `UNIQUE_EMAIL` and sinks that know people only by it go by.
 pub const EMAIL: Field = USER.field("email");

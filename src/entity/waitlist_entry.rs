@@ -1,7 +1,7 @@
 //! People who wait to be let in.
 
-use super::BY_CREATION;
-use crate::model::{Column, Entity, Holds, Place};
+use super::{BY_CREATION, INVITATION};
+use crate::model::{Column, Entity, Holds, Nested, Place};
 
 /// See the head of this file. The link of its invitation is a ticket, and is never read.
 pub static WAITLIST_ENTRY: Entity = Entity {
@@ -22,6 +22,7 @@ pub static WAITLIST_ENTRY: Entity = Entity {
             .by_default()
             .kept(),
     ],
+    nested: &[Nested { member: "invitation", entity: &INVITATION, inherits: &[], is_whole: false }],
     secrets: &[&["invitation", "url"]],
     has_preferences: false,
     unique: &[],

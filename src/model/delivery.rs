@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{ClerkId, Patch, SvixId, Version};
+use super::{ClerkId, Entity, Patch, SvixId, Version};
 use crate::telemetry::TraceContext;
 
 /// Where news came from; kept in `audit_log.source`.
@@ -50,6 +50,10 @@ pub struct Delivery {
     /// The raw body, kept until its fate is known so that it can be parked byte for byte.
     pub payload: Bytes,
     pub content: Content,
+    /// What it says of objects inside of the one that it is about.
+    pub nested: Vec<Change>,
+    /// The kinds of which it shows all that the object has.
+    pub whole: Vec<&'static Entity>,
     /// Where whoever works on it stands.
     pub trace: TraceContext,
 }
@@ -79,6 +83,8 @@ impl Delivery {
             source,
             payload: Bytes::new(),
             content,
+            nested: Vec::new(),
+            whole: Vec::new(),
             trace: TraceContext::default(),
         }
     }

@@ -8,7 +8,6 @@ use std::{fmt, hash};
 pub type Kinds = &'static [&'static Entity];
 
 /// A kind of Clerk object.
-#[derive(Debug)]
 pub struct Entity {
     /// Its name in settings, registers and metrics: `user`.
     pub kind: &'static str,
@@ -30,12 +29,21 @@ pub struct Entity {
     pub has_one: bool,
     /// The columns that can be synced, in the order in which the table has them.
     pub columns: &'static [Column],
+    /// Objects of other kinds that its events show whole.
+    pub nested: &'static [Nested],
     /// Paths within `data` of what no body that is kept may hold: tickets, keys, and whole people that nothing is read of.
     pub secrets: &'static [&'static [&'static str]],
     /// Whether its table has `preferences`, which are the application's own.
     pub has_preferences: bool,
     /// Names of columns that no two live rows have in common; empty if there are none such.
     pub unique: &'static [&'static str],
+}
+
+// Kinds name each other in circles.
+impl fmt::Debug for Entity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind)
+    }
 }
 
 impl PartialEq for Entity {
@@ -153,6 +161,18 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
         at += 1;
     }
     at == one.len() && at == other.len()
+}
+
+/// Objects of another kind inside of one.
+#[derive(Debug)]
+pub struct Nested {
+    /// The member that has one of them, or a list.
+    pub member: &'static str,
+    pub entity: &'static Entity,
+    /// What they do not say of themselves: the member of theirs, and that of the object around them.
+    pub inherits: &'static [(&'static str, &'static str)],
+    /// Whether the list has all of them, so that one which is not in it is gone.
+    pub is_whole: bool,
 }
 
 /// A column that can be synced.
@@ -405,6 +425,11 @@ impl Selection {
             .iter()
             .find(|(other, _)| *other == entity)
             .map_or_else(FieldSet::default, |(_, fields)| *fields)
+    }
+
+    /// The allow-list of this kind; `None` if the kind is not synced.
+    pub fn fields_of(&self, entity: &Entity) -> Option<FieldSet> {
+        self.has(entity).then(|| self.fields(entity))
     }
 
     /// What is read of a row of this kind: what is synced, and, also where the kind is not, where it belongs.

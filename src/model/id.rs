@@ -132,6 +132,7 @@ mod tests {
         query: &[],
         has_one: false,
         columns: &[],
+        nested: &[],
         secrets: &[],
         has_preferences: false,
         unique: &[],

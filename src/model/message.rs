@@ -168,6 +168,7 @@ mod tests {
         query: &[],
         has_one: false,
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
+        nested: &[],
         secrets: &[],
         has_preferences: false,
         unique: &[],

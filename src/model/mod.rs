@@ -21,7 +21,9 @@ pub mod version;
 pub use audit::{AuditAction, AuditEntry};
 pub use deletion::DeletionPolicy;
 pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
-pub use entity::{Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Meaning, Place, Selection};
+pub use entity::{
+    Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Meaning, Nested, Place, Selection,
+};
 pub use id::{ClerkId, MAX_ID_BYTES, SvixId};
 pub use idle::Idle;
 pub use message::{Happened, Message, MessageType, Subscription};

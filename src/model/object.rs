@@ -310,6 +310,7 @@ mod tests {
             Column::new("phone", Holds::Text).identifies(),
             Column::new("banned", Holds::Bool),
         ],
+        nested: &[],
         secrets: &[],
         has_preferences: false,
         unique: &[],

@@ -26,7 +26,7 @@ use crate::{
         event::{self, deletion_body},
         signature::Verified,
     },
-    entity::{ORGANIZATION, USER, user},
+    entity::{ORGANIZATION, PARTS, USER, user},
     model::{
         AuditAction, AuditEntry, Change, ClerkId, Content, DeletionPolicy, Delivery, Entity, Field, FieldSet,
         MessageType, News, Outcome, Processing, Receipt, Register, Source, SvixId, Value, Version,
@@ -378,8 +378,10 @@ impl Work<'_> {
         let (mut changes, mut indexes) = (Vec::new(), Vec::new());
         for (index, delivery) in batch.iter().enumerate().filter(|(index, _)| fresh.contains(index)) {
             if let Content::Change(change) = &delivery.content {
-                changes.push((*delivery, change));
-                indexes.push(index);
+                for change in [change].into_iter().chain(&delivery.nested) {
+                    changes.push((*delivery, change));
+                    indexes.push(index);
+                }
             } else {
                 outcomes[index] = Outcome::Ignored;
             }
@@ -406,7 +408,7 @@ impl Work<'_> {
         }
 
         for (index, outcome) in indexes.into_iter().zip(plan.outcomes) {
-            outcomes[index] = outcome;
+            outcomes[index] = of_both(outcomes[index], outcome);
         }
         share_with_repeats(batch, &mut outcomes);
         Ok(Written { outcomes, told: steps.told })
@@ -418,6 +420,9 @@ impl Work<'_> {
         let mut kind = None;
         for delivery in batch {
             let Content::Change(change) = &delivery.content else { continue };
+            if !delivery.nested.is_empty() || !delivery.whole.is_empty() {
+                return None;
+            }
             let entity = change.clerk_id.entity();
             let stands_alone =
                 !entity.has_parents() && entity.unique.is_empty() && parents(change).next().is_none();
@@ -618,6 +623,11 @@ impl Steps<'_> {
         let deletions = self.changes.iter().filter(|(delivery, _)| is_deletion(delivery));
         let deleted = sorted(deletions.map(|(_, change)| &change.clerk_id));
         let children = self.transaction.children(&deleted, CASCADE).await?;
+        let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
+        let parts = self
+            .transaction
+            .parts(&sorted(shown.map(|(_, change)| &change.clerk_id)), PARTS, CASCADE)
+            .await?;
         let rivals = self.rivals().await?;
         // Owners are locked with the others, in one order, so that two who swap never wait for each other.
         let claimed = self.claimed();
@@ -626,7 +636,7 @@ impl Steps<'_> {
         } else {
             owners_of(&self.transaction.addresses(&claimed).await?)
         };
-        let kin = sorted(owners.iter().chain(&children).chain(&rivals));
+        let kin = sorted(owners.iter().chain(&children).chain(&parts).chain(&rivals));
         let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
         let mut registers = self.transaction.registers(&sorted(ids)).await?;
         // A deletion of a parent that is not here yet has to wait for us.
@@ -957,10 +967,17 @@ impl Steps<'_> {
 
     /// The outcomes that were recorded too early.
     fn corrections(&self, plan: &Plan) -> Vec<(SvixId, Outcome)> {
-        let outcomes = self.changes.iter().zip(&plan.outcomes);
-        let corrected =
-            outcomes.filter(|(_, outcome)| **outcome != Outcome::Applied && **outcome != Outcome::Parked);
-        corrected.filter_map(|((delivery, _), outcome)| Some((delivery.svix_id.clone()?, *outcome))).collect()
+        let mut outcomes: Vec<(&SvixId, Outcome)> = Vec::new();
+        for ((delivery, _), outcome) in self.changes.iter().zip(&plan.outcomes) {
+            match (outcomes.last_mut(), &delivery.svix_id) {
+                // What is inside of an object stands behind it.
+                (Some((last, all)), Some(id)) if *last == id => *all = of_both(*all, *outcome),
+                (_, Some(id)) => outcomes.push((id, *outcome)),
+                (_, None) => {}
+            }
+        }
+        outcomes.retain(|(_, outcome)| !matches!(outcome, Outcome::Applied | Outcome::Parked));
+        outcomes.into_iter().map(|(id, outcome)| (id.clone(), outcome)).collect()
     }
 }
 
@@ -1115,6 +1132,12 @@ fn record<'a>(
         event_at: delivery.event_at,
         processed_at: now,
     }
+}
+
+/// What becomes of a delivery, by what became of two things that it says.
+fn of_both(one: Outcome, other: Outcome) -> Outcome {
+    let all = [Outcome::Parked, Outcome::Applied, Outcome::Unchanged, Outcome::Stale];
+    all.into_iter().find(|outcome| [one, other].contains(outcome)).unwrap_or(other)
 }
 
 /// What nearly always turns out to be right, so that hardly any record has to be written twice.

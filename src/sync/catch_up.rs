@@ -147,7 +147,7 @@ fn is_disputed(origin: &Origin, of_key: &str) -> bool {
 
 impl CatchUp {
     pub(super) fn reading(&self, source: Source, entity: &'static Entity) -> Reading {
-        Reading { source, entity, fields: self.rules.fields(entity) }
+        Reading { source, entity, fields: self.rules.fields(entity), inside: self.rules.selection.clone() }
     }
 
     /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that

@@ -162,6 +162,8 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(change.clone()),
+            nested: Vec::new(),
+            whole: Vec::new(),
             trace: TraceContext::default(),
         }
     }

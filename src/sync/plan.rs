@@ -205,6 +205,15 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 outcome
             }
         };
+        if matches!(plan.outcomes[index], Outcome::Applied | Outcome::Unchanged) && !delivery.whole.is_empty()
+        {
+            let gone = gone_parts((delivery, change), &kin, &folds);
+            let before = plan.erasures.len();
+            plan.erasures.extend(gone.iter().filter_map(|part| bury(&mut folds, part, cause, now)));
+            if plan.erasures.len() > before {
+                plan.outcomes[index] = Outcome::Applied;
+            }
+        }
         addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
         // Who was upserted has lost it already.
         let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
@@ -268,6 +277,16 @@ fn children(
         })
     };
     kin.iter().filter(is_child).cloned().collect()
+}
+
+/// Those of `kin` that were parts of an object, and are not among those that it is shown with.
+fn gone_parts((delivery, change): (&Delivery, &Change), kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
+    let whole =
+        change.clerk_id.entity().nested.iter().filter(|inside| delivery.whole.contains(&inside.entity));
+    let kinds: Vec<&Entity> = whole.map(|inside| inside.entity).collect();
+    let of_it = children(&change.clerk_id, kin, folds, &HashMap::new());
+    let is_shown = |part: &ClerkId| delivery.nested.iter().any(|shown| shown.clerk_id == *part);
+    of_it.into_iter().filter(|part| kinds.contains(&part.entity()) && !is_shown(part)).collect()
 }
 
 /// An e-mail address as it is compared.
@@ -791,6 +810,8 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(Change { clerk_id, version, news, actor: None }),
+            nested: Vec::new(),
+            whole: Vec::new(),
             trace: TraceContext::default(),
         }
     }

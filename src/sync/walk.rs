@@ -119,7 +119,7 @@ impl Walk {
                 Done::Visited(counts) => visitor.reached(Vec::new(), counts?).await?,
             }
             while tasks.len() < side_by_side && offset(next) < usize::try_from(total).unwrap_or(usize::MAX) {
-                let (api, reading, index) = (Arc::clone(&self.api), self.reading, next);
+                let (api, reading, index) = (Arc::clone(&self.api), self.reading.clone(), next);
                 tasks.spawn(async move { Done::Fetched(index, api.objects(offset(index), &reading).await) });
                 next += 1;
             }

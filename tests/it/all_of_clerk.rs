@@ -21,6 +21,8 @@ promises! {
     no_ticket_is_kept,
     an_erasure_takes_along_what_stands_under_the_address,
     what_somebody_pays_goes_with_them_and_with_nobody_else,
+    what_stands_inside_of_an_object_reaches_its_own_table,
+    the_parts_of_a_user_are_those_that_are_shown,
     an_item_comes_back_to_life,
     an_invitation_that_has_run_out_is_no_current_one,
 }
@@ -145,6 +147,71 @@ async fn what_somebody_pays_goes_with_them_and_with_nobody_else(mut world: World
         let left = world.column(&format!("SELECT organization_id FROM {table}")).await;
         assert_eq!(left, ["org_1"], "{table}");
     }
+}
+
+async fn what_stands_inside_of_an_object_reaches_its_own_table(mut world: World) {
+    with_everything(&mut world);
+    let payer = json!({ "id": "payer_1", "user_id": "user_1", "organization_id": null });
+    let item = |id: &str, status: &str, after: i64| json!({ "id": id, "status": status, "plan_id": "cplan_1", "created_at": NOW, "updated_at": NOW + after });
+    let subscription = |items: Json| json!({ "id": "csub_1", "status": "active", "payer_id": "payer_1", "payer": payer, "items": items });
+    let rows = async || {
+        world.column("SELECT clerk_id || ' ' || status || ' ' || subscription_id || ' ' || user_id AS line FROM subscription_items ORDER BY clerk_id").await
+    };
+    let first = subscription(
+        json!([item("csub_item_1", "active", 10), item("csub_item_2", "upcoming", 10), { "id": 7 }, null]),
+    );
+    let first = about("subscription.created", first, 10);
+    assert_eq!(world.deliver(&first).await, Applied);
+    assert_eq!(rows().await, ["csub_item_1 active csub_1 user_1", "csub_item_2 upcoming csub_1 user_1"]);
+    assert_eq!(world.deliver(&first).await, Outcome::Duplicate);
+    // An item of its own that is newer stays, and the subscription is news all the same.
+    world.deliver(&about("subscriptionItem.ended", item("csub_item_1", "ended", 30), 30)).await;
+    let older = subscription(json!([item("csub_item_1", "active", 20)]));
+    assert_eq!(world.deliver(&about("subscription.updated", older, 25)).await, Unchanged);
+    assert_eq!(rows().await[0], "csub_item_1 ended csub_1 user_1");
+    // Only the item is news.
+    let news = subscription(json!([item("csub_item_2", "active", 40)]));
+    assert_eq!(world.deliver(&about("subscription.updated", news, 20)).await, Applied);
+    assert_eq!(rows().await[1], "csub_item_2 active csub_1 user_1");
+    let outcomes =
+        "SELECT outcome FROM processed_webhooks WHERE event_type = 'subscription.updated' ORDER BY outcome";
+    assert_eq!(world.column(outcomes).await, ["applied", "unchanged"]);
+    let role = json!({ "id": "role_1", "key": "org:a", "permissions": [{ "id": "perm_1", "key": "org:a:read", "created_at": NOW, "updated_at": NOW }] });
+    world.deliver(&about("role.created", role, 10)).await;
+    assert_eq!(world.column("SELECT clerk_id FROM permissions").await, ["perm_1"]);
+    assert_eq!(world.deliver(&Event::deleted("user_1", 100)).await, Applied);
+    assert_eq!(rows().await, [""; 0]);
+}
+
+async fn the_parts_of_a_user_are_those_that_are_shown(mut world: World) {
+    with_everything(&mut world);
+    let address = |id: &str, text: &str| json!({ "id": id, "email_address": text, "linked_to": [], "verification": { "status": "verified" } });
+    let both = json!([address("idn_1", "ada@example.com"), address("idn_2", "lovelace@example.com")]);
+    let user = |id: &str, after: i64, addresses: &Json| {
+        Event::updated(id, after)
+            .set("email_addresses", addresses.clone())
+            .set("primary_email_address_id", "idn_1")
+    };
+    let rows = async || {
+        world.column("SELECT clerk_id || ' ' || email_address || ' ' || user_id AS line FROM user_email_addresses ORDER BY clerk_id").await
+    };
+    assert_eq!(world.deliver(&user("user_1", 10, &both)).await, Applied);
+    assert_eq!(rows().await, ["idn_1 ada@example.com user_1", "idn_2 lovelace@example.com user_1"]);
+    let one = json!([address("idn_1", "ada@example.com")]);
+    assert_eq!(world.deliver(&user("user_1", 30, &one)).await, Applied, "one is gone");
+    assert_eq!(world.deliver(&user("user_1", 20, &both)).await, Stale);
+    assert_eq!(rows().await, ["idn_1 ada@example.com user_1"]);
+    // Nothing is said of them.
+    world
+        .deliver(&Event::updated("user_1", 40).without("email_addresses").set("first_name", "Augusta"))
+        .await;
+    assert_eq!(rows().await.len(), 1);
+    let others = json!([address("idn_3", "grace@example.com")]);
+    world.deliver(&user("user_2", 10, &others)).await;
+    world.deliver(&Event::deleted("user_1", 100)).await;
+    assert_eq!(rows().await, ["idn_3 grace@example.com user_2"]);
+    let dump = world.dump().await.join("\n");
+    assert!(!dump.contains("ada@example.com") && !dump.contains("lovelace@example.com"), "{dump}");
 }
 
 async fn an_item_comes_back_to_life(mut world: World) {

@@ -100,7 +100,10 @@ fn the_example_lists_exactly_the_variables_that_are_read() {
         .lines()
         .filter_map(|line| line.trim_start_matches('#').split_once('='))
         .map(|(name, _)| name)
-        .filter(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .filter(|name| {
+            !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+        })
         .collect();
     let read = Settings::variables();
     assert_eq!(listed.len(), listed.iter().collect::<BTreeSet<_>>().len(), "each once");

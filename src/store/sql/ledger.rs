@@ -14,8 +14,8 @@ use super::{
 use crate::{
     entity::USER,
     model::{
-        Actor, AuditEntry, ClerkId, Entity, FieldSet, Object, Outcome, Receipt, Register, Selection, SvixId,
-        Version,
+        Actor, AuditEntry, ClerkId, Entity, FieldSet, Kinds, Object, Outcome, Receipt, Register, Selection,
+        SvixId, Version,
     },
     store::{Address, Advance, ErrorKind, Outgoing, Record, Result, StoreError},
 };
@@ -308,7 +308,12 @@ pub trait Ledger: Session {
         let children = Children::of(self.kinds());
         let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
         let parents: Vec<ClerkId> = parents.iter().filter(may_have_some).cloned().collect();
-        let rows = self.rows(&children.find, values![ids_of(&parents), limit]).await?;
+        self.parts(&parents, self.kinds(), limit).await
+    }
+
+    /// Up to `limit` objects of these kinds that go with these parents and have no tombstone, sorted.
+    async fn parts(&mut self, parents: &[ClerkId], kinds: Kinds, limit: u32) -> Result<Vec<ClerkId>> {
+        let rows = self.rows(&Children::of(kinds).find, values![ids_of(parents), limit]).await?;
         let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
         ids.sort();
         Ok(ids)

@@ -1,0 +1,27 @@
+//! The e-mail addresses of users.
+
+use super::USER;
+use crate::model::{Column, Entity, Holds};
+
+/// See the head of this file. A part of the user, who is shown with all of them: one that is not among them any more is gone.
+pub static USER_EMAIL_ADDRESS: Entity = Entity {
+    kind: "user_email_address",
+    table: "user_email_addresses",
+    id_prefix: "idn_",
+    events: ["userEmailAddress.created", "userEmailAddress.updated", "userEmailAddress.deleted"],
+    also: &[],
+    path: None,
+    query: &[],
+    has_one: false,
+    columns: &[
+        Column::new("user_id", Holds::Text).by_default().parent(&USER),
+        Column::new("email_address", Holds::Text).by_default().sample("\"ada@example.com\""),
+        Column::new("reserved", Holds::Bool).by_default().kept(),
+        Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+        Column::new("linked_to", Holds::Json).array().by_default(),
+    ],
+    nested: &[],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};

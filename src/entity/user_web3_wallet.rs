@@ -1,0 +1,27 @@
+//! The Web3 wallets of users.
+
+use super::USER;
+use crate::model::{Column, Entity, Holds};
+
+/// See the head of this file. A part of the user, who is shown with all of them: one that is not among them any more is gone.
+pub static USER_WEB3_WALLET: Entity = Entity {
+    kind: "user_web3_wallet",
+    table: "user_web3_wallets",
+    id_prefix: "idn_",
+    events: ["userWeb3Wallet.created", "userWeb3Wallet.updated", "userWeb3Wallet.deleted"],
+    also: &[],
+    path: None,
+    query: &[],
+    has_one: false,
+    columns: &[
+        Column::new("user_id", Holds::Text).by_default().parent(&USER),
+        Column::new("web3_wallet", Holds::Text)
+            .by_default()
+            .sample("\"0x0000000000000000000000000000000000000000\""),
+        Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+    ],
+    nested: &[],
+    secrets: &[],
+    has_preferences: false,
+    unique: &[],
+};
