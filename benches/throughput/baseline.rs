@@ -1,12 +1,12 @@
 //! This build beside another one, in turns on one server: near, and two milliseconds away.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use crate::{
-    Bench, FLAT_OUT, LONGEST_PART, Run,
+    Bench, FLAT_OUT, LONGEST_PART, Run, Size,
     database::Database,
     distance::Distance,
     events::Person,
@@ -46,129 +46,96 @@ impl Bench {
             return Ok(());
         };
         let population = 10_000;
-        let programs = [("baseline", PathBuf::from(baseline)), ("this build", Service::program())];
-        let mut builds = Vec::new();
-        for (index, (name, program)) in programs.into_iter().enumerate() {
-            let [near, far] = ["near", "far"].map(|place| Database::schema(&format!("{place}_{index}")));
-            let place = self.database.place(Mode::GroupCommit, &near);
-            let near = Service::start_program(&program, Mode::GroupCommit, &place)?;
-            self.runtime
-                .block_on(self.database.fill(place.schema.as_deref().unwrap_or_default(), population))?;
-            let place = self.database.place(Mode::GroupCommit, &far);
-            let distance = Distance::to(&place.url, AWAY)?;
-            let there = distance.seen_from_here(&place)?;
-            let far = Service::start_program(&program, Mode::GroupCommit, &there)?;
-            self.runtime
-                .block_on(self.database.fill(place.schema.as_deref().unwrap_or_default(), population))?;
-            for service in [&near, &far] {
-                self.over_http(service, 2_000, population)?;
-            }
-            let [flat_out, paced, alone, flat_out_far] = [const { Vec::new() }; 4];
-            builds.push(Build {
-                name,
-                near,
-                far,
-                distance,
-                flat_out,
-                paced,
-                alone,
-                flat_out_far,
-                turns: Vec::new(),
-            });
-        }
+        let mut baseline = self.started("baseline", &PathBuf::from(baseline), population)?;
+        let mut this = self.started("this build", &Service::program(), population)?;
         let began = Instant::now();
         for round in 0..self.size.rounds {
             if round > 0 && began.elapsed() > 3 * LONGEST_PART {
                 break;
             }
-            for build in &mut builds {
-                build.flat_out.push(self.over_http(&build.near, self.size.grouped, population)?);
-                build.paced.push(
-                    self.load(&build.near, self.size.paced, population, Person::Connected, EACH_MILLISECOND)?
-                        .0,
-                );
-                let before = build.distance.turns();
-                let count = self.size.paced / 20;
-                build.alone.push(self.load(&build.far, count, population, Person::Connected, ALONE)?.0);
-                #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-                build.turns.push((build.distance.turns() - before) as f64 / count as f64);
-                build.flat_out_far.push(self.over_http(&build.far, self.size.grouped / 3, population)?);
-            }
+            self.round(&mut baseline, population)?;
+            self.round(&mut this, population)?;
         }
-        for (what, runs) in [
-            (
-                "PostgreSQL on this machine, 256 connections",
-                (|build| &build.flat_out) as fn(&Build) -> &Vec<Run>,
-            ),
-            ("the same, 1,000 events/s", |build| &build.paced),
-            ("PostgreSQL 2 ms away, one request after another", |build| &build.alone),
-            ("the same, 256 connections", |build| &build.flat_out_far),
-        ] {
-            println!("\n## {what}, {} rounds in turns\n", runs(&builds[0]).len());
-            print_head();
-            for build in &builds {
-                print_runs(build.name, runs(build));
-            }
-        }
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        let value = |of: &dyn Fn(&Build) -> f64| of(&builds[1]) / of(&builds[0]);
-        let rate = |runs: &[Run]| median(runs, Run::rate);
-        let turns = |build: &Build| {
-            let mut turns = build.turns.clone();
-            turns.sort_by(f64::total_cmp);
-            turns[turns.len() / 2]
-        };
-        println!(
-            "\nRound trips of a webhook alone, with what is written behind its answer: {:.1} and {:.1}.",
-            turns(&builds[0]),
-            turns(&builds[1])
-        );
-        let memory = [builds[0].near.peak_memory()?, builds[1].near.peak_memory()?];
-        println!("Peak memory: {} and {} MiB.", memory[0] / 1024, memory[1] / 1024);
-        let at_most = |ratio: f64, most: f64| (format!("≤ {most} ×"), ratio <= most);
-        let at_least = |ratio: f64, least: f64| (format!("≥ {least} ×"), ratio >= least);
-        let ratios = [
-            (
-                "events/s, PostgreSQL on this machine, to the baseline's",
-                value(&|build| rate(&build.flat_out)),
-                at_least as fn(f64, f64) -> _,
-                wanted::FASTER,
-            ),
-            (
-                "processor time of the service an event",
-                value(&|build| median(&build.flat_out, |run| run.each(run.service))),
-                at_most,
-                wanted::CHEAPER,
-            ),
-            (
-                "processor time of PostgreSQL an event",
-                value(&|build| median(&build.flat_out, |run| run.each(run.backends))),
-                at_most,
-                wanted::CHEAPER_IN_DATABASE,
-            ),
-            (
-                "p99 at 1,000 events/s",
-                value(&|build| median(&build.paced, |run| milliseconds(run.p99))),
-                at_most,
-                wanted::P99_TO_BASELINE,
-            ),
-            (
-                "p50 of a webhook alone, PostgreSQL 2 ms away",
-                value(&|build| median(&build.alone, |run| milliseconds(run.p50))),
-                at_most,
-                wanted::P50_FAR,
-            ),
-            (
-                "events/s, PostgreSQL 2 ms away",
-                value(&|build| rate(&build.flat_out_far)),
-                at_least,
-                wanted::FASTER_FAR,
-            ),
-        ];
-        for (what, ratio, judge, limit) in ratios {
-            let (wanted, met): (String, bool) = judge(ratio, limit);
-            self.verdict(what, format!("{ratio:.2} ×"), wanted, met);
-        }
+        print_builds(&baseline, &this)?;
+        self.judge(&baseline, &this);
         Ok(())
     }
+
+    fn started(&mut self, name: &'static str, program: &Path, population: u64) -> anyhow::Result<Build> {
+        let schema = |place: &str| Database::schema(&format!("{place}_{}", name.replace(' ', "_")));
+        let place = self.database.place(Mode::GroupCommit, &schema("near"));
+        let near = Service::start_program(program, Mode::GroupCommit, &place)?;
+        let place = self.database.place(Mode::GroupCommit, &schema("far"));
+        let distance = Distance::to(&place.url, AWAY)?;
+        let far = Service::start_program(program, Mode::GroupCommit, &distance.seen_from_here(&place)?)?;
+        for place in ["near", "far"] {
+            self.runtime.block_on(self.database.fill(&schema(place), population))?;
+        }
+        for service in [&near, &far] {
+            self.over_http(service, 2_000, population)?;
+        }
+        let [flat_out, paced, alone, flat_out_far] = [const { Vec::new() }; 4];
+        Ok(Build { name, near, far, distance, flat_out, paced, alone, flat_out_far, turns: Vec::new() })
+    }
+
+    fn round(&mut self, build: &mut Build, population: u64) -> anyhow::Result<()> {
+        let Size { grouped, paced, .. } = self.size;
+        let person = Person::Connected;
+        build.flat_out.push(self.over_http(&build.near, grouped, population)?);
+        build.paced.push(self.load(&build.near, paced, population, person, EACH_MILLISECOND)?.0);
+        let (before, count) = (build.distance.turns(), paced / 20);
+        build.alone.push(self.load(&build.far, count, population, person, ALONE)?.0);
+        build.turns.push((build.distance.turns() - before) as f64 / count as f64);
+        build.flat_out_far.push(self.over_http(&build.far, grouped / 3, population)?);
+        Ok(())
+    }
+
+    fn judge(&mut self, baseline: &Build, this: &Build) {
+        let each_in_service = |build: &Build| median(&build.flat_out, |run| run.each(run.service));
+        let each_in_database = |build: &Build| median(&build.flat_out, |run| run.each(run.backends));
+        let p99 = |build: &Build| median(&build.paced, |run| run.p99.as_secs_f64());
+        let p50_far = |build: &Build| median(&build.alone, |run| run.p50.as_secs_f64());
+        let rate = |build: &Build| median(&build.flat_out, Run::rate);
+        let rate_far = |build: &Build| median(&build.flat_out_far, Run::rate);
+        let ratio = |of: fn(&Build) -> f64| of(this) / of(baseline);
+        for (what, ratio, least) in [
+            ("events/s, PostgreSQL on this machine, to the baseline's", ratio(rate), wanted::FASTER),
+            ("events/s, PostgreSQL 2 ms away", ratio(rate_far), wanted::FASTER_FAR),
+        ] {
+            self.verdict(what, format!("{ratio:.2} ×"), format!("≥ {least} ×"), ratio >= least);
+        }
+        for (what, ratio, most) in [
+            ("processor time of the service an event", ratio(each_in_service), wanted::CHEAPER),
+            ("processor time of PostgreSQL an event", ratio(each_in_database), wanted::CHEAPER_IN_DATABASE),
+            ("p99 at 1,000 events/s", ratio(p99), wanted::P99_TO_BASELINE),
+            ("p50 of a webhook alone, PostgreSQL 2 ms away", ratio(p50_far), wanted::P50_FAR),
+        ] {
+            self.verdict(what, format!("{ratio:.2} ×"), format!("≤ {most} ×"), ratio <= most);
+        }
+    }
+}
+
+fn print_builds(baseline: &Build, this: &Build) -> anyhow::Result<()> {
+    let print = |what: &str, runs: fn(&Build) -> &[Run]| {
+        println!("\n## {what}, {} rounds in turns\n", runs(this).len());
+        print_head();
+        for build in [baseline, this] {
+            print_runs(build.name, runs(build));
+        }
+    };
+    print("PostgreSQL on this machine, 256 connections", |build| &build.flat_out);
+    print("the same, 1,000 events/s", |build| &build.paced);
+    print("PostgreSQL 2 ms away, one request after another", |build| &build.alone);
+    print("the same, 256 connections", |build| &build.flat_out_far);
+    for build in [baseline, this] {
+        let mut turns = build.turns.clone();
+        turns.sort_by(f64::total_cmp);
+        println!(
+            "\n{}: {:.1} round trips a webhook alone, with what is written behind its answer; {} MiB at most.",
+            build.name,
+            turns[turns.len() / 2],
+            build.near.peak_memory()? / 1024
+        );
+    }
+    Ok(())
 }

@@ -178,10 +178,13 @@ impl Run {
     }
 }
 
+/// One part of the bench, which can be run alone.
+type Part = fn(&mut Bench) -> anyhow::Result<()>;
+
 impl Bench {
     fn run(&mut self) -> anyhow::Result<()> {
         self.introduce()?;
-        let parts: [(&str, fn(&mut Self) -> anyhow::Result<()>); 5] = [
+        let parts: [(&str, Part); 5] = [
             ("throughput", Self::compare),
             ("queue", Self::queue),
             ("growth", Self::grow),

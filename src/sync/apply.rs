@@ -365,13 +365,12 @@ impl Work<'_> {
             None => None,
         };
         let mut waiting = HashMap::new();
-        let fresh = match &opened {
-            Some(opened) => self.records(batch).1.fresh(&opened.recorded),
-            None => {
-                // Before recording takes them out of the queue.
-                waiting = transaction.waiting(&deletions(batch)).await?;
-                self.record(transaction, batch).await?
-            }
+        let fresh = if let Some(opened) = &opened {
+            self.records(batch).1.fresh(&opened.recorded)
+        } else {
+            // Before recording takes them out of the queue.
+            waiting = transaction.waiting(&deletions(batch)).await?;
+            self.record(transaction, batch).await?
         };
 
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
@@ -388,14 +387,11 @@ impl Work<'_> {
         }
         let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
         let at_once = kind.filter(|_| opened.is_some());
-        let (stored, cascade) = match opened {
-            Some(Opened { registers, objects, .. }) => {
-                (Stored { registers, objects, addresses: None }, Cascade::default())
-            }
-            None => {
-                let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
-                (steps.load(registers, &kin, claimed).await?, cascade)
-            }
+        let (stored, cascade) = if let Some(Opened { registers, objects, .. }) = opened {
+            (Stored { registers, objects, addresses: None }, Cascade::default())
+        } else {
+            let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
+            (steps.load(registers, &kin, claimed).await?, cascade)
         };
         let mut plan = plan(&steps.changes, stored, self.rules, self.now);
         match at_once {
@@ -623,11 +619,7 @@ impl Steps<'_> {
         let deletions = self.changes.iter().filter(|(delivery, _)| is_deletion(delivery));
         let deleted = sorted(deletions.map(|(_, change)| &change.clerk_id));
         let children = self.transaction.children(&deleted, CASCADE).await?;
-        let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
-        let parts = self
-            .transaction
-            .parts(&sorted(shown.map(|(_, change)| &change.clerk_id)), PARTS, CASCADE)
-            .await?;
+        let parts = self.parts().await?;
         let rivals = self.rivals().await?;
         // Owners are locked with the others, in one order, so that two who swap never wait for each other.
         let claimed = self.claimed();
@@ -648,7 +640,8 @@ impl Steps<'_> {
         let more = self.has_more_children(&deleted, &children).await?;
         // One without a register cannot be locked, and makes room all the same.
         let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !rivals.contains(rival);
-        if self.rivals().await?.iter().any(is_new) {
+        let is_unseen = |part: &ClerkId| !parts.contains(part);
+        if self.rivals().await?.iter().any(is_new) || self.parts().await?.iter().any(is_unseen) {
             return Err(StoreError::new(ErrorKind::Raced));
         }
         let is_gone = |id: &&ClerkId| registers.get(*id).is_some_and(|register| register.deleted);
@@ -669,6 +662,13 @@ impl Steps<'_> {
         let now = self.transaction.children(deleted, CASCADE + 1).await?;
         // Who goes with several of them counts for each: there may be more behind.
         Ok(now.len() > CASCADE as usize || now.iter().any(|child| children.binary_search(child).is_err()))
+    }
+
+    /// The parts that are known of those who are shown with all of them.
+    async fn parts(&mut self) -> Result<Vec<ClerkId>> {
+        let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
+        let shown = sorted(shown.map(|(_, change)| &change.clerk_id));
+        self.transaction.parts(&shown, PARTS, CASCADE).await
     }
 
     /// The live objects that cannot be beside those that changes show.

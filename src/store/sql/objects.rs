@@ -61,30 +61,11 @@ impl Statements {
         let telling: FieldSet = entity.telling().collect();
         let loaded: Vec<Field> =
             entity.fields().filter(|field| telling.contains(*field) || written.contains(field)).collect();
-        let (mut read, mut names, mut given, mut set, mut types) =
-            <(String, String, String, String, String)>::default();
-        for field in &loaded {
-            let cast = if field.holds == Holds::Json { "{postgres ::text}" } else { "" };
-            let _ = write!(read, "u.{}{cast}, ", column(*field));
-        }
-        for field in &written {
-            let name = column(*field);
-            let (cast, kind) = match field.holds {
-                Holds::Text => ("", "text"),
-                Holds::Json => ("{postgres ::jsonb}", "text"),
-                Holds::Int => ("", "bigint"),
-                Holds::Bool => ("", "boolean"),
-                Holds::Time => ("", "time"),
-            };
-            let _ = write!(names, "{name}, ");
-            let _ = write!(given, "n.{name}{cast}, ");
-            let _ = write!(set, "{{mysql u.}}{name} = n.{name}{cast}, ");
-            let _ = write!(types, "{name} {kind}, ");
-        }
+        let read = read_of(&loaded);
+        let [names, given, set, types] = written_of(&written);
         let rows = format!(
             "{{batch $1 AS n: clerk_id text, {types}created_at time, updated_at time, synced_at time}}"
         );
-        let read = format!("u.clerk_id, {read}u.created_at, u.updated_at, u.synced_at, u.deleted_at");
         let is_standing = is_standing(entity);
         let seen = format!("{read}, u.id, {}", if entity.has_preferences { PREFERENCES } else { "NULL" });
         let row = format!("SELECT {seen} FROM {table} AS u");
@@ -249,6 +230,36 @@ impl Statements {
             .time(|object| object.synced_at)
             .into()
     }
+}
+
+/// The columns of a row `u` that are loaded.
+fn read_of(loaded: &[Field]) -> String {
+    let columns = loaded.iter().map(|field| {
+        let cast = if field.holds == Holds::Json { "{postgres ::text}" } else { "" };
+        format!("u.{}{cast}, ", column(*field))
+    });
+    let columns: String = columns.collect();
+    format!("u.clerk_id, {columns}u.created_at, u.updated_at, u.synced_at, u.deleted_at")
+}
+
+/// What stands in the statements that write these columns: their names, their values, how they are set, and their types.
+fn written_of(written: &[Field]) -> [String; 4] {
+    let [mut names, mut given, mut set, mut types] = [const { String::new() }; 4];
+    for field in written {
+        let name = column(*field);
+        let (cast, kind) = match field.holds {
+            Holds::Text => ("", "text"),
+            Holds::Json => ("{postgres ::jsonb}", "text"),
+            Holds::Int => ("", "bigint"),
+            Holds::Bool => ("", "boolean"),
+            Holds::Time => ("", "time"),
+        };
+        let _ = write!(names, "{name}, ");
+        let _ = write!(given, "n.{name}{cast}, ");
+        let _ = write!(set, "{{mysql u.}}{name} = n.{name}{cast}, ");
+        let _ = write!(types, "{name} {kind}, ");
+    }
+    [names, given, set, types]
 }
 
 /// Records deliveries, and then locks the registers of objects of one kind and loads the rows of those with news. A row is locked as
