@@ -149,7 +149,7 @@ impl Ground {
                     if error.kind == ErrorKind::Locked {
                         waiter.lock = Some(error.clone());
                     } else if let (None, Some(lock)) = (&error.code, &waiter.lock) {
-                        // The time ran out, most likely for the same lock: MySQL lets a session wait for two seconds at the least.
+                        // The time ran out, most likely for the same lock: to wait for one takes as long as the shortest try.
                         error = lock.clone();
                     }
                     failed.push(Held { job: Job { delivery, waiter }, error });

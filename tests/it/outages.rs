@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use crate::{
     proxy::{Mode, Proxy},
@@ -674,6 +675,48 @@ fn behind_pgbouncer_it_waits_no_more_often() {
         Proxy::to((bouncer.address.ip().to_string(), bouncer.address.port()), Mode::Pass, Duration::ZERO);
     host.reach_server_at(proxy.address);
     assert_eq!(turns_of_an_update(&host, &proxy), 4);
+}
+
+/// There values stand in the text of the statements.
+#[test]
+fn behind_pgbouncer_every_text_is_kept_as_it_came() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let Some(bouncer) = PgBouncer::start(&host) else { return };
+    host.reach_server_at(bouncer.address);
+    host.set("SYNC_FIELDS", "first_name,last_name,public_metadata");
+    let service = host.serve();
+    let texts = [
+        "O'Brien",
+        "'); DROP TABLE users; --",
+        "\\",
+        "\\'",
+        "\"",
+        "{a,\"b\",NULL}",
+        "$1 $2 {x}",
+        "E'\\x41'",
+        "NULL",
+        "",
+        "line\nline\ttab\r",
+        "\u{1F600}\u{202E}",
+        "$$ $body$ /* -- */ ;",
+    ];
+    for (number, text) in texts.iter().enumerate() {
+        let mut event = user("user.created", &format!("user_{number}"), milliseconds(), text);
+        event["data"]["last_name"] = Value::Null;
+        event["data"]["public_metadata"] = json!({ *text: [text, { "deep": text }] });
+        assert_eq!(service.post(&post(&event)).word(), "applied", "{text:?}");
+    }
+    for (number, text) in texts.iter().enumerate() {
+        let row = host.value(&format!(
+            "SELECT json_build_object('first', first_name, 'last', last_name, 'metadata', public_metadata)::text
+             FROM users WHERE clerk_id = 'user_{number}'"
+        ));
+        let row: Value = serde_json::from_str(&row).expect("JSON");
+        assert_eq!(row["first"], *text);
+        assert_eq!(row["last"], Value::Null);
+        assert_eq!(row["metadata"], json!({ *text: [text, { "deep": text }] }));
+    }
+    service.stop();
 }
 
 #[test]

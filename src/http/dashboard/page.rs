@@ -316,12 +316,17 @@ pub(super) fn about(app: &App) -> &'static str {
 
 /// What objects of a kind are called beside their parents: `memberships`.
 pub(super) fn plural(entity: &'static Entity) -> &'static str {
-    entity.parents().fold(entity.table, |name, (_, parent)| without(name, parent))
+    let name = entity.parents().fold(entity.table, |name, (_, parent)| without(name, parent));
+    // Those of an organization are not those of the application.
+    let is_another = entity::ALL.iter().any(|other| *other != entity && other.table == name);
+    if is_another { entity.table } else { name }
 }
 
 /// What one of them is called.
 pub(super) fn singular(entity: &'static Entity) -> &'static str {
-    entity.parents().fold(entity.kind, |name, (_, parent)| without(name, parent))
+    let name = entity.parents().fold(entity.kind, |name, (_, parent)| without(name, parent));
+    let is_another = entity::ALL.iter().any(|other| *other != entity && other.kind == name);
+    if is_another { entity.kind } else { name }
 }
 
 /// Go there, by GET.
