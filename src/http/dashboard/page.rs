@@ -11,7 +11,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::session::Session;
 use crate::{
-    entity::USER,
+    entity::{self, USER},
     http::{
         App,
         v1::objects::{without, words},
