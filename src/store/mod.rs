@@ -64,6 +64,11 @@ pub trait Store: Outbox + Notes + Looks {
     async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
         self.session(Purpose::Write(patience)).await
     }
+
+    /// Begin one of a few statements. Its first statement may fail with what its opening would have failed with.
+    async fn begin_at_once(&self) -> Result<Box<dyn Transaction>> {
+        self.session(Purpose::WriteAtOnce).await
+    }
 }
 
 impl<D: Database> Store for D {}

@@ -326,9 +326,13 @@ impl Work<'_> {
         ways: &Ways,
         pace: Pace,
     ) -> Result<Vec<Outcome>> {
-        let mut transaction = self.store.begin(patience).await?;
+        let is_quick = pace == Pace::AtOnce && self.kind_at_once(batch).is_some();
+        let mut transaction =
+            if is_quick { self.store.begin_at_once().await? } else { self.store.begin(patience).await? };
         let written = self.write(&mut *transaction, batch, ways, pace).await;
-        let outcomes = end(transaction, written).await?.committed();
+        // The last statement may have been sent with the commit.
+        let ended = end(transaction, written).await.map_err(|error| pace.understood(error));
+        let outcomes = ended?.committed();
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
             self.rules.bell.notify_one();
         }
@@ -344,12 +348,7 @@ impl Work<'_> {
         pace: Pace,
     ) -> Result<Written> {
         let written = self.steps(transaction, batch, ways, pace).await;
-        written.map_err(|error| match error.kind {
-            ErrorKind::Unavailable | ErrorKind::Late | ErrorKind::Locked | ErrorKind::Conflict => error,
-            // Of steps that were done at once nobody knows which it was: they are done one by one.
-            _ if pace == Pace::AtOnce => StoreError::new(ErrorKind::Raced),
-            _ => error,
-        })
+        written.map_err(|error| pace.understood(error))
     }
 
     async fn steps(
@@ -562,6 +561,17 @@ pub(super) enum Pace {
     AtOnce,
     /// So that an error says which step it was.
     StepByStep,
+}
+
+impl Pace {
+    /// An error as it is understood: of steps that were done at once nobody knows which it was, so they are done one by one.
+    fn understood(self, error: StoreError) -> StoreError {
+        let is_certain = matches!(
+            error.kind,
+            ErrorKind::Unavailable | ErrorKind::Late | ErrorKind::Locked | ErrorKind::Conflict
+        );
+        if self == Self::AtOnce && !is_certain { StoreError::new(ErrorKind::Raced) } else { error }
+    }
 }
 
 /// Where in a batch each id stands first, and the deliveries that have none.

@@ -218,6 +218,17 @@ impl Postgres {
         self.session(&self.beginnings[&purpose]).await
     }
 
+    /// A transaction that opens with its first statement, as long as nothing speaks against it; else an open one.
+    async fn unopened(&self) -> Result<Session> {
+        let begin = &self.beginnings[&Purpose::WRITE];
+        if !self.sessions.is_worth_a_trip() {
+            return self.session(begin).await;
+        }
+        let mut session = self.closed().await?;
+        session.opening = Some(self.opening(begin).into_owned());
+        Ok(session)
+    }
+
     /// A transaction that opens with this text.
     async fn session(&self, begin: &str) -> Result<Session> {
         match timeout(BEGIN_TIMEOUT, self.begun(begin)).await {
@@ -230,34 +241,43 @@ impl Postgres {
     }
 
     async fn begun(&self, begin: &str) -> Result<Session> {
-        let connection = self.connection().await?;
-        let mut session = Session {
-            connection: Some(connection),
+        let mut session = self.closed().await?;
+        let begin = self.opening(begin);
+        let start = Instant::now();
+        let before = session.begins();
+        let rows = session.connection().fetch_all(sqlx::raw_sql(AssertSqlSafe(&*begin))).await;
+        let rows = session.ended(before, rows.map_err(store_error))?;
+        self.sessions.took(start.elapsed());
+        session.opened_in(&rows)?;
+        Ok(session)
+    }
+
+    /// A connection in which no transaction is open yet.
+    async fn closed(&self) -> Result<Session> {
+        Ok(Session {
+            connection: Some(self.connection().await?),
             kinds: self.kinds,
             removal: Arc::clone(&self.removal),
             sequences: Arc::clone(&self.sequences),
             route: Route::Shared,
+            sessions: Arc::clone(&self.sessions),
+            opening: None,
+            ending: None,
+            is_at_once: false,
             others: Arc::clone(&self.others),
             leaves_work: false,
             unfit: false,
             last_trouble: self.last_trouble.clone(),
-        };
-        let begin = if self.has_transaction_timeout.load(Ordering::Relaxed) {
+        })
+    }
+
+    fn opening<'t>(&self, begin: &'t str) -> Cow<'t, str> {
+        if self.has_transaction_timeout.load(Ordering::Relaxed) {
             // Whoever set it for this role has not thought of us. Every statement has a limit of ours.
             Cow::Owned(format!("{begin}; SET LOCAL transaction_timeout = 0"))
         } else {
             Cow::Borrowed(begin)
-        };
-        let before = session.begins();
-        let rows = session.connection().fetch_all(sqlx::raw_sql(AssertSqlSafe(&*begin))).await;
-        let rows = session.ended(before, rows.map_err(store_error))?;
-        let row = rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
-        session.route = self.sessions.route(get(row, 0)?);
-        if session.route == Route::Shared && session.connection().cached_statements_size() > 0 {
-            // It was our own session when they were prepared, and is another one now. It goes with the session.
-            return Err(StoreError::new(ErrorKind::Conflict));
         }
-        Ok(session)
     }
 
     async fn applied(&self, session: &mut Session) -> Result<Vec<(i64, String)>> {
@@ -385,7 +405,10 @@ impl Postgres {
 #[async_trait]
 impl Database for Postgres {
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(self.opened(purpose).await?))
+        Ok(Box::new(match purpose {
+            Purpose::WriteAtOnce => self.unopened().await?,
+            _ => self.opened(purpose).await?,
+        }))
     }
 
     fn writers(&self) -> usize {
@@ -534,6 +557,13 @@ struct Session {
     sequences: Arc<Sequences>,
     /// Whether our statements are known here by their names.
     route: Route,
+    sessions: Arc<Sessions>,
+    /// What opens the transaction, if that is still to be sent.
+    opening: Option<String>,
+    /// What is to be sent with the commit.
+    ending: Option<String>,
+    /// Whether the first statement opened it.
+    is_at_once: bool,
     others: Arc<Others>,
     /// Whether others have to hear of it once it is committed.
     leaves_work: bool,
@@ -545,6 +575,37 @@ struct Session {
 impl Session {
     fn connection(&mut self) -> &mut PoolConnection<Pg> {
         self.connection.as_mut().expect("a session has its connection until it ends")
+    }
+
+    /// The transaction is open, in the session that this row tells.
+    fn opened_in(&mut self, rows: &[PgRow]) -> Result<()> {
+        let row = rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
+        self.route = self.sessions.route(get(row, 0)?);
+        if self.route == Route::Shared && self.connection().cached_statements_size() > 0 {
+            // It was our own session when they were prepared, and is another one now. It goes with the session.
+            return Err(StoreError::new(ErrorKind::Conflict));
+        }
+        Ok(())
+    }
+
+    /// The rows of a text that opens the transaction as well.
+    async fn opened_with(
+        &mut self,
+        opening: &str,
+        text: &str,
+        explain: impl FnOnce(sqlx::Error) -> StoreError,
+    ) -> Result<Vec<PgRow>> {
+        let fetched = self.fetched(sqlx::raw_sql(AssertSqlSafe(format!("{opening}; {text}"))), explain).await;
+        let mut rows = fetched.map_err(|error| match error.kind {
+            // A connection that was closed while it was idle: it begins again with another one.
+            ErrorKind::Unavailable if !error.is_closed_door() => StoreError::new(ErrorKind::Conflict),
+            _ => error,
+        })?;
+        self.is_at_once = true;
+        self.opened_in(&rows)?;
+        self.sessions.answered();
+        rows.remove(0);
+        Ok(rows)
     }
 
     /// Run a text of our own making, perhaps of several statements, as one simple query.
@@ -615,9 +676,12 @@ impl Session {
         Ok(())
     }
 
-    async fn commit(self) -> Result<()> {
+    async fn commit(mut self) -> Result<()> {
         let left = self.leaves_work.then(|| Arc::clone(&self.others));
-        self.end("COMMIT").await?;
+        match self.ending.take() {
+            Some(last) => self.end(&format!("{last}; COMMIT")).await?,
+            None => self.end("COMMIT").await?,
+        }
         if let Some(others) = left {
             others.left_work();
         }

@@ -11,9 +11,9 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{
@@ -31,6 +31,12 @@ const MARK: &str = "clerk_sync.session";
 /// How long trying out a marked connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// To open a transaction takes longer than this where a round trip costs more than to plan the statements of a batch.
+const FAR: Duration = Duration::from_micros(800);
+
+/// How long the server is believed to be there.
+const FRESH: Duration = Duration::from_secs(2);
+
 /// What is known of the sessions that our connections reached.
 pub(super) struct Sessions {
     /// The ends of our connections; `None` if they cannot be known.
@@ -41,6 +47,10 @@ pub(super) struct Sessions {
     met: Mutex<HashMap<i32, Route>>,
     /// Whether any was reached through somebody who stands between.
     indirect: AtomicBool,
+    /// The quickest opening of a transaction so far, in microseconds, and when the last one was, in milliseconds since the start.
+    quickest: AtomicU64,
+    last: AtomicU64,
+    start: Instant,
 }
 
 impl Sessions {
@@ -50,6 +60,9 @@ impl Sessions {
             mark: format!("{:032x}", rand::random::<u128>()),
             met: Mutex::default(),
             indirect: AtomicBool::new(false),
+            quickest: AtomicU64::new(u64::MAX),
+            last: AtomicU64::new(0),
+            start: Instant::now(),
         }
     }
 
@@ -72,6 +85,30 @@ impl Sessions {
         }
         self.met().insert(session.try_get(0)?, route);
         Ok(())
+    }
+
+    /// A transaction was opened in this time.
+    pub(super) fn took(&self, time: Duration) {
+        self.quickest.fetch_min(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.answered();
+    }
+
+    /// The server was there.
+    pub(super) fn answered(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Whether the server is so far away that a round trip costs more than to plan a statement, and was there a moment ago: a
+    /// connection that has died is found out quickly only by a message of which nothing is expected.
+    pub(super) fn is_worth_a_trip(&self) -> bool {
+        let quickest = self.quickest.load(Ordering::Relaxed);
+        let is_far = quickest < u64::MAX && Duration::from_micros(quickest) > FAR;
+        let ago = self.now().saturating_sub(self.last.load(Ordering::Relaxed));
+        is_far && Duration::from_millis(ago) < FRESH
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// How a session was reached. One that no connection of ours began is shared.

@@ -48,12 +48,21 @@ impl shared::Session for Session {
         if statement.is_void(Dialect::Postgres, values) {
             return Ok(0);
         }
+        self.is_open().await?;
         let executed = if self.route == Route::Shared {
             self.executed(sqlx::raw_sql(AssertSqlSafe(written(statement, values)))).await
         } else {
             Self::execute(self, bound(statement, values)).await
         };
         self.numbered(executed).await
+    }
+
+    async fn last(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<()> {
+        if self.is_at_once {
+            self.ending = Some(written(statement, values));
+            return Ok(());
+        }
+        shared::Session::rows(self, statement, values).await.map(drop)
     }
 
     async fn write_objects(
@@ -80,6 +89,7 @@ impl shared::Session for Session {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<()> {
+        self.is_open().await?;
         self.run("SAVEPOINT attempt").await?;
         match self.given(statement, values, |error| objects_error(error, table)).await {
             Ok(_) => self.run("RELEASE attempt").await,
@@ -89,6 +99,7 @@ impl shared::Session for Session {
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        self.is_open().await?;
         let hidden = sight::hidden(self).await?;
         Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
     }
@@ -99,11 +110,13 @@ impl shared::Session for Session {
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
+        self.is_open().await?;
         let removal = Arc::clone(&self.removal);
         removal.erase(self, ids, ways, at).await
     }
 
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        self.is_open().await?;
         removal::mark(self, marks, mark).await
     }
 
@@ -119,17 +132,31 @@ impl shared::Session for Session {
         // What a vacuum leaves of removed rows is the server's.
     }
 
-    async fn commit(self: Box<Self>) -> Result<()> {
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        self.is_open().await?;
         Self::commit(*self).await
     }
 
-    async fn rollback(self: Box<Self>) {
+    async fn rollback(mut self: Box<Self>) {
+        if self.opening.is_some() {
+            // Nothing was begun.
+            self.connection.take();
+            return;
+        }
         // If this fails the connection is closed, which rolls back as well.
         let _ = self.end("ROLLBACK").await;
     }
 }
 
 impl Session {
+    /// Open the transaction, if its first statement did not do that.
+    async fn is_open(&mut self) -> Result<()> {
+        match self.opening.take() {
+            Some(opening) => self.opened_with(&opening, "", store_error).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// The rows that a statement gives.
     async fn given(
         &mut self,
@@ -137,7 +164,9 @@ impl Session {
         values: &[Value<'_>],
         explain: impl FnOnce(sqlx::Error) -> StoreError,
     ) -> Result<Vec<PgRow>> {
-        if self.route == Route::Shared {
+        if let Some(opening) = self.opening.take() {
+            self.opened_with(&opening, &written(statement, values), explain).await
+        } else if self.route == Route::Shared {
             let text = written(statement, values);
             self.fetched(sqlx::raw_sql(AssertSqlSafe(text)), explain).await
         } else {

@@ -9,7 +9,7 @@ use super::{
     Row, Session, batch,
     batch::Columns,
     objects::{Children, Statements, Write, by_kind},
-    only, outbox, queue, statements, values,
+    outbox, queue, statements, values,
 };
 use crate::{
     entity::USER,
@@ -204,6 +204,8 @@ pub trait Ledger: Session {
             self.leaves_work();
         }
         let lines: Vec<Line<'_>> = audit.iter().map(Line::of).collect();
+        let new = registers.iter().filter(|advance| advance.new).count();
+        let new = i64::try_from(new).unwrap_or(i64::MAX);
         let values = values![
             registers_of(registers),
             statements.rows(inserts),
@@ -212,25 +214,9 @@ pub trait Ledger: Session {
             batch(audit).text(|entry| entry.actor.as_ref()?.ip.as_deref()),
             batch(audit).text(|entry| entry.actor.as_ref()?.user_agent.as_deref()),
             batch(outcomes).text(|(id, _)| id.as_str()).text(|(_, outcome)| outcome.name()),
+            new,
         ];
-        let rows = self.rows(&statements.close, values).await?;
-        let counted = only(&rows)?;
-        let expected = [registers.len(), registers.iter().filter(|advance| advance.new).count(), lines.len()];
-        let mut ids: HashSet<&str> =
-            inserts.iter().chain(updates).map(|object| object.clerk_id.as_str()).collect();
-        for (column, expected) in expected.into_iter().enumerate() {
-            if usize::try_from(counted.get::<i64>(column)?) != Ok(expected) {
-                return Err(self.fail(StoreError::new(ErrorKind::Raced)));
-            }
-        }
-        for row in &rows[1..] {
-            ids.remove(row.get::<String>(3)?.as_str());
-        }
-        if ids.is_empty() && rows.len() == 1 + inserts.len() + updates.len() {
-            Ok(())
-        } else {
-            Err(self.fail(StoreError::new(ErrorKind::Raced)))
-        }
+        self.last(&statements.close, values).await
     }
 
     /// Lock and read the version register of these objects, as far as there is one.

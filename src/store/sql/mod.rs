@@ -142,6 +142,8 @@ pub enum Purpose {
     /// To go through a whole table while nobody waits.
     Scan,
     Write(Patience),
+    /// To write with few statements: a keeper may send what opens the transaction with the first of them.
+    WriteAtOnce,
     /// To write to a whole table while nobody waits.
     WriteMany,
     /// To write what may be lost if the server dies within the next second.
@@ -150,7 +152,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// Every purpose.
-    pub(in crate::store) const ALL: [Self; 9] = [
+    pub(in crate::store) const ALL: [Self; 10] = [
         Self::Read,
         Self::Page,
         Self::Count,
@@ -158,6 +160,7 @@ impl Purpose {
         Self::Write(Patience::Normal),
         Self::Write(Patience::Short),
         Self::Write(Patience::Long),
+        Self::WriteAtOnce,
         Self::WriteMany,
         Self::WriteUnhurried,
     ];
@@ -180,6 +183,12 @@ pub trait Session: Send {
 
     /// Run a statement; gives how many rows it wrote. It is sent as those that give rows are.
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
+
+    /// Run the last statement of a transaction, which fails if it has not written what it was to write. A keeper may send it with the
+    /// commit: then it fails there.
+    async fn last(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<()> {
+        self.rows(statement, values).await.map(drop)
+    }
 
     /// Write rows of a table that the application may have put triggers and constraints on; gives the rows that a statement returns.
     /// What fails there is the application's refusal, unless it is known to be ours.

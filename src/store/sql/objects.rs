@@ -287,7 +287,7 @@ fn opening_of(entity: &Entity, read: &str) -> String {
     )
 }
 
-/// Writes registers, new rows, changed rows, lines of audit with their actors and outcomes, and counts what it has written.
+/// Writes registers, new rows, changed rows, lines of audit with their actors and outcomes.
 fn closing_of(insert: &str, update: &str) -> String {
     let given = |text: &str, number: u8| text.replace("{batch $1", &format!("{{batch ${number}"));
     format!(
@@ -306,11 +306,13 @@ fn closing_of(insert: &str, update: &str) -> String {
             UPDATE processed_webhooks AS p SET outcome = n.outcome {{from {{batch $7 AS n: svix_id text, outcome text}}}}
             WHERE p.svix_id = n.svix_id
         )
-        SELECT count(*), count(*) FILTER (WHERE new), (SELECT count(*) FROM lines), NULL FROM advanced
-        UNION ALL
-        SELECT NULL, NULL, NULL, clerk_id FROM inserted
-        UNION ALL
-        SELECT NULL, NULL, NULL, clerk_id FROM updated}}",
+        -- Fails if anything else was written than what was to be.
+        SELECT 1 / CAST(
+            (SELECT count(*) = cardinality($1) AND count(*) FILTER (WHERE new) = $8 FROM advanced)
+            AND (SELECT count(*) = cardinality($2) AND bool_and(clerk_id = ANY ($2)) IS NOT FALSE FROM inserted)
+            AND (SELECT count(*) = cardinality($3) AND bool_and(clerk_id = ANY ($3)) IS NOT FALSE FROM updated)
+            AND (SELECT count(*) = cardinality($4) FROM lines)
+        AS integer)}}",
         advance = given(ledger::ADVANCE.text(), 1),
         insert = given(insert, 2),
         update = given(update, 3),

@@ -179,7 +179,9 @@ impl Database for Sqlite {
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
         Ok(Box::new(match purpose {
             Purpose::Write(patience) => self.write(patience).await?,
-            Purpose::WriteMany | Purpose::WriteUnhurried => self.write(Patience::Normal).await?,
+            Purpose::WriteAtOnce | Purpose::WriteMany | Purpose::WriteUnhurried => {
+                self.write(Patience::Normal).await?
+            }
             Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
                 SqliteSession::new(self.read().await?, self.kinds, true, Arc::clone(&self.housekeeping))
             }
