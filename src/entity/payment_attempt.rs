@@ -1,6 +1,9 @@
 //! Attempts to take a payment.
 
-use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
+use super::{
+    SUBSCRIPTION_ITEM,
+    subscription::{ORGANIZATION_THAT_PAYS, USER_WHO_PAYS},
+};
 use crate::model::{Column, Entity, Holds, Nested, Place};
 
 /// See the head of this file. Clerk has no list of them.
@@ -14,14 +17,8 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
     query: &[],
     has_one: false,
     columns: &[
-        Column::new("user_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "user_id"]]))
-            .by_default()
-            .maybe_parent(&USER),
-        Column::new("organization_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "organization_id"]]))
-            .by_default()
-            .maybe_parent(&ORGANIZATION),
+        USER_WHO_PAYS,
+        ORGANIZATION_THAT_PAYS,
         Column::new("payer_id", Holds::Text).at(Place::AnyOf(&[&["payer", "id"]])).by_default().kept(),
         Column::new("payment_id", Holds::Text).by_default().kept(),
         Column::new("invoice_id", Holds::Text).by_default().kept(),

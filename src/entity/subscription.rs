@@ -3,6 +3,18 @@
 use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
 use crate::model::{Column, Entity, Holds, Nested, Place};
 
+/// The payer, if that is a user.
+pub(super) const USER_WHO_PAYS: Column = Column::new("user_id", Holds::Text)
+    .at(Place::AnyOf(&[&["payer", "user_id"]]))
+    .by_default()
+    .maybe_parent(&USER);
+
+/// The payer, if that is an organization.
+pub(super) const ORGANIZATION_THAT_PAYS: Column = Column::new("organization_id", Holds::Text)
+    .at(Place::AnyOf(&[&["payer", "organization_id"]]))
+    .by_default()
+    .maybe_parent(&ORGANIZATION);
+
 /// See the head of this file. Clerk has no list of them.
 pub static SUBSCRIPTION: Entity = Entity {
     kind: "subscription",
@@ -14,14 +26,8 @@ pub static SUBSCRIPTION: Entity = Entity {
     query: &[],
     has_one: false,
     columns: &[
-        Column::new("user_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "user_id"]]))
-            .by_default()
-            .maybe_parent(&USER),
-        Column::new("organization_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "organization_id"]]))
-            .by_default()
-            .maybe_parent(&ORGANIZATION),
+        USER_WHO_PAYS,
+        ORGANIZATION_THAT_PAYS,
         Column::new("payer_id", Holds::Text).by_default().kept(),
         Column::new("status", Holds::Text).by_default().kept().samples("\"active\"", "\"past_due\""),
         Column::new("active_at", Holds::Time).by_default().kept(),

@@ -1,6 +1,6 @@
 //! Items of subscriptions: which plan somebody has, and until when.
 
-use super::{ORGANIZATION, USER};
+use super::subscription::{ORGANIZATION_THAT_PAYS, USER_WHO_PAYS};
 use crate::model::{Column, Entity, Holds, Place};
 
 /// See the head of this file. There is no order of states: an item of the free plan comes back to life.
@@ -24,14 +24,8 @@ pub static SUBSCRIPTION_ITEM: Entity = Entity {
     query: &[("include_free", "true"), ("paginated", "true")],
     has_one: false,
     columns: &[
-        Column::new("user_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "user_id"]]))
-            .by_default()
-            .maybe_parent(&USER),
-        Column::new("organization_id", Holds::Text)
-            .at(Place::AnyOf(&[&["payer", "organization_id"]]))
-            .by_default()
-            .maybe_parent(&ORGANIZATION),
+        USER_WHO_PAYS,
+        ORGANIZATION_THAT_PAYS,
         Column::new("payer_id", Holds::Text)
             .at(Place::AnyOf(&[&["payer_id"], &["payer", "id"]]))
             .by_default()
