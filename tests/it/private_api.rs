@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use clerk_sync::entity;
+use chrono::{TimeDelta, Utc};
+use clerk_sync::{clerk::sample, entity};
 use serde_json::{Value, json};
 
 use crate::{
@@ -441,12 +442,21 @@ fn organizations_and_memberships_are_found_from_either_side(host: &mut Host) {
 }
 
 fn the_description_is_what_the_service_does(host: &mut Host) {
-    host.set("SYNC_ENTITIES", "all");
+    let all: Vec<&str> = entity::ALL.iter().map(|entity| entity.kind).collect();
+    host.set("SYNC_ENTITIES", &all.join(","));
     let service = serve(host);
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
     // Ids of other kinds may look like those of users.
     applied(&service, &organization("user_1", "Analytical Engines"));
     applied(&service, &membership("user_1", "user_1", "user_1"));
+    let others = ["user", "organization", "organization_membership"];
+    for entity in entity::ALL.iter().filter(|entity| !others.contains(&entity.kind)) {
+        let at = Utc::now() - TimeDelta::seconds(5);
+        let sample = sample::body(entity.events[0], "user_1", at).expect("a sample");
+        let mut event: Value = serde_json::from_str(&sample).expect("JSON");
+        event["data"]["id"] = "user_1".into();
+        applied(&service, &event);
+    }
     let unusable = Post::new("unusable");
     assert_eq!(service.post(&unusable).word(), "parked");
     host.sql(
@@ -532,10 +542,24 @@ fn routes() -> Vec<String> {
         }))
         .chain(
             [
+                "/v1/organizations/{clerk_id}/domains",
+                "/v1/organizations/{clerk_id}/enterprise_connections",
+                "/v1/organizations/{clerk_id}/invitations",
                 "/v1/organizations/{clerk_id}/memberships",
+                "/v1/organizations/{clerk_id}/payment_attempts",
+                "/v1/organizations/{clerk_id}/subscription_items",
+                "/v1/organizations/{clerk_id}/subscriptions",
                 "/v1/organizations/{clerk_id}/users",
+                "/v1/users/{clerk_id}/email_addresses",
+                "/v1/users/{clerk_id}/external_accounts",
                 "/v1/users/{clerk_id}/organization_memberships",
                 "/v1/users/{clerk_id}/organizations",
+                "/v1/users/{clerk_id}/payment_attempts",
+                "/v1/users/{clerk_id}/phone_numbers",
+                "/v1/users/{clerk_id}/sessions",
+                "/v1/users/{clerk_id}/subscription_items",
+                "/v1/users/{clerk_id}/subscriptions",
+                "/v1/users/{clerk_id}/web3_wallets",
             ]
             .map(ToOwned::to_owned),
         )
