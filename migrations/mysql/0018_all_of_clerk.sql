@@ -341,7 +341,7 @@ CREATE TABLE IF NOT EXISTS user_web3_wallets (
     KEY user_web3_wallets_user_id (user_id, id)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {bin};
 
--- What holds now. That something has run out no event says.
+-- What holds now. Clerk sends no event when something runs out, so these compare with the clock.
 CREATE OR REPLACE SQL SECURITY INVOKER VIEW current_organization_invitations AS
     SELECT * FROM organization_invitations
     WHERE deleted_at IS NULL AND status = 'pending' AND (expires_at IS NULL OR expires_at > utc_timestamp(3));

@@ -338,7 +338,7 @@ CREATE TABLE IF NOT EXISTS user_web3_wallets (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS user_web3_wallets_user_id ON user_web3_wallets (user_id, id);
 
--- What holds now. That something has run out no event says.
+-- What holds now. Clerk sends no event when something runs out, so these compare with the clock.
 CREATE OR REPLACE VIEW current_organization_invitations AS
     SELECT * FROM organization_invitations
     WHERE deleted_at IS NULL AND status = 'pending' AND (expires_at IS NULL OR expires_at > now());

@@ -338,7 +338,7 @@ CREATE TABLE IF NOT EXISTS user_web3_wallets (
 );
 CREATE INDEX IF NOT EXISTS user_web3_wallets_user_id ON user_web3_wallets (user_id, id);
 
--- What holds now. That something has run out no event says. Each view stands on one line, as the others do.
+-- What holds now. Clerk sends no event when something runs out, so these compare with the clock. Each view stands on one line, as the others do.
 CREATE VIEW IF NOT EXISTS current_organization_invitations AS SELECT * FROM organization_invitations WHERE deleted_at IS NULL AND status = 'pending' AND (expires_at IS NULL OR expires_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
 CREATE VIEW IF NOT EXISTS current_invitations AS SELECT * FROM invitations WHERE deleted_at IS NULL AND status = 'pending' AND (expires_at IS NULL OR expires_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
 CREATE VIEW IF NOT EXISTS current_sessions AS SELECT * FROM sessions WHERE deleted_at IS NULL AND status = 'active' AND (expire_at IS NULL OR expire_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) AND (abandon_at IS NULL OR abandon_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));

@@ -3,7 +3,7 @@
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. Its link is a ticket, and is never read. That one has run out `expires_at` says.
+/// See the head of this file. Its link is a ticket, and we never read it. `expires_at` says when an invitation runs out.
 pub static INVITATION: Entity = Entity {
     kind: "invitation",
     table: "invitations",

@@ -1,7 +1,13 @@
 //! Organizations: the companies, teams or workspaces that users belong to.
 
 use super::BY_CREATION;
-use crate::model::{Column, Entity, Holds};
+use crate::model::{Column, Entity, Holds, Place};
+
+/// Of what belongs to an organization: which one. Events name it in one of two places.
+pub(super) const ITS_ORGANIZATION: Column = Column::new("organization_id", Holds::Text)
+    .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
+    .by_default()
+    .parent(&ORGANIZATION);
 
 /// See the head of this file.
 pub static ORGANIZATION: Entity = Entity {

@@ -1,7 +1,7 @@
 //! Domains of an organization, whose people may join it.
 
-use super::{BY_CREATION, ORGANIZATION};
-use crate::model::{Column, Entity, Holds, Place};
+use super::{BY_CREATION, organization::ITS_ORGANIZATION};
+use crate::model::{Column, Entity, Holds};
 
 /// See the head of this file.
 pub static ORGANIZATION_DOMAIN: Entity = Entity {
@@ -14,10 +14,7 @@ pub static ORGANIZATION_DOMAIN: Entity = Entity {
     query: BY_CREATION,
     has_one: false,
     columns: &[
-        Column::new("organization_id", Holds::Text)
-            .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
-            .by_default()
-            .parent(&ORGANIZATION),
+        ITS_ORGANIZATION,
         Column::new("name", Holds::Text).by_default().kept().sample("\"example.com\""),
         Column::new("enrollment_mode", Holds::Text)
             .by_default()

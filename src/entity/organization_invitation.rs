@@ -1,9 +1,10 @@
 //! Invitations to an organization.
 
-use super::{BY_CREATION, ORGANIZATION};
-use crate::model::{Column, Entity, Holds, Place};
+use super::{BY_CREATION, organization::ITS_ORGANIZATION};
+use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. Its link is a ticket, and is never read. That one has run out no event says: `expires_at` does.
+/// See the head of this file. Its link is a ticket, and we never read it. Clerk sends no event when an invitation runs
+/// out: compare `expires_at` with the clock.
 pub static ORGANIZATION_INVITATION: Entity = Entity {
     kind: "organization_invitation",
     table: "organization_invitations",
@@ -18,10 +19,7 @@ pub static ORGANIZATION_INVITATION: Entity = Entity {
     query: BY_CREATION,
     has_one: false,
     columns: &[
-        Column::new("organization_id", Holds::Text)
-            .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
-            .by_default()
-            .parent(&ORGANIZATION),
+        ITS_ORGANIZATION,
         Column::new("email_address", Holds::Text).address().sample("\"grace@example.com\""),
         Column::new("role", Holds::Text).by_default().kept().sample("\"org:member\""),
         Column::new("role_name", Holds::Text).by_default().kept().sample("\"Member\""),

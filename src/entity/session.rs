@@ -3,8 +3,8 @@
 use super::USER;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. Its events carry the whole user, of which nothing is read. That one has run out no event says:
-/// `expire_at` and `abandon_at` do. Clerk lists those of one user only.
+/// See the head of this file. Its events carry the whole user; we read nothing of that. Clerk sends no event when a session runs out:
+/// compare `expire_at` and `abandon_at` with the clock. Clerk lists the sessions of one user only.
 pub static SESSION: Entity = Entity {
     kind: "session",
     table: "sessions",

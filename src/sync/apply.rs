@@ -300,10 +300,10 @@ impl Work<'_> {
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
         let (mut repeats, mut ways, mut patience) = (Repeats::default(), ways, patience);
         // What is divided has failed before.
-        let mut pace = if patience == Patience::Normal { Pace::AtOnce } else { Pace::StepByStep };
+        let mut manner = if patience == Patience::Normal { self.manner(batch) } else { Manner::StepByStep };
         loop {
-            let attempt = self.attempt(batch, patience, &ways, pace).await;
-            pace = Pace::StepByStep;
+            let attempt = self.attempt(batch, patience, &ways, manner).await;
+            manner = Manner::StepByStep;
             match attempt {
                 Err(error)
                     if error.took_too_long()
@@ -324,14 +324,15 @@ impl Work<'_> {
         batch: &[&Delivery],
         patience: Patience,
         ways: &Ways,
-        pace: Pace,
+        manner: Manner,
     ) -> Result<Vec<Outcome>> {
-        let is_quick = pace == Pace::AtOnce && self.kind_at_once(batch).is_some();
-        let mut transaction =
-            if is_quick { self.store.begin_at_once().await? } else { self.store.begin(patience).await? };
-        let written = self.write(&mut *transaction, batch, ways, pace).await;
+        let mut transaction = match manner {
+            Manner::AtOnce(_) => self.store.begin_at_once().await?,
+            Manner::StepByStep => self.store.begin(patience).await?,
+        };
+        let written = self.write(&mut *transaction, batch, ways, manner).await;
         // The last statement may have been sent with the commit.
-        let ended = end(transaction, written).await.map_err(|error| pace.understood(error));
+        let ended = end(transaction, written).await.map_err(|error| manner.understood(error));
         let outcomes = ended?.committed();
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
             self.rules.bell.notify_one();
@@ -345,10 +346,10 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
         ways: &Ways,
-        pace: Pace,
+        manner: Manner,
     ) -> Result<Written> {
-        let written = self.steps(transaction, batch, ways, pace).await;
-        written.map_err(|error| pace.understood(error))
+        let written = self.steps(transaction, batch, ways, manner).await;
+        written.map_err(|error| manner.understood(error))
     }
 
     async fn steps(
@@ -356,20 +357,24 @@ impl Work<'_> {
         transaction: &mut dyn Transaction,
         batch: &[&Delivery],
         ways: &Ways,
-        pace: Pace,
+        manner: Manner,
     ) -> Result<Written> {
-        let kind = self.kind_at_once(batch).filter(|_| pace == Pace::AtOnce);
-        let opened = match kind {
-            Some(entity) => self.open(transaction, batch, entity).await?,
-            None => None,
+        let (records, places) = self.records(batch);
+        let opened = match manner {
+            Manner::AtOnce(entity) => {
+                let about = newest(batch);
+                let opened = transaction.open(&records, entity, &about, &self.rules.selection).await?;
+                opened.map(|opened| (entity, opened))
+            }
+            Manner::StepByStep => None,
         };
         let mut waiting = HashMap::new();
-        let fresh = if let Some(opened) = &opened {
-            self.records(batch).1.fresh(&opened.recorded)
+        let fresh = if let Some((_, opened)) = &opened {
+            places.fresh(&opened.recorded)
         } else {
             // Before recording takes them out of the queue.
             waiting = transaction.waiting(&deletions(batch)).await?;
-            self.record(transaction, batch).await?
+            places.fresh(&transaction.record(&records).await?)
         };
 
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
@@ -385,12 +390,12 @@ impl Work<'_> {
             }
         }
         let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
-        let at_once = kind.filter(|_| opened.is_some());
-        let (stored, cascade) = if let Some(Opened { registers, objects, .. }) = opened {
-            (Stored { registers, objects, addresses: None }, Cascade::default())
+        let (at_once, stored, cascade) = if let Some((entity, opened)) = opened {
+            let Opened { registers, objects, .. } = opened;
+            (Some(entity), Stored { registers, objects, addresses: None }, Cascade::default())
         } else {
             let Locked { registers, kin, claimed, cascade } = steps.lock().await?;
-            (steps.load(registers, &kin, claimed).await?, cascade)
+            (None, steps.load(registers, &kin, claimed).await?, cascade)
         };
         let mut plan = plan(&steps.changes, stored, self.rules, self.now);
         match at_once {
@@ -409,18 +414,17 @@ impl Work<'_> {
         Ok(Written { outcomes, told: steps.told })
     }
 
-    /// The kind of a batch that is recorded, locked and loaded in one statement: it has one kind, of objects that belong to no others
-    /// and leave each other alone, and shows them as they are now.
-    fn kind_at_once(&self, batch: &[&Delivery]) -> Option<&'static Entity> {
+    /// How a batch is done that has not failed before: at once, if webhooks show objects of one kind as they are now, and these belong
+    /// to no others and leave each other alone.
+    pub(super) fn manner(&self, batch: &[&Delivery]) -> Manner {
         let mut kind = None;
         for delivery in batch {
             let Content::Change(change) = &delivery.content else { continue };
             if !delivery.nested.is_empty() || !delivery.whole.is_empty() {
-                return None;
+                return Manner::StepByStep;
             }
             let entity = change.clerk_id.entity();
-            let stands_alone =
-                !entity.has_parents() && entity.unique.is_empty() && parents(change).next().is_none();
+            let stands_alone = !entity.has_parents() && entity.unique.is_empty();
             let is_webhook = matches!(delivery.source, Source::Webhook);
             let is_shown = matches!(change.news, News::Upsert { .. }) && is_webhook;
             if !stands_alone
@@ -428,30 +432,11 @@ impl Work<'_> {
                 || kind.is_some_and(|kind| kind != entity)
                 || self.rules.unique_email
             {
-                return None;
+                return Manner::StepByStep;
             }
             kind = Some(entity);
         }
-        kind
-    }
-
-    async fn open(
-        &self,
-        transaction: &mut dyn Transaction,
-        batch: &[&Delivery],
-        entity: &'static Entity,
-    ) -> Result<Option<Opened>> {
-        let mut about: BTreeMap<&ClerkId, &Version> = BTreeMap::new();
-        for delivery in batch {
-            if let Content::Change(change) = &delivery.content {
-                let newest = about.entry(&change.clerk_id).or_insert(&change.version);
-                *newest = (*newest).max(&change.version);
-            }
-        }
-        let about: Vec<(ClerkId, Version)> =
-            about.into_iter().map(|(id, version)| (id.clone(), version.clone())).collect();
-        let (records, _) = self.records(batch);
-        transaction.open(&records, entity, &about, &self.rules.selection).await
+        kind.map_or(Manner::StepByStep, Manner::AtOnce)
     }
 
     /// Record every id once; gives the places of deliveries that are news to us.
@@ -555,23 +540,38 @@ impl Work<'_> {
 }
 
 /// How the steps of a batch are done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// As many in one statement as the database lets us.
-    AtOnce,
+#[derive(Clone, Copy)]
+pub(super) enum Manner {
+    /// As many in one statement as the database lets us; the batch is about objects of this kind.
+    AtOnce(&'static Entity),
     /// So that an error says which step it was.
     StepByStep,
 }
 
-impl Pace {
+impl Manner {
     /// An error as it is understood: of steps that were done at once nobody knows which it was, so they are done one by one.
     fn understood(self, error: StoreError) -> StoreError {
         let is_certain = matches!(
             error.kind,
             ErrorKind::Unavailable | ErrorKind::Late | ErrorKind::Locked | ErrorKind::Conflict
         );
-        if self == Self::AtOnce && !is_certain { StoreError::new(ErrorKind::Raced) } else { error }
+        match self {
+            Self::AtOnce(_) if !is_certain => StoreError::new(ErrorKind::Raced),
+            _ => error,
+        }
     }
+}
+
+/// The objects of a batch, each with its newest version there.
+fn newest(batch: &[&Delivery]) -> Vec<(ClerkId, Version)> {
+    let mut newest: BTreeMap<&ClerkId, &Version> = BTreeMap::new();
+    for delivery in batch {
+        if let Content::Change(change) = &delivery.content {
+            let version = newest.entry(&change.clerk_id).or_insert(&change.version);
+            *version = (*version).max(&change.version);
+        }
+    }
+    newest.into_iter().map(|(id, version)| (id.clone(), version.clone())).collect()
 }
 
 /// Where in a batch each id stands first, and the deliveries that have none.

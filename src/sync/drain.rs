@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     Rules,
     apply::{
-        self, HOPELESS_REFUSALS, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
+        HOPELESS_REFUSALS, Manner, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
         may_take_out, owners_of, share, unusable,
     },
     pace::Pace,
@@ -395,8 +395,11 @@ impl Draining<'_> {
         }
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
         // What is claimed by name has failed before.
-        let pace = if matches!(claim, Claim::Due) { apply::Pace::AtOnce } else { apply::Pace::StepByStep };
-        self.work.write(transaction, &deliveries, ways, pace).await
+        let manner = match claim {
+            Claim::Due => self.work.manner(&deliveries),
+            Claim::These(..) => Manner::StepByStep,
+        };
+        self.work.write(transaction, &deliveries, ways, manner).await
     }
 
     /// As it was when it came, whatever time it is now: its place in the order does not depend on when it is applied.

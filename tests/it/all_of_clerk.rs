@@ -43,7 +43,7 @@ async fn every_event_is_applied_and_nothing_is_parked(mut world: World) {
     with_everything(&mut world);
     for event_type in sample::types() {
         let Some(kind) = entity::of_event(event_type) else { continue };
-        // Each type has objects of its own: whoever is deleted stays so.
+        // Each type gets an object of its own, because a deleted object stays deleted.
         let user = format!("user_{}", event_type.replace('.', "_"));
         let at = world.now - TimeDelta::seconds(1);
         let event = Event::raw(sample::body(event_type, &user, at).unwrap());

@@ -316,17 +316,20 @@ pub(super) fn about(app: &App) -> &'static str {
 
 /// What objects of a kind are called beside their parents: `memberships`.
 pub(super) fn plural(entity: &'static Entity) -> &'static str {
-    let name = entity.parents().fold(entity.table, |name, (_, parent)| without(name, parent));
-    // Those of an organization are not those of the application.
-    let is_another = entity::ALL.iter().any(|other| *other != entity && other.table == name);
-    if is_another { entity.table } else { name }
+    beside_parents(entity, |entity| entity.table)
 }
 
 /// What one of them is called.
 pub(super) fn singular(entity: &'static Entity) -> &'static str {
-    let name = entity.parents().fold(entity.kind, |name, (_, parent)| without(name, parent));
-    let is_another = entity::ALL.iter().any(|other| *other != entity && other.kind == name);
-    if is_another { entity.kind } else { name }
+    beside_parents(entity, |entity| entity.kind)
+}
+
+/// A name without those of the parents, unless it would be another kind's: invitations to an organization are not those to the
+/// application.
+fn beside_parents(entity: &'static Entity, name: fn(&Entity) -> &'static str) -> &'static str {
+    let short = entity.parents().fold(name(entity), |short, (_, parent)| without(short, parent));
+    let is_another = entity::ALL.iter().any(|other| *other != entity && name(other) == short);
+    if is_another { name(entity) } else { short }
 }
 
 /// Go there, by GET.

@@ -98,8 +98,9 @@ impl Sessions {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    /// Whether the server is so far away that a round trip costs more than to plan a statement, and was there a moment ago: a
-    /// connection that has died is found out quickly only by a message of which nothing is expected.
+    /// Whether one message may open a transaction and do its first work. The server must be so far away that a round trip costs more
+    /// than to plan a statement. It must also have answered a moment ago: only an opening that is sent alone has a deadline short
+    /// enough to find a dead connection quickly.
     pub(super) fn is_worth_a_trip(&self) -> bool {
         let quickest = self.quickest.load(Ordering::Relaxed);
         let is_far = quickest < u64::MAX && Duration::from_micros(quickest) > FAR;

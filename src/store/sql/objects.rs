@@ -262,8 +262,9 @@ fn written_of(written: &[Field]) -> [String; 4] {
     [names, given, set, types]
 }
 
-/// Records deliveries, and then locks the registers of objects of one kind and loads the rows of those with news. A row is locked as
-/// if it were to be updated: whoever changed it while its register was waited for is not seen otherwise.
+/// Records deliveries, and then locks the registers of objects of one kind and loads the rows of those with news. The rows
+/// are locked as an update locks them: without the lock, this would not see what another transaction wrote while it waited for the
+/// register.
 fn opening_of(entity: &Entity, read: &str) -> String {
     let nothing = vec!["NULL"; read.split(", ").count()].join(", ");
     format!(

@@ -62,7 +62,7 @@ macro_rules! insert_records {
         SELECT n.svix_id, n.event_type, n.outcome, n.kind, n.clerk_id, n.event_at, n.processed_at{mysql , {token}}
         FROM {postgres|sqlite n}{mysql {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}}
         WHERE true
-        -- Waits for whoever is recording the same id, and then yields to them.
+        -- If another transaction is recording the same id, this waits for it, and then does nothing.
         ON CONFLICT (svix_id) DO NOTHING
         {returning svix_id}"
     };
