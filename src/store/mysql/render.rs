@@ -59,7 +59,8 @@ pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> St
         }
         "in" => format!("{IN}{}{END}", locked(&searched(argument))),
         "from" => format!("{FROM}{argument}{END}"),
-        "returning" => String::new(),
+        // `JSON_TABLE` gives rows in their order. To sort them, MariaDB makes a file and takes twice as long as to write them.
+        "returning" | "in_order" => String::new(),
         "token" => "$0".to_owned(),
         "bin" => collation(dialect).to_owned(),
         "now" => "utc_timestamp(3)".to_owned(),

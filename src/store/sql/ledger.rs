@@ -38,14 +38,14 @@ statements! {
         SELECT n.kind, n.clerk_id, CAST($2 AS bigint), CAST($2 AS bigint), '', false
         FROM {batch $1 AS n: kind text, clerk_id text}
         WHERE true
-        ORDER BY n.place
+        {in_order}
         ON CONFLICT (kind, clerk_id) DO NOTHING";
 
     ADVANCE = "INSERT INTO entity_versions{postgres|sqlite  AS e}
             (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since{mysql , token})
         SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since{mysql , {token}}
         FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
-        WHERE {postgres true}{mysql true ORDER BY n.place}{sqlite
+        WHERE {postgres|mysql true}{sqlite
             -- What was planned for an object that had no register must not fall on one that has. A blank one says nothing.
             NOT (n.new AND EXISTS (
                 SELECT 1 FROM entity_versions AS r
@@ -99,7 +99,7 @@ statements! {
                    ELSE '[\"' || replace(n.changed_fields, ',', '\",\"') || '\"]' END},
                n.event_at
         FROM {batch $1 AS n: at time, action text, kind text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
-        ORDER BY n.place
+        {in_order}
         {returning id, svix_id, clerk_id}{mysql ;
         -- Nobody else writes lines about them meanwhile: their registers are held.
         SELECT DISTINCT l.id, l.svix_id, l.clerk_id FROM {batch $1 AS n: at time, action text, kind text, clerk_id text}

@@ -21,6 +21,23 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
+/// The last line under a seal, where `newest_seal!` stands in front.
+macro_rules! sealed {
+    () => {
+        "{postgres|sqlite coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)}{mysql @sealed}"
+    };
+}
+
+/// MariaDB goes through the whole trail if the line to begin with comes from a search that it takes for costly.
+macro_rules! newest_seal {
+    () => {
+        "{mysql SELECT coalesce(max(last_id), 0) INTO @sealed FROM (
+            SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
+        ) AS newest;
+        }"
+    };
+}
+
 statements! {
     HOLD_LEASE = "INSERT INTO leases{postgres|sqlite  AS l} (name, holder, expires_at)
         VALUES ($1, $2,
@@ -104,7 +121,7 @@ statements! {
         GROUP BY 1, 2, 3, 4
         ORDER BY 1, 2, 3, 4";
 
-    OUTLOOK = "SELECT
+    OUTLOOK = concat!(newest_seal!(), "SELECT
             (SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1),
             (SELECT min((
                  SELECT next_attempt_at FROM outbox
@@ -119,11 +136,11 @@ statements! {
         FROM (
             SELECT count(*) AS found, min(at){postgres  FILTER (WHERE isfinite(at))} AS since FROM (
                 SELECT at FROM audit_log
-                WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
+                WHERE id > ", sealed!(), "
                 ORDER BY id
                 LIMIT $2
             ) AS unsealed
-        ) AS u";
+        ) AS u");
 
     TOP = "SELECT id FROM audit_log WHERE id > $1 ORDER BY id DESC LIMIT 1";
 
@@ -153,12 +170,12 @@ statements! {
         SELECT count(*) FROM {batch $1 AS n: number bigint, sealed_at time, first_id bigint, last_id bigint, covered bigint, gaps text, content text, previous text, hash text}
         {lookup audit_seals AS s WHERE s.number = n.number AND s.hash = n.hash}}";
 
-    UNSEALED = "SELECT count(*), min(at){postgres  FILTER (WHERE isfinite(at))} FROM (
+    UNSEALED = concat!(newest_seal!(), "SELECT count(*), min(at){postgres  FILTER (WHERE isfinite(at))} FROM (
             SELECT at FROM audit_log
-            WHERE id > coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
+            WHERE id > ", sealed!(), "
             ORDER BY id
             LIMIT $1
-        ) AS unsealed";
+        ) AS unsealed");
 }
 
 /// See the head of this file.

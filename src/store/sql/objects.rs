@@ -365,13 +365,14 @@ fn is_standing(entity: &Entity) -> String {
     )
 }
 
-/// On MySQL and MariaDB: the rows that a statement has just written, with no id where a trigger has changed it.
+/// On MySQL and MariaDB: the rows that a statement has just written, with no id where a trigger has changed it. Triggers are looked
+/// for only where a row is missing, because that reads files.
 fn found_of(table: &str) -> String {
     format!(
         "SELECT w.clerk_id FROM (
                      SELECT coalesce(u.clerk_id, CASE WHEN EXISTS (
                          SELECT 1 FROM information_schema.triggers AS t
-                         WHERE t.event_object_schema = database() AND t.event_object_table = '{table}'
+                         WHERE t.event_object_schema = database() AND t.event_object_table = '{table}' AND u.clerk_id IS NULL
                      ) THEN '' END) AS clerk_id
                      FROM {{batch $1 AS n: clerk_id text}} LEFT JOIN {table} AS u ON u.clerk_id = n.clerk_id
                  ) AS w

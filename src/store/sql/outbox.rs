@@ -50,7 +50,7 @@ statements! {
                ) IS NULL THEN n.created_at END,
                n.created_at, n.trace_context
         FROM {postgres n}{sqlite|mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
-        ORDER BY n.place";
+        {in_order}";
 
     // PostgreSQL writes them in the same round trip.
     TELL_WHOM = "{sqlite|mysql INSERT INTO outbox_recipients (clerk_id, sink, addresses)

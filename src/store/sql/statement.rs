@@ -9,6 +9,7 @@
 //! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
 //! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
 //! | `id {in SELECT …}` | one of these, each of which is searched for in an index, however small the table once was |
+//! | `{in_order}` | the rows of the batch `n` are taken in their order |
 //! | `{now}` | the database's clock |
 //! | `{from {batch …}}` | the rows that an update is made from |
 //! | `{token}` | a text that no other statement is given, by which it finds again what it wrote |
@@ -221,6 +222,7 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
         ("in", Dialect::Sqlite) => format!("IN ({argument})"),
         ("returning", _) => format!("RETURNING {argument}"),
         ("from", _) => format!("FROM {argument}"),
+        ("in_order", _) => "ORDER BY n.place".to_owned(),
         ("now", Dialect::Postgres) => "clock_timestamp()".to_owned(),
         ("now", Dialect::Sqlite) => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')".to_owned(),
         (word, _) => panic!("no part of a statement is called {word}"),
