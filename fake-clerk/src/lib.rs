@@ -4,7 +4,8 @@
 //! and errors, to whoever has its key; and it misbehaves as it is told ([`Behaviour`]). Users are made from numbers,
 //! so that a million fit: all the kinds there are, down to a `\u0000` where anybody can write one. Whatever happens to
 //! one also comes as the event that Clerk would send ([`Users`]). [`Organizations`] and memberships are made in the same
-//! way, or given as they are to be shown; they send no events.
+//! way, or given as they are to be shown; they send no events. Whatever else it lists, such as roles and plans, is given to it
+//! ([`Lists`]).
 //!
 //! It never speaks to Clerk and never leaves this machine. What is not known of Clerk is a switch of [`Behaviour`].
 //!
@@ -13,6 +14,7 @@
 mod behaviour;
 mod directory;
 mod id;
+mod lists;
 mod organization;
 mod organizations;
 mod query;
@@ -42,6 +44,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use behaviour::{Behaviour, Bursts, Canned, DeletedCursor, Script};
+pub use lists::Lists;
 pub use organizations::Organizations;
 pub use users::{Event, Users};
 
@@ -162,6 +165,11 @@ impl Fake {
     /// The organizations and their memberships, to look at and to change.
     pub fn organizations(&self) -> Organizations {
         Organizations(self.server.state.clone())
+    }
+
+    /// What there is beside users, organizations and memberships, to change.
+    pub fn lists(&self) -> Lists {
+        Lists(self.server.state.clone())
     }
 
     /// Behave like this from the next request on.
@@ -287,6 +295,11 @@ impl Server {
                 self.list_memberships(query, behaviour, |_| Ok(Scope::All))
             }
             (&Method::GET, ["", "instance"]) => Ok(self.instance()),
+            (&Method::GET, ["", ..]) => {
+                let (page, owner) = query::of_list(query)?;
+                let shown = self.state.lock().shown.at(&path[1..], &page, owner.as_deref());
+                shown.map(|shown| shown.to_string()).ok_or_else(|| Refusal::no_such("object", &path[1..]))
+            }
             _ => Err(Refusal::no_such_path()),
         }
     }

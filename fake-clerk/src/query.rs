@@ -148,6 +148,14 @@ impl OrganizationQuery {
     }
 }
 
+/// A page of a list that is given to the fake, and the user whose objects are meant, if one is named.
+pub(super) fn of_list(query: &str) -> Result<(Page, Option<String>), Refusal> {
+    let parameters = Parameters::parse(query);
+    let mut page = parameters.page(|key| key == OrderKey::CreatedAt)?;
+    page.order.descending = parameters.first("order_by").is_some_and(|order| order.starts_with('-'));
+    Ok((page, parameters.first("user_id").map(ToOwned::to_owned)))
+}
+
 impl Page {
     /// What stands on it, of a whole list in ascending order.
     pub(super) fn of<T>(&self, ascending: impl DoubleEndedIterator<Item = T>) -> Vec<T> {

@@ -1,4 +1,4 @@
-//! Everything that a fake has, behind one lock: its users, its organizations, and who is a member of which.
+//! Everything that a fake has, behind one lock: its users, its organizations, who is a member of which, and other lists.
 
 use std::{
     borrow::Cow,
@@ -12,6 +12,7 @@ use super::{
     Behaviour, Options,
     directory::{Directory, early_time},
     id::hash,
+    lists::Shown,
     organization,
     query::{Choice, OrganizationQuery, Page},
     refusal::Refusal,
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) users: Directory,
     pub(super) organizations: Shelf,
     pub(super) memberships: Shelf,
+    pub(super) shown: Shown,
 }
 
 impl Shared {
@@ -55,7 +57,8 @@ impl Shared {
             }
         });
         let memberships = Shelf::made("orgmem_", memberships);
-        let state = State { users: Directory::new(users, now), organizations, memberships };
+        let state =
+            State { users: Directory::new(users, now), organizations, memberships, shown: Shown::default() };
         Some(Self(Arc::new(Mutex::new(state))))
     }
 

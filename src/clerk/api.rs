@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     http_client,
-    model::ClerkId,
+    model::{ClerkId, OfEach},
     telemetry::{self, Span},
 };
 
@@ -149,11 +149,16 @@ pub struct Shown {
     pub bytes: usize,
 }
 
-/// Objects as a page shows them, and how many there are in all.
+/// Objects as a page of a list shows them, which are its entries or stand inside of them.
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub found: Vec<Found>,
+    /// How many entries the list has in all.
     pub total: u64,
+    /// How many this page has, and the ids of the first and the last of them.
+    pub entries: u64,
+    pub first: Option<String>,
+    pub last: Option<String>,
     /// How long the answer was, in bytes.
     pub bytes: usize,
 }
@@ -195,6 +200,12 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether Clerk says that it does not know the object. A proxy, or a Clerk without this instance, answers 404 as well, and says
+    /// nothing of it.
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. } if refusal.status == 404 && refusal.code == NOT_FOUND)
+    }
+
     /// Whether Clerk says that a feature is switched off, or not part of the plan: then there is nothing to ask for, and
     /// nothing is gone for that.
     pub fn is_of_a_feature_switched_off(&self) -> bool {
@@ -329,10 +340,47 @@ impl Api {
         query.extend(reading.entity.query.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let url = self.url(reading.entity.path.unwrap_or_default(), query);
         let (body, moment) = self.get(url, Persistence::BACKGROUND).await?;
-        let (found, total) = event::objects(&body, reading, moment)
-            .filter(|(found, _)| found.len() <= PAGE)
+        let page = event::objects(&body, reading, moment)
+            .filter(|page| page.entries <= PAGE)
             .ok_or_else(|| self.unintelligible("no list with a count"))?;
-        Ok(Listed { found, total, bytes: body.len() })
+        let event::Page { found, total, entries, first, last } = page;
+        Ok(Listed { found, total, entries: entries as u64, first, last, bytes: body.len() })
+    }
+
+    /// The objects of one owner of the kind that `reading` names; none if Clerk knows of none.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says.
+    pub async fn of_owner(
+        &self,
+        of: &OfEach,
+        owner: &ClerkId,
+        reading: &Reading,
+    ) -> Result<Vec<Found>, ApiError> {
+        let (mut all, path) = (Vec::new(), of.path.replace("{}", owner.as_str()));
+        if !can_ask(owner) {
+            return Ok(all);
+        }
+        loop {
+            let mut query = Vec::new();
+            if let Some(parameter) = of.parameter {
+                query.extend(reading.entity.query.iter().map(|(name, value)| (*name, (*value).to_owned())));
+                query.push((parameter, owner.to_string()));
+                query.extend([("limit", PAGE.to_string()), ("offset", all.len().to_string())]);
+            }
+            let (body, moment) = match self.get(self.url(&path, query), Persistence::BACKGROUND).await {
+                Err(error) if error.is_unknown() => return Ok(all),
+                answer => answer?,
+            };
+            let page = event::of_owner(&body, reading, moment, (of.column, owner))
+                .filter(|page| page.len() <= PAGE)
+                .ok_or_else(|| self.unintelligible("not what an owner has"))?;
+            let is_last = of.parameter.is_none() || page.len() < PAGE;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     /// How many users there are.
@@ -363,10 +411,7 @@ impl Api {
             path.push(id.as_str());
         }
         let (body, moment) = match self.get(url, persistence).await {
-            // A proxy, or a Clerk without this instance, answers 404 as well, and says nothing of the object.
-            Err(ApiError::Refused { refusal, .. }) if refusal.status == 404 && refusal.code == NOT_FOUND => {
-                return Ok(None);
-            }
+            Err(error) if error.is_unknown() => return Ok(None),
             answer => answer?,
         };
         let found = event::user(&body, reading, moment)

@@ -27,7 +27,7 @@ use crate::{
     entity,
     model::{
         Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, MAX_ID_BYTES, Meaning,
-        Nested, News, Patch, Place, Selection, Source, Value, Version,
+        Nested, News, Patch, Place, Selection, Source, Value, Version, Within,
     },
     telemetry::{self, TraceContext},
 };
@@ -153,35 +153,110 @@ pub struct Found {
     pub unread: Vec<&'static str>,
 }
 
-/// Understand objects of the Backend API as they stood then, and how many there are in all; `None` if this is no list of them.
-pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<(Vec<Found>, u64)> {
+/// A page of a list of the Backend API.
+pub(super) struct Page {
+    pub(super) found: Vec<Found>,
+    /// How many entries the list has in all.
+    pub(super) total: u64,
+    /// How many this page has, and the ids of the first and the last of them.
+    pub(super) entries: usize,
+    pub(super) first: Option<String>,
+    pub(super) last: Option<String>,
+}
+
+/// Understand a page of objects as they stood then; `None` if this is no list with a count.
+pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<Page> {
     #[derive(serde::Deserialize)]
-    struct Page<'a> {
+    struct Counted<'a> {
         #[serde(borrow)]
-        data: &'a RawValue,
+        data: Vec<&'a RawValue>,
         total_count: u64,
     }
     let text = decoded(body);
     let json = storable(&text);
-    let Page { data, total_count } = serde_json::from_str(&json).ok()?;
-    Some((listed(data.get(), reading, moment)?, total_count))
+    let Counted { data, total_count } = serde_json::from_str(&json).ok()?;
+    let id = |entry: Option<&&RawValue>| string(object(entry?.get())?.get("id")?);
+    let (entries, first, last) = (data.len(), id(data.first()), id(data.last()));
+    let found = listed(entries_of(data, reading.entity)?, reading, moment)?;
+    Some(Page { found, total: total_count, entries, first, last })
 }
 
-/// The same of a bare list.
+/// The same of what one owner has: a list with or without a count, or one object. What does not say whose it is gets the owner's
+/// id in this column.
+pub(super) fn of_owner(
+    body: &[u8],
+    reading: &Reading,
+    moment: Moment,
+    (column, owner): (&str, &ClerkId),
+) -> Option<Vec<Found>> {
+    #[derive(serde::Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
+    }
+    let text = decoded(body);
+    let json = storable(&text);
+    let list = serde_json::from_str(&json).or_else(|_| serde_json::from_str(&json).map(|List { data }| data));
+    let entries = match list {
+        Ok(list) => entries_of(list, reading.entity)?,
+        Err(_) => vec![object(&json)?],
+    };
+    let belongs = |data: Object<'_>| found(&data, reading, moment, Some((column, owner)));
+    let all: Vec<Found> = entries.into_iter().map(belongs).collect::<Option<_>>()?;
+    log_unread(&all);
+    Some(all)
+}
+
+/// The objects that the entries of a list are, or hold; `None` if they are not what they should be.
+fn entries_of<'a>(list: Vec<&'a RawValue>, entity: &Entity) -> Option<Vec<Object<'a>>> {
+    let mut entries: Vec<Object<'a>> =
+        list.into_iter().map(|raw| object(raw.get())).collect::<Option<_>>()?;
+    if !entries.is_empty() && entries.iter().all(|entry| !entry.contains_key("id")) {
+        return None;
+    }
+    if let Some(Within { members, inherits }) = &entity.within {
+        entries = entries.iter().flat_map(|entry| inside(entry, members, inherits)).collect();
+    }
+    Some(entries)
+}
+
+/// The objects at the end of these members, each an object or a list of them, with what they inherit.
+fn inside<'a>(around: &Object<'a>, members: &[&str], inherits: &[(&'static str, &str)]) -> Vec<Object<'a>> {
+    let mut objects = vec![around.clone()];
+    for member in members {
+        let members = objects.iter().filter_map(|object| object.get(*member).copied());
+        objects = members.flat_map(each).collect();
+    }
+    for object in &mut objects {
+        for (own, other) in inherits {
+            if let Some(raw) = around.get(*other)
+                && object.get(*own).is_none_or(|said| is_null(said))
+            {
+                object.insert(Name(Cow::Borrowed(*own)), *raw);
+            }
+        }
+    }
+    objects
+}
+
+/// The objects of a list, or the one that stands in its place.
+fn each(raw: &RawValue) -> Vec<Object<'_>> {
+    let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
+    let all = list.unwrap_or_else(|| vec![raw]);
+    all.into_iter().filter_map(|raw| object(raw.get())).collect()
+}
+
+/// The same of a bare list of users.
 pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let text = decoded(body);
-    listed(&storable(&text), reading, moment)
+    let json = storable(&text);
+    listed(entries_of(serde_json::from_str(&json).ok()?, reading.entity)?, reading, moment)
 }
 
 /// One whose id is unusable does not spoil it for the others.
-fn listed(json: &str, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
-    let users: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-    let has_id = |user: &&RawValue| object(user.get()).is_some_and(|data| data.contains_key("id"));
-    if !users.is_empty() && !users.iter().any(has_id) {
-        return None;
-    }
+fn listed(entries: Vec<Object<'_>>, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let mut users: Vec<Found> =
-        users.into_iter().map(|user| found(user.get(), reading, moment)).collect::<Option<_>>()?;
+        entries.into_iter().map(|data| found(&data, reading, moment, None)).collect::<Option<_>>()?;
     log_unread(&users);
     // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
     let mut neighbour = users.iter().map(|user| user.created_at).find(|at| *at != UNSAID).unwrap_or(UNSAID);
@@ -197,7 +272,7 @@ fn listed(json: &str, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
 /// The same for one user.
 pub(super) fn user(body: &[u8], reading: &Reading, moment: Moment) -> Option<Found> {
     let text = decoded(body);
-    let found = found(&storable(&text), reading, moment)?;
+    let found = found(&object(&storable(&text))?, reading, moment, None)?;
     log_unread(std::slice::from_ref(&found));
     Some(found)
 }
@@ -237,14 +312,19 @@ pub(super) struct Moment {
     pub(super) now: DateTime<Utc>,
 }
 
-fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
+fn found(
+    data: &Object<'_>,
+    reading: &Reading,
+    moment: Moment,
+    owner: Option<(&str, &ClerkId)>,
+) -> Option<Found> {
     let Moment { read_at, now } = moment;
-    let data = object(json)?;
     let usable = data.get("id").and_then(|id| string(id)).and_then(|id| ClerkId::new(reading.entity, id));
     let mut unread = Vec::new();
-    let created_at = time_of(&data, "created_at", &mut unread, |_| true);
-    let updated_at = time_of(&data, "updated_at", &mut unread, |at| plausible(at, now));
-    let patch = read_patch(&data, reading.entity, reading.fields, &mut unread);
+    let created_at = time_of(data, "created_at", &mut unread, |_| true);
+    let updated_at = time_of(data, "updated_at", &mut unread, |at| plausible(at, now));
+    let mut patch = read_patch(data, reading.entity, reading.fields, &mut unread);
+    own(reading.entity, &mut patch, owner);
     let content = match (&usable, has_its_parents(reading.entity, &patch)) {
         (None, _) => Content::Unusable(format!("its id is not one of 1 to {MAX_ID_BYTES} bytes")),
         (_, Err(reason)) => Content::Unusable(reason),
@@ -258,9 +338,24 @@ fn found(json: &str, reading: &Reading, moment: Moment) -> Option<Found> {
     let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id").copied()))?;
     let mut delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
     (delivery.nested, delivery.whole) =
-        nested(&data, reading.entity, |entity| reading.inside.fields_of(entity), (read_at, ""), now);
+        nested(data, reading.entity, |entity| reading.inside.fields_of(entity), (read_at, ""), now);
+    for change in &mut delivery.nested {
+        if let News::Upsert { patch, .. } = &mut change.news {
+            own(change.clerk_id.entity(), patch, owner);
+        }
+    }
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery, unread })
+}
+
+/// Whose an object is that does not say it.
+fn own(entity: &'static Entity, patch: &mut Patch, owner: Option<(&str, &ClerkId)>) {
+    let Some((column, owner)) = owner else { return };
+    if let Some(field) = entity.named(column)
+        && patch.get(field).is_none_or(|said| *said == Value::Null)
+    {
+        patch.set(field, Value::Text(owner.as_str().to_owned()));
+    }
 }
 
 /// By what somebody is called whose id is none: as much of it as there is room for.
@@ -293,17 +388,10 @@ fn nested(
     let (mut changes, mut whole): (Vec<Change>, Vec<&'static Entity>) = (Vec::new(), Vec::new());
     for Nested { member, entity, inherits, is_whole } in entity.nested {
         let (Some(fields), Some(raw)) = (fields(entity), data.get(*member)) else { continue };
-        let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
-        if *is_whole && list.is_some() {
+        if *is_whole && raw.get().starts_with('[') {
             whole.push(entity);
         }
-        let all = list.unwrap_or_else(|| vec![*raw]);
-        for mut inside in all.into_iter().filter_map(|raw| object(raw.get())) {
-            for (own, around) in *inherits {
-                if let Some(raw) = data.get(*around) {
-                    inside.entry(Name(Cow::Borrowed(*own))).or_insert(*raw);
-                }
-            }
+        for inside in inside(data, &[*member], inherits) {
             let mut unread = Vec::new();
             let id = inside.get("id").and_then(|id| string(id)).and_then(|id| ClerkId::new(entity, id));
             let created_at = time_of(&inside, "created_at", &mut unread, |_| true);
@@ -545,7 +633,7 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
 type Object<'a> = BTreeMap<Name<'a>, &'a RawValue>;
 
 /// A member's name, which is copied only if it has escapes: a body has dozens.
-#[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Borrow<str> for Name<'_> {
@@ -817,7 +905,7 @@ mod tests {
                 r#"{{"id":"orgmem_1","organization":{{"id":"org_1"}},"public_user_data":{{"user_id":"user_1"}},
                     "permissions":{permissions}}}"#
             );
-            let found = found(&json, &reading, Moment { read_at: at, now: at }).expect("an object");
+            let found = user(json.as_bytes(), &reading, Moment { read_at: at, now: at }).expect("an object");
             let Content::Change(change) = &found.delivery.content else { panic!("unusable: {found:?}") };
             let patch = change.patch().expect("an upsert");
             assert_eq!(
@@ -839,7 +927,7 @@ mod tests {
         };
         let at = DateTime::from_timestamp_millis(NOW).expect("in range");
         let homeless = r#"{"id":"orgmem_1","organization":null,"public_user_data":{"user_id":"user_1"}}"#;
-        let found = found(homeless, &reading, Moment { read_at: at, now: at }).expect("an object");
+        let found = user(homeless.as_bytes(), &reading, Moment { read_at: at, now: at }).expect("an object");
         assert!(
             matches!(&found.delivery.content, Content::Unusable(reason) if reason.contains("`organization.id`"))
         );

@@ -61,18 +61,25 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
         data["deleted"] = true.into();
         return data;
     }
+    let mut has_owner = false;
     for field in entity.fields() {
         let said = field.samples[usize::from(!is_new)];
         let value = match field.parent {
+            // Of several that it may belong to it belongs to the first.
+            Some(_) if field.is_optional && has_owner => Value::Null,
             Some(parent) => id(parent).into(),
             None => serde_json::from_str(said).unwrap_or_default(),
         };
+        has_owner |= field.is_optional;
         let path = match field.place {
             Place::Path(path) | Place::AnyOf(&[path, ..]) => path,
             _ => &[field.name()],
         };
         let place = path.iter().fold(&mut data, |inside, name| &mut inside[*name]);
-        *place = value;
+        // What stands inside of it may be there already.
+        if place.is_null() {
+            *place = value;
+        }
     }
     data["created_at"] = milliseconds(created).into();
     data["updated_at"] = milliseconds(at).into();

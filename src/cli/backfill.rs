@@ -308,14 +308,14 @@ pub(super) fn chosen(
             entity.kind
         ))),
         Some(entity) => Ok(vec![entity]),
-        None => Ok(selection.entities().filter(|entity| entity.path.is_some()).collect()),
+        None => Ok(selection.entities().filter(|entity| entity.is_listed()).collect()),
     }
 }
 
 /// A kind that Clerk's Backend API lists.
 pub(super) fn any_kind(text: &str) -> Result<&'static Entity, String> {
-    entity::named(text).filter(|entity| entity.path.is_some()).ok_or_else(|| {
-        let listed = entity::ALL.iter().filter(|entity| entity.path.is_some());
+    entity::named(text).filter(|entity| entity.is_listed()).ok_or_else(|| {
+        let listed = entity::ALL.iter().filter(|entity| entity.is_listed());
         format!("allowed are {}", listed.map(|entity| entity.kind).collect::<Vec<_>>().join(", "))
     })
 }

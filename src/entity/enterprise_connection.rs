@@ -12,6 +12,8 @@ pub static ENTERPRISE_CONNECTION: Entity = Entity {
     also: &[],
     path: Some("enterprise_connections"),
     query: &[],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("organization_id", Holds::Text).by_default().maybe_parent(&ORGANIZATION),

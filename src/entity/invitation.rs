@@ -12,6 +12,8 @@ pub static INVITATION: Entity = Entity {
     also: &[],
     path: Some("invitations"),
     query: &[BY_CREATION[0], ("paginated", "true")],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("email_address", Holds::Text).address().sample("\"grace@example.com\""),

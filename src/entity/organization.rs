@@ -18,6 +18,8 @@ pub static ORGANIZATION: Entity = Entity {
     also: &[],
     path: Some("organizations"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: true,
     columns: &[
         Column::new("name", Holds::Text)

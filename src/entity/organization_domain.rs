@@ -12,6 +12,8 @@ pub static ORGANIZATION_DOMAIN: Entity = Entity {
     also: &[],
     path: Some("organization_domains"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         ITS_ORGANIZATION,

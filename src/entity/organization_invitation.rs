@@ -17,6 +17,8 @@ pub static ORGANIZATION_INVITATION: Entity = Entity {
     also: &["organizationInvitation.revoked"],
     path: Some("organization_invitations"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         ITS_ORGANIZATION,

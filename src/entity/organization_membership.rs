@@ -17,6 +17,8 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
     also: &[],
     path: Some("organization_memberships"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("organization_id", Holds::Text)

@@ -4,17 +4,22 @@ use super::{
     SUBSCRIPTION_ITEM,
     subscription::{ORGANIZATION_THAT_PAYS, USER_WHO_PAYS},
 };
-use crate::model::{Column, Entity, Holds, Nested, Place};
+use crate::model::{Column, Entity, Holds, Nested, Place, Within};
 
-/// See the head of this file. Clerk has no list of them.
+/// See the head of this file. Clerk lists them inside of statements.
 pub static PAYMENT_ATTEMPT: Entity = Entity {
     kind: "payment_attempt",
     table: "payment_attempts",
     id_prefix: "",
     events: ["paymentAttempt.created", "paymentAttempt.updated", "paymentAttempt.deleted"],
     also: &[],
-    path: None,
-    query: &[],
+    path: Some("billing/statements"),
+    query: &[("paginated", "true")],
+    within: Some(Within {
+        members: &["groups", "items"],
+        inherits: &[("payer", "payer"), ("statement_id", "id")],
+    }),
+    of_each: &[],
     has_one: false,
     columns: &[
         USER_WHO_PAYS,

@@ -12,6 +12,8 @@ pub static PERMISSION: Entity = Entity {
     also: &[],
     path: Some("organization_permissions"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept().samples("\"Read bills\"", "\"Read all bills\""),

@@ -11,6 +11,8 @@ pub static PLAN: Entity = Entity {
     also: &[],
     path: Some("billing/plans"),
     query: &[("paginated", "true")],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept().samples("\"Pro\"", "\"Professional\""),

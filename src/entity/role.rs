@@ -12,6 +12,8 @@ pub static ROLE: Entity = Entity {
     also: &[],
     path: Some("organization_roles"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept().samples("\"Billing\"", "\"Billing manager\""),

@@ -12,6 +12,8 @@ pub static ROLE_SET: Entity = Entity {
     also: &[],
     path: Some("role_sets"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept().samples("\"Standard\"", "\"Standard roles\""),

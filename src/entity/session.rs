@@ -1,19 +1,21 @@
 //! Sessions: one for every sign-in.
 
 use super::USER;
-use crate::model::{Column, Entity, Holds};
+use crate::model::{Column, Entity, Holds, OfEach};
 
 /// See the head of this file. Its events carry the whole user; we read nothing of that. Clerk sends no event when a session runs out:
-/// compare `expire_at` and `abandon_at` with the clock. Clerk lists the sessions of one user only.
+/// compare `expire_at` and `abandon_at` with the clock. Clerk lists the sessions of one user at a time.
 pub static SESSION: Entity = Entity {
     kind: "session",
     table: "sessions",
     id_prefix: "sess_",
     events: ["session.created", "session.pending", "session.deleted"],
     also: &["session.ended", "session.removed", "session.revoked"],
-    path: None,
-    query: &[],
-    has_one: false,
+    path: Some("sessions"),
+    query: &[("paginated", "true")],
+    within: None,
+    of_each: &[OfEach { owner: &USER, path: "sessions", parameter: Some("user_id"), column: "user_id" }],
+    has_one: true,
     columns: &[
         Column::new("user_id", Holds::Text).by_default().parent(&USER),
         Column::new("client_id", Holds::Text).by_default().kept(),

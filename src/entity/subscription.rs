@@ -1,7 +1,7 @@
 //! Subscriptions: one for each user or organization that can pay.
 
 use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
-use crate::model::{Column, Entity, Holds, Nested, Place};
+use crate::model::{Column, Entity, Holds, Nested, OfEach, Place};
 
 /// The payer, if that is a user.
 pub(super) const USER_WHO_PAYS: Column = Column::new("user_id", Holds::Text)
@@ -15,7 +15,11 @@ pub(super) const ORGANIZATION_THAT_PAYS: Column = Column::new("organization_id",
     .by_default()
     .maybe_parent(&ORGANIZATION);
 
-/// See the head of this file. Clerk has no list of them.
+/// What items do not say of themselves.
+const FROM_SUBSCRIPTION: &[(&str, &str)] =
+    &[("payer", "payer"), ("payer_id", "payer_id"), ("subscription_id", "id")];
+
+/// See the head of this file. Clerk has no list of them: each payer is asked about.
 pub static SUBSCRIPTION: Entity = Entity {
     kind: "subscription",
     table: "subscriptions",
@@ -24,6 +28,16 @@ pub static SUBSCRIPTION: Entity = Entity {
     also: &["subscription.active", "subscription.pastDue"],
     path: None,
     query: &[],
+    within: None,
+    of_each: &[
+        OfEach { owner: &USER, path: "users/{}/billing/subscription", parameter: None, column: "user_id" },
+        OfEach {
+            owner: &ORGANIZATION,
+            path: "organizations/{}/billing/subscription",
+            parameter: None,
+            column: "organization_id",
+        },
+    ],
     has_one: false,
     columns: &[
         USER_WHO_PAYS,
@@ -38,12 +52,16 @@ pub static SUBSCRIPTION: Entity = Entity {
         Column::new("payment_source_id", Holds::Text).by_default().kept(),
         Column::new("payer", Holds::Json),
     ],
-    nested: &[Nested {
-        member: "items",
-        entity: &SUBSCRIPTION_ITEM,
-        inherits: &[("payer", "payer"), ("subscription_id", "id")],
-        is_whole: false,
-    }],
+    nested: &[
+        Nested { member: "items", entity: &SUBSCRIPTION_ITEM, inherits: FROM_SUBSCRIPTION, is_whole: false },
+        // As the Backend API calls them.
+        Nested {
+            member: "subscription_items",
+            entity: &SUBSCRIPTION_ITEM,
+            inherits: FROM_SUBSCRIPTION,
+            is_whole: false,
+        },
+    ],
     secrets: &[],
     has_preferences: false,
     unique: &[],

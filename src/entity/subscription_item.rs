@@ -22,6 +22,8 @@ pub static SUBSCRIPTION_ITEM: Entity = Entity {
     ],
     path: Some("billing/subscription_items"),
     query: &[("include_free", "true"), ("paginated", "true")],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         USER_WHO_PAYS,

@@ -12,6 +12,8 @@ pub static USER: Entity = Entity {
     also: &[],
     path: Some("users"),
     query: &[],
+    within: None,
+    of_each: &[],
     has_one: true,
     columns: &[
         Column::new("email", Holds::Text)

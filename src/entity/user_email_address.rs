@@ -12,6 +12,8 @@ pub static USER_EMAIL_ADDRESS: Entity = Entity {
     also: &[],
     path: None,
     query: &[],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("user_id", Holds::Text).by_default().parent(&USER),

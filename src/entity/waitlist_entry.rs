@@ -12,6 +12,8 @@ pub static WAITLIST_ENTRY: Entity = Entity {
     also: &[],
     path: Some("waitlist_entries"),
     query: BY_CREATION,
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("email_address", Holds::Text).address().sample("\"grace@example.com\""),

@@ -25,6 +25,10 @@ pub struct Entity {
     pub path: Option<&'static str>,
     /// What the list is asked with, beside the limit and the offset.
     pub query: &'static [(&'static str, &'static str)],
+    /// Where in the entries of the list they stand, if they are not the entries themselves.
+    pub within: Option<Within>,
+    /// Where Clerk shows those of one owner, if it has no list of all.
+    pub of_each: &'static [OfEach],
     /// Whether one of them can be asked for.
     pub has_one: bool,
     /// The columns that can be synced, in the order in which the table has them.
@@ -98,6 +102,16 @@ impl Entity {
         self.events[2]
     }
 
+    /// Whether Clerk's Backend API shows all of them.
+    pub fn is_listed(&self) -> bool {
+        self.path.is_some() || !self.of_each.is_empty()
+    }
+
+    /// Whether what Clerk does not list is not at Clerk. A list of something else need not have all of them.
+    pub fn is_listed_whole(&self) -> bool {
+        self.within.is_none()
+    }
+
     /// Whether it is about a person, whose erasure is proven and may be held back.
     pub fn is_person(&self) -> bool {
         self.columns.iter().any(|column| column.identifies)
@@ -161,6 +175,27 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
         at += 1;
     }
     at == one.len() && at == other.len()
+}
+
+/// Where objects stand in the entries of a list of something else.
+#[derive(Debug)]
+pub struct Within {
+    /// The members that lead there, each an object or a list of them.
+    pub members: &'static [&'static str],
+    /// What they do not say of themselves: the member of theirs, and that of the entry.
+    pub inherits: &'static [(&'static str, &'static str)],
+}
+
+/// Where Clerk's Backend API shows the objects of one owner.
+#[derive(Debug)]
+pub struct OfEach {
+    pub owner: &'static Entity,
+    /// The path, with `{}` in place of the owner's id.
+    pub path: &'static str,
+    /// The parameter that names the owner, if the path is that of a list; else an owner has at most one.
+    pub parameter: Option<&'static str>,
+    /// The column that has the owner's id: the objects need not say it.
+    pub column: &'static str,
 }
 
 /// Objects of another kind inside of one.

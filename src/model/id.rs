@@ -130,6 +130,8 @@ mod tests {
         also: &[],
         path: None,
         query: &[],
+        within: None,
+        of_each: &[],
         has_one: false,
         columns: &[],
         nested: &[],

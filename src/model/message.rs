@@ -166,6 +166,8 @@ mod tests {
         also: &[],
         path: None,
         query: &[],
+        within: None,
+        of_each: &[],
         has_one: false,
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
         nested: &[],

@@ -22,7 +22,8 @@ pub use audit::{AuditAction, AuditEntry};
 pub use deletion::DeletionPolicy;
 pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
 pub use entity::{
-    Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Meaning, Nested, Place, Selection,
+    Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Meaning, Nested, OfEach, Place, Selection,
+    Within,
 };
 pub use id::{ClerkId, MAX_ID_BYTES, SvixId};
 pub use idle::Idle;

@@ -303,6 +303,8 @@ mod tests {
         also: &[],
         path: None,
         query: &[],
+        within: None,
+        of_each: &[],
         has_one: false,
         columns: &[
             Column::new("email", Holds::Text).identifies().anonymized(Anonymized::Address),

@@ -292,7 +292,9 @@ pub async fn reconcile(
     let before = patiently(|| context.store.count_standing(entity)).await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     if visitor.walk(&visit, &visitor.seen).await? {
-        visitor.look_for_strangers(began, before, previous.is_some()).await?;
+        if entity.is_listed_whole() {
+            visitor.look_for_strangers(began, before, previous.is_some()).await?;
+        }
     } else {
         visitor.with(|report| report.switched_off = true);
     }

@@ -3,14 +3,23 @@
 //!
 //! Pages overlap by one object. Where an object in front of a page leaves while it is on its way, everything behind moves up, and
 //! the last object of a page is no longer the first of the next: then the walk begins anew, and passes over what it has seen.
+//!
+//! Where Clerk has no list of all, the owners are walked through, and each is asked for what they have.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use super::{
     catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete},
-    scan::{Left, Scan, Seen, Visit},
+    scan::{Left, Scan, Seen, Visit, Window},
 };
 use crate::{
     clerk::{
@@ -18,7 +27,7 @@ use crate::{
         event::{Found, Reading},
     },
     entity::USER,
-    model::{ClerkId, Entity, Source},
+    model::{Entity, FieldSet, OfEach, Selection, Source},
 };
 
 /// Pages that are on their way at the same time, at most.
@@ -47,8 +56,50 @@ impl CatchUp {
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
     ) -> Result<bool, CatchUpError> {
-        let (reading, seen) = (self.reading(source, entity), Arc::clone(seen));
-        if *entity != USER {
+        let reading = self.reading(source, entity);
+        if entity.of_each.is_empty() {
+            return self.through((reading, filters), left, seen, visitor).await;
+        }
+        visitor.expect(None).await?;
+        let mut has_any = false;
+        for of in entity.of_each {
+            let owners = Arc::new(Owners {
+                context: self.clone(),
+                of,
+                reading: reading.clone(),
+                seen: Arc::clone(seen),
+                visitor: Arc::clone(visitor),
+                has_any: AtomicBool::new(false),
+                is_off: AtomicBool::new(false),
+            });
+            let visit: Arc<dyn Visit> = Arc::<Owners>::clone(&owners);
+            // Only who they are.
+            let ids = Reading {
+                source,
+                entity: of.owner,
+                fields: FieldSet::default(),
+                inside: Selection::default(),
+            };
+            let walked = self.through((ids, Filters::default()), None, &Arc::default(), &visit).await;
+            if !owners.is_off.load(Ordering::Relaxed) {
+                walked?;
+            }
+            has_any |= owners.has_any.load(Ordering::Relaxed);
+        }
+        // Of a feature that is switched off nobody has anything.
+        Ok(has_any)
+    }
+
+    /// The same through a list of all.
+    async fn through(
+        &self,
+        (reading, filters): (Reading, Filters),
+        left: Option<Left>,
+        seen: &Arc<Seen>,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<bool, CatchUpError> {
+        let seen = Arc::clone(seen);
+        if *reading.entity != USER {
             return Walk::new(self, reading, seen).run(visitor).await;
         }
         Scan::new(self, filters, reading, seen).run(left, visitor).await?;
@@ -56,10 +107,55 @@ impl CatchUp {
     }
 }
 
-/// The first and the last object of a page.
+/// Asks for what each owner has, and shows it to another visitor.
+struct Owners {
+    context: CatchUp,
+    of: &'static OfEach,
+    /// Of what they have.
+    reading: Reading,
+    seen: Arc<Seen>,
+    visitor: Arc<dyn Visit>,
+    /// Whether one of them has anything.
+    has_any: AtomicBool,
+    /// Whether the feature is switched off at Clerk.
+    is_off: AtomicBool,
+}
+
+#[async_trait]
+impl Visit for Owners {
+    async fn visit(&self, owners: Vec<Found>) -> Result<Counts, CatchUpError> {
+        let (mut owners, mut asked, mut all) = (owners.into_iter(), JoinSet::new(), Vec::new());
+        loop {
+            while asked.len() < SIDE_BY_SIDE
+                && let Some(owner) = owners.next()
+            {
+                let (api, of, reading) = (Arc::clone(&self.context.api), self.of, self.reading.clone());
+                asked.spawn(async move { api.of_owner(of, &owner.clerk_id, &reading).await });
+            }
+            let Some(answer) = asked.join_next().await else { break };
+            let answer = answer.map_err(|_| CatchUpError::Abandoned)?;
+            if answer.as_ref().is_err_and(ApiError::is_of_a_feature_switched_off) {
+                self.is_off.store(true, Ordering::Relaxed);
+            }
+            all.extend(answer?);
+        }
+        if !all.is_empty() {
+            self.has_any.store(true, Ordering::Relaxed);
+        }
+        let fresh = self.seen.first_time(all);
+        if fresh.is_empty() { Ok(Counts::default()) } else { self.visitor.visit(fresh).await }
+    }
+
+    async fn reached(&self, _left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
+        self.visitor.reached(Vec::new(), counts).await
+    }
+}
+
+/// A page: the ids of its first and its last entry, and how many there are.
 struct Edges {
-    first: Option<ClerkId>,
-    last: Option<ClerkId>,
+    first: Option<String>,
+    last: Option<String>,
+    entries: u64,
 }
 
 enum Done {
@@ -85,8 +181,7 @@ impl Walk {
                 first => first?,
             };
             visitor.expect(Some(first.total)).await?;
-            let Some(counted) = self.pass(first, visitor).await? else { continue };
-            let seen = self.seen.len();
+            let Some((seen, counted)) = self.pass(first, visitor).await? else { continue };
             return if falls_short(seen, counted) {
                 Err(incomplete(self.reading.entity, seen, counted))
             } else {
@@ -96,8 +191,12 @@ impl Walk {
         Err(self.api.unintelligible("lists that change with every request").into())
     }
 
-    /// One time through, from the first page on; how many there are, if nothing moved meanwhile.
-    async fn pass(&self, first: Listed, visitor: &Arc<dyn Visit>) -> Result<Option<u64>, CatchUpError> {
+    /// One time through, from the first page on; how many entries were seen and how many there are, if nothing moved meanwhile.
+    async fn pass(
+        &self,
+        first: Listed,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<Option<(u64, u64)>, CatchUpError> {
         let mut edges: BTreeMap<usize, Edges> = BTreeMap::new();
         let mut tasks: JoinSet<Done> = JoinSet::new();
         let (mut total, mut next, mut side_by_side) = (first.total, 1, 1);
@@ -105,11 +204,10 @@ impl Walk {
         while let Some(done) = tasks.join_next().await {
             match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
-                    let Listed { found, total: now, bytes } = page?;
+                    let Listed { found, total: now, entries, first, last, bytes } = page?;
                     total = now;
                     side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, SIDE_BY_SIDE);
-                    let id = |found: Option<&Found>| found.map(|found| found.clerk_id.clone());
-                    edges.insert(index, Edges { first: id(found.first()), last: id(found.last()) });
+                    edges.insert(index, Edges { first, last, entries });
                     let fresh = self.seen.first_time(found);
                     if !fresh.is_empty() {
                         let visitor = Arc::clone(visitor);
@@ -126,7 +224,9 @@ impl Walk {
         }
         let pages: Vec<&Edges> = edges.values().collect();
         let whole = pages.windows(2).all(|pair| pair[0].last.is_some() && pair[0].last == pair[1].first);
-        Ok(whole.then_some(total))
+        // Each page but the first begins with the last entry of the one before.
+        let seen = pages.iter().map(|page| page.entries).sum::<u64>() + 1 - pages.len() as u64;
+        Ok(whole.then_some((seen, total)))
     }
 }
 

@@ -12,6 +12,11 @@ use std::{
 };
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
+use clerk_sync::{
+    clerk::sample,
+    entity::{self, USER},
+    model::Entity,
+};
 use fake_clerk::{Behaviour, Bursts, Canned, Fake, Options, Script, Users};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -40,6 +45,8 @@ on_each_keeper!(
     organizations_and_memberships_are_taken_in_and_compared_like_users,
     organizations_that_are_switched_off_at_clerk_are_nothing_to_do,
     memberships_that_leave_during_a_walk_hide_no_others,
+    every_kind_is_taken_in_and_compared,
+    what_no_owner_has_is_switched_off,
 );
 
 const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
@@ -666,6 +673,133 @@ fn memberships_that_leave_during_a_walk_hide_no_others(host: &mut Host) {
     let missing: Vec<String> =
         organizations.membership_ids().into_iter().filter(|id| !here.contains(id)).collect();
     assert!(missing.is_empty(), "{} of {} are missing", missing.len(), ids.len());
+}
+
+/// An object of this user's as the Backend API shows it.
+fn sample_of(entity: &Entity, user_id: &str) -> Value {
+    let body = sample::body(entity.events[0], user_id, Utc::now()).expect("a sample");
+    serde_json::from_str::<Value>(&body).expect("JSON")["data"].take()
+}
+
+fn every_kind_is_taken_in_and_compared(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all,session");
+    let clerk = Clerk::start(host, Options { users: 30, organizations: 4, members: 2, ..Options::default() });
+    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
+    let organization = &clerk.fake.organizations().ids()[0];
+    let listed: Vec<&Entity> = entity::ALL
+        .iter()
+        .copied()
+        .filter(|entity| {
+            entity.is_listed()
+                && ![USER.kind, "organization", "organization_membership"].contains(&entity.kind)
+        })
+        .collect();
+    for user in &users[..3] {
+        for entity in &listed {
+            let object = sample_of(entity, user);
+            match (entity.path, &entity.within, entity.of_each) {
+                // As the API shows it: it names no payer, and calls its items otherwise.
+                (None, None, _) => {
+                    let mut subscription = object;
+                    subscription.as_object_mut().expect("an object").remove("payer");
+                    let mut item = sample_of(&entity::SUBSCRIPTION_ITEM, user);
+                    item["id"] = format!("csub_item_inside_{user}").into();
+                    item.as_object_mut()
+                        .expect("an object")
+                        .retain(|name, _| !["payer", "subscription_id"].contains(&name.as_str()));
+                    lists.put("billing/subscription_items", item.clone());
+                    subscription["subscription_items"] = json!([item]);
+                    lists.put_one(&format!("users/{user}/billing/subscription"), Some(subscription.clone()));
+                    if user == &users[0] {
+                        subscription["id"] = "csub_of_organization".into();
+                        subscription["subscription_items"][0]["id"] = "csub_item_of_organization".into();
+                        lists
+                            .put("billing/subscription_items", subscription["subscription_items"][0].clone());
+                        let path = format!("organizations/{organization}/billing/subscription");
+                        lists.put_one(&path, Some(subscription));
+                    }
+                }
+                (Some(path), Some(_), _) => {
+                    let mut attempt = object;
+                    let payer = attempt.as_object_mut().expect("an object").remove("payer");
+                    let groups =
+                        json!([{ "timestamp": 1, "items": [attempt] }, { "timestamp": 2, "items": [] }]);
+                    lists
+                        .put(path, json!({ "id": format!("stmt_{user}"), "payer": payer, "groups": groups }));
+                }
+                (path, ..) => lists.put(path.expect("a list"), object),
+            }
+        }
+    }
+    let (finished, _) = backfill(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let told = of_kinds(&finished);
+    for entity in &listed {
+        // One of an organization, with its item.
+        let more = match entity.kind {
+            "subscription" => 1,
+            "subscription_item" => 4,
+            _ => 0,
+        };
+        assert_eq!(live(host, entity.table), 3 + more, "{}: {told:?}", entity.kind);
+    }
+    for (table, column) in [
+        ("subscriptions", "user_id"),
+        ("subscription_items", "user_id"),
+        ("payment_attempts", "statement_id"),
+    ] {
+        let owned = host.count(&format!("{table} WHERE {column} IS NOT NULL"));
+        assert_eq!(owned, if table == "subscription_items" { 6 } else { 3 }, "{table}");
+    }
+    let of_organization = format!(" WHERE organization_id = '{organization}'");
+    assert_eq!(host.count(&format!("subscriptions{of_organization}")), 1);
+    assert_eq!(
+        host.count(&format!(
+            "subscription_items{of_organization} AND subscription_id = 'csub_of_organization'"
+        )),
+        1
+    );
+    let (finished, _) = reconcile(host, &["--dry-run"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+
+    // Of each kind one is missing here, and another one left Clerk.
+    for entity in &listed {
+        let id = |user: &String| sample_of(entity, user)["id"].as_str().expect("an id").to_owned();
+        host.sql(&format!("DELETE FROM {} WHERE clerk_id = '{}'", entity.table, id(&users[1])));
+        let is_gone = match (entity.path, entity.of_each) {
+            (None, _) => {
+                lists.put_one(&format!("users/{}/billing/subscription", users[2]), None);
+                true
+            }
+            (Some(path), _) => lists.remove(path, &id(&users[2])).is_some(),
+        };
+        assert_eq!(is_gone, entity.is_listed_whole(), "{}", entity.kind);
+    }
+    thread::sleep(Duration::from_millis(1100));
+    let (finished, _) = reconcile(host, &["--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let drift = of_kinds(&finished);
+    for entity in &listed {
+        let of_kind = &drift[entity.kind];
+        assert_eq!(of_kind["missing"]["users"], 1, "{}: {of_kind}", entity.kind);
+        let gone = of_kind["deleted"].as_u64().expect("a number");
+        assert_eq!(gone > 0, entity.is_listed_whole(), "{}: {of_kind}", entity.kind);
+    }
+    assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
+}
+
+fn what_no_owner_has_is_switched_off(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,subscription");
+    let clerk = Clerk::start(host, Options { users: 30, ..Options::default() });
+    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
+    let path = format!("users/{}/billing/subscription", users[0]);
+    lists.put_one(&path, Some(sample_of(&entity::SUBSCRIPTION, &users[0])));
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    assert_eq!(live(host, "subscriptions"), 1);
+    lists.put_one(&path, None);
+    let (finished, report) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
+    assert_eq!((finished.code, &report["switched_off"]), (Some(0), &true.into()), "{finished:?}");
+    assert_eq!(live(host, "subscriptions"), 1);
 }
 
 fn any_host() -> Host {

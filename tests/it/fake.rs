@@ -380,8 +380,7 @@ async fn one_user_is_found_by_id_and_nobody_else() {
     assert_eq!(world.code(&format!("/v1/users/{id}")).await, missing);
     assert_eq!(users.get(&id), None);
     assert!(users.update(&id).is_none() && users.delete(&id).is_none());
-    for path in
-        ["/v1/users/user_1", "/v1/users/", "/v1/users/a/b", "/v1/sessions", "/users", "/", "/v2/users"]
+    for path in ["/v1/users/user_1", "/v1/users/", "/v1/users/a/b", "/v1/clients", "/users", "/", "/v2/users"]
     {
         assert_eq!(world.code(path).await, missing, "{path}");
     }

@@ -58,6 +58,8 @@ pub(crate) static CLUB: Entity = Entity {
     also: &[],
     path: Some("clubs"),
     query: &[("order_by", "+created_at")],
+    within: None,
+    of_each: &[],
     has_one: true,
     columns: &[
         Column::new("name", Holds::Text).by_default().kept(),
@@ -80,6 +82,8 @@ pub(crate) static CLUB_PASS: Entity = Entity {
     also: &[],
     path: Some("club_passes"),
     query: &[("order_by", "+created_at")],
+    within: None,
+    of_each: &[],
     has_one: false,
     columns: &[
         Column::new("club_id", Holds::Text).at(Place::Path(&["club", "id"])).by_default().parent(&CLUB),
