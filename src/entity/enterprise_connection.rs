@@ -29,6 +29,7 @@ pub static ENTERPRISE_CONNECTION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[&["saml_connection"], &["oauth_config"]],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -24,6 +24,7 @@ pub static INVITATION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[&["url"]],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

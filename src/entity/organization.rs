@@ -36,6 +36,7 @@ pub static ORGANIZATION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

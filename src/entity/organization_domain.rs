@@ -29,6 +29,7 @@ pub static ORGANIZATION_DOMAIN: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -34,6 +34,7 @@ pub static ORGANIZATION_INVITATION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[&["url"], &["public_inviter_data"]],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

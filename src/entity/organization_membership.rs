@@ -1,6 +1,6 @@
 //! Memberships: which user belongs to which organization, and in which role.
 
-use super::{BY_CREATION, ORGANIZATION, USER};
+use super::{BY_CREATION, ORGANIZATION, PERMISSION, ROLE, USER};
 use crate::model::{Column, Entity, Holds, Place};
 
 /// See the head of this file. Who leaves and joins again has another one, so that one person has one in an organization at a
@@ -41,6 +41,7 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[&ROLE, &PERMISSION],
     has_preferences: false,
     unique: &["organization_id", "user_id"],
 };

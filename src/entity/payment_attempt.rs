@@ -65,6 +65,7 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
         is_whole: false,
     }],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -23,6 +23,7 @@ pub static PERMISSION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -24,6 +24,7 @@ pub static ROLE: Entity = Entity {
     ],
     nested: &[Nested { member: "permissions", entity: &PERMISSION, inherits: &[], is_whole: false }],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -26,6 +26,7 @@ pub static ROLE_SET: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

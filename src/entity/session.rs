@@ -29,6 +29,7 @@ pub static SESSION: Entity = Entity {
     ],
     nested: &[],
     secrets: &[&["user"]],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -63,6 +63,7 @@ pub static SUBSCRIPTION: Entity = Entity {
         },
     ],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -1,6 +1,9 @@
 //! Items of subscriptions: which plan somebody has, and until when.
 
-use super::subscription::{ORGANIZATION_THAT_PAYS, USER_WHO_PAYS};
+use super::{
+    PLAN,
+    subscription::{ORGANIZATION_THAT_PAYS, USER_WHO_PAYS},
+};
 use crate::model::{Column, Entity, Holds, Place};
 
 /// See the head of this file. There is no order of states: an item of the free plan comes back to life.
@@ -65,6 +68,7 @@ pub static SUBSCRIPTION_ITEM: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[&PLAN],
     has_preferences: false,
     unique: &[],
 };

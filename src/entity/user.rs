@@ -60,6 +60,7 @@ pub static USER: Entity = Entity {
         part("web3_wallets", &USER_WEB3_WALLET),
     ],
     secrets: &[],
+    follows: &[],
     has_preferences: true,
     unique: &[],
 };

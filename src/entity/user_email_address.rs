@@ -24,6 +24,7 @@ pub static USER_EMAIL_ADDRESS: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

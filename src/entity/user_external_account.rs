@@ -32,6 +32,7 @@ pub static USER_EXTERNAL_ACCOUNT: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -26,6 +26,7 @@ pub static USER_PHONE_NUMBER: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

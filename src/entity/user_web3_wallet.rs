@@ -24,6 +24,7 @@ pub static USER_WEB3_WALLET: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

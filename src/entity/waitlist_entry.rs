@@ -26,6 +26,7 @@ pub static WAITLIST_ENTRY: Entity = Entity {
     ],
     nested: &[Nested { member: "invitation", entity: &INVITATION, inherits: &[], is_whole: false }],
     secrets: &[&["invitation", "url"]],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };

@@ -37,6 +37,8 @@ pub struct Entity {
     pub nested: &'static [Nested],
     /// Paths within `data` of what no body that is kept may hold: tickets, keys, and whole people that nothing is read of.
     pub secrets: &'static [&'static [&'static str]],
+    /// Kinds whose changes change it too, of which Clerk sends no event: it is compared with Clerk after them.
+    pub follows: &'static [&'static Entity],
     /// Whether its table has `preferences`, which are the application's own.
     pub has_preferences: bool,
     /// Names of columns that no two live rows have in common; empty if there are none such.

@@ -136,6 +136,7 @@ mod tests {
         columns: &[],
         nested: &[],
         secrets: &[],
+        follows: &[],
         has_preferences: false,
         unique: &[],
     };

@@ -172,6 +172,7 @@ mod tests {
         columns: &[Column::new("email", Holds::Text), Column::new("name", Holds::Text)],
         nested: &[],
         secrets: &[],
+        follows: &[],
         has_preferences: false,
         unique: &[],
     };

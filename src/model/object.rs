@@ -314,6 +314,7 @@ mod tests {
         ],
         nested: &[],
         secrets: &[],
+        follows: &[],
         has_preferences: false,
         unique: &[],
     };

@@ -255,6 +255,12 @@ impl From<&Comparison> for Summary {
     }
 }
 
+/// What tells the reconciles of one kind from those of others.
+pub fn parameters(entity: &Entity) -> &'static str {
+    // Users were there first.
+    if *entity == USER { "" } else { entity.kind }
+}
+
 /// Compare everything, and mend it unless it is a dry run. `tell` hears how many users were compared.
 ///
 /// # Errors
@@ -273,9 +279,7 @@ pub async fn reconcile(
     } else {
         let (unheard, _) = watch::channel(Summary::default());
         let fresh = Summary::default();
-        // That of all users is the one that is looked for.
-        let is_of_users = *entity == USER;
-        let parameters = (if is_of_users { String::new() } else { entity.kind.to_owned() }, is_of_users);
+        let parameters = (parameters(entity).to_owned(), *entity == USER);
         let open = Ledger::open(context, RunKind::Reconcile, parameters, true, fresh, unheard);
         Some(open.await?.0)
     };

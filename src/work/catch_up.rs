@@ -1,7 +1,8 @@
-//! Catching up by itself: at the start, if the service was away for long, and at an interval.
+//! Catching up by itself: at the start, if the service was away for long, at an interval, and after changes that change objects of
+//! other kinds without an event.
 //!
 //! Of several replicas one does it: it holds a lease as long as it works; should it die, another one has it within a minute
-//! or two. A run whose lease is lost is ended. Between two runs nobody holds it, and nothing is asked of the database.
+//! or two. A run whose lease is lost is ended. Between two runs nobody holds it.
 
 use std::time::Duration;
 
@@ -13,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::{lease::Lease, time_between};
 use crate::{
     model::Entity,
-    store::{History, RunKind, StoreError},
+    store::{History, RowFilter, RunKind, StoreError},
     sync::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
         catch_up::{CatchUp, CatchUpError},
-        reconcile::{DriftKind, Options, reconcile},
+        reconcile::{DriftKind, Options, parameters, reconcile},
         retry::Retry,
     },
     telemetry,
@@ -33,6 +34,12 @@ const LASTING: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(8);
 const RARELY: Duration = Duration::from_mins(1);
 
+/// How often we look whether a kind has changed that others follow.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Rows of such a kind that are looked at; there are far fewer.
+const MOST_FOLLOWED: u32 = 1000;
+
 /// The first wait after a failed run; after each further one it is about twice as long …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
 
@@ -41,6 +48,23 @@ const LONGEST_REST: Duration = Duration::from_hours(1);
 
 /// A run that is worked on shows signs of life more often than this.
 const QUIET: TimeDelta = TimeDelta::minutes(2);
+
+/// What is due.
+enum Task {
+    Backfill,
+    Reconcile,
+    /// Comparing these kinds, because others have changed that they follow.
+    Follow(Vec<&'static Entity>),
+}
+
+impl Task {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Backfill => RunKind::Backfill.name(),
+            Self::Reconcile | Self::Follow(_) => RunKind::Reconcile.name(),
+        }
+    }
+}
 
 /// Runs backfill and reconcile when they are due.
 pub struct CatchUpLoop {
@@ -79,10 +103,12 @@ impl CatchUpLoop {
         let mut due = self.wait_to_lead(true).await;
         let mut failures = 0;
         loop {
-            let Some(task) = due else {
+            let Some(task) = &due else {
                 self.lease.release().await;
-                let Some(every) = every else { return };
-                sleep(self.left_of(every).await).await;
+                if every.is_none() && self.followers().next().is_none() {
+                    return;
+                }
+                self.wait_until_due().await;
                 due = self.wait_to_lead(false).await;
                 failures = 0;
                 continue;
@@ -114,14 +140,51 @@ impl CatchUpLoop {
 
     /// How long until the next reconcile is due.
     async fn left_of(&self, every: Duration) -> Duration {
-        let last = self.context.store.last_finished(RunKind::Reconcile).await.ok().flatten();
+        let last = self.context.store.last_finished(RunKind::Reconcile, None).await.ok().flatten();
         // By another clock it may have been in the future.
         let ago = last.and_then(|run| run.finished_at).map(|last| time_between(last, (self.context.clock)()));
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
 
+    /// Wait until something is probably due.
+    async fn wait_until_due(&self) {
+        loop {
+            let left = match self.settings.every {
+                Some(every) => self.left_of(every).await,
+                None => Duration::MAX,
+            };
+            let follows = self.followers().next().is_some();
+            if left.is_zero() || follows && self.outdated().await.is_ok_and(|kinds| !kinds.is_empty()) {
+                return;
+            }
+            sleep(if follows { left.min(LOOK) } else { left }).await;
+        }
+    }
+
+    /// The kinds that follow others.
+    fn followers(&self) -> impl Iterator<Item = &'static Entity> {
+        self.context.rules.selection.entities().filter(|entity| !entity.follows.is_empty())
+    }
+
+    /// Those of them that were not compared since one of the others was written.
+    async fn outdated(&self) -> Result<Vec<&'static Entity>, StoreError> {
+        let (store, mut outdated) = (&self.context.store, Vec::new());
+        for entity in self.followers() {
+            let run = store.last_finished(RunKind::Reconcile, Some(parameters(entity))).await?;
+            let compared_at = run.map_or(self.settings.started_at, |run| run.started_at);
+            for followed in entity.follows.iter().filter(|kind| self.context.rules.selection.has(kind)) {
+                let rows = store.rows(followed, &RowFilter::default(), MOST_FOLLOWED).await?;
+                if rows.iter().any(|row| row.object.synced_at > compared_at) {
+                    outdated.push(entity);
+                    break;
+                }
+            }
+        }
+        Ok(outdated)
+    }
+
     /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
-    async fn wait_to_lead(&self, at_start: bool) -> Option<RunKind> {
+    async fn wait_to_lead(&self, at_start: bool) -> Option<Task> {
         let mut pause = HEARTBEAT;
         loop {
             match self.lease.hold().await {
@@ -139,32 +202,50 @@ impl CatchUpLoop {
 
     /// What the time without us asks for at the start; later what is due by the interval, unless another replica has done it
     /// while we waited.
-    async fn due(&self, at_start: bool) -> Result<Option<RunKind>, StoreError> {
+    async fn due(&self, at_start: bool) -> Result<Option<Task>, StoreError> {
         let CatchUpSettings { every, after, on_empty, started_at } = self.settings;
         if !at_start {
-            let Some(every) = every else { return Ok(None) };
-            return Ok(self.left_of(every).await.is_zero().then_some(RunKind::Reconcile));
+            if let Some(every) = every
+                && self.left_of(every).await.is_zero()
+            {
+                return Ok(Some(Task::Reconcile));
+            }
+            let outdated = self.outdated().await?;
+            return Ok((!outdated.is_empty()).then_some(Task::Follow(outdated)));
         }
         let since = started_at - after.and_then(|after| TimeDelta::from_std(after).ok()).unwrap_or_default();
         if on_empty && was_interrupted(&self.context, QUIET).await? {
-            return Ok(Some(RunKind::Backfill));
+            return Ok(Some(Task::Backfill));
         }
         Ok(match self.context.store.history(since, started_at).await? {
-            History::Empty if on_empty => Some(RunKind::Backfill),
+            History::Empty if on_empty => Some(Task::Backfill),
             History::Silent if after.is_some() => {
                 tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
-                Some(RunKind::Reconcile)
+                Some(Task::Reconcile)
             }
             _ => None,
         })
     }
 
-    async fn perform(&self, task: RunKind) -> Result<(), CatchUpError> {
-        let kinds: Vec<&'static Entity> = self.context.rules.selection.entities().collect();
-        for entity in kinds.into_iter().filter(|entity| entity.path.is_some()) {
-            match task {
-                RunKind::Backfill => self.backfill(entity).await?,
-                RunKind::Reconcile => self.reconcile(entity).await?,
+    async fn perform(&self, task: &Task) -> Result<(), CatchUpError> {
+        let listed = self.context.rules.selection.entities().filter(|entity| entity.is_listed());
+        match task {
+            Task::Backfill => {
+                for entity in listed {
+                    self.backfill(entity).await?;
+                }
+            }
+            Task::Reconcile => {
+                // Those that take a request for each owner are compared when somebody says so.
+                for entity in listed.filter(|entity| entity.of_each.is_empty()) {
+                    self.reconcile(entity).await?;
+                }
+            }
+            Task::Follow(kinds) => {
+                for entity in kinds {
+                    tracing::info!(kind = entity.kind, "objects that these follow have changed");
+                    self.reconcile(entity).await?;
+                }
             }
         }
         Ok(())

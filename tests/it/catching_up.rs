@@ -47,6 +47,7 @@ on_each_keeper!(
     memberships_that_leave_during_a_walk_hide_no_others,
     every_kind_is_taken_in_and_compared,
     what_no_owner_has_is_switched_off,
+    memberships_are_compared_after_a_role_has_changed,
 );
 
 const KEY: &str = "sk_test_dGhlLWtleS1vZi10aGUtdGVzdHM";
@@ -800,6 +801,26 @@ fn what_no_owner_has_is_switched_off(host: &mut Host) {
     let (finished, report) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
     assert_eq!((finished.code, &report["switched_off"]), (Some(0), &true.into()), "{finished:?}");
     assert_eq!(live(host, "subscriptions"), 1);
+}
+
+fn memberships_are_compared_after_a_role_has_changed(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,organization_membership,role");
+    let clerk = Clerk::start(host, Options { users: 5, organizations: 1, members: 2, ..Options::default() });
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    let service = host.serve();
+    let organizations = clerk.fake.organizations();
+    // Clerk sends no event about the memberships.
+    let mut changed = organizations.membership(&organizations.membership_ids()[0]).expect("it is there");
+    changed["role"] = "org:billing".into();
+    changed["updated_at"] = milliseconds().into();
+    organizations.put_membership(changed);
+    let body = sample::body("role.updated", "user_of_role", Utc::now()).expect("a sample");
+    assert_eq!(service.post(&Post::new(body)).word(), "applied");
+    eventually("the other role", || host.count("organization_memberships WHERE role = 'org:billing'") == 1);
+    let asked = || clerk.fake.requests_to("/v1/organization_memberships");
+    let before = asked();
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(asked(), before, "once is enough");
 }
 
 fn any_host() -> Host {

@@ -70,6 +70,7 @@ pub(crate) static CLUB: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &[],
 };
@@ -96,6 +97,7 @@ pub(crate) static CLUB_PASS: Entity = Entity {
     ],
     nested: &[],
     secrets: &[],
+    follows: &[],
     has_preferences: false,
     unique: &["club_id", "user_id"],
 };

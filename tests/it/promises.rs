@@ -266,22 +266,22 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     let finished = Run { finished_at: Some(at(NOW + 5)), ..taken };
     assert!(store.save_run(&finished).await.unwrap());
     assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(older));
-    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(finished.clone()));
+    assert_eq!(store.last_finished(RunKind::Backfill, None).await.unwrap(), Some(finished.clone()));
     let of_some = Run { everybody: false, finished_at: Some(at(NOW + 9)), ..run("3", "one", at(NOW)) };
     store.begin_run(&of_some).await.unwrap();
     assert_eq!(
-        store.last_finished(RunKind::Backfill).await.unwrap(),
+        store.last_finished(RunKind::Backfill, None).await.unwrap(),
         Some(finished.clone()),
         "a run through some users says nothing of the others"
     );
-    assert_eq!(store.last_finished(RunKind::Reconcile).await.unwrap(), None);
+    assert_eq!(store.last_finished(RunKind::Reconcile, None).await.unwrap(), None);
     store.prune_runs(at(NOW)).await.unwrap();
     assert_eq!(
         store.unfinished_run(RunKind::Backfill, "all").await.unwrap(),
         None,
         "the older one is forgotten"
     );
-    assert_eq!(store.last_finished(RunKind::Backfill).await.unwrap(), Some(finished.clone()));
+    assert_eq!(store.last_finished(RunKind::Backfill, None).await.unwrap(), Some(finished.clone()));
 }
 
 async fn the_instance_that_users_come_from_is_remembered(world: World) {

@@ -117,7 +117,7 @@ async fn facts(app: &Arc<App>, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem
 
 async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
     let facts = read(app, async move |store| {
-        let (at, summary) = match store.last_finished(RunKind::Reconcile).await? {
+        let (at, summary) = match store.last_finished(RunKind::Reconcile, None).await? {
             Some(run) => (run.finished_at, Summary::of(&run)),
             None => (None, None),
         };

@@ -58,7 +58,7 @@ statements! {
 
     LAST_FINISHED = "SELECT id, owner, progress, started_at, updated_at, everybody, parameters, finished_at
         FROM sync_runs
-        WHERE kind = $1 AND everybody AND finished_at IS NOT NULL
+        WHERE kind = $1 AND (CASE WHEN $2 IS NULL THEN everybody ELSE parameters = $2 END) AND finished_at IS NOT NULL
         ORDER BY finished_at DESC
         LIMIT 1";
 
@@ -201,9 +201,9 @@ pub trait Notes: Database {
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
-    /// The run of this kind through all users that last came to its end.
-    async fn last_finished(&self, kind: RunKind) -> Result<Option<Run>> {
-        let rows = self.fetch(Purpose::Read, &LAST_FINISHED, values![kind.name()]).await?;
+    /// The run of this kind and these parameters that last came to its end; without parameters, of those through all users.
+    async fn last_finished(&self, kind: RunKind, parameters: Option<&str>) -> Result<Option<Run>> {
+        let rows = self.fetch(Purpose::Read, &LAST_FINISHED, values![kind.name(), parameters]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
