@@ -32,6 +32,9 @@ use crate::{
     telemetry::{self, TraceContext},
 };
 
+/// What Clerk shows of somebody that no client may see.
+const PRIVATE: &str = "private_metadata";
+
 /// The longest event type that is kept, in bytes; Clerk's longest has 33.
 const MAX_TYPE_BYTES: usize = 255;
 
@@ -416,11 +419,7 @@ fn without(paths: &[&[&str]], body: &[u8]) -> Bytes {
         return Bytes::from_static(b"{}");
     };
     for path in paths {
-        let [inside @ .., last] = path else { continue };
-        let holder = inside.iter().try_fold(&mut json["data"], |holder, name| holder.get_mut(*name));
-        if let Some(holder) = holder.and_then(serde_json::Value::as_object_mut) {
-            holder.remove(*last);
-        }
+        remove(&mut json["data"], path);
     }
     Bytes::from(json.to_string())
 }
@@ -518,7 +517,11 @@ fn read_patch(
 ) -> Patch {
     let mut patch = Patch::default();
     for field in fields.of(entity) {
-        match read_field(data, field) {
+        let read = match field.place {
+            Place::Whole => whole(data, entity, fields),
+            _ => read_field(data, field),
+        };
+        match read {
             // Clerk writes an empty text where a payer is the other kind.
             Ok(Some(value)) if field.is_optional && matches!(value.text(), None | Some("")) => {
                 patch.set(field, Value::Null);
@@ -561,7 +564,7 @@ fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
         value => Ok(value),
     };
     match field.place {
-        Place::Member => data.get(field.name()).map(|raw| read(raw)).transpose(),
+        Place::Member | Place::Whole => data.get(field.name()).map(|raw| read(raw)).transpose(),
         Place::Path(path) => at(data, path)?.map(read).transpose(),
         Place::AnyOf(paths) => {
             let found = paths.iter().filter_map(|path| at(data, path).ok().flatten());
@@ -577,6 +580,50 @@ fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
             indexed(entry.as_ref(), member)?;
             Ok(Some(entry.map_or(Value::Null, |entry| Value::Bool(is_verified(&entry)))))
         }
+    }
+}
+
+/// The object as it came, but for secrets, and for private metadata unless that is allowed.
+fn whole(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable<Option<Value>> {
+    let member = |(name, raw): (&Name<'_>, &&RawValue)| {
+        Ok((name.0.clone().into_owned(), serde_json::from_str(raw.get()).map_err(|_| Unreadable)?))
+    };
+    let members: Readable<serde_json::Map<String, serde_json::Value>> = data.iter().map(member).collect();
+    let mut object = serde_json::Value::Object(members?);
+    for path in entity.secrets {
+        remove(&mut object, path);
+    }
+    if !entity.named(PRIVATE).is_some_and(|field| fields.contains(field)) {
+        remove_everywhere(&mut object, PRIVATE);
+    }
+    let text = object.to_string();
+    if fits_every_store(&text) { Ok(Some(Value::Json(text))) } else { Err(Unreadable) }
+}
+
+/// Remove the member at the end of a path through objects.
+fn remove(object: &mut serde_json::Value, path: &[&str]) {
+    let [inside @ .., last] = path else { return };
+    let holder = inside.iter().try_fold(object, |holder, name| holder.get_mut(*name));
+    if let Some(holder) = holder.and_then(serde_json::Value::as_object_mut) {
+        holder.remove(*last);
+    }
+}
+
+/// Remove every member of this name.
+fn remove_everywhere(value: &mut serde_json::Value, name: &str) {
+    match value {
+        serde_json::Value::Object(members) => {
+            members.remove(name);
+            for value in members.values_mut() {
+                remove_everywhere(value, name);
+            }
+        }
+        serde_json::Value::Array(entries) => {
+            for value in entries {
+                remove_everywhere(value, name);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -692,7 +739,7 @@ mod tests {
     }
 
     fn parsed(body: &str) -> Event {
-        parsed_with(body, FieldSet::ALL)
+        parsed_with(body, USER.listed().collect())
     }
 
     /// A user.updated with this in `data`.

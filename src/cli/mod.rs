@@ -53,7 +53,7 @@ use crate::{
     entity,
     entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
-    store::{ErrorKind, Store, StoreError, mysql, postgres, sqlite},
+    store::{ErrorKind, Store, StoreError, mysql, postgres, prefix, sqlite},
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, CatchUpError, Instance},
@@ -363,6 +363,7 @@ fn clock() -> Clock {
 
 /// Open the store that the configuration names. `to_look`: only to be looked at, so that of SQLite no file is made or changed.
 async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, StoreError> {
+    prefix::set(&config.table_prefix);
     match &config.database {
         Database::Postgres { url } => {
             let connect = url

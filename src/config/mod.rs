@@ -42,6 +42,8 @@ pub struct Config {
     pub database: Database,
     /// `DATABASE_SCHEMA`: of Postgres.
     pub database_schema: String,
+    /// `TABLE_PREFIX`: of SQLite, MySQL and MariaDB.
+    pub table_prefix: String,
     /// `DATABASE_MAX_CONNECTIONS`, else the URL's `connection_limit` if that is lower than the default.
     pub database_max_connections: u32,
     /// `DATABASE_WAIT_SECONDS`
@@ -174,9 +176,11 @@ impl Settings {
         let webhook_tolerance_seconds = read.number("WEBHOOK_TOLERANCE_SECONDS", default, 0..=86_400);
         // All bodies in flight share 16 MiB.
         let webhook_max_body_bytes = read.number("WEBHOOK_MAX_BODY_BYTES", 1_048_576, 1024..=16_777_216);
+        let table_prefix = read.table_prefix(&database);
         let config = Config {
             database,
             database_schema,
+            table_prefix,
             database_max_connections,
             database_wait: read.time("DATABASE_WAIT_SECONDS", 30, 0..=3600),
             signing_secrets: read.signing_secrets(),

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     clerk::signature::{QUOTES, Secret},
     entity::{self, SESSION, USER, user},
-    model::Selection,
+    model::{Field, Selection},
     telemetry::{self, LogFormat, Sentry},
 };
 
@@ -174,6 +174,23 @@ impl<'a> Reader<'a> {
         (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))
     }
 
+    /// What the names of our tables begin with, where there are no schemas.
+    pub(super) fn table_prefix(&mut self, database: &Database) -> String {
+        const VARIABLE: &str = "TABLE_PREFIX";
+        let allowed = "up to 32 of a to z, 0 to 9 and _, of which the first is no digit";
+        let is_of_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let fits = |text: &str| {
+            text.len() <= 32
+                && text.bytes().all(is_of_name)
+                && !text.starts_with(|c: char| c.is_ascii_digit())
+        };
+        let Some(prefix) = self.optional(VARIABLE, allowed, fits) else { return String::new() };
+        if matches!(database, Database::Postgres { .. }) {
+            self.warnings.push(format!("{VARIABLE}: ignored, PostgreSQL has schemas; see DATABASE_SCHEMA"));
+        }
+        prefix
+    }
+
     pub(super) fn number(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         self.value(variable, default, &allowed, |text| {
@@ -288,6 +305,7 @@ impl<'a> Reader<'a> {
     /// The kinds to sync, and the allow-list of each.
     pub(super) fn selection(&mut self) -> Selection {
         const VARIABLE: &str = "SYNC_ENTITIES";
+        const RAW: &str = "SYNC_RAW";
         let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
         let chosen =
             self.list(VARIABLE, "no kind", &format!("all, or out of {allowed}"), |name| match name {
@@ -296,16 +314,29 @@ impl<'a> Reader<'a> {
                 _ => Some(vec![entity::named(name)?]),
             });
         let chosen = chosen.map_or_else(|| vec![&USER], |chosen| chosen.concat());
+        let raw = self.list(RAW, "no kind", &format!("out of {allowed}"), entity::named).unwrap_or_default();
+        for entity in raw.iter().filter(|entity| !chosen.contains(entity)) {
+            self.warnings.push(format!(
+                "{RAW} names {0}, which {VARIABLE} does not: nothing of it is kept",
+                entity.kind
+            ));
+        }
+        self.show_list(RAW, &raw.iter().map(|entity| entity.kind).collect::<Vec<_>>());
         let mut selection = Selection::default();
         for entity in entity::ALL.iter().copied() {
             let variable = &fields_variable(entity);
-            let allowed = joined(entity.fields(), ", ");
+            let allowed = joined(entity.listed(), ", ");
             // What is wrong is told of kinds that are not synced as well.
-            let given = self.list(variable, "no field", &allowed, |name| entity.named(name));
+            let given = self.list(variable, "no field", &allowed, |name| {
+                entity.listed().find(|field| field.name() == name)
+            });
             let by_default = || entity.fields().filter(|field| field.by_default).collect();
-            let fields = given.map_or_else(by_default, |given| given.into_iter().collect());
+            let fields: Vec<Field> = given.unwrap_or_else(by_default);
+            let raw = entity.raw().filter(|_| raw.contains(&entity));
+            let fields = fields.into_iter().chain(raw).collect();
             let fields = Selection::of(entity, fields).fields(entity);
-            self.show(variable, joined(fields.of(entity), ","));
+            let named = fields.of(entity).filter(|field| !field.is_whole());
+            self.show(variable, joined(named, ","));
             if chosen.contains(&entity) {
                 selection = selection.with(entity, fields);
             }

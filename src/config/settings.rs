@@ -152,6 +152,10 @@ struct SyncVariables {
     #[arg(long, env, value_name = "NAME", help_heading = "Database")]
     database_schema: Option<String>,
 
+    /// SQLite, MySQL and MariaDB: what the names of all tables begin with [default: none]
+    #[arg(long, env, value_name = "PREFIX", help_heading = "Database")]
+    table_prefix: Option<String>,
+
     /// The most connections to hold [default: 8]
     #[arg(long, env, value_name = "N", help_heading = "Database")]
     database_max_connections: Option<String>,
@@ -256,6 +260,10 @@ struct SyncVariables {
     /// The kinds of objects to sync: a list, or all [default: user]
     #[arg(long, env, value_name = "KINDS", help_heading = "Other objects")]
     sync_entities: Option<String>,
+
+    /// The kinds of objects of which Clerk's whole JSON is kept as well, in `raw` [default: none]
+    #[arg(long, env, value_name = "KINDS", help_heading = "Other objects")]
+    sync_raw: Option<String>,
 }
 
 // How the service runs.

@@ -26,6 +26,7 @@ pub static ENTERPRISE_CONNECTION: Entity = Entity {
         Column::new("disable_additional_identifications", Holds::Bool).by_default().kept(),
         Column::new("disable_jit_provisioning", Holds::Bool).by_default().kept(),
         Column::new("authenticatable", Holds::Bool).by_default().kept(),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[&["saml_connection"], &["oauth_config"]],

@@ -21,6 +21,7 @@ pub static INVITATION: Entity = Entity {
         Column::new("revoked", Holds::Bool).by_default().kept(),
         Column::new("expires_at", Holds::Time).by_default().kept(),
         Column::new("public_metadata", Holds::Json).sample("{}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[&["url"]],

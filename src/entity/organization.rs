@@ -33,6 +33,7 @@ pub static ORGANIZATION: Entity = Entity {
         Column::new("admin_delete_enabled", Holds::Bool).by_default().kept().sample("true"),
         Column::new("public_metadata", Holds::Json).kept().sample("{}"),
         Column::new("private_metadata", Holds::Json).kept().sample("{}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

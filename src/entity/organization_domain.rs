@@ -26,6 +26,7 @@ pub static ORGANIZATION_DOMAIN: Entity = Entity {
         Column::new("affiliation_verification", Holds::Json).by_default().kept(),
         Column::new("ownership_verification", Holds::Json).by_default().kept(),
         Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -31,6 +31,7 @@ pub static ORGANIZATION_INVITATION: Entity = Entity {
         Column::new("expires_at", Holds::Time).by_default().kept(),
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[&["url"], &["public_inviter_data"]],

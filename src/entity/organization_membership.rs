@@ -38,6 +38,7 @@ pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
             .sample("[\"org:sys_memberships:read\"]"),
         Column::new("public_metadata", Holds::Json).sample("{}"),
         Column::new("private_metadata", Holds::Json).sample("{}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -20,6 +20,7 @@ pub static PERMISSION: Entity = Entity {
         Column::new("key", Holds::Text).by_default().kept().sample("\"org:bills:read\""),
         Column::new("description", Holds::Text).by_default().kept(),
         Column::new("type", Holds::Text).by_default().kept().sample("\"user\""),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -46,6 +46,7 @@ pub static PLAN: Entity = Entity {
         Column::new("free_trial_enabled", Holds::Bool).by_default().kept().sample("false"),
         Column::new("free_trial_days", Holds::Int).by_default().kept(),
         Column::new("features", Holds::Json).array().by_default().kept().sample("[]"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -21,6 +21,7 @@ pub static ROLE: Entity = Entity {
         Column::new("description", Holds::Text).by_default().kept(),
         Column::new("is_creator_eligible", Holds::Bool).by_default().kept().sample("false"),
         Column::new("permissions", Holds::Json).array().by_default().kept().sample("[]"),
+        Column::RAW,
     ],
     nested: &[Nested { member: "permissions", entity: &PERMISSION, inherits: &[], is_whole: false }],
     secrets: &[],

@@ -23,6 +23,7 @@ pub static ROLE_SET: Entity = Entity {
         Column::new("default_role", Holds::Json).by_default().kept(),
         Column::new("creator_role", Holds::Json).by_default().kept(),
         Column::new("type", Holds::Text).by_default().kept().sample("\"initial\""),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -26,6 +26,7 @@ pub static SESSION: Entity = Entity {
         Column::new("abandon_at", Holds::Time).by_default().kept(),
         Column::new("actor", Holds::Json),
         Column::new("latest_activity", Holds::Json),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[&["user"]],

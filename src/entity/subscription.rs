@@ -51,6 +51,7 @@ pub static SUBSCRIPTION: Entity = Entity {
         Column::new("latest_payment_id", Holds::Text).by_default().kept(),
         Column::new("payment_source_id", Holds::Text).by_default().kept(),
         Column::new("payer", Holds::Json),
+        Column::RAW,
     ],
     nested: &[
         Nested { member: "items", entity: &SUBSCRIPTION_ITEM, inherits: FROM_SUBSCRIPTION, is_whole: false },

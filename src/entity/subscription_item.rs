@@ -65,6 +65,7 @@ pub static SUBSCRIPTION_ITEM: Entity = Entity {
         Column::new("canceled_at", Holds::Time).by_default().kept(),
         Column::new("ended_at", Holds::Time).by_default().kept(),
         Column::new("payer", Holds::Json),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -52,6 +52,7 @@ pub static USER: Entity = Entity {
         Column::new("locked", Holds::Bool),
         Column::new("last_sign_in_at", Holds::Time),
         Column::new("last_active_at", Holds::Time).moves_by_itself(),
+        Column::RAW,
     ],
     nested: &[
         part("email_addresses", &USER_EMAIL_ADDRESS),

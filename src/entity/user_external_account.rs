@@ -29,6 +29,7 @@ pub static USER_EXTERNAL_ACCOUNT: Entity = Entity {
         Column::new("label", Holds::Text).by_default(),
         Column::new("public_metadata", Holds::Json),
         Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

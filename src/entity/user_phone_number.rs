@@ -23,6 +23,7 @@ pub static USER_PHONE_NUMBER: Entity = Entity {
         Column::new("reserved", Holds::Bool).by_default().kept(),
         Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
         Column::new("linked_to", Holds::Json).array().by_default(),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

@@ -21,6 +21,7 @@ pub static USER_WEB3_WALLET: Entity = Entity {
             .by_default()
             .sample("\"0x0000000000000000000000000000000000000000\""),
         Column::new("verification", Holds::Json).by_default().kept().sample("{\"status\":\"verified\"}"),
+        Column::RAW,
     ],
     nested: &[],
     secrets: &[],

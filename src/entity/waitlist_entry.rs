@@ -23,6 +23,7 @@ pub static WAITLIST_ENTRY: Entity = Entity {
             .at(Place::AnyOf(&[&["invitation", "id"]]))
             .by_default()
             .kept(),
+        Column::RAW,
     ],
     nested: &[Nested { member: "invitation", entity: &INVITATION, inherits: &[], is_whole: false }],
     secrets: &[&["invitation", "url"]],

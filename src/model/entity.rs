@@ -150,6 +150,16 @@ impl Entity {
         (0..self.columns.len()).map(move |place| Field { entity: self, place })
     }
 
+    /// The column that has the object as Clerk shows it.
+    pub fn raw(&'static self) -> Option<Field> {
+        self.fields().find(Field::is_whole)
+    }
+
+    /// The columns that an allow-list can name.
+    pub fn listed(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        self.fields().filter(|field| !field.is_whole())
+    }
+
     /// The column of this name.
     pub fn named(&'static self, name: &str) -> Option<Field> {
         self.fields().find(|field| field.name == name)
@@ -242,6 +252,10 @@ pub struct Column {
 }
 
 impl Column {
+    /// The object as Clerk shows it, if a setting asks for it: without secrets, and with people in it. It moves with whatever moves,
+    /// and as the Backend API shows it it is another one than in events.
+    pub const RAW: Self = Self::new("raw", Holds::Json).at(Place::Whole).moves_by_itself();
+
     /// A column that stands in Clerk's JSON under its own name, is synced only if a setting says so, and is emptied when
     /// its row is anonymised.
     pub const fn new(name: &'static str, holds: Holds) -> Self {
@@ -350,6 +364,8 @@ pub enum Holds {
 pub enum Place {
     /// In the member of the column's name.
     Member,
+    /// Everywhere: it is the object.
+    Whole,
     /// In the member at the end of this path through objects.
     Path(&'static [&'static str]),
     /// At the end of the first of these paths where anything stands.
@@ -379,6 +395,11 @@ pub struct Field {
 }
 
 impl Field {
+    /// Whether it holds the object as Clerk shows it.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.entity.columns[self.place].place, Place::Whole)
+    }
+
     /// Of which kind it is.
     pub fn entity(self) -> &'static Entity {
         self.entity

@@ -154,9 +154,9 @@ impl Patch {
         self.0.push((field, value));
     }
 
-    /// Whether nothing is said of any field.
+    /// Whether nothing is said of any field: the object as a whole says nothing more.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.iter().all(|(field, _)| field.is_whole())
     }
 
     /// What is said of `field`; `None` if nothing is.

@@ -28,6 +28,7 @@ mod migration;
 pub mod mysql;
 mod outbox;
 pub mod postgres;
+pub mod prefix;
 mod relay;
 pub mod schema;
 pub mod sql;

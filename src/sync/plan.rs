@@ -668,7 +668,9 @@ impl Fold {
             synced_at: now,
             deleted_at: None,
         });
-        let changed = user.profile.apply(patch, fields);
+        let mut changed = user.profile.apply(patch, fields);
+        // What only the whole of it says was not asked for.
+        changed.retain(|field| !field.is_whole());
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;

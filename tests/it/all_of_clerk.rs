@@ -25,6 +25,8 @@ promises! {
     the_parts_of_a_user_are_those_that_are_shown,
     an_item_comes_back_to_life,
     an_invitation_that_has_run_out_is_no_current_one,
+    what_came_is_kept_whole_where_that_is_asked_for,
+    members_and_what_they_may_do_are_one_query_away,
 }
 
 fn with_everything(world: &mut World) {
@@ -239,4 +241,72 @@ async fn an_invitation_that_has_run_out_is_no_current_one(mut world: World) {
         world.column("SELECT organization_id FROM organization_invitations").await,
         ["org_1", "org_1"]
     );
+}
+
+async fn what_came_is_kept_whole_where_that_is_asked_for(mut world: World) {
+    let raw = entity::ROLE.raw().expect("every kind has one");
+    world.rules.selection = world.rules.selection.with(&entity::ROLE, [raw].into_iter().collect());
+    let of_user = entity::USER.raw().expect("every kind has one");
+    world.rules.selection = world.rules.selection.with(&entity::USER, [of_user].into_iter().collect());
+    let role =
+        json!({ "id": "role_1", "key": "org:a", "new": { "at": ["Clerk", 1.5, 9_007_199_254_740_993_i64] } });
+    assert_eq!(world.deliver(&about("role.created", role.clone(), 1)).await, Applied);
+    let stored = world.column("SELECT raw FROM roles").await;
+    let stored: Json = serde_json::from_str(&stored[0]).unwrap();
+    assert_eq!((&stored["new"], &stored["key"]), (&role["new"], &role["key"]));
+    assert_eq!(world.column("SELECT coalesce(name, 'none') FROM roles").await, ["none"]);
+    let user = json!({ "id": "user_1", "first_name": "Ada", "private_metadata": { "a": "SECRET1" },
+        "organization_memberships": [{ "private_metadata": "SECRET2", "role": "org:a" }] });
+    assert_eq!(world.deliver(&about("user.created", user, 1)).await, Applied);
+    let stored = world.column("SELECT raw FROM users").await.concat();
+    assert!(stored.contains("Ada") && stored.contains("org:a") && !stored.contains("SECRET"), "{stored}");
+    // It is a part of the row, and goes with it.
+    let deleted = Event::about("user.deleted", json!({ "id": "user_1", "deleted": true }), NOW + 10);
+    assert_eq!(world.deliver(&deleted).await, Applied);
+    assert_eq!(world.count("users").await, 0);
+}
+
+async fn members_and_what_they_may_do_are_one_query_away(mut world: World) {
+    with_everything(&mut world);
+    for event in [
+        about("user.created", json!({ "id": "user_1", "first_name": "Ada", "last_name": "Lovelace" }), 1),
+        about("organization.created", json!({ "id": "org_1", "name": "Engines" }), 1),
+        about(
+            "role.created",
+            json!({ "id": "role_1", "key": "org:admin", "name": "Admin", "permissions": [] }),
+            1,
+        ),
+        about(
+            "organizationMembership.created",
+            json!({ "id": "orgmem_1", "organization": { "id": "org_1" }, "public_user_data": { "user_id": "user_1" },
+                "role": "org:admin", "permissions": ["org:pay", "org:invite"] }),
+            1,
+        ),
+        about(
+            "subscriptionItem.active",
+            json!({ "id": "csub_item_1", "payer": { "user_id": "user_1" }, "plan_id": "cplan_1", "status": "active" }),
+            1,
+        ),
+        about(
+            "subscriptionItem.ended",
+            json!({ "id": "csub_item_2", "payer": { "user_id": "user_1" }, "status": "ended", "ended_at": 1_767_225_600_000_i64 }),
+            1,
+        ),
+    ] {
+        assert_eq!(world.deliver(&event).await, Applied);
+    }
+    let mut members =
+        world.rows("SELECT organization_name, first_name, role_name FROM organization_members").await;
+    let member = members.pop().expect("a member");
+    assert_eq!(
+        (&member["organization_name"], &member["first_name"], &member["role_name"]),
+        (&"Engines".into(), &"Ada".into(), &"Admin".into())
+    );
+    assert!(members.is_empty());
+    let permissions =
+        "SELECT permission FROM organization_member_permissions WHERE user_id = 'user_1' ORDER BY permission";
+    assert_eq!(world.column(permissions).await, ["org:invite", "org:pay"]);
+    assert_eq!(world.column("SELECT subscription_item_id FROM active_subscriptions").await, ["csub_item_1"]);
+    let churn = "SELECT ended FROM churn_by_month WHERE month = '2026-01-01'";
+    assert_eq!(world.rows(churn).await[0]["ended"], 1);
 }

@@ -682,21 +682,11 @@ fn sample_of(entity: &Entity, user_id: &str) -> Value {
     serde_json::from_str::<Value>(&body).expect("JSON")["data"].take()
 }
 
-fn every_kind_is_taken_in_and_compared(host: &mut Host) {
-    host.set("SYNC_ENTITIES", "all,session");
-    let clerk = Clerk::start(host, Options { users: 30, organizations: 4, members: 2, ..Options::default() });
-    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
-    let organization = &clerk.fake.organizations().ids()[0];
-    let listed: Vec<&Entity> = entity::ALL
-        .iter()
-        .copied()
-        .filter(|entity| {
-            entity.is_listed()
-                && ![USER.kind, "organization", "organization_membership"].contains(&entity.kind)
-        })
-        .collect();
-    for user in &users[..3] {
-        for entity in &listed {
+/// Show objects of these kinds that belong to these users, and a subscription of this organization, as the Backend API does.
+fn put_every_kind(clerk: &Clerk, listed: &[&'static Entity], users: &[String], organization: &str) {
+    let lists = clerk.fake.lists();
+    for (first, user) in users.iter().enumerate() {
+        for entity in listed {
             let object = sample_of(entity, user);
             match (entity.path, &entity.within, entity.of_each) {
                 // As the API shows it: it names no payer, and calls its items otherwise.
@@ -711,7 +701,7 @@ fn every_kind_is_taken_in_and_compared(host: &mut Host) {
                     lists.put("billing/subscription_items", item.clone());
                     subscription["subscription_items"] = json!([item]);
                     lists.put_one(&format!("users/{user}/billing/subscription"), Some(subscription.clone()));
-                    if user == &users[0] {
+                    if first == 0 {
                         subscription["id"] = "csub_of_organization".into();
                         subscription["subscription_items"][0]["id"] = "csub_item_of_organization".into();
                         lists
@@ -732,6 +722,23 @@ fn every_kind_is_taken_in_and_compared(host: &mut Host) {
             }
         }
     }
+}
+
+fn every_kind_is_taken_in_and_compared(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "all,session");
+    host.set("SYNC_RAW", "subscription,payment_attempt,plan");
+    let clerk = Clerk::start(host, Options { users: 30, organizations: 4, members: 2, ..Options::default() });
+    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
+    let organization = &clerk.fake.organizations().ids()[0];
+    let listed: Vec<&'static Entity> = entity::ALL
+        .iter()
+        .copied()
+        .filter(|entity| {
+            entity.is_listed()
+                && ![USER.kind, "organization", "organization_membership"].contains(&entity.kind)
+        })
+        .collect();
+    put_every_kind(&clerk, &listed, &users[..3], organization);
     let (finished, _) = backfill(host, &[]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let told = of_kinds(&finished);
@@ -752,6 +759,9 @@ fn every_kind_is_taken_in_and_compared(host: &mut Host) {
         let owned = host.count(&format!("{table} WHERE {column} IS NOT NULL"));
         assert_eq!(owned, if table == "subscription_items" { 6 } else { 3 }, "{table}");
     }
+    assert_eq!(host.count("subscriptions WHERE CAST(raw AS char(10000)) LIKE '%\"subscription_items\"%'"), 4);
+    assert_eq!(host.count("plans WHERE raw IS NOT NULL"), 3);
+    assert_eq!(host.count("roles WHERE raw IS NOT NULL"), 0);
     let of_organization = format!(" WHERE organization_id = '{organization}'");
     assert_eq!(host.count(&format!("subscriptions{of_organization}")), 1);
     assert_eq!(

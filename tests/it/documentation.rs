@@ -26,6 +26,7 @@ const SERVE: &str = "`serve`";
 const USED_BY: &[(&str, &str)] = &[
     ("DATABASE_URL", "every command that opens the database; `dev` only as a flag"),
     ("DATABASE_SCHEMA", DATABASE),
+    ("TABLE_PREFIX", DATABASE),
     ("DATABASE_MAX_CONNECTIONS", DATABASE),
     ("DATABASE_WAIT_SECONDS", SERVICE),
     ("CLERK_WEBHOOK_SIGNING_SECRET", "`serve`, `dev`, `sample --curl`, `send`"),
@@ -42,6 +43,7 @@ const USED_BY: &[(&str, &str)] = &[
     ("ADMIN_TOKEN", SERVICE),
     ("METRICS_TOKEN", SERVICE),
     ("SYNC_ENTITIES", "`serve`, `worker`, `dev`, `backfill`, `reconcile`"),
+    ("SYNC_RAW", "`serve`, `worker`, `dev`, `backfill`, `reconcile`, `minimize`"),
     ("SYNC_FIELDS_", "`serve`, `worker`, `dev`, `backfill`, `reconcile`"),
     (
         "SYNC_FIELDS",

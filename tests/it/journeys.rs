@@ -13,7 +13,7 @@ use std::{
 };
 
 use chrono::Utc;
-use clerk_sync::config::Settings;
+use clerk_sync::{clerk::sample, config::Settings};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -40,7 +40,53 @@ on_each_keeper!(
     nothing_personal_reaches_the_log_the_metrics_or_the_errors,
     what_looks_or_removes_makes_nothing,
     what_cannot_be_taken_back_is_asked_about_first,
+    with_a_prefix_an_application_can_have_tables_of_the_same_names,
 );
+
+fn with_a_prefix_an_application_can_have_tables_of_the_same_names(host: &mut Host) {
+    if host.keeper == Keeper::Postgres {
+        // There the tables have a schema of their own.
+        return;
+    }
+    host.sql("CREATE TABLE users (id bigint PRIMARY KEY, plan varchar(20))");
+    host.sql("CREATE TABLE roles (id bigint PRIMARY KEY)");
+    host.sql("INSERT INTO users (id, plan) VALUES (1, 'pro')");
+    host.set("SYNC_ENTITIES", "all");
+    host.set("TABLE_PREFIX", "clerk_");
+    let service = host.serve();
+    let at = milliseconds() - 5000;
+    applied(&service, &user("user.created", "user_1", at, "Ada"));
+    applied(&service, &user("user.updated", "user_1", at + 10, "Augusta"));
+    applied(&service, &user("user.created", "user_2", at, "Grace"));
+    applied(&service, &deletion("user_2", at + 20));
+    let body = sample::body("role.created", "user_1", Utc::now()).expect("a sample");
+    assert_eq!(service.post(&Post::new(body)).word(), "applied");
+    assert_eq!(host.sql("SELECT clerk_id, first_name FROM clerk_users"), [["user_1", "Augusta"]]);
+    assert_eq!(host.count("clerk_roles"), 1);
+    assert_eq!(host.sql("SELECT signups FROM clerk_signups_by_week"), [["1"]]);
+    assert_eq!(host.count("clerk_processed_webhooks"), 5);
+    service.stop();
+    for command in [
+        &["doctor"][..],
+        &["migrate", "status"],
+        &["stats"],
+        &["audit", "verify"],
+        &["audit", "user_1"],
+        &["prune"],
+    ] {
+        let finished = host.run(command);
+        assert_eq!(finished.code, Some(0), "{command:?}: {finished:?}");
+    }
+    assert_eq!(host.sql("SELECT id, plan FROM users"), [["1", "pro"]]);
+    // Tables of the prefix that are not ours are refused like any other.
+    host.sql("CREATE TABLE other_users (id bigint PRIMARY KEY)");
+    host.set("TABLE_PREFIX", "other_");
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("other_users") || refused.stderr.contains("users"), "{refused:?}");
+    host.set("TABLE_PREFIX", "9-");
+    assert_eq!(host.run(&["migrate"]).code, Some(78));
+}
 
 fn applied(service: &Service, event: &Value) -> Post {
     let delivery = post(event);

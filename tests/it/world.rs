@@ -9,6 +9,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     str::FromStr,
     sync::{
         Arc,
@@ -25,10 +26,10 @@ use clerk_sync::{
         signature::{Secret, SignatureHeaders, Verifier},
     },
     entity::{self, USER},
-    model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, FieldSet, Object, Outcome},
+    model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, Object, Outcome},
     store::{
-        self, Claimed, Store, StoreError, mysql::Mysql, postgres::Postgres, schema::TABLES, sql::Dialect,
-        sqlite::Sqlite,
+        self, Claimed, Store, StoreError, mysql::Mysql, postgres::Postgres, prefix, schema::TABLES,
+        sql::Dialect, sqlite::Sqlite,
     },
     sync::{self, Drained, Pace, Rules},
     work::outbox::ending::{self, Ending},
@@ -135,9 +136,17 @@ enum Place {
     Mysql { pool: MySqlPool, server: Box<MySqlConnectOptions>, database: String },
 }
 
+/// A text of a test's, which says the plain names of our tables, with those that the database knows.
+fn named(sql: &str, dialect: Dialect) -> AssertSqlSafe<String> {
+    AssertSqlSafe(prefix::in_text(sql, dialect).into_owned())
+}
+
 impl World {
     /// A store without any table. `None` if there is no server.
     pub async fn new(keeper: Keeper) -> Option<Self> {
+        if let Ok(prefix) = env::var("TEST_TABLE_PREFIX") {
+            prefix::set(&prefix);
+        }
         let place = match keeper {
             Keeper::Postgres => Place::postgres().await?,
             Keeper::Sqlite => Place::sqlite().await,
@@ -147,7 +156,7 @@ impl World {
         Some(Self {
             keeper,
             store,
-            rules: Rules::new(FieldSet::ALL, DeletionPolicy::Auto),
+            rules: Rules::new(USER.listed().collect(), DeletionPolicy::Auto),
             now: at(NOW),
             kinds: entity::ALL,
             place,
@@ -316,11 +325,15 @@ impl World {
 
     /// Run SQL that may be refused.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
-        let text = |statements: &str| sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
+        let text = |statements: &str, dialect| sqlx::raw_sql(named(statements, dialect));
         match &self.place {
-            Place::Postgres { pool, .. } => pool.execute(text(statements)).await.map(|_| ()),
-            Place::Sqlite { pool, .. } => pool.execute(text(statements)).await.map(|_| ()),
-            Place::Mysql { pool, .. } => pool.execute(text(&without_zones(statements))).await.map(|_| ()),
+            Place::Postgres { pool, .. } => {
+                pool.execute(text(statements, Dialect::Postgres)).await.map(|_| ())
+            }
+            Place::Sqlite { pool, .. } => pool.execute(text(statements, Dialect::Sqlite)).await.map(|_| ()),
+            Place::Mysql { pool, .. } => {
+                pool.execute(text(&without_zones(statements), Dialect::Mysql)).await.map(|_| ())
+            }
         }
     }
 
@@ -343,13 +356,13 @@ impl World {
                 rows.iter().map(|row| decoded(serde_json::from_str(row.get(0)).unwrap())).collect()
             }
             Place::Sqlite { pool, .. } => {
-                let query = sqlx::query(AssertSqlSafe(query.to_owned())).persistent(false);
+                let query = sqlx::query(named(query, Dialect::Sqlite)).persistent(false);
                 let rows = query.fetch_all(pool).await.unwrap();
                 rows.iter().map(sqlite_row).collect()
             }
             Place::Mysql { pool, .. } => {
                 // Prepared once: to forget a statement has no answer, and the next one then waits 40 ms for Nagle.
-                let query = sqlx::query(AssertSqlSafe(query.to_owned()));
+                let query = sqlx::query(named(query, Dialect::Mysql));
                 let rows = query.fetch_all(pool).await.unwrap();
                 rows.iter().map(mysql_row).collect()
             }

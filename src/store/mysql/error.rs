@@ -8,7 +8,7 @@ use sqlx::{Error, mysql::MySqlDatabaseError};
 
 use crate::{
     entity,
-    store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, schema},
+    store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, prefix, schema},
 };
 
 // Sources: https://dev.mysql.com/doc/mysql-errors/9.7/en/server-error-reference.html and
@@ -31,7 +31,7 @@ const UNKNOWN_PLUGIN: &str = "2059";
 pub(in crate::store) fn explain(error: Error) -> StoreError {
     match error {
         Error::Database(told) => match told.try_downcast_ref::<MySqlDatabaseError>() {
-            Some(told) => understood(told.number(), told.message()),
+            Some(told) => understood(told.number(), &prefix::out_of_text(told.message())),
             None => StoreError::new(ErrorKind::Broken),
         },
         // Only our own words: the driver's may quote what a file holds.

@@ -10,6 +10,7 @@ use super::{inspect::ask, migrations};
 use crate::store::{
     ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     foreign::{self, Words},
+    prefix,
     schema::quoted,
     sql::{Row, only},
 };
@@ -35,7 +36,7 @@ const PATIENT: &str =
 /// The table, its columns and what is in them.
 pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> Result<ForeignTable> {
     let found = find(connection, table).await?;
-    if found.is_in_our_database && found.name == "users" {
+    if found.is_in_our_database && found.name == prefix::of_table("users") {
         // Perhaps it is not ours at all: then what to do about that is the better answer.
         migrations::check(connection, &[]).await?;
         return Err(StoreError::schema(format!(

@@ -5,18 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sqlx::{
-    AssertSqlSafe, Executor as _, MySqlConnection, Row as _,
+    Executor as _, MySqlConnection, Row as _,
     mysql::{MySql, MySqlArguments},
     query::Query,
 };
 
 use super::{
     error::{explain, identifier},
-    migrations,
+    migrations::{self, named},
 };
 use crate::store::{
     Count, Inspection, Migration, Missing, Reference, Result, Size,
     migration::MYSQL,
+    prefix,
     schema::{self, TABLES},
     sql::{Row, RowCells, only},
 };
@@ -77,7 +78,12 @@ pub(super) async fn inspect(
     if lacks_index && pending.is_empty() && !grants.allow("INDEX", &server.database, "users") {
         missing.push(Missing {
             what: "INDEX on users, for UNIQUE_EMAIL".to_owned(),
-            remedy: format!("GRANT INDEX ON {}.users TO {};", backquoted(&server.database), server.account),
+            remedy: format!(
+                "GRANT INDEX ON {}.{} TO {};",
+                backquoted(&server.database),
+                prefix::of_table("users"),
+                server.account
+            ),
         });
     }
     let drops = grants.allow("DROP", &server.database, "audit_log");
@@ -185,11 +191,11 @@ async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
 /// What is wrong where triggers of the audit trail are gone, as a dump without triggers leaves it.
 async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
     const OURS: i64 = 4;
-    let query = sqlx::query(
+    let query = sqlx::query(named(
         "SELECT count(*) FROM information_schema.triggers
          WHERE trigger_schema = database() AND event_object_table IN ('audit_log', 'audit_seals')
            AND (trigger_name LIKE '%\\_no\\_update' OR trigger_name LIKE '%\\_no\\_delete')",
-    );
+    ));
     let found: i64 = only(&ask(connection, query).await?)?.get(0)?;
     Ok((found < OURS).then(|| Missing {
         what: format!(
@@ -245,7 +251,8 @@ impl Grants {
 
     /// Whether a table may be treated like this.
     fn allow(&self, privilege: &str, database: &str, table: &str) -> bool {
-        self.are_for(privilege, |grant| grant.covers(database, Some(table)))
+        let table = prefix::of_table(table);
+        self.are_for(privilege, |grant| grant.covers(database, Some(&table)))
     }
 
     /// Whether every table of a database may be, also those that are not there yet.
@@ -423,8 +430,9 @@ fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missi
     }
     for (privileges, tables) in alike {
         let privileges = privileges.join(", ");
-        let named =
-            |table: &&str| format!("GRANT {privileges} ON {place}.{} TO {account};", backquoted(table));
+        let named = |table: &&str| {
+            format!("GRANT {privileges} ON {place}.{} TO {account};", backquoted(&prefix::of_table(table)))
+        };
         let (tables, remedy) = if tables.len() > NAMED {
             (
                 format!("{} tables of database {database}", tables.len()),
@@ -461,7 +469,8 @@ async fn references(connection: &mut MySqlConnection) -> Result<Vec<Reference>> 
          GROUP BY k.table_schema, k.table_name, k.constraint_name, k.referenced_table_name
          ORDER BY 1, 2, 4",
     );
-    let query = query.bind(schema::of_kinds().join(","));
+    let ours: Vec<String> = schema::of_kinds().into_iter().map(prefix::of_table).collect();
+    let query = query.bind(ours.join(","));
     let reference = |row: &Row| {
         let (database, table, columns): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(3)?);
         let place = if row.get(2)? {
@@ -484,7 +493,7 @@ pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
                 CAST(coalesce(sum(CASE WHEN table_name IN ({names}) THEN data_length + index_length END), 0) AS signed)
          FROM information_schema.tables WHERE table_schema = database()"
     );
-    let rows = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
+    let rows = ask(connection, sqlx::query(named(&statement)).persistent(false)).await?;
     let row = only(&rows)?;
     Ok(Size { database: row.get(0)?, ours: Some(row.get(1)?) })
 }
@@ -493,24 +502,25 @@ pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
 /// stretches of 200 rows are counted, evenly apart.
 pub(super) async fn estimate_standing(connection: &mut MySqlConnection) -> Result<Count> {
     // By what the storage itself keeps: in information_schema MySQL shows what was true up to a day ago.
-    let plan = sqlx::raw_sql("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users");
+    let plan = sqlx::raw_sql(named("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users"));
     let plan = connection.fetch_all(plan).await.map_err(explain)?;
     // An empty table may have no such number.
     let rows: Option<i64> = plan.first().and_then(|row| row.try_get_unchecked("rows").ok());
     let rows = rows.unwrap_or(0).unsigned_abs();
     if rows <= COUNTED {
-        let all = ask(connection, sqlx::query("SELECT count(*) FROM users WHERE deleted_at IS NULL")).await?;
+        let all = ask(connection, sqlx::query(named("SELECT count(*) FROM users WHERE deleted_at IS NULL")))
+            .await?;
         return Ok(Count::exact(only(&all)?.get(0)?));
     }
-    let ends = ask(connection, sqlx::query("SELECT min(id), max(id) FROM users")).await?;
+    let ends = ask(connection, sqlx::query(named("SELECT min(id), max(id) FROM users"))).await?;
     let ends = only(&ends)?;
     let (first, last): (i64, i64) = (ends.get(0)?, ends.get(1)?);
     let (mut seen, mut standing) = (0_u64, 0_u64);
     for stretch in 0..25 {
-        let query = sqlx::query(
+        let query = sqlx::query(named(
             "SELECT count(*), count(CASE WHEN s.deleted_at IS NULL THEN 1 END)
              FROM (SELECT deleted_at FROM users WHERE id >= ? ORDER BY id LIMIT 200) AS s",
-        );
+        ));
         let found = ask(connection, query.bind(first + (last - first) / 25 * stretch)).await?;
         let found = only(&found)?;
         seen += found.get::<u64>(0)?;

@@ -8,6 +8,7 @@ use super::{error::explain, inspect::ask, render::collation};
 use crate::store::{
     ErrorKind, Migration, MigrationStatus, Result, StoreError,
     migration::MYSQL,
+    prefix,
     schema::{self, Column, ColumnType},
     sql::{Dialect, Row, only},
 };
@@ -56,14 +57,20 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
          ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE {}",
         collation(dialect)
     );
-    run(connection, table).await?;
+    run(connection, &table).await?;
     // While we wait for the lock of a table, every reader that comes later waits behind us.
-    run(connection, "SET SESSION lock_wait_timeout = 10".to_owned()).await?;
+    run(connection, "SET SESSION lock_wait_timeout = 10").await?;
     for migration in &pending {
-        run(connection, migration.sql.replace("{bin}", collation(dialect))).await?;
-        let query = sqlx::query(
+        for step in steps(&migration.sql.replace("{bin}", collation(dialect))) {
+            match run(connection, step).await {
+                // The column was added before the migration broke off.
+                Err(error) if error.code.as_deref() == Some("1060") && is_step(step) => {}
+                done => done?,
+            }
+        }
+        let query = sqlx::query(named(
             "INSERT INTO _clerk_sync_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, utc_timestamp(3))",
-        );
+        ));
         let query = query.bind(migration.version).bind(migration.name).bind(migration.checksum());
         connection.execute(query).await.map_err(explain)?;
     }
@@ -71,13 +78,43 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
     Ok(pending)
 }
 
-async fn run(connection: &mut MySqlConnection, text: String) -> Result<()> {
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(explain)?;
+/// Whether a line adds a column, which cannot be done twice.
+fn is_step(line: &str) -> bool {
+    line.starts_with("ALTER TABLE ") && line.contains(" ADD COLUMN ")
+}
+
+/// The parts of a migration: each line that adds a column, and what stands between.
+fn steps(sql: &str) -> Vec<&str> {
+    let (mut steps, mut rest) = (Vec::new(), sql);
+    while let Some((at, line)) = lines(rest).find(|(_, line)| is_step(line)) {
+        steps.extend([&rest[..at], line]);
+        rest = &rest[at + line.len()..];
+    }
+    steps.push(rest);
+    steps.retain(|step| step.lines().any(|line| !line.trim().is_empty() && !line.starts_with("--")));
+    steps
+}
+
+/// The lines of a text, each with where it begins.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.split_inclusive('\n').scan(0, |at, line| {
+        *at += line.len();
+        Some((*at - line.len(), line))
+    })
+}
+
+async fn run(connection: &mut MySqlConnection, text: &str) -> Result<()> {
+    connection.execute(sqlx::raw_sql(named(text))).await.map_err(explain)?;
     Ok(())
 }
 
 async fn pending(connection: &mut MySqlConnection) -> Result<Vec<Migration>> {
     Migration::pending(MYSQL, &applied(connection).await?)
+}
+
+/// A text of ours with the names that the database knows.
+pub(super) fn named(sql: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(prefix::in_text(sql, Dialect::Mysql).into_owned())
 }
 
 /// Every migration we know, and whether it is applied.
@@ -87,13 +124,13 @@ pub(super) async fn status(connection: &mut MySqlConnection) -> Result<Vec<Migra
 
 /// Versions and checksums of what is applied.
 pub(super) async fn applied(connection: &mut MySqlConnection) -> Result<Vec<(i64, String)>> {
-    let tables = sqlx::query(
+    let tables = sqlx::query(named(
         "SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = '_clerk_sync_migrations'",
-    );
+    ));
     if ask(connection, tables).await?.is_empty() {
         return Ok(Vec::new());
     }
-    let query = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version");
+    let query = sqlx::query(named("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version"));
     ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
@@ -150,9 +187,17 @@ async fn columns(connection: &mut MySqlConnection) -> Result<Vec<Column>> {
          FROM information_schema.columns WHERE table_schema = database()",
     );
     let column = |row: &Row| {
-        Ok(Column { table: row.get(0)?, name: row.get(1)?, type_name: row.get(2)?, not_null: row.get(3)? })
+        let table: String = row.get(0)?;
+        let Some(table) = prefix::plain_table(&table) else { return Ok(None) };
+        let column = Column {
+            table: table.to_owned(),
+            name: row.get(1)?,
+            type_name: row.get(2)?,
+            not_null: row.get(3)?,
+        };
+        Ok(Some(column))
     };
-    ask(connection, query).await?.iter().map(column).collect()
+    ask(connection, query).await?.iter().filter_map(|row| column(row).transpose()).collect()
 }
 
 fn fits(kind: ColumnType, type_name: &str) -> bool {

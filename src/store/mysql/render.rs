@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::store::sql::{Dialect, Step, statement};
+use crate::store::{
+    prefix,
+    sql::{Dialect, Step, statement},
+};
 
 /// Where `FOR UPDATE` and its like belong to the end of the statement around them.
 const LOCK: char = '\u{1}';
@@ -38,7 +41,8 @@ pub(in crate::store) fn steps(text: &str, dialect: Dialect) -> Arc<[Step]> {
     let rendered = statement::rendered(&text, dialect).replace(" AS bigint)", " AS signed)");
     let rendered = upserted(&rendered);
     let steps = rendered.split(';').map(str::trim).filter(|step| !step.is_empty());
-    let steps: Vec<Step> = steps.map(|step| positional(&forced(&whole(step)))).collect();
+    let steps: Vec<Step> =
+        steps.map(|step| positional(&prefix::in_text(&forced(&whole(step)), dialect))).collect();
     if steps.is_empty() {
         return Arc::new([Step { sql: "".into(), parameters: Vec::new() }]);
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::MySqlPool;
 use tokio::time::sleep;
 
-use super::{error::connect_error, inspect::ask};
+use super::{error::connect_error, inspect::ask, migrations::named};
 use crate::store::{Listener, Result, sql::only};
 
 /// How often we look.
@@ -49,5 +49,5 @@ impl Listener for Watch {
 
 async fn marks(pool: &MySqlPool) -> Result<String> {
     let mut connection = pool.acquire().await.map_err(connect_error)?;
-    only(&ask(&mut connection, sqlx::query(MARKS)).await?)?.get(0)
+    only(&ask(&mut connection, sqlx::query(named(MARKS))).await?)?.get(0)
 }

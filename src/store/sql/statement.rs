@@ -27,7 +27,7 @@ use std::{
 };
 
 use super::Value;
-use crate::store::mysql;
+use crate::store::{mysql, prefix};
 
 /// A kind of SQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,7 +118,8 @@ impl Statement {
     pub(in crate::store) fn steps(&self, dialect: Dialect) -> Arc<[Step]> {
         let rendered = || match dialect {
             Dialect::Postgres | Dialect::Sqlite => {
-                let sql = rendered(&numbered(&self.text, dialect), dialect).into();
+                let sql = rendered(&numbered(&self.text, dialect), dialect);
+                let sql = prefix::in_text(&sql, dialect).into();
                 Arc::new([Step { sql, parameters: Vec::new() }])
             }
             Dialect::Mariadb | Dialect::Mysql => mysql::render::steps(&self.text, dialect),

@@ -2,7 +2,7 @@
 
 use sqlx::Error;
 
-use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX};
+use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, prefix};
 
 // Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary in the low byte.
 const ERROR: &str = "1";
@@ -42,7 +42,7 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
 
 /// Whether an address was given to somebody else before.
 fn is_of_our_index(error: &Error) -> bool {
-    let message = error.as_database_error().map_or("", |error| error.message());
+    let message = prefix::out_of_text(error.as_database_error().map_or("", |error| error.message()));
     message.strip_prefix("UNIQUE constraint failed: index '").and_then(|rest| rest.strip_suffix('\''))
         == Some(UNIQUE_EMAIL_INDEX)
 }
@@ -81,6 +81,6 @@ fn place(error: &Error, code: Option<i32>) -> Option<String> {
     if !matches!(code, Some(CONSTRAINT_NOTNULL | CONSTRAINT_PRIMARYKEY | CONSTRAINT_UNIQUE)) {
         return None;
     }
-    let (_, names) = error.as_database_error()?.message().split_once(" constraint failed: ")?;
-    Some(names.to_owned())
+    let message = prefix::out_of_text(error.as_database_error()?.message());
+    message.split_once(" constraint failed: ").map(|(_, names)| names.to_owned())
 }

@@ -15,7 +15,7 @@ const READONLY: &str = "8";
 /// The table, its columns and what is in them.
 pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
     let table = bare(table);
-    let columns = migrations::columns(connection, table).await?;
+    let columns = migrations::columns_of(connection, table).await?;
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }

@@ -7,6 +7,7 @@ use super::{migrations, text::ask};
 use crate::store::{
     Inspection, Migration, Reference, Result, Size,
     migration::SQLITE,
+    prefix,
     schema::{self, quoted},
     sql::{Row, only},
 };
@@ -72,7 +73,8 @@ async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>>
          )
          GROUP BY name, id",
     );
-    let query = query.bind(serde_json::to_string(&schema::of_kinds()).unwrap_or_default());
+    let ours: Vec<String> = schema::of_kinds().into_iter().map(prefix::of_table).collect();
+    let query = query.bind(serde_json::to_string(&ours).unwrap_or_default());
     let mut references = Vec::new();
     for row in ask(connection, query).await? {
         let (table, columns): (String, Vec<String>) = (row.get(0)?, list(&row, 1)?);

@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, fmt::Display};
 
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::{error::explain, text::ask};
 use crate::store::{
     Migration, MigrationStatus, Result,
     migration::SQLITE,
+    prefix,
     schema::{self, Column, ColumnType, TABLES, quoted},
-    sql::Row,
+    sql::{Dialect, Row},
 };
 
 /// Apply what is pending, in the caller's transaction; returns it.
@@ -24,16 +25,21 @@ pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Displa
                      checksum   TEXT NOT NULL,
                      applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
                  )";
-    sqlx::raw_sql(table).execute(&mut *connection).await.map_err(explain)?;
+    sqlx::raw_sql(named(table)).execute(&mut *connection).await.map_err(explain)?;
     for migration in &pending {
-        sqlx::raw_sql(migration.sql).execute(&mut *connection).await.map_err(explain)?;
-        let query =
-            sqlx::query("INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)");
+        sqlx::raw_sql(named(migration.sql)).execute(&mut *connection).await.map_err(explain)?;
+        let text = "INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)";
+        let query = sqlx::query(named(text));
         let query = query.bind(migration.version).bind(migration.name).bind(migration.checksum());
         query.execute(&mut *connection).await.map_err(explain)?;
     }
     check(connection, place, &[]).await?;
     Ok(pending)
+}
+
+/// A text of ours with the names that the file knows.
+pub(super) fn named(sql: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(prefix::in_text(sql, Dialect::Sqlite).into_owned())
 }
 
 /// What is still to be applied.
@@ -81,7 +87,8 @@ async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) ->
         for index in indexes(connection, table).await? {
             statements.push(format!("DROP INDEX {};", quoted(&index)));
         }
-        statements.push(format!("ALTER TABLE {table} RENAME TO {old};"));
+        let (table_here, old) = (prefix::of_table(table), prefix::of_table(&old));
+        statements.push(format!("ALTER TABLE {table_here} RENAME TO {old};"));
         if table == "users" {
             adopt = format!(
                 " To take over its users, run `clerk-sync migrate adopt --from {old} --dry-run`, and then the same without \
@@ -103,8 +110,14 @@ pub(super) async fn check_anonymize_columns(
     schema::check_anonymize_columns(&columns(connection, "users").await?, names)
 }
 
-/// The columns of a table, none if there is no such table.
-pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
+/// The columns of a table of ours, none if there is no such table.
+async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
+    let columns = columns_of(connection, &prefix::of_table(table)).await?.into_iter();
+    Ok(columns.map(|column| Column { table: table.to_owned(), ..column }).collect())
+}
+
+/// The same of any table.
+pub(super) async fn columns_of(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
     let query = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)").bind(table);
     let column = |row: &Row| {
         Ok(Column {
@@ -122,9 +135,11 @@ async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
     let query = sqlx::query(
         "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL",
     );
-    let rows = ask(connection, query.bind(table)).await?;
+    let rows = ask(connection, query.bind(prefix::of_table(table))).await?;
     let mut names: Vec<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
-    names.retain(|name| SQLITE.iter().any(|migration| migration.sql.contains(&format!(" {name} ON "))));
+    names.retain(|name| {
+        SQLITE.iter().any(|migration| named(migration.sql).0.contains(&format!(" {name} ON ")))
+    });
     Ok(names)
 }
 
@@ -133,7 +148,7 @@ pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i6
     if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
         return Ok(Vec::new());
     }
-    let query = sqlx::query("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version");
+    let query = sqlx::query(named("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version"));
     ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 

@@ -249,7 +249,10 @@ impl Database for Sqlite {
                 let query = "SELECT EXISTS (
                     SELECT 1 FROM erasure_receipts WHERE destination = 'database' AND completed_at >= ?1
                 )";
-                let erased = sqlx::query_scalar(query).bind(text::time(at)).fetch_one(&mut *reader).await;
+                let erased = sqlx::query_scalar(migrations::named(query))
+                    .bind(text::time(at))
+                    .fetch_one(&mut *reader)
+                    .await;
                 if !erased.map_err(explain)? {
                     return Ok(false);
                 }
