@@ -24,15 +24,18 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
     columns: &[
         USER_WHO_PAYS,
         ORGANIZATION_THAT_PAYS,
-        Column::new("payer_id", Holds::Text).at(Place::AnyOf(&[&["payer", "id"]])).by_default().kept(),
+        Column::new("payer_id", Holds::Text)
+            .at(Place::AnyOf(&[&["payer", "id"], &["payer_id"]]))
+            .by_default()
+            .kept(),
         Column::new("payment_id", Holds::Text).by_default().kept(),
         Column::new("invoice_id", Holds::Text).by_default().kept(),
         Column::new("statement_id", Holds::Text).by_default().kept(),
         Column::new("status", Holds::Text).by_default().kept().samples("\"pending\"", "\"paid\""),
         Column::new("charge_type", Holds::Text).by_default().kept().sample("\"recurring\""),
-        // In the smallest unit of the currency, as the two behind it.
+        // In the smallest unit of the currency, as the two behind it. The Backend API need not show the totals.
         Column::new("amount", Holds::Int)
-            .at(Place::AnyOf(&[&["totals", "grand_total", "amount"]]))
+            .at(Place::AnyOf(&[&["totals", "grand_total", "amount"], &["amount", "amount"]]))
             .by_default()
             .kept()
             .sample("900"),
@@ -47,7 +50,7 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
             .kept()
             .sample("0"),
         Column::new("currency", Holds::Text)
-            .at(Place::AnyOf(&[&["totals", "grand_total", "currency"]]))
+            .at(Place::AnyOf(&[&["totals", "grand_total", "currency"], &["amount", "currency"]]))
             .by_default()
             .kept()
             .sample("\"USD\""),
@@ -56,14 +59,25 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
         Column::new("failed_at", Holds::Time).by_default().kept(),
         Column::new("failed_reason", Holds::Json).by_default().kept(),
         Column::new("payer", Holds::Json),
-        Column::new("payment_source", Holds::Json),
+        // As events call it, and as the Backend API does.
+        Column::new("payment_source", Holds::Json)
+            .at(Place::AnyOf(&[&["payment_source"], &["payment_method"]])),
+        Column::RAW,
     ],
-    nested: &[Nested {
-        member: "subscription_items",
-        entity: &SUBSCRIPTION_ITEM,
-        inherits: &[("payer", "payer")],
-        is_whole: false,
-    }],
+    nested: &[
+        Nested {
+            member: "subscription_items",
+            entity: &SUBSCRIPTION_ITEM,
+            inherits: &[("payer", "payer")],
+            is_whole: false,
+        },
+        Nested {
+            member: "subscription_item",
+            entity: &SUBSCRIPTION_ITEM,
+            inherits: &[("payer", "payer")],
+            is_whole: false,
+        },
+    ],
     secrets: &[],
     follows: &[],
     has_preferences: false,

@@ -45,6 +45,7 @@ mod hidden;
 mod idle;
 mod instances;
 mod journeys;
+mod openapi;
 mod outages;
 mod private_api;
 #[cfg(feature = "sentry")]
