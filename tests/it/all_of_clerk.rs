@@ -1,10 +1,12 @@
 //! Every kind that Clerk tells about, with everything switched on.
 
+use std::collections::{HashMap, HashSet};
+
 use chrono::TimeDelta;
 use clerk_sync::{
-    clerk::sample,
+    clerk::{event, sample},
     entity,
-    model::{FieldSet, Outcome, Selection},
+    model::{Entity, Field, FieldSet, Holds, Outcome, Place, Selection},
 };
 use serde_json::{Value as Json, json};
 
@@ -27,6 +29,7 @@ promises! {
     an_invitation_that_has_run_out_is_no_current_one,
     what_came_is_kept_whole_where_that_is_asked_for,
     members_and_what_they_may_do_are_one_query_away,
+    every_three_events_of_a_kind_end_in_every_order_as_a_model_says,
 }
 
 fn with_everything(world: &mut World) {
@@ -309,4 +312,125 @@ async fn members_and_what_they_may_do_are_one_query_away(mut world: World) {
     assert_eq!(world.column("SELECT subscription_item_id FROM active_subscriptions").await, ["csub_item_1"]);
     let churn = "SELECT ended FROM churn_by_month WHERE month = '2026-01-01'";
     assert_eq!(world.rows(churn).await[0]["ended"], 1);
+}
+
+/// Three events of one object, the later ones newer, in the order in which they come. The first one comes twice.
+struct Life {
+    kind: &'static Entity,
+    id: String,
+    events: Vec<Event>,
+    says: [&'static str; 3],
+    order: [usize; 4],
+}
+
+impl Life {
+    /// The `number`th one, of these events in this order.
+    fn of(kind: &'static Entity, says: [&'static str; 3], order: [usize; 4], number: usize) -> Self {
+        // Each has an owner of its own, whom nobody deletes.
+        let owner = format!("user_of_{}_{number}", kind.kind);
+        let event = |(place, event_type): (usize, &'static str)| {
+            let body = sample::body(event_type, &owner, chrono::Utc::now()).expect("a sample");
+            let mut data = serde_json::from_str::<Json>(&body).expect("JSON")["data"].take();
+            let path = path_of(telling(kind));
+            let place_of_text = path.iter().fold(&mut data, |inside, name| &mut inside[*name]);
+            *place_of_text = event_type.into();
+            about(event_type, data, i64::try_from(place).expect("small"))
+        };
+        let events: Vec<Event> = says.into_iter().enumerate().map(event).collect();
+        let id = owner.replacen("user_", kind.id_prefix, 1);
+        Self { kind, id, events, says, order }
+    }
+
+    fn is_deletion(&self, place: usize) -> bool {
+        self.says[place] == self.kind.deletion()
+    }
+
+    /// What a model says to the delivery with this number.
+    fn outcome(&self, delivery: usize) -> Outcome {
+        let (before, this) = (&self.order[..delivery], self.order[delivery]);
+        if before.contains(&this) {
+            Outcome::Duplicate
+        } else if before.iter().any(|place| self.is_deletion(*place)) {
+            Stale
+        } else if self.is_deletion(this) || before.iter().all(|place| *place < this) {
+            Applied
+        } else {
+            Stale
+        }
+    }
+
+    /// What its row says in the end; `None` if it has none.
+    fn end(&self) -> Option<&'static str> {
+        let is_deleted = (0..3).any(|place| self.is_deletion(place));
+        (!is_deleted).then(|| self.says[2])
+    }
+}
+
+/// A text of a kind that says which event was the last.
+fn telling(kind: &'static Entity) -> Field {
+    let is_plain = |field: &Field| {
+        field.holds == Holds::Text
+            && field.parent.is_none()
+            && !field.is_address
+            && matches!(field.place, Place::Member | Place::Path(_) | Place::AnyOf(_))
+    };
+    kind.listed().find(is_plain).expect("a text")
+}
+
+fn path_of(field: Field) -> Vec<&'static str> {
+    match field.place {
+        Place::Path(path) | Place::AnyOf(&[path, ..]) => path.to_vec(),
+        _ => vec![field.name()],
+    }
+}
+
+async fn every_three_events_of_a_kind_end_in_every_order_as_a_model_says(mut world: World) {
+    const ORDERS: [[usize; 4]; 6] =
+        [[0, 1, 2, 0], [0, 2, 1, 0], [1, 0, 2, 1], [1, 2, 0, 1], [2, 0, 1, 2], [2, 1, 0, 2]];
+    with_everything(&mut world);
+    let mut lives = Vec::new();
+    for kind in entity::ALL.iter().filter(|kind| !entity::PARTS.contains(kind)) {
+        let types: Vec<&'static str> = kind.event_types().collect();
+        for first in 0..types.len() {
+            for second in first + 1..types.len() {
+                for third in second + 1..types.len() {
+                    let says = [types[first], types[second], types[third]];
+                    lives.extend(ORDERS.map(|order| (*kind, says, order)));
+                }
+            }
+        }
+    }
+    let lives: Vec<Life> = lives
+        .into_iter()
+        .enumerate()
+        .map(|(number, (kind, says, order))| Life::of(kind, says, order, number))
+        .collect();
+    let told: HashSet<&str> = lives.iter().flat_map(|life| life.says).collect();
+    let never = |name: &str| ["email.", "sms."].iter().any(|object| name.starts_with(object));
+    assert!(event::KNOWN_TYPES.iter().all(|name| never(name) || told.contains(name.as_str())), "{told:?}");
+    for delivery in 0..4 {
+        for batch in lives.chunks(256) {
+            let events: Vec<Event> =
+                batch.iter().map(|life| life.events[life.order[delivery]].clone()).collect();
+            let outcomes = world.deliver_all(&events).await;
+            for (life, outcome) in batch.iter().zip(outcomes) {
+                assert_eq!(outcome, life.outcome(delivery), "{:?} {:?}, {delivery}", life.says, life.order);
+            }
+        }
+    }
+    assert_eq!(world.count("webhook_queue").await, 0);
+    for kind in entity::ALL.iter().filter(|kind| !entity::PARTS.contains(kind)) {
+        let column = telling(kind).name();
+        let query = format!("SELECT clerk_id, \"{column}\" AS said FROM {}", kind.table);
+        let rows = world.rows(&query).await;
+        let text = |value: &Json| value.as_str().unwrap_or_default().to_owned();
+        let here: HashMap<String, String> =
+            rows.iter().map(|row| (text(&row["clerk_id"]), text(&row["said"]))).collect();
+        let expected: HashMap<String, String> = lives
+            .iter()
+            .filter(|life| life.kind == *kind)
+            .filter_map(|life| Some((life.id.clone(), life.end()?.to_owned())))
+            .collect();
+        assert_eq!(here, expected, "{}", kind.kind);
+    }
 }
