@@ -7,6 +7,7 @@
 //! Source: Clerk's Backend API spec 2026-05-12, requested in the version of [`VERSION`].
 
 use std::{
+    collections::HashSet,
     num::NonZeroU32,
     sync::{
         Mutex, PoisonError,
@@ -357,7 +358,8 @@ impl Api {
         owner: &ClerkId,
         reading: &Reading,
     ) -> Result<Vec<Found>, ApiError> {
-        let (mut all, path) = (Vec::new(), of.path.replace("{}", owner.as_str()));
+        let (mut all, mut known) = (Vec::new(), HashSet::new());
+        let path = of.path.replace("{}", owner.as_str());
         if !can_ask(owner) {
             return Ok(all);
         }
@@ -372,13 +374,18 @@ impl Api {
                 Err(error) if error.is_unknown() => return Ok(all),
                 answer => answer?,
             };
-            let page = event::of_owner(&body, reading, moment, (of.column, owner))
-                .filter(|page| page.len() <= PAGE)
-                .ok_or_else(|| self.unintelligible("not what an owner has"))?;
-            let is_last = of.parameter.is_none() || page.len() < PAGE;
-            all.extend(page);
-            if is_last {
+            let is_one = of.parameter.is_none();
+            let (page, total) = event::of_owner(&body, reading, moment, (of.column, owner))
+                .filter(|(page, _)| if is_one { page.len() == 1 } else { page.len() <= PAGE })
+                .ok_or_else(|| self.unintelligible("neither an object nor a list of objects"))?;
+            let (shown, before) = (page.len(), all.len());
+            all.extend(page.into_iter().filter(|found| known.insert(found.clerk_id.clone())));
+            let is_last = total.map_or(shown < PAGE, |total| all.len() as u64 >= total);
+            if is_one || is_last {
                 return Ok(all);
+            }
+            if all.len() == before {
+                return Err(self.unintelligible("the same objects at every offset"));
             }
         }
     }

@@ -32,8 +32,23 @@ use crate::{
     telemetry::{self, TraceContext},
 };
 
-/// What Clerk shows of somebody that no client may see.
+/// Metadata that Clerk never shows to a browser.
 const PRIVATE: &str = "private_metadata";
+
+/// Members that no object is kept with as a whole: the metadata, and what opens something.
+const NEVER: [&str; 8] = [
+    PRIVATE,
+    "access_token",
+    "api_key",
+    "external_verification_redirect_url",
+    "nonce",
+    "refresh_token",
+    "ticket",
+    "token",
+];
+
+/// How deep JSON is looked into for them; what is deeper is left out.
+const MOST_LEVELS: usize = 128;
 
 /// The longest event type that is kept, in bytes; Clerk's longest has 33.
 const MAX_TYPE_BYTES: usize = 255;
@@ -178,36 +193,43 @@ pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<
     let text = decoded(body);
     let json = storable(&text);
     let Counted { data, total_count } = serde_json::from_str(&json).ok()?;
-    let id = |entry: Option<&&RawValue>| string(object(entry?.get())?.get("id")?);
+    // What stands in its place tells an entry from others as well.
+    let id = |entry: Option<&&RawValue>| {
+        let entry = object(entry?.get())?;
+        Some(entry.get("id").map_or_else(String::new, |id| id.get().to_owned()))
+    };
     let (entries, first, last) = (data.len(), id(data.first()), id(data.last()));
     let found = listed(entries_of(data, reading.entity)?, reading, moment)?;
     Some(Page { found, total: total_count, entries, first, last })
 }
 
-/// The same of what one owner has: a list with or without a count, or one object. What does not say whose it is gets the owner's
-/// id in this column.
+/// The same of what one owner has, a list with or without a count or one object, and the count. If an object does not name its owner,
+/// this column gets the owner's id.
 pub(super) fn of_owner(
     body: &[u8],
     reading: &Reading,
     moment: Moment,
     (column, owner): (&str, &ClerkId),
-) -> Option<Vec<Found>> {
+) -> Option<(Vec<Found>, Option<u64>)> {
     #[derive(serde::Deserialize)]
     struct List<'a> {
         #[serde(borrow)]
         data: Vec<&'a RawValue>,
+        total_count: Option<u64>,
     }
     let text = decoded(body);
     let json = storable(&text);
-    let list = serde_json::from_str(&json).or_else(|_| serde_json::from_str(&json).map(|List { data }| data));
-    let entries = match list {
-        Ok(list) => entries_of(list, reading.entity)?,
-        Err(_) => vec![object(&json)?],
+    let all: &RawValue = serde_json::from_str(&json).ok()?;
+    let (list, total) = match (serde_json::from_str(all.get()), serde_json::from_str(all.get())) {
+        (Ok(list), _) => (list, None),
+        (_, Ok(List { data, total_count })) => (data, total_count),
+        _ => (vec![all], Some(1)),
     };
+    let entries = entries_of(list, reading.entity)?;
     let belongs = |data: Object<'_>| found(&data, reading, moment, Some((column, owner)));
     let all: Vec<Found> = entries.into_iter().map(belongs).collect::<Option<_>>()?;
     log_unread(&all);
-    Some(all)
+    Some((all, total))
 }
 
 /// The objects that the entries of a list are, or hold; `None` if they are not what they should be.
@@ -225,8 +247,9 @@ fn entries_of<'a>(list: Vec<&'a RawValue>, entity: &Entity) -> Option<Vec<Object
 
 /// The objects at the end of these members, each an object or a list of them, with what they inherit.
 fn inside<'a>(around: &Object<'a>, members: &[&str], inherits: &[(&'static str, &str)]) -> Vec<Object<'a>> {
-    let mut objects = vec![around.clone()];
-    for member in members {
+    let [first, rest @ ..] = members else { return Vec::new() };
+    let mut objects = around.get(*first).map_or_else(Vec::new, |raw| each(raw));
+    for member in rest {
         let members = objects.iter().filter_map(|object| object.get(*member).copied());
         objects = members.flat_map(each).collect();
     }
@@ -351,11 +374,13 @@ fn found(
     Some(Found { clerk_id, created_at, delivery, unread })
 }
 
-/// Whose an object is that does not say it.
+/// Write the owner into an object that names none.
 fn own(entity: &'static Entity, patch: &mut Patch, owner: Option<(&str, &ClerkId)>) {
     let Some((column, owner)) = owner else { return };
+    let says_nobody = |field: Field| patch.get(field).is_none_or(|said| *said == Value::Null);
     if let Some(field) = entity.named(column)
-        && patch.get(field).is_none_or(|said| *said == Value::Null)
+        && says_nobody(field)
+        && entity.parents().all(|(other, _)| !other.is_optional || says_nobody(other))
     {
         patch.set(field, Value::Text(owner.as_str().to_owned()));
     }
@@ -412,16 +437,12 @@ fn nested(
     (changes, whole)
 }
 
-/// A body without what stands in `data` at these paths; nothing of it if that cannot be told.
+/// A body without what stands in `data` at these paths.
 fn without(paths: &[&[&str]], body: &[u8]) -> Bytes {
     let text = decoded(body);
-    let Ok(mut json) = serde_json::from_str::<serde_json::Value>(&storable(&text)) else {
-        return Bytes::from_static(b"{}");
-    };
-    for path in paths {
-        remove(&mut json["data"], path);
-    }
-    Bytes::from(json.to_string())
+    let paths: Vec<Vec<&str>> = paths.iter().map(|path| [&["data"], *path].concat()).collect();
+    let paths: Vec<&[&str]> = paths.iter().map(Vec::as_slice).collect();
+    Bytes::from(pruned(&storable(&text), &paths, &[], MOST_LEVELS).into_owned())
 }
 
 /// Fill in what is known of the event as early as possible, so that even an unusable one is kept under its user.
@@ -517,11 +538,7 @@ fn read_patch(
 ) -> Patch {
     let mut patch = Patch::default();
     for field in fields.of(entity) {
-        let read = match field.place {
-            Place::Whole => whole(data, entity, fields),
-            _ => read_field(data, field),
-        };
-        match read {
+        match read_field(data, field, fields) {
             // Clerk writes an empty text where a payer is the other kind.
             Ok(Some(value)) if field.is_optional && matches!(value.text(), None | Some("")) => {
                 patch.set(field, Value::Null);
@@ -558,13 +575,14 @@ struct Unreadable;
 
 type Readable<T> = Result<T, Unreadable>;
 
-fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
+fn read_field(data: &Object<'_>, field: Field, fields: FieldSet) -> Readable<Option<Value>> {
     let read = |raw: &RawValue| match value(raw, field.holds)? {
         Value::Json(text) if field.is_array && !text.starts_with('[') => Err(Unreadable),
         value => Ok(value),
     };
     match field.place {
-        Place::Member | Place::Whole => data.get(field.name()).map(|raw| read(raw)).transpose(),
+        Place::Object => Ok(Some(raw(data, field.entity(), fields)?)),
+        Place::Member => data.get(field.name()).map(|raw| read(raw)).transpose(),
         Place::Path(path) => at(data, path)?.map(read).transpose(),
         Place::AnyOf(paths) => {
             let found = paths.iter().filter_map(|path| at(data, path).ok().flatten());
@@ -583,48 +601,60 @@ fn read_field(data: &Object<'_>, field: Field) -> Readable<Option<Value>> {
     }
 }
 
-/// The object as it came, but for secrets, and for private metadata unless that is allowed.
-fn whole(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable<Option<Value>> {
-    let member = |(name, raw): (&Name<'_>, &&RawValue)| {
-        Ok((name.0.clone().into_owned(), serde_json::from_str(raw.get()).map_err(|_| Unreadable)?))
-    };
-    let members: Readable<serde_json::Map<String, serde_json::Value>> = data.iter().map(member).collect();
-    let mut object = serde_json::Value::Object(members?);
-    for path in entity.secrets {
-        remove(&mut object, path);
+/// The object as it came, but for secrets, and for private metadata: its own only if that is allowed, that of objects inside never.
+fn raw(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable<Value> {
+    let keeps_private = entity.named(PRIVATE).is_some_and(|field| fields.contains(field));
+    let mut members = Vec::new();
+    for (Name(name), value) in data {
+        let said = if name == PRIVATE && keeps_private {
+            Cow::Borrowed(value.get())
+        } else {
+            match pruned_member(name, value, entity.secrets, &NEVER, MOST_LEVELS) {
+                Some(said) => said,
+                None => continue,
+            }
+        };
+        members.push(format!("{}:{said}", serde_json::Value::from(&**name)));
     }
-    if !entity.named(PRIVATE).is_some_and(|field| fields.contains(field)) {
-        remove_everywhere(&mut object, PRIVATE);
-    }
-    let text = object.to_string();
-    if fits_every_store(&text) { Ok(Some(Value::Json(text))) } else { Err(Unreadable) }
+    let text = format!("{{{}}}", members.join(","));
+    if fits_every_store(&text) { Ok(Value::Json(text)) } else { Err(Unreadable) }
 }
 
-/// Remove the member at the end of a path through objects.
-fn remove(object: &mut serde_json::Value, path: &[&str]) {
-    let [inside @ .., last] = path else { return };
-    let holder = inside.iter().try_fold(object, |holder, name| holder.get_mut(*name));
-    if let Some(holder) = holder.and_then(serde_json::Value::as_object_mut) {
-        holder.remove(*last);
+/// A text of JSON without the members at the ends of these paths through objects and lists, and without those of these names, wherever
+/// they stand. It goes by the text, because a parsed value loses large numbers, and takes some names for its own.
+fn pruned<'a>(text: &'a str, paths: &[&[&str]], names: &[&str], levels: usize) -> Cow<'a, str> {
+    // A name can be written with escapes.
+    let may_have_a_name = || text.contains('\\') || names.iter().any(|name| text.contains(name));
+    if paths.is_empty() && !may_have_a_name() {
+        return Cow::Borrowed(text);
     }
+    if levels == 0 {
+        return Cow::Borrowed("null");
+    }
+    if let Some(members) = object(text) {
+        let members = members.iter().filter_map(|(Name(name), value)| {
+            let said = pruned_member(name, value, paths, names, levels)?;
+            Some(format!("{}:{said}", serde_json::Value::from(&**name)))
+        });
+        return Cow::Owned(format!("{{{}}}", members.collect::<Vec<_>>().join(",")));
+    }
+    let Ok(entries) = serde_json::from_str::<Vec<&RawValue>>(text) else { return Cow::Borrowed(text) };
+    let entries: Vec<_> = entries.iter().map(|entry| pruned(entry.get(), paths, names, levels - 1)).collect();
+    Cow::Owned(format!("[{}]", entries.join(",")))
 }
 
-/// Remove every member of this name.
-fn remove_everywhere(value: &mut serde_json::Value, name: &str) {
-    match value {
-        serde_json::Value::Object(members) => {
-            members.remove(name);
-            for value in members.values_mut() {
-                remove_everywhere(value, name);
-            }
-        }
-        serde_json::Value::Array(entries) => {
-            for value in entries {
-                remove_everywhere(value, name);
-            }
-        }
-        _ => {}
-    }
+/// The same of a member; `None` if it goes.
+fn pruned_member<'a>(
+    name: &str,
+    value: &'a RawValue,
+    paths: &[&[&str]],
+    names: &[&str],
+    levels: usize,
+) -> Option<Cow<'a, str>> {
+    let paths: Vec<&[&str]> =
+        paths.iter().filter(|path| path.first() == Some(&name)).map(|path| &path[1..]).collect();
+    let goes = names.contains(&name) || paths.iter().any(|path| path.is_empty());
+    (!goes).then(|| pruned(value.get(), &paths, names, levels - 1))
 }
 
 /// The member at the end of a path through objects.
@@ -739,7 +769,7 @@ mod tests {
     }
 
     fn parsed(body: &str) -> Event {
-        parsed_with(body, USER.listed().collect())
+        parsed_with(body, USER.selectable().collect())
     }
 
     /// A user.updated with this in `data`.
@@ -858,6 +888,35 @@ mod tests {
             let event = parsed_with(&updated(&odd), only_email);
             assert!(matches!(event.delivery.content, Content::Change(_)), "{:?}", event.delivery.content);
         }
+    }
+
+    #[test]
+    fn what_must_not_be_kept_is_cut_out_of_the_text_and_nothing_else_changes() {
+        let cut = |text: &str| pruned(text, &[&["a", "url"]], &["nonce"], MOST_LEVELS).into_owned();
+        for (whole, left) in [
+            (r#"{"a":{"url":1,"b":1e400},"url":2}"#, r#"{"a":{"b":1e400},"url":2}"#),
+            (r#"{"a":[{"url":1},{"url":2,"c":3}]}"#, r#"{"a":[{},{"c":3}]}"#),
+            (r#"{"b":[[{"nonce":1}]],"n\u006fnce":2}"#, r#"{"b":[[{}]]}"#),
+            // Names by which a parser of ours tells numbers and texts from objects.
+            (
+                r#"{"a":1,"b":{"$serde_json::private::Number":"x"}}"#,
+                r#"{"a":1,"b":{"$serde_json::private::Number":"x"}}"#,
+            ),
+            (
+                r#"{"b":{"$serde_json::private::RawValue":"["}}"#,
+                r#"{"b":{"$serde_json::private::RawValue":"["}}"#,
+            ),
+        ] {
+            assert_eq!(cut(whole), left);
+        }
+        let deep = format!("{}{{\"nonce\":1}}{}", "[".repeat(5000), "]".repeat(5000));
+        assert!(!cut(&deep).contains("nonce"));
+        let body = format!(
+            r#"{{"type":"session.created","data":{{"id":"sess_1","user_id":"user_1","user":{{"unsafe_metadata":{}}}}}}}"#,
+            r#"{"$serde_json::private::Number":"x"}"#
+        );
+        let kept = without(entity::SESSION.secrets, body.as_bytes());
+        assert_eq!(kept, r#"{"data":{"id":"sess_1","user_id":"user_1"},"type":"session.created"}"#);
     }
 
     #[test]

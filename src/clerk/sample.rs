@@ -62,7 +62,7 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
         return data;
     }
     let mut has_owner = false;
-    for field in entity.listed() {
+    for field in entity.selectable() {
         let said = field.samples[usize::from(!is_new)];
         let value = match field.parent {
             // Of several that it may belong to it belongs to the first.

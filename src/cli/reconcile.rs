@@ -71,7 +71,8 @@ impl Reconcile {
     /// Compare one kind; what is wrong, if anything is.
     async fn run_of(&self, context: &CatchUp, entity: &'static Entity) -> Result<Option<String>, Failure> {
         let (one, many) = nouns(entity);
-        let options = Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete };
+        let options =
+            Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete, only_mend: false };
         let (tell, hear) = watch::channel(0);
         let interrupted = || {
             let seen = objects(*hear.borrow(), entity);

@@ -332,6 +332,7 @@ impl Service {
                 every: config.reconcile_interval,
                 after: config.catch_up_after,
                 on_empty: config.catch_up_on_empty,
+                looks: config.idle == Idle::Normal,
                 started_at,
             };
             catch_up.spawn(CatchUpLoop::new(context, settings).run(shutdown.clone()));

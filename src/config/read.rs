@@ -177,12 +177,13 @@ impl<'a> Reader<'a> {
     /// What the names of our tables begin with, where there are no schemas.
     pub(super) fn table_prefix(&mut self, database: &Database) -> String {
         const VARIABLE: &str = "TABLE_PREFIX";
-        let allowed = "up to 32 of a to z, 0 to 9 and _, of which the first is no digit";
+        let allowed = "up to 32 of a to z, 0 to 9 and _, of which the first is no digit, but not sqlite_";
         let is_of_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         let fits = |text: &str| {
             text.len() <= 32
                 && text.bytes().all(is_of_name)
                 && !text.starts_with(|c: char| c.is_ascii_digit())
+                && !text.starts_with("sqlite_")
         };
         let Some(prefix) = self.optional(VARIABLE, allowed, fits) else { return String::new() };
         if matches!(database, Database::Postgres { .. }) {
@@ -317,7 +318,7 @@ impl<'a> Reader<'a> {
         let raw = self.list(RAW, "no kind", &format!("out of {allowed}"), entity::named).unwrap_or_default();
         for entity in raw.iter().filter(|entity| !chosen.contains(entity)) {
             self.warnings.push(format!(
-                "{RAW} names {0}, which {VARIABLE} does not: nothing of it is kept",
+                "{RAW} names {0}, but {VARIABLE} does not: nothing of that kind is stored",
                 entity.kind
             ));
         }
@@ -325,17 +326,19 @@ impl<'a> Reader<'a> {
         let mut selection = Selection::default();
         for entity in entity::ALL.iter().copied() {
             let variable = &fields_variable(entity);
-            let allowed = joined(entity.listed(), ", ");
+            let allowed = joined(entity.selectable(), ", ");
             // What is wrong is told of kinds that are not synced as well.
             let given = self.list(variable, "no field", &allowed, |name| {
-                entity.listed().find(|field| field.name() == name)
+                entity.selectable().find(|field| field.name() == name)
             });
             let by_default = || entity.fields().filter(|field| field.by_default).collect();
             let fields: Vec<Field> = given.unwrap_or_else(by_default);
             let raw = entity.raw().filter(|_| raw.contains(&entity));
-            let fields = fields.into_iter().chain(raw).collect();
+            // An erasure finds the whole object by that.
+            let address = entity.address().filter(|_| raw.is_some());
+            let fields = fields.into_iter().chain(raw).chain(address).collect();
             let fields = Selection::of(entity, fields).fields(entity);
-            let named = fields.of(entity).filter(|field| !field.is_whole());
+            let named = fields.of(entity).filter(|field| !field.is_raw());
             self.show(variable, joined(named, ","));
             if chosen.contains(&entity) {
                 selection = selection.with(entity, fields);

@@ -37,7 +37,8 @@ pub struct Entity {
     pub nested: &'static [Nested],
     /// Paths within `data` of what no body that is kept may hold: tickets, keys, and whole people that nothing is read of.
     pub secrets: &'static [&'static [&'static str]],
-    /// Kinds whose changes change it too, of which Clerk sends no event: it is compared with Clerk after them.
+    /// When an object of these kinds changes, Clerk may also change objects of this kind and sends no event. So they are compared with
+    /// Clerk afterwards.
     pub follows: &'static [&'static Entity],
     /// Whether its table has `preferences`, which are the application's own.
     pub has_preferences: bool,
@@ -109,7 +110,7 @@ impl Entity {
         self.path.is_some() || !self.of_each.is_empty()
     }
 
-    /// Whether what Clerk does not list is not at Clerk. A list of something else need not have all of them.
+    /// Whether the list has every object, so that one which is not in it is gone. A list of something else may lack some.
     pub fn is_listed_whole(&self) -> bool {
         self.within.is_none()
     }
@@ -152,12 +153,12 @@ impl Entity {
 
     /// The column that has the object as Clerk shows it.
     pub fn raw(&'static self) -> Option<Field> {
-        self.fields().find(Field::is_whole)
+        self.fields().find(Field::is_raw)
     }
 
     /// The columns that an allow-list can name.
-    pub fn listed(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
-        self.fields().filter(|field| !field.is_whole())
+    pub fn selectable(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
+        self.fields().filter(|field| !field.is_raw())
     }
 
     /// The column of this name.
@@ -194,7 +195,7 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
 pub struct Within {
     /// The members that lead there, each an object or a list of them.
     pub members: &'static [&'static str],
-    /// What they do not say of themselves: the member of theirs, and that of the entry.
+    /// Members that are copied into the object where it lacks them: the name there, and the name in the entry.
     pub inherits: &'static [(&'static str, &'static str)],
 }
 
@@ -252,9 +253,9 @@ pub struct Column {
 }
 
 impl Column {
-    /// The object as Clerk shows it, if a setting asks for it: without secrets, and with people in it. It moves with whatever moves,
-    /// and as the Backend API shows it it is another one than in events.
-    pub const RAW: Self = Self::new("raw", Holds::Json).at(Place::Whole).moves_by_itself();
+    /// The object as Clerk shows it, without secrets, if a setting asks for it. It differs whenever anything differs, and the Backend
+    /// API shows objects in another form than events do: a difference here is no drift.
+    pub const RAW: Self = Self::new("raw", Holds::Json).at(Place::Object).moves_by_itself();
 
     /// A column that stands in Clerk's JSON under its own name, is synced only if a setting says so, and is emptied when
     /// its row is anonymised.
@@ -364,8 +365,8 @@ pub enum Holds {
 pub enum Place {
     /// In the member of the column's name.
     Member,
-    /// Everywhere: it is the object.
-    Whole,
+    /// The column holds the whole object.
+    Object,
     /// In the member at the end of this path through objects.
     Path(&'static [&'static str]),
     /// At the end of the first of these paths where anything stands.
@@ -396,8 +397,8 @@ pub struct Field {
 
 impl Field {
     /// Whether it holds the object as Clerk shows it.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.entity.columns[self.place].place, Place::Whole)
+    pub fn is_raw(&self) -> bool {
+        matches!(self.entity.columns[self.place].place, Place::Object)
     }
 
     /// Of which kind it is.

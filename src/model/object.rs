@@ -156,7 +156,7 @@ impl Patch {
 
     /// Whether nothing is said of any field: the object as a whole says nothing more.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|(field, _)| field.is_whole())
+        self.0.iter().all(|(field, _)| field.is_raw())
     }
 
     /// What is said of `field`; `None` if nothing is.

@@ -30,8 +30,8 @@ static ON_MYSQL: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     names
 });
 
-/// What stands in front of the name of a table, where it is not also the name of a column.
-const BEFORE: [&str; 15] = [
+/// Words behind which a name is that of a table, not of a column.
+const BEFORE: [&str; 14] = [
     "FROM",
     "JOIN",
     "STRAIGHT_JOIN",
@@ -44,7 +44,6 @@ const BEFORE: [&str; 15] = [
     "INDEX",
     "EXISTS",
     "ON",
-    "BY",
     "TO",
     "REFERENCES",
 ];
@@ -63,7 +62,7 @@ pub(super) fn of_table(name: &str) -> String {
     format!("{}{name}", current())
 }
 
-/// Which of our tables has this name in the database; `None` if it is not ours.
+/// The name without the prefix; `None` if it does not begin with it.
 pub(super) fn plain_table(name: &str) -> Option<&str> {
     name.strip_prefix(current())
 }

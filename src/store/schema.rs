@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::LazyLock};
 
-use super::{Migration, StoreError};
+use super::{Migration, StoreError, prefix};
 use crate::{
     entity::{self, USER},
     model::{Entity, Holds},
@@ -40,6 +40,17 @@ pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
     });
     entity::ALL.iter().map(|entity| of_objects(entity)).chain(records).collect()
 });
+
+/// The migration that gives every table of objects the column `raw`.
+const RAW: i64 = 19;
+
+/// Views whose names an application may have, with columns by which ours are known.
+pub static VIEWS: &[(&str, &[&str])] = &[
+    ("organization_members", &["clerk_id", "organization_name", "role_name"]),
+    ("organization_member_permissions", &["organization_id", "user_id", "permission"]),
+    ("active_subscriptions", &["subscription_item_id", "plan_slug"]),
+    ("churn_by_month", &["month", "ended"]),
+];
 
 /// The names of the tables of synced objects.
 pub(super) fn of_kinds() -> Vec<&'static str> {
@@ -243,6 +254,22 @@ pub(super) fn mistakes(
             mistakes.push((table.name, what));
         }
     }
+    // The migration gives it to users last, so that one which broke off is not taken for the application.
+    let has =
+        |table: &str, name: &str| columns.iter().any(|column| column.table == table && column.name == name);
+    if pending.iter().any(|migration| migration.version == RAW) && has("users", "raw") && !has("plans", "raw")
+    {
+        let what = "column raw is the application's, and becomes ours: give it another name first";
+        mistakes.push(("users", what.to_owned()));
+    }
+    for (view, names) in VIEWS {
+        let mut found = columns.iter().filter(|column| column.table == *view).peekable();
+        let is_there = found.peek().is_some();
+        let found: Vec<&str> = found.map(|column| column.name.as_str()).collect();
+        if let Some(name) = names.iter().find(|name| is_there && !found.contains(name)) {
+            mistakes.push((view, format!("column {name} is missing")));
+        }
+    }
     mistakes
 }
 
@@ -253,7 +280,7 @@ pub(super) fn refused(
     remedy: &str,
 ) -> StoreError {
     let mistakes: Vec<String> =
-        mistakes.iter().map(|(table, what)| format!("table {table}: {what}")).collect();
+        mistakes.iter().map(|(table, what)| format!("table {}: {what}", prefix::of_table(table))).collect();
     StoreError::schema(format!(
         "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
         mistakes.join("; ")

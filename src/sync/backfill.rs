@@ -20,6 +20,7 @@ use super::{
     catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger},
     reconcile::strangers,
     scan::{Left, Seen, Visit, Window},
+    walk::Walked,
 };
 use crate::{
     clerk::{
@@ -159,7 +160,7 @@ pub async fn backfill(
     let walk = async {
         let mut switched_off = false;
         for (batch, filters) in filters.into_iter().enumerate().skip(first) {
-            switched_off = !visitor.walk(batch, wanted.entity, filters).await?;
+            switched_off = visitor.walk(batch, wanted.entity, filters).await? == Walked::SwitchedOff;
         }
         Ok::<_, CatchUpError>(switched_off)
     };
@@ -229,13 +230,13 @@ impl Visitor {
         }
     }
 
-    /// Through one of the filters' batches; false if the kind is switched off at Clerk.
+    /// Through one of the filters' batches.
     async fn walk(
         self: &Arc<Self>,
         batch: usize,
         entity: &'static Entity,
         filters: Filters,
-    ) -> Result<bool, CatchUpError> {
+    ) -> Result<Walked, CatchUpError> {
         let left = {
             let mut ledger = self.ledger.lock().await;
             ledger.progress.batch = batch;

@@ -44,7 +44,7 @@ pub(super) fn of_row(
             .fields
             .fields(entity)
             .of(entity)
-            .filter(|field| rules.fields(entity).contains(*field) && !field.is_whole())
+            .filter(|field| rules.fields(entity).contains(*field) && !field.is_raw())
             .collect();
         let changed: Vec<String> = changed
             .iter()

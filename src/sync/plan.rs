@@ -670,7 +670,7 @@ impl Fold {
         });
         let mut changed = user.profile.apply(patch, fields);
         // What only the whole of it says was not asked for.
-        changed.retain(|field| !field.is_whole());
+        changed.retain(|field| !field.is_raw());
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
         user.synced_at = now;

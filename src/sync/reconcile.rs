@@ -31,6 +31,7 @@ use super::{
     instance::Pin,
     plan::{email_in, keeps},
     scan::{Seen, Visit},
+    walk::Walked,
 };
 use crate::{
     clerk::{
@@ -99,6 +100,8 @@ pub struct Options {
     pub dry_run: bool,
     /// However many are not at Clerk.
     pub allow_mass_delete: bool,
+    /// Do not look for what is not at Clerk.
+    pub only_mend: bool,
 }
 
 /// Why users who seem not to be at Clerk are not deleted unless that is allowed.
@@ -295,12 +298,12 @@ pub async fn reconcile(
     // Before the scan adds to them.
     let before = patiently(|| context.store.count_standing(entity)).await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
-    if visitor.walk(&visit, &visitor.seen).await? {
-        if entity.is_listed_whole() {
+    match visitor.walk(&visit, &visitor.seen).await? {
+        Walked::Whole if entity.is_listed_whole() && !options.only_mend => {
             visitor.look_for_strangers(began, before, previous.is_some()).await?;
         }
-    } else {
-        visitor.with(|report| report.switched_off = true);
+        Walked::Whole | Walked::Partly => {}
+        Walked::SwitchedOff => visitor.with(|report| report.switched_off = true),
     }
     let report = visitor.with(|report| report.clone());
     if *entity == USER && previous.is_some() && report.doubt.is_none() && !options.dry_run {
@@ -310,8 +313,10 @@ pub async fn reconcile(
         let users = u32::try_from(report.of(kind).users).unwrap_or(u32::MAX);
         gauge!(telemetry::RECONCILE_DRIFT, "kind" => kind.name(), "entity" => entity.kind).set(users);
     }
-    gauge!(telemetry::RECONCILE_LAST_SUCCESS)
-        .set(f64::from(u32::try_from((context.clock)().timestamp()).unwrap_or(u32::MAX)));
+    if *entity == USER {
+        gauge!(telemetry::RECONCILE_LAST_SUCCESS)
+            .set(f64::from(u32::try_from((context.clock)().timestamp()).unwrap_or(u32::MAX)));
+    }
     if let Some(ledger) = &mut ledger {
         ledger.progress = Summary::from(&report);
         ledger.finish().await?;
@@ -378,8 +383,8 @@ struct Look;
 impl Visit for Look {}
 
 impl Visitor {
-    /// Go through all objects of the kind; false if that is switched off at Clerk.
-    async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<bool, CatchUpError> {
+    /// Go through all objects of the kind.
+    async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<Walked, CatchUpError> {
         let what = (Source::Reconcile, self.entity, Filters::default());
         self.context.walk(what, None, seen, visit).await
     }
@@ -490,7 +495,7 @@ impl Visitor {
         if !self.entity.has_one && !strangers.is_empty() {
             let seen: Arc<Seen> = Arc::default();
             let look: Arc<dyn Visit> = Arc::new(Look);
-            if !self.walk(&look, &seen).await? {
+            if self.walk(&look, &seen).await? != Walked::Whole {
                 return Ok(Vec::new());
             }
             strangers.retain(|id| !seen.contains(id));

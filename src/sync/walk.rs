@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete},
@@ -46,48 +47,63 @@ pub(super) struct Walk {
     seen: Arc<Seen>,
 }
 
+/// What came of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Walked {
+    /// Every object was shown.
+    Whole,
+    /// The objects of some owners were not shown, because the feature is switched off for them.
+    Partly,
+    /// The feature is switched off at Clerk: there is nothing to see, and nothing is gone for that.
+    SwitchedOff,
+}
+
 impl CatchUp {
     /// Show a visitor all objects of a kind, of users those that `filters` name; those in `seen` are passed over. Goes on with
-    /// what an interrupted walk has `left`. False if the kind is switched off at Clerk.
+    /// what an interrupted walk has `left`.
     pub(super) async fn walk(
         &self,
         (source, entity, filters): (Source, &'static Entity, Filters),
         left: Option<Left>,
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
-    ) -> Result<bool, CatchUpError> {
+    ) -> Result<Walked, CatchUpError> {
         let reading = self.reading(source, entity);
         if entity.of_each.is_empty() {
             return self.through((reading, filters), left, seen, visitor).await;
         }
         visitor.expect(None).await?;
-        let mut has_any = false;
+        let (mut is_whole, mut has_any) = (true, false);
         for of in entity.of_each {
-            let owners = Arc::new(Owners {
-                context: self.clone(),
+            let asking = Asking {
+                api: Arc::clone(&self.api),
                 of,
                 reading: reading.clone(),
+                requests: Semaphore::new(SIDE_BY_SIDE),
+            };
+            let owners = Arc::new(Owners {
+                asking: Arc::new(asking),
                 seen: Arc::clone(seen),
                 visitor: Arc::clone(visitor),
                 has_any: AtomicBool::new(false),
-                is_off: AtomicBool::new(false),
             });
             let visit: Arc<dyn Visit> = Arc::<Owners>::clone(&owners);
             // Only who they are.
-            let ids = Reading {
-                source,
-                entity: of.owner,
-                fields: FieldSet::default(),
-                inside: Selection::default(),
-            };
+            let (fields, inside) = (FieldSet::default(), Selection::default());
+            let ids = Reading { source, entity: of.owner, fields, inside };
             let walked = self.through((ids, Filters::default()), None, &Arc::default(), &visit).await;
-            if !owners.is_off.load(Ordering::Relaxed) {
-                walked?;
-            }
+            is_whole &= match walked {
+                Err(CatchUpError::Api(error)) if error.is_of_a_feature_switched_off() => false,
+                walked => walked? == Walked::Whole,
+            };
             has_any |= owners.has_any.load(Ordering::Relaxed);
         }
-        // Of a feature that is switched off nobody has anything.
-        Ok(has_any)
+        Ok(match (has_any, is_whole) {
+            // Nobody has anything: the feature is probably switched off, and nothing must be deleted.
+            (false, _) => Walked::SwitchedOff,
+            (true, true) => Walked::Whole,
+            (true, false) => Walked::Partly,
+        })
     }
 
     /// The same through a list of all.
@@ -97,53 +113,72 @@ impl CatchUp {
         left: Option<Left>,
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
-    ) -> Result<bool, CatchUpError> {
+    ) -> Result<Walked, CatchUpError> {
         let seen = Arc::clone(seen);
         if *reading.entity != USER {
             return Walk::new(self, reading, seen).run(visitor).await;
         }
         Scan::new(self, filters, reading, seen).run(left, visitor).await?;
-        Ok(true)
+        Ok(Walked::Whole)
     }
 }
 
-/// Asks for what each owner has, and shows it to another visitor.
+/// Shows what each owner has to another visitor.
 struct Owners {
-    context: CatchUp,
-    of: &'static OfEach,
-    /// Of what they have.
-    reading: Reading,
+    asking: Arc<Asking>,
     seen: Arc<Seen>,
     visitor: Arc<dyn Visit>,
     /// Whether one of them has anything.
     has_any: AtomicBool,
-    /// Whether the feature is switched off at Clerk.
-    is_off: AtomicBool,
+}
+
+/// Asks for what an owner has.
+struct Asking {
+    api: Arc<Api>,
+    of: &'static OfEach,
+    reading: Reading,
+    /// Several pages of owners are visited side by side.
+    requests: Semaphore,
+}
+
+impl Asking {
+    async fn ask(&self, owner: Found) -> Result<Vec<Found>, CatchUpError> {
+        let _request = self.requests.acquire().await.map_err(|_| CatchUpError::Abandoned)?;
+        Ok(self.api.of_owner(self.of, &owner.clerk_id, &self.reading).await?)
+    }
+}
+
+impl Owners {
+    async fn show(&self, found: Vec<Found>) -> Result<Counts, CatchUpError> {
+        if !found.is_empty() {
+            self.has_any.store(true, Ordering::Relaxed);
+        }
+        let fresh = self.seen.first_time(found);
+        if fresh.is_empty() { Ok(Counts::default()) } else { self.visitor.visit(fresh).await }
+    }
 }
 
 #[async_trait]
 impl Visit for Owners {
     async fn visit(&self, owners: Vec<Found>) -> Result<Counts, CatchUpError> {
-        let (mut owners, mut asked, mut all) = (owners.into_iter(), JoinSet::new(), Vec::new());
+        let (mut counts, mut all) = (Counts::default(), Vec::new());
+        let (mut owners, mut asked) = (owners.into_iter(), JoinSet::new());
         loop {
             while asked.len() < SIDE_BY_SIDE
                 && let Some(owner) = owners.next()
             {
-                let (api, of, reading) = (Arc::clone(&self.context.api), self.of, self.reading.clone());
-                asked.spawn(async move { api.of_owner(of, &owner.clerk_id, &reading).await });
+                let asking = Arc::clone(&self.asking);
+                asked.spawn(async move { asking.ask(owner).await });
             }
             let Some(answer) = asked.join_next().await else { break };
-            let answer = answer.map_err(|_| CatchUpError::Abandoned)?;
-            if answer.as_ref().is_err_and(ApiError::is_of_a_feature_switched_off) {
-                self.is_off.store(true, Ordering::Relaxed);
+            all.extend(answer.map_err(|_| CatchUpError::Abandoned)??);
+            // Of one page of owners there can be any number.
+            if all.len() >= PAGE {
+                counts.add(self.show(mem::take(&mut all)).await?);
             }
-            all.extend(answer?);
         }
-        if !all.is_empty() {
-            self.has_any.store(true, Ordering::Relaxed);
-        }
-        let fresh = self.seen.first_time(all);
-        if fresh.is_empty() { Ok(Counts::default()) } else { self.visitor.visit(fresh).await }
+        counts.add(self.show(all).await?);
+        Ok(counts)
     }
 
     async fn reached(&self, _left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
@@ -169,15 +204,14 @@ impl Walk {
         Self { api: Arc::clone(&context.api), reading, seen }
     }
 
-    /// Walk until everything was seen that was there from beginning to end. False if the feature is switched off at Clerk: then
-    /// there is nothing to see, and nothing is gone for that.
+    /// Walk until everything was seen that was there from beginning to end.
     ///
     /// # Errors
     /// If Clerk fails, if its list changes at every pass, or if it counts far more than it shows.
-    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<bool, CatchUpError> {
+    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<Walked, CatchUpError> {
         for _ in 0..PASSES {
             let first = match self.api.objects(0, &self.reading).await {
-                Err(error) if error.is_of_a_feature_switched_off() => return Ok(false),
+                Err(error) if error.is_of_a_feature_switched_off() => return Ok(Walked::SwitchedOff),
                 first => first?,
             };
             visitor.expect(Some(first.total)).await?;
@@ -185,7 +219,7 @@ impl Walk {
             return if falls_short(seen, counted) {
                 Err(incomplete(self.reading.entity, seen, counted))
             } else {
-                Ok(true)
+                Ok(Walked::Whole)
             };
         }
         Err(self.api.unintelligible("lists that change with every request").into())
@@ -205,7 +239,9 @@ impl Walk {
             match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
                     let Listed { found, total: now, entries, first, last, bytes } = page?;
-                    total = now;
+                    // Behind an empty page there is nothing, whatever is counted.
+                    let is_empty = entries == 0 && index > 0;
+                    total = if is_empty { now.min(offset(index) as u64) } else { now };
                     side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, SIDE_BY_SIDE);
                     edges.insert(index, Edges { first, last, entries });
                     let fresh = self.seen.first_time(found);
@@ -224,9 +260,13 @@ impl Walk {
         }
         let pages: Vec<&Edges> = edges.values().collect();
         let whole = pages.windows(2).all(|pair| pair[0].last.is_some() && pair[0].last == pair[1].first);
+        if !whole {
+            return Ok(None);
+        }
         // Each page but the first begins with the last entry of the one before.
-        let seen = pages.iter().map(|page| page.entries).sum::<u64>() + 1 - pages.len() as u64;
-        Ok(whole.then_some((seen, total)))
+        let overlaps = pages.len().saturating_sub(1) as u64;
+        let seen = pages.iter().map(|page| page.entries).sum::<u64>().saturating_sub(overlaps);
+        Ok(Some((seen, total)))
     }
 }
 

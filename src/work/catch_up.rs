@@ -37,8 +37,11 @@ const RARELY: Duration = Duration::from_mins(1);
 /// How often we look whether a kind has changed that others follow.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Rows of such a kind that are looked at; there are far fewer.
-const MOST_FOLLOWED: u32 = 1000;
+/// Between the beginnings of two comparisons of one kind for that reason.
+const CALM: TimeDelta = TimeDelta::minutes(1);
+
+/// Rows of such a kind that are looked at together.
+const PAGE: u32 = 1000;
 
 /// The first wait after a failed run; after each further one it is about twice as long …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
@@ -81,6 +84,8 @@ pub struct CatchUpSettings {
     pub after: Option<Duration>,
     /// Whether to fill empty tables at the start.
     pub on_empty: bool,
+    /// Whether to look again and again for changes that others follow.
+    pub looks: bool,
     /// What came since then tells nothing about the time before.
     pub started_at: DateTime<Utc>,
 }
@@ -161,26 +166,44 @@ impl CatchUpLoop {
         }
     }
 
-    /// The kinds that follow others.
+    /// The kinds that follow others which are synced.
     fn followers(&self) -> impl Iterator<Item = &'static Entity> {
-        self.context.rules.selection.entities().filter(|entity| !entity.follows.is_empty())
+        let selection = &self.context.rules.selection;
+        let follows = |entity: &&Entity| entity.follows.iter().any(|followed| selection.has(followed));
+        selection.entities().filter(move |entity| self.settings.looks && follows(entity))
     }
 
-    /// Those of them that were not compared since one of the others was written.
+    /// The followers that have to be compared, because a kind that they follow was written after their last comparison began.
     async fn outdated(&self) -> Result<Vec<&'static Entity>, StoreError> {
-        let (store, mut outdated) = (&self.context.store, Vec::new());
+        let selection = &self.context.rules.selection;
+        let mut outdated = Vec::new();
         for entity in self.followers() {
-            let run = store.last_finished(RunKind::Reconcile, Some(parameters(entity))).await?;
+            let run = self.context.store.last_finished(RunKind::Reconcile, Some(parameters(entity))).await?;
             let compared_at = run.map_or(self.settings.started_at, |run| run.started_at);
-            for followed in entity.follows.iter().filter(|kind| self.context.rules.selection.has(kind)) {
-                let rows = store.rows(followed, &RowFilter::default(), MOST_FOLLOWED).await?;
-                if rows.iter().any(|row| row.object.synced_at > compared_at) {
+            if (self.context.clock)() - compared_at < CALM && compared_at != self.settings.started_at {
+                continue;
+            }
+            for followed in entity.follows.iter().filter(|kind| selection.has(kind)) {
+                if self.was_written(followed, compared_at).await? {
                     outdated.push(entity);
                     break;
                 }
             }
         }
         Ok(outdated)
+    }
+
+    /// Whether an object of this kind was written after this. There are few of such kinds.
+    async fn was_written(&self, entity: &'static Entity, since: DateTime<Utc>) -> Result<bool, StoreError> {
+        let mut filter = RowFilter::default();
+        loop {
+            let rows = self.context.store.rows(entity, &filter, PAGE).await?;
+            if rows.iter().any(|row| row.object.synced_at > since) {
+                return Ok(true);
+            }
+            let Some(last) = rows.last() else { return Ok(false) };
+            filter.after = Some(last.id);
+        }
     }
 
     /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
@@ -203,7 +226,7 @@ impl CatchUpLoop {
     /// What the time without us asks for at the start; later what is due by the interval, unless another replica has done it
     /// while we waited.
     async fn due(&self, at_start: bool) -> Result<Option<Task>, StoreError> {
-        let CatchUpSettings { every, after, on_empty, started_at } = self.settings;
+        let CatchUpSettings { every, after, on_empty, started_at, .. } = self.settings;
         if !at_start {
             if let Some(every) = every
                 && self.left_of(every).await.is_zero()
@@ -228,7 +251,10 @@ impl CatchUpLoop {
     }
 
     async fn perform(&self, task: &Task) -> Result<(), CatchUpError> {
-        let listed = self.context.rules.selection.entities().filter(|entity| entity.is_listed());
+        let selection = &self.context.rules.selection;
+        let mut listed: Vec<_> = selection.entities().filter(|entity| entity.is_listed()).collect();
+        // Those that follow others come behind them, and those that take a request for each owner come last.
+        listed.sort_by_key(|entity| (!entity.of_each.is_empty(), !entity.follows.is_empty()));
         match task {
             Task::Backfill => {
                 for entity in listed {
@@ -236,15 +262,18 @@ impl CatchUpLoop {
                 }
             }
             Task::Reconcile => {
-                // Those that take a request for each owner are compared when somebody says so.
-                for entity in listed.filter(|entity| entity.of_each.is_empty()) {
-                    self.reconcile(entity).await?;
+                for entity in listed.into_iter().filter(|entity| entity.of_each.is_empty()) {
+                    self.reconcile(entity, Options::default()).await?;
                 }
             }
             Task::Follow(kinds) => {
                 for entity in kinds {
-                    tracing::info!(kind = entity.kind, "objects that these follow have changed");
-                    self.reconcile(entity).await?;
+                    tracing::info!(
+                        kind = entity.kind,
+                        "comparing with Clerk, because a kind that this one depends on has changed"
+                    );
+                    // Nothing is gone because something else has changed.
+                    self.reconcile(entity, Options { only_mend: true, ..Options::default() }).await?;
                 }
             }
         }
@@ -267,9 +296,9 @@ impl CatchUpLoop {
         Ok(())
     }
 
-    async fn reconcile(&self, entity: &'static Entity) -> Result<(), CatchUpError> {
+    async fn reconcile(&self, entity: &'static Entity, options: Options) -> Result<(), CatchUpError> {
         let (tell, _) = watch::channel(0);
-        let report = reconcile(&self.context, entity, Options::default(), tell).await?;
+        let report = reconcile(&self.context, entity, options, tell).await?;
         tracing::info!(
             kind = entity.kind,
             seen = report.seen,

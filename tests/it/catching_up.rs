@@ -47,6 +47,7 @@ on_each_keeper!(
     memberships_that_leave_during_a_walk_hide_no_others,
     every_kind_is_taken_in_and_compared,
     what_no_owner_has_is_switched_off,
+    what_is_switched_off_for_some_owners_is_gone_for_none,
     memberships_are_compared_after_a_role_has_changed,
 );
 
@@ -811,6 +812,41 @@ fn what_no_owner_has_is_switched_off(host: &mut Host) {
     let (finished, report) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
     assert_eq!((finished.code, &report["switched_off"]), (Some(0), &true.into()), "{finished:?}");
     assert_eq!(live(host, "subscriptions"), 1);
+}
+
+fn what_is_switched_off_for_some_owners_is_gone_for_none(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,subscription");
+    let clerk = Clerk::start(host, Options { users: 30, organizations: 3, ..Options::default() });
+    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
+    let organization = &clerk.fake.organizations().ids()[0];
+    let subscription = |id: &str| {
+        let mut subscription = sample_of(&entity::SUBSCRIPTION, &users[0]);
+        subscription["id"] = id.into();
+        subscription.as_object_mut().expect("an object").remove("payer");
+        Some(subscription)
+    };
+    lists.put_one(&format!("users/{}/billing/subscription", users[0]), subscription("csub_1"));
+    lists.put_one(&format!("organizations/{organization}/billing/subscription"), subscription("csub_2"));
+    assert_eq!(backfill(host, &[]).0.code, Some(0));
+    assert_eq!(
+        host.sql("SELECT clerk_id FROM subscriptions WHERE organization_id IS NOT NULL"),
+        [["csub_2"]]
+    );
+    clerk.fake.behave(behaving(Script::new(|path, _| {
+        let is_of_organization = path.starts_with("/v1/organizations/") && path.ends_with("/subscription");
+        is_of_organization.then(|| Canned::new(403, r#"{"errors":[{"code":"billing_not_enabled"}]}"#))
+    })));
+    thread::sleep(Duration::from_millis(1100));
+    let (finished, report) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
+    assert_eq!((finished.code, &report["deleted"]), (Some(0), &0.into()), "{finished:?}");
+    assert_eq!(live(host, "subscriptions"), 2);
+    // An answer that is no object counts for none.
+    clerk.fake.behave(behaving(Script::new(|path, _| {
+        path.ends_with("/subscription").then(|| Canned::new(200, r#"{"data":null}"#))
+    })));
+    let (finished, _) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(live(host, "subscriptions"), 2);
 }
 
 fn memberships_are_compared_after_a_role_has_changed(host: &mut Host) {

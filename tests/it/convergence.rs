@@ -417,7 +417,7 @@ impl News {
 
 /// Looks as Clerk writes them.
 fn payload(mut event: Event, looks: &Looks) -> Event {
-    for (field, look) in USER.listed().zip(*looks) {
+    for (field, look) in USER.selectable().zip(*looks) {
         let name = field.name();
         event = match field.name() {
             "email" if look == 0 => event.set("primary_email_address_id", json!(null)),
@@ -454,7 +454,7 @@ fn payload(mut event: Event, looks: &Looks) -> Event {
 /// Looks as a row has them.
 fn profile(looks: &Looks) -> Profile {
     let mut profile = Profile::default();
-    for (field, look) in USER.listed().zip(*looks) {
+    for (field, look) in USER.selectable().zip(*looks) {
         let has_email = looks[user::EMAIL.place()] != 0;
         let value = match field.name() {
             "email_verified" if has_email => Value::Bool(look == 1),

@@ -41,6 +41,7 @@ on_each_keeper!(
     what_looks_or_removes_makes_nothing,
     what_cannot_be_taken_back_is_asked_about_first,
     with_a_prefix_an_application_can_have_tables_of_the_same_names,
+    a_view_of_the_application_is_never_replaced,
 );
 
 fn with_a_prefix_an_application_can_have_tables_of_the_same_names(host: &mut Host) {
@@ -83,9 +84,20 @@ fn with_a_prefix_an_application_can_have_tables_of_the_same_names(host: &mut Hos
     host.set("TABLE_PREFIX", "other_");
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(78), "{refused:?}");
-    assert!(refused.stderr.contains("other_users") || refused.stderr.contains("users"), "{refused:?}");
+    assert!(refused.stderr.contains("other_users"), "{refused:?}");
     host.set("TABLE_PREFIX", "9-");
     assert_eq!(host.run(&["migrate"]).code, Some(78));
+}
+
+fn a_view_of_the_application_is_never_replaced(host: &mut Host) {
+    if host.keeper == Keeper::Postgres {
+        host.sql(&format!("CREATE SCHEMA {}", host.schema));
+    }
+    host.sql("CREATE VIEW organization_members AS SELECT 7 AS theirs");
+    let refused = host.run(&["migrate"]);
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("organization_members"), "{refused:?}");
+    assert_eq!(host.sql("SELECT theirs FROM organization_members"), [["7"]]);
 }
 
 fn applied(service: &Service, event: &Value) -> Post {

@@ -626,7 +626,7 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
     *clubs.lock().unwrap() = vec![shown("club_1", "Chess and Go", 50), shown("club_3", "Sailing", 50)];
     context.clock = Arc::new(move || now + TimeDelta::hours(1));
     let compare = async |dry_run| {
-        let options = Options { dry_run, allow_mass_delete: true };
+        let options = Options { dry_run, allow_mass_delete: true, only_mend: false };
         reconcile(&context, &CLUB, options, watch::channel(0).0).await.unwrap()
     };
     let before = world.dump().await;

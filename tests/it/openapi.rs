@@ -126,7 +126,7 @@ fn declarations_know_all_that_clerk_describes() {
         }
         let known = known_of(entity);
         unknown.extend(described.difference(&known).map(|member| format!("{} of {}", member, entity.kind)));
-        let columns = entity.listed().filter(|field| {
+        let columns = entity.selectable().filter(|field| {
             !members_of(field.place, field.name()).iter().any(|member| described.contains(*member))
         });
         unknown.extend(columns.map(|field| {
@@ -140,7 +140,7 @@ fn declarations_know_all_that_clerk_describes() {
 fn members_of(place: Place, name: &'static str) -> Vec<&'static str> {
     match place {
         Place::Member => vec![name],
-        Place::Whole => Vec::new(),
+        Place::Object => Vec::new(),
         Place::Path(path) => path.first().copied().into_iter().collect(),
         Place::AnyOf(paths) => paths.iter().filter_map(|path| path.first().copied()).collect(),
         Place::Primary { id, list, .. } | Place::PrimaryIsVerified { id, list, .. } => vec![id, list],

@@ -830,7 +830,7 @@ async fn the_audit_trail_names_fields_and_never_values(world: World) {
         world.audit().await,
         ["USER_CREATED user_1", "USER_UPDATED user_1", "USER_HARD_DELETED user_1"]
     );
-    let every_field = USER.listed().map(Field::name).collect::<Vec<_>>().join(",");
+    let every_field = USER.selectable().map(Field::name).collect::<Vec<_>>().join(",");
     assert_eq!(changed_fields(&world).await, [every_field.as_str(), "first_name,banned", ""]);
     let line = &world.rows("SELECT * FROM audit_log ORDER BY id").await[1];
     assert_eq!(plain(&line["svix_id"]), second.svix_id);

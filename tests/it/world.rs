@@ -156,7 +156,7 @@ impl World {
         Some(Self {
             keeper,
             store,
-            rules: Rules::new(USER.listed().collect(), DeletionPolicy::Auto),
+            rules: Rules::new(USER.selectable().collect(), DeletionPolicy::Auto),
             now: at(NOW),
             kinds: entity::ALL,
             place,

@@ -58,7 +58,9 @@ impl Serialize for Shown {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", id)?;
         map.serialize_entry("clerk_id", &object.clerk_id)?;
-        for field in entity.fields() {
+        // Most kinds are not asked for as a whole.
+        let fields = entity.fields().filter(|field| !field.is_raw() || object.profile[*field] != Value::Null);
+        for field in fields {
             let name = field.name();
             match &object.profile[field] {
                 Value::Null => map.serialize_entry(name, &())?,

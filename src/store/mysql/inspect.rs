@@ -202,8 +202,10 @@ async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
             "{} of {OURS} triggers are gone that keep audit_log and audit_seals append-only",
             OURS - found
         ),
-        remedy: "DELETE FROM _clerk_sync_migrations; and run `clerk-sync migrate`, which makes them again"
-            .to_owned(),
+        remedy: format!(
+            "DELETE FROM {}; and run `clerk-sync migrate`, which makes them again",
+            prefix::of_table(REMEMBERED)
+        ),
     }))
 }
 

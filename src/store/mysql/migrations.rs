@@ -61,10 +61,10 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
     // While we wait for the lock of a table, every reader that comes later waits behind us.
     run(connection, "SET SESSION lock_wait_timeout = 10").await?;
     for migration in &pending {
-        for step in steps(&migration.sql.replace("{bin}", collation(dialect))) {
-            match run(connection, step).await {
+        for part in parts(&migration.sql.replace("{bin}", collation(dialect))) {
+            match run(connection, part).await {
                 // The column was added before the migration broke off.
-                Err(error) if error.code.as_deref() == Some("1060") && is_step(step) => {}
+                Err(error) if error.code.as_deref() == Some("1060") && adds_a_column(part) => {}
                 done => done?,
             }
         }
@@ -78,21 +78,21 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
     Ok(pending)
 }
 
-/// Whether a line adds a column, which cannot be done twice.
-fn is_step(line: &str) -> bool {
+/// Whether a line adds a column, and that alone: it cannot be done twice.
+fn adds_a_column(line: &str) -> bool {
     line.starts_with("ALTER TABLE ") && line.contains(" ADD COLUMN ")
 }
 
 /// The parts of a migration: each line that adds a column, and what stands between.
-fn steps(sql: &str) -> Vec<&str> {
-    let (mut steps, mut rest) = (Vec::new(), sql);
-    while let Some((at, line)) = lines(rest).find(|(_, line)| is_step(line)) {
-        steps.extend([&rest[..at], line]);
+fn parts(sql: &str) -> Vec<&str> {
+    let (mut parts, mut rest) = (Vec::new(), sql);
+    while let Some((at, line)) = lines(rest).find(|(_, line)| adds_a_column(line)) {
+        parts.extend([&rest[..at], line]);
         rest = &rest[at + line.len()..];
     }
-    steps.push(rest);
-    steps.retain(|step| step.lines().any(|line| !line.trim().is_empty() && !line.starts_with("--")));
-    steps
+    parts.push(rest);
+    parts.retain(|part| part.lines().any(|line| !line.trim().is_empty() && !line.starts_with("--")));
+    parts
 }
 
 /// The lines of a text, each with where it begins.
@@ -154,7 +154,7 @@ pub(super) async fn check(connection: &mut MySqlConnection, pending: &[Migration
     };
     let remedy = format!(
         "Leave the database to the program that made it, and give clerk-sync one of its own: CREATE DATABASE {name}_clerk; and name it in \
-         DATABASE_URL.{adopt}"
+         DATABASE_URL. Or give its tables other names: TABLE_PREFIX=clerk_.{adopt}"
     );
     Err(schema::refused(&mistakes, &format!("database {name}"), &remedy))
 }
@@ -166,9 +166,9 @@ pub(super) fn complete(columns: &[Column]) -> Result<()> {
         None => Ok(()),
         Some(missing) => Err(StoreError::schema(format!(
             "the table {} is missing, though the migration that makes it is applied. Nothing was changed. Restore the whole dump \
-             into an empty database, or let migrations make what is missing: DELETE FROM _clerk_sync_migrations; and run \
-             `clerk-sync migrate`",
-            missing.name
+             into an empty database, or let migrations make what is missing: DELETE FROM {}; and run `clerk-sync migrate`",
+            prefix::of_table(missing.name),
+            prefix::of_table("_clerk_sync_migrations")
         ))),
     }
 }
@@ -210,5 +210,25 @@ fn fits(kind: ColumnType, type_name: &str) -> bool {
         }
         ColumnType::Time => type_name == "datetime",
         ColumnType::Bytes => matches!(type_name, "blob" | "mediumblob" | "longblob"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_adds_a_column_does_nothing_else() {
+        for migration in MYSQL {
+            for line in migration.sql.lines().filter(|line| line.contains("ADD COLUMN")) {
+                assert!(
+                    adds_a_column(line) && line.ends_with(';') && line.matches(" ADD ").count() == 1,
+                    "{line}"
+                );
+            }
+            let parts = parts(migration.sql);
+            let added = migration.sql.matches("ADD COLUMN").count();
+            assert_eq!(parts.iter().filter(|part| adds_a_column(part)).count(), added);
+        }
     }
 }

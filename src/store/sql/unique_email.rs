@@ -12,7 +12,7 @@ use crate::{
 statements! {
     IS_THERE = "SELECT EXISTS (SELECT 1 FROM {postgres pg_indexes WHERE schemaname = current_schema() AND indexname}{sqlite sqlite_schema
         WHERE type = 'index' AND name}{mysql information_schema.statistics
-        WHERE table_schema = database() AND CAST(index_name AS char)} = 'users_unique_email')";
+        WHERE table_schema = database() AND table_name = 'users' AND CAST(index_name AS char)} = 'users_unique_email')";
 
     // Nobody writes meanwhile.
     LOCK = "{postgres LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE}";

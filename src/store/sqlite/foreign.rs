@@ -6,6 +6,7 @@ use super::{error::explain, migrations, text::ask};
 use crate::store::{
     ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     foreign::{self, STANDARD},
+    prefix,
     schema::{Column, quoted},
 };
 
@@ -16,6 +17,11 @@ const READONLY: &str = "8";
 pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
     let table = bare(table);
     let columns = migrations::columns_of(connection, table).await?;
+    if table == prefix::of_table("users") && columns.iter().any(|column| column.name == "synced_at") {
+        return Err(StoreError::schema(format!(
+            "{table} is clerk-sync's own table: name the application's table"
+        )));
+    }
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }

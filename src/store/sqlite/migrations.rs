@@ -9,7 +9,7 @@ use crate::store::{
     Migration, MigrationStatus, Result,
     migration::SQLITE,
     prefix,
-    schema::{self, Column, ColumnType, TABLES, quoted},
+    schema::{self, Column, ColumnType, TABLES, VIEWS, quoted},
     sql::{Dialect, Row},
 };
 
@@ -60,8 +60,9 @@ pub(super) async fn check(
     pending: &[Migration],
 ) -> Result<Vec<Column>> {
     let mut found = Vec::new();
-    for table in TABLES.iter() {
-        found.extend(columns(connection, table.name).await?);
+    let views = VIEWS.iter().map(|(name, _)| *name);
+    for name in TABLES.iter().map(|table| table.name).chain(views) {
+        found.extend(columns(connection, name).await?);
     }
     for column in &mut found {
         column.name.make_ascii_lowercase();

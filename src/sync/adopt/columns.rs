@@ -79,7 +79,7 @@ impl Columns {
                 let field = USER.named(ours);
                 let name = if ours == "created_at" { Some("created_at") } else { field.map(Field::name) };
                 let Some(name) = name else {
-                    let names: Vec<&str> = USER.listed().map(Field::name).collect();
+                    let names: Vec<&str> = USER.selectable().map(Field::name).collect();
                     return Err(mistake(format!(
                         "--column {ours}={theirs}: {ours} is no column that is filled from Clerk. Those are created_at, {}",
                         names.join(", ")
@@ -269,7 +269,7 @@ fn looks_like(plain_name: &str) -> Option<Field> {
     ];
     let contains = |words: &[&str]| words.iter().any(|word| plain_name.contains(word));
     let known = WORDS.iter().find(|(_, words)| contains(words)).and_then(|(ours, _)| USER.named(ours));
-    known.or_else(|| USER.listed().find(|field| plain_name.contains(&plain(field.name()))))
+    known.or_else(|| USER.selectable().find(|field| plain_name.contains(&plain(field.name()))))
 }
 
 pub(super) fn plain(name: &str) -> String {
