@@ -21,14 +21,15 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
-/// The last line under a seal, where `newest_seal!` stands in front.
+/// The last id that a seal covers. `newest_seal!` has to stand in front of the statement.
 macro_rules! sealed {
     () => {
         "{postgres|sqlite coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)}{mysql @sealed}"
     };
 }
 
-/// MariaDB goes through the whole trail if the line to begin with comes from a search that it takes for costly.
+/// On MySQL and MariaDB: puts that id into a variable. MariaDB reads the whole trail if the id comes from a subquery over more than
+/// 100 seals.
 macro_rules! newest_seal {
     () => {
         "{mysql SELECT coalesce(max(last_id), 0) INTO @sealed FROM (

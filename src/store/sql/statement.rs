@@ -9,7 +9,7 @@
 //! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
 //! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
 //! | `id {in SELECT …}` | one of these, each of which is searched for in an index, however small the table once was |
-//! | `{in_order}` | the rows of the batch `n` are taken in their order |
+//! | `{in_order}` | the rows of the batch `n` are taken in their order; on MySQL and MariaDB nothing, because `JSON_TABLE` gives them so |
 //! | `{now}` | the database's clock |
 //! | `{from {batch …}}` | the rows that an update is made from |
 //! | `{token}` | a text that no other statement is given, by which it finds again what it wrote |
