@@ -336,7 +336,9 @@ fn schema(entity: &'static Entity) -> Document {
     ] {
         properties.insert(name.to_owned(), time(description));
     }
-    let required: Vec<&String> = properties.keys().collect();
+    // The whole object is shown where it is kept.
+    let raw = entity.raw().map(Field::name);
+    let required: Vec<&String> = properties.keys().filter(|name| Some(name.as_str()) != raw).collect();
     json!({
         "type": "object",
         "description": format!("A row of table `{}`. Fields that are not synced are null.", entity.table),
