@@ -31,7 +31,7 @@ use url::Url;
 
 use super::{
     Clock,
-    event::{self, Found, Moment, Reading},
+    event::{self, Found, Moment, Page, Reading},
 };
 use crate::{
     http_client,
@@ -146,20 +146,6 @@ pub struct List<'a> {
 #[derive(Clone, Debug)]
 pub struct Shown {
     pub users: Vec<Found>,
-    /// How long the answer was, in bytes.
-    pub bytes: usize,
-}
-
-/// Objects as a page of a list shows them, which are its entries or stand inside of them.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    pub found: Vec<Found>,
-    /// How many entries the list has in all.
-    pub total: u64,
-    /// How many this page has, and the ids of the first and the last of them.
-    pub entries: u64,
-    pub first: Option<String>,
-    pub last: Option<String>,
     /// How long the answer was, in bytes.
     pub bytes: usize,
 }
@@ -332,11 +318,11 @@ impl Api {
         Ok(Shown { users, bytes: body.len() })
     }
 
-    /// A page of objects of the kind that `reading` names, in the order of their creation.
+    /// A page of objects of the kind that `reading` names, in the order of their creation, and how long the answer was, in bytes.
     ///
     /// # Errors
     /// As [`ApiError`] says.
-    pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<Listed, ApiError> {
+    pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<(Page, usize), ApiError> {
         let mut query = vec![("limit", PAGE.to_string()), ("offset", offset.to_string())];
         query.extend(reading.entity.query.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let url = self.url(reading.entity.path.unwrap_or_default(), query);
@@ -344,8 +330,7 @@ impl Api {
         let page = event::objects(&body, reading, moment)
             .filter(|page| page.entries <= PAGE)
             .ok_or_else(|| self.unintelligible("no list with a count"))?;
-        let event::Page { found, total, entries, first, last } = page;
-        Ok(Listed { found, total, entries: entries as u64, first, last, bytes: body.len() })
+        Ok((page, body.len()))
     }
 
     /// The objects of one owner of the kind that `reading` names; none if Clerk knows of none.

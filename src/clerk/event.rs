@@ -171,15 +171,16 @@ pub struct Found {
     pub unread: Vec<&'static str>,
 }
 
-/// A page of a list of the Backend API.
-pub(super) struct Page {
-    pub(super) found: Vec<Found>,
+/// A page of a list of the Backend API: objects, which are its entries or stand inside of them.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub found: Vec<Found>,
     /// How many entries the list has in all.
-    pub(super) total: u64,
+    pub total: u64,
     /// How many this page has, and the ids of the first and the last of them.
-    pub(super) entries: usize,
-    pub(super) first: Option<String>,
-    pub(super) last: Option<String>,
+    pub entries: usize,
+    pub first: Option<String>,
+    pub last: Option<String>,
 }
 
 /// Understand a page of objects as they stood then; `None` if this is no list with a count.
@@ -220,11 +221,10 @@ pub(super) fn of_owner(
     let text = decoded(body);
     let json = storable(&text);
     let all: &RawValue = serde_json::from_str(&json).ok()?;
-    let (list, total) = match (serde_json::from_str(all.get()), serde_json::from_str(all.get())) {
-        (Ok(list), _) => (list, None),
-        (_, Ok(List { data, total_count })) => (data, total_count),
-        _ => (vec![all], Some(1)),
-    };
+    let (list, total) = serde_json::from_str(all.get())
+        .map(|list| (list, None))
+        .or_else(|_| serde_json::from_str(all.get()).map(|List { data, total_count }| (data, total_count)))
+        .unwrap_or_else(|_| (vec![all], Some(1)));
     let entries = entries_of(list, reading.entity)?;
     let belongs = |data: Object<'_>| found(&data, reading, moment, Some((column, owner)));
     let all: Vec<Found> = entries.into_iter().map(belongs).collect::<Option<_>>()?;
@@ -604,19 +604,12 @@ fn read_field(data: &Object<'_>, field: Field, fields: FieldSet) -> Readable<Opt
 /// The object as it came, but for secrets, and for private metadata: its own only if that is allowed, that of objects inside never.
 fn raw(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable<Value> {
     let keeps_private = entity.named(PRIVATE).is_some_and(|field| fields.contains(field));
-    let mut members = Vec::new();
-    for (Name(name), value) in data {
-        let said = if name == PRIVATE && keeps_private {
-            Cow::Borrowed(value.get())
-        } else {
-            match pruned_member(name, value, entity.secrets, &NEVER, MOST_LEVELS) {
-                Some(said) => said,
-                None => continue,
-            }
-        };
-        members.push(format!("{}:{said}", serde_json::Value::from(&**name)));
-    }
-    let text = format!("{{{}}}", members.join(","));
+    let text = written(data, |name, value| {
+        if name == PRIVATE && keeps_private {
+            return Some(Cow::Borrowed(value.get()));
+        }
+        pruned_member(name, value, entity.secrets, &NEVER, MOST_LEVELS)
+    });
     if fits_every_store(&text) { Ok(Value::Json(text)) } else { Err(Unreadable) }
 }
 
@@ -632,15 +625,19 @@ fn pruned<'a>(text: &'a str, paths: &[&[&str]], names: &[&str], levels: usize) -
         return Cow::Borrowed("null");
     }
     if let Some(members) = object(text) {
-        let members = members.iter().filter_map(|(Name(name), value)| {
-            let said = pruned_member(name, value, paths, names, levels)?;
-            Some(format!("{}:{said}", serde_json::Value::from(&**name)))
-        });
-        return Cow::Owned(format!("{{{}}}", members.collect::<Vec<_>>().join(",")));
+        return Cow::Owned(written(&members, |name, value| pruned_member(name, value, paths, names, levels)));
     }
     let Ok(entries) = serde_json::from_str::<Vec<&RawValue>>(text) else { return Cow::Borrowed(text) };
     let entries: Vec<_> = entries.iter().map(|entry| pruned(entry.get(), paths, names, levels - 1)).collect();
     Cow::Owned(format!("[{}]", entries.join(",")))
+}
+
+/// An object as text, of the members for which there is one.
+fn written<'a>(data: &Object<'a>, text_of: impl Fn(&str, &'a RawValue) -> Option<Cow<'a, str>>) -> String {
+    let members = data.iter().filter_map(|(Name(name), value)| {
+        Some(format!("{}:{}", serde_json::Value::from(&**name), text_of(name, value)?))
+    });
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
 }
 
 /// The same of a member; `None` if it goes.

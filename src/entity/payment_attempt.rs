@@ -64,22 +64,14 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
             .at(Place::AnyOf(&[&["payment_source"], &["payment_method"]])),
         Column::RAW,
     ],
-    nested: &[
-        Nested {
-            member: "subscription_items",
-            entity: &SUBSCRIPTION_ITEM,
-            inherits: &[("payer", "payer")],
-            is_whole: false,
-        },
-        Nested {
-            member: "subscription_item",
-            entity: &SUBSCRIPTION_ITEM,
-            inherits: &[("payer", "payer")],
-            is_whole: false,
-        },
-    ],
+    // As events have them, and as the Backend API has the one.
+    nested: &[items("subscription_items"), items("subscription_item")],
     secrets: &[],
     follows: &[],
     has_preferences: false,
     unique: &[],
 };
+
+const fn items(member: &'static str) -> Nested {
+    Nested { member, entity: &SUBSCRIPTION_ITEM, inherits: &[("payer", "payer")], is_whole: false }
+}

@@ -15,10 +15,6 @@ pub(super) const ORGANIZATION_THAT_PAYS: Column = Column::new("organization_id",
     .by_default()
     .maybe_parent(&ORGANIZATION);
 
-/// What items do not say of themselves.
-const FROM_SUBSCRIPTION: &[(&str, &str)] =
-    &[("payer", "payer"), ("payer_id", "payer_id"), ("subscription_id", "id")];
-
 /// See the head of this file. Clerk has no list of them: each payer is asked about.
 pub static SUBSCRIPTION: Entity = Entity {
     kind: "subscription",
@@ -53,18 +49,15 @@ pub static SUBSCRIPTION: Entity = Entity {
         Column::new("payer", Holds::Json),
         Column::RAW,
     ],
-    nested: &[
-        Nested { member: "items", entity: &SUBSCRIPTION_ITEM, inherits: FROM_SUBSCRIPTION, is_whole: false },
-        // As the Backend API calls them.
-        Nested {
-            member: "subscription_items",
-            entity: &SUBSCRIPTION_ITEM,
-            inherits: FROM_SUBSCRIPTION,
-            is_whole: false,
-        },
-    ],
+    // As events call them, and as the Backend API does.
+    nested: &[items("items"), items("subscription_items")],
     secrets: &[],
     follows: &[],
     has_preferences: false,
     unique: &[],
 };
+
+const fn items(member: &'static str) -> Nested {
+    let inherits = &[("payer", "payer"), ("payer_id", "payer_id"), ("subscription_id", "id")];
+    Nested { member, entity: &SUBSCRIPTION_ITEM, inherits, is_whole: false }
+}

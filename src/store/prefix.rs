@@ -69,12 +69,15 @@ pub(super) fn plain_table(name: &str) -> Option<&str> {
 
 /// A text of ours with the names that the database knows.
 pub fn in_text(sql: &str, dialect: Dialect) -> Cow<'_, str> {
+    let prefix = current();
     let names = match dialect {
+        // Without a prefix nobody has to know the names.
+        _ if prefix.is_empty() => return Cow::Borrowed(sql),
         Dialect::Postgres => return Cow::Borrowed(sql),
         Dialect::Sqlite => &*ON_SQLITE,
         Dialect::Mariadb | Dialect::Mysql => &*ON_MYSQL,
     };
-    with(current(), names, sql)
+    with(prefix, names, sql)
 }
 
 /// What the database says, with our own names.

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger},
-    reconcile::strangers,
+    reconcile::{parameters, strangers},
     scan::{Left, Seen, Visit, Window},
     walk::Walked,
 };
@@ -56,8 +56,7 @@ impl Wanted {
     fn digest(&self, context: &CatchUp) -> String {
         let Self { entity, lists, query, created_after } = self;
         let (instance, fields) = (context.api.identity(), context.rules.fields(entity));
-        // A run of users that was begun before there were other kinds goes on.
-        let kind = if **entity == USER { "" } else { entity.kind };
+        let kind = parameters(entity);
         let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}");
         hex::encode(Sha256::digest(text))
     }

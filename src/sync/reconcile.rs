@@ -258,9 +258,9 @@ impl From<&Comparison> for Summary {
     }
 }
 
-/// What tells the reconciles of one kind from those of others.
+/// What tells runs of one kind from those of others.
 pub fn parameters(entity: &Entity) -> &'static str {
-    // Users were there first.
+    // A run of users that was begun before there were other kinds goes on.
     if *entity == USER { "" } else { entity.kind }
 }
 

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     clerk::{
-        api::{Api, ApiError, Filters, Listed, PAGE},
-        event::{Found, Reading},
+        api::{Api, ApiError, Filters, PAGE},
+        event::{Found, Page, Reading},
     },
     entity::USER,
     model::{Entity, FieldSet, OfEach, Selection, Source},
@@ -190,11 +190,11 @@ impl Visit for Owners {
 struct Edges {
     first: Option<String>,
     last: Option<String>,
-    entries: u64,
+    entries: usize,
 }
 
 enum Done {
-    Fetched(usize, Result<Listed, ApiError>),
+    Fetched(usize, Result<(Page, usize), ApiError>),
     Visited(Result<Counts, CatchUpError>),
 }
 
@@ -214,7 +214,7 @@ impl Walk {
                 Err(error) if error.is_of_a_feature_switched_off() => return Ok(Walked::SwitchedOff),
                 first => first?,
             };
-            visitor.expect(Some(first.total)).await?;
+            visitor.expect(Some(first.0.total)).await?;
             let Some((seen, counted)) = self.pass(first, visitor).await? else { continue };
             return if falls_short(seen, counted) {
                 Err(incomplete(self.reading.entity, seen, counted))
@@ -228,17 +228,17 @@ impl Walk {
     /// One time through, from the first page on; how many entries were seen and how many there are, if nothing moved meanwhile.
     async fn pass(
         &self,
-        first: Listed,
+        first: (Page, usize),
         visitor: &Arc<dyn Visit>,
     ) -> Result<Option<(u64, u64)>, CatchUpError> {
         let mut edges: BTreeMap<usize, Edges> = BTreeMap::new();
         let mut tasks: JoinSet<Done> = JoinSet::new();
-        let (mut total, mut next, mut side_by_side) = (first.total, 1, 1);
+        let (mut total, mut next, mut side_by_side) = (first.0.total, 1, 1);
         tasks.spawn(async move { Done::Fetched(0, Ok(first)) });
         while let Some(done) = tasks.join_next().await {
             match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
-                    let Listed { found, total: now, entries, first, last, bytes } = page?;
+                    let (Page { found, total: now, entries, first, last }, bytes) = page?;
                     // Behind an empty page there is nothing, whatever is counted.
                     let is_empty = entries == 0 && index > 0;
                     total = if is_empty { now.min(offset(index) as u64) } else { now };
@@ -264,9 +264,9 @@ impl Walk {
             return Ok(None);
         }
         // Each page but the first begins with the last entry of the one before.
-        let overlaps = pages.len().saturating_sub(1) as u64;
-        let seen = pages.iter().map(|page| page.entries).sum::<u64>().saturating_sub(overlaps);
-        Ok(Some((seen, total)))
+        let overlaps = pages.len().saturating_sub(1);
+        let seen = pages.iter().map(|page| page.entries).sum::<usize>().saturating_sub(overlaps);
+        Ok(Some((seen as u64, total)))
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{lease::Lease, time_between};
 use crate::{
     model::Entity,
-    store::{History, RowFilter, RunKind, StoreError},
+    store::{History, RunKind, StoreError},
     sync::{
         backfill::{Progress, Wanted, backfill, was_interrupted},
         catch_up::{CatchUp, CatchUpError},
@@ -39,9 +39,6 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Between the beginnings of two comparisons of one kind for that reason.
 const CALM: TimeDelta = TimeDelta::minutes(1);
-
-/// Rows of such a kind that are looked at together.
-const PAGE: u32 = 1000;
 
 /// The first wait after a failed run; after each further one it is about twice as long …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
@@ -184,26 +181,14 @@ impl CatchUpLoop {
                 continue;
             }
             for followed in entity.follows.iter().filter(|kind| selection.has(kind)) {
-                if self.was_written(followed, compared_at).await? {
+                let written_at = self.context.store.last_written(followed).await?;
+                if written_at.is_some_and(|written_at| written_at > compared_at) {
                     outdated.push(entity);
                     break;
                 }
             }
         }
         Ok(outdated)
-    }
-
-    /// Whether an object of this kind was written after this. There are few of such kinds.
-    async fn was_written(&self, entity: &'static Entity, since: DateTime<Utc>) -> Result<bool, StoreError> {
-        let mut filter = RowFilter::default();
-        loop {
-            let rows = self.context.store.rows(entity, &filter, PAGE).await?;
-            if rows.iter().any(|row| row.object.synced_at > since) {
-                return Ok(true);
-            }
-            let Some(last) = rows.last() else { return Ok(false) };
-            filter.after = Some(last.id);
-        }
     }
 
     /// Wait for the lease; says what is due when it is ours, at the start or by the interval.

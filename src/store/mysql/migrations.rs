@@ -62,9 +62,9 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
     run(connection, "SET SESSION lock_wait_timeout = 10").await?;
     for migration in &pending {
         for part in parts(&migration.sql.replace("{bin}", collation(dialect))) {
-            match run(connection, part).await {
+            match run(connection, &part).await {
                 // The column was added before the migration broke off.
-                Err(error) if error.code.as_deref() == Some("1060") && adds_a_column(part) => {}
+                Err(error) if error.code.as_deref() == Some("1060") && adds_a_column(&part) => {}
                 done => done?,
             }
         }
@@ -84,23 +84,17 @@ fn adds_a_column(line: &str) -> bool {
 }
 
 /// The parts of a migration: each line that adds a column, and what stands between.
-fn parts(sql: &str) -> Vec<&str> {
-    let (mut parts, mut rest) = (Vec::new(), sql);
-    while let Some((at, line)) = lines(rest).find(|(_, line)| adds_a_column(line)) {
-        parts.extend([&rest[..at], line]);
-        rest = &rest[at + line.len()..];
+fn parts(sql: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for line in sql.split_inclusive('\n') {
+        if adds_a_column(line) {
+            parts.extend([line.to_owned(), String::new()]);
+        } else if let Some(part) = parts.last_mut() {
+            part.push_str(line);
+        }
     }
-    parts.push(rest);
     parts.retain(|part| part.lines().any(|line| !line.trim().is_empty() && !line.starts_with("--")));
     parts
-}
-
-/// The lines of a text, each with where it begins.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.split_inclusive('\n').scan(0, |at, line| {
-        *at += line.len();
-        Some((*at - line.len(), line))
-    })
 }
 
 async fn run(connection: &mut MySqlConnection, text: &str) -> Result<()> {

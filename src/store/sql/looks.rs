@@ -259,6 +259,13 @@ pub trait Looks: Database {
         only(&self.fetch(Purpose::Scan, &statements.count_standing, values![]).await?)?.get(0)
     }
 
+    /// When an object of this kind, of which there are few, was last written; `None` if there is none. Reads the whole table.
+    async fn last_written(&self, entity: &'static Entity) -> Result<Option<DateTime<Utc>>> {
+        let statements = Statements::of(entity, FieldSet::default());
+        let rows = self.fetch(Purpose::Count, &statements.newest, values![]).await?;
+        rows.first().map(|row| row.get(0)).transpose()
+    }
+
     /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         let values = values![id, after.unwrap_or(i64::MIN), limit];

@@ -27,6 +27,8 @@ pub(in crate::store) struct Statements {
     /// Ids of those whose erasure nobody has asked for, and which we wrote before a time or never.
     pub(in crate::store) standing: Statement,
     pub(in crate::store) count_standing: Statement,
+    /// When a row was last written.
+    pub(super) newest: Statement,
     pub(super) one: Statement,
     pub(super) these: Statement,
     pub(in crate::store) page: Statement,
@@ -134,6 +136,10 @@ impl Statements {
                  LIMIT $3"
             )),
             count_standing: Statement::made(format!("SELECT count(*) FROM {table} AS u WHERE {is_standing}")),
+            newest: Statement::made(format!(
+                "SELECT u.synced_at FROM {table} AS u WHERE u.deleted_at IS NULL AND u.synced_at IS NOT NULL
+                 ORDER BY u.synced_at DESC LIMIT 1"
+            )),
             these: Statement::made(format!(
                 "SELECT {seen} FROM {{batch $1 AS n: clerk_id text}}
                  {{lookup {table} AS u WHERE u.clerk_id = n.clerk_id AND u.deleted_at IS NULL}}"
@@ -159,6 +165,7 @@ impl Statements {
             ("RIVALS", &self.rivals),
             ("STANDING", &self.standing),
             ("COUNT_STANDING", &self.count_standing),
+            ("NEWEST", &self.newest),
             ("THESE", &self.these),
             ("ONE", &self.one),
             ("PAGE", &self.page),
