@@ -256,8 +256,9 @@ fn batch<'a>(
     let cells = cells.join(", ");
     match dialect {
         Dialect::Postgres => format!("unnest({cells}) WITH ORDINALITY AS {alias} ({names}place)"),
+        // `json_each` would write a row out as text again for each of its columns.
         Dialect::Sqlite => {
-            format!("(SELECT {cells}, key + 1 AS place FROM json_each({parameter})) AS {alias}")
+            format!("(SELECT {cells}, key + 1 AS place FROM jsonb_each({parameter})) AS {alias}")
         }
         Dialect::Mariadb | Dialect::Mysql => mysql::render::batch(parameter, alias, &cells),
     }
@@ -284,7 +285,7 @@ mod tests {
         );
         assert_eq!(
             rendered(text, Dialect::Sqlite),
-            "SELECT f.x FROM (SELECT value ->> 0 AS id, key + 1 AS place FROM json_each($1)) AS n CROSS JOIN t AS e ON \
+            "SELECT f.x FROM (SELECT value ->> 0 AS id, key + 1 AS place FROM jsonb_each($1)) AS n CROSS JOIN t AS e ON \
              e.id = n.id CROSS JOIN u AS f ON f.e = e.k WHERE e.at < min(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), $2) AND \
              e.k IN (SELECT $3)"
         );
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(
             &*statement.sql(Dialect::Sqlite),
             "SELECT $2 FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, unhex(value ->> 2) AS payload, \
-             key + 1 AS place FROM json_each($1)) AS n WHERE $3"
+             key + 1 AS place FROM jsonb_each($1)) AS n WHERE $3"
         );
     }
 

@@ -783,7 +783,7 @@ async fn updates_look_rows_up_however_large_the_table_is() {
             let plan = plan.fetch_all(&mut stranger).await.expect("planned");
             let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
             let scans = plan.iter().filter(|step| step.starts_with("SCAN ")).collect::<Vec<_>>();
-            assert!(scans.len() == 1 && scans[0].starts_with("SCAN json_each "), "{plan:?}");
+            assert!(scans.len() == 1 && scans[0].starts_with("SCAN jsonb_each "), "{plan:?}");
             assert!(plan.iter().any(|step| step.starts_with("SEARCH ")), "{plan:?}");
         }
     }
