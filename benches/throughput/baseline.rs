@@ -1,4 +1,4 @@
-//! This build beside another one, in turns on one server: near, and two milliseconds away.
+//! This build beside another one, in turns: on one PostgreSQL server near and two milliseconds away, and on SQLite.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use crate::{
     events::Person,
     load::Load,
     median, print_head, print_runs,
-    service::{Mode, Service},
+    service::{Mode, Place, Service},
     wanted,
 };
 
@@ -41,12 +41,9 @@ struct Build {
 impl Bench {
     /// `BENCH_BASELINE` names the other build.
     pub(crate) fn compare_builds(&mut self) -> anyhow::Result<()> {
-        let Some(baseline) = std::env::var_os("BENCH_BASELINE").filter(|path| !path.is_empty()) else {
-            println!("\nNo other build to compare with: BENCH_BASELINE names none.");
-            return Ok(());
-        };
+        let Some(baseline) = baseline() else { return Ok(()) };
         let population = 10_000;
-        let mut baseline = self.started("baseline", &PathBuf::from(baseline), population)?;
+        let mut baseline = self.started("baseline", &baseline, population)?;
         let mut this = self.started("this build", &Service::program(), population)?;
         let began = Instant::now();
         for round in 0..self.size.rounds {
@@ -58,6 +55,35 @@ impl Bench {
         }
         print_builds(&baseline, &this)?;
         self.judge(&baseline, &this);
+        Ok(())
+    }
+
+    /// The same on SQLite.
+    pub(crate) fn compare_builds_on_sqlite(&mut self) -> anyhow::Result<()> {
+        let Some(baseline) = baseline() else { return Ok(()) };
+        let folder = tempfile::tempdir()?;
+        let start = |name: &str, program: &Path| {
+            let url = format!("sqlite://{}", folder.path().join(name).display());
+            Service::start_program(program, Mode::GroupCommit, &Place { url, schema: None })
+        };
+        let builds = [start("baseline.db", &baseline)?, start("this.db", &Service::program())?];
+        let mut runs = [const { Vec::new() }; 2];
+        for round in 0..=self.size.rounds {
+            for (service, runs) in builds.iter().zip(&mut runs) {
+                let run = self.over_http(service, self.size.grouped, 10_000)?;
+                // The first warms up, and writes the users whom later ones change.
+                if round > 0 {
+                    runs.push(run);
+                }
+            }
+        }
+        println!("\n## SQLite, 256 connections, {} rounds in turns\n", self.size.rounds);
+        print_head();
+        print_runs("baseline", &runs[0]);
+        print_runs("this build", &runs[1]);
+        let [theirs, ours] = runs.map(|runs| median(&runs, Run::rate));
+        let (ratio, least) = (ours / theirs, wanted::FASTER_ON_SQLITE);
+        self.verdict("events/s on SQLite", format!("{ratio:.2} ×"), format!("≥ {least} ×"), ratio >= least);
         Ok(())
     }
 
@@ -113,6 +139,15 @@ impl Bench {
             self.verdict(what, format!("{ratio:.2} ×"), format!("≤ {most} ×"), ratio <= most);
         }
     }
+}
+
+/// The build that `BENCH_BASELINE` names.
+fn baseline() -> Option<PathBuf> {
+    let baseline = std::env::var_os("BENCH_BASELINE").filter(|path| !path.is_empty());
+    if baseline.is_none() {
+        println!("\nNo other build to compare with: BENCH_BASELINE names none.");
+    }
+    baseline.map(PathBuf::from)
 }
 
 fn print_builds(baseline: &Build, this: &Build) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use sqlx::{
-    AssertSqlSafe, PgPool, Row,
+    AssertSqlSafe, PgPool, Postgres, Row, Transaction,
     postgres::{PgPoolOptions, PgRow},
 };
 use tokio::{task::AbortHandle, time::sleep};
@@ -165,6 +165,29 @@ impl Database {
     pub(crate) async fn waiting(&self, schema: &str) -> anyhow::Result<i64> {
         let count = AssertSqlSafe(format!("SELECT count(*) FROM {schema}.webhook_queue"));
         Ok(sqlx::query(count).fetch_one(&self.pool).await?.get(0))
+    }
+
+    /// A transaction that sees the tables as they are now, until it is dropped: nothing that dies meanwhile is cleaned away.
+    pub(crate) async fn old_snapshot(&self, schema: &str) -> anyhow::Result<Transaction<'static, Postgres>> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *transaction).await?;
+        sqlx::query(AssertSqlSafe(format!("SELECT count(*) FROM {schema}.users")))
+            .fetch_one(&mut *transaction)
+            .await?;
+        Ok(transaction)
+    }
+
+    /// How many rows of the schema's tables live, how many are dead as far as the server has counted, and MiB of the tables
+    /// with their indexes.
+    pub(crate) async fn rows(&self, schema: &str) -> anyhow::Result<[i64; 3]> {
+        let row = sqlx::query(
+            "SELECT sum(n_live_tup)::bigint, sum(n_dead_tup)::bigint, (sum(pg_total_relation_size(relid)) / 1048576)::bigint
+             FROM pg_stat_user_tables WHERE schemaname = $1",
+        )
+        .bind(schema)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok([row.get(0), row.get(1), row.get(2)])
     }
 
     /// What matters of the server, in one line each.

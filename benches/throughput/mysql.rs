@@ -218,7 +218,7 @@ impl Bench {
             costs.push(1.0 / rate);
         }
         let ratio = costs[1] / costs[0];
-        let most = wanted::COST_OF_A_MILLION;
+        let most = wanted::MYSQL_COST_OF_A_MILLION;
         self.verdict(
             "cost of an event at the most users to that at the fewest, on MariaDB or MySQL",
             format!("{ratio:.2} ×"),

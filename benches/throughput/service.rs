@@ -36,6 +36,8 @@ pub(crate) enum Mode {
     GroupCommit,
     /// The same service, one event a transaction, and as many transactions at once as it has connections.
     OneByOne,
+    /// `PROCESSING=queue clerk-sync serve`: it stores, and applies what it stored.
+    Queued,
     /// `PROCESSING=queue clerk-sync serve --no-worker`: it only stores.
     Accepting,
     /// `clerk-sync worker`: it only applies what was stored.
@@ -48,6 +50,7 @@ impl Mode {
         match self {
             Self::GroupCommit => "bench: group commit",
             Self::OneByOne => "bench: one by one",
+            Self::Queued => "bench: queued",
             Self::Accepting => "bench: accepting",
             Self::Draining => "bench: draining",
         }
@@ -55,7 +58,7 @@ impl Mode {
 
     /// What it answers when all is well.
     pub(crate) fn answer(self) -> &'static str {
-        if self == Self::Accepting { "queued" } else { "applied" }
+        if matches!(self, Self::Queued | Self::Accepting) { "queued" } else { "applied" }
     }
 }
 
@@ -109,9 +112,10 @@ impl Service {
     pub(crate) fn start_program(program: &Path, mode: Mode, place: &Place) -> anyhow::Result<Self> {
         let (address, private) = (free_address()?, free_address()?);
         let mut command = match mode {
-            Mode::GroupCommit | Mode::Accepting | Mode::Draining => {
+            Mode::GroupCommit | Mode::Queued | Mode::Accepting | Mode::Draining => {
                 let mut command = Command::new(program);
                 match mode {
+                    Mode::Queued => command.arg("serve").env("PROCESSING", "queue"),
                     Mode::Accepting => command.args(["serve", "--no-worker"]).env("PROCESSING", "queue"),
                     Mode::Draining => command.arg("worker"),
                     _ => command.arg("serve"),

@@ -1,0 +1,116 @@
+//! What shows only after minutes: the longest wait at a steady load, and what a transaction that holds an old snapshot does to the
+//! tables. `BENCH_MINUTES` says how many (1 if unset).
+
+use std::{
+    env, thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Bench, FLAT_OUT, Run,
+    database::Database,
+    events::Person,
+    load::Load,
+    median,
+    service::{Mode, Service},
+    wanted,
+};
+
+/// Rounds of the load beside an old snapshot, spread over the time.
+const ROUNDS: u32 = 30;
+
+/// Events of each.
+const EVENTS: usize = 20_000;
+
+const POPULATION: u64 = 10_000;
+
+impl Bench {
+    /// 1,000 events/s.
+    pub(crate) fn steady(&mut self) -> anyhow::Result<()> {
+        let schema = Database::schema("steady");
+        let service = Service::start(Mode::GroupCommit, &self.database.place(Mode::GroupCommit, &schema))?;
+        self.runtime.block_on(self.database.fill(&schema, POPULATION))?;
+        self.over_http(&service, 2_000, POPULATION)?;
+        let load = Load { every: Some(Duration::from_millis(1)), ..FLAT_OUT };
+        println!("\n## 1,000 events/s without a pause\n");
+        println!("| | p50 | p99 | p99.9 | longest | longer than {} ms |", wanted::LONGEST_MILLISECONDS);
+        println!("|---|--:|--:|--:|--:|--:|");
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        let mut longest = 0.0;
+        for minute in 1..=minutes()? {
+            let (_, report) = self.load(&service, 60_000, POPULATION, Person::Connected, load)?;
+            let [p50, p99, p999, worst] =
+                [0.5, 0.99, 0.999, 1.0].map(|part| milliseconds(report.percentile(part)));
+            let late = report.latencies.iter().filter(|time| milliseconds(**time) > wanted::LONGEST_MILLISECONDS);
+            println!(
+                "| minute {minute} | {p50:.1} ms | {p99:.1} ms | {p999:.1} ms | {worst:.1} ms | {} |",
+                late.count()
+            );
+            longest = f64::max(longest, worst);
+        }
+        self.verdict(
+            "longest wait at 1,000 events/s",
+            format!("{longest:.0} ms"),
+            format!("≤ {} ms", wanted::LONGEST_MILLISECONDS),
+            longest <= wanted::LONGEST_MILLISECONDS,
+        );
+        self.remember(&service)?;
+        drop(service);
+        self.runtime.block_on(self.database.drop(&schema))
+    }
+
+    /// The same rounds without such a transaction and beside one, inline and through the queue.
+    pub(crate) fn beside_an_old_snapshot(&mut self) -> anyhow::Result<()> {
+        println!("\n## Beside a transaction that holds an old snapshot, {ROUNDS} rounds of {EVENTS} events\n");
+        println!(
+            "| | events/s: first third | last third | rows alive | dead | MiB |\n|---|--:|--:|--:|--:|--:|"
+        );
+        for (mode, name) in [(Mode::GroupCommit, "inline"), (Mode::Queued, "through the queue")] {
+            let without = self.rounds(mode, name, false)?;
+            let beside = self.rounds(mode, name, true)?;
+            let ratio = beside / without;
+            self.verdict(
+                format!("events/s beside an old snapshot, {name}"),
+                format!("{ratio:.2} ×"),
+                format!("≥ {} ×", wanted::BESIDE_A_SNAPSHOT),
+                ratio >= wanted::BESIDE_A_SNAPSHOT,
+            );
+        }
+        Ok(())
+    }
+
+    /// Events a second of the last third of the rounds.
+    fn rounds(&mut self, mode: Mode, name: &str, beside: bool) -> anyhow::Result<f64> {
+        let schema = Database::schema("snapshot");
+        let service = Service::start(mode, &self.database.place(mode, &schema))?;
+        self.runtime.block_on(self.database.fill(&schema, POPULATION))?;
+        self.over_http(&service, 2_000, POPULATION)?;
+        let pause = Duration::from_secs(60 * minutes()?) / ROUNDS;
+        let snapshot =
+            beside.then(|| self.runtime.block_on(self.database.old_snapshot(&schema))).transpose()?;
+        let (began, mut runs) = (Instant::now(), Vec::new());
+        for round in 1..=ROUNDS {
+            let mut run = self.over_http(&service, EVENTS, POPULATION)?;
+            let answered = Instant::now();
+            while self.runtime.block_on(self.database.waiting(&schema))? > 0 {
+                thread::sleep(Duration::from_millis(5));
+            }
+            run.elapsed += answered.elapsed();
+            runs.push(run);
+            thread::sleep((pause * round).saturating_sub(began.elapsed()));
+        }
+        let [alive, dead, size] = self.runtime.block_on(self.database.rows(&schema))?;
+        let third = runs.len() / 3;
+        let [first, last] = [&runs[..third], &runs[2 * third..]].map(|runs| median(runs, Run::rate));
+        let beside = if beside { "beside it" } else { "without" };
+        println!("| {name}, {beside} | {first:.0} | {last:.0} | {alive} | {dead} | {size} |");
+        self.remember(&service)?;
+        drop((snapshot, service));
+        self.runtime.block_on(self.database.drop(&schema))?;
+        Ok(last)
+    }
+}
+
+fn minutes() -> anyhow::Result<u64> {
+    Ok(env::var("BENCH_MINUTES").map_or(Ok(1), |minutes| minutes.parse())?)
+}
