@@ -20,7 +20,7 @@ use super::{
     catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger},
     reconcile::{parameters, strangers},
     scan::{Left, Seen, Visit, Window},
-    walk::Walked,
+    walk::{Part, Walked},
 };
 use crate::{
     clerk::{
@@ -57,7 +57,9 @@ impl Wanted {
         let Self { entity, lists, query, created_after } = self;
         let (instance, fields) = (context.api.identity(), context.rules.fields(entity));
         let kind = parameters(entity);
-        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}");
+        // Nothing for the others, so that runs of theirs go on which were begun when owners were walked through in one go.
+        let owners: String = entity.of_each.iter().map(|of| of.path).collect();
+        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}{owners}");
         hex::encode(Sha256::digest(text))
     }
 
@@ -71,28 +73,32 @@ impl Wanted {
         *self.entity == USER && !self.is_narrowed()
     }
 
-    /// The requests' filters: of lists as many values at once as Clerk allows.
-    fn filters(&self) -> Vec<Filters> {
+    /// What is walked through: of lists as many values at once as Clerk allows.
+    fn parts(&self) -> Vec<Part> {
         let all = |values: Vec<(&'static str, String)>| Filters {
             values: values.into_iter().chain(self.query.clone().map(|query| ("query", query))).collect(),
             created_after: self.created_after,
         };
         if self.lists.is_empty() {
-            return vec![all(Vec::new())];
+            return if self.is_narrowed() {
+                vec![Part::List(all(Vec::new()))]
+            } else {
+                Part::all(self.entity)
+            };
         }
         let batches = self.lists.iter().flat_map(|(name, values)| {
             values
                 .chunks(FILTER_VALUES)
                 .map(|chunk| chunk.iter().map(|value| (*name, value.clone())).collect())
         });
-        batches.map(all).collect()
+        batches.map(all).map(Part::List).collect()
     }
 }
 
 /// How far a run is, and what it has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Which of the filters' batches is walked.
+    /// Which of the parts is walked.
     batch: usize,
     /// What is left of it; none before it has begun.
     windows: Option<Vec<Window>>,
@@ -143,12 +149,12 @@ pub async fn backfill(
 ) -> Result<Summary, CatchUpError> {
     let previous = context.check_instance(Persistence::BACKGROUND, false).await?;
     let began = (context.clock)();
-    let filters = wanted.filters();
     let parameters = (wanted.digest(context), wanted.is_everybody());
-    // Offsets say nothing of where an interrupted walk stood.
-    let restart = restart || *wanted.entity != USER;
+    // Such a list is asked for again from its beginning anyway.
+    let restart = restart || *wanted.entity != USER && wanted.entity.of_each.is_empty();
+    let fresh = Progress::default();
     let (ledger, resumed) =
-        Ledger::open(context, RunKind::Backfill, parameters, restart, Progress::default(), tell).await?;
+        Ledger::open(context, RunKind::Backfill, parameters, restart, fresh, tell).await?;
     let (first, seen) = (ledger.progress.batch, Seen::after(ledger.progress.counts.seen));
     let visitor = Arc::new(Visitor {
         context: context.clone(),
@@ -158,8 +164,12 @@ pub async fn backfill(
     });
     let walk = async {
         let mut switched_off = false;
-        for (batch, filters) in filters.into_iter().enumerate().skip(first) {
-            switched_off = visitor.walk(batch, wanted.entity, filters).await? == Walked::SwitchedOff;
+        for (batch, part) in wanted.parts().into_iter().enumerate().skip(first) {
+            switched_off = visitor.walk(batch, wanted.entity, part).await? == Walked::SwitchedOff;
+        }
+        if !wanted.entity.of_each.is_empty() {
+            // Nobody has anything.
+            switched_off = visitor.seen.len() == 0;
         }
         Ok::<_, CatchUpError>(switched_off)
     };
@@ -229,12 +239,12 @@ impl Visitor {
         }
     }
 
-    /// Through one of the filters' batches.
+    /// Through one of the parts.
     async fn walk(
         self: &Arc<Self>,
         batch: usize,
         entity: &'static Entity,
-        filters: Filters,
+        part: Part,
     ) -> Result<Walked, CatchUpError> {
         let left = {
             let mut ledger = self.ledger.lock().await;
@@ -243,8 +253,8 @@ impl Visitor {
             windows.clone().map(|windows| Left { windows, counted: *expected })
         };
         let visitor: Arc<dyn Visit> = Arc::<Self>::clone(self);
-        let what = (Source::Backfill, entity, filters);
-        let walked = self.context.walk(what, left, &self.seen, &visitor).await;
+        let what = (Source::Backfill, entity, part);
+        let walked = self.context.walk_part(what, left, &self.seen, &visitor).await;
         let mut ledger = self.ledger.lock().await;
         if matches!(walked, Err(CatchUpError::Incomplete { .. })) {
             // There is nothing to go on with: the next run begins anew.

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     clerk::{
-        api::{Filters, Persistence, can_ask},
+        api::{Persistence, can_ask},
         event::Found,
     },
     entity::{USER, user},
@@ -385,8 +385,7 @@ impl Visit for Look {}
 impl Visitor {
     /// Go through all objects of the kind.
     async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<Walked, CatchUpError> {
-        let what = (Source::Reconcile, self.entity, Filters::default());
-        self.context.walk(what, None, seen, visit).await
+        self.context.walk((Source::Reconcile, self.entity), seen, visit).await
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Comparison) -> T) -> T {

@@ -54,7 +54,7 @@ const LEAST_LIMIT: usize = 2;
 /// How often a walk by offsets begins again because somebody left meanwhile.
 const RESTARTS: u32 = 100;
 
-/// Users who signed up in a stretch of time, and how far they were walked through. Kept in `sync_runs`.
+/// Users who signed up in a stretch of time, or organizations of that time, and how far they were walked through. Kept in `sync_runs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Window {
     /// The first millisecond.
@@ -73,11 +73,16 @@ struct Place {
 
 impl Window {
     /// Everybody.
-    fn everybody() -> Self {
-        Self { start: i64::MIN + 1, end: None, last: None }
+    pub(super) fn everybody() -> Self {
+        Self::since(i64::MIN + 1)
     }
 
-    fn holds(&self, created_at: i64) -> bool {
+    /// Whoever came in this millisecond or later.
+    pub(super) fn since(start: i64) -> Self {
+        Self { start, end: None, last: None }
+    }
+
+    pub(super) fn holds(&self, created_at: i64) -> bool {
         created_at >= self.start && self.end.is_none_or(|end| created_at < end)
     }
 }
@@ -155,6 +160,7 @@ pub(super) struct Scan {
     filters: Arc<Filters>,
     reading: Reading,
     seen: Arc<Seen>,
+    side_by_side: usize,
     /// The present, in unix milliseconds: where an open window is taken to end when it is cut.
     now: i64,
 }
@@ -169,13 +175,20 @@ enum Done {
 }
 
 impl Scan {
-    /// Of users that `filters` name, read as `reading` says; those in `seen` are passed over.
-    pub(super) fn new(context: &CatchUp, filters: Filters, reading: Reading, seen: Arc<Seen>) -> Self {
+    /// Of users that `filters` name, read as `reading` says, so many pages at a time at most; those in `seen` are passed over.
+    pub(super) fn new(
+        context: &CatchUp,
+        filters: Filters,
+        reading: Reading,
+        seen: Arc<Seen>,
+        most: usize,
+    ) -> Self {
         Self {
             api: Arc::clone(&context.api),
             filters: Arc::new(filters),
             reading,
             seen,
+            side_by_side: SIDE_BY_SIDE.min(most),
             now: (context.clock)().timestamp_millis(),
         }
     }
@@ -219,7 +232,7 @@ impl Scan {
         // Bytes that are left, and bytes of a user as they have lately been.
         let (budget, mut weight) = (Arc::new(Semaphore::new(BUDGET)), FIRST_WEIGHT);
         loop {
-            while tasks.len() < SIDE_BY_SIDE
+            while tasks.len() < self.side_by_side
                 && let Some((limit, room)) = room(&budget, weight)
                 && let Some(index) = self.next(&mut tracks)
             {

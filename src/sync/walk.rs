@@ -4,19 +4,18 @@
 //! Pages overlap by one object. Where an object in front of a page leaves while it is on its way, everything behind moves up, and
 //! the last object of a page is no longer the first of the next: then the walk begins anew, and passes over what it has seen.
 //!
-//! Where Clerk has no list of all, the owners are walked through, and each is asked for what they have.
+//! Where Clerk has no list of all, the owners are walked through, and each is asked for what they have. That takes a request an
+//! owner, so an interrupted walk through owners goes on where it was. Owners are listed in the order of their creation: what is left
+//! are those who came later than the last one whose objects were taken in. Only the pages in hand are gone through again, so they are
+//! few.
 
-use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use async_trait::async_trait;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::JoinSet,
+};
 
 use super::{
     catch_up::{CatchUp, CatchUpError, Counts, falls_short, incomplete},
@@ -34,6 +33,12 @@ use crate::{
 /// Pages that are on their way at the same time, at most.
 const SIDE_BY_SIDE: usize = 16;
 
+/// The same of owners: one page is there before those of the other have all been asked.
+const PAGES_OF_OWNERS: usize = 2;
+
+/// Owners who are asked at the same time. So many keep 90 requests a second busy that take a third of a second.
+const ASKED: usize = 32;
+
 /// Bytes of answers that are on their way at the same time, as far as the pages so far tell.
 const BUDGET: usize = 40 << 20;
 
@@ -45,6 +50,26 @@ pub(super) struct Walk {
     api: Arc<Api>,
     reading: Reading,
     seen: Arc<Seen>,
+    side_by_side: usize,
+}
+
+/// What is walked through from its beginning to its end.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// A list of all; of users, of those that the filters name.
+    List(Filters),
+    /// What each of these owners has.
+    Of(&'static OfEach),
+}
+
+impl Part {
+    /// Those that show all objects of a kind.
+    pub(super) fn all(entity: &Entity) -> Vec<Self> {
+        match entity.of_each {
+            [] => vec![Self::List(Filters::default())],
+            of_each => of_each.iter().map(Self::Of).collect(),
+        }
+    }
 }
 
 /// What came of a walk.
@@ -59,66 +84,71 @@ pub(super) enum Walked {
 }
 
 impl CatchUp {
-    /// Show a visitor all objects of a kind, of users those that `filters` name; those in `seen` are passed over. Goes on with
-    /// what an interrupted walk has `left`.
+    /// Show a visitor all objects of a kind; those in `seen` are passed over.
     pub(super) async fn walk(
         &self,
-        (source, entity, filters): (Source, &'static Entity, Filters),
+        (source, entity): (Source, &'static Entity),
+        seen: &Arc<Seen>,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<Walked, CatchUpError> {
+        let mut walked = Vec::new();
+        for part in Part::all(entity) {
+            walked.push(self.walk_part((source, entity, part), None, seen, visitor).await?);
+        }
+        Ok(match walked[..] {
+            [walked] if entity.of_each.is_empty() => walked,
+            // Nobody has anything: the feature is probably switched off, and nothing must be deleted.
+            _ if seen.len() == 0 => Walked::SwitchedOff,
+            _ if walked.contains(&Walked::SwitchedOff) => Walked::Partly,
+            _ => Walked::Whole,
+        })
+    }
+
+    /// The same of one part. Goes on with what an interrupted walk has `left`.
+    pub(super) async fn walk_part(
+        &self,
+        (source, entity, part): (Source, &'static Entity, Part),
         left: Option<Left>,
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
     ) -> Result<Walked, CatchUpError> {
         let reading = self.reading(source, entity);
-        if entity.of_each.is_empty() {
-            return self.through((reading, filters), left, seen, visitor).await;
+        let of = match part {
+            Part::List(filters) => {
+                return self.through((reading, filters, usize::MAX), left, seen, visitor).await;
+            }
+            Part::Of(of) => of,
+        };
+        let asking = Asking { api: Arc::clone(&self.api), of, reading, requests: Semaphore::new(ASKED) };
+        let owners: Arc<dyn Visit> = Arc::new(Owners {
+            asking: Arc::new(asking),
+            seen: Arc::clone(seen),
+            visitor: Arc::clone(visitor),
+            line: Mutex::default(),
+        });
+        // Only who they are.
+        let (fields, inside) = (FieldSet::default(), Selection::default());
+        let ids = Reading { source, entity: of.owner, fields, inside };
+        let list = (ids, Filters::default(), PAGES_OF_OWNERS);
+        match self.through(list, left, &Arc::default(), &owners).await {
+            Err(CatchUpError::Api(error)) if error.is_of_a_feature_switched_off() => Ok(Walked::SwitchedOff),
+            walked => walked,
         }
-        visitor.expect(None).await?;
-        let (mut is_whole, mut has_any) = (true, false);
-        for of in entity.of_each {
-            let asking = Asking {
-                api: Arc::clone(&self.api),
-                of,
-                reading: reading.clone(),
-                requests: Semaphore::new(SIDE_BY_SIDE),
-            };
-            let owners = Arc::new(Owners {
-                asking: Arc::new(asking),
-                seen: Arc::clone(seen),
-                visitor: Arc::clone(visitor),
-                has_any: AtomicBool::new(false),
-            });
-            let visit: Arc<dyn Visit> = Arc::<Owners>::clone(&owners);
-            // Only who they are.
-            let (fields, inside) = (FieldSet::default(), Selection::default());
-            let ids = Reading { source, entity: of.owner, fields, inside };
-            let walked = self.through((ids, Filters::default()), None, &Arc::default(), &visit).await;
-            is_whole &= match walked {
-                Err(CatchUpError::Api(error)) if error.is_of_a_feature_switched_off() => false,
-                walked => walked? == Walked::Whole,
-            };
-            has_any |= owners.has_any.load(Ordering::Relaxed);
-        }
-        Ok(match (has_any, is_whole) {
-            // Nobody has anything: the feature is probably switched off, and nothing must be deleted.
-            (false, _) => Walked::SwitchedOff,
-            (true, true) => Walked::Whole,
-            (true, false) => Walked::Partly,
-        })
     }
 
-    /// The same through a list of all.
+    /// Through a list, so many pages at a time at most.
     async fn through(
         &self,
-        (reading, filters): (Reading, Filters),
+        (reading, filters, most): (Reading, Filters, usize),
         left: Option<Left>,
         seen: &Arc<Seen>,
         visitor: &Arc<dyn Visit>,
     ) -> Result<Walked, CatchUpError> {
         let seen = Arc::clone(seen);
         if *reading.entity != USER {
-            return Walk::new(self, reading, seen).run(visitor).await;
+            return Walk::new(self, reading, seen, most).run(left, visitor).await;
         }
-        Scan::new(self, filters, reading, seen).run(left, visitor).await?;
+        Scan::new(self, filters, reading, seen, most).run(left, visitor).await?;
         Ok(Walked::Whole)
     }
 }
@@ -128,8 +158,8 @@ struct Owners {
     asking: Arc<Asking>,
     seen: Arc<Seen>,
     visitor: Arc<dyn Visit>,
-    /// Whether one of them has anything.
-    has_any: AtomicBool,
+    /// Held by the page whose owners are asked, so that an interruption costs no more than that page.
+    line: Mutex<()>,
 }
 
 /// Asks for what an owner has.
@@ -137,7 +167,7 @@ struct Asking {
     api: Arc<Api>,
     of: &'static OfEach,
     reading: Reading,
-    /// Several pages of owners are visited side by side.
+    /// The last owners of a page and the first of the next are asked side by side.
     requests: Semaphore,
 }
 
@@ -150,9 +180,6 @@ impl Asking {
 
 impl Owners {
     async fn show(&self, found: Vec<Found>) -> Result<Counts, CatchUpError> {
-        if !found.is_empty() {
-            self.has_any.store(true, Ordering::Relaxed);
-        }
         let fresh = self.seen.first_time(found);
         if fresh.is_empty() { Ok(Counts::default()) } else { self.visitor.visit(fresh).await }
     }
@@ -163,12 +190,16 @@ impl Visit for Owners {
     async fn visit(&self, owners: Vec<Found>) -> Result<Counts, CatchUpError> {
         let (mut counts, mut all) = (Counts::default(), Vec::new());
         let (mut owners, mut asked) = (owners.into_iter(), JoinSet::new());
+        let mut first_in_line = Some(self.line.lock().await);
         loop {
-            while asked.len() < SIDE_BY_SIDE
+            while asked.len() < ASKED
                 && let Some(owner) = owners.next()
             {
                 let asking = Arc::clone(&self.asking);
                 asked.spawn(async move { asking.ask(owner).await });
+            }
+            if owners.len() == 0 {
+                drop(first_in_line.take());
             }
             let Some(answer) = asked.join_next().await else { break };
             all.extend(answer.map_err(|_| CatchUpError::Abandoned)??);
@@ -181,41 +212,59 @@ impl Visit for Owners {
         Ok(counts)
     }
 
-    async fn reached(&self, _left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
-        self.visitor.reached(Vec::new(), counts).await
+    async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
+        self.visitor.reached(left, counts).await
     }
 }
 
-/// A page: the ids of its first and its last entry, and how many there are.
+/// What is known of a page.
 struct Edges {
+    /// The ids of its first and its last entry, and how many there are.
     first: Option<String>,
     last: Option<String>,
     entries: usize,
+    /// When the last object was created, if they are in the order of creation.
+    until: Option<i64>,
+    /// Whether all on it was visited.
+    is_taken_in: bool,
+}
+
+impl Edges {
+    /// Whether nothing is between this page and that one, and nothing moved: they overlap by one entry.
+    fn leads_to(&self, next: &Self) -> bool {
+        self.last.is_some() && self.last == next.first
+    }
 }
 
 enum Done {
     Fetched(usize, Result<(Page, usize), ApiError>),
-    Visited(Result<Counts, CatchUpError>),
+    Visited(usize, Result<Counts, CatchUpError>),
 }
 
 impl Walk {
-    /// Through objects of the kind that `reading` names; those in `seen` are passed over.
-    pub(super) fn new(context: &CatchUp, reading: Reading, seen: Arc<Seen>) -> Self {
-        Self { api: Arc::clone(&context.api), reading, seen }
+    /// Through objects of the kind that `reading` names, so many pages at a time at most; those in `seen` are passed over.
+    pub(super) fn new(context: &CatchUp, reading: Reading, seen: Arc<Seen>, most: usize) -> Self {
+        Self { api: Arc::clone(&context.api), reading, seen, side_by_side: SIDE_BY_SIDE.min(most) }
     }
 
-    /// Walk until everything was seen that was there from beginning to end.
+    /// Walk until everything was seen that was there from beginning to end, and show what an interrupted walk has `left`. All pages
+    /// are asked for again: offsets say nothing of where that one stood.
     ///
     /// # Errors
     /// If Clerk fails, if its list changes at every pass, or if it counts far more than it shows.
-    pub(super) async fn run(&self, visitor: &Arc<dyn Visit>) -> Result<Walked, CatchUpError> {
+    pub(super) async fn run(
+        &self,
+        left: Option<Left>,
+        visitor: &Arc<dyn Visit>,
+    ) -> Result<Walked, CatchUpError> {
+        let left = left.map_or_else(|| vec![Window::everybody()], |left| left.windows);
         for _ in 0..PASSES {
             let first = match self.api.objects(0, &self.reading).await {
                 Err(error) if error.is_of_a_feature_switched_off() => return Ok(Walked::SwitchedOff),
                 first => first?,
             };
             visitor.expect(Some(first.0.total)).await?;
-            let Some((seen, counted)) = self.pass(first, visitor).await? else { continue };
+            let Some((seen, counted)) = self.pass(first, &left, visitor).await? else { continue };
             return if falls_short(seen, counted) {
                 Err(incomplete(self.reading.entity, seen, counted))
             } else {
@@ -229,6 +278,7 @@ impl Walk {
     async fn pass(
         &self,
         first: (Page, usize),
+        left: &[Window],
         visitor: &Arc<dyn Visit>,
     ) -> Result<Option<(u64, u64)>, CatchUpError> {
         let mut edges: BTreeMap<usize, Edges> = BTreeMap::new();
@@ -238,19 +288,26 @@ impl Walk {
         while let Some(done) = tasks.join_next().await {
             match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
-                    let (Page { found, total: now, entries, first, last }, bytes) = page?;
+                    let (Page { mut found, total: now, entries, first, last }, bytes) = page?;
                     // Behind an empty page there is nothing, whatever is counted.
                     let is_empty = entries == 0 && index > 0;
                     total = if is_empty { now.min(offset(index) as u64) } else { now };
-                    side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, SIDE_BY_SIDE);
-                    edges.insert(index, Edges { first, last, entries });
+                    side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, self.side_by_side);
+                    let is_in_order = found.is_sorted_by_key(|found| found.created_at);
+                    let until = found.last().filter(|_| is_in_order).map(|found| found.created_at);
+                    found.retain(|found| left.iter().any(|window| window.holds(found.created_at)));
                     let fresh = self.seen.first_time(found);
+                    edges.insert(index, Edges { first, last, entries, until, is_taken_in: fresh.is_empty() });
                     if !fresh.is_empty() {
                         let visitor = Arc::clone(visitor);
-                        tasks.spawn(async move { Done::Visited(visitor.visit(fresh).await) });
+                        tasks.spawn(async move { Done::Visited(index, visitor.visit(fresh).await) });
                     }
                 }
-                Done::Visited(counts) => visitor.reached(Vec::new(), counts?).await?,
+                Done::Visited(index, counts) => {
+                    let counts = counts?;
+                    edges.entry(index).and_modify(|page| page.is_taken_in = true);
+                    visitor.reached(vec![still_left(&edges)], counts).await?;
+                }
             }
             while tasks.len() < side_by_side && offset(next) < usize::try_from(total).unwrap_or(usize::MAX) {
                 let (api, reading, index) = (Arc::clone(&self.api), self.reading.clone(), next);
@@ -259,8 +316,7 @@ impl Walk {
             }
         }
         let pages: Vec<&Edges> = edges.values().collect();
-        let whole = pages.windows(2).all(|pair| pair[0].last.is_some() && pair[0].last == pair[1].first);
-        if !whole {
+        if !pages.windows(2).all(|pair| pair[0].leads_to(pair[1])) {
             return Ok(None);
         }
         // Each page but the first begins with the last entry of the one before.
@@ -268,6 +324,19 @@ impl Walk {
         let seen = pages.iter().map(|page| page.entries).sum::<usize>().saturating_sub(overlaps);
         Ok(Some((seen as u64, total)))
     }
+}
+
+/// What is left of a list: what was created since the end of its first pages, as far as those follow on each other and were taken in.
+fn still_left(pages: &BTreeMap<usize, Edges>) -> Window {
+    let mut left = Window::everybody();
+    let mut before: Option<&Edges> = None;
+    for (place, (index, page)) in pages.iter().enumerate() {
+        let follows = place == *index && before.is_none_or(|before| before.leads_to(page));
+        let Some(until) = page.until.filter(|_| follows && page.is_taken_in) else { break };
+        left = Window::since(until);
+        before = Some(page);
+    }
+    left
 }
 
 fn offset(page: usize) -> usize {

@@ -33,6 +33,7 @@ on_each_keeper!(
     whoever_the_database_refuses_is_left_out_and_the_reason_told_once,
     nobody_is_skipped_whether_a_time_includes_its_millisecond_or_not,
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
+    owners_who_were_asked_before_a_kill_are_not_asked_again,
     a_backfill_that_is_under_way_is_left_alone,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_know_them,
@@ -216,6 +217,21 @@ fn nobody_is_skipped_whether_a_time_includes_its_millisecond_or_not(host: &mut H
     }
 }
 
+/// Kill a backfill once that is so. Says whether it had not ended before.
+fn is_killed(host: &Host, more: &[&str], once: impl Fn() -> bool) -> bool {
+    let mut child = host.command(&[&["backfill"], more].concat()).spawn().unwrap();
+    eventually("some requests", || once() || child.try_wait().unwrap().is_some());
+    if child.try_wait().unwrap().is_some() {
+        return false;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // As if it had been a while ago: otherwise the next one makes sure for some seconds that nobody is at work.
+    let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
+    host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));
+    true
+}
+
 fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Host) {
     let clerk = Clerk::of(host, load(20_000, 100_000));
     let pages = load(20_000, 100_000) / 500;
@@ -223,19 +239,10 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
     let mut kills = 0;
     for _ in 0..20 {
         let before = clerk.fake.requests_to("/v1/users").max(1);
-        let mut child = host.command(&["backfill", "--rate", "60"]).spawn().unwrap();
-        eventually("some pages", || {
-            clerk.fake.requests_to("/v1/users") >= before + 6 || child.try_wait().unwrap().is_some()
-        });
-        if child.try_wait().unwrap().is_some() {
+        if !is_killed(host, &["--rate", "60"], || clerk.fake.requests_to("/v1/users") >= before + 6) {
             break;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
         kills += 1;
-        // As if it had been a while ago: otherwise the next one makes sure for some seconds that nobody is at work.
-        let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
-        host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));
     }
     assert!(kills > 3);
     let (finished, summary) = backfill(host, &[]);
@@ -249,6 +256,52 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
     // Every window ends with a page that is not full, and each kill costs the pages that were on their way.
     let asked = clerk.fake.requests_to("/v1/users");
     assert!(asked <= pages + 3 * 32 + kills * 33, "{asked} requests for {pages} pages and {kills} kills");
+}
+
+fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,subscription");
+    let clerk = Clerk::start(host, Options { users: 1700, organizations: 1200, ..Options::default() });
+    let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
+    let organizations = clerk.fake.organizations();
+    let paths = |kind: &str, ids: &[String]| -> Vec<String> {
+        ids.iter().map(|id| format!("{kind}/{id}/billing/subscription")).collect()
+    };
+    let owners = [paths("users", &users), paths("organizations", &organizations.ids())].concat();
+    for path in owners.iter().step_by(7) {
+        let mut subscription = sample_of(&entity::SUBSCRIPTION, &users[0]);
+        subscription["id"] = path.replace('/', "_").into();
+        subscription.as_object_mut().expect("an object").remove("payer");
+        lists.put_one(path, Some(subscription));
+    }
+    clerk.fake.behave(Behaviour { latency: Duration::from_millis(5), ..Behaviour::default() });
+    host.run(&["migrate"]).succeeded();
+    let seen = || {
+        let runs = host.sql("SELECT progress FROM sync_runs WHERE finished_at IS NULL");
+        let progress = runs.first().map(|run| serde_json::from_str::<Value>(&run[0]).expect("JSON"));
+        progress.map_or(0, |progress| progress["counts"]["seen"].as_u64().expect("a number"))
+    };
+    let of_subscriptions = ["--entity", "subscription", "--rate", "400"];
+    let mut kills = 0;
+    for _ in 0..12 {
+        let before = seen();
+        if !is_killed(host, &of_subscriptions, || seen() > before) {
+            break;
+        }
+        kills += 1;
+        // One that has nothing, so that whoever comes behind it moves up.
+        let leaver = organizations.ids().into_iter().find(|id| {
+            let place = owners.iter().position(|path| path.contains(id.as_str()));
+            place.is_some_and(|place| place % 7 > 0)
+        });
+        organizations.remove(&leaver.expect("one of many")).expect("it was there");
+    }
+    assert!((4..12).contains(&kills), "{kills} kills");
+    assert_eq!(backfill(host, &["--entity", "subscription"]).0.code, Some(0));
+    assert_eq!(live(host, "subscriptions"), owners.iter().step_by(7).count());
+    let asked = clerk.fake.requests();
+    let asked = asked.iter().filter(|request| request.path.ends_with("/subscription")).count();
+    // A kill costs the two pages of owners who were being asked, at most.
+    assert!(asked <= owners.len() + kills * 1000, "{asked} of {}, {kills} kills", owners.len());
 }
 
 fn a_backfill_that_is_under_way_is_left_alone(host: &mut Host) {
