@@ -265,7 +265,11 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
 
     let finished = Run { finished_at: Some(at(NOW + 5)), ..taken };
     assert!(store.save_run(&finished).await.unwrap());
-    assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(older));
+    assert_eq!(
+        store.unfinished_run(RunKind::Backfill, "all").await.unwrap(),
+        None,
+        "the newer one has done what the older one left"
+    );
     assert_eq!(store.last_finished(RunKind::Backfill, None).await.unwrap(), Some(finished.clone()));
     let of_some = Run { everybody: false, finished_at: Some(at(NOW + 9)), ..run("3", "one", at(NOW)) };
     store.begin_run(&of_some).await.unwrap();
@@ -275,9 +279,12 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
         "a run through some users says nothing of the others"
     );
     assert_eq!(store.last_finished(RunKind::Reconcile, None).await.unwrap(), None);
+    let old = Run { id: "4".to_owned(), parameters: "some".to_owned(), ..older };
+    store.begin_run(&old).await.unwrap();
+    assert_eq!(store.unfinished_run(RunKind::Backfill, "some").await.unwrap(), Some(old));
     store.prune_runs(at(NOW)).await.unwrap();
     assert_eq!(
-        store.unfinished_run(RunKind::Backfill, "all").await.unwrap(),
+        store.unfinished_run(RunKind::Backfill, "some").await.unwrap(),
         None,
         "the older one is forgotten"
     );

@@ -52,8 +52,12 @@ statements! {
     RELEASE_LEASE = "DELETE FROM leases WHERE name = $1 AND holder = $2";
 
     UNFINISHED_RUN = "SELECT id, owner, progress, started_at, updated_at, everybody, parameters, finished_at
-        FROM sync_runs
+        FROM sync_runs AS run
         WHERE kind = $1 AND parameters = $2 AND finished_at IS NULL
+            -- One that began anew and came to its end has done all that this one has left.
+            AND NOT EXISTS (SELECT 1 FROM sync_runs AS later
+                WHERE later.kind = $1 AND later.parameters = $2 AND later.started_at > run.started_at
+                    AND later.finished_at IS NOT NULL)
         ORDER BY started_at DESC
         LIMIT 1";
 
