@@ -27,7 +27,7 @@ use crate::{
     entity::{self, USER},
     model::{ClerkId, Entity, Selection},
     sync::{
-        backfill::{LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
+        backfill::{Done, LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
         catch_up::{CatchUp, Counts},
     },
 };
@@ -102,18 +102,25 @@ impl Backfill {
         } else {
             chosen(self.entity, &context.rules.selection)?
         };
+        let interrupted = Done::before_interruption(&context, &kinds, TimeDelta::zero()).await?;
+        let mut done = interrupted.filter(|_| !self.restart).unwrap_or_default();
         for entity in kinds {
-            self.run_of(&context, &Wanted { entity, ..wanted.clone() }).await?;
+            let wanted = Wanted { entity, ..wanted.clone() };
+            if done.has(&context, &wanted) {
+                tracing::info!(kind = entity.kind, "taken in before the run was interrupted");
+            } else {
+                self.run_of(&context, &wanted, &mut done).await?;
+            }
         }
         context.store.close().await;
         Ok(())
     }
 
-    async fn run_of(&self, context: &CatchUp, wanted: &Wanted) -> Result<(), Failure> {
+    async fn run_of(&self, context: &CatchUp, wanted: &Wanted, done: &mut Done) -> Result<(), Failure> {
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
         let teller = tokio::spawn(show(hear.clone(), wanted.entity));
-        let walk = backfill(context, wanted, self.restart, tell);
+        let walk = backfill(context, wanted, done, self.restart, tell);
         let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
         // Ends by itself: nobody tells it any more.

@@ -34,7 +34,7 @@ use crate::{
     store::{History, Store},
     sync::{
         Limits,
-        backfill::{Progress, Wanted, backfill},
+        backfill::{Done, Progress, Wanted, backfill},
         catch_up::{CatchUp, Instance},
     },
     telemetry::LogFormat,
@@ -188,7 +188,7 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     for entity in config.selection.entities() {
         let (tell, _) = watch::channel(Progress::default());
         let began = Instant::now();
-        let counts = backfill(&context, &Wanted::all(entity), true, tell).await?.counts;
+        let counts = backfill(&context, &Wanted::all(entity), &mut Done::default(), true, tell).await?.counts;
         let seconds = began.elapsed().as_secs_f64();
         let seen = objects(counts.seen, entity);
         say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);

@@ -4,7 +4,7 @@
 //! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
 //! it was and asks again only for the pages that were on their way.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, mem, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger},
+    catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger, RESUMABLE},
     reconcile::{parameters, strangers},
     scan::{Left, Seen, Visit, Window},
     walk::{Part, Walked},
@@ -29,7 +29,7 @@ use crate::{
     },
     entity::USER,
     model::{ClerkId, Entity, Source},
-    store::{self, RunKind},
+    store::{self, Run, RunKind},
     telemetry,
 };
 
@@ -105,6 +105,8 @@ pub struct Progress {
     pub counts: Counts,
     /// How many users Clerk said there are.
     pub expected: Option<u64>,
+    #[serde(default)]
+    done: Done,
 }
 
 /// What a complete run has done.
@@ -128,22 +130,49 @@ pub struct LeftBehind {
     pub users: Option<Vec<ClerkId>>,
 }
 
-/// Whether a backfill of everybody was interrupted, and nobody has gone on with it for so long.
-///
-/// # Errors
-/// If the database cannot say.
-pub async fn was_interrupted(context: &CatchUp, quiet_for: TimeDelta) -> store::Result<bool> {
-    let run = context.store.unfinished_run(RunKind::Backfill, &Wanted::all(&USER).digest(context)).await?;
-    Ok(run.is_some_and(|run| (context.clock)() - run.updated_at > quiet_for))
+/// What was taken in by the runs before this one, where kinds are taken in one after the other: by what identifies those runs. It is
+/// kept with every run, so that after an interruption nothing is taken in twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Done(Vec<String>);
+
+impl Done {
+    /// What was taken in before the run of one of these kinds was interrupted; `None` if none was, or if somebody said in so short a
+    /// time that they are at work on it.
+    ///
+    /// # Errors
+    /// If the database cannot say.
+    pub async fn before_interruption(
+        context: &CatchUp,
+        kinds: &[&'static Entity],
+        quiet_for: TimeDelta,
+    ) -> store::Result<Option<Self>> {
+        for entity in kinds {
+            let digest = Wanted::all(entity).digest(context);
+            let run = context.store.unfinished_run(RunKind::Backfill, &digest).await?;
+            let quiet = |run: &Run| (context.clock)() - run.updated_at;
+            if let Some(run) = run.filter(|run| quiet(run) >= quiet_for && quiet(run) < RESUMABLE) {
+                let progress: Option<Progress> = serde_json::from_str(&run.progress).ok();
+                return Ok(Some(progress.unwrap_or_default().done));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether this was taken in.
+    pub fn has(&self, context: &CatchUp, wanted: &Wanted) -> bool {
+        self.0.contains(&wanted.digest(context))
+    }
 }
 
-/// Take in all users that are wanted. `tell` hears how far it has come; `restart` begins anew.
+/// Take in all users that are wanted, after what is `done`. `tell` hears how far it has come; `restart` begins anew.
 ///
 /// # Errors
 /// If Clerk or the database fails for longer than we are patient. What was done stays.
 pub async fn backfill(
     context: &CatchUp,
     wanted: &Wanted,
+    done: &mut Done,
     restart: bool,
     tell: watch::Sender<Progress>,
 ) -> Result<Summary, CatchUpError> {
@@ -152,7 +181,7 @@ pub async fn backfill(
     let parameters = (wanted.digest(context), wanted.is_everybody());
     // Such a list is asked for again from its beginning anyway.
     let restart = restart || *wanted.entity != USER && wanted.entity.of_each.is_empty();
-    let fresh = Progress::default();
+    let fresh = Progress { done: done.clone(), ..Progress::default() };
     let (ledger, resumed) =
         Ledger::open(context, RunKind::Backfill, parameters, restart, fresh, tell).await?;
     let (first, seen) = (ledger.progress.batch, Seen::after(ledger.progress.counts.seen));
@@ -179,6 +208,7 @@ pub async fn backfill(
     };
     let mut ledger = visitor.ledger.lock().await;
     ledger.finish().await?;
+    done.0.push(wanted.digest(context));
     let left_behind = match previous {
         Some(instance) if *wanted.entity == USER => {
             let saw_all = wanted.is_everybody() && !resumed;
@@ -258,7 +288,7 @@ impl Visitor {
         let mut ledger = self.ledger.lock().await;
         if matches!(walked, Err(CatchUpError::Incomplete { .. })) {
             // There is nothing to go on with: the next run begins anew.
-            ledger.progress = Progress::default();
+            ledger.progress = Progress { done: mem::take(&mut ledger.progress.done), ..Progress::default() };
             ledger.save().await?;
         }
         let walked = walked?;

@@ -29,7 +29,7 @@ const PAGE_TIME: Duration = Duration::from_mins(1);
 const PAGE_ATTEMPTS: u32 = 6;
 
 /// An interrupted run goes on only if it is younger than this: what it went through first has changed since.
-const RESUMABLE: TimeDelta = TimeDelta::days(1);
+pub(super) const RESUMABLE: TimeDelta = TimeDelta::days(1);
 
 /// Whoever works on a run says so this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use crate::{
     model::Entity,
     store::{History, RunKind, StoreError},
     sync::{
-        backfill::{Progress, Wanted, backfill, was_interrupted},
+        backfill::{Done, Progress, Wanted, backfill},
         catch_up::{CatchUp, CatchUpError},
         reconcile::{DriftKind, Options, parameters, reconcile},
         retry::Retry,
@@ -51,7 +51,8 @@ const QUIET: TimeDelta = TimeDelta::minutes(2);
 
 /// What is due.
 enum Task {
-    Backfill,
+    /// Of all kinds, but for what is done.
+    Backfill(Done),
     Reconcile,
     /// Comparing these kinds, because others have changed that they follow.
     Follow(Vec<&'static Entity>),
@@ -60,7 +61,7 @@ enum Task {
 impl Task {
     fn name(&self) -> &'static str {
         match self {
-            Self::Backfill => RunKind::Backfill.name(),
+            Self::Backfill(_) => RunKind::Backfill.name(),
             Self::Reconcile | Self::Follow(_) => RunKind::Reconcile.name(),
         }
     }
@@ -105,7 +106,7 @@ impl CatchUpLoop {
         let mut due = self.wait_to_lead(true).await;
         let mut failures = 0;
         loop {
-            let Some(task) = &due else {
+            let Some(task) = &mut due else {
                 self.lease.release().await;
                 if every.is_none() && self.followers().next().is_none() {
                     return;
@@ -222,11 +223,13 @@ impl CatchUpLoop {
             return Ok((!outdated.is_empty()).then_some(Task::Follow(outdated)));
         }
         let since = started_at - after.and_then(|after| TimeDelta::from_std(after).ok()).unwrap_or_default();
-        if on_empty && was_interrupted(&self.context, QUIET).await? {
-            return Ok(Some(Task::Backfill));
+        if on_empty
+            && let Some(done) = Done::before_interruption(&self.context, &self.listed(), QUIET).await?
+        {
+            return Ok(Some(Task::Backfill(done)));
         }
         Ok(match self.context.store.history(since, started_at).await? {
-            History::Empty if on_empty => Some(Task::Backfill),
+            History::Empty if on_empty => Some(Task::Backfill(Done::default())),
             History::Silent if after.is_some() => {
                 tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
                 Some(Task::Reconcile)
@@ -235,19 +238,27 @@ impl CatchUpLoop {
         })
     }
 
-    async fn perform(&self, task: &Task) -> Result<(), CatchUpError> {
+    /// The kinds that Clerk lists, in the order in which they are taken in.
+    fn listed(&self) -> Vec<&'static Entity> {
         let selection = &self.context.rules.selection;
         let mut listed: Vec<_> = selection.entities().filter(|entity| entity.is_listed()).collect();
         // Those that follow others come behind them, and those that take a request for each owner come last.
         listed.sort_by_key(|entity| (!entity.of_each.is_empty(), !entity.follows.is_empty()));
+        listed
+    }
+
+    async fn perform(&self, task: &mut Task) -> Result<(), CatchUpError> {
         match task {
-            Task::Backfill => {
-                for entity in listed {
-                    self.backfill(entity).await?;
+            Task::Backfill(done) => {
+                for entity in self.listed() {
+                    let wanted = Wanted::all(entity);
+                    if !done.has(&self.context, &wanted) {
+                        self.backfill(&wanted, done).await?;
+                    }
                 }
             }
             Task::Reconcile => {
-                for entity in listed.into_iter().filter(|entity| entity.of_each.is_empty()) {
+                for entity in self.listed().into_iter().filter(|entity| entity.of_each.is_empty()) {
                     self.reconcile(entity, Options::default()).await?;
                 }
             }
@@ -265,10 +276,11 @@ impl CatchUpLoop {
         Ok(())
     }
 
-    async fn backfill(&self, entity: &'static Entity) -> Result<(), CatchUpError> {
+    async fn backfill(&self, wanted: &Wanted, done: &mut Done) -> Result<(), CatchUpError> {
+        let entity = wanted.entity;
         tracing::info!(kind = entity.kind, "the tables are empty: all there are at Clerk are taken in");
         let (tell, _) = watch::channel(Progress::default());
-        let summary = backfill(&self.context, &Wanted::all(entity), false, tell).await?;
+        let summary = backfill(&self.context, wanted, done, false, tell).await?;
         let counts = &summary.counts;
         tracing::info!(
             kind = entity.kind,

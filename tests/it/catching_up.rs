@@ -34,6 +34,7 @@ on_each_keeper!(
     nobody_is_skipped_whether_a_time_includes_its_millisecond_or_not,
     a_backfill_that_is_killed_again_and_again_goes_on_where_it_was,
     owners_who_were_asked_before_a_kill_are_not_asked_again,
+    kinds_that_were_taken_in_before_a_kill_are_passed_over,
     a_backfill_that_is_under_way_is_left_alone,
     reconcile_reports_every_kind_of_drift_and_mends_it,
     whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_know_them,
@@ -302,6 +303,27 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
     let asked = asked.iter().filter(|request| request.path.ends_with("/subscription")).count();
     // A kill costs the two pages of owners who were being asked, at most.
     assert!(asked <= owners.len() + kills * 1000, "{asked} of {}, {kills} kills", owners.len());
+}
+
+fn kinds_that_were_taken_in_before_a_kill_are_passed_over(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,subscription");
+    let clerk = Clerk::start(host, Options { users: 300, organizations: 3, ..Options::default() });
+    let asked =
+        || clerk.fake.requests().iter().filter(|request| request.path.ends_with("/subscription")).count();
+    assert!(is_killed(host, &["--rate", "100"], || asked() > 0));
+    let kinds = |finished: &Finished| of_kinds(finished).into_keys().collect::<Vec<_>>();
+    let (finished, _) = backfill(host, &[]);
+    assert_eq!((finished.code, kinds(&finished)), (Some(0), vec!["subscription".to_owned()]), "{finished:?}");
+    assert_eq!((live(host, "users"), live(host, "organizations")), (300, 3));
+    // Nothing is left of that run.
+    assert_eq!(kinds(&backfill(host, &[]).0), ["organization", "subscription", "user"]);
+    // Nor is anything passed over if somebody wants to begin anew, or other columns.
+    let before = asked();
+    assert!(is_killed(host, &["--rate", "100"], || asked() > before));
+    host.set("SYNC_FIELDS", "email,username");
+    assert_eq!(kinds(&backfill(host, &[]).0), ["subscription", "user"]);
+    assert_eq!(kinds(&backfill(host, &["--restart"]).0), ["organization", "subscription", "user"]);
+    assert_eq!(kinds(&backfill(host, &[]).0), ["organization", "subscription", "user"]);
 }
 
 fn a_backfill_that_is_under_way_is_left_alone(host: &mut Host) {

@@ -25,7 +25,7 @@ use clerk_sync::{
     store::{RowFilter, sql::ddl},
     sync::{
         Clock, Committer, Limits,
-        backfill::{Progress, Wanted, backfill},
+        backfill::{Done, Progress, Wanted, backfill},
         catch_up::{CatchUp, Instance},
         instance::{Gate, Pin},
         reconcile::{DriftKind, Options, reconcile},
@@ -615,7 +615,8 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
     };
     for written in [2, 0] {
         let tell = watch::channel(Progress::default()).0;
-        let summary = backfill(&context, &Wanted::all(&CLUB), false, tell).await.unwrap();
+        let done = &mut Done::default();
+        let summary = backfill(&context, &Wanted::all(&CLUB), done, false, tell).await.unwrap();
         assert_eq!(summary.counts.applied, written, "the second time nothing is new");
     }
     let names =
