@@ -275,8 +275,7 @@ impl Scan {
                 Done::Visited(index, result) => (index, result?),
             };
             tracks[index].arrive();
-            let left = tracks.iter().filter(|track| !track.finished).map(|track| track.window.clone());
-            visitor.reached(left.collect(), counts).await?;
+            visitor.reached(left(&tracks), counts).await?;
         }
     }
 
@@ -310,6 +309,12 @@ impl Scan {
             Done::Fetched(index, step, room, page)
         });
     }
+}
+
+/// What is left of windows. The last page of one is left until it is taken in.
+fn left(tracks: &[Track]) -> Vec<Window> {
+    let left = tracks.iter().filter(|track| track.busy || !track.finished);
+    left.map(|track| track.window.clone()).collect()
 }
 
 /// Room for one more page of so many users, if there is any. While nothing is on its way there is.
@@ -469,4 +474,35 @@ impl Track {
 
 fn place_of(found: Option<&Found>) -> Option<Place> {
     found.map(|found| Place { created_at: found.created_at, id: found.clerk_id.as_str().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::{
+        entity::USER,
+        model::{Content, Delivery, Source},
+    };
+
+    #[test]
+    fn the_last_page_of_a_window_is_left_until_it_is_taken_in() {
+        let found = |created_at| {
+            let id = ClerkId::new(&USER, format!("user_{created_at}")).expect("an id");
+            let at = DateTime::UNIX_EPOCH;
+            let delivery = Delivery::without_webhook(id.clone(), Source::Backfill, at, at, Content::Ignored);
+            Found { clerk_id: id, created_at, delivery, unread: Vec::new() }
+        };
+        let window = Window { end: Some(30), ..Window::since(10) };
+        let mut tracks = [Track::new(window.clone())];
+        tracks[0].busy = true;
+        let step = tracks[0].step(PAGE);
+        let fresh = tracks[0].take(&step, vec![found(10), found(20), found(30)], 100).expect("in order");
+        assert_eq!(fresh.len(), 2);
+        // Another window may tell of its progress now, and then the process be killed.
+        assert_eq!(left(&tracks), [window]);
+        tracks[0].arrive();
+        assert_eq!(left(&tracks), []);
+    }
 }
