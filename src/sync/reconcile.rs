@@ -338,8 +338,10 @@ struct Visitor {
 #[async_trait]
 impl Visit for Visitor {
     async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, CatchUpError> {
-        let mut ids: Vec<ClerkId> = users.iter().map(|found| found.clerk_id.clone()).collect();
+        let parts = users.iter().flat_map(parts_of).map(|part| &part.clerk_id);
+        let mut ids: Vec<ClerkId> = users.iter().map(|found| &found.clerk_id).chain(parts).cloned().collect();
         ids.sort();
+        ids.dedup();
         let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
         if self.context.rules.unique_email && *self.entity == USER {
             self.give_up_addresses(&mut users, &known).await?;
@@ -349,7 +351,22 @@ impl Visit for Visitor {
             report.seen += users.len() as u64;
             self.tell.send_replace(report.seen);
             for found in users {
-                match difference(&found, &known, self.context.rules.fields(self.entity)) {
+                // They have no list of their own, and are written with the object around them.
+                let mut has_other_parts = false;
+                for part in parts_of(&found) {
+                    let fields = self.context.rules.fields(part.clerk_id.entity());
+                    if let Some(Difference::Drift { kind, can_mend: true }) = difference(part, &known, fields)
+                    {
+                        report.add(kind, &part.clerk_id);
+                        has_other_parts = true;
+                    }
+                }
+                let fields = self.context.rules.fields(self.entity);
+                let difference = match &found.delivery.content {
+                    Content::Change(change) => difference(change, &known, fields),
+                    _ => None,
+                };
+                match difference {
                     Some(Difference::Touched) => {
                         report.touched += 1;
                         touched.push(found);
@@ -362,6 +379,7 @@ impl Visit for Visitor {
                             report.unmended += 1;
                         }
                     }
+                    None if has_other_parts => to_mend.push(found),
                     None => {
                         if let Content::Unusable(reason) = &found.delivery.content {
                             report.left_out.leave_out(found.clerk_id.as_str(), reason.clone());
@@ -556,21 +574,23 @@ enum Difference {
     Touched,
 }
 
-/// How a user at Clerk differs from what is here.
-fn difference(found: &Found, known: &Known, fields: FieldSet) -> Option<Difference> {
-    let Content::Change(Change { news: News::Upsert { patch, .. }, version, .. }) = &found.delivery.content
-    else {
-        return None;
-    };
+/// The parts of an object that it is shown with, all of them.
+fn parts_of(found: &Found) -> impl Iterator<Item = &Change> {
+    found.delivery.nested.iter().filter(|part| found.delivery.whole.contains(&part.clerk_id.entity()))
+}
+
+/// How an object at Clerk differs from what is here.
+fn difference(change: &Change, known: &Known, fields: FieldSet) -> Option<Difference> {
+    let Change { clerk_id, news: News::Upsert { patch, .. }, version, .. } = change else { return None };
     let drift = |kind, can_mend| Some(Difference::Drift { kind, can_mend });
-    let register = known.registers.get(&found.clerk_id);
+    let register = known.registers.get(clerk_id);
     if register.is_some_and(|register| register.deleted) {
         return drift(DriftKind::ErasedHere, false);
     }
     if register.is_some_and(|register| register.held_until.is_some()) {
         return drift(DriftKind::HeldHere, false);
     }
-    let Some(user) = known.objects.get(&found.clerk_id) else { return drift(DriftKind::Missing, true) };
+    let Some(user) = known.objects.get(clerk_id) else { return drift(DriftKind::Missing, true) };
     let is_newer = register.is_none_or(|register| *version > register.version);
     let here = register.map_or(i64::MIN, |register| register.version.version);
     let changed = user.profile.clone().apply(patch, fields);
