@@ -629,7 +629,6 @@ impl Steps<'_> {
         let deletions = self.changes.iter().filter(|(delivery, _)| is_deletion(delivery));
         let deleted = sorted(deletions.map(|(_, change)| &change.clerk_id));
         let children = self.transaction.children(&deleted, CASCADE).await?;
-        let parts = self.parts().await?;
         let rivals = self.rivals().await?;
         // Owners are locked with the others, in one order, so that two who swap never wait for each other.
         let claimed = self.claimed();
@@ -638,7 +637,7 @@ impl Steps<'_> {
         } else {
             owners_of(&self.transaction.addresses(&claimed).await?)
         };
-        let kin = sorted(owners.iter().chain(&children).chain(&parts).chain(&rivals));
+        let kin = sorted(owners.iter().chain(&children).chain(&rivals));
         let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
         let mut registers = self.transaction.registers(&sorted(ids)).await?;
         // A deletion of a parent that is not here yet has to wait for us.
@@ -650,10 +649,14 @@ impl Steps<'_> {
         let more = self.has_more_children(&deleted, &children).await?;
         // One without a register cannot be locked, and makes room all the same.
         let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !rivals.contains(rival);
-        let is_unseen = |part: &ClerkId| !parts.contains(part);
-        if self.rivals().await?.iter().any(is_new) || self.parts().await?.iter().any(is_unseen) {
+        if self.rivals().await?.iter().any(is_new) {
             return Err(StoreError::new(ErrorKind::Raced));
         }
+        // Found under the lock of those whose they are. Who locks a part has locked that one first, so we wait for nobody.
+        let parts = self.parts().await?;
+        let unlocked = sorted(parts.iter().filter(|part| !registers.contains_key(*part)));
+        registers.extend(self.transaction.registers(&unlocked).await?);
+        let kin = sorted(kin.iter().chain(&parts));
         let is_gone = |id: &&ClerkId| registers.get(*id).is_some_and(|register| register.deleted);
         let gone = deleted.iter().filter(is_gone).cloned().collect();
         Ok(Locked { registers, kin, claimed, cascade: Cascade { deleted, gone, more } })
