@@ -148,6 +148,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let known_by =
         |(id, fold): (&ClerkId, &Fold)| Some((id.clone(), address(fold.user.as_ref()?, user::EMAIL)?));
     let people = folds.iter().filter(|(id, _)| id.entity() == &USER);
+    let parts = Parts::new(changes, &folds);
     let known: HashMap<ClerkId, String> =
         if kin.is_empty() { HashMap::new() } else { people.filter_map(known_by).collect() };
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
@@ -207,7 +208,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         };
         if matches!(plan.outcomes[index], Outcome::Applied | Outcome::Unchanged) && !delivery.whole.is_empty()
         {
-            let gone = gone_parts((delivery, change), &kin, &folds);
+            let gone = parts.gone((delivery, change), &folds);
             let before = plan.erasures.len();
             plan.erasures.extend(gone.iter().filter_map(|part| bury(&mut folds, part, cause, now)));
             if plan.erasures.len() > before {
@@ -279,14 +280,47 @@ fn children(
     kin.iter().filter(is_child).cloned().collect()
 }
 
-/// Those of `kin` that were parts of an object, and are not among those that it is shown with.
-fn gone_parts((delivery, change): (&Delivery, &Change), kin: &[ClerkId], folds: &Folds) -> Vec<ClerkId> {
-    let whole =
-        change.clerk_id.entity().nested.iter().filter(|inside| delivery.whole.contains(&inside.entity));
-    let kinds: Vec<&Entity> = whole.map(|inside| inside.entity).collect();
-    let of_it = children(&change.clerk_id, kin, folds, &HashMap::new());
-    let is_shown = |part: &ClerkId| delivery.nested.iter().any(|shown| shown.clerk_id == *part);
-    of_it.into_iter().filter(|part| kinds.contains(&part.entity()) && !is_shown(part)).collect()
+/// Objects that are or were inside of those that changes show with all that is inside: by the one around them.
+struct Parts(HashMap<ClerkId, BTreeSet<ClerkId>>);
+
+impl Parts {
+    fn new(changes: &[(&Delivery, &Change)], folds: &Folds) -> Self {
+        let mut parts: HashMap<ClerkId, BTreeSet<ClerkId>> = HashMap::new();
+        let shown = changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
+        for (delivery, _) in shown {
+            if let Some(id) = &delivery.clerk_id {
+                parts.entry(id.clone()).or_default();
+            }
+        }
+        if parts.is_empty() {
+            return Self(parts);
+        }
+        let here = folds.values().filter_map(|fold| fold.user.as_ref());
+        let here = here.flat_map(|row| {
+            let named = row.clerk_id.entity().parents();
+            let named = named.filter_map(|(field, parent)| ClerkId::new(parent, row.profile[field].text()?));
+            named.map(|parent| (parent, &row.clerk_id))
+        });
+        let coming =
+            changes.iter().flat_map(|(_, change)| parents(change).map(|parent| (parent, &change.clerk_id)));
+        for (parent, part) in here.chain(coming) {
+            if let Some(parts) = parts.get_mut(&parent) {
+                parts.insert(part.clone());
+            }
+        }
+        Self(parts)
+    }
+
+    /// Those that were inside of an object, and are not among those that it is shown with.
+    fn gone(&self, (delivery, change): (&Delivery, &Change), folds: &Folds) -> Vec<ClerkId> {
+        let is_shown = |part: &ClerkId| delivery.nested.iter().any(|shown| shown.clerk_id == *part);
+        let parts = self.0.get(&change.clerk_id).into_iter().flatten();
+        let gone: Vec<ClerkId> = parts
+            .filter(|part| delivery.whole.contains(&part.entity()) && !is_shown(part))
+            .cloned()
+            .collect();
+        children(&change.clerk_id, &gone, folds, &HashMap::new())
+    }
 }
 
 /// An e-mail address as it is compared.
@@ -647,8 +681,16 @@ impl Fold {
         now: DateTime<Utc>,
     ) -> Step {
         let fields = rules.fields(change.clerk_id.entity());
+        let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
+        // Every event of the object around it shows it once more.
+        let is_inside = delivery.clerk_id.as_ref() != Some(&change.clerk_id);
+        if is_inside
+            && self.version() == change.version.version
+            && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
+        {
+            return Step::Unchanged;
+        }
         if !self.would_upsert(delivery, change) {
-            let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
             let known = self.register.as_ref();
             let same = known.is_some_and(|known| !known.deleted && shows(change, known))
                 && self.user.as_ref().is_some_and(is_the_same);

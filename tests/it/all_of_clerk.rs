@@ -24,6 +24,7 @@ promises! {
     an_erasure_takes_along_what_stands_under_the_address,
     what_somebody_pays_goes_with_them_and_with_nobody_else,
     what_stands_inside_of_an_object_reaches_its_own_table,
+    what_stands_inside_of_an_object_and_is_the_same_is_not_written_again,
     the_parts_of_a_user_are_those_that_are_shown,
     an_item_comes_back_to_life,
     an_invitation_that_has_run_out_is_no_current_one,
@@ -186,6 +187,32 @@ async fn what_stands_inside_of_an_object_reaches_its_own_table(mut world: World)
     assert_eq!(world.column("SELECT clerk_id FROM permissions").await, ["perm_1"]);
     assert_eq!(world.deliver(&Event::deleted("user_1", 100)).await, Applied);
     assert_eq!(rows().await, [""; 0]);
+}
+
+async fn what_stands_inside_of_an_object_and_is_the_same_is_not_written_again(mut world: World) {
+    with_everything(&mut world);
+    let address =
+        |text: &str, after: i64| json!({ "id": "idn_1", "email_address": text, "updated_at": NOW + after });
+    let user = |after: i64, addresses: Json| {
+        Event::updated("user_1", after)
+            .set("email_addresses", addresses)
+            .set("first_name", format!("Ada {after}"))
+    };
+    let versions = async || world.column("SELECT tie FROM entity_versions WHERE clerk_id = 'idn_1'").await;
+    let texts = async || world.column("SELECT email_address FROM user_email_addresses").await;
+    assert_eq!(world.deliver(&user(10, json!([address("ada@example.com", 5)]))).await, Applied);
+    let first = versions().await;
+    assert_eq!(world.deliver(&user(30, json!([address("ada@example.com", 5)]))).await, Applied);
+    assert_eq!(versions().await, first);
+    // What comes late was before what is here, and what is the same in another version is written.
+    assert_eq!(world.deliver(&user(20, json!([address("old@example.com", 3)]))).await, Stale);
+    assert_eq!(world.deliver(&user(40, json!([address("ada@example.com", 35)]))).await, Applied);
+    assert_ne!(versions().await, first);
+    assert_eq!(texts().await, ["ada@example.com"]);
+    assert_eq!(world.deliver(&user(50, json!([address("new@example.com", 45)]))).await, Applied);
+    assert_eq!(texts().await, ["new@example.com"]);
+    assert_eq!(world.deliver(&user(60, json!([]))).await, Applied);
+    assert_eq!(texts().await, [""; 0]);
 }
 
 async fn the_parts_of_a_user_are_those_that_are_shown(mut world: World) {
