@@ -445,18 +445,24 @@ impl Children {
                 |child: &'static Entity| child.parents().map(move |(field, parent)| (child, field, parent));
             kinds.iter().copied().flat_map(parents)
         };
+        // One search for each row: PostgreSQL joins what stands in `NOT EXISTS`, and reads all registers of the kind for it.
+        let is_not_deleted = |kind: &str| {
+            format!(
+                "NOT coalesce((
+                     SELECT e.deleted FROM entity_versions AS e WHERE e.kind = '{kind}' AND e.clerk_id = u.clerk_id
+                 ), false)"
+            )
+        };
         let find = columns().map(|(child, field, parent)| {
             format!(
                 "SELECT '{kind}' AS kind, u.clerk_id FROM {{batch $1 AS n: kind text, clerk_id text}}
                  {{lookup {table} AS u WHERE u.{field} = n.clerk_id}}
-                 WHERE n.kind = '{parent}' AND NOT EXISTS (
-                     SELECT 1 FROM entity_versions AS e
-                     WHERE e.kind = '{kind}' AND e.clerk_id = u.clerk_id AND e.deleted
-                 )",
+                 WHERE n.kind = '{parent}' AND {is_not_deleted}",
                 kind = child.kind,
                 table = child.table,
                 field = field.name(),
                 parent = parent.kind,
+                is_not_deleted = is_not_deleted(child.kind),
             )
         });
         // Who is erased takes along what stands under their address, whether they ever were who it was meant for.
@@ -469,13 +475,11 @@ impl Children {
                 "SELECT '{kind}' AS kind, u.clerk_id FROM {{batch $1 AS n: kind text, clerk_id text}}
                  {{lookup users AS p WHERE p.clerk_id = n.clerk_id}}
                  {{lookup {table} AS u WHERE {{postgres|sqlite lower(u.{field})}}{{mysql u.{field}_folded}} = lower(p.email)}}
-                 WHERE n.kind = 'user' AND NOT EXISTS (
-                     SELECT 1 FROM entity_versions AS e
-                     WHERE e.kind = '{kind}' AND e.clerk_id = u.clerk_id AND e.deleted
-                 )",
+                 WHERE n.kind = 'user' AND {is_not_deleted}",
                 kind = child.kind,
                 table = child.table,
                 field = field.name(),
+                is_not_deleted = is_not_deleted(child.kind),
             )
         });
         let find: Vec<String> = find.chain(addressed).collect();
