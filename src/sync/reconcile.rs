@@ -38,8 +38,8 @@ use crate::{
         api::{Persistence, can_ask},
         event::Found,
     },
-    entity::{USER, user},
-    model::{Change, ClerkId, Content, Entity, FieldSet, News, Selection, Source, Value},
+    entity::{PARTS, USER, user},
+    model::{Change, ClerkId, Content, Entity, FieldSet, News, Object, Selection, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
@@ -339,9 +339,12 @@ struct Visitor {
 impl Visit for Visitor {
     async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, CatchUpError> {
         let parts = users.iter().flat_map(parts_of).map(|part| &part.clerk_id);
-        let mut ids: Vec<ClerkId> = users.iter().map(|found| &found.clerk_id).chain(parts).cloned().collect();
-        ids.sort();
-        ids.dedup();
+        let mut ids: BTreeSet<ClerkId> =
+            users.iter().map(|found| &found.clerk_id).chain(parts).cloned().collect();
+        let mut extra = self.parts_here(&users).await?;
+        extra.retain(|part| !ids.contains(part));
+        ids.extend(extra.iter().cloned());
+        let ids: Vec<ClerkId> = ids.into_iter().collect();
         let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
         if self.context.rules.unique_email && *self.entity == USER {
             self.give_up_addresses(&mut users, &known).await?;
@@ -360,6 +363,10 @@ impl Visit for Visitor {
                         report.add(kind, &part.clerk_id);
                         has_other_parts = true;
                     }
+                }
+                for part in extra.iter().filter(|part| is_part_of(part, &found, &known)) {
+                    report.add(DriftKind::NotAtClerk, part);
+                    has_other_parts = true;
                 }
                 let fields = self.context.rules.fields(self.entity);
                 let difference = match &found.delivery.content {
@@ -408,6 +415,24 @@ impl Visitor {
 
     fn with<T>(&self, what: impl FnOnce(&mut Comparison) -> T) -> T {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is kept here as part of those whom Clerk shows with all of their parts.
+    async fn parts_here(&self, users: &[Found]) -> Result<Vec<ClerkId>, CatchUpError> {
+        let whole = users.iter().filter(|found| !found.delivery.whole.is_empty());
+        let mut owners: Vec<ClerkId> = whole.map(|found| found.clerk_id.clone()).collect();
+        if owners.is_empty() {
+            return Ok(Vec::new());
+        }
+        owners.sort();
+        let store = &self.context.store;
+        Ok(patiently(|| async {
+            let mut transaction = store.begin(Patience::Normal).await?;
+            let found = transaction.parts(&owners, PARTS, u32::MAX).await?;
+            transaction.commit().await?;
+            Ok(found)
+        })
+        .await?)
     }
 
     /// Who lost an address to another user by a newer claim has none here, though it is still shown at Clerk: that is no
@@ -577,6 +602,15 @@ enum Difference {
 /// The parts of an object that it is shown with, all of them.
 fn parts_of(found: &Found) -> impl Iterator<Item = &Change> {
     found.delivery.nested.iter().filter(|part| found.delivery.whole.contains(&part.clerk_id.entity()))
+}
+
+/// Whether a part is kept here as one of this object, which is shown with all parts of its kind.
+fn is_part_of(part: &ClerkId, found: &Found, known: &Known) -> bool {
+    let kind = part.entity();
+    let is_theirs = |object: &Object| {
+        kind.parents().any(|(field, _)| object.profile[field].text() == Some(found.clerk_id.as_str()))
+    };
+    found.delivery.whole.contains(&kind) && known.objects.get(part).is_some_and(is_theirs)
 }
 
 /// How an object at Clerk differs from what is here.

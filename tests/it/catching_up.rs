@@ -888,11 +888,17 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
         "UPDATE user_email_addresses SET email_address = 'eve@example.com' WHERE clerk_id = '{}'",
         before[1][0]
     ));
+    host.sql(&format!(
+        "INSERT INTO user_email_addresses (clerk_id, user_id, email_address)
+         VALUES ('idn_nobodys', '{}', 'mallory@example.com')",
+        before[2][1]
+    ));
     // Clerk's clock tells seconds: what it shows later in the same one is not newer.
     thread::sleep(Duration::from_millis(1100));
     let (finished, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(report["missing"]["ids"], json!([before[0][0]]), "{report}");
+    assert_eq!(report["not_at_clerk"]["ids"], json!(["idn_nobodys"]), "{report}");
     assert_eq!(report["different"]["ids"], json!([before[1][0]]), "{report}");
     assert_eq!(reconcile(host, &[]).0.code, Some(0));
     assert_eq!(rows(), before);
