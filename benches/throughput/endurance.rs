@@ -1,5 +1,5 @@
 //! What shows only after minutes: the longest wait at a steady load, and what a transaction that holds an old snapshot does to the
-//! tables. `BENCH_MINUTES` says how many (1 if unset).
+//! tables. Measured only if `BENCH_MINUTES` says for how many.
 
 use std::{
     env, thread,
@@ -27,6 +27,7 @@ const POPULATION: u64 = 10_000;
 impl Bench {
     /// 1,000 events/s.
     pub(crate) fn steady(&mut self) -> anyhow::Result<()> {
+        let Some(minutes) = minutes()? else { return Ok(()) };
         let schema = Database::schema("steady");
         let service = Service::start(Mode::GroupCommit, &self.database.place(Mode::GroupCommit, &schema))?;
         self.runtime.block_on(self.database.fill(&schema, POPULATION))?;
@@ -37,11 +38,12 @@ impl Bench {
         println!("|---|--:|--:|--:|--:|--:|");
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let mut longest = 0.0;
-        for minute in 1..=minutes()? {
+        for minute in 1..=minutes {
             let (_, report) = self.load(&service, 60_000, POPULATION, Person::Connected, load)?;
             let [p50, p99, p999, worst] =
                 [0.5, 0.99, 0.999, 1.0].map(|part| milliseconds(report.percentile(part)));
-            let late = report.latencies.iter().filter(|time| milliseconds(**time) > wanted::LONGEST_MILLISECONDS);
+            let late =
+                report.latencies.iter().filter(|time| milliseconds(**time) > wanted::LONGEST_MILLISECONDS);
             println!(
                 "| minute {minute} | {p50:.1} ms | {p99:.1} ms | {p999:.1} ms | {worst:.1} ms | {} |",
                 late.count()
@@ -61,13 +63,16 @@ impl Bench {
 
     /// The same rounds without such a transaction and beside one, inline and through the queue.
     pub(crate) fn beside_an_old_snapshot(&mut self) -> anyhow::Result<()> {
-        println!("\n## Beside a transaction that holds an old snapshot, {ROUNDS} rounds of {EVENTS} events\n");
+        let Some(minutes) = minutes()? else { return Ok(()) };
+        println!(
+            "\n## Beside a transaction that holds an old snapshot, {ROUNDS} rounds of {EVENTS} events\n"
+        );
         println!(
             "| | events/s: first third | last third | rows alive | dead | MiB |\n|---|--:|--:|--:|--:|--:|"
         );
         for (mode, name) in [(Mode::GroupCommit, "inline"), (Mode::Queued, "through the queue")] {
-            let without = self.rounds(mode, name, false)?;
-            let beside = self.rounds(mode, name, true)?;
+            let without = self.rounds(mode, name, None)?;
+            let beside = self.rounds(mode, name, Some(Duration::from_secs(60 * minutes)))?;
             let ratio = beside / without;
             self.verdict(
                 format!("events/s beside an old snapshot, {name}"),
@@ -79,15 +84,16 @@ impl Bench {
         Ok(())
     }
 
-    /// Events a second of the last third of the rounds.
-    fn rounds(&mut self, mode: Mode, name: &str, beside: bool) -> anyhow::Result<f64> {
+    /// Events a second of the last third of the rounds: one behind the other, or spread over the time for which somebody holds a
+    /// snapshot.
+    fn rounds(&mut self, mode: Mode, name: &str, held: Option<Duration>) -> anyhow::Result<f64> {
         let schema = Database::schema("snapshot");
         let service = Service::start(mode, &self.database.place(mode, &schema))?;
         self.runtime.block_on(self.database.fill(&schema, POPULATION))?;
         self.over_http(&service, 2_000, POPULATION)?;
-        let pause = Duration::from_secs(60 * minutes()?) / ROUNDS;
+        let pause = held.unwrap_or_default() / ROUNDS;
         let snapshot =
-            beside.then(|| self.runtime.block_on(self.database.old_snapshot(&schema))).transpose()?;
+            held.map(|_| self.runtime.block_on(self.database.old_snapshot(&schema))).transpose()?;
         let (began, mut runs) = (Instant::now(), Vec::new());
         for round in 1..=ROUNDS {
             let mut run = self.over_http(&service, EVENTS, POPULATION)?;
@@ -102,7 +108,7 @@ impl Bench {
         let [alive, dead, size] = self.runtime.block_on(self.database.rows(&schema))?;
         let third = runs.len() / 3;
         let [first, last] = [&runs[..third], &runs[2 * third..]].map(|runs| median(runs, Run::rate));
-        let beside = if beside { "beside it" } else { "without" };
+        let beside = if held.is_some() { "beside it" } else { "without" };
         println!("| {name}, {beside} | {first:.0} | {last:.0} | {alive} | {dead} | {size} |");
         self.remember(&service)?;
         drop((snapshot, service));
@@ -111,6 +117,6 @@ impl Bench {
     }
 }
 
-fn minutes() -> anyhow::Result<u64> {
-    Ok(env::var("BENCH_MINUTES").map_or(Ok(1), |minutes| minutes.parse())?)
+fn minutes() -> anyhow::Result<Option<u64>> {
+    Ok(env::var("BENCH_MINUTES").ok().map(|minutes| minutes.parse()).transpose()?)
 }
