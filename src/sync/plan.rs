@@ -280,7 +280,7 @@ fn children(
     kin.iter().filter(is_child).cloned().collect()
 }
 
-/// Objects that are or were inside of those that changes show with all that is inside: by the one around them.
+/// The parts of each object that a change shows with all of its parts: those before the batch, and those that come with it.
 struct Parts(HashMap<ClerkId, BTreeSet<ClerkId>>);
 
 impl Parts {
@@ -686,8 +686,13 @@ impl Fold {
         let is_inside = delivery.clerk_id.as_ref() != Some(&change.clerk_id);
         if is_inside
             && self.version() == change.version.version
+            && !self.is_deleted()
             && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
         {
+            // What an older event says of it is stale from now on.
+            if self.register.as_ref().is_some_and(|known| change.version > known.version) {
+                self.register_mut().version = change.version.clone();
+            }
             return Step::Unchanged;
         }
         if !self.would_upsert(delivery, change) {
@@ -921,6 +926,22 @@ mod tests {
 
     fn actions(plan: &Plan) -> Vec<AuditAction> {
         plan.audit.iter().map(|line| line.action).collect()
+    }
+
+    #[test]
+    fn an_event_that_shows_a_part_unchanged_makes_older_ones_stale() {
+        // What is inside of another object, and says that it is of version 5.
+        let inside = |svix_id: &str, event_at, first_name| {
+            let version = Version { version: 5, event_at, tie: svix_id.to_owned() };
+            Delivery { clerk_id: ClerkId::new(&USER, "user_2"), ..delivery_at(svix_id, version, first_name) }
+        };
+        let plan = planned(
+            &[inside("msg_1", 10, "Ada"), inside("msg_3", 30, "Ada"), inside("msg_2", 20, "Late")],
+            Stored::default(),
+        );
+        assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Unchanged, Outcome::Stale]);
+        assert_eq!(plan.registers[0].register.version.event_at, 30);
+        assert_eq!(plan.inserts[0].profile[user::FIRST_NAME].text(), Some("Ada"));
     }
 
     #[test]
