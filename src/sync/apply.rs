@@ -652,7 +652,7 @@ impl Steps<'_> {
         if self.rivals().await?.iter().any(is_new) {
             return Err(StoreError::new(ErrorKind::Raced));
         }
-        // Found under the lock of those whose they are. Who locks a part has locked that one first, so we wait for nobody.
+        // Their users are locked, so nobody adds parts to them meanwhile.
         let parts = self.parts().await?;
         let unlocked = sorted(parts.iter().filter(|part| !registers.contains_key(*part)));
         registers.extend(self.transaction.registers(&unlocked).await?);
@@ -681,7 +681,7 @@ impl Steps<'_> {
     async fn parts(&mut self) -> Result<Vec<ClerkId>> {
         let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
         let shown = sorted(shown.map(|(_, change)| &change.clerk_id));
-        self.transaction.parts(&shown, PARTS, CASCADE).await
+        self.transaction.parts(&shown, PARTS, u32::MAX).await
     }
 
     /// The live objects that cannot be beside those that changes show.

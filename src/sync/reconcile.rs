@@ -10,9 +10,12 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use async_trait::async_trait;
@@ -38,8 +41,8 @@ use crate::{
         api::{Persistence, can_ask},
         event::Found,
     },
-    entity::{PARTS, USER, user},
-    model::{Change, ClerkId, Content, Entity, FieldSet, News, Object, Selection, Source, Value},
+    entity::{USER, user},
+    model::{Change, ClerkId, Content, Entity, FieldSet, News, Selection, Source, Value},
     store::{Known, Patience, Run, RunKind, Store},
     telemetry,
 };
@@ -292,6 +295,7 @@ pub async fn reconcile(
         options,
         writers: Semaphore::new(context.store.writers()),
         seen: Arc::default(),
+        parts: PartsHere::default(),
         report: Mutex::default(),
         tell,
     });
@@ -301,6 +305,7 @@ pub async fn reconcile(
     match visitor.walk(&visit, &visitor.seen).await? {
         Walked::Whole if entity.is_listed_whole() && !options.only_mend => {
             visitor.look_for_strangers(began, before, previous.is_some()).await?;
+            visitor.look_for_extra_parts(previous.is_some()).await?;
         }
         Walked::Whole | Walked::Partly => {}
         Walked::SwitchedOff => visitor.with(|report| report.switched_off = true),
@@ -331,74 +336,106 @@ struct Visitor {
     writers: Semaphore,
     /// Everybody at Clerk.
     seen: Arc<Seen>,
+    parts: PartsHere,
     report: Mutex<Comparison>,
     tell: watch::Sender<u64>,
+}
+
+/// The parts of users that are kept here, such as e-mail addresses. Clerk has no list of them: it shows them with their users.
+#[derive(Default)]
+struct PartsHere {
+    /// How many there are.
+    count: AtomicU64,
+    /// Those that Clerk shows.
+    shown: Seen,
+    /// Those that Clerk does not show with the user to whom they belong here.
+    extra: Mutex<BTreeMap<ClerkId, ClerkId>>,
 }
 
 #[async_trait]
 impl Visit for Visitor {
     async fn visit(&self, mut users: Vec<Found>) -> Result<Counts, CatchUpError> {
-        let parts = users.iter().flat_map(parts_of).map(|part| &part.clerk_id);
-        let mut ids: BTreeSet<ClerkId> =
-            users.iter().map(|found| &found.clerk_id).chain(parts).cloned().collect();
-        let mut extra = self.parts_here(&users).await?;
-        extra.retain(|part| !ids.contains(part));
-        ids.extend(extra.iter().cloned());
-        let ids: Vec<ClerkId> = ids.into_iter().collect();
+        let shown: BTreeSet<&ClerkId> = users.iter().flat_map(parts_of).map(|part| &part.clerk_id).collect();
+        let here = self.parts_here(&users).await?;
+        let ids: BTreeSet<&ClerkId> =
+            users.iter().map(|found| &found.clerk_id).chain(shown.iter().copied()).chain(&here).collect();
+        let ids: Vec<ClerkId> = ids.into_iter().cloned().collect();
         let known = patiently(|| self.context.store.known(&ids, &self.context.rules.selection)).await?;
+        self.parts.shown.note(shown.iter().copied());
+        self.parts.note(here.iter().filter(|part| !shown.contains(part)), &users, &known);
         if self.context.rules.unique_email && *self.entity == USER {
             self.give_up_addresses(&mut users, &known).await?;
         }
-        let (mut to_mend, mut touched) = (Vec::new(), Vec::new());
+        let (mut to_mend, mut with_parts, mut touched) = (Vec::new(), Vec::new(), Vec::new());
+        let mut parts_to_mend = 0;
         self.with(|report| {
             report.seen += users.len() as u64;
             self.tell.send_replace(report.seen);
             for found in users {
-                // They have no list of their own, and are written with the object around them.
-                let mut has_other_parts = false;
-                for part in parts_of(&found) {
-                    let fields = self.context.rules.fields(part.clerk_id.entity());
-                    if let Some(Difference::Drift { kind, can_mend: true }) = difference(part, &known, fields)
-                    {
-                        report.add(kind, &part.clerk_id);
-                        has_other_parts = true;
-                    }
-                }
-                for part in extra.iter().filter(|part| is_part_of(part, &found, &known)) {
-                    report.add(DriftKind::NotAtClerk, part);
-                    has_other_parts = true;
-                }
                 let fields = self.context.rules.fields(self.entity);
-                let difference = match &found.delivery.content {
+                let own = match &found.delivery.content {
                     Content::Change(change) => difference(change, &known, fields),
                     _ => None,
                 };
-                match difference {
-                    Some(Difference::Touched) => {
-                        report.touched += 1;
-                        touched.push(found);
+                if let Some(Difference::Drift { kind, can_mend }) = own {
+                    report.add(kind, &found.clerk_id);
+                    if can_mend {
+                        to_mend.push(found);
+                    } else if !matches!(kind, DriftKind::ErasedHere | DriftKind::HeldHere) {
+                        report.unmended += 1;
                     }
-                    Some(Difference::Drift { kind, can_mend }) => {
-                        report.add(kind, &found.clerk_id);
-                        if can_mend {
-                            to_mend.push(found);
-                        } else if !matches!(kind, DriftKind::ErasedHere | DriftKind::HeldHere) {
-                            report.unmended += 1;
+                    continue;
+                }
+                // Parts of a user who differs are written with the user.
+                let before = parts_to_mend;
+                for part in parts_of(&found) {
+                    let fields = self.context.rules.fields(part.clerk_id.entity());
+                    match difference(part, &known, fields) {
+                        Some(Difference::Drift { kind, can_mend: true }) => {
+                            report.add(kind, &part.clerk_id);
+                            parts_to_mend += 1;
                         }
-                    }
-                    None if has_other_parts => to_mend.push(found),
-                    None => {
-                        if let Content::Unusable(reason) = &found.delivery.content {
-                            report.left_out.leave_out(found.clerk_id.as_str(), reason.clone());
+                        Some(Difference::Drift { kind: DriftKind::ErasedHere, .. }) => {
+                            report.add(DriftKind::ErasedHere, &part.clerk_id);
                         }
+                        _ => {}
                     }
+                }
+                if parts_to_mend > before {
+                    with_parts.push(found);
+                } else if own.is_some() {
+                    report.touched += 1;
+                    touched.push(found);
+                } else if let Content::Unusable(reason) = &found.delivery.content {
+                    report.left_out.leave_out(found.clerk_id.as_str(), reason.clone());
                 }
             }
         });
         let mended = self.write(to_mend).await?;
         self.with(|report| report.mended += mended.applied + mended.unchanged);
+        let users = with_parts.len() as u64;
+        let mended = self.write(with_parts).await?;
+        if mended.applied + mended.unchanged >= users && !self.options.dry_run {
+            self.with(|report| report.mended += parts_to_mend);
+        }
         self.write(touched).await?;
         Ok(Counts::default())
+    }
+}
+
+impl PartsHere {
+    /// Remember those of these that belong to one of the users, who is shown with all parts of the kind.
+    fn note<'a>(&self, parts: impl Iterator<Item = &'a ClerkId>, users: &[Found], known: &Known) {
+        let whole: HashMap<&str, &Found> =
+            users.iter().map(|found| (found.clerk_id.as_str(), found)).collect();
+        let extra = parts.filter_map(|part| {
+            let row = known.objects.get(part)?;
+            let mut owners = part.entity().parents().filter_map(|(field, _)| row.profile[field].text());
+            let owner = owners.find_map(|owner| whole.get(owner))?;
+            owner.delivery.whole.contains(&part.entity()).then(|| (part.clone(), owner.clerk_id.clone()))
+        });
+        let extra: Vec<_> = extra.collect();
+        self.extra.lock().unwrap_or_else(PoisonError::into_inner).extend(extra);
     }
 }
 
@@ -417,7 +454,7 @@ impl Visitor {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is kept here as part of those whom Clerk shows with all of their parts.
+    /// The parts that are kept here of those users who are shown with all of their parts.
     async fn parts_here(&self, users: &[Found]) -> Result<Vec<ClerkId>, CatchUpError> {
         let whole = users.iter().filter(|found| !found.delivery.whole.is_empty());
         let mut owners: Vec<ClerkId> = whole.map(|found| found.clerk_id.clone()).collect();
@@ -425,14 +462,9 @@ impl Visitor {
             return Ok(Vec::new());
         }
         owners.sort();
-        let store = &self.context.store;
-        Ok(patiently(|| async {
-            let mut transaction = store.begin(Patience::Normal).await?;
-            let found = transaction.parts(&owners, PARTS, u32::MAX).await?;
-            transaction.commit().await?;
-            Ok(found)
-        })
-        .await?)
+        let here = patiently(|| self.context.store.parts_of(&owners)).await?;
+        self.parts.count.fetch_add(here.len() as u64, Relaxed);
+        Ok(here)
     }
 
     /// Who lost an address to another user by a newer claim has none here, though it is still shown at Clerk: that is no
@@ -532,6 +564,58 @@ impl Visitor {
         Ok(())
     }
 
+    /// Parts here that no user at Clerk was shown with. Clerk is asked for the users to whom they belong here; what these are not shown
+    /// with goes, as it does with any event about them.
+    async fn look_for_extra_parts(self: &Arc<Self>, changed: bool) -> Result<(), CatchUpError> {
+        let mut extra = std::mem::take(&mut *self.parts.extra.lock().unwrap_or_else(PoisonError::into_inner));
+        extra.retain(|part, _| !self.parts.shown.contains(part));
+        let (count, before) = (extra.len() as u64, self.parts.count.load(Relaxed));
+        let doubt = Doubt::about(count, before, changed, &self.context.instance.pin);
+        if doubt.is_some() && !self.options.allow_mass_delete {
+            self.with(|report| {
+                report.doubt = report.doubt.or(doubt);
+                for part in extra.keys() {
+                    report.add(DriftKind::NotAtClerk, part);
+                }
+                report.withheld += count;
+            });
+            return Ok(());
+        }
+        let mut parts: BTreeMap<ClerkId, Vec<ClerkId>> = BTreeMap::new();
+        for (part, owner) in extra {
+            parts.entry(owner).or_default().push(part);
+        }
+        let (mut owners, mut asked) = (parts.into_iter(), JoinSet::new());
+        loop {
+            while asked.len() < CONFIRMATIONS
+                && let Some((owner, parts)) = owners.next()
+            {
+                let visitor = Arc::clone(self);
+                asked.spawn(async move { visitor.confirm_parts(&owner, parts).await });
+            }
+            let Some(confirmed) = asked.join_next().await else { return Ok(()) };
+            confirmed.map_err(|_| CatchUpError::Abandoned)??;
+        }
+    }
+
+    /// Ask Clerk about the user to whom these belong here, and take out those that Clerk does not show.
+    async fn confirm_parts(&self, owner: &ClerkId, mut parts: Vec<ClerkId>) -> Result<(), CatchUpError> {
+        let reading = self.context.reading(Source::Reconcile, self.entity);
+        let Some(found) = self.context.api.one(owner, &reading, Persistence::BACKGROUND).await? else {
+            return Ok(());
+        };
+        parts.retain(|part| {
+            found.delivery.whole.contains(&part.entity())
+                && !parts_of(&found).any(|shown| shown.clerk_id == *part)
+        });
+        self.with(|report| parts.iter().for_each(|part| report.add(DriftKind::NotAtClerk, part)));
+        let done = self.write(vec![found]).await?;
+        if done.applied + done.unchanged > 0 {
+            self.with(|report| report.deleted += parts.len() as u64);
+        }
+        Ok(())
+    }
+
     /// Where one object cannot be asked for, all are gone through once more: those that are seen this time have come meanwhile.
     async fn unseen_again(&self, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, CatchUpError> {
         if !self.entity.has_one && !strangers.is_empty() {
@@ -602,15 +686,6 @@ enum Difference {
 /// The parts of an object that it is shown with, all of them.
 fn parts_of(found: &Found) -> impl Iterator<Item = &Change> {
     found.delivery.nested.iter().filter(|part| found.delivery.whole.contains(&part.clerk_id.entity()))
-}
-
-/// Whether a part is kept here as one of this object, which is shown with all parts of its kind.
-fn is_part_of(part: &ClerkId, found: &Found, known: &Known) -> bool {
-    let kind = part.entity();
-    let is_theirs = |object: &Object| {
-        kind.parents().any(|(field, _)| object.profile[field].text() == Some(found.clerk_id.as_str()))
-    };
-    found.delivery.whole.contains(&kind) && known.objects.get(part).is_some_and(is_theirs)
 }
 
 /// How an object at Clerk differs from what is here.

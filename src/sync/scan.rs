@@ -129,6 +129,11 @@ impl Seen {
         users
     }
 
+    /// Remember these as well.
+    pub(super) fn note<'a>(&self, ids: impl Iterator<Item = &'a ClerkId>) {
+        self.ids().extend(ids.map(|id| self.hashes(id)));
+    }
+
     pub(super) fn contains(&self, id: &ClerkId) -> bool {
         self.ids().contains(&self.hashes(id))
     }

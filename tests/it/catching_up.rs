@@ -893,14 +893,36 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
          VALUES ('idn_nobodys', '{}', 'mallory@example.com')",
         before[2][1]
     ));
+    // One that is somebody else's here.
+    host.sql(&format!(
+        "UPDATE user_email_addresses SET user_id = '{}' WHERE clerk_id = '{}'",
+        before[4][1], before[3][0]
+    ));
     // Clerk's clock tells seconds: what it shows later in the same one is not newer.
     thread::sleep(Duration::from_millis(1100));
     let (finished, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(report["missing"]["ids"], json!([before[0][0]]), "{report}");
     assert_eq!(report["not_at_clerk"]["ids"], json!(["idn_nobodys"]), "{report}");
-    assert_eq!(report["different"]["ids"], json!([before[1][0]]), "{report}");
-    assert_eq!(reconcile(host, &[]).0.code, Some(0));
+    let different: BTreeSet<&str> =
+        report["different"]["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    assert_eq!(different, BTreeSet::from([&*before[1][0], &*before[3][0]]), "{report}");
+    let (finished, report) = reconcile(host, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!((&report["mended"], &report["deleted"]), (&json!(3), &json!(1)), "{report}");
+    assert_eq!(rows(), before);
+    // Many at once stay until that is allowed.
+    for number in 0..60 {
+        host.sql(&format!(
+            "INSERT INTO user_email_addresses (clerk_id, user_id, email_address)
+             VALUES ('idn_many{number}', '{}', 'mallory@example.com')",
+            before[2][1]
+        ));
+    }
+    let (_, report) = reconcile(host, &[]);
+    assert_eq!((&report["withheld"], &report["deleted"]), (&json!(60), &json!(0)), "{report}");
+    assert_eq!(rows().len(), before.len() + 60);
+    reconcile(host, &["--allow-mass-delete"]);
     assert_eq!(rows(), before);
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
 }

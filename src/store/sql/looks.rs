@@ -5,7 +5,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{Database, Purpose, Row, batch, ledger, objects::Statements, only, queue, statements, values};
 use crate::{
-    entity::USER,
+    entity::{PARTS, USER},
     model::{ClerkId, Entity, FieldSet, Receipt, Selection, SvixId},
     store::{
         self, AuditLine, Bucket, DeliveryFilter, ErrorKind, Known, LOOKED_THROUGH, OpenErasures, Parked,
@@ -233,6 +233,14 @@ pub trait Looks: Database {
         let objects = session.load(ids, selection).await?;
         session.commit().await?;
         Ok(Known { registers, objects })
+    }
+
+    /// The parts that are kept of these objects, as far as they have no tombstone, read without locks.
+    async fn parts_of(&self, owners: &[ClerkId]) -> Result<Vec<ClerkId>> {
+        let mut session = self.session(Purpose::Read).await?;
+        let parts = session.parts(owners, PARTS, u32::MAX).await?;
+        session.commit().await?;
+        Ok(parts)
     }
 
     /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
