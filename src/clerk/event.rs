@@ -316,7 +316,7 @@ fn log_unread(users: &[Found]) {
 }
 
 /// Stands for a time of sign-up that is absent, or no time at all.
-const UNSAID: i64 = 0;
+pub(crate) const UNSAID: i64 = 0;
 
 /// What is read of users, and why.
 #[derive(Clone, Debug)]

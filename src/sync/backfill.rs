@@ -4,7 +4,7 @@
 //! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
 //! it was and asks again only for the pages that were on their way.
 
-use std::{convert::Infallible, mem, sync::Arc};
+use std::{convert::Infallible, fmt::Write as _, mem, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -57,9 +57,14 @@ impl Wanted {
         let Self { entity, lists, query, created_after } = self;
         let (instance, fields) = (context.api.identity(), context.rules.fields(entity));
         let kind = parameters(entity);
-        // Nothing for the others, so that runs of theirs go on which were begun when owners were walked through in one go.
+        // Kinds without owners add nothing, so that their runs of older versions go on.
         let owners: String = entity.of_each.iter().map(|of| of.path).collect();
-        let text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}{owners}");
+        let mut text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}{owners}");
+        // What stands inside of the objects is taken in with them.
+        let inside = entity.nested.iter().map(|nested| nested.entity);
+        for inside in inside.filter(|inside| context.rules.selection.has(inside)) {
+            _ = write!(text, "{}{:?}", inside.kind, context.rules.fields(inside));
+        }
         hex::encode(Sha256::digest(text))
     }
 
@@ -137,8 +142,8 @@ pub struct LeftBehind {
 pub struct Done(Vec<String>);
 
 impl Done {
-    /// What was taken in before the run of one of these kinds was interrupted; `None` if none was, or if somebody said in so short a
-    /// time that they are at work on it.
+    /// What was taken in before the run of one of these kinds was interrupted. `None` if no run of the last day was, if the run showed
+    /// a sign of life within `quiet_for`, or if it was to take in its kind alone and that is not the first of these.
     ///
     /// # Errors
     /// If the database cannot say.
@@ -152,8 +157,10 @@ impl Done {
             let run = context.store.unfinished_run(RunKind::Backfill, &digest).await?;
             let quiet = |run: &Run| (context.clock)() - run.updated_at;
             if let Some(run) = run.filter(|run| quiet(run) >= quiet_for && quiet(run) < RESUMABLE) {
-                let progress: Option<Progress> = serde_json::from_str(&run.progress).ok();
-                return Ok(Some(progress.unwrap_or_default().done));
+                let progress: Progress = serde_json::from_str(&run.progress).unwrap_or_default();
+                if !progress.done.0.is_empty() || kinds.first() == Some(entity) {
+                    return Ok(Some(progress.done));
+                }
             }
         }
         Ok(None)

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     clerk::{
         api::{Api, ApiError, Filters, PAGE},
-        event::{Found, Page, Reading},
+        event::{Found, Page, Reading, UNSAID},
     },
     entity::USER,
     model::{Entity, FieldSet, OfEach, Selection, Source},
@@ -295,7 +295,10 @@ impl Walk {
                     side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, self.side_by_side);
                     let is_in_order = found.is_sorted_by_key(|found| found.created_at);
                     let until = found.last().filter(|_| is_in_order).map(|found| found.created_at);
-                    found.retain(|found| left.iter().any(|window| window.holds(found.created_at)));
+                    // What does not say when it was created may be anything that is left.
+                    found.retain(|found| {
+                        found.created_at == UNSAID || left.iter().any(|window| window.holds(found.created_at))
+                    });
                     let fresh = self.seen.first_time(found);
                     edges.insert(index, Edges { first, last, entries, until, is_taken_in: fresh.is_empty() });
                     if !fresh.is_empty() {

@@ -47,7 +47,7 @@ const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
 const LONGEST_REST: Duration = Duration::from_hours(1);
 
 /// A run that is worked on shows signs of life more often than this.
-const QUIET: TimeDelta = TimeDelta::minutes(2);
+const QUIET: Duration = Duration::from_secs(15);
 
 /// What is due.
 enum Task {
@@ -223,9 +223,7 @@ impl CatchUpLoop {
             return Ok((!outdated.is_empty()).then_some(Task::Follow(outdated)));
         }
         let since = started_at - after.and_then(|after| TimeDelta::from_std(after).ok()).unwrap_or_default();
-        if on_empty
-            && let Some(done) = Done::before_interruption(&self.context, &self.listed(), QUIET).await?
-        {
+        if on_empty && let Some(done) = self.interrupted().await? {
             return Ok(Some(Task::Backfill(done)));
         }
         Ok(match self.context.store.history(since, started_at).await? {
@@ -236,6 +234,17 @@ impl CatchUpLoop {
             }
             _ => None,
         })
+    }
+
+    /// What was taken in before a backfill was interrupted, unless somebody is at work on it.
+    async fn interrupted(&self) -> Result<Option<Done>, StoreError> {
+        let kinds = self.listed();
+        if Done::before_interruption(&self.context, &kinds, TimeDelta::zero()).await?.is_none() {
+            return Ok(None);
+        }
+        // This process may have been started again a moment after the interruption.
+        sleep(QUIET).await;
+        Done::before_interruption(&self.context, &kinds, TimeDelta::from_std(QUIET).unwrap_or_default()).await
     }
 
     /// The kinds that Clerk lists, in the order in which they are taken in.
@@ -278,7 +287,7 @@ impl CatchUpLoop {
 
     async fn backfill(&self, wanted: &Wanted, done: &mut Done) -> Result<(), CatchUpError> {
         let entity = wanted.entity;
-        tracing::info!(kind = entity.kind, "the tables are empty: all there are at Clerk are taken in");
+        tracing::info!(kind = entity.kind, "all there are at Clerk are taken in");
         let (tell, _) = watch::channel(Progress::default());
         let summary = backfill(&self.context, wanted, done, false, tell).await?;
         let counts = &summary.counts;
