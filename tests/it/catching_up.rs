@@ -261,6 +261,8 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
 }
 
 fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
+    // It is killed after each page that is taken in, and two pages that are on their way can be taken in in the other order.
+    const MOST_KILLS: usize = 30;
     host.set("SYNC_ENTITIES", "user,organization,subscription");
     let clerk = Clerk::start(host, Options { users: 1700, organizations: 1200, ..Options::default() });
     let (lists, users) = (clerk.fake.lists(), clerk.users().ids());
@@ -284,7 +286,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
     };
     let of_subscriptions = ["--entity", "subscription", "--rate", "400"];
     let mut kills = 0;
-    for _ in 0..12 {
+    for _ in 0..MOST_KILLS {
         let before = seen();
         if !is_killed(host, &of_subscriptions, || seen() > before) {
             break;
@@ -297,7 +299,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
         });
         organizations.remove(&leaver.expect("one of many")).expect("it was there");
     }
-    assert!((4..12).contains(&kills), "{kills} kills");
+    assert!((4..MOST_KILLS).contains(&kills), "{kills} kills");
     assert_eq!(backfill(host, &["--entity", "subscription"]).0.code, Some(0));
     assert_eq!(live(host, "subscriptions"), owners.iter().step_by(7).count());
     let asked = clerk.fake.requests();
