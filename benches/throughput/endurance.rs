@@ -111,8 +111,13 @@ impl Bench {
         let beside = if held.is_some() { "beside it" } else { "without" };
         println!("| {name}, {beside} | {first:.0} | {last:.0} | {alive} | {dead} | {size} |");
         self.remember(&service)?;
-        drop((snapshot, service));
-        self.runtime.block_on(self.database.drop(&schema))?;
+        drop(service);
+        self.runtime.block_on(async {
+            if let Some(snapshot) = snapshot {
+                snapshot.rollback().await?;
+            }
+            self.database.drop(&schema).await
+        })?;
         Ok(last)
     }
 }
