@@ -627,6 +627,13 @@ impl Fold {
         self.register.get_or_insert_with(blank)
     }
 
+    /// Note a version in the register, if it is newer.
+    fn advance(&mut self, version: &Version) {
+        if self.register.as_ref().is_none_or(|known| *version > known.version) {
+            self.register_mut().version = version.clone();
+        }
+    }
+
     /// Tell other systems of the row as it is now, after a change that may be about another object.
     fn tell(
         &mut self,
@@ -690,9 +697,7 @@ impl Fold {
             && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
         {
             // What an older event says of it is stale from now on.
-            if self.register.as_ref().is_some_and(|known| change.version > known.version) {
-                self.register_mut().version = change.version.clone();
-            }
+            self.advance(&change.version);
             return Step::Unchanged;
         }
         if !self.would_upsert(delivery, change) {
@@ -701,9 +706,7 @@ impl Fold {
                 && self.user.as_ref().is_some_and(is_the_same);
             return if same { Step::Unchanged } else { Step::Stale };
         }
-        if self.register.as_ref().is_none_or(|known| change.version > known.version) {
-            self.register_mut().version = change.version.clone();
-        }
+        self.advance(&change.version);
         self.row_moved = true;
         let updated_at = DateTime::from_timestamp_millis(change.version.version).unwrap_or(now);
         let is_first = self.user.is_none();

@@ -523,6 +523,27 @@ impl Visitor {
         Ok(counts)
     }
 
+    /// Whether there is a doubt about these strangers among so many that were here before, and no leave to delete them all the same.
+    /// Then they are only reported.
+    fn withholds<'a>(
+        &self,
+        strangers: impl ExactSizeIterator<Item = &'a ClerkId>,
+        before: u64,
+        changed: bool,
+    ) -> bool {
+        let count = strangers.len() as u64;
+        let doubt = Doubt::about(count, before, changed, &self.context.instance.pin);
+        if doubt.is_none() || self.options.allow_mass_delete {
+            return false;
+        }
+        self.with(|report| {
+            report.doubt = report.doubt.or(doubt);
+            strangers.for_each(|id| report.add(DriftKind::NotAtClerk, id));
+            report.withheld += count;
+        });
+        true
+    }
+
     /// Users here that were not seen at Clerk; `before` is how many were here when it began, and `changed` whether some of
     /// them may be of another instance.
     async fn look_for_strangers(
@@ -532,15 +553,7 @@ impl Visitor {
         changed: bool,
     ) -> Result<(), CatchUpError> {
         let strangers = strangers(&*self.context.store, self.entity, began, &self.seen).await?;
-        let doubt = Doubt::about(strangers.len() as u64, before, changed, &self.context.instance.pin);
-        if doubt.is_some() && !self.options.allow_mass_delete {
-            self.with(|report| {
-                report.doubt = doubt;
-                for id in &strangers {
-                    report.add(DriftKind::NotAtClerk, id);
-                }
-                report.withheld = strangers.len() as u64;
-            });
+        if self.withholds(strangers.iter(), before, changed) {
             return Ok(());
         }
         let mut strangers = self.unseen_again(strangers).await?.into_iter();
@@ -569,16 +582,7 @@ impl Visitor {
     async fn look_for_extra_parts(self: &Arc<Self>, changed: bool) -> Result<(), CatchUpError> {
         let mut extra = std::mem::take(&mut *self.parts.extra.lock().unwrap_or_else(PoisonError::into_inner));
         extra.retain(|part, _| !self.parts.shown.contains(part));
-        let (count, before) = (extra.len() as u64, self.parts.count.load(Relaxed));
-        let doubt = Doubt::about(count, before, changed, &self.context.instance.pin);
-        if doubt.is_some() && !self.options.allow_mass_delete {
-            self.with(|report| {
-                report.doubt = report.doubt.or(doubt);
-                for part in extra.keys() {
-                    report.add(DriftKind::NotAtClerk, part);
-                }
-                report.withheld += count;
-            });
+        if self.withholds(extra.keys(), self.parts.count.load(Relaxed), changed) {
             return Ok(());
         }
         let mut parts: BTreeMap<ClerkId, Vec<ClerkId>> = BTreeMap::new();

@@ -77,7 +77,7 @@ impl Window {
         Self::since(i64::MIN + 1)
     }
 
-    /// Whoever came in this millisecond or later.
+    /// Those that were created in this millisecond or later.
     pub(super) fn since(start: i64) -> Self {
         Self { start, end: None, last: None }
     }

@@ -6,8 +6,8 @@
 //!
 //! Where Clerk has no list of all, the owners are walked through, and each is asked for what they have. That takes a request an
 //! owner, so an interrupted walk through owners goes on where it was. Owners are listed in the order of their creation: what is left
-//! are those who came later than the last one whose objects were taken in. Only the pages in hand are gone through again, so they are
-//! few.
+//! are those who came later than the last one whose objects were taken in. The pages in hand are gone through again, so only two are
+//! in hand at a time.
 
 use std::{collections::BTreeMap, mem, sync::Arc};
 

@@ -292,7 +292,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
             break;
         }
         kills += 1;
-        // One that has nothing, so that whoever comes behind it moves up.
+        // One that has nothing leaves, and those behind it move up.
         let leaver = organizations.ids().into_iter().find(|id| {
             let place = owners.iter().position(|path| path.contains(id.as_str()));
             place.is_some_and(|place| place % 7 > 0)
