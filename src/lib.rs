@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the order in which data meets them. A room imports only rooms to its left (a test holds it to that):
 //!
-//! `model < entity < clerk < store < sync < work < http < cli`, and the leaves `config`, `http_client` and `telemetry`.
+//! `model < entity < clerk < store < stream < sync < work < http < cli`, and the leaves `config`, `http_client` and `telemetry`.
 
 pub mod model;
 
@@ -11,6 +11,8 @@ pub mod entity;
 pub mod clerk;
 
 pub mod store;
+
+pub mod stream;
 
 pub mod sync;
 

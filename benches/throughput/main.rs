@@ -18,6 +18,7 @@ mod process;
 mod queue;
 mod service;
 mod straight;
+mod stream;
 mod viewer;
 
 use std::{
@@ -60,6 +61,8 @@ mod wanted {
     pub(super) const COST_OF_USERS: [(u64, f64); 2] = [(1_000_000, 1.2), (5_000_000, 1.35)];
     pub(super) const ACCEPTED_OF_INLINE: f64 = 1.0;
     pub(super) const DRAINED_OF_INLINE: f64 = 0.5;
+    pub(super) const STREAM_OF_DATABASE: f64 = 1.5;
+    pub(super) const STREAM_P99_MILLISECONDS: f64 = 10.0;
     pub(super) const CLAIM_AMONG_MANY: f64 = 1.5;
     pub(super) const MYSQL_OF_POSTGRES: f64 = 0.6;
     pub(super) const MYSQL_COST_OF_A_MILLION: f64 = 1.5;
@@ -188,9 +191,10 @@ type Part = fn(&mut Bench) -> anyhow::Result<()>;
 impl Bench {
     fn run(&mut self) -> anyhow::Result<()> {
         self.introduce()?;
-        let parts: [(&str, Part); 8] = [
+        let parts: [(&str, Part); 9] = [
             ("throughput", Self::compare),
             ("queue", Self::queue),
+            ("stream", Self::stream),
             ("growth", Self::grow),
             ("databases", Self::compare_databases),
             ("baseline", Self::compare_builds),

@@ -20,6 +20,7 @@ use clerk_sync::{
     telemetry::{self, LogFormat},
 };
 use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
 
 use crate::{events::SECRET, process};
 
@@ -42,6 +43,10 @@ pub(crate) enum Mode {
     Accepting,
     /// `clerk-sync worker`: it only applies what was stored.
     Draining,
+    /// As `Accepting`, into the stream of `BENCH_QUEUE_URL`.
+    Streaming,
+    /// As `Draining`, from that stream.
+    StreamDraining,
 }
 
 impl Mode {
@@ -53,12 +58,14 @@ impl Mode {
             Self::Queued => "bench: queued",
             Self::Accepting => "bench: accepting",
             Self::Draining => "bench: draining",
+            Self::Streaming => "bench: streaming",
+            Self::StreamDraining => "bench: draining the stream",
         }
     }
 
     /// What it answers when all is well.
     pub(crate) fn answer(self) -> &'static str {
-        if matches!(self, Self::Queued | Self::Accepting) { "queued" } else { "applied" }
+        if matches!(self, Self::Queued | Self::Accepting | Self::Streaming) { "queued" } else { "applied" }
     }
 }
 
@@ -111,23 +118,22 @@ impl Service {
     /// The same with this build.
     pub(crate) fn start_program(program: &Path, mode: Mode, place: &Place) -> anyhow::Result<Self> {
         let (address, private) = (free_address()?, free_address()?);
-        let mut command = match mode {
-            Mode::GroupCommit | Mode::Queued | Mode::Accepting | Mode::Draining => {
-                let mut command = Command::new(program);
-                match mode {
-                    Mode::Queued => command.arg("serve").env("PROCESSING", "queue"),
-                    Mode::Accepting => command.args(["serve", "--no-worker"]).env("PROCESSING", "queue"),
-                    Mode::Draining => command.arg("worker"),
-                    _ => command.arg("serve"),
-                };
-                command
-            }
+        let mut command = Command::new(program);
+        match mode {
             Mode::OneByOne => {
-                let mut command = Command::new(env::current_exe()?);
+                command = Command::new(env::current_exe()?);
                 command.env(STAND_IN, "1");
-                command
             }
-        };
+            Mode::GroupCommit => _ = command.arg("serve"),
+            Mode::Queued => _ = command.arg("serve").env("PROCESSING", "queue"),
+            Mode::Accepting | Mode::Streaming => {
+                command.args(["serve", "--no-worker"]).env("PROCESSING", "queue");
+            }
+            Mode::Draining | Mode::StreamDraining => _ = command.arg("worker"),
+        }
+        if matches!(mode, Mode::Streaming | Mode::StreamDraining) {
+            command.env("QUEUE_URL", env::var_os("BENCH_QUEUE_URL").context("BENCH_QUEUE_URL")?);
+        }
         // Logs are written as they are in production; who wants to read them sets BENCH_LOG.
         let log = if env::var_os("BENCH_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
         let child = command
@@ -174,12 +180,15 @@ impl Service {
 
     /// How many events were committed so far, in how many batches.
     pub(crate) fn batches(&self) -> anyhow::Result<(f64, f64)> {
-        let metrics = self.private.get("/metrics")?;
-        let value = |name: &str| -> anyhow::Result<f64> {
-            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
-        };
+        let value = |name| self.metric(name);
         Ok((value("clerk_sync_commit_batch_size_sum")?, value("clerk_sync_commit_batch_size_count")?))
+    }
+
+    /// A metric without labels; 0 if it is not there.
+    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let metrics = self.private.get("/metrics")?;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
     }
 }
 
@@ -217,7 +226,9 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         // all transactions that run side by side. So it gets all connections.
         let lanes = Some(config.database_max_connections as usize);
         let limits = Limits { batch: 1, lanes, ..Limits::default() };
-        let service = Library::start(Role::Both, &config, store, limits, Vec::new())
+        let is_prepared = CancellationToken::new();
+        is_prepared.cancel();
+        let service = Library::start(Role::Both, &config, store, None, &is_prepared, limits, Vec::new())
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
     })

@@ -14,6 +14,7 @@ use fake_clerk::{Fake, Options};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
@@ -78,6 +79,8 @@ impl Dev {
         settings.unset("CATCH_UP_ON_EMPTY");
         // The rows are shown as soon as an event is answered.
         settings.unset("PROCESSING");
+        settings.unset("QUEUE_URL");
+        settings.unset("QUEUE_URL_FILE");
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs::SERVE)?;
@@ -96,8 +99,17 @@ impl Dev {
         if self.sample {
             mark_as_made_up(&config, &*store).await?;
         }
-        let service =
-            Service::start(Role::Both, &config, Arc::clone(&store), Limits::default(), destinations)?;
+        let (is_prepared, limits) = (CancellationToken::new(), Limits::default());
+        is_prepared.cancel();
+        let service = Service::start(
+            Role::Both,
+            &config,
+            Arc::clone(&store),
+            None,
+            &is_prepared,
+            limits,
+            destinations,
+        )?;
         let public = service.public.context("webhooks are not received")?;
         let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());

@@ -54,6 +54,7 @@ use crate::{
     entity::USER,
     model::{ClerkId, Idle, MAX_ID_BYTES},
     store::{ErrorKind, Store, StoreError, mysql, postgres, prefix, sqlite},
+    stream::StreamError,
     sync::{
         Clock, Rules,
         catch_up::{CatchUp, CatchUpError, Instance},
@@ -274,6 +275,17 @@ impl From<StoreError> for Failure {
             ErrorKind::Unavailable => Self::UNREACHABLE,
             ErrorKind::Schema => Self::CONFIGURATION,
             _ => Self::FAILED,
+        };
+        Self { code, message: error.to_string() }
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        let code = match error {
+            StreamError::Unreachable(_) => Self::UNREACHABLE,
+            StreamError::Refused(_) | StreamError::NotDurable(_) => Self::CONFIGURATION,
+            StreamError::Full => Self::FAILED,
         };
         Self { code, message: error.to_string() }
     }

@@ -20,15 +20,17 @@ use crate::{
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     model::Idle,
     store::{ErrorKind, Missing, Readiness, Store, StoreError},
+    stream::{Durability, Stream, StreamError},
     sync::{
         Committer, Lanes, Limits, Pace,
         drain::BATCH,
         ensure::Ensure,
         instance::{Gate, Pin},
+        stream::Intake,
     },
     telemetry,
     work::{
-        CatchUpLoop, CatchUpSettings, Gauges, Lookout, Queue, Retention, Sealing,
+        CatchUpLoop, CatchUpSettings, Gauges, Lookout, Queue, Retention, Sealing, Streaming,
         activity::{Answers, Recorder},
         outbox::{Destination, Outbox},
         retention::{Keep, PRUNE, PRUNE_QUIETLY},
@@ -78,12 +80,89 @@ impl Serve {
 pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<(), Failure> {
     init_log(config)?;
     let destinations = sinks::destinations(config)?;
-    let store = wait_for_store(config, migrate).await?;
-    warn_of_origin(config, &*store).await;
-    warn_of_hidden_rows(&*store).await;
-    let service = Service::start(role, config, store, Limits::default(), destinations)?;
+    let stream = wait_for_stream(config).await?;
+    let is_prepared = CancellationToken::new();
+    let store = if stream.is_some() && role != Role::Work {
+        // With a stream webhooks are taken in without a database.
+        match prepare(config, migrate, PATIENCE).await {
+            Ok(store) => {
+                is_prepared.cancel();
+                store
+            }
+            Err(error) if error.kind == ErrorKind::Unavailable && !error.is_closed_door() => {
+                tracing::warn!(
+                    %error,
+                    "the database cannot be reached: webhooks are taken in, and applied once it is there"
+                );
+                tokio::spawn(prepare_later(config.clone(), migrate, is_prepared.clone()));
+                open_store(config, false).await?
+            }
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        is_prepared.cancel();
+        wait_for_store(config, migrate).await?
+    };
+    if is_prepared.is_cancelled() {
+        warn_of_origin(config, &*store).await;
+        warn_of_hidden_rows(&*store).await;
+    }
+    let limits = Limits::default();
+    let service = Service::start(role, config, store, stream, &is_prepared, limits, destinations)?;
     service.announce(config).await;
     service.run_until_asked_to_stop().await
+}
+
+/// The stream, once its server has proved that it keeps what it confirms.
+async fn wait_for_stream(config: &Config) -> Result<Option<Stream>, Failure> {
+    let Some(options) = config.stream.clone() else { return Ok(None) };
+    if options.durability == Durability::Trust {
+        tracing::warn!(
+            "QUEUE_DURABILITY=trust: webhooks are answered before anything proves that they are on disk; what the server of \
+             QUEUE_URL loses is lost"
+        );
+    }
+    let stream = Stream::new(options)?;
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match stream.check().await {
+            Ok(()) => return Ok(Some(stream)),
+            Err(error) => error,
+        };
+        let may_pass = matches!(&error, StreamError::Unreachable(_))
+            || matches!(&error, StreamError::Refused(code) if code == "LOADING");
+        if !may_pass || began.elapsed() >= config.database_wait {
+            return Err(Failure::from(error));
+        }
+        if !told {
+            told = true;
+            tracing::warn!(%error, "waiting for the queue");
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Prepare a database that could not be reached at the start, for as long as that takes.
+async fn prepare_later(config: Config, migrate: bool, is_prepared: CancellationToken) {
+    let mut last = None;
+    loop {
+        match prepare(&config, migrate, PATIENCE).await {
+            Ok(store) => {
+                tracing::info!("the database is there: work begins");
+                warn_of_origin(&config, &*store).await;
+                warn_of_hidden_rows(&*store).await;
+                store.close().await;
+                return is_prepared.cancel();
+            }
+            Err(error) if error.kind != ErrorKind::Unavailable && last.as_ref() != Some(&error) => {
+                tracing::error!(%error, "the database cannot be used: webhooks wait in the queue");
+                last = Some(error);
+            }
+            Err(_) => {}
+        }
+        sleep(RETRY).await;
+    }
 }
 
 /// What a process does with webhooks.
@@ -207,7 +286,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Start what this role needs.
+    /// Start what this role needs. What works on the database begins once that is prepared.
     ///
     /// # Errors
     /// If an address cannot be listened on.
@@ -219,6 +298,8 @@ impl Service {
         role: Role,
         config: &Config,
         store: Arc<dyn Store>,
+        stream: Option<Stream>,
+        is_prepared: &CancellationToken,
         limits: Limits,
         destinations: Vec<Destination>,
     ) -> Result<Self, Failure> {
@@ -243,8 +324,11 @@ impl Service {
         let answers = Answers::default();
         let told: Vec<String> =
             destinations.iter().map(|destination| destination.subscription.sink.clone()).collect();
-        let gauges = Arc::new(Gauges::new(Arc::clone(&store), Arc::clone(&clock), config.idle, &told));
-        let (committer, lanes) = Committer::start(&store, &rules, limits, &clock);
+        let gauges = Gauges::new(Arc::clone(&store), Arc::clone(&clock), config.idle, &told);
+        let gauges = Arc::new(gauges.with(stream.clone()));
+        let (committer, lanes) = Committer::start(&store, stream.as_ref(), &rules, limits, &clock);
+        let gate = Gate::new(Pin::of(config.instance_id.as_deref()), Arc::clone(&store), Arc::clone(&clock));
+        let gate = Arc::new(gate);
         let admin_token = config.admin_token.as_ref().map(ExposeSecret::expose_secret);
         let app = Arc::new(App {
             verifier: Verifier::new(config.signing_secrets.clone(), config.webhook_tolerance_seconds),
@@ -265,7 +349,8 @@ impl Service {
             resends: http::Resends::default(),
             addresses: allowed_addresses(config),
             selection: rules.selection.clone(),
-            gate: Gate::new(Pin::of(config.instance_id.as_deref()), Arc::clone(&store), Arc::clone(&clock)),
+            gate: Arc::clone(&gate),
+            stream: stream.clone(),
             clock: Arc::clone(&clock),
             answer_within: http::ANSWER_WITHIN,
             shutdown: shutdown.clone(),
@@ -289,7 +374,7 @@ impl Service {
                 bell: Arc::clone(&rules.bell),
                 clock: Arc::clone(&clock),
             };
-            outbox.spawn(dispatching.run(shutdown.clone()));
+            outbox.spawn(once(is_prepared, &shutdown, dispatching.run(shutdown.clone())));
             let queue = Queue {
                 store: Arc::clone(&store),
                 rules: rules.clone(),
@@ -297,7 +382,13 @@ impl Service {
                 pace: Pace::new(BATCH),
             };
             let worker = Worker::new(queue, store.writers(), &committer.bell());
-            workers.spawn(worker.run(shutdown.clone()));
+            workers.spawn(once(is_prepared, &shutdown, worker.run(shutdown.clone())));
+            if let Some(stream) = stream {
+                let intake = Intake { store: Arc::clone(&store), rules: rules.clone(), gate };
+                let streaming = Streaming::new(stream, intake, Arc::clone(&clock));
+                let worker = Worker::new(streaming, store.writers(), &Arc::default());
+                workers.spawn(once(is_prepared, &shutdown, worker.run(shutdown.clone())));
+            }
         }
         let recorder = Recorder { store: Arc::clone(&store), answers };
         let (mut upkeep, mut catch_up) = (JoinSet::new(), JoinSet::new());
@@ -321,12 +412,13 @@ impl Service {
         };
         let retention = Retention::new(Arc::clone(&store), rules, Arc::clone(&clock), keep(config), every);
         let retention = Worker::new(retention, 1, &lookout.erasures);
-        upkeep.spawn(lookout.run(shutdown.clone()));
+        upkeep.spawn(once(is_prepared, &shutdown, lookout.run(shutdown.clone())));
         // So that the metrics are there when they are asked for the first time, and the log tells what nobody sees to.
         upkeep.spawn(async move { gauges.refresh().await });
-        catch_up.spawn(retention.run(shutdown.clone()));
-        catch_up.spawn(sealing.run(shutdown.clone()));
-        catch_up.spawn(Worker::new(recorder, 1, &Arc::default()).run(shutdown.clone()));
+        catch_up.spawn(once(is_prepared, &shutdown, retention.run(shutdown.clone())));
+        catch_up.spawn(once(is_prepared, &shutdown, sealing.run(shutdown.clone())));
+        let recorder = Worker::new(recorder, 1, &Arc::default());
+        catch_up.spawn(once(is_prepared, &shutdown, recorder.run(shutdown.clone())));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let settings = CatchUpSettings {
                 every: config.reconcile_interval,
@@ -335,7 +427,8 @@ impl Service {
                 looks: config.idle == Idle::Normal,
                 started_at,
             };
-            catch_up.spawn(CatchUpLoop::new(context, settings).run(shutdown.clone()));
+            let catching_up = CatchUpLoop::new(context, settings).run(shutdown.clone());
+            catch_up.spawn(once(is_prepared, &shutdown, catching_up));
         }
         Ok(Self {
             public: public_address,
@@ -354,7 +447,7 @@ impl Service {
 
     /// Say in the log where it can be reached, and whether it is ready.
     async fn announce(&self, config: &Config) {
-        let state = match self.store.ready().await {
+        let state = match timeout(PATIENCE, self.store.ready()).await.unwrap_or(Ok(Readiness::Ready)) {
             Ok(Readiness::SchemaNotCurrent) => "listening, and not ready before the migrations are applied",
             Ok(Readiness::RowsHidden) => "listening, and not ready while row level security hides rows",
             _ => "ready",
@@ -411,6 +504,20 @@ impl Service {
         telemetry::finish_tracing(left().clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
         // A connection that hangs is closed by the end of the process.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
+    }
+}
+
+/// Do the work once that has come, unless the shutdown comes first.
+fn once<W: Future<Output = ()> + Send + 'static>(
+    come: &CancellationToken,
+    shutdown: &CancellationToken,
+    work: W,
+) -> impl Future<Output = ()> + Send + use<W> {
+    let (come, shutdown) = (come.clone(), shutdown.clone());
+    async move {
+        if come.is_cancelled() || shutdown.run_until_cancelled(come.cancelled()).await.is_some() {
+            work.await;
+        }
     }
 }
 

@@ -31,6 +31,7 @@ use crate::{
     clerk::signature::{DEFAULT_TOLERANCE_SECONDS, Secret},
     entity::USER,
     model::{DeletionPolicy, FieldSet, Idle, Processing, Selection},
+    stream,
     telemetry::{LogFormat, Sentry},
 };
 use read::Reader;
@@ -94,6 +95,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// `PROCESSING`
     pub processing: Processing,
+    /// `QUEUE_URL`, `QUEUE_REPLICAS`, `QUEUE_DURABILITY` and `QUEUE_ENCRYPTION_KEY`: only with `PROCESSING=queue`.
+    pub stream: Option<stream::Options>,
     /// `IDLE`
     pub idle: Idle,
     /// `QUEUE_MAX_ATTEMPTS`
@@ -206,6 +209,7 @@ impl Settings {
             webhook_allowed_ips: read.allowed_addresses(),
             trusted_proxies: read.networks("TRUSTED_PROXIES", ""),
             processing: read.one_of("PROCESSING", &Processing::ALL, Processing::name),
+            stream: read.stream(),
             idle: read.one_of("IDLE", &Idle::ALL, Idle::name),
             queue_max_attempts: read.number("QUEUE_MAX_ATTEMPTS", 15, 1..=1000),
             processed_retention: read.time("PROCESSED_RETENTION_DAYS", 30, 1..=3650),

@@ -30,7 +30,8 @@ use super::{
 use crate::{
     clerk::signature::{QUOTES, Secret},
     entity::{self, SESSION, USER, user},
-    model::{Field, Selection},
+    model::{Field, Processing, Selection},
+    stream::{self, Durability},
     telemetry::{self, LogFormat, Sentry},
 };
 
@@ -96,6 +97,13 @@ impl<'a> Reader<'a> {
             let explanation =
                 format!("found \"{}\", which is also PORT; allowed is another one", admin.port());
             self.mistake("ADMIN_PORT", explanation);
+        }
+        let is_unused = config.stream.is_some() && config.processing != Processing::Queue;
+        if is_unused && needs.signing_secret && !self.is_mistaken("QUEUE_URL") {
+            self.mistake(
+                "QUEUE_URL",
+                "set, but webhooks wait in it only with PROCESSING=queue; set that as well",
+            );
         }
         // Addresses that are not synced are not ours to take from anybody.
         if config.unique_email && !config.sync_fields().contains(user::EMAIL) {
@@ -429,6 +437,54 @@ impl<'a> Reader<'a> {
         self.value("RUST_LOG", "info".to_owned(), allowed, |text| {
             telemetry::filter(text).map(|_| text.to_owned())
         })
+    }
+
+    /// The stream of webhooks.
+    pub(super) fn stream(&mut self) -> Option<stream::Options> {
+        const VARIABLE: &str = "QUEUE_URL";
+        let replicas = self.number("QUEUE_REPLICAS", 0, 0..=100);
+        let durability = self.one_of("QUEUE_DURABILITY", &Durability::ALL, Durability::name);
+        let keys = self.sealing_keys();
+        let Some(url) = self.secret(VARIABLE) else {
+            // They are not used.
+            self.values.retain(|variable, _| {
+                !["QUEUE_REPLICAS", "QUEUE_DURABILITY", "QUEUE_ENCRYPTION_KEY"].contains(&variable.as_str())
+            });
+            return None;
+        };
+        if !cfg!(feature = "redis") {
+            self.mistake(VARIABLE, "set, but this program was built without the feature redis");
+        } else if !stream::is_url(&url) {
+            self.mistake(
+                VARIABLE,
+                "found something that cannot be used; allowed is the URL of a Redis or Valkey, redis://HOST:PORT/DATABASE, or \
+                 rediss://… with TLS; a user and a password stand before the host, as in redis://USER:PASSWORD@HOST",
+            );
+        }
+        let place = Url::parse(&url).ok();
+        let place = place.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.port())));
+        if let Some((scheme, host, port)) = place {
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            self.show(VARIABLE, format!("{scheme}://{host}{port}"));
+        }
+        Some(stream::Options { url: url.into(), replicas, durability, keys })
+    }
+
+    /// The keys that seal bodies in the stream.
+    fn sealing_keys(&mut self) -> Vec<stream::Key> {
+        const VARIABLE: &str = "QUEUE_ENCRYPTION_KEY";
+        let Some(text) = self.secret(VARIABLE) else { return Vec::new() };
+        let keys: Vec<Option<stream::Key>> = list(&text).map(stream::Key::parse).collect();
+        if keys.is_empty() || keys.iter().any(Option::is_none) {
+            self.mistake(
+                VARIABLE,
+                "found something that is no key; allowed are 32 bytes in base64, as `openssl rand -base64 32` prints them, \
+                 several separated by commas",
+            );
+        }
+        let plural = if keys.len() == 1 { "" } else { "s" };
+        self.show(VARIABLE, format!("{} key{plural}", keys.len()));
+        keys.into_iter().flatten().collect()
     }
 
     /// Where errors are reported to, and as what.

@@ -77,7 +77,8 @@ impl Settings {
     /// Gives the variables that were set and do not count.
     pub fn ignore_database_of_environment(&mut self) -> Vec<&'static str> {
         self.no_default_config_file = true;
-        let mut ignored = vec!["DATABASE_URL", "DATABASE_URL_FILE", "CONFIG_FILE"];
+        let mut ignored =
+            vec!["DATABASE_URL", "DATABASE_URL_FILE", "CONFIG_FILE", "QUEUE_URL", "QUEUE_URL_FILE"];
         ignored.retain(|variable| {
             let given = self.given.get(*variable);
             given.is_some_and(|(_, origin)| !matches!(origin, Origin::CommandLine(_)))
@@ -293,6 +294,30 @@ struct ServiceVariables {
     /// Whether webhooks are applied before they are answered, or stored first: inline or queue [default: inline]
     #[arg(long, env, value_name = "HOW", help_heading = "Webhooks")]
     processing: Option<String>,
+
+    /// The Redis or Valkey that webhooks wait in with PROCESSING=queue: redis://… or rediss://… [default: the database]
+    #[arg(long, env, value_name = "URL", help_heading = "Webhooks")]
+    queue_url: Option<String>,
+
+    /// A file that holds the URL of the queue
+    #[arg(long, env, value_name = "PATH", help_heading = "Webhooks")]
+    queue_url_file: Option<String>,
+
+    /// How many replicas must have a webhook on disk before it is answered [default: 0]
+    #[arg(long, env, value_name = "N", help_heading = "Webhooks")]
+    queue_replicas: Option<String>,
+
+    /// Whether the server of QUEUE_URL must prove that it loses nothing: verify or trust [default: verify]
+    #[arg(long, env, value_name = "HOW", help_heading = "Webhooks")]
+    queue_durability: Option<String>,
+
+    /// The key that seals bodies in the queue, 32 bytes in base64; several separated by commas, of which the first seals
+    #[arg(long, env, value_name = "KEYS", help_heading = "Webhooks")]
+    queue_encryption_key: Option<String>,
+
+    /// A file that holds the key
+    #[arg(long, env, value_name = "PATH", help_heading = "Webhooks")]
+    queue_encryption_key_file: Option<String>,
 
     /// How often a delivery that fails is tried before it is dead; a deletion without end [default: 15]
     #[arg(long, env, value_name = "N", help_heading = "Webhooks")]

@@ -64,6 +64,8 @@ pub enum Problem {
     ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
+    #[error("the queue that QUEUE_URL names is not available; try again later")]
+    QueueUnavailable,
     #[error("the database may only be read: it is a standby, or is set so")]
     DatabaseReadOnly,
     #[error(
@@ -122,6 +124,7 @@ impl Problem {
             Self::DatabaseUnavailable | Self::DatabaseReadOnly | Self::NotMigrated => {
                 (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable")
             }
+            Self::QueueUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
             Self::SchemaNotCurrent => (StatusCode::SERVICE_UNAVAILABLE, "schema_not_current"),
             Self::RowsHidden => (StatusCode::SERVICE_UNAVAILABLE, "row_level_security"),
             Self::Overloaded | Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
@@ -173,6 +176,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unavailable => Self::DatabaseUnavailable,
+            Refusal::QueueUnavailable => Self::QueueUnavailable,
             Refusal::Overloaded => Self::Overloaded,
             Refusal::ShuttingDown => Self::ShuttingDown,
         }

@@ -58,6 +58,7 @@ pub use webhook::ANSWER_WITHIN;
 use self::request_id::RequestId;
 use crate::{
     clerk::signature::Verifier,
+    stream::Stream,
     sync::{Clock, Committer, instance::Gate},
     work::{Gauges, activity::Answers},
 };
@@ -79,7 +80,9 @@ pub struct App {
     pub sinks: Vec<String>,
     /// What is synced.
     pub selection: Selection,
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
+    /// Where webhooks are appended, if not to the database.
+    pub stream: Option<Stream>,
     pub clock: Clock,
     /// Normally [`ANSWER_WITHIN`].
     pub answer_within: Duration,

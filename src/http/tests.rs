@@ -112,14 +112,14 @@ fn committer(store: &Arc<dyn Store>) -> Committer {
     let _inside = LANES.enter();
     let rules = Rules::new(FieldSet::ALL, DeletionPolicy::Auto);
     let clock: Clock = Arc::new(Utc::now);
-    let (committer, lanes) = Committer::start(store, &rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(store, None, &rules, Limits::default(), &clock);
     // They run as long as the tests do.
     std::mem::forget(lanes);
     committer
 }
 
-fn gate(pin: Pin) -> Gate {
-    Gate::new(pin, FakeStore::new(None), Arc::new(Utc::now))
+fn gate(pin: Pin) -> Arc<Gate> {
+    Arc::new(Gate::new(pin, FakeStore::new(None), Arc::new(Utc::now)))
 }
 
 fn app(store: Arc<FakeStore>) -> App {
@@ -143,6 +143,7 @@ fn app(store: Arc<FakeStore>) -> App {
         addresses: Addresses::default(),
         selection: Selection::of(&USER, FieldSet::ALL),
         gate: gate(Pin::FirstSeen),
+        stream: None,
         clock: Arc::new(Utc::now),
         answer_within: ANSWER_WITHIN,
         shutdown: CancellationToken::new(),

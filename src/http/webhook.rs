@@ -131,7 +131,12 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
             "fields that cannot be read or stored keep what is stored; the rest is applied"
         );
     }
-    let answer = if app.gate.opens_at_once(event.instance_id.as_deref()) {
+    let instance = event.instance_id.as_deref();
+    let opens = match app.stream {
+        None => app.gate.opens_at_once(instance),
+        Some(_) => app.gate.opens_for_the_stream(instance),
+    };
+    let answer = if opens {
         app.committer.submit(event.delivery, attempt.started)?
     } else {
         // The database is asked in a task of its own, because a sender that hangs up cancels nothing.

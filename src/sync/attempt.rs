@@ -56,6 +56,8 @@ impl Default for Limits {
 pub enum Refusal {
     #[error("the database is not available")]
     Unavailable,
+    #[error("the queue is not available")]
+    QueueUnavailable,
     #[error("too many deliveries are waiting")]
     Overloaded,
     #[error("the service is shutting down")]

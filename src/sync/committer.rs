@@ -21,10 +21,12 @@ use super::{
     Clock, Pace, Rules,
     attempt::{Ground, Job, Limits, Refusal, Waiter},
     hold::{Door, Holding},
+    stream::append,
 };
 use crate::{
     model::{Delivery, Outcome},
     store::Store,
+    stream::{Producer, Stream, StreamError},
     telemetry,
 };
 
@@ -55,8 +57,15 @@ pub struct Lanes {
 }
 
 impl Committer {
-    /// Start the lanes. Without any, nothing is taken on: for a process that receives no webhooks.
-    pub fn start(store: &Arc<dyn Store>, rules: &Rules, limits: Limits, clock: &Clock) -> (Self, Lanes) {
+    /// Start the lanes. Without any, nothing is taken on: for a process that receives no webhooks. With a stream they append to
+    /// it, and leave the database alone.
+    pub fn start(
+        store: &Arc<dyn Store>,
+        stream: Option<&Stream>,
+        rules: &Rules,
+        limits: Limits,
+        clock: &Clock,
+    ) -> (Self, Lanes) {
         let (closing, stopping) = (CancellationToken::new(), CancellationToken::new());
         let bell = Arc::new(Notify::new());
         let ground = Ground {
@@ -71,7 +80,8 @@ impl Committer {
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
-                let lane = Lane { ground: ground.clone(), door: door.clone() };
+                let producer = stream.map(Stream::producer);
+                let lane = Lane { ground: ground.clone(), door: door.clone(), producer };
                 tasks.spawn(lane.run(receiver, closing.clone()));
                 sender
             })
@@ -128,6 +138,11 @@ impl Committer {
         Ok(receiver)
     }
 
+    /// Whether deliveries are taken on.
+    pub fn receives(&self) -> bool {
+        !self.0.lanes.is_empty()
+    }
+
     /// Rung when a delivery was put into the queue.
     pub fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.0.bell)
@@ -161,13 +176,33 @@ impl Lanes {
     }
 }
 
+/// Append deliveries to the stream, and answer. What is not confirmed is refused, and may be in the stream all the same: its
+/// sender brings it again, and the database knows it by its id.
+async fn store_in_stream(producer: &mut Producer, jobs: Vec<Job>) {
+    let (deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
+        jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();
+    let appended = append(producer, &deliveries).await;
+    if let Err(error) = &appended {
+        let deliveries = deliveries.len();
+        tracing::warn!(%error, deliveries, "deliveries could not be stored and are answered 503");
+    }
+    for waiter in waiters {
+        match &appended {
+            Ok(()) => waiter.answer(Ok(Outcome::Queued)),
+            Err(StreamError::Full) => waiter.refuse(Refusal::Overloaded),
+            Err(_) => waiter.refuse(Refusal::QueueUnavailable),
+        }
+    }
+}
+
 struct Lane {
     ground: Ground,
     door: Door,
+    producer: Option<Producer>,
 }
 
 impl Lane {
-    async fn run(self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
+    async fn run(mut self, mut receiver: mpsc::Receiver<Job>, closing: CancellationToken) {
         let batch = self.ground.limits.batch;
         let pace = Pace::new(u32::try_from(batch).unwrap_or(u32::MAX));
         let mut jobs = Vec::with_capacity(batch);
@@ -192,7 +227,7 @@ impl Lane {
         }
     }
 
-    async fn commit(&self, jobs: impl Iterator<Item = Job>) {
+    async fn commit(&mut self, jobs: impl Iterator<Item = Job>) {
         let began = Instant::now();
         let limits = &self.ground.limits;
         let mut in_time = Vec::new();
@@ -208,7 +243,13 @@ impl Lane {
         }
         histogram!(telemetry::COMMIT_BATCH_SIZE)
             .record(f64::from(u32::try_from(in_time.len()).unwrap_or(u32::MAX)));
-        let failed = self.ground.attempt(in_time, began + limits.batch_time).await;
+        let failed = match &mut self.producer {
+            Some(producer) => {
+                store_in_stream(producer, in_time).await;
+                Vec::new()
+            }
+            None => self.ground.attempt(in_time, began + limits.batch_time).await,
+        };
         histogram!(telemetry::COMMIT_DURATION).record(began.elapsed().as_secs_f64());
         for held in failed {
             self.door.hold(held);

@@ -109,6 +109,13 @@ impl Gate {
         }
     }
 
+    /// Whether an event that names this instance may come into the stream, where a worker asks again: the receiver may have no
+    /// database to ask. `false` is no refusal.
+    pub fn opens_for_the_stream(&self, instance: Option<&str>) -> bool {
+        let is_unknown = || self.known().is_none_or(|known| instance == Some(&*known.instance));
+        self.opens_at_once(instance) || (self.pin == Pin::FirstSeen && is_unknown())
+    }
+
     /// Whether an event that names this instance is let in; remembers the first one. While the database cannot say it is
     /// asked again, until the deadline.
     ///

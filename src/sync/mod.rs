@@ -30,6 +30,7 @@ pub mod reconcile;
 pub mod retry;
 pub mod reveal;
 mod scan;
+pub mod stream;
 mod walk;
 
 use std::sync::Arc;

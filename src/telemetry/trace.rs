@@ -57,6 +57,8 @@ impl TraceContext {
 pub enum Queue<'a> {
     /// `webhook_queue`.
     Webhooks,
+    /// The stream of `QUEUE_URL`.
+    Stream,
     /// `outbox`, for the sink of this name.
     Outbox(&'a str),
 }
@@ -65,6 +67,7 @@ impl fmt::Display for Queue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Webhooks => f.write_str("webhook_queue"),
+            Self::Stream => f.write_str("webhook_stream"),
             Self::Outbox(sink) => write!(f, "outbox/{sink}"),
         }
     }

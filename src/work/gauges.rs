@@ -23,6 +23,7 @@ use super::{patient, time_between};
 use crate::{
     model::{Idle, Receipt},
     store::{Store, StoreError},
+    stream::Stream,
     sync::{Clock, chain::UNSEALED_COUNTED},
     telemetry,
 };
@@ -42,6 +43,7 @@ const WAIT: Duration = Duration::from_secs(3);
 /// Counts for the metrics.
 pub struct Gauges {
     store: Arc<dyn Store>,
+    stream: Option<Stream>,
     clock: Clock,
     idle: Idle,
     /// Whether anything may have changed.
@@ -58,6 +60,7 @@ struct Known {
     /// Destinations of erasures that the metrics speak of.
     destinations: BTreeSet<String>,
     first_due: Option<DateTime<Utc>>,
+    oldest_entry: Option<DateTime<Utc>>,
     oldest_erasure: Option<DateTime<Utc>>,
     unsealed_since: Option<DateTime<Utc>>,
 }
@@ -72,10 +75,18 @@ impl Gauges {
             sinks: sinks.iter().map(|sink| (sink.clone(), None)).collect(),
             destinations: BTreeSet::from([Receipt::DATABASE.to_owned()]),
             first_due: None,
+            oldest_entry: None,
             oldest_erasure: None,
             unsealed_since: None,
         };
-        Self { store, clock, idle, disturbed: AtomicBool::new(true), known: Mutex::new(known) }
+        let (disturbed, known) = (AtomicBool::new(true), Mutex::new(known));
+        Self { store, stream: None, clock, idle, disturbed, known }
+    }
+
+    /// The same, and of this stream.
+    #[must_use]
+    pub fn with(self, stream: Option<Stream>) -> Self {
+        Self { stream, ..self }
     }
 
     /// Something has happened.
@@ -95,6 +106,7 @@ impl Gauges {
         let mut known = self.known.lock().await;
         let began = Instant::now();
         if known.count_at <= began && self.is_worth_it() {
+            self.count_stream(&mut known).await;
             let counted = self.count_all(&mut known).await;
             let mut rest = FRESH;
             match counted {
@@ -111,6 +123,9 @@ impl Gauges {
         let age =
             |since: Option<DateTime<Utc>>| since.map_or(0.0, |since| time_between(since, now).as_secs_f64());
         gauge!(telemetry::QUEUE_OLDEST).set(age(known.first_due));
+        if self.stream.is_some() {
+            gauge!(telemetry::STREAM_OLDEST).set(age(known.oldest_entry));
+        }
         gauge!(telemetry::ERASURE_OLDEST).set(age(known.oldest_erasure));
         gauge!(telemetry::AUDIT_UNSEALED_OLDEST).set(age(known.unsealed_since));
         for (sink, oldest) in &known.sinks {
@@ -145,6 +160,18 @@ impl Gauges {
             known.measure_at = now + MEASURE;
         }
         Ok(())
+    }
+
+    async fn count_stream(&self, known: &mut Known) {
+        let Some(stream) = &self.stream else { return };
+        match stream.depth().await {
+            Ok(depth) => {
+                gauge!(telemetry::STREAM_DEPTH).set(telemetry::number(depth.entries));
+                gauge!(telemetry::STREAM_TAKEN).set(telemetry::number(depth.taken));
+                known.oldest_entry = depth.oldest;
+            }
+            Err(error) => tracing::warn!(%error, "what waits could not be counted for the metrics"),
+        }
     }
 
     async fn count_outbox(&self, known: &mut Known) -> Result<(), StoreError> {

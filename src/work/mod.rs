@@ -13,6 +13,7 @@ mod queue;
 pub mod retention;
 mod sealing;
 pub mod sinks;
+mod stream;
 pub mod worker;
 
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub use lookout::Lookout;
 pub use queue::Queue;
 pub use retention::Retention;
 pub use sealing::Sealing;
+pub use stream::Streaming;
 
 /// No call of the store may take a loop longer.
 const PATIENCE: Duration = Duration::from_secs(10);

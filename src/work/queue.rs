@@ -61,7 +61,7 @@ impl Task for Queue {
 }
 
 /// Count it, and say it once: what has failed is in the log already.
-fn tell(worked: &Worked) {
+pub(super) fn tell(worked: &Worked) {
     let Worked { svix_id, event_type, attempt, outcome } = worked;
     let kind = event::kind(event::label(event_type.as_deref()));
     counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name(), "kind" => kind).increment(1);

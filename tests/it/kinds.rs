@@ -650,7 +650,7 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
 async fn private_listener(world: &World) -> Url {
     let (store, now) = (Arc::clone(&world.store), world.now);
     let clock: Clock = Arc::new(move || now);
-    let (committer, lanes) = Committer::start(&store, &world.rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(&store, None, &world.rules, Limits::default(), &clock);
     let app = App {
         verifier: Verifier::new(Vec::new(), 300),
         committer,
@@ -665,7 +665,8 @@ async fn private_listener(world: &World) -> Url {
         addresses: Addresses::default(),
         sinks: Vec::new(),
         selection: world.rules.selection.clone(),
-        gate: Gate::new(Pin::Any, store, Arc::clone(&clock)),
+        gate: Arc::new(Gate::new(Pin::Any, store, Arc::clone(&clock))),
+        stream: None,
         clock,
         answer_within: http::ANSWER_WITHIN,
         shutdown: CancellationToken::new(),

@@ -52,5 +52,6 @@ mod private_api;
 mod reports;
 mod service_manager;
 mod sinks;
+mod stream;
 mod traces;
 mod workers;

@@ -2131,7 +2131,7 @@ async fn signups_are_counted_from_a_time_on_and_before_another(world: World) {
 async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) {
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
-    let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(&world.store, None, &world.rules, Limits::default(), &clock);
     let mut answers = Vec::new();
     for version in 0..10 {
         for user in 0..20 {
@@ -2374,7 +2374,7 @@ async fn locked(world: &World, user: &str) -> (Arc<dyn Store>, Box<dyn Transacti
 fn committer(world: &World, limits: Limits) -> (Committer, Lanes) {
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
-    Committer::start(&world.store, &world.rules, limits, &clock)
+    Committer::start(&world.store, None, &world.rules, limits, &clock)
 }
 
 async fn what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free(world: World) {

@@ -488,7 +488,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     world.rules.processing = Processing::Queue;
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
-    let (committer, lanes) = Committer::start(&world.store, &world.rules, Limits::default(), &clock);
+    let (committer, lanes) = Committer::start(&world.store, None, &world.rules, Limits::default(), &clock);
     let queue =
         Queue { store: Arc::clone(&world.store), rules: world.rules.clone(), clock, pace: Pace::new(BATCH) };
     let worker = Worker::new(queue, world.store.writers(), &committer.bell());

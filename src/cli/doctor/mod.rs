@@ -13,6 +13,7 @@ mod disk;
 mod report;
 mod service;
 mod sinks;
+mod stream;
 
 use clap::Args;
 
@@ -48,8 +49,9 @@ impl Doctor {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         let Diagnosis { config, mistakes, .. } = settings.diagnose(Needs::SERVE);
         let given = Given { config, mistakes };
-        let (database, hour, instance, service, sinks) = tokio::join!(
+        let (database, stream, hour, instance, service, sinks) = tokio::join!(
             database::check(&given),
+            stream::check(&given, our_clock()()),
             clerk::ask_hour(&given),
             clerk::ask_instance(&given),
             service::check(&given, self.url),
@@ -57,6 +59,7 @@ impl Doctor {
         );
         let mut findings = configuration::check(&given);
         findings.extend(database.findings);
+        findings.extend(stream);
         findings.push(clerk::judge_hour(&given, hour));
         findings.extend(clerk::judge_instance(&given, instance, database.origin.as_ref()));
         findings.extend(clerk::judge_origin(&given, database.origin.as_ref(), our_clock()()));

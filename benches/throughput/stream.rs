@@ -1,0 +1,104 @@
+//! The stream at Redis or Valkey beside the queue in the database: how fast events are accepted into each, and how long an answer takes.
+//! Measured only if `BENCH_QUEUE_URL` names a server, which should run with `appendfsync always`.
+
+use std::{
+    env, thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Bench, FLAT_OUT, LONGEST_PART,
+    database::Database,
+    events::Person,
+    load::Load,
+    service::{Mode, Service},
+    wanted,
+};
+
+const POPULATION: u64 = 10_000;
+
+impl Bench {
+    /// Accepted into the database and into the stream in turns; then the latency of the stream at 1,000 events/s.
+    pub(crate) fn stream(&mut self) -> anyhow::Result<()> {
+        if env::var_os("BENCH_QUEUE_URL").is_none() {
+            return Ok(());
+        }
+        let (queued, streamed) = (Database::schema("queued"), Database::schema("streamed"));
+        let database = Service::start(Mode::Accepting, &self.database.place(Mode::Accepting, &queued))?;
+        let stream = Service::start(Mode::Streaming, &self.database.place(Mode::Streaming, &streamed))?;
+        for service in [&database, &stream] {
+            self.over_http(service, 2_000, POPULATION)?;
+        }
+        self.stream_drained(&stream, &streamed)?;
+
+        let (mut runs, began) = ([const { Vec::new() }; 2], Instant::now());
+        let mut drained = Vec::new();
+        while runs[0].len() < self.size.rounds && began.elapsed() < LONGEST_PART {
+            let count = self.size.grouped;
+            runs[0].push(self.over_http(&database, count, POPULATION)?.rate());
+            runs[1].push(self.over_http(&stream, count, POPULATION)?.rate());
+            drained.push(count as f64 / self.stream_drained(&stream, &streamed)?.as_secs_f64());
+        }
+        println!(
+            "\n## Accepted into the database and into the stream, medians of {} rounds in turns\n",
+            drained.len()
+        );
+        println!("| | events/s | (lowest–highest) |\n|---|--:|--:|");
+        let [one, other] = runs;
+        let mut medians = Vec::new();
+        for (what, mut rates) in [
+            ("into the database", one),
+            ("into the stream", other),
+            ("drained from the stream by one worker", drained),
+        ] {
+            rates.sort_by(f64::total_cmp);
+            medians.push(rates[rates.len() / 2]);
+            println!(
+                "| {what} | {:.0} | {:.0}–{:.0} |",
+                rates[rates.len() / 2],
+                rates[0],
+                rates[rates.len() - 1]
+            );
+        }
+        let ratio = medians[1] / medians[0];
+        self.verdict(
+            "events/s accepted into the stream, of those into the database",
+            format!("{ratio:.2} ×"),
+            format!("≥ {} ×", wanted::STREAM_OF_DATABASE),
+            ratio >= wanted::STREAM_OF_DATABASE,
+        );
+
+        let load = Load { every: Some(Duration::from_millis(1)), ..FLAT_OUT };
+        let (_, report) = self.load(&stream, 2 * self.size.paced, POPULATION, Person::Connected, load)?;
+        let [p50, p99, worst] = [0.5, 0.99, 1.0].map(|part| report.percentile(part).as_secs_f64() * 1e3);
+        println!(
+            "\nAt 1,000 events/s into the stream: p50 {p50:.1} ms, p99 {p99:.1} ms, longest {worst:.1} ms."
+        );
+        self.verdict(
+            "p99 at 1,000 events/s into the stream",
+            format!("{p99:.1} ms"),
+            format!("≤ {} ms", wanted::STREAM_P99_MILLISECONDS),
+            p99 <= wanted::STREAM_P99_MILLISECONDS,
+        );
+        self.stream_drained(&stream, &streamed)?;
+        self.remember(&stream)?;
+        drop((database, stream));
+        for schema in [&queued, &streamed] {
+            self.runtime.block_on(self.database.drop(schema))?;
+        }
+        Ok(())
+    }
+
+    /// Let one worker apply all that waits in the stream; returns how long that took, its start included.
+    fn stream_drained(&mut self, stream: &Service, schema: &str) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let worker =
+            Service::start(Mode::StreamDraining, &self.database.place(Mode::StreamDraining, schema))?;
+        while stream.metric("clerk_sync_stream_depth")? > 0.0 {
+            thread::sleep(Duration::from_millis(100));
+        }
+        let elapsed = began.elapsed();
+        self.remember(&worker)?;
+        Ok(elapsed)
+    }
+}

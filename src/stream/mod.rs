@@ -1,0 +1,138 @@
+//! Webhooks in a stream of Redis or Valkey: `PROCESSING=queue` with `QUEUE_URL`.
+//!
+//! A receiver appends the webhooks that it has verified, and answers once the server confirms that they are on disk. A worker
+//! takes them, applies them in a transaction of the database, and deletes them after its commit. So webhooks are accepted while
+//! the database is away, and a receiver needs no database.
+//!
+//! The stream promises that a webhook that was confirmed reaches a worker at least once. `processed_webhooks` promises that it is
+//! applied once. The order within the stream means nothing: the register of each object decides.
+//!
+//! The stream holds only what was never tried. What a worker cannot apply goes into `webhook_queue`, in the database.
+
+#[cfg(feature = "redis")]
+mod cipher;
+#[cfg(not(feature = "redis"))]
+#[path = "no_redis.rs"]
+mod redis;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::fmt;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+
+use crate::{model::SvixId, telemetry::TraceContext};
+
+#[cfg(feature = "redis")]
+pub use cipher::Key;
+#[cfg(not(feature = "redis"))]
+pub use redis::Key;
+pub use redis::{Consumer, Producer, Stream, is_url};
+
+/// The most webhooks that a stream holds: at some 2 kB each they take 2 GB of the server's memory.
+pub const MOST: u64 = 1_000_000;
+
+/// Where the stream is, and how it is kept.
+#[derive(Clone)]
+pub struct Options {
+    /// `QUEUE_URL`
+    pub url: SecretString,
+    /// `QUEUE_REPLICAS`: how many replicas must have a webhook on disk as well.
+    pub replicas: u32,
+    /// `QUEUE_DURABILITY`
+    pub durability: Durability,
+    /// `QUEUE_ENCRYPTION_KEY`: the first one seals, each of them opens. Without any, bodies are stored as they came.
+    pub keys: Vec<Key>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replicas, durability, keys, .. } = self;
+        write!(f, "Options({replicas} replicas, {durability:?}, {} keys, redacted)", keys.len())
+    }
+}
+
+/// `QUEUE_DURABILITY`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// A webhook counts as stored once the server says that it is on disk.
+    #[default]
+    Verify,
+    /// A webhook counts as stored once the server has it: the operator answers for its durability.
+    Trust,
+}
+
+impl Durability {
+    /// Every value.
+    pub const ALL: [Self; 2] = [Self::Verify, Self::Trust];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verify => "verify",
+            Self::Trust => "trust",
+        }
+    }
+}
+
+/// A verified webhook in the stream.
+#[derive(Clone)]
+pub struct Entry {
+    /// The server's name of the entry; empty before it is appended.
+    pub id: String,
+    pub svix_id: SvixId,
+    /// When it came to us.
+    pub received_at: DateTime<Utc>,
+    /// The raw body.
+    pub payload: Bytes,
+    /// The trace of the request that appended it.
+    pub trace: TraceContext,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({} {}, redacted)", self.id, self.svix_id)
+    }
+}
+
+/// How much the stream holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    pub entries: u64,
+    /// How many of them a worker has taken and not yet finished.
+    pub taken: u64,
+    /// When the oldest was appended, by the server's clock.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// Why the stream cannot be used. Messages of the server are left out: they may hold values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    #[error("the server that QUEUE_URL names cannot be reached ({0})")]
+    Unreachable(&'static str),
+    /// With the code of the server's error, such as `NOAUTH`.
+    #[error("the server that QUEUE_URL names refuses a command ({0})")]
+    Refused(String),
+    /// It might lose a webhook that was confirmed; says what to do.
+    #[error("the server that QUEUE_URL names may lose webhooks: {0}")]
+    NotDurable(&'static str),
+    #[error("the queue is full")]
+    Full,
+}
+
+/// What keeps a server from being durable, and the remedy.
+#[cfg(feature = "redis")]
+mod faults {
+    pub(super) const NO_AOF: &str = "its append-only file is off; set appendonly yes, or QUEUE_DURABILITY=trust if it is durable by other means";
+    pub(super) const TOO_OLD: &str = "it cannot confirm that an entry is on disk, which takes Redis 7.2 or Valkey 7.2; use a newer \
+                                      one, or set QUEUE_DURABILITY=trust if it is durable by other means";
+    pub(super) const EVICTS: &str = "its maxmemory-policy lets it evict the queue; set maxmemory-policy noeviction, or \
+                                     QUEUE_DURABILITY=trust";
+    pub(super) const SILENT: &str = "INFO does not tell its maxmemory_policy; allow the user of QUEUE_URL the command INFO, or set \
+                                     QUEUE_DURABILITY=trust";
+    pub(super) const LATE: &str = "it did not confirm within 2 s that an entry is on disk";
+    pub(super) const FEW_REPLICAS: &str =
+        "fewer replicas than QUEUE_REPLICAS confirmed within 2 s that they have an entry";
+}

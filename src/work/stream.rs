@@ -1,0 +1,107 @@
+//! The stream of webhooks as a task: a run takes one transaction's worth of entries, applies them, and deletes them.
+//!
+//! What the database could not take stays with the run that took it, and is tried again by the next one. If the process dies, the
+//! stream gives it to another.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    queue::tell,
+    worker::{Task, Turn},
+};
+use crate::{
+    store::StoreError,
+    stream::{Consumer, Entry, Stream, StreamError},
+    sync::{Clock, drain::BATCH, stream::Intake},
+};
+
+/// Bytes of the bodies of one run, but for the last portion.
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long a run may take with the database.
+const TURN: Duration = Duration::from_secs(7);
+
+/// How long we wait after the stream failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Applies webhooks of the stream.
+pub struct Streaming {
+    stream: Stream,
+    intake: Intake,
+    clock: Clock,
+    /// Places where nobody is at work.
+    places: Mutex<Vec<Place>>,
+    /// Whether the log has said that the stream cannot be used.
+    is_failing: AtomicBool,
+}
+
+/// What one run hands to the next.
+struct Place {
+    consumer: Consumer,
+    left: Vec<Entry>,
+}
+
+impl Streaming {
+    pub fn new(stream: Stream, intake: Intake, clock: Clock) -> Self {
+        Self { stream, intake, clock, places: Mutex::default(), is_failing: AtomicBool::new(false) }
+    }
+
+    /// Take entries where none are left, apply them, and delete those that are finished.
+    async fn step(&self, place: &mut Place) -> Result<Option<StoreError>, StreamError> {
+        if place.left.is_empty() {
+            place.left = place.consumer.take(BATCH as usize, BATCH_BYTES).await?;
+        }
+        if place.left.is_empty() {
+            return Ok(None);
+        }
+        let taken_in = self.intake.take_in(&place.left, (self.clock)(), Instant::now() + TURN).await;
+        taken_in.worked.iter().for_each(tell);
+        let finished: HashSet<&String> = taken_in.finished.iter().collect();
+        place.left.retain(|entry| !finished.contains(&entry.id));
+        place.consumer.finish(&taken_in.finished).await?;
+        Ok(taken_in.trouble)
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+#[async_trait]
+impl Task for Streaming {
+    fn name(&self) -> &'static str {
+        "stream"
+    }
+
+    async fn turn(&self) -> Result<Turn, StoreError> {
+        let new = || Place { consumer: self.stream.consumer(), left: Vec::new() };
+        let mut place = self.place().unwrap_or_else(new);
+        let result = self.step(&mut place).await;
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+        match result {
+            Ok(trouble) => {
+                if self.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("work goes on: the queue of QUEUE_URL can be used again");
+                }
+                trouble.map_or(Ok(Turn::More), Err)
+            }
+            Err(error) => {
+                if !self.is_failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "work waits until the queue of QUEUE_URL can be used again");
+                }
+                sleep(PAUSE).await;
+                Ok(Turn::More)
+            }
+        }
+    }
+}
