@@ -7,7 +7,10 @@ use std::{
 };
 
 use chrono::Utc;
-use clerk_sync::store::{Database as _, Patience, Store as _, postgres};
+use clerk_sync::{
+    store::{Database as _, Patience, Store as _, postgres},
+    sync::frontier::BEGINNING,
+};
 
 use crate::{
     Bench, LONGEST_PART,
@@ -135,7 +138,7 @@ impl Bench {
             for _ in 0..CLAIMS {
                 let mut transaction = store.begin(Patience::Normal).await?;
                 let began = Instant::now();
-                let claimed = transaction.claim(Utc::now(), CLAIM, CLAIM_BYTES).await?;
+                let claimed = transaction.claim(BEGINNING..=Utc::now(), CLAIM, CLAIM_BYTES).await?;
                 times.push(began.elapsed());
                 transaction.rollback().await;
                 anyhow::ensure!(claimed.len() == CLAIM as usize, "{} were claimed", claimed.len());

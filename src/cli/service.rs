@@ -22,7 +22,7 @@ use crate::{
     store::{ErrorKind, Missing, Readiness, Store, StoreError},
     stream::{Durability, Stream, StreamError},
     sync::{
-        Committer, Lanes, Limits, Pace,
+        Committer, Frontier, Lanes, Limits, Pace,
         drain::BATCH,
         ensure::Ensure,
         instance::{Gate, Pin},
@@ -380,6 +380,7 @@ impl Service {
                 rules: rules.clone(),
                 clock: Arc::clone(&clock),
                 pace: Pace::new(BATCH),
+                frontier: Frontier::default(),
             };
             let worker = Worker::new(queue, store.writers(), &committer.bell());
             workers.spawn(once(is_prepared, &shutdown, worker.run(shutdown.clone())));
@@ -398,6 +399,7 @@ impl Service {
             clock: Arc::clone(&clock),
             idle: config.idle,
             sinks: if works { told } else { Vec::new() },
+            frontier: Frontier::default(),
             queue: works.then(|| committer.bell()),
             outbox: works.then(|| Arc::clone(&rules.bell)),
             seals: Arc::default(),

@@ -21,6 +21,7 @@ use super::{
         HOPELESS_REFUSALS, Manner, Repeats, Ways, Work, Written, divide, end, fewer_fields, log_left_out,
         may_take_out, owners_of, share, unusable,
     },
+    frontier::Frontier,
     pace::Pace,
     plan::email_in,
 };
@@ -86,8 +87,9 @@ pub async fn drain(
     now: DateTime<Utc>,
     deadline: Instant,
     pace: &Pace,
+    frontier: &Frontier,
 ) -> Drained {
-    let draining = Draining { work: Work { store, rules, now }, deadline, pace };
+    let draining = Draining { work: Work { store, rules, now }, deadline, pace, frontier };
     let mut drained = Drained::default();
     drained.trouble = draining.run(&mut drained.deliveries).await.err();
     drained
@@ -96,7 +98,8 @@ pub async fn drain(
 /// What to claim.
 #[derive(Clone, Copy)]
 enum Claim<'a> {
-    Due,
+    /// What is due at this time or later.
+    Due(DateTime<Utc>),
     /// These, as far as they are due by then.
     These(&'a [SvixId], DateTime<Utc>),
 }
@@ -131,16 +134,16 @@ struct Draining<'a> {
     work: Work<'a>,
     deadline: Instant,
     pace: &'a Pace,
+    frontier: &'a Frontier,
 }
 
 impl Draining<'_> {
     async fn run(&self, done: &mut Vec<Worked>) -> Result<()> {
-        let due = self.in_time(self.work.store.first_due()).await?;
-        if due.is_none_or(|due| due > self.work.now) {
+        let Some(first) = self.first_due().await?.filter(|first| *first <= self.work.now) else {
             return Ok(());
-        }
+        };
         let all = Ways::of(self.work.rules.deletion);
-        let (claimed, first) = self.turn(Claim::Due, Patience::Normal, &all).await;
+        let (claimed, first) = self.turn(Claim::Due(first), Patience::Normal, &all).await;
         let (usable, broken): (Vec<Claimed>, Vec<Claimed>) =
             claimed.into_iter().partition(Claimed::is_usable);
         match &first {
@@ -165,6 +168,13 @@ impl Draining<'_> {
             done.extend(worked);
         }
         Ok(())
+    }
+
+    /// When the first delivery that waits is due.
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+        let look = self.frontier.look(self.work.now, Instant::now());
+        let first = self.in_time(self.work.store.first_due(look.since)).await;
+        self.frontier.learn(look, first, Instant::now())
     }
 
     /// Find who spoils a batch that has failed like this, and do the rest.
@@ -334,7 +344,7 @@ impl Draining<'_> {
         let this = std::slice::from_ref(&claimed.svix_id);
         for (left_out, rules) in fewer_fields(self.work.rules, &claimed.delivery) {
             let work = Work { store: self.work.store, rules: &rules, now: self.work.now };
-            let draining = Draining { work, deadline: self.deadline, pace: self.pace };
+            let draining = Draining { work, ..*self };
             if let Ok(worked) = draining.settled(this, &Ways::of(rules.deletion)).await {
                 log_left_out(&claimed.delivery, left_out);
                 return Some(worked);
@@ -360,7 +370,7 @@ impl Draining<'_> {
             (_, Patience::Long) => self.deadline.max(Instant::now() + LONG),
             (Claim::These([_], _), _) => self.deadline.max(Instant::now() + ALONE),
             (Claim::These(ids, _), _) => share(self.deadline, ids.len()),
-            (Claim::Due, _) => share(self.deadline, usize::MAX),
+            (Claim::Due(_), _) => share(self.deadline, usize::MAX),
         };
         let outcomes = timeout_at(deadline, attempt).await;
         let outcomes = outcomes.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Late)));
@@ -381,10 +391,10 @@ impl Draining<'_> {
         claimed: &mut Vec<Claimed>,
     ) -> Result<Written> {
         let parked = match claim {
-            Claim::Due => {
+            Claim::Due(first) => {
                 let portion = self.pace.portion();
                 let bytes = BATCH_BYTES * u64::from(portion) / u64::from(BATCH);
-                transaction.claim(self.work.now, portion, bytes).await?
+                transaction.claim(first..=self.work.now, portion, bytes).await?
             }
             Claim::These(ids, due) => transaction.claim_these(ids, due).await?,
         };
@@ -396,7 +406,7 @@ impl Draining<'_> {
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
         // What is claimed by name has failed before.
         let manner = match claim {
-            Claim::Due => self.work.manner(&deliveries),
+            Claim::Due(_) => self.work.manner(&deliveries),
             Claim::These(..) => Manner::StepByStep,
         };
         self.work.write(transaction, &deliveries, ways, manner).await

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
 //! spoils it for the others; [`committer`] gathers what is waiting, and `hold` keeps what the database cannot take for now. [`mod@enqueue`] keeps deliveries for later, and
-//! [`mod@drain`] applies them then; [`operator`] is what an operator can do with those that wait or are dead. [`backfill`] takes in what
+//! [`mod@drain`] applies them then, from the [`frontier`] on; [`operator`] is what an operator can do with those that wait or are dead. [`backfill`] takes in what
 //! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
 //! for erasures that no webhook asks for, [`instance`] keeps events of another instance of Clerk out, and [`minimize`] clears what is no longer synced. `news` says what other
 //! systems are told. [`chain`] seals the audit trail and proves that nobody changed it.
@@ -19,6 +19,7 @@ pub mod drain;
 pub mod enqueue;
 pub mod ensure;
 pub mod erasure;
+pub mod frontier;
 mod hold;
 pub mod instance;
 pub mod minimize;
@@ -42,6 +43,7 @@ pub use attempt::{Limits, Refusal};
 pub use committer::{Committer, Lanes};
 pub use drain::{Drained, drain};
 pub use enqueue::enqueue;
+pub use frontier::Frontier;
 pub use pace::Pace;
 
 use chrono::TimeDelta;

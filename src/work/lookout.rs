@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Gauges, patient, time_between};
 use crate::{
     model::{Idle, Seal},
-    store::{Store, StoreError, Unsealed},
-    sync::Clock,
+    store::{Outlook, Store, StoreError, Unsealed},
+    sync::{Clock, Frontier},
 };
 
 /// Between two looks at least, and the first wait where others cannot be heard.
@@ -60,6 +60,8 @@ pub struct Lookout {
     pub idle: Idle,
     /// The sinks that this process tells.
     pub sinks: Vec<String>,
+    /// From where on it looks for deliveries and messages.
+    pub frontier: Frontier,
     /// Works on the queue; `None`: that is not for this process.
     pub queue: Option<Arc<Notify>>,
     /// Tells the sinks.
@@ -135,7 +137,12 @@ impl Lookout {
     /// Call those who have something to do now; says when that may be so again.
     async fn look(&self) -> Result<Option<Duration>, StoreError> {
         self.gauges.disturb();
-        let outlook = patient(self.store.outlook(&self.sinks)).await?;
+        let look = self.frontier.look((self.clock)(), Instant::now());
+        let outlook = patient(self.store.outlook(&self.sinks, look.since)).await;
+        let first = |outlook: &Outlook| [outlook.delivery, outlook.message].into_iter().flatten().min();
+        let first = outlook.as_ref().map(first).map_err(Clone::clone);
+        self.frontier.learn(look, first, Instant::now())?;
+        let outlook = outlook?;
         let now = (self.clock)();
         let dues = [
             (outlook.delivery, self.queue.as_deref(), SOON),
@@ -151,7 +158,7 @@ impl Lookout {
             bell.notify_one();
             Some(again)
         });
-        Ok(next.min())
+        Ok(next.chain(self.frontier.owed(Instant::now())).min())
     }
 
     /// Hear what others leave, where that can be heard.

@@ -14,7 +14,7 @@ use crate::{
     clerk::event,
     model::Outcome,
     store::{ErrorKind, Store, StoreError},
-    sync::{Clock, Pace, Rules, drain, drain::Worked},
+    sync::{Clock, Frontier, Pace, Rules, drain, drain::Worked},
     telemetry,
 };
 
@@ -28,6 +28,8 @@ pub struct Queue {
     pub clock: Clock,
     /// How many deliveries a run takes on.
     pub pace: Pace,
+    /// From where on it looks for them.
+    pub frontier: Frontier,
 }
 
 #[async_trait]
@@ -38,7 +40,8 @@ impl Task for Queue {
 
     async fn turn(&self) -> Result<Turn, StoreError> {
         let deadline = Instant::now() + TURN;
-        let drained = drain(&*self.store, &self.rules, (self.clock)(), deadline, &self.pace).await;
+        let now = (self.clock)();
+        let drained = drain(&*self.store, &self.rules, now, deadline, &self.pace, &self.frontier).await;
         for worked in &drained.deliveries {
             tell(worked);
         }
@@ -55,8 +58,9 @@ impl Task for Queue {
     }
 
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
-        let due = patient(self.store.first_due()).await?;
-        Ok(due.map(|at| time_between((self.clock)(), at)))
+        let due = patient(self.store.first_due(self.frontier.since((self.clock)()))).await?;
+        let left = due.map(|at| time_between((self.clock)(), at));
+        Ok([left, self.frontier.owed(Instant::now())].into_iter().flatten().min())
     }
 }
 

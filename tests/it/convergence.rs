@@ -18,6 +18,7 @@ use clerk_sync::{
         Value,
     },
     store::{Claimed, Lease, Patience, RowFilter},
+    sync::frontier::BEGINNING,
     work::outbox::ending::Ending,
 };
 use proptest::{
@@ -227,7 +228,7 @@ impl Receiver {
             until: world.now + TimeDelta::seconds(seconds),
             address: String::new(),
         };
-        world.store.claim_messages(self.sink, &lease, 1).await.unwrap().pop()
+        world.store.claim_messages(self.sink, BEGINNING, &lease, 1).await.unwrap().pop()
     }
 
     async fn take(&mut self, world: &World, claimed: &Claimed) {

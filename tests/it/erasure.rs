@@ -11,6 +11,7 @@ use clerk_sync::{
     sync::{
         Clock,
         erasure::{self, Fate, Replayed},
+        frontier::BEGINNING,
         minimize::minimize,
     },
     work::{
@@ -653,7 +654,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
         world.deliver_all(&numbers.clone().map(person).collect::<Vec<_>>()).await;
         // For one sink every message waits; for the other they are on their way, were taken, are dead, or are to be
         // tried again.
-        let claimed = world.store.claim_messages("mail", &lease(&world), 100).await.unwrap();
+        let claimed = world.store.claim_messages("mail", BEGINNING, &lease(&world), 100).await.unwrap();
         let error = || "status 500".to_owned();
         let ended: Vec<(Claimed, Ending)> = (claimed.into_iter().zip([0, 1, 2, 3].into_iter().cycle()))
             .filter_map(|(message, how)| match how {
@@ -749,7 +750,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
 /// What waits for this sink is nothing but deletions, and it takes them all.
 async fn take_deletions(world: &World, sink: &str) {
     loop {
-        let claimed = world.store.claim_messages(sink, &lease(world), 100).await.unwrap();
+        let claimed = world.store.claim_messages(sink, BEGINNING, &lease(world), 100).await.unwrap();
         if claimed.is_empty() {
             return;
         }

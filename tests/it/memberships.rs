@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{ClerkId, DeletionPolicy, Entity, FieldSet, Outcome, Selection},
-    sync::{self, Clock, Pace, erasure, minimize::minimize},
+    sync::{self, Clock, Frontier, Pace, erasure, minimize::minimize},
 };
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
@@ -569,7 +569,8 @@ async fn a_deletion_that_was_given_up_while_the_server_was_at_it_is_done_all_the
     // Half of it is for the first attempt: that is given up after a second, and ended by the server after three.
     let deadline = Instant::now() + Duration::from_secs(2);
     let pace = Pace::new(sync::drain::BATCH);
-    let drained = sync::drain(&*world.store, &world.rules, world.now, deadline, &pace).await;
+    let drained =
+        sync::drain(&*world.store, &world.rules, world.now, deadline, &pace, &Frontier::default()).await;
     assert_eq!(drained.trouble, None);
     let outcomes: Vec<Outcome> = drained.deliveries.iter().map(|worked| worked.outcome).collect();
     assert_eq!(outcomes, [Applied]);

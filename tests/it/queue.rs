@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{ORGANIZATION, USER, user},
     model::{DeletionPolicy, FieldSet, Outcome, Processing, SvixId},
     store::{Deed, ErrorKind, Old, Parked as Kept, Patience, QueueFilter, QueueState, Queued as Waiting},
     sync::{
-        Clock, Committer, Limits, Pace,
+        Clock, Committer, Drained, Limits, Pace,
         drain::BATCH,
+        frontier::{BEGINNING, Frontier},
         operator::{Tally, Which, act},
         retry::Retry,
     },
@@ -39,6 +40,9 @@ promises! {
     two_workers_share_what_waits_and_do_nothing_twice,
     a_claim_is_bounded_in_number_and_in_bytes,
     what_is_put_off_is_not_due_before_its_time,
+    what_comes_late_behind_the_frontier_is_found_once_a_look_from_the_beginning_is_due,
+    a_worker_finds_what_comes_late_though_nobody_calls_it,
+    what_is_retried_is_found_wherever_the_frontier_is,
 
     // Working.
     one_in_a_hundred_is_poison_and_the_others_are_applied,
@@ -165,13 +169,13 @@ async fn what_somebody_works_on_is_free_at_once_when_they_die(world: World) {
     let events = created(5);
     world.enqueue(&events).await;
     let mut working = world.store.begin(Patience::Normal).await.unwrap();
-    assert_eq!(working.claim(world.now, 3, u64::MAX).await.unwrap().len(), 3);
+    assert_eq!(working.claim(BEGINNING..=world.now, 3, u64::MAX).await.unwrap().len(), 3);
     if world.locks_rows() {
         // Nobody waits for them, nor gets what is theirs.
         let other = world.open().await;
         let mut others = other.begin(Patience::Short).await.unwrap();
         let ids: Vec<SvixId> = events.iter().map(svix_id).collect();
-        assert_eq!(others.claim(world.now, 100, u64::MAX).await.unwrap().len(), 2);
+        assert_eq!(others.claim(BEGINNING..=world.now, 100, u64::MAX).await.unwrap().len(), 2);
         others.rollback().await;
         let mut others = other.begin(Patience::Short).await.unwrap();
         assert_eq!(others.claim_these(&ids, world.now).await.unwrap().len(), 2);
@@ -219,9 +223,13 @@ async fn a_claim_is_bounded_in_number_and_in_bytes(world: World) {
     world.enqueue(&events).await;
     let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
     for (limit, bytes, claimed) in [(100, u64::MAX, 4), (3, u64::MAX, 3), (100, 1, 1), (100, 1_500_000, 2)] {
-        assert_eq!(transaction.claim(world.now, limit, bytes).await.unwrap().len(), claimed, "{bytes}");
+        assert_eq!(
+            transaction.claim(BEGINNING..=world.now, limit, bytes).await.unwrap().len(),
+            claimed,
+            "{bytes}"
+        );
     }
-    let first = transaction.claim(world.now, 1, 1).await.unwrap().remove(0);
+    let first = transaction.claim(BEGINNING..=world.now, 1, 1).await.unwrap().remove(0);
     assert_eq!(first.payload.len(), events[0].body().len());
     transaction.rollback().await;
     // More than one transaction takes.
@@ -241,11 +249,136 @@ async fn what_is_put_off_is_not_due_before_its_time(mut world: World) {
     assert!(due > world.now && due <= world.now + TimeDelta::seconds(2), "{due}");
     allow_names(&world).await;
     world.now = due - TimeDelta::milliseconds(1);
-    assert!(world.store.first_due().await.unwrap().is_some_and(|due| due > world.now));
+    assert!(world.store.first_due(BEGINNING).await.unwrap().is_some_and(|due| due > world.now));
     assert_eq!(world.drain().await, []);
     world.now = due;
-    assert!(world.store.first_due().await.unwrap().is_some_and(|due| due <= world.now));
+    assert!(world.store.first_due(BEGINNING).await.unwrap().is_some_and(|due| due <= world.now));
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+}
+
+/// What somebody knows who has found the first delivery or message at this time, by a look that took so long.
+pub(crate) fn knowing(first: DateTime<Utc>, took: Duration) -> Frontier {
+    let (frontier, ended) = (Frontier::default(), Instant::now());
+    let look = frontier.look(first, ended.checked_sub(took).unwrap());
+    assert_eq!(frontier.learn(look, Ok(Some(first)), ended), Ok(Some(first)));
+    frontier
+}
+
+/// The second is due an hour before the first.
+async fn one_that_comes_late(world: &mut World) -> [Event; 2] {
+    let events = ["user_1", "user_2"].map(Event::created);
+    world.enqueue(&events[..1]).await;
+    world.pass(-TimeDelta::hours(1));
+    world.enqueue(&events[1..]).await;
+    world.pass(TimeDelta::hours(1));
+    events
+}
+
+async fn what_comes_late_behind_the_frontier_is_found_once_a_look_from_the_beginning_is_due(
+    mut world: World,
+) {
+    let [first, late] = one_that_comes_late(&mut world).await;
+    let frontier = knowing(world.now, Duration::from_millis(100));
+    let worked = |drained: Drained| {
+        assert_eq!(drained.trouble, None);
+        drained.deliveries.into_iter().map(|worked| worked.svix_id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(worked(world.drain_from(&*world.store, &frontier).await), [first.svix_id]);
+    let owed = frontier.owed(Instant::now()).unwrap();
+    assert!(owed <= Duration::from_secs(3), "{owed:?}");
+    tokio::time::sleep(owed).await;
+    assert_eq!(worked(world.drain_from(&*world.store, &frontier).await), [late.svix_id]);
+}
+
+async fn a_worker_finds_what_comes_late_though_nobody_calls_it(mut world: World) {
+    one_that_comes_late(&mut world).await;
+    let (now, frontier) = (world.now, knowing(world.now, Duration::from_millis(50)));
+    let queue = Queue {
+        store: Arc::clone(&world.store),
+        rules: world.rules.clone(),
+        clock: Arc::new(move || now),
+        pace: Pace::new(BATCH),
+        frontier,
+    };
+    let shutdown = CancellationToken::new();
+    let worker = Worker::new(queue, 1, &Arc::default());
+    let working = tokio::spawn(worker.run(shutdown.clone()));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while world.user("user_2").await.is_none() {
+        assert!(Instant::now() < deadline, "nobody looks");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    shutdown.cancel();
+    working.await.unwrap();
+}
+
+async fn what_is_retried_is_found_wherever_the_frontier_is(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    world.rules.retry.max_attempts = 1;
+    let event = Event::created("user_1").set("first_name", "Bad");
+    world.enqueue(std::slice::from_ref(&event)).await;
+    assert_eq!(world.drain().await, [(event.svix_id.clone(), Parked)]);
+    allow_names(&world).await;
+    world.pass(TimeDelta::days(1));
+    let frontier = knowing(world.now, Duration::from_secs(3));
+    let tally =
+        act::<Waiting>(&*world.store, &Which::These(vec![svix_id(&event)]), Deed::Retry, false, world.now)
+            .await
+            .unwrap();
+    assert_eq!(tally.done, 1);
+    let drained = world.drain_from(&*world.store, &frontier).await;
+    assert_eq!(drained.deliveries.len(), 1, "{drained:?}");
+}
+
+/// How many entries of the index of due times were read so far, also of deliveries that are gone, when it was searched so often.
+async fn entries_read(world: &World, searched: usize) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let told = format!(
+            "SELECT idx_tup_read AS read, idx_scan AS searched FROM pg_stat_user_indexes
+             WHERE indexrelname = 'webhook_queue_due' AND schemaname = '{}'",
+            world.schema()
+        );
+        let told = world.rows(&told).await.remove(0);
+        let number = |name: &str| plain(&told[name]).parse::<u64>().unwrap();
+        if number("searched") == searched as u64 {
+            return number("read");
+        }
+        assert!(Instant::now() < deadline, "searched {} times, not {searched}", number("searched"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn beside_an_old_snapshot_a_turn_reads_nothing_of_the_deliveries_that_are_gone() {
+    const GONE: u64 = 5000;
+    run(Keeper::Postgres, async |world: World| {
+        let snapshot = world.old_snapshot().await;
+        world
+            .sql(&format!(
+                "INSERT INTO webhook_queue (svix_id, payload, state, attempts, next_attempt_at, received_at)
+                 SELECT 'msg_gone' || n, 'x', 'pending', 0, timestamptz '2026-01-01' - n * interval '1 s', now()
+                 FROM generate_series(1, {GONE}) AS n;
+                 DELETE FROM webhook_queue"
+            ))
+            .await;
+        let (mut read, frontier) = (Vec::new(), Frontier::default());
+        for number in 0..3 {
+            world.enqueue(&[Event::created(&format!("user_{number}"))]).await;
+            let store = world.open().await;
+            let known = knowing(world.now, Duration::from_secs(3));
+            let frontier = if number == 0 { &frontier } else { &known };
+            assert_eq!(world.drain_from(&*store, frontier).await.deliveries.len(), 1);
+            // A session tells what it did when it ends.
+            store.close().await;
+            read.push(entries_read(&world, 2 * (number + 1)).await);
+        }
+        let [first, second, third] = read[..] else { panic!("{read:?}") };
+        assert!(first >= GONE, "{first}: the look from the beginning reads all of them");
+        assert!(first < 2 * GONE, "{first}: the claim behind it does not");
+        assert!(third - first < 200, "{first}, {second}, {third}: the others read none of them");
+        drop(snapshot);
+    });
 }
 
 async fn one_in_a_hundred_is_poison_and_the_others_are_applied(mut world: World) {
@@ -460,7 +593,7 @@ async fn an_erasure_takes_along_what_waits_of_its_user(mut world: World) {
         world.enqueue(std::slice::from_ref(&held)).await;
         let other = world.open().await;
         let mut working = other.begin(Patience::Normal).await.unwrap();
-        assert_eq!(working.claim(world.now, 1, 1).await.unwrap().len(), 1);
+        assert_eq!(working.claim(BEGINNING..=world.now, 1, 1).await.unwrap().len(), 1);
         world.enqueue(&[Event::deleted("user_2", 2000)]).await;
         let began = Instant::now();
         assert_eq!(world.drain().await.len(), 1);
@@ -489,8 +622,13 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     let now = world.now;
     let clock: Clock = Arc::new(move || now);
     let (committer, lanes) = Committer::start(&world.store, None, &world.rules, Limits::default(), &clock);
-    let queue =
-        Queue { store: Arc::clone(&world.store), rules: world.rules.clone(), clock, pace: Pace::new(BATCH) };
+    let queue = Queue {
+        store: Arc::clone(&world.store),
+        rules: world.rules.clone(),
+        clock,
+        pace: Pace::new(BATCH),
+        frontier: Frontier::default(),
+    };
     let worker = Worker::new(queue, world.store.writers(), &committer.bell());
     let shutdown = CancellationToken::new();
     let working = tokio::spawn(worker.run(shutdown.clone()));

@@ -31,7 +31,7 @@ use clerk_sync::{
         self, Claimed, Store, StoreError, mysql::Mysql, postgres::Postgres, prefix, schema::TABLES,
         sql::Dialect, sqlite::Sqlite,
     },
-    sync::{self, Drained, Pace, Rules},
+    sync::{self, Drained, Frontier, Pace, Rules},
     work::outbox::ending::{self, Ending},
 };
 use serde_json::{Map, Value as Json, json};
@@ -291,8 +291,13 @@ impl World {
 
     /// One turn of a worker.
     pub async fn drain_once(&self, store: &dyn Store) -> Drained {
+        self.drain_from(store, &Frontier::default()).await
+    }
+
+    /// The same, by a worker that knows where the queue begins.
+    pub async fn drain_from(&self, store: &dyn Store, frontier: &Frontier) -> Drained {
         let pace = Pace::new(sync::drain::BATCH);
-        sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE, &pace).await
+        sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE, &pace, frontier).await
     }
 
     /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.
@@ -335,6 +340,17 @@ impl World {
                 pool.execute(text(&without_zones(statements), Dialect::Mysql)).await.map(|_| ())
             }
         }
+    }
+
+    /// A transaction that sees everything as it is now: while it is open PostgreSQL removes nothing that goes from now on.
+    pub async fn old_snapshot(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let Place::Postgres { pool, .. } = &self.place else { panic!("only PostgreSQL has one") };
+        let mut transaction = pool.begin().await.unwrap();
+        transaction
+            .execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM users")
+            .await
+            .unwrap();
+        transaction
     }
 
     /// Run SQL that each keeper says in its own way.

@@ -135,13 +135,15 @@ statements! {
         WHERE completed_at IS NULL
         GROUP BY destination";
 
-    FIRST_DUE = "SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1";
+    FIRST_DUE = "SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' AND next_attempt_at >= $1
+        ORDER BY next_attempt_at LIMIT 1";
 
     DEPTH = "SELECT
             -- Each in an index of its own.
-            (SELECT count(*) FROM webhook_queue WHERE state = 'pending'),
-            (SELECT count(*) FROM webhook_queue WHERE state = 'dead'),
-            (SELECT min(next_attempt_at) FROM webhook_queue WHERE state = 'pending')";
+            pending.deliveries, (SELECT count(*) FROM webhook_queue WHERE state = 'dead'), pending.first_due
+        FROM (
+            SELECT count(*) AS deliveries, min(next_attempt_at) AS first_due FROM webhook_queue WHERE state = 'pending'
+        ) AS pending";
 
     QUEUED = queued!("webhook_queue AS q WHERE true");
 
@@ -343,10 +345,10 @@ pub trait Looks: Database {
         rows.iter().map(open).collect()
     }
 
-    /// When the first delivery that waits is due, so that it is known whether a transaction that claims is worth its
-    /// beginning.
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
-        let rows = self.fetch(Purpose::Read, &FIRST_DUE, values![]).await?;
+    /// When the first delivery that waits is due, of those that are due at this time or later, so that it is known whether a
+    /// transaction that claims is worth its beginning.
+    async fn first_due(&self, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+        let rows = self.fetch(Purpose::Read, &FIRST_DUE, values![since]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 

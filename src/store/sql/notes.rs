@@ -127,10 +127,11 @@ statements! {
         ORDER BY 1, 2, 3, 4";
 
     OUTLOOK = concat!(newest_seal!(), "SELECT
-            (SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1),
+            (SELECT next_attempt_at FROM webhook_queue WHERE state = 'pending' AND next_attempt_at >= $3
+             ORDER BY next_attempt_at LIMIT 1),
             (SELECT min((
                  SELECT next_attempt_at FROM outbox
-                 WHERE sink = n.sink AND state = 'pending' AND next_attempt_at IS NOT NULL
+                 WHERE sink = n.sink AND state = 'pending' AND next_attempt_at >= $3
                  ORDER BY next_attempt_at
                  LIMIT 1
              ))
@@ -314,14 +315,15 @@ pub trait Notes: Database {
         rows.iter().map(activity).collect()
     }
 
-    /// What waits for its time, of messages those for these sinks, in one short look.
-    async fn outlook(&self, sinks: &[String]) -> Result<Outlook> {
+    /// What waits for its time, of messages those for these sinks, of messages and deliveries those that are due at this time or
+    /// later, in one short look.
+    async fn outlook(&self, sinks: &[String], since: DateTime<Utc>) -> Result<Outlook> {
         let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
         // A statement about no rows is not sent. No sink has this name.
         let nobody = [String::new()];
         let sinks = if sinks.is_empty() { &nobody } else { sinks };
-        let rows =
-            self.fetch(Purpose::Page, &OUTLOOK, values![batch(sinks).text(String::as_str), at_most]).await?;
+        let values = values![batch(sinks).text(String::as_str), at_most, since];
+        let rows = self.fetch(Purpose::Page, &OUTLOOK, values).await?;
         let row = only(&rows)?;
         Ok(Outlook {
             delivery: row.maybe(0)?,

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Notes, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values};
+use super::{Database, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values};
 use crate::{
     model::{ClerkId, MessageType},
     store::{
@@ -79,9 +79,15 @@ statements! {
         ) IS NULL
         ORDER BY 1, 2";
 
+    FIRST_DUE = "SELECT next_attempt_at FROM outbox
+        WHERE sink = $1 AND state = 'pending' AND next_attempt_at >= $2
+          AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
+        ORDER BY next_attempt_at
+        LIMIT 1";
+
     CLAIM = "{mysql UPDATE {from (
             SELECT id FROM outbox
-            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
+            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2 AND next_attempt_at >= $6
               AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
             ORDER BY next_attempt_at, id
             LIMIT $5
@@ -93,7 +99,7 @@ statements! {
         WHERE o.sink = $1 AND o.state = 'pending' AND o.next_attempt_at = $4 AND o.lease = $3}{postgres|sqlite UPDATE outbox SET lease = $3, next_attempt_at = $4
         WHERE id {in
             SELECT id FROM outbox
-            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2
+            WHERE sink = $1 AND state = 'pending' AND next_attempt_at <= $2 AND next_attempt_at >= $6
               AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
             ORDER BY next_attempt_at, id
             LIMIT $5
@@ -259,19 +265,26 @@ statements! {
 /// transaction beside the changes that they tell of.
 #[async_trait]
 pub trait Outbox: Database {
-    /// Take up to `limit` messages for this sink whose time has come, each of another user, unless the sink is paused.
+    /// When the first message for this sink that waits is due, of those that are due at this time or later, unless the sink is
+    /// paused: so that it is known whether a transaction that claims is worth its beginning.
+    async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+        let rows = self.fetch(Purpose::Page, &FIRST_DUE, values![sink, since]).await?;
+        rows.first().map_or(Ok(None), |row| row.maybe(0))
+    }
+
+    /// Take up to `limit` messages for this sink that are due since this time, each of another user, unless the sink is paused.
     /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
     /// before it is [finished](Self::finish_messages) or the lease ends.
-    async fn claim_messages(&self, sink: &str, lease: &Lease, limit: u32) -> Result<Vec<Claimed>> {
-        if self.writers() == 1 {
-            let due = self.outlook(&[sink.to_owned()]).await?.message;
-            if due.is_none_or(|due| due > lease.now) {
-                return Ok(Vec::new());
-            }
-        }
+    async fn claim_messages(
+        &self,
+        sink: &str,
+        since: DateTime<Utc>,
+        lease: &Lease,
+        limit: u32,
+    ) -> Result<Vec<Claimed>> {
         loop {
             let mut session = self.session(Purpose::WRITE).await?;
-            let values = values![sink, lease.now, &lease.token, lease.until, limit];
+            let values = values![sink, lease.now, &lease.token, lease.until, limit, since];
             let rows = session.rows(&CLAIM, values).await?;
             let mut messages: Vec<Claimed> = Vec::with_capacity(rows.len());
             let (mut emptied, mut freed) = (Vec::new(), Vec::new());

@@ -4,7 +4,10 @@
 //! nobody waits, nobody works twice, and what a dead process held is free as soon as the server notices that its connection
 //! is gone.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::RangeInclusive,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -81,7 +84,7 @@ statements! {
             FROM (
                 SELECT {postgres *}{sqlite svix_id}{mysql svix_id, next_attempt_at}, octet_length(payload) AS bytes
                 FROM webhook_queue{mysql  FORCE INDEX (webhook_queue_due)}
-                WHERE state = 'pending' AND next_attempt_at <= $1
+                WHERE state = 'pending' AND next_attempt_at <= $1 AND next_attempt_at >= $4
                 ORDER BY next_attempt_at
                 LIMIT $2{postgres|mysql  FOR UPDATE SKIP LOCKED}
             ) AS due
@@ -181,12 +184,17 @@ statements! {
 /// once; empty slices cost nothing.
 #[async_trait]
 pub trait Inbox: Session {
-    /// Take deliveries that wait and whose time has come, the longest due first, at most `limit` of them, and none after
-    /// their bodies together have `bytes`. Until this transaction ends nobody else gets them, and nobody waits for them;
+    /// Take deliveries that wait and are due at one of these times, the longest due first, at most `limit` of them, and none
+    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends nobody else gets them, and nobody waits for them;
     /// should its process die they are free at once.
-    async fn claim(&mut self, now: DateTime<Utc>, limit: u32, bytes: u64) -> Result<Vec<Parked>> {
+    async fn claim(
+        &mut self,
+        due: RangeInclusive<DateTime<Utc>>,
+        limit: u32,
+        bytes: u64,
+    ) -> Result<Vec<Parked>> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.rows(&CLAIM, values![now, limit, bytes]).await?.iter().map(parked).collect()
+        self.rows(&CLAIM, values![*due.end(), limit, bytes, *due.start()]).await?.iter().map(parked).collect()
     }
 
     /// The same with these, as far as they wait, are due, and are not taken by somebody else.

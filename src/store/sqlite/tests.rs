@@ -531,17 +531,21 @@ async fn what_is_due_is_claimed_once_and_byte_for_byte() {
         world.store.queue_depth().await,
         Ok(QueueDepth { pending: 2, dead: 1, first_due: Some(at(10)) })
     );
-    assert_eq!(world.store.first_due().await, Ok(Some(at(10))));
+    assert_eq!(world.store.first_due(at(0)).await, Ok(Some(at(10))));
     let mut transaction = world.begin().await;
-    assert!(transaction.claim(at(9), 10, 1000).await.expect("claimed").is_empty());
-    let claimed = transaction.claim(at(50), 1, 1000).await.expect("claimed");
+    assert!(transaction.claim(at(0)..=at(9), 10, 1000).await.expect("claimed").is_empty());
+    let claimed = transaction.claim(at(0)..=at(50), 1, 1000).await.expect("claimed");
     assert_eq!(claimed.len(), 1);
     let one = &claimed[0];
     assert_eq!((&one.svix_id, &one.clerk_id), (&again.svix_id, &again.clerk_id));
     assert_eq!((&*one.payload, one.attempts, one.received_at), (&bytes[..], 4, at(0)));
     assert_eq!(one.next_attempt_at, Some(at(10)));
-    assert_eq!(transaction.claim(at(50), 9, 1).await.expect("claimed").len(), 1, "no more bytes than that");
-    assert_eq!(transaction.claim(at(50), 9, 1000).await.expect("claimed").len(), 2);
+    assert_eq!(
+        transaction.claim(at(0)..=at(50), 9, 1).await.expect("claimed").len(),
+        1,
+        "no more bytes than that"
+    );
+    assert_eq!(transaction.claim(at(0)..=at(50), 9, 1000).await.expect("claimed").len(), 2);
     let ids = ["msg_1", "msg_3"].map(svix_id);
     let these = transaction.claim_these(&ids, at(50)).await.expect("claimed");
     assert_eq!(these.len(), 1, "the dead are not claimed");

@@ -16,7 +16,6 @@ use std::{
     collections::BTreeSet,
     num::NonZeroU32,
     pin::pin,
-    slice,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -48,7 +47,7 @@ use super::{
 use crate::{
     model::{Message, Subscription},
     store::{Claimed, Elsewhere, ErrorKind, Lease, Store, StoreError},
-    sync::{Clock, retry::Retry},
+    sync::{Clock, Frontier, retry::Retry},
     telemetry::{self, Queue, Span},
 };
 
@@ -164,6 +163,8 @@ pub struct Dispatcher {
     pub bell: Arc<Notify>,
     /// When a message is tried again.
     pub retry: Retry,
+    /// From where on messages are looked for.
+    pub frontier: Frontier,
     breaker: Arc<Mutex<Breaker>>,
     limiter: Option<DefaultDirectRateLimiter>,
     desks: Arc<Semaphore>,
@@ -181,6 +182,7 @@ impl Dispatcher {
             clock,
             bell: Arc::default(),
             retry: Retry { max_attempts: attempts, ..Retry::default() },
+            frontier: Frontier::default(),
             breaker: Arc::new(Mutex::new(Breaker::new(&destination.subscription.sink))),
             limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
             desks: Arc::new(Semaphore::new(DESKS)),
@@ -214,8 +216,18 @@ impl Dispatcher {
         self.destination.settings.timeout.min(LONGEST)
     }
 
-    /// What was claimed, and when the last of it must be over.
-    async fn claim(&self, limit: usize) -> Result<(Vec<Claimed>, Instant), StoreError> {
+    /// When the first message that waits is due.
+    async fn first_due(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.ask(async {
+            let look = self.frontier.look((self.clock)(), Instant::now());
+            let first = self.store.first_message_due(self.name(), look.since).await;
+            self.frontier.learn(look, first, Instant::now())
+        })
+        .await
+    }
+
+    /// What was claimed of what is due since this time, and when the last of it must be over.
+    async fn claim(&self, since: DateTime<Utc>, limit: usize) -> Result<(Vec<Claimed>, Instant), StoreError> {
         self.ask(async {
             // Only now: waiting for a desk is not for the sink to answer for.
             let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
@@ -224,7 +236,7 @@ impl Dispatcher {
             let address = self.destination.address.clone();
             let lease = Lease { token, now, until: now + lasting, address };
             let limit = u32::try_from(limit).unwrap_or(1);
-            Ok((self.store.claim_messages(self.name(), &lease, limit).await?, deadline))
+            Ok((self.store.claim_messages(self.name(), since, &lease, limit).await?, deadline))
         })
         .await
     }
@@ -525,7 +537,9 @@ impl Task for Dispatcher {
         self.point().await?;
         // A probe risks one message.
         let limit = if pass.is_probe() { 1 } else { self.portion.load(Ordering::Relaxed) };
-        let (claimed, deadline) = self.claim(limit).await?;
+        let first = self.first_due().await?.filter(|first| *first <= (self.clock)());
+        let Some(first) = first else { return Ok(Turn::Idle) };
+        let (claimed, deadline) = self.claim(first, limit).await?;
         if claimed.is_empty() {
             return Ok(Turn::Idle);
         }
@@ -540,9 +554,10 @@ impl Task for Dispatcher {
             // Whether the sink may be tried is asked of nobody else.
             return Ok(Some(BREAK));
         }
-        let sinks = slice::from_ref(&self.destination.subscription.sink);
-        let due = self.ask(self.store.outlook(sinks)).await?.message;
-        Ok(due.map(|at| time_between((self.clock)(), at)))
+        let since = self.frontier.since((self.clock)());
+        let due = self.ask(self.store.first_message_due(self.name(), since)).await?;
+        let left = due.map(|at| time_between((self.clock)(), at));
+        Ok([left, self.frontier.owed(Instant::now())].into_iter().flatten().min())
     }
 }
 
