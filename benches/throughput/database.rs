@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
 use sqlx::{
     AssertSqlSafe, PgPool, Postgres, Row, Transaction,
     postgres::{PgPoolOptions, PgRow},
@@ -165,6 +166,19 @@ impl Database {
     pub(crate) async fn waiting(&self, schema: &str) -> anyhow::Result<i64> {
         let count = AssertSqlSafe(format!("SELECT count(*) FROM {schema}.webhook_queue"));
         Ok(sqlx::query(count).fetch_one(&self.pool).await?.get(0))
+    }
+
+    /// Whether a delivery waits that came at this time or later. It does not read what is gone from before.
+    pub(crate) async fn is_waiting(&self, schema: &str, since: DateTime<Utc>) -> anyhow::Result<bool> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql("SET LOCAL enable_seqscan = off").execute(&mut *transaction).await?;
+        let first = AssertSqlSafe(format!(
+            "SELECT next_attempt_at FROM {schema}.webhook_queue WHERE state = 'pending' AND next_attempt_at >= $1
+             ORDER BY next_attempt_at LIMIT 1"
+        ));
+        let first = sqlx::query(first).bind(since).fetch_optional(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(first.is_some())
     }
 
     /// A transaction that sees the tables as they are now, until it is dropped: nothing that dies meanwhile is cleaned away.

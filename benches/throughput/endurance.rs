@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::Utc;
+
 use crate::{
     Bench, FLAT_OUT, Run,
     database::Database,
@@ -96,15 +98,18 @@ impl Bench {
             held.map(|_| self.runtime.block_on(self.database.old_snapshot(&schema))).transpose()?;
         let (began, mut runs) = (Instant::now(), Vec::new());
         for round in 1..=ROUNDS {
+            let since = Utc::now();
             let mut run = self.over_http(&service, EVENTS, POPULATION)?;
             let answered = Instant::now();
-            while self.runtime.block_on(self.database.waiting(&schema))? > 0 {
+            while self.runtime.block_on(self.database.is_waiting(&schema, since))? {
                 thread::sleep(Duration::from_millis(5));
             }
             run.elapsed += answered.elapsed();
             runs.push(run);
             thread::sleep((pause * round).saturating_sub(began.elapsed()));
         }
+        let waiting = self.runtime.block_on(self.database.waiting(&schema))?;
+        anyhow::ensure!(waiting == 0, "{waiting} wait after all rounds");
         let [alive, dead, size] = self.runtime.block_on(self.database.rows(&schema))?;
         let third = runs.len() / 3;
         let [first, last] = [&runs[..third], &runs[2 * third..]].map(|runs| median(runs, Run::rate));
