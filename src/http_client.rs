@@ -8,11 +8,16 @@ use rustls::crypto::ring;
 
 /// A client to be told its deadlines.
 pub fn builder() -> ClientBuilder {
-    // An error says that there is one already, which is all that is needed.
-    _ = ring::default_provider().install_default();
+    use_ring();
     Client::builder()
         .user_agent(concat!("clerk-sync/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
+}
+
+/// Let TLS be done by ring, where nothing else is chosen.
+pub fn use_ring() {
+    // An error says that there is one already, which is all that is needed.
+    _ = ring::default_provider().install_default();
 }
 
 /// The beginning of an answer's body: at most so many bytes, and less if the connection breaks.

@@ -93,17 +93,15 @@ metrics! {
     QUEUE_OLDEST: gauge "clerk_sync_queue_oldest_seconds" []
         "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.";
     QUEUE_PROCESSED: counter "clerk_sync_queue_processed_total" ["outcome", "kind"]
-        "Deliveries of webhook_queue that were worked on, by outcome and kind of object; parked if it was in vain.";
+        "Deliveries of webhook_queue or of the stream that were worked on, by outcome and kind of object; parked if it was in vain.";
     STREAM_DEPTH: gauge "clerk_sync_stream_depth" []
         "Webhooks in the stream of QUEUE_URL that are not applied yet; absent without QUEUE_URL.";
-    STREAM_TAKEN: gauge "clerk_sync_stream_taken" []
-        "How many of them a worker has taken and not yet finished.";
     STREAM_OLDEST: gauge "clerk_sync_stream_oldest_seconds" []
         "How long the oldest webhook has been in the stream; 0 if there is none.";
     STREAM_CONFIRM_DURATION: histogram "clerk_sync_stream_confirm_duration_seconds" []
         "How long the server of the stream took to take webhooks in and confirm them.";
     STREAM_RECLAIMED: counter "clerk_sync_stream_reclaimed_total" []
-        "Webhooks of the stream that were taken again, because a worker did not finish them in 15 s.";
+        "Webhooks of the stream that were taken again, because a worker did not acknowledge them in 15 s.";
     OUTBOX_DEPTH: gauge "clerk_sync_outbox_depth" ["sink", "state"]
         "Messages in outbox, by sink and state.";
     OUTBOX_OLDEST: gauge "clerk_sync_outbox_oldest_seconds" ["sink"]

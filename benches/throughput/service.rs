@@ -20,7 +20,6 @@ use clerk_sync::{
     telemetry::{self, LogFormat},
 };
 use secrecy::ExposeSecret;
-use tokio_util::sync::CancellationToken;
 
 use crate::{events::SECRET, process};
 
@@ -226,9 +225,7 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
         // all transactions that run side by side. So it gets all connections.
         let lanes = Some(config.database_max_connections as usize);
         let limits = Limits { batch: 1, lanes, ..Limits::default() };
-        let is_prepared = CancellationToken::new();
-        is_prepared.cancel();
-        let service = Library::start(Role::Both, &config, store, None, &is_prepared, limits, Vec::new())
+        let service = Library::start(Role::Both, &config, store, None, None, limits, Vec::new())
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         service.run_until_asked_to_stop().await.map_err(|failure| anyhow::anyhow!("{failure}"))
     })

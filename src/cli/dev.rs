@@ -14,7 +14,6 @@ use fake_clerk::{Fake, Options};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
@@ -99,17 +98,9 @@ impl Dev {
         if self.sample {
             mark_as_made_up(&config, &*store).await?;
         }
-        let (is_prepared, limits) = (CancellationToken::new(), Limits::default());
-        is_prepared.cancel();
-        let service = Service::start(
-            Role::Both,
-            &config,
-            Arc::clone(&store),
-            None,
-            &is_prepared,
-            limits,
-            destinations,
-        )?;
+        let limits = Limits::default();
+        let service =
+            Service::start(Role::Both, &config, Arc::clone(&store), None, None, limits, destinations)?;
         let public = service.public.context("webhooks are not received")?;
         let url = format!("http://{public}/webhooks/clerk");
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());

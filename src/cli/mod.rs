@@ -283,9 +283,9 @@ impl From<StoreError> for Failure {
 impl From<StreamError> for Failure {
     fn from(error: StreamError) -> Self {
         let code = match error {
-            StreamError::Unreachable(_) => Self::UNREACHABLE,
-            StreamError::Refused(_) | StreamError::NotDurable(_) => Self::CONFIGURATION,
+            _ if error.may_pass() => Self::UNREACHABLE,
             StreamError::Full => Self::FAILED,
+            _ => Self::CONFIGURATION,
         };
         Self { code, message: error.to_string() }
     }

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::{
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
     model::Idle,
     store::{ErrorKind, Missing, Readiness, Store, StoreError},
-    stream::{Durability, Stream, StreamError},
+    stream::{Durability, Stream},
     sync::{
         Committer, Frontier, Lanes, Limits, Pace,
         drain::BATCH,
@@ -81,34 +81,30 @@ pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<()
     init_log(config)?;
     let destinations = sinks::destinations(config)?;
     let stream = wait_for_stream(config).await?;
-    let is_prepared = CancellationToken::new();
-    let store = if stream.is_some() && role != Role::Work {
-        // With a stream webhooks are taken in without a database.
-        match prepare(config, migrate, PATIENCE).await {
-            Ok(store) => {
-                is_prepared.cancel();
-                store
-            }
-            Err(error) if error.kind == ErrorKind::Unavailable && !error.is_closed_door() => {
-                tracing::warn!(
-                    %error,
-                    "the database cannot be reached: webhooks are taken in, and applied once it is there"
-                );
-                tokio::spawn(prepare_later(config.clone(), migrate, is_prepared.clone()));
-                open_store(config, false).await?
-            }
-            Err(error) => return Err(error.into()),
-        }
-    } else {
-        is_prepared.cancel();
-        wait_for_store(config, migrate).await?
+    // With a stream webhooks are taken in without a database.
+    let first = match &stream {
+        Some(_) if role != Role::Work => prepare(config, migrate, PATIENCE).await,
+        _ => Ok(wait_for_store(config, migrate).await?),
     };
-    if is_prepared.is_cancelled() {
-        warn_of_origin(config, &*store).await;
-        warn_of_hidden_rows(&*store).await;
-    }
+    let (store, unprepared) = match first {
+        Ok(store) => {
+            warn_of_origin(config, &*store).await;
+            warn_of_hidden_rows(&*store).await;
+            (store, None)
+        }
+        Err(error) if may_pass(&error) => {
+            tracing::warn!(
+                %error,
+                "the database cannot be used yet: webhooks are taken in, and applied once it can be"
+            );
+            let (store, prepared) = (open_store(config, false).await?, CancellationToken::new());
+            tokio::spawn(prepare_later(config.clone(), Arc::clone(&store), migrate, prepared.clone()));
+            (store, Some(prepared))
+        }
+        Err(error) => return Err(error.into()),
+    };
     let limits = Limits::default();
-    let service = Service::start(role, config, store, stream, &is_prepared, limits, destinations)?;
+    let service = Service::start(role, config, store, stream, unprepared.as_ref(), limits, destinations)?;
     service.announce(config).await;
     service.run_until_asked_to_stop().await
 }
@@ -130,33 +126,35 @@ async fn wait_for_stream(config: &Config) -> Result<Option<Stream>, Failure> {
             Ok(()) => return Ok(Some(stream)),
             Err(error) => error,
         };
-        let may_pass = matches!(&error, StreamError::Unreachable(_))
-            || matches!(&error, StreamError::Refused(code) if code == "LOADING");
-        if !may_pass || began.elapsed() >= config.database_wait {
+        if !error.may_pass() || began.elapsed() >= config.database_wait {
             return Err(Failure::from(error));
         }
         if !told {
             told = true;
-            tracing::warn!(%error, "waiting for the queue");
+            tracing::warn!(%error, "waiting for the server of QUEUE_URL");
         }
         sleep(RETRY).await;
     }
 }
 
 /// Prepare a database that could not be reached at the start, for as long as that takes.
-async fn prepare_later(config: Config, migrate: bool, is_prepared: CancellationToken) {
+async fn prepare_later(config: Config, store: Arc<dyn Store>, migrate: bool, prepared: CancellationToken) {
     let mut last = None;
     loop {
-        match prepare(&config, migrate, PATIENCE).await {
-            Ok(store) => {
+        let readiness = timeout(PATIENCE, store.ready()).await.unwrap_or_else(unavailable);
+        let is_ready = match readiness {
+            Ok(readiness) => bring_up_to_date(&*store, readiness, migrate).await,
+            Err(error) => Err(error),
+        };
+        match is_ready {
+            Ok(()) => {
                 tracing::info!("the database is there: work begins");
                 warn_of_origin(&config, &*store).await;
                 warn_of_hidden_rows(&*store).await;
-                store.close().await;
-                return is_prepared.cancel();
+                return prepared.cancel();
             }
-            Err(error) if error.kind != ErrorKind::Unavailable && last.as_ref() != Some(&error) => {
-                tracing::error!(%error, "the database cannot be used: webhooks wait in the queue");
+            Err(error) if !may_pass(&error) && last.as_ref() != Some(&error) => {
+                tracing::error!(%error, "the database cannot be used: webhooks wait in the stream");
                 last = Some(error);
             }
             Err(_) => {}
@@ -187,6 +185,12 @@ pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether the database may be usable in a while.
+fn may_pass(error: &StoreError) -> bool {
+    matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict)
+        && !error.is_closed_door()
+}
+
 /// Wait until the database answers, and bring its tables up to date.
 pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, Failure> {
     let began = Instant::now();
@@ -197,8 +201,7 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
             Ok(store) => return Ok(store),
             Err(error) => error,
         };
-        let may_pass = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict);
-        if !may_pass || error.is_closed_door() {
+        if !may_pass(&error) {
             return Err(Failure::from(error));
         }
         if began.elapsed() >= config.database_wait {
@@ -253,8 +256,12 @@ async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<A
         let readiness = store.ready().await?;
         Ok((store, readiness))
     };
-    let unavailable = |_| Err(StoreError::new(ErrorKind::Unavailable));
     let (store, readiness) = timeout(patience, reach).await.unwrap_or_else(unavailable)?;
+    bring_up_to_date(&*store, readiness, migrate).await?;
+    Ok(store)
+}
+
+async fn bring_up_to_date(store: &dyn Store, readiness: Readiness, migrate: bool) -> Result<(), StoreError> {
     if migrate {
         for migration in store.migrate().await? {
             tracing::info!(version = migration.version, name = migration.name, "migration applied");
@@ -262,7 +269,11 @@ async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<A
     } else if readiness == Readiness::SchemaNotCurrent {
         tracing::warn!("migrations are pending: run `clerk-sync migrate`; until then /readyz answers 503");
     }
-    Ok(store)
+    Ok(())
+}
+
+fn unavailable<T>(_: Elapsed) -> Result<T, StoreError> {
+    Err(StoreError::new(ErrorKind::Unavailable))
 }
 
 /// The running service.
@@ -286,7 +297,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Start what this role needs. What works on the database begins once that is prepared.
+    /// Start what this role needs. What works on a database that is not prepared yet begins once the token is cancelled.
     ///
     /// # Errors
     /// If an address cannot be listened on.
@@ -299,7 +310,7 @@ impl Service {
         config: &Config,
         store: Arc<dyn Store>,
         stream: Option<Stream>,
-        is_prepared: &CancellationToken,
+        unprepared: Option<&CancellationToken>,
         limits: Limits,
         destinations: Vec<Destination>,
     ) -> Result<Self, Failure> {
@@ -374,7 +385,7 @@ impl Service {
                 bell: Arc::clone(&rules.bell),
                 clock: Arc::clone(&clock),
             };
-            outbox.spawn(once(is_prepared, &shutdown, dispatching.run(shutdown.clone())));
+            outbox.spawn(once(unprepared, &shutdown, dispatching.run(shutdown.clone())));
             let queue = Queue {
                 store: Arc::clone(&store),
                 rules: rules.clone(),
@@ -383,12 +394,12 @@ impl Service {
                 frontier: Frontier::default(),
             };
             let worker = Worker::new(queue, store.writers(), &committer.bell());
-            workers.spawn(once(is_prepared, &shutdown, worker.run(shutdown.clone())));
+            workers.spawn(once(unprepared, &shutdown, worker.run(shutdown.clone())));
             if let Some(stream) = stream {
-                let intake = Intake { store: Arc::clone(&store), rules: rules.clone(), gate };
+                let intake = Intake::new(Arc::clone(&store), &rules, gate, committer.bell());
                 let streaming = Streaming::new(stream, intake, Arc::clone(&clock));
                 let worker = Worker::new(streaming, store.writers(), &Arc::default());
-                workers.spawn(once(is_prepared, &shutdown, worker.run(shutdown.clone())));
+                workers.spawn(once(unprepared, &shutdown, worker.run(shutdown.clone())));
             }
         }
         let recorder = Recorder { store: Arc::clone(&store), answers };
@@ -414,13 +425,13 @@ impl Service {
         };
         let retention = Retention::new(Arc::clone(&store), rules, Arc::clone(&clock), keep(config), every);
         let retention = Worker::new(retention, 1, &lookout.erasures);
-        upkeep.spawn(once(is_prepared, &shutdown, lookout.run(shutdown.clone())));
+        upkeep.spawn(once(unprepared, &shutdown, lookout.run(shutdown.clone())));
         // So that the metrics are there when they are asked for the first time, and the log tells what nobody sees to.
         upkeep.spawn(async move { gauges.refresh().await });
-        catch_up.spawn(once(is_prepared, &shutdown, retention.run(shutdown.clone())));
-        catch_up.spawn(once(is_prepared, &shutdown, sealing.run(shutdown.clone())));
+        catch_up.spawn(once(unprepared, &shutdown, retention.run(shutdown.clone())));
+        catch_up.spawn(once(unprepared, &shutdown, sealing.run(shutdown.clone())));
         let recorder = Worker::new(recorder, 1, &Arc::default());
-        catch_up.spawn(once(is_prepared, &shutdown, recorder.run(shutdown.clone())));
+        catch_up.spawn(once(unprepared, &shutdown, recorder.run(shutdown.clone())));
         if let Some(context) = catch_up_context.filter(|_| receives) {
             let settings = CatchUpSettings {
                 every: config.reconcile_interval,
@@ -430,7 +441,7 @@ impl Service {
                 started_at,
             };
             let catching_up = CatchUpLoop::new(context, settings).run(shutdown.clone());
-            catch_up.spawn(once(is_prepared, &shutdown, catching_up));
+            catch_up.spawn(once(unprepared, &shutdown, catching_up));
         }
         Ok(Self {
             public: public_address,
@@ -496,7 +507,7 @@ impl Service {
         let finished = async { tokio::join!(self.lanes.finish(), self.workers.join_all()) };
         if timeout(left().max(Duration::from_secs(1)), finished).await.is_err() {
             tracing::warn!(
-                "the database did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
+                "the database or the queue did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
                  waits in the queue goes on waiting"
             );
         }
@@ -511,15 +522,18 @@ impl Service {
 
 /// Do the work once that has come, unless the shutdown comes first.
 fn once<W: Future<Output = ()> + Send + 'static>(
-    come: &CancellationToken,
+    come: Option<&CancellationToken>,
     shutdown: &CancellationToken,
     work: W,
 ) -> impl Future<Output = ()> + Send + use<W> {
-    let (come, shutdown) = (come.clone(), shutdown.clone());
+    let (come, shutdown) = (come.cloned(), shutdown.clone());
     async move {
-        if come.is_cancelled() || shutdown.run_until_cancelled(come.cancelled()).await.is_some() {
-            work.await;
+        if let Some(come) = come
+            && shutdown.run_until_cancelled(come.cancelled()).await.is_none()
+        {
+            return;
         }
+        work.await;
     }
 }
 

@@ -445,13 +445,7 @@ impl<'a> Reader<'a> {
         let replicas = self.number("QUEUE_REPLICAS", 0, 0..=100);
         let durability = self.one_of("QUEUE_DURABILITY", &Durability::ALL, Durability::name);
         let keys = self.sealing_keys();
-        let Some(url) = self.secret(VARIABLE) else {
-            // They are not used.
-            self.values.retain(|variable, _| {
-                !["QUEUE_REPLICAS", "QUEUE_DURABILITY", "QUEUE_ENCRYPTION_KEY"].contains(&variable.as_str())
-            });
-            return None;
-        };
+        let url = self.secret(VARIABLE)?;
         if !cfg!(feature = "redis") {
             self.mistake(VARIABLE, "set, but this program was built without the feature redis");
         } else if !stream::is_url(&url) {

@@ -64,7 +64,7 @@ pub enum Problem {
     ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
-    #[error("the queue that QUEUE_URL names is not available; try again later")]
+    #[error("the queue is not available; try again later")]
     QueueUnavailable,
     #[error("the database may only be read: it is a standby, or is set so")]
     DatabaseReadOnly,

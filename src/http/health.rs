@@ -110,12 +110,17 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Value>, P
     if app.shutdown.is_cancelled() {
         return Err(Problem::ShuttingDown);
     }
-    // In a task of its own, so that a caller that hangs up cancels nothing at the database.
-    let finding = tokio::spawn(app.probe.clone().ask()).await;
+    let stream = app.stream.clone();
+    let looked = async move {
+        match stream {
+            Some(stream) => matches!(timeout(PATIENCE, stream.look()).await, Ok(Ok(()))),
+            None => true,
+        }
+    };
+    // In tasks of their own, so that a caller that hangs up cancels nothing.
+    let (finding, looked) = tokio::join!(tokio::spawn(app.probe.clone().ask()), tokio::spawn(looked));
     let finding = finding.unwrap_or(Some(Problem::DatabaseUnavailable));
-    if let Some(stream) = &app.stream
-        && stream.look().await.is_err()
-    {
+    if !looked.unwrap_or(false) {
         return Err(Problem::QueueUnavailable);
     }
     match finding {

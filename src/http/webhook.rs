@@ -32,6 +32,9 @@ use crate::{
 /// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
 
+/// How long the database may take to say which instance our users are of, where webhooks are taken in without it as well.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+
 /// The answer to a genuine webhook.
 #[derive(Serialize)]
 pub(super) struct Answer {
@@ -143,10 +146,13 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
         let (asking, started) = (Arc::clone(app), attempt.started);
         let submitted = tokio::spawn(async move {
             let instance = event.instance_id.as_deref().unwrap_or_default();
-            match asking.gate.ask(instance, started + asking.answer_within).await {
-                Ok(Ok(())) => Ok(Ok(asking.committer.submit(event.delivery, started)?)),
+            let streams = asking.stream.is_some();
+            let patience = if streams { ASK_WITHIN } else { asking.answer_within };
+            match asking.gate.ask(instance, started + patience).await {
                 Ok(Err(stranger)) => Ok(Err(stranger)),
-                Err(_) => Err(Problem::DatabaseUnavailable),
+                Err(_) if !streams => Err(Problem::DatabaseUnavailable),
+                // A worker asks again.
+                Ok(Ok(())) | Err(_) => Ok(Ok(asking.committer.submit(event.delivery, started)?)),
             }
         });
         submitted.await.map_err(|_| Problem::Internal)??.map_err(|stranger| {
@@ -157,7 +163,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
 
     // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
     let answered = timeout_at(attempt.started + app.answer_within, answer).await;
-    let answered = answered.ok().and_then(Result::ok).unwrap_or(Err(Refusal::Unavailable));
+    let answered = answered.ok().and_then(Result::ok).unwrap_or(Err(app.committer.too_late()));
     if answered == Err(Refusal::Unavailable) {
         app.probe.doubt();
     }

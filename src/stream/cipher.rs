@@ -27,7 +27,7 @@ impl Key {
         Some(Self(BASE64_STANDARD.decode(text).ok()?.try_into().ok()?))
     }
 
-    /// The body, sealed for the webhook of this name; `None` if the system has no randomness.
+    /// The body, sealed for the webhook of this name; `None` if the body is too long to be sealed.
     pub(super) fn seal(&self, name: &str, body: &[u8]) -> Option<Vec<u8>> {
         let salt: [u8; SALT_BYTES] = rand::random();
         let mut ciphertext = body.to_vec();

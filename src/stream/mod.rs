@@ -7,7 +7,7 @@
 //! The stream promises that a webhook that was confirmed reaches a worker at least once. `processed_webhooks` promises that it is
 //! applied once. The order within the stream means nothing: the register of each object decides.
 //!
-//! The stream holds only what was never tried. What a worker cannot apply goes into `webhook_queue`, in the database.
+//! The stream holds no retries: what a worker cannot apply moves to `webhook_queue`, in the database.
 
 #[cfg(feature = "redis")]
 mod cipher;
@@ -35,7 +35,7 @@ pub use redis::{Consumer, Producer, Stream, is_url};
 pub const MOST: u64 = 1_000_000;
 
 /// Where the stream is, and how it is kept.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// `QUEUE_URL`
     pub url: SecretString,
@@ -45,13 +45,6 @@ pub struct Options {
     pub durability: Durability,
     /// `QUEUE_ENCRYPTION_KEY`: the first one seals, each of them opens. Without any, bodies are stored as they came.
     pub keys: Vec<Key>,
-}
-
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { replicas, durability, keys, .. } = self;
-        write!(f, "Options({replicas} replicas, {durability:?}, {} keys, redacted)", keys.len())
-    }
 }
 
 /// `QUEUE_DURABILITY`
@@ -101,8 +94,6 @@ impl fmt::Debug for Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
     pub entries: u64,
-    /// How many of them a worker has taken and not yet finished.
-    pub taken: u64,
     /// When the oldest was appended, by the server's clock.
     pub oldest: Option<DateTime<Utc>>,
 }
@@ -112,27 +103,32 @@ pub struct Depth {
 pub enum StreamError {
     #[error("the server that QUEUE_URL names cannot be reached ({0})")]
     Unreachable(&'static str),
+    #[error("the server that QUEUE_URL names cannot be used: {0}")]
+    Unusable(&'static str),
     /// With the code of the server's error, such as `NOAUTH`.
-    #[error("the server that QUEUE_URL names refuses a command ({0})")]
+    #[error(
+        "the server that QUEUE_URL names refuses a command ({0}); check its user, its password and what docs/queue.md says that \
+         this user needs"
+    )]
     Refused(String),
     /// It might lose a webhook that was confirmed; says what to do.
     #[error("the server that QUEUE_URL names may lose webhooks: {0}")]
     NotDurable(&'static str),
-    #[error("the queue is full")]
+    /// It might have lost this one.
+    #[error("the server that QUEUE_URL names confirms nothing now: {0}")]
+    Unconfirmed(&'static str),
+    #[error("the stream is full, or the memory of its server is")]
     Full,
 }
 
-/// What keeps a server from being durable, and the remedy.
-#[cfg(feature = "redis")]
-mod faults {
-    pub(super) const NO_AOF: &str = "its append-only file is off; set appendonly yes, or QUEUE_DURABILITY=trust if it is durable by other means";
-    pub(super) const TOO_OLD: &str = "it cannot confirm that an entry is on disk, which takes Redis 7.2 or Valkey 7.2; use a newer \
-                                      one, or set QUEUE_DURABILITY=trust if it is durable by other means";
-    pub(super) const EVICTS: &str = "its maxmemory-policy lets it evict the queue; set maxmemory-policy noeviction, or \
-                                     QUEUE_DURABILITY=trust";
-    pub(super) const SILENT: &str = "INFO does not tell its maxmemory_policy; allow the user of QUEUE_URL the command INFO, or set \
-                                     QUEUE_DURABILITY=trust";
-    pub(super) const LATE: &str = "it did not confirm within 2 s that an entry is on disk";
-    pub(super) const FEW_REPLICAS: &str =
-        "fewer replicas than QUEUE_REPLICAS confirmed within 2 s that they have an entry";
+impl StreamError {
+    /// Whether it may pass while somebody waits.
+    pub fn may_pass(&self) -> bool {
+        const PASSING: [&str; 6] = ["LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY"];
+        match self {
+            Self::Unreachable(_) | Self::Unconfirmed(_) => true,
+            Self::Refused(code) => PASSING.contains(&code.as_str()),
+            Self::Unusable(_) | Self::NotDurable(_) | Self::Full => false,
+        }
+    }
 }

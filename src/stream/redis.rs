@@ -2,27 +2,26 @@
 //!
 //! Each lane appends on a connection of its own: the command that waits for the disk holds up what is behind it, and speaks only of
 //! what its own connection wrote. `XADD` never trims. All workers share one consumer, because nothing is looked up by its name:
-//! an entry that was taken and not finished within [`ABANDONED`] is taken again.
+//! an entry that was taken and not acknowledged within [`IDLE`] is taken again.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::DateTime;
 use metrics::{counter, histogram};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo, Pipeline, RedisError, RedisResult, ServerErrorKind, Value,
+    IntoConnectionInfo, Pipeline, RedisError, RedisResult, Value,
     aio::MultiplexedConnection,
     cmd,
     io::tcp::TcpSettings,
     streams::{StreamAutoClaimReply, StreamId, StreamRangeReply, StreamReadReply},
 };
-use rustls::crypto::ring;
 use secrecy::ExposeSecret;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Depth, Durability, Entry, Key, MOST, Options, StreamError, faults};
-use crate::{model::SvixId, telemetry, telemetry::TraceContext};
+use super::{Depth, Durability, Entry, Key, MOST, Options, StreamError};
+use crate::{http_client, model::SvixId, telemetry, telemetry::TraceContext};
 
 /// The stream. What is in braces decides on which node of a cluster a key is.
 const STREAM: &str = "clerk-sync:{webhooks}";
@@ -46,21 +45,51 @@ const WAIT: u32 = 1_000;
 
 /// An entry that a worker has had for so long is given to another one, in milliseconds. If the first one is still at work, the
 /// second finds its webhook processed.
-const ABANDONED: u32 = 15_000;
+const IDLE: u64 = 15_000;
 
-/// How often abandoned entries are looked for.
-const LOOK_FOR_ABANDONED: Duration = Duration::from_secs(5);
+/// Longer than any entry was ever idle, in milliseconds.
+const DECADES: u64 = 1_000_000_000_000;
+
+/// Behind every entry.
+const LAST: &str = "18446744073709551615-0";
+
+/// How often idle entries are looked for.
+const LOOK_FOR_IDLE: Duration = Duration::from_secs(5);
 
 /// How long the answer is good that the server can be used.
 const FRESH: Duration = Duration::from_millis(250);
 
-/// Entries that are read at once: so many of the largest bodies still find room.
-const PORTION: usize = 128;
+/// Entries that are read at once: 16 MiB of the largest bodies that are accepted by default.
+const PORTION: usize = 16;
 
 /// How often a cluster may send us on to another node.
 const REDIRECTS: u32 = 5;
 
+const NO_AOF: StreamError = StreamError::NotDurable(
+    "its append-only file is off; set appendonly yes, or QUEUE_DURABILITY=trust if it is durable by other means",
+);
+const TOO_OLD: StreamError = StreamError::NotDurable(
+    "it cannot confirm that an entry is on disk, which takes Redis 7.2 or Valkey 7.2; use a newer one, or set \
+     QUEUE_DURABILITY=trust if it is durable by other means",
+);
+const EVICTS: StreamError = StreamError::NotDurable(
+    "its maxmemory-policy lets it evict the stream; set maxmemory-policy noeviction, or QUEUE_DURABILITY=trust",
+);
+const SILENT: StreamError = StreamError::NotDurable(
+    "INFO does not tell its maxmemory_policy; allow the user of QUEUE_URL the command INFO, or set QUEUE_DURABILITY=trust",
+);
+const NOT_ON_DISK: StreamError =
+    StreamError::Unconfirmed("it did not confirm within 2 s that an entry is on disk");
+const FEW_REPLICAS: StreamError = StreamError::Unconfirmed(
+    "fewer replicas than QUEUE_REPLICAS confirmed within 2 s that an entry is on disk; is one away, or without \
+     appendonly yes?",
+);
+const MISUNDERSTOOD: StreamError = StreamError::Unusable("its reply cannot be understood");
+
 type Result<T> = std::result::Result<T, StreamError>;
+
+/// The replies to a pipeline.
+type Replies = std::vec::IntoIter<RedisResult<Value>>;
 
 /// Whether this can be where a stream is.
 pub fn is_url(text: &str) -> bool {
@@ -79,13 +108,13 @@ struct Inner {
     options: Options,
     info: ConnectionInfo,
     /// For questions that no worker or lane asks.
-    asking: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Option<MultiplexedConnection>>,
     /// What the last look brought, and when.
     looked: Mutex<Option<(Instant, Result<()>)>>,
 }
 
-impl std::fmt::Debug for Stream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stream({:?})", self.0.options)
     }
 }
@@ -96,10 +125,9 @@ impl Stream {
     /// # Errors
     /// If the URL cannot be used.
     pub fn new(options: Options) -> Result<Self> {
-        // An error says that there is one already, which is all that is needed.
-        _ = ring::default_provider().install_default();
+        http_client::use_ring();
         let info = info(options.url.expose_secret()).map_err(|error| trouble(&error))?;
-        Ok(Self(Arc::new(Inner { options, info, asking: Mutex::default(), looked: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { options, info, connection: Mutex::default(), looked: Mutex::default() })))
     }
 
     /// What appends to it.
@@ -109,7 +137,9 @@ impl Stream {
 
     /// What takes entries from it.
     pub fn consumer(&self) -> Consumer {
-        Consumer { stream: self.clone(), connection: None, look_at: Instant::now(), cursor: "0-0".to_owned() }
+        let (stream, cursor) = (self.clone(), "0-0".to_owned());
+        let (portion, look_at) = (PORTION, Instant::now());
+        Consumer { stream, connection: None, portion, look_at, cursor, has_unreadable: false }
     }
 
     /// Write something, and learn whether it comes to the disk.
@@ -117,40 +147,48 @@ impl Stream {
     /// # Errors
     /// If the server cannot be reached, or may lose what it has confirmed.
     pub async fn check(&self) -> Result<()> {
-        let mut pipe = Pipeline::new();
+        let mut pipe = pipeline();
+        // What changes nothing tells whether it may be done.
+        pipe.cmd("XADD").arg(STREAM).arg("0-0").arg("svix_id").arg("");
+        pipe.add_command(read_group(LAST, 1, false)).add_command(claim(DECADES, "0-0", 1));
+        pipe.cmd("XDEL").arg(STREAM).arg("0-1").cmd("XACK").arg(STREAM).arg(GROUP).arg("0-1");
         pipe.cmd("SET").arg(PROBE).arg(1).arg("EX").arg(60);
         self.0.confirm(&mut pipe);
-        let mut asking = self.0.asking.lock().await;
-        let replies = self.0.ask(&mut asking, &pipe).await?;
-        self.0.confirmed(&replies[1..])
-    }
-
-    /// Whether the server can be reached and keeps what it has, as far as it says so without a write. It is asked at most four
-    /// times a second.
-    ///
-    /// # Errors
-    /// If not.
-    pub async fn look(&self) -> Result<()> {
-        let mut looked = self.0.looked.lock().await;
-        match &*looked {
-            Some((at, result)) if at.elapsed() < FRESH => result.clone(),
-            _ => looked.insert((Instant::now(), self.look_now().await)).1.clone(),
-        }
-    }
-
-    async fn look_now(&self) -> Result<()> {
-        let mut pipe = Pipeline::new();
-        pipe.cmd("INFO").arg("memory").cmd("INFO").arg("persistence");
-        let mut asking = self.0.asking.lock().await;
-        let replies = self.0.ask(&mut asking, &pipe).await?;
-        if self.0.options.durability == Durability::Verify {
-            keeps_all(&replies[0])?;
-            let persistence = text(&replies[1])?;
-            if persistence.lines().any(|line| line == "aof_enabled:0") {
-                return Err(StreamError::NotDurable(faults::NO_AOF));
+        let mut replies = self.0.ask(&mut *self.0.connection.lock().await, &pipe).await?;
+        for reply in replies.by_ref().take(5) {
+            match reply {
+                Err(error) if matches!(error.code(), Some("NOPERM" | "WRONGTYPE")) => {
+                    return Err(trouble(&error));
+                }
+                _ => {}
             }
         }
-        Ok(())
+        match read::<Value>(replies.next()) {
+            // A worker must be able to empty a full server.
+            Ok(_) | Err(StreamError::Full) => self.0.confirmed(replies),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same, at most four times a second. The log tells once why the server cannot be used.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub async fn look(&self) -> Result<()> {
+        let mut looked = self.0.looked.lock().await;
+        if let Some((at, result)) = &*looked
+            && at.elapsed() < FRESH
+        {
+            return result.clone();
+        }
+        let result = self.check().await;
+        if let Err(error) = &result
+            && looked.as_ref().is_none_or(|(_, before)| before.as_ref() != Err(error))
+        {
+            tracing::warn!(%error, "not ready");
+        }
+        *looked = Some((Instant::now(), result.clone()));
+        result
     }
 
     /// How much is in it.
@@ -158,45 +196,36 @@ impl Stream {
     /// # Errors
     /// If the server cannot be asked.
     pub async fn depth(&self) -> Result<Depth> {
-        let mut pipe = Pipeline::new();
+        let mut pipe = pipeline();
         pipe.cmd("XLEN").arg(STREAM);
-        pipe.cmd("XPENDING").arg(STREAM).arg(GROUP);
         pipe.cmd("XRANGE").arg(STREAM).arg("-").arg("+").arg("COUNT").arg(1);
-        let mut asking = self.0.asking.lock().await;
-        let mut replies = self.0.ask(&mut asking, &pipe).await?.into_iter();
-        let mut next = || replies.next().unwrap_or(Ok(Value::Nil)).map_err(|error| trouble(&error));
-        let entries = u64::from_redis_value(next()?).map_err(|_| misunderstood())?;
-        // Before the first worker there is no group.
-        let taken = match next() {
-            Ok(Value::Array(summary)) => {
-                summary.into_iter().next().and_then(|count| u64::from_redis_value(count).ok())
-            }
-            _ => None,
-        };
-        let first = StreamRangeReply::from_redis_value(next()?).map_err(|_| misunderstood())?;
+        let mut replies = self.0.ask(&mut *self.0.connection.lock().await, &pipe).await?;
+        let entries = read(replies.next())?;
+        let first: StreamRangeReply = read(replies.next())?;
         let appended =
             |entry: &StreamId| DateTime::from_timestamp_millis(entry.id.split('-').next()?.parse().ok()?);
-        Ok(Depth { entries, taken: taken.unwrap_or_default(), oldest: first.ids.first().and_then(appended) })
+        Ok(Depth { entries, oldest: first.ids.first().and_then(appended) })
     }
 }
 
-/// The replies to a pipeline.
-type Replies = Vec<RedisResult<Value>>;
-
 impl Inner {
-    /// A connection to the server that has the stream.
+    /// A connection to the server that has the stream, with its group.
     async fn connect(&self) -> Result<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(ANSWER_WITHIN));
+        let mut make = cmd("XGROUP");
+        make.arg("CREATE").arg(STREAM).arg(GROUP).arg(0).arg("MKSTREAM");
         let mut info = self.info.clone();
         for _ in 0..REDIRECTS {
             let client = Client::open(info.clone()).map_err(|error| trouble(&error))?;
             let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-            let mut connection = connection.map_err(|error| trouble(&error))?;
-            let found: RedisResult<u64> = cmd("XLEN").arg(STREAM).query_async(&mut connection).await;
-            match found {
+            let mut connection = connection.map_err(|error| no_connection(&error))?;
+            let group: RedisResult<Value> = make.query_async(&mut connection).await;
+            match group {
                 Ok(_) => return Ok(connection),
+                // It is there. A full server says OOM even then.
+                Err(error) if matches!(error.code(), Some("BUSYGROUP" | "OOM")) => return Ok(connection),
                 // A node of a cluster names the one that has the stream.
                 Err(error) => match error.redirect_node().and_then(|(node, _)| moved(info.addr(), node)) {
                     Some(address) => info = info.set_addr(address),
@@ -204,44 +233,31 @@ impl Inner {
                 },
             }
         }
-        Err(StreamError::Unreachable("the nodes of the cluster send us from one to another"))
+        Err(StreamError::Unusable("the nodes of the cluster send us from one to another"))
     }
 
     /// The replies to a pipeline, on a connection that is made where there is none. After trouble with the connection there is
-    /// none again; a connection that was idle is made anew at once.
-    async fn ask(&self, place: &mut Option<MultiplexedConnection>, pipe: &Pipeline) -> Result<Replies> {
+    /// none again; one that was idle is made anew at once.
+    async fn ask(&self, connection: &mut Option<MultiplexedConnection>, pipe: &Pipeline) -> Result<Replies> {
+        // Another server is the master by now, or the group went with all keys.
+        let is_elsewhere = |error: &RedisError| {
+            matches!(error.code(), Some("MOVED" | "ASK" | "READONLY" | "MASTERDOWN" | "NOGROUP"))
+        };
         loop {
-            let is_new = place.is_none();
-            let mut connection = match place.take() {
+            let is_new = connection.is_none();
+            let mut own = match connection.take() {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let mut pipe = pipe.clone();
-            let replies: RedisResult<Replies> = pipe.ignore_errors().query_async(&mut connection).await;
+            let replies: RedisResult<Vec<RedisResult<Value>>> = pipe.query_async(&mut own).await;
             match replies {
-                Ok(replies) => {
-                    let is_elsewhere = |error: &RedisError| {
-                        matches!(
-                            error.kind(),
-                            ErrorKind::Server(
-                                ServerErrorKind::Moved
-                                    | ServerErrorKind::ReadOnly
-                                    | ServerErrorKind::MasterDown
-                            )
-                        )
-                    };
-                    // Another server is the master by now.
-                    if replies.iter().any(|reply| reply.as_ref().is_err_and(is_elsewhere)) {
-                        if !is_new {
-                            continue;
-                        }
-                    } else {
-                        *place = Some(connection);
-                    }
-                    return Ok(replies);
+                Ok(replies) if !replies.iter().any(|reply| reply.as_ref().is_err_and(is_elsewhere)) => {
+                    *connection = Some(own);
+                    return Ok(replies.into_iter());
                 }
+                Ok(replies) if is_new => return Ok(replies.into_iter()),
                 Err(error) if is_new || error.is_timeout() => return Err(trouble(&error)),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
     }
@@ -262,29 +278,20 @@ impl Inner {
     }
 
     /// What it said.
-    fn confirmed(&self, replies: &[RedisResult<Value>]) -> Result<()> {
-        let replicas = i64::from(self.options.replicas);
-        let (on_disk, copies) = match (self.options.durability, replies) {
-            (Durability::Verify, [memory, written]) => {
-                keeps_all(memory)?;
-                match written {
-                    Ok(Value::Array(counts)) => match counts[..] {
-                        [Value::Int(local), Value::Int(copies)] => (local >= 1, copies),
-                        _ => return Err(misunderstood()),
-                    },
-                    Ok(_) => return Err(misunderstood()),
-                    Err(error) => return Err(why_not(error)),
-                }
+    fn confirmed(&self, mut replies: Replies) -> Result<()> {
+        let replicas = self.options.replicas;
+        let (on_disk, copies): (u32, u32) = match self.options.durability {
+            Durability::Verify => {
+                keeps_all(read(replies.next()))?;
+                read(replies.next())?
             }
-            (Durability::Trust, [Ok(Value::Int(copies))]) => (true, *copies),
-            (Durability::Trust, []) => (true, replicas),
-            (_, [.., Err(error)]) => return Err(trouble(error)),
-            _ => return Err(misunderstood()),
+            Durability::Trust if replicas > 0 => (1, read(replies.next())?),
+            Durability::Trust => return Ok(()),
         };
-        match (on_disk, copies >= replicas) {
+        match (on_disk >= 1, copies >= replicas) {
             (true, true) => Ok(()),
-            (false, _) => Err(StreamError::NotDurable(faults::LATE)),
-            (true, false) => Err(StreamError::NotDurable(faults::FEW_REPLICAS)),
+            (false, _) => Err(NOT_ON_DISK),
+            (true, false) => Err(FEW_REPLICAS),
         }
     }
 }
@@ -304,44 +311,43 @@ impl Producer {
     /// # Errors
     /// If they are not confirmed: the sender must bring them again.
     pub async fn put(&mut self, entries: &[Entry]) -> Result<()> {
-        let inner = Arc::clone(&self.stream.0);
         if self.entries >= MOST {
-            let mut length = Pipeline::new();
-            length.cmd("XLEN").arg(STREAM);
-            let replies = inner.ask(&mut self.connection, &length).await?;
-            self.entries = count(replies.first())?;
+            self.entries = self.stream.depth().await?.entries;
             if self.entries >= MOST {
                 return Err(StreamError::Full);
             }
         }
-        let mut pipe = Pipeline::with_capacity(entries.len() + 3);
+        let inner = Arc::clone(&self.stream.0);
+        let mut pipe = pipeline();
         for entry in entries {
             pipe.add_command(append(entry, &inner.options.keys)?);
         }
         pipe.cmd("XLEN").arg(STREAM);
         inner.confirm(&mut pipe);
         let began = Instant::now();
-        let replies = inner.ask(&mut self.connection, &pipe).await?;
-        let (appended, rest) = replies.split_at(entries.len().min(replies.len()));
-        if let Some(error) = appended.iter().find_map(|reply| reply.as_ref().err()) {
-            return Err(trouble(error));
+        let mut replies = inner.ask(&mut self.connection, &pipe).await?;
+        for _ in entries {
+            read::<Value>(replies.next())?;
         }
-        self.entries = count(rest.first())?;
-        inner.confirmed(&rest[1..])?;
+        self.entries = read(replies.next())?;
+        inner.confirmed(replies)?;
         histogram!(telemetry::STREAM_CONFIRM_DURATION).record(began.elapsed().as_secs_f64());
         Ok(())
     }
 }
 
-/// Takes entries and finishes them, on a connection of its own.
+/// Takes entries and acknowledges them, on a connection of its own.
 #[derive(Debug)]
 pub struct Consumer {
     stream: Stream,
     connection: Option<MultiplexedConnection>,
-    /// When abandoned entries are looked for again.
+    /// Entries that are read at once.
+    portion: usize,
+    /// When idle entries are looked for again.
     look_at: Instant,
     /// Where that look goes on.
     cursor: String,
+    has_unreadable: bool,
 }
 
 impl Consumer {
@@ -350,16 +356,21 @@ impl Consumer {
     /// # Errors
     /// If the server cannot be asked.
     pub async fn take(&mut self, most: usize, most_bytes: usize) -> Result<Vec<Entry>> {
-        let mut taken = self.abandoned().await?;
+        let mut taken = self.idle().await?;
         let mut bytes: usize = taken.iter().map(|entry| entry.payload.len()).sum();
         while taken.len() < most && bytes < most_bytes {
-            let portion = PORTION.min(most - taken.len());
-            let found = self.new_ones(portion, taken.is_empty()).await?;
+            // What nobody finished must not wait for something new.
+            let wait = taken.is_empty() && self.cursor == "0-0";
+            let portion = self.portion;
+            let found = match self.new_ones(wait).await {
+                Err(_) if !taken.is_empty() => break,
+                found => found?,
+            };
             let is_last = found.len() < portion;
             let entries = self.readable(found);
             bytes += entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
             taken.extend(entries);
-            if is_last {
+            if is_last || self.has_unreadable {
                 break;
             }
         }
@@ -370,85 +381,96 @@ impl Consumer {
     ///
     /// # Errors
     /// If that is not confirmed: they are taken again, and found to be processed.
-    pub async fn finish(&mut self, ids: &[String]) -> Result<()> {
+    pub async fn acknowledge(&mut self, ids: &[String]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut pipe = Pipeline::new();
-        // Together, so that no entry stays that no worker is to finish.
-        pipe.atomic();
-        pipe.cmd("XACK").arg(STREAM).arg(GROUP).arg(ids);
+        let mut pipe = pipeline();
+        // In this order: of an entry that is gone a claim takes the id from the list of those that are pending.
         pipe.cmd("XDEL").arg(STREAM).arg(ids);
+        pipe.cmd("XACK").arg(STREAM).arg(GROUP).arg(ids);
         let replies = self.stream.0.ask(&mut self.connection, &pipe).await?;
-        replies.iter().find_map(|reply| reply.as_ref().err()).map_or(Ok(()), |error| Err(trouble(error)))
+        replies.into_iter().try_for_each(|reply| read::<Value>(Some(reply)).map(drop))
     }
 
-    async fn new_ones(&mut self, most: usize, wait: bool) -> Result<Vec<StreamId>> {
-        let mut read = cmd("XREADGROUP");
-        read.arg("GROUP").arg(GROUP).arg(WORKERS).arg("COUNT").arg(most);
-        if wait {
-            read.arg("BLOCK").arg(WAIT);
-        }
-        read.arg("STREAMS").arg(STREAM).arg(">");
-        let reply: Option<StreamReadReply> = self.ask_group(read).await?;
+    async fn new_ones(&mut self, wait: bool) -> Result<Vec<StreamId>> {
+        let reply: Option<StreamReadReply> = self.ask(read_group(">", self.portion, wait)).await?;
         Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect())
     }
 
-    /// Entries that a worker has taken, and never finished.
-    async fn abandoned(&mut self) -> Result<Vec<Entry>> {
+    /// Entries that a worker has taken, and did not acknowledge.
+    async fn idle(&mut self) -> Result<Vec<Entry>> {
         if Instant::now() < self.look_at {
             return Ok(Vec::new());
         }
-        let mut claim = cmd("XAUTOCLAIM");
-        claim.arg(STREAM).arg(GROUP).arg(WORKERS).arg(ABANDONED).arg(&self.cursor).arg("COUNT").arg(PORTION);
-        let reply: StreamAutoClaimReply = self.ask_group(claim).await?;
+        let reply: StreamAutoClaimReply = self.ask(claim(IDLE, &self.cursor, self.portion)).await?;
         self.cursor = reply.next_stream_id;
         if self.cursor == "0-0" {
-            self.look_at = Instant::now() + LOOK_FOR_ABANDONED;
+            self.look_at = Instant::now() + LOOK_FOR_IDLE;
         }
         counter!(telemetry::STREAM_RECLAIMED).increment(reply.claimed.len() as u64);
         Ok(self.readable(reply.claimed))
     }
 
-    /// The reply to a command about the group, which is made if it is not there.
-    async fn ask_group<T: FromRedisValue>(&mut self, command: Cmd) -> Result<T> {
-        let mut pipe = Pipeline::new();
+    async fn ask<T: FromRedisValue>(&mut self, command: Cmd) -> Result<T> {
+        let mut pipe = pipeline();
         pipe.add_command(command);
-        let mut is_made = false;
-        loop {
-            let replies = self.stream.0.ask(&mut self.connection, &pipe).await?;
-            match replies.into_iter().next().ok_or_else(misunderstood)? {
-                Ok(value) => return T::from_redis_value(value).map_err(|_| misunderstood()),
-                Err(error) if error.code() == Some("NOGROUP") && !is_made => {
-                    is_made = true;
-                    let mut make = Pipeline::new();
-                    make.cmd("XGROUP").arg("CREATE").arg(STREAM).arg(GROUP).arg(0).arg("MKSTREAM");
-                    // Another worker may have been quicker.
-                    self.stream.0.ask(&mut self.connection, &make).await?;
-                }
-                Err(error) => return Err(trouble(&error)),
-            }
-        }
+        let replies = self.stream.0.ask(&mut self.connection, &pipe).await;
+        // A reply that is too large for the way here must become smaller.
+        self.portion = if replies.is_ok() { PORTION.min(self.portion + 1) } else { self.portion.div_ceil(2) };
+        read(replies?.next())
     }
 
-    /// The entries that we can read. The others stay where they are, and are looked at again after [`ABANDONED`].
-    fn readable(&self, found: Vec<StreamId>) -> Vec<Entry> {
+    /// The entries that we can read. The others stay where they are, and are looked at again after [`IDLE`].
+    fn readable(&mut self, found: Vec<StreamId>) -> Vec<Entry> {
         let all = found.len();
         let keys = &self.stream.0.options.keys;
         let entries: Vec<Entry> = found.into_iter().filter_map(|found| entry(found, keys)).collect();
-        if entries.len() < all {
+        let unreadable = all - entries.len();
+        if unreadable > 0 && !self.has_unreadable {
             tracing::error!(
-                entries = all - entries.len(),
-                "entries of the queue cannot be read and stay in it: they are sealed with a key that QUEUE_ENCRYPTION_KEY lacks, \
+                entries = unreadable,
+                "entries of the stream cannot be read and stay in it: they are sealed with a key that QUEUE_ENCRYPTION_KEY lacks, \
                  or clerk-sync did not write them"
             );
         }
+        self.has_unreadable = unreadable > 0 || (self.has_unreadable && all == 0);
         entries
     }
 }
 
-/// What a sealed body belongs to.
-fn name(svix_id: &str, received_at: i64) -> String {
+/// Commands of which each has a reply or an error of its own.
+fn pipeline() -> Pipeline {
+    let mut pipe = Pipeline::new();
+    pipe.ignore_errors();
+    pipe
+}
+
+/// Read entries of the group behind this id; `>` stands for those that no worker has taken.
+fn read_group(id: &str, most: usize, wait: bool) -> Cmd {
+    let mut read = cmd("XREADGROUP");
+    read.arg("GROUP").arg(GROUP).arg(WORKERS).arg("COUNT").arg(most);
+    if wait {
+        read.arg("BLOCK").arg(WAIT);
+    }
+    read.arg("STREAMS").arg(STREAM).arg(id);
+    read
+}
+
+/// Take entries over that a worker has had for so many milliseconds.
+fn claim(idle: u64, cursor: &str, most: usize) -> Cmd {
+    let mut claim = cmd("XAUTOCLAIM");
+    claim.arg(STREAM).arg(GROUP).arg(WORKERS).arg(idle).arg(cursor).arg("COUNT").arg(most);
+    claim
+}
+
+fn read<T: FromRedisValue>(reply: Option<RedisResult<Value>>) -> Result<T> {
+    let value = reply.ok_or(MISUNDERSTOOD)?.map_err(|error| trouble(&error))?;
+    T::from_redis_value(value).map_err(|_| MISUNDERSTOOD)
+}
+
+/// What is authenticated with a sealed body.
+fn associated_data(svix_id: &str, received_at: i64) -> String {
     format!("{svix_id} {received_at}")
 }
 
@@ -459,8 +481,8 @@ fn append(entry: &Entry, keys: &[Key]) -> Result<Cmd> {
     append.arg(STREAM).arg("*").arg("svix_id").arg(svix_id.as_str()).arg("received_at").arg(received_at);
     match keys.first() {
         Some(key) => {
-            let sealed = key.seal(&name(svix_id.as_str(), received_at), payload);
-            append.arg("sealed").arg(sealed.ok_or(StreamError::Unreachable("a body cannot be sealed"))?)
+            let sealed = key.seal(&associated_data(svix_id.as_str(), received_at), payload);
+            append.arg("sealed").arg(sealed.ok_or(StreamError::Unusable("a body cannot be sealed"))?)
         }
         None => append.arg("body").arg(&payload[..]),
     };
@@ -482,8 +504,8 @@ fn entry(found: StreamId, keys: &[Key]) -> Option<Entry> {
     let trace = TraceContext::kept(text("trace"));
     let payload = match field("sealed") {
         Some(sealed) => {
-            let name = name(svix_id.as_str(), milliseconds);
-            keys.iter().find_map(|key| key.open(&name, &sealed))?
+            let data = associated_data(svix_id.as_str(), milliseconds);
+            keys.iter().find_map(|key| key.open(&data, &sealed))?
         }
         None => field("body")?,
     };
@@ -493,70 +515,58 @@ fn entry(found: StreamId, keys: &[Key]) -> Option<Entry> {
 
 /// The address of a node, reached as the one before.
 fn moved(from: &ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
-    let (host, port) = node.rsplit_once(':')?;
-    let port = port.parse().ok()?;
-    Some(match from.clone() {
-        ConnectionAddr::TcpTls { host: before, insecure, tls_params, .. } => {
-            let host = if host.is_empty() { before } else { host.to_owned() };
-            ConnectionAddr::TcpTls { host, port, insecure, tls_params }
-        }
-        ConnectionAddr::Tcp(before, _) => {
-            ConnectionAddr::Tcp(if host.is_empty() { before } else { host.to_owned() }, port)
+    let (new_host, new_port) = node.rsplit_once(':')?;
+    let mut address = from.clone();
+    match &mut address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            if !new_host.is_empty() {
+                new_host.clone_into(host);
+            }
+            *port = new_port.parse().ok()?;
         }
         _ => return None,
-    })
+    }
+    Some(address)
 }
 
 /// Whether the server never evicts the stream to make room.
-fn keeps_all(memory: &RedisResult<Value>) -> Result<()> {
-    let Ok(memory) = text(memory) else { return Err(StreamError::NotDurable(faults::SILENT)) };
+fn keeps_all(memory: Result<String>) -> Result<()> {
+    let memory = memory.map_err(|_| SILENT)?;
     match memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")) {
         Some("noeviction") => Ok(()),
-        Some(_) => Err(StreamError::NotDurable(faults::EVICTS)),
-        None => Err(StreamError::NotDurable(faults::SILENT)),
+        Some(_) => Err(EVICTS),
+        None => Err(SILENT),
     }
 }
 
-fn text(reply: &RedisResult<Value>) -> Result<String> {
-    let reply = reply.as_ref().map_err(trouble)?;
-    String::from_redis_value_ref(reply).map_err(|_| misunderstood())
-}
-
-fn count(reply: Option<&RedisResult<Value>>) -> Result<u64> {
-    let reply = reply.ok_or_else(misunderstood)?.as_ref().map_err(trouble)?;
-    u64::from_redis_value_ref(reply).map_err(|_| misunderstood())
-}
-
-fn misunderstood() -> StreamError {
-    StreamError::Unreachable("its reply cannot be understood")
-}
-
-/// Why `WAITAOF` failed. The text of the error is read and never told.
-fn why_not(error: &RedisError) -> StreamError {
-    let detail = error.detail().unwrap_or_default();
-    if detail.contains("appendonly is disabled") {
-        StreamError::NotDurable(faults::NO_AOF)
-    } else if detail.contains("unknown command") {
-        StreamError::NotDurable(faults::TOO_OLD)
-    } else {
-        trouble(error)
+fn no_connection(error: &RedisError) -> StreamError {
+    match trouble(error) {
+        StreamError::Unreachable(_) if error.is_connection_refusal() => {
+            StreamError::Unreachable("connection refused")
+        }
+        StreamError::Unreachable(_) if !error.is_timeout() => StreamError::Unreachable(
+            "no connection; check the host name, the port, and that rediss:// is for a server with TLS that this machine trusts",
+        ),
+        trouble => trouble,
     }
 }
 
+/// The text of an error is read, and never told: it may hold values.
 fn trouble(error: &RedisError) -> StreamError {
-    match error.kind() {
-        _ if error.code() == Some("OOM") => StreamError::Full,
+    let detail = error.detail().unwrap_or_default();
+    match error.code() {
         _ if error.is_timeout() => StreamError::Unreachable("no answer in time"),
-        ErrorKind::AuthenticationFailed => StreamError::Refused("WRONGPASS".to_owned()),
-        ErrorKind::InvalidClientConfig => StreamError::Unreachable("the URL cannot be used"),
-        _ => match error.code() {
-            // Only the server says what stands there.
-            Some(code) if code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
-                StreamError::Refused(code.to_owned())
-            }
-            Some(_) => StreamError::Refused("ERR".to_owned()),
-            None if error.is_connection_refusal() => StreamError::Unreachable("connection refused"),
-            None => StreamError::Unreachable("the connection broke"),
-        },
+        _ if error.kind() == ErrorKind::AuthenticationFailed => StreamError::Refused("WRONGPASS".to_owned()),
+        _ if error.kind() == ErrorKind::InvalidClientConfig => {
+            StreamError::Unusable("the URL cannot be used")
+        }
+        Some("OOM") => StreamError::Full,
+        Some(_) if detail.contains("appendonly is disabled") => NO_AOF,
+        Some(_) if detail.contains("unknown command") => TOO_OLD,
+        Some(code) if code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
+            StreamError::Refused(code.to_owned())
+        }
+        Some(_) => StreamError::Refused("ERR".to_owned()),
+        None => StreamError::Unreachable("the connection broke"),
     }
 }

@@ -44,6 +44,7 @@ struct Inner {
     /// One for each delivery that can still be held because the database cannot take it at once.
     permits: Arc<Semaphore>,
     limits: Limits,
+    too_late: Refusal,
     closing: CancellationToken,
     bell: Arc<Notify>,
 }
@@ -97,6 +98,7 @@ impl Committer {
             unanswered: Arc::default(),
             permits,
             limits,
+            too_late: stream.map_or(Refusal::Unavailable, |_| Refusal::QueueUnavailable),
             closing: closing.clone(),
             bell,
         };
@@ -136,6 +138,11 @@ impl Committer {
             mpsc::error::TrySendError::Closed(_) => Refusal::ShuttingDown,
         })?;
         Ok(receiver)
+    }
+
+    /// Why a delivery is refused that was not answered in time.
+    pub fn too_late(&self) -> Refusal {
+        self.0.too_late
     }
 
     /// Whether deliveries are taken on.
@@ -233,7 +240,8 @@ impl Lane {
         let mut in_time = Vec::new();
         for job in jobs {
             if began.duration_since(job.waiter.since) > limits.patience {
-                job.waiter.refuse(Refusal::Unavailable);
+                let is_stream = self.producer.is_some();
+                job.waiter.refuse(if is_stream { Refusal::QueueUnavailable } else { Refusal::Unavailable });
             } else {
                 in_time.push(job);
             }

@@ -4,34 +4,34 @@
 //! in `webhook_queue`; until then it stays in the stream. The worker also asks of which instance it is, because the receiver may
 //! have had no database to ask.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use tokio::time::Instant;
-
-use super::{
-    Rules,
-    apply::apply,
-    drain::Worked,
-    enqueue::keep,
-    instance::{Gate, Stranger},
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
 };
+
+use super::{Rules, apply::apply, drain::Worked, enqueue::keep, instance::Gate};
 use crate::{
     clerk::{event, signature::Verified},
-    model::{Content, Delivery, Outcome},
+    model::{Content, Delivery, Outcome, Processing},
     store::{ErrorKind, Result, Store, StoreError},
     stream::{Entry, Producer, StreamError},
     telemetry::{Queue, Span},
 };
 
-/// Append verified webhooks to the stream. Each of them has an id.
+/// How long it may take to keep what could not be applied.
+const KEEP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Append verified webhooks to the stream.
 pub(super) async fn append(
     producer: &mut Producer,
     batch: &[Delivery],
 ) -> std::result::Result<(), StreamError> {
     let (mut entries, mut spans) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
     for delivery in batch {
-        let Some(svix_id) = delivery.svix_id.clone() else { continue };
+        let svix_id = delivery.svix_id.clone().ok_or(StreamError::Unusable("a webhook has no id"))?;
         let event_type = delivery.event_type.as_deref();
         let span = Span::send(Queue::Stream, svix_id.as_str(), event_type, &delivery.trace);
         entries.push(Entry {
@@ -52,9 +52,11 @@ pub(super) async fn append(
 
 /// What a worker does with entries of the stream.
 pub struct Intake {
-    pub store: Arc<dyn Store>,
-    pub rules: Rules,
-    pub gate: Arc<Gate>,
+    store: Arc<dyn Store>,
+    rules: Rules,
+    gate: Arc<Gate>,
+    /// Rung when something was kept in `webhook_queue`.
+    bell: Arc<Notify>,
 }
 
 /// What was done.
@@ -63,11 +65,17 @@ pub struct TakenIn {
     /// The entries that are finished, by their ids.
     pub finished: Vec<String>,
     pub worked: Vec<Worked>,
-    /// Why the others are not: something is wrong with the database.
+    /// Why the others are not.
     pub trouble: Option<StoreError>,
 }
 
 impl Intake {
+    pub fn new(store: Arc<dyn Store>, rules: &Rules, gate: Arc<Gate>, bell: Arc<Notify>) -> Self {
+        // What is kept was not queued by us, but is parked.
+        let rules = Rules { processing: Processing::Inline, ..rules.clone() };
+        Self { store, rules, gate, bell }
+    }
+
     /// Apply entries, and tell which are finished.
     pub async fn take_in(&self, entries: &[Entry], now: DateTime<Utc>, deadline: Instant) -> TakenIn {
         let (mut deliveries, mut spans, mut ids) = (Vec::new(), Vec::new(), Vec::new());
@@ -83,11 +91,14 @@ impl Intake {
             }
         }
         let mut results = apply(&*self.store, &deliveries, &self.rules, now, deadline).await;
-        self.keep_failed(&deliveries, &mut results, now).await;
+        self.keep_failed(&deliveries, &mut results, now, deadline).await;
         for (((delivery, span), id), result) in deliveries.iter().zip(spans).zip(ids).zip(results) {
             match result {
                 Ok(outcome) => {
                     span.done(outcome.name());
+                    if outcome == Outcome::Parked {
+                        self.bell.notify_one();
+                    }
                     taken_in.finished.push(id.clone());
                     let Some(svix_id) = delivery.svix_id.clone() else { continue };
                     let event_type = delivery.event_type.clone();
@@ -107,9 +118,8 @@ impl Intake {
         let verified = Verified::kept(entry.svix_id.clone(), entry.received_at, entry.payload.clone());
         let event = event::parse(&verified, &self.rules.selection, entry.received_at);
         let mut delivery = event.delivery;
-        if let Some(Stranger { .. }) = self.stranger(event.instance_id.as_deref(), deadline).await? {
-            delivery.content =
-                Content::Unusable("instance_id is another one than that of our users".to_owned());
+        if self.is_of_a_stranger(event.instance_id.as_deref(), deadline).await? {
+            delivery.content = Content::Unusable("it is of another instance than our users".to_owned());
         }
         let event_type = delivery.event_type.as_deref();
         let span = Span::process(Queue::Stream, entry.svix_id.as_str(), event_type, &entry.trace, 0);
@@ -117,10 +127,10 @@ impl Intake {
         Ok((delivery, span))
     }
 
-    async fn stranger(&self, instance: Option<&str>, deadline: Instant) -> Result<Option<Stranger>> {
+    async fn is_of_a_stranger(&self, instance: Option<&str>, deadline: Instant) -> Result<bool> {
         match instance.filter(|_| !self.gate.opens_at_once(instance)) {
-            None => Ok(None),
-            Some(instance) => Ok(self.gate.ask(instance, deadline).await?.err()),
+            None => Ok(false),
+            Some(instance) => Ok(self.gate.ask(instance, deadline).await?.is_err()),
         }
     }
 
@@ -130,30 +140,29 @@ impl Intake {
         deliveries: &[Delivery],
         results: &mut [Result<Outcome>],
         now: DateTime<Utc>,
+        deadline: Instant,
     ) {
-        let failed: Vec<usize> = (0..results.len())
-            .filter(|place| matches!(&results[*place], Err(error) if error.kind != ErrorKind::Unavailable))
-            .collect();
-        let meant: Vec<(&Delivery, StoreError)> = failed
+        // What ran out of time goes there too. If the database is away it cannot be kept either, and nothing changes.
+        let is_over = Instant::now() >= deadline;
+        let fails_by_itself = |error: &StoreError| is_over || error.kind != ErrorKind::Unavailable;
+        let failed: Vec<(usize, StoreError)> = results
             .iter()
-            .filter_map(|place| Some((&deliveries[*place], results[*place].as_ref().err()?.clone())))
+            .enumerate()
+            .filter_map(|(place, result)| Some((place, result.as_ref().err()?.clone())))
+            .filter(|(_, error)| fails_by_itself(error))
             .collect();
-        if meant.is_empty() {
-            return;
-        }
+        let Some((_, first)) = failed.first() else { return };
         let meant: Vec<(&Delivery, &StoreError)> =
-            meant.iter().map(|(delivery, error)| (*delivery, error)).collect();
-        let Ok(kept) = keep(&*self.store, &meant, &self.rules, now).await else { return };
+            failed.iter().map(|(place, error)| (&deliveries[*place], error)).collect();
+        let kept = timeout(KEEP_WITHIN, keep(&*self.store, &meant, &self.rules, now)).await;
+        let Ok(Ok(kept)) = kept else { return };
         tracing::warn!(
-            error = %meant[0].1,
+            error = %first,
             deliveries = meant.len(),
             "webhooks of the stream could not be applied: they are kept in webhook_queue and tried again"
         );
-        for (place, result) in failed.into_iter().zip(kept) {
-            results[place] = match result {
-                Ok(Outcome::Queued) => Ok(Outcome::Parked),
-                result => result,
-            };
+        for ((place, _), result) in failed.into_iter().zip(kept) {
+            results[place] = result;
         }
     }
 }

@@ -167,7 +167,6 @@ impl Gauges {
         match stream.depth().await {
             Ok(depth) => {
                 gauge!(telemetry::STREAM_DEPTH).set(telemetry::number(depth.entries));
-                gauge!(telemetry::STREAM_TAKEN).set(telemetry::number(depth.taken));
                 known.oldest_entry = depth.oldest;
             }
             Err(error) => tracing::warn!(%error, "what waits could not be counted for the metrics"),

@@ -20,7 +20,7 @@ use super::{
     worker::{Task, Turn},
 };
 use crate::{
-    store::StoreError,
+    store::{ErrorKind, StoreError},
     stream::{Consumer, Entry, Stream, StreamError},
     sync::{Clock, drain::BATCH, stream::Intake},
 };
@@ -68,7 +68,11 @@ impl Streaming {
         taken_in.worked.iter().for_each(tell);
         let finished: HashSet<&String> = taken_in.finished.iter().collect();
         place.left.retain(|entry| !finished.contains(&entry.id));
-        place.consumer.finish(&taken_in.finished).await?;
+        if taken_in.trouble.as_ref().is_some_and(|error| error.kind != ErrorKind::Unavailable) {
+            // What cannot pass must not hold up what is behind it. The stream brings it again.
+            place.left.clear();
+        }
+        place.consumer.acknowledge(&taken_in.finished).await?;
         Ok(taken_in.trouble)
     }
 
@@ -91,13 +95,13 @@ impl Task for Streaming {
         match result {
             Ok(trouble) => {
                 if self.is_failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("work goes on: the queue of QUEUE_URL can be used again");
+                    tracing::info!("work goes on: the stream can be used again");
                 }
                 trouble.map_or(Ok(Turn::More), Err)
             }
             Err(error) => {
                 if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "work waits until the queue of QUEUE_URL can be used again");
+                    tracing::warn!(%error, "work waits until the stream can be used again");
                 }
                 sleep(PAUSE).await;
                 Ok(Turn::More)

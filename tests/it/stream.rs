@@ -292,6 +292,92 @@ fn of_another_instance_nothing_is_applied_also_if_only_the_worker_can_know() {
 }
 
 #[test]
+fn of_another_instance_nothing_comes_in_once_the_instance_is_known() {
+    on_postgres(&[], |host, valkey| {
+        let service = host.serve();
+        let mut known = user("user.created", "user_1", milliseconds(), "Ada");
+        known["instance_id"] = json!(crate::service::INSTANCE);
+        queued(&service, &post(&known));
+        eventually("applied", || valkey.entries() == 0 && host.count("users") == 1);
+        let mut stranger = user("user.created", "user_2", milliseconds(), "Ada");
+        stranger["instance_id"] = json!("ins_2anotherinstanceanotherinsta");
+        let answer = service.post(&post(&stranger));
+        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("wrong_instance")));
+        service.stop();
+    });
+}
+
+#[test]
+fn an_account_needs_no_more_commands_than_the_documentation_names() {
+    on_postgres(&[], |host, valkey| {
+        let page =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/queue.md")).expect("a page");
+        let rules =
+            page.split('`').find(|code| code.starts_with("~clerk-sync:*")).expect("the rules of the account");
+        let rules: Vec<&str> = rules.split_whitespace().collect();
+        let user = [&["ACL", "SETUSER", "narrow", "on", ">s3cret"][..], &rules].concat();
+        assert_eq!(valkey.ask(&user), "+OK");
+        host.set("QUEUE_URL", &format!("redis://narrow:s3cret@127.0.0.1:{}", valkey.port));
+        let service = host.serve();
+        queued(&service, &created("user_1"));
+        eventually("applied", || valkey.entries() == 0 && host.count("users") == 1);
+        eventually("counted", || service.metric("clerk_sync_stream_depth") == Some(0.0));
+        assert!(!service.log().contains("refuses"), "{}", service.log());
+        service.stop();
+        host.set("QUEUE_URL", &format!("redis://narrow:wrong@127.0.0.1:{}", valkey.port));
+        let started = host.run(&["serve"]);
+        assert_eq!(started.code, Some(78), "{}", started.stderr);
+        assert!(!started.stderr.contains("wrong@"), "{}", started.stderr);
+    });
+}
+
+#[test]
+fn a_service_that_may_not_do_all_that_it_must_does_not_start() {
+    const ALL: [&str; 8] =
+        ["+xadd", "+xlen", "+xdel", "+xack", "+xreadgroup", "+xautoclaim", "+xgroup", "+waitaof"];
+    on_postgres(&[], |host, valkey| {
+        host.set("QUEUE_URL", &format!("redis://narrow:s3cret@127.0.0.1:{}", valkey.port));
+        for left_out in ["+xadd", "+xdel", "+xack", "+xreadgroup", "+xautoclaim", "+xgroup", "+waitaof"] {
+            let mut user = vec!["ACL", "SETUSER", "narrow", "reset", "on", ">s3cret", "~*"];
+            user.extend(["+set", "+info", "+xrange"]);
+            user.extend(ALL.iter().filter(|command| **command != left_out));
+            assert_eq!(valkey.ask(&user), "+OK");
+            let started = host.run(&["serve"]);
+            assert_eq!(started.code, Some(78), "{left_out}: {}", started.stderr);
+            assert!(started.stderr.contains("NOPERM"), "{left_out}: {}", started.stderr);
+        }
+        // A key of another kind stands in the way.
+        host.set("QUEUE_URL", &valkey.url());
+        valkey.ask(&["DEL", "clerk-sync:{webhooks}"]);
+        let service = host.serve();
+        valkey.ask(&["SET", "clerk-sync:{webhooks}", "something else"]);
+        eventually("not ready", || service.status("/readyz") == Some(503));
+        refused(&service, &created("user_1"));
+        valkey.ask(&["DEL", "clerk-sync:{webhooks}"]);
+        eventually("accepted", || service.post(&created("user_2")).status == 200);
+        eventually("applied", || host.count("users") == 1);
+        service.stop();
+    });
+}
+
+#[test]
+fn entries_that_nobody_can_read_hold_up_nothing() {
+    on_postgres(&[], |host, valkey| {
+        let receiver = host.serve_with(&["--no-worker"]);
+        queued(&receiver, &created("user_1"));
+        let many = "for i = 1, 20000 do redis.call('XADD', KEYS[1], '*', 'not', 'ours') end";
+        valkey.ask(&["EVAL", many, "1", "clerk-sync:{webhooks}"]);
+        queued(&receiver, &created("user_2"));
+        let worker = host.work();
+        eventually("applied", || host.count("users") == 2 && valkey.entries() == 20_000);
+        let told = worker.log().lines().filter(|line| line.contains("cannot be read")).count();
+        assert!((1..10).contains(&told), "told {told} times");
+        worker.stop();
+        receiver.stop();
+    });
+}
+
+#[test]
 fn nothing_is_accepted_from_a_server_that_may_lose_it() {
     on_postgres(&[], |host, valkey| {
         let service = host.serve();
@@ -362,8 +448,9 @@ fn a_server_without_room_refuses_and_loses_nothing() {
 fn replicas_that_are_asked_for_must_confirm() {
     on_postgres(&[], |host, valkey| {
         host.set("QUEUE_REPLICAS", "1");
+        host.set("DATABASE_WAIT_SECONDS", "1");
         let started = host.run(&["serve"]);
-        assert_eq!(started.code, Some(78), "{}", started.stderr);
+        assert_eq!(started.code, Some(69), "{}", started.stderr);
         assert!(started.stderr.contains("QUEUE_REPLICAS"), "{}", started.stderr);
         let Some(replica) = Valkey::start(&["--replicaof", "127.0.0.1", &valkey.port.to_string()]) else {
             return;
@@ -499,8 +586,9 @@ fn while_the_database_is_away_every_webhook_is_accepted() {
             proxy.set(Mode::Refuse);
             proxy.cut();
             thread::sleep(Duration::from_secs(load(8, 60) as u64));
+            let before = host.count("users");
             proxy.set(Mode::Pass);
-            thread::sleep(Duration::from_secs(2));
+            eventually("applied again", || host.count("users") > before);
             stop.store(true, SeqCst);
             sending.join().expect("the senders")
         });
@@ -525,11 +613,14 @@ fn workers_that_are_killed_under_load_lose_nothing_and_repeat_nothing() {
                 thread::sleep(Duration::from_millis(150 + 37 * (kill as u64 % 7)));
                 worker.kill();
             }
+            assert!(host.count("users") > 0, "no worker lived long enough to apply anything");
             stop.store(true, SeqCst);
             sending.join().expect("the senders").0
         });
         let worker = host.work();
         all_are_there_once(host, valkey, &accepted);
+        let reclaimed = worker.metric("clerk_sync_stream_reclaimed_total");
+        assert!(reclaimed.is_some_and(|count| count > 0.0), "no worker was killed while it had entries");
         worker.stop();
         receiver.stop();
     });
