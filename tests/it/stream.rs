@@ -627,6 +627,37 @@ fn workers_that_are_killed_under_load_lose_nothing_and_repeat_nothing() {
 }
 
 #[test]
+fn a_worker_that_dies_between_commit_and_acknowledgement_repeats_nothing() {
+    on_postgres(&[], |host, valkey| {
+        let receiver = host.serve_with(&["--no-worker"]);
+        let proxy = Proxy::to(("127.0.0.1".to_owned(), valkey.port), Mode::Pass, Duration::ZERO);
+        host.set("QUEUE_URL", &format!("redis://{}", proxy.address));
+        let worker = host.work();
+        let mut application = host.connect();
+        application.run("BEGIN").expect("begun");
+        application.run("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").expect("locked");
+        queued(&receiver, &created("user_1"));
+        let pending = "return redis.call('XPENDING', KEYS[1], 'clerk-sync')[1]";
+        eventually("taken", || valkey.ask(&["EVAL", pending, "1", "clerk-sync:{webhooks}"]) == ":1");
+        // From here on the stream hears nothing of this worker.
+        proxy.set(Mode::Silent);
+        application.run("COMMIT").expect("committed");
+        eventually("applied", || host.count("users") == 1);
+        assert_eq!(valkey.entries(), 1);
+        worker.kill();
+        host.set("QUEUE_URL", &valkey.url());
+        let worker = host.work();
+        all_are_there_once(host, valkey, &HashSet::from(["user_1".to_owned()]));
+        assert_eq!(
+            worker.metric(r#"clerk_sync_queue_processed_total{outcome="duplicate",kind="user"}"#),
+            Some(1.0)
+        );
+        worker.stop();
+        receiver.stop();
+    });
+}
+
+#[test]
 fn a_server_that_is_killed_or_cut_off_under_load_loses_nothing_that_was_accepted() {
     on_postgres(&["--appendfsync", "everysec"], |host, valkey| {
         let _alone = alone();
