@@ -179,15 +179,12 @@ impl Service {
 
     /// How many events were committed so far, in how many batches.
     pub(crate) fn batches(&self) -> anyhow::Result<(f64, f64)> {
-        let value = |name| self.metric(name);
-        Ok((value("clerk_sync_commit_batch_size_sum")?, value("clerk_sync_commit_batch_size_count")?))
-    }
-
-    /// A metric without labels; 0 if it is not there.
-    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let metrics = self.private.get("/metrics")?;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
+        let value = |name: &str| -> anyhow::Result<f64> {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            Ok(line.map_or(Ok(0.0), |value| value.trim().parse())?)
+        };
+        Ok((value("clerk_sync_commit_batch_size_sum")?, value("clerk_sync_commit_batch_size_count")?))
     }
 }
 

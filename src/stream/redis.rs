@@ -319,16 +319,20 @@ impl Producer {
         }
         let inner = Arc::clone(&self.stream.0);
         let mut pipe = pipeline();
+        // Together: with `appendfsync always` the server would else sync after every 16 kB that it reads of us.
+        pipe.cmd("MULTI");
         for entry in entries {
             pipe.add_command(append(entry, &inner.options.keys)?);
         }
-        pipe.cmd("XLEN").arg(STREAM);
+        pipe.cmd("EXEC").cmd("XLEN").arg(STREAM);
         inner.confirm(&mut pipe);
         let began = Instant::now();
         let mut replies = inner.ask(&mut self.connection, &pipe).await?;
-        for _ in entries {
-            read::<Value>(replies.next())?;
+        for reply in replies.by_ref().take(entries.len() + 1) {
+            read::<Value>(Some(reply))?;
         }
+        // An error of one of them makes this none.
+        read::<Vec<String>>(replies.next())?;
         self.entries = read(replies.next())?;
         inner.confirmed(replies)?;
         histogram!(telemetry::STREAM_CONFIRM_DURATION).record(began.elapsed().as_secs_f64());

@@ -339,7 +339,7 @@ fn a_service_that_may_not_do_all_that_it_must_does_not_start() {
         host.set("QUEUE_URL", &format!("redis://narrow:s3cret@127.0.0.1:{}", valkey.port));
         for left_out in ["+xadd", "+xdel", "+xack", "+xreadgroup", "+xautoclaim", "+xgroup", "+waitaof"] {
             let mut user = vec!["ACL", "SETUSER", "narrow", "reset", "on", ">s3cret", "~*"];
-            user.extend(["+set", "+info", "+xrange"]);
+            user.extend(["+set", "+info", "+xrange", "+multi", "+exec"]);
             user.extend(ALL.iter().filter(|command| **command != left_out));
             assert_eq!(valkey.ask(&user), "+OK");
             let started = host.run(&["serve"]);
