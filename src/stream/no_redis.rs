@@ -1,16 +1,22 @@
 //! There is no stream: the program was built without the feature `redis`.
-#![expect(clippy::missing_errors_doc, reason = "nothing of this is ever called")]
+#![expect(
+    clippy::missing_errors_doc,
+    clippy::unused_async,
+    reason = "the feature has errors, and something to wait for"
+)]
 
 use super::{Depth, Entry, Options, StreamError};
 
 type Result<T> = std::result::Result<T, StreamError>;
+
+const ABSENT: StreamError = StreamError::Unusable("this program was built without the feature redis");
 
 pub fn is_url(_: &str) -> bool {
     false
 }
 
 #[derive(Clone, Debug)]
-pub enum Key {}
+pub struct Key;
 
 impl Key {
     pub fn parse(_: &str) -> Option<Self> {
@@ -19,45 +25,52 @@ impl Key {
 }
 
 #[derive(Clone, Debug)]
-pub enum Stream {}
-
-pub type Producer = Stream;
-pub type Consumer = Stream;
+pub struct Stream;
 
 impl Stream {
     pub fn new(_: Options) -> Result<Self> {
-        Err(StreamError::Unusable("this program was built without the feature redis"))
+        Err(ABSENT)
     }
 
     pub fn producer(&self) -> Producer {
-        self.clone()
+        Producer
     }
 
     pub fn consumer(&self) -> Consumer {
-        self.clone()
+        Consumer
     }
 
     pub async fn check(&self) -> Result<()> {
-        match *self {}
+        Err(ABSENT)
     }
 
     pub async fn look(&self) -> Result<()> {
-        match *self {}
+        Err(ABSENT)
     }
 
     pub async fn depth(&self) -> Result<Depth> {
-        match *self {}
+        Err(ABSENT)
     }
+}
 
+#[derive(Debug)]
+pub struct Producer;
+
+impl Producer {
     pub async fn put(&mut self, _: &[Entry]) -> Result<()> {
-        match *self {}
+        Err(ABSENT)
     }
+}
 
+#[derive(Debug)]
+pub struct Consumer;
+
+impl Consumer {
     pub async fn take(&mut self, _: usize, _: usize) -> Result<Vec<Entry>> {
-        match *self {}
+        Err(ABSENT)
     }
 
     pub async fn acknowledge(&mut self, _: &[String]) -> Result<()> {
-        match *self {}
+        Err(ABSENT)
     }
 }

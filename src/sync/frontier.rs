@@ -6,9 +6,9 @@
 //! times as long later.
 //!
 //! Nothing is lost. What others have claimed is still seen, and comes back to where it was if they fail. One may become
-//! visible behind the frontier, if its transaction took longer than [`MARGIN`] or another clock is further behind: the next look
+//! visible behind the frontier, if its transaction took longer than `MARGIN` or another clock is further behind: the next look
 //! from the beginning finds it. Each look that began later than there is followed by one from the beginning (see
-//! [`owed`](Frontier::owed)), within [`LONGEST_REST`].
+//! [`owed`](Frontier::owed)), within `LONGEST_REST`.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
