@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_body_opens_with_its_key_for_its_webhook_and_never_otherwise() {
         let [key, other] = [[1; 32], [2; 32]].map(Key);
-        let sealed = key.seal("msg_1 1767225600000", b"a body").expect("randomness");
+        let sealed = key.seal("msg_1 1767225600000", b"a body").expect("sealed");
         assert_eq!(key.open("msg_1 1767225600000", &sealed).as_deref(), Some(&b"a body"[..]));
         assert_eq!(other.open("msg_1 1767225600000", &sealed), None, "another key");
         assert_eq!(key.open("msg_2 1767225600000", &sealed), None, "another webhook");

@@ -77,12 +77,13 @@ impl Committer {
             bell: Arc::clone(&bell),
         };
         let (door, held) = Door::new(limits.held);
+        let too_late = stream.map_or(Refusal::Unavailable, |_| Refusal::QueueUnavailable);
         let mut tasks = JoinSet::new();
         let lanes = (0..limits.lanes.unwrap_or_else(|| store.writers()))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(limits.waiting);
                 let producer = stream.map(Stream::producer);
-                let lane = Lane { ground: ground.clone(), door: door.clone(), producer };
+                let lane = Lane { ground: ground.clone(), door: door.clone(), producer, too_late };
                 tasks.spawn(lane.run(receiver, closing.clone()));
                 sender
             })
@@ -98,7 +99,7 @@ impl Committer {
             unanswered: Arc::default(),
             permits,
             limits,
-            too_late: stream.map_or(Refusal::Unavailable, |_| Refusal::QueueUnavailable),
+            too_late,
             closing: closing.clone(),
             bell,
         };
@@ -206,6 +207,7 @@ struct Lane {
     ground: Ground,
     door: Door,
     producer: Option<Producer>,
+    too_late: Refusal,
 }
 
 impl Lane {
@@ -240,8 +242,7 @@ impl Lane {
         let mut in_time = Vec::new();
         for job in jobs {
             if began.duration_since(job.waiter.since) > limits.patience {
-                let is_stream = self.producer.is_some();
-                job.waiter.refuse(if is_stream { Refusal::QueueUnavailable } else { Refusal::Unavailable });
+                job.waiter.refuse(self.too_late);
             } else {
                 in_time.push(job);
             }

@@ -26,6 +26,7 @@ use crate::{
         Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, load, milliseconds,
         on_each_keeper, post, skip, user,
     },
+    workers::{created, queued},
 };
 
 /// A server of the test's own. Its directory lives as long as the test.
@@ -132,15 +133,6 @@ fn with_stream(host: &mut Host, options: &[&str]) -> Option<Valkey> {
     host.set("PROCESSING", "queue");
     host.set("QUEUE_URL", &valkey.url());
     Some(valkey)
-}
-
-fn created(id: &str) -> Post {
-    post(&user("user.created", id, milliseconds(), "Ada"))
-}
-
-fn queued(service: &Service, post: &Post) {
-    let answer = service.post(post);
-    assert_eq!((answer.status, answer.word().as_str()), (200, "queued"), "{answer:?}\n{}", service.log());
 }
 
 fn refused(service: &Service, post: &Post) {

@@ -29,13 +29,13 @@ on_each_keeper!(
     a_delivery_that_was_parked_inline_is_tried_again_by_the_service_itself,
 );
 
-fn created(id: &str) -> Post {
+pub(crate) fn created(id: &str) -> Post {
     post(&user("user.created", id, milliseconds(), "Ada"))
 }
 
-fn queued(service: &Service, post: &Post) {
+pub(crate) fn queued(service: &Service, post: &Post) {
     let answer = service.post(post);
-    assert_eq!((answer.status, answer.word().as_str()), (200, "queued"), "{answer:?}");
+    assert_eq!((answer.status, answer.word().as_str()), (200, "queued"), "{answer:?}\n{}", service.log());
 }
 
 fn what_is_accepted_is_answered_queued_and_applied_a_moment_later(host: &mut Host) {

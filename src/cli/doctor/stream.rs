@@ -1,17 +1,15 @@
 //! The stream of `QUEUE_URL`: whether it can be reached, keeps what it confirms, and is worked on.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::{configuration::Given, report::Finding};
 use crate::{
     cli::{Failure, count},
     stream::{Durability, MOST, Stream},
+    work::backlog::ALARM,
 };
 
 const CHECK: &str = "queue server";
-
-/// A webhook that has waited for longer than this is late.
-const LATE: TimeDelta = TimeDelta::minutes(5);
 
 /// Nothing, if there is no stream.
 pub(super) async fn check(given: &Given, now: DateTime<Utc>) -> Option<Finding> {
@@ -31,7 +29,7 @@ pub(super) async fn check(given: &Given, now: DateTime<Utc>) -> Option<Finding> 
         }
     };
     let waiting = count(depth.entries, "webhook waits", "webhooks wait");
-    let is_late = depth.oldest.is_some_and(|oldest| now - oldest > LATE);
+    let is_late = depth.oldest.is_some_and(|oldest| now - oldest > ALARM.delivery);
     Some(if is_late || depth.entries > MOST / 2 {
         let remedy =
             "start `clerk-sync worker`, or more of them; if some run, their log says what is in the way";

@@ -185,8 +185,8 @@ statements! {
 #[async_trait]
 pub trait Inbox: Session {
     /// Take deliveries that wait and are due at one of these times, the longest due first, at most `limit` of them, and none
-    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends nobody else gets them, and nobody waits for them;
-    /// should its process die they are free at once.
+    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends
+    /// nobody else gets them, and nobody waits for them; should its process die they are free at once.
     async fn claim(
         &mut self,
         due: RangeInclusive<DateTime<Utc>>,
