@@ -18,11 +18,11 @@ use crate::{
     config::{AllowedAddresses, Config, Needs, Settings},
     entity,
     http::{self, Addresses, Api, App, Bodies, ConnectionLimits, Dashboard, Probe},
-    model::Idle,
+    model::{Idle, Processing},
     store::{ErrorKind, Missing, Readiness, Store, StoreError},
     stream::{Durability, Stream},
     sync::{
-        Committer, Frontier, Lanes, Limits, Pace,
+        Committer, Frontier, Lanes, Limits, Pace, Rules,
         drain::BATCH,
         ensure::Ensure,
         instance::{Gate, Pin},
@@ -361,7 +361,7 @@ impl Service {
             addresses: allowed_addresses(config),
             selection: rules.selection.clone(),
             gate: Arc::clone(&gate),
-            stream: stream.clone(),
+            stream: stream.clone().map(Probe::of_stream),
             clock: Arc::clone(&clock),
             answer_within: http::ANSWER_WITHIN,
             shutdown: shutdown.clone(),
@@ -396,7 +396,8 @@ impl Service {
             let worker = Worker::new(queue, store.writers(), &committer.bell());
             workers.spawn(once(unprepared, &shutdown, worker.run(shutdown.clone())));
             if let Some(stream) = stream {
-                let intake = Intake::new(Arc::clone(&store), &rules, gate, committer.bell());
+                let rules = Rules { processing: Processing::Inline, ..rules.clone() };
+                let intake = Intake { store: Arc::clone(&store), rules, gate, bell: committer.bell() };
                 let streaming = Streaming::new(stream, intake, Arc::clone(&clock));
                 let worker = Worker::new(streaming, store.writers(), &Arc::default());
                 workers.spawn(once(unprepared, &shutdown, worker.run(shutdown.clone())));

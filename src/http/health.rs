@@ -1,8 +1,8 @@
 //! Is it alive, can it work, what is it?
 //!
-//! `livez` never touches the database: a restart would not mend it. Readiness asks the database at most four times a
-//! second, however many ask us, and never waits for it longer than 2 s. With `IDLE=quiet` the answer that all is well is good
-//! for an hour, or until a webhook meets trouble, so that probes do not keep a database awake.
+//! `livez` never touches the database: a restart would not mend it. Readiness asks the database, and the stream if there is one, at
+//! most four times a second, however many ask us, and never waits for them longer than 2 s. With `IDLE=quiet` the answer that all is
+//! well with the database is good for an hour, or until a webhook meets trouble, so that probes do not keep a database awake.
 
 use std::{
     sync::{
@@ -23,26 +23,33 @@ use super::{App, error::Problem};
 use crate::{
     model::Idle,
     store::{ErrorKind, Readiness, Store},
+    stream::Stream,
 };
 
-/// How long the database may take to answer.
+/// How long the database or the stream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long its answer is good for.
+/// How long the answer is good for.
 const FRESH: Duration = Duration::from_millis(250);
 
 /// How long the answer is good that all is well, where the database is to be left alone.
 const BELIEVED: Duration = Duration::from_hours(1);
 
-/// Asks the database whether it can work, sparingly.
+/// Asks the database or the stream whether it can work, sparingly.
 #[derive(Clone)]
 pub struct Probe {
-    store: Arc<dyn Store>,
+    asked: Asked,
     /// Held while asking, so that those who come meanwhile share the answer.
     last: Arc<Mutex<Option<(Instant, Finding)>>>,
     idle: Idle,
     /// Whether something spoke against what it last said.
     doubted: Arc<AtomicBool>,
+}
+
+#[derive(Clone)]
+enum Asked {
+    Store(Arc<dyn Store>),
+    Stream(Stream),
 }
 
 /// `None`: all is well.
@@ -51,7 +58,13 @@ pub(super) type Finding = Option<Problem>;
 impl Probe {
     /// Ask this store.
     pub fn new(store: Arc<dyn Store>, idle: Idle) -> Self {
-        Self { store, last: Arc::default(), idle, doubted: Arc::default() }
+        Self { asked: Asked::Store(store), last: Arc::default(), idle, doubted: Arc::default() }
+    }
+
+    /// Ask the server of this stream.
+    pub fn of_stream(stream: Stream) -> Self {
+        let asked = Asked::Stream(stream);
+        Self { asked, last: Arc::default(), idle: Idle::Normal, doubted: Arc::default() }
     }
 
     /// Somebody met trouble with the database.
@@ -73,19 +86,24 @@ impl Probe {
             _ => {}
         }
         self.doubted.store(false, Ordering::Relaxed);
-        let (finding, error) = match timeout(PATIENCE, self.store.ready()).await {
-            Ok(Ok(Readiness::Ready)) => (None, None),
-            Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),
-            Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
-            Ok(Ok(Readiness::RowsHidden)) => (Some(Problem::RowsHidden), None),
-            Ok(Err(error)) if error.kind == ErrorKind::Schema => {
-                (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
-            }
-            Ok(Err(error)) => (Some(Problem::DatabaseUnavailable), Some(error.to_string())),
-            Err(_) => {
-                let error = format!("no answer within {} s", PATIENCE.as_secs());
-                (Some(Problem::DatabaseUnavailable), Some(error))
-            }
+        let silence = || format!("no answer within {} s", PATIENCE.as_secs());
+        let (finding, error) = match &self.asked {
+            Asked::Store(store) => match timeout(PATIENCE, store.ready()).await {
+                Ok(Ok(Readiness::Ready)) => (None, None),
+                Ok(Ok(Readiness::ReadOnly)) => (Some(Problem::DatabaseReadOnly), None),
+                Ok(Ok(Readiness::SchemaNotCurrent)) => (Some(Problem::SchemaNotCurrent), None),
+                Ok(Ok(Readiness::RowsHidden)) => (Some(Problem::RowsHidden), None),
+                Ok(Err(error)) if error.kind == ErrorKind::Schema => {
+                    (Some(Problem::SchemaNotCurrent), Some(error.to_string()))
+                }
+                Ok(Err(error)) => (Some(Problem::DatabaseUnavailable), Some(error.to_string())),
+                Err(_) => (Some(Problem::DatabaseUnavailable), Some(silence())),
+            },
+            Asked::Stream(stream) => match timeout(PATIENCE, stream.check()).await {
+                Ok(Ok(())) => (None, None),
+                Ok(Err(error)) => (Some(Problem::QueueUnavailable), Some(error.to_string())),
+                Err(_) => (Some(Problem::QueueUnavailable), Some(silence())),
+            },
         };
         let before = last.and_then(|(_, finding)| finding);
         match finding {
@@ -110,20 +128,14 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Value>, P
     if app.shutdown.is_cancelled() {
         return Err(Problem::ShuttingDown);
     }
-    let stream = app.stream.clone();
-    let looked = async move {
-        match stream {
-            Some(stream) => matches!(timeout(PATIENCE, stream.look()).await, Ok(Ok(()))),
-            None => true,
-        }
-    };
     // In tasks of their own, so that a caller that hangs up cancels nothing.
-    let (finding, looked) = tokio::join!(tokio::spawn(app.probe.clone().ask()), tokio::spawn(looked));
-    let finding = finding.unwrap_or(Some(Problem::DatabaseUnavailable));
-    if !looked.unwrap_or(false) {
-        return Err(Problem::QueueUnavailable);
+    let database = tokio::spawn(app.probe.clone().ask());
+    if let Some(stream) = app.stream.clone()
+        && let Some(problem) = tokio::spawn(stream.ask()).await.unwrap_or(Some(Problem::QueueUnavailable))
+    {
+        return Err(problem);
     }
-    match finding {
+    match database.await.unwrap_or(Some(Problem::DatabaseUnavailable)) {
         None => Ok(Json(json!({ "status": "ready" }))),
         // Webhooks are taken in without a database, and are not to be kept away because of it.
         Some(problem) if app.stream.is_some() && app.committer.receives() => {

@@ -58,7 +58,6 @@ pub use webhook::ANSWER_WITHIN;
 use self::request_id::RequestId;
 use crate::{
     clerk::signature::Verifier,
-    stream::Stream,
     sync::{Clock, Committer, instance::Gate},
     work::{Gauges, activity::Answers},
 };
@@ -81,8 +80,8 @@ pub struct App {
     /// What is synced.
     pub selection: Selection,
     pub gate: Arc<Gate>,
-    /// Where webhooks are appended, if not to the database.
-    pub stream: Option<Stream>,
+    /// Asks the stream where webhooks are appended, if they do not go to the database.
+    pub stream: Option<Probe>,
     pub clock: Clock,
     /// Normally [`ANSWER_WITHIN`].
     pub answer_within: Duration,

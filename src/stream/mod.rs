@@ -11,13 +11,8 @@
 
 #[cfg(feature = "redis")]
 mod cipher;
-#[cfg(not(feature = "redis"))]
-#[path = "no_redis.rs"]
+#[cfg_attr(not(feature = "redis"), path = "no_redis.rs")]
 mod redis;
-#[cfg(feature = "redis")]
-mod redis;
-
-use std::fmt;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -25,11 +20,7 @@ use secrecy::SecretString;
 
 use crate::{model::SvixId, telemetry::TraceContext};
 
-#[cfg(feature = "redis")]
-pub use cipher::Key;
-#[cfg(not(feature = "redis"))]
-pub use redis::Key;
-pub use redis::{Consumer, Producer, Stream, is_url};
+pub use redis::{Consumer, Key, Producer, Stream, is_url};
 
 /// The most webhooks that a stream holds: at some 2 kB each they take 2 GB of the server's memory.
 pub const MOST: u64 = 1_000_000;
@@ -70,10 +61,9 @@ impl Durability {
     }
 }
 
-/// A verified webhook in the stream.
-#[derive(Clone)]
+/// A verified webhook that was taken from the stream.
 pub struct Entry {
-    /// The server's name of the entry; empty before it is appended.
+    /// The server's name of the entry.
     pub id: String,
     pub svix_id: SvixId,
     /// When it came to us.
@@ -82,12 +72,6 @@ pub struct Entry {
     pub payload: Bytes,
     /// The trace of the request that appended it.
     pub trace: TraceContext,
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Entry({} {}, redacted)", self.id, self.svix_id)
-    }
 }
 
 /// How much the stream holds.

@@ -1,71 +1,54 @@
 //! There is no stream: the program was built without the feature `redis`.
-#![expect(
-    clippy::missing_errors_doc,
-    clippy::unused_async,
-    reason = "the feature has errors, and something to wait for"
-)]
+#![expect(clippy::unused_async, reason = "the feature has something to wait for")]
 
 use super::{Depth, Entry, Options, StreamError};
+use crate::model::Delivery;
 
 type Result<T> = std::result::Result<T, StreamError>;
 
 const ABSENT: StreamError = StreamError::Unusable("this program was built without the feature redis");
 
+#[derive(Clone, Debug)]
+pub struct Absent;
+
+pub type Key = Absent;
+pub type Stream = Absent;
+pub type Producer = Absent;
+pub type Consumer = Absent;
+
 pub fn is_url(_: &str) -> bool {
     false
 }
 
-#[derive(Clone, Debug)]
-pub struct Key;
-
-impl Key {
+impl Absent {
     pub fn parse(_: &str) -> Option<Self> {
         None
     }
-}
 
-#[derive(Clone, Debug)]
-pub struct Stream;
-
-impl Stream {
     pub fn new(_: Options) -> Result<Self> {
         Err(ABSENT)
     }
 
     pub fn producer(&self) -> Producer {
-        Producer
+        self.clone()
     }
 
     pub fn consumer(&self) -> Consumer {
-        Consumer
+        self.clone()
     }
 
     pub async fn check(&self) -> Result<()> {
         Err(ABSENT)
     }
 
-    pub async fn look(&self) -> Result<()> {
-        Err(ABSENT)
-    }
-
     pub async fn depth(&self) -> Result<Depth> {
         Err(ABSENT)
     }
-}
 
-#[derive(Debug)]
-pub struct Producer;
-
-impl Producer {
-    pub async fn put(&mut self, _: &[Entry]) -> Result<()> {
+    pub async fn put(&mut self, _: &[Delivery]) -> Result<()> {
         Err(ABSENT)
     }
-}
 
-#[derive(Debug)]
-pub struct Consumer;
-
-impl Consumer {
     pub async fn take(&mut self, _: usize, _: usize) -> Result<Vec<Entry>> {
         Err(ABSENT)
     }

@@ -4,9 +4,8 @@
 //! what its own connection wrote. `XADD` never trims. All workers share one consumer, because nothing is looked up by its name:
 //! an entry that was taken and not acknowledged within [`IDLE`] is taken again.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use chrono::DateTime;
 use metrics::{counter, histogram};
 use redis::{
@@ -15,13 +14,21 @@ use redis::{
     aio::MultiplexedConnection,
     cmd,
     io::tcp::TcpSettings,
-    streams::{StreamAutoClaimReply, StreamId, StreamRangeReply, StreamReadReply},
+    streams::{
+        StreamAutoClaimOptions, StreamAutoClaimReply, StreamId, StreamRangeReply, StreamReadOptions,
+    },
 };
 use secrecy::ExposeSecret;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Depth, Durability, Entry, Key, MOST, Options, StreamError};
-use crate::{http_client, model::SvixId, telemetry, telemetry::TraceContext};
+pub use super::cipher::Key;
+use super::{Depth, Durability, Entry, MOST, Options, StreamError};
+use crate::{
+    http_client,
+    model::{Delivery, SvixId},
+    telemetry,
+    telemetry::TraceContext,
+};
 
 /// The stream. What is in braces decides on which node of a cluster a key is.
 const STREAM: &str = "clerk-sync:{webhooks}";
@@ -41,7 +48,7 @@ const CONFIRM_WITHIN: u32 = 2_000;
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
 /// How long a worker waits for an entry, in milliseconds: the shutdown waits for it.
-const WAIT: u32 = 1_000;
+const WAIT: usize = 1_000;
 
 /// An entry that a worker has had for so long is given to another one, in milliseconds. If the first one is still at work, the
 /// second finds its webhook processed.
@@ -56,8 +63,8 @@ const LAST: &str = "18446744073709551615-0";
 /// How often idle entries are looked for.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(5);
 
-/// How long the answer is good that the server can be used.
-const FRESH: Duration = Duration::from_millis(250);
+/// How often the log tells of entries that nobody can read.
+const TELL_AGAIN: Duration = Duration::from_mins(1);
 
 /// Entries that are read at once: 16 MiB of the largest bodies that are accepted by default.
 const PORTION: usize = 16;
@@ -109,14 +116,6 @@ struct Inner {
     info: ConnectionInfo,
     /// For questions that no worker or lane asks.
     connection: Mutex<Option<MultiplexedConnection>>,
-    /// What the last look brought, and when.
-    looked: Mutex<Option<(Instant, Result<()>)>>,
-}
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stream({:?})", self.0.options)
-    }
 }
 
 impl Stream {
@@ -126,8 +125,8 @@ impl Stream {
     /// If the URL cannot be used.
     pub fn new(options: Options) -> Result<Self> {
         http_client::use_ring();
-        let info = info(options.url.expose_secret()).map_err(|error| trouble(&error))?;
-        Ok(Self(Arc::new(Inner { options, info, connection: Mutex::default(), looked: Mutex::default() })))
+        let info = info(options.url.expose_secret())?;
+        Ok(Self(Arc::new(Inner { options, info, connection: Mutex::default() })))
     }
 
     /// What appends to it.
@@ -137,9 +136,9 @@ impl Stream {
 
     /// What takes entries from it.
     pub fn consumer(&self) -> Consumer {
-        let (stream, cursor) = (self.clone(), "0-0".to_owned());
-        let (portion, look_at) = (PORTION, Instant::now());
-        Consumer { stream, connection: None, portion, look_at, cursor, has_unreadable: false }
+        let (look_at, tell_at) = (Instant::now(), Instant::now());
+        let (portion, cursor) = (PORTION, "0-0".to_owned());
+        Consumer { stream: self.clone(), connection: None, portion, look_at, cursor, tell_at }
     }
 
     /// Write something, and learn whether it comes to the disk.
@@ -149,18 +148,17 @@ impl Stream {
     pub async fn check(&self) -> Result<()> {
         let mut pipe = pipeline();
         // What changes nothing tells whether it may be done.
-        pipe.cmd("XADD").arg(STREAM).arg("0-0").arg("svix_id").arg("");
+        pipe.xadd(STREAM, "0-0", &[("svix_id", "")]);
         pipe.add_command(read_group(LAST, 1, false)).add_command(claim(DECADES, "0-0", 1));
-        pipe.cmd("XDEL").arg(STREAM).arg("0-1").cmd("XACK").arg(STREAM).arg(GROUP).arg("0-1");
+        pipe.xdel(STREAM, &["0-1"]).xack(STREAM, GROUP, &["0-1"]);
+        measure(&mut pipe, LAST);
+        let harmless = pipe.len();
         pipe.cmd("SET").arg(PROBE).arg(1).arg("EX").arg(60);
         self.0.confirm(&mut pipe);
-        let mut replies = self.0.ask(&mut *self.0.connection.lock().await, &pipe).await?;
-        for reply in replies.by_ref().take(5) {
-            match reply {
-                Err(error) if matches!(error.code(), Some("NOPERM" | "WRONGTYPE")) => {
-                    return Err(trouble(&error));
-                }
-                _ => {}
+        let mut replies = self.ask(&pipe).await?;
+        for error in replies.by_ref().take(harmless).filter_map(RedisResult::err) {
+            if matches!(error.code(), Some("NOPERM" | "WRONGTYPE")) {
+                return Err(error.into());
             }
         }
         match read::<Value>(replies.next()) {
@@ -170,41 +168,24 @@ impl Stream {
         }
     }
 
-    /// The same, at most four times a second. The log tells once why the server cannot be used.
-    ///
-    /// # Errors
-    /// Those of [`check`](Self::check).
-    pub async fn look(&self) -> Result<()> {
-        let mut looked = self.0.looked.lock().await;
-        if let Some((at, result)) = &*looked
-            && at.elapsed() < FRESH
-        {
-            return result.clone();
-        }
-        let result = self.check().await;
-        if let Err(error) = &result
-            && looked.as_ref().is_none_or(|(_, before)| before.as_ref() != Err(error))
-        {
-            tracing::warn!(%error, "not ready");
-        }
-        *looked = Some((Instant::now(), result.clone()));
-        result
-    }
-
     /// How much is in it.
     ///
     /// # Errors
     /// If the server cannot be asked.
     pub async fn depth(&self) -> Result<Depth> {
         let mut pipe = pipeline();
-        pipe.cmd("XLEN").arg(STREAM);
-        pipe.cmd("XRANGE").arg(STREAM).arg("-").arg("+").arg("COUNT").arg(1);
-        let mut replies = self.0.ask(&mut *self.0.connection.lock().await, &pipe).await?;
+        measure(&mut pipe, "-");
+        let mut replies = self.ask(&pipe).await?;
         let entries = read(replies.next())?;
         let first: StreamRangeReply = read(replies.next())?;
         let appended =
             |entry: &StreamId| DateTime::from_timestamp_millis(entry.id.split('-').next()?.parse().ok()?);
-        Ok(Depth { entries, oldest: first.ids.first().and_then(appended) })
+        let oldest = first.ids.first().and_then(appended);
+        Ok(Depth { entries, oldest })
+    }
+
+    async fn ask(&self, pipe: &Pipeline) -> Result<Replies> {
+        self.0.ask(&mut *self.0.connection.lock().await, pipe).await
     }
 }
 
@@ -214,24 +195,19 @@ impl Inner {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(ANSWER_WITHIN));
-        let mut make = cmd("XGROUP");
-        make.arg("CREATE").arg(STREAM).arg(GROUP).arg(0).arg("MKSTREAM");
+        let make = Cmd::xgroup_create_mkstream(STREAM, GROUP, 0);
         let mut info = self.info.clone();
         for _ in 0..REDIRECTS {
-            let client = Client::open(info.clone()).map_err(|error| trouble(&error))?;
-            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-            let mut connection = connection.map_err(|error| no_connection(&error))?;
-            let group: RedisResult<Value> = make.query_async(&mut connection).await;
-            match group {
-                Ok(_) => return Ok(connection),
-                // It is there. A full server says OOM even then.
-                Err(error) if matches!(error.code(), Some("BUSYGROUP" | "OOM")) => return Ok(connection),
-                // A node of a cluster names the one that has the stream.
-                Err(error) => match error.redirect_node().and_then(|(node, _)| moved(info.addr(), node)) {
-                    Some(address) => info = info.set_addr(address),
-                    None => return Err(trouble(&error)),
-                },
+            let client = Client::open(info.clone())?;
+            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            let Err(error) = make.exec_async(&mut connection).await else { return Ok(connection) };
+            // It is there. A full server says OOM even then.
+            if matches!(error.code(), Some("BUSYGROUP" | "OOM")) {
+                return Ok(connection);
             }
+            // A node of a cluster names the one that has the stream.
+            let address = error.redirect_node().and_then(|(node, _)| moved(info.addr().clone(), node));
+            info = info.set_addr(address.ok_or(error)?);
         }
         Err(StreamError::Unusable("the nodes of the cluster send us from one to another"))
     }
@@ -256,7 +232,7 @@ impl Inner {
                     return Ok(replies.into_iter());
                 }
                 Ok(replies) if is_new => return Ok(replies.into_iter()),
-                Err(error) if is_new || error.is_timeout() => return Err(trouble(&error)),
+                Err(error) if is_new || error.is_timeout() => return Err(error.into()),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -264,29 +240,25 @@ impl Inner {
 
     /// Have the server say, behind what is written, whether it is where it must be.
     fn confirm(&self, pipe: &mut Pipeline) {
-        let replicas = self.options.replicas;
-        match self.options.durability {
-            Durability::Verify => {
-                pipe.cmd("INFO").arg("memory");
-                pipe.cmd("WAITAOF").arg(1).arg(replicas).arg(CONFIRM_WITHIN);
-            }
-            Durability::Trust if replicas > 0 => {
-                pipe.cmd("WAIT").arg(replicas).arg(CONFIRM_WITHIN);
-            }
-            Durability::Trust => {}
+        let Options { durability, replicas, .. } = self.options;
+        if durability == Durability::Verify {
+            pipe.cmd("INFO").arg("memory");
+            pipe.cmd("WAITAOF").arg(1).arg(replicas).arg(CONFIRM_WITHIN);
+        } else if replicas > 0 {
+            pipe.cmd("WAIT").arg(replicas).arg(CONFIRM_WITHIN);
         }
     }
 
     /// What it said.
     fn confirmed(&self, mut replies: Replies) -> Result<()> {
-        let replicas = self.options.replicas;
-        let (on_disk, copies): (u32, u32) = match self.options.durability {
-            Durability::Verify => {
-                keeps_all(read(replies.next()))?;
-                read(replies.next())?
-            }
-            Durability::Trust if replicas > 0 => (1, read(replies.next())?),
-            Durability::Trust => return Ok(()),
+        let Options { durability, replicas, .. } = self.options;
+        let (on_disk, copies): (u32, u32) = if durability == Durability::Verify {
+            keeps_all(read(replies.next()))?;
+            read(replies.next())?
+        } else if replicas > 0 {
+            (1, read(replies.next())?)
+        } else {
+            return Ok(());
         };
         match (on_disk >= 1, copies >= replicas) {
             (true, true) => Ok(()),
@@ -297,7 +269,6 @@ impl Inner {
 }
 
 /// Appends webhooks, on a connection of its own.
-#[derive(Debug)]
 pub struct Producer {
     stream: Stream,
     connection: Option<MultiplexedConnection>,
@@ -310,38 +281,37 @@ impl Producer {
     ///
     /// # Errors
     /// If they are not confirmed: the sender must bring them again.
-    pub async fn put(&mut self, entries: &[Entry]) -> Result<()> {
+    pub async fn put(&mut self, webhooks: &[Delivery]) -> Result<()> {
         if self.entries >= MOST {
             self.entries = self.stream.depth().await?.entries;
-            if self.entries >= MOST {
-                return Err(StreamError::Full);
-            }
         }
-        let inner = Arc::clone(&self.stream.0);
+        if self.entries >= MOST {
+            return Err(StreamError::Full);
+        }
+        let server = &*self.stream.0;
         let mut pipe = pipeline();
         // Together: with `appendfsync always` the server would else sync after every 16 kB that it reads of us.
         pipe.cmd("MULTI");
-        for entry in entries {
-            pipe.add_command(append(entry, &inner.options.keys)?);
+        for webhook in webhooks {
+            pipe.add_command(append(webhook, &server.options.keys)?);
         }
-        pipe.cmd("EXEC").cmd("XLEN").arg(STREAM);
-        inner.confirm(&mut pipe);
+        pipe.cmd("EXEC").xlen(STREAM);
+        server.confirm(&mut pipe);
         let began = Instant::now();
-        let mut replies = inner.ask(&mut self.connection, &pipe).await?;
-        for reply in replies.by_ref().take(entries.len() + 1) {
-            read::<Value>(Some(reply))?;
+        let mut replies = server.ask(&mut self.connection, &pipe).await?;
+        for queued in replies.by_ref().take(webhooks.len() + 1) {
+            queued?;
         }
         // An error of one of them makes this none.
         read::<Vec<String>>(replies.next())?;
         self.entries = read(replies.next())?;
-        inner.confirmed(replies)?;
+        server.confirmed(replies)?;
         histogram!(telemetry::STREAM_CONFIRM_DURATION).record(began.elapsed().as_secs_f64());
         Ok(())
     }
 }
 
 /// Takes entries and acknowledges them, on a connection of its own.
-#[derive(Debug)]
 pub struct Consumer {
     stream: Stream,
     connection: Option<MultiplexedConnection>,
@@ -351,7 +321,8 @@ pub struct Consumer {
     look_at: Instant,
     /// Where that look goes on.
     cursor: String,
-    has_unreadable: bool,
+    /// When the log may tell again of entries that nobody can read.
+    tell_at: Instant,
 }
 
 impl Consumer {
@@ -361,20 +332,20 @@ impl Consumer {
     /// If the server cannot be asked.
     pub async fn take(&mut self, most: usize, most_bytes: usize) -> Result<Vec<Entry>> {
         let mut taken = self.idle().await?;
-        let mut bytes: usize = taken.iter().map(|entry| entry.payload.len()).sum();
-        while taken.len() < most && bytes < most_bytes {
+        // Also those that nobody can read.
+        let mut found = taken.len();
+        while found < most && taken.iter().map(|entry| entry.payload.len()).sum::<usize>() < most_bytes {
             // What nobody finished must not wait for something new.
             let wait = taken.is_empty() && self.cursor == "0-0";
             let portion = self.portion;
-            let found = match self.new_ones(wait).await {
+            let new = match self.new_ones(wait).await {
                 Err(_) if !taken.is_empty() => break,
-                found => found?,
+                new => new?,
             };
-            let is_last = found.len() < portion;
-            let entries = self.readable(found);
-            bytes += entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
-            taken.extend(entries);
-            if is_last || self.has_unreadable {
+            let is_last = new.len() < portion;
+            found += new.len();
+            taken.extend(self.readable(new));
+            if is_last {
                 break;
             }
         }
@@ -391,15 +362,17 @@ impl Consumer {
         }
         let mut pipe = pipeline();
         // In this order: of an entry that is gone a claim takes the id from the list of those that are pending.
-        pipe.cmd("XDEL").arg(STREAM).arg(ids);
-        pipe.cmd("XACK").arg(STREAM).arg(GROUP).arg(ids);
-        let replies = self.stream.0.ask(&mut self.connection, &pipe).await?;
-        replies.into_iter().try_for_each(|reply| read::<Value>(Some(reply)).map(drop))
+        pipe.xdel(STREAM, ids).xack(STREAM, GROUP, ids);
+        for reply in self.stream.0.ask(&mut self.connection, &pipe).await? {
+            reply?;
+        }
+        Ok(())
     }
 
     async fn new_ones(&mut self, wait: bool) -> Result<Vec<StreamId>> {
-        let reply: Option<StreamReadReply> = self.ask(read_group(">", self.portion, wait)).await?;
-        Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect())
+        let reply: Option<Vec<HashMap<String, StreamRangeReply>>> =
+            self.ask(read_group(">", self.portion, wait)).await?;
+        Ok(reply.into_iter().flatten().flatten().flat_map(|(_, entries)| entries.ids).collect())
     }
 
     /// Entries that a worker has taken, and did not acknowledge.
@@ -431,14 +404,14 @@ impl Consumer {
         let keys = &self.stream.0.options.keys;
         let entries: Vec<Entry> = found.into_iter().filter_map(|found| entry(found, keys)).collect();
         let unreadable = all - entries.len();
-        if unreadable > 0 && !self.has_unreadable {
+        if unreadable > 0 && Instant::now() >= self.tell_at {
+            self.tell_at = Instant::now() + TELL_AGAIN;
             tracing::error!(
                 entries = unreadable,
                 "entries of the stream cannot be read and stay in it: they are sealed with a key that QUEUE_ENCRYPTION_KEY lacks, \
                  or clerk-sync did not write them"
             );
         }
-        self.has_unreadable = unreadable > 0 || (self.has_unreadable && all == 0);
         entries
     }
 }
@@ -450,86 +423,78 @@ fn pipeline() -> Pipeline {
     pipe
 }
 
+/// Ask how much is in the stream, and for the first entry from this id on.
+fn measure(pipe: &mut Pipeline, from: &str) {
+    pipe.xlen(STREAM).xrange_count(STREAM, from, "+", 1);
+}
+
 /// Read entries of the group behind this id; `>` stands for those that no worker has taken.
 fn read_group(id: &str, most: usize, wait: bool) -> Cmd {
-    let mut read = cmd("XREADGROUP");
-    read.arg("GROUP").arg(GROUP).arg(WORKERS).arg("COUNT").arg(most);
-    if wait {
-        read.arg("BLOCK").arg(WAIT);
-    }
-    read.arg("STREAMS").arg(STREAM).arg(id);
-    read
+    let options = StreamReadOptions::default().group(GROUP, WORKERS).count(most);
+    let options = if wait { options.block(WAIT) } else { options };
+    Cmd::xread_options(&[STREAM], &[id], &options)
 }
 
 /// Take entries over that a worker has had for so many milliseconds.
 fn claim(idle: u64, cursor: &str, most: usize) -> Cmd {
-    let mut claim = cmd("XAUTOCLAIM");
-    claim.arg(STREAM).arg(GROUP).arg(WORKERS).arg(idle).arg(cursor).arg("COUNT").arg(most);
-    claim
+    let options = StreamAutoClaimOptions::default().count(most);
+    Cmd::xautoclaim_options(STREAM, GROUP, WORKERS, idle, cursor, options)
 }
 
 fn read<T: FromRedisValue>(reply: Option<RedisResult<Value>>) -> Result<T> {
-    let value = reply.ok_or(MISUNDERSTOOD)?.map_err(|error| trouble(&error))?;
-    T::from_redis_value(value).map_err(|_| MISUNDERSTOOD)
+    T::from_redis_value(reply.ok_or(MISUNDERSTOOD)??).map_err(|_| MISUNDERSTOOD)
 }
 
 /// What is authenticated with a sealed body.
-fn associated_data(svix_id: &str, received_at: i64) -> String {
-    format!("{svix_id} {received_at}")
+fn associated_data(svix_id: &SvixId, received_at: i64) -> String {
+    format!("{} {received_at}", svix_id.as_str())
 }
 
-fn append(entry: &Entry, keys: &[Key]) -> Result<Cmd> {
-    let Entry { svix_id, received_at, payload, trace, .. } = entry;
-    let received_at = received_at.timestamp_millis();
+fn append(webhook: &Delivery, keys: &[Key]) -> Result<Cmd> {
+    let Delivery { svix_id: Some(svix_id), payload, trace, .. } = webhook else {
+        return Err(StreamError::Unusable("a webhook has no id"));
+    };
+    let received_at = webhook.received_at.timestamp_millis();
     let mut append = cmd("XADD");
     append.arg(STREAM).arg("*").arg("svix_id").arg(svix_id.as_str()).arg("received_at").arg(received_at);
-    match keys.first() {
-        Some(key) => {
-            let sealed = key.seal(&associated_data(svix_id.as_str(), received_at), payload);
-            append.arg("sealed").arg(sealed.ok_or(StreamError::Unusable("a body cannot be sealed"))?)
-        }
-        None => append.arg("body").arg(&payload[..]),
-    };
+    if let Some(key) = keys.first() {
+        let sealed = key.seal(&associated_data(svix_id, received_at), payload);
+        append.arg("sealed").arg(sealed.ok_or(StreamError::Unusable("a body cannot be sealed"))?);
+    } else {
+        append.arg("body").arg(&payload[..]);
+    }
     if let Some(trace) = trace.as_str() {
         append.arg("trace").arg(trace);
     }
     Ok(append)
 }
 
-fn entry(found: StreamId, keys: &[Key]) -> Option<Entry> {
-    let mut fields: HashMap<String, Value> = found.map;
-    let mut field = |name: &str| match fields.remove(name) {
-        Some(Value::BulkString(bytes)) => Some(bytes),
-        _ => None,
-    };
-    let mut text = |name: &str| String::from_utf8(field(name)?).ok();
-    let svix_id = SvixId::new(text("svix_id")?)?;
-    let milliseconds: i64 = text("received_at")?.parse().ok()?;
-    let trace = TraceContext::kept(text("trace"));
-    let payload = match field("sealed") {
-        Some(sealed) => {
-            let data = associated_data(svix_id.as_str(), milliseconds);
+fn entry(mut found: StreamId, keys: &[Key]) -> Option<Entry> {
+    let svix_id = SvixId::new(found.get::<String>("svix_id")?)?;
+    let received_at = found.get("received_at")?;
+    let payload = match (found.map.remove("sealed"), found.map.remove("body")) {
+        (Some(Value::BulkString(sealed)), _) => {
+            let data = associated_data(&svix_id, received_at);
             keys.iter().find_map(|key| key.open(&data, &sealed))?
         }
-        None => field("body")?,
+        (None, Some(Value::BulkString(body))) => body,
+        _ => return None,
     };
-    let received_at = DateTime::from_timestamp_millis(milliseconds)?;
-    Some(Entry { id: found.id, svix_id, received_at, payload: Bytes::from(payload), trace })
+    let (trace, received_at) =
+        (TraceContext::kept(found.get("trace")), DateTime::from_timestamp_millis(received_at)?);
+    Some(Entry { id: found.id, svix_id, received_at, payload: payload.into(), trace })
 }
 
 /// The address of a node, reached as the one before.
-fn moved(from: &ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
+fn moved(mut address: ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
+    let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = &mut address else {
+        return None;
+    };
     let (new_host, new_port) = node.rsplit_once(':')?;
-    let mut address = from.clone();
-    match &mut address {
-        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-            if !new_host.is_empty() {
-                new_host.clone_into(host);
-            }
-            *port = new_port.parse().ok()?;
-        }
-        _ => return None,
+    if !new_host.is_empty() {
+        new_host.clone_into(host);
     }
+    *port = new_port.parse().ok()?;
     Some(address)
 }
 
@@ -543,34 +508,26 @@ fn keeps_all(memory: Result<String>) -> Result<()> {
     }
 }
 
-fn no_connection(error: &RedisError) -> StreamError {
-    match trouble(error) {
-        StreamError::Unreachable(_) if error.is_connection_refusal() => {
-            StreamError::Unreachable("connection refused")
-        }
-        StreamError::Unreachable(_) if !error.is_timeout() => StreamError::Unreachable(
-            "no connection; check the host name, the port, and that rediss:// is for a server with TLS that this machine trusts",
-        ),
-        trouble => trouble,
-    }
-}
-
 /// The text of an error is read, and never told: it may hold values.
-fn trouble(error: &RedisError) -> StreamError {
-    let detail = error.detail().unwrap_or_default();
-    match error.code() {
-        _ if error.is_timeout() => StreamError::Unreachable("no answer in time"),
-        _ if error.kind() == ErrorKind::AuthenticationFailed => StreamError::Refused("WRONGPASS".to_owned()),
-        _ if error.kind() == ErrorKind::InvalidClientConfig => {
-            StreamError::Unusable("the URL cannot be used")
+impl From<RedisError> for StreamError {
+    fn from(error: RedisError) -> Self {
+        let detail = error.detail().unwrap_or_default();
+        match error.code() {
+            _ if error.is_timeout() => Self::Unreachable("no answer in time"),
+            _ if error.kind() == ErrorKind::AuthenticationFailed => Self::Refused("WRONGPASS".to_owned()),
+            _ if error.kind() == ErrorKind::InvalidClientConfig => Self::Unusable("the URL cannot be used"),
+            Some("OOM") => Self::Full,
+            Some(_) if detail.contains("appendonly is disabled") => NO_AOF,
+            Some(_) if detail.contains("unknown command") => TOO_OLD,
+            Some(code) if code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
+                Self::Refused(code.to_owned())
+            }
+            Some(_) => Self::Refused("ERR".to_owned()),
+            None if error.is_connection_refusal() => Self::Unreachable("connection refused"),
+            None => Self::Unreachable(
+                "no connection, or none that lasts; check the host name, the port, and that rediss:// is for a server with TLS \
+                 that this machine trusts",
+            ),
         }
-        Some("OOM") => StreamError::Full,
-        Some(_) if detail.contains("appendonly is disabled") => NO_AOF,
-        Some(_) if detail.contains("unknown command") => TOO_OLD,
-        Some(code) if code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
-            StreamError::Refused(code.to_owned())
-        }
-        Some(_) => StreamError::Refused("ERR".to_owned()),
-        None => StreamError::Unreachable("the connection broke"),
     }
 }

@@ -187,9 +187,9 @@ impl Lanes {
 /// Append deliveries to the stream, and answer. What is not confirmed is refused, and may be in the stream all the same: its
 /// sender brings it again, and the database knows it by its id.
 async fn store_in_stream(producer: &mut Producer, jobs: Vec<Job>) {
-    let (deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
+    let (mut deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
         jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();
-    let appended = append(producer, &deliveries).await;
+    let appended = append(producer, &mut deliveries).await;
     if let Err(error) = &appended {
         let deliveries = deliveries.len();
         tracing::warn!(%error, deliveries, "deliveries could not be stored and are answered 503");

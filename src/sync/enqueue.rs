@@ -50,6 +50,13 @@ pub(super) async fn keep(
     let mut transaction = store.begin(Patience::Short).await?;
     let stored = enqueue_each_once(&mut *transaction, kept).await;
     let recorded = end(transaction, stored).await?;
+    if let Some((_, error)) = batch.first() {
+        tracing::warn!(
+            %error,
+            deliveries = batch.len(),
+            "deliveries could not be applied now: they are kept in webhook_queue and tried again"
+        );
+    }
     let outcome = match rules.processing {
         Processing::Inline => Outcome::Parked,
         Processing::Queue => Outcome::Queued,

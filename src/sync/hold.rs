@@ -156,11 +156,6 @@ impl Holding {
             let kept = timeout(STORE_WITHIN, self.ground.keep(&meant)).await;
             match kept.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))) {
                 Ok(outcomes) => {
-                    tracing::warn!(
-                        error = %batch[0].error,
-                        deliveries = batch.len(),
-                        "deliveries could not be applied in time: they are kept in webhook_queue and tried again"
-                    );
                     for (held, outcome) in batch.into_iter().zip(outcomes) {
                         held.job.waiter.answer(outcome);
                     }

@@ -4,23 +4,23 @@
 //! stream gives it to another.
 
 use std::{
-    collections::HashSet,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    mem::take,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
 use super::{
     queue::tell,
     worker::{Task, Turn},
 };
 use crate::{
-    store::{ErrorKind, StoreError},
+    store::StoreError,
     stream::{Consumer, Entry, Stream, StreamError},
     sync::{Clock, drain::BATCH, stream::Intake},
 };
@@ -61,23 +61,12 @@ impl Streaming {
         if place.left.is_empty() {
             place.left = place.consumer.take(BATCH as usize, BATCH_BYTES).await?;
         }
-        if place.left.is_empty() {
-            return Ok(None);
-        }
-        let taken_in = self.intake.take_in(&place.left, (self.clock)(), Instant::now() + TURN).await;
+        let (entries, deadline) = (take(&mut place.left), Instant::now() + TURN);
+        let taken_in = self.intake.take_in(entries, (self.clock)(), deadline).await;
         taken_in.worked.iter().for_each(tell);
-        let finished: HashSet<&String> = taken_in.finished.iter().collect();
-        place.left.retain(|entry| !finished.contains(&entry.id));
-        if taken_in.trouble.as_ref().is_some_and(|error| error.kind != ErrorKind::Unavailable) {
-            // What cannot pass must not hold up what is behind it. The stream brings it again.
-            place.left.clear();
-        }
+        place.left = taken_in.left;
         place.consumer.acknowledge(&taken_in.finished).await?;
         Ok(taken_in.trouble)
-    }
-
-    fn place(&self) -> Option<Place> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -89,18 +78,19 @@ impl Task for Streaming {
 
     async fn turn(&self) -> Result<Turn, StoreError> {
         let new = || Place { consumer: self.stream.consumer(), left: Vec::new() };
-        let mut place = self.place().unwrap_or_else(new);
+        let mut place = self.places.lock().await.pop().unwrap_or_else(new);
         let result = self.step(&mut place).await;
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+        self.places.lock().await.push(place);
+        let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
         match result {
             Ok(trouble) => {
-                if self.is_failing.swap(false, Ordering::Relaxed) {
+                if was_failing {
                     tracing::info!("work goes on: the stream can be used again");
                 }
                 trouble.map_or(Ok(Turn::More), Err)
             }
             Err(error) => {
-                if !self.is_failing.swap(true, Ordering::Relaxed) {
+                if !was_failing {
                     tracing::warn!(%error, "work waits until the stream can be used again");
                 }
                 sleep(PAUSE).await;
