@@ -14,6 +14,7 @@ use crate::{
     http::grouped_by,
     model::rfc3339,
     store::{Bucket, Count, SinkDepth, Statistics, Store, StoreError},
+    stream::{Depth, Options, Stream, StreamError},
     work::backlog::Backlog,
 };
 
@@ -43,13 +44,15 @@ struct Overview {
     /// Every week, also those without a sign-up; `None` if counting them takes too long.
     weeks: Option<Vec<(NaiveDate, u64)>>,
     backlog: Backlog,
+    /// Of the stream, if there is one; the rest is told also while its server cannot be asked.
+    stream: Option<Result<Depth, StreamError>>,
 }
 
 impl Stats {
     pub(super) async fn run(self, settings: &Settings) -> Result<(), Failure> {
         on_store(settings, true, async |config, store| {
             let now = clock()();
-            let report = Overview::of(store, now).await?;
+            let report = Overview::of(store, config.stream.as_ref(), now).await?;
             if self.json {
                 say!("{:#}", report.as_json(&config.database.place()));
             } else {
@@ -62,7 +65,7 @@ impl Stats {
 }
 
 impl Overview {
-    async fn of(store: &dyn Store, now: DateTime<Utc>) -> Result<Self, StoreError> {
+    async fn of(store: &dyn Store, stream: Option<&Options>, now: DateTime<Utc>) -> Result<Self, StoreError> {
         let first = monday(now.date_naive()) - Days::new(7 * (WEEKS - 1));
         let from = first.and_hms_opt(0, 0, 0).map(|at| at.and_utc());
         let weeks = match store.signups(Bucket::Week, from, None).await {
@@ -74,6 +77,10 @@ impl Overview {
             weeks,
             statistics: store.statistics(now - TimeDelta::days(1)).await?,
             backlog: Backlog::look(store).await?,
+            stream: match stream {
+                Some(options) => Some(depth(options).await),
+                None => None,
+            },
         })
     }
 
@@ -82,7 +89,7 @@ impl Overview {
     }
 
     fn print(&self, place: &str, now: DateTime<Utc>) {
-        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. } } = self;
+        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. }, stream } = self;
         say!("{place}, {}", BinaryBytes(statistics.bytes));
         say!();
         say!("Users      {} standing, {} erased", told(statistics.standing), grouped(statistics.erased));
@@ -95,6 +102,9 @@ impl Overview {
             }
         };
         say!("Events     {events} in the last 24 hours; {}", last(statistics.last_event, now));
+        if let Some(stream) = stream {
+            say!("Stream     {}", waiting(stream, now));
+        }
         say!("Queue      {} pending, {} dead", grouped(queue.pending), grouped(queue.dead));
         if sinks.is_empty() {
             say!("Outbox     0 pending, 0 dead");
@@ -122,7 +132,13 @@ impl Overview {
     }
 
     fn as_json(&self, place: &str) -> Value {
-        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. } } = self;
+        let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. }, stream } = self;
+        let stream = stream.as_ref().map(|stream| match stream {
+            Ok(Depth { entries, pending, oldest }) => {
+                json!({ "length": entries, "pending": pending, "oldest_at": oldest.map(rfc3339) })
+            }
+            Err(error) => json!({ "error": error.to_string() }),
+        });
         let count = |count: Count| json!({ "rows": count.rows, "estimated": count.estimated });
         let week =
             |(week, signups): &(NaiveDate, u64)| json!({ "week": week.to_string(), "signups": signups });
@@ -139,12 +155,29 @@ impl Overview {
             "users": { "standing": count(statistics.standing), "erased": statistics.erased },
             "events_24h": outcomes,
             "last_event_at": statistics.last_event.map(rfc3339),
+            "stream": stream,
             "queue": { "pending": queue.pending, "dead": queue.dead },
             "outbox": sinks.iter().map(sink).collect::<Vec<_>>(),
             "erasures_open": self.erasures_open(),
             "signups_by_week": weeks.as_ref().map(|weeks| weeks.iter().map(week).collect::<Vec<_>>()),
             "tables": tables,
         })
+    }
+}
+
+async fn depth(options: &Options) -> Result<Depth, StreamError> {
+    Stream::new(options.clone())?.depth().await
+}
+
+/// What waits in the stream.
+fn waiting(stream: &Result<Depth, StreamError>, now: DateTime<Utc>) -> String {
+    match stream {
+        Ok(Depth { entries, pending, oldest }) => {
+            let since = oldest.map(|oldest| format!(", the oldest for {}", length(now - oldest)));
+            let (entries, pending) = (grouped(*entries), grouped(*pending));
+            format!("{entries} waiting, {pending} of them taken by a worker{}", since.unwrap_or_default())
+        }
+        Err(error) => format!("not counted: {error}"),
     }
 }
 

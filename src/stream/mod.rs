@@ -78,6 +78,8 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
     pub entries: u64,
+    /// Those of them that a worker has taken and not finished.
+    pub pending: u64,
     /// When the oldest was appended, by the server's clock.
     pub oldest: Option<DateTime<Utc>>,
 }

@@ -15,7 +15,8 @@ use redis::{
     cmd,
     io::tcp::TcpSettings,
     streams::{
-        StreamAutoClaimOptions, StreamAutoClaimReply, StreamId, StreamRangeReply, StreamReadOptions,
+        StreamAutoClaimOptions, StreamAutoClaimReply, StreamId, StreamPendingReply, StreamRangeReply,
+        StreamReadOptions,
     },
 };
 use secrecy::ExposeSecret;
@@ -177,11 +178,12 @@ impl Stream {
         measure(&mut pipe, "-");
         let mut replies = self.ask(&pipe).await?;
         let entries = read(replies.next())?;
+        let pending: StreamPendingReply = read(replies.next())?;
         let first: StreamRangeReply = read(replies.next())?;
         let appended =
             |entry: &StreamId| DateTime::from_timestamp_millis(entry.id.split('-').next()?.parse().ok()?);
         let oldest = first.ids.first().and_then(appended);
-        Ok(Depth { entries, oldest })
+        Ok(Depth { entries, pending: pending.count() as u64, oldest })
     }
 
     async fn ask(&self, pipe: &Pipeline) -> Result<Replies> {
@@ -425,7 +427,7 @@ fn pipeline() -> Pipeline {
 
 /// Ask how much is in the stream, and for the first entry from this id on.
 fn measure(pipe: &mut Pipeline, from: &str) {
-    pipe.xlen(STREAM).xrange_count(STREAM, from, "+", 1);
+    pipe.xlen(STREAM).xpending(STREAM, GROUP).xrange_count(STREAM, from, "+", 1);
 }
 
 /// Read entries of the group behind this id; `>` stands for those that no worker has taken.

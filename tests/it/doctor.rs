@@ -777,6 +777,7 @@ fn what_is_there_is_counted(host: &mut Host) {
     assert_eq!(stats["users"]["erased"], 1, "{stats:#}");
     assert_eq!(stats["events_24h"], json!({ "applied": 4, "ignored": 1 }), "{stats:#}");
     assert_eq!(stats["queue"], json!({ "pending": 0, "dead": 1 }));
+    assert!(stats["stream"].is_null(), "there is none: {stats:#}");
     assert_eq!(stats["tables"]["users"]["rows"], 2);
     assert_eq!(stats["tables"]["entity_versions"]["rows"], 3);
     assert_eq!(stats["tables"].as_object().unwrap().len(), TABLES.len());

@@ -65,7 +65,7 @@ const USED_BY: &[(&str, &str)] = &[
     ("WEBHOOK_ALLOWED_IPS", SERVE),
     ("TRUSTED_PROXIES", "`serve`, `dev`"),
     ("PROCESSING", SERVE),
-    ("QUEUE_URL", "`serve`, `worker`, `doctor`"),
+    ("QUEUE_URL", "`serve`, `worker`, `doctor`, `stats`"),
     ("QUEUE_REPLICAS", "`serve`, `worker`, `doctor`"),
     ("QUEUE_DURABILITY", "`serve`, `worker`, `doctor`"),
     ("QUEUE_ENCRYPTION_KEY", "`serve`, `worker`"),

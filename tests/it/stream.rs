@@ -18,7 +18,8 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 
 use crate::{
     proxy::{Mode, Proxy},
@@ -219,6 +220,41 @@ fn what_cannot_be_applied_is_kept_in_the_database(host: &mut Host) {
 }
 
 #[test]
+fn what_waits_in_the_stream_is_counted_by_stats() {
+    on_postgres(&[], |host, valkey| {
+        let counted = |host: &Host| -> Value {
+            serde_json::from_str(&host.run(&["stats", "--json"]).succeeded()).expect("JSON")
+        };
+        let receiver = host.serve_with(&["--no-worker"]);
+        assert_eq!(counted(host)["stream"], json!({ "length": 0, "pending": 0, "oldest_at": null }));
+        let before = milliseconds();
+        for number in 0..3 {
+            queued(&receiver, &created(&format!("user_{number}")));
+        }
+        let key = "clerk-sync:{webhooks}";
+        valkey.ask(&["XREADGROUP", "GROUP", "clerk-sync", "workers", "COUNT", "2", "STREAMS", key, ">"]);
+        let stats = counted(host);
+        let stream = &stats["stream"];
+        assert_eq!((&stream["length"], &stream["pending"]), (&json!(3), &json!(2)), "{stats:#}");
+        let oldest: DateTime<Utc> = stream["oldest_at"].as_str().expect("a time").parse().expect("a time");
+        assert!((before..=milliseconds()).contains(&oldest.timestamp_millis()), "{stats:#}");
+        let text = host.run(&["stats"]).succeeded();
+        let line = text.lines().find(|line| line.starts_with("Stream")).expect("a line");
+        assert!(line.contains("3 waiting, 2 of them taken by a worker, the oldest for "), "{line}");
+
+        // What the database holds is told all the same.
+        valkey.kill();
+        let stats = counted(host);
+        let error = stats["stream"]["error"].as_str().expect("an error");
+        assert!(error.contains("connection refused"), "{error}");
+        assert_eq!(stats["queue"], json!({ "pending": 0, "dead": 0 }));
+        let text = host.run(&["stats"]).succeeded();
+        assert!(text.contains("Stream     not counted: the server that QUEUE_URL names"), "{text}");
+        receiver.stop();
+    });
+}
+
+#[test]
 fn a_receiver_needs_no_database_and_a_worker_applies_what_it_took_in() {
     on_postgres(&[], |host, valkey| {
         let address = host.postgres_address();
@@ -325,13 +361,23 @@ fn an_account_needs_no_more_commands_than_the_documentation_names() {
 
 #[test]
 fn a_service_that_may_not_do_all_that_it_must_does_not_start() {
-    const ALL: [&str; 8] =
-        ["+xadd", "+xlen", "+xdel", "+xack", "+xreadgroup", "+xautoclaim", "+xgroup", "+waitaof"];
+    const ALL: [&str; 10] = [
+        "+xadd",
+        "+xlen",
+        "+xdel",
+        "+xack",
+        "+xrange",
+        "+xpending",
+        "+xreadgroup",
+        "+xautoclaim",
+        "+xgroup",
+        "+waitaof",
+    ];
     on_postgres(&[], |host, valkey| {
         host.set("QUEUE_URL", &format!("redis://narrow:s3cret@127.0.0.1:{}", valkey.port));
-        for left_out in ["+xadd", "+xdel", "+xack", "+xreadgroup", "+xautoclaim", "+xgroup", "+waitaof"] {
+        for left_out in ALL {
             let mut user = vec!["ACL", "SETUSER", "narrow", "reset", "on", ">s3cret", "~*"];
-            user.extend(["+set", "+info", "+xrange", "+multi", "+exec"]);
+            user.extend(["+set", "+info", "+multi", "+exec"]);
             user.extend(ALL.iter().filter(|command| **command != left_out));
             assert_eq!(valkey.ask(&user), "+OK");
             let started = host.run(&["serve"]);
