@@ -220,6 +220,33 @@ fn what_cannot_be_applied_is_kept_in_the_database(host: &mut Host) {
 }
 
 #[test]
+fn what_cannot_even_be_kept_stays_in_the_stream_until_it_can() {
+    on_postgres(&[], |host, valkey| {
+        let service = host.serve();
+        host.refuse_first_name("Refused");
+        host.sql(
+            "CREATE FUNCTION hinder() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no room'; END $$;
+             CREATE TRIGGER hinder BEFORE INSERT ON webhook_queue FOR EACH ROW EXECUTE FUNCTION hinder()",
+        );
+        let refused = post(&user("user.created", "user_1", milliseconds(), "Refused"));
+        queued(&service, &refused);
+        queued(&service, &created("user_2"));
+        eventually("the other one is applied", || host.count("users") == 1 && valkey.entries() == 1);
+        // Between the transaction that failed and the one that keeps it nothing of it is anywhere else.
+        assert_eq!((host.count("webhook_queue"), host.count("processed_webhooks")), (0, 1));
+        service.kill();
+        let service = host.serve();
+        assert_eq!(valkey.entries(), 1);
+        host.sql("DROP TRIGGER hinder ON webhook_queue");
+        eventually("kept", || valkey.entries() == 0 && host.count("webhook_queue") == 1);
+        assert_eq!(host.value("SELECT svix_id FROM webhook_queue"), refused.id);
+        host.allow_first_names();
+        eventually("tried again and applied", || host.count("users") == 2);
+        service.stop();
+    });
+}
+
+#[test]
 fn what_waits_in_the_stream_is_counted_by_stats() {
     on_postgres(&[], |host, valkey| {
         let counted = |host: &Host| -> Value {
