@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
@@ -586,19 +586,25 @@ fn what_is_mistaken_in_the_settings_is_told() {
     assert!(finished.stderr.contains("connection refused") && !finished.stderr.contains("s3cret"));
 }
 
-/// Send users from several clients until told to stop; gives the ids of users whose creation was accepted, and how many were not.
+/// With `TEST_LOAD=full` 500 events in a second, as long as they are answered in 256 ms; else fewer clients, as fast as they are
+/// answered.
+fn clients() -> (usize, Duration) {
+    (load(8, 128), Duration::from_millis(load(2, 256) as u64))
+}
+
+/// Send users from several clients until told to stop, one from each in so much time; gives the ids of users whose creation was
+/// accepted, and how many were not.
 fn accepted_until(
     service: &Service,
     stop: &AtomicBool,
-    clients: usize,
-    pause: Duration,
+    (clients, every): (usize, Duration),
 ) -> (HashSet<String>, usize) {
     let (accepted, failed) = (Mutex::new(HashSet::new()), AtomicUsize::new(0));
     thread::scope(|scope| {
         for client in 0..clients {
             let (accepted, failed) = (&accepted, &failed);
             scope.spawn(move || {
-                let mut connection: Option<Client> = None;
+                let (mut connection, mut next): (Option<Client>, _) = (None, Instant::now());
                 for number in 0.. {
                     if stop.load(SeqCst) {
                         return;
@@ -616,7 +622,8 @@ fn accepted_until(
                         }
                         _ => _ = failed.fetch_add(1, SeqCst),
                     }
-                    thread::sleep(pause);
+                    next += every;
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
             });
         }
@@ -624,7 +631,7 @@ fn accepted_until(
     (accepted.into_inner().expect("not poisoned"), failed.into_inner())
 }
 
-/// Every accepted user is there, each written once.
+/// Every accepted user is there, each written once. Prints how many, for whoever looks.
 fn all_are_there_once(host: &Host, valkey: &Valkey, accepted: &HashSet<String>) {
     eventually("the stream is empty", || valkey.entries() == 0);
     let there: HashSet<String> =
@@ -634,6 +641,7 @@ fn all_are_there_once(host: &Host, valkey: &Valkey, accepted: &HashSet<String>) 
     assert_eq!(host.count("audit_log"), there.len(), "nobody is written twice");
     let twice = "(SELECT clerk_id FROM processed_webhooks WHERE outcome = 'applied' GROUP BY clerk_id HAVING count(*) > 1) AS twice";
     assert_eq!(host.count(twice), 0);
+    _ = writeln!(io::stderr(), "{} accepted: 0 missing, 0 twice; {} users", accepted.len(), there.len());
 }
 
 #[test]
@@ -645,20 +653,26 @@ fn while_the_database_is_away_every_webhook_is_accepted() {
         let service = host.serve();
         let stop = AtomicBool::new(false);
         let (accepted, failed) = thread::scope(|scope| {
-            let sending = scope.spawn(|| accepted_until(&service, &stop, 8, Duration::from_millis(16)));
+            let sending = scope.spawn(|| accepted_until(&service, &stop, clients()));
             let _until = Until(&stop);
             eventually("applied", || host.count("users") > 20);
             proxy.set(Mode::Refuse);
             proxy.cut();
-            thread::sleep(Duration::from_secs(load(8, 60) as u64));
+            let away = Duration::from_secs(load(8, 60) as u64);
+            thread::sleep(away);
             let before = host.count("users");
+            _ = writeln!(
+                io::stderr(),
+                "{} waited when the database came back after {away:?}",
+                valkey.entries()
+            );
             proxy.set(Mode::Pass);
             eventually("applied again", || host.count("users") > before);
             stop.store(true, SeqCst);
             sending.join().expect("the senders")
         });
         assert_eq!(failed, 0, "{} accepted", accepted.len());
-        assert!(accepted.len() > 100, "{}", accepted.len());
+        assert!(accepted.len() > load(100, 30_000), "{}", accepted.len());
         all_are_there_once(host, valkey, &accepted);
         service.stop();
     });
@@ -671,7 +685,7 @@ fn workers_that_are_killed_under_load_lose_nothing_and_repeat_nothing() {
         let receiver = host.serve_with(&["--no-worker"]);
         let stop = AtomicBool::new(false);
         let accepted = thread::scope(|scope| {
-            let sending = scope.spawn(|| accepted_until(&receiver, &stop, 4, Duration::from_millis(2)));
+            let sending = scope.spawn(|| accepted_until(&receiver, &stop, clients()));
             let _until = Until(&stop);
             for kill in 0..load(6, 50) {
                 let worker = host.work();
@@ -731,7 +745,7 @@ fn a_server_that_is_killed_or_cut_off_under_load_loses_nothing_that_was_accepted
         let service = host.serve();
         let stop = AtomicBool::new(false);
         let (accepted, failed) = thread::scope(|scope| {
-            let sending = scope.spawn(|| accepted_until(&service, &stop, 16, Duration::ZERO));
+            let sending = scope.spawn(|| accepted_until(&service, &stop, (16, Duration::ZERO)));
             let _until = Until(&stop);
             for _ in 0..load(3, 20) {
                 thread::sleep(Duration::from_millis(700));
