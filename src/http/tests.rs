@@ -26,9 +26,8 @@ use crate::{
     model::{DeletionPolicy, FieldSet, Idle, Selection},
     store::{
         Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener,
-        Migration, MigrationStatus, Purpose, Readiness, Result as Stored, Space, Statistics, Store,
-        StoreError, Transaction,
-        sql::{Dialect, Row as SqlRow, Statement, Value as Sql},
+        Migration, MigrationStatus, Readiness, Result as Stored, Space, Statistics, Store, StoreError,
+        sql::{Dialect, Purpose, Row as SqlRow, SqlDatabase, SqlTransaction, Statement, Value as Sql},
     },
     sync::{Limits, Rules, instance::Pin},
     telemetry::{self, LogFormat, tests::logged},
@@ -51,17 +50,6 @@ impl FakeStore {
 
 #[async_trait]
 impl Database for FakeStore {
-    async fn session(&self, _: Purpose) -> Stored<Box<dyn Transaction>> {
-        Err(StoreError::new(ErrorKind::Unavailable))
-    }
-    async fn fetch(&self, _: Purpose, statement: &Statement, _: &[Sql<'_>]) -> Stored<Vec<SqlRow>> {
-        let statement = statement.sql(Dialect::Postgres);
-        if statement.contains("ORDER BY u.id LIMIT") {
-            std::future::pending::<()>().await;
-        }
-        assert!(!statement.contains("RECURSIVE"), "jane@example.com");
-        Err(StoreError::new(ErrorKind::Unavailable))
-    }
     fn writers(&self) -> usize {
         1
     }
@@ -104,6 +92,22 @@ impl Database for FakeStore {
         unreachable!()
     }
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl SqlDatabase for FakeStore {
+    async fn session(&self, _: Purpose) -> Stored<Box<dyn SqlTransaction>> {
+        Err(StoreError::new(ErrorKind::Unavailable))
+    }
+
+    async fn fetch(&self, _: Purpose, statement: &Statement, _: &[Sql<'_>]) -> Stored<Vec<SqlRow>> {
+        let statement = statement.sql(Dialect::Postgres);
+        if statement.contains("ORDER BY u.id LIMIT") {
+            std::future::pending::<()>().await;
+        }
+        assert!(!statement.contains("RECURSIVE"), "jane@example.com");
+        Err(StoreError::new(ErrorKind::Unavailable))
+    }
 }
 
 /// One whose store is never available.

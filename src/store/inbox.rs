@@ -1,15 +1,21 @@
 //! Deliveries: those that wait or are dead, those that are processed, and what is kept of either only for a time.
 
-use std::fmt;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    ops::RangeInclusive,
+};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::{Record, Result, Session};
 use crate::{
     entity,
-    model::{ClerkId, SvixId, as_rfc3339},
+    model::{ClerkId, Outcome, SvixId, as_rfc3339},
     telemetry::TraceContext,
 };
 
@@ -222,4 +228,56 @@ impl Old {
             Self::Activity => "activity",
         }
     }
+}
+
+/// The deliveries that wait, and those that are processed, as a transaction writes them. Ids are given sorted and each at most
+/// once; empty slices cost nothing.
+#[async_trait]
+pub trait Inbox: Session {
+    /// Take deliveries that wait and are due at one of these times, the longest due first, at most `limit` of them, and none
+    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends
+    /// nobody else gets them, and nobody waits for them; should its process die they are free at once.
+    async fn claim(
+        &mut self,
+        due: RangeInclusive<DateTime<Utc>>,
+        limit: u32,
+        bytes: u64,
+    ) -> Result<Vec<Parked>>;
+
+    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
+    async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>>;
+
+    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
+    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
+    async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>>;
+
+    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
+    /// returns how many. Those that somebody works on are left to them.
+    async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64>;
+
+    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
+    /// them.
+    async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()>;
+
+    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
+    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
+    /// moment is theirs to remove, so that nobody waits for it.
+    async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
+
+    /// Correct the outcome of recorded deliveries.
+    async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()>;
+
+    /// What is known of these deliveries if they are parked.
+    async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>>;
+
+    /// Keep deliveries for later, in place of a record that they were processed.
+    async fn park(&mut self, parked: &[Parked]) -> Result<()>;
+
+    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
+    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
+    async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
+
+    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
+    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
+    async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()>;
 }

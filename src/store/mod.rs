@@ -19,13 +19,17 @@
 //! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
 //! its connection is closed rather than handed to anybody else.
 
+mod database;
 mod erasures;
 mod error;
 mod foreign;
 mod inbox;
 mod inspection;
+mod ledger;
+mod looks;
 mod migration;
 pub mod mysql;
+mod notes;
 mod outbox;
 pub mod postgres;
 pub mod prefix;
@@ -37,20 +41,22 @@ pub mod sqlite;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
+pub use database::{Database, Session};
 pub use erasures::{AuditLine, Known, Minimized, OpenErasures, Tombstone};
 pub use error::{ErrorKind, StoreError};
 pub use inbox::{
-    DeliveryFilter, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState, Queued,
-    Waiting,
+    DeliveryFilter, Inbox, LOOKED_THROUGH, Old, Parked, Processed, QueueDepth, QueueFilter, QueueState,
+    Queued, Waiting,
 };
 pub use inspection::{BehindSequence, Count, Inspection, Missing, Reference, Route, Size, Statistics};
+pub use ledger::{Closing, Ledger, Opened};
+pub use looks::Looks;
 pub use migration::{Migration, MigrationStatus};
+pub use notes::Notes;
 pub use outbox::{
-    Claimed, Deed, Elsewhere, Finished, Lease, MessageFilter, MessageState, Outgoing, ReceiptStep, SinkDepth,
-    StoredMessage,
+    Claimed, Deed, Elsewhere, Finished, Lease, MessageFilter, MessageState, Outbox, Outgoing, ReceiptStep,
+    SinkDepth, StoredMessage,
 };
-
-pub use sql::{Closing, Database, Inbox, Ledger, Looks, Notes, Opened, Outbox, Purpose, Session};
 
 use crate::model::{ClerkId, Field, LineHash, Object, Outcome, Register, Seal, SvixId};
 
@@ -62,22 +68,16 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 #[async_trait]
 pub trait Store: Outbox + Notes + Looks {
     /// Begin a transaction that writes.
-    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>> {
-        self.session(Purpose::Write(patience)).await
-    }
+    async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>>;
 
     /// Begin one of a few statements. Its first statement may fail with what its opening would have failed with.
-    async fn begin_at_once(&self) -> Result<Box<dyn Transaction>> {
-        self.session(Purpose::WriteAtOnce).await
-    }
+    async fn begin_at_once(&self) -> Result<Box<dyn Transaction>>;
 }
-
-impl<D: Database> Store for D {}
 
 /// A transaction: what it does with synced objects, and with deliveries.
 pub trait Transaction: Ledger + Inbox {}
 
-impl<S: Session> Transaction for S {}
+impl<S: Ledger + Inbox> Transaction for S {}
 
 /// Hears when somebody leaves something to be worked on.
 #[async_trait]

@@ -4,10 +4,12 @@
 
 use std::fmt;
 
+use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::{Database, Result};
 use crate::{
     model::{ClerkId, MessageType, as_rfc3339},
     telemetry::TraceContext,
@@ -221,4 +223,65 @@ pub struct StoredMessage {
     /// Without anybody's data.
     #[schema(example = "status 500")]
     pub last_error: Option<String>,
+}
+
+/// What other systems are told, how far that has come, and what is known of these systems. Messages are written and recalled by a
+/// transaction beside the changes that they tell of.
+#[async_trait]
+pub trait Outbox: Database {
+    /// When the first message for this sink that waits is due, of those that are due at this time or later, unless the sink is
+    /// paused: so that it is known whether a transaction that claims is worth its beginning.
+    async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>>;
+
+    /// Take up to `limit` messages for this sink that are due since this time, each of another user, unless the sink is paused.
+    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
+    /// before it is [finished](Self::finish_messages) or the lease ends.
+    async fn claim_messages(
+        &self,
+        sink: &str,
+        since: DateTime<Utc>,
+        lease: &Lease,
+        limit: u32,
+    ) -> Result<Vec<Claimed>>;
+
+    /// Write what became of messages, all or none; returns how many were written. A message is skipped if another worker has
+    /// claimed it since the lease ended, or if an erasure removed it. If an erasure emptied a message meanwhile, its row is
+    /// deleted unless it was delivered, and the next message of that user becomes due.
+    async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64>;
+
+    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
+    async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
+
+    /// Up to `limit` messages in the order of their `id`, in every state.
+    async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
+
+    /// What a message says, as JSON, if it is still kept.
+    async fn message_body(&self, id: i64) -> Result<Option<String>>;
+
+    /// Do this with messages; returns with how many it could be done.
+    async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
+
+    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
+    /// changed anything. What is on its way is not held up.
+    async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool>;
+
+    /// Which sinks are paused, and since when.
+    async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
+
+    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
+    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
+    async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
+
+    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
+    /// one.
+    async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
+
+    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
+    async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
+
+    /// What a sink remembers of a user who is one of its recipients.
+    async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
+
+    /// Let a sink remember this of a user; false if the user is none of its recipients.
+    async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 }

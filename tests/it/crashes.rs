@@ -25,9 +25,9 @@ use clerk_sync::{
     },
     store::{
         Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark,
-        Migration, MigrationStatus, Purpose, Readiness, Result, RowFate, Session, Space, Statistics, Store,
-        StoreError, Transaction, Way,
-        sql::{Row, Statement, Value},
+        Migration, MigrationStatus, Readiness, Result, RowFate, Session, Space, Statistics, Store,
+        StoreError, Way,
+        sql::{Purpose, Row, SqlDatabase, SqlSession, SqlTransaction, Statement, Value},
     },
     sync::{Clock, Frontier, chain, enqueue, erasure},
     work::{
@@ -193,8 +193,7 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
         sink: Arc::clone(ear) as Arc<dyn Sink>,
         address: "here".to_owned(),
     };
-    let store: Arc<dyn Store> =
-        Arc::new(Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(fault) });
+    let store: Arc<dyn Store> = Arc::new(Troubled { inner: world.sql_store(), fault: Arc::clone(fault) });
     let mut dispatcher = Dispatcher::new(store, destination, clock);
     let batches = [
         vec![
@@ -273,7 +272,7 @@ async fn hold(
     (world.now, world.rules.grace) = (at(NOW), TimeDelta::days(7));
     world.deliver_all(created).await;
     application::order(world, 1, "user_b").await;
-    let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+    let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
     let (kept, hurried) = (clerk_id("user_c"), clerk_id("user_d"));
 
     let deliveries: Vec<Delivery> = deleted.iter().map(|event| world.delivery(event)).collect();
@@ -310,7 +309,7 @@ async fn every_call_of_sealing(world: World, how: How) {
         number += 1;
         world.empty().await;
         let fault = Fault::new(number, how);
-        let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+        let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
         for id in ["user_a", "user_b", "user_c"] {
             world.deliver(&Event::created(id)).await;
             fault.disturbed(chain::seal(&store, 10, world.now)).await;
@@ -411,7 +410,7 @@ impl Story {
     async fn tell(&self, world: &World, fault: Arc<Fault>) -> (Vec<String>, usize) {
         world.sql("DELETE FROM orders").await;
         world.empty().await;
-        let store = Troubled { inner: Arc::clone(&world.store), fault: Arc::clone(&fault) };
+        let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
         for (number, batch) in self.batches.iter().enumerate() {
             if number == 1 {
                 application::order(world, 1, "user_a").await;
@@ -512,16 +511,12 @@ impl Fault {
 
 /// A store with trouble.
 struct Troubled {
-    inner: Arc<dyn Store>,
+    inner: Arc<dyn SqlDatabase>,
     fault: Arc<Fault>,
 }
 
 #[async_trait]
 impl Database for Troubled {
-    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
-        let inner = self.fault.call(self.inner.session(purpose)).await?;
-        Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))
-    }
     fn writers(&self) -> usize {
         self.inner.writers()
     }
@@ -571,9 +566,17 @@ impl Database for Troubled {
     }
 }
 
+#[async_trait]
+impl SqlDatabase for Troubled {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>> {
+        let inner = self.fault.call(self.inner.session(purpose)).await?;
+        Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))
+    }
+}
+
 /// A call is one statement, or whatever else a keeper does in one go.
 struct TroubledTransaction {
-    inner: Box<dyn Transaction>,
+    inner: Box<dyn SqlTransaction>,
     fault: Arc<Fault>,
 }
 
@@ -583,31 +586,6 @@ impl Session for TroubledTransaction {
         self.inner.kinds()
     }
 
-    fn takes_steps(&self, statement: &Statement) -> bool {
-        self.inner.takes_steps(statement)
-    }
-    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        self.fault.call(self.inner.rows(statement, values)).await
-    }
-    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
-        self.fault.call(self.inner.execute(statement, values)).await
-    }
-    async fn write_objects(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Row>> {
-        self.fault.call(self.inner.write_objects(table, statement, values)).await
-    }
-    async fn try_objects(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<()> {
-        self.fault.call(self.inner.try_objects(table, statement, values)).await
-    }
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
         self.fault.call(self.inner.hidden()).await
     }
@@ -622,15 +600,6 @@ impl Session for TroubledTransaction {
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
         self.fault.call(self.inner.mark(marks, mark)).await
     }
-    fn fail(&mut self, reason: StoreError) -> StoreError {
-        self.inner.fail(reason)
-    }
-    fn leaves_work(&mut self) {
-        self.inner.leaves_work();
-    }
-    fn removed_personal_data(&mut self) {
-        self.inner.removed_personal_data();
-    }
     async fn commit(self: Box<Self>) -> Result<()> {
         self.fault.call(self.inner.commit()).await
     }
@@ -642,5 +611,50 @@ impl Session for TroubledTransaction {
             Ok(())
         };
         let _ = fault.call(rollback).await;
+    }
+}
+
+#[async_trait]
+impl SqlSession for TroubledTransaction {
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        self.inner.takes_steps(statement)
+    }
+
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        self.fault.call(self.inner.rows(statement, values)).await
+    }
+
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        self.fault.call(self.inner.execute(statement, values)).await
+    }
+
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        self.fault.call(self.inner.write_objects(table, statement, values)).await
+    }
+
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        self.fault.call(self.inner.try_objects(table, statement, values)).await
+    }
+
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.inner.fail(reason)
+    }
+
+    fn leaves_work(&mut self) {
+        self.inner.leaves_work();
+    }
+
+    fn removed_personal_data(&mut self) {
+        self.inner.removed_personal_data();
     }
 }

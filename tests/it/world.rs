@@ -28,8 +28,13 @@ use clerk_sync::{
     entity::{self, USER},
     model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, Object, Outcome},
     store::{
-        self, Claimed, Store, StoreError, mysql::Mysql, postgres::Postgres, prefix, schema::TABLES,
-        sql::Dialect, sqlite::Sqlite,
+        self, Claimed, Store, StoreError,
+        mysql::Mysql,
+        postgres::Postgres,
+        prefix,
+        schema::TABLES,
+        sql::{Dialect, SqlDatabase},
+        sqlite::Sqlite,
     },
     sync::{self, Drained, Frontier, Pace, Rules},
     work::outbox::ending::{self, Ending},
@@ -121,6 +126,8 @@ pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F
 pub struct World {
     pub keeper: Keeper,
     pub store: Arc<dyn Store>,
+    /// The same, where it speaks SQL.
+    sql_store: Option<Arc<dyn SqlDatabase>>,
     pub rules: Rules,
     /// What our clock says; a test moves it by hand.
     pub now: DateTime<Utc>,
@@ -155,7 +162,8 @@ impl World {
         let store = place.open(&[], false, entity::ALL).await;
         Some(Self {
             keeper,
-            store,
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            sql_store: Some(store),
             rules: Rules::new(USER.selectable().collect(), DeletionPolicy::Auto),
             now: at(NOW),
             kinds: entity::ALL,
@@ -166,6 +174,11 @@ impl World {
     /// Write how deliveries of messages ended; gives of how many.
     pub async fn finish(&self, ended: &[(Claimed, Ending)]) -> store::Result<u64> {
         ending::finish(&*self.store, ended, self.now).await
+    }
+
+    /// The store, as one that is given statements.
+    pub fn sql_store(&self) -> Arc<dyn SqlDatabase> {
+        Arc::clone(self.sql_store.as_ref().expect("a database that speaks SQL"))
     }
 
     /// Another process that works with the same database.
@@ -620,7 +633,7 @@ impl Place {
         anonymize_columns: &[&str],
         unique_email: bool,
         kinds: &'static [&'static Entity],
-    ) -> Arc<dyn Store> {
+    ) -> Arc<dyn SqlDatabase> {
         let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
         match self {
             Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {

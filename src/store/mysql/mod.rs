@@ -32,9 +32,9 @@ pub(super) use self::error::explain;
 use self::{error::connect_error, removal::Removal, session::MysqlSession, watch::Watch};
 use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, Transaction,
+    MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics,
     relay::Relay,
-    sql::{Dialect, statistics, unique_email},
+    sql::{Dialect, Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
 
@@ -137,10 +137,6 @@ impl Mysql {
 
 #[async_trait]
 impl Database for Mysql {
-    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(self.opened(purpose).await?))
-    }
-
     fn writers(&self) -> usize {
         WRITERS
     }
@@ -214,6 +210,13 @@ impl Database for Mysql {
 
     async fn close(&self) {
         self.pool.close().await;
+    }
+}
+
+#[async_trait]
+impl SqlDatabase for Mysql {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>> {
+        Ok(Box::new(self.opened(purpose).await?))
     }
 }
 

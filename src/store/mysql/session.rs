@@ -27,7 +27,10 @@ use crate::{
     model::{ClerkId, FieldSet, Kinds, Selection},
     store::{
         ErrorKind, Ledger as _, Mark, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, RowCells, Statement, Step, Value, batch, objects::Statements, telling, values},
+        sql::{
+            Dialect, Row, RowCells, SqlSession, Statement, Step, Value, batch, objects::Statements, telling,
+            values,
+        },
     },
 };
 
@@ -263,55 +266,6 @@ impl Session for MysqlSession {
         self.kinds
     }
 
-    fn takes_steps(&self, statement: &Statement) -> bool {
-        statement.sql(self.dialect).is_empty()
-    }
-
-    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        let rows = self.run(statement, values, explain).await;
-        self.noted(rows).map(|(rows, _)| Row::all(rows, RowCells::Mysql, self.kinds))
-    }
-
-    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
-        let done = self.run(statement, values, explain).await;
-        let (rows, affected) = self.noted(done)?;
-        match rows.first() {
-            // A statement that has to know counts for itself: what the server says of an upsert tells nothing.
-            Some(_) => crate::store::sql::only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
-            None => Ok(affected),
-        }
-    }
-
-    async fn write_objects(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Row>> {
-        if self.is_hurried
-            && let [Value::Batch(_), ..] = values
-            && let Some(entity) = self.kinds.iter().find(|entity| entity.table == table)
-        {
-            // Rows that are to be written begin with their ids.
-            let removal = Arc::clone(&self.removal);
-            self.rows(&removal.of(entity).numbers, &values[..1]).await?;
-        }
-        let written = self.written(table, statement, values).await;
-        self.noted(written)
-    }
-
-    async fn try_objects(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<()> {
-        match self.refusable(table, statement, values).await {
-            Err(error) if self.over.is_some() => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
         // There is no such thing here.
         Ok(None)
@@ -376,17 +330,6 @@ impl Session for MysqlSession {
         Ok(())
     }
 
-    fn fail(&mut self, reason: StoreError) -> StoreError {
-        self.over.get_or_insert_with(|| reason.clone());
-        reason
-    }
-
-    fn leaves_work(&mut self) {
-        self.leaves_work = true;
-    }
-
-    fn removed_personal_data(&mut self) {}
-
     async fn commit(mut self: Box<Self>) -> Result<()> {
         self.control("COMMIT").await?;
         drop(self.connection.take());
@@ -403,6 +346,69 @@ impl Session for MysqlSession {
             drop(self.connection.take());
         }
     }
+}
+
+#[async_trait]
+impl SqlSession for MysqlSession {
+    fn takes_steps(&self, statement: &Statement) -> bool {
+        statement.sql(self.dialect).is_empty()
+    }
+
+    async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let rows = self.run(statement, values, explain).await;
+        self.noted(rows).map(|(rows, _)| Row::all(rows, RowCells::Mysql, self.kinds))
+    }
+
+    async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
+        let done = self.run(statement, values, explain).await;
+        let (rows, affected) = self.noted(done)?;
+        match rows.first() {
+            // A statement that has to know counts for itself: what the server says of an upsert tells nothing.
+            Some(_) => crate::store::sql::only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
+            None => Ok(affected),
+        }
+    }
+
+    async fn write_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        if self.is_hurried
+            && let [Value::Batch(_), ..] = values
+            && let Some(entity) = self.kinds.iter().find(|entity| entity.table == table)
+        {
+            // Rows that are to be written begin with their ids.
+            let removal = Arc::clone(&self.removal);
+            self.rows(&removal.of(entity).numbers, &values[..1]).await?;
+        }
+        let written = self.written(table, statement, values).await;
+        self.noted(written)
+    }
+
+    async fn try_objects(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<()> {
+        match self.refusable(table, statement, values).await {
+            Err(error) if self.over.is_some() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.over.get_or_insert_with(|| reason.clone());
+        reason
+    }
+
+    fn leaves_work(&mut self) {
+        self.leaves_work = true;
+    }
+
+    fn removed_personal_data(&mut self) {}
 }
 
 /// The values of a statement that writes rows, so that the rows of each portion fit into a packet; none of another statement.

@@ -9,8 +9,8 @@ use super::{
     sequences, sight, sql,
 };
 use crate::store::{
-    Count, ErrorKind, Inspection, Migration, Missing, Purpose, Reference, Result, StoreError,
-    migration::POSTGRES, schema,
+    Count, ErrorKind, Inspection, Migration, Missing, Reference, Result, StoreError, migration::POSTGRES,
+    schema, sql::Purpose,
 };
 use chrono::{DateTime, Utc};
 use serde::Deserialize;

@@ -60,12 +60,11 @@ use self::{
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Missing, Patience, Purpose, Readiness, Result, Route, Space, Statistics, StoreError,
-    Transaction,
+    MigrationStatus, Missing, Patience, Readiness, Result, Route, Space, Statistics, StoreError,
     migration::POSTGRES,
     relay::Relay,
     schema::{self, Column, ColumnType, quoted},
-    sql::{statistics, unique_email},
+    sql::{Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
 
@@ -404,13 +403,6 @@ impl Postgres {
 
 #[async_trait]
 impl Database for Postgres {
-    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(match purpose {
-            Purpose::WriteAtOnce => self.unopened().await?,
-            _ => self.opened(purpose).await?,
-        }))
-    }
-
     fn writers(&self) -> usize {
         WRITERS
     }
@@ -500,6 +492,16 @@ impl Database for Postgres {
     async fn close(&self) {
         self.others.tell_now().await;
         self.pool.close().await;
+    }
+}
+
+#[async_trait]
+impl SqlDatabase for Postgres {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>> {
+        Ok(Box::new(match purpose {
+            Purpose::WriteAtOnce => self.unopened().await?,
+            _ => self.opened(purpose).await?,
+        }))
     }
 }
 

@@ -20,17 +20,57 @@ use super::{
 use crate::{
     model::{ClerkId, Kinds},
     store::{
-        ErrorKind, Mark, Result, Route, RowFate, StoreError, Way,
-        sql::{self as shared, Cells, Dialect, Row, RowCells, Statement, Value},
+        self, ErrorKind, Mark, Result, Route, RowFate, StoreError, Way,
+        sql::{Cells, Dialect, Row, RowCells, SqlSession, Statement, Value},
     },
 };
 
 #[async_trait]
-impl shared::Session for Session {
+impl store::Session for Session {
     fn kinds(&self) -> Kinds {
         self.kinds
     }
 
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        self.is_open().await?;
+        let hidden = sight::hidden(self).await?;
+        Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
+    }
+
+    async fn erase(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        self.is_open().await?;
+        let removal = Arc::clone(&self.removal);
+        removal.erase(self, ids, ways, at).await
+    }
+
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        self.is_open().await?;
+        removal::mark(self, marks, mark).await
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        self.is_open().await?;
+        Self::commit(*self).await
+    }
+
+    async fn rollback(mut self: Box<Self>) {
+        if self.opening.is_some() {
+            // Nothing was begun.
+            self.connection.take();
+            return;
+        }
+        // If this fails the connection is closed, which rolls back as well.
+        let _ = self.end("ROLLBACK").await;
+    }
+}
+
+#[async_trait]
+impl SqlSession for Session {
     fn takes_steps(&self, statement: &Statement) -> bool {
         statement.sql(Dialect::Postgres).is_empty()
     }
@@ -62,7 +102,7 @@ impl shared::Session for Session {
             self.ending = Some(written(statement, values));
             return Ok(());
         }
-        shared::Session::rows(self, statement, values).await.map(drop)
+        SqlSession::rows(self, statement, values).await.map(drop)
     }
 
     async fn write_objects(
@@ -98,28 +138,6 @@ impl shared::Session for Session {
         }
     }
 
-    async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        self.is_open().await?;
-        let hidden = sight::hidden(self).await?;
-        Ok((!hidden.is_empty()).then(|| sight::explained(&hidden)))
-    }
-
-    async fn erase(
-        &mut self,
-        ids: &[ClerkId],
-        ways: &[Way],
-        at: DateTime<Utc>,
-    ) -> Result<HashMap<ClerkId, RowFate>> {
-        self.is_open().await?;
-        let removal = Arc::clone(&self.removal);
-        removal.erase(self, ids, ways, at).await
-    }
-
-    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
-        self.is_open().await?;
-        removal::mark(self, marks, mark).await
-    }
-
     fn fail(&mut self, reason: StoreError) -> StoreError {
         reason
     }
@@ -130,21 +148,6 @@ impl shared::Session for Session {
 
     fn removed_personal_data(&mut self) {
         // What a vacuum leaves of removed rows is the server's.
-    }
-
-    async fn commit(mut self: Box<Self>) -> Result<()> {
-        self.is_open().await?;
-        Self::commit(*self).await
-    }
-
-    async fn rollback(mut self: Box<Self>) {
-        if self.opening.is_some() {
-            // Nothing was begun.
-            self.connection.take();
-            return;
-        }
-        // If this fails the connection is closed, which rolls back as well.
-        let _ = self.end("ROLLBACK").await;
     }
 }
 

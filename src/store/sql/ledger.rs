@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::{
-    Row, Session, batch,
+    Row, SqlSession, batch,
     batch::Columns,
     objects::{Children, Statements, Write, by_kind},
     outbox, queue, statements, values,
@@ -14,10 +14,10 @@ use super::{
 use crate::{
     entity::USER,
     model::{
-        Actor, AuditEntry, ClerkId, Entity, FieldSet, Kinds, Object, Outcome, Receipt, Register, Selection,
-        SvixId, Version,
+        Actor, AuditEntry, ClerkId, Entity, FieldSet, Kinds, Object, Receipt, Register, Selection, SvixId,
+        Version,
     },
-    store::{Address, Advance, ErrorKind, Outgoing, Record, Result, StoreError},
+    store::{Address, Advance, Closing, ErrorKind, Ledger, Opened, Outgoing, Record, Result, StoreError},
 };
 
 /// The first column of a row that `OPEN` loads.
@@ -127,34 +127,8 @@ statements! {
           AND completed_at IS NULL";
 }
 
-/// What a batch finds.
-pub struct Opened {
-    /// The deliveries that were not recorded before.
-    pub recorded: HashSet<SvixId>,
-    /// Locked.
-    pub registers: HashMap<ClerkId, Register>,
-    /// The rows of objects with news, locked.
-    pub objects: HashMap<ClerkId, Object>,
-}
-
-/// What a batch writes.
-pub struct Closing<'a> {
-    pub registers: &'a [Advance],
-    /// Of one kind, as the updates.
-    pub inserts: &'a [Object],
-    pub updates: &'a [Object],
-    pub audit: &'a [AuditEntry],
-    /// Those that were recorded too early.
-    pub outcomes: &'a [(SvixId, Outcome)],
-}
-
-/// What a transaction does with synced objects, and with what belongs to a change of them. Ids are given sorted and each at
-/// most once; empty slices cost nothing. Rows leave by [`Session::erase`].
 #[async_trait]
-pub trait Ledger: Session {
-    /// [Record](super::Inbox::record) deliveries, lock and read the registers of objects of one kind, and load the rows of those for
-    /// which this version is news, in one statement; `None`, with nothing done, where a database takes one step after another. An error
-    /// does not say which step it was.
+impl<S: SqlSession + ?Sized> Ledger for S {
     async fn open(
         &mut self,
         records: &[Record<'_>],
@@ -190,8 +164,6 @@ pub trait Ledger: Session {
         Ok(Some(opened))
     }
 
-    /// Do [`advance`](Self::advance), [`insert`](Self::insert), [`update`](Self::update), [`audit`](Self::audit) and
-    /// [`settle`](super::Inbox::settle) in one statement, after [`open`](Self::open) has opened.
     async fn close(
         &mut self,
         entity: &'static Entity,
@@ -219,12 +191,10 @@ pub trait Ledger: Session {
         self.last(&statements.close, values).await
     }
 
-    /// Lock and read the version register of these objects, as far as there is one.
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
         self.rows(&REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()
     }
 
-    /// Lock and read the registers of these objects, making a blank one where there is none.
     async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
         // Older than any event.
         self.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
@@ -232,8 +202,6 @@ pub trait Ledger: Session {
         if found.len() == ids.len() { Ok(found) } else { Err(self.fail(StoreError::new(ErrorKind::Raced))) }
     }
 
-    /// Write registers that are newer than what is stored. [`ErrorKind::Raced`] if an entity appeared since
-    /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()> {
         if registers.iter().any(|advance| advance.register.held_until.is_some()) {
             self.leaves_work();
@@ -251,8 +219,6 @@ pub trait Ledger: Session {
         }
     }
 
-    /// Which live users have these addresses, as the database compares them without regard to case. Each address comes at
-    /// least once.
     async fn addresses(&mut self, addresses: &[String]) -> Result<Vec<Address>> {
         let rows = self.rows(&ADDRESSES, values![batch(addresses).text(String::as_str)]).await?;
         let address = |row: &Row| {
@@ -265,7 +231,6 @@ pub trait Ledger: Session {
         rows.iter().map(address).collect()
     }
 
-    /// Take their addresses from these users, so that others can be given them in the next statements.
     async fn release_addresses(&mut self, ids: &[ClerkId]) -> Result<()> {
         if !ids.is_empty() {
             let ids = batch(ids).text(ClerkId::as_str);
@@ -274,8 +239,6 @@ pub trait Ledger: Session {
         Ok(())
     }
 
-    /// Load the rows of these objects, with the columns that are selected, those that say where an object belongs, and those that
-    /// [tell](Entity::telling) whether one was anonymised.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, Object>> {
         let mut loaded = HashMap::new();
         for (entity, ids) in by_kind(ids, ClerkId::entity) {
@@ -288,8 +251,6 @@ pub trait Ledger: Session {
         Ok(loaded)
     }
 
-    /// Up to `limit` objects of all kinds that go with these parents and have no tombstone, sorted. One that goes with several
-    /// of them may come once for each.
     async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>> {
         let children = Children::of(self.kinds());
         let may_have_some = |id: &&ClerkId| children.mark.iter().any(|(kind, ..)| *kind == id.entity());
@@ -297,7 +258,6 @@ pub trait Ledger: Session {
         self.parts(&parents, self.kinds(), limit).await
     }
 
-    /// Up to `limit` objects of these kinds that go with these parents and have no tombstone, sorted.
     async fn parts(&mut self, parents: &[ClerkId], kinds: Kinds, limit: u32) -> Result<Vec<ClerkId>> {
         let rows = self.rows(&Children::of(kinds).find, values![ids_of(parents), limit]).await?;
         let mut ids: Vec<ClerkId> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
@@ -305,7 +265,6 @@ pub trait Ledger: Session {
         Ok(ids)
     }
 
-    /// Mark the rows of all objects that go with these parents as deleted. It does not matter if the application lets us.
     async fn mark_children(&mut self, parents: &[ClerkId], at: DateTime<Utc>) -> Result<()> {
         for (kind, table, statement) in &Children::of(self.kinds()).mark {
             let ids: Vec<&ClerkId> = parents.iter().filter(|parent| parent.entity() == *kind).collect();
@@ -316,8 +275,6 @@ pub trait Ledger: Session {
         Ok(())
     }
 
-    /// The live objects of a kind that have one of these values in the columns of which no two may have the same, in the order
-    /// of [`Entity::unique`].
     async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>> {
         let places = 0..entity.unique.len();
         let rows =
@@ -326,18 +283,14 @@ pub trait Ledger: Session {
         rows.iter().map(|row| row.id_of(entity, 0)).collect()
     }
 
-    /// Insert rows with the selected columns. [`ErrorKind::Raced`] if one is there already.
     async fn insert(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Insert).await
     }
 
-    /// Update the selected columns of rows, and nothing else. [`ErrorKind::Raced`] if one is gone.
     async fn update(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
         write(self, objects, selection, Write::Update).await
     }
 
-    /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the
-    /// older request counts, and once completed it stays so.
     async fn receipts(&mut self, receipts: &[Receipt]) -> Result<()> {
         let rows = batch(receipts)
             .text(|receipt| receipt.clerk_id.as_str())
@@ -350,27 +303,20 @@ pub trait Ledger: Session {
         Ok(())
     }
 
-    /// Complete the receipts of these users and this destination, as far as there are any that are open.
     async fn close_receipts(&mut self, ids: &[ClerkId], destination: &str, at: DateTime<Utc>) -> Result<()> {
         let ids = batch(ids).text(ClerkId::as_str);
         self.execute(&CLOSE_RECEIPTS, values![ids, destination, at]).await?;
         Ok(())
     }
 
-    /// Keep messages for other systems, in this order, and remember which sinks are told of which users. The registers
-    /// of these users are locked.
     async fn tell(&mut self, messages: &[Outgoing]) -> Result<()> {
         outbox::tell(self, messages).await
     }
 
-    /// Remove every message of these users but deletions. Of those on their way only what they say is removed: they
-    /// still go before whatever is enqueued from now on. Returns which sinks were ever told of whom, and wait for no
-    /// deletion yet. The registers of these users are locked.
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>> {
         outbox::recall(self, ids, now).await
     }
 
-    /// Append to the audit trail.
     async fn audit(&mut self, entries: &[AuditEntry]) -> Result<()> {
         if entries.is_empty() {
             return Ok(());
@@ -405,11 +351,9 @@ pub trait Ledger: Session {
     }
 }
 
-impl<S: Session + ?Sized> Ledger for S {}
-
 /// Those of these whose row stands and tells who they were.
 pub(in crate::store) async fn telling(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     ids: &[ClerkId],
 ) -> Result<Vec<ClerkId>> {
     let rows = session.load(ids, &Selection::default()).await?;
@@ -418,7 +362,7 @@ pub(in crate::store) async fn telling(
 }
 
 async fn write(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     objects: &[Object],
     selection: &Selection,
     how: Write,
@@ -446,7 +390,7 @@ async fn write(
 
 /// Read registers as they are now, without locks.
 pub(super) async fn known_registers(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     ids: &[ClerkId],
 ) -> Result<HashMap<ClerkId, Register>> {
     session.rows(&KNOWN_REGISTERS, values![ids_of(ids)]).await?.iter().map(register).collect()

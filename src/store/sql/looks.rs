@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{Database, Purpose, Row, batch, ledger, objects::Statements, only, queue, statements, values};
+use super::{Purpose, Row, SqlDatabase, batch, ledger, objects::Statements, only, queue, statements, values};
 use crate::{
     entity::{PARTS, USER},
     model::{ClerkId, Entity, FieldSet, Receipt, Selection, SvixId},
     store::{
-        self, AuditLine, Bucket, DeliveryFilter, ErrorKind, Known, LOOKED_THROUGH, OpenErasures, Parked,
-        Processed, QueueDepth, QueueFilter, QueueState, Queued, Result, RowFilter, StoreError, Tombstone,
+        self, AuditLine, Bucket, DeliveryFilter, ErrorKind, Known, LOOKED_THROUGH, Looks, OpenErasures,
+        Parked, Processed, QueueDepth, QueueFilter, QueueState, Queued, Result, RowFilter, StoreError,
+        Tombstone,
     },
 };
 
@@ -177,18 +178,14 @@ statements! {
         LIMIT $5";
 }
 
-/// See the head of this file.
 #[async_trait]
-pub trait Looks: Database {
-    /// One object's row, deleted or not.
+impl<D: SqlDatabase + ?Sized> Looks for D {
     async fn row(&self, id: &ClerkId) -> Result<Option<store::Row>> {
         let statements = Statements::of(id.entity(), FieldSet::ALL);
         let rows = self.fetch(Purpose::Read, &statements.one, values![id]).await?;
         rows.first().map(|row| statements.seen(row)).transpose()
     }
 
-    /// Up to `limit` rows of a kind in the order of their `id`, without those of deleted objects. Rows that are there when a
-    /// walk through the pages begins come exactly once.
     async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<store::Row>> {
         let statements = Statements::of(entity, FieldSet::ALL);
         let after = filter.after.unwrap_or(i64::MIN);
@@ -204,7 +201,6 @@ pub trait Looks: Database {
         rows.iter().map(|row| statements.seen(row)).collect()
     }
 
-    /// The rows of these objects of a kind, without those that are deleted.
     async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<store::Row>> {
         let statements = Statements::of(entity, FieldSet::ALL);
         let ids = values![batch(ids).text(ClerkId::as_str)];
@@ -212,8 +208,6 @@ pub trait Looks: Database {
         rows.iter().map(|row| statements.seen(row)).collect()
     }
 
-    /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
-    /// before `to`. Empty buckets are left out, rows of anonymised users count. Times that cannot be read belong to no day.
     async fn signups(
         &self,
         bucket: Bucket,
@@ -228,7 +222,6 @@ pub trait Looks: Database {
         rows.iter().filter_map(|row| count(row).transpose()).collect()
     }
 
-    /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
     async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
         let mut session = self.session(Purpose::Read).await?;
         let registers = ledger::known_registers(&mut *session, ids).await?;
@@ -237,7 +230,6 @@ pub trait Looks: Database {
         Ok(Known { registers, objects })
     }
 
-    /// The parts that are kept of these objects, as far as they have no tombstone, read without locks.
     async fn parts_of(&self, owners: &[ClerkId]) -> Result<Vec<ClerkId>> {
         let mut session = self.session(Purpose::Read).await?;
         let parts = session.parts(owners, PARTS, u32::MAX).await?;
@@ -245,9 +237,6 @@ pub trait Looks: Database {
         Ok(parts)
     }
 
-    /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
-    /// `untouched_since` or never, in the order of the ids, after this one. What the application has marked as deleted is
-    /// among them.
     async fn standing(
         &self,
         entity: &'static Entity,
@@ -262,33 +251,28 @@ pub trait Looks: Database {
         rows.iter().map(|row| row.id_of(entity, 0)).collect()
     }
 
-    /// How many objects of a kind there are whose erasure nobody has asked for.
     async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
         let statements = Statements::of(entity, FieldSet::default());
         // Of a large table this takes longer than a webhook may.
         only(&self.fetch(Purpose::Scan, &statements.count_standing, values![]).await?)?.get(0)
     }
 
-    /// When an object of this kind, of which there are few, was last written; `None` if there is none. Reads the whole table.
     async fn last_written(&self, entity: &'static Entity) -> Result<Option<DateTime<Utc>>> {
         let statements = Statements::of(entity, FieldSet::default());
         let rows = self.fetch(Purpose::Count, &statements.newest, values![]).await?;
         rows.first().map(|row| row.get(0)).transpose()
     }
 
-    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>> {
         let values = values![id, after.unwrap_or(i64::MIN), limit];
         self.fetch(Purpose::Read, &AUDIT_TRAIL, values).await?.iter().map(audit_line).collect()
     }
 
-    /// Up to `limit` of the newest of these lines, the newest first.
     async fn newest_lines(&self, id: &ClerkId, limit: u32) -> Result<Vec<AuditLine>> {
         let rows = self.fetch(Purpose::Read, &NEWEST_LINES, values![id, limit]).await?;
         rows.iter().map(audit_line).collect()
     }
 
-    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
     async fn held_due(
         &self,
         now: DateTime<Utc>,
@@ -299,8 +283,6 @@ pub trait Looks: Database {
         rows.iter().map(|row| row.id_of(&USER, 0)).collect()
     }
 
-    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
-    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
     async fn tombstones(
         &self,
         since: DateTime<Utc>,
@@ -314,12 +296,10 @@ pub trait Looks: Database {
         self.fetch(Purpose::Scan, &TOMBSTONES, values).await?.iter().map(tombstone).collect()
     }
 
-    /// Every receipt of one user.
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>> {
         self.fetch(Purpose::Read, &RECEIPTS_OF, values![id]).await?.iter().map(receipt).collect()
     }
 
-    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
     async fn open_receipts(
         &self,
         before: Option<DateTime<Utc>>,
@@ -336,7 +316,6 @@ pub trait Looks: Database {
         self.fetch(Purpose::Read, &OPEN_RECEIPTS, values).await?.iter().map(receipt).collect()
     }
 
-    /// How many receipts of each destination are not completed.
     async fn open_erasures(&self) -> Result<Vec<OpenErasures>> {
         let rows = self.fetch(Purpose::Read, &OPEN_ERASURES, values![]).await?;
         let open = |row: &Row| {
@@ -345,21 +324,17 @@ pub trait Looks: Database {
         rows.iter().map(open).collect()
     }
 
-    /// When the first delivery that waits is due, of those that are due at this time or later, so that it is known whether a
-    /// transaction that claims is worth its beginning.
     async fn first_due(&self, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
         let rows = self.fetch(Purpose::Read, &FIRST_DUE, values![since]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
-    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
     async fn queue_depth(&self) -> Result<QueueDepth> {
         let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
         let row = only(&rows)?;
         Ok(QueueDepth { pending: row.get(0)?, dead: row.get(1)?, first_due: row.maybe(2)? })
     }
 
-    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>> {
         let QueueFilter { ids, state, event_type, clerk_id, after } = filter;
         let (statement, purpose) = match (ids, clerk_id, state) {
@@ -375,14 +350,11 @@ pub trait Looks: Database {
         self.fetch(purpose, statement, &values).await?.iter().map(queued).collect()
     }
 
-    /// One delivery of `webhook_queue`, whole.
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>> {
         let rows = self.fetch(Purpose::Read, &PARKED, values![id]).await?;
         rows.first().map(queue::parked).transpose()
     }
 
-    /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
-    /// newest are looked through as [`LOOKED_THROUGH`] says.
     async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>> {
         let DeliveryFilter { ids, event_type, outcome, before } = filter;
         let (statement, purpose, among) = match ids {
@@ -398,8 +370,6 @@ pub trait Looks: Database {
         self.fetch(purpose, statement, &values).await?.iter().map(processed).collect()
     }
 }
-
-impl<D: Database + ?Sized> Looks for D {}
 
 /// The id behind which a page begins.
 fn from(after: Option<&ClerkId>) -> &str {

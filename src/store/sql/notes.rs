@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Database, Purpose, Row, RowCells, Session, batch, only, retention, statements, values};
+use super::{Purpose, Row, RowCells, SqlDatabase, SqlSession, batch, only, retention, statements, values};
 use crate::{
     model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
-        Activity, ErrorKind, History, Minimized, Old, Origin, Outlook, Result, Run, RunKind, StoreError,
-        ToSeal, Unsealed, WITHIN, mysql, postgres, sqlite,
+        Activity, ErrorKind, History, Minimized, Notes, Old, Origin, Outlook, Result, Run, RunKind,
+        StoreError, ToSeal, Unsealed, WITHIN, mysql, postgres, sqlite,
     },
 };
 
@@ -184,36 +184,29 @@ statements! {
         ) AS unsealed");
 }
 
-/// See the head of this file.
 #[async_trait]
-pub trait Notes: Database {
-    /// Get a lease, or keep it for longer; false if somebody else has it. It is given up by itself after `lasting`, by
-    /// the database's clock.
+impl<D: SqlDatabase + ?Sized> Notes for D {
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
         let milliseconds = i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX);
         let held = self.run(Purpose::WRITE, &HOLD_LEASE, values![name, holder, milliseconds]).await?;
         Ok(held == 1)
     }
 
-    /// Give a lease back, if it is this holder's.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
         self.run(Purpose::WRITE, &RELEASE_LEASE, values![name, holder]).await?;
         Ok(())
     }
 
-    /// The newest run of this kind and these parameters that did not finish.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>> {
         let rows = self.fetch(Purpose::Read, &UNFINISHED_RUN, values![kind.name(), parameters]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
-    /// The run of this kind and these parameters that last came to its end; without parameters, of those through all users.
     async fn last_finished(&self, kind: RunKind, parameters: Option<&str>) -> Result<Option<Run>> {
         let rows = self.fetch(Purpose::Read, &LAST_FINISHED, values![kind.name(), parameters]).await?;
         rows.first().map(|row| run(row, kind)).transpose()
     }
 
-    /// Write a run, taking it over from its owner so far.
     async fn begin_run(&self, run: &Run) -> Result<()> {
         let values = values![
             &run.id,
@@ -230,20 +223,17 @@ pub trait Notes: Database {
         Ok(())
     }
 
-    /// Write how far a run has come; false if somebody else has taken it over.
     async fn save_run(&self, run: &Run) -> Result<bool> {
         let values = values![&run.id, &run.owner, &run.progress, run.updated_at, run.finished_at];
         let saved = self.run(Purpose::WRITE, &SAVE_RUN, values).await?;
         Ok(saved == 1)
     }
 
-    /// Forget runs that were last worked on before this.
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()> {
         self.run(Purpose::WRITE, &PRUNE_RUNS, values![before]).await?;
         Ok(())
     }
 
-    /// What the tables say of the time from `since` until `until`, when the service started.
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History> {
         let rows = self.fetch(Purpose::Read, &HISTORY, values![since, until]).await?;
         let row = only(&rows)?;
@@ -254,14 +244,11 @@ pub trait Notes: Database {
         })
     }
 
-    /// Which instance of Clerk the users are of, if that is known.
     async fn origin(&self) -> Result<Option<Origin>> {
         let rows = self.fetch(Purpose::Read, &ORIGIN, values![]).await?;
         rows.first().map(origin).transpose()
     }
 
-    /// Remember that the users are of this instance of Clerk, unless one is remembered; returns the one that is. Of several
-    /// who claim at the same time one is first, and all hear of it.
     async fn claim_instance(&self, id: &str) -> Result<String> {
         // Read first: nearly always there is nothing to write.
         if let Some(origin) = self.origin().await? {
@@ -274,26 +261,21 @@ pub trait Notes: Database {
         Ok(origin(rows.first().ok_or_else(|| StoreError::new(ErrorKind::Raced))?)?.instance)
     }
 
-    /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
-    /// [the one before](Origin::previous).
     async fn change_instance(&self, id: &str) -> Result<()> {
         self.run(Purpose::WRITE, &CHANGE_INSTANCE, values![id]).await?;
         Ok(())
     }
 
-    /// Forget the instance before: it is settled what becomes of its users.
     async fn settle_instance(&self) -> Result<()> {
         self.run(Purpose::WRITE, &SETTLE_INSTANCE, values![]).await?;
         Ok(())
     }
 
-    /// Note that an event of this other instance was refused now.
     async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()> {
         self.run(Purpose::WRITE, &NOTE_REFUSED, values![id, now]).await?;
         Ok(())
     }
 
-    /// Add to what is counted of a minute.
     async fn add_activity(&self, counted: &[Activity]) -> Result<()> {
         let mut rows = batch(counted)
             .time(|counted| counted.at)
@@ -309,14 +291,11 @@ pub trait Notes: Database {
         Ok(())
     }
 
-    /// What was counted since then, put together by so many seconds from the epoch on, in the order of time.
     async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>> {
         let rows = self.fetch(Purpose::Count, &ACTIVITY, values![since, seconds]).await?;
         rows.iter().map(activity).collect()
     }
 
-    /// What waits for its time, of messages those for these sinks, of messages and deliveries those that are due at this time or
-    /// later, in one short look.
     async fn outlook(&self, sinks: &[String], since: DateTime<Utc>) -> Result<Outlook> {
         let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
         // A statement about no rows is not sent. No sink has this name.
@@ -333,9 +312,6 @@ pub trait Notes: Database {
         })
     }
 
-    /// The newest seal, and up to `limit` lines of the audit trail behind it in the order of their ids, each of which is
-    /// there for good: no line can appear before one of them any more. Waits a moment, and holds up nobody, for lines that
-    /// are being written.
     async fn to_seal(&self, limit: u32) -> Result<ToSeal> {
         let mut session = self.session(Purpose::Page).await?;
         let newest = session.rows(&NEWEST, values![]).await?.first().map(seal).transpose()?;
@@ -357,7 +333,6 @@ pub trait Notes: Database {
         Ok(ToSeal { newest, lines })
     }
 
-    /// Append seals, all or none; false if there is one of such a number already: somebody else was faster.
     async fn add_seals(&self, seals: &[Seal]) -> Result<bool> {
         let rows = batch(seals)
             .int(|seal| seal.number)
@@ -379,33 +354,28 @@ pub trait Notes: Database {
         Ok(all)
     }
 
-    /// Up to `limit` seals in the order of their numbers, behind this one.
     async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>> {
         let rows = self.fetch(Purpose::Page, &SEALS, values![after, limit]).await?;
         rows.iter().map(seal).collect()
     }
 
-    /// Up to `limit` lines of the audit trail in the order of their ids, behind the one and up to the other.
     async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>> {
         let rows = self.fetch(Purpose::Page, &LINES, values![after, until, limit]).await?;
         hashed(&rows)
     }
 
-    /// How many lines no seal covers yet; counted up to `at_most`.
     async fn unsealed(&self, at_most: u32) -> Result<Unsealed> {
         let rows = self.fetch(Purpose::Page, &UNSEALED, values![at_most]).await?;
         let row = only(&rows)?;
         Ok(Unsealed { lines: row.get(0)?, since: row.maybe(1)? })
     }
 
-    /// How many rows of a kind are older than this.
     async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
         let (statement, ..) = retention::statements(kind);
         // Counting takes longer than a webhook may.
         only(&self.fetch(Purpose::Scan, statement, values![before]).await?)?.get(0)
     }
 
-    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
     async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64> {
         let (_, statement, is_personal) = retention::statements(kind);
         let mut session = self.session(Purpose::WRITE).await?;
@@ -417,9 +387,6 @@ pub trait Notes: Database {
         Ok(pruned)
     }
 
-    /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
-    /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Session::erase`].
     async fn minimize(
         &self,
         entity: &'static Entity,
@@ -448,8 +415,6 @@ pub trait Notes: Database {
         Ok(Some(page))
     }
 }
-
-impl<D: Database + ?Sized> Notes for D {}
 
 /// Of the columns in the order of `UNFINISHED_RUN`.
 fn run(row: &Row, kind: RunKind) -> Result<Run> {
@@ -499,7 +464,7 @@ fn activity(row: &Row) -> Result<Activity> {
 /// ends, and everybody can see who does: when those have ended who held it after a line was seen, nothing can appear below
 /// that line any more. Nobody waits for us. It takes a sequence that hands its ids out one by one, as it does unless
 /// somebody has changed it. On SQLite one transaction writes at a time.
-async fn wait_for_writers(session: &mut (impl Session + ?Sized)) -> Result<bool> {
+async fn wait_for_writers(session: &mut (impl SqlSession + ?Sized)) -> Result<bool> {
     let mut writing = writers(session).await?;
     let deadline = Instant::now() + PATIENCE;
     while !writing.is_empty() {
@@ -513,7 +478,7 @@ async fn wait_for_writers(session: &mut (impl Session + ?Sized)) -> Result<bool>
     Ok(true)
 }
 
-async fn writers(session: &mut (impl Session + ?Sized)) -> Result<Vec<String>> {
+async fn writers(session: &mut (impl SqlSession + ?Sized)) -> Result<Vec<String>> {
     session.rows(&WRITERS, values![]).await?.iter().map(|row| row.get(0)).collect()
 }
 

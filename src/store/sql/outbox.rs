@@ -10,11 +10,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Row, Session, Value, batch, only, row::Readable, statements, values};
+use super::{Purpose, Row, SqlDatabase, SqlSession, Value, batch, only, row::Readable, statements, values};
 use crate::{
     model::{ClerkId, MessageType},
     store::{
-        Claimed, Deed, Elsewhere, ErrorKind, Finished, Lease, MessageFilter, MessageState, Outgoing,
+        Claimed, Deed, Elsewhere, ErrorKind, Finished, Lease, MessageFilter, MessageState, Outbox, Outgoing,
         ReceiptStep, Result, SinkDepth, StoreError, StoredMessage,
     },
     telemetry::TraceContext,
@@ -261,20 +261,13 @@ statements! {
           AND EXISTS (SELECT 1 FROM n WHERE n.clerk_id = r.clerk_id AND n.sink = r.sink)}";
 }
 
-/// What other systems are told, how far that has come, and what is known of these systems. Messages are written and recalled by a
-/// transaction beside the changes that they tell of.
 #[async_trait]
-pub trait Outbox: Database {
-    /// When the first message for this sink that waits is due, of those that are due at this time or later, unless the sink is
-    /// paused: so that it is known whether a transaction that claims is worth its beginning.
+impl<D: SqlDatabase + ?Sized> Outbox for D {
     async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
         let rows = self.fetch(Purpose::Page, &FIRST_DUE, values![sink, since]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
-    /// Take up to `limit` messages for this sink that are due since this time, each of another user, unless the sink is paused.
-    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
-    /// before it is [finished](Self::finish_messages) or the lease ends.
     async fn claim_messages(
         &self,
         sink: &str,
@@ -314,9 +307,6 @@ pub trait Outbox: Database {
         }
     }
 
-    /// Write what became of messages, all or none; returns how many were written. A message is skipped if another worker has
-    /// claimed it since the lease ended, or if an erasure removed it. If an erasure emptied a message meanwhile, its row is
-    /// deleted unless it was delivered, and the next message of that user becomes due.
     async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64> {
         // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
         // to know what is on its way.
@@ -360,7 +350,6 @@ pub trait Outbox: Database {
         Ok(written.len() as u64)
     }
 
-    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>> {
         let rows = self.fetch(Purpose::Count, &DEPTH, values![]).await?;
         let depth = |row: &Row| {
@@ -374,7 +363,6 @@ pub trait Outbox: Database {
         rows.iter().map(depth).collect()
     }
 
-    /// Up to `limit` messages in the order of their `id`, in every state.
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>> {
         let after = filter.after.unwrap_or(i64::MIN);
         let state = filter.state.map(MessageState::name);
@@ -391,13 +379,11 @@ pub trait Outbox: Database {
         rows.iter().map(stored).collect()
     }
 
-    /// What a message says, as JSON, if it is still kept.
     async fn message_body(&self, id: i64) -> Result<Option<String>> {
         let rows = self.fetch(Purpose::Read, &BODY, values![id]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
-    /// Do this with messages; returns with how many it could be done.
     async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64> {
         let statement = match deed {
             Deed::Retry => &RETRY,
@@ -419,8 +405,6 @@ pub trait Outbox: Database {
         Ok(tended)
     }
 
-    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
-    /// changed anything. What is on its way is not held up.
     async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
         let mut session = self.session(Purpose::WRITE).await?;
         let changed = if let Some(since) = since {
@@ -433,14 +417,11 @@ pub trait Outbox: Database {
         Ok(changed > 0)
     }
 
-    /// Which sinks are paused, and since when.
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
         let rows = self.fetch(Purpose::Read, &PAUSED, values![]).await?;
         rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
     }
 
-    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
-    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
     async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
         // Nearly always it is where it was.
         let mut session = self.session(Purpose::WriteMany).await?;
@@ -461,38 +442,34 @@ pub trait Outbox: Database {
         session.commit().await
     }
 
-    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
-    /// one.
     async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere> {
         let rows = self.fetch(Purpose::Scan, &TOLD_ELSEWHERE, values![sink, address]).await?;
         let row = only(&rows)?;
         Ok(Elsewhere { moved: row.get(0)?, users: row.get(1)? })
     }
 
-    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
     async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()> {
         let mut session = self.session(Purpose::WRITE).await?;
         keep_addresses(&mut *session, sink, &[(id, addresses)]).await?;
         session.commit().await
     }
 
-    /// What a sink remembers of a user who is one of its recipients.
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>> {
         let rows = self.fetch(Purpose::Read, &REFERENCE, values![id, sink]).await?;
         rows.first().map_or(Ok(None), |row| row.maybe(0))
     }
 
-    /// Let a sink remember this of a user; false if the user is none of its recipients.
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool> {
         let values = values![id, sink, reference];
         Ok(self.run(Purpose::WRITE, &KEEP_REFERENCE, values).await? == 1)
     }
 }
 
-impl<D: Database + ?Sized> Outbox for D {}
-
 /// See [`Ledger::tell`](super::Ledger::tell).
-pub(super) async fn tell<'m>(session: &mut (impl Session + ?Sized), messages: &'m [Outgoing]) -> Result<()> {
+pub(super) async fn tell<'m>(
+    session: &mut (impl SqlSession + ?Sized),
+    messages: &'m [Outgoing],
+) -> Result<()> {
     if messages.is_empty() {
         return Ok(());
     }
@@ -523,7 +500,7 @@ pub(super) async fn tell<'m>(session: &mut (impl Session + ?Sized), messages: &'
 
 /// See [`Ledger::recall`](super::Ledger::recall).
 pub(super) async fn recall(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     whom: &[ClerkId],
     now: DateTime<Utc>,
 ) -> Result<Vec<(ClerkId, String)>> {
@@ -557,7 +534,7 @@ fn recipients(rows: &[Row]) -> Result<Vec<(String, ClerkId)>> {
 
 /// Write down where a sink was told of users.
 async fn keep_addresses(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     sink: &str,
     addresses: &[(&ClerkId, &str)],
 ) -> Result<()> {

@@ -13,10 +13,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{Row, Session, Statement, Value, batch, batch::Columns, ledger, statements, values};
+use super::{Row, SqlSession, Statement, Value, batch, batch::Columns, ledger, statements, values};
 use crate::{
     model::{ClerkId, Outcome, SvixId},
-    store::{Parked, Record, Result, Waiting},
+    store::{Inbox, Parked, Record, Result, Waiting},
     telemetry::TraceContext,
 };
 
@@ -180,13 +180,8 @@ statements! {
         WHERE audit_id {in SELECT l.id FROM {batch $1 AS n: kind text, clerk_id text} {lookup audit_log AS l WHERE l.clerk_id = n.clerk_id AND l.kind = n.kind}}";
 }
 
-/// The deliveries that wait, and those that are processed, as a transaction writes them. Ids are given sorted and each at most
-/// once; empty slices cost nothing.
 #[async_trait]
-pub trait Inbox: Session {
-    /// Take deliveries that wait and are due at one of these times, the longest due first, at most `limit` of them, and none
-    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends
-    /// nobody else gets them, and nobody waits for them; should its process die they are free at once.
+impl<S: SqlSession + ?Sized> Inbox for S {
     async fn claim(
         &mut self,
         due: RangeInclusive<DateTime<Utc>>,
@@ -197,14 +192,11 @@ pub trait Inbox: Session {
         self.rows(&CLAIM, values![*due.end(), limit, bytes, *due.start()]).await?.iter().map(parked).collect()
     }
 
-    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
     async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>> {
         let rows = self.rows(&CLAIM_THESE, values![batch(ids).text(SvixId::as_str), now]).await?;
         rows.iter().map(parked).collect()
     }
 
-    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
-    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
     async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>> {
         if queued.is_empty() {
             return Ok(HashSet::new());
@@ -227,8 +219,6 @@ pub trait Inbox: Session {
         Ok(recorded)
     }
 
-    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
-    /// returns how many. Those that somebody works on are left to them.
     async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64> {
         if ids.is_empty() {
             return Ok(0);
@@ -237,8 +227,6 @@ pub trait Inbox: Session {
         self.execute(&REVIVE, values![batch(ids).text(SvixId::as_str), now, true]).await
     }
 
-    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
-    /// them.
     async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()> {
         if !ids.is_empty() {
             self.leaves_work();
@@ -247,9 +235,6 @@ pub trait Inbox: Session {
         Ok(())
     }
 
-    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
-    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
-    /// moment is theirs to remove, so that nobody waits for it.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         let rows = values![records_of(records)];
         let fresh = ids_of(&self.rows(&RECORD, rows).await?)?;
@@ -258,7 +243,6 @@ pub trait Inbox: Session {
         Ok(fresh)
     }
 
-    /// Correct the outcome of recorded deliveries.
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
         // Hardly ever there is more than one.
         let mut ids: BTreeMap<&str, Vec<&SvixId>> = BTreeMap::new();
@@ -271,7 +255,6 @@ pub trait Inbox: Session {
         Ok(())
     }
 
-    /// What is known of these deliveries if they are parked.
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>> {
         let rows = self.rows(&WAITING, values![batch(ids).text(SvixId::as_str)]).await?;
         let waiting =
@@ -279,7 +262,6 @@ pub trait Inbox: Session {
         rows.iter().map(waiting).collect()
     }
 
-    /// Keep deliveries for later, in place of a record that they were processed.
     async fn park(&mut self, parked: &[Parked]) -> Result<()> {
         if !parked.is_empty() {
             self.leaves_work();
@@ -290,15 +272,11 @@ pub trait Inbox: Session {
         Ok(())
     }
 
-    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
-    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
         let rows = self.rows(&UNATTRIBUTED, values![batch(ids).text(ClerkId::as_str)]).await?;
         rows.iter().map(|row| Ok((row.get(0)?, row.get::<Vec<u8>>(1)?.into()))).collect()
     }
 
-    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
-    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
     async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
         let values = values![ledger::ids_of(ids), batch(deliveries).text(SvixId::as_str)];
         remove(self, &FORGET_PARKED, values).await?;
@@ -306,11 +284,9 @@ pub trait Inbox: Session {
     }
 }
 
-impl<S: Session + ?Sized> Inbox for S {}
-
 /// Run a statement that removes rows with personal data.
 async fn remove(
-    session: &mut (impl Session + ?Sized),
+    session: &mut (impl SqlSession + ?Sized),
     statement: &Statement,
     values: &[Value<'_>],
 ) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Database, Purpose, Statement, batch, only, statements, values};
+use super::{Purpose, SqlDatabase, Statement, batch, only, statements, values};
 use crate::store::{Count, Result, Statistics, schema::TABLES};
 
 /// A table with fewer rows than this is counted: in a tenth of a second at most.
@@ -37,7 +37,10 @@ statements! {
 }
 
 /// See [`Store::statistics`](crate::store::Store::statistics).
-pub(in crate::store) async fn statistics(store: &dyn Database, since: DateTime<Utc>) -> Result<Statistics> {
+pub(in crate::store) async fn statistics(
+    store: &dyn SqlDatabase,
+    since: DateTime<Utc>,
+) -> Result<Statistics> {
     let outcomes = match store.fetch(Purpose::Count, &OUTCOMES, values![since]).await {
         Ok(rows) => Some(rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?),
         Err(error) if error.took_too_long() => None,

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Ledger as _, Row, Session, only, statements, values};
+use super::{Purpose, Row, SqlDatabase, SqlSession, only, statements, values};
 use crate::{
     entity::{USER, user},
     model::{AuditAction, AuditEntry, ClerkId, Source},
-    store::{Database, Purpose, Result},
+    store::{Ledger as _, Result},
 };
 
 statements! {
@@ -38,13 +38,16 @@ statements! {
 }
 
 /// Whether the index is there if it is wanted, and else is not.
-pub(in crate::store) async fn is_settled(database: &(impl Database + ?Sized), wanted: bool) -> Result<bool> {
+pub(in crate::store) async fn is_settled(
+    database: &(impl SqlDatabase + ?Sized),
+    wanted: bool,
+) -> Result<bool> {
     let is_there: bool = only(&database.fetch(Purpose::Read, &IS_THERE, values![]).await?)?.get(0)?;
     Ok(is_there == wanted)
 }
 
 /// Make the index or remove it, unless it is so already, in a transaction of its own: the usual case writes nothing.
-pub(in crate::store) async fn settle(database: &(impl Database + ?Sized), wanted: bool) -> Result<()> {
+pub(in crate::store) async fn settle(database: &(impl SqlDatabase + ?Sized), wanted: bool) -> Result<()> {
     if is_settled(database, wanted).await? {
         return Ok(());
     }
@@ -54,7 +57,7 @@ pub(in crate::store) async fn settle(database: &(impl Database + ?Sized), wanted
 }
 
 /// Make the index or remove it, unless it is so already. Where several users have one address, the newest claim keeps it.
-pub(in crate::store) async fn set(session: &mut (impl Session + ?Sized), wanted: bool) -> Result<()> {
+pub(in crate::store) async fn set(session: &mut (impl SqlSession + ?Sized), wanted: bool) -> Result<()> {
     let is_there: bool = only(&session.rows(&IS_THERE, values![]).await?)?.get(0)?;
     if is_there == wanted {
         return Ok(());

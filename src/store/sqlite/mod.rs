@@ -54,9 +54,8 @@ use self::{
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
-    MigrationStatus, Patience, Purpose, Readiness, Result, Session as _, Space, Statistics, StoreError,
-    Transaction,
-    sql::{statistics, unique_email},
+    MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics, StoreError,
+    sql::{Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
 
@@ -176,18 +175,6 @@ impl Sqlite {
 
 #[async_trait]
 impl Database for Sqlite {
-    async fn session(&self, purpose: Purpose) -> Result<Box<dyn Transaction>> {
-        Ok(Box::new(match purpose {
-            Purpose::Write(patience) => self.write(patience).await?,
-            Purpose::WriteAtOnce | Purpose::WriteMany | Purpose::WriteUnhurried => {
-                self.write(Patience::Normal).await?
-            }
-            Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
-                SqliteSession::new(self.read().await?, self.kinds, true, Arc::clone(&self.housekeeping))
-            }
-        }))
-    }
-
     fn writers(&self) -> usize {
         1
     }
@@ -293,6 +280,21 @@ impl Database for Sqlite {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+#[async_trait]
+impl SqlDatabase for Sqlite {
+    async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>> {
+        Ok(Box::new(match purpose {
+            Purpose::Write(patience) => self.write(patience).await?,
+            Purpose::WriteAtOnce | Purpose::WriteMany | Purpose::WriteUnhurried => {
+                self.write(Patience::Normal).await?
+            }
+            Purpose::Read | Purpose::Page | Purpose::Count | Purpose::Scan => {
+                SqliteSession::new(self.read().await?, self.kinds, true, Arc::clone(&self.housekeeping))
+            }
+        }))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
         Actor, AuditAction, AuditEntry, ClerkId, FieldSet, Object, Outcome, Profile, Register, Selection,
         Source, SvixId, Value, Version,
     },
-    store::{Advance, Looks, Notes, Old, Parked, QueueDepth, Record, RowFate, Store, Way},
+    store::{Advance, Looks, Notes, Old, Parked, QueueDepth, Record, RowFate, Store, Transaction, Way},
     telemetry::TraceContext,
 };
 

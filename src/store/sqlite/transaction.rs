@@ -25,7 +25,7 @@ use crate::{
     model::{ClerkId, Entity, FieldSet, Kinds},
     store::{
         ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, Statement, Value, batch, objects::Statements, telling, values},
+        sql::{Dialect, Row, SqlSession, Statement, Value, batch, objects::Statements, telling, values},
     },
 };
 
@@ -180,6 +180,86 @@ impl Session for SqliteSession {
         self.kinds
     }
 
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        // There is no such thing here.
+        Ok(None)
+    }
+
+    async fn erase(
+        &mut self,
+        ids: &[ClerkId],
+        ways: &[Way],
+        at: DateTime<Utc>,
+    ) -> Result<HashMap<ClerkId, RowFate>> {
+        let mut fates = HashMap::new();
+        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
+        let mut standing = ids.to_vec();
+        for way in ways {
+            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
+            let fate = match way {
+                Way::Delete => RowFate::Deleted,
+                Way::Anonymize => RowFate::Anonymized,
+            };
+            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
+            refusals.extend(refused);
+            // A trigger can also keep a row without a word.
+            standing = telling(self, &standing).await?;
+        }
+        if ways.is_empty() {
+            standing = telling(self, &standing).await?;
+        }
+        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        self.each(Step::Mark(Mark::Set), &standing, at).await?;
+        for id in standing {
+            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
+            fates.insert(id, RowFate::Stands(reason));
+        }
+        Ok(fates)
+    }
+
+    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
+        for (id, at) in marks {
+            self.each(Step::Mark(mark), std::slice::from_ref(id), *at).await?;
+        }
+        Ok(())
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        if self.reads {
+            return Ok(());
+        }
+        let committed = match self.connection() {
+            Ok(connection) => control(connection, "COMMIT").await,
+            Err(error) => Err(error),
+        };
+        // A deferred foreign key refuses here, and leaves the transaction open.
+        if let Err(error) = committed {
+            self.rollback().await;
+            return Err(error);
+        }
+        // What was written may have to be worked on.
+        self.housekeeping.bell.notify_one();
+        if let Some(mut connection) = self.connection.take() {
+            // A cancelled task may end here; the connection is no longer in a transaction.
+            self.housekeeping.tidy(&mut connection, self.erased).await;
+        }
+        Ok(())
+    }
+
+    async fn rollback(mut self: Box<Self>) {
+        if self.reads {
+            return;
+        }
+        // If that fails the connection is closed.
+        let Some(connection) = self.connection.as_deref_mut() else { return };
+        if control(connection, "ROLLBACK").await.is_ok() {
+            drop(self.connection.take());
+        }
+    }
+}
+
+#[async_trait]
+impl SqlSession for SqliteSession {
     fn takes_steps(&self, statement: &Statement) -> bool {
         statement.sql(Dialect::Sqlite).is_empty()
     }
@@ -231,50 +311,6 @@ impl Session for SqliteSession {
         }
     }
 
-    async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // There is no such thing here.
-        Ok(None)
-    }
-
-    async fn erase(
-        &mut self,
-        ids: &[ClerkId],
-        ways: &[Way],
-        at: DateTime<Utc>,
-    ) -> Result<HashMap<ClerkId, RowFate>> {
-        let mut fates = HashMap::new();
-        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
-        let mut standing = ids.to_vec();
-        for way in ways {
-            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
-            let fate = match way {
-                Way::Delete => RowFate::Deleted,
-                Way::Anonymize => RowFate::Anonymized,
-            };
-            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
-            refusals.extend(refused);
-            // A trigger can also keep a row without a word.
-            standing = telling(self, &standing).await?;
-        }
-        if ways.is_empty() {
-            standing = telling(self, &standing).await?;
-        }
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
-        self.each(Step::Mark(Mark::Set), &standing, at).await?;
-        for id in standing {
-            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
-            fates.insert(id, RowFate::Stands(reason));
-        }
-        Ok(fates)
-    }
-
-    async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
-        for (id, at) in marks {
-            self.each(Step::Mark(mark), std::slice::from_ref(id), *at).await?;
-        }
-        Ok(())
-    }
-
     fn fail(&mut self, reason: StoreError) -> StoreError {
         self.over.get_or_insert_with(|| reason.clone());
         reason
@@ -286,39 +322,6 @@ impl Session for SqliteSession {
 
     fn removed_personal_data(&mut self) {
         self.erased = true;
-    }
-
-    async fn commit(mut self: Box<Self>) -> Result<()> {
-        if self.reads {
-            return Ok(());
-        }
-        let committed = match self.connection() {
-            Ok(connection) => control(connection, "COMMIT").await,
-            Err(error) => Err(error),
-        };
-        // A deferred foreign key refuses here, and leaves the transaction open.
-        if let Err(error) = committed {
-            self.rollback().await;
-            return Err(error);
-        }
-        // What was written may have to be worked on.
-        self.housekeeping.bell.notify_one();
-        if let Some(mut connection) = self.connection.take() {
-            // A cancelled task may end here; the connection is no longer in a transaction.
-            self.housekeeping.tidy(&mut connection, self.erased).await;
-        }
-        Ok(())
-    }
-
-    async fn rollback(mut self: Box<Self>) {
-        if self.reads {
-            return;
-        }
-        // If that fails the connection is closed.
-        let Some(connection) = self.connection.as_deref_mut() else { return };
-        if control(connection, "ROLLBACK").await.is_ok() {
-            drop(self.connection.take());
-        }
     }
 }
 
