@@ -52,8 +52,9 @@ impl StoreError {
 
     /// Whether a unique index or constraint refuses what another row has already.
     pub fn is_taken(&self) -> bool {
-        // SQLSTATE, the code of SQLite, and the number of MySQL.
-        self.kind == ErrorKind::Refused && matches!(self.code.as_deref(), Some("23505" | "2067" | "1062"))
+        // SQLSTATE, the code of SQLite, and the numbers of MySQL and MongoDB.
+        self.kind == ErrorKind::Refused
+            && matches!(self.code.as_deref(), Some("23505" | "2067" | "1062" | "11000"))
     }
 
     /// Whether something was ended because it took too long, by itself or waiting for others.
@@ -71,6 +72,8 @@ impl StoreError {
         let code = self.code.as_deref().unwrap_or_default();
         self.kind == ErrorKind::Unavailable
             && (matches!(code, "3D000" | "42501" | "42704" | "22023")
+                // Of MongoDB: the user or the password, and what they may do.
+                || matches!(code, "13" | "18")
                 // Of MySQL: the database, the user, the password, its age, the account, its machine, and what it is proved by.
                 || matches!(
                     code,
@@ -95,6 +98,12 @@ impl StoreError {
     #[must_use]
     pub fn after_races(self) -> Self {
         if self.place.is_some() { Self { kind: ErrorKind::Refused, ..self } } else { Self::unmoved() }
+    }
+
+    /// What remains of conflicts that do not end: others hold what it is about for too long.
+    #[must_use]
+    pub fn after_conflicts(self) -> Self {
+        if self.kind == ErrorKind::Conflict { Self { kind: ErrorKind::Locked, ..self } } else { self }
     }
 
     /// The row that was written is another user's: a trigger of the application changes `clerk_id`, by which we find it again.

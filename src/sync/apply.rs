@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Range,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,8 +39,11 @@ use crate::{
     telemetry::{self, Queue, Span, TraceContext},
 };
 
-/// How often a transaction begins again after a conflict, and because an entity appeared meanwhile.
-const CONFLICTS: u32 = 1;
+/// How long a transaction begins again after conflicts, about as long as locks are waited for. MongoDB has no locks to wait for: of
+/// several who write to one object one succeeds at a time.
+const CONFLICTS: Duration = Duration::from_millis(2_500);
+const CONFLICTS_OF_MANY: Duration = Duration::from_millis(100);
+/// How often it begins again because an entity appeared meanwhile.
 const RACES: u32 = 5;
 
 /// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
@@ -138,23 +142,35 @@ pub(super) async fn deliver(
     results
 }
 
-/// How often one transaction has begun again.
-#[derive(Default)]
+/// Why one transaction has begun again so far.
 pub(super) struct Repeats {
-    conflicts: u32,
+    patience: Patience,
+    /// When the first conflict was.
+    conflict: Option<Instant>,
     races: u32,
 }
 
 impl Repeats {
+    pub(super) fn with(patience: Patience) -> Self {
+        Self { patience, conflict: None, races: 0 }
+    }
+
     /// Whether it begins again after this error: what is likely to be gone is tried again before anybody is suspected.
     pub(super) fn has_another(&mut self, error: &StoreError) -> bool {
-        let (repeats, most) = match error.kind {
-            ErrorKind::Conflict => (&mut self.conflicts, CONFLICTS),
-            ErrorKind::Raced => (&mut self.races, RACES),
-            _ => return false,
-        };
-        *repeats += 1;
-        *repeats <= most
+        match error.kind {
+            ErrorKind::Conflict => {
+                let longest = match self.patience {
+                    Patience::Normal | Patience::Long => CONFLICTS,
+                    Patience::Short => CONFLICTS_OF_MANY,
+                };
+                self.conflict.get_or_insert_with(Instant::now).elapsed() < longest
+            }
+            ErrorKind::Raced => {
+                self.races += 1;
+                self.races <= RACES
+            }
+            _ => false,
+        }
     }
 }
 
@@ -298,7 +314,7 @@ impl Work<'_> {
     /// with much that hangs on them, there is a tombstone first, and the rest is done later. That may take all the time that is
     /// left: what goes with an organization of many members is marked in one statement.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
-        let (mut repeats, mut ways, mut patience) = (Repeats::default(), ways, patience);
+        let (mut repeats, mut ways, mut patience) = (Repeats::with(patience), ways, patience);
         // What is divided has failed before.
         let mut manner = if patience == Patience::Normal { self.manner(batch) } else { Manner::StepByStep };
         loop {
@@ -314,7 +330,7 @@ impl Work<'_> {
                     patience = Patience::Long;
                 }
                 Err(error) if repeats.has_another(&error) => {}
-                result => return result,
+                result => return result.map_err(StoreError::after_conflicts),
             }
         }
     }

@@ -222,11 +222,11 @@ impl Draining<'_> {
 
     /// Attempt these, again after a conflict that is likely to be gone.
     async fn settled(&self, ids: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
-        let mut repeats = Repeats::default();
+        let mut repeats = Repeats::with(Patience::Short);
         loop {
             match self.turn(Claim::These(ids, self.work.now), Patience::Short, ways).await.1 {
                 Err(error) if repeats.has_another(&error) => {}
-                result => return result,
+                result => return result.map_err(StoreError::after_conflicts),
             }
         }
     }

@@ -88,7 +88,7 @@ impl Work<'_> {
 
     /// Store a batch, again after a conflict that is likely to be gone.
     pub(super) async fn stored(&self, batch: &[&Delivery], patience: Patience) -> Result<Vec<Outcome>> {
-        let mut repeats = Repeats::default();
+        let mut repeats = Repeats::with(patience);
         loop {
             let mut transaction = self.store.begin(patience).await?;
             let spans: Vec<Span> = batch.iter().map(|delivery| sending(delivery)).collect();

@@ -48,7 +48,7 @@ pub async fn reveal(
         event_at: now,
         actor: None,
     };
-    let mut repeats = Repeats::default();
+    let mut repeats = Repeats::with(Patience::Normal);
     loop {
         let mut transaction = store.begin(Patience::Normal).await?;
         let written = transaction.audit(std::slice::from_ref(&entry)).await;
