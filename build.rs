@@ -6,11 +6,14 @@ fn main() {
     println!("cargo::rerun-if-changed=migrations");
     let root = env::var("CARGO_MANIFEST_DIR").expect("cargo says where the package is");
     let mut code = String::new();
-    for keeper in ["postgres", "sqlite", "mysql"] {
+    for keeper in ["postgres", "sqlite", "mysql", "mongodb"] {
         let folder = Path::new(&root).join("migrations").join(keeper);
         let files = fs::read_dir(&folder).expect("every database has its migrations");
         let mut files: Vec<_> = files.map(|file| file.expect("a file can be listed").path()).collect();
         files.sort();
+        if keeper == "mongodb" {
+            code.push_str("#[cfg(feature = \"mongodb\")]\n");
+        }
         let _ = writeln!(code, "pub(super) const {}: &[Migration] = &[", keeper.to_uppercase());
         for file in files {
             let path = file.to_str().expect("a migration has a path");

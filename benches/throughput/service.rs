@@ -247,6 +247,6 @@ fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             unique_email: false,
             polls: false,
         })),
-        Database::Sqlite { .. } => bail!("not a server"),
+        Database::Mongodb { .. } | Database::Sqlite { .. } => bail!("no server of SQL"),
     })
 }

@@ -207,7 +207,7 @@ fn invite_to_compare(config: &Config, fake: &Fake) {
     let database = match &config.database {
         Database::Sqlite { path } => format!("sqlite://{}", path.display()),
         // With its password it is not repeated.
-        Database::Postgres { .. } | Database::Mysql { .. } => "…".to_owned(),
+        Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => "…".to_owned(),
     };
     let some_user = fake.users().ids().into_iter().next().map(|id| format!("ensure {id}"));
     for command in some_user.into_iter().chain(["reconcile --dry-run".to_owned()]) {

@@ -44,6 +44,8 @@ use tokio::{
 };
 
 use self::terminal::{confirm, say};
+#[cfg(feature = "mongodb")]
+use crate::store::mongodb;
 use crate::{
     clerk::{
         api::{self, Api, ApiError},
@@ -403,6 +405,21 @@ async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, St
                 polls: config.idle == Idle::Normal,
             })))
         }
+        #[cfg(feature = "mongodb")]
+        Database::Mongodb { url } => {
+            let options = mongodb::Options {
+                uri: url.clone(),
+                max_connections: config.database_max_connections,
+                anonymize_columns: config.anonymize_columns.clone(),
+                kinds: entity::ALL,
+                unique_email: config.unique_email,
+            };
+            Ok(Arc::new(mongodb::Mongo::connect(options).await?))
+        }
+        #[cfg(not(feature = "mongodb"))]
+        Database::Mongodb { .. } => {
+            Err(StoreError::schema("this program was built without the feature mongodb".to_owned()))
+        }
         Database::Sqlite { path } => {
             let options = sqlite::Options {
                 path: path.clone(),
@@ -552,7 +569,9 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
         return Err(Failure::configuration("migrations are pending: run `clerk-sync migrate` first"));
     }
     let (schema, variables) = match &config.database {
-        Database::Sqlite { .. } | Database::Mysql { .. } => (String::new(), "is DATABASE_URL that"),
+        Database::Sqlite { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => {
+            (String::new(), "is DATABASE_URL that")
+        }
         Database::Postgres { .. } => {
             (format!(", schema {}", config.database_schema), "are DATABASE_URL and DATABASE_SCHEMA those")
         }

@@ -11,10 +11,13 @@ use sqlx::{mysql::MySqlConnectOptions, postgres::PgConnectOptions, sqlite::Sqlit
 use url::Url;
 
 /// The forms that `DATABASE_URL` may have.
-const ALLOWED: &str = "allowed are postgres://…, postgresql://…, mysql://…, mariadb://… and sqlite://…";
+const ALLOWED: &str = "allowed are postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…";
 
 const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
                       (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
+
+/// For people: where a server is that is not on a network.
+const SOCKET: &str = "a local socket";
 
 const SEVERAL: &str = "found several hosts; clerk-sync speaks to one: name the one that takes writes, or a name, a pooler or a \
                        proxy that leads to it";
@@ -26,6 +29,8 @@ pub enum Database {
     Postgres { url: SecretString },
     /// The same, of MySQL or MariaDB; it names a database.
     Mysql { url: SecretString },
+    /// As it was given, so that the driver can say what it does not know; it names a database.
+    Mongodb { url: SecretString },
     /// The file is made if it is missing.
     Sqlite { path: PathBuf },
 }
@@ -40,9 +45,8 @@ impl Database {
     pub fn place(&self) -> String {
         match (self, self.server()) {
             (Self::Sqlite { path }, _) => format!("SQLite in {}", path.display()),
-            (_, Some(Server { product, address, database })) => {
-                let host = address.map_or_else(|| "a local socket".to_owned(), |(host, _)| host);
-                format!("{product} on {host}, database {database}")
+            (_, Some(Server { product, hosts, database, .. })) => {
+                format!("{product} on {hosts}, database {database}")
             }
             (_, None) => "the database of DATABASE_URL".to_owned(),
         }
@@ -66,17 +70,21 @@ impl Database {
                 let host = options.get_host().to_owned();
                 (product, options.get_socket().is_some(), host, options.get_port(), database)
             }
+            Self::Mongodb { url } => return mongodb_server(url.expose_secret()),
             Self::Sqlite { .. } => return None,
         };
         let address = (!is_socket).then(|| (host.trim_matches(['[', ']']).to_owned(), port));
-        Some(Server { product, address, database })
+        let hosts = address.as_ref().map_or_else(|| SOCKET.to_owned(), |(host, _)| host.clone());
+        Some(Server { product, hosts, address, database })
     }
 }
 
 /// What a URL says of a server.
 struct Server {
     product: &'static str,
-    /// `None` if it is reached through a socket.
+    /// For people.
+    hosts: String,
+    /// `None` if it is reached through a socket, or if it takes more than the URL to know it.
     address: Option<(String, u16)>,
     database: String,
 }
@@ -126,6 +134,8 @@ pub(super) fn understand(text: &str) -> Result<Understood, String> {
     match scheme.to_ascii_lowercase().as_str() {
         "postgres" | "postgresql" => postgres(text),
         "mysql" | "mariadb" => mysql(text),
+        "mongodb" => mongodb(rest, MongodbScheme::Hosts),
+        "mongodb+srv" => mongodb(rest, MongodbScheme::Srv),
         "sqlite" => sqlite(rest),
         scheme if rest.starts_with("//") && is_plain(scheme) => {
             Err(format!("found a URL that begins with {scheme}://; {ALLOWED}"))
@@ -291,6 +301,134 @@ fn ssl_mode(value: &str) -> Result<&'static str, String> {
     })
 }
 
+/// How the servers of a MongoDB are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MongodbScheme {
+    /// One by one.
+    Hosts,
+    /// By a name, of which DNS knows the hosts.
+    Srv,
+}
+
+impl MongodbScheme {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hosts => "mongodb",
+            Self::Srv => "mongodb+srv",
+        }
+    }
+}
+
+/// Its URLs are none by the book, because they may name several hosts. Of the parameters the driver says what it does not know.
+fn mongodb(rest: &str, scheme: MongodbScheme) -> Result<Understood, String> {
+    const NAMELESS: &str = "found a mongodb URL without a database; allowed is one that names it behind the hosts, such as \
+                            mongodb://user@host/shop";
+    let unreadable = || format!("found a mongodb URL that cannot be read; {ENCODE}");
+    let rest = rest.strip_prefix("//").ok_or_else(unreadable)?;
+    let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+    let (who, hosts) =
+        authority.rsplit_once('@').map_or((None, authority), |(who, hosts)| (Some(who), hosts));
+    // What is not encoded in a password would make another URL of it, with parts of the password in names that are shown.
+    let is_encoded = |who: &str| who.matches(':').count() <= 1 && !who.contains(['@', '[', ']', '#', ' ']);
+    if !who.is_none_or(is_encoded) || (who.is_none() && rest.contains('@')) || rest.contains('#') {
+        return Err(unreadable());
+    }
+    let (hosts, named) = (hosts.split(',').map(host_and_port), hosts);
+    let hosts: Vec<(String, Option<u16>)> = hosts.collect::<Option<_>>().ok_or_else(unreadable)?;
+    if scheme == MongodbScheme::Srv && (hosts.len() > 1 || hosts[0].1.is_some()) {
+        return Err(
+            "found a mongodb+srv URL with several hosts or with a port; allowed is one name, of which DNS knows the hosts".to_owned()
+        );
+    }
+    let database = database.trim_end_matches('/');
+    if database.is_empty() {
+        return Err(NAMELESS.to_owned());
+    }
+    if database.contains(['/', '\\', '.', '"', '$', ' ', '@', ':']) {
+        return Err(format!(
+            "found a mongodb URL with more than the name of a database behind its hosts, or {ENCODE}"
+        ));
+    }
+    let mut understood = Understood::of(Database::Mongodb { url: SecretString::default() });
+    for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
+        match name.to_ascii_lowercase().as_str() {
+            "tlscafile" | "tlscertificatekeyfile" if !Path::new(&*value).exists() => {
+                return Err(format!("found a mongodb URL whose {name} names a file that is not there"));
+            }
+            // It means the same, and the driver is told the number that counts.
+            "maxpoolsize" => understood.connection_limit = value.parse().ok().filter(|limit| *limit > 0),
+            _ => {}
+        }
+    }
+    let (scheme, who) = (scheme.name(), who.map(|who| format!("{who}@")).unwrap_or_default());
+    let parameters = if parameters.is_empty() { String::new() } else { format!("?{parameters}") };
+    let url = format!("{scheme}://{who}{named}/{database}{parameters}");
+    understood.database = Database::Mongodb { url: url.into() };
+    Ok(understood)
+}
+
+/// What the URL of a MongoDB says of its servers.
+fn mongodb_server(url: &str) -> Option<Server> {
+    const PORT: u16 = 27017;
+    let (_, hosts) = authority(url)?;
+    let hosts: Vec<(String, Option<u16>)> = hosts.split(',').map(host_and_port).collect::<Option<_>>()?;
+    let is_socket = |host: &str| host.starts_with('/');
+    let shown = |host: &str| if is_socket(host) { SOCKET.to_owned() } else { host.to_owned() };
+    let database = url.split_once("://")?.1.split_once('/')?.1;
+    let database = database.split_once('?').map_or(database, |(name, _)| name);
+    let address = match hosts.as_slice() {
+        // Of several any may do, and of a name DNS says where its hosts are.
+        [(host, port)] if !is_socket(host) && !url.starts_with("mongodb+srv") => {
+            Some((host.clone(), port.unwrap_or(PORT)))
+        }
+        _ => None,
+    };
+    Some(Server {
+        product: "MongoDB",
+        hosts: hosts.iter().map(|(host, _)| shown(host)).collect::<Vec<_>>().join(", "),
+        address,
+        database: decoded(database)?,
+    })
+}
+
+/// A host of a MongoDB, or the path of its socket, and its port if it names one.
+fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(inside) => {
+            let (host, rest) = inside?;
+            let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
+            (host, port)
+        }
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let port = match port {
+        None => None,
+        Some(port) => Some(port.parse().ok().filter(|port| *port > 0)?),
+    };
+    let host = decoded(host)?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    let is_host = host.starts_with('/') || host.chars().all(is_name);
+    (!host.is_empty() && is_host).then_some((host, port))
+}
+
+/// What is percent-encoded, as it is meant. A plus is a plus here.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, others)) = rest.split_first() {
+        rest = others;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (code, others) = rest.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(str::from_utf8(code).ok()?, 16).ok()?);
+        rest = others;
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// User and password as they are written, if there are any, and the rest of what names the server.
 fn authority(text: &str) -> Option<(Option<&str>, &str)> {
     let (_, rest) = text.split_once("://")?;
@@ -373,14 +511,18 @@ mod tests {
 
     fn url(text: &str) -> String {
         match understand(text).expect("understood").database {
-            Database::Postgres { url } | Database::Mysql { url } => url.expose_secret().to_owned(),
+            Database::Postgres { url } | Database::Mysql { url } | Database::Mongodb { url } => {
+                url.expose_secret().to_owned()
+            }
             Database::Sqlite { path } => panic!("a file: {}", path.display()),
         }
     }
 
     fn path(text: &str) -> String {
         match understand(text).expect("understood").database {
-            Database::Postgres { .. } | Database::Mysql { .. } => panic!("a server"),
+            Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => {
+                panic!("a server")
+            }
             Database::Sqlite { path } => path.display().to_string(),
         }
     }
@@ -526,6 +668,66 @@ mod tests {
     }
 
     #[test]
+    fn a_mongodb_url_is_passed_on_as_it_is() {
+        for text in [
+            "mongodb://localhost/shop",
+            "mongodb://app:s%40fe@a.example:27018,b.example/shop?replicaSet=rs0&authSource=admin",
+            "mongodb+srv://app:s%40fe@cluster0.example/shop?retryWrites=true&w=majority",
+            "mongodb://%2Ftmp%2Fmongodb-27017.sock/shop",
+            "mongodb://app@[::1]:27018/shop?appName=with%20blanks",
+        ] {
+            assert_eq!(url(text), text);
+            assert_eq!(understand(text).expect("understood").warnings, [""; 0]);
+        }
+        assert_eq!(url("MongoDB://localhost/shop/"), "mongodb://localhost/shop");
+        assert_eq!(understand("mongodb://h/d?maxPoolSize=4").expect("understood").connection_limit, Some(4));
+        assert_eq!(understand("mongodb://h/d?maxPoolSize=0").expect("understood").connection_limit, None);
+    }
+
+    #[test]
+    fn a_mongodb_has_an_address_if_its_url_names_one_server() {
+        let database = |text: &str| understand(text).expect("understood").database;
+        for (text, address, place) in [
+            (
+                "mongodb://app:hunter2@db.example/app",
+                Some(("db.example", 27017)),
+                "MongoDB on db.example, database app",
+            ),
+            ("mongodb://[::1]:27018/app", Some(("::1", 27018)), "MongoDB on ::1, database app"),
+            (
+                "mongodb://u:p@a.example:27018,b.example/app?replicaSet=rs0",
+                None,
+                "MongoDB on a.example, b.example, database app",
+            ),
+            (
+                "mongodb+srv://u:p@cluster0.example/my%2Dapp",
+                None,
+                "MongoDB on cluster0.example, database my-app",
+            ),
+            ("mongodb://%2Ftmp%2Fmongodb-27017.sock/app", None, "MongoDB on a local socket, database app"),
+        ] {
+            let address = address.map(|(host, port)| (host.to_owned(), port));
+            assert_eq!(
+                (database(text).address(), database(text).place().as_str()),
+                (address, place),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mongodb_url_names_a_database() {
+        for text in
+            ["mongodb://u@h", "mongodb://u@h/", "mongodb+srv://h?w=majority", "mongodb://a,b/?replicaSet=r"]
+        {
+            assert!(understand(text).expect_err(text).contains("without a database"), "{text}");
+        }
+        for text in ["mongodb+srv://a.example,b.example/d", "mongodb+srv://a.example:27017/d"] {
+            assert!(understand(text).expect_err(text).contains("one name"), "{text}");
+        }
+    }
+
+    #[test]
     fn a_sqlite_url_names_a_file_in_any_of_its_spellings() {
         assert_eq!(path("sqlite://clerk-sync.db"), "clerk-sync.db");
         assert_eq!(path("sqlite:///data/x.db"), "/data/x.db");
@@ -559,6 +761,23 @@ mod tests {
             "mysql://u:p@h/d?ssl-ca=hunter2",
             "mysql://u:p@h/d?statement-cache-capacity=hunter2",
             "mariadb:hunter2",
+            "mongodb:hunter2",
+            "mongodb://u:hunter2@h",
+            "mongodb://u:hunter2@h/",
+            "mongodb://u:hunter2@/d",
+            "mongodb://u:hunter2/x@h/d",
+            "mongodb://u:1/hunter2@h/d",
+            "mongodb://u:1/hunter2?x@h/d",
+            "mongodb://u:1?hunter2@h/d",
+            "mongodb://u:hunter2#x@h/d",
+            "mongodb://u:hunter2@x@h/d",
+            "mongodb://u:hunter2:x@h/d",
+            "mongodb://u:p@h:hunter2/d",
+            "mongodb://u:p@h:0/d?x=hunter2",
+            "mongodb://u:p@h%hunter2/d",
+            "mongodb://u:p@h/hunter2/d",
+            "mongodb://u:p@h/d?tlsCAFile=hunter2",
+            "mongodb+srv://u:hunter2@a,b/d",
             "hunter2:x://h",
             "postgres://u:hunter2#x@h/d",
             "postgres://u:hunter2/x@h/d",

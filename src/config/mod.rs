@@ -43,7 +43,7 @@ pub struct Config {
     pub database: Database,
     /// `DATABASE_SCHEMA`: of Postgres.
     pub database_schema: String,
-    /// `TABLE_PREFIX`: of SQLite, MySQL and MariaDB.
+    /// `TABLE_PREFIX`: of SQLite, MySQL, MariaDB and MongoDB.
     pub table_prefix: String,
     /// `DATABASE_MAX_CONNECTIONS`, else the URL's `connection_limit` if that is lower than the default.
     pub database_max_connections: u32,

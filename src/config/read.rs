@@ -153,7 +153,9 @@ impl<'a> Reader<'a> {
         self.show(
             VARIABLE,
             match &database {
-                Database::Postgres { .. } | Database::Mysql { .. } => database.place(),
+                Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => {
+                    database.place()
+                }
                 Database::Sqlite { path } => format!("sqlite://{}", path.display()),
             },
         );
@@ -172,11 +174,17 @@ impl<'a> Reader<'a> {
                 "{VARIABLE}: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
             ));
         }
-        if matches!(database, Database::Mysql { .. }) && self.settings.get("DATABASE_SCHEMA").is_some() {
-            self.warnings.push(
-                "DATABASE_SCHEMA: ignored, MySQL has no schemas; the tables are in the database that DATABASE_URL names"
-                    .to_owned(),
-            );
+        let without_schemas = match database {
+            Database::Mysql { .. } => Some(("MySQL", "tables")),
+            Database::Mongodb { .. } => Some(("MongoDB", "collections")),
+            Database::Postgres { .. } | Database::Sqlite { .. } => None,
+        };
+        if let Some((product, tables)) = without_schemas
+            && self.settings.get("DATABASE_SCHEMA").is_some()
+        {
+            self.warnings.push(format!(
+                "DATABASE_SCHEMA: ignored, {product} has no schemas; the {tables} are in the database that DATABASE_URL names"
+            ));
         }
         let default = connection_limit.map_or(8, |limit| limit.min(8));
         (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))

@@ -141,7 +141,7 @@ fn fields_of_kinds(command: Command) -> Command {
 #[derive(Args)]
 #[group(skip)]
 struct SyncVariables {
-    /// The database: postgres://…, postgresql://…, mysql://…, mariadb://… or sqlite://… [default: sqlite://clerk-sync.db]
+    /// The database: postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… or sqlite://… [default: sqlite://clerk-sync.db]
     #[arg(long, env, value_name = "URL", help_heading = "Database")]
     database_url: Option<String>,
 
@@ -153,7 +153,7 @@ struct SyncVariables {
     #[arg(long, env, value_name = "NAME", help_heading = "Database")]
     database_schema: Option<String>,
 
-    /// SQLite, MySQL and MariaDB: what the names of all tables begin with [default: none]
+    /// SQLite, MySQL, MariaDB and MongoDB: what the names of all tables begin with [default: none]
     #[arg(long, env, value_name = "PREFIX", help_heading = "Database")]
     table_prefix: Option<String>,
 

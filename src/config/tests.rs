@@ -112,7 +112,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
     );
     let expected = [
         "the configuration cannot be used:",
-        "  DATABASE_URL (--database-url): found a URL that begins with mssql://; allowed are postgres://…, postgresql://…, mysql://…, mariadb://… and sqlite://…",
+        "  DATABASE_URL (--database-url): found a URL that begins with mssql://; allowed are postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…",
         "  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard (Webhooks, your endpoint, Signing Secret), or name a file that holds it in CLERK_WEBHOOK_SIGNING_SECRET_FILE",
         "  PORT (--port): found \"65536\"; allowed is a whole number from 0 to 65535, where 0 takes a free port",
         "  ADMIN_HOST (--admin-host): found \"0.0.0.0\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only loopback addresses such as 127.0.0.1",
@@ -314,6 +314,16 @@ fn mysql_has_no_schemas() {
     assert_eq!(config(&[url]).warnings, [""; 0]);
     let warnings = config(&[url, ("DATABASE_SCHEMA", "shop")]).warnings;
     assert!(warnings.len() == 1 && warnings[0].starts_with("DATABASE_SCHEMA: ignored"), "{warnings:?}");
+}
+
+#[test]
+fn mongodb_has_prefixes_and_no_schemas() {
+    let url = ("DATABASE_URL", "mongodb://app@a,b/app?replicaSet=rs0&maxPoolSize=3");
+    let prefixed = config(&[url, ("TABLE_PREFIX", "clerk_")]);
+    assert_eq!((prefixed.table_prefix.as_str(), prefixed.database_max_connections), ("clerk_", 3));
+    assert_eq!(prefixed.warnings, [""; 0]);
+    let warnings = config(&[url, ("DATABASE_SCHEMA", "shop")]).warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("MongoDB has no schemas"), "{warnings:?}");
 }
 
 #[test]

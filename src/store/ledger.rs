@@ -61,7 +61,7 @@ pub trait Ledger: Session {
     /// Lock and read the registers of these objects, making a blank one where there is none.
     async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
 
-    /// Write registers that are newer than what is stored. [`ErrorKind::Raced`] if an entity appeared since
+    /// Write registers that are newer than what is stored. [`ErrorKind::Raced`](super::ErrorKind::Raced) if an entity appeared since
     /// [`registers`](Self::registers) read; whether a blank one of [`hold`](Self::hold) counts is the keeper's choice.
     async fn advance(&mut self, registers: &[Advance]) -> Result<()>;
 
@@ -90,10 +90,10 @@ pub trait Ledger: Session {
     /// of [`Entity::unique`].
     async fn rivals(&mut self, entity: &'static Entity, keys: &[Vec<String>]) -> Result<Vec<ClerkId>>;
 
-    /// Insert rows with the selected columns. [`ErrorKind::Raced`] if one is there already.
+    /// Insert rows with the selected columns. [`ErrorKind::Raced`](super::ErrorKind::Raced) if one is there already.
     async fn insert(&mut self, objects: &[Object], selection: &Selection) -> Result<()>;
 
-    /// Update the selected columns of rows, and nothing else. [`ErrorKind::Raced`] if one is gone.
+    /// Update the selected columns of rows, and nothing else. [`ErrorKind::Raced`](super::ErrorKind::Raced) if one is gone.
     async fn update(&mut self, objects: &[Object], selection: &Selection) -> Result<()>;
 
     /// Write receipts, each user and destination once. `attempts` are those that are new. Of one that stands already the

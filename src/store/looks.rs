@@ -101,6 +101,6 @@ pub trait Looks: Database {
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
 
     /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
-    /// newest are looked through as [`LOOKED_THROUGH`] says.
+    /// newest are looked through as [`LOOKED_THROUGH`](super::LOOKED_THROUGH) says.
     async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
 }

@@ -1,7 +1,7 @@
 //! The store contract: what every database must be able to do for us, in verbs.
 //!
-//! The rules stay in `sync`; a store only carries out. The verbs stand in five traits, and each is written once, in `sql`, over
-//! the two that a keeper implements:
+//! The rules stay in `sync`; a store only carries out. The verbs stand in five traits. For databases that speak SQL each is written
+//! once, in `sql`; another one implements them itself.
 //!
 //! | trait | what it is about | whose verbs |
 //! |---|---|---|
@@ -10,10 +10,10 @@
 //! | [`Outbox`] | messages, and the systems that they are for | the store's |
 //! | [`Notes`] | leases, runs, seals, activity, and what is no longer kept | the store's |
 //! | [`Looks`] | what people and programs read | the store's |
-//! | [`Session`] | how a transaction runs statements, takes out rows and ends | what each keeper implements |
-//! | [`Database`] | how transactions are opened, and what is not a statement for all databases | what each keeper implements |
+//! | [`Session`] | how a transaction takes out rows and ends | a transaction's |
+//! | [`Database`] | migrations, health, sizes, and tables that are not ours | the store's |
 //!
-//! Two keepers stand here, [`postgres`] and [`sqlite`], and one suite of promises (`tests/it/promises.rs`) is this contract in
+//! The keepers stand here, each in a folder of its own, and one suite of promises (`tests/it/promises.rs`) is this contract in
 //! executable form.
 //!
 //! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
@@ -28,6 +28,8 @@ mod inspection;
 mod ledger;
 mod looks;
 mod migration;
+#[cfg(feature = "mongodb")]
+pub mod mongodb;
 pub mod mysql;
 mod notes;
 mod outbox;

@@ -91,7 +91,7 @@ pub trait Notes: Database {
 
     /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
     /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Session::erase`].
+    /// [`Session::erase`](super::Session::erase).
     async fn minimize(
         &self,
         entity: &'static Entity,

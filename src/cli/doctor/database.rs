@@ -167,6 +167,19 @@ fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
         ("57014" | "55P03", _) => "find the session that holds the lock in pg_stat_activity, and end it",
         ("1205" | "3572", _) => "find the session that holds the lock with SHOW PROCESSLIST, and end it",
         ("42501" | "1142" | "1143", _) => "grant what is refused to the user of DATABASE_URL",
+        ("18", Database::Mongodb { .. }) => {
+            "correct user and password in DATABASE_URL, and authSource if the user is not one of that database"
+        }
+        ("13" | "8000", Database::Mongodb { .. }) => {
+            "grant readWrite on the database to the user of DATABASE_URL"
+        }
+        ("20" | "263", Database::Mongodb { .. }) => {
+            "make the server a replica set of one or more (rs.initiate()): a single server has no transactions"
+        }
+        (_, Database::Mongodb { .. }) if error.kind == ErrorKind::Unavailable => {
+            "start the servers, or correct hosts, ports and replicaSet in DATABASE_URL; Atlas lets in only the addresses of its \
+             access list"
+        }
         (_, Database::Postgres { .. } | Database::Mysql { .. }) if error.kind == ErrorKind::Unavailable => {
             "start the server, or correct host and port in DATABASE_URL"
         }
@@ -216,7 +229,7 @@ fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
     };
     let well = match database {
         Database::Sqlite { .. } => "the file and its directory may be written to",
-        Database::Postgres { .. } | Database::Mysql { .. } => "all that is needed",
+        Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => "all that is needed",
     };
     or_ok(missing.iter().map(finding).collect(), "privileges", well)
 }

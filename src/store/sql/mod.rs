@@ -1,6 +1,6 @@
 //! What every database shares: each verb of the contract is written once here, and so is its statement.
 //!
-//! A keeper implements [`Database`] and [`Session`]: it opens transactions, runs statements in its kind of SQL, and does by hand
+//! A keeper implements [`Database`](super::Database), [`Session`], [`SqlDatabase`] and [`SqlSession`]: it opens transactions, runs statements in its kind of SQL, and does by hand
 //! what its database can do better than others, or only in its own way. All other verbs follow from that.
 
 mod batch;
@@ -34,7 +34,7 @@ pub use self::{
 };
 use super::{Patience, Result, Session, Store, StoreError, Transaction};
 
-/// What a keeper with SQL does by hand beside [`Database`].
+/// What a keeper with SQL does by hand beside [`Database`](super::Database).
 #[async_trait]
 pub trait SqlDatabase: Store {
     /// Open a transaction for this purpose.
