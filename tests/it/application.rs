@@ -1,6 +1,13 @@
 //! What an application builds around our tables: data that points to users, and rules of its own.
 
-use crate::world::{Keeper, World};
+use clerk_sync::{
+    model::{DeletionPolicy, Outcome},
+    sync::{Rules, apply},
+};
+use mongodb::bson::{Document, doc};
+use tokio::time::Instant;
+
+use crate::world::{Event, Keeper, World};
 
 /// Of a foreign key that is checked by the commit. MariaDB and MySQL check every key at once.
 pub(crate) const DEFERRED: &str = "DEFERRABLE INITIALLY DEFERRED";
@@ -21,7 +28,8 @@ pub(crate) async fn pointing(world: &World, table: &str, column: &str, ours: &st
         .await;
 }
 
-/// Orders that point to users, with this clause on the foreign key.
+/// Orders that point to users, with this clause on the foreign key. With MongoDB they are a table of the mirror alone, and hold
+/// nobody.
 pub(crate) async fn orders(world: &World, clause: &str) {
     pointing(world, "orders", "clerk_id", "users", clause).await;
 }
@@ -31,8 +39,58 @@ pub(crate) async fn order(world: &World, number: u32, id: &str) {
     world.sql(&format!("INSERT INTO orders (id, clerk_id) VALUES ({number}, '{id}')")).await;
 }
 
+/// Deliver the deletions of users of whom some have an order, which keeps their rows. On MongoDB, where nothing does, these are
+/// anonymised because the policy says so.
+pub(crate) async fn erase(world: &World, with_order: &[Event], others: &[Event]) {
+    if world.refuses_deletions() {
+        world.deliver_all(&[with_order, others].concat()).await;
+        return;
+    }
+    let batch: Vec<_> = with_order.iter().map(|event| world.delivery(event)).collect();
+    let rules = Rules { deletion: DeletionPolicy::Anonymize, ..world.rules.clone() };
+    let deadline = Instant::now() + std::time::Duration::from_mins(1);
+    for outcome in apply(&*world.store, &batch, &rules, world.now, deadline).await {
+        assert_eq!(outcome, Ok(Outcome::Applied));
+    }
+    world.deliver_all(others).await;
+}
+
+/// See to it that these users cannot be erased: a deletion is what the policy says, and an order refuses it. On MongoDB, where
+/// nothing can, they are to be anonymised, and a validator refuses that.
+pub(crate) async fn resist(world: &mut World, ids: &[&str]) {
+    if world.refuses_deletions() {
+        world.rules.deletion = DeletionPolicy::Delete;
+        orders(world, "").await;
+        for (number, id) in (1..).zip(ids) {
+            order(world, number, id).await;
+        }
+        return;
+    }
+    world.rules.deletion = DeletionPolicy::Anonymize;
+    let anybody_else = doc! { "clerkId": { "$nin": ids.to_vec() } };
+    let not_anonymised = doc! { "profile.firstName": { "$ne": "Deleted" } };
+    validate(world, doc! { "$or": [anybody_else, not_anonymised] }).await;
+}
+
+/// Let them go.
+pub(crate) async fn resist_no_longer(world: &World) {
+    if world.refuses_deletions() {
+        world.sql("DELETE FROM orders").await;
+    } else {
+        validate(world, doc! {}).await;
+    }
+}
+
+/// MongoDB: what the documents of users must be.
+async fn validate(world: &World, validator: Document) {
+    world.mirror().validate("users", validator).await;
+}
+
 /// Refuse every user of this first name.
 pub(crate) async fn refuse_name(world: &World, name: &str) {
+    if world.keeper == Keeper::Mongodb {
+        return validate(world, doc! { "profile.firstName": { "$ne": name } }).await;
+    }
     world
         .sql_of(
             &format!(
@@ -54,8 +112,35 @@ pub(crate) async fn refuse_name(world: &World, name: &str) {
         .await;
 }
 
+/// Refuse every user without a user name.
+pub(crate) async fn refuse_nameless(world: &World) {
+    if world.keeper == Keeper::Mongodb {
+        return validate(world, doc! { "username": { "$ne": null } }).await;
+    }
+    world
+        .sql_of(
+            "ALTER TABLE users ADD CONSTRAINT needs_username CHECK (username IS NOT NULL) NOT VALID",
+            "CREATE TRIGGER needs_username BEFORE UPDATE ON users WHEN new.username IS NULL
+             BEGIN SELECT RAISE(ABORT, 'refused'); END",
+            "ALTER TABLE users ADD CONSTRAINT needs_username CHECK (username IS NOT NULL)",
+        )
+        .await;
+}
+
+/// Think better of it.
+pub(crate) async fn allow_nameless(world: &World) {
+    if world.keeper == Keeper::Mongodb {
+        return validate(world, doc! {}).await;
+    }
+    let unchecked = "ALTER TABLE users DROP CONSTRAINT needs_username";
+    world.sql_of(unchecked, "DROP TRIGGER needs_username", unchecked).await;
+}
+
 /// Think better of it.
 pub(crate) async fn allow_names(world: &World) {
+    if world.keeper == Keeper::Mongodb {
+        return validate(world, doc! {}).await;
+    }
     world
         .sql_of(
             "ALTER TABLE users DROP CONSTRAINT no_such_name",

@@ -235,6 +235,13 @@ async fn a_line_that_was_changed_is_found(world: World) {
             ("UPDATE audit_log SET at = replace(at, 'T', ' ') WHERE id = 1", changed),
             ("UPDATE audit_log SET at = 'yesterday' WHERE id = 1", changed),
         ],
+        Keeper::Mongodb => &[
+            ("UPDATE audit_log SET changed_fields = '[\"email\"]' WHERE id = 8", changed),
+            ("UPDATE audit_log SET changed_fields = '[\"username\", \"email\"]' WHERE id = 8", changed),
+            ("UPDATE audit_log SET changed_fields = 'nothing' WHERE id = 8", changed),
+            ("UPDATE audit_log SET clerk_id = CAST(clerk_id AS BLOB) WHERE id = 8", changed),
+            ("UPDATE audit_log SET at = 'yesterday' WHERE id = 1", changed),
+        ],
         Keeper::Mariadb | Keeper::Mysql => &[
             ("UPDATE audit_log SET changed_fields = '[\"email\"]' WHERE id = 8", changed),
             ("UPDATE audit_log SET changed_fields = '[\"email\", \"username\"]' WHERE id = 8", changed),
@@ -313,7 +320,7 @@ async fn lines_in_another_order_are_found(world: World) {
         let names = ["at", "action", "clerk_id", "svix_id", "source", "changed_fields", "event_at"];
         let columns = names.join(", ");
         match world.keeper {
-            Keeper::Postgres | Keeper::Sqlite => format!(
+            Keeper::Postgres | Keeper::Sqlite | Keeper::Mongodb => format!(
                 "UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {other}) WHERE id = {one};
                  UPDATE audit_log SET ({columns}) = (SELECT {columns} FROM kept_log WHERE id = {one}) WHERE id = {other}"
             ),
@@ -341,7 +348,7 @@ fn generated_always(world: &World, attack: &str) -> String {
         Keeper::Postgres => {
             format!("ALTER TABLE audit_log ALTER COLUMN id DROP IDENTITY IF EXISTS; {attack}")
         }
-        Keeper::Sqlite | Keeper::Mariadb | Keeper::Mysql => attack.to_owned(),
+        Keeper::Sqlite | Keeper::Mariadb | Keeper::Mysql | Keeper::Mongodb => attack.to_owned(),
     }
 }
 

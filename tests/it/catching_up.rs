@@ -228,6 +228,7 @@ fn is_killed(host: &Host, more: &[&str], once: impl Fn() -> bool) -> bool {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    host.bury();
     // As if it had been a while ago: otherwise the next one makes sure for some seconds that nobody is at work.
     let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
     host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));

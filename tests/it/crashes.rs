@@ -1,6 +1,7 @@
 //! Trouble at any moment changes nothing about the end.
 //!
-//! A store that fails at its n-th statement, for every n, in every way there is. What was not answered is delivered again,
+//! A store that fails at its n-th statement, for every n, in every way there is; with MongoDB it is the n-th command that meets
+//! trouble on its way. What was not answered is delivered again,
 //! and then every table must hold what it holds after a run without trouble, row by row.
 
 use std::{
@@ -20,8 +21,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{ORGANIZATION, ORGANIZATION_MEMBERSHIP, USER},
     model::{
-        ClerkId, Delivery, Entity, FieldSet, Kinds, Message, MessageType, Outcome, Processing, Selection,
-        Subscription,
+        ClerkId, DeletionPolicy, Delivery, Entity, FieldSet, Kinds, Message, MessageType, Outcome,
+        Processing, Selection, Subscription,
     },
     store::{
         Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Mark,
@@ -40,6 +41,9 @@ use tokio::{select, sync::Notify, time::Instant};
 
 use crate::{
     application,
+    cable::{Cable, Fate, Judge},
+    secantus,
+    service::load,
     world::{Event, Keeper, NOW, World, at, clerk_id, run},
 };
 
@@ -109,6 +113,7 @@ crashes! {
     sqlite on Sqlite,
     mariadb on Mariadb,
     mysql on Mysql,
+    mongodb on Mongodb,
 }
 
 async fn every_call(world: World, how: How) {
@@ -128,13 +133,16 @@ async fn every_call_of_a_cascade(mut world: World, how: How) {
 
 async fn at_every_call(mut world: World, how: How, story: Story) {
     world.rules.subscriptions = subscriptions();
+    if !world.refuses_deletions() {
+        world.rules.deletion = DeletionPolicy::Anonymize;
+    }
     application::orders(&world, "").await;
     application::refuse_name(&world, "Bad").await;
     let undisturbed = story.tell(&world, Fault::never()).await.0;
     assert!(undisturbed.iter().any(|line| line.contains("deleted-ID@")), "the story has an anonymised user");
     let mut number = 0;
     loop {
-        number += 1;
+        number += stride(&world);
         let fault = Fault::new(number, how);
         let (end, calls) = story.tell(&world, fault).await;
         assert_eq!(end, undisturbed, "after trouble at call {number}");
@@ -143,6 +151,12 @@ async fn at_every_call(mut world: World, how: How, story: Story) {
         }
     }
     assert!(number > 40, "the story has only {number} calls");
+}
+
+/// From one call that meets trouble to the next. With MongoDB, where each is a connection that is made anew and a run takes a
+/// second, it is every seventh, and all of them with `TEST_LOAD=full`.
+fn stride(world: &World) -> usize {
+    if world.keeper == Keeper::Mongodb { load(7, 1) } else { 1 }
 }
 
 fn subscriptions() -> Arc<[Subscription]> {
@@ -155,7 +169,7 @@ async fn every_call_of_a_dispatcher(mut world: World, how: How) {
     world.rules.subscriptions = subscriptions();
     let mut number = 0;
     loop {
-        number += 1;
+        number += stride(&world);
         world.empty().await;
         let fault = Fault::new(number, how);
         let ear = Arc::new(Ear::default());
@@ -193,8 +207,8 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
         sink: Arc::clone(ear) as Arc<dyn Sink>,
         address: "here".to_owned(),
     };
-    let store: Arc<dyn Store> = Arc::new(Troubled { inner: world.sql_store(), fault: Arc::clone(fault) });
-    let mut dispatcher = Dispatcher::new(store, destination, clock);
+    let troubled = Troubled::new(world, fault).await;
+    let mut dispatcher = Dispatcher::new(Arc::clone(&troubled.store), destination, clock);
     let batches = [
         vec![
             Event::created("user_a"),
@@ -245,12 +259,14 @@ async fn every_call_of_a_hold(mut world: World, how: How) {
     let ids = ["user_a", "user_b", "user_c", "user_d"];
     let (created, deleted) = (ids.map(Event::created), ids.map(|id| Event::deleted(id, 1000)));
     let undisturbed = hold(&mut world, &created, &deleted, Fault::never()).await.0;
-    for end in ["deleted-ID@", "USER_DELETION_CANCELLED", "USER_HARD_DELETED", "\"retention\""] {
+    let anonymised = world.refuses_deletions().then_some("deleted-ID@");
+    for end in ["USER_DELETION_CANCELLED", "USER_HARD_DELETED", "\"retention\""].into_iter().chain(anonymised)
+    {
         assert!(undisturbed.iter().any(|line| line.contains(end)), "the story has {end}");
     }
     let mut number = 0;
     loop {
-        number += 1;
+        number += stride(&world);
         let (end, calls) = hold(&mut world, &created, &deleted, Fault::new(number, how)).await;
         assert_eq!(end, undisturbed, "after trouble at call {number}");
         if calls < number {
@@ -272,28 +288,29 @@ async fn hold(
     (world.now, world.rules.grace) = (at(NOW), TimeDelta::days(7));
     world.deliver_all(created).await;
     application::order(world, 1, "user_b").await;
-    let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
+    let troubled = Troubled::new(world, &fault).await;
+    let store = &*troubled.store;
     let (kept, hurried) = (clerk_id("user_c"), clerk_id("user_d"));
 
     let deliveries: Vec<Delivery> = deleted.iter().map(|event| world.delivery(event)).collect();
-    let answers = fault.disturbed(async { Ok(world.apply(&store, &deliveries).await) }).await;
+    let answers = fault.disturbed(async { Ok(world.apply(store, &deliveries).await) }).await;
     if !answers.is_some_and(|answers| answers.iter().all(Result::is_ok)) {
         world.wait_until_idle().await;
         world.deliver_all(deleted).await;
     }
     let (rules, now) = (world.rules.clone(), world.now);
     let clock: Clock = Arc::new(move || now);
-    if fault.disturbed(erasure::cancel(&store, &kept, &rules, &clock)).await.is_none() {
+    if fault.disturbed(erasure::cancel(store, &kept, &rules, &clock)).await.is_none() {
         world.wait_until_idle().await;
         erasure::cancel(&*world.store, &kept, &rules, &clock).await.unwrap();
     }
-    if fault.disturbed(erasure::erase_now(&store, &hurried, &rules, &clock)).await.is_none() {
+    if fault.disturbed(erasure::erase_now(store, &hurried, &rules, &clock)).await.is_none() {
         world.wait_until_idle().await;
         erasure::erase_now(&*world.store, &hurried, &rules, &clock).await.unwrap();
     }
     let now = now + TimeDelta::days(8);
     let clock: Clock = Arc::new(move || now);
-    if fault.disturbed(erasure::release_due(&store, &rules, &clock)).await.is_none() {
+    if fault.disturbed(erasure::release_due(store, &rules, &clock)).await.is_none() {
         world.wait_until_idle().await;
         erasure::release_due(&*world.store, &rules, &clock).await.unwrap();
     }
@@ -306,13 +323,13 @@ async fn hold(
 async fn every_call_of_sealing(world: World, how: How) {
     let mut number = 0;
     loop {
-        number += 1;
+        number += stride(&world);
         world.empty().await;
         let fault = Fault::new(number, how);
-        let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
+        let troubled = Troubled::new(&world, &fault).await;
         for id in ["user_a", "user_b", "user_c"] {
             world.deliver(&Event::created(id)).await;
-            fault.disturbed(chain::seal(&store, 10, world.now)).await;
+            fault.disturbed(chain::seal(&*troubled.store, 10, world.now)).await;
             world.wait_until_idle().await;
         }
         while chain::seal(&*world.store, 10, world.now).await.unwrap().unwrap().more {}
@@ -410,14 +427,15 @@ impl Story {
     async fn tell(&self, world: &World, fault: Arc<Fault>) -> (Vec<String>, usize) {
         world.sql("DELETE FROM orders").await;
         world.empty().await;
-        let store = Troubled { inner: world.sql_store(), fault: Arc::clone(&fault) };
+        let troubled = Troubled::new(world, &fault).await;
+        let store = &*troubled.store;
         for (number, batch) in self.batches.iter().enumerate() {
             if number == 1 {
                 application::order(world, 1, "user_a").await;
             }
             let deliveries: Vec<Delivery> = batch.iter().map(|event| world.delivery(event)).collect();
             let answers = select! {
-                answers = self.deliver(world, &store, &deliveries) => answers,
+                answers = self.deliver(world, store, &deliveries) => answers,
                 () = fault.cut.notified() => deliveries.iter().map(|_| Err(unavailable())).collect(),
             };
             let unanswered: Vec<Event> = batch
@@ -432,7 +450,7 @@ impl Story {
                     world.enqueue(&unanswered).await;
                     select! {
                         // Whatever it says: what is not done is done by the next worker.
-                        _ = world.drain_once(&store) => {}
+                        _ = world.drain_once(store) => {}
                         () = fault.cut.notified() => {}
                     }
                     world.wait_until_idle().await;
@@ -482,7 +500,7 @@ impl Fault {
     }
 
     async fn call<T>(&self, inner: impl Future<Output = Result<T>>) -> Result<T> {
-        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
+        if !self.is_next() {
             return inner.await;
         }
         match self.how {
@@ -503,20 +521,66 @@ impl Fault {
         }
     }
 
+    /// Count a call; whether it is the one.
+    fn is_next(&self) -> bool {
+        self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at
+    }
+
     async fn never_return<T>(&self) -> T {
         self.cut.notify_one();
         pending().await
     }
 }
 
+/// Trouble on the way to a MongoDB, whose keeper finishes every command that it has begun, whoever is cancelled meanwhile.
+impl Judge for Fault {
+    fn next(&self) -> Fate {
+        if !self.is_next() {
+            return Fate::Passes;
+        }
+        match self.how {
+            How::Refused => Fate::Refused,
+            How::Lost => Fate::Lost,
+            How::CutBefore | How::CutDuring => {
+                self.cut.notify_one();
+                Fate::Passes
+            }
+            How::CutAfter => Fate::Told,
+        }
+    }
+
+    fn answered(&self) {
+        self.cut.notify_one();
+    }
+}
+
 /// A store with trouble.
 struct Troubled {
+    store: Arc<dyn Store>,
+    /// Between it and a MongoDB.
+    _cable: Option<Cable>,
+}
+
+impl Troubled {
+    async fn new(world: &World, fault: &Arc<Fault>) -> Self {
+        let fault = Arc::clone(fault);
+        if world.keeper != Keeper::Mongodb {
+            let store = Arc::new(TroubledDatabase { inner: world.sql_store(), fault });
+            return Self { store, _cable: None };
+        }
+        let cable = Cable::to(secantus::address_of(&world.keeper.server_url()), fault);
+        Self { store: world.open_at(cable.address).await, _cable: Some(cable) }
+    }
+}
+
+/// A database of SQL with trouble.
+struct TroubledDatabase {
     inner: Arc<dyn SqlDatabase>,
     fault: Arc<Fault>,
 }
 
 #[async_trait]
-impl Database for Troubled {
+impl Database for TroubledDatabase {
     fn writers(&self) -> usize {
         self.inner.writers()
     }
@@ -567,7 +631,7 @@ impl Database for Troubled {
 }
 
 #[async_trait]
-impl SqlDatabase for Troubled {
+impl SqlDatabase for TroubledDatabase {
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>> {
         let inner = self.fault.call(self.inner.session(purpose)).await?;
         Ok(Box::new(TroubledTransaction { inner, fault: Arc::clone(&self.fault) }))

@@ -240,6 +240,15 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
             );
             report
         }
+        Keeper::Mongodb => {
+            let url = nowhere().replace("http://", "mongodb://app:hunter2@");
+            host.set("DATABASE_URL", &format!("{url}/shop?serverSelectionTimeoutMS=2000"));
+            let report = doctor(host, &[]);
+            assert_eq!(report.code, 69, "{report:#?}");
+            let remedy = report.remedy("database", "fail", "connection refused");
+            assert!(remedy.contains("correct hosts, ports and replicaSet in DATABASE_URL"), "{remedy}");
+            report
+        }
         Keeper::Sqlite => {
             host.set("DATABASE_URL", &format!("sqlite://{}", host.path("nowhere/users.db")));
             let report = doctor(host, &[]);

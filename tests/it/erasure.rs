@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
-    model::{DeletionPolicy, Field, FieldSet, MessageType, Outcome, Receipt, Selection},
+    model::{Field, FieldSet, MessageType, Outcome, Receipt, Selection},
     store::{Claimed, Old, Patience, schema::TABLES},
     sync::{
         Clock,
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    application::{order, orders, refuse_name},
+    application::{order, orders, refuse_name, resist, resist_no_longer},
     catching_up::Clerk,
     outbox::{lease, standing, subscribe},
     service::{self, Host, deletion, eventually, load, milliseconds, post, user},
@@ -48,6 +48,13 @@ macro_rules! on_each_store {
         }
         mod mysql {
             $(#[test] fn $test() { super::run(super::Keeper::Mysql, super::$test); })+
+        }
+        mod mongodb {
+            $(#[test] fn $test() {
+                if $crate::secantus::applies(stringify!($test)) {
+                    super::run(super::Keeper::Mongodb, super::$test);
+                }
+            })+
         }
     };
 }
@@ -150,10 +157,8 @@ async fn an_erasure_leaves_a_receipt_and_that_of_a_stranger_none(mut world: Worl
 }
 
 async fn a_row_that_resists_leaves_an_open_receipt_until_it_goes(mut world: World) {
-    world.rules.deletion = DeletionPolicy::Delete;
-    orders(&world, "").await;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
     let open = receipt(&world, "user_1").await.unwrap();
     assert_eq!((open.completed_at, open.attempts, open.requested_at), (None, 1, after(1000)));
@@ -163,7 +168,7 @@ async fn a_row_that_resists_leaves_an_open_receipt_until_it_goes(mut world: Worl
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.drain().await[0].1, Parked);
     assert_eq!(receipt(&world, "user_1").await.unwrap().attempts, 2);
-    world.sql("DELETE FROM orders").await;
+    resist_no_longer(&world).await;
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.drain().await[0].1, Applied);
     let done = receipt(&world, "user_1").await.unwrap();
@@ -172,12 +177,11 @@ async fn a_row_that_resists_leaves_an_open_receipt_until_it_goes(mut world: Worl
 }
 
 async fn a_row_that_resists_and_that_the_application_removes_itself_is_done(mut world: World) {
-    world.rules.deletion = DeletionPolicy::Delete;
-    orders(&world, "").await;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
-    world.sql("DELETE FROM orders; DELETE FROM users").await;
+    resist_no_longer(&world).await;
+    world.sql("DELETE FROM users").await;
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.drain().await[0].1, Stale);
     assert_eq!(receipt(&world, "user_1").await.unwrap().completed_at, Some(world.now));
@@ -185,10 +189,8 @@ async fn a_row_that_resists_and_that_the_application_removes_itself_is_done(mut 
 }
 
 async fn an_erasure_by_hand_whose_row_resists_is_tried_again_without_end(mut world: World) {
-    world.rules.deletion = DeletionPolicy::Delete;
-    orders(&world, "").await;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     assert_eq!(erase(&world, "user_1").await, Fate::Resists);
     assert_eq!(erase(&world, "user_1").await, Fate::Resists, "asking again makes it wait once");
     let parked = world.parked().await;
@@ -199,10 +201,10 @@ async fn an_erasure_by_hand_whose_row_resists_is_tried_again_without_end(mut wor
         world.pass(TimeDelta::hours(2));
         assert_eq!(world.drain().await.len(), 1);
     }
-    world.sql("DELETE FROM orders").await;
+    resist_no_longer(&world).await;
     world.pass(TimeDelta::hours(2));
     assert_eq!(world.drain().await[0].1, Applied);
-    assert!(world.user("user_1").await.is_none());
+    assert!(world.user("user_1").await.is_none_or(|user| user.is_anonymized()));
     assert_eq!(receipt(&world, "user_1").await.unwrap().completed_at, Some(world.now));
     assert_eq!(erase(&world, "user_1").await, Fate::Gone);
     assert_eq!(erase(&world, "user_2").await, Fate::Unknown);
@@ -425,7 +427,8 @@ async fn when_the_time_is_over_nothing_is_left(mut world: World) {
     assert_eq!(release_due(&world).await, 2);
     assert_eq!(release_due(&world).await, 0);
     assert!(world.user("user_1").await.is_none());
-    assert!(world.user("user_2").await.unwrap().is_anonymized());
+    let kept = world.user("user_2").await.map(|user| user.is_anonymized());
+    assert_eq!(kept, world.refuses_deletions().then_some(true));
     assert_eq!(world.count("webhook_queue").await, 0);
     assert_eq!(world.value("SELECT count(*) FROM audit_log WHERE source = 'retention'").await, "2");
     for id in ["user_1", "user_2"] {
@@ -549,10 +552,8 @@ async fn a_row_that_a_trigger_keeps_without_a_word_is_no_erasure(mut world: Worl
 }
 
 async fn whoever_resists_looks_deleted(mut world: World) {
-    world.rules.deletion = DeletionPolicy::Delete;
-    orders(&world, "").await;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
     assert_eq!(world.count("users WHERE deleted_at IS NULL").await, 0);
 }
@@ -862,7 +863,7 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     world.deliver_all(&["user_1", "user_2", "user_3", "user_4"].map(Event::created)).await;
     world.deliver(&Event::updated("user_2", 1000).set("username", json!(null))).await;
     order(&world, 1, "user_3").await;
-    world.deliver(&Event::deleted("user_3", 1000)).await;
+    crate::application::erase(&world, &[Event::deleted("user_3", 1000)], &[]).await;
     // Marked by the application, and somebody all the same.
     let marked = "2026-01-01T00:00:00.000Z";
     world.sql(&format!("UPDATE users SET deleted_at = '{marked}' WHERE clerk_id = 'user_4'")).await;
@@ -1122,7 +1123,10 @@ mod by_the_program {
         }
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
         match host.keeper {
-            service::Keeper::Postgres | service::Keeper::Mariadb | service::Keeper::Mysql => {
+            service::Keeper::Postgres
+            | service::Keeper::Mariadb
+            | service::Keeper::Mysql
+            | service::Keeper::Mongodb => {
                 for name in &names {
                     host.sql(&format!("CREATE TABLE backup_{name} AS SELECT * FROM {name}"));
                 }
@@ -1161,6 +1165,11 @@ mod by_the_program {
                          WHERE table_schema = database() AND table_name = '{name}' AND extra NOT LIKE '%GENERATED%'"
                     ));
                     host.sql(&format!("INSERT INTO {name} ({columns}) SELECT {columns} FROM backup_{name}"));
+                }
+            }
+            service::Keeper::Mongodb => {
+                for name in &names {
+                    host.sql(&format!("DELETE FROM {name}; INSERT INTO {name} SELECT * FROM backup_{name}"));
                 }
             }
             service::Keeper::Sqlite => {

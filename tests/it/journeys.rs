@@ -340,7 +340,11 @@ fn one_connection_is_enough(host: &mut Host) {
 }
 
 fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
-    let first = if host.keeper.is_mysql() { "0017_tables" } else { "0001_users" };
+    let first = match host.keeper {
+        Keeper::Mariadb | Keeper::Mysql => "0017_tables",
+        Keeper::Mongodb => "0001_collections",
+        Keeper::Postgres | Keeper::Sqlite => "0001_users",
+    };
     let listed = host.run(&["migrate", "status"]).succeeded();
     assert!(listed.contains(&format!("pending  {first}")) && !listed.contains("applied"), "{listed}");
     let applied = host.run(&["migrate"]).succeeded();
@@ -1478,6 +1482,10 @@ fn what_looks_or_removes_makes_nothing(host: &mut Host) {
                 Keeper::Sqlite => {
                     let size = std::fs::metadata(host.path("users.db")).map(|file| file.len()).ok();
                     assert_eq!(size, made.then_some(0), "{command:?}");
+                }
+                Keeper::Mongodb => {
+                    let names = host.connect().collections();
+                    assert_eq!(names, [""; 0], "{command:?}");
                 }
                 Keeper::Mariadb | Keeper::Mysql => {
                     let tables = format!("information_schema.tables WHERE table_schema = '{}'", host.schema);

@@ -128,6 +128,10 @@ promises! {
 
 async fn with_kinds(world: &mut World) {
     world.know(KINDS).await;
+    if world.keeper == Keeper::Mongodb {
+        // It makes collections of the kinds that it knows.
+        world.store.migrate().await.unwrap();
+    }
     for entity in &KINDS[1..] {
         world.sql(&ddl::create(entity, world.dialect())).await;
     }
@@ -532,7 +536,7 @@ async fn tables(world: &World, prefix: &str) -> Vec<String> {
                  FROM pg_indexes WHERE schemaname = '{0}' AND tablename = '{table}'",
                 world.schema()
             ),
-            Keeper::Sqlite => format!(
+            Keeper::Sqlite | Keeper::Mongodb => format!(
                 "SELECT 'column ' || name || ' ' || type || ' ' || \"notnull\" || ' ' || pk AS line
                  FROM pragma_table_info('{table}')
                  UNION ALL SELECT substr(sql, instr(sql, '(')) || (sql LIKE '% UNIQUE %')

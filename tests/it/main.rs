@@ -7,6 +7,9 @@
 #![expect(clippy::disallowed_methods, reason = "the real program has a real clock")]
 
 mod application;
+mod cable;
+mod mirror;
+mod secantus;
 mod world;
 
 mod promises;

@@ -43,6 +43,11 @@ fn any_shuffled_history_of_mixed_kinds_converges_on_mysql() {
     run(Keeper::Mysql, any_shuffled_history_of_mixed_kinds_converges);
 }
 
+#[test]
+fn any_shuffled_history_of_mixed_kinds_converges_on_mongodb() {
+    run(Keeper::Mongodb, any_shuffled_history_of_mixed_kinds_converges);
+}
+
 async fn any_shuffled_history_of_mixed_kinds_converges(mut world: World) {
     world.rules.selection =
         KINDS.into_iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));

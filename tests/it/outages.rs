@@ -268,6 +268,8 @@ fn lock(host: &Host) -> impl FnOnce() + use<> {
         .run(match host.keeper {
             Keeper::Postgres => "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
             Keeper::Sqlite => "BEGIN IMMEDIATE",
+            // Nobody can lock a collection.
+            Keeper::Mongodb => "SELECT 1",
             Keeper::Mariadb | Keeper::Mysql => "LOCK TABLES users WRITE",
         })
         .expect("locked");

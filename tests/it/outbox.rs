@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use clerk_sync::{
     entity::{USER, user},
-    model::{DeletionPolicy, FieldSet, Message, MessageType, Outcome, Source, Subscription},
+    model::{FieldSet, Message, MessageType, Outcome, Source, Subscription},
     store::{Claimed, Deed, Elsewhere, Lease, MessageFilter, MessageState, Old, StoredMessage},
     sync::{
         Clock,
@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    application::{order, orders, refuse_name},
+    application::{refuse_name, resist},
     queue::knowing,
     service::{Host, on_each_keeper},
     world::{Event, Keeper, World, after, at, plain, run, time},
@@ -57,6 +57,14 @@ macro_rules! promises {
         mod mysql {
             use super::*;
             $(#[test] fn $promise() { run(Keeper::Mysql, super::$promise); })+
+        }
+        mod mongodb {
+            use super::*;
+            $(#[test] fn $promise() {
+                if $crate::secantus::applies(stringify!($promise)) {
+                    run(Keeper::Mongodb, super::$promise);
+                }
+            })+
         }
     };
 }
@@ -526,10 +534,8 @@ async fn a_deletion_goes_once_whoever_delivered_before_it_is_dead(mut world: Wor
 
 async fn an_erasure_that_is_tried_again_lets_the_deletion_go(mut world: World) {
     subscribe(&mut world, &["crm"]);
-    orders(&world, "").await;
-    world.rules.deletion = DeletionPolicy::Delete;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     claimed(&world, "crm").await;
     let deletion = Event::deleted("user_1", 1);
     assert_eq!(world.deliver(&deletion).await, Outcome::Parked);
@@ -541,10 +547,8 @@ async fn an_erasure_that_is_tried_again_lets_the_deletion_go(mut world: World) {
 
 async fn a_deletion_is_told_once_however_often_it_is_tried(mut world: World) {
     subscribe(&mut world, &["crm"]);
-    orders(&world, "").await;
-    world.rules.deletion = DeletionPolicy::Delete;
     world.deliver(&Event::created("user_1")).await;
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     let deletion = Event::deleted("user_1", 1);
     assert_eq!(world.deliver(&deletion).await, Outcome::Parked);
     assert_eq!(world.deliver(&deletion).await, Outcome::Parked);
@@ -560,11 +564,9 @@ async fn a_deletion_is_told_once_however_often_it_is_tried(mut world: World) {
 
 async fn a_deletion_is_told_also_if_the_row_cannot_be_erased(mut world: World) {
     subscribe(&mut world, &["crm"]);
-    orders(&world, "").await;
-    world.rules.deletion = DeletionPolicy::Delete;
     world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
     assert_eq!(drain(&world, "crm").await.len(), 2);
-    order(&world, 1, "user_1").await;
+    resist(&mut world, &["user_1"]).await;
     world.deliver_all(&[Event::deleted("user_1", 1), Event::deleted("user_2", 1)]).await;
     assert_eq!(drain(&world, "crm").await, ["user.deleted user_1", "user.deleted user_2"]);
 }

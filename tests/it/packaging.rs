@@ -17,7 +17,8 @@ fn the_files_of_other_places_name_only_variables_that_there_are() {
         let words = text.split(|character: char| !(character.is_ascii_uppercase() || character == '_'));
         for word in words.filter(|word| word.len() > 3 && word.trim_matches('_').contains('_')) {
             // Of other images, of Docker, of Linux, and of those who build.
-            let others = ["POSTGRES_", "MARIADB_", "GF_", "COMPOSE_FILE", "AF_", "SOURCE_DATE_EPOCH"];
+            let others =
+                ["POSTGRES_", "MARIADB_", "MONGO_INITDB_", "GF_", "COMPOSE_FILE", "AF_", "SOURCE_DATE_EPOCH"];
             if others.iter().any(|others| word.starts_with(others)) {
                 continue;
             }

@@ -327,6 +327,7 @@ fn signups_at_odd_times_neither_hide_others_nor_last_for_ever(host: &mut Host) {
     let (times, counted): (&[&str], u64) = match host.keeper {
         Keeper::Postgres => (&["-infinity", "infinity", "0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Mariadb | Keeper::Mysql => (&["0001-01-01", "2026-02-01", "9999-12-31"], 3),
+        Keeper::Mongodb => (&["", "some day", "0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Sqlite => {
             (&["", "some day", "2026-99-01", "0001-01-01", "2026-02-01T00:30:00+02:00", "9999-12-31"], 3)
         }

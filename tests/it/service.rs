@@ -20,6 +20,7 @@ use std::{
 };
 
 use chrono::Utc;
+use mongodb::bson::{Document, doc};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::{
@@ -31,7 +32,11 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub(crate) use crate::world::Keeper;
-use crate::world::{SQL_MODE, without_zones};
+use crate::{
+    mirror::Mirror,
+    secantus,
+    world::{SQL_MODE, without_zones},
+};
 
 /// The endpoint's secret, unless a test says otherwise.
 pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -60,6 +65,9 @@ macro_rules! on_each_keeper {
         mod mysql {
             $(#[test] fn $test() { $crate::service::on($crate::service::Keeper::Mysql, super::$test); })+
         }
+        mod mongodb {
+            $(#[test] fn $test() { $crate::service::on_mongodb(stringify!($test), super::$test); })+
+        }
     };
 }
 pub(crate) use on_each_keeper;
@@ -67,6 +75,19 @@ pub(crate) use on_each_keeper;
 /// Run a test on a fresh database of this keeper, if there is one.
 pub(crate) fn on(keeper: Keeper, test: fn(&mut Host)) {
     if let Some(mut host) = Host::with(keeper) {
+        test(&mut host);
+    }
+}
+
+/// The same on MongoDB, if the test has a meaning there; one that kills has a server to itself.
+pub(crate) fn on_mongodb(name: &str, test: fn(&mut Host)) {
+    if !secantus::applies(name) {
+        return;
+    }
+    let own = secantus::kills(name).then(secantus::Server::start).flatten();
+    let server = own.as_ref().map_or_else(|| Keeper::Mongodb.server_url(), secantus::Server::url);
+    if let Some(mut host) = Host::at(Keeper::Mongodb, server) {
+        host.has_own_server = own.is_some();
         test(&mut host);
     }
 }
@@ -121,14 +142,30 @@ pub(crate) struct Host {
     pub(crate) schema: String,
     server: String,
     environment: BTreeMap<String, String>,
+    /// For what the program must not see.
+    aside: TempDir,
+    /// A server that nobody else uses: where the dead leave something open, it is ended at once.
+    pub(crate) has_own_server: bool,
 }
 
 impl Host {
     pub(crate) fn with(keeper: Keeper) -> Option<Self> {
-        let (name, server) = (keeper.name(), keeper.server_url());
+        Self::at(keeper, keeper.server_url())
+    }
+
+    /// With its database on this server.
+    pub(crate) fn at(keeper: Keeper, server: String) -> Option<Self> {
+        let name = keeper.name();
         let directory = tempfile::tempdir().expect("a directory");
-        let mut host =
-            Self { keeper, directory, schema: unique("it_"), server, environment: BTreeMap::new() };
+        let mut host = Self {
+            keeper,
+            directory,
+            schema: unique("it_"),
+            server,
+            environment: BTreeMap::new(),
+            aside: tempfile::tempdir().expect("a directory"),
+            has_own_server: false,
+        };
         if keeper != Keeper::Sqlite
             && let Err(error) = host.try_connect("public", None)
         {
@@ -148,6 +185,7 @@ impl Host {
                 url.set_path(&host.schema);
                 url.to_string()
             }
+            Keeper::Mongodb => secantus::url_of(&host.server, &host.schema),
         };
         if keeper == Keeper::Postgres {
             host.set("DATABASE_SCHEMA", &host.schema.clone());
@@ -185,6 +223,10 @@ impl Host {
 
     /// Let the service reach its server under another address.
     pub(crate) fn reach_server_at(&mut self, address: SocketAddr) {
+        if self.keeper == Keeper::Mongodb {
+            let url = secantus::with_host(self.get("DATABASE_URL"), &address.to_string());
+            return self.set("DATABASE_URL", &url);
+        }
         let mut url = url::Url::parse(self.get("DATABASE_URL")).expect("a URL");
         url.set_host(Some(&address.ip().to_string())).expect("a host");
         url.set_port(Some(address.port())).expect("a port");
@@ -301,7 +343,7 @@ impl Host {
 
     /// Start a worker and wait until it is ready.
     pub(crate) fn work(&self) -> Service {
-        let worker = Service::start(self.command(&["worker"]));
+        let worker = self.kept(Service::start(self.command(&["worker"])));
         eventually("ready", || worker.status("/readyz") == Some(200));
         worker
     }
@@ -309,7 +351,21 @@ impl Host {
     /// Start the service and wait until it listens.
     pub(crate) fn begin(&self, arguments: &[&str]) -> Service {
         let arguments: Vec<&str> = ["serve"].iter().chain(arguments).copied().collect();
-        Service::start(self.command(&arguments))
+        self.kept(Service::start(self.command(&arguments)))
+    }
+
+    /// With what has to be known at its end.
+    fn kept(&self, mut service: Service) -> Service {
+        service.server = self.has_own_server.then(|| self.server.clone());
+        service.leaves_in_order = self.keeper == Keeper::Mongodb;
+        service
+    }
+
+    /// Somebody was killed who may have been in the middle of a transaction.
+    pub(crate) fn bury(&self) {
+        if self.has_own_server {
+            runtime().block_on(secantus::end_sessions(&self.server));
+        }
     }
 
     /// A connection of our own, as the application would have one.
@@ -322,13 +378,18 @@ impl Host {
             Keeper::Postgres => Connection::postgres(&self.server, schema),
             Keeper::Sqlite => Connection::sqlite(&self.path("users.db")),
             Keeper::Mariadb | Keeper::Mysql => Connection::mysql(&self.server, database),
+            Keeper::Mongodb => {
+                let prefix = self.environment.get("TABLE_PREFIX").map_or("", String::as_str);
+                let file = self.aside.path().join("mirror.db");
+                Connection::mongodb(&secantus::url_of(&self.server, &self.schema), &file, prefix)
+            }
         }
     }
 
     /// The type of a column of the application that is a key, or refers to ids of ours.
     pub(crate) fn key_type(&self) -> &'static str {
         match self.keeper {
-            Keeper::Postgres | Keeper::Sqlite => "text",
+            Keeper::Postgres | Keeper::Sqlite | Keeper::Mongodb => "text",
             Keeper::Mariadb => "varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
             Keeper::Mysql => "varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin",
         }
@@ -377,6 +438,10 @@ impl Host {
                      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused {name}';
                  END IF; END"
             )),
+            Keeper::Mongodb => {
+                self.connect().validate(doc! { "profile.firstName": { "$ne": name } });
+                Vec::new()
+            }
         };
     }
 
@@ -385,6 +450,10 @@ impl Host {
         match self.keeper {
             Keeper::Postgres => self.sql("DROP TRIGGER refuse ON users"),
             Keeper::Sqlite | Keeper::Mariadb | Keeper::Mysql => self.sql("DROP TRIGGER refuse"),
+            Keeper::Mongodb => {
+                self.connect().validate(doc! {});
+                Vec::new()
+            }
         };
     }
 }
@@ -411,6 +480,9 @@ impl Drop for Host {
                 self.schema
             );
             _ = connection.run(&cleared);
+        }
+        if self.keeper == Keeper::Mongodb {
+            _ = runtime().block_on(secantus::dropped(&secantus::url_of(&self.server, &self.schema)));
         }
     }
 }
@@ -463,6 +535,7 @@ enum Inner {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
     Mysql(MySqlConnection),
+    Mongodb(Mirror),
 }
 
 impl Connection {
@@ -496,10 +569,43 @@ impl Connection {
         Ok(connection)
     }
 
+    fn mongodb(url: &str, file: &Path, prefix: &str) -> Result<Self, sqlx::Error> {
+        let runtime = runtime();
+        let inner = runtime.block_on(async {
+            let collections = secantus::collections(url).await.ok_or(sqlx::Error::PoolTimedOut)?;
+            Mirror::open(file, collections, prefix).await
+        })?;
+        Ok(Self { runtime, inner: Inner::Mongodb(inner) })
+    }
+
+    /// MongoDB: what the documents of users must be.
+    fn validate(&self, validator: Document) {
+        let Inner::Mongodb(mirror) = &self.inner else { panic!("only MongoDB has validators") };
+        self.runtime.block_on(mirror.validate("users", validator));
+    }
+
+    /// MongoDB: insert documents into a collection of the application.
+    pub(crate) fn insert(&self, collection: &str, documents: &[Document]) {
+        let Inner::Mongodb(mirror) = &self.inner else { panic!("only MongoDB has collections") };
+        self.runtime.block_on(mirror.insert(collection, documents));
+    }
+
+    /// MongoDB: the names of the collections.
+    pub(crate) fn collections(&self) -> Vec<String> {
+        let Inner::Mongodb(mirror) = &self.inner else { panic!("only MongoDB has collections") };
+        self.runtime.block_on(mirror.collections())
+    }
+
     /// Rows of these statements, every value as text; NULL is `NULL`.
     pub(crate) fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, sqlx::Error> {
         fn text(value: Option<String>) -> String {
             value.unwrap_or_else(|| "NULL".to_owned())
+        }
+        let in_sqlite = |row: &sqlx::sqlite::SqliteRow| {
+            (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
+        };
+        if let Inner::Mongodb(mirror) = &self.inner {
+            return self.runtime.block_on(mirror.run(sql))?.iter().map(in_sqlite).collect();
         }
         let is_mysql = matches!(self.inner, Inner::Mysql(_));
         let sql = if is_mysql { without_zones(sql) } else { sql.to_owned() };
@@ -520,12 +626,9 @@ impl Connection {
                 rows.iter().map(values).collect()
             }
             Inner::Sqlite(connection) => {
-                let rows = self.runtime.block_on(statements.fetch_all(connection))?;
-                let values = |row: &sqlx::sqlite::SqliteRow| {
-                    (0..row.len()).map(|index| Ok(text(row.try_get_unchecked(index)?))).collect()
-                };
-                rows.iter().map(values).collect()
+                self.runtime.block_on(statements.fetch_all(connection))?.iter().map(in_sqlite).collect()
             }
+            Inner::Mongodb(_) => unreachable!("it was asked above"),
         }
     }
 }
@@ -579,6 +682,10 @@ pub(crate) struct Service {
     pub(crate) private: SocketAddr,
     log: Text,
     out: Text,
+    /// A server of its own.
+    server: Option<String>,
+    /// Whether it is asked to stop before it is killed at the end of a test.
+    leaves_in_order: bool,
 }
 
 impl Service {
@@ -587,7 +694,8 @@ impl Service {
         let (log, _) = gather(child.stderr.take());
         let (out, _) = gather(child.stdout.take());
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut service = Self { child, public: nowhere, private: nowhere, log, out };
+        let mut service =
+            Self { child, public: nowhere, private: nowhere, log, out, server: None, leaves_in_order: false };
         let started = Instant::now();
         let (public, private) = loop {
             if let Some(addresses) = service.addresses() {
@@ -713,6 +821,9 @@ impl Service {
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("a child");
+        if let Some(server) = &self.server {
+            runtime().block_on(secantus::end_sessions(server));
+        }
     }
 
     pub(crate) fn wait(&mut self, patience: Duration) -> ExitStatus {
@@ -729,6 +840,14 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        // A MongoDB that others use as well would wait for what it left open.
+        if self.leaves_in_order && matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+            let asked = Instant::now();
+            while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < SOON {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
         _ = self.child.kill();
         _ = self.child.wait();
     }

@@ -1058,6 +1058,11 @@ mod memory {
     fn on_mysql() {
         world::run(world::Keeper::Mysql, what_a_sink_remembers_lasts_and_is_its_own);
     }
+
+    #[test]
+    fn on_mongodb() {
+        world::run(world::Keeper::Mongodb, what_a_sink_remembers_lasts_and_is_its_own);
+    }
 }
 
 mod commands {

@@ -1,8 +1,8 @@
 //! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
 //!
 //! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its end. MariaDB and
-//! MySQL are looked for at `TEST_MARIADB_URL` and `TEST_MYSQL_URL`, and there it is a database. A server that is absent skips the
-//! test with a printed line, unless `REQUIRE_STORES` (such as `postgres,sqlite`) names it: then absence is failure.
+//! MySQL are looked for at `TEST_MARIADB_URL` and `TEST_MYSQL_URL`, MongoDB at `TEST_MONGODB_URL`, and there it is a database. What a
+//! test asks a MongoDB in SQL is asked of a [`Mirror`] of it. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as `postgres,sqlite`) names it: then absence is failure.
 
 #![expect(unreachable_pub, reason = "what the tests may use is `pub`, though no other crate sees it")]
 #![expect(clippy::print_stderr, reason = "whoever reads a test's output has to see that it was skipped")]
@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    net::SocketAddr,
     str::FromStr,
     sync::{
         Arc,
@@ -29,6 +30,7 @@ use clerk_sync::{
     model::{ClerkId, DeletionPolicy, Delivery, Entity, Field, Object, Outcome},
     store::{
         self, Claimed, Store, StoreError,
+        mongodb::Mongo,
         mysql::Mysql,
         postgres::Postgres,
         prefix,
@@ -49,6 +51,8 @@ use sqlx::{
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
+
+use crate::{mirror::Mirror, secantus};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -71,6 +75,7 @@ pub enum Keeper {
     Sqlite,
     Mariadb,
     Mysql,
+    Mongodb,
 }
 
 impl Keeper {
@@ -80,6 +85,7 @@ impl Keeper {
             Self::Sqlite => "sqlite",
             Self::Mariadb => "mariadb",
             Self::Mysql => "mysql",
+            Self::Mongodb => "mongodb",
         }
     }
 
@@ -90,6 +96,7 @@ impl Keeper {
             Self::Sqlite => return String::new(),
             Self::Mariadb => ("TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/"),
             Self::Mysql => ("TEST_MYSQL_URL", "mysql://root@127.0.0.1:33306/"),
+            Self::Mongodb => ("TEST_MONGODB_URL", "mongodb://127.0.0.1:37017/?directConnection=true"),
         };
         std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
     }
@@ -141,6 +148,7 @@ enum Place {
     Postgres { pool: PgPool, server: Box<PgConnectOptions>, schema: String },
     Sqlite { pool: SqlitePool, folder: TempDir },
     Mysql { pool: MySqlPool, server: Box<MySqlConnectOptions>, database: String },
+    Mongodb { mirror: Mirror, url: String, database: String, _folder: TempDir },
 }
 
 /// A text of a test's, which says the plain names of our tables, with those that the database knows.
@@ -158,12 +166,13 @@ impl World {
             Keeper::Postgres => Place::postgres().await?,
             Keeper::Sqlite => Place::sqlite().await,
             Keeper::Mariadb | Keeper::Mysql => Place::mysql(keeper).await?,
+            Keeper::Mongodb => Place::mongodb(&keeper.server_url()).await?,
         };
-        let store = place.open(&[], false, entity::ALL).await;
+        let (store, sql_store) = place.open(&[], false, entity::ALL).await;
         Some(Self {
             keeper,
-            store: Arc::clone(&store) as Arc<dyn Store>,
-            sql_store: Some(store),
+            store,
+            sql_store,
             rules: Rules::new(USER.selectable().collect(), DeletionPolicy::Auto),
             now: at(NOW),
             kinds: entity::ALL,
@@ -183,20 +192,36 @@ impl World {
 
     /// Another process that works with the same database.
     pub async fn open(&self) -> Arc<dyn Store> {
-        self.place.open(&[], self.rules.unique_email, self.kinds).await
+        self.place.open(&[], self.rules.unique_email, self.kinds).await.0
+    }
+
+    /// MongoDB: another process that reaches it at this address.
+    pub async fn open_at(&self, address: SocketAddr) -> Arc<dyn Store> {
+        let Place::Mongodb { url, .. } = &self.place else { panic!("only MongoDB is opened so") };
+        let options = store::mongodb::Options {
+            uri: secantus::with_host(url, &address.to_string()).into(),
+            anonymize_columns: Vec::new(),
+            kinds: self.kinds,
+            max_connections: 8,
+            unique_email: self.rules.unique_email,
+        };
+        Arc::new(Mongo::connect(options).await.unwrap())
     }
 
     /// Start anew with other kinds of objects.
     pub async fn know(&mut self, kinds: &'static [&'static Entity]) {
         self.kinds = kinds;
+        if let Place::Mongodb { mirror, .. } = &mut self.place {
+            mirror.know(kinds);
+        }
         self.store = self.open().await;
     }
 
-    /// The kind of SQL that is spoken here.
+    /// The kind of SQL that is spoken here, with MongoDB by its mirror.
     pub fn dialect(&self) -> Dialect {
         match self.keeper {
             Keeper::Postgres => Dialect::Postgres,
-            Keeper::Sqlite => Dialect::Sqlite,
+            Keeper::Sqlite | Keeper::Mongodb => Dialect::Sqlite,
             Keeper::Mariadb => Dialect::Mariadb,
             Keeper::Mysql => Dialect::Mysql,
         }
@@ -211,7 +236,7 @@ impl World {
     pub fn collation(&self) -> &'static str {
         match self.keeper {
             Keeper::Postgres => "C",
-            Keeper::Sqlite => "BINARY",
+            Keeper::Sqlite | Keeper::Mongodb => "BINARY",
             Keeper::Mariadb => "utf8mb4_nopad_bin",
             Keeper::Mysql => "utf8mb4_0900_bin",
         }
@@ -220,7 +245,7 @@ impl World {
     /// The type of a column of the application that points to ids of ours.
     pub fn id_type(&self) -> String {
         match self.keeper {
-            Keeper::Postgres | Keeper::Sqlite => "TEXT".to_owned(),
+            Keeper::Postgres | Keeper::Sqlite | Keeper::Mongodb => "TEXT".to_owned(),
             Keeper::Mariadb | Keeper::Mysql => {
                 format!("varchar(255) CHARACTER SET utf8mb4 COLLATE {}", self.collation())
             }
@@ -249,7 +274,7 @@ impl World {
 
     /// The same, with `ANONYMIZE_COLUMNS`.
     pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
-        self.place.open(columns, false, self.kinds).await
+        self.place.open(columns, false, self.kinds).await.0
     }
 
     /// Let time pass.
@@ -352,6 +377,7 @@ impl World {
             Place::Mysql { pool, .. } => {
                 pool.execute(text(&without_zones(statements), Dialect::Mysql)).await.map(|_| ())
             }
+            Place::Mongodb { mirror, .. } => mirror.run(statements).await.map(|_| ()),
         }
     }
 
@@ -366,11 +392,22 @@ impl World {
         transaction
     }
 
-    /// Run SQL that each keeper says in its own way.
+    /// The collections of a MongoDB.
+    pub fn mirror(&self) -> &Mirror {
+        let Place::Mongodb { mirror, .. } = &self.place else { panic!("there are no collections") };
+        mirror
+    }
+
+    /// Whether foreign keys and triggers of an application can refuse a deletion.
+    pub fn refuses_deletions(&self) -> bool {
+        self.keeper != Keeper::Mongodb
+    }
+
+    /// Run SQL that each keeper says in its own way, the mirror of a MongoDB as SQLite.
     pub async fn sql_of(&self, postgres: &str, sqlite: &str, mysql: &str) {
         self.sql(match self.keeper {
             Keeper::Postgres => postgres,
-            Keeper::Sqlite => sqlite,
+            Keeper::Sqlite | Keeper::Mongodb => sqlite,
             Keeper::Mariadb | Keeper::Mysql => mysql,
         })
         .await;
@@ -394,6 +431,10 @@ impl World {
                 let query = sqlx::query(named(query, Dialect::Mysql));
                 let rows = query.fetch_all(pool).await.unwrap();
                 rows.iter().map(mysql_row).collect()
+            }
+            Place::Mongodb { mirror, .. } => {
+                let rows = mirror.run(query).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+                rows.iter().map(sqlite_row).collect()
             }
         }
     }
@@ -479,7 +520,7 @@ impl World {
         match &self.place {
             Place::Postgres { schema, .. } => schema,
             Place::Sqlite { .. } => "main",
-            Place::Mysql { database, .. } => database,
+            Place::Mysql { database, .. } | Place::Mongodb { database, .. } => database,
         }
     }
 
@@ -490,6 +531,9 @@ impl World {
 
     /// Empty every table, faster than making a new world.
     pub async fn empty(&self) {
+        if let Place::Mongodb { mirror, .. } = &self.place {
+            return mirror.empty().await;
+        }
         let tables = self.tables_with_rows().await;
         let deletions = tables.iter().rev().map(|table| format!("DELETE FROM {table};"));
         let deletions = deletions.collect::<Vec<_>>().join(" ");
@@ -507,7 +551,8 @@ impl World {
     pub async fn wait_until_idle(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
         // A statement may still be on its way to MySQL or MariaDB, where a transaction shows only once it has read something.
-        let mut looks = if matches!(self.place, Place::Mysql { .. }) { 2 } else { 1 };
+        // What a transaction inserted that is being undone is not seen in a MongoDB.
+        let mut looks = if matches!(self.place, Place::Mysql { .. } | Place::Mongodb { .. }) { 2 } else { 1 };
         loop {
             let busy = match &self.place {
                 Place::Postgres { schema, .. } => {
@@ -538,6 +583,10 @@ impl World {
                         transaction.contains(", ACTIVE ")
                             && ours.iter().any(|id| transaction.contains(&format!("thread id {id},")))
                     })
+                }
+                Place::Mongodb { mirror, .. } => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    mirror.is_busy().await
                 }
             };
             looks -= u8::from(!busy);
@@ -598,6 +647,16 @@ impl Place {
         Some(Self::Mysql { pool, server: Box::new(server), database })
     }
 
+    async fn mongodb(server: &str) -> Option<Self> {
+        let database = format!("test_{:016x}", rand::random::<u64>());
+        let url = secantus::url_of(server, &database);
+        let collections = secantus::collections(&url).await?;
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = env::var("TEST_TABLE_PREFIX").unwrap_or_default();
+        let mirror = Mirror::open(&folder.path().join("mirror.db"), collections, &prefix).await.unwrap();
+        Some(Self::Mongodb { mirror, url, database, _folder: folder })
+    }
+
     async fn postgres() -> Option<Self> {
         let url = Keeper::Postgres.server_url();
         let schema = format!("test_{:016x}", rand::random::<u64>());
@@ -633,9 +692,9 @@ impl Place {
         anonymize_columns: &[&str],
         unique_email: bool,
         kinds: &'static [&'static Entity],
-    ) -> Arc<dyn SqlDatabase> {
+    ) -> (Arc<dyn Store>, Option<Arc<dyn SqlDatabase>>) {
         let anonymize_columns = anonymize_columns.iter().map(|&name| name.to_owned()).collect();
-        match self {
+        let store: Arc<dyn SqlDatabase> = match self {
             Self::Postgres { server, schema, .. } => Arc::new(Postgres::new(store::postgres::Options {
                 connect: PgConnectOptions::clone(server),
                 schema: schema.clone(),
@@ -663,7 +722,18 @@ impl Place {
                 unique_email,
                 polls: true,
             })),
-        }
+            Self::Mongodb { url, .. } => {
+                let options = store::mongodb::Options {
+                    uri: url.clone().into(),
+                    anonymize_columns,
+                    kinds,
+                    max_connections: 8,
+                    unique_email,
+                };
+                return (Arc::new(Mongo::connect(options).await.unwrap()), None);
+            }
+        };
+        (Arc::clone(&store) as Arc<dyn Store>, Some(store))
     }
 }
 
@@ -696,6 +766,11 @@ impl Drop for Place {
                     let mut connection = server.connect().await?;
                     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await.map(|_| ())
                 });
+                (database, dropped)
+            }
+            Self::Mongodb { url, database, .. } => {
+                let url = url.clone();
+                let dropped = elsewhere(async move { secantus::dropped(&url).await });
                 (database, dropped)
             }
         };

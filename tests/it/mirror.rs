@@ -1,0 +1,663 @@
+//! The collections of a MongoDB as tables, so that tests ask it in the SQL in which they ask every other database.
+//!
+//! An embedded SQLite has our tables, without triggers and without foreign keys. Before a statement runs, the collections that it
+//! names are copied into them; after one that writes, the documents follow the rows that differ. What a document holds beyond the
+//! columns stays as it is. A table that a test makes for itself is nowhere else, and a column that it adds to one of ours is a
+//! field of that name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use clerk_sync::{
+    entity::{self, USER},
+    model::{Anonymized, Entity, Field},
+    store::schema::{self, ColumnType, TABLES, Table},
+};
+use mongodb::{
+    Database, IndexModel,
+    bson::{self, Binary, Bson, Document, doc, spec::BinarySubtype},
+    options::{Collation, CollationStrength, IndexOptions},
+};
+use serde_json::{Map, Value as Json};
+use sqlx::{
+    AssertSqlSafe, Column as _, ConnectOptions, Row, SqliteConnection, TypeInfo, ValueRef,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous},
+};
+use tokio::sync::Mutex;
+
+pub(crate) struct Mirror {
+    collections: Database,
+    /// `TABLE_PREFIX`. The tables here go without.
+    prefix: String,
+    tables: Mutex<SqliteConnection>,
+    known: Vec<Known>,
+}
+
+/// A table of ours.
+struct Known {
+    name: &'static str,
+    columns: Vec<(&'static str, ColumnType)>,
+    /// What its rows are, if these are synced objects.
+    entity: Option<&'static Entity>,
+}
+
+impl Known {
+    fn new(table: Table, entity: Option<&'static Entity>) -> Self {
+        Self { name: table.name, columns: table.columns, entity }
+    }
+}
+
+/// A column of a table, and where its value stands in a document.
+struct Column {
+    name: String,
+    path: String,
+    /// `None` if it is the application's.
+    kind: Option<ColumnType>,
+    is_key: bool,
+    not_null: bool,
+}
+
+/// The collections of ours in which every transaction that changes anything writes to a document that may be there already.
+const CONTENDED: [&str; 5] =
+    ["entity_versions", "webhook_queue", "outbox", "outbox_recipients", "erasure_receipts"];
+
+/// A value as SQLite has it.
+#[derive(Clone, Debug, PartialEq)]
+enum Cell {
+    Null,
+    Int(i64),
+    Real(f64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+/// Rows by their keys.
+type Rows = BTreeMap<String, BTreeMap<String, Cell>>;
+
+impl Mirror {
+    /// Tables in this file, of these collections.
+    pub(crate) async fn open(file: &Path, collections: Database, prefix: &str) -> Result<Self, sqlx::Error> {
+        let mut tables = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .foreign_keys(false)
+            .journal_mode(SqliteJournalMode::Memory)
+            .synchronous(SqliteSynchronous::Off)
+            .busy_timeout(std::time::Duration::from_secs(30))
+            .disable_statement_logging()
+            .connect()
+            .await?;
+        let made: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM sqlite_master").fetch_one(&mut tables).await?;
+        if made == 0 {
+            make(&mut tables).await?;
+        }
+        let entity_of = |table: &Table| entity::ALL.iter().copied().find(|entity| entity.table == table.name);
+        let known = TABLES.iter().map(|table| Known::new(table.clone(), entity_of(table))).collect();
+        Ok(Self { collections, prefix: prefix.to_owned(), tables: Mutex::new(tables), known })
+    }
+
+    /// Know tables of kinds that only a test declares.
+    pub(crate) fn know(&mut self, kinds: &[&'static Entity]) {
+        for &entity in kinds {
+            if !self.known.iter().any(|known| known.name == entity.table) {
+                self.known.push(Known::new(schema::of_objects(entity), Some(entity)));
+            }
+        }
+    }
+
+    /// Insert documents into a collection of the application.
+    pub(crate) async fn insert(&self, collection: &str, documents: &[Document]) {
+        self.collections.collection::<Document>(collection).insert_many(documents).await.unwrap();
+    }
+
+    /// The names of all collections.
+    pub(crate) async fn collections(&self) -> Vec<String> {
+        self.collections.list_collection_names().await.unwrap()
+    }
+
+    /// The rows that these statements give.
+    pub(crate) async fn run(&self, statements: &str) -> Result<Vec<SqliteRow>, sqlx::Error> {
+        let mut tables = self.tables.lock().await;
+        let named = self.named(&mut tables, statements).await?;
+        for table in &named {
+            self.copy(&mut tables, table).await?;
+        }
+        // Neither stays here, see below.
+        let text = statements.replace("DROP TRIGGER ", "DROP TRIGGER IF EXISTS ");
+        let text =
+            text.replace("DROP INDEX ", "DROP INDEX IF EXISTS ").replace("IF EXISTS IF EXISTS", "IF EXISTS");
+        let text = sqlx::raw_sql(AssertSqlSafe(text));
+        if !writes(statements) {
+            return text.fetch_all(&mut *tables).await;
+        }
+        let mut before = Vec::new();
+        for table in &named {
+            before.push(rows(&mut tables, table).await?);
+        }
+        let given = text.fetch_all(&mut *tables).await?;
+        for (table, before) in named.iter().zip(before) {
+            let after = rows(&mut tables, table).await?;
+            self.follow(table, &columns(&mut tables, table).await?, &before, after).await.map_err(told)?;
+        }
+        if words(statements).any(|word| word == "CREATE") {
+            forget_rules(&mut tables).await?;
+        }
+        self.index(statements).await.map_err(told)?;
+        Ok(given)
+    }
+
+    /// Say what the documents of a collection must be, as an application does; nothing at all allows everything.
+    pub(crate) async fn validate(&self, table: &str, validator: Document) {
+        let name = format!("{}{table}", self.prefix);
+        let change = doc! {
+            "collMod": name, "validator": validator, "validationLevel": "strict", "validationAction": "error",
+        };
+        self.collections.run_command(change).await.unwrap();
+    }
+
+    /// Delete every document of ours.
+    pub(crate) async fn empty(&self) {
+        let made = self.collections.list_collection_names().await.unwrap();
+        for table in &self.known {
+            let name = format!("{}{}", self.prefix, table.name);
+            if made.contains(&name) {
+                self.collections.collection::<Document>(&name).delete_many(doc! {}).await.unwrap();
+            }
+        }
+    }
+
+    /// Whether any document of ours is being written by a transaction that is open, or somebody works on a delivery. It cannot be
+    /// told of a document that is not there yet.
+    pub(crate) async fn is_busy(&self) -> bool {
+        let leased = doc! { "lease": { "$exists": true } };
+        let queue = self.collections.collection::<Document>(&format!("{}webhook_queue", self.prefix));
+        if queue.count_documents(leased).await.unwrap() > 0 {
+            return true;
+        }
+        let mut session = self.collections.client().start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        for table in self.known.iter().filter(|table| CONTENDED.contains(&table.name)) {
+            let touched = self
+                .collection(table)
+                .update_many(doc! {}, doc! { "$inc": { "probe": 1 } })
+                .session(&mut session)
+                .await;
+            if touched.is_err() {
+                return true;
+            }
+        }
+        _ = session.abort_transaction().await;
+        false
+    }
+
+    /// Tables of ours that these statements name, or that a view reads which they name.
+    async fn named(
+        &self,
+        tables: &mut SqliteConnection,
+        statements: &str,
+    ) -> Result<Vec<&Known>, sqlx::Error> {
+        let views = "SELECT name FROM sqlite_master WHERE type = 'view'";
+        let views: Vec<String> = sqlx::query_scalar(views).fetch_all(&mut *tables).await?;
+        let words: BTreeSet<&str> = words(statements).collect();
+        let made = "SELECT name FROM sqlite_master WHERE type = 'table'";
+        let made: Vec<String> = sqlx::query_scalar(made).fetch_all(tables).await?;
+        let reads_view = views.iter().any(|view| words.contains(view.as_str()));
+        let is_named = |table: &&Known| {
+            made.iter().any(|name| name == table.name)
+                && (words.contains(table.name) || (reads_view && table.entity.is_some()))
+        };
+        Ok(self.known.iter().filter(is_named).collect())
+    }
+
+    fn collection(&self, table: &Known) -> mongodb::Collection<Document> {
+        self.collections.collection(&format!("{}{}", self.prefix, table.name))
+    }
+
+    /// Make the rows what the documents are.
+    async fn copy(&self, tables: &mut SqliteConnection, table: &Known) -> Result<(), sqlx::Error> {
+        let begin = AssertSqlSafe(format!("BEGIN IMMEDIATE; DELETE FROM {}", table.name));
+        sqlx::raw_sql(begin).execute(&mut *tables).await?;
+        let copied = self.fill(tables, table).await;
+        let end = if copied.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        sqlx::raw_sql(end).execute(&mut *tables).await?;
+        copied
+    }
+
+    async fn fill(&self, tables: &mut SqliteConnection, table: &Known) -> Result<(), sqlx::Error> {
+        let columns = columns(tables, table).await?;
+        let mut documents = self.collection(table).find(doc! {}).await.map_err(told)?;
+        while documents.advance().await.map_err(told)? {
+            let document: Document = documents.deserialize_current().map_err(told)?;
+            let cells = columns.iter().map(|column| (column, value(&document, &column.path, column.kind)));
+            // What must be there and is not has a default.
+            let cells: Vec<(&Column, Cell)> =
+                cells.filter(|(column, cell)| !column.not_null || *cell != Cell::Null).collect();
+            insert(tables, table.name, &cells).await?;
+        }
+        Ok(())
+    }
+
+    /// Make the documents what the rows have become.
+    async fn follow(
+        &self,
+        table: &Known,
+        columns: &[Column],
+        before: &Rows,
+        after: Rows,
+    ) -> mongodb::error::Result<()> {
+        let collection = self.collection(table);
+        let filter = |row: &BTreeMap<String, Cell>| -> Document {
+            let keys = columns.iter().filter(|column| column.is_key);
+            keys.map(|column| (column.path.clone(), column.bson(row.get(&column.name)))).collect()
+        };
+        for row in before.iter().filter(|(key, _)| !after.contains_key(*key)).map(|(_, row)| row) {
+            collection.delete_one(filter(row)).await?;
+        }
+        let mut new = Vec::new();
+        for (key, row) in after {
+            let Some(old) = before.get(&key) else {
+                let mut document = Document::new();
+                if let Some(id) = document_id(table, &row) {
+                    document.insert("_id", id);
+                }
+                for column in columns {
+                    let value = column.bson(row.get(&column.name));
+                    if let Some((name, value)) = beside(table, column, &value) {
+                        document.insert(name, value);
+                    }
+                    put(&mut document, &column.path, value);
+                }
+                new.push(document);
+                continue;
+            };
+            let differing = columns.iter().filter(|column| {
+                row.get(&column.name).unwrap_or(&Cell::Null) != old.get(&column.name).unwrap_or(&Cell::Null)
+            });
+            let mut changes = Document::new();
+            for column in differing {
+                let value = column.bson(row.get(&column.name));
+                changes.extend(beside(table, column, &value));
+                changes.insert(column.path.clone(), value);
+            }
+            if !changes.is_empty() {
+                collection.update_one(filter(&row), doc! { "$set": changes }).await?;
+            }
+        }
+        if !new.is_empty() {
+            collection.insert_many(new).await?;
+            self.count_on(table, columns).await?;
+        }
+        Ok(())
+    }
+
+    /// Let the numbers that the keeper hands out go on behind those that a test took.
+    async fn count_on(&self, table: &Known, columns: &[Column]) -> mongodb::error::Result<()> {
+        let Some(numbered) = columns.iter().find(|column| column.name == "id" && column.is_number()) else {
+            return Ok(());
+        };
+        let newest = self.collection(table).find_one(doc! {}).sort(doc! { &numbered.path: -1 }).await?;
+        let newest = newest.and_then(|newest| newest.get_i64(&numbered.path).ok()).unwrap_or_default();
+        // Of lines of the audit trail the next number is kept, of all others the last one.
+        let next = if table.name == "audit_log" { newest + 1 } else { newest };
+        let counters = self.collections.collection::<Document>(&format!("{}counters", self.prefix));
+        let forward = doc! { "$max": { "next": next } };
+        counters.update_one(doc! { "_id": table.name }, forward).upsert(true).await.map(|_| ())
+    }
+
+    /// Forget which numbers the keeper has handed out, as after a restore that left them out.
+    pub(crate) async fn forget_numbers(&self, table: &str) {
+        let counters = self.collections.collection::<Document>(&format!("{}counters", self.prefix));
+        counters.delete_one(doc! { "_id": table }).await.unwrap();
+    }
+
+    /// An index that a test makes or takes away: it is for the documents that it is made, the rows are only a copy.
+    async fn index(&self, statements: &str) -> mongodb::error::Result<()> {
+        for statement in statements.split(';') {
+            let words: Vec<&str> = statement
+                .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+                .filter(|word| !word.is_empty())
+                .collect();
+            match words.as_slice() {
+                ["CREATE", "UNIQUE", "INDEX", name, "ON", table, keys @ ..] => {
+                    let Some(table) = self.known.iter().find(|known| known.name == *table) else { continue };
+                    let entity = table.entity;
+                    let (folded, keys): (Vec<&str>, Vec<&str>) =
+                        keys.iter().copied().partition(|word| *word == "lower");
+                    let paths: Vec<String> = keys.iter().map(|key| path(entity, key)).collect();
+                    // As in SQL, of rows without a value there may be many.
+                    let there = paths.iter().map(|path| (path.clone(), doc! { "$type": "string" }.into()));
+                    let collation = Collation::builder().locale("en").strength(CollationStrength::Secondary);
+                    let options = IndexOptions::builder()
+                        .name((*name).to_owned())
+                        .unique(true)
+                        .partial_filter_expression(there.collect::<Document>())
+                        .collation((!folded.is_empty()).then(|| collation.build()))
+                        .build();
+                    let keys = paths.into_iter().map(|path| (path, Bson::Int32(1))).collect::<Document>();
+                    let index = IndexModel::builder().keys(keys).options(options).build();
+                    self.collection(table).create_index(index).await?;
+                }
+                ["DROP", "INDEX", name] => {
+                    for table in &self.known {
+                        let collection = self.collection(table);
+                        if collection
+                            .list_index_names()
+                            .await
+                            .is_ok_and(|names| names.iter().any(|known| known == name))
+                        {
+                            collection.drop_index(*name).await?;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Our tables, as the migrations of SQLite make them. No trigger and no index is in the way of a copy.
+async fn make(tables: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    sqlx::raw_sql("BEGIN").execute(&mut *tables).await?;
+    for file in files {
+        let sql = fs::read_to_string(file).unwrap();
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tables).await?;
+    }
+    forget_rules(tables).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut *tables).await.map(|_| ())
+}
+
+/// Drop triggers and indexes: what they would do here is none of what they are for.
+async fn forget_rules(tables: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let rules = "SELECT 'DROP ' || type || ' \"' || name || '\"' FROM sqlite_master
+                 WHERE type IN ('trigger', 'index') AND sql IS NOT NULL";
+    let rules: Vec<String> = sqlx::query_scalar(rules).fetch_all(&mut *tables).await?;
+    for statement in rules {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tables).await?;
+    }
+    Ok(())
+}
+
+fn words(statements: &str) -> impl Iterator<Item = &str> {
+    statements.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+}
+
+/// Whether these statements change anything.
+fn writes(statements: &str) -> bool {
+    words(statements)
+        .any(|word| ["INSERT", "UPDATE", "DELETE", "REPLACE", "ALTER", "CREATE", "DROP"].contains(&word))
+}
+
+/// Where the value of a column stands in a document, as docs/mongodb.md has it.
+fn path(entity: Option<&Entity>, column: &str) -> String {
+    let Some(entity) = entity else { return column.to_owned() };
+    match column {
+        "id" => "number".to_owned(),
+        "first_name" | "last_name" | "image_url" if entity.kind == USER.kind => {
+            format!("profile.{}", camel(column))
+        }
+        "public_metadata" | "private_metadata" | "unsafe_metadata" if entity.kind == USER.kind => {
+            format!("metadata.{}", column.trim_end_matches("_metadata"))
+        }
+        column => camel(column),
+    }
+}
+
+fn camel(name: &str) -> String {
+    let mut parts = name.split('_');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |name, part| {
+        let (initial, rest) = part.split_at(part.len().min(1));
+        name + &initial.to_ascii_uppercase() + rest
+    })
+}
+
+async fn columns(tables: &mut SqliteConnection, table: &Known) -> Result<Vec<Column>, sqlx::Error> {
+    let query = r#"SELECT name, pk, "notnull" FROM pragma_table_info(?)"#;
+    let found = sqlx::query(query).bind(table.name).fetch_all(tables).await?;
+    let column = |row: &SqliteRow| {
+        let name: String = row.get("name");
+        let kind = table.columns.iter().find(|(ours, _)| *ours == name).map(|(_, kind)| *kind);
+        let path = if kind.is_some() { path(table.entity, &name) } else { name.clone() };
+        Column {
+            path,
+            kind,
+            is_key: row.get::<i64, _>("pk") > 0,
+            not_null: row.get::<i64, _>("notnull") > 0,
+            name,
+        }
+    };
+    Ok(found.iter().map(column).collect())
+}
+
+/// The rows of a table by their keys.
+async fn rows(tables: &mut SqliteConnection, table: &Known) -> Result<Rows, sqlx::Error> {
+    let columns = columns(tables, table).await?;
+    let query = AssertSqlSafe(format!("SELECT * FROM {}", table.name));
+    let found = sqlx::query(query).persistent(false).fetch_all(tables).await?;
+    let row = |row: &SqliteRow| {
+        let cells: BTreeMap<String, Cell> = row
+            .columns()
+            .iter()
+            .map(|column| (column.name().to_owned(), cell(row, column.ordinal())))
+            .collect();
+        let keys = columns.iter().filter(|column| column.is_key).map(|column| &cells[&column.name]);
+        (format!("{:?}", keys.collect::<Vec<_>>()), cells)
+    };
+    Ok(found.iter().map(row).collect())
+}
+
+fn cell(row: &SqliteRow, place: usize) -> Cell {
+    let raw = row.try_get_raw(place).unwrap();
+    if raw.is_null() {
+        return Cell::Null;
+    }
+    match raw.type_info().name() {
+        "INTEGER" => Cell::Int(row.get_unchecked(place)),
+        "REAL" => Cell::Real(row.get_unchecked(place)),
+        "BLOB" => Cell::Blob(row.get_unchecked(place)),
+        _ => Cell::Text(row.get_unchecked(place)),
+    }
+}
+
+async fn insert(
+    tables: &mut SqliteConnection,
+    table: &str,
+    cells: &[(&Column, Cell)],
+) -> Result<(), sqlx::Error> {
+    let names: Vec<String> = cells.iter().map(|(column, _)| format!("\"{}\"", column.name)).collect();
+    let places = vec!["?"; names.len()].join(", ");
+    let text = format!("INSERT INTO {table} ({}) VALUES ({places})", names.join(", "));
+    let mut query = sqlx::query(AssertSqlSafe(text));
+    for (_, cell) in cells {
+        query = match cell {
+            Cell::Null => query.bind(None::<i64>),
+            Cell::Int(number) => query.bind(*number),
+            Cell::Real(number) => query.bind(*number),
+            Cell::Text(text) => query.bind(text.clone()),
+            Cell::Blob(bytes) => query.bind(bytes.clone()),
+        };
+    }
+    query.execute(tables).await.map(|_| ())
+}
+
+/// What a document holds at a path, as SQLite keeps it.
+fn value(document: &Document, path: &str, kind: Option<ColumnType>) -> Cell {
+    let found = match path.split_once('.') {
+        Some((outer, inner)) => document.get_document(outer).ok().and_then(|inside| inside.get(inner)),
+        None => document.get(path),
+    };
+    let is_json = matches!(kind, Some(ColumnType::Json | ColumnType::TextArray));
+    match found {
+        None | Some(Bson::Null) => Cell::Null,
+        // JSON that BSON cannot hold stands there as a text.
+        Some(Bson::String(text)) => Cell::Text(text.clone()),
+        Some(value) if is_json => Cell::Text(json(value)),
+        Some(Bson::Boolean(truth)) => Cell::Int(i64::from(*truth)),
+        Some(Bson::Int32(number)) => Cell::Int(i64::from(*number)),
+        Some(Bson::Int64(number)) => Cell::Int(*number),
+        Some(Bson::Double(number)) => Cell::Real(*number),
+        Some(Bson::DateTime(time)) => Cell::Text(written(*time)),
+        Some(Bson::Binary(binary)) => Cell::Blob(binary.bytes.clone()),
+        Some(other) => Cell::Text(json(other)),
+    }
+}
+
+fn written(time: bson::DateTime) -> String {
+    let time = DateTime::from_timestamp_millis(time.timestamp_millis());
+    time.map_or_else(String::new, |time| time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
+}
+
+/// A value as JSON, its members in their order.
+fn json(value: &Bson) -> String {
+    let text = |text: &str| Json::String(text.to_owned()).to_string();
+    match value {
+        Bson::Null => "null".to_owned(),
+        Bson::Boolean(truth) => truth.to_string(),
+        Bson::Int32(number) => number.to_string(),
+        Bson::Int64(number) => number.to_string(),
+        Bson::Double(number) => {
+            serde_json::Number::from_f64(*number).map_or_else(String::new, |it| it.to_string())
+        }
+        Bson::String(it) => text(it),
+        Bson::DateTime(time) => text(&written(*time)),
+        Bson::Array(values) => format!("[{}]", values.iter().map(json).collect::<Vec<_>>().join(",")),
+        Bson::Document(members) => {
+            let members = members.iter().map(|(name, value)| format!("{}:{}", text(name), json(value)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        }
+        other => text(&other.to_string()),
+    }
+}
+
+impl Column {
+    fn is_number(&self) -> bool {
+        matches!(self.kind, Some(ColumnType::BigInt))
+    }
+
+    /// A value as the keeper writes it.
+    fn bson(&self, cell: Option<&Cell>) -> Bson {
+        match (self.kind, cell.unwrap_or(&Cell::Null)) {
+            (_, Cell::Null) => Bson::Null,
+            (Some(ColumnType::Time), Cell::Text(text)) => time(text).map_or_else(
+                || text.clone().into(),
+                |time| bson::DateTime::from_millis(time.timestamp_millis()).into(),
+            ),
+            (Some(ColumnType::Bool), Cell::Int(number)) => Bson::Boolean(*number != 0),
+            (Some(ColumnType::Json | ColumnType::TextArray), Cell::Text(text)) => {
+                serde_json::from_str(text).map_or_else(|_| text.clone().into(), of_json)
+            }
+            (Some(ColumnType::Bytes), Cell::Text(text)) => bytes(text.clone().into_bytes()),
+            (_, Cell::Blob(blob)) => bytes(blob.clone()),
+            (_, Cell::Int(number)) => Bson::Int64(*number),
+            (_, Cell::Real(number)) => Bson::Double(*number),
+            (_, Cell::Text(text)) => Bson::String(text.clone()),
+        }
+    }
+}
+
+fn bytes(bytes: Vec<u8>) -> Bson {
+    Binary { subtype: BinarySubtype::Generic, bytes }.into()
+}
+
+/// A time in one of the ways in which tests write them.
+fn time(text: &str) -> Option<DateTime<Utc>> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Some(time.to_utc());
+    }
+    let naive = |format: &str| NaiveDateTime::parse_from_str(text, format).ok();
+    let naive = naive("%Y-%m-%dT%H:%M:%S%.f").or_else(|| naive("%Y-%m-%d %H:%M:%S%.f"));
+    let naive = naive.or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0));
+    naive.map(|time| time.and_utc())
+}
+
+fn of_json(value: Json) -> Bson {
+    match value {
+        Json::Null => Bson::Null,
+        Json::Bool(truth) => Bson::Boolean(truth),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => i32::try_from(whole).map_or(Bson::Int64(whole), Bson::Int32),
+            (None, Some(float)) => Bson::Double(float),
+            (None, None) => Bson::String(number.to_string()),
+        },
+        Json::String(text) => Bson::String(text),
+        Json::Array(values) => Bson::Array(values.into_iter().map(of_json).collect()),
+        Json::Object(members) => Bson::Document(of_members(members)),
+    }
+}
+
+fn of_members(members: Map<String, Json>) -> Document {
+    members.into_iter().map(|(name, value)| (name, of_json(value))).collect()
+}
+
+/// Set what a path leads to.
+fn put(document: &mut Document, path: &str, value: Bson) {
+    let Some((outer, inner)) = path.split_once('.') else {
+        document.insert(path, value);
+        return;
+    };
+    match document.get_mut(outer) {
+        Some(Bson::Document(inside)) => _ = inside.insert(inner, value),
+        _ => _ = document.insert(outer, doc! { inner: value }),
+    }
+}
+
+/// The `_id` of a new document, where the keeper finds it by that.
+fn document_id(table: &Known, row: &BTreeMap<String, Cell>) -> Option<Bson> {
+    let text = |name: &str| match &row[name] {
+        Cell::Text(text) => text.clone(),
+        other => panic!("{name} is {other:?}"),
+    };
+    let number = |name: &str| match &row[name] {
+        Cell::Int(number) => *number,
+        other => panic!("{name} is {other:?}"),
+    };
+    Some(match table.name {
+        "processed_webhooks" | "webhook_queue" => text("svix_id").into(),
+        "entity_versions" => format!("{}/{}", text("kind"), text("clerk_id")).into(),
+        "audit_log" | "outbox" => number("id").into(),
+        "audit_actors" => number("audit_id").into(),
+        "audit_seals" => number("number").into(),
+        "outbox_recipients" => format!("{}/{}", text("sink"), text("clerk_id")).into(),
+        "outbox_sinks" | "outbox_paused" => text("sink").into(),
+        "erasure_receipts" => format!("{}/{}", text("destination"), text("clerk_id")).into(),
+        "sync_runs" => text("id").into(),
+        "activity" => {
+            let at = time(&text("at")).map_or(0, |at| at.timestamp_millis());
+            format!("{at} {} {} {}", text("event"), text("outcome"), text("reason")).into()
+        }
+        "clerk_instance" => "one".into(),
+        "leases" => text("name").into(),
+        _ => return None,
+    })
+}
+
+/// What the keeper writes beside a column: the address in lower case, and how long a body is.
+fn beside(table: &Known, column: &Column, value: &Bson) -> Option<(String, Bson)> {
+    let is_address = table.entity.is_some_and(|entity| entity.named(&column.name).is_some_and(is_address));
+    match value {
+        _ if is_address => {
+            Some((format!("{}Folded", column.path), value.as_str().map(str::to_lowercase).into()))
+        }
+        Bson::Binary(binary) if table.name == "webhook_queue" => {
+            Some(("bytes".to_owned(), i64::try_from(binary.bytes.len()).unwrap().into()))
+        }
+        _ => None,
+    }
+}
+
+fn is_address(field: Field) -> bool {
+    field.is_address || field.anonymized == Anonymized::Address
+}
+
+fn told(error: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::Protocol(error.to_string())
+}
