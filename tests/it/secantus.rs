@@ -198,6 +198,10 @@ pub(crate) fn with_host(url: &str, host: &str) -> String {
 
 /// The database that a URL names; `None` if nobody answers there.
 pub(crate) async fn collections(url: &str) -> Option<Database> {
+    // Where nobody listens the driver would ask again and again.
+    if !url.starts_with("mongodb+srv:") {
+        tokio::net::TcpStream::connect(address_of(url)).await.ok()?;
+    }
     let mut options = ClientOptions::parse(url).await.ok()?;
     options.server_selection_timeout = Some(Duration::from_secs(3));
     options.max_pool_size = Some(2);
