@@ -173,7 +173,7 @@ fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
         ("13" | "8000", Database::Mongodb { .. }) => {
             "grant readWrite on the database to the user of DATABASE_URL"
         }
-        ("20" | "263", Database::Mongodb { .. }) => {
+        ("263", Database::Mongodb { .. }) => {
             "make the server a replica set of one or more (rs.initiate()): a single server has no transactions"
         }
         (_, Database::Mongodb { .. }) if error.kind == ErrorKind::Unavailable => {

@@ -20,14 +20,14 @@ use super::{
 };
 use crate::{
     model::{ClerkId, Kinds, Outcome, SvixId},
-    store::{Inbox, Parked, Record, Result, Waiting},
+    store::{Inbox, Parked, Record, Result, Waiting, sql::objects::by_kind},
     telemetry::TraceContext,
 };
 
 const QUEUE: &str = "webhook_queue";
 const PROCESSED: &str = "processed_webhooks";
 
-/// How long a lease lasts of which nobody hears any more. A transaction of a worker takes seconds.
+/// How long a lease lasts if the process that has it dies. A transaction of a worker takes seconds.
 const LEASE: TimeDelta = TimeDelta::seconds(15);
 
 fn ids(ids: impl IntoIterator<Item = impl ToString>) -> Document {
@@ -244,8 +244,8 @@ impl Inbox for MongoSession {
     }
 
     async fn forget(&mut self, of: &[ClerkId], deliveries: &[SvixId]) -> Result<()> {
-        for of in of.chunk_by(|one, other| one.entity() == other.entity()) {
-            let of = doc! { "kind": of[0].entity().kind, "clerk_id": { "$in": plain(of) } };
+        for (entity, of) in by_kind(of, ClerkId::entity) {
+            let of = doc! { "kind": entity.kind, "clerk_id": { "$in": plain(of) } };
             self.unpark(of.clone()).await?;
             let lines: Vec<i64> =
                 self.find("audit_log", of).await?.iter().map(|row| row.need("_id")).collect::<Result<_>>()?;

@@ -19,6 +19,7 @@ use crate::{
     },
     store::{
         Address, Advance, Closing, ErrorKind, Ledger, Mark, Opened, Outgoing, Record, Result, StoreError,
+        sql::objects::by_kind,
     },
 };
 
@@ -136,8 +137,7 @@ impl Ledger for MongoSession {
 
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, Object>> {
         let mut loaded = HashMap::new();
-        for ids in ids.chunk_by(|one, other| one.entity() == other.entity()) {
-            let entity = ids[0].entity();
+        for (entity, ids) in by_kind(ids, ClerkId::entity) {
             let fields = selection.read(entity);
             let telling: FieldSet = entity.telling().collect();
             let is_read = |field: &Field| fields.contains(*field) || telling.contains(*field);
@@ -185,8 +185,7 @@ impl Ledger for MongoSession {
     }
 
     async fn insert(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
-        for objects in by_kind(objects) {
-            let entity = objects[0].clerk_id.entity();
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
             let first = numbers(&self.server, entity.table, objects.len()).await?;
             let fields = || selection.fields(entity).of(entity);
             let documents = (first..).zip(objects).map(|(number, object)| inserted(object, fields(), number));
@@ -198,8 +197,7 @@ impl Ledger for MongoSession {
     }
 
     async fn update(&mut self, objects: &[Object], selection: &Selection) -> Result<()> {
-        for objects in by_kind(objects) {
-            let entity = objects[0].clerk_id.entity();
+        for (entity, objects) in by_kind(objects, |object| object.clerk_id.entity()) {
             let fields = || selection.fields(entity).of(entity);
             let updates = objects.iter().map(|object| updated(object, fields())).collect();
             let written = self.amend(entity.table, updates).await;
@@ -278,10 +276,6 @@ impl Ledger for MongoSession {
         let actors = (first..).zip(entries).filter_map(actor).collect();
         self.put("audit_actors", actors).await
     }
-}
-
-fn by_kind(objects: &[Object]) -> impl Iterator<Item = &[Object]> {
-    objects.chunk_by(|one, other| one.clerk_id.entity() == other.clerk_id.entity())
 }
 
 fn set_of(register: &Register) -> Document {

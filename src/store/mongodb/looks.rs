@@ -26,6 +26,11 @@ use crate::{
 /// So many documents are looked at side by side.
 const TOGETHER: u32 = 500;
 
+/// What is so in a register if somebody has asked for an erasure.
+fn asked_for() -> Vec<Document> {
+    vec![doc! { "deleted": true }, doc! { "held_until": { "$ne": null } }]
+}
+
 /// What stands behind an id.
 fn behind(after: Option<&ClerkId>) -> Document {
     doc! { "$gt": after.map_or("", ClerkId::as_str) }
@@ -34,8 +39,7 @@ fn behind(after: Option<&ClerkId>) -> Document {
 impl Mongo {
     /// Registers of these that say that somebody has asked for an erasure.
     async fn to_be_erased(&self, ids: &[ClerkId]) -> Result<HashSet<ClerkId>> {
-        let asked = vec![doc! { "deleted": true }, doc! { "held_until": { "$ne": null } }];
-        let filter = doc! { "_id": { "$in": keys(ids) }, "$or": asked };
+        let filter = doc! { "_id": { "$in": keys(ids) }, "$or": asked_for() };
         Alone(&self.server)
             .find("entity_versions", filter)
             .await?
@@ -166,8 +170,7 @@ impl Looks for Mongo {
         let mut standing = alone.count(entity.table, doc! {}).await?;
         let mut after = String::new();
         loop {
-            let asked = vec![doc! { "deleted": true }, doc! { "held_until": { "$ne": null } }];
-            let filter = doc! { "kind": entity.kind, "clerk_id": { "$gt": &after }, "$or": asked };
+            let filter = doc! { "kind": entity.kind, "clerk_id": { "$gt": &after }, "$or": asked_for() };
             let rows = alone.page("entity_versions", filter, doc! { "clerk_id": 1 }, TOGETHER).await?;
             let Some(last) = rows.last() else { return Ok(standing) };
             after = last.need("clerk_id")?;
@@ -212,8 +215,7 @@ impl Looks for Mongo {
         let mut tombstones = Vec::new();
         let mut after = after.cloned();
         while tombstones.len() < limit as usize {
-            let asked = vec![doc! { "deleted": true }, doc! { "held_until": { "$ne": null } }];
-            let filter = doc! { "kind": USER.kind, "clerk_id": behind(after.as_ref()), "$or": asked };
+            let filter = doc! { "kind": USER.kind, "clerk_id": behind(after.as_ref()), "$or": asked_for() };
             let rows = alone.page("entity_versions", filter, doc! { "clerk_id": 1 }, TOGETHER).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.id_of(&USER, "clerk_id")?);
@@ -236,7 +238,7 @@ impl Looks for Mongo {
                     || match (completed.get(clerk_id.as_str()), told.get(&tie)) {
                         // What is not done yet counts as done now.
                         (Some(completed_at), _) => completed_at.is_none_or(|at| at >= since),
-                        // Of whom nothing was here: when we were told, as long as that is known.
+                        // Nothing of this user was here: the time of the webhook counts, as long as it is known.
                         (None, Some(told_at)) => *told_at >= since,
                         (None, None) => event_at >= since,
                     };

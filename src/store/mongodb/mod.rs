@@ -1,7 +1,7 @@
 //! MongoDB: documents in place of rows, and transactions over them, which need a replica set.
 //!
-//! What every keeper promises is kept in ways of its own. Registers are locked by writing to them, and whoever meets a conflict begins
-//! again. Deliveries have leases (see `inbox`), lines of the audit trail their writers (see `seals`). The application's
+//! This keeper keeps the promises of all keepers in its own ways. A transaction locks registers by writing to them, and begins again
+//! after a conflict. Deliveries have leases (see `inbox`), lines of the audit trail their writers (see `seals`). The application's
 //! own validators and unique indexes decide, as foreign keys and triggers do elsewhere.
 
 mod cells;

@@ -65,8 +65,10 @@ impl Mongo {
         let rows = alone.find("counters", doc! { "_id": TRAIL }).await?;
         let Some(row) = rows.first() else { return Ok(Writers { next: 1, writing: Vec::new() }) };
         let (mut writing, mut dead) = (Vec::new(), Document::new());
+        let named = row.get_document("writing").ok().filter(|writing| !writing.is_empty());
+        let Some(named) = named else { return Ok(Writers { next: row.need("next")?, writing }) };
         let now = server_time(&self.server).await?;
-        for (token, writer) in row.get_document("writing").into_iter().flatten() {
+        for (token, writer) in named {
             let Some(writer) = writer.as_document() else { continue };
             let at: DateTime<Utc> = writer.maybe("at").unwrap_or_default();
             if at + DEAD < now {
