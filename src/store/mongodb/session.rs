@@ -329,16 +329,23 @@ impl Beside {
         self.lease.is_none() && self.writer.is_none()
     }
 
-    /// Take it back. If that fails it ends by itself.
+    /// Take it back. If that fails twice, as it does while the server is unreachable, it ends by itself.
     async fn end(self, server: &Arc<Server>) {
         if let Some(lease) = self.lease {
             let free = doc! { "$unset": { "lease": "", "leased_until": "" } };
-            _ = Alone(server).change("webhook_queue", doc! { "lease": lease }, free).await;
+            take_back(server, "webhook_queue", doc! { "lease": lease }, free).await;
         }
         if let Some(writer) = self.writer {
             let gone = doc! { "$unset": { format!("writing.{writer}"): "" } };
-            _ = Alone(server).change("counters", doc! { "_id": "audit_log" }, gone).await;
+            take_back(server, "counters", doc! { "_id": "audit_log" }, gone).await;
         }
+    }
+}
+
+/// The driver does not repeat an update of several documents by itself.
+async fn take_back(server: &Arc<Server>, collection: &str, these: Document, update: Document) {
+    if Alone(server).change(collection, these.clone(), update.clone()).await.is_err() {
+        _ = Alone(server).change(collection, these, update).await;
     }
 }
 
