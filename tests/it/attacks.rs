@@ -13,8 +13,8 @@ use serde_json::json;
 use crate::{
     proxy::{Mode, Proxy},
     service::{
-        Client, Host, Keeper, OTHER_SECRET, Post, Service, Until, alone, eventually, get, load, milliseconds,
-        on_each_keeper, post, unique, user,
+        Client, Host, Keeper, OTHER_SECRET, Post, Service, Until, alone, eventually, get, load, measured,
+        milliseconds, on_each_keeper, post, unique, user,
     },
 };
 
@@ -468,9 +468,10 @@ fn senders_that_hang_up_lose_nothing_and_leave_nothing_behind() {
         senders.into_iter().flat_map(|sender| sender.join().expect("no panic")).collect()
     });
     let audited: HashSet<String> = host.sql("SELECT svix_id FROM audit_log").concat().into_iter().collect();
-    for post in acknowledged {
+    for post in &acknowledged {
         assert!(audited.contains(&post.id), "{} was acknowledged and is missing", post.id);
     }
+    measured(&format!("{count} requests, {} acknowledged: 0 missing", acknowledged.len()));
     let sessions = format!("pg_stat_activity WHERE application_name = '{}'", host.schema);
     eventually("no session in a transaction", || {
         host.count(&format!("{sessions} AND state LIKE 'idle in transaction%'")) == 0

@@ -42,6 +42,7 @@ mod audit_chain;
 mod catching_up;
 mod doctor;
 mod erasure;
+mod failovers;
 mod fake;
 mod fan_out;
 mod hidden;

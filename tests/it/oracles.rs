@@ -221,8 +221,13 @@ fn edit(request: &mut Request, part: usize, edit: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
+/// As many as `PROPTEST_CASES` says.
+fn cases() -> u32 {
+    if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 512 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_svix_signs_is_believed_within_the_tolerance(

@@ -21,7 +21,7 @@ use crate::{
     proxy::{Mode, Proxy},
     service::{
         Answer, Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, is_there, load,
-        milliseconds, on_each_keeper, post, skip, unique, user,
+        measured, milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
 
@@ -50,9 +50,9 @@ fn assert_unavailable(answer: &Answer) {
 
 /// What senders were told.
 #[derive(Default)]
-struct Told {
+pub(crate) struct Told {
     /// Deliveries that were answered 200, and what with.
-    acknowledged: Vec<(String, String)>,
+    pub(crate) acknowledged: Vec<(String, String)>,
     /// Users whose deletion was answered 200.
     deleted: Vec<String>,
     refused: usize,
@@ -162,12 +162,19 @@ impl<'a> Load<'a> {
             assert!(!alive.contains(id), "{id} was deleted and lives");
         }
         assert_eq!(host.count("webhook_queue"), 0);
+        measured(&format!(
+            "{} acknowledged: 0 missing, 0 twice; {} deleted: 0 alive; {} refused, {} unanswered, all sent again",
+            told.acknowledged.len(),
+            told.deleted.len(),
+            told.refused,
+            told.unanswered,
+        ));
         told
     }
 }
 
 /// Put load on a service until `disturb` returns.
-fn under_load(
+pub(crate) fn under_load(
     host: &Host,
     service: Service,
     disturb: impl FnOnce(&Mutex<Option<SocketAddr>>, Service),
@@ -186,17 +193,17 @@ fn under_load(
 }
 
 /// Wait until senders have been told something more.
-fn wait_for_work(host: &Host, more: usize) {
+pub(crate) fn wait_for_work(host: &Host, more: usize) {
     let before = host.count("processed_webhooks");
     eventually("work goes on", || host.count("processed_webhooks") >= before + more);
 }
 
 fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
     let _alone = alone();
-    let times = load(5, 50);
+    let (times, between) = (load(5, 200), load(100, 1_500));
     let told = under_load(host, host.serve(), |address, mut service| {
         for _ in 0..times {
-            wait_for_work(host, 100);
+            wait_for_work(host, between);
             *address.lock().expect("not poisoned") = None;
             service.kill();
             // It waits until the service is ready.
@@ -206,7 +213,7 @@ fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
         wait_for_work(host, 100);
         service.stop();
     });
-    assert!(told.acknowledged.len() > 100 * times, "{}", told.acknowledged.len());
+    assert!(told.acknowledged.len() > between * times, "{}", told.acknowledged.len());
     assert!(told.unanswered > 0, "it was not killed under load");
 }
 
@@ -571,14 +578,23 @@ fn a_pooler_that_lets_nobody_in_at_the_start_is_waited_for_and_named() {
 }
 
 /// `PgBouncer` in transaction mode, in front of the tests' server.
-struct PgBouncer {
+pub(crate) struct PgBouncer {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl PgBouncer {
     /// `None` if it is not installed.
-    fn start(host: &Host) -> Option<Self> {
+    pub(crate) fn start(host: &Host) -> Option<Self> {
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            listener.local_addr().expect("an address").port()
+        };
+        Self::start_at(host, port)
+    }
+
+    /// At this port of 127.0.0.1.
+    pub(crate) fn start_at(host: &Host, port: u16) -> Option<Self> {
         let program = env::var("TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
         if !is_there(&program) {
             assert!(
@@ -588,10 +604,6 @@ impl PgBouncer {
             skip("pgbouncer", &format!("{program} is missing; TEST_PGBOUNCER names another place"));
             return None;
         }
-        let port = {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            listener.local_addr().expect("an address").port()
-        };
         let (server, server_port) = host.postgres_address();
         let settings = host.postgres_credentials();
         let configuration = host.write(
@@ -618,6 +630,12 @@ impl PgBouncer {
         eventually("pgbouncer listens", || std::net::TcpStream::connect(address).is_ok());
         Some(bouncer)
     }
+
+    /// As a machine that fails: nobody is told.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("its end");
+    }
 }
 
 impl Drop for PgBouncer {
@@ -634,7 +652,7 @@ impl Drop for PgBouncer {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }

@@ -40,15 +40,18 @@ struct State {
     /// Those of an earlier one are dead.
     life: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
+    /// Where new connections lead.
+    server: Mutex<(String, u16)>,
     ended: AtomicBool,
 }
 
 impl Proxy {
-    pub(crate) fn to((host, port): (String, u16), mode: Mode, delay: Duration) -> Self {
+    pub(crate) fn to(server: (String, u16), mode: Mode, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let proxy = Self { address, state: Arc::default() };
         proxy.set(mode);
+        proxy.lead_to(server);
         let delay = delay.as_millis().try_into().expect("not that long");
         proxy.state.delay.store(delay, SeqCst);
         let state = Arc::clone(&proxy.state);
@@ -65,6 +68,7 @@ impl Proxy {
                     thread::spawn(move || turn_away(stream));
                     continue;
                 }
+                let (host, port) = state.server.lock().expect("not poisoned").clone();
                 let Ok(upstream) = TcpStream::connect((host.as_str(), port)) else { continue };
                 state.join(&stream, &upstream);
             }
@@ -74,6 +78,11 @@ impl Proxy {
 
     pub(crate) fn set(&self, mode: Mode) {
         self.state.mode.store(mode as u8, SeqCst);
+    }
+
+    /// Let new connections lead to this server.
+    pub(crate) fn lead_to(&self, server: (String, u16)) {
+        *self.state.server.lock().expect("not poisoned") = server;
     }
 
     /// Cut the connections that are open.

@@ -132,6 +132,7 @@ const NOT_HERE: &[(&str, Missing)] = &[
     ("every_fault_of_a_bad_night_is_told_in_one_run", Missing::Sql),
     ("a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it", Missing::ForeignKeys),
     ("what_is_not_there_yet_is_not_made", Missing::Sql),
+    ("what_was_left_behind_is_found_with_the_command_that_tends_it", Missing::EarlierVersions),
     // adopting
     ("a_prisma_table_is_adopted_after_a_dry_run", Missing::Adopting),
     ("a_drizzle_table_is_adopted", Missing::Adopting),

@@ -111,6 +111,12 @@ pub(crate) fn skip(name: &str, why: &str) {
     _ = writeln!(io::stderr(), "skipped, for want of {name}: {why}");
 }
 
+/// Print what a test has counted, for `scripts/prove`.
+pub(crate) fn measured(what: &str) {
+    // Not with a macro, as above.
+    _ = writeln!(io::stderr(), "measured: {what}");
+}
+
 /// Wait for a condition; fail after a while, saying what never came.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();

@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use crate::{
     proxy::{Mode, Proxy},
     service::{
-        Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, load, milliseconds,
-        on_each_keeper, post, skip, user,
+        Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, load, measured,
+        milliseconds, on_each_keeper, post, skip, user,
     },
     workers::{created, queued},
 };
@@ -641,7 +641,7 @@ fn all_are_there_once(host: &Host, valkey: &Valkey, accepted: &HashSet<String>) 
     assert_eq!(host.count("audit_log"), there.len(), "nobody is written twice");
     let twice = "(SELECT clerk_id FROM processed_webhooks WHERE outcome = 'applied' GROUP BY clerk_id HAVING count(*) > 1) AS twice";
     assert_eq!(host.count(twice), 0);
-    _ = writeln!(io::stderr(), "{} accepted: 0 missing, 0 twice; {} users", accepted.len(), there.len());
+    measured(&format!("{} accepted: 0 missing, 0 twice; {} users", accepted.len(), there.len()));
 }
 
 #[test]

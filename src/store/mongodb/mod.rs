@@ -15,6 +15,7 @@ mod objects;
 mod outbox;
 mod seals;
 mod session;
+mod watch;
 
 use std::{
     fmt,
@@ -345,7 +346,7 @@ impl Database for Mongo {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(None)
+        Ok(Some(Box::new(watch::Watch::of(&self.server).await?)))
     }
 
     async fn space(&self) -> Result<Space> {

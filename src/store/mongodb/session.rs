@@ -195,18 +195,17 @@ pub(super) async fn numbers(server: &Arc<Server>, of: &str, many: usize) -> Resu
     Ok(counter.need::<i64>("next")? - many + 1)
 }
 
-/// Let no number be handed out again that a row has: a restore may leave the counters behind.
+/// Create the counters, and move each one past the numbers that rows have: a restore may leave it behind.
 pub(super) async fn settle_numbers(server: &Arc<Server>) -> Result<()> {
     let mut alone = Alone(server);
     let objects = crate::entity::ALL.iter().map(|entity| (entity.table, "number"));
     let mut counters = Vec::new();
     for (name, field) in objects.chain([("outbox", "_id"), ("audit_log", "_id")]) {
         let last = alone.page(name, doc! {}, doc! { field: -1 }, 1).await?;
-        if let Some(last) = last.first().and_then(|row| row.maybe::<i64>(field)) {
-            // The one of the trail says which is next, the others which was last.
-            let next = last + i64::from(name == "audit_log");
-            counters.push(doc! { "q": { "_id": name }, "u": { "$max": { "next": next } }, "upsert": true });
-        }
+        let last: i64 = last.first().and_then(|row| row.maybe(field)).unwrap_or_default();
+        // The counter of the audit trail holds the next number, the others hold the last one.
+        let next = last + i64::from(name == "audit_log");
+        counters.push(doc! { "q": { "_id": name }, "u": { "$max": { "next": next } }, "upsert": true });
     }
     alone.amend("counters", counters).await.map(drop)
 }
