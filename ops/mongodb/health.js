@@ -1,4 +1,5 @@
-// Whether the server takes writes. The first time it is asked it becomes a replica set of one: only a replica set has transactions.
+// Exits with 0 if the server accepts writes. The first call makes it a replica set of one, because only replica sets have
+// transactions.
 const password = require("fs").readFileSync("/run/secrets/mongodb-root-password", "utf8").trim();
 const here = connect(`mongodb://root:${encodeURIComponent(password)}@127.0.0.1:27017/admin?directConnection=true`);
 try {

@@ -1,9 +1,9 @@
-// The role and the user of clerk-sync, as docs/mongodb.md explains them: mongosh "mongodb://root@host/app" users.js
+// Creates clerk-sync's role and user, which docs/mongodb.md explains: mongosh "mongodb://root@host/app" users.js
 //
-// Who may not update or remove lines of the audit trail cannot change it. MongoDB takes no right back that a wider one gives, so
-// every collection is named.
+// The role may not update or remove lines of the audit trail. MongoDB cannot revoke an action that a wider privilege grants, so
+// the role lists every collection.
 
-/// What TABLE_PREFIX says.
+/// The value of TABLE_PREFIX.
 const prefix = "";
 
 const trail = ["audit_log", "audit_seals"];
