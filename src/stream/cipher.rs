@@ -1,7 +1,8 @@
-//! Bodies that only we can read: AES-256-GCM, by `QUEUE_ENCRYPTION_KEY`.
+//! Encryption of bodies in the stream with `QUEUE_ENCRYPTION_KEY`: AES-256-GCM.
 //!
-//! Each body has a key of its own, derived by HKDF-SHA256 from ours and 16 random bytes, so that no nonce is used twice however
-//! many bodies there are. The id and the time of the webhook are authenticated with it: a body cannot be moved to another.
+//! Each body has its own key, derived by HKDF-SHA256 from the configured key and 16 random bytes. So no nonce is used
+//! twice with the same key, however many bodies there are. The id and time of the webhook are authenticated together
+//! with its body, so a body cannot be moved to another webhook.
 
 use std::fmt;
 
@@ -11,10 +12,10 @@ use ring::{
     hkdf::{HKDF_SHA256, Salt},
 };
 
-/// Bytes before the ciphertext, from which and the key its own key is derived.
+/// Bytes before the ciphertext. Together with the configured key they determine the body's key.
 const SALT_BYTES: usize = 16;
 
-/// What the derived keys are for.
+/// The purpose of the derived keys.
 const PURPOSE: &[u8] = b"clerk-sync: body of a webhook in the queue";
 
 /// A key of 256 bits.
@@ -27,7 +28,7 @@ impl Key {
         Some(Self(BASE64_STANDARD.decode(text).ok()?.try_into().ok()?))
     }
 
-    /// The body, sealed for the webhook of this name; `None` if the body is too long to be sealed.
+    /// Seal a body for the webhook of this name; `None` if the body is too long.
     pub(super) fn seal(&self, name: &str, body: &[u8]) -> Option<Vec<u8>> {
         let salt: [u8; SALT_BYTES] = rand::random();
         let mut ciphertext = body.to_vec();
@@ -36,7 +37,7 @@ impl Key {
         Some([&salt[..], &ciphertext].concat())
     }
 
-    /// The body that was sealed with this key for the webhook of this name.
+    /// Open a body that was sealed with this key for the webhook of this name.
     pub(super) fn open(&self, name: &str, sealed: &[u8]) -> Option<Vec<u8>> {
         let (salt, ciphertext) = sealed.split_at_checked(SALT_BYTES)?;
         let mut body = ciphertext.to_vec();
@@ -58,7 +59,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Every key is used for one body only.
+/// Always the same nonce: every derived key is used for only one body.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }

@@ -1,5 +1,5 @@
-//! There is no stream: the program was built without the feature `redis`.
-#![expect(clippy::unused_async, reason = "the feature has something to wait for")]
+//! Stand-in for the stream: the program was built without the feature `redis`.
+#![expect(clippy::unused_async, reason = "with the feature these functions await")]
 
 use super::{Depth, Entry, Options, StreamError};
 use crate::model::Delivery;

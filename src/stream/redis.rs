@@ -1,8 +1,8 @@
-//! The stream at Redis or Valkey, with a consumer group.
+//! The stream in Redis or Valkey, with a consumer group.
 //!
-//! Each lane appends on a connection of its own: the command that waits for the disk holds up what is behind it, and speaks only of
-//! what its own connection wrote. `XADD` never trims. All workers share one consumer, because nothing is looked up by its name:
-//! an entry that was taken and not acknowledged within [`IDLE`] is taken again.
+//! Each lane appends on its own connection. The command that waits for the disk blocks later commands on its
+//! connection, and covers only what that connection wrote. `XADD` never trims. All workers share one consumer, because
+//! nothing is looked up by its name: an entry that was taken and not acknowledged within [`IDLE`] is taken again.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -31,10 +31,10 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// The stream. What is in braces decides on which node of a cluster a key is.
+/// The key of the stream. In a cluster, the part in braces determines the node of a key.
 const STREAM: &str = "clerk-sync:{webhooks}";
 
-/// Written to find out whether what is written comes to the disk.
+/// Written to test whether writes reach the disk.
 const PROBE: &str = "clerk-sync:{webhooks}:probe";
 
 const GROUP: &str = "clerk-sync";
@@ -45,52 +45,52 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long the server may take to confirm that entries are on disk, in milliseconds.
 const CONFIRM_WITHIN: u32 = 2_000;
 
-/// How long a command may take, that confirmation among them.
+/// How long a command may take, including that confirmation.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
-/// How long a worker waits for an entry, in milliseconds: the shutdown waits for it.
+/// How long a worker waits for an entry, in milliseconds. The shutdown waits for it.
 const WAIT: usize = 1_000;
 
-/// An entry that a worker has had for so long is given to another one, in milliseconds. If the first one is still at work, the
-/// second finds its webhook processed.
+/// An entry that a worker has had for this long, in milliseconds, is given to another worker. If the first worker is
+/// still processing it, the second finds that its webhook was processed.
 const IDLE: u64 = 15_000;
 
-/// Longer than any entry was ever idle, in milliseconds.
+/// A time longer than any entry can be idle, in milliseconds.
 const DECADES: u64 = 1_000_000_000_000;
 
-/// Behind every entry.
+/// An id after every entry.
 const LAST: &str = "18446744073709551615-0";
 
 /// How often idle entries are looked for.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(5);
 
-/// How often the log tells of entries that nobody can read.
+/// How often the log reports entries that cannot be read.
 const TELL_AGAIN: Duration = Duration::from_mins(1);
 
-/// Entries that are read at once: 16 MiB of the largest bodies that are accepted by default.
+/// Entries that are read at once: 16 MiB with the largest bodies that are accepted by default.
 const PORTION: usize = 16;
 
-/// How often a cluster may send us on to another node.
+/// How often a cluster may redirect to another node.
 const REDIRECTS: u32 = 5;
 
 const NO_AOF: StreamError = StreamError::NotDurable(
     "its append-only file is off; set appendonly yes, or QUEUE_DURABILITY=trust if it is durable by other means",
 );
 const TOO_OLD: StreamError = StreamError::NotDurable(
-    "it cannot confirm that an entry is on disk, which takes Redis 7.2 or Valkey 7.2; use a newer one, or set \
+    "it cannot confirm that an entry is on disk, which needs Redis 7.2 or Valkey 7.2; use a newer one, or set \
      QUEUE_DURABILITY=trust if it is durable by other means",
 );
 const EVICTS: StreamError = StreamError::NotDurable(
     "its maxmemory-policy lets it evict the stream; set maxmemory-policy noeviction, or QUEUE_DURABILITY=trust",
 );
 const SILENT: StreamError = StreamError::NotDurable(
-    "INFO does not tell its maxmemory_policy; allow the user of QUEUE_URL the command INFO, or set QUEUE_DURABILITY=trust",
+    "INFO does not show its maxmemory_policy; allow the user of QUEUE_URL to run INFO, or set QUEUE_DURABILITY=trust",
 );
 const NOT_ON_DISK: StreamError =
     StreamError::Unconfirmed("it did not confirm within 2 s that an entry is on disk");
 const FEW_REPLICAS: StreamError = StreamError::Unconfirmed(
-    "fewer replicas than QUEUE_REPLICAS confirmed within 2 s that an entry is on disk; is one away, or without \
-     appendonly yes?",
+    "fewer replicas than QUEUE_REPLICAS confirmed within 2 s that an entry is on disk; is a replica unreachable, or \
+     without appendonly yes?",
 );
 const MISUNDERSTOOD: StreamError = StreamError::Unusable("its reply cannot be understood");
 
@@ -99,7 +99,7 @@ type Result<T> = std::result::Result<T, StreamError>;
 /// The replies to a pipeline.
 type Replies = std::vec::IntoIter<RedisResult<Value>>;
 
-/// Whether this can be where a stream is.
+/// Whether the text is a valid URL of a stream.
 pub fn is_url(text: &str) -> bool {
     ["redis://", "rediss://"].iter().any(|scheme| text.starts_with(scheme)) && info(text).is_ok()
 }
@@ -115,12 +115,12 @@ pub struct Stream(Arc<Inner>);
 struct Inner {
     options: Options,
     info: ConnectionInfo,
-    /// For questions that no worker or lane asks.
+    /// For commands that come from neither a worker nor a lane.
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl Stream {
-    /// The stream at this place. Nothing is connected to yet.
+    /// The stream at this URL. No connection is made yet.
     ///
     /// # Errors
     /// If the URL cannot be used.
@@ -130,25 +130,25 @@ impl Stream {
         Ok(Self(Arc::new(Inner { options, info, connection: Mutex::default() })))
     }
 
-    /// What appends to it.
+    /// Creates a producer, which appends webhooks.
     pub fn producer(&self) -> Producer {
         Producer { stream: self.clone(), connection: None, entries: 0 }
     }
 
-    /// What takes entries from it.
+    /// Creates a consumer, which takes entries.
     pub fn consumer(&self) -> Consumer {
         let (look_at, tell_at) = (Instant::now(), Instant::now());
         let (portion, cursor) = (PORTION, "0-0".to_owned());
         Consumer { stream: self.clone(), connection: None, portion, look_at, cursor, tell_at }
     }
 
-    /// Write something, and learn whether it comes to the disk.
+    /// Write a test value, and check that it reaches the disk.
     ///
     /// # Errors
-    /// If the server cannot be reached, or may lose what it has confirmed.
+    /// If the server cannot be reached, or may lose confirmed writes.
     pub async fn check(&self) -> Result<()> {
         let mut pipe = pipeline();
-        // What changes nothing tells whether it may be done.
+        // Commands that change nothing still show whether the user has the permissions.
         pipe.xadd(STREAM, "0-0", &[("svix_id", "")]);
         pipe.add_command(read_group(LAST, 1, false)).add_command(claim(DECADES, "0-0", 1));
         pipe.xdel(STREAM, &["0-1"]).xack(STREAM, GROUP, &["0-1"]);
@@ -169,7 +169,7 @@ impl Stream {
         }
     }
 
-    /// How much is in it.
+    /// The number of entries in the stream.
     ///
     /// # Errors
     /// If the server cannot be asked.
@@ -192,7 +192,7 @@ impl Stream {
 }
 
 impl Inner {
-    /// A connection to the server that has the stream, with its group.
+    /// A connection to the server that has the stream; creates the stream and its group if needed.
     async fn connect(&self) -> Result<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
@@ -203,7 +203,7 @@ impl Inner {
             let client = Client::open(info.clone())?;
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             let Err(error) = make.exec_async(&mut connection).await else { return Ok(connection) };
-            // It is there. A full server says OOM even then.
+            // The group exists. A full server answers OOM even then.
             if matches!(error.code(), Some("BUSYGROUP" | "OOM")) {
                 return Ok(connection);
             }
@@ -211,13 +211,13 @@ impl Inner {
             let address = error.redirect_node().and_then(|(node, _)| moved(info.addr().clone(), node));
             info = info.set_addr(address.ok_or(error)?);
         }
-        Err(StreamError::Unusable("the nodes of the cluster send us from one to another"))
+        Err(StreamError::Unusable("the nodes of the cluster redirect too often"))
     }
 
-    /// The replies to a pipeline, on a connection that is made where there is none. After trouble with the connection there is
-    /// none again; one that was idle is made anew at once.
+    /// The replies to a pipeline, on a connection that is made if there is none. A connection that fails is dropped. If
+    /// it was not new, and the failure was not a timeout, the pipeline is sent again on a new connection.
     async fn ask(&self, connection: &mut Option<MultiplexedConnection>, pipe: &Pipeline) -> Result<Replies> {
-        // Another server is the master by now, or the group went with all keys.
+        // Another server is the master by now, or the group was deleted together with all keys.
         let is_elsewhere = |error: &RedisError| {
             matches!(error.code(), Some("MOVED" | "ASK" | "READONLY" | "MASTERDOWN" | "NOGROUP"))
         };
@@ -240,7 +240,7 @@ impl Inner {
         }
     }
 
-    /// Have the server say, behind what is written, whether it is where it must be.
+    /// Ask the server to confirm that the preceding writes are stored as required.
     fn confirm(&self, pipe: &mut Pipeline) {
         let Options { durability, replicas, .. } = self.options;
         if durability == Durability::Verify {
@@ -251,7 +251,7 @@ impl Inner {
         }
     }
 
-    /// What it said.
+    /// Evaluate the confirmation.
     fn confirmed(&self, mut replies: Replies) -> Result<()> {
         let Options { durability, replicas, .. } = self.options;
         let (on_disk, copies): (u32, u32) = if durability == Durability::Verify {
@@ -270,19 +270,20 @@ impl Inner {
     }
 }
 
-/// Appends webhooks, on a connection of its own.
+/// Appends webhooks, on its own connection.
 pub struct Producer {
     stream: Stream,
     connection: Option<MultiplexedConnection>,
-    /// In the stream, as far as is known.
+    /// Entries in the stream, as last reported by the server.
     entries: u64,
 }
 
 impl Producer {
-    /// Append webhooks, and have the server confirm them. After an error it is not known which of them are in the stream.
+    /// Append webhooks, and wait for the server's confirmation. After an error it is unknown which of them are in the
+    /// stream.
     ///
     /// # Errors
-    /// If they are not confirmed: the sender must bring them again.
+    /// If they are not confirmed. Then Svix has to send them again.
     pub async fn put(&mut self, webhooks: &[Delivery]) -> Result<()> {
         if self.entries >= MOST {
             self.entries = self.stream.depth().await?.entries;
@@ -292,7 +293,8 @@ impl Producer {
         }
         let server = &*self.stream.0;
         let mut pipe = pipeline();
-        // Together: with `appendfsync always` the server would else sync after every 16 kB that it reads of us.
+        // In one transaction: with `appendfsync always` the server would otherwise sync after every 16 kB that it reads
+        // from us.
         pipe.cmd("MULTI");
         for webhook in webhooks {
             pipe.add_command(append(webhook, &server.options.keys)?);
@@ -304,7 +306,7 @@ impl Producer {
         for queued in replies.by_ref().take(webhooks.len() + 1) {
             queued?;
         }
-        // An error of one of them makes this none.
+        // If one command failed, there is no such reply.
         read::<Vec<String>>(replies.next())?;
         self.entries = read(replies.next())?;
         server.confirmed(replies)?;
@@ -313,31 +315,32 @@ impl Producer {
     }
 }
 
-/// Takes entries and acknowledges them, on a connection of its own.
+/// Takes entries and acknowledges them, on its own connection.
 pub struct Consumer {
     stream: Stream,
     connection: Option<MultiplexedConnection>,
     /// Entries that are read at once.
     portion: usize,
-    /// When idle entries are looked for again.
+    /// When to look for idle entries again.
     look_at: Instant,
-    /// Where that look goes on.
+    /// Where that look continues.
     cursor: String,
-    /// When the log may tell again of entries that nobody can read.
+    /// When the log may report unreadable entries again.
     tell_at: Instant,
 }
 
 impl Consumer {
-    /// Take entries: at most so many, and so many bytes but for the last portion. Waits a second for the first one.
+    /// Take entries: at most `most`, and at most `most_bytes` except for the last portion. Waits one second for the
+    /// first entry.
     ///
     /// # Errors
     /// If the server cannot be asked.
     pub async fn take(&mut self, most: usize, most_bytes: usize) -> Result<Vec<Entry>> {
         let mut taken = self.idle().await?;
-        // Also those that nobody can read.
+        // Includes entries that cannot be read.
         let mut found = taken.len();
         while found < most && taken.iter().map(|entry| entry.payload.len()).sum::<usize>() < most_bytes {
-            // What nobody finished must not wait for something new.
+            // Unfinished entries must not wait for new ones.
             let wait = taken.is_empty() && self.cursor == "0-0";
             let portion = self.portion;
             let new = match self.new_ones(wait).await {
@@ -357,13 +360,13 @@ impl Consumer {
     /// Delete entries that are finished.
     ///
     /// # Errors
-    /// If that is not confirmed: they are taken again, and found to be processed.
+    /// If that is not confirmed. The entries are taken again, and are found to be processed.
     pub async fn acknowledge(&mut self, ids: &[String]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
         let mut pipe = pipeline();
-        // In this order: of an entry that is gone a claim takes the id from the list of those that are pending.
+        // In this order: if an entry no longer exists, a claim removes its id from the pending entries.
         pipe.xdel(STREAM, ids).xack(STREAM, GROUP, ids);
         for reply in self.stream.0.ask(&mut self.connection, &pipe).await? {
             reply?;
@@ -377,7 +380,7 @@ impl Consumer {
         Ok(reply.into_iter().flatten().flatten().flat_map(|(_, entries)| entries.ids).collect())
     }
 
-    /// Entries that a worker has taken, and did not acknowledge.
+    /// Entries that a worker has taken and did not acknowledge.
     async fn idle(&mut self) -> Result<Vec<Entry>> {
         if Instant::now() < self.look_at {
             return Ok(Vec::new());
@@ -395,12 +398,12 @@ impl Consumer {
         let mut pipe = pipeline();
         pipe.add_command(command);
         let replies = self.stream.0.ask(&mut self.connection, &pipe).await;
-        // A reply that is too large for the way here must become smaller.
+        // If a reply is too large for the connection, the next one must be smaller.
         self.portion = if replies.is_ok() { PORTION.min(self.portion + 1) } else { self.portion.div_ceil(2) };
         read(replies?.next())
     }
 
-    /// The entries that we can read. The others stay where they are, and are looked at again after [`IDLE`].
+    /// Keep the entries that can be read. The others stay in the stream, and are looked at again after [`IDLE`].
     fn readable(&mut self, found: Vec<StreamId>) -> Vec<Entry> {
         let all = found.len();
         let keys = &self.stream.0.options.keys;
@@ -410,34 +413,34 @@ impl Consumer {
             self.tell_at = Instant::now() + TELL_AGAIN;
             tracing::error!(
                 entries = unreadable,
-                "entries of the stream cannot be read and stay in it: they are sealed with a key that QUEUE_ENCRYPTION_KEY lacks, \
-                 or clerk-sync did not write them"
+                "entries of the stream cannot be read and stay in it: they are sealed with a key that QUEUE_ENCRYPTION_KEY \
+                 lacks, or clerk-sync did not write them"
             );
         }
         entries
     }
 }
 
-/// Commands of which each has a reply or an error of its own.
+/// A pipeline in which each command has its own reply or error.
 fn pipeline() -> Pipeline {
     let mut pipe = Pipeline::new();
     pipe.ignore_errors();
     pipe
 }
 
-/// Ask how much is in the stream, and for the first entry from this id on.
+/// Ask for the number of entries, and for the first entry from this id on.
 fn measure(pipe: &mut Pipeline, from: &str) {
     pipe.xlen(STREAM).xpending(STREAM, GROUP).xrange_count(STREAM, from, "+", 1);
 }
 
-/// Read entries of the group behind this id; `>` stands for those that no worker has taken.
+/// Read entries of the group after this id; `>` means those that no worker has taken.
 fn read_group(id: &str, most: usize, wait: bool) -> Cmd {
     let options = StreamReadOptions::default().group(GROUP, WORKERS).count(most);
     let options = if wait { options.block(WAIT) } else { options };
     Cmd::xread_options(&[STREAM], &[id], &options)
 }
 
-/// Take entries over that a worker has had for so many milliseconds.
+/// Take over entries that a worker has had for this many milliseconds.
 fn claim(idle: u64, cursor: &str, most: usize) -> Cmd {
     let options = StreamAutoClaimOptions::default().count(most);
     Cmd::xautoclaim_options(STREAM, GROUP, WORKERS, idle, cursor, options)
@@ -447,7 +450,7 @@ fn read<T: FromRedisValue>(reply: Option<RedisResult<Value>>) -> Result<T> {
     T::from_redis_value(reply.ok_or(MISUNDERSTOOD)??).map_err(|_| MISUNDERSTOOD)
 }
 
-/// What is authenticated with a sealed body.
+/// The data that is authenticated together with a sealed body.
 fn associated_data(svix_id: &SvixId, received_at: i64) -> String {
     format!("{} {received_at}", svix_id.as_str())
 }
@@ -487,7 +490,7 @@ fn entry(mut found: StreamId, keys: &[Key]) -> Option<Entry> {
     Some(Entry { id: found.id, svix_id, received_at, payload: payload.into(), trace })
 }
 
-/// The address of a node, reached as the one before.
+/// The address of a node, with the same kind of connection as to the previous node.
 fn moved(mut address: ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
     let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = &mut address else {
         return None;
@@ -500,7 +503,7 @@ fn moved(mut address: ConnectionAddr, node: &str) -> Option<ConnectionAddr> {
     Some(address)
 }
 
-/// Whether the server never evicts the stream to make room.
+/// Check that the server never evicts the stream to free memory.
 fn keeps_all(memory: Result<String>) -> Result<()> {
     let memory = memory.map_err(|_| SILENT)?;
     match memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")) {
@@ -510,7 +513,7 @@ fn keeps_all(memory: Result<String>) -> Result<()> {
     }
 }
 
-/// The text of an error is read, and never told: it may hold values.
+/// The text of an error is inspected but never shown: it may contain values.
 impl From<RedisError> for StreamError {
     fn from(error: RedisError) -> Self {
         let detail = error.detail().unwrap_or_default();
@@ -527,8 +530,8 @@ impl From<RedisError> for StreamError {
             Some(_) => Self::Refused("ERR".to_owned()),
             None if error.is_connection_refusal() => Self::Unreachable("connection refused"),
             None => Self::Unreachable(
-                "no connection, or none that lasts; check the host name, the port, and that rediss:// is for a server with TLS \
-                 that this machine trusts",
+                "no connection, or one that breaks; check the host name, the port, and, with rediss://, that the server speaks \
+                 TLS with a certificate that this machine trusts",
             ),
         }
     }

@@ -1,9 +1,9 @@
-//! A batch in one transaction; and when that fails, the search for whoever spoils it.
+//! Apply a batch in one transaction; if that fails, find the delivery that causes the failure.
 //!
-//! Halves of a failing batch are committed in transactions of their own, down to the single delivery, which is then
-//! answered by the kind of its trouble: transient trouble is refused so that Svix brings it back, the rest is
-//! parked. Real transactions rather than savepoints, so that a constraint that speaks only at the commit is found
-//! the same way, and so that what is good is durable at once.
+//! The halves of a failing batch are committed in separate transactions, down to a single delivery. A single delivery
+//! that fails for a transient reason is refused, so that Svix sends it again; any other is parked. Separate
+//! transactions are used instead of savepoints for two reasons: they also find constraints that are checked only at the
+//! commit, and they make the good deliveries durable at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -39,25 +39,27 @@ use crate::{
     telemetry::{self, Queue, Span, TraceContext},
 };
 
-/// How long a transaction begins again after conflicts, about as long as locks are waited for. MongoDB has no locks to wait for: of
-/// several who write to one object one succeeds at a time.
+/// How long a transaction is repeated after conflicts; about as long as clerk-sync waits for locks. MongoDB has no
+/// locks to wait for: of several transactions that write the same object, only one succeeds at a time.
 const CONFLICTS: Duration = Duration::from_millis(2_500);
 const CONFLICTS_OF_MANY: Duration = Duration::from_millis(100);
-/// How often it begins again because an entity appeared meanwhile.
+/// How often a transaction is repeated because an object appeared in the meantime.
 const RACES: u32 = 5;
 
-/// Deliveries refused one by one before the rest of the batch is refused with them: then it is not one user's row
-/// that somebody locks, but the table.
+/// After this many deliveries are refused one by one, the rest of the batch is refused too: then probably the whole
+/// table is locked, and not just one user's row.
 pub(super) const HOPELESS_REFUSALS: u32 = 16;
 
-/// So many users are looked for in a body that nobody can read.
+/// How many user ids are looked for in a body that cannot be parsed.
 const NAMED: usize = 100;
 
-/// So many objects that go with those that are deleted go in one transaction. The others follow in transactions of their own.
+/// The maximum number of objects that are deleted with their parents in one transaction. The others follow in later
+/// transactions.
 const CASCADE: u32 = 2_000;
 
-/// Apply deliveries in the order in which they came, and tell what became of each. What is not done at the deadline
-/// is refused as unavailable; it may be done all the same, which makes its re-delivery a duplicate.
+/// Apply deliveries in the order in which they arrived, and return the outcome of each. Deliveries that are not
+/// finished at the deadline are refused as unavailable. They may still be applied; then Svix's next attempt is a
+/// duplicate.
 pub async fn apply(
     store: &dyn Store,
     batch: &[Delivery],
@@ -68,7 +70,7 @@ pub async fn apply(
     deliver(&Work { store, rules, now }, batch, Processing::Inline, deadline).await
 }
 
-/// Apply what is usable of a batch or store it for later, in halves where that fails; the rest is parked.
+/// Apply the usable deliveries of a batch or store them for later, in halves if that fails. Park the unusable ones.
 pub(super) async fn deliver(
     work: &Work<'_>,
     batch: &[Delivery],
@@ -77,7 +79,7 @@ pub(super) async fn deliver(
 ) -> Vec<Result<Outcome>> {
     let mut results: Vec<Result<Outcome>> =
         batch.iter().map(|_| Err(StoreError::new(ErrorKind::Unavailable))).collect();
-    // Unusable ones have no effect on others, and are parked one by one.
+    // Unusable deliveries have no effect on others, and are parked one by one.
     let (broken, usable): (Vec<usize>, Vec<usize>) =
         (0..batch.len()).partition(|index| unusable(&batch[*index]).is_some());
 
@@ -86,7 +88,7 @@ pub(super) async fn deliver(
     let mut refusals = 0;
     while let Some(part) = parts.pop() {
         if Instant::now() >= deadline {
-            // Nobody waits for the answer any more.
+            // By now the sender has stopped waiting for the answer.
             break;
         }
         let deliveries: Vec<&Delivery> = usable[part.clone()].iter().map(|index| &batch[*index]).collect();
@@ -118,7 +120,7 @@ pub(super) async fn deliver(
             Err(mut error) => {
                 refusals += 1;
                 if error.kind == ErrorKind::Late {
-                    // Nobody can tell it from a database that does not answer.
+                    // The caller cannot tell this from a database that does not answer.
                     error = StoreError::new(ErrorKind::Unavailable);
                 }
                 let hopeless = error.kind == ErrorKind::Unavailable
@@ -142,10 +144,10 @@ pub(super) async fn deliver(
     results
 }
 
-/// Why one transaction has begun again so far.
+/// How often one transaction has been repeated so far, and why.
 pub(super) struct Repeats {
     patience: Patience,
-    /// When the first conflict was.
+    /// The time of the first conflict.
     conflict: Option<Instant>,
     races: u32,
 }
@@ -155,7 +157,8 @@ impl Repeats {
         Self { patience, conflict: None, races: 0 }
     }
 
-    /// Whether it begins again after this error: what is likely to be gone is tried again before anybody is suspected.
+    /// Whether to repeat the transaction after this error. Errors that are likely to pass are retried before any single
+    /// delivery is suspected.
     pub(super) fn has_another(&mut self, error: &StoreError) -> bool {
         match error.kind {
             ErrorKind::Conflict => {
@@ -174,19 +177,20 @@ impl Repeats {
     }
 }
 
-/// Why a delivery can never be used as it came, if that is so.
+/// Why a delivery can never be used in this form; `None` if it can.
 pub(super) fn unusable(delivery: &Delivery) -> Option<StoreError> {
     let Content::Unusable(reason) = &delivery.content else { return None };
     Some(StoreError { place: Some(reason.clone()), ..StoreError::new(ErrorKind::BadData) })
 }
 
-/// By when an attempt at so many must be done: so that of a batch that takes too long there is time left for its parts.
+/// The deadline for an attempt at this many deliveries. A batch gets half of the remaining time, which leaves time to
+/// try its parts.
 pub(super) fn share(deadline: Instant, deliveries: usize) -> Instant {
     let now = Instant::now();
     if deliveries > 1 { now + deadline.saturating_duration_since(now) / 2 } else { deadline }
 }
 
-/// The parts of a batch that failed like this, in their order.
+/// The parts to try after a batch failed with this error, in their order.
 pub(super) fn divide(
     batch: Range<usize>,
     error: &StoreError,
@@ -199,13 +203,14 @@ pub(super) fn divide(
     })
 }
 
-/// The ways to take out a user's row, in the order in which they are tried; where none is left, only a tombstone.
+/// The remaining ways to erase the row of a user, in the order in which they are tried. If none is left, only a
+/// tombstone is written.
 #[derive(Clone)]
 pub(super) struct Ways {
     policy: DeletionPolicy,
-    /// How often others were left to be tried; `None` if none is.
+    /// How many refusals there were so far; `None` if no way may be tried now.
     tried: Option<usize>,
-    /// Why those did not work.
+    /// Why the last way failed.
     refusal: StoreError,
 }
 
@@ -214,13 +219,14 @@ impl Ways {
         Self { policy, tried: Some(0), refusal: StoreError::new(ErrorKind::Refused) }
     }
 
-    /// Whether there is none for any kind.
+    /// Whether no way is left for any kind.
     pub(super) fn is_empty(&self) -> bool {
         self.steps(&ORGANIZATION).is_empty() && self.steps(&USER).is_empty()
     }
 
-    /// Those for this kind: where nobody is a person there is nothing to anonymise, and a row that cannot go is marked. What is
-    /// no person gives way first: nobody knows which row it was that did not go.
+    /// The ways that are left for this kind. Objects that are not persons have nothing to anonymise; a row that cannot
+    /// be deleted is marked instead. Since the error does not say which row was refused, ways for objects other than
+    /// persons are ruled out first.
     fn steps(&self, entity: &Entity) -> &'static [Way] {
         let is_person = entity.is_person();
         let steps: &[Way] = match self.policy {
@@ -233,26 +239,26 @@ impl Ways {
         over.and_then(|over| steps.get(over..)).unwrap_or_default()
     }
 
-    /// Those that are left where these did not work.
+    /// The ways that are left after this refusal.
     pub(super) fn after(self, refusal: StoreError) -> Self {
         Self { tried: self.tried.map(|tried| tried + 1), refusal, ..self }
     }
 
-    /// None for now: what takes too long is for whoever has time.
+    /// Rule out all ways for now: the erasure takes too long here, and a worker with more time does it.
     pub(super) fn later(self, refusal: StoreError) -> Self {
         Self { tried: None, refusal, ..self }
     }
 }
 
-/// What a transaction has written, as far as anybody has to know before it is committed.
+/// The results of a transaction that the caller needs before the commit.
 pub(super) struct Written {
     pub(super) outcomes: Vec<Outcome>,
-    /// The messages to other systems. Of what is not committed they say that it was cut off.
+    /// Spans for the messages to sinks. If the transaction is not committed, these spans end as cut off.
     pub(super) told: Vec<Span>,
 }
 
 impl Written {
-    /// The transaction is committed.
+    /// Record that the transaction is committed.
     pub(super) fn committed(self) -> Vec<Outcome> {
         for span in self.told {
             span.done("stored");
@@ -268,7 +274,7 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// One delivery alone: its trouble is its own.
+    /// Apply a single delivery. If that fails, the delivery itself is the cause.
     async fn single(&self, delivery: &Delivery, patience: Patience) -> Result<Outcome> {
         let mut ways = Ways::of(self.rules.deletion);
         loop {
@@ -279,7 +285,7 @@ impl Work<'_> {
                 Err(error) => error,
             };
             match error.kind {
-                // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
+                // The constraint failed only at the commit: try the next way, and finally only the tombstone.
                 _ if error.is_about_the_data() && may_take_out(delivery) && !ways.is_empty() => {
                     ways = ways.after(error);
                 }
@@ -296,8 +302,9 @@ impl Work<'_> {
         }
     }
 
-    /// Apply a delivery but for the field that the database cannot store, such as one that is too long for an index of the
-    /// application's: a client writes some of them freely, and must not freeze a user by that.
+    /// Apply a delivery without the field that the database cannot store, such as a text that is too long for one of
+    /// the application's indexes. Clients can write some fields freely, and must not be able to block all updates of a
+    /// user that way.
     async fn without_what_spoils_it(&self, delivery: &Delivery, patience: Patience) -> Option<Outcome> {
         for (left_out, rules) in fewer_fields(self.rules, delivery) {
             let work = Work { store: self.store, rules: &rules, now: self.now };
@@ -310,12 +317,12 @@ impl Work<'_> {
         None
     }
 
-    /// Attempt a batch, again after a conflict that is likely to be gone. If it takes too long and deletes somebody, perhaps
-    /// with much that hangs on them, there is a tombstone first, and the rest is done later. That may take all the time that is
-    /// left: what goes with an organization of many members is marked in one statement.
+    /// Attempt a batch, and repeat it after a conflict that is likely to pass. If a batch with a deletion takes too
+    /// long, write only the tombstone first and leave the rest for later. That second attempt may use all the remaining
+    /// time: everything that belongs to a large organization is marked in one statement.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
         let (mut repeats, mut ways, mut patience) = (Repeats::with(patience), ways, patience);
-        // What is divided has failed before.
+        // A part of a divided batch has failed before.
         let mut manner = if patience == Patience::Normal { self.manner(batch) } else { Manner::StepByStep };
         loop {
             let attempt = self.attempt(batch, patience, &ways, manner).await;
@@ -347,7 +354,7 @@ impl Work<'_> {
             Manner::StepByStep => self.store.begin(patience).await?,
         };
         let written = self.write(&mut *transaction, batch, ways, manner).await;
-        // The last statement may have been sent with the commit.
+        // The last statement may have been sent together with the commit.
         let ended = end(transaction, written).await.map_err(|error| manner.understood(error));
         let outcomes = ended?.committed();
         if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied | Outcome::Parked)) {
@@ -388,7 +395,7 @@ impl Work<'_> {
         let fresh = if let Some((_, opened)) = &opened {
             places.fresh(&opened.recorded)
         } else {
-            // Before recording takes them out of the queue.
+            // Read them before `record` removes them from the queue.
             waiting = transaction.waiting(&deletions(batch)).await?;
             places.fresh(&transaction.record(&records).await?)
         };
@@ -430,8 +437,8 @@ impl Work<'_> {
         Ok(Written { outcomes, told: steps.told })
     }
 
-    /// How a batch is done that has not failed before: at once, if webhooks show objects of one kind as they are now, and these belong
-    /// to no others and leave each other alone.
+    /// How to apply a batch that has not failed before. It is applied at once if all its webhooks show the current
+    /// state of objects of one kind, and these objects have no parents and cannot displace each other.
     pub(super) fn manner(&self, batch: &[&Delivery]) -> Manner {
         let mut kind = None;
         for delivery in batch {
@@ -455,7 +462,7 @@ impl Work<'_> {
         kind.map_or(Manner::StepByStep, Manner::AtOnce)
     }
 
-    /// Record every id once; gives the places of deliveries that are news to us.
+    /// Record each id once; returns the places of the deliveries that are new.
     pub(super) async fn record(
         &self,
         transaction: &mut dyn Transaction,
@@ -465,7 +472,7 @@ impl Work<'_> {
         Ok(places.fresh(&transaction.record(&records).await?))
     }
 
-    /// What is recorded of a batch, each id once.
+    /// The records for a batch, each id once.
     fn records<'b>(&self, batch: &[&'b Delivery]) -> (Vec<Record<'b>>, Places<'b>) {
         let mut places = Places::default();
         for (index, delivery) in batch.iter().enumerate() {
@@ -481,10 +488,10 @@ impl Work<'_> {
         (places.first.iter().map(record).collect(), places)
     }
 
-    /// Keep a delivery that cannot be applied. For a deleted user nothing is kept; what has no id to be kept under, because
-    /// no webhook brought it, ends with the error.
+    /// Park a delivery that cannot be applied. Nothing is kept for a deleted user. A delivery without an id to park it
+    /// under, because it is not a webhook, returns the error.
     async fn park(&self, delivery: &Delivery, error: StoreError, patience: Patience) -> Result<Outcome> {
-        // A user's row may refuse even the mark of a deletion that is held back.
+        // A deletion without a webhook can fail too: the database may even refuse to mark the user's row as deleted.
         let made = delivery.clerk_id.as_ref().filter(|_| is_deletion(delivery)).map(retry_id);
         let Some(svix_id) = delivery.svix_id.as_ref().or(made.as_ref()) else { return Err(error) };
         let span =
@@ -496,7 +503,8 @@ impl Work<'_> {
         Ok(outcome)
     }
 
-    /// The same within a transaction. Data that the database can never store is dead; the rest is tried again.
+    /// Park a delivery within a transaction. Data that the database can never store becomes a dead letter; the rest is
+    /// retried.
     pub(super) async fn park_in(
         &self,
         transaction: &mut dyn Transaction,
@@ -507,13 +515,13 @@ impl Work<'_> {
     ) -> Result<Kept> {
         let waiting = transaction.waiting(std::slice::from_ref(svix_id)).await?;
         let (attempts, received_at) = next_attempt(waiting.get(svix_id), delivery);
-        // In the order in which a batch takes its locks: the record, then the register.
+        // Locks are taken in the same order as for a batch: first the record, then the register.
         let recorded = transaction.record(&[record(svix_id, delivery, Outcome::Stale, self.now)]).await?;
         if recorded.is_empty() {
             return Ok(Kept::Not(Outcome::Duplicate));
         }
         if let Some(id) = &delivery.clerk_id {
-            // Those with whom it goes as well, so that keeping it and erasing them cannot pass each other.
+            // Lock the parents too, so that parking this delivery and erasing a parent cannot miss each other.
             let parents: Vec<ClerkId> = match &delivery.content {
                 Content::Change(change) => parents(change).collect(),
                 _ => Vec::new(),
@@ -525,7 +533,8 @@ impl Work<'_> {
         }
         let is_unread = !matches!(delivery.content, Content::Change(_));
         if delivery.clerk_id.as_ref().is_none_or(|id| is_unread && id.entity().has_parents()) {
-            // Nobody knows whom it is about; if it names somebody who is erased, they are not to come back in it.
+            // The delivery cannot be attributed to a user. If it names an erased user, it is not kept: their data must
+            // not come back with it.
             let named = ClerkId::candidates_in(&USER, &delivery.payload, NAMED);
             if transaction.registers(&named).await?.values().any(|register| register.deleted) {
                 return Ok(Kept::Not(Outcome::Stale));
@@ -555,17 +564,18 @@ impl Work<'_> {
     }
 }
 
-/// How the steps of a batch are done.
+/// How the steps of a batch are carried out.
 #[derive(Clone, Copy)]
 pub(super) enum Manner {
-    /// As many in one statement as the database lets us; the batch is about objects of this kind.
+    /// With as few statements as the database allows; all objects of the batch are of this kind.
     AtOnce(&'static Entity),
-    /// So that an error says which step it was.
+    /// One by one, so that an error shows which step failed.
     StepByStep,
 }
 
 impl Manner {
-    /// An error as it is understood: of steps that were done at once nobody knows which it was, so they are done one by one.
+    /// Interpret an error. If several steps were done at once, the error does not show which one failed, so they are
+    /// repeated one by one.
     fn understood(self, error: StoreError) -> StoreError {
         let is_certain = matches!(
             error.kind,
@@ -578,7 +588,7 @@ impl Manner {
     }
 }
 
-/// The objects of a batch, each with its newest version there.
+/// The objects of a batch, each with its newest version in the batch.
 fn newest(batch: &[&Delivery]) -> Vec<(ClerkId, Version)> {
     let mut newest: BTreeMap<&ClerkId, &Version> = BTreeMap::new();
     for delivery in batch {
@@ -590,7 +600,7 @@ fn newest(batch: &[&Delivery]) -> Vec<(ClerkId, Version)> {
     newest.into_iter().map(|(id, version)| (id.clone(), version.clone())).collect()
 }
 
-/// Where in a batch each id stands first, and the deliveries that have none.
+/// Where each id first appears in a batch, and the places of deliveries without an id.
 #[derive(Default)]
 struct Places<'a> {
     first: BTreeMap<&'a SvixId, usize>,
@@ -598,7 +608,7 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// The places of deliveries that are news to us.
+    /// The places of the deliveries that are new.
     fn fresh(&self, recorded: &HashSet<SvixId>) -> HashSet<usize> {
         recorded.iter().filter_map(|id| self.first.get(id)).chain(&self.without_id).copied().collect()
     }
@@ -608,37 +618,37 @@ impl Places<'_> {
 struct Steps<'a> {
     work: &'a Work<'a>,
     transaction: &'a mut dyn Transaction,
-    /// What is new to us.
+    /// The changes that are new.
     changes: Vec<(&'a Delivery, &'a Change)>,
     ways: &'a Ways,
-    /// Deletions of the batch that were tried before.
+    /// Deletions in the batch that were tried before.
     waiting: HashMap<SvixId, Waiting>,
-    /// The messages to other systems.
+    /// Spans for the messages to sinks.
     told: Vec<Span>,
 }
 
-/// What is locked.
+/// The objects that are locked.
 struct Locked {
     registers: HashMap<ClerkId, Register>,
-    /// Objects that no change is about, whose rows may be written: owners of addresses, children, and rivals.
+    /// Objects without a change whose rows may be written: owners of addresses, children, and rivals.
     kin: Vec<ClerkId>,
-    /// The addresses that changes claim, where one has one owner.
+    /// The addresses that changes claim, if each address has one owner.
     claimed: Vec<String>,
     cascade: Cascade,
 }
 
-/// Whose deletion is asked for.
+/// The objects that the batch deletes.
 #[derive(Default)]
 struct Cascade {
     deleted: Vec<ClerkId>,
-    /// Those of them who were deleted before.
+    /// Those of them that were deleted before this batch.
     gone: Vec<ClerkId>,
-    /// Whether more goes with them than one transaction takes.
+    /// Whether more objects are to be deleted with them than one transaction takes.
     more: bool,
 }
 
 impl Steps<'_> {
-    /// Lock and read the registers of the objects that changes are about, and of those whom they concern besides.
+    /// Lock and read the registers of the objects with changes, and of all other objects that the changes affect.
     async fn lock(&mut self) -> Result<Locked> {
         let parents: BTreeSet<ClerkId> =
             self.changes.iter().flat_map(|(_, change)| parents(change)).collect();
@@ -646,7 +656,7 @@ impl Steps<'_> {
         let deleted = sorted(deletions.map(|(_, change)| &change.clerk_id));
         let children = self.transaction.children(&deleted, CASCADE).await?;
         let rivals = self.rivals().await?;
-        // Owners are locked with the others, in one order, so that two who swap never wait for each other.
+        // Owners are locked together with the others in one order, so that two users who swap addresses never deadlock.
         let claimed = self.claimed();
         let owners = if claimed.is_empty() {
             Vec::new()
@@ -656,19 +666,19 @@ impl Steps<'_> {
         let kin = sorted(owners.iter().chain(&children).chain(&rivals));
         let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
         let mut registers = self.transaction.registers(&sorted(ids)).await?;
-        // A deletion of a parent that is not here yet has to wait for us.
+        // The deletion of a parent that does not exist here yet has to wait for this transaction.
         let unknown = sorted(parents.iter().filter(|parent| !registers.contains_key(*parent)));
         registers.extend(self.transaction.hold(&unknown).await?);
 
-        // With their parents locked no children and rivals are added any more. Those who came meanwhile are not locked:
-        // children are left for later, and rivals make us begin again.
+        // While the parents are locked, no children or rivals can be added. Those that were added before the lock are
+        // not locked themselves: such children are left for later, and such rivals cause a repeat.
         let more = self.has_more_children(&deleted, &children).await?;
-        // One without a register cannot be locked, and makes room all the same.
+        // A rival without a register cannot be locked, but it is displaced all the same.
         let is_new = |rival: &ClerkId| !registers.contains_key(rival) && !rivals.contains(rival);
         if self.rivals().await?.iter().any(is_new) {
             return Err(StoreError::new(ErrorKind::Raced));
         }
-        // Their users are locked, so nobody adds parts to them meanwhile.
+        // Their users are locked, so no other transaction can add parts.
         let parts = self.parts().await?;
         let unlocked = sorted(parts.iter().filter(|part| !registers.contains_key(*part)));
         registers.extend(self.transaction.registers(&unlocked).await?);
@@ -678,29 +688,29 @@ impl Steps<'_> {
         Ok(Locked { registers, kin, claimed, cascade: Cascade { deleted, gone, more } })
     }
 
-    /// Whether more goes with those that are deleted than what was found before they were locked.
+    /// Whether more objects go with the deleted ones than were found before the locks were taken.
     async fn has_more_children(&mut self, deleted: &[ClerkId], children: &[ClerkId]) -> Result<bool> {
         let kinds = &self.work.rules.selection;
         let is_parent = |entity: &'static Entity| {
             kinds.entities().any(|child| child.parents().any(|(_, parent)| parent == entity))
         };
-        // What is not synced any more goes as well, and can be as much.
+        // Rows of kinds that are no longer synced are deleted too, and there can be just as many.
         if children.is_empty() && !deleted.iter().any(|id| is_parent(id.entity())) {
             return Ok(false);
         }
         let now = self.transaction.children(deleted, CASCADE + 1).await?;
-        // Who goes with several of them counts for each: there may be more behind.
+        // A child of several of them counts once for each, so there may be more behind the limit.
         Ok(now.len() > CASCADE as usize || now.iter().any(|child| children.binary_search(child).is_err()))
     }
 
-    /// The parts that are known of those who are shown with all of them.
+    /// The stored parts of the objects that are shown with all of their parts.
     async fn parts(&mut self) -> Result<Vec<ClerkId>> {
         let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
         let shown = sorted(shown.map(|(_, change)| &change.clerk_id));
         self.transaction.parts(&shown, PARTS, u32::MAX).await
     }
 
-    /// The live objects that cannot be beside those that changes show.
+    /// The live objects that cannot coexist with the objects that the changes show, because of a unique key.
     async fn rivals(&mut self) -> Result<Vec<ClerkId>> {
         let mut rivals = Vec::new();
         for entity in self.work.rules.selection.entities().filter(|entity| !entity.unique.is_empty()) {
@@ -712,14 +722,14 @@ impl Steps<'_> {
         Ok(rivals)
     }
 
-    /// The addresses that changes claim, where one has one owner.
+    /// The addresses that changes claim, if each address has one owner.
     fn claimed(&self) -> Vec<String> {
         let unique = self.work.rules.unique_email;
         let emails = self.changes.iter().filter(|_| unique).filter_map(|(_, change)| email_in(change));
         emails.map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Load the rows of objects with news, and of their kin.
+    /// Load the rows of the objects with news, and of the objects that go with them.
     async fn load(
         &mut self,
         registers: HashMap<ClerkId, Register>,
@@ -738,8 +748,8 @@ impl Steps<'_> {
         Ok(stored)
     }
 
-    /// Whose the claimed addresses are, now that the registers are locked: somebody may have been faster. Who is kept comes
-    /// back with the address of the row.
+    /// Find the owners of the claimed addresses again, now that the registers are locked: another transaction may have
+    /// been faster. A user whose deletion is cancelled claims the address in their row again.
     async fn find_owners(&mut self, mut claimed: Vec<String>, stored: &mut Stored) -> Result<()> {
         let kept = self.changes.iter().filter(|(_, change)| matches!(change.news, News::Keep));
         let email = |id: &ClerkId| stored.objects.get(id)?.profile[user::EMAIL].text().map(str::to_owned);
@@ -756,7 +766,7 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// Write registers, rows, lines of audit and outcomes of one kind in one statement.
+    /// Write registers, rows, audit lines and outcomes of one kind in one statement.
     async fn close(&mut self, entity: &'static Entity, plan: &Plan) -> Result<()> {
         let Plan { registers, inserts, updates, audit, .. } = plan;
         let outcomes = self.corrections(plan);
@@ -767,12 +777,12 @@ impl Steps<'_> {
         self.transaction.close(entity, &closing, &self.work.rules.selection).await
     }
 
-    /// Write registers, rows, and messages about them.
+    /// Write registers, rows, and the messages about them.
     async fn write(&mut self, plan: &mut Plan) -> Result<()> {
         let selection = &self.work.rules.selection;
         self.transaction.advance(&plan.registers).await?;
         if self.work.rules.unique_email {
-            // Their addresses are free from now on.
+            // Marking these rows frees their addresses.
             self.transaction.mark(&plan.held, Mark::Set).await?;
         }
         self.transaction.release_addresses(&plan.released).await?;
@@ -784,9 +794,10 @@ impl Steps<'_> {
         self.transaction.mark(&plan.kept, Mark::Unset).await
     }
 
-    /// Take out the rows of those who are erased, and all else that is kept of them.
+    /// Erase the rows of deleted objects, and everything else that is kept about them.
     async fn take_out(&mut self, plan: &mut Plan, cascade: &Cascade) -> Result<()> {
-        // What somebody held on to when they were erased, or came since. Who is erased now is forgotten with that.
+        // Data that was locked at the time of the erasure, or that arrived since. Objects that are erased now are
+        // forgotten by `erase`.
         let is_erased = |id: &ClerkId| plan.erasures.iter().any(|erasure| erasure.clerk_id == *id);
         let again: Vec<ClerkId> = cascade.gone.iter().filter(|id| !is_erased(id)).cloned().collect();
         self.forget(&again).await?;
@@ -797,7 +808,8 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// Take users out of everything. Whose row resists every way keeps a tombstone and a retry without end.
+    /// Erase objects from all tables. If no way works for a row, the tombstone stays and the erasure is retried until it
+    /// succeeds.
     async fn erase(&mut self, plan: &mut Plan) -> Result<()> {
         if plan.erasures.is_empty() && plan.gone.is_empty() {
             return Ok(());
@@ -805,7 +817,7 @@ impl Steps<'_> {
         let now = self.work.now;
         let hidden = self.transaction.hidden().await?;
         if hidden.is_some() {
-            // That no row is seen does not say that there is none.
+            // Rows may be hidden from clerk-sync, so a row that it cannot see may still exist.
             for (clerk_id, change) in std::mem::take(&mut plan.gone) {
                 let requested_at = self.changes[change].0.event_at.min(now);
                 plan.erasures.push(Erasure { clerk_id, change, known: true, leaves: false, requested_at });
@@ -822,7 +834,7 @@ impl Steps<'_> {
         self.forget(&ids).await?;
         self.tell_of_erasures(&ids, &plan.erasures).await?;
 
-        // No line may keep the actor of somebody who is gone.
+        // No audit line may keep the actor of an erased user.
         for line in &mut plan.audit {
             if ids.binary_search(&line.clerk_id).is_ok() {
                 line.actor = None;
@@ -864,7 +876,7 @@ impl Steps<'_> {
                     tracing::warn!(
                         clerk_id = %clerk_id,
                         error = %refusal,
-                        "the row of what is deleted is not known to be gone; it is tried again without end"
+                        "the row of a deleted object may still exist; its deletion is retried until it succeeds"
                     );
                     plan.outcomes[*index] = Outcome::Parked;
                 } else {
@@ -884,19 +896,19 @@ impl Steps<'_> {
             }
         }
         if let Some(error) = last_refusal {
-            // One line for all of them: an organization may have thousands.
+            // One log line for all of them: an organization may have thousands.
             tracing::warn!(
                 objects = others,
                 %error,
-                "rows that go with what is deleted are not known to be gone; each is tried again without end"
+                "rows that are deleted together with an object may still exist; each deletion is retried until it succeeds"
             );
         }
         self.transaction.receipts(&receipts).await?;
         self.transaction.park(&parked).await
     }
 
-    /// If more goes with those that are deleted than one transaction takes, mark it all at once, so that nobody takes a part
-    /// of it for the whole, and come back for it.
+    /// If more objects are to be deleted than one transaction takes, mark them all now, so that no reader sees only a
+    /// part as deleted. The rest is erased in later transactions.
     async fn go_on(&mut self, cascade: &Cascade, erasures: &[Erasure]) -> Result<()> {
         let erased: HashSet<&ClerkId> = erasures.iter().map(|erasure| &erasure.clerk_id).collect();
         let now: Vec<ClerkId> = cascade.deleted.iter().filter(|id| erased.contains(id)).cloned().collect();
@@ -911,7 +923,8 @@ impl Steps<'_> {
         self.transaction.park(&again).await
     }
 
-    /// Parked deliveries and audit actors of these users, also those whose body could not be read.
+    /// Remove the parked deliveries and audit actors of these users, including deliveries whose body could not be
+    /// parsed.
     async fn forget(&mut self, ids: &[ClerkId]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
@@ -926,8 +939,8 @@ impl Steps<'_> {
         self.transaction.forget(ids, &theirs).await
     }
 
-    /// Whether a body that is kept is about one of these. One that can be read says with whom it goes: it also names the
-    /// founder of a membership's organization, with whom it does not go.
+    /// Whether a stored body is about one of these objects. If it can be parsed, only its own object and parents count:
+    /// a membership also names the founder of its organization, but is not about that user.
     fn is_about(&self, svix_id: &SvixId, payload: &Bytes, ids: &[ClerkId]) -> bool {
         let Work { rules, now, .. } = self.work;
         let kept = Verified::kept(svix_id.clone(), *now, payload.clone());
@@ -939,8 +952,8 @@ impl Steps<'_> {
         }
     }
 
-    /// Take back what other systems were not told yet, and ask those that ever heard of these users to erase them too.
-    /// A system that subscribes to deletions is told of every row that goes.
+    /// Withdraw messages that were not sent yet, and ask every sink that received these users to erase them too. Sinks
+    /// that subscribe to deletions get a message for every row that is deleted.
     async fn tell_of_erasures(&mut self, ids: &[ClerkId], erasures: &[Erasure]) -> Result<()> {
         let now = self.work.now;
         let mut recipients: BTreeSet<(ClerkId, String)> =
@@ -974,7 +987,7 @@ impl Steps<'_> {
         self.transaction.receipts(&receipts).await
     }
 
-    /// Write messages to other systems, each as a span of what caused it.
+    /// Write messages to sinks, each with a span whose parent is the delivery that caused it.
     async fn tell(&mut self, mut messages: Vec<Outgoing>) -> Result<()> {
         for message in &mut messages {
             let queue = Queue::Outbox(&message.sink);
@@ -985,9 +998,10 @@ impl Steps<'_> {
         self.transaction.tell(&messages).await
     }
 
-    /// Write what is known only now: which receipts are complete, the audit trail, and outcomes that were recorded too early.
+    /// Write what is known only now: completed receipts, the audit trail, and corrections of outcomes that were
+    /// recorded too early.
     async fn finish(&mut self, plan: &Plan) -> Result<()> {
-        // The application may have removed a row that resisted us.
+        // The application may have removed a row that could not be erased before.
         let done = sorted(plan.gone.iter().map(|(id, _)| id));
         self.transaction.close_receipts(&done, Receipt::DATABASE, self.work.now).await?;
         self.transaction.audit(&plan.audit).await?;
@@ -999,7 +1013,7 @@ impl Steps<'_> {
         let mut outcomes: Vec<(&SvixId, Outcome)> = Vec::new();
         for ((delivery, _), outcome) in self.changes.iter().zip(&plan.outcomes) {
             match (outcomes.last_mut(), &delivery.svix_id) {
-                // What is inside of an object stands behind it.
+                // Nested changes directly follow the change of the object that contains them.
                 (Some((last, all)), Some(id)) if *last == id => *all = of_both(*all, *outcome),
                 (_, Some(id)) => outcomes.push((id, *outcome)),
                 (_, None) => {}
@@ -1010,16 +1024,16 @@ impl Steps<'_> {
     }
 }
 
-/// What became of a delivery that was to be kept, once that is committed.
+/// The result of parking a delivery, valid once the transaction is committed.
 pub(super) enum Kept {
-    /// There was no need to.
+    /// The delivery did not have to be parked.
     Not(Outcome),
-    /// After so many attempts, to be tried again or for somebody to look at.
+    /// Parked after this many attempts, either to be retried or as a dead letter for the operator.
     Parked { attempts: u32, again: bool, reason: String },
 }
 
 impl Kept {
-    /// Log it, now that it is so.
+    /// Log the result, now that it is committed.
     pub(super) fn told(self, svix_id: &SvixId, delivery: &Delivery) -> Outcome {
         let (attempts, again, reason) = match self {
             Self::Not(outcome) => return outcome,
@@ -1029,14 +1043,14 @@ impl Kept {
         if again {
             tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
         } else {
-            // Until somebody acts it is lost.
+            // It is lost unless the operator acts.
             tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
         }
         Outcome::Parked
     }
 }
 
-/// The rules without one of the fields that a delivery brings, and at last without all of free length.
+/// The rules without one of the free-text fields of a delivery, for each such field; finally without all of them.
 pub(super) fn fewer_fields(rules: &Rules, delivery: &Delivery) -> Vec<(FieldSet, Rules)> {
     let Content::Change(Change { news: News::Upsert { patch, .. } | News::Adopt { patch, .. }, .. }) =
         &delivery.content
@@ -1066,11 +1080,11 @@ pub(super) fn log_left_out(delivery: &Delivery, fields: FieldSet) {
         event = delivery.event_type.as_deref(),
         clerk_id = delivery.clerk_id.as_ref().map(ClerkId::as_str),
         fields = names.join(","),
-        "the database cannot store these fields: they keep what is stored, the rest is applied"
+        "the database cannot store these fields: they keep their old values, and the rest is applied"
     );
 }
 
-/// Commit what went well, undo what did not.
+/// Commit on success, roll back on an error.
 pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>) -> Result<T> {
     match result {
         Ok(value) => transaction.commit().await.map(|()| value),
@@ -1081,12 +1095,12 @@ pub(super) async fn end<T>(transaction: Box<dyn Transaction>, result: Result<T>)
     }
 }
 
-/// Who has one of these addresses.
+/// The users that own one of these addresses.
 pub(super) fn owners_of(addresses: &[Address]) -> Vec<ClerkId> {
     sorted(addresses.iter().filter_map(|address| address.owner.as_ref()))
 }
 
-/// Ids of the deliveries that delete somebody.
+/// The ids of the deliveries that delete an object.
 fn deletions(batch: &[&Delivery]) -> Vec<SvixId> {
     let ids =
         batch.iter().filter(|delivery| is_deletion(delivery)).filter_map(|delivery| delivery.svix_id.clone());
@@ -1097,7 +1111,7 @@ pub(super) fn is_deletion(delivery: &Delivery) -> bool {
     deletion(delivery).is_some()
 }
 
-/// Whether it may take out a row: of what it deletes, or of what stands in the place of what it shows.
+/// Whether the delivery may erase a row: the one that it deletes, or one that its object displaces.
 pub(super) fn may_take_out(delivery: &Delivery) -> bool {
     let has_a_place = |id: &ClerkId| !id.entity().unique.is_empty();
     is_deletion(delivery) || delivery.clerk_id.as_ref().is_some_and(has_a_place)
@@ -1110,7 +1124,7 @@ fn deletion(delivery: &Delivery) -> Option<&Change> {
     }
 }
 
-/// A delivery as it waits in the queue, due and not tried. Of a deletion nothing is kept but the id.
+/// A delivery as it is stored in the queue, due and with no attempts. For a deletion only the id is kept.
 pub(super) fn waiting_as(svix_id: SvixId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
     match deletion(delivery) {
         Some(change) => waiting_deletion(svix_id, &change.clerk_id, delivery, now),
@@ -1133,7 +1147,7 @@ fn waiting_as_it_came(svix_id: SvixId, delivery: &Delivery, now: DateTime<Utc>) 
     }
 }
 
-/// The deletion of this object as it waits in the queue, because of a delivery that may be about another.
+/// The deletion of this object as it is stored in the queue, caused by a delivery that may be about another object.
 fn waiting_deletion(svix_id: SvixId, clerk_id: &ClerkId, delivery: &Delivery, now: DateTime<Utc>) -> Parked {
     Parked {
         event_type: Some(clerk_id.entity().deletion().to_owned()),
@@ -1163,13 +1177,13 @@ fn record<'a>(
     }
 }
 
-/// What becomes of a delivery, by what became of two things that it says.
+/// The outcome of a delivery that makes two changes with these outcomes.
 fn of_both(one: Outcome, other: Outcome) -> Outcome {
     let all = [Outcome::Parked, Outcome::Applied, Outcome::Unchanged, Outcome::Stale];
     all.into_iter().find(|outcome| [one, other].contains(outcome)).unwrap_or(other)
 }
 
-/// What nearly always turns out to be right, so that hardly any record has to be written twice.
+/// The outcome that a delivery most likely gets, so that few records have to be written twice.
 fn provisional(delivery: &Delivery) -> Outcome {
     match delivery.content {
         Content::Change(_) => Outcome::Applied,
@@ -1177,7 +1191,7 @@ fn provisional(delivery: &Delivery) -> Outcome {
     }
 }
 
-/// A repeat inside the batch is a duplicate, unless the first one was parked: then it is not processed yet.
+/// A repeat within the batch is a duplicate, unless the first one was parked: then the repeat counts as parked too.
 fn share_with_repeats(batch: &[&Delivery], outcomes: &mut [Outcome]) {
     let parked: HashSet<&SvixId> = batch
         .iter()
@@ -1192,7 +1206,7 @@ fn share_with_repeats(batch: &[&Delivery], outcomes: &mut [Outcome]) {
     }
 }
 
-/// Which attempt this one is, and when the delivery first came.
+/// The number of this attempt, and the time when the delivery first arrived.
 fn next_attempt(waiting: Option<&Waiting>, delivery: &Delivery) -> (u32, DateTime<Utc>) {
     waiting.map_or((1, delivery.received_at), |waiting| (waiting.attempts + 1, waiting.received_at))
 }

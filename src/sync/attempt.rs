@@ -1,5 +1,5 @@
-//! One try to apply deliveries, or to store them for those who do: what a lane does at once, and what `sync::hold` repeats while
-//! the database is away.
+//! A single attempt to apply deliveries, or to store them for the workers. A lane makes the first attempt; `sync::hold`
+//! repeats it while the database is unavailable.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,23 +17,23 @@ use crate::{
     store::{ErrorKind, Store, StoreError},
 };
 
-/// How much work is taken on.
+/// Limits on the work that is accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Side by side; `None`: as many as the store can use.
+    /// Number of lanes; `None`: as many as the store can use.
     pub lanes: Option<usize>,
     /// Deliveries in one transaction.
     pub batch: usize,
     /// Deliveries that wait in one lane.
     pub waiting: usize,
-    /// Bytes of bodies that wait in all lanes.
+    /// Bytes of bodies that wait in all lanes together.
     pub waiting_bytes: usize,
-    /// How long a batch may take, with the search for whoever spoils it.
+    /// How long a batch may take, including the search for a delivery that makes it fail.
     pub batch_time: Duration,
-    /// After this a waiting delivery has been answered already, and is not begun.
+    /// A delivery that has waited longer than this has been answered already, and is not started.
     pub patience: Duration,
-    /// Deliveries that nobody has answered yet, while the database is away or in trouble. Fewer than there are
-    /// connections, so that probes are answered.
+    /// Held requests: deliveries without an answer while the database is unavailable or fails. Must be lower than the
+    /// listener's limit on connections, so that probes are still answered.
     pub held: usize,
 }
 
@@ -51,7 +51,7 @@ impl Default for Limits {
     }
 }
 
-/// Why a delivery was not applied now. It may be sent again at any time.
+/// Why a delivery was not applied now. Svix may send it again at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the database is not available")]
@@ -70,15 +70,15 @@ pub(super) struct Job {
     pub(super) waiter: Waiter,
 }
 
-/// Whoever waits for an answer.
+/// A request that waits for an answer.
 #[derive(Debug)]
 pub(super) struct Waiter {
     /// When the request began.
     pub(super) since: Instant,
     pub(super) answer: oneshot::Sender<Result<Outcome, Refusal>>,
-    /// The permit to be held, if the database could not take it at once.
+    /// The permit to be held, if the database could not take the delivery at once.
     pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// The lock that kept it from being applied.
+    /// The lock that kept the delivery from being applied.
     pub(super) lock: Option<StoreError>,
     pub(super) _bytes: OwnedSemaphorePermit,
     pub(super) _unanswered: Arc<()>,
@@ -94,14 +94,14 @@ impl Waiter {
     }
 }
 
-/// A delivery that failed like this.
+/// A delivery whose attempt failed with this error.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) job: Job,
     pub(super) error: StoreError,
 }
 
-/// What it takes to apply a batch.
+/// Everything that an attempt needs.
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) store: Arc<dyn Store>,
@@ -112,13 +112,14 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Apply deliveries, or store them for those who do, and answer. Gives back those that fail for a reason that may pass.
+    /// Apply deliveries, or store them for the workers, and answer the requests. Returns the deliveries that failed for
+    /// a reason that may pass.
     pub(super) async fn attempt(&self, jobs: Vec<Job>, deadline: Instant) -> Vec<Held> {
         let (deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
             jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();
         let store = Arc::clone(&self.store);
         let (rules, now) = (self.rules.clone(), (self.clock)());
-        // In a task of its own, so that a panic costs one batch and not the lane.
+        // The batch runs in its own task, so that a panic costs one batch and not the lane.
         let deliveries = Arc::new(deliveries);
         let working = Arc::clone(&deliveries);
         let batch = tokio::spawn(async move {
@@ -128,7 +129,7 @@ impl Ground {
             }
         });
         let results = batch.await.unwrap_or_else(|_| {
-            // Of several nobody knows which it was.
+            // In a batch of several we cannot tell which delivery panicked.
             let alone = deliveries.first().filter(|_| deliveries.len() == 1);
             tracing::error!(
                 svix_id = alone.and_then(|delivery| delivery.svix_id.as_ref()).map(SvixId::as_str),
@@ -144,27 +145,28 @@ impl Ground {
         }
         let mut failed = Vec::new();
         let mut results = results.into_iter();
-        // The task is over, and holds nothing.
+        // The task has ended, so this is the only reference.
         for (delivery, mut waiter) in Arc::unwrap_or_clone(deliveries).into_iter().zip(waiters) {
             match results.next() {
                 Some(Err(mut error)) if may_pass(&error) => {
                     if error.kind == ErrorKind::Locked {
                         waiter.lock = Some(error.clone());
                     } else if let (None, Some(lock)) = (&error.code, &waiter.lock) {
-                        // The time ran out, most likely for the same lock: to wait for one takes as long as the shortest try.
+                        // The time ran out, most likely because of the same lock: waiting for a lock takes as long as
+                        // the shortest try.
                         error = lock.clone();
                     }
                     failed.push(Held { job: Job { delivery, waiter }, error });
                 }
                 Some(result) => waiter.answer(result),
-                // A bug got in the way.
+                // The batch panicked.
                 None => waiter.refuse(Refusal::Unavailable),
             }
         }
         failed
     }
 
-    /// Store deliveries that cannot be applied now, each with the reason. An error is about them all.
+    /// Store deliveries that cannot be applied now, each with the reason. An error concerns all of them.
     pub(super) async fn keep(
         &self,
         deliveries: &[(&Delivery, &StoreError)],
@@ -177,13 +179,13 @@ impl Ground {
     }
 }
 
-/// Whether this trouble may pass while the sender waits.
+/// Whether this error may pass while the sender waits.
 pub(super) fn may_pass(error: &StoreError) -> bool {
     matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict)
 }
 
-/// One line a batch and kind of trouble, not one a delivery; it names the first of them. Trouble that may pass is told by
-/// `sync::hold`.
+/// Log one line per batch and kind of error, with the first delivery affected, instead of one line per delivery. Errors
+/// that may pass are logged by `sync::hold`.
 fn log_failures(deliveries: &[Delivery], results: &[crate::store::Result<Outcome>]) {
     let mut kinds: Vec<(&StoreError, &Delivery, usize)> = Vec::new();
     for (delivery, result) in deliveries.iter().zip(results) {
@@ -200,10 +202,10 @@ fn log_failures(deliveries: &[Delivery], results: &[crate::store::Result<Outcome
                 event = first.event_type.as_deref(),
                 %error,
                 deliveries,
-                "the database refused a statement of ours: deliveries are answered 503"
+                "the database refused one of clerk-sync's statements: deliveries are answered 503"
             );
         } else {
-            // Which ones the handlers say.
+            // The HTTP handlers log which deliveries these are.
             tracing::warn!(%error, deliveries, "deliveries could not be stored and are answered 503");
         }
     }

@@ -1,8 +1,8 @@
-//! All objects of a kind at Clerk, taken in through the same rules as webhooks.
+//! Backfill: import all objects of a kind from Clerk, under the same rules as webhooks.
 //!
-//! It can run while webhooks arrive: a user as the API shows it is one more piece of news, which loses against anything
-//! newer and never revives anybody. What it has done is remembered page by page, so that an interrupted run goes on where
-//! it was and asks again only for the pages that were on their way.
+//! A backfill can run while webhooks arrive. An object as the API shows it is one more piece of news: anything newer
+//! wins, and deleted objects stay deleted. Progress is saved page by page. An interrupted run continues where it
+//! stopped, and only asks again for the pages that were in progress.
 
 use std::{convert::Infallible, fmt::Write as _, mem, sync::Arc};
 
@@ -33,15 +33,16 @@ use crate::{
     telemetry,
 };
 
-/// What is to be taken in: all of a kind; of users, everybody whom any of the lists names, as far as the other two admit them.
+/// The objects to import: all of a kind, or, for users, those that any of the lists names and the other two conditions
+/// admit.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub entity: &'static Entity,
-    /// Each of these lists is asked for on its own, by the name of the filter as the API has it; all must name somebody.
+    /// Pairs of an API filter and its values. Each list is requested separately, and must have at least one value.
     pub lists: Vec<(&'static str, Vec<String>)>,
     /// Clerk's search over names, addresses and numbers.
     pub query: Option<String>,
-    /// Signed up after this, in unix milliseconds.
+    /// Only users who signed up after this time, in unix milliseconds.
     pub created_after: Option<i64>,
 }
 
@@ -51,16 +52,16 @@ impl Wanted {
         Self { entity, lists: Vec::new(), query: None, created_after: None }
     }
 
-    /// What identifies a run for the same: of the same users of the same instance into the same fields. A digest, because
-    /// it may hold addresses.
+    /// Identifies the runs that do the same work: the same objects of the same instance into the same fields. It is a
+    /// digest because the parameters may contain e-mail addresses.
     fn digest(&self, context: &CatchUp) -> String {
         let Self { entity, lists, query, created_after } = self;
         let (instance, fields) = (context.api.identity(), context.rules.fields(entity));
         let kind = parameters(entity);
-        // Kinds without owners add nothing, so that their runs of older versions go on.
+        // Kinds without owners add nothing, so that runs begun by older versions can continue.
         let owners: String = entity.of_each.iter().map(|of| of.path).collect();
         let mut text = format!("{lists:?}{query:?}{created_after:?}{instance:?}{fields:?}{kind}{owners}");
-        // What stands inside of the objects is taken in with them.
+        // Nested objects are imported together with the objects that contain them.
         let inside = entity.nested.iter().map(|nested| nested.entity);
         for inside in inside.filter(|inside| context.rules.selection.has(inside)) {
             _ = write!(text, "{}{:?}", inside.kind, context.rules.fields(inside));
@@ -68,17 +69,17 @@ impl Wanted {
         hex::encode(Sha256::digest(text))
     }
 
-    /// Whether it is only some of them.
+    /// Whether only some of the objects are wanted.
     pub fn is_narrowed(&self) -> bool {
         !(self.lists.is_empty() && self.query.is_none() && self.created_after.is_none())
     }
 
-    /// Whether it is all users there are.
+    /// Whether all users are wanted.
     fn is_everybody(&self) -> bool {
         *self.entity == USER && !self.is_narrowed()
     }
 
-    /// What is walked through: of lists as many values at once as Clerk allows.
+    /// The parts to walk. Lists are divided into as many values per request as Clerk allows.
     fn parts(&self) -> Vec<Part> {
         let all = |values: Vec<(&'static str, String)>| Filters {
             values: values.into_iter().chain(self.query.clone().map(|query| ("query", query))).collect(),
@@ -100,15 +101,15 @@ impl Wanted {
     }
 }
 
-/// How far a run is, and what it has done.
+/// The progress and the results of a run so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Which of the parts is walked.
+    /// Index of the part that is being walked.
     batch: usize,
-    /// What is left of it; none before it has begun.
+    /// The windows that are left of this part; `None` before it begins.
     windows: Option<Vec<Window>>,
     pub counts: Counts,
-    /// How many users Clerk said there are.
+    /// Number of users, according to Clerk.
     pub expected: Option<u64>,
     #[serde(default)]
     done: Done,
@@ -118,35 +119,36 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 pub struct Summary {
     pub counts: Counts,
-    /// Whether it went on with one that was interrupted.
+    /// Whether the run continued an interrupted one.
     pub resumed: bool,
-    /// Whether the feature is switched off at Clerk, so that there was nothing to take in.
+    /// Whether the feature is switched off at Clerk, so that there was nothing to import.
     pub switched_off: bool,
-    /// Of whom the database may hold users since users come from another instance, if they may.
+    /// After a change of the instance: the users of the previous instance that may still be here.
     pub left_behind: Option<LeftBehind>,
 }
 
 /// Users of the instance that users came from before.
 #[derive(Clone, Debug)]
 pub struct LeftBehind {
-    /// That instance.
+    /// The previous instance.
     pub instance: String,
-    /// Those that a comparison would erase, if all who are at Clerk were seen in this run.
+    /// The users that a comparison would erase; `None` unless this run saw all users at Clerk.
     pub users: Option<Vec<ClerkId>>,
 }
 
-/// What was taken in by the runs before this one, where kinds are taken in one after the other: by what identifies those runs. It is
-/// kept with every run, so that after an interruption nothing is taken in twice.
+/// The runs that were completed before this one when kinds are imported one after the other, by their digests. The list
+/// is saved with every run, so that nothing is imported twice after an interruption.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Done(Vec<String>);
 
 impl Done {
-    /// What was taken in before the run of one of these kinds was interrupted. `None` if no run of the last day was, if the run showed
-    /// a sign of life within `quiet_for`, or if it was to take in its kind alone and that is not the first of these.
+    /// The runs that were completed before the run of one of these kinds was interrupted. `None` if no run was
+    /// interrupted within the last day, if the run was active within `quiet_for`, or if it was to import its kind alone
+    /// and that kind is not the first of these.
     ///
     /// # Errors
-    /// If the database cannot say.
+    /// If the database cannot be read.
     pub async fn before_interruption(
         context: &CatchUp,
         kinds: &[&'static Entity],
@@ -166,16 +168,16 @@ impl Done {
         Ok(None)
     }
 
-    /// Whether this was taken in.
+    /// Whether this was imported already.
     pub fn has(&self, context: &CatchUp, wanted: &Wanted) -> bool {
         self.0.contains(&wanted.digest(context))
     }
 }
 
-/// Take in all users that are wanted, after what is `done`. `tell` hears how far it has come; `restart` begins anew.
+/// Import all wanted objects and add the run to `done`. `tell` receives the progress; `restart` starts from scratch.
 ///
 /// # Errors
-/// If Clerk or the database fails for longer than we are patient. What was done stays.
+/// If Clerk or the database fails for longer than the retries last. Everything imported until then stays.
 pub async fn backfill(
     context: &CatchUp,
     wanted: &Wanted,
@@ -186,7 +188,7 @@ pub async fn backfill(
     let previous = context.check_instance(Persistence::BACKGROUND, false).await?;
     let began = (context.clock)();
     let parameters = (wanted.digest(context), wanted.is_everybody());
-    // Such a list is asked for again from its beginning anyway.
+    // Such a list is always requested again from its beginning.
     let restart = restart || *wanted.entity != USER && wanted.entity.of_each.is_empty();
     let fresh = Progress { done: done.clone(), ..Progress::default() };
     let (ledger, resumed) =
@@ -204,7 +206,7 @@ pub async fn backfill(
             switched_off = visitor.walk(batch, wanted.entity, part).await? == Walked::SwitchedOff;
         }
         if !wanted.entity.of_each.is_empty() {
-            // Nobody has anything.
+            // If no owner has any objects, the feature is probably switched off.
             switched_off = visitor.seen.len() == 0;
         }
         Ok::<_, CatchUpError>(switched_off)
@@ -226,16 +228,16 @@ pub async fn backfill(
             };
             Some(LeftBehind { instance, users })
         }
-        // Of other kinds the users have told it.
+        // For other kinds, the run over the users has reported this.
         _ => None,
     };
     Ok(Summary { counts: ledger.progress.counts.clone(), resumed, switched_off, left_behind })
 }
 
-/// Those of these values of one filter, such as addresses, that no user at Clerk has. No two users share one.
+/// The values of one filter, such as addresses, that no user at Clerk has. No two users share a value.
 ///
 /// # Errors
-/// If Clerk cannot say.
+/// If Clerk cannot be asked.
 pub async fn nobodys(
     context: &CatchUp,
     filter: &'static str,
@@ -249,7 +251,7 @@ pub async fn nobodys(
         if users == 0 {
             nobodys.extend_from_slice(part);
         } else if users < part.len() as u64 {
-            // Nobody has some of them, or somebody has several.
+            // No user has some of the values, or one user has several.
             let (left, right) = part.split_at(part.len() / 2);
             parts.extend([left, right]);
         }
@@ -260,15 +262,16 @@ pub async fn nobodys(
 
 struct Visitor {
     context: CatchUp,
-    /// As many transactions at once as the database likes.
+    /// Limits the concurrent transactions to what the database handles well.
     writers: Semaphore,
     ledger: Mutex<Ledger<Progress>>,
-    /// Several lists can name one user.
+    /// Several lists can name the same user.
     seen: Arc<Seen>,
 }
 
 impl Visitor {
-    /// Say again and again that somebody is at work, also while Clerk is slow. Ends when the run is not ours any more.
+    /// Save the run regularly as a sign of life, even while Clerk is slow. Returns only when another process has taken
+    /// over the run or it cannot be saved.
     async fn beat(&self) -> Result<Infallible, CatchUpError> {
         loop {
             sleep(HEARTBEAT).await;
@@ -276,7 +279,7 @@ impl Visitor {
         }
     }
 
-    /// Through one of the parts.
+    /// Walk one of the parts.
     async fn walk(
         self: &Arc<Self>,
         batch: usize,
@@ -294,7 +297,7 @@ impl Visitor {
         let walked = self.context.walk_part(what, left, &self.seen, &visitor).await;
         let mut ledger = self.ledger.lock().await;
         if matches!(walked, Err(CatchUpError::Incomplete { .. })) {
-            // There is nothing to go on with: the next run begins anew.
+            // The saved progress is of no use: the next run starts from scratch.
             ledger.progress = Progress { done: mem::take(&mut ledger.progress.done), ..Progress::default() };
             ledger.save().await?;
         }
@@ -328,7 +331,7 @@ impl Visit for Visitor {
         ledger.save().await
     }
 
-    /// Both at once: a run that goes on counts again whom it visits again.
+    /// Windows and counts are saved together: a continued run visits the unsaved objects again, and counts them again.
     async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
         let mut ledger = self.ledger.lock().await;
         ledger.progress.counts.add(counts);

@@ -1,4 +1,4 @@
-//! What backfill, reconcile and ensure share: where users come from, where they go, and what can go wrong.
+//! Shared by backfill, reconcile and ensure: the source and target of users, and the errors.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,28 +25,29 @@ use crate::{
 /// How long one page may take in the database.
 const PAGE_TIME: Duration = Duration::from_mins(1);
 
-/// How often a page is tried again while the database is away.
+/// How often a page is tried again while the database is unavailable.
 const PAGE_ATTEMPTS: u32 = 6;
 
-/// An interrupted run goes on only if it is younger than this: what it went through first has changed since.
+/// An interrupted run can be continued only if it is younger than this: the pages it walked first have changed since
+/// then.
 pub(super) const RESUMABLE: TimeDelta = TimeDelta::days(1);
 
-/// Whoever works on a run says so this often.
+/// A process that works on a run updates it this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// A run that was silent for so long is nobody's any more, whatever its times say.
+/// A run without an update for this long is abandoned, whatever its timestamps say.
 const SILENCE: Duration = Duration::from_secs(6);
 
-/// A run whose last word is older than this is not even watched: clocks do not differ by so much.
+/// A run whose last update is older than this is not watched at all: clocks do not differ by that much.
 const ALIVE: TimeDelta = TimeDelta::seconds(30);
 
 /// How long runs are remembered.
 const REMEMBERED: TimeDelta = TimeDelta::days(7);
 
-/// Users who could not be taken in that are told by name.
+/// How many users that could not be imported are named.
 const NAMED: usize = 20;
 
-/// Where users come from and where they go.
+/// The source and the target of users.
 #[derive(Clone)]
 pub struct CatchUp {
     pub store: Arc<dyn Store>,
@@ -56,16 +57,16 @@ pub struct CatchUp {
     pub instance: Instance,
 }
 
-/// Of which instance of Clerk users may come in: of the one that they came from so far.
+/// The Clerk instance that users may come from: the one that they came from so far.
 #[derive(Clone, Debug, Default)]
 pub struct Instance {
     /// `CLERK_INSTANCE_ID`.
     pub pin: Pin,
-    /// Whether it may be another one from now on.
+    /// Whether users may come from another instance from now on.
     pub may_change: bool,
 }
 
-/// Why a run ended before its end. What it has done stays, and it can go on from there.
+/// Why a run ended early. What it has done stays, and a later run can continue from there.
 #[derive(Debug, thiserror::Error)]
 pub enum CatchUpError {
     #[error(transparent)]
@@ -73,51 +74,51 @@ pub enum CatchUpError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
-        "Clerk counts {counted} {what} and showed only {seen} of them, so its list is not complete; nothing was deleted: \
-         try again later"
+        "Clerk counts {counted} {what} but listed only {seen}, so its list is incomplete; nothing was deleted: try again later"
     )]
     Incomplete { what: &'static str, seen: u64, counted: u64 },
     #[error(
-        "CLERK_SECRET_KEY is of instance {of_key} and CLERK_INSTANCE_ID says {pinned}: nobody was taken in; correct one \
+        "CLERK_SECRET_KEY belongs to instance {of_key}, but CLERK_INSTANCE_ID is {pinned}: nothing was imported; correct one \
          of the two"
     )]
     NotThePinnedInstance { of_key: String, pinned: String },
     #[error(
-        "CLERK_SECRET_KEY is of instance {of_key}, and the users of this database came from {known}: nobody was taken in; \
-         take a key of {known}, or say `--change-instance` to backfill or reconcile if users are to come from {of_key} now"
+        "CLERK_SECRET_KEY belongs to instance {of_key}, but the users of this database come from {known}: nothing was \
+         imported; use a key of {known}, or, if users are to come from {of_key} from now on, run backfill or reconcile with \
+         `--change-instance`"
     )]
     OtherInstance { of_key: String, known: String },
-    #[error("another process goes on with this run")]
+    #[error("another process has taken over this run")]
     TakenOver,
     #[error(
-        "another process is at work on the same run; it ends by itself, and --restart begins another one beside it"
+        "another process is at work on the same run; wait until it ends, or start a second run alongside it with --restart"
     )]
     UnderWay,
     #[error("the run was stopped")]
     Abandoned,
 }
 
-/// What became of users so far.
+/// What happened to the users so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Users that Clerk showed us.
+    /// Users that Clerk returned.
     pub seen: u64,
-    /// Written, because they were missing here or differed.
+    /// Written because they were missing here or differed.
     pub applied: u64,
-    /// The same here as there.
+    /// Identical here and at Clerk.
     pub unchanged: u64,
     /// Newer here, or deleted.
     pub stale: u64,
     pub left_out: u64,
-    /// Some of those who were left out, and why.
+    /// Some of the users that were left out, with the reasons.
     pub reasons: Vec<LeftOut>,
 }
 
-/// Somebody who could not be taken in.
+/// A user that could not be imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     pub clerk_id: String,
-    /// Without anybody's data.
+    /// Contains no personal data.
     pub reason: String,
 }
 
@@ -140,7 +141,7 @@ impl Counts {
     }
 }
 
-/// Whether only an event said which instance it is, and events of this one come in as well.
+/// Whether only an event determined the instance, and events of the key's instance arrive as well.
 fn is_disputed(origin: &Origin, of_key: &str) -> bool {
     !origin.confirmed && origin.refused.as_ref().is_some_and(|(refused, _)| refused == of_key)
 }
@@ -150,8 +151,8 @@ impl CatchUp {
         Reading { source, entity, fields: self.rules.fields(entity), inside: self.rules.selection.clone() }
     }
 
-    /// Make sure, before anybody comes in, that the key is of the right instance of Clerk. The first run decides which that
-    /// is, unless it is a dry one. Returns the instance whose users may still be here although they are of another one.
+    /// Ensure, before anything is imported, that the key belongs to the right Clerk instance. The first run determines
+    /// which one that is, unless it is a dry run. Returns the previous instance if its users may still be here.
     pub(super) async fn check_instance(
         &self,
         persistence: Persistence,
@@ -166,8 +167,8 @@ impl CatchUp {
             Err(error @ (ApiError::Refused { .. } | ApiError::Unintelligible { .. }))
                 if pin.only().is_none() && origin.is_none() =>
             {
-                // Such as a proxy that lets only questions about users through.
-                tracing::warn!(%error, "of which instance of Clerk the users are is not checked");
+                // For example, a proxy may let only requests about users through.
+                tracing::warn!(%error, "cannot check which Clerk instance the users come from; continuing without the check");
                 return Ok(None);
             }
             of_key => of_key?,
@@ -186,24 +187,25 @@ impl CatchUp {
                 }
                 Ok(origin.previous)
             }
-            // Events of both come in, and only the first one said so far which of them is meant: the key settles it.
+            // Events of two instances arrive, and so far only the first event decided which one is meant. The key
+            // settles it.
             Some(origin) if !may_change && !is_disputed(&origin, of_key) => Err(other(origin.instance)),
             Some(origin) => {
                 if !dry_run {
                     tracing::warn!(
                         known = origin.instance,
                         of_key,
-                        "the users of this database are of another instance of Clerk from now on"
+                        "from now on the users of this database come from another Clerk instance"
                     );
                     patiently(|| self.store.change_instance(of_key)).await?;
-                    // Until then another process may let events of the one before in.
+                    // Until then another process may still accept events of the previous instance.
                     sleep(BELIEVED).await;
                 }
                 Ok(Some(origin.instance))
             }
             None if dry_run => Ok(None),
             None => {
-                // An event may have been faster.
+                // An event may have determined the instance first.
                 let known = patiently(|| self.store.claim_instance(of_key)).await?;
                 if known != of_key {
                     return Err(other(known));
@@ -214,7 +216,7 @@ impl CatchUp {
         }
     }
 
-    /// Apply the users of a page through the rules, in one transaction if nothing is wrong with them.
+    /// Apply the users of a page through the rules, in one transaction unless some of them fail.
     pub(super) async fn take_in(
         &self,
         users: Vec<Found>,
@@ -241,7 +243,7 @@ impl CatchUp {
                     Ok(Outcome::Unchanged) => counts.unchanged += 1,
                     Ok(Outcome::Parked) => counts.leave_out(
                         id,
-                        "the database refuses it for now; it is tried again without end".to_owned(),
+                        "the database refuses it for now; it is retried until it succeeds".to_owned(),
                     ),
                     Ok(_) => counts.stale += 1,
                     Err(error) if error.is_about_the_data() => counts.leave_out(id, error.to_string()),
@@ -255,7 +257,7 @@ impl CatchUp {
             if is_hopeless(&error) || attempt >= PAGE_ATTEMPTS {
                 return Err(error.into());
             }
-            tracing::warn!(%error, users = again.len(), "users could not be written: tried again");
+            tracing::warn!(%error, users = again.len(), "users could not be written; they are tried again");
             sleep(Duration::from_secs(1) * attempt).await;
             deliveries = again;
         }
@@ -263,7 +265,7 @@ impl CatchUp {
     }
 }
 
-/// A run as it stands in the database, and what it remembers.
+/// A run as stored in the database, and its progress.
 pub(super) struct Ledger<P> {
     store: Arc<dyn Store>,
     clock: Clock,
@@ -273,10 +275,10 @@ pub(super) struct Ledger<P> {
 }
 
 impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
-    /// Begin a run for what these parameters name, perhaps everybody, or go on with one for the same that was interrupted.
-    /// Says whether it goes on.
+    /// Start a run for these parameters, or continue an interrupted run for the same ones. Returns whether it continues
+    /// a run.
     ///
-    /// A run that somebody is at work on is left to them.
+    /// A run that another process is working on is left alone.
     pub(super) async fn open(
         context: &CatchUp,
         kind: RunKind,
@@ -324,7 +326,7 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         Ok((ledger, goes_on))
     }
 
-    /// Make last how far it has come.
+    /// Save the progress.
     pub(super) async fn save(&mut self) -> Result<(), CatchUpError> {
         self.tell.send_replace(self.progress.clone());
         self.run.progress = serde_json::to_string(&self.progress).unwrap_or_default();
@@ -339,10 +341,10 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
     }
 }
 
-/// Whether somebody lets their heart beat on this run, or has just ended it. Watching does not depend on anybody's clock.
+/// Whether another process updates this run, or has just ended it. Watching for changes does not depend on any clock.
 async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, CatchUpError> {
     tracing::info!(
-        "this run had somebody at work on it a moment ago: a few seconds show whether it still has"
+        "a process worked on this run a moment ago: checking for a few seconds whether it still does"
     );
     let deadline = Instant::now() + SILENCE;
     while Instant::now() < deadline {
@@ -360,17 +362,18 @@ fn is_hopeless(error: &StoreError) -> bool {
     matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema)
 }
 
-/// The error of a walk that saw too few of a kind.
+/// The error for a walk that saw too few objects of a kind.
 pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> CatchUpError {
     CatchUpError::Incomplete { what: entity.table, seen, counted }
 }
 
-/// Whether a walk saw clearly fewer than Clerk counts, more than can have left meanwhile.
+/// Whether a walk saw clearly fewer objects than Clerk counts: more are missing than can have been deleted in the
+/// meantime.
 pub(super) fn falls_short(seen: u64, counted: u64) -> bool {
     counted.saturating_sub(seen) > (counted / 100).max(10) || seen.saturating_mul(2) < counted
 }
 
-/// Ask the database again while it is away for a moment.
+/// Ask the database again while it is briefly unavailable.
 pub(super) async fn patiently<T, Answer>(ask: impl Fn() -> Answer) -> store::Result<T>
 where
     Answer: Future<Output = store::Result<T>>,
@@ -378,7 +381,7 @@ where
     for attempt in 1..PAGE_ATTEMPTS {
         match ask().await {
             Err(error) if !is_hopeless(&error) => {
-                tracing::warn!(%error, "the database is asked again");
+                tracing::warn!(%error, "the database could not answer; asking it again");
                 sleep(Duration::from_secs(1) * attempt).await;
             }
             answer => return answer,

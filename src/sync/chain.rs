@@ -1,8 +1,9 @@
-//! The chain of seals over the audit trail: putting the next ones on, and proving that every line is as it was sealed.
+//! The chain of seals over the audit trail: adding seals, and verifying that every line is as it was sealed.
 //!
-//! What it proves: since a line was sealed nobody changed it, took it away, or slipped another one in among those that were
-//! sealed. What no chain inside a database can prove: that its newest seals, with their lines, were not cut off, or all of
-//! it written anew by somebody who can write everything. For that the newest seal is kept elsewhere, and compared.
+//! A valid chain proves that since a line was sealed it was not changed or removed, and that no line was inserted among
+//! the sealed ones. A chain inside a database cannot prove that the newest seals and their lines were not cut off, or
+//! that the whole chain was not rewritten by someone with full write access. To detect that, keep the newest seal
+//! elsewhere and compare the chain with it.
 
 use std::fmt;
 
@@ -18,24 +19,24 @@ use crate::{
 const SEALS: u32 = 200;
 const LINES: u32 = 10_000;
 
-/// Lines that wait for their seal are counted up to so many.
+/// Lines without a seal are counted up to this number.
 pub const UNSEALED_COUNTED: u32 = 100_000;
 
-/// Faults that are told; more are counted.
+/// How many faults are reported in detail; more are only counted.
 const TOLD: usize = 20;
 
-/// What a turn of sealing came to.
+/// The result of one turn of sealing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// The newest seal before.
+    /// The newest seal before the turn.
     pub before: Option<Seal>,
-    /// The newest one now.
+    /// The newest seal now.
     pub newest: Option<Seal>,
-    /// Whether there may be more to seal.
+    /// Whether there may be more lines to seal.
     pub more: bool,
 }
 
-/// Seal the next lines, at most `limit`. `None` if somebody else did at the same time.
+/// Seal the next lines, at most `limit`. Returns `None` if another process sealed at the same time.
 ///
 /// # Errors
 /// If the database is not available.
@@ -49,16 +50,16 @@ pub async fn seal(store: &dyn Store, limit: u32, now: DateTime<Utc>) -> Result<O
     Ok(Some(Sealed { newest: seals.pop().or_else(|| newest.clone()), before: newest, more }))
 }
 
-/// Something that is not as it was sealed.
+/// A difference from what was sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
-    /// What machines call it.
+    /// The name of the fault for machines.
     pub kind: &'static str,
-    /// The seal that shows it.
+    /// The seal that shows the fault.
     pub seal: i64,
-    /// The ids it is about, such as `18 22-25`; empty if it is about a seal.
+    /// The ids of the affected lines, such as `18 22-25`; empty if the fault concerns a seal.
     pub lines: String,
-    /// What people call it.
+    /// The message for people.
     pub message: String,
 }
 
@@ -77,20 +78,20 @@ impl Fault {
         Self { kind: "seal_changed", seal, lines: String::new(), message }
     }
 
-    /// It fits itself, and not the seal before.
+    /// The seal is consistent in itself, but does not match the seal before.
     fn seal_replaced(seal: i64) -> Self {
         let message = match seal {
-            1 => "seal 1 is not the first one that was made: it was replaced".to_owned(),
+            1 => "seal 1 is not the first seal that was made: it was replaced".to_owned(),
             _ => format!("seal {seal} does not follow seal {}: one of them was replaced", seal - 1),
         };
         Self { kind: "seal_replaced", seal, lines: String::new(), message }
     }
 
-    /// A seal that was kept elsewhere has another hash here, or is not here.
+    /// A seal that was kept elsewhere has another hash here, or is missing here.
     fn not_as_kept(seal: i64, here: Option<&str>) -> Self {
         let message = match here {
-            Some(hash) => format!("seal {seal} is another one than was kept: here it is {hash}"),
-            None => format!("seal {seal}, which was kept, is not here: the newest ones were cut off"),
+            Some(hash) => format!("seal {seal} differs from the one that was kept: here its hash is {hash}"),
+            None => format!("seal {seal} was kept elsewhere and is not here: the newest seals were cut off"),
         };
         Self { kind: "seal_not_as_kept", seal, lines: String::new(), message }
     }
@@ -109,7 +110,7 @@ impl Fault {
         let what = if among.first == among.last {
             "changed:"
         } else {
-            "changed, or in another order: one or more of the"
+            "changed, or in another order: one or more of"
         };
         let message = format!("{what} {}, under seal {seal}", named(&[among]));
         Self { kind: "line_changed", seal, lines: among.to_string(), message }
@@ -122,24 +123,24 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Such as `lines 18 22-25`.
+/// The ids in words, such as `lines 18 22-25`.
 fn named(ids: &[Ids]) -> String {
     let is_one = matches!(ids, [Ids { first, last }] if first == last);
     format!("{} {}", if is_one { "line" } else { "lines" }, Ids::text(ids))
 }
 
-/// What a look at the whole chain found.
+/// The result of verifying the whole chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
     pub seals: u64,
-    /// Lines that are there and sealed.
+    /// Sealed lines that exist.
     pub lines: u64,
     pub newest: Option<Mark>,
     /// Counted up to [`UNSEALED_COUNTED`].
     pub unsealed: Unsealed,
-    /// The first ones, in the order of the chain.
+    /// The first faults, in the order of the chain.
     pub faults: Vec<Fault>,
-    /// How many there are in all.
+    /// The total number of faults.
     pub found: u64,
 }
 
@@ -157,8 +158,8 @@ impl Verification {
     }
 }
 
-/// Look at every seal and every line that is sealed, and compare with seals that were `kept` elsewhere. `show` hears again
-/// and again how many lines were seen.
+/// Check every seal and every sealed line, and compare the chain with the seals that were `kept` elsewhere. `show`
+/// repeatedly receives the number of lines checked.
 ///
 /// # Errors
 /// If the database is not available.
@@ -170,12 +171,12 @@ pub async fn verify(
     let mut walk = Walk { store, buffer: Vec::new(), next: 0, after: i64::MIN };
     let mut report = Verification::default();
     let mut before: Option<Seal> = None;
-    // Whether the seal before says truly where its lines end.
+    // Whether the previous seal can be trusted to say where its lines end.
     let mut sure = true;
     loop {
         let page = store.seals(before.as_ref().map_or(i64::MIN, |seal| seal.number), SEALS).await?;
-        // Lines are read no further than these seals reach: what they cover was there when they were made, but behind it
-        // a line can still appear before another.
+        // Read lines only as far as these seals reach. The lines that a seal covers existed when it was made; after
+        // them, a line can still appear before another one.
         let Some(until) = page.iter().map(|seal| seal.last_id).max() else { break };
         for seal in page {
             let follows = check_seal(&seal, before.as_ref(), kept, &mut report);
@@ -205,7 +206,7 @@ pub async fn verify(
     Ok(report)
 }
 
-/// Compare a seal with the one before, and with what was kept; whether none is missing in between.
+/// Compare a seal with the previous one and with the kept seals; returns whether no seal is missing in between.
 fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Verification) -> bool {
     let expected = before.map_or(0, |before| before.number).saturating_add(1);
     if seal.number > expected {
@@ -222,7 +223,7 @@ fn check_seal(seal: &Seal, before: Option<&Seal>, kept: &[Mark], report: &mut Ve
     seal.number == expected
 }
 
-/// Compare a seal with the lines that are there, from behind those of the seal before.
+/// Compare a seal with the existing lines that follow those of the previous seal.
 fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Verification) {
     let number = seal.number;
     let Some(gaps) = Ids::parse(&seal.gaps) else {
@@ -244,18 +245,18 @@ fn check_lines(seal: &Seal, lines: &[LineHash], report: &mut Verification) {
     }
 }
 
-/// A walk through the lines in the order of their ids.
+/// Reads the lines in the order of their ids.
 struct Walk<'a> {
     store: &'a dyn Store,
     buffer: Vec<LineHash>,
-    /// Where in the buffer we are.
+    /// The current position in the buffer.
     next: usize,
     /// The last id that was read.
     after: i64,
 }
 
 impl Walk<'_> {
-    /// All lines up to `last` that were not taken yet. Nothing is read behind `until`.
+    /// Take all remaining lines up to `last`. Lines after `until` are not read.
     async fn take(&mut self, last: i64, until: i64) -> Result<Vec<LineHash>, StoreError> {
         let mut taken = Vec::new();
         loop {
@@ -276,7 +277,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Pass over the lines before this one, which no seal speaks of that can be believed.
+    /// Skip the lines before this one, because no trustworthy seal covers them.
     async fn skip_to(&mut self, first: i64, until: i64) -> Result<(), StoreError> {
         self.take(first.saturating_sub(1), until).await.map(|_| ())
     }
@@ -312,7 +313,7 @@ mod tests {
                 "missing: lines 7 9-12, under seal 2",
                 "slipped in later: line 8, among those of seal 2",
                 "changed: line 7, under seal 2",
-                "changed, or in another order: one or more of the lines 7-12, under seal 2",
+                "changed, or in another order: one or more of lines 7-12, under seal 2",
             ]
         );
     }

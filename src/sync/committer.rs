@@ -1,8 +1,9 @@
-//! Group commit: a task per lane takes everything that is waiting and commits it in one transaction, then answers
-//! all. Nothing waits on purpose: a batch forms while the previous one commits. A user always takes the same lane.
+//! Group commit: each lane has a task that takes all waiting deliveries, commits them in one transaction, and then
+//! answers them all. There is no deliberate delay: a batch forms while the previous one commits. All deliveries for one
+//! user take the same lane.
 //!
-//! The work belongs to the lanes, so nothing that a client does can cancel it. With `PROCESSING=queue` a lane stores what
-//! it takes, and a bell calls those who apply it. What the database cannot take for now is held by `sync::hold`.
+//! The lanes own the work, so a client cannot cancel it. With `PROCESSING=queue` a lane stores the deliveries and wakes
+//! the workers that apply them. `sync::hold` keeps the deliveries that the database cannot accept for now.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -39,9 +40,9 @@ struct Inner {
     lanes: Vec<mpsc::Sender<Job>>,
     hasher: RandomState,
     waiting_bytes: Arc<Semaphore>,
-    /// Those that were taken on and are not answered.
+    /// Each delivery that was accepted and not answered yet holds a reference, so that the references can be counted.
     unanswered: Arc<()>,
-    /// One for each delivery that can still be held because the database cannot take it at once.
+    /// One permit for each further delivery that can be held because the database cannot accept it at once.
     permits: Arc<Semaphore>,
     limits: Limits,
     too_late: Refusal,
@@ -49,7 +50,7 @@ struct Inner {
     bell: Arc<Notify>,
 }
 
-/// The lanes' tasks, to be waited for at the end.
+/// The tasks of the lanes, to be awaited at the shutdown.
 #[derive(Debug)]
 pub struct Lanes {
     tasks: JoinSet<()>,
@@ -58,8 +59,8 @@ pub struct Lanes {
 }
 
 impl Committer {
-    /// Start the lanes. Without any, nothing is taken on: for a process that receives no webhooks. With a stream they append to
-    /// it, and leave the database alone.
+    /// Start the lanes. With zero lanes no deliveries are accepted: this is for a process that receives no webhooks.
+    /// With a stream, the lanes append to it and do not use the database.
     pub fn start(
         store: &Arc<dyn Store>,
         stream: Option<&Stream>,
@@ -89,7 +90,7 @@ impl Committer {
             })
             .collect();
         let permits = Arc::clone(door.permits());
-        // Only the lanes hand over.
+        // Only the lanes hand over deliveries to be held.
         drop(door);
         tasks.spawn(Holding { ground, stopping: stopping.clone() }.run(held));
         let inner = Inner {
@@ -106,11 +107,11 @@ impl Committer {
         (Self(Arc::new(inner)), Lanes { tasks, closing, stopping })
     }
 
-    /// Queue a delivery whose request began then. Returns at once; the receiver yields what became of it once that is
-    /// durable, or what keeps it from being so has not passed in time. Dropping the receiver cancels nothing.
+    /// Queue a delivery whose request began at `since`. Returns at once. The receiver yields the outcome once it is
+    /// durable, or a refusal if the obstacle did not pass in time. Dropping the receiver cancels nothing.
     ///
     /// # Errors
-    /// If too many are waiting, or the service is shutting down.
+    /// If too many deliveries are waiting, or the service is shutting down.
     pub fn submit(
         &self,
         delivery: Delivery,
@@ -141,24 +142,24 @@ impl Committer {
         Ok(receiver)
     }
 
-    /// Why a delivery is refused that was not answered in time.
+    /// Why a delivery that was not answered in time is refused.
     pub fn too_late(&self) -> Refusal {
         self.0.too_late
     }
 
-    /// Whether deliveries are taken on.
+    /// Whether deliveries are accepted.
     pub fn receives(&self) -> bool {
         !self.0.lanes.is_empty()
     }
 
-    /// Rung when a delivery was put into the queue.
+    /// Notified when a delivery was put into the queue.
     pub fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.0.bell)
     }
 }
 
 impl Inner {
-    /// A user always takes the same lane, so that two lanes never wait for each other's user.
+    /// All deliveries for one user take the same lane, so that two lanes never wait for each other's user.
     fn lane(&self, delivery: &Delivery) -> Option<&mpsc::Sender<Job>> {
         let hash = match (&delivery.clerk_id, &delivery.svix_id) {
             (Some(user), _) => self.hasher.hash_one(user),
@@ -171,12 +172,12 @@ impl Inner {
 }
 
 impl Lanes {
-    /// Hold nothing any longer: whose delivery cannot be stored now is told so.
+    /// Stop holding deliveries: those that cannot be stored now are refused.
     pub fn hold_no_longer(&self) {
         self.stopping.cancel();
     }
 
-    /// Take nothing more on, finish what is waiting, and return.
+    /// Accept no more deliveries, finish those that are waiting, and return.
     pub async fn finish(mut self) {
         self.stopping.cancel();
         self.closing.cancel();
@@ -184,8 +185,8 @@ impl Lanes {
     }
 }
 
-/// Append deliveries to the stream, and answer. What is not confirmed is refused, and may be in the stream all the same: its
-/// sender brings it again, and the database knows it by its id.
+/// Append deliveries to the stream, and answer. A delivery that is not confirmed is refused, although it may be in the
+/// stream: Svix then sends it again, and the database recognises the duplicate by its id.
 async fn store_in_stream(producer: &mut Producer, jobs: Vec<Job>) {
     let (mut deliveries, waiters): (Vec<Delivery>, Vec<Waiter>) =
         jobs.into_iter().map(|Job { delivery, waiter }| (delivery, waiter)).unzip();

@@ -1,10 +1,11 @@
-//! From the queue into the tables: claim, apply and remove in one transaction.
+//! From the queue into the tables: claim, apply and remove deliveries in one transaction.
 //!
-//! What is claimed is locked by the working transaction. So a process that dies gives everything back at once, and
-//! nothing is ever applied without being removed, or removed without being applied. When a batch fails its halves are
-//! tried in transactions of their own, each beginning with a claim of what it is about: others may have been quicker.
-//! A single delivery that fails is put off or dead, and holds up nobody. A batch that takes too long is tried in parts; what
-//! was not reached when the turn is over makes room for what is behind it, and the next turn takes on less.
+//! Claimed deliveries are locked by the transaction. If the process dies, all claims are released at once, and a
+//! delivery is applied if and only if it is removed from the queue. When a batch fails, its halves are tried in
+//! separate transactions. Each of these claims its deliveries first, because other workers may have been faster. A
+//! single delivery that fails is retried later or becomes a dead letter; it does not delay the others. A batch that
+//! takes too long is tried in parts. Deliveries that are not reached in a turn are postponed in favour of those behind
+//! them, and the next turn claims fewer.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -35,52 +36,52 @@ use crate::{
 /// Deliveries in one transaction.
 pub const BATCH: u32 = 512;
 
-/// Bytes of the bodies of so many, but for the last one.
+/// Bytes of the bodies in a batch of that size; the last body may exceed this.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The least that a delivery gets that is tried alone, however late in a turn.
+/// The minimum time for a delivery that is tried alone, however late in a turn.
 const ALONE: Duration = Duration::from_millis(3500);
 
-/// How long it may take to write that something is put off, however late in a turn.
+/// How long postponing a delivery may take, however late in a turn.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// For a deletion with much that hangs on it.
+/// The time for a deletion that takes many other rows with it.
 const LONG: Duration = Duration::from_secs(25);
 
-/// How long the server may take to notice that an attempt was given up: a statement of it ends after three seconds.
+/// How long the server may take to notice an abandoned attempt: its statements end after three seconds.
 const GIVEN_UP: Duration = Duration::from_secs(4);
 
-/// Deliveries of one user that may stand in another's way.
+/// How many queued deliveries of one user are examined as possible causes of a taken address.
 const FEW: u32 = 16;
 
-/// Deliveries that only go together.
+/// The maximum number of deliveries that are applied together because they block each other.
 const MOST_TOGETHER: usize = 128;
 
-/// Later than any delivery is due.
+/// A time later than any delivery is due.
 const FAR_AWAY: DateTime<Utc> = DateTime::from_timestamp_nanos(i64::MAX);
 
-/// What was done.
+/// The result of one turn.
 #[derive(Debug, Default)]
 pub struct Drained {
     pub deliveries: Vec<Worked>,
-    /// Why it ended early: something is wrong with the database, and not with a single delivery. What is not among the
-    /// deliveries waits as before.
+    /// Why the turn ended early: the database as a whole has a problem, and not a single delivery. Deliveries that are
+    /// not in the list wait as before.
     pub trouble: Option<StoreError>,
 }
 
-/// A delivery that was worked on.
+/// A delivery that was processed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worked {
     pub svix_id: SvixId,
     pub event_type: Option<String>,
-    /// Which attempt it was.
+    /// The number of this attempt.
     pub attempt: u32,
-    /// `parked` if it failed: it is tried again, or dead.
+    /// `parked` if it failed: it is tried again, or is a dead letter.
     pub outcome: Outcome,
 }
 
-/// Work on deliveries whose time has come, as many as one transaction takes; on none if there are none. Their signatures
-/// are not looked at again: they were proven when they came.
+/// Process the due deliveries, as many as one transaction takes. Signatures are not verified again: that happened when
+/// the deliveries arrived.
 pub async fn drain(
     store: &dyn Store,
     rules: &Rules,
@@ -95,12 +96,12 @@ pub async fn drain(
     drained
 }
 
-/// What to claim.
+/// Which deliveries to claim.
 #[derive(Clone, Copy)]
 enum Claim<'a> {
-    /// What is due at this time or later.
+    /// Those that are due at this time or later.
     Due(DateTime<Utc>),
-    /// These, as far as they are due by then.
+    /// These, if they are due by then.
     These(&'a [SvixId], DateTime<Utc>),
 }
 
@@ -109,9 +110,9 @@ struct Claimed {
     svix_id: SvixId,
     delivery: Delivery,
     attempt: u32,
-    /// Where whoever put it here stood.
+    /// The trace context of the request that queued it.
     trace: TraceContext,
-    /// The turn that claimed it.
+    /// The span of the turn that claimed it.
     span: Span,
 }
 
@@ -148,7 +149,7 @@ impl Draining<'_> {
             claimed.into_iter().partition(Claimed::is_usable);
         match &first {
             Ok(_) => self.pace.faster(),
-            // What was not even claimed is as much as was to be.
+            // If the claim itself took too long, the whole portion was too large.
             Err(error) if error.took_too_long() => {
                 let claimed = u32::try_from(usable.len()).unwrap_or(u32::MAX);
                 self.pace.slower(if claimed == 0 { self.pace.portion() } else { claimed });
@@ -160,7 +161,7 @@ impl Draining<'_> {
             Err(error) if usable.is_empty() => return Err(error),
             Err(error) => self.isolate(&usable, error, done).await?,
         }
-        // Once unusable, and tried again because somebody asked for it. They have no effect on others.
+        // Unusable deliveries that an operator retried. They have no effect on others.
         for mut claimed in broken {
             let Some(error) = unusable(&claimed.delivery) else { continue };
             let worked = self.set_aside(&claimed, &error, Patience::Normal).await?;
@@ -170,14 +171,14 @@ impl Draining<'_> {
         Ok(())
     }
 
-    /// When the first delivery that waits is due.
+    /// The time when the first waiting delivery is due.
     async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
         let look = self.frontier.look(self.work.now, Instant::now());
         let first = self.in_time(self.work.store.first_due(look.since)).await;
         self.frontier.learn(look, first, Instant::now())
     }
 
-    /// Find who spoils a batch that has failed like this, and do the rest.
+    /// Find the deliveries that make a batch fail with this error, and apply the rest.
     async fn isolate(&self, batch: &[Claimed], error: StoreError, done: &mut Vec<Worked>) -> Result<()> {
         let all = Ways::of(self.work.rules.deletion);
         let ids: Vec<SvixId> = batch.iter().map(|claimed| claimed.svix_id.clone()).collect();
@@ -186,10 +187,10 @@ impl Draining<'_> {
         let mut parts = Vec::from([Range { start: 0, end: batch.len() }]);
         while let Some(part) = parts.pop() {
             let result = match first.take() {
-                // What is likely to be gone is tried again before anybody is suspected.
+                // Errors that are likely to pass are retried before any single delivery is suspected.
                 Some(error) if !matches!(error.kind, ErrorKind::Conflict | ErrorKind::Raced) => Err(error),
                 None if Instant::now() >= self.deadline => {
-                    // What is behind them is not to wait for them.
+                    // The deliveries behind these must not wait for them.
                     parts.push(part);
                     let rest = parts.into_iter().flat_map(|part| ids[part].iter().cloned());
                     return self.postpone(rest.collect()).await;
@@ -208,7 +209,7 @@ impl Draining<'_> {
                 parts.extend(divide(part, &error).rev());
                 continue;
             }
-            // One who holds many users is not the table's trouble.
+            // A lock that blocks many users is not a problem of the database as a whole.
             let is_its_own =
                 error.is_about_the_data() || matches!(error.kind, ErrorKind::Locked | ErrorKind::Late);
             done.extend(self.alone(&batch[part.start], error.clone()).await?);
@@ -220,7 +221,7 @@ impl Draining<'_> {
         Ok(())
     }
 
-    /// Attempt these, again after a conflict that is likely to be gone.
+    /// Attempt these deliveries, and repeat the attempt after a conflict that is likely to pass.
     async fn settled(&self, ids: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
         let mut repeats = Repeats::with(Patience::Short);
         loop {
@@ -231,9 +232,10 @@ impl Draining<'_> {
         }
     }
 
-    /// A delivery about somebody who is to have an address that another user still has, where an index or constraint of the
-    /// application's allows each only once. Two who swap their addresses wait for each other, and so do three in a ring:
-    /// they go in one transaction, whenever each of them would be due. Nothing if that is not how it is.
+    /// Handle a user whose new address still belongs to another user, where one of the application's indexes or
+    /// constraints makes addresses unique. Two users who swap addresses block each other, and so do three in a ring.
+    /// All of them are applied in one transaction, even if some are not due yet. Returns `None` if this is not the
+    /// cause.
     async fn with_its_others(&self, claimed: &Claimed) -> Result<Option<Vec<Worked>>> {
         let mut together = BTreeSet::from([claimed.svix_id.clone()]);
         let mut users: HashSet<ClerkId> = claimed.delivery.clerk_id.iter().cloned().collect();
@@ -267,7 +269,7 @@ impl Draining<'_> {
         match self.turn(Claim::These(&ids, FAR_AWAY), Patience::Short, &all).await.1 {
             Ok(worked) => Ok((!worked.is_empty()).then_some(worked)),
             Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
-            // Then there is another reason.
+            // Then there is another cause.
             Err(_) => Ok(None),
         }
     }
@@ -278,7 +280,8 @@ impl Draining<'_> {
         Ok(owners_of(&end(transaction, found).await?))
     }
 
-    /// One delivery that has failed alone, with those that it only goes with; nothing if somebody else has it by now.
+    /// Process a delivery that has failed alone, together with those that it depends on. Returns nothing if another
+    /// worker has it by now.
     async fn alone(&self, claimed: &Claimed, mut error: StoreError) -> Result<Vec<Worked>> {
         if error.is_taken()
             && let Some(worked) = self.with_its_others(claimed).await?
@@ -294,7 +297,7 @@ impl Draining<'_> {
                     Err(next) => error = next,
                 }
             }
-            // The constraint spoke only at the commit: the next way out, and at last only the tombstone.
+            // The constraint failed only at the commit: try the next way, and finally only the tombstone.
             while (error.is_about_the_data() || error.took_too_long()) && !ways.is_empty() {
                 ways = if error.took_too_long() { ways.later(error) } else { ways.after(error) };
                 match self.settled(this, &ways).await {
@@ -307,11 +310,11 @@ impl Draining<'_> {
             error = error.after_races();
         }
         if !error.is_about_the_data() {
-            // Its own fault it is not, so it must not die of it.
+            // The delivery is not at fault, so it must not become a dead letter.
             if matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema) {
                 let Claimed { svix_id, delivery, .. } = claimed;
                 let event = delivery.event_type.as_deref();
-                tracing::error!(%svix_id, event, %error, "the database refused a statement of ours: a delivery waits");
+                tracing::error!(%svix_id, event, %error, "the database refused one of clerk-sync's statements: a delivery waits");
             }
             return self.put_off(claimed, &error).await;
         }
@@ -326,8 +329,8 @@ impl Draining<'_> {
         }
     }
 
-    /// Attempt a delivery with all the time that it may need. The server may still be at the attempt that we gave up, and holds
-    /// the delivery until it notices.
+    /// Attempt a delivery with all the time that it may need. The server may still be working on the attempt that we
+    /// abandoned, and keeps the delivery locked until it notices.
     async fn in_its_time(&self, this: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
         let given_up = Instant::now();
         loop {
@@ -339,7 +342,8 @@ impl Draining<'_> {
         }
     }
 
-    /// A delivery but for the field that the database cannot store; nothing in it if somebody else has it by now.
+    /// Apply a delivery without the field that the database cannot store. Returns an empty list if another worker has
+    /// the delivery by now.
     async fn without_what_spoils_it(&self, claimed: &Claimed) -> Option<Vec<Worked>> {
         let this = std::slice::from_ref(&claimed.svix_id);
         for (left_out, rules) in fewer_fields(self.work.rules, &claimed.delivery) {
@@ -353,7 +357,7 @@ impl Draining<'_> {
         None
     }
 
-    /// Claim, apply and remove, in one transaction. What was claimed is told also if it failed.
+    /// Claim, apply and remove in one transaction. The claimed deliveries are returned even if that fails.
     async fn turn(
         &self,
         claim: Claim<'_>,
@@ -404,7 +408,7 @@ impl Draining<'_> {
             return Ok(Written { outcomes: Vec::new(), told: Vec::new() });
         }
         let deliveries: Vec<&Delivery> = usable.iter().map(|claimed| &claimed.delivery).collect();
-        // What is claimed by name has failed before.
+        // Deliveries that are claimed by id have failed before.
         let manner = match claim {
             Claim::Due(_) => self.work.manner(&deliveries),
             Claim::These(..) => Manner::StepByStep,
@@ -412,7 +416,7 @@ impl Draining<'_> {
         self.work.write(transaction, &deliveries, ways, manner).await
     }
 
-    /// As it was when it came, whatever time it is now: its place in the order does not depend on when it is applied.
+    /// Parse a delivery as of the time it arrived: its place in the order does not depend on when it is applied.
     fn understood(&self, parked: Parked) -> Claimed {
         let attempt = parked.attempts + 1;
         let verified = Verified::kept(parked.svix_id.clone(), parked.received_at, parked.payload);
@@ -423,7 +427,7 @@ impl Draining<'_> {
         Claimed { svix_id: parked.svix_id, delivery, attempt, trace: parked.trace, span }
     }
 
-    /// Keep a delivery that failed, unless its user is deleted, or somebody else has it by now.
+    /// Park a delivery that failed, unless its user is deleted or another worker has it by now.
     async fn set_aside(
         &self,
         claimed: &Claimed,
@@ -449,8 +453,8 @@ impl Draining<'_> {
         Ok(kept.into_iter().map(|kept| claimed.worked(kept.told(svix_id, delivery))).collect())
     }
 
-    /// Only say that it failed once more: where the fault is the database's, or where somebody holds even the user's
-    /// register, without which it cannot be decided whether it may be dead.
+    /// Only record another failure. This is for errors of the database itself, and for a locked user register, without
+    /// which we cannot decide whether the delivery may become a dead letter.
     async fn put_off(&self, claimed: &Claimed, error: &StoreError) -> Result<Vec<Worked>> {
         let Claimed { svix_id, attempt, .. } = claimed;
         let (retry, id) = (self.work.rules.retry, svix_id.as_str());
@@ -481,13 +485,13 @@ impl Draining<'_> {
         self.in_time(again).await
     }
 
-    /// Let these be tried a little later, though they have not failed.
+    /// Postpone these deliveries a little, although they have not failed.
     async fn postpone(&self, mut ids: Vec<SvixId>) -> Result<()> {
         ids.sort();
         let now = self.work.now;
         tracing::warn!(
             deliveries = ids.len(),
-            "the turn is over before all was tried that it took on: it waits for another"
+            "the turn is over before all claimed deliveries were tried: the others wait for another turn"
         );
         let until = ids.first().map_or(now, |id| self.work.rules.retry.always_after(1, id.as_str(), now));
         let postponed = async {
@@ -504,13 +508,13 @@ impl Draining<'_> {
     }
 }
 
-/// The address that somebody is to have.
+/// The address that the delivery assigns to its user.
 fn address_in(delivery: &Delivery) -> Option<String> {
     let Content::Change(change) = &delivery.content else { return None };
     email_in(change).map(str::to_owned)
 }
 
-/// A turn has gone well, with these outcomes of what was usable.
+/// Complete a successful turn, with these outcomes of the usable deliveries.
 fn finished(claimed: &mut [Claimed], outcomes: &[Outcome]) -> Vec<Worked> {
     let usable = claimed.iter_mut().filter(|claimed| claimed.is_usable());
     let worked = usable.zip(outcomes).map(|(claimed, outcome)| {

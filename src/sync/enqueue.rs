@@ -1,7 +1,7 @@
-//! Accepting first and processing later: a batch of webhooks is stored in one transaction, and then answered.
+//! Accept first, process later: a batch of webhooks is stored in one transaction, and then answered.
 //!
-//! Nobody's row is looked at. What is not about users is recorded at once, and what can never be used is parked, as if
-//! it were processed now.
+//! No rows of users are read. Deliveries that are not about synced objects are recorded at once, and unusable ones are
+//! parked, as when they are processed at once.
 
 use std::collections::HashSet;
 
@@ -18,8 +18,8 @@ use crate::{
     telemetry::{Queue, Span, TraceContext},
 };
 
-/// Store deliveries, and tell of each whether it is `queued`. What is not done at the deadline is refused as
-/// unavailable; it may be stored all the same, which does no harm.
+/// Store deliveries, and return for each whether it is `queued`. Deliveries that are not finished at the deadline are
+/// refused as unavailable. They may still be stored, which does no harm.
 pub async fn enqueue(
     store: &dyn Store,
     batch: &[Delivery],
@@ -30,8 +30,8 @@ pub async fn enqueue(
     deliver(&Work { store, rules, now }, batch, Processing::Queue, deadline).await
 }
 
-/// Store deliveries that the database cannot apply for now, each with the reason, so that a worker tries them again. What is
-/// not about users is not stored, and fails as before. An error is about them all.
+/// Store deliveries that the database cannot apply for now, each with the reason, so that a worker tries them again.
+/// Deliveries that are not about synced objects are not stored, and fail as before. An error concerns all of them.
 pub(super) async fn keep(
     store: &dyn Store,
     batch: &[(&Delivery, &StoreError)],
@@ -73,7 +73,7 @@ pub(super) async fn keep(
 }
 
 impl Work<'_> {
-    /// What is kept of a delivery that failed like this, and may succeed in a moment.
+    /// The entry for a delivery that failed with this error, and may succeed soon.
     fn put_off(&self, delivery: &Delivery, error: &StoreError) -> Result<Parked> {
         let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         let attempts = 1;
@@ -86,7 +86,7 @@ impl Work<'_> {
         })
     }
 
-    /// Store a batch, again after a conflict that is likely to be gone.
+    /// Store a batch, and repeat it after a conflict that is likely to pass.
     pub(super) async fn stored(&self, batch: &[&Delivery], patience: Patience) -> Result<Vec<Outcome>> {
         let mut repeats = Repeats::with(patience);
         loop {
@@ -133,14 +133,14 @@ impl Work<'_> {
         Ok(outcomes)
     }
 
-    /// What is kept of a delivery; without an id it could not be found again.
+    /// The entry for a delivery. A delivery without an id could not be found again.
     fn queued(&self, delivery: &Delivery, trace: TraceContext) -> Result<Parked> {
         let svix_id = delivery.svix_id.clone().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         Ok(Parked { payload: delivery.payload.clone(), trace, ..waiting_as(svix_id, delivery, self.now) })
     }
 }
 
-/// Gives those that were recorded as processed before.
+/// Returns those that were recorded as processed before.
 async fn enqueue_each_once(
     transaction: &mut dyn Transaction,
     mut queued: Vec<Parked>,
@@ -154,7 +154,7 @@ fn is_change(delivery: &Delivery) -> bool {
     matches!(delivery.content, Content::Change(_))
 }
 
-/// What is not about users does not go into the queue.
+/// Deliveries that are not about synced objects do not go into the queue.
 fn sending(delivery: &Delivery) -> Span {
     let Some(svix_id) = delivery.svix_id.as_ref().filter(|_| is_change(delivery)) else {
         return Span::default();

@@ -1,7 +1,7 @@
-//! One user, now: for the page that loads before its webhook has come.
+//! Fetch one user now, for a page that loads before the user's webhook has arrived.
 //!
-//! Whoever is here is shown; whoever is not is fetched from Clerk and taken in through the rules. However many ask for one
-//! user at the same time, Clerk is asked once, and whoever stops waiting cancels nothing.
+//! A user that is here is returned; any other is fetched from Clerk and imported through the rules. Concurrent requests
+//! for the same user cause one request to Clerk. A caller that stops waiting does not cancel it.
 
 use std::{
     collections::HashMap,
@@ -18,10 +18,10 @@ use crate::{
     telemetry::Request,
 };
 
-/// What all who ask for one user hear; none as long as it is not known.
+/// The answer for all callers that ask for one user; `None` until it is known.
 type Answer = Option<Result<Option<Row>, Arc<CatchUpError>>>;
 
-/// Users on their way. Cheap to clone.
+/// The lookups in progress. Cheap to clone.
 #[derive(Clone)]
 pub struct Ensure(Arc<Inner>);
 
@@ -37,21 +37,21 @@ impl Ensure {
         Self(Arc::new(Inner { context, writers, flights: Mutex::default() }))
     }
 
-    /// The row of a user; `None` if Clerk does not know it, or it is deleted. Needs a runtime.
+    /// The row of a user; `None` if Clerk does not know the user, or the user is deleted. Needs a runtime.
     ///
     /// # Errors
-    /// If the user is not here, and Clerk or the database cannot say more.
+    /// If the user is not here, and Clerk or the database cannot answer.
     pub async fn ensure(&self, id: &ClerkId) -> Result<Option<Row>, Arc<CatchUpError>> {
         let mut flight = self.join(id);
         let answer = flight.wait_for(Option::is_some).await;
-        // Nobody has answered: the task that should have has panicked.
+        // No answer: the task that should have sent it has panicked.
         answer
             .ok()
             .and_then(|answer| answer.clone())
             .unwrap_or_else(|| Err(Arc::new(CatchUpError::Abandoned)))
     }
 
-    /// Wait with those who wait already, or begin.
+    /// Join a lookup in progress, or start one.
     fn join(&self, id: &ClerkId) -> watch::Receiver<Answer> {
         let mut flights = self.0.flights();
         if let Some(flight) = flights.get(id) {
@@ -69,7 +69,7 @@ impl Ensure {
     }
 }
 
-/// Takes a flight off the list, also if its task panics.
+/// Removes a lookup from the list, even if its task panics.
 struct Landing<'a> {
     inner: &'a Inner,
     id: &'a ClerkId,
@@ -104,7 +104,7 @@ impl Inner {
         if let Some(left_out) = counts.reasons.into_iter().next() {
             return Err(self.context.api.unintelligible(&left_out.reason).into());
         }
-        // Or the deletion was faster.
+        // Or a deletion came first.
         Ok(store.row(id).await?.and_then(Row::standing))
     }
 }

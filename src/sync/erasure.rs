@@ -1,8 +1,8 @@
-//! Erasures that do not come as a webhook: asked for by hand, due because the time is over for which they were held back,
-//! or done once already and lost with a backup that was restored.
+//! Erasures without a webhook: requested by an operator, due because their grace period is over, or repeated because
+//! the restored backup still contained the users.
 //!
-//! All of them are deliveries like any other and go through [`apply`](mod@super::apply), which alone decides, under the
-//! register's lock. Asking twice does no harm.
+//! All of them are ordinary deliveries and go through [`apply`](mod@super::apply), which alone decides, under the lock
+//! of the register. Requesting an erasure twice does no harm.
 
 use std::time::Duration;
 
@@ -23,26 +23,27 @@ const PAGE: u32 = 500;
 /// How long one page may take.
 const PAGE_TIME: Duration = Duration::from_mins(1);
 
-/// What became of a user whose erasure was asked for, or taken back.
+/// What happened to a user whose erasure was requested or cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Nothing is left here.
     Erased,
-    /// The row is marked as deleted, and erased then.
+    /// The row is marked as deleted, and will be erased at this time.
     Held(DateTime<Utc>),
-    /// Erased, but for the row: the database refuses every way, and is asked again without end.
+    /// Erased, except for the row: the database refuses every way to erase it, and the erasure is retried until it
+    /// succeeds.
     Resists,
-    /// There was nobody; a tombstone keeps them out from now on.
+    /// The user was unknown here; a tombstone keeps them out from now on.
     Unknown,
-    /// Done before.
+    /// Erased before.
     Gone,
-    /// The deletion that was held back is taken back.
+    /// The delayed deletion was cancelled.
     Kept,
-    /// No deletion is held back.
+    /// No deletion was delayed.
     NotHeld,
 }
 
-/// News of a user that did not come as a webhook.
+/// A delivery with news about a user that did not arrive as a webhook.
 pub(super) fn delivery(
     clerk_id: ClerkId,
     news: News,
@@ -60,7 +61,7 @@ pub(super) fn delivery(
     Delivery::without_webhook(clerk_id, source, at, now, content)
 }
 
-/// Erase a user, or hold the erasure back if that is wanted, as if Clerk had deleted them now.
+/// Erase a user as if Clerk had deleted them now. The erasure is delayed if there is a grace period.
 ///
 /// # Errors
 /// If the database is not available.
@@ -68,7 +69,7 @@ pub async fn erase(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &Clock
     ask(store, id, News::Delete, rules, clock).await
 }
 
-/// Erase a user whose erasure is held back.
+/// Erase a user whose erasure is delayed.
 ///
 /// # Errors
 /// If the database is not available.
@@ -76,7 +77,7 @@ pub async fn erase_now(store: &dyn Store, id: &ClerkId, rules: &Rules, clock: &C
     ask(store, id, News::Erase(EraseIf::Held), rules, clock).await
 }
 
-/// Take back a deletion that is held back. Whether Clerk still knows the user is for the caller to ask.
+/// Cancel a delayed deletion. The caller has to check that Clerk still knows the user.
 ///
 /// # Errors
 /// If the database is not available.
@@ -106,10 +107,11 @@ async fn ask(store: &dyn Store, id: &ClerkId, news: News, rules: &Rules, clock: 
     })
 }
 
-/// Erase everybody whose time is over, and whoever cannot be erased now does not hold up the others; returns how many.
+/// Erase all users whose grace period is over, and return their number. A user that cannot be erased now does not delay
+/// the others.
 ///
 /// # Errors
-/// If anybody could not be erased, or the database is not available. What is left is due at the next turn.
+/// If a user could not be erased, or the database is not available. The remaining users are due again at the next turn.
 pub async fn release_due(store: &dyn Store, rules: &Rules, clock: &Clock) -> Result<u64> {
     let (mut released, mut trouble) = (0, None);
     let mut after: Option<ClerkId> = None;
@@ -132,7 +134,7 @@ pub async fn release_due(store: &dyn Store, rules: &Rules, clock: &Clock) -> Res
     }
 }
 
-/// A line of the list of erased users, which is kept apart from the backups.
+/// A line of the list of erased users. The list is kept apart from the backups.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Line {
     clerk_id: String,
@@ -142,18 +144,18 @@ struct Line {
     held_until: Option<DateTime<Utc>>,
 }
 
-/// The last line of such a list. Without it a list was cut off.
+/// The last line of such a list. A list without it was cut off.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct End {
-    /// How many users the lines before it name.
+    /// Number of users in the lines before it.
     users: u64,
 }
 
-/// Call `write` with a line for everybody who was erased since, and whose erasure is held back; and at last with one that
-/// says how many they are.
+/// Call `write` with a line for every user who was erased since that time or whose erasure is delayed, and finally with
+/// a line that states their number.
 ///
 /// # Errors
-/// If the database is not available, or whatever `write` fails with.
+/// If the database is not available, or `write` fails.
 pub async fn export<E: From<StoreError>>(
     store: &dyn Store,
     since: DateTime<Utc>,
@@ -177,16 +179,16 @@ pub async fn export<E: From<StoreError>>(
 /// Why a list cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListTrouble {
-    #[error("line {0} is no line of `clerk-sync erase export`")]
+    #[error("line {0} is not a line of `clerk-sync erase export`")]
     Line(usize),
-    #[error("it is cut off: it does not end with how many users it names")]
+    #[error("it is cut off: it does not end with the number of users that it lists")]
     CutOff,
 }
 
-/// Read such a list, or several that were put together.
+/// Read one list, or several that were concatenated.
 ///
 /// # Errors
-/// If anything in it is not a line of such a list, or lines are missing.
+/// If a line does not belong to such a list, or lines are missing.
 pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, ListTrouble> {
     let read = |line: &str| {
         let Line { clerk_id, erased_at, held_until } = serde_json::from_str(line).ok()?;
@@ -209,25 +211,25 @@ pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, ListTrouble>
     if ended && open == 0 { Ok(list) } else { Err(ListTrouble::CutOff) }
 }
 
-/// What became of a list of users who were erased before.
+/// The result of replaying a list of erased users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Replayed {
-    /// They were back.
+    /// Users who were back, and are erased again.
     pub erased: u64,
-    /// They were back, and their erasure is held back again.
+    /// Users who were back, and whose erasure is delayed again.
     pub held: u64,
-    /// Nothing was here of them; a tombstone keeps them out.
+    /// Users who were unknown here; a tombstone keeps them out.
     pub kept_out: u64,
-    /// Nothing to do.
+    /// Users with nothing to do.
     pub done_before: u64,
-    /// Their row refuses to go; it is tried again without end.
+    /// Users whose row could not be erased; it is retried until it succeeds.
     pub resisting: u64,
 }
 
-/// Erase users again who were erased before.
+/// Repeat the erasure of users who were erased before.
 ///
 /// # Errors
-/// If the database is not available. What is done is done, and can be asked for again.
+/// If the database is not available. Erasures completed until then stay, and the replay can be repeated.
 pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock: &Clock) -> Result<Replayed> {
     let mut replayed = Replayed::default();
     for page in list.chunks(PAGE as usize) {
@@ -247,7 +249,7 @@ pub async fn replay(store: &dyn Store, list: &[Tombstone], rules: &Rules, clock:
             .collect();
         let mut results = apply_all(store, &deliveries, rules, now).await;
         for Tombstone { clerk_id, held_until, .. } in &held {
-            // The time that they were promised, whatever the configuration says now.
+            // The end of the grace period that was promised at the time, whatever the configuration says now.
             let grace = held_until.map_or(rules.grace, |until| until - now);
             let delivery = delivery(clerk_id.clone(), News::Delete, Source::Cli, now, now);
             results.extend(apply_all(store, &[delivery], &Rules { grace, ..rules.clone() }, now).await);

@@ -1,14 +1,14 @@
-//! From which time on the first delivery or message that waits is looked for.
+//! Where the search for the first waiting delivery or message starts.
 //!
-//! What is done leaves an entry in the index of due times. While any transaction holds an old snapshot the database
-//! can remove none of these, and a look from the beginning of the index reads past all of them. So most looks begin where
-//! the look before found the first that waited, and only some at the beginning: after one that took long, the next follows thirty
-//! times as long later.
+//! A finished entry leaves a dead entry in the index of due times. While any transaction holds an old snapshot, the
+//! database cannot remove these, and a search from the beginning of the index reads past all of them. So most searches
+//! start where the previous one found the first waiting entry, and only some start at the beginning. After a search
+//! from the beginning, the next one follows after thirty times its duration.
 //!
-//! Nothing is lost. What others have claimed is still seen, and comes back to where it was if they fail. One may become
-//! visible behind the frontier, if its transaction took longer than `MARGIN` or another clock is further behind: the next look
-//! from the beginning finds it. Each look that began later than there is followed by one from the beginning (see
-//! [`owed`](Frontier::owed)), within `LONGEST_REST`.
+//! Nothing is lost. Entries that other workers have claimed stay visible, and return to their place if those workers
+//! fail. An entry may become visible before the frontier if its transaction took longer than `MARGIN`, or if another
+//! clock is further behind. The next search from the beginning finds it. Every search that started later is followed by
+//! one from the beginning (see [`owed`](Frontier::owed)), within `LONGEST_REST`.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -20,20 +20,20 @@ use tokio::time::Instant;
 
 use crate::store::Result;
 
-/// Earlier than anything is due.
+/// A time earlier than anything is due.
 pub const BEGINNING: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-/// A look begins so long before the first that the look before it found. It costs a few milliseconds at 10,000 deliveries a
-/// second beside an old snapshot.
+/// A search starts this long before the first entry that the previous search found. With 10,000 deliveries a second and
+/// an old snapshot, this costs a few milliseconds.
 const MARGIN: TimeDelta = TimeDelta::milliseconds(250);
 
-/// Looks from the beginning take one part in so many of the time.
+/// After a search from the beginning, the next one waits for this many times its duration.
 const SHARE: u32 = 30;
 
-/// The longest time between two of them.
+/// The longest time between two searches from the beginning.
 const LONGEST_REST: Duration = Duration::from_mins(2);
 
-/// Where the first that waits was last seen.
+/// Remembers where the first waiting entry was last seen.
 #[derive(Debug)]
 pub struct Frontier {
     known: Mutex<Known>,
@@ -42,21 +42,22 @@ pub struct Frontier {
 #[derive(Debug)]
 struct Known {
     since: DateTime<Utc>,
-    /// When the last look from the beginning ended, and when the next one may begin.
+    /// When the last search from the beginning ended, and when the next one may start.
     ended: Option<Instant>,
     next: Option<Instant>,
-    /// How long was to be rested after the last one.
+    /// The rest after the last search from the beginning.
     rest: Duration,
-    /// When the last look began that was none from the beginning, unless one from there began since, and has ended.
+    /// When the last search that did not start at the beginning started; `None` if a search from the beginning started
+    /// after it and has ended.
     owed: Option<Instant>,
-    /// Whether one who asked was told since then that a look is owed.
+    /// Whether a caller was told since then that a search is owed.
     told: bool,
 }
 
-/// A look for the first that waits.
+/// A search for the first waiting entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
-    /// It is about what is due at this time and later.
+    /// The search covers entries that are due at this time or later.
     pub since: DateTime<Utc>,
     whole: bool,
     now: DateTime<Utc>,
@@ -78,12 +79,12 @@ impl Default for Frontier {
 }
 
 impl Frontier {
-    /// Begin a look at this time by the clock that tells when something is due, and by the one that only goes forward.
+    /// Start a search. `now` is the time for due times; `began` is by the monotonic clock.
     pub fn look(&self, now: DateTime<Utc>, began: Instant) -> Look {
         let mut known = self.known();
         let whole = known.next.is_none_or(|next| next <= began);
         if whole {
-            // Others who look meanwhile do not do the same.
+            // Other callers that search meanwhile do not search from the beginning too.
             known.next = Some(began + known.rest);
         } else {
             known.owed = Some(began);
@@ -93,10 +94,10 @@ impl Frontier {
         Look { since, whole, now, began }
     }
 
-    /// A look has ended like this, and tells when the first is due.
+    /// Record the result of a search: when the first entry is due.
     ///
     /// # Errors
-    /// Those of the look.
+    /// Those of the search.
     pub fn learn(
         &self,
         look: Look,
@@ -106,7 +107,7 @@ impl Frontier {
         match &first {
             Ok(first) => self.found(look, *first, ended),
             Err(error) if error.took_too_long() => self.gave_up(look, ended),
-            // It tells nothing of what the next one costs.
+            // This says nothing about the cost of the next search.
             Err(_) => {}
         }
         first
@@ -118,13 +119,14 @@ impl Frontier {
             known.rest_from(look, ended);
             known.owed = known.owed.filter(|near| *near > look.began);
         } else if known.ended.is_some_and(|whole| whole > look.began) {
-            // One from the beginning has seen more.
+            // A search from the beginning has seen more.
             return;
         }
         known.since = first.map_or(look.now, |first| first.min(look.now)) - MARGIN;
     }
 
-    /// A look has taken too long. The next ones begin near the end, so that at least what comes now is worked on.
+    /// Record that a search took too long. The next searches start near the present, so that at least new entries are
+    /// processed.
     fn gave_up(&self, look: Look, ended: Instant) {
         let mut known = self.known();
         if look.whole {
@@ -137,13 +139,14 @@ impl Frontier {
         }
     }
 
-    /// From which time on something is to be looked for again, of which a look has told already that it is there.
+    /// The start time for another search for an entry that a search has already found.
     pub fn since(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         self.known().before(now)
     }
 
-    /// How long until a look from the beginning may be taken, if there was none since the last look of another kind. One of those
-    /// who ask is told: if all came at once, the one would take it, and the others would owe another.
+    /// How long until a search from the beginning may start, if there was none since the last search of another kind.
+    /// Only one caller gets an answer: if all of them came back at once, one would search from the beginning, and the
+    /// others would owe another search.
     pub fn owed(&self, now: Instant) -> Option<Duration> {
         let mut known = self.known();
         known.owed?;
@@ -153,14 +156,14 @@ impl Frontier {
         Some(known.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now)))
     }
 
-    /// A panic under this lock leaves nothing half done.
+    /// A panic under this lock leaves no inconsistent state.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
-    /// The clock may have been put back.
+    /// The clock may have been set back.
     fn before(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         self.since.min(now - MARGIN)
     }
@@ -186,7 +189,8 @@ mod tests {
         NOW + TimeDelta::milliseconds(milliseconds)
     }
 
-    /// A frontier that has seen the first delivery, due at `NOW`, by a look that took 10 ms; and when that look ended.
+    /// A frontier after a search that took 10 ms and found the first delivery, due at `NOW`; and when that search
+    /// ended.
     fn after_a_look() -> (Frontier, Instant) {
         let (frontier, began) = (Frontier::default(), Instant::now());
         let first = frontier.look(NOW, began);
@@ -204,7 +208,7 @@ mod tests {
         assert_eq!(frontier.look(due(299), ended + ms(299)).since, due(5) - MARGIN);
         assert_eq!(frontier.look(due(300), ended + ms(300)).since, BEGINNING);
         let meanwhile = frontier.look(due(301), ended + ms(301));
-        assert_ne!(meanwhile.since, BEGINNING, "one of those who look does it");
+        assert_ne!(meanwhile.since, BEGINNING, "only one search starts at the beginning");
     }
 
     #[test]
@@ -254,15 +258,15 @@ mod tests {
         frontier.found(whole, Some(due(-5000)), ended + ms(302));
         assert!(frontier.owed(ended + ms(302)).is_some());
         frontier.found(near, Some(due(301)), ended + ms(303));
-        assert_eq!(frontier.since(due(303)), due(-5000) - MARGIN, "the other one has seen more");
+        assert_eq!(frontier.since(due(303)), due(-5000) - MARGIN, "the other search has seen more");
     }
 
     #[test]
     fn it_is_never_later_than_now_less_the_margin() {
         let (frontier, ended) = after_a_look();
         frontier.found(frontier.look(due(1), ended + ms(1)), Some(due(60_000)), ended + ms(2));
-        assert_eq!(frontier.since(due(90_000)), due(1) - MARGIN, "what comes now is due before that");
-        assert_eq!(frontier.since(due(-3_600_000)), due(-3_600_000) - MARGIN, "the clock was put back");
+        assert_eq!(frontier.since(due(90_000)), due(1) - MARGIN, "new entries are due before that");
+        assert_eq!(frontier.since(due(-3_600_000)), due(-3_600_000) - MARGIN, "the clock was set back");
     }
 
     #[test]

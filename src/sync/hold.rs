@@ -1,12 +1,12 @@
-//! Deliveries that could not be stored now, because the database is away or somebody holds a lock: they are held while
-//! their senders wait, and tried again and again.
+//! Held requests: deliveries that could not be stored because the database is unavailable or a lock is held elsewhere.
+//! They are retried while their senders wait.
 //!
-//! Svix comes again after 5 s, and then only after some 5 minutes, whatever it is told. So an outage of seconds must not
-//! cost a webhook: as long as its sender can be answered in time, it is held. What only a lock keeps from being applied is
-//! stored in `webhook_queue` at last, and answered `parked`; a worker applies it once the lock is gone. What cannot even be
-//! stored is refused.
+//! Whatever the answer, Svix retries after 5 s, and then only after about 5 minutes. So that an outage of a few seconds
+//! delays no webhook, a delivery is held as long as its sender can still be answered in time. If only a lock prevents
+//! its application, it is finally stored in `webhook_queue` and answered `parked`; a worker applies it once the lock is
+//! released. A delivery that cannot even be stored is refused.
 //!
-//! The lanes are free meanwhile: nobody waits behind a row that somebody else has locked.
+//! The lanes stay free meanwhile: no other delivery waits behind a locked row.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,22 +22,22 @@ use crate::{
     store::{ErrorKind, StoreError},
 };
 
-/// Between two tries.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What a try gets, at least and at most: a server that falls silent must not take all the time there is.
+/// The minimum and maximum time for a try: a server that stops answering must not use up all the time.
 const TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
 
-/// How long before the end what only a lock keeps back goes into the queue.
+/// A delivery that only a lock blocks is put into the queue this long before the end.
 const PARK_BEFORE: Duration = Duration::from_millis(2_500);
 
-/// How long before the end the last try begins, which only stores.
+/// How long before the end the last try starts. It only stores deliveries.
 const LAST_TRY_BEFORE: Duration = Duration::from_millis(900);
 
 /// How long storing may take.
 const STORE_WITHIN: Duration = Duration::from_millis(700);
 
-/// The way in. Cheap to clone.
+/// The entrance for deliveries to be held. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     sender: mpsc::UnboundedSender<Held>,
@@ -45,23 +45,23 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// For so many deliveries at once.
+    /// A door for at most this many held deliveries.
     pub(super) fn new(most: usize) -> (Self, mpsc::UnboundedReceiver<Held>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self { sender, permits: Arc::new(Semaphore::new(most)) }, receiver)
     }
 
-    /// One for each delivery that can still be held.
+    /// One permit for each further delivery that can be held.
     pub(super) fn permits(&self) -> &Arc<Semaphore> {
         &self.permits
     }
 
-    /// Hold a delivery, or answer that it failed if too many are held.
+    /// Hold a delivery, or answer with its error if too many are held.
     pub(super) fn hold(&self, Held { mut job, error }: Held) {
         match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => {
                 job.waiter.permit = Some(permit);
-                // Without anybody to hold it, the sender is told so by the end of the job.
+                // If the receiver is gone, dropping the job tells the sender.
                 _ = self.sender.send(Held { job, error });
             }
             Err(_) => job.waiter.answer(Err(error)),
@@ -69,15 +69,15 @@ impl Door {
     }
 }
 
-/// The task that tries again.
+/// The task that retries held deliveries.
 pub(super) struct Holding {
     pub(super) ground: Ground,
-    /// Once cancelled, nobody waits any longer.
+    /// Once cancelled, no delivery is held any longer.
     pub(super) stopping: CancellationToken,
 }
 
 impl Holding {
-    /// Until nobody is left who could hand over anything.
+    /// Run until all doors are closed.
     pub(super) async fn run(self, mut receiver: mpsc::UnboundedReceiver<Held>) {
         let mut held: Vec<Held> = Vec::new();
         loop {
@@ -100,13 +100,13 @@ impl Holding {
         }
     }
 
-    /// Try each once more. Gives those that are still held.
+    /// Try each delivery once more. Returns those that are still held.
     async fn turn(&self, held: Vec<Held>) -> Vec<Held> {
         let now = Instant::now();
         let (ending, going): (Vec<Held>, Vec<Held>) =
             held.into_iter().partition(|held| self.stopping.is_cancelled() || self.is_ending(held, now));
         let mut left = self.store(ending).await;
-        // Whoever has waited longest must not wait for the others' tries.
+        // The delivery that has waited longest must not wait for the others' tries.
         let Some(first_end) = going.iter().map(|held| self.end_of(&held.job.waiter)).min() else {
             return left;
         };
@@ -130,7 +130,7 @@ impl Holding {
         }
     }
 
-    /// Whether it goes into the queue now, or nowhere.
+    /// Whether this is the last chance to put the delivery into the queue.
     fn is_ending(&self, held: &Held, now: Instant) -> bool {
         let before = match held.error.kind {
             ErrorKind::Unavailable => LAST_TRY_BEFORE,
@@ -143,7 +143,8 @@ impl Holding {
         waiter.since + self.ground.limits.patience
     }
 
-    /// Store what cannot be applied in time, and answer. What is refused for now and has time left is given back.
+    /// Store the deliveries that cannot be applied in time, and answer. Returns those that are refused for now but have
+    /// time left.
     async fn store(&self, ending: Vec<Held>) -> Vec<Held> {
         let mut ending = ending.into_iter();
         loop {
@@ -160,13 +161,13 @@ impl Holding {
                         held.job.waiter.answer(outcome);
                     }
                 }
-                // The others would fare no better.
+                // Storing the others would fail in the same way.
                 Err(error) => return self.refuse(batch.into_iter().chain(ending).collect(), &error),
             }
         }
     }
 
-    /// Not even stored: refused, unless there is time for another try.
+    /// Refuse deliveries that could not even be stored, unless there is time for another try.
     fn refuse(&self, batch: Vec<Held>, error: &StoreError) -> Vec<Held> {
         let now = Instant::now();
         let is_over = |held: &Held| now + LAST_TRY_BEFORE >= self.end_of(&held.job.waiter);

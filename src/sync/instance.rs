@@ -1,11 +1,11 @@
-//! Of which instance of Clerk events may come in: of the one that the users here are of.
+//! The Clerk instance that events may come from: the one that the users here belong to.
 //!
-//! A Clerk application has an instance for development and one for production, and both can send to one address. What the
-//! two say of their users does not belong into one table: a comparison with one of them would erase the users of the other.
-//! So the first event decides, or the key of the first backfill, and the database remembers it for all replicas.
+//! A Clerk application has an instance for development and one for production, and both can send to the same address.
+//! Their users must not be mixed in one table: a comparison with one instance would erase the users of the other. The
+//! first event, or the key of the first backfill, decides. The database stores the decision for all replicas.
 //!
-//! The database is asked at most once in [`BELIEVED`], and at once when an event names another instance.
-//! `--change-instance` waits for as long, so that every replica knows of it.
+//! The database is asked at most once per [`BELIEVED`], and at once when an event names another instance.
+//! `--change-instance` waits that long, so that every replica learns of the change.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -20,33 +20,33 @@ use tokio::{
 use super::Clock;
 use crate::store::{self, ErrorKind, Store, StoreError};
 
-/// For how long a process believes what the database said.
+/// How long a process relies on the database's last answer.
 pub const BELIEVED: Duration = Duration::from_secs(5);
 
-/// How long the database gets for one answer.
+/// How long the database has to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long to wait before it is asked again.
+/// How long to wait before asking it again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// That events are refused is noted in the database this often.
+/// How often refused events are noted in the database.
 const NOTED: Duration = Duration::from_secs(1);
 
-/// The instances of the examples that Clerk publishes, and that "Send Example" of its Dashboard sends. There are no such
-/// instances, so these events are taken as if they named none.
+/// The instances in the examples that Clerk publishes, and that "Send Example" in its Dashboard sends. No such
+/// instances exist, so these events are treated as if they named no instance.
 const EXAMPLES: [&str; 2] = ["ins_123", "ins_2g7np7Hrk0SN6kj5EDMLDaKNL0S"];
 
-/// The longest id of an instance that is believed to be one, in bytes. Clerk's have 31.
+/// The maximum length of an instance id, in bytes. Clerk's ids have 31.
 const MAX_ID_BYTES: usize = 64;
 
 /// `CLERK_INSTANCE_ID`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pin {
-    /// Not set: the one that is seen first.
+    /// Not set: the first instance seen.
     #[default]
     FirstSeen,
     Only(String),
-    /// `any`: all of them, on purpose.
+    /// `any`: all instances, on purpose.
     Any,
 }
 
@@ -59,32 +59,32 @@ impl Pin {
         }
     }
 
-    /// The one and only.
+    /// The pinned instance, if there is one.
     pub fn only(&self) -> Option<&str> {
         if let Self::Only(id) = self { Some(id) } else { None }
     }
 }
 
-/// Another instance than the one that events may be of.
+/// An instance other than the one that events may come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stranger {
     pub instance: String,
-    /// The one that the users here are of.
+    /// The instance that the users here belong to.
     pub known: String,
 }
 
-/// Lets events in, or not.
+/// Decides whether an event is accepted, by its instance.
 pub struct Gate {
     pin: Pin,
     store: Arc<dyn Store>,
     clock: Clock,
     known: RwLock<Option<Known>>,
-    /// Held by the one who asks the database.
+    /// Held by the caller that asks the database.
     asking: AsyncMutex<()>,
     noted: Mutex<Option<(String, Instant)>>,
 }
 
-/// What the database said, and when it was asked.
+/// The database's answer, and when it was asked.
 #[derive(Clone)]
 struct Known {
     instance: Arc<str>,
@@ -97,7 +97,8 @@ impl Gate {
         Self { pin, store, clock, known, asking, noted }
     }
 
-    /// Whether an event that names this instance is let in without asking the database. `false` is no refusal.
+    /// Whether an event of this instance is accepted without asking the database. `false` does not mean that it is
+    /// refused.
     pub fn opens_at_once(&self, instance: Option<&str>) -> bool {
         match (&self.pin, instance) {
             (Pin::Any, _) | (_, None) => true,
@@ -109,18 +110,18 @@ impl Gate {
         }
     }
 
-    /// Whether an event that names this instance may come into the stream, where a worker asks again: the receiver may have no
-    /// database to ask. `false` is no refusal.
+    /// Whether an event of this instance may be put into the stream. A worker checks it again, because the receiver may
+    /// have no database to ask. `false` does not mean that it is refused.
     pub fn opens_for_the_stream(&self, instance: Option<&str>) -> bool {
         let is_unknown = || self.known().is_none_or(|known| instance == Some(&*known.instance));
         self.opens_at_once(instance) || (self.pin == Pin::FirstSeen && is_unknown())
     }
 
-    /// Whether an event that names this instance is let in; remembers the first one. While the database cannot say it is
-    /// asked again, until the deadline.
+    /// Whether an event of this instance is accepted. Remembers the first instance. If the database does not answer, it
+    /// is asked again until the deadline.
     ///
     /// # Errors
-    /// If the database cannot say until then. Of an instance that was let in before it need not.
+    /// If the database has not answered by then. No answer is needed for an instance that was accepted before.
     pub async fn ask(&self, instance: &str, deadline: Instant) -> store::Result<Result<(), Stranger>> {
         let began = Instant::now();
         let known = loop {
@@ -147,7 +148,8 @@ impl Gate {
         Ok(Err(stranger))
     }
 
-    /// What the database remembers, which is this instance if it is the first one. What others heard since then counts.
+    /// The instance that the database remembers; this one if it is the first. An answer that another caller got after
+    /// `since` is used too.
     async fn learn(&self, instance: &str, since: Instant) -> store::Result<Arc<str>> {
         let _one_at_a_time = self.asking.lock().await;
         let before = self.known();
@@ -158,7 +160,7 @@ impl Gate {
         let asked = timeout(ANSWER_WITHIN, self.store.claim_instance(instance)).await;
         let known = match (asked.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))), before) {
             (Ok(instance), _) => Known { instance: instance.into(), at },
-            // It was let in before. Those who waited meanwhile need not ask in vain as well.
+            // The instance was accepted before. Callers that waited meanwhile do not have to ask in vain too.
             (Err(_), Some(known)) if *known.instance == *instance => Known { at: Instant::now(), ..known },
             (Err(error), _) => return Err(error),
         };
@@ -167,7 +169,7 @@ impl Gate {
         Ok(instance)
     }
 
-    /// Let `doctor` know of it, and the log say what it means.
+    /// Note the refusal for `doctor`, and log what it means.
     async fn note(&self, stranger: &Stranger) {
         {
             let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,14 +182,14 @@ impl Gate {
                 tracing::error!(
                     instance = stranger.instance,
                     known = stranger.known,
-                    "events of another instance of Clerk come in and are refused: remove that instance's endpoint, or see the \
-                     runbook (ClerkSyncOtherInstance) if the users are to come from it from now on"
+                    "events of another Clerk instance arrive and are refused: remove that instance's endpoint, or see the \
+                     runbook (ClerkSyncOtherInstance) if users are to come from that instance from now on"
                 );
             }
         }
         let note = self.store.note_refused(&stranger.instance, (self.clock)());
         if !matches!(timeout(ANSWER_WITHIN, note).await, Ok(Ok(()))) {
-            tracing::debug!("that events were refused could not be noted");
+            tracing::debug!("clerk-sync could not record that it refused events");
         }
     }
 
@@ -208,12 +210,12 @@ impl std::fmt::Debug for Gate {
     }
 }
 
-/// Whether this can be the id of an instance of Clerk, and is not that of an example.
+/// Whether this can be the id of a Clerk instance, and is not from an example.
 fn is_instance(id: &str) -> bool {
     id.starts_with("ins_") && shown(id) == id && !EXAMPLES.contains(&id)
 }
 
-/// An id of an instance that may be told; the body of an event may hold anything in its place.
+/// An instance id that is safe to show: the body of an event may contain anything in its place.
 fn shown(id: &str) -> String {
     let in_ids = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if id.len() <= MAX_ID_BYTES && id.bytes().all(in_ids) { id.to_owned() } else { "(no id)".to_owned() }

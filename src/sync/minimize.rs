@@ -1,7 +1,8 @@
-//! Clearing columns whose fields left the allow-list: a field that is no longer synced is no longer kept.
+//! Clear the columns of fields that left the allow-list: a field that is no longer synced is no longer kept.
 //!
-//! Page by page, each in a transaction of its own, so that nobody waits for it; asking again goes on. It writes no audit
-//! line and moves no time: nothing happened to the objects. Rows that are anonymised are left as they are.
+//! Each page is cleared in its own transaction, so that other transactions do not wait for long. Running it again
+//! continues the work. It writes no audit lines and changes no times, because the objects themselves did not change.
+//! Anonymised rows are left as they are.
 
 use serde::Serialize;
 
@@ -10,24 +11,24 @@ use crate::{
     store::{self, Result, Store},
 };
 
-/// Rows looked at in one transaction.
+/// Rows checked in one transaction.
 const PAGE: u32 = 1000;
 
-/// What was cleared, or would be.
+/// What was cleared, or would be on a dry run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Minimized {
-    /// Rows of which something was cleared.
+    /// Rows with at least one cleared value.
     pub rows: u64,
-    /// How many values, column by column.
+    /// Number of cleared values per column.
     pub columns: Vec<(&'static str, u64)>,
-    /// Rows of which the application's own constraint or trigger keeps us from clearing anything.
+    /// Rows that could not be cleared because of a constraint or trigger of the application.
     pub refused: u64,
 }
 
-/// Clear every column of a kind that is not among the fields to keep; on a dry run only count.
+/// Clear every column of a kind whose field is not in `keep`; on a dry run only count.
 ///
 /// # Errors
-/// If the database is not available. What was cleared stays cleared.
+/// If the database is not available. Columns cleared until then stay cleared.
 pub async fn minimize(
     store: &dyn Store,
     entity: &'static Entity,

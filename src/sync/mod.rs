@@ -1,12 +1,14 @@
-//! The rules: what becomes of a delivery. Nothing here speaks SQL or HTTP.
+//! The rules: how a delivery is applied. No SQL and no HTTP here.
 //!
-//! [`plan`] decides, in pure code; [`mod@apply`] carries a plan out in one transaction, and finds the one delivery that
-//! spoils it for the others; [`committer`] gathers what is waiting, and `hold` keeps what the database cannot take for now. [`mod@enqueue`] keeps deliveries for later, and
-//! [`mod@drain`] applies them then, from the [`frontier`] on; [`operator`] is what an operator can do with those that wait or are dead. [`backfill`] takes in what
-//! Clerk's Backend API shows, [`ensure`] one user of it, and [`reconcile`] mends what differs from it. [`erasure`] asks
-//! for erasures that no webhook asks for, [`instance`] keeps events of another instance of Clerk out, and [`minimize`] clears what is no longer synced. `news` says what other
-//! systems are told. [`chain`] seals the audit trail and proves that nobody changed it.
-//! Nothing but `apply` writes a user.
+//! - [`plan`] decides, in pure code. [`mod@apply`] carries a plan out in one transaction, and finds a delivery that
+//!   makes a batch fail. Only `apply` writes users.
+//! - [`committer`] gathers the waiting deliveries, and `hold` keeps those that the database cannot accept for now.
+//! - [`mod@enqueue`] stores deliveries for later, and [`mod@drain`] applies them, starting at the [`frontier`].
+//!   [`operator`] retries or discards waiting deliveries and dead letters.
+//! - [`backfill`] imports the objects that Clerk's Backend API shows, [`ensure`] imports one of its users, and
+//!   [`reconcile`] fixes differences. [`erasure`] requests erasures without a webhook.
+//! - [`instance`] refuses events of another Clerk instance, and [`minimize`] clears fields that are no longer synced.
+//! - `news` writes the messages to sinks. [`chain`] seals the audit trail and proves that it was not changed.
 
 pub mod adopt;
 pub mod apply;
@@ -55,30 +57,30 @@ use crate::{
     model::{DeletionPolicy, Entity, FieldSet, Processing, Selection, Source, Subscription},
 };
 
-/// What the operator decided.
+/// The operator's decisions.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// What is synced.
+    /// The kinds and fields that are synced.
     pub selection: Selection,
     pub deletion: DeletionPolicy,
     /// Whether webhooks are applied at once, or stored first.
     pub processing: Processing,
-    /// When a delivery that is kept is tried again.
+    /// When a kept delivery is tried again.
     pub retry: Retry,
-    /// For how long the erasure of a user whom Clerk deleted is held back; zero: not at all.
+    /// How long the erasure of a user is delayed after Clerk deleted them; zero: not at all.
     pub grace: TimeDelta,
-    /// Whether an address has one owner among the living: the one whose row has the newest version of Clerk's.
+    /// Whether an address belongs to only one live user: the one whose row has the newest version from Clerk.
     pub unique_email: bool,
-    /// What other systems are told.
+    /// Which messages each sink gets.
     pub subscriptions: Arc<[Subscription]>,
-    /// Whether they also hear of what was found by looking, and not told by Clerk. Of deletions they always hear.
+    /// Whether sinks also get changes that were found by comparing instead of by a webhook. Deletions are always sent.
     pub emit: bool,
-    /// Rung after a commit that may have written messages.
+    /// Notified after a commit that may have written messages.
     pub bell: Arc<Notify>,
 }
 
 impl Rules {
-    /// Users with these fields; everything else as it is if the operator says nothing, and nobody else told anything.
+    /// Sync users with these fields; everything else has its default, and no sinks get messages.
     pub fn new(fields: FieldSet, deletion: DeletionPolicy) -> Self {
         Self {
             selection: Selection::of(&USER, fields),
@@ -98,7 +100,7 @@ impl Rules {
         self.selection.fields(entity)
     }
 
-    /// Whether other systems hear of changes that came from there.
+    /// Whether sinks get changes from this source.
     fn tells_of(&self, source: Source) -> bool {
         self.emit || matches!(source, Source::Webhook | Source::Api)
     }

@@ -1,7 +1,7 @@
-//! What other systems are told: the words of each message, in pure code.
+//! The messages to sinks, built in pure code.
 //!
-//! A message is about the row, not about the event that changed it, and shows the row as it was after that change. A sink
-//! sees only fields that it may have, and hears of an update only if one of them changed.
+//! A message is about the row, not about the event that changed it, and shows the row as it was after the change. A
+//! sink receives only the fields on its own list, and gets an update only if one of those fields changed.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
@@ -16,7 +16,7 @@ use crate::{
     store::Outgoing,
 };
 
-/// What the sinks are told of a row that was just inserted or updated.
+/// The messages to all sinks about a row that was just inserted or updated.
 pub(super) fn of_row(
     user: &Object,
     action: AuditAction,
@@ -60,7 +60,8 @@ pub(super) fn of_row(
     rules.subscriptions.iter().filter_map(told).collect()
 }
 
-/// What a sink is told of an erasure, which a change asks for or that goes with it: whom to erase, and nothing else.
+/// The message to a sink about an erasure, either of the changed object or of one that is erased with it. Contains only
+/// the id.
 pub(super) fn of_deletion(
     sink: &str,
     clerk_id: &ClerkId,
@@ -73,7 +74,7 @@ pub(super) fn of_deletion(
     message(subject, data, Vec::new(), (delivery, &change.version), now)
 }
 
-/// A message to a sink about an object, because of a delivery.
+/// A message to a sink about an object, caused by a delivery.
 fn message(
     (sink, clerk_id, kind): (&str, &ClerkId, MessageType),
     data: Map<String, Value>,
@@ -91,7 +92,7 @@ fn message(
         changed_fields,
     };
     Outgoing {
-        // Made of text, booleans, and JSON that was just read: it can be written.
+        // Contains only text, booleans, and JSON that was just parsed, so it can be serialised.
         payload: serde_json::to_string(&message).unwrap_or_default(),
         message_id,
         sink: sink.to_owned(),
@@ -117,10 +118,10 @@ fn snapshot(user: &Object, fields: FieldSet) -> Map<String, Value> {
     data
 }
 
-/// The same for the same change, whoever writes it and however often it is tried.
+/// The same id for the same change, on every replica and at every try.
 fn message_id(sink: &str, clerk_id: &ClerkId, version: &Version, kind: MessageType) -> String {
     let Version { version, event_at, tie } = version;
-    // No id holds a NUL.
+    // No id contains a NUL.
     let text = format!("{sink}\0{clerk_id}\0{version}\0{event_at}\0{tie}\0{kind}");
     format!("msg_{}", hex::encode(&Sha256::digest(text)[..16]))
 }
@@ -228,7 +229,7 @@ mod tests {
             "updated_at": "1970-01-01T00:00:00.001Z",
             "first_name": "Ada",
             "last_name": null,
-            // What is nested deeper than anybody reads is left out.
+            // JSON that is nested too deep for parsers is left out.
             "public_metadata": serde_json::from_str::<Value>("{\"n\": 1.50}").expect("JSON"),
         });
         assert_eq!(message["data"], expected);

@@ -1,8 +1,8 @@
-//! What an operator does with deliveries of the queue and with messages of the outbox: retry them, or discard them.
+//! An operator's actions on the queue and the outbox: retry or discard entries.
 //!
-//! A deletion is never discarded: what Clerk has deleted must not stay here, and a sink that was told of a user has to hear
-//! that they are gone. A discarded delivery is recorded as such, so that it does not come back when Svix sends it again. Many
-//! entries go in small transactions.
+//! A deletion is never discarded. Data that Clerk has deleted must not stay here, and a sink that received a user must
+//! learn of the deletion. A discarded delivery is recorded as such, so that it is not applied when Svix sends it again.
+//! Large numbers of entries are processed in small transactions.
 
 use std::collections::BTreeSet;
 
@@ -22,17 +22,17 @@ use crate::{
 /// Entries in one transaction.
 const BATCH: u32 = 2000;
 
-/// The entries that an operator chooses.
+/// The entries that an operator selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which<Id> {
     These(Vec<Id>),
-    /// All of this type of event, or for this sink, but for those that need no operator.
+    /// All entries of this event type, or for this sink, except those that need no operator.
     Of(String),
     All,
 }
 
 impl<Id: Clone> Which<Id> {
-    /// What a filter takes: the ids that are named, or the type of event or the sink.
+    /// The parts of a filter: the ids, or the event type or sink.
     fn named(&self) -> (Option<Vec<Id>>, Option<String>) {
         match self {
             Self::These(ids) => (Some(ids.clone()), None),
@@ -42,21 +42,21 @@ impl<Id: Clone> Which<Id> {
     }
 }
 
-/// What was done with the chosen entries.
+/// The result for the selected entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally<Id> {
-    /// Entries that the deed is for.
+    /// Entries that the action applies to.
     pub found: u64,
-    /// Those of them that were changed; none on a dry run.
+    /// Entries that were changed; 0 on a dry run.
     pub done: u64,
-    /// Deletions that were to be discarded, and stay.
+    /// Deletions that were selected to be discarded, and were kept.
     pub deletions: u64,
-    /// Entries that were named, and are not there.
+    /// Ids that were given but do not exist.
     pub missing: Vec<Id>,
 }
 
 impl<Id> Tally<Id> {
-    /// How many were changed; on a dry run: how many would be, as far as that can be known.
+    /// Number of changed entries. On a dry run: the number that would change, as far as it can be predicted.
     pub fn number(&self, dry_run: bool) -> u64 {
         if dry_run { self.found - self.deletions } else { self.done }
     }
@@ -69,7 +69,8 @@ pub trait Entry: Sized + Send + Sync {
 
     fn id(&self) -> &Self::Id;
 
-    /// One page of the entries, in their order, after this id. Where none is named: of those that the deed is for.
+    /// One page of the selected entries, in their order, after this id. Without ids: only entries that the action
+    /// applies to.
     async fn page(
         store: &dyn Store,
         which: &Which<Self::Id>,
@@ -77,10 +78,10 @@ pub trait Entry: Sized + Send + Sync {
         after: Option<&Self::Id>,
     ) -> Result<Vec<Self>>;
 
-    /// Whether the deed would change anything.
+    /// Whether the action would change anything.
     fn is_meant(&self, deed: Deed, now: DateTime<Utc>) -> bool;
 
-    /// Whether it may never be discarded.
+    /// Whether the entry may never be discarded.
     fn is_deletion(&self) -> bool;
 
     /// Returns how many were changed.
@@ -90,7 +91,7 @@ pub trait Entry: Sized + Send + Sync {
 /// Retry or discard entries; on a dry run only count them.
 ///
 /// # Errors
-/// If the database cannot be used. What was done until then is done.
+/// If the database cannot be used. Changes made until then stay.
 pub async fn act<E: Entry>(
     store: &dyn Store,
     which: &Which<E::Id>,
@@ -123,7 +124,7 @@ pub async fn act<E: Entry>(
             }
         }
         if !dry_run && !others.is_empty() {
-            // Rows are locked in one order everywhere, which need not be the one that the database sorts by.
+            // All transactions lock rows in the same order, which can differ from the database's sort order.
             others.sort_by(|one, other| one.id().cmp(other.id()));
             done += E::change(store, &others, deed, now).await?;
         }
@@ -139,7 +140,7 @@ impl Entry for Queued {
         &self.svix_id
     }
 
-    /// What waits needs no operator to be applied, so it is discarded only by its name.
+    /// A waiting delivery is applied without an operator, so it is discarded only if its id is given.
     async fn page(
         store: &dyn Store,
         which: &Which<SvixId>,
@@ -156,7 +157,7 @@ impl Entry for Queued {
         deed == Deed::Discard || self.next_attempt_at.is_none_or(|at| at > now)
     }
 
-    /// One that says of nobody that they are deleted can never do its work.
+    /// A deletion that names no user can never be applied, so it may be discarded.
     fn is_deletion(&self) -> bool {
         self.event_type.as_deref() == Some(USER.deletion()) && self.clerk_id.is_some()
     }
@@ -218,8 +219,8 @@ impl Entry for StoredMessage {
     }
 }
 
-/// The names of all sinks that there are: of those that are configured, and of those that were, as long as anything waits
-/// for them or they are paused. What waits is counted, which can take long.
+/// The names of all sinks: those that are configured, and former ones that are paused or still have waiting messages.
+/// The waiting messages are counted, which can take long.
 ///
 /// # Errors
 /// If the database fails.

@@ -1,9 +1,9 @@
-//! How much is taken on at once: as much as can lately be done in time. What takes too long makes the next portion a quarter
-//! of it, what goes well makes it twice as much again.
+//! Adapts the amount of work to what can be done in time. If a portion takes too long, the next one is a quarter of it;
+//! if a portion succeeds, the next one is twice as large.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The size of the next portion. Cheap, and shared by all who take portions of the same work.
+/// The size of the next portion. Cheap, and shared by all tasks that take portions of the same work.
 #[derive(Debug)]
 pub struct Pace {
     most: u32,
@@ -11,29 +11,30 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begin with the largest portion.
+    /// Start with the largest portion.
     pub fn new(most: u32) -> Self {
         Self { most, next: AtomicU32::new(most) }
     }
 
-    /// How much to take on now; at least one.
+    /// The size of the next portion; at least 1.
     pub fn portion(&self) -> u32 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// So much took too long.
+    /// Record that a portion of this size took too long.
     pub fn slower(&self, portion: u32) {
         self.next.store((portion.min(self.most) / 4).max(1), Ordering::Relaxed);
     }
 
-    /// A portion was done in time.
+    /// Record that a portion was done in time.
     pub fn faster(&self) {
         let next = self.portion().saturating_mul(2).min(self.most);
         self.next.store(next, Ordering::Relaxed);
     }
 }
 
-/// Into what a portion is divided that took too long as a whole: halves would take too long as well.
+/// The size of the parts into which a portion that took too long is divided. It is not halved: halves would take too
+/// long as well.
 pub(super) fn divided(portion: usize) -> usize {
     const FEW: usize = 16;
     if portion > FEW { FEW } else { 1 }

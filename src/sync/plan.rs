@@ -1,14 +1,14 @@
-//! Every rule about order and content, in pure code.
+//! All rules about order and content, in pure code.
 //!
-//! A batch is folded event by event, exactly as if each event had come alone. So the outcome of an event never depends on
-//! the company it came in.
+//! A batch is folded event by event, exactly as if each event had arrived alone. So the outcome of an event never
+//! depends on the other events in its batch.
 //!
-//! The deletion of an object deletes what goes with it, in the same transaction; later events about that are stale. Of two
-//! live objects that cannot both be, such as memberships of one person in one organization, the one that was created last is
-//! the one that is.
+//! The deletion of an object also deletes its children, in the same transaction; later events about them are stale. If
+//! two live objects exclude each other, such as two memberships of one person in one organization, the one that was
+//! created last stays.
 //!
-//! With `UNIQUE_EMAIL` two users meet in an address. It belongs to the one whose row has the newer version of Clerk's; the
-//! other's `email` becomes NULL. Versions are Clerk's own, so replicas agree, whatever the order in which events come.
+//! With `UNIQUE_EMAIL` an address belongs to the user whose row has the newer version from Clerk; the other user's
+//! `email` becomes NULL. Versions come from Clerk, so all replicas agree, whatever the order of the events.
 
 use std::{
     borrow::Cow,
@@ -27,46 +27,46 @@ use crate::{
     store::{Address, Advance, Outgoing},
 };
 
-/// What is stored of the objects of a batch: of those that the changes are about, of what goes with those that are deleted,
-/// of live ones that cannot be beside them, and the registers of their parents.
+/// What is stored about the objects of a batch: the changed objects, the children of deleted ones, their live rivals,
+/// and the registers of their parents.
 #[derive(Debug, Default)]
 pub struct Stored {
     pub registers: HashMap<ClerkId, Register>,
     pub objects: HashMap<ClerkId, Object>,
-    /// Where an address has one owner: whose those are that the changes are about. Registers and rows of the owners are
-    /// among those above.
+    /// With unique addresses: the owners of the addresses in the changes. Registers and rows of the owners are included
+    /// above.
     pub addresses: Option<Vec<Address>>,
 }
 
-/// What to write, and what to answer.
+/// The writes and the outcomes.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// One per change, in the order of the changes.
     pub outcomes: Vec<Outcome>,
     pub registers: Vec<Advance>,
-    /// Users who have an address until now that is given to somebody else here: to be taken from them before that.
+    /// Users whose address goes to another user in this plan. It must be cleared before the other user's row is written.
     pub released: Vec<ClerkId>,
-    /// Rows in the place of others that are written here: to be marked as deleted before that.
+    /// Rows that are displaced by rows written here. They must be marked as deleted first.
     pub displaced: Vec<(ClerkId, DateTime<Utc>)>,
     pub inserts: Vec<Object>,
     pub updates: Vec<Object>,
-    /// Lines for what is inserted and updated. Those of erasures depend on what the database allows.
+    /// Audit lines for inserts and updates. The lines for erasures depend on what the database allows.
     pub audit: Vec<AuditEntry>,
-    /// What other systems are told of what is inserted and updated, of each user in the order of the changes.
+    /// Messages to sinks about inserts and updates; for each user in the order of the changes.
     pub messages: Vec<Outgoing>,
-    /// Rows to mark as deleted at this time, because their erasure is held back. The rows above may be among them.
+    /// Rows to mark as deleted at this time, because their erasure is delayed. May include rows from above.
     pub held: Vec<(ClerkId, DateTime<Utc>)>,
-    /// Rows to take that mark from.
+    /// Rows to remove that mark from.
     pub kept: Vec<(ClerkId, DateTime<Utc>)>,
-    /// Written last: the rows above may be among them.
+    /// Written last; may include rows from above.
     pub erasures: Vec<Erasure>,
-    /// Users who were to be erased once more, and of whom nothing is left to erase; and which change asks for it, as an index
-    /// into the changes.
+    /// Users that were to be erased again although nothing is left to erase, with the index of the change that requests
+    /// it.
     pub gone: Vec<(ClerkId, usize)>,
 }
 
 impl Plan {
-    /// Whether nothing is written but registers, rows and lines of audit of this kind.
+    /// Whether the plan writes only registers, rows and audit lines of this kind.
     pub fn is_only_rows_of(&self, entity: &'static Entity) -> bool {
         let Self { released, displaced, messages, held, kept, erasures, gone, .. } = self;
         let mut rows = self.inserts.iter().chain(&self.updates);
@@ -81,21 +81,21 @@ impl Plan {
     }
 }
 
-/// A user to take out.
+/// An object to erase.
 #[derive(Clone, Debug)]
 pub struct Erasure {
     pub clerk_id: ClerkId,
-    /// Which change asks for it, as an index into the changes.
+    /// The index of the change that requests it.
     pub change: usize,
-    /// Whether there ever was anything of them here.
+    /// Whether anything about the object was ever stored here.
     pub known: bool,
-    /// Whether a row that stood goes now, and did not resist an erasure before.
+    /// Whether an existing row is erased now, and no earlier erasure of it failed.
     pub leaves: bool,
-    /// When it was first asked for.
+    /// When the erasure was first requested.
     pub requested_at: DateTime<Utc>,
 }
 
-/// Whether a change can matter, so that its user's row has to be loaded.
+/// Whether a change can matter, so that the row of its object must be loaded.
 pub fn is_news(delivery: &Delivery, change: &Change, register: Option<&Register>) -> bool {
     match (&change.news, register) {
         (News::Upsert { .. }, Some(register)) => {
@@ -105,31 +105,31 @@ pub fn is_news(delivery: &Delivery, change: &Change, register: Option<&Register>
     }
 }
 
-/// Whether it shows a user as Clerk has it, and not what once changed.
+/// Whether the source shows the current state of an object at Clerk, and not a past change.
 fn shows_state(source: Source) -> bool {
     matches!(source, Source::Backfill | Source::Reconcile | Source::Api)
 }
 
-/// Whether this is what Clerk's Backend API shows of just the version that is known here. It can have been read before the
-/// webhook about that version was sent, and so seem older, without being news or out of date.
+/// Whether the change is the Backend API's view of exactly the version that is known here. It may have been read before
+/// the webhook about that version was sent, and so look older. Then it is neither news nor out of date.
 fn shows(change: &Change, register: &Register) -> bool {
     change.version.tie.is_empty() && change.version.version == register.version.version
 }
 
-/// Whether the owner of an address keeps it, whose register this is, from this user with this version of Clerk's.
+/// Whether the owner of an address, with this register, keeps it when this user with this version from Clerk claims it.
 pub(super) fn keeps(owner: (&ClerkId, Option<&Register>), claimer: (&ClerkId, i64)) -> bool {
     let version = owner.1.map_or(i64::MIN, |register| register.version.version);
-    // Ids decide between equals, so that all replicas agree.
+    // Between equal versions the ids decide, so that all replicas agree.
     owner.1.is_none_or(|register| !register.deleted) && (version, owner.0) > (claimer.1, claimer.0)
 }
 
-/// The objects of a batch, on the way through the events.
+/// The objects of a batch while the events are applied to them.
 type Folds = BTreeMap<ClerkId, Fold>;
 
 /// A change, with its index among the changes.
 type Cause<'a> = (usize, &'a Delivery, &'a Change);
 
-/// Decide about changes that were never seen before, in the order in which they came.
+/// Decide about changes that were never seen before, in the order in which they arrived.
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
     let mut addresses = Addresses::new(&mut stored);
@@ -139,12 +139,12 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         let fold = Fold::new(stored.registers.remove(&id), stored.objects.remove(&id));
         folds.insert(id, fold);
     }
-    // What is left of the registers is that of parents that no change is about.
+    // The remaining registers are those of parents without a change.
     let parents = stored.registers;
     let mut places = Places::new(&folds);
     let goes_with_others = |id: &&ClerkId| id.entity().has_parents() || id.entity().address().is_some();
     let kin: Vec<ClerkId> = folds.keys().filter(goes_with_others).cloned().collect();
-    // As they were before: whose row goes has none any more.
+    // The addresses before the batch, because an erased row loses its address.
     let known_by =
         |(id, fold): (&ClerkId, &Fold)| Some((id.clone(), address(fold.user.as_ref()?, user::EMAIL)?));
     let people = folds.iter().filter(|(id, _)| id.entity() == &USER);
@@ -155,7 +155,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
         if has_no_parent(change, &folds, &parents) {
-            // A row that did not say yet where it belongs.
+            // A row that did not name its parent yet.
             if folds.get(id).is_some_and(|fold| fold.user.is_some()) {
                 plan.erasures.extend(bury(&mut folds, id, cause, now));
             }
@@ -216,7 +216,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             }
         }
         addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
-        // Who was upserted has lost it already.
+        // An upserted user has already lost it.
         let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
         if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
             fold.give_up_address();
@@ -237,19 +237,19 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     plan
 }
 
-/// Take out an object that no change deletes, because it cannot be any more after this one.
+/// Erase an object that no change deletes, because after this change it can no longer exist.
 fn bury(folds: &mut Folds, id: &ClerkId, cause: Cause<'_>, now: DateTime<Utc>) -> Option<Erasure> {
     let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
     fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
 }
 
-/// The ids of its parents that a change names.
+/// The parents' ids that a change names.
 pub(super) fn parents(change: &Change) -> impl Iterator<Item = ClerkId> + '_ {
     let named = change.clerk_id.entity().parents();
     named.filter_map(|(field, parent)| ClerkId::new(parent, change.patch()?.get(field)?.text()?))
 }
 
-/// Whether a parent is deleted of what a change shows as being there.
+/// Whether a change shows an object whose parent is deleted.
 fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Register>) -> bool {
     parents(change).any(|parent| match folds.get(&parent) {
         Some(fold) => fold.is_deleted(),
@@ -257,7 +257,7 @@ fn has_no_parent(change: &Change, folds: &Folds, registers: &HashMap<ClerkId, Re
     })
 }
 
-/// Those of `kin` that go with an object: by its id, or by the address that this user was known by.
+/// Those of `kin` that are deleted with an object: they refer to its id, or to the address that this user was known by.
 fn children(
     parent: &ClerkId,
     kin: &[ClerkId],
@@ -280,7 +280,8 @@ fn children(
     kin.iter().filter(is_child).cloned().collect()
 }
 
-/// The parts of each object that a change shows with all of its parts: those before the batch, and those that come with it.
+/// The parts of each object that a change shows with all of its parts: those stored before the batch, and those added
+/// by it.
 struct Parts(HashMap<ClerkId, BTreeSet<ClerkId>>);
 
 impl Parts {
@@ -311,7 +312,7 @@ impl Parts {
         Self(parts)
     }
 
-    /// Those that were inside of an object, and are not among those that it is shown with.
+    /// Former parts of an object that are not among the parts it is now shown with.
     fn gone(&self, (delivery, change): (&Delivery, &Change), folds: &Folds) -> Vec<ClerkId> {
         let is_shown = |part: &ClerkId| delivery.nested.iter().any(|shown| shown.clerk_id == *part);
         let parts = self.0.get(&change.clerk_id).into_iter().flatten();
@@ -323,12 +324,12 @@ impl Parts {
     }
 }
 
-/// An e-mail address as it is compared.
+/// An e-mail address in the form used for comparing.
 fn address(row: &Object, field: Field) -> Option<String> {
     Some(row.profile[field].text()?.to_lowercase())
 }
 
-/// The values of a row in the columns of which no two live rows may have the same.
+/// The values of a row in the columns that must be unique among live rows.
 pub(super) fn key<'a>(
     entity: &'static Entity,
     value: impl Fn(Field) -> Option<&'a Value>,
@@ -337,7 +338,7 @@ pub(super) fn key<'a>(
     names.collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
 }
 
-/// Which object stands where only one can, on the way through the events.
+/// The object at each unique key, while the events are applied.
 struct Places(HashMap<(&'static str, Vec<String>), ClerkId>);
 
 impl Places {
@@ -349,7 +350,7 @@ impl Places {
         places
     }
 
-    /// An object stands there now.
+    /// Record that an object is now at its place.
     fn take(&mut self, user: Option<&Object>) {
         if let Some(user) = user
             && let Some(place) = Self::of(user)
@@ -363,8 +364,8 @@ impl Places {
         Some((entity.kind, key(entity, |field| Some(&user.profile[field]))?))
     }
 
-    /// Of a change and of another object that stands where it shows one, which was created before the other, and so is no
-    /// more. What is out of date shows where an object was.
+    /// If the object of a change and another object exclude each other, the id of the one that was created first: it no
+    /// longer exists. An outdated change displaces nothing.
     fn loser(&self, delivery: &Delivery, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let fold = folds.get(&change.clerk_id)?;
         if !fold.would_upsert(delivery, change) {
@@ -372,7 +373,7 @@ impl Places {
         }
         let rival = self.rival(change, folds)?;
         let born = |id: &ClerkId| folds.get(id)?.user.as_ref()?.created_at;
-        // Who does not say since when counts from the news of it.
+        // An object without a creation time counts from its version.
         let heard = |id: &ClerkId| time(folds.get(id)?.register.as_ref()?.version.version);
         let said = match &change.news {
             News::Upsert { created_at, .. } | News::Adopt { created_at, .. } => *created_at,
@@ -383,7 +384,7 @@ impl Places {
         Some(if (ours, &change.clerk_id) < (theirs, &rival) { change.clerk_id.clone() } else { rival })
     }
 
-    /// Which other object stands where a change shows one.
+    /// Another object at the place that a change claims.
     fn rival(&self, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let entity = change.clerk_id.entity();
         let fold = folds.get(&change.clerk_id)?;
@@ -396,7 +397,7 @@ impl Places {
         (Self::of(fold.user.as_ref()?)? == place).then(|| rival.clone())
     }
 
-    /// Rows that go must not be in the way of those that are written before.
+    /// Ensure that erased rows do not block the rows that are written before the erasure.
     fn clear(&self, folds: &mut Folds, displaced: &mut Vec<(ClerkId, DateTime<Utc>)>, now: DateTime<Utc>) {
         if self.0.is_empty() {
             return;
@@ -416,15 +417,15 @@ impl Places {
     }
 }
 
-/// Whose an address is, on the way through the events.
+/// The owners of addresses, while the events are applied.
 struct Addresses {
     /// Whether an address has one owner at a time.
     unique: bool,
-    /// As the database compares them, by how they are written.
+    /// Each address as the database compares it, by its original spelling.
     folded: HashMap<String, String>,
-    /// Who has one now.
+    /// The current owners.
     owners: HashMap<String, ClerkId>,
-    /// Who has one in the database.
+    /// The owners in the database.
     before: Vec<(String, ClerkId)>,
 }
 
@@ -440,7 +441,7 @@ impl Addresses {
             this.folded.insert(given, folded);
         }
         if !unique {
-            // The application may see to it that they are unique.
+            // The application may enforce unique addresses.
             let email = |user: &Object| Some((folded(email_of(user)?), user.clerk_id.clone()));
             this.before = stored.objects.values().filter_map(email).collect();
         }
@@ -451,7 +452,7 @@ impl Addresses {
         self.folded.get(email).cloned().unwrap_or_else(|| folded(email))
     }
 
-    /// Who has to give up an address for a change that is about to be made: its user, or who has it now.
+    /// The user who has to give up an address if a change is applied: the user of the change, or the current owner.
     fn claim(&self, folds: &Folds, delivery: &Delivery, change: &Change, rules: &Rules) -> Option<ClerkId> {
         if !self.unique {
             return None;
@@ -468,7 +469,7 @@ impl Addresses {
                 if fold.would_upsert(delivery, change) {
                     (email, version.max(fold.version()), true)
                 } else {
-                    // It is only compared with what is here.
+                    // The change is only compared with what is here.
                     fold.register.as_ref().filter(|known| shows(change, known))?;
                     (email, version, false)
                 }
@@ -485,7 +486,7 @@ impl Addresses {
         }
     }
 
-    /// This user has this address now and no other.
+    /// Record that this user now has this address and no other.
     fn move_to(&mut self, id: &ClerkId, email: Option<&str>) {
         if !self.unique {
             return;
@@ -496,7 +497,8 @@ impl Addresses {
         }
     }
 
-    /// Who has an address in the database that is somebody else's in the end. What comes and goes with this batch gets none.
+    /// Users whose address in the database belongs to another user after the batch. A user who is inserted and erased
+    /// in this batch does not get the address.
     fn released(&self, folds: &mut Folds) -> Vec<ClerkId> {
         let wants = |fold: &Fold| {
             let email = if self.unique { fold.live_email() } else { fold.email() };
@@ -511,7 +513,8 @@ impl Addresses {
                 fold.give_up_address();
             }
         }
-        // Whoever is written anew gets what they have in the end; a row that is held back is marked and keeps it.
+        // Only rows that are written or erased: a written row gets its final address then. A row whose erasure is
+        // delayed is marked as deleted and keeps its address.
         let goes = |fold: &Fold| (fold.row_moved || fold.end.is_some()) && fold.held_until().is_none();
         let released = self.before.iter().filter(|(email, id)| of_another(email, id));
         let released = released.filter(|(_, id)| folds.get(id).is_some_and(goes)).map(|(_, id)| id);
@@ -524,7 +527,7 @@ pub(super) fn email_in(change: &Change) -> Option<&str> {
     change.patch()?.get(user::EMAIL)?.text()
 }
 
-/// The address of a user. Whatever else an object has in that place is none.
+/// The address of a user; `None` for objects of other kinds.
 fn email_of(user: &Object) -> Option<&str> {
     user.profile[user::EMAIL].text().filter(|_| *user.clerk_id.entity() == USER)
 }
@@ -533,12 +536,12 @@ fn time(unix_ms: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(unix_ms)
 }
 
-/// About as databases compare addresses.
+/// Approximates how databases compare addresses.
 fn folded(email: impl AsRef<str>) -> String {
     email.as_ref().to_lowercase()
 }
 
-/// A line of the audit trail about what a delivery did.
+/// An audit line about the effect of a delivery.
 pub(super) fn entry(
     delivery: &Delivery,
     change: &Change,
@@ -558,7 +561,7 @@ pub(super) fn entry(
     }
 }
 
-/// One user on the way through their events.
+/// One object while its events are applied.
 struct Fold {
     stored: Option<Register>,
     register: Option<Register>,
@@ -569,15 +572,15 @@ struct Fold {
     end: Option<End>,
 }
 
-/// What a deletion came to.
+/// The result of a deletion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Erased,
-    /// It was asked for once more, by this change, and found done.
+    /// This change requested the erasure again, and it was already complete.
     Gone(usize),
 }
 
-/// What an upsert did.
+/// The result of an upsert.
 enum Step {
     Stale,
     /// Newer, or of the same version, but no allow-listed field differs.
@@ -596,19 +599,19 @@ impl Fold {
         email_of(self.user.as_ref()?)
     }
 
-    /// The address of a row that counts among the living.
+    /// The address of a live row.
     fn live_email(&self) -> Option<&str> {
         self.email().filter(|_| self.end.is_none() && self.is_live())
     }
 
-    /// Whether the row counts among the living, or would if it were made.
+    /// Whether the row is live, or would be if it were created.
     fn is_live(&self) -> bool {
         let was_held = self.stored.as_ref().is_some_and(|register| register.held_until.is_some());
         let marked = self.user.as_ref().is_some_and(|user| user.deleted_at.is_some());
         self.held_until().is_none() && (!marked || was_held)
     }
 
-    /// Clerk's version of the row.
+    /// The row's version from Clerk.
     fn version(&self) -> i64 {
         self.register.as_ref().map_or(i64::MIN, |register| register.version.version)
     }
@@ -620,21 +623,21 @@ impl Fold {
         }
     }
 
-    /// The register, made blank if there is none.
+    /// The register; created blank if there is none.
     fn register_mut(&mut self) -> &mut Register {
         let blank =
             || Register { version: Version::BLANK, deleted: false, held_until: None, held_since: None };
         self.register.get_or_insert_with(blank)
     }
 
-    /// Note a version in the register, if it is newer.
+    /// Record a version in the register, if it is newer.
     fn advance(&mut self, version: &Version) {
         if self.register.as_ref().is_none_or(|known| *version > known.version) {
             self.register_mut().version = version.clone();
         }
     }
 
-    /// Tell other systems of the row as it is now, after a change that may be about another object.
+    /// Write the messages about the row in its current state, after a change that may be about another object.
     fn tell(
         &mut self,
         action: AuditAction,
@@ -650,7 +653,7 @@ impl Fold {
         }
     }
 
-    /// Whether an upsert would write: if it is newer, or if there is no row and it comes back from a user as Clerk shows it.
+    /// Whether an upsert would write: it is newer, or the row is missing and the current state at Clerk restores it.
     fn would_upsert(&self, delivery: &Delivery, change: &Change) -> bool {
         let restores = shows_state(delivery.source) && self.user.is_none();
         let known = self.register.as_ref();
@@ -666,19 +669,21 @@ impl Fold {
         self.register.as_ref().and_then(|register| register.held_until)
     }
 
-    /// Whether anything of this user was ever here, if only a delivery that was parked.
+    /// Whether anything about this object was ever stored here, even if only a parked delivery.
     fn is_known(&self) -> bool {
         self.stored.is_some() || self.user.is_some()
     }
 
-    /// Whether there is no row, and the register knows of no event.
+    /// Whether there is no row, and the register records no event.
     fn is_blank(&self) -> bool {
         self.user.is_none() && self.register.as_ref().is_none_or(Register::is_blank)
     }
 
-    /// A row that is not there may come back from a user as Clerk shows it, though not the newest that we heard of: what is
-    /// newer is still to come, or was removed with the row. And what Clerk shows is no news to anybody if only times that move
-    /// by themselves differ; they are written, and that is all.
+    /// Apply an upsert.
+    ///
+    /// A missing row may be restored from the current state at Clerk, even if the register knows a newer version: the
+    /// newer change is still to come, or was removed with the row. If the current state differs only in times that move
+    /// by themselves, they are written, but there is no audit line and no message.
     fn upsert(
         &mut self,
         (delivery, change): (&Delivery, &Change),
@@ -689,14 +694,14 @@ impl Fold {
     ) -> Step {
         let fields = rules.fields(change.clerk_id.entity());
         let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
-        // Every event of the object around it shows it once more.
+        // Every event of the object that contains this one shows it again.
         let is_inside = delivery.clerk_id.as_ref() != Some(&change.clerk_id);
         if is_inside
             && self.version() == change.version.version
             && !self.is_deleted()
             && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
         {
-            // What an older event says of it is stale from now on.
+            // This makes older events about it stale.
             self.advance(&change.version);
             return Step::Unchanged;
         }
@@ -719,7 +724,7 @@ impl Fold {
             deleted_at: None,
         });
         let mut changed = user.profile.apply(patch, fields);
-        // What only the whole of it says was not asked for.
+        // The raw object is not reported: if only it differs, then only in fields that are not synced.
         changed.retain(|field| !field.is_raw());
         user.created_at = created_at.or(user.created_at);
         user.updated_at = updated_at;
@@ -732,8 +737,8 @@ impl Fold {
         }
     }
 
-    /// Hold a deletion back, if that is wanted and there is somebody to hold back. The version stays, for what happened
-    /// before the deletion may come after it.
+    /// Delay a deletion, if there is a grace period and a row to keep. The version stays, because events from before
+    /// the deletion may still arrive.
     fn hold(&mut self, rules: &Rules, now: DateTime<Utc>) -> bool {
         let register = self.register.as_ref();
         let is_due = register.is_some_and(|known| known.deleted || known.held_until.is_some());
@@ -747,7 +752,7 @@ impl Fold {
         true
     }
 
-    /// Whether there was a deletion to take back.
+    /// Cancel a delayed deletion; returns whether there was one.
     fn keep(&mut self) -> bool {
         self.register.as_mut().is_some_and(|register| {
             register.held_since = None;
@@ -755,8 +760,8 @@ impl Fold {
         })
     }
 
-    /// Whether there is anything to erase now: deletion is terminal, so a second one finds nothing to do, unless the
-    /// row still stands because the application's constraints refused before.
+    /// Whether there is anything to erase now. A deletion is final, so a second one finds nothing to do, unless the row
+    /// still exists because the application's constraints refused its erasure before.
     fn erase(&mut self, index: usize, news: &News, version: &Version, now: DateTime<Utc>) -> bool {
         if self.register.as_ref().is_some_and(|known| known.deleted) {
             let stands = self.user.as_ref().is_some_and(|user| !user.is_anonymized());
@@ -766,7 +771,7 @@ impl Fold {
         }
         let wanted = match (news, self.held_until()) {
             (News::Erase(EraseIf::Always), _) => true,
-            // A second one waits with the first.
+            // A second deletion waits with the first.
             (News::Delete, held) => held.is_none(),
             (News::Erase(EraseIf::TimeIsOver), Some(until)) => until <= now,
             (News::Erase(EraseIf::Held), held) => held.is_some(),
@@ -777,13 +782,13 @@ impl Fold {
             *self.register_mut() =
                 Register { version: version.clone(), deleted: true, held_until: None, held_since: None };
             self.end = Some(End::Erased);
-            // Whoever never heard of the user need not begin now.
+            // A sink that never received the user does not have to receive them now.
             self.messages.clear();
         }
         wanted
     }
 
-    /// Erase it, for this cause, if there is anything to erase now.
+    /// Erase the object, for this cause, if there is anything to erase now.
     fn take_out(
         &mut self,
         id: &ClerkId,
@@ -792,7 +797,7 @@ impl Fold {
         now: DateTime<Utc>,
     ) -> Option<Erasure> {
         let known = self.is_known();
-        // A row that nobody has tried to erase.
+        // The row exists, and its erasure was not tried before.
         let leaves = !self.row_is_new && !self.stored.as_ref().is_some_and(|register| register.deleted);
         let held_since = self.register.as_ref().and_then(|register| register.held_since);
         let requested_at = held_since.unwrap_or(delivery.event_at).min(now);
@@ -806,7 +811,7 @@ impl Fold {
         let was_held = self.stored.as_ref().is_some_and(|register| register.held_until.is_some());
         let since = |register: &Option<Register>| register.as_ref().and_then(|register| register.held_since);
         match (since(&self.register), since(&self.stored)) {
-            // A row that is made anew needs the mark as well.
+            // A row that is created again needs the mark as well.
             (Some(since), _) if !was_held || (self.row_is_new && self.row_moved) => {
                 plan.held.push((id.clone(), since));
             }
@@ -868,7 +873,7 @@ mod tests {
         }
     }
 
-    /// An event that names the user, at this time.
+    /// An event that sets the user's first name, at this time.
     fn named(svix_id: &str, time: i64, first_name: &str) -> Delivery {
         delivery_at(svix_id, version(time, svix_id), first_name)
     }
@@ -933,7 +938,7 @@ mod tests {
 
     #[test]
     fn an_event_that_shows_a_part_unchanged_makes_older_ones_stale() {
-        // What is inside of another object, and says that it is of version 5.
+        // A nested object, which claims to have version 5.
         let inside = |svix_id: &str, event_at, first_name| {
             let version = Version { version: 5, event_at, tie: svix_id.to_owned() };
             Delivery { clerk_id: ClerkId::new(&USER, "user_2"), ..delivery_at(svix_id, version, first_name) }
@@ -1025,7 +1030,7 @@ mod tests {
             assert!(is_news(&read, change, Some(register)), "the row is needed");
         }
         assert_eq!(planned(&[read(10, 12, "Ada")], here(true)).outcomes, [Outcome::Stale]);
-        // A webhook of the same time is no read.
+        // A webhook with the same time is not an API read.
         assert_eq!(
             planned(
                 &[delivery_at(
@@ -1062,7 +1067,7 @@ mod tests {
         assert!(plan.registers.is_empty());
     }
 
-    /// The plan of these where deletions are held back for 500 s; the clock says 1,000,000 ms.
+    /// The plan for these deliveries with a grace period of 500 s; the clock shows 1,000,000 ms.
     fn held_back(deliveries: &[Delivery], stored: Stored) -> Plan {
         planned_by(&Rules { grace: TimeDelta::seconds(500), ..rules() }, deliveries, stored)
     }
@@ -1105,7 +1110,7 @@ mod tests {
     #[test]
     fn what_is_held_back_ends_by_time_by_hand_or_not_at_all() {
         let due = |until: i64, news: News| {
-            // The mark is the application's.
+            // The application set the mark.
             let stored = known(register(false, Some(until)), Some(row(Some(at(3)))));
             held_back(&[without_webhook(30, news)], stored)
         };
@@ -1122,7 +1127,7 @@ mod tests {
             assert_eq!(plan.outcomes, [if erased { Outcome::Applied } else { Outcome::Stale }], "{news:?}");
             assert!(plan.kept.is_empty());
             if erased {
-                assert_eq!(plan.erasures[0].requested_at, at(7), "since it is held back");
+                assert_eq!(plan.erasures[0].requested_at, at(7), "since the erasure was delayed");
                 assert_eq!(plan.registers[0].register.held_until, None);
             }
         }
@@ -1158,16 +1163,16 @@ mod tests {
             let plan = planned(&[read(source)], known(register(false), None));
             assert_eq!(plan.outcomes, [Outcome::Applied], "{source:?}");
             assert_eq!(plan.inserts.len(), 1, "{source:?}");
-            assert!(plan.registers.is_empty(), "what is newest stays known");
-            // Not if it stands, and nobody comes back from the dead.
+            assert!(plan.registers.is_empty(), "the newest version stays known");
+            // Not if the row exists; and a deleted user is never restored.
             let stands = planned(&[read(source)], known(register(false), Some(row(None))));
             assert_eq!(stands.outcomes, [Outcome::Stale], "{source:?}");
             assert_eq!(planned(&[read(source)], known(register(true), None)).outcomes, [Outcome::Stale]);
             let (delivery, older) = (read(source), register(false));
             let Content::Change(change) = &delivery.content else { panic!("a change") };
-            assert!(is_news(&delivery, change, Some(&older)), "its row has to be looked for");
+            assert!(is_news(&delivery, change, Some(&older)), "its row must be loaded");
         }
-        // An old event says nothing of the present.
+        // An old event says nothing about the present.
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register(false), None));
         assert_eq!(plan.outcomes, [Outcome::Stale]);
     }

@@ -1,12 +1,20 @@
-//! Comparing what is here with what is at Clerk, and mending the difference.
+//! Reconcile: compare the database with Clerk, and fix the differences.
 //!
-//! Users that are missing, stale or different are mended through the rules, like any other news. Users that are not at
-//! Clerk are deleted only after a complete scan that saw as many as Clerk counts, only if nobody wrote them meanwhile, only
-//! once Clerk has said of each of them that it does not know it, and never many or half of all at once unless that is
-//! allowed: an answer that is incomplete, or of another instance, must not empty the table. Nor does anybody go by itself
-//! while users of several instances may be here. Whoever is erased here and alive at Clerk is
-//! reported and left alone: deletion is final. So is whoever is deleted here with the erasure held back: only an operator
-//! takes that back. A time at Clerk that moved alone, as it does with every sign-in, is no difference.
+//! Users that are missing, stale or different are fixed through the rules, like any other news. A user that Clerk does
+//! not show is deleted only if all of these hold, so that an incomplete answer, or one from another instance, cannot
+//! empty the table:
+//!
+//! - The scan was complete: it saw as many users as Clerk counts.
+//! - The user was not written in the meantime.
+//! - Clerk, asked about this user, has confirmed that it does not know the user.
+//! - At most 50 users or one in 20 would be deleted at once, whichever is more, and fewer than half of all.
+//! - The users here can only belong to one instance.
+//!
+//! The operator can override the last two conditions.
+//!
+//! A user that is erased here but alive at Clerk is only reported, because a deletion is final. A user whose erasure is
+//! delayed here is only reported too: only an operator cancels that. A time that moved at Clerk alone, as it does with
+//! every sign-in, is not a difference.
 
 use std::{
     cmp::Ordering,
@@ -47,35 +55,35 @@ use crate::{
     telemetry,
 };
 
-/// So many users may always be deleted in one run …
+/// This many users may always be deleted in one run …
 const DELETIONS: u64 = 50;
 
-/// … or one of so many.
+/// … or one in this many.
 const DELETIONS_ONE_IN: u64 = 20;
 
-/// Users of a kind that are named in the report.
+/// How many users of each group the report names.
 const NAMED: usize = 20;
 
 /// Ids looked up at once.
 const STEP: u32 = 1000;
 
-/// Users that Clerk is asked about at the same time.
+/// Concurrent requests to Clerk about single users.
 const CONFIRMATIONS: usize = 16;
 
-/// How a user can differ.
+/// The kinds of differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriftKind {
-    /// At Clerk, and not here.
+    /// At Clerk, but not here.
     Missing,
     /// Older here.
     Stale,
-    /// As new here or newer, and not the same.
+    /// As new or newer here, but not identical.
     Different,
-    /// Here, and not at Clerk.
+    /// Here, but not at Clerk.
     NotAtClerk,
-    /// Deleted here, and alive at Clerk.
+    /// Deleted here, but alive at Clerk.
     ErasedHere,
-    /// To be erased here when the time is over, and alive at Clerk.
+    /// Alive at Clerk, but to be erased here after the grace period.
     HeldHere,
 }
 
@@ -96,35 +104,35 @@ impl DriftKind {
     }
 }
 
-/// What the operator wants.
+/// The operator's options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Report only.
+    /// Only report.
     pub dry_run: bool,
-    /// However many are not at Clerk.
+    /// Delete without a limit on the number.
     pub allow_mass_delete: bool,
-    /// Do not look for what is not at Clerk.
+    /// Do not look for objects that Clerk does not have.
     pub only_mend: bool,
 }
 
-/// Why users who seem not to be at Clerk are not deleted unless that is allowed.
+/// Why users that seem not to be at Clerk are not deleted unless the operator allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Doubt {
-    /// The users are of another instance since then.
+    /// The instance that users come from has changed.
     InstanceChanged,
-    /// Events of several instances are taken in, and the key is of one.
+    /// Events of several instances are accepted, but the key belongs to one of them.
     SeveralInstances,
-    /// Nobody who is here is there.
+    /// None of the users here is at Clerk.
     OtherInstance,
-    /// Half of those who are here, or more.
+    /// Half or more of the users here are not at Clerk.
     MostOfThem,
-    /// More than one run deletes.
+    /// More than one run may delete.
     TooMany,
 }
 
 impl Doubt {
-    /// About so many strangers among the users who were here before.
+    /// The doubt about this many strangers among the users that were here before.
     fn about(strangers: u64, before: u64, changed: bool, pin: &Pin) -> Option<Self> {
         if strangers == 0 {
             None
@@ -145,49 +153,47 @@ impl Doubt {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::InstanceChanged => "and users come from another instance of Clerk since --change-instance",
+            Self::InstanceChanged => "and since --change-instance users come from another Clerk instance",
             Self::SeveralInstances => {
-                "and with CLERK_INSTANCE_ID=any they may be of another instance than CLERK_SECRET_KEY"
+                "and with CLERK_INSTANCE_ID=any they may belong to another instance than CLERK_SECRET_KEY"
             }
-            Self::OtherInstance => {
-                "not one user of this database is at Clerk: CLERK_SECRET_KEY is probably of another instance"
-            }
+            Self::OtherInstance => "all that are here: CLERK_SECRET_KEY probably belongs to another instance",
             Self::MostOfThem => {
-                "half of all that are here or more: CLERK_SECRET_KEY may be of another instance"
+                "half or more of all that are here: CLERK_SECRET_KEY may belong to another instance"
             }
-            Self::TooMany => "more than one run deletes",
+            Self::TooMany => "more than one run may delete",
         })
     }
 }
 
-/// Users of one kind.
+/// A group of users.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Drift {
     pub users: u64,
-    /// Some of them.
+    /// Ids of some of them.
     pub ids: Vec<String>,
 }
 
-/// What a complete comparison found and did.
+/// The result of a complete comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Comparison {
     /// Users at Clerk.
     pub seen: u64,
     #[serde(flatten)]
     drift: DriftByKind,
-    /// Whose `updated_at` or `last_active_at` moved at Clerk, and nothing else that is synced. That is no drift: nobody is
-    /// told of it, though the times are written.
+    /// Users whose `updated_at` or `last_active_at` moved at Clerk, and no other synced field. This is not drift: the
+    /// times are written, but no messages are sent.
     pub touched: u64,
-    /// Written, of the first three.
+    /// Missing, stale and different users that were fixed.
     pub mended: u64,
-    /// Different, and newer here by the register, so that no rule lets the API's older state in.
+    /// Users that differ, but whose register is newer, so that no rule accepts the API's older state.
     pub unmended: u64,
-    /// Of those not at Clerk.
+    /// Users not at Clerk that were deleted.
     pub deleted: u64,
-    /// Not at Clerk as it seems, and not deleted because there is a doubt.
+    /// Users that seem not to be at Clerk, but were not deleted because of a doubt.
     pub withheld: u64,
     pub doubt: Option<Doubt>,
-    /// At Clerk, and not usable or not storable.
+    /// Users at Clerk that cannot be used or stored.
     pub left_out: Counts,
     /// Whether the feature is switched off at Clerk, so that there was nothing to compare with.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -206,12 +212,12 @@ impl Default for DriftByKind {
 }
 
 impl Comparison {
-    /// The users of a kind.
+    /// The users with this kind of difference.
     pub fn of(&self, kind: DriftKind) -> &Drift {
         &self.drift.0[kind.name()]
     }
 
-    /// Whether anything differs.
+    /// Whether there is any difference.
     pub fn has_drift(&self) -> bool {
         self.drift.0.values().any(|drift| drift.users > 0)
     }
@@ -225,26 +231,26 @@ impl Comparison {
     }
 }
 
-/// What is remembered of a reconcile: `sync_runs.progress`.
+/// What is stored about a reconcile run, in `sync_runs.progress`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Summary {
     /// Users at Clerk.
     pub seen: u64,
-    /// Users that differed, by kind; kinds without any are left out.
+    /// Users that differed, by kind of difference; kinds without any are left out.
     pub drift: BTreeMap<String, u64>,
-    /// Of those, how many do not differ any more.
+    /// How many of those no longer differ.
     pub mended: u64,
 }
 
 impl Summary {
-    /// Of this run, if it is one that came to its end.
+    /// The summary of this run, if it was completed.
     pub fn of(run: &Run) -> Option<Self> {
         run.finished_at?;
         serde_json::from_str(&run.progress).ok()
     }
 
-    /// Users that differed.
+    /// Number of users that differed.
     pub fn differed(&self) -> u64 {
         self.drift.values().sum()
     }
@@ -261,17 +267,18 @@ impl From<&Comparison> for Summary {
     }
 }
 
-/// What tells runs of one kind from those of others.
+/// Distinguishes the runs for one kind of object from those for others.
 pub fn parameters(entity: &Entity) -> &'static str {
-    // A run of users that was begun before there were other kinds goes on.
+    // Runs over users keep the form from before there were other kinds, so that older runs can continue.
     if *entity == USER { "" } else { entity.kind }
 }
 
-/// Compare everything, and mend it unless it is a dry run. `tell` hears how many users were compared.
+/// Compare all objects of a kind, and fix the differences unless this is a dry run. `tell` receives the number of
+/// compared objects.
 ///
 /// # Errors
-/// If Clerk or the database fails for longer than we are patient. What was mended stays; nobody was deleted unless the
-/// scan was complete.
+/// If Clerk or the database fails for longer than the retries last. Fixes made until then stay; nothing is deleted
+/// unless the scan was complete.
 pub async fn reconcile(
     context: &CatchUp,
     entity: &'static Entity,
@@ -299,7 +306,7 @@ pub async fn reconcile(
         report: Mutex::default(),
         tell,
     });
-    // Before the scan adds to them.
+    // Count before the scan adds objects.
     let before = patiently(|| context.store.count_standing(entity)).await?;
     let visit: Arc<dyn Visit> = Arc::<Visitor>::clone(&visitor);
     match visitor.walk(&visit, &visitor.seen).await? {
@@ -334,21 +341,21 @@ struct Visitor {
     entity: &'static Entity,
     options: Options,
     writers: Semaphore,
-    /// Everybody at Clerk.
+    /// Everything seen at Clerk.
     seen: Arc<Seen>,
     parts: PartsHere,
     report: Mutex<Comparison>,
     tell: watch::Sender<u64>,
 }
 
-/// The parts of users that are kept here, such as e-mail addresses. Clerk has no list of them: it shows them with their users.
+/// The stored parts of users, such as e-mail addresses. Clerk has no list of them: it shows them with their users.
 #[derive(Default)]
 struct PartsHere {
-    /// How many there are.
+    /// Number of parts here.
     count: AtomicU64,
-    /// Those that Clerk shows.
+    /// The parts that Clerk shows.
     shown: Seen,
-    /// Those that Clerk does not show with the user to whom they belong here.
+    /// The parts that Clerk does not show with the user they belong to here; with that user.
     extra: Mutex<BTreeMap<ClerkId, ClerkId>>,
 }
 
@@ -386,7 +393,7 @@ impl Visit for Visitor {
                     }
                     continue;
                 }
-                // Parts of a user who differs are written with the user.
+                // The parts of a user that differs are written with the user.
                 let before = parts_to_mend;
                 for part in parts_of(&found) {
                     let fields = self.context.rules.fields(part.clerk_id.entity());
@@ -424,7 +431,7 @@ impl Visit for Visitor {
 }
 
 impl PartsHere {
-    /// Remember those of these that belong to one of the users, who is shown with all parts of the kind.
+    /// Remember the parts that belong to one of these users, if that user is shown with all parts of the kind.
     fn note<'a>(&self, parts: impl Iterator<Item = &'a ClerkId>, users: &[Found], known: &Known) {
         let whole: HashMap<&str, &Found> =
             users.iter().map(|found| (found.clerk_id.as_str(), found)).collect();
@@ -439,13 +446,13 @@ impl PartsHere {
     }
 }
 
-/// Only sees who is there.
+/// Only notes which objects exist.
 struct Look;
 
 impl Visit for Look {}
 
 impl Visitor {
-    /// Go through all objects of the kind.
+    /// Walk all objects of the kind.
     async fn walk(&self, visit: &Arc<dyn Visit>, seen: &Arc<Seen>) -> Result<Walked, CatchUpError> {
         self.context.walk((Source::Reconcile, self.entity), seen, visit).await
     }
@@ -454,7 +461,7 @@ impl Visitor {
         what(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The parts that are kept here of those users who are shown with all of their parts.
+    /// The stored parts of the users that are shown with all of their parts.
     async fn parts_here(&self, users: &[Found]) -> Result<Vec<ClerkId>, CatchUpError> {
         let whole = users.iter().filter(|found| !found.delivery.whole.is_empty());
         let mut owners: Vec<ClerkId> = whole.map(|found| found.clerk_id.clone()).collect();
@@ -467,8 +474,8 @@ impl Visitor {
         Ok(here)
     }
 
-    /// Who lost an address to another user by a newer claim has none here, though it is still shown at Clerk: that is no
-    /// drift.
+    /// A user that lost an address to another user's newer claim has no address here, although Clerk still shows it.
+    /// This is not drift.
     async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), CatchUpError> {
         let email = |found: &Found| match &found.delivery.content {
             Content::Change(change) => email_in(change).map(str::to_owned),
@@ -512,7 +519,7 @@ impl Visitor {
         Ok(())
     }
 
-    /// Take in what was found, unless it is a dry run, and report what cannot be.
+    /// Import the objects unless this is a dry run, and report those that cannot be imported.
     async fn write(&self, found: Vec<Found>) -> Result<Counts, CatchUpError> {
         if found.is_empty() || self.options.dry_run {
             return Ok(Counts::default());
@@ -523,8 +530,8 @@ impl Visitor {
         Ok(counts)
     }
 
-    /// Whether there is a doubt about these strangers among so many that were here before, and no leave to delete them all the same.
-    /// Then they are only reported.
+    /// Whether there is a doubt about these strangers among the objects that were here before, and the operator has not
+    /// allowed their deletion. If so, they are only reported.
     fn withholds<'a>(
         &self,
         strangers: impl ExactSizeIterator<Item = &'a ClerkId>,
@@ -544,8 +551,8 @@ impl Visitor {
         true
     }
 
-    /// Users here that were not seen at Clerk; `before` is how many were here when it began, and `changed` whether some of
-    /// them may be of another instance.
+    /// Find and delete users here that were not seen at Clerk. `before` is the number of users here before the run;
+    /// `changed` tells whether some of them may belong to another instance.
     async fn look_for_strangers(
         self: &Arc<Self>,
         began: DateTime<Utc>,
@@ -569,7 +576,7 @@ impl Visitor {
             let Some(confirmed) = asked.join_next().await else { break };
             gone.extend(confirmed.map_err(|_| CatchUpError::Abandoned)??);
         }
-        // Only now: an answer that is no answer ends the run, and nobody is gone on the word of such a server.
+        // Delete only after all answers: an invalid one ends the run, and a server that gives it is not trusted at all.
         for id in gone {
             let deleted = self.write(vec![self.deletion(id)]).await?.applied;
             self.with(|report| report.deleted += deleted);
@@ -577,8 +584,8 @@ impl Visitor {
         Ok(())
     }
 
-    /// Parts here that no user at Clerk was shown with. Clerk is asked for the users to whom they belong here; what these are not shown
-    /// with goes, as it does with any event about them.
+    /// Find and delete parts here that Clerk showed with no user. Clerk is asked again about the users that they belong
+    /// to here. The parts that those users are not shown with are deleted, as with any event about these users.
     async fn look_for_extra_parts(self: &Arc<Self>, changed: bool) -> Result<(), CatchUpError> {
         let mut extra = std::mem::take(&mut *self.parts.extra.lock().unwrap_or_else(PoisonError::into_inner));
         extra.retain(|part, _| !self.parts.shown.contains(part));
@@ -602,7 +609,7 @@ impl Visitor {
         }
     }
 
-    /// Ask Clerk about the user to whom these belong here, and take out those that Clerk does not show.
+    /// Ask Clerk about the user to whom these parts belong here, and delete those that Clerk does not show.
     async fn confirm_parts(&self, owner: &ClerkId, mut parts: Vec<ClerkId>) -> Result<(), CatchUpError> {
         let reading = self.context.reading(Source::Reconcile, self.entity);
         let Some(found) = self.context.api.one(owner, &reading, Persistence::BACKGROUND).await? else {
@@ -620,7 +627,8 @@ impl Visitor {
         Ok(())
     }
 
-    /// Where one object cannot be asked for, all are gone through once more: those that are seen this time have come meanwhile.
+    /// If Clerk cannot be asked about a single object, walk all objects again. Those that are seen this time were
+    /// created or restored in the meantime.
     async fn unseen_again(&self, mut strangers: Vec<ClerkId>) -> Result<Vec<ClerkId>, CatchUpError> {
         if !self.entity.has_one && !strangers.is_empty() {
             let seen: Arc<Seen> = Arc::default();
@@ -633,17 +641,17 @@ impl Visitor {
         Ok(strangers)
     }
 
-    /// Ask Clerk about one object, if it can be asked; gives it back if it is unknown there.
+    /// Ask Clerk about one object, if that is possible; returns its id if Clerk does not know it.
     async fn confirm(&self, id: ClerkId) -> Result<Option<ClerkId>, CatchUpError> {
         if self.entity.has_one {
             if !can_ask(&id) {
-                let reason = "not seen at Clerk, which cannot be asked for such an id";
+                let reason = "not seen at Clerk, which cannot be asked about such an id";
                 self.with(|report| report.left_out.leave_out(id.as_str(), reason.to_owned()));
                 return Ok(None);
             }
             let reading = self.context.reading(Source::Reconcile, self.entity);
             if let Some(found) = self.context.api.one(&id, &reading, Persistence::BACKGROUND).await? {
-                // Passed over by the scan, perhaps because it came back meanwhile.
+                // The scan missed it, perhaps because it was restored in the meantime.
                 self.visit(vec![found]).await?;
                 return Ok(None);
             }
@@ -659,7 +667,7 @@ impl Visitor {
     }
 }
 
-/// Users who are here, were not written since then, and are not among those seen at Clerk.
+/// Objects here that were not written since `untouched_since` and were not seen at Clerk.
 pub(super) async fn strangers(
     store: &dyn Store,
     entity: &'static Entity,
@@ -676,23 +684,23 @@ pub(super) async fn strangers(
     }
 }
 
-/// How a user at Clerk and what is here can differ.
+/// How an object at Clerk can differ from the one here.
 enum Difference {
     Drift {
         kind: DriftKind,
-        /// Whether the rules let in what Clerk shows.
+        /// Whether the rules accept the state at Clerk.
         can_mend: bool,
     },
-    /// Only in times that move without an event.
+    /// Only in times that change without an event.
     Touched,
 }
 
-/// The parts of an object that it is shown with, all of them.
+/// The parts of an object, if Clerk shows all parts of their kind with it.
 fn parts_of(found: &Found) -> impl Iterator<Item = &Change> {
     found.delivery.nested.iter().filter(|part| found.delivery.whole.contains(&part.clerk_id.entity()))
 }
 
-/// How an object at Clerk differs from what is here.
+/// How an object at Clerk differs from the one here.
 fn difference(change: &Change, known: &Known, fields: FieldSet) -> Option<Difference> {
     let Change { clerk_id, news: News::Upsert { patch, .. }, version, .. } = change else { return None };
     let drift = |kind, can_mend| Some(Difference::Drift { kind, can_mend });
@@ -714,7 +722,7 @@ fn difference(change: &Change, known: &Known, fields: FieldSet) -> Option<Differ
         Ordering::Greater => Some(Difference::Touched),
         Ordering::Equal => (!changed.is_empty()).then_some(Difference::Touched),
         Ordering::Less => {
-            // Else a webhook was faster than the list.
+            // Otherwise a webhook was faster than the list.
             let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
             if read_later && differs { drift(DriftKind::Different, is_newer) } else { None }
         }

@@ -1,5 +1,5 @@
-//! When what failed is tried again, and when no more: one rule for deliveries that wait and for messages that go out. And under
-//! which id a deletion waits that no webhook brought.
+//! The retry rules for waiting deliveries and outgoing messages: when a failed attempt is repeated, and when it is not.
+//! Also the id under which a deletion without a webhook is queued.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -11,11 +11,11 @@ use crate::{
     model::{ClerkId, SvixId},
 };
 
-/// Full jitter over an exponential backoff: after the n-th attempt a wait between nothing and
-/// `min(longest, first × 2ⁿ⁻¹)`, so that what failed together does not come back together.
+/// Exponential backoff with full jitter. The wait after the n-th attempt is random, up to `min(longest, first × 2ⁿ⁻¹)`.
+/// So entries that failed together are not retried together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// Attempts until there is no further one.
+    /// The maximum number of attempts.
     pub max_attempts: u32,
     pub first: TimeDelta,
     pub longest: TimeDelta,
@@ -27,26 +27,26 @@ impl Default for Retry {
     }
 }
 
-/// The longest wait for what only a lock keeps from succeeding: nobody tells when it is gone.
+/// The longest wait when only a lock is in the way: there is no notification when it is released.
 const SOON: TimeDelta = TimeDelta::seconds(8);
 
 impl Retry {
-    /// When to try again after so many attempts at what has this id; `None` if that was the last one.
+    /// When to try again after this many attempts for this id; `None` if that was the last attempt.
     pub fn after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         (attempts < self.max_attempts).then(|| self.always_after(attempts, id, now))
     }
 
-    /// When to try again what must never be given up.
+    /// When to try again if retries must never stop.
     pub fn always_after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> DateTime<Utc> {
         now + self.wait(attempts, id)
     }
 
-    /// When to try again what succeeds as soon as somebody lets go of a lock.
+    /// When to try again if the attempt succeeds as soon as a lock is released.
     pub fn soon_after(&self, attempts: u32, id: &str, now: DateTime<Utc>) -> DateTime<Utc> {
         Self { longest: self.longest.min(SOON), ..*self }.always_after(attempts, id, now)
     }
 
-    /// The wait after so many attempts. Random as far as anybody can tell, yet the same on every replica.
+    /// The wait after this many attempts. Looks random, but is the same on every replica.
     pub fn wait(&self, attempts: u32, id: &str) -> TimeDelta {
         let doublings = attempts.saturating_sub(1).min(30);
         let ceiling = self.longest.min(self.first * (1 << doublings)).num_milliseconds().max(1);
@@ -57,11 +57,11 @@ impl Retry {
     }
 }
 
-/// Under which id the deletion of an object waits that did not come as a webhook: always the same, so that asking again
-/// does not make it wait twice.
+/// The id under which a deletion without a webhook is queued. It is always the same for an object, so that repeated
+/// requests do not queue it twice.
 pub(super) fn retry_id(clerk_id: &ClerkId) -> SvixId {
     let digest = match clerk_id.entity() {
-        // As it was when there were only users.
+        // Users keep the form from before there were other kinds.
         entity if *entity == USER => Sha256::digest(clerk_id.as_str()),
         entity => Sha256::digest(format!("{} {clerk_id}", entity.kind)),
     };

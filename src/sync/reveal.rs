@@ -1,4 +1,4 @@
-//! Showing somebody's data to a person who asked for it in so many words: not before it is written down that it was shown.
+//! Recording in the audit trail that personal data is shown on explicit request, before it is shown.
 
 use chrono::{DateTime, Utc};
 
@@ -9,13 +9,13 @@ use crate::{
     store::{ErrorKind, Parked, Patience, Result, Store, StoreError},
 };
 
-/// Whose data it is that cannot be told.
+/// The id in the audit line if it is unknown whose data is shown.
 const UNKNOWN: &str = "unknown";
 
-/// Write down that what a delivery says is shown now, and where.
+/// Record that the content of a delivery is shown now, and where.
 ///
 /// # Errors
-/// If the database cannot be used. Then nothing may be shown.
+/// If the database cannot be used. Then the content must not be shown.
 pub async fn reveal_delivery(
     store: &dyn Store,
     parked: &Parked,
@@ -27,10 +27,10 @@ pub async fn reveal_delivery(
     reveal(store, &clerk_id, Some(&parked.svix_id), source, now).await
 }
 
-/// Write down that a user's data, or what a delivery or a message says of them, is shown now, and where.
+/// Record that a user's data, or the content of a delivery or message about them, is shown now, and where.
 ///
 /// # Errors
-/// If the database cannot be used. Then nothing may be shown.
+/// If the database cannot be used. Then the data must not be shown.
 pub async fn reveal(
     store: &dyn Store,
     clerk_id: &ClerkId,

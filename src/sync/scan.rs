@@ -1,15 +1,16 @@
-//! Walking through all users at Clerk, several pages side by side.
+//! Walking through all users at Clerk, with several pages in parallel.
 //!
-//! A window is a stretch of time, walked in the order of sign-up. When there is room for more requests, the window with most
-//! users left is cut in two. A request says from which millisecond on users are wanted, and what was seen of that millisecond
-//! is passed over. Where more users signed up in one millisecond than fit on a page, offsets that overlap by a user show
-//! whether a user left meanwhile. A user whom several pages show is seen once. A walk that makes no progress ends with an
-//! error.
+//! A window is an interval of time, walked in the order of sign-up. When more requests can be made, the window with the
+//! most remaining users is divided in two. A request names the millisecond from which users are wanted; users of that
+//! millisecond that were already seen are skipped. If more users signed up in one millisecond than fit on a page, the
+//! walk continues by offsets. These pages overlap by one user, which shows whether a user was deleted meanwhile. A user
+//! on several pages is visited once. A walk that makes no progress ends with an error.
 //!
-//! However large users are, the pages on their way share [`BUDGET`]: a page is asked for once there is room for it, is as large
-//! as users have lately been, and is not read further than its room. What would be longer is asked for again in smaller pages.
+//! However large users are, the pages in progress share [`BUDGET`]. A page is requested once there is room for it in
+//! the budget. Its size follows the recent size of users, and at most the reserved bytes are read. A page that would be
+//! longer is requested again in smaller pages.
 //!
-//! Nothing is decided about users here: a [`Visit`] takes them in.
+//! This module decides nothing about users: a [`Visit`] imports them.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -33,35 +34,38 @@ use crate::{
     model::ClerkId,
 };
 
-/// Pages that are fetched at the same time, at most. So many keep 90 requests a second busy that take a third of a second.
+/// The maximum number of pages fetched in parallel. If a page takes a third of a second, this many are enough for 90
+/// requests a second.
 const SIDE_BY_SIDE: usize = 32;
 
-/// Bytes of answers that are fetched or taken in at the same time.
+/// Bytes of answers that are fetched or imported at the same time.
 const BUDGET: usize = 40 << 20;
 
-/// As large as a page is wanted, in bytes, where users are so large that it cannot be whole.
+/// The target size of a page in bytes, if users are so large that a full page exceeds it.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// As large as a user is taken to be before any was seen, in bytes: so that the first page is a whole one.
+/// The assumed size of a user in bytes before any was seen, chosen so that the first page is a full one.
 const FIRST_WEIGHT: usize = PAGE_BYTES / PAGE;
 
-/// No user is taken to be smaller than this, in bytes.
+/// The smallest assumed size of a user, in bytes.
 const LEAST_WEIGHT: usize = 1 << 10;
 
-/// Users of a page, at least: one of them is that of the page before where a walk goes by offsets.
+/// The minimum number of users on a page: when a walk goes by offsets, the first one repeats the last user of the page
+/// before.
 const LEAST_LIMIT: usize = 2;
 
-/// How often a walk by offsets begins again because somebody left meanwhile.
+/// How often a walk by offsets restarts because a user was deleted meanwhile.
 const RESTARTS: u32 = 100;
 
-/// Users who signed up in a stretch of time, or organizations of that time, and how far they were walked through. Kept in `sync_runs`.
+/// Users or organizations that were created in an interval of time, and how far they were walked. Stored in
+/// `sync_runs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Window {
     /// The first millisecond.
     start: i64,
-    /// The millisecond behind the last; none: whoever signs up from then on is in it too.
+    /// The millisecond after the last one; `None`: the window also holds all later sign-ups.
     end: Option<i64>,
-    /// The last user that was taken in.
+    /// The last user that was imported.
     last: Option<Place>,
 }
 
@@ -72,12 +76,12 @@ struct Place {
 }
 
 impl Window {
-    /// Everybody.
+    /// All users.
     pub(super) fn everybody() -> Self {
         Self::since(i64::MIN + 1)
     }
 
-    /// Those that were created in this millisecond or later.
+    /// Objects that were created in this millisecond or later.
     pub(super) fn since(start: i64) -> Self {
         Self { start, end: None, last: None }
     }
@@ -87,42 +91,43 @@ impl Window {
     }
 }
 
-/// What is done with objects that a walk shows, and with how far it has come. By default nothing.
+/// Receives the objects that a walk shows, and the progress of the walk. The default implementation does nothing.
 #[async_trait]
 pub(super) trait Visit: Send + Sync + 'static {
-    /// Take in objects of one page, which were not seen before.
+    /// Process the objects of one page that were not seen before.
     async fn visit(&self, _found: Vec<Found>) -> Result<Counts, CatchUpError> {
         Ok(Counts::default())
     }
 
-    /// So many there are at Clerk, before any of them is visited.
+    /// Receive the number of objects at Clerk, before any of them is visited.
     async fn expect(&self, _counted: Option<u64>) -> Result<(), CatchUpError> {
         Ok(())
     }
 
-    /// What is left to walk, and what became of a page that no longer is: who was visited is in none of these windows.
+    /// Receive the windows that are left to walk, and the result of a page that was completed. These windows do not
+    /// contain the visited objects.
     async fn reached(&self, _left: Vec<Window>, _counts: Counts) -> Result<(), CatchUpError> {
         Ok(())
     }
 }
 
-/// Who was seen in a run, by two hashes, which no two users share.
+/// The objects seen in a run, stored as two hashes each, so that no two objects are confused.
 #[derive(Default)]
 pub(super) struct Seen {
     hashers: [RandomState; 2],
-    /// A tree, which unlike a table never stands twice in memory while it grows.
+    /// A tree: unlike a hash table, it is never in memory twice while it grows.
     ids: Mutex<BTreeSet<[u64; 2]>>,
-    /// How many were seen before, in a run that goes on.
+    /// How many were seen before, in a continued run.
     before: u64,
 }
 
 impl Seen {
-    /// So many were seen before.
+    /// An empty set for a run that has seen this many before.
     pub(super) fn after(before: u64) -> Self {
         Self { before, ..Self::default() }
     }
 
-    /// Those who are seen for the first time.
+    /// Keep only the objects that are seen for the first time, and remember them.
     pub(super) fn first_time(&self, mut users: Vec<Found>) -> Vec<Found> {
         let mut ids = self.ids();
         users.retain(|found| ids.insert(self.hashes(&found.clerk_id)));
@@ -138,7 +143,7 @@ impl Seen {
         self.ids().contains(&self.hashes(id))
     }
 
-    /// How many there are.
+    /// How many were seen.
     pub(super) fn len(&self) -> u64 {
         self.before + self.ids().len() as u64
     }
@@ -152,13 +157,13 @@ impl Seen {
     }
 }
 
-/// What an interrupted walk has left, and how many users Clerk counted at its beginning.
+/// The rest of an interrupted walk, and how many users Clerk counted when it began.
 pub(super) struct Left {
     pub(super) windows: Vec<Window>,
     pub(super) counted: Option<u64>,
 }
 
-/// What a walk needs.
+/// Everything that a walk needs.
 #[derive(Clone)]
 pub(super) struct Scan {
     api: Arc<Api>,
@@ -166,21 +171,22 @@ pub(super) struct Scan {
     reading: Reading,
     seen: Arc<Seen>,
     side_by_side: usize,
-    /// The present, in unix milliseconds: where an open window is taken to end when it is cut.
+    /// The present, in unix milliseconds: the assumed end of an open window when it is divided.
     now: i64,
 }
 
-/// Room for a page, given back when its users are taken in.
+/// A share of the budget for one page, returned when its users are imported.
 type Room = OwnedSemaphorePermit;
 
-/// What a task has done with a track.
+/// The result of a task for a track.
 enum Done {
     Fetched(usize, Step, Room, Result<Shown, ApiError>),
     Visited(usize, Result<Counts, CatchUpError>),
 }
 
 impl Scan {
-    /// Of users that `filters` name, read as `reading` says, so many pages at a time at most; those in `seen` are passed over.
+    /// A scan of the users that `filters` select, read as `reading` says, with at most `most` pages in parallel. Users
+    /// in `seen` are skipped.
     pub(super) fn new(
         context: &CatchUp,
         filters: Filters,
@@ -198,11 +204,12 @@ impl Scan {
         }
     }
 
-    /// Walk through the windows that an interrupted run has left, or through everybody. On an error what was visited has been
-    /// reported as reached.
+    /// Walk the windows that an interrupted run has left, or all users. On an error, all completed pages have been
+    /// reported by `reached`.
     ///
     /// # Errors
-    /// If Clerk fails, or if it showed clearly fewer users than it counts, more than can have left meanwhile.
+    /// If Clerk fails, or if it showed clearly fewer users than it counts: more are missing than can have been deleted
+    /// meanwhile.
     pub(super) async fn run(&self, left: Option<Left>, visitor: &Arc<dyn Visit>) -> Result<(), CatchUpError> {
         let Left { windows, counted } = if let Some(left) = left {
             left
@@ -220,7 +227,7 @@ impl Scan {
         if falls_short(seen, counted) { Err(incomplete(self.reading.entity, seen, counted)) } else { Ok(()) }
     }
 
-    /// How many users there are, if Clerk says. The walk does not rely on it.
+    /// The number of users, if Clerk tells it. The walk does not rely on it.
     async fn count(&self) -> Result<Option<u64>, CatchUpError> {
         if !self.filters.values.is_empty() {
             return Ok(None);
@@ -234,7 +241,7 @@ impl Scan {
     async fn walk(&self, windows: Vec<Window>, visitor: &Arc<dyn Visit>) -> Result<(), CatchUpError> {
         let mut tracks: Vec<Track> = windows.into_iter().map(Track::new).collect();
         let mut tasks: JoinSet<Done> = JoinSet::new();
-        // Bytes that are left, and bytes of a user as they have lately been.
+        // The bytes left in the budget, and the recent size of a user in bytes.
         let (budget, mut weight) = (Arc::new(Semaphore::new(BUDGET)), FIRST_WEIGHT);
         loop {
             while tasks.len() < self.side_by_side
@@ -249,7 +256,8 @@ impl Scan {
             let (index, counts) = match done {
                 Done::Fetched(index, step, mut room, page) => {
                     let fresh = match page {
-                        // Users are larger than they were: the same once more, with fewer of them and more room for each.
+                        // Users are larger than before: request the page again, with fewer users and more bytes for
+                        // each.
                         Err(ApiError::TooLong { most, .. }) if most < BUDGET => {
                             weight = weight.max(most / step.limit * 2).min(BUDGET);
                             Vec::new()
@@ -257,10 +265,10 @@ impl Scan {
                         page => {
                             let Shown { users, bytes } = page?;
                             if let Some(each) = bytes.checked_div(users.len()) {
-                                // At once that they are larger, and bit by bit that they are smaller.
+                                // Grow at once, but shrink gradually.
                                 weight = each.max(weight - weight / 4).clamp(LEAST_WEIGHT, BUDGET);
                             }
-                            // What it did not need is for others.
+                            // Return the bytes that the page did not need.
                             drop(room.split(room.num_permits().saturating_sub(bytes)));
                             let taken = tracks[index].take(&step, users, self.now);
                             self.seen.first_time(taken.map_err(|what| self.api.unintelligible(what))?)
@@ -284,13 +292,13 @@ impl Scan {
         }
     }
 
-    /// A track that waits, or one cut from the busiest.
+    /// A track that waits, or a new one divided from the track with the most users left.
     fn next(&self, tracks: &mut Vec<Track>) -> Option<usize> {
         if let Some(waiting) = tracks.iter().position(|track| !track.busy && !track.finished) {
             return Some(waiting);
         }
         let longest = tracks.iter_mut().max_by_key(|track| track.users_left(self.now))?;
-        // Less than two pages are fetched sooner than cut.
+        // Fetching fewer than two pages is faster than dividing them.
         if longest.users_left(self.now) < 2 * PAGE as i128 {
             return None;
         }
@@ -316,16 +324,16 @@ impl Scan {
     }
 }
 
-/// What is left of windows. The last page of one is left until it is taken in.
+/// The rest of the windows. The last page of a window belongs to the rest until it is imported.
 fn left(tracks: &[Track]) -> Vec<Window> {
     let left = tracks.iter().filter(|track| track.busy || !track.finished);
     left.map(|track| track.window.clone()).collect()
 }
 
-/// Room for one more page of so many users, if there is any. While nothing is on its way there is.
+/// Reserve bytes for one more page, if the budget has room. The first page always fits.
 fn room(budget: &Arc<Semaphore>, weight: usize) -> Option<(usize, Room)> {
     let limit = (PAGE_BYTES / weight).clamp(LEAST_LIMIT, PAGE);
-    // Half as much again as they have been.
+    // One and a half times the recent size.
     let bytes = (limit * weight + limit * weight / 2).min(BUDGET);
     let room = Arc::clone(budget).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
     Some((limit, room))
@@ -333,35 +341,35 @@ fn room(budget: &Arc<Semaphore>, weight: usize) -> Option<(usize, Room)> {
 
 /// A request of a track.
 struct Step {
-    /// Exclusive; one millisecond early, in case it is not.
+    /// Exclusive; one millisecond early, in case the API includes it.
     from: i64,
     offset: usize,
     limit: usize,
 }
 
-/// A window on its way.
+/// A window that is being walked.
 struct Track {
     window: Window,
     busy: bool,
     finished: bool,
-    /// Where the window will be when the page in hand is taken in.
+    /// Where the window will be once the current page is imported.
     ahead: Option<Place>,
-    /// Who was seen of the millisecond at which the window stands.
+    /// The users seen in the current millisecond of the window.
     seen: HashSet<String>,
     offset: usize,
-    /// Who was seen since the offset was 0.
+    /// The users seen since the offset was 0.
     walked: HashSet<String>,
-    /// Who must come first at this offset.
+    /// The user who must come first at this offset.
     seam: Option<String>,
     restarts: u32,
-    /// So many users in so many milliseconds, on the page before.
+    /// Number of users per number of milliseconds on the previous page.
     density: (usize, i64),
 }
 
 impl Track {
     fn new(window: Window) -> Self {
         Self {
-            // A run that goes on begins there.
+            // A continued run starts there.
             seen: window.last.iter().map(|last| last.id.clone()).collect(),
             window,
             busy: false,
@@ -380,7 +388,7 @@ impl Track {
         Step { from, offset: self.offset, limit }
     }
 
-    /// The page in hand is taken in.
+    /// Record that the current page is imported.
     fn arrive(&mut self) {
         self.busy = false;
         if let Some(place) = self.ahead.take() {
@@ -392,18 +400,18 @@ impl Track {
         self.ahead.as_ref().or(self.window.last.as_ref()).map(|place| place.created_at)
     }
 
-    /// How many users are probably left.
+    /// An estimate of how many users are left.
     fn users_left(&self, now: i64) -> i128 {
         let (users, span) = self.density;
         let Some(position) = self.position().filter(|_| !self.finished) else { return 0 };
         i128::from((self.window.end.unwrap_or(now) - position).max(0)) * users as i128 / i128::from(span)
     }
 
-    /// Leave the later half of what is left to somebody else.
+    /// Split off the later half of the rest as a new window.
     fn cut(&mut self, now: i64) -> Option<Window> {
         let position = self.position()?;
         let middle = position + (self.window.end.unwrap_or(now) - position) / 2;
-        // Behind the millisecond that we stand at.
+        // After the current millisecond.
         if middle <= position {
             return None;
         }
@@ -412,8 +420,8 @@ impl Track {
         Some(later)
     }
 
-    /// Understand a page; gives those on it who were not seen before, or what is not Clerk's way about it. The walk began
-    /// at `now`.
+    /// Process a page: returns the users that were not seen before, or what is wrong with the answer. The walk began at
+    /// `now`.
     fn take(&mut self, step: &Step, page: Vec<Found>, now: i64) -> Result<Vec<Found>, &'static str> {
         if page.iter().any(|found| found.created_at < step.from) {
             return Err("users who signed up before created_at_after");
@@ -422,7 +430,8 @@ impl Track {
         let past_the_end =
             page.iter().any(|found| self.window.end.is_some_and(|end| found.created_at >= end));
         if step.offset > 0 && page.first().map(|found| found.clerk_id.as_str()) != self.seam.as_deref() {
-            // Somebody before us is gone, so somebody may have moved over the seam: through this millisecond again.
+            // A user before the offset was deleted, so another may have moved across the boundary: walk this
+            // millisecond again.
             self.restarts += 1;
             if self.restarts > RESTARTS {
                 return Err("lists that change with every request");
@@ -441,7 +450,7 @@ impl Track {
         }
         let (first, last) = (place_of(page.first()), place_of(page.last()));
         if let (Some(first), Some(last)) = (&first, &last) {
-            // Behind a short page there is probably nobody, and nothing to cut off.
+            // After a short page there are probably no more users to split off.
             let users = if full { page.len() } else { 0 };
             self.density = (users, (last.created_at - first.created_at + 1).max(1));
         }
@@ -463,13 +472,13 @@ impl Track {
             self.ahead = Some(place);
         }
 
-        // A page may be short because the server shows fewer at once than it is asked for: only one with nobody new is the
-        // last, or the last one of those that are overlapped by offsets. Nobody new is also who signed up since the walk
-        // began, or it would follow new sign-ups for ever.
+        // A short page alone does not mean the end, because the server may return fewer users than requested. The last
+        // page is one without new users, or the last of the pages that overlap by offsets. Users who signed up after
+        // the walk began do not count as new, or the walk would follow new sign-ups without end.
         let is_last = fresh.iter().all(|found| found.created_at > now) || step.offset > 0;
         self.finished = past_the_end || (!full && is_last);
         let moved = self.ahead.as_ref().is_some_and(|place| Some(place.created_at) != stand);
-        // A whole page of the one millisecond that we stand at, or of the one before it if `created_at_after` includes it.
+        // A full page of only the current millisecond, or of the one before it if `created_at_after` includes it.
         let is_crowd = full && !moved && !self.finished;
         (self.offset, self.seam) =
             if is_crowd { (self.offset + step.limit - 1, last.map(|place| place.id)) } else { (0, None) };
@@ -505,7 +514,7 @@ mod tests {
         let step = tracks[0].step(PAGE);
         let fresh = tracks[0].take(&step, vec![found(10), found(20), found(30)], 100).expect("in order");
         assert_eq!(fresh.len(), 2);
-        // Another window may tell of its progress now, and then the process be killed.
+        // Another window may report its progress now, and then the process may be killed.
         assert_eq!(left(&tracks), [window]);
         tracks[0].arrive();
         assert_eq!(left(&tracks), []);

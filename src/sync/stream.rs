@@ -1,8 +1,9 @@
-//! Webhooks of the stream: a receiver appends them, a worker applies them.
+//! Webhooks in the stream: a receiver appends them, and a worker applies them.
 //!
-//! What a worker takes is applied as a webhook is that nobody waits for. It is finished once the database has it, applied or kept
-//! in `webhook_queue`; until then it stays in the stream. A transaction that has failed can commit nothing any more, so what made it
-//! fail is kept by a later one. The worker also asks of which instance it is, because the receiver may have had no database to ask.
+//! The worker applies an entry like a webhook without a waiting sender. An entry is finished once the database has it,
+//! applied or kept in `webhook_queue`; until then it stays in the stream. A failed transaction cannot commit anything,
+//! so the deliveries that made it fail are kept by a later transaction. The worker also checks the Clerk instance,
+//! because the receiver may have had no database to ask.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use crate::{
     telemetry::{Queue, Span},
 };
 
-/// How long it may take to keep what could not be applied.
+/// How long keeping the failed deliveries may take.
 const KEEP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Append verified webhooks to the stream.
@@ -43,24 +44,24 @@ pub(super) async fn append(
     Ok(())
 }
 
-/// What a worker does with entries of the stream.
+/// What a worker needs to process entries of the stream.
 pub struct Intake {
     pub store: Arc<dyn Store>,
-    /// With `PROCESSING=inline`: what is kept was not queued by us, but is parked.
+    /// With `PROCESSING=inline`, so that kept deliveries count as parked and not as queued.
     pub rules: Rules,
     pub gate: Arc<Gate>,
-    /// Rung when something was kept in `webhook_queue`.
+    /// Notified when a delivery was kept in `webhook_queue`.
     pub bell: Arc<Notify>,
 }
 
-/// What was done.
+/// The result of one turn.
 #[derive(Default)]
 pub struct TakenIn {
-    /// The entries that are finished, by their ids.
+    /// The ids of the finished entries.
     pub finished: Vec<String>,
     pub worked: Vec<Worked>,
-    /// Those that wait for the database. Others that failed are for the stream to bring again: they must not hold up what is
-    /// behind them.
+    /// Entries that wait for the database. The stream delivers the other failed entries again later, so that they do
+    /// not delay those behind them.
     pub left: Vec<Entry>,
     pub trouble: Option<StoreError>,
 }
@@ -75,7 +76,7 @@ impl TakenIn {
 }
 
 impl Intake {
-    /// Apply entries, and tell which are finished.
+    /// Apply entries, and return which are finished.
     pub async fn take_in(&self, entries: Vec<Entry>, now: DateTime<Utc>, deadline: Instant) -> TakenIn {
         let (mut taken_in, mut deliveries, mut others) = (TakenIn::default(), Vec::new(), Vec::new());
         for entry in entries {
@@ -109,7 +110,8 @@ impl Intake {
         taken_in
     }
 
-    /// As it was when it came. What is of another instance than our users is kept as dead.
+    /// Parse an entry as of the time it arrived. An event of another instance than the users here is kept as a dead
+    /// letter.
     async fn understood(&self, entry: &Entry, deadline: Instant) -> Result<(Delivery, Span)> {
         let verified = Verified::kept(entry.svix_id.clone(), entry.received_at, entry.payload.clone());
         let event = event::parse(&verified, &self.rules.selection, entry.received_at);
@@ -118,7 +120,8 @@ impl Intake {
             && !self.gate.opens_at_once(Some(instance))
             && self.gate.ask(instance, deadline).await?.is_err()
         {
-            delivery.content = Content::Unusable("it is of another instance than our users".to_owned());
+            delivery.content =
+                Content::Unusable("it belongs to another Clerk instance than the users here".to_owned());
         }
         let event_type = delivery.event_type.as_deref();
         let span = Span::process(Queue::Stream, entry.svix_id.as_str(), event_type, &entry.trace, 0);
@@ -126,7 +129,7 @@ impl Intake {
         Ok((delivery, span))
     }
 
-    /// Keep in `webhook_queue` what failed by itself, so that it holds up no other.
+    /// Keep deliveries that fail by themselves in `webhook_queue`, so that they do not delay others.
     async fn keep_failed(
         &self,
         deliveries: &[Delivery],
@@ -134,7 +137,8 @@ impl Intake {
         now: DateTime<Utc>,
         deadline: Instant,
     ) {
-        // What ran out of time goes there too. If the database is away it cannot be kept either, and nothing changes.
+        // Deliveries that ran out of time are kept too. If the database is unavailable, this fails as well, and nothing
+        // changes.
         let is_over = Instant::now() >= deadline;
         let fails_by_itself = |result: &Result<Outcome>| {
             result.as_ref().is_err_and(|error| is_over || error.kind != ErrorKind::Unavailable)

@@ -1,13 +1,14 @@
-//! Walking through all objects of a kind at Clerk by offsets, several pages side by side: the only way through lists that know
-//! no time.
+//! Walking through all objects of a kind at Clerk by offsets, with several pages in parallel. This is the only way
+//! through lists that cannot be filtered by time.
 //!
-//! Pages overlap by one object. Where an object in front of a page leaves while it is on its way, everything behind moves up, and
-//! the last object of a page is no longer the first of the next: then the walk begins anew, and passes over what it has seen.
+//! Pages overlap by one object. If an object before a page is deleted while the page is in progress, all later objects
+//! move up, and the last object of a page is no longer the first of the next. Then the walk starts from scratch, and
+//! skips what it has seen.
 //!
-//! Where Clerk has no list of all, the owners are walked through, and each is asked for what they have. That takes a request an
-//! owner, so an interrupted walk through owners goes on where it was. Owners are listed in the order of their creation: what is left
-//! are those who came later than the last one whose objects were taken in. The pages in hand are gone through again, so only two are
-//! in hand at a time.
+//! If Clerk has no list of all objects, the walk goes through the owners and asks for the objects of each. This takes
+//! one request per owner, so an interrupted walk through owners continues where it stopped. Owners are listed in the
+//! order of their creation. An interrupted walk still has to visit the owners created after the last one whose objects
+//! were imported. It walks the pages in progress again, so at most two pages are in progress at a time.
 
 use std::{collections::BTreeMap, mem, sync::Arc};
 
@@ -30,22 +31,23 @@ use crate::{
     model::{Entity, FieldSet, OfEach, Selection, Source},
 };
 
-/// Pages that are on their way at the same time, at most.
+/// The maximum number of pages in progress.
 const SIDE_BY_SIDE: usize = 16;
 
-/// The same of owners: one page is there before those of the other have all been asked.
+/// The same for owners: one page is ready before the owners of the other have all been asked.
 const PAGES_OF_OWNERS: usize = 2;
 
-/// Owners who are asked at the same time. So many keep 90 requests a second busy that take a third of a second.
+/// Owners that are asked in parallel. If a request takes a third of a second, this many are enough for 90 requests a
+/// second.
 const ASKED: usize = 32;
 
-/// Bytes of answers that are on their way at the same time, as far as the pages so far tell.
+/// Bytes of answers in progress, estimated from the pages so far.
 const BUDGET: usize = 40 << 20;
 
-/// How often a walk begins anew because objects left meanwhile.
+/// How often a walk starts from scratch because objects were deleted meanwhile.
 const PASSES: u32 = 20;
 
-/// What a walk needs.
+/// Everything that a walk needs.
 pub(super) struct Walk {
     api: Arc<Api>,
     reading: Reading,
@@ -53,17 +55,17 @@ pub(super) struct Walk {
     side_by_side: usize,
 }
 
-/// What is walked through from its beginning to its end.
+/// A list that is walked from the beginning to the end.
 #[derive(Debug)]
 pub(super) enum Part {
-    /// A list of all; of users, of those that the filters name.
+    /// A list of all objects; for users, of those that the filters select.
     List(Filters),
-    /// What each of these owners has.
+    /// The objects of each of these owners.
     Of(&'static OfEach),
 }
 
 impl Part {
-    /// Those that show all objects of a kind.
+    /// The parts that together show all objects of a kind.
     pub(super) fn all(entity: &Entity) -> Vec<Self> {
         match entity.of_each {
             [] => vec![Self::List(Filters::default())],
@@ -72,19 +74,19 @@ impl Part {
     }
 }
 
-/// What came of a walk.
+/// The result of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Walked {
     /// Every object was shown.
     Whole,
     /// The objects of some owners were not shown, because the feature is switched off for them.
     Partly,
-    /// The feature is switched off at Clerk: there is nothing to see, and nothing is gone for that.
+    /// The feature is switched off at Clerk: nothing is shown, but that does not mean that the objects were deleted.
     SwitchedOff,
 }
 
 impl CatchUp {
-    /// Show a visitor all objects of a kind; those in `seen` are passed over.
+    /// Show all objects of a kind to a visitor; those in `seen` are skipped.
     pub(super) async fn walk(
         &self,
         (source, entity): (Source, &'static Entity),
@@ -97,14 +99,14 @@ impl CatchUp {
         }
         Ok(match walked[..] {
             [walked] if entity.of_each.is_empty() => walked,
-            // Nobody has anything: the feature is probably switched off, and nothing must be deleted.
+            // No owner has any objects: the feature is probably switched off, and nothing may be deleted.
             _ if seen.len() == 0 => Walked::SwitchedOff,
             _ if walked.contains(&Walked::SwitchedOff) => Walked::Partly,
             _ => Walked::Whole,
         })
     }
 
-    /// The same of one part. Goes on with what an interrupted walk has `left`.
+    /// Walk one part. Continues with what an interrupted walk has `left`.
     pub(super) async fn walk_part(
         &self,
         (source, entity, part): (Source, &'static Entity, Part),
@@ -126,7 +128,7 @@ impl CatchUp {
             visitor: Arc::clone(visitor),
             line: Mutex::default(),
         });
-        // Only who they are.
+        // Only the ids of the owners are needed.
         let (fields, inside) = (FieldSet::default(), Selection::default());
         let ids = Reading { source, entity: of.owner, fields, inside };
         let list = (ids, Filters::default(), PAGES_OF_OWNERS);
@@ -136,7 +138,7 @@ impl CatchUp {
         }
     }
 
-    /// Through a list, so many pages at a time at most.
+    /// Walk a list, with at most `most` pages in parallel.
     async fn through(
         &self,
         (reading, filters, most): (Reading, Filters, usize),
@@ -153,21 +155,21 @@ impl CatchUp {
     }
 }
 
-/// Shows what each owner has to another visitor.
+/// Shows the objects of each owner to another visitor.
 struct Owners {
     asking: Arc<Asking>,
     seen: Arc<Seen>,
     visitor: Arc<dyn Visit>,
-    /// Held by the page whose owners are asked, so that an interruption costs no more than that page.
+    /// Held by the page whose owners are being asked, so that an interruption costs only that page.
     line: Mutex<()>,
 }
 
-/// Asks for what an owner has.
+/// Asks for the objects of an owner.
 struct Asking {
     api: Arc<Api>,
     of: &'static OfEach,
     reading: Reading,
-    /// The last owners of a page and the first of the next are asked side by side.
+    /// The last owners of a page and the first of the next are asked in parallel.
     requests: Semaphore,
 }
 
@@ -203,7 +205,7 @@ impl Visit for Owners {
             }
             let Some(answer) = asked.join_next().await else { break };
             all.extend(answer.map_err(|_| CatchUpError::Abandoned)??);
-            // Of one page of owners there can be any number.
+            // The owners of one page can have any number of objects.
             if all.len() >= PAGE {
                 counts.add(self.show(mem::take(&mut all)).await?);
             }
@@ -217,20 +219,20 @@ impl Visit for Owners {
     }
 }
 
-/// What is known of a page.
+/// What is known about a page.
 struct Edges {
-    /// The ids of its first and its last entry, and how many there are.
+    /// The ids of its first and last entry, and the number of entries.
     first: Option<String>,
     last: Option<String>,
     entries: usize,
-    /// When the last object was created, if they are in the order of creation.
+    /// When its last object was created, if the objects are in the order of creation.
     until: Option<i64>,
-    /// Whether all on it was visited.
+    /// Whether all objects on it were visited.
     is_taken_in: bool,
 }
 
 impl Edges {
-    /// Whether nothing is between this page and that one, and nothing moved: they overlap by one entry.
+    /// Whether the next page follows directly and nothing moved: the two overlap by one entry.
     fn leads_to(&self, next: &Self) -> bool {
         self.last.is_some() && self.last == next.first
     }
@@ -242,16 +244,17 @@ enum Done {
 }
 
 impl Walk {
-    /// Through objects of the kind that `reading` names, so many pages at a time at most; those in `seen` are passed over.
+    /// A walk through the objects of the kind that `reading` names, with at most `most` pages in parallel; those in
+    /// `seen` are skipped.
     pub(super) fn new(context: &CatchUp, reading: Reading, seen: Arc<Seen>, most: usize) -> Self {
         Self { api: Arc::clone(&context.api), reading, seen, side_by_side: SIDE_BY_SIDE.min(most) }
     }
 
-    /// Walk until everything was seen that was there from beginning to end, and show what an interrupted walk has `left`. All pages
-    /// are asked for again: offsets say nothing of where that one stood.
+    /// Walk until every object was seen that existed during the whole walk, and show what an interrupted walk has
+    /// `left`. All pages are requested again, because offsets do not tell where that walk stopped.
     ///
     /// # Errors
-    /// If Clerk fails, if its list changes at every pass, or if it counts far more than it shows.
+    /// If Clerk fails, if its list changes during every pass, or if it counts far more objects than it shows.
     pub(super) async fn run(
         &self,
         left: Option<Left>,
@@ -274,7 +277,8 @@ impl Walk {
         Err(self.api.unintelligible("lists that change with every request").into())
     }
 
-    /// One time through, from the first page on; how many entries were seen and how many there are, if nothing moved meanwhile.
+    /// One pass, starting with the first page. Returns the number of entries seen and the number of entries that exist;
+    /// `None` if the list changed meanwhile.
     async fn pass(
         &self,
         first: (Page, usize),
@@ -289,13 +293,13 @@ impl Walk {
             match done.map_err(|_| CatchUpError::Abandoned)? {
                 Done::Fetched(index, page) => {
                     let (Page { mut found, total: now, entries, first, last }, bytes) = page?;
-                    // Behind an empty page there is nothing, whatever is counted.
+                    // Nothing follows an empty page, whatever the count says.
                     let is_empty = entries == 0 && index > 0;
                     total = if is_empty { now.min(offset(index) as u64) } else { now };
                     side_by_side = (BUDGET / (bytes + bytes / 2 + 1)).clamp(1, self.side_by_side);
                     let is_in_order = found.is_sorted_by_key(|found| found.created_at);
                     let until = found.last().filter(|_| is_in_order).map(|found| found.created_at);
-                    // What does not say when it was created may be anything that is left.
+                    // An object without a creation time may belong to the rest.
                     found.retain(|found| {
                         found.created_at == UNSAID || left.iter().any(|window| window.holds(found.created_at))
                     });
@@ -322,14 +326,15 @@ impl Walk {
         if !pages.windows(2).all(|pair| pair[0].leads_to(pair[1])) {
             return Ok(None);
         }
-        // Each page but the first begins with the last entry of the one before.
+        // Each page except the first begins with the last entry of the page before.
         let overlaps = pages.len().saturating_sub(1);
         let seen = pages.iter().map(|page| page.entries).sum::<usize>().saturating_sub(overlaps);
         Ok(Some((seen as u64, total)))
     }
 }
 
-/// What is left of a list: what was created since the end of its first pages, as far as those follow on each other and were taken in.
+/// The rest of a list: the objects created after the end of its first pages, as far as these pages follow each other
+/// and were imported.
 fn still_left(pages: &BTreeMap<usize, Edges>) -> Window {
     let mut left = Window::everybody();
     let mut before: Option<&Edges> = None;

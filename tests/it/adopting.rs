@@ -61,7 +61,7 @@ fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
     let told = adopt(host, &from, &["--dry-run"]).succeeded();
     assert!(told.contains("2  would be copied"), "{told}");
     assert!(told.contains("clerkId → clerk_id") && told.contains("firstName → first_name"), "{told}");
-    assert!(told.contains("updatedAt: when your application wrote the row"), "{told}");
+    assert!(told.contains("updatedAt: probably the time when your application wrote the row"), "{told}");
     assert!(!told.contains("Empty in every row"), "{told}");
     let pending = host.run(&["migrate", "status"]).succeeded();
     assert!(pending.contains("pending"), "a dry run changed something: {pending}");
@@ -213,7 +213,7 @@ fn nobody_comes_alive_whom_the_table_calls_deleted(host: &mut Host) {
     }
     for options in [&["--dry-run"][..], &[]] {
         let told = adopt(host, &name, options).succeeded();
-        assert!(told.contains("4  left out: their id is none of Clerk's"), "{told}");
+        assert!(told.contains("4  left out: the id is not one of Clerk's user ids"), "{told}");
         assert!(ids.iter().all(|id| told.contains(id)), "{told}");
     }
     assert_eq!(host.count("users"), 0);
@@ -230,7 +230,7 @@ fn who_is_deleted_is_said_by_a_condition_where_no_column_says_it_plainly(host: &
     let told = adopt(host, &table, &["--deleted-when", "plan = 'gone' OR active = 0"]).succeeded();
     assert!(told.contains("2  copied") && told.contains("2  deleted by the table"), "{told}");
     // What a column alone says is no more than a doubt then.
-    assert!(told.contains("1  left out: deleted may mean that they are deleted"), "{told}");
+    assert!(told.contains("1  left out: deleted may mark the user as deleted"), "{told}");
     assert_eq!(host.sql("SELECT clerk_id FROM users ORDER BY 1"), [["user_4"], ["user_5"]]);
     let buried = host.sql("SELECT clerk_id FROM entity_versions WHERE deleted ORDER BY 1");
     assert_eq!(buried, [["user_1"], ["user_2"]]);
@@ -349,10 +349,10 @@ fn columns_that_look_like_ours_are_named_and_read_if_the_user_says_so(host: &mut
     let told = adopt(host, &table, &["--dry-run"]).succeeded();
     for words in [
         "name: looks like first_name and last_name in one",
-        "phone: looks like phone_number: --column phone_number=phone",
-        "avatar: looks like image_url: --column image_url=avatar",
+        "phone: looks like phone_number: use --column phone_number=phone",
+        "avatar: looks like image_url: use --column image_url=avatar",
         "banned: looks like banned, which is not in SYNC_FIELDS",
-        "joined_at: looks like created_at: --column created_at=joined_at",
+        "joined_at: looks like created_at: use --column created_at=joined_at",
         "Empty in every row, and so not read: first_name",
     ] {
         assert!(told.contains(words), "{words}: {told}");
@@ -428,7 +428,7 @@ fn rows_of_one_id_are_one_user(host: &mut Host) {
     for words in [
         "1  copied",
         "1  deleted by the table",
-        "1  left out: one row of theirs says that they are deleted, and another does not",
+        "1  left out: one row marks the user as deleted, and another row does not",
         "1  rows passed over: further ones of somebody who has one",
         "1  rows passed over: without a Clerk id",
     ] {

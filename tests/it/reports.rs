@@ -47,7 +47,10 @@ fn an_error_is_reported_with_type_and_id_of_the_event_and_nothing_of_its_body(ho
     assert_eq!((&reported["level"], &reported["environment"]), (&Value::Null, &json!("staging")));
     assert_eq!(reported["release"], concat!("clerk-sync@", env!("CARGO_PKG_VERSION")));
     assert_eq!(reported["logger"], "clerk_sync::sync::attempt");
-    assert!(reported["message"].as_str().unwrap().contains("refused a statement of ours"), "{reported}");
+    assert!(
+        reported["message"].as_str().unwrap().contains("refused one of clerk-sync's statements"),
+        "{reported}"
+    );
     assert_eq!(reported["extra"]["deliveries"], 1, "{reported}");
     let names: Vec<&str> = reported.as_object().unwrap().keys().map(String::as_str).collect();
     for name in &names {

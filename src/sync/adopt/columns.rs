@@ -1,7 +1,8 @@
-//! Which column of the table is which of ours.
+//! Mapping of the application's columns to clerk-sync's columns.
 //!
-//! Names count without their case and underscores: `clerkId` and `clerk_id` are one. Only a name that can hardly mean anything
-//! else is believed; what merely looks like one of ours is told, and read only if the user says so.
+//! Names are compared without case and underscores: `clerkId` and `clerk_id` are the same. A column is read by itself
+//! only if its name is unambiguous. A column whose name is merely similar is reported, and read only if the operator
+//! asks for it.
 
 use std::collections::BTreeSet;
 
@@ -18,13 +19,13 @@ use crate::{
     store::{ForeignColumn, ForeignTable, Result},
 };
 
-/// The columns that are read, and those that are not though they look like ours.
+/// The columns that are read, and those that look like clerk-sync's columns but are not read.
 pub(super) struct Columns {
     pub(super) id: String,
-    /// Each column that is read, and which of ours it fills: a field, `created_at` or `updated_at`.
+    /// Each column that is read, with the clerk-sync column that it fills: a field, `created_at` or `updated_at`.
     pub(super) read: Vec<(String, &'static str)>,
     pub(super) marks: Vec<(String, Mark)>,
-    /// Each with the reason.
+    /// Each column that is not read, with the reason.
     pub(super) unread: Vec<(String, String)>,
 }
 
@@ -61,7 +62,7 @@ impl Columns {
         Ok(columns)
     }
 
-    /// What the user says that one of our columns is filled from.
+    /// Apply one `--column` option: the operator says which column fills one of clerk-sync's columns.
     fn wished(
         &mut self,
         table: &ForeignTable,
@@ -73,7 +74,7 @@ impl Columns {
         let column = named(table, wish, theirs, "--column")?;
         let instead = match ours {
             "clerk_id" | "id" => format!("--id-column {theirs}"),
-            "updated_at" => format!("--clerk-updated-at {theirs}, if it is Clerk's own time"),
+            "updated_at" => format!("--clerk-updated-at {theirs} if it is Clerk's own time"),
             "deleted_at" => "--deleted-when CONDITION".to_owned(),
             _ => {
                 let field = USER.named(ours);
@@ -81,7 +82,7 @@ impl Columns {
                 let Some(name) = name else {
                     let names: Vec<&str> = USER.selectable().map(Field::name).collect();
                     return Err(mistake(format!(
-                        "--column {ours}={theirs}: {ours} is no column that is filled from Clerk. Those are created_at, {}",
+                        "--column {ours}={theirs}: {ours} is not a column that is filled from Clerk. Those are created_at, {}",
                         names.join(", ")
                     )));
                 };
@@ -94,22 +95,22 @@ impl Columns {
                 return Ok(());
             }
         };
-        Err(mistake(format!("--column {ours}={theirs}: say {instead} instead")))
+        Err(mistake(format!("--column {ours}={theirs} is not possible: use {instead}")))
     }
 
-    /// The column that fills this one of ours.
+    /// The column that fills this clerk-sync column.
     pub(super) fn filling(&self, ours: &str) -> Option<&str> {
         self.read.iter().find(|(_, name)| *name == ours).map(|(column, _)| column.as_str())
     }
 
-    /// The names of all columns that are needed but the id's.
+    /// The names of all columns to read, except the id column.
     pub(super) fn to_read(&self) -> Vec<String> {
         let read = self.read.iter().map(|(column, _)| column);
         let names: BTreeSet<&String> = read.chain(self.marks.iter().map(|(column, _)| column)).collect();
         names.into_iter().cloned().collect()
     }
 
-    /// The zone of times that have none, and how the report calls it.
+    /// The time zone for times without one, and its name in the report.
     pub(super) fn zone(&self, table: &ForeignTable, wish: &Wish) -> Result<(Tz, String)> {
         if let Some(zone) = wish.time_zone {
             return Ok((zone, zone.name().to_owned()));
@@ -125,7 +126,7 @@ impl Columns {
         match table.columns.iter().find(lacks_zone) {
             None => Ok((Tz::UTC, "UTC".to_owned())),
             Some(column) => Err(mistake(format!(
-                "the times in {} have no zone, and which one was meant is not to be found out from here: say it with \
+                "the times in {} have no time zone, and clerk-sync cannot tell which one was meant: pass it with \
                  --time-zone, such as --time-zone UTC (what Prisma writes) or --time-zone Europe/Berlin",
                 column.name
             ))),
@@ -133,7 +134,7 @@ impl Columns {
     }
 }
 
-/// The column of the ids: named by the user, or found by what is in it.
+/// The id column: named by the operator, or found by its content.
 fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
     const OBVIOUS: [&str; 3] = ["clerkid", "clerkuserid", "clerkuser"];
     if let Some(column) = &wish.id_column {
@@ -147,7 +148,7 @@ fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
     let obvious: Vec<&ForeignColumn> = all.iter().copied().filter(is_obvious).collect();
     let mut found: Vec<&ForeignColumn> = all.iter().copied().filter(|column| column.ids > 0).collect();
     if found.is_empty() {
-        // Shorter than Clerk makes them; but then names of users may begin like that as well.
+        // Accept ids of another length than Clerk's. User names may begin with `user_` too, so name columns do not count.
         let is_name = |column: &&ForeignColumn| plain(&column.name).contains("name");
         found = all.iter().copied().filter(|column| column.like_ids > 0 && !is_name(column)).collect();
     }
@@ -159,8 +160,8 @@ fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
             Ok(column.name.clone())
         }
         (_, [], _) => Err(mistake(format!(
-            "{} has no column with ids of Clerk's users, which begin with user_. Name it with --id-column, such as \
-             --id-column clerk_id. There are: {}",
+            "{} has no column that holds Clerk's user ids, which begin with user_. Name the column with --id-column, such as \
+             --id-column clerk_id. Its columns are: {}",
             wish.table,
             names(&all)
         ))),
@@ -169,7 +170,7 @@ fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
             candidates
                 .extend(obvious.iter().filter(|column| found.iter().all(|other| other.name != column.name)));
             Err(mistake(format!(
-                "which column of {} has the ids of Clerk's users is not plain: it can be {}. Name it, such as --id-column {}",
+                "it is not clear which column of {} holds Clerk's user ids. It may be {}. Name it, such as --id-column {}",
                 wish.table,
                 names(&candidates),
                 candidates.first().map_or("clerk_id", |column| column.name.as_str())
@@ -178,7 +179,7 @@ fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
     }
 }
 
-/// Whether a column of this name has ids of others than the row's own user.
+/// Whether the name of a column says that its ids refer to other users than the row's own.
 fn refers_to_others(name: &str) -> bool {
     const OTHERS: [&str; 12] = [
         "owner", "invit", "refer", "author", "creat", "manag", "parent", "assign", "approv", "updated",
@@ -188,7 +189,7 @@ fn refers_to_others(name: &str) -> bool {
     plain.ends_with("by") || plain.ends_with("byid") || OTHERS.iter().any(|word| plain.contains(word))
 }
 
-/// A column that the user names.
+/// A column that the operator names.
 fn named(table: &ForeignTable, wish: &Wish, name: &str, option: &str) -> Result<String> {
     let exactly = table.columns.iter().find(|column| column.name == name);
     let about = || {
@@ -197,7 +198,11 @@ fn named(table: &ForeignTable, wish: &Wish, name: &str, option: &str) -> Result<
     };
     exactly.or_else(about).map(|column| column.name.clone()).ok_or_else(|| {
         let names: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
-        mistake(format!("{option}: {} has no column {name}. There are: {}", wish.table, names.join(", ")))
+        mistake(format!(
+            "{option}: {} has no column {name}. Its columns are: {}",
+            wish.table,
+            names.join(", ")
+        ))
     })
 }
 
@@ -206,7 +211,7 @@ fn first(columns: &[&ForeignColumn], names: &[&str]) -> Option<String> {
     names.iter().find_map(found).map(|column| column.name.clone())
 }
 
-/// What a column that fills this one of ours may be called, in the order of preference.
+/// The possible names of a column that fills this clerk-sync column, in order of preference.
 fn names(ours: &'static str) -> Vec<&'static str> {
     let others: &[&str] = match ours {
         "email" => &["email_address", "primary_email", "primary_email_address"],
@@ -216,34 +221,35 @@ fn names(ours: &'static str) -> Vec<&'static str> {
     [&[ours], others].concat()
 }
 
-/// Why a column is not read that looks like one of ours; `None` if it does not.
+/// Why a column that looks like one of clerk-sync's is not read; `None` if it does not look like one.
 fn why_unread(plain: &str, name: &str, synced: FieldSet) -> Option<String> {
     if ["name", "fullname", "displayname", "realname"].contains(&plain) {
         return Some(
-            "looks like first_name and last_name in one: Clerk brings both with the next backfill".to_owned(),
+            "looks like first_name and last_name in one: the next backfill fills both from Clerk".to_owned(),
         );
     }
     match stem(plain) {
         "updated" | "update" | "modified" | "changed" => {
             return Some(format!(
-                "when your application wrote the row, it seems. If it is Clerk's own updated_at: --clerk-updated-at {name}"
+                "probably the time when your application wrote the row. If it is Clerk's own updated_at, use \
+                 --clerk-updated-at {name}"
             ));
         }
         "created" | "create" | "creation" | "joined" | "registered" | "signedup" | "inserted" => {
-            return Some(format!("looks like created_at: --column created_at={name}"));
+            return Some(format!("looks like created_at: use --column created_at={name}"));
         }
         _ => {}
     }
     let field = looks_like(plain)?;
     let ours = field.name();
     Some(if synced.contains(field) {
-        format!("looks like {ours}: --column {ours}={name}")
+        format!("looks like {ours}: use --column {ours}={name}")
     } else {
         format!("looks like {ours}, which is not in SYNC_FIELDS")
     })
 }
 
-/// The name of a time without what stands around it: `last_modified_at`, `date_joined`.
+/// The name of a time column without its usual prefixes and suffixes, as in `last_modified_at` or `date_joined`.
 fn stem(plain: &str) -> &str {
     const AFTER: [&str; 6] = ["at", "on", "ts", "timestamp", "time", "date"];
     let rest = ["last", "date"].iter().find_map(|word| plain.strip_prefix(word)).unwrap_or(plain);
@@ -252,10 +258,10 @@ fn stem(plain: &str) -> &str {
 
 /// The field that a column of this name may hold.
 fn looks_like(plain_name: &str) -> Option<Field> {
-    // Also by what its name contains; the first that fits.
+    // Matches on parts of the name; the first match counts.
     const WORDS: [(&str, &[&str]); 11] = [
         ("phone_number", &["phone", "mobile", "contactnumber"]),
-        // An address that is verified is no address.
+        // Before `email`: a column such as `email_verified` does not hold an address.
         ("email_verified", &["verified", "emailverif", "emailconfirm"]),
         ("email", &["email", "mailaddress"]),
         ("first_name", &["firstname", "givenname", "forename", "fname"]),

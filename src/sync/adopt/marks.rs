@@ -1,4 +1,4 @@
-//! How a table says that somebody is deleted.
+//! How a table marks users as deleted.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value as Json;
@@ -6,28 +6,28 @@ use serde_json::Value as Json;
 use super::values::{Time, time, truth};
 use crate::store::ForeignRow;
 
-/// A column by which a table says who is deleted.
+/// A column that may mark a user as deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// Whoever has something here is deleted: a time, or yes.
+    /// A value here, such as a time or yes, means that the user is deleted.
     Deleted,
-    /// Whoever has something here is put aside, and perhaps deleted.
+    /// A value here means that the user is deactivated, and perhaps deleted.
     PutAside,
-    /// Whoever has a no here is put aside, and perhaps deleted.
+    /// A no here means that the user is deactivated, and perhaps deleted.
     Active,
-    /// A word says it.
+    /// A status word here tells whether the user is deleted.
     Status,
 }
 
-/// What a row says of a deletion.
+/// What a row says about the deletion of its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said<'a> {
     Deleted,
-    /// By this column it may be so.
+    /// This column may mean that the user is deleted.
     Perhaps(&'a str),
 }
 
-/// What a column of this name says, given without case and underscores.
+/// The kind of mark for a column name, which is given in lower case and without underscores.
 pub(super) fn mark(plain: &str) -> Option<Mark> {
     const DELETED: [&str; 36] = [
         "deletedat",
@@ -117,7 +117,8 @@ pub(super) fn mark(plain: &str) -> Option<Mark> {
     }
 }
 
-/// What a row says of a deletion. `by_condition`: the user has said who is deleted, so that a column alone does not.
+/// What a row says about the deletion of its user. With `by_condition` the operator has given a condition for deleted
+/// users, so a column alone does not mark a user as deleted.
 pub(super) fn said<'a>(
     row: &ForeignRow,
     marks: &'a [(String, Mark)],
@@ -145,8 +146,8 @@ pub(super) fn said<'a>(
     perhaps
 }
 
-/// Whether a column has something that means yes. Times to come do not, such as those that stand for never; our clock and
-/// that of the table may differ by a zone.
+/// Whether the value means yes. A time in the future does not: some tables use one for "never". One day of tolerance
+/// allows for different time zones.
 fn is_set(json: &Json, now: DateTime<Utc>) -> bool {
     if let Some(truth) = truth(json) {
         return truth;

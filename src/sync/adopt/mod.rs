@@ -1,8 +1,8 @@
-//! Taking over the users of a table that was there before.
+//! Importing the users of an existing table (`migrate adopt`).
 //!
-//! What such a table says is only ever a beginning: a row that comes from it has no version, so that whatever Clerk says
-//! is newer. Nobody who is known here already is touched. Who is deleted by the table never comes as somebody alive: there
-//! is a tombstone where that is plain, and where it is not they are left out and named.
+//! An adopted row has no version, so any version from Clerk is newer. Users that clerk-sync already knows are left
+//! alone. A user that the table marks as deleted is never imported as a live user. If the mark is certain, a tombstone
+//! is written; if not, the user is left out and reported.
 
 mod columns;
 mod marks;
@@ -29,71 +29,71 @@ use crate::{
 /// Rows read at once. For each page the database sorts the whole table.
 const PAGE: u32 = 5000;
 
-/// Users taken over in one transaction.
+/// Users adopted in one transaction.
 const BATCH: usize = 500;
 
 /// How long one transaction may take.
 const BATCH_TIME: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// Users of a kind that are named in the report.
+/// How many users of each group the report names.
 const NAMED: usize = 20;
 
-/// What the user says about the table.
+/// The operator's options for the table.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
     pub table: String,
     /// The column that holds Clerk's ids.
     pub id_column: Option<String>,
-    /// Columns of ours, and which of the table's fills each.
+    /// Pairs of a clerk-sync column and the column of the table that fills it.
     pub columns: Vec<(String, String)>,
-    /// In SQL, who is deleted.
+    /// A condition in SQL that selects deleted users.
     pub deleted_when: Option<String>,
     /// The column that holds Clerk's own time of the newest change.
     pub clerk_updated_at: Option<String>,
-    /// The zone of times that have none.
+    /// The time zone for times without one.
     pub time_zone: Option<Tz>,
     pub dry_run: bool,
 }
 
-/// What became of the users of the table, or would become of them.
+/// What happened to the users of the table, or would happen on a dry run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// The column that holds Clerk's ids.
     pub id_column: String,
-    /// Each column that is read, and the one of ours that it fills.
+    /// Each column that is read, with the clerk-sync column that it fills.
     pub read: Vec<(String, &'static str)>,
-    /// Each column that looks like one of ours and is not read, and why.
+    /// Each column that looks like one of clerk-sync's but is not read, with the reason.
     pub unread: Vec<(String, String)>,
-    /// Columns that hold nothing in any row.
+    /// Columns that are empty in every row.
     pub empty: Vec<String>,
-    /// Columns by which the table says who is deleted.
+    /// Columns that mark users as deleted.
     pub marks: Vec<String>,
     /// Columns whose times have no zone, and the zone in which they are read.
     pub zoneless: Option<(BTreeSet<String>, String)>,
-    /// Whether a policy of the database hides rows from us.
+    /// Whether a row security policy of the database hides rows from clerk-sync.
     pub hides_rows: bool,
     pub copied: u64,
-    /// Known here already, and left as they are.
+    /// Users that clerk-sync already knew; they are left as they are.
     pub already_here: u64,
-    /// Deleted by the table, and buried here.
+    /// Users that the table marks as deleted; each gets a tombstone.
     pub buried: Named,
-    /// Deleted by the table, while they stand here.
+    /// Users that the table marks as deleted, but that are alive here.
     pub standing: Named,
-    /// Left out, by the reason.
+    /// Users that were left out, by reason.
     pub left_out: BTreeMap<String, Named>,
-    /// Left out, because the database refuses their data.
+    /// Users that were left out because the database refuses their data.
     pub refused: Named,
-    /// Further rows of somebody who has one.
+    /// Additional rows of users who have more than one.
     pub further_rows: u64,
-    /// Rows that are no user's, because they have no Clerk id at all.
+    /// Rows without a Clerk id.
     pub without_id: u64,
 }
 
-/// Some people.
+/// A group of users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
     pub users: u64,
-    /// The first of them.
+    /// Ids of the first users in the group.
     pub ids: Vec<String>,
 }
 
@@ -112,10 +112,10 @@ impl Tally {
     }
 }
 
-/// Take over the users of a table; on a dry run only look.
+/// Adopt the users of a table; on a dry run only report.
 ///
 /// # Errors
-/// If the table cannot be read as wished, or the database is not available. What was taken over stays.
+/// If the table cannot be read as requested, or the database is not available. Users adopted before the error stay.
 pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock) -> Result<Tally> {
     let table = store.foreign_table(&wish.table).await?;
     let columns = Columns::of(&table, wish, rules.fields(&USER))?;
@@ -150,7 +150,7 @@ pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock)
     loop {
         let mut page = store.foreign_rows(&reading, after.as_deref(), PAGE).await?;
         let Some(last) = page.last().map(|row| row.id.clone()) else { break };
-        // All rows of one id are looked at together.
+        // All rows of one id are handled together.
         if page.len() == PAGE as usize && page[0].id != last {
             page.retain(|row| row.id != last);
         }
@@ -179,7 +179,7 @@ pub async fn adopt(store: &dyn Store, wish: &Wish, rules: &Rules, clock: &Clock)
     Ok(tally)
 }
 
-/// What the rows of one id come to.
+/// The delivery that the rows of one id result in, if any.
 fn delivery(
     rows: &[ForeignRow],
     columns: &Columns,
@@ -191,7 +191,7 @@ fn delivery(
     let id = rows[0].id.as_str();
     let clerk_id = ClerkId::new(&USER, id).filter(|id| is_clerks(id.as_str()));
     let Some(clerk_id) = clerk_id else {
-        tally.leave_out("their id is none of Clerk's: it was rewritten, or never was one", id);
+        tally.leave_out("the id is not one of Clerk's user ids: it was rewritten, or never was one", id);
         return None;
     };
     let said: Vec<Option<Said<'_>>> =
@@ -200,20 +200,21 @@ fn delivery(
         tally.further_rows += rows.len() as u64 - 1;
         as_it_stands(&rows[0], columns, reader, now)
     } else if said.iter().any(Option::is_none) {
-        tally.leave_out("one row of theirs says that they are deleted, and another does not", id);
+        tally.leave_out("one row marks the user as deleted, and another row does not", id);
         return None;
     } else if let Some(column) = said.iter().flatten().find_map(|said| match said {
         Said::Perhaps(column) => Some(column),
         Said::Deleted => None,
     }) {
-        let reason =
-            format!("{column} may mean that they are deleted; a backfill brings who is still at Clerk");
+        let reason = format!(
+            "{column} may mark the user as deleted; a backfill imports the users that Clerk still has"
+        );
         tally.leave_out(&reason, id);
         return None;
     } else {
         News::Erase(EraseIf::Unknown)
     };
-    // A time to come would keep Clerk's own events out until then.
+    // A time in the future would make Clerk's own events stale until then.
     let updated_at = columns.filling("updated_at");
     let updated_at = updated_at.and_then(|column| reader.time_in(&rows[0], column)).filter(|at| *at <= now);
     let version = updated_at.map_or(Version::UNKNOWN, |at| Version::at(at, at, String::new()));
@@ -221,7 +222,7 @@ fn delivery(
     Some(Delivery::without_webhook(clerk_id, Source::Cli, updated_at.unwrap_or(now), now, content))
 }
 
-/// A user who is not deleted.
+/// The news of a user who is not deleted.
 fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: DateTime<Utc>) -> News {
     let mut patch = Patch::default();
     for (column, ours) in &columns.read {
@@ -234,13 +235,13 @@ fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: D
     News::Adopt { patch, created_at: created_at.filter(|at| *at <= now) }
 }
 
-/// What is known here of these users.
+/// What clerk-sync knows about these users.
 async fn known(store: &dyn Store, batch: &[Delivery]) -> Result<Known> {
     let ids: BTreeSet<ClerkId> = batch.iter().filter_map(|delivery| delivery.clerk_id.clone()).collect();
     store.known(&ids.into_iter().collect::<Vec<_>>(), &Selection::default()).await
 }
 
-/// Whether nothing is known here of the user. Who is known is counted.
+/// Whether clerk-sync knows nothing about the user. Known users are counted.
 fn is_news(delivery: &Delivery, known: &Known, tally: &mut Tally) -> bool {
     let Some(id) = &delivery.clerk_id else { return false };
     let register = known.registers.get(id);
@@ -257,7 +258,7 @@ fn is_deletion(delivery: &Delivery) -> bool {
     matches!(&delivery.content, Content::Change(Change { news: News::Erase(_), .. }))
 }
 
-/// One who is taken over.
+/// Count an adopted user.
 fn count(delivery: &Delivery, tally: &mut Tally) {
     match &delivery.clerk_id {
         Some(id) if is_deletion(delivery) => tally.buried.add(id.as_str()),
@@ -277,10 +278,10 @@ async fn take_over(
     {
         match result {
             Ok(Outcome::Applied) => count(delivery, tally),
-            // An event came meanwhile.
+            // An event arrived in the meantime.
             Ok(_) => tally.already_here += 1,
             Err(error) if error.is_about_the_data() => {
-                tracing::warn!(%error, "a user could not be taken over");
+                tracing::warn!(%error, "a user could not be adopted");
                 tally.refused.add(delivery.clerk_id.as_ref().map_or("", ClerkId::as_str));
             }
             Err(error) => return Err(error),
@@ -289,7 +290,7 @@ async fn take_over(
     Ok(())
 }
 
-/// What the user wrote cannot be carried out.
+/// An option that the operator gave cannot be used.
 fn mistake(text: String) -> StoreError {
     StoreError::schema(text)
 }

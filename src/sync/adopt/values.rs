@@ -1,5 +1,5 @@
-//! The values of a table that is not ours, read with good will: what cannot be understood is left out, for Clerk knows it
-//! better anyway.
+//! Lenient reading of the values of an application's table. A value that cannot be understood is left out: Clerk has
+//! the correct one.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ use crate::{
     store::ForeignRow,
 };
 
-/// Whether this is an id that Clerk gives to users. One that was changed afterwards, to say that its user is deleted, is not.
+/// Whether this is an id that Clerk assigns to users. Ids that the application changed to mark a user as deleted do not
+/// count.
 pub(super) fn is_clerks(id: &str) -> bool {
     const LENGTH: usize = 27;
     const CHANGED: [&str; 7] = ["delet", "remov", "archiv", "anonym", "erase", "purge", "disable"];
@@ -25,7 +26,7 @@ pub(super) fn is_clerks(id: &str) -> bool {
     (of_clerk == rest.len() || of_clerk < LENGTH) && !CHANGED.iter().any(|word| lower.contains(word))
 }
 
-/// Reads values, and remembers where a time had no zone.
+/// Reads values, and remembers which columns have times without a zone.
 pub(super) struct Reader {
     zone: Tz,
     /// The columns with such times.
@@ -43,7 +44,7 @@ impl Reader {
 
     pub(super) fn value(&mut self, field: Field, json: &Json, column: &str) -> Option<Value> {
         match field.holds {
-            // Some keep when it became true.
+            // Some tables store the time of verification instead of a boolean.
             Holds::Bool => truth(json).or_else(|| self.time(json, column).map(|_| true)).map(Value::Bool),
             Holds::Time => self.time(json, column).map(Value::Time),
             Holds::Json => match json {
@@ -66,7 +67,8 @@ impl Reader {
                 if !self.zoneless.contains(column) {
                     self.zoneless.insert(column.to_owned());
                 }
-                // In the hour that comes twice the first time; one that is skipped has an hour of its own in no zone.
+                // When clocks go back, take the first of the two times. A time that clocks skip exists in no zone and
+                // is read as UTC.
                 self.zone
                     .from_local_datetime(&at)
                     .earliest()
@@ -76,13 +78,13 @@ impl Reader {
     }
 }
 
-/// A time as it stands there.
+/// A time as the table stores it.
 pub(super) enum Time {
     At(DateTime<Utc>),
     WithoutZone(NaiveDateTime),
 }
 
-/// RFC 3339, or what databases write without a zone, or unix time in seconds, milliseconds or microseconds.
+/// Read RFC 3339, a database's format without a zone, or unix time in seconds, milliseconds or microseconds.
 pub(super) fn time(json: &Json) -> Option<Time> {
     let text = match json {
         Json::Number(number) => number.to_string(),
@@ -91,7 +93,7 @@ pub(super) fn time(json: &Json) -> Option<Time> {
     if let Ok(number) = text.parse::<f64>() {
         return unix(number).map(Time::At);
     }
-    // As PostgreSQL writes it: 2024-01-01 00:00:00+01.
+    // PostgreSQL writes: 2024-01-01 00:00:00+01.
     let with_minutes = format!("{text}:00");
     for text in [&text, &with_minutes] {
         let zoned = DateTime::parse_from_rfc3339(text)
@@ -114,11 +116,14 @@ fn unix(number: f64) -> Option<DateTime<Utc>> {
         size if size < FIRST_MICROSECONDS => number,
         _ => number / 1000.0,
     };
-    #[expect(clippy::cast_possible_truncation, reason = "what is too large is no time, and saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a number that is too large saturates and is not a valid time"
+    )]
     DateTime::from_timestamp_millis(milliseconds.round() as i64)
 }
 
-/// Yes or no, however it is written.
+/// Read a yes or no in any of the usual spellings.
 pub(super) fn truth(json: &Json) -> Option<bool> {
     match json {
         Json::Bool(truth) => Some(*truth),
@@ -183,7 +188,7 @@ mod tests {
             assert_eq!(at(same.clone()), Some(noon), "{same}");
         }
         assert_eq!(at(json!("2024-07-01 12:00:00")), Some(1_719_828_000_000), "in summer");
-        assert_eq!(at(json!("2024-03-31 02:30:00")), Some(1_711_852_200_000), "an hour that there was not");
+        assert_eq!(at(json!("2024-03-31 02:30:00")), Some(1_711_852_200_000), "an hour that does not exist");
         assert_eq!(
             (at(json!("infinity")), at(json!("")), at(json!(null)), at(json!(true))),
             (None, None, None, None)
